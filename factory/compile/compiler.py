@@ -1,0 +1,284 @@
+"""`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from factory import architecture, plan, registry, schema
+from factory.compile.estimate import Sizes, estimate
+from factory.compile.rule import Case
+from factory.compile.rules import context_length, rules_for
+from factory.facts import Facts
+from factory.refusal import Refusal, UserError
+from factory.settings import Settings
+from factory.typed import to_tree
+
+MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
+VALIDATION_ROWS = 200  # at most, whatever data.validation_fraction says
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Types of the numbers of a precision (the paper, section 4.1)."""
+
+    frozen: plan.Dtype
+    trained: plan.Dtype
+    autocast: plan.Dtype | None
+
+
+PRECISIONS: dict[str, Numbers] = {
+    "bf16": Numbers("bfloat16", "float32", "bfloat16"),
+    "fp16": Numbers("float16", "float32", "float16"),
+    "fp32": Numbers("float32", "float32", None),
+    "pure_bf16": Numbers("bfloat16", "bfloat16", None),
+}
+
+
+def compile(
+    settings: Settings, facts: Facts, problems: list[Refusal], bad_keys: set[str], *, training: bool
+) -> plan.Plan | list[Refusal]:
+    """The plan, or every refusal. What only this machine lacks is a warning unless `training`."""
+    case, found = _case(settings, facts)
+    found = [*problems, *facts.problems, *found]
+    if settings.method is not None or settings.stage is not None:
+        rules = rules_for(settings.method and settings.method.name, settings.stage and settings.stage.name)
+        found += [
+            refusal for rule in rules if rule.applies(bad_keys, case) and (refusal := rule.check(case)) is not None
+        ]
+    refusals = [refusal for refusal in found if training or not refusal.machine]
+    if refusals or case.found_arch is None:
+        return refusals or found
+    made = _plan(case, tuple(_warning(refusal) for refusal in found))
+    return _against_folder(made, settings, facts) + _against_memory(made, facts, training=training) or made
+
+
+def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:
+    if facts.model is None:
+        return Case(settings=settings, facts=facts, found_arch=None), []
+    try:
+        arch = architecture.architecture(facts.model.config)
+    except UserError as error:
+        return Case(settings=settings, facts=facts, found_arch=None), list(error.refusals)
+    return Case(settings=settings, facts=facts, found_arch=arch), []
+
+
+def _warning(refusal: Refusal) -> str:
+    return f"[{refusal.rule}] {refusal.setting}: {refusal.wrong}; {refusal.fix}"
+
+
+def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
+    settings, facts, arch, notes = case.settings, case.facts, case.arch, []
+    numbers = _numbers(case, notes)
+    method, spec = settings.method, registry.spec("methods", settings.method.name)
+    shapes = spec.trainable(method, arch)
+    pack = _pack(case, notes)
+    attention = settings.compute.attention
+    if attention == "auto":
+        attention = "sdpa"
+        notes.append("compute.attention=auto: sdpa, torch's own fused kernel")
+    if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
+        warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
+    load = plan.Load(
+        source=case.model.source,
+        path=case.model.path,
+        revision=settings.model.revision,
+        fingerprint=case.model.fingerprint,
+        trust_remote_code=settings.model.trust_remote_code,
+        config=case.model.config,
+        device="cuda" if case.device == "cuda" else "cpu",
+        dtype=numbers.frozen,
+    )
+    attach = plan.Attach(
+        method=method.name,
+        settings=to_tree(method),
+        dtype=numbers.trained,
+        trainable=sum(_size(shape) for shape in shapes.values()),
+    )
+    patch = plan.Patch(
+        attention=attention,
+        activation_checkpointing=settings.compute.activation_checkpointing,
+        rope_scaling=settings.model.rope_scaling,
+        rope_factor=max(1.0, pack.max_length / context_length(case)),
+    )
+    align = plan.Align(
+        sources={
+            name: plan.PlannedSource(
+                path=found.path,
+                format=found.format,
+                columns=settings.data.sources[name].columns,
+                bytes=found.bytes,
+                sha256=found.sha256,
+            )
+            for name, found in facts.data.items()
+        },
+        max_samples=settings.data.max_samples,
+        validation_fraction=settings.data.validation_fraction,
+        validation_rows=VALIDATION_ROWS,
+    )
+    train = _train(case, numbers)
+    made = estimate(
+        arch=arch,
+        spec=spec,
+        method=method,
+        load=load,
+        patch=patch,
+        quantize=method.quantization,
+        attach=attach,
+        align=align,
+        pack=pack,
+        train=train,
+        sizes=_sizes(case, pack),
+        capacity=_capacity(case),
+    )
+    return plan.Plan(
+        version=plan.VERSION,
+        options=settings.options,
+        overrides=settings.overrides,
+        seed=settings.seed,
+        steps=plan.Steps(
+            load=load,
+            patch=patch,
+            quantize=method.quantization,
+            attach=attach,
+            align=align,
+            pack=pack,
+            train=train,
+            evaluate=plan.Evaluate(**to_tree(settings.evaluate)),
+        ),
+        estimate=made,
+        notes=tuple(notes),
+        warnings=warnings,
+        packages=facts.machine.packages,
+        tracking=plan.Tracking(**to_tree(settings.tracking)),
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def _numbers(case: Case, notes: list[str]) -> Numbers:
+    name = case.settings.precision.name
+    if name == "auto":
+        name, why = _auto_precision(case)
+        notes.append(f"precision=auto: {name}, as {why}")
+    numbers = PRECISIONS[name]
+    spec = registry.spec("methods", case.settings.method.name)
+    trained = spec.trainable(case.settings.method, case.arch)
+    if all(tensor in trained for tensor, _ in case.arch.tensors()):  # nothing is frozen: read at the trained type
+        numbers = Numbers(numbers.trained, numbers.trained, numbers.autocast)
+    return numbers
+
+
+def _auto_precision(case: Case) -> tuple[str, str]:
+    machine, hardware = case.facts.machine, case.settings.hardware
+    if case.device == "cpu":
+        if machine.cpu_bf16:
+            return "bf16", "this CPU multiplies bfloat16 natively (measured: about 1.5 times as fast as float32)"
+        return "fp32", "this CPU has no bfloat16 instructions"
+    capability = hardware.compute_capability or max((gpu.compute_capability for gpu in machine.gpus), default=8.0)
+    if capability >= 8:
+        return "bf16", f"compute capability {capability} has bfloat16"
+    return "fp16", f"compute capability {capability} has no bfloat16"
+
+
+def _pack(case: Case, notes: list[str]) -> plan.Pack:
+    data, stage = case.settings.data, case.settings.stage.name
+    length = data.max_length
+    if length == "auto":
+        length = min(MAX_LENGTH, context_length(case))
+        notes.append(f"data.max_length=auto: {length:,} tokens")
+    packing = stage == "pt" if data.packing == "auto" else data.packing
+    isolate = (packing and stage != "pt") if data.isolate_documents == "auto" else data.isolate_documents
+    return plan.Pack(
+        template=case.settings.model.template,
+        max_length=length,
+        truncation=data.truncation,
+        packing=packing,
+        isolate_documents=isolate,
+        train_on_prompt=data.train_on_prompt,
+        mask_history=data.mask_history,
+    )
+
+
+def _train(case: Case, numbers: Numbers) -> plan.Train:
+    stage = case.settings.stage
+    common = {field.name for field in fields(schema.Stage)}
+    values: dict[str, Any] = to_tree(stage)
+    own = {name: value for name, value in values.items() if name not in common}
+    shared = {name: value for name, value in values.items() if name in common - {"name", "resume"}}
+    threads = case.settings.hardware.threads or case.facts.machine.threads
+    return plan.Train(stage=stage.name, own=own, autocast=numbers.autocast, threads=threads, **shared)
+
+
+def _sizes(case: Case, pack: plan.Pack) -> Sizes:
+    data, settings = case.facts.data.values(), case.settings.data
+    rows = sum(found.rows for found in data)
+    total = sum(found.bytes for found in data)
+    used = min(rows, settings.max_samples or rows)
+    held_out = held_out_rows(used, settings.validation_fraction, VALIDATION_ROWS)
+    exact = pack.truncation == "error" and not any(found.peeked for found in data)
+    return Sizes(
+        rows=plan.Range(low=used - held_out if exact else 1, high=max(1, used - held_out)),
+        longest_bytes=max((found.longest_row_bytes for found in data), default=0),
+        bytes=round(total * (used - held_out) / max(1, rows)),
+    )
+
+
+def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
+    """How many of the rows are held out: the fraction of them, at least one where any are asked for and can be spared."""
+    if fraction == 0 or rows < 2:
+        return 0
+    return min(at_most, max(1, round(rows * fraction)))
+
+
+def _capacity(case: Case) -> int:
+    hardware, machine = case.settings.hardware, case.facts.machine
+    if hardware.memory_gib is not None:
+        return round(hardware.memory_gib * 2**30)
+    if case.device == "cuda" and machine.gpus:
+        return max(gpu.memory_bytes for gpu in machine.gpus)
+    return machine.available_bytes
+
+
+def _against_memory(made: plan.Plan, facts: Facts, *, training: bool) -> list[Refusal]:
+    """Refuses what cannot fit whatever the activations are: the estimate's exact part alone is too large."""
+    memory = made.estimate.memory
+    needed = memory.weights + memory.gradients + memory.optimizer
+    if not training or needed <= memory.capacity:
+        return []
+    return [
+        Refusal(
+            rule="memory",
+            setting=f"method={made.options.get('method')}",
+            wrong=f"weights, gradients and optimizer take {gib(needed)}, {gib(memory.capacity)} are free",
+            because="the process would be killed while loading or at the first step",
+            fix="set method=qlora, a smaller model, or precision=pure_bf16",
+            machine=True,
+        )
+    ]
+
+
+def _against_folder(made: plan.Plan, settings: Settings, facts: Facts) -> list[Refusal]:
+    """Nothing that is already in the run's folder is overwritten or mixed with another run."""
+    there, resume = facts.folder.plan_digest, settings.stage.resume
+    setting, digest = f"hydra.run.dir={facts.folder.path}", made.digest()
+    if there is None:
+        return []
+    if resume is None:
+        wrong, because = "there is a run in it", "its results would be overwritten"
+        fix = "set stage.resume=auto to continue it, or another hydra.run.dir"
+    elif there != digest:
+        wrong, because = f"it holds a run of another plan ({there}, this is {digest})", "the two would be mixed"
+        fix = "set the same options as that run (see its plan.yaml), or another hydra.run.dir"
+    elif facts.folder.finished:
+        wrong, because, fix = "its run is finished", "there is nothing to continue", "set another hydra.run.dir"
+    else:
+        return []
+    return [Refusal(rule="folder-taken", setting=setting, wrong=wrong, because=because, fix=fix)]
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,126 @@
+"""What a run will need, from the architecture alone. Parameters are exact, memory is coarse (docs/measurements.md)."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from types import ModuleType
+from typing import Any
+
+from factory.architecture import Architecture, Shape
+from factory.plan import Align, Attach, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Train
+from factory.schema import Quantization
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+RUNTIME = 650 * 2**20  # resident memory of Python with torch, transformers and peft, measured
+LOSS_CHUNK = 256  # tokens whose logits exist at a time (factory/losses.py)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What is known of the data before the tokenizer: rows to train on, and the longest row and all in bytes."""
+
+    rows: Range
+    longest_bytes: int
+    bytes: int
+
+
+def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
+    by_module: dict[str, int] = {}
+    for name, shape in shapes.items():
+        module = _module(name)
+        by_module[module] = by_module.get(module, 0) + prod(shape)
+    return Parameters(
+        total=arch.parameters(),
+        trainable=sum(prod(shape) for shape in shapes.values()),
+        trainable_by_module=by_module,
+    )
+
+
+def _module(name: str) -> str:
+    """`…layers.3.self_attn.q_proj.lora_A.default.weight` is of `self_attn.q_proj`."""
+    inner = name.partition(".layers.")[2].partition(".")[2] or name.rpartition("model.")[2]
+    return inner.partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")
+
+
+def estimate(
+    *,
+    arch: Architecture,
+    spec: ModuleType,
+    method: Any,
+    load: Load,
+    patch: Patch,
+    quantize: Quantization,
+    attach: Attach,
+    align: Align,
+    pack: Pack,
+    train: Train,
+    sizes: Sizes,
+    capacity: int,
+) -> Estimate:
+    shapes: dict[str, Shape] = spec.trainable(method, arch)
+    counted = parameters(arch, shapes)
+    assert counted.trainable == attach.trainable
+    length = pack.max_length
+    if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
+        length = min(length, ceil(sizes.longest_bytes / 3) + 64)
+    tokens = train.batch_size * length
+    state = 1 if train.optimizer == "adamw_8bit" else 4
+    parts = {
+        "weights": _weights(arch, shapes, load, quantize, attach),
+        "gradients": counted.trainable * BYTES[attach.dtype],
+        "optimizer": spec.optimizer_elements(method, shapes) * state,
+        "activations": _activations(arch, tokens, patch, attach.trainable >= counted.total),
+        "runtime": RUNTIME if load.device == "cpu" else 0,
+    }
+    total = sum(parts.values())
+    frozen = counted.total - (counted.trainable if counted.trainable <= counted.total else 0)
+    per_token = arch.forward_flops_per_token()
+    backward = per_token * (1 + counted.trainable / max(1, frozen + counted.trainable))
+    return Estimate(
+        parameters=counted,
+        memory=Memory(**parts, total=total, capacity=capacity, fits=total <= capacity),
+        steps=_steps(sizes, pack, train),
+        flops_per_step=round((per_token + backward) * tokens * train.gradient_accumulation_steps),
+    )
+
+
+def _weights(
+    arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, attach: Attach
+) -> int:
+    quantized = {f".{name}.weight" for name in arch.linears} if quantize.bits else set()
+    # a constant for each 64 weights: float32, or 8 bits and a float32 for each 256 of those (QLoRA, section 3)
+    constant = (1 + 4 / 256) / 64 if quantize.double_quantization else 4 / 64
+    total = 0.0
+    base = dict(arch.tensors())
+    for name, shape in base.items():
+        if any(name.endswith(ending) for ending in quantized):
+            total += prod(shape) * (0.5 + constant)
+        else:
+            total += prod(shape) * BYTES[attach.dtype if name in shapes else load.dtype]
+    total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[attach.dtype]
+    return round(total)
+
+
+def _activations(arch: Architecture, tokens: int, patch: Patch, all_trained: bool) -> int:
+    """Tensors that the backward pass needs, in 2 bytes but for the norms' float32 copies, and the largest logits."""
+    attention = arch.heads * arch.head_dim
+    layer = 18 * arch.hidden + 4 * attention + 8 * arch.kv_heads * arch.head_dim + 8 * arch.intermediate
+    if patch.attention == "eager":
+        layer += 6 * arch.heads * tokens
+    kept = 2 * arch.hidden * arch.layers + layer if patch.activation_checkpointing else layer * arch.layers
+    logits = min(tokens, LOSS_CHUNK) * arch.vocabulary * 10
+    head = 6 * arch.vocabulary * arch.hidden if all_trained else 0
+    return tokens * kept + logits + head
+
+
+def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:
+    if train.max_steps is not None:
+        return Range(low=train.max_steps, high=train.max_steps)
+    low, high = sizes.rows.low, sizes.rows.high
+    if pack.packing:  # between 6 bytes and 1 byte a token
+        low, high = ceil(sizes.bytes / 6 / pack.max_length), ceil(sizes.bytes / pack.max_length) + 1
+        high = min(high, sizes.rows.high) if pack.isolate_documents else high
+    sequences = train.batch_size * train.gradient_accumulation_steps
+    return Range(
+        low=max(1, ceil(train.num_epochs * ceil(low / sequences))),
+        high=max(1, ceil(train.num_epochs * ceil(high / sequences))),
+    )

@@ -1,0 +1,87 @@
+"""A rule as data: which keys it reads, when it fires, why, and what to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from factory.architecture import Architecture
+from factory.facts import Facts, ModelFacts
+from factory.refusal import Refusal
+from factory.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What a rule sees. A rule that reads model.* runs only where the model is known."""
+
+    settings: Settings
+    facts: Facts
+    found_arch: Architecture | None
+
+    @property
+    def arch(self) -> Architecture:
+        assert self.found_arch is not None
+        return self.found_arch
+
+    @property
+    def model(self) -> ModelFacts:
+        assert self.facts.model is not None
+        return self.facts.model
+
+    @property
+    def device(self) -> str:
+        """Where the run would train: a named card and `single_gpu` mean a GPU, `auto` what is here."""
+        asked = self.settings.hardware.device
+        return ("cuda" if self.facts.machine.gpus else "cpu") if asked == "auto" else asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """`wrong` returns what is wrong with a case, or None. The first of `reads` is shown as what was set.
+
+    `machine`: what this machine lacks, a warning in `plan` and a refusal in `train`.
+    """
+
+    id: str
+    reads: tuple[str, ...]
+    wrong: Callable[[Case], str | None]
+    because: str
+    fix: str
+    machine: bool = False
+
+    def applies(self, bad_keys: set[str], case: Case) -> bool:
+        """Whether all that it reads is known: no rule speaks about a value that was itself refused."""
+        needs_model = any(key.startswith("model.") for key in self.reads)
+        if needs_model and case.found_arch is None:
+            return False
+        return not any(_touches(bad, read) for bad in bad_keys for read in self.reads)
+
+    def check(self, case: Case) -> Refusal | None:
+        wrong = self.wrong(case)
+        if wrong is None:
+            return None
+        return Refusal(
+            rule=self.id,
+            setting=f"{self.reads[0]}={_value(case.settings, self.reads[0])}",
+            wrong=wrong,
+            because=self.because,
+            fix=self.fix,
+            machine=self.machine,
+        )
+
+
+def _touches(bad: str, read: str) -> bool:
+    bad_parts, read_parts = bad.split("."), read.split(".")
+    return all(a == b or b == "<name>" for a, b in zip(bad_parts, read_parts, strict=False))
+
+
+def _value(settings: Settings, path: str) -> str:
+    from factory.typed import plain
+
+    value: object = settings
+    for part in path.split("."):
+        if part == "<name>" or isinstance(value, dict):
+            return ",".join(settings.data.sources)
+        value = getattr(value, part)
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return plain(value)

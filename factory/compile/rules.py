@@ -1,0 +1,292 @@
+"""What goes with what: every rule that is no single method's or stage's own."""
+
+import re
+from collections.abc import Iterator
+
+from factory import registry, templates
+from factory.compile.rule import Case, Rule
+
+# what a choice needs installed: (key, value or None for any) → distribution
+NEEDS = {
+    ("method.quantization.bits", 4): "bitsandbytes",
+    ("stage.optimizer", "adamw_8bit"): "bitsandbytes",
+    ("method.name", "galore"): "galore-torch",
+    ("compute.attention", "flash_attention_2"): "flash-attn",
+    ("compute.attention", "flash_attention_3"): "flash-attn",
+}
+
+
+def context_length(case: Case) -> int:
+    return case.settings.model.context_length or case.arch.context_length
+
+
+def _is_packed(case: Case) -> bool:
+    packing = case.settings.data.packing
+    return case.settings.stage.name == "pt" if packing == "auto" else packing
+
+
+def _quantized(case: Case) -> str | None:
+    method = case.settings.method
+    if method.quantization.bits is None or registry.spec("methods", method.name).QUANTIZABLE:
+        return None
+    return f"method={method.name} trains the weights that quantization would freeze"
+
+
+def _no_data(case: Case) -> str | None:
+    return None if case.settings.data.sources else "no data set is selected"
+
+
+def _data_path_unread(case: Case) -> str | None:
+    data = case.settings.data
+    used = data.path is None or any(source.path == data.path for source in data.sources.values())
+    return None if used else "no selected data set reads it"
+
+
+def _columns_for_stage(case: Case) -> str | None:
+    kind = registry.spec("stages", case.settings.stage.name).KIND
+    for name, data in case.facts.data.items():
+        if data.kind != kind:
+            return f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={case.settings.stage.name} needs {kind}"
+    return None
+
+
+def _fp16_on_cpu(case: Case) -> str | None:
+    return "float16 needs a GPU" if case.settings.precision.name == "fp16" and case.device == "cpu" else None
+
+
+def _too_long(case: Case) -> str | None:
+    length, context = case.settings.data.max_length, context_length(case)
+    if length == "auto" or length <= context or case.settings.model.rope_scaling != "none":
+        return None
+    return f"the model was made for {context:,} tokens"
+
+
+def _nothing_to_scale(case: Case) -> str | None:
+    length, context = case.settings.data.max_length, context_length(case)
+    if case.settings.model.rope_scaling == "none" or (length != "auto" and length > context):
+        return None
+    return f"sequences of {length} tokens fit the context of {context:,}"
+
+
+def _isolation_without_packing(case: Case) -> str | None:
+    set_by_user = case.settings.data.isolate_documents != "auto"
+    return "nothing is packed" if set_by_user and not _is_packed(case) else None
+
+
+def _chat_keys_on_text(case: Case) -> str | None:
+    data = case.settings.data
+    if registry.spec("stages", case.settings.stage.name).KIND != "text":
+        return None
+    named = [name for name in ("train_on_prompt", "mask_history") if getattr(data, name)]
+    return f"data.{named[0]} has no meaning for plain text" if named else None
+
+
+def _prompt_and_last_answer(case: Case) -> str | None:
+    data = case.settings.data
+    return "data.train_on_prompt trains what this masks" if data.mask_history and data.train_on_prompt else None
+
+
+def _attention_on_cpu(case: Case) -> str | None:
+    name = case.settings.compute.attention
+    return f"{name} needs a GPU" if name.startswith("flash") and case.device == "cpu" else None
+
+
+def _kernels(case: Case) -> str | None:
+    name = case.settings.compute.kernels
+    if name == "none":
+        return None
+    return f"{name} needs a GPU" if case.device == "cpu" else f"{name} is not there yet"
+
+
+def _device_missing(case: Case) -> str | None:
+    hardware, gpus = case.settings.hardware, case.facts.machine.gpus
+    if hardware.card and not any(hardware.card.lower() in gpu.name.lower() for gpu in gpus):
+        return f"there is no {hardware.card} here"
+    return "there is no GPU here" if hardware.device == "cuda" and not gpus else None
+
+
+def _package_missing(case: Case) -> str | None:
+    there = case.facts.machine.packages
+    for (path, wanted), package in NEEDS.items():
+        value: object = case.settings
+        for part in path.split("."):
+            value = getattr(value, part)
+        if value == wanted and package not in there:
+            return f"{path}={wanted} needs the package {package}"
+    return None
+
+
+def _unknown_template(case: Case) -> str | None:
+    name = case.settings.model.template
+    if name == "auto" or name in templates.names():
+        return None
+    return f"the templates are {', '.join(templates.names())}"
+
+
+def _no_template(case: Case) -> str | None:
+    needs = registry.spec("stages", case.settings.stage.name).KIND != "text"
+    missing = case.settings.model.template == "auto" and case.model.chat_template is False
+    return "the tokenizer of this model has no chat template" if needs and missing else None
+
+
+def _stage_not_there(case: Case) -> str | None:
+    return None if registry.runnable("stages", case.settings.stage.name) else "it can be planned, not yet trained"
+
+
+def _tracking_address(case: Case) -> str | None:
+    uri = case.settings.tracking.uri
+    if uri is None or re.match(r"(sqlite|postgresql|mysql|mssql|https?|databricks)[+:\w]*(//)?", uri):
+        return None
+    return "MLflow no longer keeps runs in plain folders"
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="quantized-weights",
+        reads=("method.quantization.bits", "method.name"),
+        wrong=_quantized,
+        because="quantized weights have no gradient; only adapters beside them can learn",
+        fix="set method=qlora, or method.quantization.bits=null",
+    ),
+    Rule(
+        id="no-data",
+        reads=("data.sources",),
+        wrong=_no_data,
+        because="there is nothing to train on",
+        fix="set data=demo, or data=file data.path=FILE",
+    ),
+    Rule(
+        id="data-path-unread",
+        reads=("data.path", "data.sources"),
+        wrong=_data_path_unread,
+        because="the file would be ignored and another set trained",
+        fix="add data=file",
+    ),
+    Rule(
+        id="columns-for-stage",
+        reads=("data.sources.<name>.path", "stage.name"),
+        wrong=_columns_for_stage,
+        because="pt reads plain text, sft conversations, dpo pairs of answers",
+        fix="choose the stage that fits the data, or map columns with data.sources.<name>.columns",
+    ),
+    Rule(
+        id="fp16-on-cpu",
+        reads=("precision.name", "hardware.device"),
+        wrong=_fp16_on_cpu,
+        because="CPUs have no float16 arithmetic and the loss scale would be lost",
+        fix="set precision=bf16 or precision=fp32",
+    ),
+    Rule(
+        id="beyond-context",
+        reads=("data.max_length", "model.context_length", "model.rope_scaling", "model.path"),
+        wrong=_too_long,
+        because="positions that the model never saw come out as noise",
+        fix="lower data.max_length, or set model.rope_scaling=linear (or dynamic, yarn)",
+    ),
+    Rule(
+        id="nothing-to-scale",
+        reads=("model.rope_scaling", "data.max_length", "model.context_length", "model.path"),
+        wrong=_nothing_to_scale,
+        because="the scaling factor is max_length over context, and would be 1 or less",
+        fix="set model.rope_scaling=none, or a data.max_length beyond the context",
+    ),
+    Rule(
+        id="isolation-without-packing",
+        reads=("data.isolate_documents", "data.packing", "stage.name"),
+        wrong=_isolation_without_packing,
+        because="it says what packed documents see, and would be ignored",
+        fix="set data.packing=true, or data.isolate_documents=auto",
+    ),
+    Rule(
+        id="chat-keys-on-text",
+        reads=("stage.name", "data.train_on_prompt", "data.mask_history"),
+        wrong=_chat_keys_on_text,
+        because="plain text has no prompt and no turns; the key would be ignored",
+        fix="remove it, or set stage=sft",
+    ),
+    Rule(
+        id="prompt-and-last-answer",
+        reads=("data.mask_history", "data.train_on_prompt"),
+        wrong=_prompt_and_last_answer,
+        because="one asks for the loss on all tokens, the other on the last answer alone",
+        fix="set one of them to false",
+    ),
+    Rule(
+        id="attention-needs-gpu",
+        reads=("compute.attention", "hardware.device"),
+        wrong=_attention_on_cpu,
+        because="its kernels exist for CUDA only, and another one would run in silence",
+        fix="set compute.attention=auto",
+    ),
+    Rule(
+        id="kernels",
+        reads=("compute.kernels", "hardware.device"),
+        wrong=_kernels,
+        because="the plain kernels would run in silence instead",
+        fix="set compute.kernels=none",
+    ),
+    Rule(
+        id="device-missing",
+        reads=("hardware.device", "hardware.card"),
+        wrong=_device_missing,
+        because="the run would have to move to another device",
+        fix="set hardware=auto or hardware=cpu, or train on a machine that has it",
+        machine=True,
+    ),
+    Rule(
+        id="package-missing",
+        reads=("method.name", "method.quantization.bits", "stage.optimizer", "compute.attention"),
+        wrong=_package_missing,
+        because="the step that needs it would fail",
+        fix="pip install it",
+        machine=True,
+    ),
+    Rule(
+        id="unknown-template",
+        reads=("model.template",),
+        wrong=_unknown_template,
+        because="a name is looked up among the templates",
+        fix="choose one of them, or auto for the tokenizer's own",
+    ),
+    Rule(
+        id="no-chat-template",
+        reads=("model.template", "model.path", "stage.name"),
+        wrong=_no_template,
+        because="conversations need one to become text",
+        fix=f"name one: model.template={', '.join(templates.names())}",
+    ),
+    Rule(
+        id="stage-not-there",
+        reads=("stage.name",),
+        wrong=_stage_not_there,
+        because="its training part is not built",
+        fix="set stage=sft or stage=pt",
+        machine=True,
+    ),
+    Rule(
+        id="tracking-address",
+        reads=("tracking.uri",),
+        wrong=_tracking_address,
+        because="the run would train and then have nowhere to be logged",
+        fix="set tracking.uri=sqlite:///mlflow.db, a server's http address, or null",
+    ),
+)
+
+
+def all_rules() -> Iterator[Rule]:
+    """The table with every method's and stage's own rules, each id once."""
+    seen: set[str] = set()
+    own = (rule for kind in ("methods", "stages") for name in registry.names(kind) for rule in _own(kind, name))
+    for rule in (*RULES, *own):
+        if rule.id not in seen:
+            seen.add(rule.id)
+            yield rule
+
+
+def rules_for(method: str | None, stage: str | None) -> tuple[Rule, ...]:
+    chosen: tuple[tuple[registry.Kind, str | None], ...] = (("methods", method), ("stages", stage))
+    return (*RULES, *(rule for kind, name in chosen if name for rule in _own(kind, name)))
+
+
+def _own(kind: registry.Kind, name: str) -> tuple[Rule, ...]:
+    return registry.spec(kind, name).RULES

@@ -1,0 +1,286 @@
+"""Command line to plain tree: the one place that knows Hydra and OmegaConf.
+
+Every plain `key=value` is composed as `++key=value`, and the composed tree is checked against the schema afterwards: so
+a key that does not exist is refused in the same way whether it came from the command line, a recipe or a config folder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from factory.refusal import Refusal, UserError, did_you_mean, refuse
+
+_HERE = Path(__file__).resolve().parent
+# in a wheel, conf/ and recipes/ lie inside the package; in a checkout, beside it
+ROOT = _HERE if (_HERE / "conf").is_dir() else _HERE.parent
+CONF = ROOT / "conf"
+T = TypeVar("T")
+GROUPS = ("model", "data", "method", "stage", "precision", "hardware", "compute", "evaluate", "tracking")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """The arguments after the verb, taken apart."""
+
+    overrides: tuple[str, ...]
+    multirun: bool = False
+    config_dirs: tuple[str, ...] = ()
+    hydra_flags: tuple[str, ...] = ()  # --cfg, --info, --shell-completion …: Hydra's own business
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    tree: dict[str, Any]
+    options: dict[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    run_dir: str = ""
+    problems: tuple[Refusal, ...] = ()
+    bad_groups: frozenset[str] = frozenset()  # whose option does not exist: left at its default
+
+
+def parse(argv: list[str]) -> CommandLine:
+    """Takes Hydra's flags from the overrides. Raises UserError for a flag that nothing reads."""
+    overrides: list[str] = []
+    config_dirs: list[str] = []
+    hydra_flags: list[str] = []
+    multirun = False
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            multirun = True
+        elif name in ("--config-dir", "-cd"):
+            config_dirs.append(value if equals else _argument(name, rest))
+        elif name in ("--cfg", "-c", "--package", "-p"):
+            hydra_flags += [name, value if equals else _argument(name, rest)]
+        elif name in ("--info", "-i"):
+            takes_value = not equals and rest and rest[0] in _INFO
+            hydra_flags.append(f"--info={rest.pop(0)}" if takes_value else word)
+        elif word in ("--resolve", "--hydra-help", "--version", "--shell-completion", "-sc"):
+            hydra_flags.append(word)
+        elif word.startswith("-"):
+            raise refuse(
+                "unknown-flag",
+                word,
+                "there is no such flag",
+                because="it would be ignored",
+                fix=f"{did_you_mean(name, _FLAGS)}`factory --help` lists what there is",
+            )
+        else:
+            overrides.append(word)
+    return CommandLine(
+        overrides=tuple(overrides),
+        multirun=multirun,
+        config_dirs=tuple(config_dirs),
+        hydra_flags=tuple(hydra_flags),
+    )
+
+
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan")
+
+
+def _argument(flag: str, rest: list[str]) -> str:
+    if not rest:
+        raise refuse("unknown-flag", flag, "it needs a value", because="nothing follows it", fix=f"{flag} VALUE")
+    return rest.pop(0)
+
+
+def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
+    """The options of a group, those of the user's own folders included."""
+    folders = [CONF, *(Path(folder) for folder in config_dirs)]
+    found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def recipes() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The overrides as Hydra gets them, without those that it could not compose: they are in `problems`."""
+
+    overrides: list[str]
+    problems: list[Refusal]
+    bad_groups: set[str]
+
+
+def prepared(line: CommandLine) -> Prepared:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    problems = [_no_folder(folder) for folder in line.config_dirs if not Path(folder).is_dir()]
+    parser = OverridesParser.create()
+    ready: list[str] = []
+    bad_groups: set[str] = set()
+    for text in line.overrides:
+        try:
+            override = parser.parse_override(text)
+        except OverrideParseException as error:
+            problems.append(_unparsable(text, str(error)))
+            continue
+        key, chosen = override.key_or_group, override.value()
+        if not key:
+            problems.append(_unparsable(text, "there is no key before the ="))
+            continue
+        if key == "recipe":
+            unknown = _unknown_options("recipe", chosen, recipes())
+            problems += unknown
+            ready += [] if unknown else [f"+recipes={text.partition('=')[2]}"]
+        elif key in GROUPS and not isinstance(chosen, dict):
+            unknown = _unknown_options(key, chosen, options(key, line.config_dirs))
+            problems += unknown
+            bad_groups |= {key} if unknown else set()
+            ready += [] if unknown else [text]
+        elif key.startswith("hydra") or override.is_delete():
+            if key in ("hydra/launcher", "hydra/sweeper") and not line.multirun:
+                problems.append(_only_with_multirun(text))
+            ready.append(text)
+        else:
+            ready.append(f"++{text.lstrip('+')}")
+    search = [ROOT.as_uri(), *(Path(folder).resolve().as_uri() for folder in line.config_dirs)]
+    if not any(text.startswith("hydra.searchpath=") for text in line.overrides):
+        ready.append(f"hydra.searchpath=[{','.join(search)}]")
+    return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
+
+
+def compose(line: CommandLine) -> Composed:
+    """The tree of one run, interpolations resolved. Raises UserError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    ready = prepared(line)
+
+    def composing() -> Composed:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra_compose("config", overrides=ready.overrides, return_hydra_config=True)
+        return taken_apart(config, line.overrides)
+
+    try:
+        composed = translated(composing)
+    except UserError as error:
+        raise UserError(*ready.problems, *error.refusals) from None
+    return replace(composed, problems=tuple(ready.problems), bad_groups=frozenset(ready.bad_groups))
+
+
+def taken_apart(config: Any, overrides: tuple[str, ...]) -> Composed:
+    """A composed config with its `hydra` node as plain values."""
+    from omegaconf import OmegaConf
+
+    hydra = config.hydra
+    own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
+    tree = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    assert isinstance(tree, dict)
+    choices = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
+    return Composed(tree=tree, options=choices, overrides=overrides, run_dir=str(hydra.run.dir))  # type: ignore[arg-type]
+
+
+def sweep_folder(line: CommandLine) -> tuple[str, Composed]:
+    """Where a sweep goes, with the settings that all of its jobs share (what is swept left at its default)."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    ready = prepared(line)
+    if ready.problems:
+        raise UserError(*ready.problems)
+    overrides = [text for text in ready.overrides if not parser.parse_override(text).is_sweep_override()]
+
+    def composing() -> tuple[str, Composed]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra_compose("config", overrides=overrides, return_hydra_config=True)
+            return str(config.hydra.sweep.dir), taken_apart(config, line.overrides)
+
+    return translated(composing)
+
+
+def hydra_main(task: Callable[[Any], Any], arguments: list[str]) -> None:
+    """Hydra's own program: sweeps with any launcher and sweeper, --cfg, --info, shell completion."""
+    import os
+    import sys
+
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises instead of printing its own half of a traceback
+    sys.argv = [sys.argv[0], *arguments]
+    run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
+    translated(run)
+
+
+def translated(composing: Callable[[], T]) -> T:
+    """Runs it; what Hydra or OmegaConf refuse becomes a refusal of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        return composing()
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise refuse(
+            "compose",
+            getattr(error, "full_key", None) or "the configuration",
+            lines[0].rstrip(".") if lines else type(error).__name__,
+            because="; ".join(lines[1:4]) or "it cannot be composed",
+            fix="`factory --help` lists groups and options, `factory explain KEY` a key",
+        ) from None
+
+
+def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]:
+    names = _names(chosen)
+    return [
+        Refusal(
+            rule="unknown-option",
+            setting=f"{group}={name}",
+            wrong=f"there is no such {group}",
+            because=f"the options are {', '.join(known)}",
+            fix=f"{did_you_mean(name, known)}choose one of them"
+            + (", or set model.path to a folder or hub id" if group == "model" else ""),
+        )
+        for name in names
+        if name not in known
+    ]
+
+
+def _names(chosen: Any) -> list[str]:
+    """The options that an override's value names: one, a list, or a choice sweep; other sweeps are Hydra's to expand."""
+    if isinstance(chosen, list):
+        return [name for item in chosen for name in _names(item)]
+    if hasattr(chosen, "list"):  # hydra's ChoiceSweep
+        return [name for item in chosen.list for name in _names(item)]
+    return [str(chosen)] if isinstance(chosen, str | int | float | bool) else []
+
+
+def _no_folder(folder: str) -> Refusal:
+    return Refusal(
+        rule="config-dir",
+        setting=f"--config-dir {folder}",
+        wrong="there is no such folder",
+        because="your own options would be read from it",
+        fix="check the path",
+    )
+
+
+def _only_with_multirun(text: str) -> Refusal:
+    return Refusal(
+        rule="launcher-without-multirun",
+        setting=text,
+        wrong="it only works in a sweep",
+        because="Hydra ignores it otherwise",
+        fix="add -m",
+    )
+
+
+def _unparsable(text: str, message: str) -> Refusal:
+    lines = message.splitlines()
+    return Refusal(
+        rule="syntax",
+        setting=text,
+        wrong="it is not key=value" if "=" not in text else "its value cannot be read",
+        because=lines[0].rstrip(".").replace("\n", " ") if lines else "the grammar does not allow it",
+        fix="quote special characters, as in 'key=\"a, b\"'; a verb comes first: factory plan …",
+    )

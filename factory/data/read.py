@@ -1,0 +1,101 @@
+"""Files to rows, strictly: what cannot be read is named by line and column."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from factory.refusal import UserError, refuse
+
+Row = dict[str, Any]
+SUFFIXES = (".json", ".jsonl", ".txt")
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The rows of a json, jsonl or txt file (documents of a txt are set apart by blank lines).
+
+    Raises UserError where the file is not UTF-8, not JSON, or holds something other than objects.
+    """
+    if path.suffix == ".txt":
+        yield from ({"text": text} for text in _documents(path))
+        return
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    found = _array(path) if start.startswith(b"[") else _lines(path)
+    for number, row in found:
+        if not isinstance(row, dict):
+            raise _broken(path, f"row {number} is {_name(row)}, not an object", "a row is a mapping of column to value")
+        yield row
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            text = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, path, number)
+            if text.strip():
+                yield number, _parse(text, path, number)
+
+
+def _array(path: Path) -> Iterator[tuple[int, Any]]:
+    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _not_utf8(path, line, error.start - raw.rfind(b"\n", 0, error.start), raw[error.start]) from None
+    yield from enumerate(_parse(text, path, 1), start=1)
+
+
+def _documents(path: Path) -> Iterator[str]:
+    document: list[str] = []
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, path, number)
+            if line.strip():
+                document.append(line.rstrip("\r\n"))
+            elif document:
+                yield "\n".join(document)
+                document = []
+    if document:
+        yield "\n".join(document)
+
+
+def _decode(raw: bytes, path: Path, line: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, line, error.start + 1, raw[error.start]) from None
+
+
+def _parse(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _broken(path, f"line {line + error.lineno - 1}, column {error.colno} is not JSON ({error.msg})") from None
+    except RecursionError:
+        raise _broken(path, f"line {line} is nested too deeply") from None
+
+
+def _not_utf8(path: Path, line: int, column: int, byte: int) -> UserError:
+    return refuse(
+        "data-encoding",
+        f"path={path}",
+        f"line {line}, byte {column} (0x{byte:02X}) is not UTF-8",
+        because="text in another encoding would be trained as garbage",
+        fix=f"convert it, as in: iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}",
+    )
+
+
+def _broken(path: Path, wrong: str, because: str = "half a file would be trained as if it were the whole") -> UserError:
+    return refuse("data-broken", f"path={path}", wrong, because=because, fix="mend or remove that row")
+
+
+def _name(value: Any) -> str:
+    return {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}.get(type(value), "a number")

@@ -1,0 +1,69 @@
+"""What is true outside the settings, as values: so that `compile` does no I/O and can plan for any machine."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from factory.data.formats import Kind
+from factory.refusal import Refusal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    name: str
+    memory_bytes: int
+    compute_capability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    threads: int
+    memory_bytes: int
+    available_bytes: int
+    cpu_bf16: bool
+    gpus: tuple[Gpu, ...]
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """`path` is where the weights are read; `fingerprint` changes when they do."""
+
+    source: Literal["package", "folder", "hub"]
+    path: str
+    config: dict[str, Any]
+    fingerprint: str
+    chat_template: bool | None  # whether its tokenizer has one; None: not known before loading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """One source. `rows` is exact unless `peeked` (a large file, of which the first rows were read)."""
+
+    path: str
+    format: str
+    kind: Kind
+    columns: tuple[str, ...]
+    rows: int
+    peeked: bool
+    bytes: int
+    longest_row_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderFacts:
+    path: str
+    plan_digest: str | None  # of a run that is already there
+    finished: bool
+    resume_from: str | None  # the checkpoint that stage.resume points at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """`model` is None, and a source is missing, where looking found a problem: then it is in `problems`."""
+
+    machine: Machine
+    model: ModelFacts | None
+    data: dict[str, DataFacts]
+    folder: FolderFacts
+    problems: tuple[Refusal, ...]

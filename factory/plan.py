@@ -1,0 +1,247 @@
+"""The plan: everything that a run will do, as typed values, a file and a digest."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from factory.refusal import UserError, refuse
+from factory.schema import Quantization
+from factory.typed import Reader, to_tree
+
+VERSION = 1
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Where the weights come from and the type that they are held in. `config` is the model's config.json."""
+
+    source: Literal["package", "folder", "hub"]
+    path: str
+    revision: str | None
+    fingerprint: str
+    trust_remote_code: bool
+    config: dict[str, Any]
+    device: Literal["cpu", "cuda"]
+    dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    attention: str
+    activation_checkpointing: bool
+    rope_scaling: str
+    rope_factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """`settings` are the method's own; `trainable` counts elements, and the executor holds the model to it."""
+
+    method: str
+    settings: dict[str, Any]
+    dtype: Dtype
+    trainable: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSource:
+    path: str
+    format: str
+    columns: dict[str, str]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Align:
+    sources: dict[str, PlannedSource]
+    max_samples: int | None
+    validation_fraction: float
+    validation_rows: int  # at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    template: str
+    max_length: int
+    truncation: str
+    packing: bool
+    isolate_documents: bool
+    train_on_prompt: bool
+    mask_history: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    stage: str
+    own: dict[str, Any]  # the stage's own keys
+    learning_rate: float
+    num_epochs: float
+    max_steps: int | None
+    batch_size: int
+    gradient_accumulation_steps: int
+    optimizer: str
+    lr_scheduler: str
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float | None
+    logging_steps: int
+    save_steps: int | None
+    save_total_limit: int
+    autocast: Dtype | None
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    perplexity: bool
+    samples: int
+    max_new_tokens: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The eight steps as a user reads them; the executor orders them by what they need."""
+
+    load: Load
+    patch: Patch
+    quantize: Quantization
+    attach: Attach
+    align: Align
+    pack: Pack
+    train: Train
+    evaluate: Evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    total: int
+    trainable: int
+    trainable_by_module: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes. `runtime` is Python with its libraries on a CPU, 0 on a GPU; `capacity` is what is free there."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    runtime: int
+    total: int
+    capacity: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A number that only the tokenizer can tell: exact when low equals high."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,} to {self.high:,} (known after pack)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    parameters: Parameters
+    memory: Memory
+    steps: Range
+    flops_per_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    uri: str | None
+    experiment: str
+    parent_run: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    version: int
+    options: dict[str, str]  # the chosen option of each group
+    overrides: tuple[str, ...]
+    seed: int
+    steps: Steps
+    estimate: Estimate
+    notes: tuple[str, ...]  # what `auto` chose, and why
+    warnings: tuple[str, ...]
+    packages: dict[str, str]
+    tracking: Tracking
+
+    def digest(self) -> str:
+        """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate."""
+        steps = to_tree(self.steps)
+        del steps["load"]["path"], steps["train"]["threads"]
+        for name in ("logging_steps", "save_steps", "save_total_limit"):
+            del steps["train"][name]
+        for source in steps["align"]["sources"].values():
+            del source["path"]
+        if steps["load"]["source"] == "folder":
+            steps["load"]["revision"] = None
+        text = json.dumps([self.version, self.seed, steps], sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_yaml(plan: Plan) -> str:
+    return yaml.safe_dump({"digest": plan.digest(), **to_tree(plan)}, sort_keys=False, allow_unicode=True, width=110)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The JSON of the contracts: steps as a list, a number of steps where it is exact."""
+    tree = to_tree(plan)
+    steps = tree["estimate"]["steps"]
+    if steps["low"] == steps["high"]:
+        tree["estimate"]["steps"] = steps["low"]
+    else:
+        tree["estimate"]["steps"] = {**steps, "note": "known after pack"}
+    tree["steps"] = [{"name": name, **step} for name, step in tree["steps"].items()]
+    return {"digest": plan.digest(), **tree}
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan file, checked against the types and its own digest. Raises UserError."""
+    setting = f"--from-plan {path}"
+    fix = "compile again: `factory train` with the same overrides (they stand in the plan)"
+    try:
+        tree = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except OSError as error:
+        raise refuse(
+            "plan-missing", setting, f"it cannot be read ({error.strerror})", because="there is no plan", fix=fix
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise refuse("plan-broken", setting, "it is not a YAML mapping", because="a plan is one", fix=fix)
+    if tree.get("version") != VERSION:
+        raise refuse(
+            "plan-version",
+            setting,
+            f"it has version {tree.get('version')}, this factory reads version {VERSION}",
+            because="its keys may mean something else now",
+            fix=fix,
+        )
+    digest = tree.pop("digest", None)
+    reader = Reader()
+    plan = reader.record(Plan, tree)
+    if reader.problems:
+        raise UserError(*reader.problems)
+    if plan.digest() != digest:
+        raise refuse(
+            "plan-edited",
+            setting,
+            f"its digest is {digest}, its content has {plan.digest()}",
+            because="a plan that was changed by hand was never checked by the rules",
+            fix=fix,
+        )
+    return plan

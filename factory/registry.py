@@ -1,0 +1,28 @@
+"""Methods and stages, found by listing their folders: `spec` needs no torch, `run` does."""
+
+import importlib
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+Kind = Literal["methods", "stages"]
+_PACKAGE = Path(__file__).parent
+
+
+@cache
+def names(kind: Kind) -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in (_PACKAGE / kind).glob("*/spec.py")))
+
+
+def runnable(kind: Kind, name: str) -> bool:
+    """Whether there is a torch part: a spec alone can be planned, not trained."""
+    return (_PACKAGE / kind / name / "run.py").is_file()
+
+
+def spec(kind: Kind, name: str) -> ModuleType:
+    return importlib.import_module(f"factory.{kind}.{name}.spec")
+
+
+def run(kind: Kind, name: str) -> ModuleType:
+    return importlib.import_module(f"factory.{kind}.{name}.run")

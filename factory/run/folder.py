@@ -1,0 +1,110 @@
+"""A run's folder: its files, its lock, its checkpoints."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from factory.refusal import UserError, refuse
+
+MANIFEST = "manifest.json"
+
+
+class RunFolder:
+    """The names of a run's files (design: one home for each)."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.plan = self.path / "plan.yaml"
+        self.report = self.path / "report.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.log = self.path / "run.log"
+        self.model = self.path / "model"
+        self.checkpoints = self.path / "checkpoints"
+        self.tracking = self.path / "tracking.json"
+        self.lock = self.path / ".lock"
+
+    def plan_digest(self) -> str | None:
+        """The digest of the run that is here, None where there is none that can be read."""
+        try:
+            tree = yaml.load(self.plan.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            return None
+        return tree.get("digest") if isinstance(tree, dict) else None
+
+    def status(self) -> str | None:
+        return (read_json(self.report) or {}).get("status")
+
+    def checkpoint(self) -> Path | None:
+        """The newest whole checkpoint."""
+        found = sorted(self.checkpoints.glob("step-*[0-9]"), reverse=True)
+        return next((path for path in found if is_whole(path)), None)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Holds the folder for this process. Raises UserError when it cannot be written or another holds it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self.lock.open("w")
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise refuse(
+                    "folder-in-use",
+                    f"hydra.run.dir={self.path}",
+                    "another process is writing this run",
+                    because="two writers would mix their files",
+                    fix="wait for it, or set another hydra.run.dir",
+                ) from None
+            yield
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file of the checkpoint is there with the size that its manifest (written last) names."""
+    manifest = read_json(checkpoint / MANIFEST)
+    if manifest is None or not isinstance(manifest.get("files"), dict):
+        return False
+    return all(
+        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size
+        for name, size in manifest["files"].items()
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's object, None where it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes aside and renames, so that a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    return refuse(
+        "cannot-write",
+        f"path={path}",
+        f"it cannot be written ({error.strerror})",
+        because="a run that cannot keep its results would be lost",
+        fix="free space or set hydra.run.dir to a folder that can be written",
+        machine=True,
+    )

@@ -1,0 +1,126 @@
+"""What a user may say: every key with its type, range and meaning. Defaults live in conf/, and only there."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from factory.typed import key
+
+Auto = Literal["auto"]
+Format = Literal["auto", "text", "alpaca", "messages", "sharegpt", "pairs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    path: str = key("a folder with config.json and safetensors, or a hub id (owner/name)")
+    hub: str | None = key("the hub id that `architecture` describes; with another `path`, its config.json is read")
+    package: str | None = key("an installed Python package that carries these weights as GGUF; used before the hub")
+    revision: str | None = key("the hub's branch, tag or commit")
+    template: str = key("the chat template: auto (the tokenizer's own) or a named one")
+    context_length: int | None = key("the longest sequence the model was made for, in tokens; null: config.json", low=1)
+    rope_scaling: Literal["none", "linear", "dynamic", "yarn"] = key("how positions beyond the context are reached")
+    trust_remote_code: bool = key("run Python code that comes with the model")
+    architecture: dict[str, Any] | None = key("the config.json numbers of `hub`, so that plan needs no network")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    path: str | None = key("a file (json, jsonl, txt); `package:` reads from the installed factory")
+    format: Format = key("auto finds it from the columns")
+    columns: dict[str, str] = key("the set's column for a standard one, as {instruction: question, output: answer}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    path: str | None = key("the file that data=file reads")
+    sources: dict[str, Source] = key("the data sets, by name")
+    max_samples: int | None = key("use at most so many rows, drawn by seed", low=1)
+    max_length: int | Auto = key("tokens per sequence; auto: 1024, or the model's context if shorter", low=8)
+    truncation: Literal["drop", "error"] = key("rows longer than max_length: drop (counted) or stop")
+    packing: bool | Auto = key("fill sequences with several documents; auto: on for pt, off for the others")
+    isolate_documents: bool | Auto = key("packed documents do not see each other; auto: on for sft, off for pt")
+    validation_fraction: float = key("share of the documents held out, at most 200", low=0, high=0.5)
+    train_on_prompt: bool = key("loss on the prompt's tokens too")
+    mask_history: bool = key("loss on the last answer only")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    bits: Literal[4] | None = key("bits of a frozen base weight; null: not quantized")
+    type: Literal["nf4", "fp4"] = key("the 4-bit data type (QLoRA, arXiv 2305.14314, section 3)")
+    double_quantization: bool = key("quantize the quantization constants too")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """The keys that every method has."""
+
+    name: str = key("the method's folder under factory/methods")
+    learning_rate: float = key("what suits this method; stage.learning_rate follows it unless set", above=0)
+    quantization: Quantization
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The keys that every stage has."""
+
+    name: str = key("the stage's folder under factory/stages")
+    learning_rate: float = key("peak learning rate", above=0)
+    num_epochs: float = key("passes over the data", above=0)
+    max_steps: int | None = key("optimizer steps; wins over num_epochs and cycles the data", low=1)
+    batch_size: int = key("sequences per rank per micro-step", low=1)
+    gradient_accumulation_steps: int = key("micro-steps per optimizer step", low=1)
+    optimizer: Literal["adamw", "adamw_8bit"] = key("AdamW in float32 states, or in 8-bit ones (bitsandbytes)")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = key("the learning rate after the warm-up")
+    warmup_ratio: float = key("share of the steps that warm up", low=0, high=1)
+    weight_decay: float = key("decoupled weight decay on matrices", low=0)
+    max_grad_norm: float | None = key("clip the global gradient norm to this; null: no clipping", above=0)
+    logging_steps: int = key("a metrics line every so many steps, the first and the last always", low=1)
+    save_steps: int | None = key("a checkpoint every so many steps; null: only when interrupted", low=1)
+    save_total_limit: int = key("checkpoints to keep", low=1)
+    resume: str | None = key("auto (the newest whole checkpoint of hydra.run.dir), a checkpoint's path, or null")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    name: Literal["auto", "bf16", "fp16", "fp32", "pure_bf16"] = key(
+        "bf16 and fp16: mixed, trained tensors in float32; pure_bf16: those in bfloat16 too"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = key(
+        "the attention kernel; a named one runs or is refused, auto says what it chose"
+    )
+    kernels: Literal["none", "unsloth", "liger"] = key("replacement kernels for a GPU")
+    activation_checkpointing: bool = key("recompute activations in the backward pass: less memory, about 30 % more time")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    name: str = key("this machine (auto, cpu, single_gpu) or a card to plan for")
+    device: Literal["auto", "cpu", "cuda"] = key("where to train; auto: a GPU if there is one")
+    card: str | None = key("a card's name for planning; training needs that card here")
+    compute_capability: float | None = key("the card's CUDA compute capability; null: this machine's", above=0)
+    memory_gib: float | None = key("the card's memory in GiB; null: this machine's", above=0)
+    threads: int | None = key("CPU threads; null: OMP_NUM_THREADS, else the cores at hand", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    perplexity: bool = key("perplexity of the held-out rows, before and after")
+    samples: int = key("held-out prompts to answer before and after training", low=0, high=20)
+    max_new_tokens: int = key("length limit of those answers", low=1)
+    batch_size: int = key("sequences per evaluation batch", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    uri: str | None = key("the MLflow tracking address; null: none")
+    experiment: str = key("the MLflow experiment")
+    parent_run: str | None = key("the MLflow run this one is nested under (set by sweeps)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOutput:
+    format: Literal["text", "json"] = key("how `factory plan` prints")

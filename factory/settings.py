@@ -1,0 +1,118 @@
+"""The composed tree as one typed value."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from factory import registry, schema
+from factory.refusal import Refusal, did_you_mean
+from factory.typed import Key, Reader, known_keys, unknown_key, walk_keys
+
+GROUPS: dict[str, type] = {
+    "model": schema.Model,
+    "data": schema.Data,
+    "precision": schema.Precision,
+    "compute": schema.Compute,
+    "hardware": schema.Hardware,
+    "evaluate": schema.Evaluate,
+    "tracking": schema.Tracking,
+    "plan": schema.PlanOutput,
+}
+# the groups whose keys depend on the name inside them
+NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    model: schema.Model
+    data: schema.Data
+    method: Any
+    stage: Any
+    precision: schema.Precision
+    compute: schema.Compute
+    hardware: schema.Hardware
+    evaluate: schema.Evaluate
+    tracking: schema.Tracking
+    plan: schema.PlanOutput
+    seed: int
+    options: dict[str, str]
+    overrides: tuple[str, ...]
+    run_dir: str
+
+
+def read(
+    tree: dict[str, Any],
+    *,
+    options: dict[str, str],
+    overrides: tuple[str, ...],
+    run_dir: str,
+    bad_groups: frozenset[str] = frozenset(),
+) -> tuple[Settings, list[Refusal], set[str]]:
+    """The settings, the problems of the tree, and the keys that are bad (None in the settings)."""
+    reader = Reader()
+    reader.bad_keys |= bad_groups
+    values: dict[str, Any] = {}
+    for name in tree:
+        if name not in (*GROUPS, *NAMED, "seed"):
+            reader.problems.append(unknown_key(str(name), tree[name], [found.path for found in all_keys()]))
+    for name, cls in GROUPS.items():
+        values[name] = reader.record(cls, tree.get(name, {}), name)
+    for name, kind in NAMED.items():
+        values[name] = None if name in bad_groups else _named(reader, name, kind, tree.get(name, {}))
+    values["seed"] = reader.value(int, tree.get("seed"), "seed")
+    settings = Settings(**values, options=options, overrides=overrides, run_dir=run_dir)
+    return settings, reader.problems, reader.bad_keys
+
+
+def _named(reader: Reader, group: str, kind: registry.Kind, tree: Any) -> Any:
+    name = tree.get("name") if isinstance(tree, dict) else None
+    if name not in registry.names(kind):
+        reader.bad_keys.add(group)
+        reader.problems.append(
+            Refusal(
+                rule="unknown-name",
+                setting=f"{group}.name={name}",
+                wrong=f"there is no such {group}",
+                because=f"factory/{kind} has {', '.join(registry.names(kind))}",
+                fix=f"{did_you_mean(str(name), registry.names(kind))}choose one with {group}=NAME",
+            )
+        )
+        return None
+    cls = registry.spec(kind, name).Settings
+    own = {found.split(".", 1)[1].split(".")[0] for found in known_keys(cls, group)}
+    for key in [key for key in tree if key not in own]:
+        owners = _owners(group, kind, str(key))
+        if owners:
+            reader.problems.append(
+                Refusal(
+                    rule=f"key-of-another-{group}",
+                    setting=f"{group}.{key}={tree[key]}",
+                    wrong=f"{group}={name} has no such key",
+                    because=f"it belongs to {group}={' and '.join(owners)} and would be ignored",
+                    fix=f"remove it, or set {group}={' or '.join(owners)}",
+                )
+            )
+            tree = {other: value for other, value in tree.items() if other != key}
+    return reader.record(cls, tree, group)
+
+
+def _owners(group: str, kind: registry.Kind, key: str) -> list[str]:
+    return [
+        name
+        for name in registry.names(kind)
+        if f"{group}.{key}" in known_keys(registry.spec(kind, name).Settings, group)
+    ]
+
+
+def all_keys() -> Iterator[Key]:
+    """Every key a user may set; a method's or stage's own keys once for all that have them."""
+    for name, cls in GROUPS.items():
+        yield from walk_keys(cls, name)
+    seen: set[str] = set()
+    for group, kind in NAMED.items():
+        for name in registry.names(kind):
+            for found in walk_keys(registry.spec(kind, name).Settings, group):
+                if found.path not in seen:
+                    seen.add(found.path)
+                    yield found
+    yield Key("seed", int, None)

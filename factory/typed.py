@@ -1,0 +1,248 @@
+"""Plain trees to frozen dataclasses and back, with every problem collected.
+
+A field's type, range, choices and documentation stand with the field (`key`). A value of the wrong type is never
+bent into shape silently; what YAML 1.1 and a command line spell differently (`1e3`, `yes`, `012`) is read as YAML does.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from factory.refusal import Refusal, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a field means and allows beyond its type. `low` and `high` are inclusive unless `above` is used."""
+
+    doc: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"above {self.above:g}" if self.above is not None else "",
+            f"at least {self.low:g}" if self.low is not None else "",
+            f"at most {self.high:g}" if self.high is not None else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def allow(self, number: float) -> bool:
+        return not (
+            (self.low is not None and number < self.low)
+            or (self.high is not None and number > self.high)
+            or (self.above is not None and number <= self.above)
+        )
+
+
+def key(doc: str, **limits: float) -> Any:
+    """A documented field without a default: defaults live in conf/ alone."""
+    return dataclasses.field(metadata={"limits": Limits(doc, **limits)})
+
+
+class Reader:
+    """Converts a tree to dataclasses; `problems` and `bad_keys` collect what was wrong with it."""
+
+    def __init__(self) -> None:
+        self.problems: list[Refusal] = []
+        self.bad_keys: set[str] = set()
+
+    def record(self, cls: type, tree: Any, path: str = "") -> Any:
+        """`tree` as an instance of the dataclass `cls`. A field that is wrong becomes None, and is in `bad_keys`."""
+        if not isinstance(tree, dict):
+            self._bad(path, tree, "a group of keys is needed here", f"set its keys, as in {path}.KEY=VALUE")
+            tree = {}
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        for name in tree:
+            if name not in fields:
+                self._unknown(f"{path}.{name}" if path else str(name), tree[name], known_keys(cls, path))
+        values = {}
+        for name, field in fields.items():
+            where = f"{path}.{name}" if path else name
+            if name not in tree:
+                self._bad(where, "(missing)", "the key is not there", "every key has its default in conf/: restore it")
+                values[name] = None
+            else:
+                values[name] = self.value(hints[name], tree[name], where, field.metadata.get("limits"))
+        return cls(**values)
+
+    def value(self, kind: Any, value: Any, path: str, limits: Limits | None = None) -> Any:
+        if dataclasses.is_dataclass(kind):
+            return self.record(typing.cast(type, kind), value, path)
+        if get_origin(kind) is dict and isinstance(value, dict):
+            return {str(name): self.value(get_args(kind)[1], item, f"{path}.{name}") for name, item in value.items()}
+        try:
+            value = convert(kind, value)
+            numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+            if limits and not all(limits.allow(number) for number in numbers):
+                raise ValueError(f"must be {limits}")
+        except ValueError as error:
+            meaning = f" ({limits.doc})" if limits else ""
+            self._bad(path, value, str(error), f"set {path} to {describe(kind, limits)}{meaning}")
+            return None
+        return value
+
+    def _bad(self, path: str, value: Any, wrong: str, fix: str) -> None:
+        self.bad_keys.add(path)
+        self.problems.append(
+            Refusal(
+                rule="bad-value",
+                setting=f"{path}={plain(value)}",
+                wrong=wrong,
+                because="the schema gives each key one type and range",
+                fix=fix,
+            )
+        )
+
+    def _unknown(self, path: str, value: Any, known: list[str]) -> None:
+        self.bad_keys.add(path)
+        self.problems.append(unknown_key(path, value, known))
+
+
+def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
+    group = path.partition(".")[0]
+    return Refusal(
+        rule="unknown-key",
+        setting=f"{path}={plain(value)}",
+        wrong="there is no such key",
+        because="a key that nothing reads would be ignored in silence",
+        fix=f"{did_you_mean(path, known)}`factory explain {group}` lists the keys",
+    )
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """`value` as the type `kind`. Raises ValueError with what is wrong."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(args, value)
+    if origin is Literal:
+        if value in args and type(value) in {type(arg) for arg in args}:
+            return value
+        names = [str(arg) for arg in args]
+        raise ValueError(f"not one of {', '.join(names)}; {did_you_mean(str(value), names)}".rstrip("; "))
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ValueError("not a list")
+        return tuple(convert(args[0], item) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError("not a mapping")
+        return {str(name): convert(args[1], item) for name, item in value.items()}
+    if kind is types.NoneType:
+        if value is None:
+            return None
+        raise ValueError("not null")
+    return _convert_scalar(kind, value)
+
+
+def _convert_union(kinds: tuple[Any, ...], value: Any) -> Any:
+    reasons = []
+    # the text of a choice (`auto`) must not be read as another type first
+    for kind in sorted(kinds, key=lambda kind: get_origin(kind) is not Literal):
+        try:
+            return convert(kind, value)
+        except ValueError as error:
+            reasons.append(str(error))
+    shown = [reason for reason in reasons if reason != "not null"]
+    raise ValueError(" and ".join(shown))
+
+
+def _convert_scalar(kind: Any, value: Any) -> Any:
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise ValueError("not a text" + (" (quote it)" if isinstance(value, int | float) else ""))
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(_NOT[kind]) from None
+        if isinstance(value, str):  # YAML 1.1 wants a dot in 1e3, people do not
+            try:
+                value = float(value)
+            except ValueError:
+                raise ValueError(_NOT[kind]) from None
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is not bool and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError("not a finite number")
+        if kind is float:
+            return float(value)
+        if value == int(value):
+            return int(value)
+    raise ValueError(_NOT[kind])
+
+
+_NOT = {bool: "not true or false", int: "not a whole number", float: "not a number"}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", types.NoneType: "null"}
+
+
+def describe(kind: Any, limits: Limits | None = None) -> str:
+    """A type in a user's words, as `a whole number, at least 1`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        text = "a group of keys"
+    elif origin in (typing.Union, types.UnionType):
+        text = " or ".join(describe(arg) for arg in args)
+    elif origin is Literal:
+        text = ", ".join(plain(arg) for arg in args[:-1]) + (" or " if args[:-1] else "") + plain(args[-1])
+    elif origin in (list, tuple):
+        text = f"a list ({describe(args[0])} each)"
+    elif origin is dict:
+        text = "a mapping"
+    else:
+        text = _NAMES.get(kind, "a value")
+    return f"{text}, {limits}" if limits and str(limits) else text
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    path: str
+    kind: Any
+    limits: Limits | None
+
+
+def walk_keys(cls: type, path: str = "") -> Iterator[Key]:
+    """Every leaf key of a dataclass; a mapping's name is written `<name>`."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        where, kind = (f"{path}.{field.name}" if path else field.name), hints[field.name]
+        if get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]):
+            where, kind = f"{where}.<name>", get_args(kind)[1]
+        if dataclasses.is_dataclass(kind):
+            yield from walk_keys(typing.cast(type, kind), where)
+        else:
+            yield Key(where, kind, field.metadata.get("limits"))
+
+
+def known_keys(cls: type, path: str) -> list[str]:
+    return [found.path for found in walk_keys(cls, path)]
+
+
+def to_tree(value: Any) -> Any:
+    """Dataclasses, tuples and dicts to plain dicts and lists, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_tree(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: to_tree(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_tree(item) for item in value]
+    return value
