@@ -89,11 +89,11 @@ def look_at_machine() -> Machine:
         available_bytes=min(memory.available, limit),
         cpu_bf16=_cpu_has_bf16(),
         gpus=_gpus(),
-        packages={name: version for name in PACKAGES if (version := _version(name))},
+        packages={name: version for name in PACKAGES if (version := installed_version(name))},
     )
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -144,7 +144,7 @@ def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
             source="package",
             path=str(file),
             config=dict(model.architecture or {}),
-            fingerprint=f"{file.name}:{file.stat().st_size}",
+            fingerprint=package_fingerprint(file),
             chat_template=True,
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("."):
@@ -167,6 +167,15 @@ def package_file(package: str) -> Path | None:
     found = util.find_spec(package)
     folders = found.submodule_search_locations if found else None
     return next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def package_fingerprint(gguf: Path) -> str:
+    return f"{gguf.name}:{gguf.stat().st_size}"
+
+
+def look_at_folder_of_model(path: str) -> str:
+    """The fingerprint of a model's folder as it is now."""
+    return _model_folder(Path(path), path, training=True).fingerprint
 
 
 def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:

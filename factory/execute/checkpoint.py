@@ -1,0 +1,112 @@
+"""Checkpoints: what a run needs to continue bit for bit, written aside and renamed when whole."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from factory import registry
+from factory.execute.context import Run
+from factory.refusal import refuse
+from factory.run.folder import MANIFEST, is_whole, unwritable
+
+
+def save(run: Run, model: Any, optimizer: Any, scaler: Any, state: dict[str, Any]) -> Path:
+    """Saves after step `state["step"]`; older checkpoints go when this one is whole. Raises UserError on a full disk."""
+    import torch
+    from safetensors.torch import save_file
+
+    target = run.folder.checkpoints / f"step-{state['step']:06d}"
+    if is_whole(target):
+        return target
+    aside = run.folder.checkpoints / f".{target.name}.{os.getpid()}"
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(trained, aside / "trained.safetensors")
+        torch.save(_packed(run, optimizer.state_dict()), aside / "optimizer.pt")
+        torch.save({"torch": torch.get_rng_state(), **_cuda_state(), "scaler": scaler.state_dict()}, aside / "random.pt")
+        (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
+        (aside / MANIFEST).write_text(json.dumps({"files": sizes, "plan_digest": run.plan.digest()}), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
+        shutil.rmtree(aside, ignore_errors=True)
+        raise _cannot_save(run, trained, error) from error
+    _prune(run)
+    run.emit("saved", path=str(target), step=state["step"])
+    return target
+
+
+def restore(run: Run, model: Any, optimizer: Any, scaler: Any) -> dict[str, Any] | None:
+    """Puts everything back from the checkpoint that the run resumes from, and returns its state."""
+    if run.resume_from is None:
+        return None
+    import torch
+    from safetensors.torch import load_file
+
+    trained = load_file(run.resume_from / "trained.safetensors")
+    wanted = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
+        raise refuse(
+            "resume-other-run",
+            f"stage.resume={run.resume_from}",
+            "it holds other tensors than this plan trains",
+            because="it was saved by another run",
+            fix="name a checkpoint of the same plan",
+        )
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(trained[name])
+    optimizer.load_state_dict(_unpacked(run, torch.load(run.resume_from / "optimizer.pt", weights_only=True)))
+    random = torch.load(run.resume_from / "random.pt", weights_only=True)
+    torch.set_rng_state(random["torch"])
+    if "cuda" in random:
+        torch.cuda.set_rng_state_all(random["cuda"])
+    if random["scaler"]:
+        scaler.load_state_dict(random["scaler"])
+    return state_of(run.resume_from)
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+
+def _cuda_state() -> dict[str, Any]:
+    import torch
+
+    return {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+
+
+def _packed(run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    method = registry.run("methods", run.plan.steps.attach.method)
+    return method.pack_state(state) if "pack_state" in method.__all__ else state
+
+
+def _unpacked(run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    method = registry.run("methods", run.plan.steps.attach.method)
+    return method.unpack_state(state) if "unpack_state" in method.__all__ else state
+
+
+def _prune(run: Run) -> None:
+    whole = [path for path in sorted(run.folder.checkpoints.glob("step-*[0-9]")) if is_whole(path)]
+    for old in whole[: -run.plan.steps.train.save_total_limit]:
+        shutil.rmtree(old)
+
+
+def _cannot_save(run: Run, trained: dict[str, Any], error: Exception) -> Exception:
+    needed = 3 * sum(value.nbytes for value in trained.values())  # the tensors and AdamW's two moments
+    free = shutil.disk_usage(run.folder.path).free
+    if isinstance(error, OSError) and free >= needed:
+        return unwritable(run.folder.checkpoints, error)
+    return refuse(
+        "disk-full",
+        f"hydra.run.dir={run.folder.path}",
+        f"a checkpoint needs about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free",
+        because="half a checkpoint is of no use; the one before it is untouched",
+        fix="free space, then continue with `factory resume`",
+        machine=True,
+    )

@@ -1,0 +1,87 @@
+"""What every step of a running plan shares: the plan, the folder, and how to tell what happens."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from factory.execute import memory
+from factory.plan import Plan
+from factory.run.folder import RunFolder, unwritable
+
+_PROGRESS_EVERY = 0.2  # seconds
+
+
+class Interrupted(Exception):
+    """The user asked to stop; what can be continued from is saved."""
+
+
+@dataclass(slots=True)
+class Run:
+    plan: Plan
+    folder: RunFolder
+    resume_from: Path | None
+    started: float
+    stopping: bool = False
+    memory_by_step: dict[str, int] = field(default_factory=dict)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _shown: float = 0.0
+
+    def emit(self, event: str, **values: Any) -> None:
+        append(self.folder.events, {"event": event, "time": round(time.time(), 3), **values})
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._shown > _PROGRESS_EVERY:
+            self._shown = now
+            self.emit("progress", name=name, done=done, total=total)
+
+    def check(self, name: str, passed: bool, detail: str) -> None:
+        self.checks[name] = {"passed": passed, "detail": detail}
+
+    def stop_if_asked(self) -> None:
+        if self.stopping:
+            raise Interrupted
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Tells a step's start and end, with its own peak of memory."""
+        self.stop_if_asked()
+        device = self.plan.steps.load.device
+        start = time.monotonic()
+        memory.reset_peak(device)
+        self.emit("start", name=name)
+        yield
+        self.memory_by_step[name] = memory.peak(device)
+        self.emit("end", name=name, seconds=round(time.monotonic() - start, 3), memory=self.memory_by_step[name])
+
+    def listen(self) -> None:
+        """SIGTERM and SIGINT ask for a stop at the end of the current training step."""
+
+        def ask(_signal: int, _frame: FrameType | None) -> None:
+            self.stopping = True
+
+        signal.signal(signal.SIGTERM, ask)
+        signal.signal(signal.SIGINT, ask)
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """One JSON line in one write, so that a reader or a kill never sees half of it as whole."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def age_of_command() -> float:
+    """Seconds since the command was started: the parent's start, as the system knows it."""
+    import psutil
+
+    return time.time() - psutil.Process(os.getppid()).create_time()

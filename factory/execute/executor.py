@@ -1,0 +1,60 @@
+"""Walks a plan: each step runs when what it takes is there, the cheapest first, and what nobody will read is dropped."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from factory.execute.context import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`module:function` of factory.steps, called as function(run, **takes); it returns the values that it gives."""
+
+    name: str
+    function: str
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
+# cheapest first: a mistake in the data is found before a weight is read
+STEPS: tuple[Step, ...] = (
+    Step("load", "load:load", (), ("config", "tokenizer")),
+    Step("align", "align:align", (), ("records",)),
+    Step("pack", "pack:pack", ("records", "tokenizer"), ("dataset",)),
+    Step("patch", "patch:patch", ("config",), ("patched",)),
+    Step("quantize", "quantize:quantize", (), ("quantization",)),
+    Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model",)),
+    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset"), ("before",)),
+    Step("train", "train:train", ("model", "tokenizer", "dataset", "before"), ("trained",)),
+    Step("evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "before", "trained"), ("result",)),
+)
+
+
+def order(steps: tuple[Step, ...]) -> list[Step]:
+    """The steps so that each comes after those whose values it takes; ties keep the table's order."""
+    waiting, known, ordered = list(steps), set[str](), list[Step]()
+    while waiting:
+        ready = next((step for step in waiting if known.issuperset(step.takes)), None)
+        assert ready is not None, f"no step gives what {[step.name for step in waiting]} take"
+        waiting.remove(ready)
+        ordered.append(ready)
+        known.update(ready.gives)
+    return ordered
+
+
+def walk(run: Run, steps: tuple[Step, ...] = STEPS) -> Any:
+    """Runs the steps and returns what the last one gives."""
+    values: dict[str, Any] = {}
+    ordered = order(steps)
+    for number, step in enumerate(ordered):
+        module, _, function = step.function.partition(":")
+        with run.step(step.name):
+            call = getattr(importlib.import_module(f"factory.steps.{module}"), function)
+            given = call(run, **{name: values[name] for name in step.takes})
+        assert given.keys() == set(step.gives), f"{step.name} gave {sorted(given)}"
+        values |= given
+        later = {name for other in ordered[number + 1 :] for name in other.takes} | set(ordered[-1].gives)
+        values = {name: value for name, value in values.items() if name in later}
+    (result,) = values.values()
+    return result

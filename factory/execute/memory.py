@@ -1,0 +1,43 @@
+"""Peak memory of a stretch of the run: resident memory of a CPU process, allocated memory of a GPU."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def reset_peak(device: str) -> None:
+    if device == "cuda":
+        if "torch" in sys.modules:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+    elif _STATUS.exists():
+        # writing 5 resets VmHWM to the present size (proc_pid_clear_refs(5))
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+
+def peak(device: str) -> int:
+    """Bytes since `reset_peak`; where the system keeps no resettable mark, since the start of the process."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if _STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())):
+        return int(found[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def current(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated()
+    import psutil
+
+    return psutil.Process(os.getpid()).memory_info().rss

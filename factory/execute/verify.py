@@ -1,0 +1,63 @@
+"""Whether what the plan was made from is still so: a replayed or late plan must not train something else."""
+
+from pathlib import Path
+
+from factory.data import read
+from factory.look import PACKAGES, installed_version, look_at_folder_of_model, package_fingerprint
+from factory.plan import Plan
+from factory.refusal import Refusal, UserError
+
+
+def verify(plan: Plan) -> None:
+    """Raises UserError with all that has changed."""
+    changed = [*_data(plan), *_model(plan), *_packages(plan)]
+    if changed:
+        raise UserError(
+            *(
+                Refusal(
+                    rule="facts-changed",
+                    setting=setting,
+                    wrong=wrong,
+                    because="the run would not be the one that was planned",
+                    fix=f"compile again: factory train {' '.join(plan.overrides)}".rstrip(),
+                )
+                for setting, wrong in changed
+            )
+        )
+
+
+def _data(plan: Plan) -> list[tuple[str, str]]:
+    found = []
+    for name, source in plan.steps.align.sources.items():
+        path = Path(source.path)
+        if not path.is_file():
+            found.append((f"data.sources.{name}.path={path}", "the file is gone"))
+        elif path.stat().st_size != source.bytes or read.digest(path) != source.sha256:
+            found.append((f"data.sources.{name}.path={path}", "the file's content has changed"))
+    return found
+
+
+def _model(plan: Plan) -> list[tuple[str, str]]:
+    load = plan.steps.load
+    setting = f"model.path={load.path}"
+    if load.source == "hub":
+        return []
+    if not Path(load.path).exists():
+        return [(setting, "it is gone")]
+    fingerprint = (
+        package_fingerprint(Path(load.path)) if load.source == "package" else look_at_folder_of_model(load.path)
+    )
+    return [] if fingerprint == load.fingerprint else [(setting, "its files have changed")]
+
+
+def _packages(plan: Plan) -> list[tuple[str, str]]:
+    now = {name: version for name in PACKAGES if (version := installed_version(name))}
+    return [
+        (f"{name}={now.get(name, 'not installed')}", f"the plan was made with {plan.packages.get(name, 'none')}")
+        for name in sorted({*now, *plan.packages})
+        if name in _MATTER and now.get(name) != plan.packages.get(name)
+    ]
+
+
+# packages whose version can change a loss
+_MATTER = {"torch", "transformers", "peft", "bitsandbytes", "galore-torch"}

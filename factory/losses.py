@@ -1,0 +1,68 @@
+"""Losses that never hold the logits of all tokens at once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK = 256  # tokens whose logits exist at a time
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the cross entropies of `hidden @ weight.T`, its gradients computed chunk by chunk in the forward pass.
+
+    hidden: (tokens, width); weight: (vocabulary, width); target: (tokens). Logits are taken in `dtype`, their
+    softmax in float32. With z = hidden @ weight.T, d loss / d z = softmax(z) - onehot(target).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+        narrow = weight.to(dtype)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        total = hidden.new_zeros((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        for start in range(0, len(target), CHUNK):
+            rows = slice(start, start + CHUNK)
+            part, wanted = hidden[rows].to(dtype), target[rows]
+            logits = (part @ narrow.T).to(total.dtype)
+            total += functional.cross_entropy(logits, wanted, reduction="sum")
+            if not needs_hidden and not needs_weight:
+                continue
+            slope = torch.softmax(logits, dim=-1, out=logits)
+            slope[torch.arange(len(wanted), device=slope.device), wanted] -= 1
+            slope = slope.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = slope @ narrow
+            if grad_weight is not None:
+                grad_weight += slope.T @ part
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad,) = grads
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden.mul_(grad.to(grad_hidden.dtype)),
+            None if grad_weight is None else grad_weight.mul_(grad.to(grad_weight.dtype)),
+            None,
+            None,
+        )
+
+
+def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Sum over the trained tokens of -log p(token | tokens before it). Labels of -100 are not trained.
+
+    Only the trained positions get logits: the decoder runs on all tokens, the head on those alone.
+    """
+    labels = batch["labels"][:, 1:]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    hidden = inner.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels != -100
+    head = inner.get_output_embeddings()
+    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+    with torch.autocast(hidden.device.type, enabled=False):
+        return LinearCrossEntropy.apply(hidden[wanted], head.weight, labels[wanted], dtype)  # type: ignore[no-any-return]

@@ -1,0 +1,3 @@
+from factory.methods.lora.run import attach, optimizer
+
+__all__ = ["attach", "optimizer"]

@@ -1,0 +1,16 @@
+from typing import Any
+
+from factory.data.encode import text as examples
+from factory.data.formats import Record
+from factory.losses import causal_lm as loss
+from factory.plan import Pack
+
+__all__ = ["examples", "loss", "prompts"]
+
+_PROMPT_TOKENS = 24
+
+
+def prompts(records: list[Record], tokenizer: Any, pack: Pack) -> list[list[int]]:
+    """The beginnings of documents, to be continued."""
+    texts = [record.response[0]["content"] for record in records]
+    return [tokenizer(text)["input_ids"][:_PROMPT_TOKENS] for text in texts]

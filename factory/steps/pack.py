@@ -1,0 +1,85 @@
+"""Pack: records to the sequences that are trained, with the count of every row and token."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from factory import registry
+from factory.data.encode import IGNORED, Encoded, Example
+from factory.execute.context import Run
+from factory.refusal import refuse
+from factory.steps.align import Records
+
+_PROVEN_ROWS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`counts` is the report's `data`; `prompts` are of held-out rows, as ids with the reference's text."""
+
+    train: list[Example]
+    validation: list[Example]
+    prompts: list[list[int]]
+    pad: int
+    counts: dict[str, Any]
+
+
+def pack(run: Run, records: Records, tokenizer: Any) -> dict[str, Any]:
+    plan, stage = run.plan.steps.pack, registry.run("stages", run.plan.steps.train.stage)
+    train: Encoded = stage.examples(records.train, tokenizer, plan)
+    validation: Encoded = stage.examples(records.validation, tokenizer, plan)
+    dropped = dict(records.dropped)
+    for encoded in (train, validation):
+        for reason, count in encoded.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    if not train.examples:
+        raise refuse(
+            "nothing-to-train",
+            "data",
+            f"no row is left of {records.rows:,}",
+            because="all were dropped: " + ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()),
+            fix="mend the rows, or raise data.max_length",
+        )
+    tokens = sum(len(example.ids) for example in train.examples)
+    full = len(train.examples) * plan.max_length
+    counts: dict[str, Any] = {
+        "rows": records.rows,
+        "used": train.rows,
+        "validation": validation.rows,
+        "not_sampled": records.not_sampled,
+        "dropped": dropped,
+        "truncated": 0,
+        "tokens": tokens,
+        "trained_tokens": sum(example.trained for example in train.examples),
+        "packing_efficiency": round(tokens / full, 4) if plan.packing else None,
+    }
+    _prove(run, train, tokenizer, counts)
+    count = run.plan.steps.evaluate.samples
+    return {
+        "dataset": Dataset(
+            train=train.examples,
+            validation=validation.examples,
+            prompts=stage.prompts(records.validation[:count], tokenizer, plan),
+            pad=tokenizer.pad_token_id,
+            counts=counts,
+        )
+    }
+
+
+def _prove(run: Run, train: Encoded, tokenizer: Any, counts: dict[str, Any]) -> None:
+    total = counts["used"] + counts["validation"] + counts["not_sampled"] + sum(counts["dropped"].values())
+    run.check("rows_accounted", total == counts["rows"], f"{total:,} of {counts['rows']:,} rows")
+    plan = run.plan.steps.pack
+    if not train.answers or plan.packing or plan.train_on_prompt:
+        return
+    pairs = list(zip(train.examples, train.answers, strict=True))[:_PROVEN_ROWS]
+    wrong = sum(_trained_text(example, tokenizer) != answer for example, answer in pairs)
+    run.check(
+        "loss_mask",
+        wrong == 0,
+        f"in {len(pairs) - wrong} of {len(pairs)} rows the trained tokens spell exactly the answer",
+    )
+
+
+def _trained_text(example: Example, tokenizer: Any) -> str:
+    ids = [label for label in example.labels if label != IGNORED]
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,0 +1,81 @@
+"""Where a plan's model files are: a folder, the hub, or a package whose GGUF is converted once and cached."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from factory.execute.context import Run
+from factory.plan import Load
+from factory.refusal import UserError, refuse
+
+
+def folder(run: Run) -> str:
+    """What transformers is given to read: a local folder, or the hub id itself."""
+    plan = run.plan.steps.load
+    if plan.source != "package":
+        return plan.path
+    target = cache() / Path(plan.path).stem
+    if not (target / "config.json").is_file():
+        run.emit("note", text="Converting the embedded model once (about half a minute) …")
+        _convert_once(Path(plan.path), target)
+    return str(target)
+
+
+def cache() -> Path:
+    """The user's cache folder: $FACTORY_CACHE, or `factory` in the system's."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory"
+    return Path(os.environ.get("FACTORY_CACHE") or default)
+
+
+def _convert_once(gguf: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be converting the same file
+        if (target / "config.json").is_file():
+            return
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            _convert(gguf, aside)
+            aside.rename(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """GGUF to an ordinary folder in bfloat16. The tokenizer of the GGUF may name other special tokens than the model's."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    if hasattr(model.config, "quantization_config"):  # the weights are dequantized; saved as what they are
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    tokenizer.save_pretrained(target)
+    model.save_pretrained(target)
+
+
+@contextmanager
+def readable(plan: Load) -> Iterator[None]:
+    """Turns what the libraries raise about missing or broken model files into a refusal."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise refuse(
+            "model-unreadable",
+            f"model.path={plan.path}",
+            first.rstrip("."),
+            because="the model's files are needed and could not be read",
+            fix="check the folder or the network; for a gated model set HF_TOKEN",
+        ) from error

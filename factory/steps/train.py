@@ -1,0 +1,167 @@
+"""Train: the one loop, for every stage and method."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from factory import registry, schedules
+from factory.data import batches
+from factory.execute import checkpoint, memory
+from factory.execute.context import Interrupted, Run, age_of_command, append
+from factory.refusal import refuse
+from factory.steps.attach import method_settings
+from factory.steps.pack import Dataset
+from factory.steps.save import save_model
+
+_ALIVE_WITHIN = 2  # optimizer steps: a LoRA A has no gradient until its B has moved
+
+
+@dataclass(slots=True)
+class State:
+    """What is carried over a resume."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    seconds_to_first_step: float | None = None
+    dead: list[str] | None = None  # trained tensors that have had no gradient yet
+    before: dict[str, Any] | None = None  # what was measured before training
+
+
+def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    plan, device = run.plan.steps.train, run.plan.steps.load.device
+    optimizer = registry.run("methods", run.plan.steps.attach.method).optimizer(model, method_settings(run), plan)
+    scaler = torch.amp.GradScaler(device, enabled=plan.autocast == "float16")
+    saved = checkpoint.restore(run, model, optimizer, scaler)
+    state = State(**saved) if saved else State(before=before)
+    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
+    total = batches.total_steps(*shape, plan.num_epochs, plan.max_steps)
+    run.emit("training", steps=total, done=state.step, counts=dataset.counts)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.train()
+    clock = time.monotonic() - state.seconds
+    logged = (state.seconds, state.tokens)
+    _forget_later_metrics(run, state.step)
+    while state.step < total:
+        chosen = batches.micro_batches(state.step, *shape, run.plan.seed)
+        examples = [[dataset.train[index] for index in indices] for indices in chosen]
+        rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = _accumulate(run, model, examples, scaler, dataset.pad)
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), plan.max_grad_norm or float("inf")).item()
+        _refuse_not_finite(state.step + 1, loss, norm, fp16=plan.autocast == "float16")
+        if state.dead != []:
+            _watch_gradients(run, state, trained)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += sum(len(example.ids) for micro in examples for example in micro)
+        state.seconds, state.last_loss = time.monotonic() - clock, loss
+        if state.first_loss is None:
+            state.first_loss, state.seconds_to_first_step = loss, age_of_command()
+        run.progress("train", state.step, total)
+        if state.step in (1, total) or state.step % plan.logging_steps == 0 or run.stopping:
+            _log(run, state, shape, loss, rate, norm, logged)
+            logged = (state.seconds, state.tokens)
+        due = plan.save_steps is not None and (state.step % plan.save_steps == 0 or state.step == total)
+        if due or run.stopping:
+            checkpoint.save(run, model, optimizer, scaler, asdict(state))
+        if run.stopping:
+            raise Interrupted
+    model.eval()
+    save_model(run, model, tokenizer)
+    return {"trained": _summary(state, shape)}
+
+
+def _accumulate(run: Run, model: Any, examples: list[Any], scaler: Any, pad: int) -> float:
+    """Gradients of the mean loss over the trained tokens of all micro-batches together; returns that mean."""
+    import torch
+
+    plan, device = run.plan.steps.train, run.plan.steps.load.device
+    stage = registry.run("stages", plan.stage)
+    tokens = sum(example.trained for micro in examples for example in micro)
+    total = torch.zeros((), device=device)
+    for micro in examples:
+        batch = batches.collate(micro, pad, device)
+        with torch.autocast(device, getattr(torch, plan.autocast or "float32"), enabled=plan.autocast is not None):
+            loss = stage.loss(model, batch) / tokens
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    return total.item()
+
+
+def _refuse_not_finite(step: int, loss: float, norm: float, *, fp16: bool) -> None:
+    # with float16 a gradient may overflow now and then: the scaler skips that step and lowers its scale
+    if isfinite(loss) and (fp16 or isfinite(norm)):
+        return
+    raise refuse(
+        "not-finite",
+        f"step={step}",
+        f"the loss is {loss}, the gradient's norm {norm}",
+        because="every weight would become NaN with the next update",
+        fix="lower stage.learning_rate, or continue from the last checkpoint with `factory resume`",
+    )
+
+
+def _watch_gradients(run: Run, state: State, trained: dict[str, Any]) -> None:
+    """Each trained tensor must have had a gradient within the first steps: some libraries lose them without a word."""
+    watched = trained if state.dead is None else {name: trained[name] for name in state.dead}
+    state.dead = [name for name, value in watched.items() if value.grad is None or not bool(value.grad.any())]
+    if not state.dead or state.step + 1 >= _ALIVE_WITHIN:
+        alive = len(trained) - len(state.dead)
+        detail = f"{alive} of {len(trained)} trained tensors had a gradient within {_ALIVE_WITHIN} steps"
+        run.check("gradients_alive", not state.dead, detail + "".join(f"; not {name}" for name in state.dead[:3]))
+        state.dead = []
+
+
+def _log(run: Run, state: State, shape: Any, loss: float, rate: float, norm: float, since: tuple[float, int]) -> None:
+    seconds, tokens = state.seconds - since[0], state.tokens - since[1]
+    append(
+        run.folder.metrics,
+        {
+            "step": state.step,
+            "epoch": round(state.step / batches.steps_per_epoch(*shape), 4),
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm if isfinite(norm) else None,
+            "tokens": state.tokens,
+            "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+            "memory": memory.current(run.plan.steps.load.device),
+            "seconds": round(state.seconds, 3),
+        },
+    )
+
+
+def _forget_later_metrics(run: Run, step: int) -> None:
+    """What was logged after the checkpoint is computed, and logged, again."""
+    if not run.folder.metrics.exists():
+        return
+    kept = []
+    for line in run.folder.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            kept += [line] if json.loads(line)["step"] <= step else []
+        except (ValueError, KeyError):  # the line that a kill cut short
+            continue
+    run.folder.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _summary(state: State, shape: Any) -> dict[str, Any]:
+    return {
+        "steps": state.step,
+        "epochs": round(state.step / batches.steps_per_epoch(*shape), 4),
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / state.seconds, 2) if state.seconds else None,
+        "first_loss": state.first_loss,
+        "final_loss": state.last_loss,
+        "seconds_to_first_step": round(state.seconds_to_first_step or 0, 3),
+    }
