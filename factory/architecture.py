@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from factory.refusal import UserError, did_you_mean, refuse
+from factory.refusal import did_you_mean, refuse
 
 Shape = tuple[int, ...]
 

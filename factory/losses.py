@@ -63,6 +63,8 @@ def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
     hidden = inner.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
     wanted = labels != -100
     head = inner.get_output_embeddings()
-    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+    dtype = (
+        torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+    )
     with torch.autocast(hidden.device.type, enabled=False):
         return LinearCrossEntropy.apply(hidden[wanted], head.weight, labels[wanted], dtype)  # type: ignore[no-any-return]

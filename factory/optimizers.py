@@ -1,4 +1,4 @@
-"""Optimizers by name, with the defaults of Adam (Kingma and Ba 2015) and decoupled decay (Loshchilov and Hutter 2019)."""
+"""Optimizers by name. AdamW: Loshchilov and Hutter 2019, with the defaults of Kingma and Ba 2015."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def adamw(model: Any, settings: Any, plan: Train) -> Any:
     ]
     groups = [group for group in groups if group["params"]]
     if plan.optimizer == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
 
         return AdamW8bit(groups, lr=plan.learning_rate)
     import torch

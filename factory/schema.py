@@ -93,7 +93,9 @@ class Compute:
         "the attention kernel; a named one runs or is refused, auto says what it chose"
     )
     kernels: Literal["none", "unsloth", "liger"] = key("replacement kernels for a GPU")
-    activation_checkpointing: bool = key("recompute activations in the backward pass: less memory, about 30 % more time")
+    activation_checkpointing: bool = key(
+        "recompute activations in the backward pass: less memory, about 30 % more time"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

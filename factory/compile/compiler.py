@@ -228,7 +228,7 @@ def _sizes(case: Case, pack: plan.Pack) -> Sizes:
 
 
 def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
-    """How many of the rows are held out: the fraction of them, at least one where any are asked for and can be spared."""
+    """How many of the rows are held out: the fraction, at least one where any can be spared."""
     if fraction == 0 or rows < 2:
         return 0
     return min(at_most, max(1, round(rows * fraction)))

@@ -83,9 +83,7 @@ def estimate(
     )
 
 
-def _weights(
-    arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, attach: Attach
-) -> int:
+def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, attach: Attach) -> int:
     quantized = {f".{name}.weight" for name in arch.linears} if quantize.bits else set()
     # a constant for each 64 weights: float32, or 8 bits and a float32 for each 256 of those (QLoRA, section 3)
     constant = (1 + 4 / 256) / 64 if quantize.double_quantization else 4 / 64

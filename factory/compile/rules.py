@@ -46,7 +46,9 @@ def _columns_for_stage(case: Case) -> str | None:
     kind = registry.spec("stages", case.settings.stage.name).KIND
     for name, data in case.facts.data.items():
         if data.kind != kind:
-            return f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={case.settings.stage.name} needs {kind}"
+            return (
+                f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={case.settings.stage.name} needs {kind}"
+            )
     return None
 
 

@@ -17,7 +17,7 @@ def total_steps(examples: int, batch_size: int, accumulation: int, num_epochs: f
 
 
 def micro_batches(step: int, examples: int, batch_size: int, accumulation: int, seed: int) -> list[MicroBatch]:
-    """The examples of optimizer step `step` (from 0), by index. Each epoch uses every example once, in its own order."""
+    """The examples of optimizer step `step` (from 0), by index. Each epoch has every example once."""
     import numpy
 
     epoch, within = divmod(step, steps_per_epoch(examples, batch_size, accumulation))

@@ -13,7 +13,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence. `documents` are the lengths of what is packed in it, in order, where they must not see each other."""
+    """One sequence. `documents` are the lengths of what is packed, where they must not see each other."""
 
     ids: list[int]
     labels: list[int]
@@ -181,9 +181,7 @@ def _best_fit(examples: list[Example], pack: Pack) -> list[Example]:
 def _joined(members: list[Example], pack: Pack) -> Example:
     ids = [token for member in members for token in member.ids]
     # a document's first token is predicted by nothing of its own
-    labels = [
-        label if position else IGNORED for member in members for position, label in enumerate(member.labels)
-    ]
+    labels = [label if position else IGNORED for member in members for position, label in enumerate(member.labels)]
     return Example(ids, labels, tuple(len(member.ids) for member in members) if pack.isolate_documents else ())
 
 

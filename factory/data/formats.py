@@ -55,9 +55,7 @@ def _plain(row: Row) -> Record:
 
 def _alpaca(row: Row) -> Record:
     system = _text(row, "system", empty=True)
-    question = "\n".join(
-        part for part in (_text(row, "instruction"), _text(row, "input", empty=True)) if part
-    )
+    question = "\n".join(part for part in (_text(row, "instruction"), _text(row, "input", empty=True)) if part)
     prompt: list[Message] = [{"role": "system", "content": system}] if system else []
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):

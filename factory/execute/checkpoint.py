@@ -13,7 +13,7 @@ from factory.run.folder import MANIFEST, is_whole, unwritable
 
 
 def save(run: Run, model: Any, optimizer: Any, scaler: Any, state: dict[str, Any]) -> Path:
-    """Saves after step `state["step"]`; older checkpoints go when this one is whole. Raises UserError on a full disk."""
+    """Saves after step `state["step"]`; older ones go when this one is whole. Raises UserError on a full disk."""
     import torch
     from safetensors.torch import save_file
 
@@ -27,7 +27,9 @@ def save(run: Run, model: Any, optimizer: Any, scaler: Any, state: dict[str, Any
         aside.mkdir(parents=True)
         save_file(trained, aside / "trained.safetensors")
         torch.save(_packed(run, optimizer.state_dict()), aside / "optimizer.pt")
-        torch.save({"torch": torch.get_rng_state(), **_cuda_state(), "scaler": scaler.state_dict()}, aside / "random.pt")
+        torch.save(
+            {"torch": torch.get_rng_state(), **_cuda_state(), "scaler": scaler.state_dict()}, aside / "random.pt"
+        )
         (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
         (aside / MANIFEST).write_text(json.dumps({"files": sizes, "plan_digest": run.plan.digest()}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Walks a plan: each step runs when what it takes is there, the cheapest first, and what nobody will read is dropped."""
+"""Walks a plan: each step runs when what it takes is there, cheapest first; what nobody will read is dropped."""
 
 import importlib
 from dataclasses import dataclass

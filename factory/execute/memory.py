@@ -16,8 +16,7 @@ def reset_peak(device: str) -> None:
             torch.cuda.reset_peak_memory_stats()
     elif _STATUS.exists():
         # writing 5 resets VmHWM to the present size (proc_pid_clear_refs(5))
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: str) -> int:

@@ -34,7 +34,8 @@ def align(run: Run) -> dict[str, Any]:
     for name, source in plan.sources.items():
         bad: dict[str, int] = {}
         count = 0
-        for count, row in enumerate(read.rows(Path(source.path)), start=1):
+        for row in read.rows(Path(source.path)):
+            count += 1
             try:
                 record = formats.FORMATS[source.format].align(formats.rename(row, source.columns))
             except BadRow as error:

@@ -65,9 +65,7 @@ def _answer(run: Run, model: Any, tokenizer: Any, prompt: list[int]) -> dict[str
     run.stop_if_asked()
     device, autocast = run.plan.steps.load.device, run.plan.steps.train.autocast
     ids = torch.tensor([prompt], device=device)
-    with torch.no_grad(), torch.autocast(
-        device, getattr(torch, autocast or "float32"), enabled=autocast is not None
-    ):
+    with torch.no_grad(), torch.autocast(device, getattr(torch, autocast or "float32"), enabled=autocast is not None):
         given = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

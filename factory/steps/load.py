@@ -14,9 +14,7 @@ def load(run: Run) -> dict[str, Any]:
     plan = run.plan.steps.load
     with source.readable(plan):
         path = source.folder(run)
-        config = AutoConfig.from_pretrained(
-            path, revision=plan.revision, trust_remote_code=plan.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(path, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
         tokenizer = read_tokenizer(path, plan.revision, plan.trust_remote_code, run.plan.steps.pack.template)
     _check_vocabulary(len(tokenizer), config.vocab_size, run)
     return {"config": config, "tokenizer": tokenizer}

@@ -22,8 +22,8 @@ def quantize(run: Run) -> dict[str, Any]:
 
 
 def keep_gradients(model: Any) -> None:
-    """bitsandbytes repacks 4-bit weights in place during evaluation on CPUs with avx512_bf16; gradients are lost then."""
-    from bitsandbytes.nn import Linear4bit
+    """On CPUs with avx512_bf16, bitsandbytes repacks 4-bit weights during evaluation; gradients are lost from then."""
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from factory.execute.context import Run
 from factory.plan import Load
@@ -45,11 +46,11 @@ def _convert_once(gguf: Path, target: Path) -> None:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """GGUF to an ordinary folder in bfloat16. The tokenizer of the GGUF may name other special tokens than the model's."""
+    """GGUF to an ordinary folder in bfloat16, with the special tokens that the model itself was trained on."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     for config in (model.config, model.generation_config):

@@ -19,9 +19,11 @@ class Settings(schema.Method):
     update_interval: int = key("optimizer steps between two singular value decompositions", low=1)
     scale: float = key("the projected update is multiplied by this", above=0)
 
+
 def is_projected(name: str, linears: dict[str, Shape]) -> bool:
     """Whether the tensor's gradient is projected: the matrices of the linear layers, embedding and head are not."""
     return any(name.endswith(f".{linear}.weight") for linear in linears)
+
 
 def optimizer_elements(method: Settings, shapes: dict[str, Shape]) -> int:
     """Two moments at the projected size and the projector, of the smaller side (paper, section 4.1); others as Adam."""
@@ -35,14 +37,17 @@ def optimizer_elements(method: Settings, shapes: dict[str, Shape]) -> int:
             total += 2 * prod(shape)
     return total
 
+
 def _rank_too_high(case: Case) -> str | None:
     smallest = min(min(shape) for shape in case.arch.linears.values())
     rank = case.settings.method.rank
     return f"the narrowest matrix of the model has {smallest} rows" if rank > smallest else None
 
+
 def _other_optimizer(case: Case) -> str | None:
     name = case.settings.stage.optimizer
     return "GaLore brings its own AdamW" if name != "adamw" else None
+
 
 RULES = (
     Rule(

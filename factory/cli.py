@@ -1,0 +1,278 @@
+"""Verbs and exit codes: 0 done, 1 failed while running, 2 refused, 130 interrupted with a checkpoint saved."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from factory import compose, settings
+from factory.compile.compiler import compile
+from factory.look import look
+from factory.plan import Plan
+from factory.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.run.folder import RunFolder
+
+REFUSED = 2
+# promised by the command line's contract and not built: refused by name
+NOT_THERE = ("preview", "evaluate", "chat", "serve", "export", "compare", "board", "models", "doctor", "import-config")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `factory … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _our_mistake(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    is_verb = arguments and not arguments[0].startswith("-") and "=" not in arguments[0]
+    verb, rest = (arguments[0], arguments[1:]) if is_verb and arguments[0][0] not in "+~" else ("train", arguments)
+    if "--help" in arguments or "-h" in arguments:
+        from factory.help import overview
+
+        print(overview(VERBS, compose.parse([word for word in rest if word not in ("--help", "-h")]).config_dirs))
+        return 0
+    if verb not in VERBS:
+        there = "it is not there yet" if verb in NOT_THERE else "there is no such verb"
+        raise refuse(
+            "unknown-verb",
+            verb,
+            there,
+            because=f"the verbs are {', '.join(VERBS)}",
+            fix=f"{did_you_mean(verb, VERBS)}`factory --help` says what each does",
+        )
+    return VERBS[verb](rest)
+
+
+def _compiled(composed: compose.Composed, *, training: bool) -> Plan:
+    """The plan of a composed tree. Raises UserError with every problem there is."""
+    chosen, problems, bad_keys = settings.read(
+        composed.tree,
+        options=composed.options,
+        overrides=composed.overrides,
+        run_dir=composed.run_dir,
+        bad_groups=composed.bad_groups,
+    )
+    facts = look(chosen, bad_keys, training=training)
+    made = compile(chosen, facts, [*composed.problems, *problems], bad_keys, training=training)
+    if isinstance(made, list):
+        raise UserError(*made)
+    return made
+
+
+def plan(arguments: list[str]) -> int:
+    """compile only: the plan, the estimate, and what this machine lacks"""
+    line = compose.parse(arguments)
+    if line.multirun:
+        raise refuse(
+            "plan-of-a-sweep", "-m", "one plan is shown at a time", because="a sweep has many", fix="leave -m away"
+        )
+    composed = compose.compose(line)
+    made = _compiled(composed, training=False)
+    if composed.tree["plan"]["format"] == "json":
+        from factory.plan import to_json
+
+        print(json.dumps(to_json(made), ensure_ascii=False))
+    else:
+        from factory.run.screen import Screen, plan_panel
+
+        Screen().print(plan_panel(made))
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """compile, then execute; `--from-plan PLAN` replays a plan file, -m sweeps"""
+    if any(word.partition("=")[0] == "--from-plan" for word in arguments):
+        return _replay(arguments)
+    line = compose.parse(arguments)
+    if line.hydra_flags:
+        compose.hydra_main(lambda _: None, [*line.hydra_flags, *compose.prepared(line).overrides])
+        return 0
+    if line.multirun:
+        from factory.run.screen import Screen
+        from factory.run.sweep import sweep
+
+        return sweep(line, _job, Screen())
+    composed = compose.compose(line)
+    if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
+        composed = replace(composed, run_dir=_fresh(composed.run_dir))
+    return _run(composed)
+
+
+def _fresh(folder: str) -> str:
+    """The default folder is named by the second: another run may have been as quick."""
+    number, path = 1, folder
+    while Path(path).exists():
+        number += 1
+        path = f"{folder}-{number}"
+    return path
+
+
+def _run(composed: compose.Composed) -> int:
+    made = _compiled(composed, training=True)
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    folder = RunFolder(composed.run_dir)
+    resume = composed.tree["stage"]["resume"]
+    start = folder.checkpoint() if resume == "auto" else Path(resume) if resume else None
+    return launch(made, folder, start, Screen())
+
+
+def _job(composed: compose.Composed) -> int:
+    """One job of a sweep: what ends it must not end the others."""
+    try:
+        return _run(composed)
+    except UserError as error:
+        code, text = REFUSED, str(error)
+        print(text, file=sys.stderr)
+    except Exception as error:
+        return _our_mistake(error, Path(composed.run_dir))
+    folder = RunFolder(composed.run_dir)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.log.open("a", encoding="utf-8") as log:
+        log.write(f"{text}\n")
+    return code
+
+
+def _replay(arguments: list[str]) -> int:
+    """Executes a plan file as it is. Only places may be changed: hydra.run.dir and tracking."""
+    from factory.execute.verify import verify
+    from factory.plan import read_plan
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    path, rest = _from_plan(arguments)
+    made = read_plan(Path(path))
+    run_dir, tracking, problems = None, made.tracking, []
+    for text in rest:
+        name, _, value = text.lstrip("+").partition("=")
+        if name == "hydra.run.dir" and value:
+            run_dir = value
+        elif name in ("tracking.uri", "tracking.experiment", "tracking.parent_run"):
+            tracking = replace(tracking, **{name.removeprefix("tracking."): None if value == "null" else value})
+        else:
+            problems.append(_fixed_by_the_plan(text))
+    if problems:
+        raise UserError(*problems)
+    verify(made)
+    folder = RunFolder(run_dir or _fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
+    if folder.plan.exists():
+        raise refuse(
+            "folder-taken",
+            f"hydra.run.dir={folder.path}",
+            "there is a run in it",
+            because="its results would be overwritten",
+            fix="set another hydra.run.dir, or `factory resume` that run",
+        )
+    return launch(replace(made, tracking=tracking), folder, None, Screen())
+
+
+def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
+    rest = list(arguments)
+    at = next(index for index, word in enumerate(rest) if word.partition("=")[0] == "--from-plan")
+    _, equals, path = rest.pop(at).partition("=")
+    if not equals:
+        path = rest.pop(at) if at < len(rest) else ""
+    if not path:
+        raise refuse(
+            "plan-missing", "--from-plan", "no file is named", because="there is no plan", fix="--from-plan PLAN"
+        )
+    return path, rest
+
+
+def _fixed_by_the_plan(text: str) -> Refusal:
+    return Refusal(
+        rule="fixed-by-the-plan",
+        setting=text,
+        wrong="a plan is replayed as it is",
+        because="its rules were checked with the values that it holds",
+        fix="change only hydra.run.dir and tracking.*, or compile a new plan without --from-plan",
+    )
+
+
+def resume(arguments: list[str]) -> int:
+    """continue an interrupted run's FOLDER from its newest whole checkpoint"""
+    from factory.execute.verify import verify
+    from factory.plan import read_plan
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    if len(arguments) != 1:
+        raise refuse(
+            "resume-what",
+            " ".join(arguments) or "(nothing)",
+            "one folder is needed",
+            because="a run is continued as its plan says, without overrides",
+            fix="factory resume outputs/DATE/TIME",
+        )
+    folder = RunFolder(arguments[0])
+    if not folder.plan.is_file():
+        raise refuse(
+            "resume-missing",
+            arguments[0],
+            "there is no plan.yaml in it",
+            because="it is not a run's folder",
+            fix="name the folder that the run printed",
+        )
+    if folder.status() == "finished":
+        raise refuse(
+            "resume-finished",
+            arguments[0],
+            "the run is finished",
+            because="nothing is left to do",
+            fix="see report.json",
+        )
+    made = read_plan(folder.plan)
+    verify(made)
+    return launch(made, folder, folder.checkpoint(), Screen())
+
+
+def explain(arguments: list[str]) -> int:
+    """a key's (or a group's) meaning, type, range, default, and the rules that read it"""
+    from factory.help import explained
+
+    if len(arguments) != 1:
+        raise refuse(
+            "explain-what",
+            " ".join(arguments) or "(nothing)",
+            "one key or group is needed",
+            because="keys are explained one at a time",
+            fix="factory explain method.rank",
+        )
+    print(explained(arguments[0]))
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"train": train, "plan": plan, "resume": resume, "explain": explain}
+
+
+def _our_mistake(error: Exception, folder: Path | None = None) -> int:
+    """A traceback is ours, not the user's: it goes to a log, one line says where."""
+    log = (folder or Path("outputs")) / "run.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        where = f"the traceback is in {log}"
+    except OSError:
+        where = "no log could be written"
+    print(
+        f"Internal error ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {where}",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,105 @@
+"""`--help` and `explain`: made from the groups, the schema and the rules, so that they cannot go stale."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from factory import compose, look, registry
+from factory.compile.rules import all_rules
+from factory.refusal import did_you_mean, refuse
+from factory.settings import GROUPS, NAMED, all_keys
+from factory.typed import Key, describe, plain
+
+
+def overview(verbs: Mapping[str, Callable[..., int]], config_dirs: tuple[str, ...]) -> str:
+    groups = "\n".join(f"  {group:<10} {', '.join(compose.options(group, config_dirs))}" for group in compose.GROUPS)
+    listed = "\n".join(f"  {name:<10} {function.__doc__}" for name, function in verbs.items())
+    return f"""Factory: fine-tuning as a plan that is compiled, refused or executed.
+
+usage: factory [VERB] [group=option ...] [key=value ...] [-m]
+
+verbs (train when none is given)
+{listed}
+
+groups and their options (group=option; `factory explain GROUP` lists a group's keys)
+{groups}
+  recipe     {", ".join(compose.recipes())}
+
+flags
+  -m, --multirun          a sweep: method=lora,galore,qlora
+  --config-dir DIR        your own options, in folders named as the groups
+  --from-plan PLAN        (train) replay a plan file
+  --cfg job, --info       Hydra's own: the composed config, its search path
+  --help
+
+examples
+  factory                                                 the demo: LoRA on the embedded model
+  factory plan model=llama3_8b method=qlora               what it would take
+  factory data=file data.path=rows.jsonl                  your own data
+  factory -m method=lora,galore,qlora                     compare methods
+"""
+
+
+def explained(name: str) -> str:
+    keys = list(all_keys())
+    exact = [key for key in keys if key.path == name or _matches(key.path, name)]
+    if exact:
+        return _key(exact[0])
+    inside = [key for key in keys if key.path.startswith(f"{name}.")]
+    if inside:
+        options = f"{name}=  {', '.join(compose.options(name))}\n\n" if name in (*GROUPS, *NAMED) else ""
+        width = max(len(key.path) for key in inside)
+        return options + "\n".join(f"{key.path:<{width}}  {key.limits.doc if key.limits else ''}" for key in inside)
+    raise refuse(
+        "unknown-key",
+        name,
+        "there is no such key or group",
+        because="the schema does not have it",
+        fix=f"{did_you_mean(name, [key.path for key in keys])}`factory --help` lists the groups",
+    )
+
+
+def _matches(path: str, name: str) -> bool:
+    """`data.sources.demo.path` is a case of `data.sources.<name>.path`."""
+    parts, given = path.split("."), name.split(".")
+    return len(parts) == len(given) and all(a == b or a == "<name>" for a, b in zip(parts, given, strict=True))
+
+
+def _key(key: Key) -> str:
+    readers = [rule.id for rule in all_rules() if key.path in rule.reads]
+    readers += [rule for rule, read in look.READS.items() if key.path in read]
+    lines = [
+        key.path,
+        f"  {key.limits.doc if key.limits else 'the seed of every random choice'}",
+        f"  type:     {describe(key.kind, key.limits)}",
+        f"  default:  {_default(key.path)}",
+    ]
+    owners = _owners(key.path)
+    if owners:
+        lines.append(f"  of:       {', '.join(owners)}")
+    lines.append(f"  rules:    {', '.join(readers) or 'none'}")
+    return "\n".join(lines)
+
+
+def _owners(path: str) -> list[str]:
+    """The methods or stages that have the key, where not all of them do."""
+    group = path.partition(".")[0]
+    if group not in NAMED:
+        return []
+    from factory.typed import known_keys
+
+    kind = NAMED[group]
+    having = [name for name in registry.names(kind) if path in known_keys(registry.spec(kind, name).Settings, group)]
+    return [f"{group}={name}" for name in having] if len(having) < len(registry.names(kind)) else []
+
+
+def _default(path: str) -> str:
+    """From conf/, composed with the first option that has the key."""
+    owners = _owners(path)
+    line = compose.CommandLine(overrides=tuple(owners[:1]))
+    value: Any = compose.compose(line).tree
+    for part in path.split("."):
+        if not isinstance(value, dict):
+            return "(set by the option)"
+        value = next(iter(value.values())) if part == "<name>" else value.get(part)
+    text = ", ".join(plain(item) for item in value) if isinstance(value, list) else plain(value)
+    return text + (f"  (with {owners[0]})" if owners else "")

@@ -1,0 +1,182 @@
+"""What a person sees, in the terminal and in run.log alike."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from factory.plan import Plan
+
+_LOG_WIDTH = 120
+
+
+class Screen:
+    """Prints to the terminal and, once a run's folder is claimed, to its log."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=False)
+        self.log: Console | None = None
+        self._progress: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def write_to(self, log: Path | None) -> None:
+        if self.log is not None:
+            self.log.file.close()
+        file = log.open("a", encoding="utf-8") if log else None
+        self.log = Console(file=file, width=_LOG_WIDTH, no_color=True, highlight=False) if file else None
+
+    def print(self, *what: Any, style: str | None = None) -> None:
+        self.console.print(*what, style=style)
+        if self.log is not None:
+            with suppress(OSError):  # a full disk must not hide the message from the terminal
+                self.log.print(*what)
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """A bar for each stretch of work; in a file or a pipe, only its end."""
+        if not self.console.is_terminal:
+            return
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description:>9}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+            self._progress.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, note="")
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+    def note(self, name: str, text: str) -> None:
+        if self._progress is not None and name in self._tasks:
+            self._progress.update(self._tasks[name], note=text)
+
+    def stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._tasks = None, {}
+
+
+def size(count: float | None) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "-"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def plan_panel(plan: Plan) -> Panel:
+    steps, estimate = plan.steps, plan.estimate
+    counted, memory, train = estimate.parameters, estimate.memory, steps.train
+    share = 100 * counted.trainable / counted.total
+    table = _grid()
+    add = table.add_row
+    add(
+        "load",
+        f"{plan.options.get('model', '')}  {counted.total:,} parameters, {steps.load.dtype} on {steps.load.device}",
+    )
+    rope = (
+        f", rope {steps.patch.rope_scaling} x {steps.patch.rope_factor:g}" if steps.patch.rope_scaling != "none" else ""
+    )
+    recompute = ", activations recomputed" if steps.patch.activation_checkpointing else ""
+    add("patch", f"attention {steps.patch.attention}{rope}{recompute}")
+    bits = steps.quantize.bits
+    double = ", double quantization" if steps.quantize.double_quantization else ""
+    add("quantize", f"{bits}-bit {steps.quantize.type}{double}" if bits else "no")
+    add("attach", f"{steps.attach.method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
+    for name, source in steps.align.sources.items():
+        add("align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes")
+    isolated = ", documents isolated" if steps.pack.isolate_documents else ""
+    add(
+        "pack", f"up to {steps.pack.max_length:,} tokens, {'packed' + isolated if steps.pack.packing else 'a row each'}"
+    )
+    rows = train.batch_size * train.gradient_accumulation_steps
+    add(
+        "train",
+        f"{train.stage}  {estimate.steps} steps of {rows} sequences, {train.optimizer}, "
+        f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
+    )
+    add("evaluate", "perplexity before and after" if steps.evaluate.perplexity else "no perplexity")
+    fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
+    parts = ", ".join(
+        f"{name} {size(getattr(memory, name))}"
+        for name in ("weights", "gradients", "optimizer", "activations", "runtime")
+        if getattr(memory, name)
+    )
+    add("memory", f"about {size(memory.total)} of {size(memory.capacity)}: {fits}\n({parts})")
+    for note in plan.notes:
+        add("note", f"[dim]{note}[/dim]")
+    for warning in plan.warnings:
+        add("warning", f"[yellow]{_plain(warning)}[/yellow]")
+    return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def report_panel(report: dict[str, Any], folder: Path) -> Panel:
+    table = _grid()
+    add, train = table.add_row, report.get("train", {})
+    parameters, memory = report["parameters"], report["memory"]
+    add("parameters", f"{parameters['trainable']:,} trained of {parameters['total']:,}")
+    add("memory", f"peak {size(memory['peak_bytes'])} while training (estimated {size(memory['estimated_bytes'])})")
+    if train:
+        add(
+            "training",
+            f"{train['steps']:,} steps, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
+            f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
+            f"loss {train['first_loss']:.3f} -> {train['final_loss']:.3f}",
+        )
+    data = report.get("data", {})
+    if data:
+        dropped = sum(data["dropped"].values())
+        add(
+            "data",
+            f"{data['used']:,} rows trained, {data['validation']:,} held out, {dropped:,} dropped of {data['rows']:,}",
+        )
+        for reason, count in data["dropped"].items():
+            add("", f"dropped: {_plain(reason)} ({count:,})")
+    evaluate = report.get("evaluate", {})
+    if "perplexity" in evaluate:
+        before, after = evaluate["perplexity_before"], evaluate["perplexity"]
+        add("perplexity", f"[bold]{before:.3f} -> {after:.3f}[/bold] on the held-out rows")
+    for sample in report.get("samples", []):
+        add("prompt", _plain(sample["prompt"].strip()[-600:]))
+        add("before", f"[dim]{_plain(sample['before'].strip())}[/dim]")
+        add("after", _plain(sample["after"].strip()))
+    for name, check in report.get("checks", {}).items():
+        verdict = "[green]ok[/green] " if check["passed"] else "[red]RED[/red]"
+        add("check", f"{verdict} {name}: {_plain(check['detail'])}")
+    return Panel(table, title=f"report {folder}", title_align="left", expand=False)
+
+
+def runs_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="sweep", title_justify="left")
+    for name in rows[0] if rows else ():
+        table.add_column(name, justify="left" if name in ("job", "options", "status") else "right")
+    for row in rows:
+        table.add_row(*(_plain(str(value)) for value in row.values()))
+    return table
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "no jobs\n"
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
+    lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text that may hold square brackets, for rich."""
+    from rich.markup import escape
+
+    return escape(text)
