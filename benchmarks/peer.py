@@ -1,0 +1,181 @@
+"""Factory beside LLaMA-Factory on this machine's CPU: prints a table, writes OUT/results.jsonl and OUT/runs/*.log.
+
+Both train the embedded model on the demo data with the same numbers: batch 1, constant learning rate, bf16 with trained
+tensors in float32, fused AdamW, 2 threads, no evaluation, no checkpoints, the model saved once at the end. They take
+turns at each job, so that a busy machine hits both. The jobs:
+
+    refusal   a misspelt key: what it costs to be told
+    start     one step of 32 tokens: what a run costs besides training
+    pt_full   20 steps of 512 packed tokens, every weight (Factory keeps the short last sequence, the peer drops it)
+    pt_lora   the same, LoRA of rank 128
+    sft_lora  the 160 demo instructions once, LoRA of rank 8 (each system has its own order of rows)
+
+CPU seconds and peak memory are the system's count for the whole command, all its processes included (wait4).
+LLaMA-Factory recomputes activations by default, Factory does not: here neither does, with --checkpointing both do.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import factory
+from factory.steps.source import cache
+
+DEMO = Path(factory.__file__).parent / "demo"
+PACKAGES = ("llamafactory==0.9.5", "gguf", "bitsandbytes", "galore-torch")
+# passive: a thread that waits for another burns no CPU seconds
+SAME = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+# what to set, in Factory's words and in the peer's
+COMMON = (
+    "hardware=cpu precision=bf16 tracking.uri=null evaluate.perplexity=false evaluate.samples=0 "
+    "data.validation_fraction=0 stage.batch_size=1 stage.lr_scheduler=constant stage.warmup_ratio=0 "
+    "stage.logging_steps=1 stage.save_steps=null model.template=chatml",
+    "use_cpu=true bf16=true report_to=none include_num_input_tokens_seen=non_padding do_train=true "
+    "per_device_train_batch_size=1 gradient_accumulation_steps=1 lr_scheduler_type=constant template=chatml "
+    'logging_steps=1 save_strategy="no" optim=adamw_torch_fused seed=42',
+)
+PT = ("stage=pt stage.learning_rate=1e-5", "stage=pt dataset=text packing=true learning_rate=1.0e-5")
+SFT = (
+    "stage=sft stage.learning_rate=1e-4 data.max_length=1024",
+    "stage=sft dataset=messages learning_rate=1.0e-4 cutoff_len=1024 num_train_epochs=1.0",
+)
+TINY = ("data.max_length=32 stage.max_steps=1", "cutoff_len=33 max_steps=1")  # when packing, the peer takes one less
+BLOCKS = ("data.max_length=512 stage.max_steps=20", "cutoff_len=513 max_steps=20")
+FULL = ("method=full", "finetuning_type=full")
+LORA_8 = ("method=lora method.rank=8 method.alpha=16", "finetuning_type=lora lora_rank=8 lora_alpha=16")
+LORA_128 = ("method=lora method.rank=128 method.alpha=256", "finetuning_type=lora lora_rank=128 lora_alpha=256")
+WRONG = ("method=lora method.rnak=8", "finetuning_type=lora lora_rnak=8")
+JOBS = {
+    "refusal": (SFT, WRONG),
+    "start": (PT, TINY, LORA_8),
+    "pt_full": (PT, BLOCKS, FULL),
+    "pt_lora": (PT, BLOCKS, LORA_128),
+    "sft_lora": (SFT, LORA_8),
+}
+MEASURED = ["load", "exit", "output_lines", "wall_s", "cpu_s", "peak_mib", "training_peak_mib"]
+COLUMNS = ["job", "system", *MEASURED, "trained", "steps", "tokens", "tokens_per_s", "loss_first", "last", "mean"]
+
+
+def peer_python(venv: Path) -> Path:
+    """The peer's Python, in an environment of its own that is made once."""
+    if not (venv / "bin" / "llamafactory-cli").exists():
+        print(f"Installing {PACKAGES[0]} into {venv} …", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+        subprocess.run([venv / "bin" / "pip", "install", "--quiet", *PACKAGES], check=True)
+    # torchaudio's extension is built for CUDA: beside a CPU build of torch it cannot load, which stops LLaMA-Factory at
+    # import. Without these files torchaudio imports; no audio is used here.
+    for extension in venv.glob("lib/python*/site-packages/torchaudio/lib/*.so"):
+        extension.unlink()
+    return venv / "bin" / "python"
+
+
+def embedded_model(runs: Path) -> Path:
+    """The folder that Factory's first run converts the embedded model into; both systems read it."""
+    folder = cache() / "SmolLM2-135M-Instruct.Q4_1"
+    if not (folder / "config.json").is_file():
+        words = " ".join(ours for ours, _ in (COMMON, *JOBS["start"])).split()
+        command = [sys.executable, "-m", "factory", *words, f"hydra.run.dir={runs / 'convert'}"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder
+
+
+def measure(command: list[Any], folder: Path) -> dict[str, Any]:
+    """Runs a command to its end and says what it took. HF_HOME: no data cached by a run before."""
+    load, start, log = os.getloadavg()[0], time.monotonic(), folder.with_suffix(".log")
+    environment = {**os.environ, **SAME, "HF_HOME": str(folder / "hf")}
+    with log.open("wb") as file:
+        process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, env=environment)
+        _, status, used = os.wait4(process.pid, 0)
+    wall, process.returncode = time.monotonic() - start, os.waitstatus_to_exitcode(status)
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    lines = len(log.read_text(errors="replace").splitlines())
+    values = (round(load, 1), process.returncode, lines, round(wall, 1), round(cpu, 1), round(peak))
+    return dict(zip(MEASURED, values, strict=False))
+
+
+def run_factory(words: str, model: Path, folder: Path) -> dict[str, Any]:
+    paths = [f"model.path={model}", f"hydra.run.dir={folder}"]
+    result = measure([sys.executable, "-m", "factory", *words.split(), *paths], folder)
+    if result["exit"] == 0:
+        report = json.loads((folder / "report.json").read_text())
+        result["training_peak_mib"] = round(report["memory"]["peak_bytes"] / 2**20)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        result |= training(report["parameters"]["trainable"], lines, report["train"])
+    return result
+
+
+def run_peer(python: Path, words: str, model: Path, folder: Path) -> dict[str, Any]:
+    config, data = folder.with_suffix(".yaml"), folder.parent.parent
+    lines = [word.replace("=", ": ", 1) for word in words.split()]
+    lines += [f'model_name_or_path: "{model}"', f'dataset_dir: "{data}"', f'output_dir: "{folder}"']
+    config.write_text("\n".join(lines) + "\n")
+    result = measure([python.with_name("llamafactory-cli"), "train", config], folder)
+    if result["exit"] == 0:
+        *steps, end = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        count = re.search(r"trainable params: ([\d,]+)", folder.with_suffix(".log").read_text(errors="replace"))
+        train = {"tokens": end["num_input_tokens_seen"], "seconds": end["train_runtime"]}
+        result |= training(int(count[1].replace(",", "")) if count else None, steps, train)
+    return result
+
+
+def training(trained: int | None, lines: list[dict[str, Any]], train: dict[str, Any]) -> dict[str, Any]:
+    losses = [line["loss"] for line in lines]
+    rate, mean = round(train["tokens"] / train["seconds"]), sum(losses) / len(losses)
+    values = (trained, len(losses), train["tokens"], rate, *(round(loss, 4) for loss in (losses[0], losses[-1], mean)))
+    return dict(zip(COLUMNS[-7:], values, strict=True))
+
+
+def row(result: dict[str, Any]) -> str:
+    cells = (result.get(name, "") for name in COLUMNS)
+    return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in cells) + " |"
+
+
+def versions(python: Path | str) -> str:
+    code = "from importlib.metadata import distributions as d; print(*sorted({f'{x.name} {x.version}' for x in d() if "
+    code += "x.name in ('factory', 'llamafactory', 'torch', 'transformers', 'peft')}), sep=', ')"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--venv", type=Path, default=cache() / "peer-venv", help="the peer's environment, made once")
+    parser.add_argument("--out", type=Path, default=Path("outputs/peer"), help="results and logs (outputs/peer)")
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="these jobs")
+    parser.add_argument("--repeat", type=int, default=1, help="turns of each system at each job (1)")
+    parser.add_argument("--checkpointing", action="store_true", help="both recompute activations")
+    options = parser.parse_args()
+    runs, on = options.out.resolve() / "runs", options.checkpointing
+    runs.mkdir(parents=True, exist_ok=True)
+    python, model = peer_python(options.venv.absolute()), embedded_model(runs)
+    data: dict[str, Any] = {"messages": {"file_name": str(DEMO / "messages.jsonl")}}
+    data["text"] = {"file_name": str(DEMO / "text.jsonl"), "columns": {"prompt": "text"}}
+    (runs.parent / "dataset_info.json").write_text(json.dumps(data, indent=1))
+    recompute = (f"compute.activation_checkpointing={on}".lower(), f"disable_gradient_checkpointing={not on}".lower())
+    results = []
+    for job, turn in ((job, turn) for job in options.only for turn in range(options.repeat)):
+        ours, theirs = map(" ".join, zip(COMMON, *JOBS[job], recompute, strict=True))
+        for system in ("factory", "llamafactory"):
+            folder = runs / f"{job}-{system}-{turn}"
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"{job}: {system} …", file=sys.stderr)
+            factory_turn = system == "factory"
+            result = run_factory(ours, model, folder) if factory_turn else run_peer(python, theirs, model, folder)
+            results.append({"job": job, "system": system, "checkpointing": on, **result})
+            with (runs.parent / "results.jsonl").open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+            for weights in folder.rglob("*.safetensors"):
+                weights.unlink()
+    print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(row, results), sep="\n")
+    print(f"\n- factory: {versions(sys.executable)}\n- llamafactory: {versions(python)}")
+    return int(any((result["exit"] == 0) == (result["job"] == "refusal") for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
