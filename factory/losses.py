@@ -62,9 +62,11 @@ def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     hidden = inner.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
     wanted = labels != -100
-    head = inner.get_output_embeddings()
+    head = inner.get_output_embeddings().weight
+    if not torch.is_grad_enabled():  # autograd.Function sees what requires a gradient, not whether one is wanted
+        head = head.detach()
     dtype = (
         torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
     )
     with torch.autocast(hidden.device.type, enabled=False):
-        return LinearCrossEntropy.apply(hidden[wanted], head.weight, labels[wanted], dtype)  # type: ignore[no-any-return]
+        return LinearCrossEntropy.apply(hidden[wanted], head, labels[wanted], dtype)  # type: ignore[no-any-return]

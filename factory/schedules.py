@@ -13,8 +13,8 @@ DECAYS: dict[str, Callable[[float], float]] = {
 def factor(name: str, step: int, total: int, warmup_ratio: float) -> float:
     """What step `step` of `total` (from 0) multiplies the peak by: a linear rise, then the decay.
 
-    The rise starts above 0, so that no step is spent without learning: transformers' schedules of the same names, one
-    step on.
+    The rise starts above 0, so that no step is spent without learning: transformers' schedules of the same names, the
+    rise one step on.
     """
     warmup = ceil(total * warmup_ratio)
     if step < warmup:
