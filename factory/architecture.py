@@ -67,18 +67,18 @@ class Architecture:
 
 def architecture(config: dict[str, Any]) -> Architecture:
     """Reads a config.json's numbers. Raises UserError for a kind that the planner has no closed form for."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise refuse(
             "unknown-architecture",
             f"model_type={kind}",
             "the planner has no closed form for this architecture",
             because="parameters and memory could not be told before loading",
-            fix=f"{did_you_mean(str(kind), FAMILIES)}use a model of: {', '.join(FAMILIES)}",
+            fix=f"{did_you_mean(kind, FAMILIES)}use a model of: {', '.join(FAMILIES)}",
         )
     try:
         return _dense(kind, FAMILIES[kind], config)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise refuse(
             "incomplete-config",
             f"config.json of a {kind} model",

@@ -81,6 +81,9 @@ def plan(arguments: list[str]) -> int:
         raise refuse(
             "plan-of-a-sweep", "-m", "one plan is shown at a time", because="a sweep has many", fix="leave -m away"
         )
+    if line.hydra_flags:
+        compose.hydra_main(lambda _: None, [*line.hydra_flags, *compose.prepared(line).overrides])
+        return 0
     composed = compose.compose(line)
     made = _compiled(composed, training=False)
     if composed.tree["plan"]["format"] == "json":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from factory.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.typed import plain
 
 _HERE = Path(__file__).resolve().parent
 # in a wheel, conf/ and recipes/ lie inside the package; in a checkout, beside it
@@ -110,7 +111,7 @@ class Prepared:
 
 def prepared(line: CommandLine) -> Prepared:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     problems = [_no_folder(folder) for folder in line.config_dirs if not Path(folder).is_dir()]
     parser = OverridesParser.create()
@@ -119,7 +120,7 @@ def prepared(line: CommandLine) -> Prepared:
     for text in line.overrides:
         try:
             override = parser.parse_override(text)
-        except OverrideParseException as error:
+        except HydraException as error:
             problems.append(_unparsable(text, str(error)))
             continue
         key, chosen = override.key_or_group, override.value()
@@ -141,7 +142,8 @@ def prepared(line: CommandLine) -> Prepared:
             ready.append(text)
         else:
             ready.append(f"++{text.lstrip('+')}")
-    search = [ROOT.as_uri(), *(Path(folder).resolve().as_uri() for folder in line.config_dirs)]
+    folders = [Path(folder).resolve() for folder in line.config_dirs if Path(folder).is_dir()]
+    search = [ROOT.as_uri(), *(folder.as_uri() for folder in folders)]
     if not any(text.startswith("hydra.searchpath=") for text in line.overrides):
         ready.append(f"hydra.searchpath=[{','.join(search)}]")
     return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
@@ -211,7 +213,7 @@ def of_job(config: Any) -> Composed:
     return Composed(
         tree=tree,  # type: ignore[arg-type]
         options={name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS},
-        overrides=tuple(text.removeprefix("++") for text in overrides),
+        overrides=tuple(text.removeprefix("++").replace("+recipes=", "recipe=") for text in overrides),
         run_dir=_relative(str(hydra.runtime.output_dir)),
     )
 
@@ -254,7 +256,8 @@ def translated(composing: Callable[[], T]) -> T:
 
 
 def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]:
-    names = _names(chosen)
+    several = group in ("data", "recipe")  # of the others one option is chosen, the last of a list would win in silence
+    names = [str(chosen)] if isinstance(chosen, list) and not several else _names(chosen)
     return [
         Refusal(
             rule="unknown-option",
@@ -275,7 +278,7 @@ def _names(chosen: Any) -> list[str]:
         return [name for item in chosen for name in _names(item)]
     if hasattr(chosen, "list"):  # hydra's ChoiceSweep
         return [name for item in chosen.list for name in _names(item)]
-    return [str(chosen)] if isinstance(chosen, str | int | float | bool) else []
+    return [plain(chosen)] if chosen is None or isinstance(chosen, str | int | float | bool) else []
 
 
 def _no_folder(folder: str) -> Refusal:

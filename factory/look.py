@@ -304,7 +304,7 @@ def source_path(path: str, stage: str) -> Path:
     """The file behind a source's path; `package:` and `{kind}` (of the stage's records) resolved."""
     kind = registry.spec("stages", stage).KIND
     if path.startswith(_PACKAGE_PREFIX):
-        return Path(__file__).parent / path.removeprefix(_PACKAGE_PREFIX).format(kind=kind)
+        return Path(__file__).parent / path.removeprefix(_PACKAGE_PREFIX).replace("{kind}", kind)
     return Path(path).expanduser()
 
 
@@ -351,10 +351,12 @@ def _peek(name: str, source: Source, path: Path, setting: str) -> DataFacts:
             because="there is nothing to train on",
             fix="fill it, or set another path",
         )
+    own = {column for row in rows[:PEEK_ROWS] for column in row}
     rows = [formats.rename(row, source.columns) for row in rows[:PEEK_ROWS]] + rows[PEEK_ROWS:]
     columns = {column for row in rows[:PEEK_ROWS] for column in row}
     format = formats.recognise(columns) if source.format == "auto" else source.format
     missing = set(formats.FORMATS[format].columns) - columns if format else set()
+    missing |= set(source.columns.values()) - own
     if format is None or missing:
         known = "; ".join(f"{name}: {', '.join(found.columns)}" for name, found in formats.FORMATS.items())
         raise refuse(

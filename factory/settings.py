@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import registry, schema
 from factory.refusal import Refusal, did_you_mean
-from factory.typed import Key, Reader, known_keys, unknown_key, walk_keys
+from factory.typed import Key, Limits, Reader, known_keys, unknown_key, walk_keys
 
 GROUPS: dict[str, type] = {
     "model": schema.Model,
@@ -20,6 +20,7 @@ GROUPS: dict[str, type] = {
 }
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
+SEED = Limits("the seed of every random choice", low=0, high=2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ def read(
         values[name] = reader.record(cls, tree.get(name, {}), name)
     for name, kind in NAMED.items():
         values[name] = None if name in bad_groups else _named(reader, name, kind, tree.get(name, {}))
-    values["seed"] = reader.value(int, tree.get("seed"), "seed")
+    values["seed"] = reader.value(int, tree.get("seed"), "seed", SEED)
     settings = Settings(**values, options=options, overrides=overrides, run_dir=run_dir)
     return settings, reader.problems, reader.bad_keys
 
@@ -115,4 +116,4 @@ def all_keys() -> Iterator[Key]:
                 if found.path not in seen:
                     seen.add(found.path)
                     yield found
-    yield Key("seed", int, None)
+    yield Key("seed", int, SEED)

@@ -1,6 +1,6 @@
 """`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from factory import architecture, plan, registry, schema
@@ -48,7 +48,10 @@ def compile(
     if refusals or case.found_arch is None:
         return refusals or found
     made = _plan(case, tuple(_warning(refusal) for refusal in found))
-    return _against_folder(made, settings, facts) + _against_memory(made, facts, training=training) or made
+    lacking = _against_memory(made)
+    if not training:
+        made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
+    return _against_folder(made, settings, facts) + lacking or made
 
 
 def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:
@@ -243,11 +246,11 @@ def _capacity(case: Case) -> int:
     return machine.available_bytes
 
 
-def _against_memory(made: plan.Plan, facts: Facts, *, training: bool) -> list[Refusal]:
+def _against_memory(made: plan.Plan) -> list[Refusal]:
     """Refuses what cannot fit whatever the activations are: the estimate's exact part alone is too large."""
     memory = made.estimate.memory
     needed = memory.weights + memory.gradients + memory.optimizer
-    if not training or needed <= memory.capacity:
+    if needed <= memory.capacity:
         return []
     return [
         Refusal(

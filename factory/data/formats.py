@@ -86,7 +86,7 @@ def _conversation(column: str, role: str, content: str) -> Callable[[Row], Recor
 def _message(turn: Any, role: str, content: str) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get(content), str):
         raise BadRow(f"a message has no text {content}")
-    if turn.get(role) not in ROLES:
+    if str(turn.get(role)) not in ROLES:
         raise BadRow(f"unknown role {turn.get(role)}")
     return {"role": ROLES[turn[role]], "content": turn[content]}
 

@@ -76,11 +76,19 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
 
 def _parse(text: str, path: Path, line: int) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise _broken(path, f"line {line + error.lineno - 1}, column {error.colno} is not JSON ({error.msg})") from None
     except RecursionError:
         raise _broken(path, f"line {line} is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        before = error.object[max(0, error.start - 30) : error.start]
+        raise _broken(path, f"there is half of a surrogate pair after {before!r}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise _broken(path, f"line {line}: {error}") from None
 
 
 def _not_utf8(path: Path, line: int, column: int, byte: int) -> UserError:

@@ -16,6 +16,7 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
         "status": status,
         "plan_digest": plan.digest(),
         "options": plan.options,
+        "overrides": plan.overrides,
         "parameters": {
             "total": plan.estimate.parameters.total,
             "trainable": plan.estimate.parameters.trainable,

@@ -53,12 +53,12 @@ def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scr
             running = child.poll() is None
             if running:
                 time.sleep(_POLL)
-            for event in events.lines():
-                _show_event(event, screen)
             lines = metrics.lines()
             for line in lines:
                 _show_metrics(line, screen)
             tracker.metrics(lines)
+            for event in events.lines():
+                _show_event(event, screen)
         screen.stop_progress()
         return child.returncode, tracker
 
@@ -184,16 +184,17 @@ def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: 
         screen.print(f"MLflow did not get everything ({tracker.problem}). The run's folder has it all.", style="yellow")
     if report["status"] == "finished":
         screen.print(report_panel(report, where))
-        screen.print(_next_commands(plan, folder))
+        if plan.tracking.parent_run is None:  # a sweep says it once, at its end
+            screen.print(_next_commands(plan, folder), soft_wrap=True)
         return code
     if report["status"] == "interrupted":
         saved = folder.checkpoint()
         kept = f"Saved {saved}." if saved else "Nothing was trained yet."
-        screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow")
+        screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow", soft_wrap=True)
         return INTERRUPTED
     screen.print(report["error"], style="red")
     if folder.checkpoint() is not None:
-        screen.print(f"The last whole checkpoint is kept. To continue: {again}")
+        screen.print(f"The last whole checkpoint is kept. To continue: {again}", soft_wrap=True)
     return FAILED
 
 
@@ -213,6 +214,7 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int) -> dict[str, A
         "status": "failed",
         "plan_digest": plan.digest(),
         "options": plan.options,
+        "overrides": plan.overrides,
         "parameters": {"total": counted.total, "trainable": counted.trainable},
         "memory": {
             "peak_bytes": None,
@@ -230,10 +232,10 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int) -> dict[str, A
 
 
 def _next_commands(plan: Plan, folder: RunFolder) -> str:
-    lines = ["Next:", f"  factory train --from-plan {folder.plan}      # the same run again"]
+    lines = ["Next:", f"  factory train --from-plan {folder.plan}  # the same run again"]
     if plan.tracking.uri:
-        lines.append(f"  mlflow ui --backend-store-uri {plan.tracking.uri}      # curves and tables")
+        lines.append(f"  mlflow ui --backend-store-uri {plan.tracking.uri}  # curves and tables")
     other = "qlora" if plan.steps.attach.method != "qlora" else "lora"
-    lines.append(f"  factory -m method={plan.steps.attach.method},{other}      # compare methods")
-    lines.append("  factory data=file data.path=YOURS.jsonl      # your own rows")
+    lines.append(f"  factory -m method={plan.steps.attach.method},{other}  # compare methods")
+    lines.append("  factory data=file data.path=YOURS.jsonl  # your own rows")
     return "\n".join(lines)

@@ -29,11 +29,12 @@ class Screen:
         file = log.open("a", encoding="utf-8") if log else None
         self.log = Console(file=file, width=_LOG_WIDTH, no_color=True, highlight=False) if file else None
 
-    def print(self, *what: Any, style: str | None = None) -> None:
-        self.console.print(*what, style=style)
+    def print(self, what: Any, *, style: str | None = None, soft_wrap: bool = False) -> None:
+        """`soft_wrap` leaves long lines to the terminal, so that a command can be copied whole."""
+        self.console.print(what, style=style, soft_wrap=soft_wrap)
         if self.log is not None:
             with suppress(OSError):  # a full disk must not hide the message from the terminal
-                self.log.print(*what)
+                self.log.print(what, soft_wrap=soft_wrap)
 
     def progress(self, name: str, done: int, total: int) -> None:
         """A bar for each stretch of work; in a file or a pipe, only its end."""
@@ -154,7 +155,8 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
 def runs_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="sweep", title_justify="left")
     for name in rows[0] if rows else ():
-        table.add_column(name, justify="left" if name in ("job", "options", "status") else "right")
+        left = name in ("job", "method", "set", "status")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_plain(str(value)) for value in row.values()))
     return table

@@ -31,7 +31,8 @@ def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
 
     def task(config: Any) -> float:
         composed = compose.of_job(config)
-        screen.print(f"\njob {composed.run_dir}: {' '.join(composed.overrides) or '(defaults)'}", style="bold")
+        words = " ".join(composed.overrides) or "(defaults)"
+        screen.print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
         code = job(composed)
         if code == _INTERRUPTED:
             raise _Stopped
@@ -47,7 +48,9 @@ def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
     screen.print(runs_table(rows))
     table = Path(folder) / "compare.md"
     write_whole(table, markdown(rows))
-    screen.print(f"written to {table}")
+    screen.print(f"Written to {table}", soft_wrap=True)
+    if tracking.uri:
+        screen.print(f"Next: mlflow ui --backend-store-uri {tracking.uri}", soft_wrap=True)
     done = all(row["status"] == "finished" for row in rows) and bool(rows)
     _close_parent(tracking, parent, table, done)
     return _INTERRUPTED if stopped else 0 if done else 1
@@ -56,22 +59,23 @@ def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
 def summary(folder: Path) -> list[dict[str, Any]]:
     """A row a job, from its report; a job without one was refused, and its log says why."""
     jobs = [path for path in folder.iterdir() if path.is_dir() and (path / "run.log").is_file()]
+    reports = {path.name: read_json(path / "report.json") for path in jobs}
+    common = set.intersection(*[set(report["overrides"]) for report in reports.values() if report] or [set()])
     rows = []
-    for path in sorted(jobs, key=lambda path: (len(path.name), path.name)):
-        refused: dict[str, Any] = {"status": f"refused, see {path.name}/run.log"}
-        report = read_json(path / "report.json") or refused
+    for name in sorted(reports, key=lambda name: (len(name), name)):
+        report = reports[name] or {"status": f"refused, see {name}/run.log", "overrides": []}
         options = report.get("options", {})
         train, evaluate = report.get("train", {}), report.get("evaluate", {})
         rows.append(
             {
-                "job": path.name,
+                "job": name,
                 "method": options.get("method", "-"),
-                "stage": options.get("stage", "-"),
+                "set": " ".join(text for text in report["overrides"] if text not in common) or "-",
                 "trainable": f"{report['parameters']['trainable']:,}" if "parameters" in report else "-",
                 "memory": size(report.get("memory", {}).get("peak_bytes")),
                 "tokens/s": _number(train.get("tokens_per_second"), 0),
                 "perplexity before": _number(evaluate.get("perplexity_before"), 3),
-                "perplexity": _number(evaluate.get("perplexity"), 3),
+                "after": _number(evaluate.get("perplexity"), 3),
                 "status": report["status"],
             }
         )

@@ -34,7 +34,7 @@ def after(
 def _measure(run: Run, model: Any, tokenizer: Any, dataset: Dataset, name: str) -> dict[str, Any]:
     plan = run.plan.steps.evaluate
     model.eval()
-    found: dict[str, Any] = {"samples": [_answer(run, model, tokenizer, prompt) for prompt in dataset.prompts]}
+    found: dict[str, Any] = {"samples": [_answer(run, model, tokenizer, *prompt) for prompt in dataset.prompts]}
     if plan.perplexity and dataset.validation:
         found["perplexity"] = _perplexity(run, model, dataset, name)
     return found
@@ -58,7 +58,7 @@ def _perplexity(run: Run, model: Any, dataset: Dataset, name: str) -> float:
     return exp(total / tokens)
 
 
-def _answer(run: Run, model: Any, tokenizer: Any, prompt: list[int]) -> dict[str, str]:
+def _answer(run: Run, model: Any, tokenizer: Any, text: str, prompt: list[int]) -> dict[str, str]:
     """The greedy answer to a prompt."""
     import torch
 
@@ -76,7 +76,4 @@ def _answer(run: Run, model: Any, tokenizer: Any, prompt: list[int]) -> dict[str
             eos_token_id=tokenizer.eos_token_id,
         )
     answer = given[0, ids.shape[1] :]
-    return {
-        "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
-        "answer": tokenizer.decode(answer, skip_special_tokens=True),
-    }
+    return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}

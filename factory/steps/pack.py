@@ -14,11 +14,11 @@ _PROVEN_ROWS = 50
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`counts` is the report's `data`; `prompts` are of held-out rows, as ids with the reference's text."""
+    """`counts` is the report's `data`; `prompts` are of held-out rows: what a person reads, and its ids."""
 
     train: list[Example]
     validation: list[Example]
-    prompts: list[list[int]]
+    prompts: list[tuple[str, list[int]]]
     pad: int
     counts: dict[str, Any]
 

@@ -10,7 +10,8 @@ __all__ = ["examples", "loss", "prompts"]
 _PROMPT_TOKENS = 24
 
 
-def prompts(records: list[Record], tokenizer: Any, pack: Pack) -> list[list[int]]:
+def prompts(records: list[Record], tokenizer: Any, pack: Pack) -> list[tuple[str, list[int]]]:
     """The beginnings of documents, to be continued."""
     texts = [record.response[0]["content"] for record in records]
-    return [tokenizer(text)["input_ids"][:_PROMPT_TOKENS] for text in texts]
+    ids = [tokenizer(text)["input_ids"][:_PROMPT_TOKENS] for text in texts]
+    return [(tokenizer.decode(prompt, skip_special_tokens=True), prompt) for prompt in ids]

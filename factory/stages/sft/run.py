@@ -8,12 +8,15 @@ from factory.plan import Pack
 __all__ = ["examples", "loss", "prompts"]
 
 
-def prompts(records: list[Record], tokenizer: Any, pack: Pack) -> list[list[int]]:
+def prompts(records: list[Record], tokenizer: Any, pack: Pack) -> list[tuple[str, list[int]]]:
     """Conversations up to the last answer, which is to be given."""
     return [
-        tokenizer(
-            tokenizer.apply_chat_template(list(record.prompt), tokenize=False, add_generation_prompt=True),
-            add_special_tokens=False,
-        )["input_ids"]
+        (
+            record.prompt[-1]["content"],
+            tokenizer(
+                tokenizer.apply_chat_template(list(record.prompt), tokenize=False, add_generation_prompt=True),
+                add_special_tokens=False,
+            )["input_ids"],
+        )
         for record in records
     ]
