@@ -69,7 +69,7 @@ def _key(key: Key) -> str:
     readers += [rule for rule, read in look.READS.items() if key.path in read]
     lines = [
         key.path,
-        f"  {key.limits.doc if key.limits else 'the seed of every random choice'}",
+        f"  {key.limits.doc if key.limits else ''}",
         f"  type:     {describe(key.kind, key.limits)}",
         f"  default:  {_default(key.path)}",
     ]

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK = 256  # tokens whose logits exist at a time
+_MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
+_PADDING = -100
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -24,17 +26,19 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         total = hidden.new_zeros((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         for start in range(0, len(target), CHUNK):
-            rows = slice(start, start + CHUNK)
-            part, wanted = hidden[rows].to(dtype), target[rows]
+            rows, count = slice(start, start + CHUNK), min(CHUNK, len(target) - start)
+            part = functional.pad(hidden[rows].to(dtype), (0, 0, 0, -count % _MULTIPLE))
+            wanted = functional.pad(target[rows], (0, -count % _MULTIPLE), value=_PADDING)
             logits = (part @ narrow.T).to(total.dtype)
-            total += functional.cross_entropy(logits, wanted, reduction="sum")
+            total += functional.cross_entropy(logits, wanted, ignore_index=_PADDING, reduction="sum")
             if not needs_hidden and not needs_weight:
                 continue
             slope = torch.softmax(logits, dim=-1, out=logits)
-            slope[torch.arange(len(wanted), device=slope.device), wanted] -= 1
+            slope[torch.arange(count, device=slope.device), wanted[:count]] -= 1
+            slope[count:] = 0
             slope = slope.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = slope @ narrow
+                grad_hidden[rows] = (slope @ narrow)[:count]
             if grad_weight is not None:
                 grad_weight += slope.T @ part
         ctx.save_for_backward(grad_hidden, grad_weight)

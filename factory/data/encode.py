@@ -1,6 +1,7 @@
 """Records to token ids with labels: the trained tokens are known from the rendering, never searched for."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from factory.data.formats import BadRow, Message, Record
@@ -59,7 +60,10 @@ def _cut(documents: list[list[int]], pack: Pack) -> list[Example]:
     examples, ids, lengths = [], list[int](), list[int]()
 
     def close() -> None:
-        examples.append(Example(list(ids), list(ids), tuple(lengths) if pack.isolate_documents else ()))
+        labels, documents = list(ids), tuple(lengths) if pack.isolate_documents else ()
+        for start in accumulate((0, *documents[:-1])) if documents else ():
+            labels[start] = IGNORED  # predicted by nothing of its own document
+        examples.append(Example(list(ids), labels, documents))
         ids.clear()
         lengths.clear()
 
