@@ -141,10 +141,11 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
     if found is not None:
         return client, found.experiment_id
     location = None
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on pages for agents' traces
     if tracking.uri.startswith("sqlite:///"):
         location = (Path(tracking.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
     try:
-        return client, client.create_experiment(tracking.experiment, artifact_location=location)
+        return client, client.create_experiment(tracking.experiment, artifact_location=location, tags=kind)
     except MlflowException:  # another process was first
         found = client.get_experiment_by_name(tracking.experiment)
         if found is None:

@@ -13,16 +13,16 @@ def optimizer(model: Any, settings: Settings, plan: Train) -> Any:
     from galore_torch import GaLoreAdamW
 
     linears = architecture(model.config.to_dict()).linears
-    projected, plain = [], []
+    projected, plain, vectors = [], [], []
     for name, parameter in model.named_parameters():
-        (projected if is_projected(name, linears) else plain).append(parameter)
+        (projected if is_projected(name, linears) else plain if parameter.ndim >= 2 else vectors).append(parameter)
     low_rank = {
         "rank": settings.rank,
         "update_proj_gap": settings.update_interval,
         "scale": settings.scale,
         "proj_type": "std",
     }
-    groups = [{"params": plain}, {"params": projected, **low_rank}]
+    groups = [{"params": plain}, {"params": vectors, "weight_decay": 0.0}, {"params": projected, **low_rank}]
     return GaLoreAdamW(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay, no_deprecation_warning=True)
 
 
