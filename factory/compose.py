@@ -131,7 +131,7 @@ def prepared(line: CommandLine) -> Prepared:
             unknown = _unknown_options("recipe", chosen, recipes())
             problems += unknown
             ready += [] if unknown else [f"+recipes={text.partition('=')[2]}"]
-        elif key in GROUPS and not isinstance(chosen, dict):
+        elif key in GROUPS and not isinstance(chosen, dict) and not override.is_delete():
             unknown = _unknown_options(key, chosen, options(key, line.config_dirs))
             problems += unknown
             bad_groups |= {key} if unknown else set()

@@ -35,12 +35,19 @@ def save(run: Run, model: Any, optimizer: Any, scaler: Any, state: dict[str, Any
         (aside / MANIFEST).write_text(json.dumps({"files": sizes, "plan_digest": run.plan.digest()}), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
+    except write_errors() as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise _cannot_save(run, trained, error) from error
     _prune(run)
     run.emit("saved", path=str(target), step=state["step"])
     return target
+
+
+def write_errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise when a file cannot be written: torch a RuntimeError, safetensors one of its own."""
+    from safetensors import SafetensorError
+
+    return (OSError, RuntimeError, SafetensorError)
 
 
 def restore(run: Run, model: Any, optimizer: Any, scaler: Any) -> dict[str, Any] | None:
@@ -107,7 +114,7 @@ def _cannot_save(run: Run, trained: dict[str, Any], error: Exception) -> Excepti
     return refuse(
         "disk-full",
         f"hydra.run.dir={run.folder.path}",
-        f"a checkpoint needs about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free",
+        f"a checkpoint needs about {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB are free",
         because="half a checkpoint is of no use; the one before it is untouched",
         fix="free space, then continue with `factory resume`",
         machine=True,

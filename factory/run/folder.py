@@ -99,11 +99,11 @@ def write_whole(path: Path, text: str) -> None:
         raise unwritable(path, error) from None
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
+def unwritable(path: Path, error: Exception) -> UserError:
     return refuse(
         "cannot-write",
         f"path={path}",
-        f"it cannot be written ({error.strerror})",
+        f"it cannot be written ({getattr(error, 'strerror', None) or error})",
         because="a run that cannot keep its results would be lost",
         fix="free space or set hydra.run.dir to a folder that can be written",
         machine=True,

@@ -25,16 +25,18 @@ class Screen:
 
     def write_to(self, log: Path | None) -> None:
         if self.log is not None:
-            self.log.file.close()
-        file = log.open("a", encoding="utf-8") if log else None
+            with suppress(OSError):  # what a full disk did not take
+                self.log.file.close()
+        file = log.open("a", encoding="utf-8", buffering=1) if log else None
         self.log = Console(file=file, width=_LOG_WIDTH, no_color=True, highlight=False) if file else None
 
     def print(self, what: Any, *, style: str | None = None, soft_wrap: bool = False) -> None:
         """`soft_wrap` leaves long lines to the terminal, so that a command can be copied whole."""
-        self.console.print(what, style=style, soft_wrap=soft_wrap)
+        markup = not isinstance(what, str)  # a refusal's [rule-id] is no markup
+        self.console.print(what, style=style, soft_wrap=soft_wrap, markup=markup)
         if self.log is not None:
             with suppress(OSError):  # a full disk must not hide the message from the terminal
-                self.log.print(what, soft_wrap=soft_wrap)
+                self.log.print(what, soft_wrap=soft_wrap, markup=markup)
 
     def progress(self, name: str, done: int, total: int) -> None:
         """A bar for each stretch of work; in a file or a pipe, only its end."""

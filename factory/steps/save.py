@@ -4,6 +4,7 @@ import os
 import shutil
 from typing import Any
 
+from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
 from factory.run.folder import unwritable
 
@@ -30,7 +31,7 @@ def save_model(run: Run, model: Any, tokenizer: Any) -> None:
         (aside / "README.md").write_text(_card(run), encoding="utf-8")
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
-    except OSError as error:
+    except write_errors() as error:
         raise unwritable(run.folder.model, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
