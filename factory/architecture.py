@@ -73,18 +73,14 @@ def architecture(config: dict[str, Any]) -> Architecture:
             "unknown-architecture",
             f"model_type={kind}",
             "the planner has no closed form for this architecture",
-            because="parameters and memory could not be told before loading",
-            fix=f"{did_you_mean(kind, FAMILIES)}use a model of: {', '.join(FAMILIES)}",
+            hint=did_you_mean(kind, FAMILIES),
+            known=", ".join(FAMILIES),
         )
     try:
         return _dense(kind, FAMILIES[kind], config)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise refuse(
-            "incomplete-config",
-            f"config.json of a {kind} model",
-            f"a number is missing or of the wrong type ({error})",
-            because="the architecture cannot be built from it",
-            fix="restore config.json from the model's source",
+            "incomplete-config", f"config.json of a {kind} model", f"a number is missing or of the wrong type ({error})"
         ) from error
 
 

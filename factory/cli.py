@@ -13,7 +13,7 @@ from factory import compose, settings
 from factory.compile.compiler import compile
 from factory.look import look
 from factory.plan import Plan
-from factory.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.folder import RunFolder
 
 REFUSED = 2
@@ -48,13 +48,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         there = "it is not there yet" if verb in NOT_THERE else "there is no such verb"
-        raise refuse(
-            "unknown-verb",
-            verb,
-            there,
-            because=f"the verbs are {', '.join(VERBS)}",
-            fix=f"{did_you_mean(verb, VERBS)}`factory --help` says what each does",
-        )
+        raise refuse("unknown-verb", verb, there, known=", ".join(VERBS), hint=did_you_mean(verb, VERBS))
     return VERBS[verb](rest)
 
 
@@ -78,9 +72,7 @@ def plan(arguments: list[str]) -> int:
     """compile only: the plan, the estimate, and what this machine lacks"""
     line = compose.parse(arguments)
     if line.multirun:
-        raise refuse(
-            "plan-of-a-sweep", "-m", "one plan is shown at a time", because="a sweep has many", fix="leave -m away"
-        )
+        raise refuse("plan-of-a-sweep", "-m", "one plan is shown at a time")
     if line.hydra_flags:
         compose.hydra_main(lambda _: None, [*line.hydra_flags, *compose.prepared(line).overrides])
         return 0
@@ -175,13 +167,7 @@ def _replay(arguments: list[str]) -> int:
     verify(made)
     folder = RunFolder(run_dir or _fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
-        raise refuse(
-            "folder-taken",
-            f"hydra.run.dir={folder.path}",
-            "there is a run in it",
-            because="its results would be overwritten",
-            fix="set another hydra.run.dir, or `factory resume` that run",
-        )
+        raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
     return launch(replace(made, tracking=tracking), folder, None, Screen())
 
 
@@ -192,20 +178,12 @@ def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
     if not equals:
         path = rest.pop(at) if at < len(rest) else ""
     if not path:
-        raise refuse(
-            "plan-missing", "--from-plan", "no file is named", because="there is no plan", fix="--from-plan PLAN"
-        )
+        raise refuse("plan-missing", "--from-plan", "no file is named")
     return path, rest
 
 
 def _fixed_by_the_plan(text: str) -> Refusal:
-    return Refusal(
-        rule="fixed-by-the-plan",
-        setting=text,
-        wrong="a plan is replayed as it is",
-        because="its rules were checked with the values that it holds",
-        fix="change only hydra.run.dir and tracking.*, or compile a new plan without --from-plan",
-    )
+    return refusal("fixed-by-the-plan", text, "a plan is replayed as it is")
 
 
 def resume(arguments: list[str]) -> int:
@@ -216,30 +194,12 @@ def resume(arguments: list[str]) -> int:
     from factory.run.screen import Screen
 
     if len(arguments) != 1:
-        raise refuse(
-            "resume-what",
-            " ".join(arguments) or "(nothing)",
-            "one folder is needed",
-            because="a run is continued as its plan says, without overrides",
-            fix="factory resume outputs/DATE/TIME",
-        )
+        raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
     folder = RunFolder(arguments[0])
     if not folder.plan.is_file():
-        raise refuse(
-            "resume-missing",
-            arguments[0],
-            "there is no plan.yaml in it",
-            because="it is not a run's folder",
-            fix="name the folder that the run printed",
-        )
+        raise refuse("resume-missing", arguments[0], "there is no plan.yaml in it")
     if folder.status() == "finished":
-        raise refuse(
-            "resume-finished",
-            arguments[0],
-            "the run is finished",
-            because="nothing is left to do",
-            fix="see report.json",
-        )
+        raise refuse("resume-finished", arguments[0], "the run is finished")
     made = read_plan(folder.plan)
     verify(made)
     return launch(made, folder, folder.checkpoint(), Screen())
@@ -250,13 +210,7 @@ def explain(arguments: list[str]) -> int:
     from factory.help import explained
 
     if len(arguments) != 1:
-        raise refuse(
-            "explain-what",
-            " ".join(arguments) or "(nothing)",
-            "one key or group is needed",
-            because="keys are explained one at a time",
-            fix="factory explain method.rank",
-        )
+        raise refuse("explain-what", " ".join(arguments) or "(nothing)", "one key or group is needed")
     print(explained(arguments[0]))
     return 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from factory.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
 
 _HERE = Path(__file__).resolve().parent
@@ -62,13 +62,7 @@ def parse(argv: list[str]) -> CommandLine:
         elif word in ("--resolve", "--hydra-help", "--version", "--shell-completion", "-sc"):
             hydra_flags.append(word)
         elif word.startswith("-"):
-            raise refuse(
-                "unknown-flag",
-                word,
-                "there is no such flag",
-                because="it would be ignored",
-                fix=f"{did_you_mean(name, _FLAGS)}`factory --help` lists what there is",
-            )
+            raise refuse("unknown-flag", word, "there is no such flag", hint=did_you_mean(name, _FLAGS))
         else:
             overrides.append(word)
     return CommandLine(
@@ -85,7 +79,7 @@ _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package"
 
 def _argument(flag: str, rest: list[str]) -> str:
     if not rest:
-        raise refuse("unknown-flag", flag, "it needs a value", because="nothing follows it", fix=f"{flag} VALUE")
+        raise refuse("unknown-flag", flag, "it needs a value", hint="")
     return rest.pop(0)
 
 
@@ -246,26 +240,22 @@ def translated(composing: Callable[[], T]) -> T:
         return composing()
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise refuse(
-            "compose",
-            getattr(error, "full_key", None) or "the configuration",
-            lines[0].rstrip(".") if lines else type(error).__name__,
-            because="; ".join(lines[1:4]) or "it cannot be composed",
-            fix="`factory --help` lists groups and options, `factory explain KEY` a key",
-        ) from None
+        where = getattr(error, "full_key", None) or "the configuration"
+        wrong = lines[0].rstrip(".") if lines else type(error).__name__
+        raise refuse("compose", where, wrong, detail="; ".join(lines[1:4]) or "it cannot be composed") from None
 
 
 def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]:
     several = group in ("data", "recipe")  # of the others one option is chosen, the last of a list would win in silence
     names = [str(chosen)] if isinstance(chosen, list) and not several else _names(chosen)
     return [
-        Refusal(
-            rule="unknown-option",
-            setting=f"{group}={name}",
-            wrong=f"there is no such {group}",
-            because=f"the options are {', '.join(known)}",
-            fix=f"{did_you_mean(name, known)}choose one of them"
-            + (", or set model.path to a folder or hub id" if group == "model" else ""),
+        refusal(
+            "unknown-option",
+            f"{group}={name}",
+            f"there is no such {group}",
+            known=", ".join(known),
+            hint=did_you_mean(name, known),
+            other=", or set model.path to a folder or hub id" if group == "model" else "",
         )
         for name in names
         if name not in known
@@ -282,31 +272,14 @@ def _names(chosen: Any) -> list[str]:
 
 
 def _no_folder(folder: str) -> Refusal:
-    return Refusal(
-        rule="config-dir",
-        setting=f"--config-dir {folder}",
-        wrong="there is no such folder",
-        because="your own options would be read from it",
-        fix="check the path",
-    )
+    return refusal("config-dir", f"--config-dir {folder}", "there is no such folder")
 
 
 def _only_with_multirun(text: str) -> Refusal:
-    return Refusal(
-        rule="launcher-without-multirun",
-        setting=text,
-        wrong="it only works in a sweep",
-        because="Hydra ignores it otherwise",
-        fix="add -m",
-    )
+    return refusal("launcher-without-multirun", text, "it only works in a sweep")
 
 
 def _unparsable(text: str, message: str) -> Refusal:
     lines = message.splitlines()
-    return Refusal(
-        rule="syntax",
-        setting=text,
-        wrong="it is not key=value" if "=" not in text else "its value cannot be read",
-        because=lines[0].rstrip(".").replace("\n", " ") if lines else "the grammar does not allow it",
-        fix="quote special characters, as in 'key=\"a, b\"'; a verb comes first: factory plan …",
-    )
+    wrong = "it is not key=value" if "=" not in text else "its value cannot be read"
+    return refusal("syntax", text, wrong, detail=lines[0].rstrip(".") if lines else "the grammar does not allow it")

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from factory import compose, look, registry
-from factory.compile.rules import all_rules
-from factory.refusal import did_you_mean, refuse
+from factory import compose, registry
+from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import Key, describe, plain
 
@@ -50,11 +49,7 @@ def explained(name: str) -> str:
         width = max(len(key.path) for key in inside)
         return options + "\n".join(f"{key.path:<{width}}  {key.limits.doc if key.limits else ''}" for key in inside)
     raise refuse(
-        "unknown-key",
-        name,
-        "there is no such key or group",
-        because="the schema does not have it",
-        fix=f"{did_you_mean(name, [key.path for key in keys])}`factory --help` lists the groups",
+        "unknown-topic", name, "there is no such key or group", hint=did_you_mean(name, [key.path for key in keys])
     )
 
 
@@ -65,8 +60,7 @@ def _matches(path: str, name: str) -> bool:
 
 
 def _key(key: Key) -> str:
-    readers = [rule.id for rule in all_rules() if key.path in rule.reads]
-    readers += [rule for rule, read in look.READS.items() if key.path in read]
+    readers = [rule for rule, words in catalogue().items() if key.path in words.reads]
     lines = [
         key.path,
         f"  {key.limits.doc if key.limits else ''}",

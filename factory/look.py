@@ -22,21 +22,6 @@ from factory.run.folder import RunFolder, is_whole, read_json
 from factory.schema import Source
 from factory.settings import Settings
 
-# every rule that looking can fire, and the keys it reads
-READS: dict[str, tuple[str, ...]] = {
-    "model-missing": ("model.path",),
-    "model-incomplete": ("model.path",),
-    "model-broken": ("model.path",),
-    "model-unreachable": ("model.path", "model.revision"),
-    "data-missing": ("data.path", "data.sources.<name>.path"),
-    "data-empty": ("data.path", "data.sources.<name>.path"),
-    "data-encoding": ("data.path", "data.sources.<name>.path"),
-    "data-broken": ("data.path", "data.sources.<name>.path"),
-    "data-file-type": ("data.path", "data.sources.<name>.path"),
-    "data-format": ("data.sources.<name>.format", "data.sources.<name>.columns"),
-    "resume-missing": ("stage.resume",),
-    "cannot-write": ("hydra.run.dir",),
-}
 PACKAGES = (
     "torch",
     "transformers",
@@ -161,8 +146,6 @@ def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
             "model-missing",
             f"model.path={model.path}",
             "there is no such folder" if not folder.exists() else "it is a file",
-            because="a model is a folder with config.json and safetensors, or a hub id of the form owner/name",
-            fix="check the path",
         )
     revision = model.revision or "main"
     if named and not training:
@@ -195,7 +178,6 @@ def _hub_config(path: str, revision: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    fix = "set HF_TOKEN, or download it elsewhere and set model.path to the folder"
     try:
         return json.loads(Path(hf_hub_download(path, "config.json", revision=revision)).read_text())
     except GatedRepoError:
@@ -203,30 +185,13 @@ def _hub_config(path: str, revision: str) -> dict[str, Any]:
     except RepositoryNotFoundError:
         wrong = "neither this folder nor this hub model exists"
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        wrong, fix = (
-            f"it is not in the cache and the hub cannot be reached ({type(error).__name__})",
-            ("check the network, or set model.path to a local folder"),
-        )
-    raise refuse(
-        "model-unreachable",
-        f"model.path={path}",
-        wrong,
-        because="its config.json is needed to plan and its weights to train",
-        fix=fix,
-        machine=True,
-    )
+        wrong = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})"
+    raise refuse("model-unreachable", f"model.path={path}", wrong)
 
 
 def _model_folder(folder: Path, shown: str, *, training: bool) -> ModelFacts:
-    def incomplete(wrong: str, *, machine: bool = False) -> UserError:
-        return refuse(
-            "model-incomplete",
-            f"model.path={shown}",
-            wrong,
-            because="a model folder holds config.json, a tokenizer and safetensors",
-            fix="copy the missing file from the model's source",
-            machine=machine,
-        )
+    def incomplete(wrong: str) -> UserError:
+        return refuse("model-incomplete", f"model.path={shown}", wrong)
 
     if not (folder / "config.json").is_file():
         raise incomplete("there is no config.json in it")
@@ -262,13 +227,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _broken(shown: str, file: str, wrong: str) -> UserError:
-    return refuse(
-        "model-broken",
-        f"model.path={shown}",
-        f"{file}: {wrong}",
-        because="it would fail, or load as noise, after everything else was done",
-        fix="download or copy the file again",
-    )
+    return refuse("model-broken", f"model.path={shown}", f"{file}: {wrong}")
 
 
 def _check_safetensors(file: Path, shown: str) -> None:
@@ -311,13 +270,7 @@ def source_path(path: str, stage: str) -> Path:
 def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
     setting = f"data.sources.{name}.path={source.path}"
     if source.path is None:
-        raise refuse(
-            "data-missing",
-            setting.replace("=None", "=null"),
-            "no file is named",
-            because="there is nothing to train on",
-            fix="set data.path=FILE" if name == "file" else f"set data.sources.{name}.path=FILE",
-        )
+        raise refuse("data-missing", setting.replace("=None", "=null"), "no file is named", hint="")
     path = source_path(source.path, stage)
     if not path.is_file():
         near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -325,16 +278,14 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
             "data-missing",
             setting,
             "there is no such file" if not path.exists() else "it is a folder",
-            because="there is nothing to train on",
-            fix=f"{did_you_mean(str(path), near)}set the path of a json, jsonl or txt file",
+            hint=did_you_mean(str(path), near),
         )
     if path.suffix not in read.SUFFIXES:
         raise refuse(
             "data-file-type",
             setting,
             f"files of type {path.suffix or '(none)'} are not read",
-            because=f"the reader knows {', '.join(read.SUFFIXES)}",
-            fix="convert it to jsonl, one object a line",
+            known=", ".join(read.SUFFIXES),
         )
     return _peek(name, source, path, setting)
 
@@ -344,13 +295,7 @@ def _peek(name: str, source: Source, path: Path, setting: str) -> DataFacts:
     peeked = size > READ_WHOLE
     rows = list(islice(read.rows(path), PEEK_ROWS if peeked else None))
     if not rows:
-        raise refuse(
-            "data-empty",
-            setting,
-            f"there is no row in it ({size:,} bytes)",
-            because="there is nothing to train on",
-            fix="fill it, or set another path",
-        )
+        raise refuse("data-empty", setting, f"there is no row in it ({size:,} bytes)")
     own = {column for row in rows[:PEEK_ROWS] for column in row}
     rows = [formats.rename(row, source.columns) for row in rows[:PEEK_ROWS]] + rows[PEEK_ROWS:]
     columns = {column for row in rows[:PEEK_ROWS] for column in row}
@@ -364,8 +309,8 @@ def _peek(name: str, source: Source, path: Path, setting: str) -> DataFacts:
             f"data.sources.{name}.format={source.format}",
             f"the columns {', '.join(sorted(columns)) or '(none)'} "
             + (f"lack {', '.join(sorted(missing))}" if missing else "fit no known format"),
-            because=f"a format is known by its columns ({known})",
-            fix=f"map yours, as in data.sources.{name}.columns='{{instruction: question, output: answer}}'",
+            known=known,
+            name=name,
         )
     return DataFacts(
         path=str(path.resolve()),
@@ -397,23 +342,10 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
     elif resume is not None:
         start = Path(resume)
         if not start.is_dir() or not is_whole(start):
-            raise refuse(
-                "resume-missing",
-                f"stage.resume={resume}",
-                "there is no whole checkpoint there",
-                because="a run cannot be continued from half a state",
-                fix="name a folder as outputs/…/checkpoints/step-000020, or set stage.resume=auto",
-            )
+            raise refuse("no-checkpoint", f"stage.resume={resume}", "there is no whole checkpoint there")
     nearest = next(parent for parent in (folder.path.absolute(), *folder.path.absolute().parents) if parent.exists())
     if training and (not nearest.is_dir() or not os.access(nearest, os.W_OK)):
-        raise refuse(
-            "cannot-write",
-            f"hydra.run.dir={path}",
-            f"{nearest} cannot be written",
-            because="the run keeps its results there",
-            fix="set hydra.run.dir to a folder that can be written",
-            machine=True,
-        )
+        raise refuse("cannot-write", f"hydra.run.dir={path}", f"{nearest} cannot be written")
     return FolderFacts(
         path=str(folder.path),
         plan_digest=folder.plan_digest(),

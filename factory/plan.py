@@ -212,36 +212,22 @@ def to_json(plan: Plan) -> dict[str, Any]:
 def read_plan(path: Path) -> Plan:
     """A plan file, checked against the types and its own digest. Raises UserError."""
     setting = f"--from-plan {path}"
-    fix = "compile again: `factory train` with the same overrides (they stand in the plan)"
     try:
         tree = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
-        raise refuse(
-            "plan-missing", setting, f"it cannot be read ({error.strerror})", because="there is no plan", fix=fix
-        ) from None
+        raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         tree = None
     if not isinstance(tree, dict):
-        raise refuse("plan-broken", setting, "it is not a YAML mapping", because="a plan is one", fix=fix)
+        raise refuse("plan-broken", setting, "it is not a YAML mapping")
     if tree.get("version") != VERSION:
-        raise refuse(
-            "plan-version",
-            setting,
-            f"it has version {tree.get('version')}, this factory reads version {VERSION}",
-            because="its keys may mean something else now",
-            fix=fix,
-        )
+        found = tree.get("version")
+        raise refuse("plan-version", setting, f"it has version {found}, this factory reads version {VERSION}")
     digest = tree.pop("digest", None)
     reader = Reader()
     plan = reader.record(Plan, tree)
     if reader.problems:
         raise UserError(*reader.problems)
     if plan.digest() != digest:
-        raise refuse(
-            "plan-edited",
-            setting,
-            f"its digest is {digest}, its content has {plan.digest()}",
-            because="a plan that was changed by hand was never checked by the rules",
-            fix=fix,
-        )
+        raise refuse("plan-edited", setting, f"its digest is {digest}, its content has {plan.digest()}")
     return plan

@@ -1,20 +1,52 @@
-"""What a user is told when something cannot work: one shape for every place that says it."""
+"""What a user is told when something cannot work: one shape for every place that says it.
+
+The words (because, fix) and the keys that a rule reads are data, in `refusals.yaml` here and beside the methods and
+stages that have rules of their own.
+"""
 
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """A rule's entry. `machine`: lacking here, not wrong in itself, so a warning in `plan` and a refusal in `train`."""
+
+    because: str
+    fix: str
+    reads: tuple[str, ...] = ()
+    machine: bool = False
+
+
+@cache
+def catalogue() -> dict[str, Words]:
+    """Every rule id with its words. An id that stands in two files is a mistake of ours."""
+    found: dict[str, Words] = {}
+    for path in (_PACKAGE / "refusals.yaml", *sorted(_PACKAGE.glob("*/*/refusals.yaml"))):
+        entries = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        assert not found.keys() & entries.keys(), f"{path}: {found.keys() & entries.keys()}"
+        found |= {rule: Words(**{**words, "reads": tuple(words.get("reads", ()))}) for rule, words in entries.items()}
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """One problem: which rule fired, what was set, why it cannot work, what to do."""
+    """One problem: which rule fired, what was set, what is wrong, why it cannot work, what to do."""
 
     rule: str
     setting: str
     wrong: str
     because: str
     fix: str
-    machine: bool = False  # lacking here, not wrong in itself: a warning in `plan`, a refusal in `train`
+    machine: bool
 
     def __str__(self) -> str:
         return f"[{self.rule}] {self.setting}: {self.wrong}.\n  because {self.because}\n  fix: {self.fix}"
@@ -28,8 +60,15 @@ class UserError(ValueError):
         self.refusals = refusals
 
 
-def refuse(rule: str, setting: str, wrong: str, *, because: str, fix: str, machine: bool = False) -> UserError:
-    return UserError(Refusal(rule=rule, setting=setting, wrong=wrong, because=because, fix=fix, machine=machine))
+def refusal(rule: str, setting: str, wrong: str, **values: Any) -> Refusal:
+    """The rule's refusal; `values` fill the gaps of its words."""
+    words = catalogue()[rule]
+    because, fix = words.because.format_map(values), words.fix.format_map(values)
+    return Refusal(rule=rule, setting=setting, wrong=wrong, because=because, fix=fix, machine=words.machine)
+
+
+def refuse(rule: str, setting: str, wrong: str, **values: Any) -> UserError:
+    return UserError(refusal(rule, setting, wrong, **values))
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

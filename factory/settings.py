@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory import registry, schema
-from factory.refusal import Refusal, did_you_mean
+from factory.refusal import Refusal, did_you_mean, refusal
 from factory.typed import Key, Limits, Reader, known_keys, unknown_key, walk_keys
 
 GROUPS: dict[str, type] = {
@@ -70,12 +70,14 @@ def _named(reader: Reader, group: str, kind: registry.Kind, tree: Any) -> Any:
     if name not in registry.names(kind):
         reader.bad_keys.add(group)
         reader.problems.append(
-            Refusal(
-                rule="unknown-name",
-                setting=f"{group}.name={name}",
-                wrong=f"there is no such {group}",
-                because=f"factory/{kind} has {', '.join(registry.names(kind))}",
-                fix=f"{did_you_mean(str(name), registry.names(kind))}choose one with {group}=NAME",
+            refusal(
+                "unknown-name",
+                f"{group}.name={name}",
+                f"there is no such {group}",
+                kind=kind,
+                known=", ".join(registry.names(kind)),
+                hint=did_you_mean(str(name), registry.names(kind)),
+                group=group,
             )
         )
         return None
@@ -85,12 +87,11 @@ def _named(reader: Reader, group: str, kind: registry.Kind, tree: Any) -> Any:
         owners = _owners(group, kind, str(key))
         if owners:
             reader.problems.append(
-                Refusal(
-                    rule=f"key-of-another-{group}",
-                    setting=f"{group}.{key}={tree[key]}",
-                    wrong=f"{group}={name} has no such key",
-                    because=f"it belongs to {group}={' and '.join(owners)} and would be ignored",
-                    fix=f"remove it, or set {group}={' or '.join(owners)}",
+                refusal(
+                    f"key-of-another-{group}",
+                    f"{group}.{key}={tree[key]}",
+                    f"{group}={name} has no such key",
+                    owners=f"{group}={' or '.join(owners)}",
                 )
             )
             tree = {other: value for other, value in tree.items() if other != key}

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from factory.refusal import Refusal, did_you_mean
+from factory.refusal import Refusal, did_you_mean, refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,7 @@ class Reader:
 
     def _bad(self, path: str, value: Any, wrong: str, fix: str) -> None:
         self.bad_keys.add(path)
-        self.problems.append(
-            Refusal(
-                rule="bad-value",
-                setting=f"{path}={plain(value)}",
-                wrong=wrong,
-                because="the schema gives each key one type and range",
-                fix=fix,
-            )
-        )
+        self.problems.append(refusal("bad-value", f"{path}={plain(value)}", wrong, fix=fix))
 
     def _unknown(self, path: str, value: Any, known: list[str]) -> None:
         self.bad_keys.add(path)
@@ -109,13 +101,8 @@ class Reader:
 
 def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
     group = path.partition(".")[0]
-    return Refusal(
-        rule="unknown-key",
-        setting=f"{path}={plain(value)}",
-        wrong="there is no such key",
-        because="a key that nothing reads would be ignored in silence",
-        fix=f"{did_you_mean(path, known)}`factory explain {group}` lists the keys",
-    )
+    hint = did_you_mean(path, known)
+    return refusal("unknown-key", f"{path}={plain(value)}", "there is no such key", hint=hint, group=group)
 
 
 def plain(value: Any) -> str:

@@ -8,7 +8,7 @@ from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
 from factory.compile.rules import context_length, rules_for
 from factory.facts import Facts
-from factory.refusal import Refusal, UserError
+from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
 from factory.typed import to_tree
 
@@ -253,13 +253,10 @@ def _against_memory(made: plan.Plan) -> list[Refusal]:
     if needed <= memory.capacity:
         return []
     return [
-        Refusal(
-            rule="memory",
-            setting=f"method={made.options.get('method')}",
-            wrong=f"weights, gradients and optimizer take {gib(needed)}, {gib(memory.capacity)} are free",
-            because="the process would be killed while loading or at the first step",
-            fix="set method=qlora, a smaller model, or precision=pure_bf16",
-            machine=True,
+        refusal(
+            "memory",
+            f"method={made.options.get('method')}",
+            f"weights, gradients and optimizer take {gib(needed)}, {gib(memory.capacity)} are free",
         )
     ]
 
@@ -271,16 +268,14 @@ def _against_folder(made: plan.Plan, settings: Settings, facts: Facts) -> list[R
     if there is None:
         return []
     if resume is None:
-        wrong, because = "there is a run in it", "its results would be overwritten"
-        fix = "set stage.resume=auto to continue it, or another hydra.run.dir"
+        rule, wrong = "folder-taken", "there is a run in it"
     elif there != digest:
-        wrong, because = f"it holds a run of another plan ({there}, this is {digest})", "the two would be mixed"
-        fix = "set the same options as that run (see its plan.yaml), or another hydra.run.dir"
+        rule, wrong = "folder-of-another-plan", f"it holds a run of another plan ({there}, this is {digest})"
     elif facts.folder.finished:
-        wrong, because, fix = "its run is finished", "there is nothing to continue", "set another hydra.run.dir"
+        rule, wrong = "run-finished", "its run is finished"
     else:
         return []
-    return [Refusal(rule="folder-taken", setting=setting, wrong=wrong, because=because, fix=fix)]
+    return [refusal(rule, setting, wrong)]
 
 
 def gib(size: int) -> str:

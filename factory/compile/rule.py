@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from factory.architecture import Architecture
 from factory.facts import Facts, ModelFacts
-from factory.refusal import Refusal
+from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
 
 
@@ -34,19 +34,19 @@ class Case:
         return ("cuda" if self.facts.machine.gpus else "cpu") if asked == "auto" else asked
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """`wrong` returns what is wrong with a case, or None. The first of `reads` is shown as what was set.
+    """`wrong` returns what is wrong with a case, or None. Its words, and the keys that it reads, are in refusals.yaml.
 
-    `machine`: what this machine lacks, a warning in `plan` and a refusal in `train`.
+    The first of `reads` is shown as what was set.
     """
 
     id: str
-    reads: tuple[str, ...]
     wrong: Callable[[Case], str | None]
-    because: str
-    fix: str
-    machine: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return catalogue()[self.id].reads
 
     def applies(self, bad_keys: set[str], case: Case) -> bool:
         """Whether all that it reads is known: no rule speaks about a value that was itself refused."""
@@ -59,14 +59,7 @@ class Rule:
         wrong = self.wrong(case)
         if wrong is None:
             return None
-        return Refusal(
-            rule=self.id,
-            setting=f"{self.reads[0]}={_value(case.settings, self.reads[0])}",
-            wrong=wrong,
-            because=self.because,
-            fix=self.fix,
-            machine=self.machine,
-        )
+        return refusal(self.id, f"{self.reads[0]}={_value(case.settings, self.reads[0])}", wrong)
 
 
 def _touches(bad: str, read: str) -> bool:

@@ -155,13 +155,7 @@ def _fits(ids: list[int], pack: Pack, encoded: Encoded) -> bool:
     if len(ids) <= pack.max_length:
         return True
     if pack.truncation == "error":
-        raise refuse(
-            "row-too-long",
-            f"data.max_length={pack.max_length}",
-            f"a row has {len(ids):,} tokens",
-            because="data.truncation=error allows none that is longer",
-            fix="raise data.max_length, or set data.truncation=drop",
-        )
+        raise refuse("row-too-long", f"data.max_length={pack.max_length}", f"a row has {len(ids):,} tokens")
     encoded.drop("longer than max_length")
     return False
 
@@ -191,10 +185,4 @@ def _joined(members: list[Example], pack: Pack) -> Example:
 
 def _needs_offsets(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
-        raise refuse(
-            "slow-tokenizer",
-            "model.path",
-            "its tokenizer does not tell where in the text a token is",
-            because="the trained tokens could not be told from the others",
-            fix="convert it to a tokenizer.json",
-        )
+        raise refuse("slow-tokenizer", "model.path", "its tokenizer does not tell where in the text a token is")

@@ -25,7 +25,7 @@ def rows(path: Path) -> Iterator[Row]:
     found = _array(path) if start.startswith(b"[") else _lines(path)
     for number, row in found:
         if not isinstance(row, dict):
-            raise _broken(path, f"row {number} is {_name(row)}, not an object", "a row is a mapping of column to value")
+            raise _broken(path, f"row {number} is {_name(row)}, not an object")
         yield row
 
 
@@ -93,16 +93,12 @@ def _parse(text: str, path: Path, line: int) -> Any:
 
 def _not_utf8(path: Path, line: int, column: int, byte: int) -> UserError:
     return refuse(
-        "data-encoding",
-        f"path={path}",
-        f"line {line}, byte {column} (0x{byte:02X}) is not UTF-8",
-        because="text in another encoding would be trained as garbage",
-        fix=f"convert it, as in: iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}",
+        "data-encoding", f"path={path}", f"line {line}, byte {column} (0x{byte:02X}) is not UTF-8", name=path.name
     )
 
 
-def _broken(path: Path, wrong: str, because: str = "half a file would be trained as if it were the whole") -> UserError:
-    return refuse("data-broken", f"path={path}", wrong, because=because, fix="mend or remove that row")
+def _broken(path: Path, wrong: str) -> UserError:
+    return refuse("data-broken", f"path={path}", wrong)
 
 
 def _name(value: Any) -> str:

@@ -61,11 +61,7 @@ def restore(run: Run, model: Any, optimizer: Any, scaler: Any) -> dict[str, Any]
     wanted = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
         raise refuse(
-            "resume-other-run",
-            f"stage.resume={run.resume_from}",
-            "it holds other tensors than this plan trains",
-            because="it was saved by another run",
-            fix="name a checkpoint of the same plan",
+            "resume-other-run", f"stage.resume={run.resume_from}", "it holds other tensors than this plan trains"
         )
     with torch.no_grad():
         for name, value in wanted.items():
@@ -115,7 +111,4 @@ def _cannot_save(run: Run, trained: dict[str, Any], error: Exception) -> Excepti
         "disk-full",
         f"hydra.run.dir={run.folder.path}",
         f"a checkpoint needs about {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB are free",
-        because="half a checkpoint is of no use; the one before it is untouched",
-        fix="free space, then continue with `factory resume`",
-        machine=True,
     )

@@ -5,25 +5,15 @@ from pathlib import Path
 from factory.data import read
 from factory.look import PACKAGES, installed_version, look_at_folder_of_model, package_fingerprint
 from factory.plan import Plan
-from factory.refusal import Refusal, UserError
+from factory.refusal import UserError, refusal
 
 
 def verify(plan: Plan) -> None:
     """Raises UserError with all that has changed."""
     changed = [*_data(plan), *_model(plan), *_packages(plan)]
     if changed:
-        raise UserError(
-            *(
-                Refusal(
-                    rule="facts-changed",
-                    setting=setting,
-                    wrong=wrong,
-                    because="the run would not be the one that was planned",
-                    fix=f"compile again: factory train {' '.join(plan.overrides)}".rstrip(),
-                )
-                for setting, wrong in changed
-            )
-        )
+        again = " ".join(plan.overrides)
+        raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))
 
 
 def _data(plan: Plan) -> list[tuple[str, str]]:

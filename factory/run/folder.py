@@ -59,11 +59,7 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise refuse(
-                    "folder-in-use",
-                    f"hydra.run.dir={self.path}",
-                    "another process is writing this run",
-                    because="two writers would mix their files",
-                    fix="wait for it, or set another hydra.run.dir",
+                    "folder-in-use", f"hydra.run.dir={self.path}", "another process is writing this run"
                 ) from None
             yield
 
@@ -100,11 +96,5 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def unwritable(path: Path, error: Exception) -> UserError:
-    return refuse(
-        "cannot-write",
-        f"path={path}",
-        f"it cannot be written ({getattr(error, 'strerror', None) or error})",
-        because="a run that cannot keep its results would be lost",
-        fix="free space or set hydra.run.dir to a folder that can be written",
-        machine=True,
-    )
+    why = getattr(error, "strerror", None) or error
+    return refuse("cannot-write", f"path={path}", f"it cannot be written ({why})")

@@ -75,6 +75,5 @@ def _refuse_wrong_format(name: str, format: str, rows: int, bad: dict[str, int])
         "rows-broken",
         f"data.sources.{name}.format={format}",
         f"{sum(bad.values()):,} of {rows:,} rows cannot be used, most as: {reason}",
-        because="more than half of the rows are bad, so the format must be another",
-        fix=f"set data.sources.{name}.format or map data.sources.{name}.columns",
+        name=name,
     )

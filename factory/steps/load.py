@@ -27,13 +27,7 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     if template != "auto":
         tokenizer.chat_template = templates.read(template)
     if tokenizer.eos_token_id is None:
-        raise refuse(
-            "no-end-token",
-            f"model.path={path}",
-            "its tokenizer has no end-of-text token",
-            because="documents could not be told apart and answers would never stop",
-            fix="set eos_token in its tokenizer_config.json",
-        )
+        raise refuse("no-end-token", f"model.path={path}", "its tokenizer has no end-of-text token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -45,6 +39,4 @@ def _check_vocabulary(tokens: int, rows: int, run: Run) -> None:
             "vocabulary",
             f"model.path={run.plan.steps.load.path}",
             f"its tokenizer has {tokens:,} tokens, its embedding {rows:,} rows",
-            because="the tokens beyond have no embedding",
-            fix="use the tokenizer that belongs to the model",
         )

@@ -32,13 +32,8 @@ def pack(run: Run, records: Records, tokenizer: Any) -> dict[str, Any]:
         for reason, count in encoded.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
     if not train.examples:
-        raise refuse(
-            "nothing-to-train",
-            "data",
-            f"no row is left of {records.rows:,}",
-            because="all were dropped: " + ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()),
-            fix="mend the rows, or raise data.max_length",
-        )
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items())
+        raise refuse("nothing-to-train", "data", f"no row is left of {records.rows:,}", reasons=reasons)
     tokens = sum(len(example.ids) for example in train.examples)
     full = len(train.examples) * plan.max_length
     counts: dict[str, Any] = {

@@ -73,10 +73,4 @@ def readable(plan: Load) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, ValueError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise refuse(
-            "model-unreadable",
-            f"model.path={plan.path}",
-            first.rstrip("."),
-            because="the model's files are needed and could not be read",
-            fix="check the folder or the network; for a gated model set HF_TOKEN",
-        ) from error
+        raise refuse("model-unreadable", f"model.path={plan.path}", first.rstrip(".")) from error

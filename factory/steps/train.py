@@ -103,13 +103,7 @@ def _refuse_not_finite(step: int, loss: float, norm: float, *, fp16: bool) -> No
     # with float16 a gradient may overflow now and then: the scaler skips that step and lowers its scale
     if isfinite(loss) and (fp16 or isfinite(norm)):
         return
-    raise refuse(
-        "not-finite",
-        f"step={step}",
-        f"the loss is {loss}, the gradient's norm {norm}",
-        because="every weight would become NaN with the next update",
-        fix="lower stage.learning_rate, or continue from the last checkpoint with `factory resume`",
-    )
+    raise refuse("not-finite", f"step={step}", f"the loss is {loss}, the gradient's norm {norm}")
 
 
 def _watch_gradients(run: Run, state: State, trained: dict[str, Any]) -> None:

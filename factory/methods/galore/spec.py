@@ -50,18 +50,6 @@ def _other_optimizer(case: Case) -> str | None:
 
 
 RULES = (
-    Rule(
-        id="galore-rank",
-        reads=("method.rank", "model.path"),
-        wrong=_rank_too_high,
-        because="a projection to a rank above the matrix's own projects nothing",
-        fix="set a lower method.rank",
-    ),
-    Rule(
-        id="galore-optimizer",
-        reads=("stage.optimizer",),
-        wrong=_other_optimizer,
-        because="its 8-bit form needs a GPU and is not there yet",
-        fix="set stage.optimizer=adamw",
-    ),
+    Rule("galore-rank", _rank_too_high),
+    Rule("galore-optimizer", _other_optimizer),
 )

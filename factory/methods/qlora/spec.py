@@ -13,11 +13,5 @@ def _not_quantized(case: Case) -> str | None:
 
 RULES = (
     *LORA_RULES,
-    Rule(
-        id="qlora-needs-bits",
-        reads=("method.quantization.bits",),
-        wrong=_not_quantized,
-        because="without quantization it would be plain lora under another name",
-        fix="set method=lora, or method.quantization.bits=4",
-    ),
+    Rule("qlora-needs-bits", _not_quantized),
 )
