@@ -18,12 +18,13 @@ class Family:
     """Where dense decoders of the llama kind differ from each other."""
 
     attention_bias: bool | None = None  # of q, k, v; None: config.attention_bias, and then of o too
+    mlp_bias: bool = False  # whether config.mlp_bias is read
     query_key_norm: bool = False
     head_dim: int | None = None  # where config.json leaves it out; None: hidden / heads
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(),
+    "llama": Family(mlp_bias=True),
     "mistral": Family(attention_bias=False),
     "qwen2": Family(attention_bias=True),
     "qwen3": Family(query_key_norm=True, head_dim=128),
@@ -102,7 +103,7 @@ def _dense(kind: str, family: Family, config: dict[str, Any]) -> Architecture:
     biased = {name for name in linears if name.startswith("self_attn") and everywhere}
     if family.attention_bias:
         biased = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
-    if config.get("mlp_bias"):
+    if family.mlp_bias and config.get("mlp_bias"):
         biased |= {name for name in linears if name.startswith("mlp")}
     tensors: dict[str, Shape] = {}
     for name, shape in linears.items():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from factory import compose, settings
+from factory import __version__, compose, settings
 from factory.compile.compiler import compile
 from factory.look import look
 from factory.plan import Plan
@@ -46,6 +46,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(overview(VERBS, compose.parse([word for word in rest if word not in ("--help", "-h")]).config_dirs))
         return 0
+    if arguments == ["--version"]:
+        print(f"factory {__version__}")
+        return 0
     if verb not in VERBS:
         there = "it is not there yet" if verb in NOT_THERE else "there is no such verb"
         raise refuse("unknown-verb", verb, there, known=", ".join(VERBS), hint=did_you_mean(verb, VERBS))
@@ -74,8 +77,7 @@ def plan(arguments: list[str]) -> int:
     if line.multirun:
         raise refuse("plan-of-a-sweep", "-m", "one plan is shown at a time")
     if line.hydra_flags:
-        compose.hydra_main(lambda _: None, [*line.hydra_flags, *compose.prepared(line).overrides])
-        return 0
+        return _hydras_own(line)
     composed = compose.compose(line)
     made = _compiled(composed, training=False)
     if composed.tree["plan"]["format"] == "json":
@@ -89,14 +91,21 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
+def _hydras_own(line: compose.CommandLine) -> int:
+    """--cfg, --info, completion: Hydra prints and nothing runs."""
+    completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
+    given = line.overrides if completing else compose.prepared(line).overrides
+    compose.hydra_main(lambda _: None, [*line.hydra_flags, *given])
+    return 0
+
+
 def train(arguments: list[str]) -> int:
     """compile, then execute; `--from-plan PLAN` replays a plan file, -m sweeps"""
     if any(word.partition("=")[0] == "--from-plan" for word in arguments):
         return _replay(arguments)
     line = compose.parse(arguments)
     if line.hydra_flags:
-        compose.hydra_main(lambda _: None, [*line.hydra_flags, *compose.prepared(line).overrides])
-        return 0
+        return _hydras_own(line)
     if line.multirun:
         from factory.run.screen import Screen
         from factory.run.sweep import sweep

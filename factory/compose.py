@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> CommandLine:
         elif name in ("--info", "-i"):
             takes_value = not equals and rest and rest[0] in _INFO
             hydra_flags.append(f"--info={rest.pop(0)}" if takes_value else word)
-        elif word in ("--resolve", "--hydra-help", "--version", "--shell-completion", "-sc"):
+        elif word in ("--resolve", "--hydra-help", "--shell-completion", "-sc"):
             hydra_flags.append(word)
         elif word.startswith("-"):
             raise refuse("unknown-flag", word, "there is no such flag", hint=did_you_mean(name, _FLAGS))

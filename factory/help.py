@@ -49,7 +49,11 @@ def explained(name: str) -> str:
         width = max(len(key.path) for key in inside)
         return options + "\n".join(f"{key.path:<{width}}  {key.limits.doc if key.limits else ''}" for key in inside)
     raise refuse(
-        "unknown-topic", name, "there is no such key or group", hint=did_you_mean(name, [key.path for key in keys])
+        "unknown-key",
+        name,
+        "there is no such key or group",
+        hint=did_you_mean(name, [key.path for key in keys]),
+        group="GROUP",
     )
 
 

@@ -40,7 +40,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, raw in enumerate(file, start=1):
             text = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, path, number)
             if text.strip():
-                yield number, _parse(text, path, number)
+                yield number, _parse(text.rstrip("\r\n"), path, number)
 
 
 def _array(path: Path) -> Iterator[tuple[int, Any]]:

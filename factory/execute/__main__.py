@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> int:
         code, status, error = FAILED, "failed", str(problem)
     except Exception as problem:
         traceback.print_exc()
-        code, status, error = FAILED, "failed", f"{type(problem).__name__}: {problem}"
+        first = next(iter(str(problem).splitlines()), "")
+        error = f"[crashed] {type(problem).__name__}: {first}\n  the traceback is in {folder.log}"
+        code, status = FAILED, "failed"
         with contextlib.suppress(UserError):
             run.emit("crashed", text=error.splitlines()[0])
     try:

@@ -46,6 +46,20 @@ class RunFolder:
         found = sorted(self.checkpoints.glob("step-*[0-9]"), reverse=True)
         return next((path for path in found if is_whole(path)), None)
 
+    def forget_metrics_after(self, step: int) -> None:
+        """What was logged after a checkpoint is computed, and logged, again. A file that is right is left alone."""
+        if not self.metrics.exists():
+            return
+        text = self.metrics.read_text(encoding="utf-8")
+        kept = []
+        for line in text.splitlines():
+            try:
+                kept += [line] if json.loads(line)["step"] <= step else []
+            except (ValueError, KeyError):  # the line that a kill cut short
+                continue
+        if (whole := "".join(f"{line}\n" for line in kept)) != text:
+            write_whole(self.metrics, whole)
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Holds the folder for this process. Raises UserError when it cannot be written or another holds it."""

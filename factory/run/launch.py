@@ -28,6 +28,8 @@ def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scre
         write_whole(folder.plan, to_yaml(plan))
         for old in (folder.events, folder.report):  # of the attempt before this one
             old.unlink(missing_ok=True)
+        # before anyone follows the file
+        folder.forget_metrics_after((read_json(resume_from / "state.json") or {})["step"] if resume_from else 0)
         try:
             screen.write_to(folder.log)
         except OSError as error:
@@ -47,20 +49,19 @@ def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scr
     events, metrics = Tail(folder.events), Tail(folder.metrics)
     if resume_from is not None:
         metrics.skip()
-    with _started(plan, folder, resume_from) as child, _forwarding(child, screen):
+    with _started(plan, folder, resume_from) as child, _forwarding(child, screen) as asked:
         running = True
         while running:
             running = child.poll() is None
             if running:
                 time.sleep(_POLL)
             lines = metrics.lines()
-            for line in lines:
-                _show_metrics(line, screen)
+            for line in sorted([*lines, *events.lines()], key=lambda line: line["time"]):
+                _show(line, screen)
             tracker.metrics(lines)
-            for event in events.lines():
-                _show_event(event, screen)
         screen.stop_progress()
-        return child.returncode, tracker
+        # asked before it could listen, or for the second time: interrupted all the same
+        return (INTERRUPTED if asked and child.returncode < 0 else child.returncode), tracker
 
 
 @contextmanager
@@ -90,22 +91,21 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None) -> Iterato
 
 
 @contextmanager
-def _forwarding(child: subprocess.Popen[bytes], screen: Screen) -> Iterator[None]:
+def _forwarding(child: subprocess.Popen[bytes], screen: Screen) -> Iterator[list[int]]:
     """The first Ctrl-C (or SIGTERM) asks the child to stop after its step, the second ends it."""
-    asked = False
+    asked: list[int] = []
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 1:
             child.kill()
         else:
-            asked = True
             child.terminate()
             screen.print("Stopping after this step, and saving (once more: at once) …", style="yellow")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -147,8 +147,11 @@ _LABELS = {
 }
 
 
-def _show_event(event: dict[str, Any], screen: Screen) -> None:
-    match event["event"]:
+def _show(event: dict[str, Any], screen: Screen) -> None:
+    """A line of events.jsonl, or of metrics.jsonl, which names no event."""
+    match event.get("event"):
+        case None:
+            _show_metrics(event, screen)
         case "start" if event["name"] in _LABELS:
             screen.stop_progress()
             screen.print(f"{_LABELS[event['name']]} …", style="dim")
@@ -200,7 +203,9 @@ def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: 
 
 def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int) -> dict[str, Any]:
     """A child that ended without a report was killed, or could not write one."""
-    if code == -signal.SIGKILL:
+    if code == INTERRUPTED:
+        error = "[interrupted] The training process was stopped before it could save."
+    elif code == -signal.SIGKILL:
         memory = plan.estimate.memory
         error = (
             "[killed] The training process was killed, most often for lack of memory.\n"
@@ -211,7 +216,7 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int) -> dict[str, A
         error = f"[crashed] The training process ended with code {code}. Its own words are in {folder.log}"
     counted = plan.estimate.parameters
     report: dict[str, Any] = {
-        "status": "failed",
+        "status": "interrupted" if code == INTERRUPTED else "failed",
         "plan_digest": plan.digest(),
         "options": plan.options,
         "overrides": plan.overrides,

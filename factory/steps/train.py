@@ -1,6 +1,5 @@
 """Train: the one loop, for every stage and method."""
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -47,7 +46,7 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
-    _forget_later_metrics(run, state.step)
+    run.folder.forget_metrics_after(state.step)
     while state.step < total:
         chosen = batches.micro_batches(state.step, *shape, run.plan.seed)
         examples = [[dataset.train[index] for index in indices] for indices in chosen]
@@ -131,21 +130,9 @@ def _log(run: Run, state: State, shape: Any, loss: float, rate: float, norm: flo
             "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
             "memory": memory.current(run.plan.steps.load.device),
             "seconds": round(state.seconds, 3),
+            "time": round(time.time(), 3),
         },
     )
-
-
-def _forget_later_metrics(run: Run, step: int) -> None:
-    """What was logged after the checkpoint is computed, and logged, again."""
-    if not run.folder.metrics.exists():
-        return
-    kept = []
-    for line in run.folder.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            kept += [line] if json.loads(line)["step"] <= step else []
-        except (ValueError, KeyError):  # the line that a kill cut short
-            continue
-    run.folder.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _summary(state: State, shape: Any) -> dict[str, Any]:
