@@ -1,8 +1,10 @@
 """Fixtures: a tiny model's folder, and runs of the executor inside the test's own process."""
 
+import json
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import tiny
 
-from factory import cli, compose
+from factory import cli, compose, look
 from factory.plan import Plan, to_yaml
+from factory.refusal import Refusal, UserError
 from factory.run.folder import RunFolder
 
 
@@ -37,11 +40,62 @@ def compiled(*overrides: str, training: bool = True) -> Plan:
     return cli._compiled(composed, training=training)
 
 
+def refusals(*overrides: str, training: bool = True) -> list[Refusal]:
+    """What a command line is refused for, empty where it compiles."""
+    try:
+        compiled(*overrides, training=training)
+    except UserError as error:
+        return list(error.refusals)
+    return []
+
+
+@dataclass
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rules(self) -> list[str]:
+        return re.findall(r"^\[([\w-]+)\]", self.err, re.MULTILINE)
+
+
+@pytest.fixture
+def command(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """The command line, within this process."""
+
+    def command(*arguments: str) -> Said:
+        code = cli.main(list(arguments))
+        return Said(code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretends that the machine has other memory, GPUs or packages."""
+
+    def machine(**changes: Any) -> None:
+        pretended = replace(look.look_at_machine(), **changes)
+        monkeypatch.setattr(look, "look_at_machine", lambda: pretended)
+
+    return machine
+
+
 @dataclass
 class Done:
     run: Any
     result: dict[str, Any]
     model: Any
+    dataset: Any
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run.folder.metrics.read_text().splitlines()]
+
+    @property
+    def losses(self) -> list[float]:
+        return [line["loss"] for line in self.metrics]
 
 
 @pytest.fixture
@@ -69,7 +123,7 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
         original = train.train
 
         def keeping(run: Any, model: Any, **values: Any) -> Any:
-            kept["model"] = model
+            kept.update(model=model, dataset=values["dataset"])
             return original(run, model=model, **values)
 
         train.train = keeping
@@ -77,6 +131,6 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
             result = executor.walk(run)
         finally:
             train.train = original
-        return Done(run, result, kept["model"])
+        return Done(run, result, **kept)
 
     return execute

@@ -1,0 +1,155 @@
+"""Parameters to the last one, memory that follows from them, steps that the loop will take."""
+
+import pytest
+from conftest import compiled
+
+from factory import registry
+from factory.architecture import architecture
+from factory.compile.estimate import RUNTIME
+from factory.data.batches import total_steps
+from factory.plan import Estimate
+
+GPU = "hardware=h100_80gb"
+PACKED = ("stage=pt", "data.max_length=512")
+
+
+def estimate(*overrides: str) -> Estimate:
+    return compiled(*overrides, training=False).estimate
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trainable"),
+    [
+        ("method=lora method.rank=8", 2_442_240),
+        ("method=lora method.rank=128", 39_075_840),
+        ("method=qlora method.rank=8", 2_442_240),
+        ("method=freeze method.num_layers=3", 10_620_288),
+        ("method=freeze method.layers=[0,29,0]", 2 * 3_540_096),
+        ("method=full", 134_515_008),
+        ("method=galore", 134_515_008),
+        ("method=lora method.target_modules=[q_proj,v_proj]", 30 * 8 * (2 * 576 + 576 + 192)),
+    ],
+)
+def test_smollm2_trains_exactly(overrides: str, trainable: int) -> None:
+    found = estimate(*overrides.split()).parameters
+    assert (found.total, found.trainable) == (134_515_008, trainable)
+    assert sum(found.trainable_by_module.values()) == trainable
+
+
+@pytest.mark.parametrize(
+    ("overrides", "billions"),
+    [
+        ("method=full", "6.74"),
+        ("method=galore", "6.74"),
+        ("method=freeze method.num_layers=3", "0.61"),
+        ("method=lora method.rank=128", "0.32"),
+        ("method=qlora method.rank=128", "0.32"),
+    ],
+)
+def test_llama2_trains_what_the_papers_table_4_says(overrides: str, billions: str) -> None:
+    assert f"{estimate('model=llama2_7b', *overrides.split()).parameters.trainable / 1e9:.2f}" == billions
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+@pytest.mark.parametrize("option", ["smollm2_135m", "qwen2.5_0.5b", "qwen3_0.6b"])
+def test_trainable_tensors_are_the_models_or_beside_them(method: str, option: str) -> None:
+    plan = compiled(f"model={option}", f"method={method}", training=False)
+    arch = architecture(plan.steps.load.config)
+    found = plan.estimate.parameters
+    assert found.total == arch.parameters()
+    assert set(found.trainable_by_module) <= {
+        name.removesuffix(".weight").removesuffix(".bias") for name in arch.layer_tensors
+    } | {"embed_tokens", "norm", "lm_head"}
+
+
+def test_memory_of_full_training_is_a_multiple_of_the_parameters() -> None:
+    mixed, pure = (estimate("model=llama2_7b", "method=full", GPU, f"precision={p}") for p in ("bf16", "pure_bf16"))
+    count = mixed.parameters.total
+    assert (mixed.memory.weights, mixed.memory.gradients, mixed.memory.optimizer) == (4 * count, 4 * count, 8 * count)
+    assert (pure.memory.weights, pure.memory.gradients) == (2 * count, 2 * count)
+    small = estimate("model=llama2_7b", "method=full", GPU, "stage.optimizer=adamw_8bit").memory
+    assert small.optimizer * 4 == mixed.memory.optimizer
+
+
+@pytest.mark.parametrize(("double", "bits"), [("true", 4.127), ("false", 4.5)])  # QLoRA, section 3
+def test_quantized_weights_take_the_papers_bits(double: str, bits: float) -> None:
+    overrides = ("model=llama2_7b", "method=qlora", GPU, f"method.quantization.double_quantization={double}")
+    plan = compiled(*overrides, training=False)
+    arch = architecture(plan.steps.load.config)
+    linears = arch.layers * sum(out * inner for out, inner in arch.linears.values())
+    rest = 2 * (arch.parameters() - linears)  # embedding, head and norms in bfloat16
+    adapters = 4 * plan.estimate.parameters.trainable
+    assert plan.estimate.memory.weights == pytest.approx(linears * bits / 8 + rest + adapters, rel=1e-4)
+
+
+def test_frozen_weights_are_held_in_the_frozen_type() -> None:
+    lora = estimate("model=llama2_7b", GPU)
+    assert lora.memory.weights == 2 * lora.parameters.total + 4 * lora.parameters.trainable
+    freeze = estimate("model=llama2_7b", GPU, "method=freeze")
+    assert freeze.memory.weights == 2 * freeze.parameters.total + 2 * freeze.parameters.trainable
+
+
+def test_the_total_is_the_sum_and_a_cpu_has_its_libraries() -> None:
+    cpu, gpu = (estimate(f"hardware={hardware}").memory for hardware in ("cpu", "h100_80gb"))
+    assert (cpu.runtime, gpu.runtime) == (RUNTIME, 0)
+    for found in (cpu, gpu):
+        parts = found.weights + found.gradients + found.optimizer + found.activations + found.runtime
+        assert found.total == parts
+        assert found.fits == (parts <= found.capacity)
+
+
+@pytest.mark.parametrize(
+    ("part", "base", "steps"),
+    [
+        ("activations", PACKED, ["stage.batch_size=1", "stage.batch_size=4", "stage.batch_size=16"]),
+        ("activations", ("stage=pt",), ["data.max_length=128", "data.max_length=512", "data.max_length=2048"]),
+        ("activations", PACKED, ["compute.activation_checkpointing=true", "compute.activation_checkpointing=false"]),
+        ("activations", PACKED, ["compute.attention=sdpa", "compute.attention=eager"]),
+        ("optimizer", (), ["method.rank=8", "method.rank=16", "method.rank=128"]),
+        ("gradients", (), ["method.rank=8", "method.rank=128"]),
+        ("optimizer", ("method=galore",), ["method.rank=8", "method.rank=64", "method.rank=192"]),
+        ("optimizer", (), ["method=lora", "method=freeze", "method=galore", "method=full"]),
+        ("weights", (), ["method=qlora", "method=lora", "method=full"]),
+        ("weights", ("method=freeze",), ["method.num_layers=1", "method.num_layers=30"]),
+        ("total", (), ["method=qlora", "method=lora", "method=freeze", "method=full"]),
+    ],
+)
+def test_memory_grows_with(part: str, base: tuple[str, ...], steps: list[str]) -> None:
+    found = [getattr(estimate(GPU, *base, step).memory, part) for step in steps]
+    assert found == sorted(set(found)), dict(zip(steps, found, strict=True))
+
+
+def test_gradients_and_optimizer_do_not_depend_on_the_batch() -> None:
+    one, many = (estimate(*PACKED, f"stage.batch_size={size}").memory for size in (1, 16))
+    assert (one.weights, one.gradients, one.optimizer) == (many.weights, many.gradients, many.optimizer)
+
+
+@pytest.mark.parametrize(("epochs", "batch", "accumulation"), [(1, 4, 1), (2, 4, 2), (0.5, 3, 2), (0.01, 4, 1)])
+def test_steps_are_those_of_the_loop_where_no_row_can_be_dropped(epochs: float, batch: int, accumulation: int) -> None:
+    found = estimate(
+        "data.truncation=error",
+        "data.max_samples=40",
+        f"stage.num_epochs={epochs}",
+        f"stage.batch_size={batch}",
+        f"stage.gradient_accumulation_steps={accumulation}",
+    ).steps
+    assert found.low == found.high == total_steps(36, batch, accumulation, epochs, None)
+
+
+def test_steps_are_exact_or_a_range() -> None:
+    exact = estimate("stage.max_steps=7", "stage.num_epochs=9").steps
+    assert (exact.low, exact.high) == (7, 7)
+    for overrides in ((), ("stage=pt",), ("data.packing=true",)):
+        steps = estimate(*overrides).steps
+        assert 1 <= steps.low < steps.high
+
+
+def test_flops_are_of_the_linear_layers() -> None:
+    """Kaplan et al. 2020: 2 per parameter forward, and backward 2 for what comes through and 2 for what is trained."""
+    base = ("model=llama2_7b", GPU, *PACKED, "stage.batch_size=2")
+    full, lora = estimate(*base, "method=full"), estimate(*base, "method=lora")
+    tokens = 2 * 512
+    assert full.flops_per_step == pytest.approx(6 * full.parameters.total * tokens, rel=0.05)
+    assert lora.flops_per_step == pytest.approx(4 * lora.parameters.total * tokens, rel=0.05)
+    doubled = estimate(*base, "method=full", "stage.gradient_accumulation_steps=2")
+    assert doubled.flops_per_step == 2 * full.flops_per_step

@@ -1,0 +1,254 @@
+"""Each rule fires, alone, where it should; its nearest legal neighbour compiles and runs."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from conftest import compiled, refusals
+
+from factory import look
+from factory.compile.rules import all_rules
+from factory.facts import Gpu
+from factory.plan import to_yaml
+from factory.refusal import catalogue
+from factory.settings import all_keys
+
+RULES = {rule.id: rule for rule in all_rules()}
+HERE = look.look_at_machine().packages
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
+WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8"}}
+GALORE = ("method=galore", "method.rank=8")
+BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")
+
+
+@dataclass(frozen=True)
+class Legal:
+    """`machine`: what this one would need; then it is only compiled."""
+
+    overrides: tuple[str, ...]
+    machine: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    rule: str
+    fires: tuple[str, ...]
+    legal: tuple[Legal, ...]
+    machine: dict[str, Any] | None = None
+
+
+def row(rule: str, fires: str, *legal: str | Legal, machine: dict[str, Any] | None = None) -> Row:
+    cases = tuple(case if isinstance(case, Legal) else Legal(tuple(case.split())) for case in legal)
+    return Row(rule, tuple(fires.split()), cases, machine)
+
+
+def on_gpu(overrides: str) -> Legal:
+    return Legal(tuple(overrides.split()), WITH_GPU)
+
+
+TABLE = (
+    row("quantized-weights", "method=full method.quantization.bits=4", "method=full", "method=qlora"),
+    row("quantized-weights", "method=freeze method.num_layers=1 method.quantization.bits=4", "method=freeze {one}"),
+    row("quantized-weights", "method=galore method.rank=8 method.quantization.bits=4", "method=lora {four}"),
+    row("no-data", "data=[]", "data=demo"),
+    row("data-path-unread", "data.path=chat.jsonl", "data=file data.path=chat.jsonl"),
+    row("columns-for-stage", "data=file data.path=chat.jsonl stage=pt", "data=file data.path=chat.jsonl stage=sft"),
+    row("columns-for-stage", "data=file data.path=plain.txt", "data=file data.path=plain.txt stage=pt"),
+    row("fp16-on-cpu", "precision=fp16", "precision=bf16", "precision=fp32", on_gpu("precision=fp16 {gpu}")),
+    row("beyond-context", "data.max_length=257", "data.max_length=256", "data.max_length=257 {linear}"),
+    row("nothing-to-scale", "model.rope_scaling=yarn", "model.rope_scaling=yarn data.max_length=300"),
+    row("nothing-to-scale", "{linear} data.max_length=256", "model.rope_scaling=dynamic data.max_length=300"),
+    row(
+        "isolation-without-packing",
+        "data.isolate_documents=true",
+        "data.isolate_documents=true data.packing=true",
+        "data.isolate_documents=false data.packing=true",
+    ),
+    row(
+        "isolation-without-packing",
+        "stage=pt data.packing=false data.isolate_documents=false",
+        "stage=pt data.isolate_documents=true",
+    ),
+    row("chat-keys-on-text", "stage=pt data.train_on_prompt=true", "stage=sft data.train_on_prompt=true"),
+    row("chat-keys-on-text", "stage=pt data.mask_history=true", "stage=pt"),
+    row("prompt-and-last-answer", "data.mask_history=true data.train_on_prompt=true", "data.mask_history=true"),
+    row(
+        "attention-needs-gpu",
+        "compute.attention=flash_attention_2",
+        "compute.attention=sdpa",
+        "compute.attention=eager",
+        on_gpu("compute.attention=flash_attention_2 {gpu}"),
+        machine={"packages": WITH_GPU["packages"]},
+    ),
+    row("kernels", "compute.kernels=liger", "compute.kernels=none"),
+    row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("{gpu}"), machine=WITH_GPU),
+    row("device-missing", "hardware=single_gpu", "hardware=auto", on_gpu("hardware=single_gpu")),
+    row("device-missing", "hardware=a100_40gb", on_gpu("hardware=h100_80gb"), machine=WITH_GPU),
+    row("package-missing", "method=qlora", "method=lora", machine={"packages": HERE | {"bitsandbytes": ""}}),
+    row("package-missing", "method=galore method.rank=8", *("method=full",), machine={"packages": {}}),
+    row("package-missing", "stage.optimizer=adamw_8bit", "stage.optimizer=adamw_8bit", machine={"packages": {}}),
+    row("unknown-template", "model.template=chatmll", "model.template=chatml", "model.template=llama3"),
+    row("no-chat-template", "{bare}", "{bare} model.template=alpaca", "{bare} stage=pt"),
+    row("stage-not-there", "stage=dpo", "stage=sft"),
+    row("tracking-address", "tracking=mlflow tracking.uri=./mlruns", "tracking=mlflow tracking.uri=sqlite:///m.db"),
+    row("tracking-address", "tracking.uri=file:///tmp/runs", "tracking.uri=http://localhost:5000"),
+    row("target-modules", "method.target_modules=[q_prj]", "method.target_modules=[q_proj,mlp.down_proj]"),
+    row("target-modules", "method.target_modules=[]", "method.target_modules=all-linear"),
+    row("target-modules", "method.target_modules=[lm_head]", "method.target_modules=[self_attn.o_proj]"),
+    row("qlora-needs-bits", "method=qlora method.quantization.bits=null", "method=qlora", "method=lora"),
+    row("freeze-layers", "method=freeze method.num_layers=3", "method=freeze method.num_layers=2"),
+    row("freeze-layers", "method=freeze method.layers=[0,2]", "method=freeze method.layers=[1,1]"),
+    row("freeze-layers", "method=freeze method.layers=[-1]", "method=freeze {one} method.position=first"),
+    row("freeze-layers", "method=freeze method.layers=[]", "method=freeze {one}"),
+    row("galore-rank", "method=galore method.rank=17", "method=galore method.rank=16"),
+    row(
+        "galore-optimizer",
+        "method=galore method.rank=8 stage.optimizer=adamw_8bit",
+        "method=galore method.rank=8 stage.optimizer=adamw",
+        "method=full stage.optimizer=adamw_8bit",
+    ),
+)
+WORDS = {
+    "one": "method.num_layers=1",
+    "four": "method.quantization.bits=4",
+    "linear": "model.rope_scaling=linear",
+    "gpu": "hardware=single_gpu",
+}
+
+
+def test_the_table_has_every_rule() -> None:
+    assert {row.rule for row in TABLE} == set(RULES)
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without a chat template."""
+    return tiny.save(tmp_path_factory.mktemp("bare"), template=False)
+
+
+@pytest.fixture
+def filled(here: Path, tiny_model: Path, bare: Path) -> Callable[[tuple[str, ...]], list[str]]:
+    """Data beside the run, and a row's words as overrides."""
+    rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
+    (here / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (here / "plain.txt").write_text("\n\n".join(f"The number {n} follows {n - 1}." for n in range(20)))
+
+    def filled(words: tuple[str, ...]) -> list[str]:
+        model = [] if "{bare}" in words else [f"model.path={tiny_model}"]
+        return [*BASE, *model, *(word.format(bare=f"model.path={bare}", **WORDS) for word in words)]
+
+    return filled
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.rule}: {' '.join(row.fires)}")
+def test_fires_and_nothing_else_does(row: Row, filled: Callable[..., list[str]], machine: Callable[..., None]) -> None:
+    if row.machine:
+        machine(**row.machine | {"packages": _installed(row.machine)})
+    (refusal,) = refusals(*filled(row.fires))
+    assert refusal.rule == row.rule
+    assert refusal.setting.partition("=")[0] == RULES[row.rule].reads[0]
+    assert refusal.wrong
+    if refusal.machine:  # what only this machine lacks is a warning where nothing is run
+        plan = compiled(*filled(row.fires), training=False)
+        assert [text.partition(" ")[0] for text in plan.warnings] == [f"[{row.rule}]"]
+
+
+def _installed(machine: dict[str, Any]) -> dict[str, str]:
+    return {name: version for name, version in machine.get("packages", HERE).items() if version}
+
+
+def _legal() -> Iterator[Legal]:
+    seen = set()
+    for row in TABLE:
+        for case in row.legal:
+            if (key := (case.overrides, case.machine is None)) not in seen:
+                seen.add(key)
+                yield case
+
+
+@pytest.mark.parametrize("case", list(_legal()), ids=lambda case: " ".join(case.overrides))
+def test_the_legal_neighbour_runs(
+    case: Legal, filled: Callable[..., list[str]], machine: Callable[..., None], execute: Callable[..., Any]
+) -> None:
+    overrides = filled(case.overrides)
+    if case.machine:
+        machine(**case.machine)
+        assert not compiled(*overrides).warnings
+        return
+    done = execute(*overrides, folder="walked")
+    assert [line["step"] for line in done.metrics] == [1]
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+
+
+def test_the_catalogue_is_used_and_reads_keys_that_exist() -> None:
+    known = {found.path for found in all_keys()}
+    code = "".join(path.read_text() for path in Path(look.__file__).parent.rglob("*.py"))
+    assert set(RULES) <= set(catalogue())
+    for rule, words in catalogue().items():
+        assert f'"{rule}"' in code or rule.startswith("key-of-another-"), rule
+        for read in words.reads:
+            assert read.startswith("hydra.") or any(key == read or key.startswith(f"{read}.") for key in known), rule
+
+
+# --- what the compiler itself refuses
+
+
+def test_what_cannot_fit_is_refused(machine: Callable[..., None], tiny_model: Path, here: Path) -> None:
+    base = (*BASE, f"model.path={tiny_model}", "method=full")
+    made = compiled(*base).estimate.memory
+    exact = made.weights + made.gradients + made.optimizer
+    machine(available_bytes=exact)
+    assert not compiled(*base).estimate.memory.fits  # the activations are a guess: told, not refused
+    machine(available_bytes=exact - 1)
+    assert [refusal.rule for refusal in refusals(*base)] == ["memory"]
+    plan = compiled(*base, training=False)
+    assert [text.partition(" ")[0] for text in plan.warnings] == ["[memory]"]
+    assert plan.estimate.memory.capacity == exact - 1
+
+
+def test_the_card_is_the_capacity(machine: Callable[..., None]) -> None:
+    full = ("model=llama2_7b", "method=full")
+    assert compiled(*full, "hardware=rtx4090", training=False).estimate.memory.capacity == 24 * 2**30
+    assert not compiled(*full, "hardware=h100_80gb", training=False).estimate.memory.fits
+    assert compiled("model=llama2_7b", "method=qlora", "hardware=h100_80gb", training=False).estimate.memory.fits
+    machine(gpus=(H100,))
+    assert compiled(training=False).steps.load.device == "cuda"
+    assert compiled(training=False).estimate.memory.capacity == H100.memory_bytes
+
+
+def test_a_taken_folder_is_refused_or_continued(tiny_model: Path, here: Path) -> None:
+    base = (*BASE, f"model.path={tiny_model}", "hydra.run.dir=run")
+    plan = compiled(*base)  # nothing there
+    assert compiled(*base, "stage.resume=auto").digest() == plan.digest()
+    (here / "run").mkdir()
+    assert not refusals(*base)  # an empty folder is nobody's
+    (here / "run" / "plan.yaml").write_text(to_yaml(plan))
+    for rest, rule in [
+        ((), "folder-taken"),
+        (("stage.resume=auto", "seed=1"), "folder-of-another-plan"),
+        (("stage.resume=auto", "stage.learning_rate=1e-3"), "folder-of-another-plan"),
+    ]:
+        assert [refusal.rule for refusal in refusals(*base, *rest)] == [rule]
+    assert compiled(*base, "stage.resume=auto").digest() == plan.digest()
+    assert not refusals(*base, "stage.resume=auto", "stage.logging_steps=3", "tracking.experiment=other")
+    (here / "run" / "report.json").write_text('{"status": "interrupted"}')
+    assert not refusals(*base, "stage.resume=auto")
+    (here / "run" / "report.json").write_text('{"status": "finished"}')
+    assert [refusal.rule for refusal in refusals(*base, "stage.resume=auto")] == ["run-finished"]
+
+
+def test_a_checkpoint_must_be_whole(tiny_model: Path, here: Path) -> None:
+    base = (*BASE, f"model.path={tiny_model}", "hydra.run.dir=run")
+    step = here / "run" / "checkpoints" / "step-000002"
+    (refusal,) = refusals(*base, f"stage.resume={step}")
+    assert (refusal.rule, refusal.setting) == ("no-checkpoint", f"stage.resume={step}")
+    step.mkdir(parents=True)
+    (step / "state.json").write_text("{}")
+    (step / "manifest.json").write_text('{"files": {"state.json": 3}}')  # one byte is lacking
+    assert [refusal.rule for refusal in refusals(*base, f"stage.resume={step}")] == ["no-checkpoint"]
+    (step / "manifest.json").write_text('{"files": {"state.json": 2}}')
+    assert not refusals(*base, f"stage.resume={step}")

@@ -1,0 +1,285 @@
+"""The front door: what is not in the schema is refused wherever it comes from, all at once and in one shape."""
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import compiled, refusals
+
+from factory import compose, look
+from factory.plan import to_yaml
+from factory.refusal import UserError
+
+Command = Callable[..., Any]
+BLOCK = re.compile(r"\[[a-z][a-z0-9-]*\] \S.*: \S.*\.\n  because \S.*\n  fix: \S.*\n")
+
+
+def _own(folder: Path, group: str, text: str) -> tuple[str, str]:
+    (folder / "own" / group).mkdir(parents=True, exist_ok=True)
+    (folder / "own" / group / "own.yaml").write_text(text)
+    return "--config-dir", str(folder / "own")
+
+
+# --- strictness
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("method.rnk", "method.rank"),
+        ("method.quantization.bit", "method.quantization.bits"),
+        ("data.sources.demo.colums", "data.sources.demo.columns"),
+        ("seeed", "seed"),
+        ("rank", "method.rank"),
+        ("model.architectur.hidden_size", "model.architecture"),
+    ],
+)
+def test_an_unknown_key_is_refused_on_the_command_line(plus: str, key: str, near: str) -> None:
+    (refusal,) = refusals(f"{plus}{key}=3", training=False)
+    assert refusal.rule == "unknown-key"
+    assert refusal.setting.partition("=")[0] in (key, key.rpartition(".")[0])
+    assert f"did you mean {near}?" in refusal.fix
+
+
+def test_an_unknown_key_is_refused_in_a_file_of_options(here: Path) -> None:
+    own = _own(here, "method", "defaults: [lora]\nrnk: 3\n")
+    assert [found.rule for found in refusals(*own, "method=own", training=False)] == ["unknown-key"]
+    own = _own(here, "method", "defaults: [lora]\nrank: 3\n")
+    assert compiled(*own, "method=own", training=False).steps.attach.settings["rank"] == 3
+
+
+def test_an_unknown_key_is_refused_in_a_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = _own(here, "recipes", "# @package _global_\nmethod: {rnk: 3}\nstagee: {}\n")
+    monkeypatch.setattr(compose, "recipes", lambda: ["own"])
+    found = refusals(*own, "recipe=own", training=False)
+    assert sorted(refusal.setting for refusal in found) == ["method.rnk=3", "stagee={}"]
+    assert {refusal.rule for refusal in found} == {"unknown-key"}
+
+
+def test_an_unknown_key_is_refused_in_a_plan_file(command: Command, here: Path) -> None:
+    tree = yaml.safe_load(to_yaml(compiled(training=False)))
+    tree["steps"]["train"]["lerning_rate"] = 1
+    (here / "plan.yaml").write_text(yaml.safe_dump(tree))
+    said = command("train", "--from-plan", "plan.yaml")
+    assert said.code == 2
+    assert said.rules == ["unknown-key"]
+    assert "steps.train.lerning_rate=1" in said.err
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize("group", [*compose.GROUPS, "recipe"])
+@pytest.mark.parametrize("value", ["nope", "null"])
+def test_an_unknown_option_is_refused_with_the_known(group: str, value: str) -> None:
+    known = compose.recipes() if group == "recipe" else compose.options(group)
+    (refusal,) = refusals(f"{group}={value}", training=False)
+    assert (refusal.rule, refusal.setting) == ("unknown-option", f"{group}={value}")
+    assert refusal.because.endswith(", ".join(known))
+
+
+@pytest.mark.parametrize("text", ["method=[lora,qlora]", "precision=[fp32,bf16]", "hardware=[cpu,rtx4090]"])
+def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
+    assert [found.rule for found in refusals(text, training=False)] == ["unknown-option"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "rule"),
+    [
+        ("method=loraa", "unknown-option"),
+        ("+method=full", "compose"),
+        ("++method=full", "compose"),
+        ("method@other=full", "compose"),
+        ("method.name=zzz", "unknown-name"),
+        ("method.num_layers=3", "key-of-another-method"),
+        ("stage.beta=0.1", "key-of-another-stage"),
+        ("method.quantization=4", "bad-value"),
+        ("data.sources=null", "bad-value"),
+        ("~method.rank", "bad-value"),
+        ("~stage", "unknown-name"),
+        ("~tracking", "bad-value"),
+        ("~method", "compose"),
+        ("~data.sources.demo", "no-data"),
+        ("~nothing.there", "compose"),
+        ("lora", "syntax"),
+        ("method.rank", "syntax"),
+        ("=3", "syntax"),
+        ("method.rank=[1", "syntax"),
+        ("data.path={a}.jsonl", "syntax"),
+        ("method.rank=1,2", "compose"),
+        ("method.rank=???", "compose"),
+        ("method.rank=${method.nope}", "compose"),
+        ("method.rank='${nope:3}'", "compose"),
+        ("model.path='${oc.env:FACTORY_NOT_SET}'", "compose"),
+        ("hydra.nope=1", "compose"),
+        ("hydra/launcher=basic", "launcher-without-multirun"),
+        ("hydra/sweeper=basic", "launcher-without-multirun"),
+        ("seed=-1", "bad-value"),
+        ("seed=99999999999999999999", "bad-value"),
+        ("--nope", "unknown-flag"),
+        ("--cfg", "unknown-flag"),
+    ],
+)
+def test_a_mistake_is_refused_and_not_a_traceback(argument: str, rule: str, command: Command, here: Path) -> None:
+    said = command("plan", argument)
+    assert said.code == 2
+    assert set(said.rules) == {rule}
+    assert re.fullmatch(f"({BLOCK.pattern})+", said.err), said.err
+    assert said.out == ""
+    assert not list(here.iterdir())
+
+
+def test_an_interpolation_of_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("FACTORY_RANK", "4")
+    plan = compiled("method.rank='${oc.env:FACTORY_RANK}'", training=False)
+    assert plan.steps.attach.settings["rank"] == 4
+
+
+def test_all_problems_are_listed_at_once(command: Command, here: Path) -> None:
+    said = command(
+        "train",
+        "method=lroa",
+        "methd.rank=3",
+        "stage.max_steps=0",
+        "stage.lr_scheduler=cosin",
+        "model.path=./nope",
+        "data=file",
+        "data.path=nope.jsonl",
+        "data.isolate_documents=true",
+        "tracking.uri=./mlruns",
+    )
+    assert said.code == 2
+    assert sorted(said.rules) == [
+        "bad-value",
+        "bad-value",
+        "data-missing",
+        "isolation-without-packing",
+        "model-missing",
+        "tracking-address",
+        "unknown-key",
+        "unknown-option",
+    ]
+    assert len(BLOCK.findall(said.err)) == len(said.rules)
+    assert BLOCK.sub("", said.err) == ""
+    assert "did you mean lora?" in said.err
+    assert "did you mean cosine?" in said.err
+    assert said.out == ""
+    assert not list(here.iterdir())  # nothing was written
+
+
+def test_a_refused_value_is_not_judged_by_the_rules() -> None:
+    found = refusals("data.isolate_documents=maybe", "data.train_on_prompt=5", "stage=zzz", training=False)
+    assert sorted(refusal.rule for refusal in found) == ["bad-value", "bad-value", "unknown-option"]
+
+
+# --- what is understood
+
+
+@pytest.mark.parametrize("text", ["recipe=smoke", "+recipe=smoke"])
+def test_a_recipe_is_composed_and_overridden(text: str) -> None:
+    plan = compiled(text, "stage.logging_steps=3", training=False)
+    assert (plan.steps.train.max_steps, plan.steps.train.logging_steps) == (5, 3)
+    assert (plan.steps.align.max_samples, plan.steps.evaluate.samples) == (40, 0)
+
+
+def test_a_plus_on_a_key_that_exists_changes_nothing() -> None:
+    digests = {compiled(f"{plus}method.rank=4", training=False).digest() for plus in ("", "+", "++")}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "read"),
+    [
+        (["-m", "method=lora,full"], {"multirun": True, "overrides": ("method=lora,full",)}),
+        (["a=1", "--multirun"], {"multirun": True, "overrides": ("a=1",)}),
+        (["--config-dir", "x", "--config-dir=y"], {"config_dirs": ("x", "y")}),
+        (["--cfg", "job", "--resolve"], {"hydra_flags": ("--cfg", "job", "--resolve")}),
+        (["-c", "hydra", "-p", "model"], {"hydra_flags": ("-c", "hydra", "-p", "model")}),
+        (["--info"], {"hydra_flags": ("--info",)}),
+        (["--info", "defaults", "a=1"], {"hydra_flags": ("--info=defaults",), "overrides": ("a=1",)}),
+        (["--info", "a=1"], {"hydra_flags": ("--info",), "overrides": ("a=1",)}),
+    ],
+    ids=str,
+)
+def test_flags_are_taken_from_the_overrides(argv: list[str], read: dict[str, Any]) -> None:
+    expected: dict[str, Any] = {"overrides": (), "multirun": False, "config_dirs": (), "hydra_flags": ()} | read
+    found = compose.parse(argv)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
+        (("plan", "--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
+        (("train", "--info", "searchpath"), re.escape(str(compose.ROOT))),
+    ],
+    ids=str,
+)
+def test_hydras_own_flags_work(arguments: tuple[str, ...], said: str, here: Path) -> None:
+    run = [sys.executable, "-m", "factory", *arguments]  # hydra.main changes sys.argv, the environment and logging
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
+    assert re.search(said, done.stdout, re.MULTILINE)
+    assert not list(here.iterdir())
+
+
+def test_a_sweep_with_an_unknown_option_is_refused_before_it_starts(command: Command, here: Path) -> None:
+    said = command("-m", "method=lora,zzz", "stage=choice(sft,yyy)")
+    assert (said.code, said.rules) == (2, ["unknown-option", "unknown-option"])
+    assert not list(here.iterdir())
+    assert command("plan", "-m", "method=lora,full").rules == ["plan-of-a-sweep"]
+
+
+def test_a_folder_of_options_that_is_not_there_is_refused(command: Command, here: Path) -> None:
+    said = command("plan", "--config-dir", "nope")
+    assert (said.code, said.rules) == (2, ["config-dir"])
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (("trian",), "unknown-verb"),
+        (("serve",), "unknown-verb"),
+        (("explain",), "explain-what"),
+        (("explain", "method.rnk"), "unknown-key"),
+        (("resume",), "resume-what"),
+        (("resume", "nowhere"), "resume-missing"),
+        (("train", "--from-plan"), "plan-missing"),
+        (("train", "--from-plan=nope.yaml"), "plan-missing"),
+    ],
+    ids=str,
+)
+def test_a_verb_without_what_it_needs_is_refused(arguments: tuple[str, ...], rule: str, command: Command) -> None:
+    said = command(*arguments)
+    assert (said.code, said.rules) == (2, [rule])
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+@pytest.mark.parametrize("packaged", [True, False])
+@pytest.mark.parametrize("option", compose.options("model"))
+def test_planning_a_named_model_needs_no_network(
+    option: str, packaged: bool, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    if not packaged:
+        monkeypatch.setattr(look, "package_file", lambda _: None)
+    plan = compiled(f"model={option}", training=False)
+    assert plan.options["model"] == option
+    assert plan.estimate.parameters.total > 1e8
+    assert not list(here.iterdir())
+
+
+def test_a_user_error_reads_as_its_blocks() -> None:
+    with pytest.raises(UserError) as error:
+        compiled("method.rnk=3", "seed=x", training=False)
+    assert re.fullmatch(f"({BLOCK.pattern}){{2}}", f"{error.value}\n")

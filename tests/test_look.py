@@ -1,0 +1,221 @@
+"""What is missing or broken outside is named before anything is loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import compiled, refusals
+
+from factory import look
+
+BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
+Change = Callable[[Path], object]
+
+
+@pytest.fixture
+def copy(tiny_model: Path, here: Path) -> Path:
+    return shutil.copytree(tiny_model, here / "model")
+
+
+def _cut(name: str, size: int) -> Change:
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def _write(name: str, content: bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def _without(*names: str) -> Change:
+    return lambda folder: [path.unlink() for name in names for path in folder.glob(name)]
+
+
+def _longer(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _sharded(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+BROKEN: dict[str, tuple[Change, str, str]] = {
+    "no config.json": (_without("config.json"), "model-incomplete", "config.json"),
+    "config.json is cut": (_cut("config.json", 40), "model-broken", "config.json"),
+    "config.json is empty": (_cut("config.json", 0), "model-broken", "config.json"),
+    "config.json is a list": (_write("config.json", b"[]"), "model-broken", "config.json"),
+    "config.json is Latin-1": (_write("config.json", b'{"a": "\xe9"}'), "model-broken", "config.json"),
+    "config.json has no numbers": (_write("config.json", b'{"model_type": "qwen2"}'), "incomplete-config", "hidden"),
+    "another architecture": (_write("config.json", b'{"model_type": "bert"}'), "unknown-architecture", "closed form"),
+    "weights of 0 bytes": (_cut("model.safetensors", 0), "model-broken", "model.safetensors"),
+    "weights cut in the header": (_cut("model.safetensors", 100), "model-broken", "model.safetensors"),
+    "weights cut in a tensor": (_cut("model.safetensors", 50_000), "model-broken", "50,000 bytes long"),
+    "weights with a tail": (_longer, "model-broken", "its header says"),
+    "weights are noise": (_write("model.safetensors", b"\xff" * 64), "model-broken", "not a safetensors file"),
+    "weights are a pointer": (_write("model.safetensors", b"version https://git-lfs"), "model-broken", "safetensors"),
+    "no weights": (_without("*.safetensors"), "model-incomplete", "no safetensors"),
+    "only a pickle": (_pickled, "model-incomplete", "only pytorch_model.bin"),
+    "a shard is missing": (_sharded, "model-broken", "model-00002-of-00002.safetensors"),
+    "the index is broken": (_write("model.safetensors.index.json", b"{}"), "model-broken", "index.json"),
+    "no tokenizer": (_without("tokenizer*"), "model-incomplete", "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_model_is_refused_naming_the_file(name: str, copy: Path) -> None:
+    change, rule, named = BROKEN[name]
+    assert not refusals(*BASE, f"model.path={copy}")
+    change(copy)
+    (refusal,) = refusals(*BASE, f"model.path={copy}")
+    assert refusal.rule == rule
+    assert named in refusal.wrong
+    if rule.startswith("model-"):
+        assert refusal.setting == f"model.path={copy}"
+
+
+def test_planning_needs_the_config_alone(copy: Path) -> None:
+    before = compiled(*BASE, f"model.path={copy}").estimate.parameters
+    _without("*.safetensors", "tokenizer*", "generation*")(copy)
+    assert compiled(*BASE, f"model.path={copy}", training=False).estimate.parameters == before
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "nowhere", "a/b/c", "rows.jsonl"])
+def test_a_path_that_is_no_model_is_refused(path: str, here: Path) -> None:
+    (here / "rows.jsonl").write_text("{}")
+    (refusal,) = refusals(*BASE, f"model.path={path}", training=False)
+    assert (refusal.rule, refusal.setting) == ("model-missing", f"model.path={path}")
+    assert refusal.wrong == ("it is a file" if path == "rows.jsonl" else "there is no such folder")
+
+
+SCRIPT = "import sys; from factory import cli; sys.exit(cli.main(sys.argv[1:]))"
+
+
+def test_a_hub_model_without_the_hub_is_refused(here: Path) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "hub")}
+    arguments = ["plan", "model.path=somebody/nothing-7b", "stage.max_steps=0"]
+    run = [sys.executable, "-c", SCRIPT, *arguments]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "[model-unreachable] model.path=somebody/nothing-7b: " in done.stderr
+    assert "[bad-value] stage.max_steps=0" in done.stderr  # the others are told all the same
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_named_model_without_the_hub_plans_and_does_not_train(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(here))
+
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    assert compiled("model=llama3_8b", "hardware=cpu", training=False).steps.load.source == "hub"
+    found = refusals("model=llama3_8b", "hardware=cpu")
+    assert "model-unreachable" in [refusal.rule for refusal in found]
+
+
+def test_a_hub_models_numbers_come_from_its_config(
+    monkeypatch: pytest.MonkeyPatch, copy: Path, tiny_model: Path
+) -> None:
+    asked = []
+
+    def download(path: str, name: str, **options: object) -> str:
+        asked.append((path, name, options["revision"]))
+        return str(copy / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    plan = compiled("model.path=me/mine", "model.revision=v2", training=False)
+    assert asked == [("me/mine", "config.json", "v2")]
+    assert plan.estimate.parameters.total == compiled(f"model.path={tiny_model}").estimate.parameters.total
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "rule", "wrong"),
+    [
+        ("nope.jsonl", None, "data-missing", "no such file"),
+        (".", None, "data-missing", "folder"),
+        ("rows.csv", b"a,b", "data-file-type", ".csv"),
+        ("rows", b"{}", "data-file-type", "(none)"),
+        ("rows.jsonl", b"", "data-empty", "0 bytes"),
+        ("rows.json", b"[]", "data-empty", "2 bytes"),
+        ("rows.txt", b"\n \n", "data-empty", "3 bytes"),
+        ("rows.jsonl", b'{"instruction": "a", "output": "b"}\n{"instruction": ', "data-broken", "line 2, column 17"),
+        ("rows.jsonl", b'{"instruction": "caf\xe9", "output": "b"}', "data-encoding", "0xE9"),
+        ("rows.jsonl", b"{}", "data-format", "(none)"),
+    ],
+)
+def test_a_file_that_cannot_be_trained_on_is_refused(
+    path: str, content: bytes | None, rule: str, wrong: str, here: Path, tiny_model: Path
+) -> None:
+    if content is not None:
+        (here / path).write_bytes(content)
+    (refusal,) = refusals(*BASE, f"model.path={tiny_model}", "data=file", f"data.path={path}")
+    assert refusal.rule == rule
+    assert wrong in refusal.wrong
+
+
+def test_a_missing_file_names_the_one_beside_it(here: Path) -> None:
+    (here / "rows.jsonl").write_text("{}")
+    (refusal,) = refusals("data=file", "data.path=row.jsonl", training=False)
+    assert "did you mean rows.jsonl?" in refusal.fix
+
+
+def test_a_file_is_not_named(here: Path) -> None:
+    (refusal,) = refusals("data=file", training=False)
+    assert (refusal.rule, refusal.setting) == ("data-missing", "data.sources.file.path=null")
+    (refusal,) = refusals("data.sources.demo.path='package:demo/{other}.jsonl'", training=False)
+    assert refusal.rule == "data-missing"
+
+
+def test_a_large_file_is_peeked_at(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    row = json.dumps({"instruction": "a" * 50, "output": "b"}) + "\n"
+    (here / "rows.jsonl").write_text(row * 300 + "broken, but beyond what planning reads\n")
+    monkeypatch.setattr(look, "READ_WHOLE", 1000)
+    steps = compiled("data=file", "data.path=rows.jsonl", "stage.batch_size=1", training=False).estimate.steps
+    assert steps.low < steps.high
+    assert steps.high == pytest.approx(270, rel=0.02)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_to_train(
+    monkeypatch: pytest.MonkeyPatch, here: Path, tiny_model: Path
+) -> None:
+    overrides = (*BASE, f"model.path={tiny_model}", "hydra.run.dir=closed/run")
+    (here / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != here / "closed")  # the tests may run as root
+    (refusal,) = refusals(*overrides)
+    assert (refusal.rule, refusal.setting) == ("cannot-write", "hydra.run.dir=closed/run")
+    assert str(here / "closed") in refusal.wrong
+    assert not refusals(*overrides, training=False)
+    (here / "file").write_text("")
+    assert [found.rule for found in refusals(*overrides, "hydra.run.dir=file/run")] == ["cannot-write"]
+
+
+def test_the_machine_is_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    machine = look.look_at_machine()
+    assert machine.threads == 3
+    assert machine.gpus == ()
+    assert 0 < machine.available_bytes <= machine.memory_bytes
+    assert {"torch", "transformers", "peft"} <= set(machine.packages)
+
+
+def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (here / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0'\n")
+    (here / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here}{os.pathsep}{os.environ['PATH']}")
+    (gpu,) = look.look_at_machine().gpus
+    assert (gpu.name, gpu.memory_bytes, gpu.compute_capability) == ("NVIDIA H100 80GB HBM3", 81559 * 2**20, 9.0)
+    (here / "nvidia-smi").write_text("#!/bin/sh\necho 'no driver' >&2; exit 9\n")
+    assert look.look_at_machine().gpus == ()

@@ -1,0 +1,131 @@
+"""The chunked losses are the plain ones: against torch, against the models' own loss, against NumPy in float64."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from factory import losses
+from factory.losses import LinearCrossEntropy, causal_lm
+
+
+def _problem(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, 8, dtype=dtype, requires_grad=True)
+    weight = torch.randn(13, 8, dtype=dtype, requires_grad=True)
+    return hidden, weight, torch.randint(0, 13, (tokens,))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 20])
+@pytest.mark.parametrize("trains_head", [True, False])
+def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", 8)
+    hidden, weight, target = _problem(tokens)
+    weight.requires_grad_(trains_head)
+    wanted = [hidden, weight] if trains_head else [hidden]
+    plain = functional.cross_entropy(hidden @ weight.T, target, reduction="sum") / 3
+    chunked = LinearCrossEntropy.apply(hidden, weight, target, torch.float64) / 3
+    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(torch.autograd.grad(chunked, wanted), torch.autograd.grad(plain, wanted), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", 2)
+    hidden, weight, target = _problem(5)
+
+    def loss(hidden: Any, weight: Any) -> Any:
+        return LinearCrossEntropy.apply(hidden, weight, target, torch.float64)
+
+    loss(hidden, weight).backward()
+    for value in (hidden, weight):
+        slopes = torch.empty_like(value)
+        for index in np.ndindex(*value.shape):
+            step = torch.zeros_like(value)
+            step[index] = 1e-6
+            up = [other + step if other is value else other for other in (hidden, weight)]
+            down = [other - step if other is value else other for other in (hidden, weight)]
+            slopes[index] = (loss(*up) - loss(*down)).detach() / 2e-6
+        torch.testing.assert_close(value.grad, slopes, rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_logits_keep_the_gradients_types() -> None:
+    hidden, weight, target = _problem(20, torch.float32)
+    chunked = LinearCrossEntropy.apply(hidden, weight, target, torch.bfloat16)
+    chunked.backward()
+    assert chunked.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
+    exact = functional.cross_entropy(hidden @ weight.T, target, reduction="sum")
+    torch.testing.assert_close(chunked, exact, rtol=1e-2, atol=0)
+
+
+def _batch() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(3, 512, (3, 16))
+    labels = ids.clone()
+    labels[:, :4] = -100
+    labels[0, 8:] = -100  # padding
+    labels[1, 6:9] = -100
+    ids[0, 8:] = 0
+    return {"input_ids": ids, "labels": labels}
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+
+
+def _trained(labels: Any) -> int:
+    return int((labels[:, 1:] != -100).sum())
+
+
+def test_causal_lm_equals_the_models_own_loss(model: Any) -> None:
+    batch = _batch()
+    own = model(**batch).loss * _trained(batch["labels"])
+    mine = causal_lm(model, batch)
+    torch.testing.assert_close(mine, own, rtol=1e-6, atol=1e-5)
+    parameters = list(model.parameters())
+    for left, right in zip(torch.autograd.grad(mine, parameters), torch.autograd.grad(own, parameters), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_causal_lm_reads_through_peft(model: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    batch = _batch()
+    own = wrapped(**batch).loss * _trained(batch["labels"])
+    mine = causal_lm(wrapped, batch)
+    torch.testing.assert_close(mine, own, rtol=1e-6, atol=1e-5)
+    adapters = [value for value in wrapped.parameters() if value.requires_grad]
+    for left, right in zip(torch.autograd.grad(mine, adapters), torch.autograd.grad(own, adapters), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_causal_lm_is_the_sum_of_surprises(model: Any) -> None:
+    """Sum over trained tokens of -log softmax, said in NumPy."""
+    batch = _batch()
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"]).logits.double().numpy()
+        mine = float(causal_lm(model, batch))
+    total = 0.0
+    for row, labels in zip(logits, batch["labels"].numpy(), strict=True):
+        for position, label in enumerate(labels[1:]):
+            if label != -100:
+                total -= row[position, label] - np.log(np.exp(row[position]).sum())
+    assert mine == pytest.approx(total, rel=1e-6)
+
+
+def test_evaluation_computes_no_gradients(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained head costs nothing more when its perplexity is measured."""
+    softmax, calls = torch.softmax, []
+    monkeypatch.setattr(torch, "softmax", lambda *args, **named: (calls.append(1), softmax(*args, **named))[1])
+    causal_lm(model, _batch())
+    assert calls
+    calls.clear()
+    with torch.no_grad():
+        causal_lm(model, _batch())
+    assert not calls

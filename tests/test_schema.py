@@ -1,0 +1,86 @@
+"""conf/ and the schema say the same: each option has every key, and none that the schema does not have."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_args
+
+import pytest
+
+from factory import compose, help, registry, settings
+from factory.settings import GROUPS, NAMED, all_keys
+from factory.typed import known_keys
+
+OPTIONS = [(group, option) for group in compose.GROUPS for option in compose.options(group)]
+
+
+def _leaves(tree: Any, path: str, known: set[str]) -> Iterator[str]:
+    generic = re.sub(r"^data\.sources\.\w+", "data.sources.<name>", path)
+    if generic in known or not isinstance(tree, dict):
+        yield generic
+        return
+    for name, item in tree.items():
+        yield from _leaves(item, f"{path}.{name}", known)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
+def test_an_option_has_exactly_the_schemas_keys(group: str, option: str) -> None:
+    composed = compose.compose(compose.parse([f"{group}={option}"]))
+    assert composed.options[group] == option
+    for name in (*GROUPS, *NAMED):
+        cls = GROUPS[name] if name in GROUPS else registry.spec(NAMED[name], composed.tree[name]["name"]).Settings
+        known = set(known_keys(cls, name))
+        assert set(_leaves(composed.tree[name], name, known)) == known
+    assert set(composed.tree) == {*GROUPS, *NAMED, "seed"}
+    _, problems, _ = settings.read(composed.tree, options={}, overrides=(), run_dir="x")
+    assert not problems
+    if "name" in composed.tree[group]:  # else a rule could not know which was chosen
+        assert composed.tree[group]["name"] == option
+
+
+@pytest.mark.parametrize("group", NAMED)
+def test_every_spec_has_its_option(group: str) -> None:
+    assert set(compose.options(group)) == set(registry.names(NAMED[group]))
+
+
+def test_every_precision_is_an_option() -> None:
+    kinds = {found.path: found.kind for found in all_keys()}
+    assert set(get_args(kinds["precision.name"])) == set(compose.options("precision"))
+
+
+def test_every_key_is_documented_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "compose", cache(compose.compose))  # else once for each key
+    keys = list(all_keys())
+    assert len({found.path for found in keys}) == len(keys)
+    for found in keys:
+        assert found.limits and len(found.limits.doc) > 10, found.path
+        text = help.explained(found.path)
+        assert text.startswith(f"{found.path}\n  {found.limits.doc}\n"), text
+        default = re.search(r"default: +(.*)", text)
+        assert default and default[1], text
+        assert "set by the option" not in text, text
+
+
+@pytest.mark.parametrize("group", [*GROUPS, *NAMED])
+def test_a_group_is_explained_by_its_keys(group: str) -> None:
+    text = help.explained(group)
+    inside = [found.path for found in all_keys() if found.path.startswith(f"{group}.")]
+    assert inside
+    assert all(re.search(rf"^{re.escape(path)} ", text, re.MULTILINE) for path in inside)
+    if group in compose.GROUPS:
+        assert all(option in text for option in compose.options(group))
+
+
+def test_help_lists_every_option_recipe_and_verb(command: Any) -> None:
+    said = command("--help")
+    assert said.code == 0
+    words = set(re.findall(r"[\w.]+", said.out))
+    assert {option for _, option in OPTIONS} | set(compose.recipes()) | {"train", "plan", "resume", "explain"} <= words
+
+
+def test_a_key_of_one_option_names_its_owner() -> None:
+    text = help.explained("method.num_layers")
+    assert re.search(r"of: +method=freeze", text)
+    assert re.search(r"default: +3 ", text)
+    assert re.search(r"rules: .*freeze-layers", text)
+    assert help.explained("data.sources.demo.path").startswith("data.sources.<name>.path\n")
