@@ -111,6 +111,7 @@ def prepared(line: CommandLine) -> Prepared:
     parser = OverridesParser.create()
     ready: list[str] = []
     bad_groups: set[str] = set()
+    search: list[Any] = []
     for text in line.overrides:
         try:
             override = parser.parse_override(text)
@@ -129,7 +130,9 @@ def prepared(line: CommandLine) -> Prepared:
             unknown = _unknown_options(key, chosen, options(key, line.config_dirs))
             problems += unknown
             bad_groups |= {key} if unknown else set()
-            ready += [] if unknown else [text]
+            ready += [] if unknown else [text.lstrip("+")]
+        elif key == "hydra.searchpath":
+            search += chosen if isinstance(chosen, list) else [chosen]
         elif key.startswith("hydra") or override.is_delete():
             if key in ("hydra/launcher", "hydra/sweeper") and not line.multirun:
                 problems.append(_only_with_multirun(text))
@@ -137,9 +140,8 @@ def prepared(line: CommandLine) -> Prepared:
         else:
             ready.append(f"++{text.lstrip('+')}")
     folders = [Path(folder).resolve() for folder in line.config_dirs if Path(folder).is_dir()]
-    search = [ROOT.as_uri(), *(folder.as_uri() for folder in folders)]
-    if not any(text.startswith("hydra.searchpath=") for text in line.overrides):
-        ready.append(f"hydra.searchpath=[{','.join(search)}]")
+    search = [ROOT.as_uri(), *(folder.as_uri() for folder in folders), *search]
+    ready.append(f"hydra.searchpath=[{','.join(search)}]")
     return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
 
 

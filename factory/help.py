@@ -53,7 +53,7 @@ def explained(name: str) -> str:
         name,
         "there is no such key or group",
         hint=did_you_mean(name, [key.path for key in keys]),
-        group="GROUP",
+        topic="--help",
     )
 
 

@@ -37,6 +37,8 @@ PACKAGES = (
 READ_WHOLE = 16 * 2**20  # bytes: smaller files are read to the end while planning
 PEEK_ROWS = 100
 _PACKAGE_PREFIX = "package:"
+_HUB_PATIENCE = 10  # seconds
+_SAMPLES = 16  # blocks of a weight file that its fingerprint reads
 
 
 def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
@@ -129,7 +131,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     model = settings.model
-    folder = Path(model.path).expanduser()
+    folder = _local(model.path)
     if folder.is_dir():
         return _model_folder(folder, model.path, training=training)
     named = model.path == model.hub and model.architecture is not None
@@ -175,11 +177,17 @@ def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
 
 
 def _hub_config(path: str, revision: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    from huggingface_hub.file_download import hf_hub_url
+
     try:
-        return json.loads(Path(hf_hub_download(path, "config.json", revision=revision)).read_text())
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            _refuse_no_network(hf_hub_url(path, "config.json"))
+            cached = hf_hub_download(path, "config.json", revision=revision)
+        return json.loads(Path(cached).read_text())
     except GatedRepoError:
         wrong = "it is gated and there is no token with access"
     except RepositoryNotFoundError:
@@ -187,6 +195,17 @@ def _hub_config(path: str, revision: str) -> dict[str, Any]:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         wrong = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})"
     raise refuse("model-unreachable", f"model.path={path}", wrong)
+
+
+def _refuse_no_network(url: str) -> None:
+    """Raises OSError at once where the hub's host cannot be reached: its client would try again for half a minute."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()
+    except HTTPError:
+        pass  # it answers; what it says about this model is the client's to read
 
 
 def _model_folder(folder: Path, shown: str, *, training: bool) -> ModelFacts:
@@ -210,14 +229,26 @@ def _model_folder(folder: Path, shown: str, *, training: bool) -> ModelFacts:
         _check_safetensors(file, shown)
     _check_shards(folder, {file.name for file in weights}, shown)
     files = [folder / "config.json", *weights, *folder.glob("tokenizer*")]
-    sizes = "".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in sorted(files))
     return ModelFacts(
         source="folder",
         path=str(folder.resolve()),
         config=config,
-        fingerprint=hashlib.sha256((json.dumps(config, sort_keys=True) + sizes).encode()).hexdigest(),
+        fingerprint=_fingerprint(sorted(files)),
         chat_template=_has_chat_template(folder),
     )
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Changes when the files do: names, sizes, and a sample of each file's bytes (weights are too large to read here)."""
+    found = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as opened:
+            for sample in range(_SAMPLES):
+                opened.seek(sample * max(4096, size // _SAMPLES))
+                found.update(opened.read(4096))
+    return found.hexdigest()
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -256,6 +287,11 @@ def _check_shards(folder: Path, there: set[str], shown: str) -> None:
         raise _broken(shown, min(needed - there), "this shard is missing")
 
 
+def _local(path: str) -> Path:
+    """A path with `~` resolved, and left as it is where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises instead
+
+
 # --- the data
 
 
@@ -264,7 +300,7 @@ def source_path(path: str, stage: str) -> Path:
     kind = registry.spec("stages", stage).KIND
     if path.startswith(_PACKAGE_PREFIX):
         return Path(__file__).parent / path.removeprefix(_PACKAGE_PREFIX).replace("{kind}", kind)
-    return Path(path).expanduser()
+    return _local(path)
 
 
 def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
@@ -302,6 +338,7 @@ def _peek(name: str, source: Source, path: Path, setting: str) -> DataFacts:
     format = formats.recognise(columns) if source.format == "auto" else source.format
     missing = set(formats.FORMATS[format].columns) - columns if format else set()
     missing |= set(source.columns.values()) - own
+    _refuse_unknown_columns(name, source)
     if format is None or missing:
         known = "; ".join(f"{name}: {', '.join(found.columns)}" for name, found in formats.FORMATS.items())
         raise refuse(
@@ -323,6 +360,17 @@ def _peek(name: str, source: Source, path: Path, setting: str) -> DataFacts:
         longest_row_bytes=max(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows),
         sha256=read.digest(path),
     )
+
+
+def _refuse_unknown_columns(name: str, source: Source) -> None:
+    for standard in set(source.columns) - formats.STANDARD:
+        raise refuse(
+            "unknown-column",
+            f"data.sources.{name}.columns={standard}",
+            "no format has such a column",
+            known=", ".join(sorted(formats.STANDARD)),
+            hint=did_you_mean(standard, formats.STANDARD),
+        )
 
 
 def _estimated_rows(path: Path, size: int) -> int:

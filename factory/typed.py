@@ -58,7 +58,7 @@ class Reader:
         """`tree` as an instance of the dataclass `cls`. A field that is wrong becomes None, and is in `bad_keys`."""
         if not isinstance(tree, dict):
             self._bad(path, tree, "a group of keys is needed here", f"set its keys, as in {path}.KEY=VALUE")
-            tree = {}
+            return cls(**{field.name: None for field in dataclasses.fields(cls)})
         fields = {field.name: field for field in dataclasses.fields(cls)}
         hints = typing.get_type_hints(cls)
         for name in tree:
@@ -100,9 +100,10 @@ class Reader:
 
 
 def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
-    group = path.partition(".")[0]
+    group, dot, _ = path.partition(".")
+    topic = f"explain {group}" if dot else "--help"
     hint = did_you_mean(path, known)
-    return refusal("unknown-key", f"{path}={plain(value)}", "there is no such key", hint=hint, group=group)
+    return refusal("unknown-key", f"{path}={plain(value)}", "there is no such key", hint=hint, topic=topic)
 
 
 def plain(value: Any) -> str:
@@ -120,6 +121,8 @@ def convert(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value)
     if origin is Literal:
+        if isinstance(value, str) and not any(isinstance(arg, str) for arg in args):
+            value = yaml.safe_load(value)
         if value in args and type(value) in {type(arg) for arg in args}:
             return value
         names = [str(arg) for arg in args]

@@ -51,7 +51,7 @@ def compile(
     lacking = _against_memory(made)
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
-    return _against_folder(made, settings, facts) + lacking or made
+    return (_against_folder(made, settings, facts) if training else []) + lacking or made
 
 
 def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:

@@ -75,6 +75,8 @@ def _value(settings: Settings, path: str) -> str:
         if part == "<name>" or isinstance(value, dict):
             return ",".join(settings.data.sources)
         value = getattr(value, part)
+    if isinstance(value, dict):
+        return ",".join(value)
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
     return plain(value)

@@ -137,7 +137,7 @@ def _stage_not_there(case: Case) -> str | None:
 
 def _tracking_address(case: Case) -> str | None:
     uri = case.settings.tracking.uri
-    if uri is None or re.match(r"(sqlite|postgresql|mysql|mssql|https?|databricks)[+:\w]*(//)?", uri):
+    if uri is None or re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://|databricks", uri):
         return None
     return "MLflow no longer keeps runs in plain folders"
 

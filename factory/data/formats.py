@@ -105,6 +105,8 @@ FORMATS: dict[str, Format] = {
     "messages": Format("messages", ("messages",), _conversation("messages", "role", "content")),
     "text": Format("text", ("text",), _plain),
 }
+# every column that some format reads, the optional ones included
+STANDARD = {column for found in FORMATS.values() for column in found.columns} | {"input", "system", "history"}
 
 
 def recognise(columns: set[str]) -> str | None:

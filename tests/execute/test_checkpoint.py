@@ -1,0 +1,213 @@
+"""Checkpoints: a run that is stopped, killed or out of disk goes on to the very same weights."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from factory.execute.context import Interrupted
+from factory.refusal import UserError
+from factory.run.folder import RunFolder, is_whole
+from factory.steps import train
+
+Execute = Callable[..., Any]
+STEPS, STOPPED = 7, 4
+SHORT = (
+    f"stage.max_steps={STEPS}",  # of 5 an epoch: the resumed run crosses into the second
+    "data.max_samples=22",
+    "stage.logging_steps=1",
+    "stage.learning_rate=1e-2",
+    "stage.save_steps=null",
+    "stage.gradient_accumulation_steps=2",
+    "stage.batch_size=2",
+    "stage.weight_decay=0.1",
+    "precision=fp32",
+    "data.max_length=200",
+)
+METHODS = {
+    "full": ("method=full",),
+    "freeze": ("method=freeze", "method.num_layers=1"),
+    "lora": ("method=lora", "method.rank=4"),
+    "lora with dropout": ("method=lora", "method.rank=4", "method.dropout=0.1"),
+    "qlora": ("method=qlora", "method.rank=4"),
+    "galore": ("method=galore", "method.rank=8", "method.update_interval=3"),
+    "adamw_8bit": ("method=full", "stage.optimizer=adamw_8bit"),
+    "pure_bf16": ("method=full", "precision=pure_bf16"),
+}
+LORA = (*METHODS["lora"], *SHORT, "evaluate.perplexity=false")
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Any], None]) -> None:
+    """Does it in the middle of the given step (from 1)."""
+    original, done = train._accumulate, iter(range(1, 1000))
+
+    def accumulate(run: Any, *values: Any) -> float:
+        if next(done) == step:
+            action(run)
+        return original(run, *values)
+
+    monkeypatch.setattr(train, "_accumulate", accumulate)
+
+
+def ask_to_stop(run: Any) -> None:
+    run.stopping = True
+
+
+def die(_run: Any) -> None:
+    raise KeyboardInterrupt  # nothing in the child catches it: as good as a kill
+
+
+def same(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must repeat bit for bit: all but times and memory."""
+    names = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens")
+    return [{name: line[name] for name in names} for line in metrics]
+
+
+def assert_equal(done: Any, whole: Any) -> None:
+    assert same(done.metrics) == same(whole.metrics)
+    assert [line["step"] for line in done.metrics] == list(range(1, STEPS + 1))
+    wanted = dict(whole.model.named_parameters())
+    for name, value in done.model.named_parameters():
+        assert torch.equal(value, wanted[name]), name
+    for name in ("evaluate", "data"):
+        assert done.result[name] == whole.result[name]
+    for name in ("steps", "tokens", "first_loss", "final_loss"):
+        assert done.result["train"][name] == whole.result["train"][name]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_is_the_uninterrupted_one(
+    method: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*SHORT, *METHODS[method])
+    whole = execute(*options, folder="whole")
+    assert len({line["loss"] for line in whole.metrics}) == STEPS
+    with monkeypatch.context() as patched:
+        at_step(patched, STOPPED, ask_to_stop)
+        with pytest.raises(Interrupted):
+            execute(*options)
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None and saved.name == f"step-{STOPPED:06d}"
+    assert not Path("run/model").exists()
+    assert_equal(execute(*options, resume_from=saved), whole)
+
+
+def test_stopped_at_the_first_step(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LoRA A has no gradient yet: what is still watched is carried over."""
+    whole = execute(*LORA, folder="whole")
+    with monkeypatch.context() as patched:
+        at_step(patched, 1, ask_to_stop)
+        with pytest.raises(Interrupted):
+            execute(*LORA)
+    done = execute(*LORA, resume_from=RunFolder("run").checkpoint())
+    assert_equal(done, whole)
+    assert done.run.checks["gradients_alive"] == whole.run.checks["gradients_alive"]
+
+
+def test_a_killed_run_repeats_what_no_checkpoint_holds(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = execute(*LORA, folder="whole")
+    with monkeypatch.context() as patched:
+        at_step(patched, 6, die)
+        with pytest.raises(KeyboardInterrupt):
+            execute(*LORA, "stage.save_steps=3")
+    with Path("run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "los')  # the line that a kill cut short
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None and saved.name == "step-000003"
+    assert_equal(execute(*LORA, "stage.save_steps=3", resume_from=saved), whole)
+
+
+def test_the_newest_whole_checkpoint_is_taken(execute: Execute) -> None:
+    execute(*LORA, "stage.save_steps=1", "stage.save_total_limit=3")
+    folder = RunFolder("run")
+    names = ["step-000005", "step-000006", "step-000007"]
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == names
+    five, six, seven = (folder.checkpoints / name for name in names)
+    assert folder.checkpoint() == seven
+    for broken in ("trained.safetensors", "optimizer.pt", "random.pt", "state.json", "manifest.json"):
+        copy = folder.checkpoints / "step-000008"
+        shutil.copytree(seven, copy)
+        assert is_whole(copy)
+        if broken == "manifest.json":
+            (copy / broken).unlink()
+        else:
+            (copy / broken).write_bytes((seven / broken).read_bytes()[:-1])
+        assert folder.checkpoint() == seven, broken
+        shutil.rmtree(copy)
+    (seven / "optimizer.pt").unlink()
+    assert folder.checkpoint() == six
+    (six / "manifest.json").write_text('{"files": ')
+    assert folder.checkpoint() == five
+    shutil.rmtree(five)
+    assert folder.checkpoint() is None
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_only_so_many_are_kept(limit: int, execute: Execute) -> None:
+    execute(*LORA, "stage.save_steps=2", f"stage.save_total_limit={limit}")
+    kept = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    assert kept == ["step-000006", "step-000007"][-limit:]  # the last step's too
+
+
+def test_a_checkpoint_of_another_run_is_refused(execute: Execute) -> None:
+    execute(*LORA, "stage.save_steps=3", folder="other")
+    with pytest.raises(UserError, match="resume-other-run"):
+        execute(*LORA, "method.rank=8", resume_from=RunFolder("other").checkpoint())
+
+
+FULL = [
+    ("safetensors.torch.save_file", OSError(errno.ENOSPC, "No space left on device")),
+    ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+    ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534")),
+]
+
+
+@pytest.mark.parametrize(("function", "error"), FULL, ids=["OSError", "SafetensorError", "RuntimeError"])
+def test_a_full_disk_keeps_the_checkpoint_before(
+    function: str, error: Exception, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*LORA, "stage.save_steps=3")
+    whole = execute(*options, folder="whole")
+
+    def fill_the_disk(_run: Any) -> None:
+        def fails(_what: Any, path: Path, *_: Any, **__: Any) -> None:
+            Path(path).write_bytes(b"half")
+            raise error
+
+        patched.setattr(function, fails)
+
+    with monkeypatch.context() as patched:
+        at_step(patched, 6, fill_the_disk)
+        with pytest.raises(UserError, match=r"\[(disk-full|cannot-write)\]"):
+            execute(*options)
+    folder = RunFolder("run")
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000003"]
+    saved = folder.checkpoint()
+    assert saved is not None
+    assert_equal(execute(*options, resume_from=saved), whole)
+
+
+def test_a_full_disk_leaves_no_half_model(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import PeftModel
+
+    def fails(_model: Any, path: Path, **_: Any) -> None:
+        (Path(path) / "adapter_model.safetensors").write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", fails)
+    with pytest.raises(UserError, match=r"\[cannot-write\].*No space left"):
+        execute(*LORA, "stage.save_steps=3")
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        "checkpoints",
+        "events.jsonl",
+        "metrics.jsonl",
+        "plan.yaml",
+    ]
+    state = json.loads((Path("run/checkpoints") / f"step-{STEPS:06d}" / "state.json").read_text())
+    assert state["step"] == STEPS  # nothing of the training is lost

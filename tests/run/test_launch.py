@@ -1,0 +1,294 @@
+"""Whole commands: exit codes, a run's files, the same numbers again, and every way that a run can be cut short."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from factory.execute import __main__ as child_main
+from factory.run.folder import RunFolder
+from factory.run.launch import Tail
+
+STEPS = 150
+SAME = (
+    "tracking=none",
+    "hardware=cpu",
+    "precision=fp32",
+    "evaluate.samples=0",
+    "stage.logging_steps=1",
+    "stage.learning_rate=1e-3",
+    "method.rank=4",
+    "data.max_samples=40",
+    "stage.save_steps=50",
+)
+FILES = {"plan.yaml", "report.json", "metrics.jsonl", "events.jsonl", "run.log", "model", "checkpoints", ".lock"}
+
+
+class Command:
+    """A running `python -m factory …` in a folder, what it prints collected in a file."""
+
+    def __init__(self, where: Path, *arguments: str, **environment: str):
+        self.output = where / f"screen-{time.monotonic_ns()}.txt"
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "factory", *arguments],
+                cwd=where,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            )
+
+    def child(self) -> psutil.Process:
+        return wait_for(lambda: next(iter(psutil.Process(self.process.pid).children()), None), 20)
+
+    def ends(self, code: int) -> str:
+        """What it printed; it ends with this exit code."""
+        found = self.process.wait(60)
+        text = self.output.read_text()
+        assert found == code, text
+        assert "Traceback" not in text
+        return " ".join(text.split())  # however the lines were broken
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"nothing within {seconds} s")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """What must repeat bit for bit."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
+    return [{name: line[name] for name in ("step", "loss", "grad_norm", "learning_rate", "tokens")} for line in lines]
+
+
+def steps(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def options(tiny_model: Path) -> tuple[str, ...]:
+    return (*SAME, f"model.path={tiny_model}", f"stage.max_steps={STEPS}")
+
+
+@pytest.fixture(scope="module")
+def whole(where: Path, options: tuple[str, ...]) -> Path:
+    Command(where, *options, "hydra.run.dir=whole").ends(0)
+    return where / "whole"
+
+
+@pytest.fixture
+def started(where: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands, none of which outlives the test."""
+    commands: list[Command] = []
+
+    def start(*arguments: str, **environment: str) -> Command:
+        commands.append(Command(where, *arguments, **environment))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.process.kill()
+        command.process.wait()
+
+
+def test_a_run_leaves_all_its_files(whole: Path) -> None:
+    assert {path.name for path in whole.iterdir()} == FILES
+    report = json.loads((whole / "report.json").read_text())
+    assert report["status"] == "finished"
+    assert {"parameters", "memory", "train", "data", "evaluate", "checks", "versions"} <= report.keys()
+    assert all(check["passed"] for check in report["checks"].values())
+    assert report["train"]["steps"] == STEPS == steps(whole)
+    assert [line["step"] for line in metrics(whole)] == list(range(1, STEPS + 1))
+    assert report["memory"]["peak_bytes"] > 0
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        path.name for path in (whole / "model").iterdir()
+    }
+    log = (whole / "run.log").read_text()
+    assert f"step {STEPS:>5}" in log and "perplexity" in log
+
+
+def test_a_finished_run_is_not_overwritten(
+    whole: Path, options: tuple[str, ...], started: Callable[..., Command]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert "[folder-taken]" in started(*options, "hydra.run.dir=whole").ends(2)
+    assert "[resume-finished]" in started("resume", "whole").ends(2)
+    assert "[folder-taken]" in started("train", "--from-plan", "whole/plan.yaml", "hydra.run.dir=whole").ends(2)
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_plan_file_gives_the_same_numbers(whole: Path, where: Path, started: Callable[..., Command]) -> None:
+    started("train", "--from-plan", "whole/plan.yaml", "hydra.run.dir=replayed").ends(0)
+    assert metrics(where / "replayed") == metrics(whole)
+    first, second = (json.loads((folder / "report.json").read_text()) for folder in (whole, where / "replayed"))
+    assert (first["plan_digest"], first["evaluate"]) == (second["plan_digest"], second["evaluate"])
+
+
+def test_an_interrupted_run_goes_on(
+    whole: Path, where: Path, options: tuple[str, ...], started: Callable[..., Command]
+) -> None:
+    folder, same = where / "stopped", (*options, "hydra.run.dir=stopped")
+    command = started(*same)
+    wait_for(lambda: steps(folder) >= 3, 40)
+    os.kill(command.child().pid, signal.SIGSTOP)  # so that it is still there while others try
+    try:
+        assert "[folder-in-use]" in started(*same, "stage.resume=auto").ends(2)
+        assert "[folder-in-use]" in started("resume", "stopped").ends(2)
+        command.process.send_signal(signal.SIGINT)
+    finally:
+        os.kill(command.child().pid, signal.SIGCONT)
+    text = command.ends(130)
+    done = steps(folder)
+    assert 3 <= done < STEPS
+    assert "factory resume stopped" in text
+    saved = RunFolder(folder).checkpoint()
+    assert saved is not None and saved.name == f"step-{done:06d}"
+    assert json.loads((folder / "report.json").read_text())["status"] == "interrupted"
+    assert f"Continuing from stopped/checkpoints/{saved.name}" in started("resume", "stopped").ends(0)
+    assert metrics(folder) == metrics(whole)
+    first, second = (json.loads((place / "report.json").read_text())["evaluate"] for place in (whole, folder))
+    assert first == second
+
+
+def test_killed_child_then_killed_parent(
+    where: Path, options: tuple[str, ...], started: Callable[..., Command]
+) -> None:
+    folder, same = where / "killed", (*options, "stage.max_steps=100000", "hydra.run.dir=killed")
+    command = started(*same)
+    wait_for(lambda: RunFolder(folder).checkpoint(), 60)
+    command.child().kill()
+    text = command.ends(1)
+    assert "[killed]" in text and "factory resume killed" in text
+    report = json.loads((folder / "report.json").read_text())
+    assert report["status"] == "failed" and "[killed]" in report["error"]
+
+    done = RunFolder(folder).checkpoint()
+    assert done is not None
+    command = started(*same, "stage.resume=auto")
+    child = command.child()
+    wait_for(lambda: RunFolder(folder).checkpoint() != done, 60)
+    assert f"Continuing from killed/checkpoints/{done.name}" in " ".join(command.output.read_text().split())
+    command.process.kill()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+    assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
+
+
+PATCH = """
+import sys
+if sys.orig_argv[1:3] == ["-m", "factory.execute"]:
+    {code}
+"""
+
+
+def customized(where: Path, name: str, code: str) -> dict[str, str]:
+    """Environment in which the child, and only it, runs this code at its start."""
+    folder = where / name
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(PATCH.format(code=code))
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_bug_leaves_its_traceback_in_the_log(
+    where: Path, options: tuple[str, ...], started: Callable[..., Command]
+) -> None:
+    broken = "import factory.steps.align as module; module.align = lambda run: [][run.plan.seed]"
+    command = started(*options, "hydra.run.dir=bug", **customized(where, "broken", broken))
+    text = command.ends(1)
+    assert "[crashed] IndexError: list index out of range the traceback is in bug/run.log" in text
+    log = (where / "bug" / "run.log").read_text()
+    assert "Traceback (most recent call last)" in log and "module.align = lambda" not in text
+    assert json.loads((where / "bug" / "report.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupted_before_the_child_listens(
+    times: int, where: Path, options: tuple[str, ...], started: Callable[..., Command]
+) -> None:
+    ignores = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " if times == 2 else ""
+    deaf = f"{ignores}import time; time.sleep(60)"
+    environment = customized(where, f"deaf-{times}", deaf)
+    command = started(*options, f"hydra.run.dir=early-{times}", **environment)
+    child = command.child()
+    time.sleep(1)
+    for _ in range(times):
+        command.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    text = command.ends(130)
+    assert f"factory resume early-{times}" in text and "memory" not in text.rpartition("Stopping")[2]
+    assert not child.is_running()
+    assert json.loads((where / f"early-{times}" / "report.json").read_text())["status"] == "interrupted"
+
+
+def test_a_bug_in_the_child_is_told_in_its_report(
+    here: Path, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    execute(*SAME, "stage.max_steps=1", "evaluate.perplexity=false")
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a bug\nin two lines")
+
+    monkeypatch.setattr("factory.steps.train.save_model", fails)
+    monkeypatch.setattr(child_main, "_end_with_parent", lambda: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert child_main.main(["run"]) == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["status"] == "failed"
+    assert report["error"] == "[crashed] RuntimeError: a bug\n  the traceback is in run/run.log"
+    assert "Traceback" in capfd.readouterr().err  # which is run.log in a child
+
+
+def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    tail = Tail(path)
+    assert tail.lines() == []
+    path.write_text('{"step": 1}\n{"st')
+    assert tail.lines() == [{"step": 1}]
+    with path.open("a") as file:
+        file.write('ep": 2}\n\n')
+    assert tail.lines() == [{"step": 2}]
+    assert tail.lines() == []
+    later = Tail(path)
+    later.skip()
+    assert later.lines() == []
+    with path.open("a") as file:
+        file.write('{"step": 3}\n')
+    assert (tail.lines(), later.lines()) == ([{"step": 3}], [{"step": 3}])
+
+
+def test_metrics_are_forgotten_once(tmp_path: Path) -> None:
+    """A follower must not see a file shrink: what is right already is not written again."""
+    folder = RunFolder(tmp_path)
+    folder.forget_metrics_after(0)
+    assert not folder.metrics.exists()
+    folder.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    folder.forget_metrics_after(2)
+    assert folder.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+    before = folder.metrics.stat()
+    folder.forget_metrics_after(2)
+    after = folder.metrics.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    folder.forget_metrics_after(0)
+    assert folder.metrics.read_text() == ""
