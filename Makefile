@@ -16,7 +16,7 @@ demo: setup  ## fine-tune the embedded model on the built-in rows and show what 
 	$(RUN) -m factory
 
 test: $(VENV)/.dev lint types  ## format, lint, types and the whole test suite (CI runs this)
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## ruff: format and rules
 	$(VENV)/bin/ruff format --check $(SOURCES)

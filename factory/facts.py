@@ -56,6 +56,7 @@ class FolderFacts:
     plan_digest: str | None  # of a run that is already there
     finished: bool
     resume_from: str | None  # the checkpoint that stage.resume points at
+    resume_digest: str | None  # of the plan that saved it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from factory import registry
 from factory.data import formats, read
 from factory.facts import DataFacts, Facts, FolderFacts, Gpu, Machine, ModelFacts
 from factory.refusal import Refusal, UserError, did_you_mean, refuse
-from factory.run.folder import RunFolder, is_whole, read_json
+from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
 from factory.schema import Source
 from factory.settings import Settings
 
@@ -38,7 +38,7 @@ READ_WHOLE = 16 * 2**20  # bytes: smaller files are read to the end while planni
 PEEK_ROWS = 100
 _PACKAGE_PREFIX = "package:"
 _HUB_PATIENCE = 10  # seconds
-_SAMPLES = 16  # blocks of a weight file that its fingerprint reads
+_SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
 
 
 def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
@@ -53,7 +53,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
             problems.extend(error.refusals)
 
     model, data = None, {}
-    folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_from=None)
+    folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_from=None, resume_digest=None)
     if not any(key.startswith("model") for key in bad_keys):
         with collecting():
             model = look_at_model(settings, training=training)
@@ -179,7 +179,6 @@ def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
 def _hub_config(path: str, revision: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
     from huggingface_hub.file_download import hf_hub_url
 
     try:
@@ -205,7 +204,7 @@ def _refuse_no_network(url: str) -> None:
     try:
         urlopen(Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()
     except HTTPError:
-        pass  # it answers; what it says about this model is the client's to read
+        return  # it answers; what it says about this model is the client's to read
 
 
 def _model_folder(folder: Path, shown: str, *, training: bool) -> ModelFacts:
@@ -239,15 +238,15 @@ def _model_folder(folder: Path, shown: str, *, training: bool) -> ModelFacts:
 
 
 def _fingerprint(files: list[Path]) -> str:
-    """Changes when the files do: names, sizes, and a sample of each file's bytes (weights are too large to read here)."""
+    """Changes when the files do: their names, their sizes, and blocks from all over them (weights are large)."""
     found = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         found.update(f"{file.name}:{size};".encode())
         with file.open("rb") as opened:
             for sample in range(_SAMPLES):
-                opened.seek(sample * max(4096, size // _SAMPLES))
-                found.update(opened.read(4096))
+                opened.seek(sample * max(0, size - _SAMPLE) // (_SAMPLES - 1))
+                found.update(opened.read(_SAMPLE))
     return found.hexdigest()
 
 
@@ -399,4 +398,5 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
         plan_digest=folder.plan_digest(),
         finished=folder.status() == "finished",
         resume_from=str(start) if start else None,
+        resume_digest=(read_json(start / MANIFEST) or {}).get("plan_digest") if start else None,
     )

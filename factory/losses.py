@@ -71,8 +71,9 @@ def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
     head = inner.get_output_embeddings().weight
     if not torch.is_grad_enabled():  # autograd.Function sees what requires a gradient, not whether one is wanted
         head = head.detach()
-    dtype = (
-        torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
-    )
-    with torch.autocast(hidden.device.type, enabled=False):
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if dtype == torch.float16:  # the slopes are taken before the loss is scaled, and would vanish
+        dtype = torch.float32
+    with torch.autocast(device, enabled=False):
         return LinearCrossEntropy.apply(hidden[wanted], head, labels[wanted], dtype)  # type: ignore[no-any-return]

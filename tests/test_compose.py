@@ -92,8 +92,6 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
     ("argument", "rule"),
     [
         ("method=loraa", "unknown-option"),
-        ("+method=full", "compose"),
-        ("++method=full", "compose"),
         ("method@other=full", "compose"),
         ("method.name=zzz", "unknown-name"),
         ("method.num_layers=3", "key-of-another-method"),

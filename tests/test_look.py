@@ -133,6 +133,7 @@ def test_a_hub_models_numbers_come_from_its_config(
         asked.append((path, name, options["revision"]))
         return str(copy / name)
 
+    monkeypatch.setattr("factory.look._refuse_no_network", lambda url: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     plan = compiled("model.path=me/mine", "model.revision=v2", training=False)
     assert asked == [("me/mine", "config.json", "v2")]

@@ -265,6 +265,9 @@ def _against_folder(made: plan.Plan, settings: Settings, facts: Facts) -> list[R
     """Nothing that is already in the run's folder is overwritten or mixed with another run."""
     there, resume = facts.folder.plan_digest, settings.stage.resume
     setting, digest = f"hydra.run.dir={facts.folder.path}", made.digest()
+    if facts.folder.resume_digest not in (None, digest):
+        wrong = f"it was saved by the plan {facts.folder.resume_digest}, this is {digest}"
+        return [refusal("resume-other-run", f"stage.resume={resume}", wrong)]
     if there is None:
         return []
     if resume is None:

@@ -1,7 +1,7 @@
 """Records to token ids with labels: the trained tokens are known from the rendering, never searched for."""
 
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from factory.data.formats import BadRow, Message, Record
@@ -96,6 +96,8 @@ def chat(records: list[Record], tokenizer: Any, pack: Pack) -> Encoded:
     # not tokenizer(..., truncation=True): nothing is cut behind the user's back
     tokens = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True)
     for (text, spans), ids, offsets in zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        if any(first < start < last for start, _ in spans for first, last in offsets):
+            ids, offsets = _by_pieces(text, [start for start, _ in spans], tokenizer)
         labels = list(ids) if pack.train_on_prompt else _labels(ids, offsets, spans)
         if not _fits(ids, pack, encoded):
             continue
@@ -142,6 +144,19 @@ def _end_of_turn(text: str, start: int, eos: str) -> int:
     if found >= 0 and not text[found + len(eos) :].strip():
         return found + len(eos)
     return start + len(text[start:].rstrip())
+
+
+def _by_pieces(text: str, starts: list[int], tokenizer: Any) -> tuple[list[int], list[Span]]:
+    """Tokenized anew after each header: an answer's first characters may not melt into a token with it.
+
+    So it is when the model answers, where the header is given as it stands.
+    """
+    ids, offsets = list[int](), list[Span]()
+    for start, end in pairwise([0, *starts, len(text)]):
+        piece = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+        ids += piece["input_ids"]
+        offsets += [(first + start, last + start) for first, last in piece["offset_mapping"]]
+    return ids, offsets
 
 
 def _labels(ids: list[int], offsets: list[Span], spans: list[Span]) -> list[int]:

@@ -47,8 +47,8 @@ def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scre
 def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen) -> tuple[int, Tracker]:
     tracker = Tracker(plan, folder)
     events, metrics = Tail(folder.events), Tail(folder.metrics)
-    if resume_from is not None:
-        metrics.skip()
+    if resume_from is not None:  # seen already, and perhaps not all of it sent when the attempt before was killed
+        tracker.metrics(metrics.lines())
     with _started(plan, folder, resume_from) as child, _forwarding(child, screen) as asked:
         running = True
         while running:
@@ -117,16 +117,9 @@ class Tail:
     def __init__(self, path: Path):
         self._path, self._at, self._rest = path, 0, b""
 
-    def skip(self) -> None:
-        """What is there already was shown by the attempt before; a resumed child rewrites it to its own start."""
-        self._at = -1
-
     def lines(self) -> list[dict[str, Any]]:
         try:
             with self._path.open("rb") as file:
-                length = file.seek(0, os.SEEK_END)
-                if self._at < 0 or length < self._at:
-                    self._at, self._rest = length, b""
                 file.seek(self._at)
                 new = file.read()
         except OSError:
@@ -191,7 +184,7 @@ def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: 
             screen.print(_next_commands(plan, folder), soft_wrap=True)
         return code
     if report["status"] == "interrupted":
-        saved = folder.checkpoint()
+        saved = folder.checkpoint() or (folder.model if folder.model.is_dir() else None)
         kept = f"Saved {saved}." if saved else "Nothing was trained yet."
         screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow", soft_wrap=True)
         return INTERRUPTED

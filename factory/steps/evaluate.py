@@ -34,7 +34,9 @@ def after(
 def _measure(run: Run, model: Any, tokenizer: Any, dataset: Dataset, name: str) -> dict[str, Any]:
     plan = run.plan.steps.evaluate
     model.eval()
-    found: dict[str, Any] = {"samples": [_answer(run, model, tokenizer, *prompt) for prompt in dataset.prompts]}
+    found: dict[str, Any] = {
+        "samples": [_answer(run, model, tokenizer, dataset, *prompt) for prompt in dataset.prompts]
+    }
     if plan.perplexity and dataset.validation:
         found["perplexity"] = _perplexity(run, model, dataset, name)
     return found
@@ -58,7 +60,7 @@ def _perplexity(run: Run, model: Any, dataset: Dataset, name: str) -> float:
     return exp(total / tokens)
 
 
-def _answer(run: Run, model: Any, tokenizer: Any, text: str, prompt: list[int]) -> dict[str, str]:
+def _answer(run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int]) -> dict[str, str]:
     """The greedy answer to a prompt."""
     import torch
 
@@ -73,7 +75,7 @@ def _answer(run: Run, model: Any, tokenizer: Any, text: str, prompt: list[int]) 
             do_sample=False,
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=dataset.stops,
         )
     answer = given[0, ids.shape[1] :]
     return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}

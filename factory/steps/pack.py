@@ -20,6 +20,7 @@ class Dataset:
     validation: list[Example]
     prompts: list[tuple[str, list[int]]]
     pad: int
+    stops: list[int]  # tokens that end an answer: the end of text, and the template's end of turn
     counts: dict[str, Any]
 
 
@@ -55,9 +56,17 @@ def pack(run: Run, records: Records, tokenizer: Any) -> dict[str, Any]:
             validation=validation.examples,
             prompts=stage.prompts(records.validation[:count], tokenizer, plan),
             pad=tokenizer.pad_token_id,
+            stops=_stops(train.examples[0], tokenizer),
             counts=counts,
         )
     }
+
+
+def _stops(example: Example, tokenizer: Any) -> list[int]:
+    """An answer's last trained token ends it where it is a special one, or a whole word of the template's."""
+    last = next((label for label in reversed(example.labels) if label != IGNORED), tokenizer.eos_token_id)
+    special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
+    return sorted({tokenizer.eos_token_id, *([last] if special else [])})
 
 
 def _prove(run: Run, train: Encoded, tokenizer: Any, counts: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Train: the one loop, for every stage and method."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -29,6 +29,7 @@ class State:
     seconds_to_first_step: float | None = None
     dead: list[str] | None = None  # trained tensors that have had no gradient yet
     before: dict[str, Any] | None = None  # what was measured before training
+    checks: dict[str, Any] = field(default_factory=dict)
 
 
 def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
     scaler = torch.amp.GradScaler(device, enabled=plan.autocast == "float16")
     saved = checkpoint.restore(run, model, optimizer, scaler)
     state = State(**saved) if saved else State(before=before)
+    run.checks = {**state.checks, **run.checks}
     shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
     total = batches.total_steps(*shape, plan.num_epochs, plan.max_steps)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
@@ -73,6 +75,7 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
             logged = (state.seconds, state.tokens)
         due = plan.save_steps is not None and (state.step % plan.save_steps == 0 or state.step == total)
         if due or run.stopping:
+            state.checks = run.checks
             checkpoint.save(run, model, optimizer, scaler, asdict(state))
         if run.stopping:
             raise Interrupted

@@ -252,3 +252,6 @@ def test_a_checkpoint_must_be_whole(tiny_model: Path, here: Path) -> None:
     assert [refusal.rule for refusal in refusals(*base, f"stage.resume={step}")] == ["no-checkpoint"]
     (step / "manifest.json").write_text('{"files": {"state.json": 2}}')
     assert not refusals(*base, f"stage.resume={step}")
+    (step / "manifest.json").write_text('{"files": {"state.json": 2}, "plan_digest": "another"}')
+    (other,) = refusals(*base, f"stage.resume={step}")
+    assert (other.rule, other.setting) == ("resume-other-run", f"stage.resume={step}")

@@ -252,3 +252,17 @@ def test_a_documents_first_token_has_no_label() -> None:
     pack = planned(max_length=200, packing=True, isolate_documents=True, train_on_prompt=True)
     for example in chat(CONVERSATIONS, tokenizer, pack).examples:
         assert example.labels == alone(example)
+
+
+def test_an_answers_first_characters_do_not_melt_into_its_header() -> None:
+    """`assistant\\n` before `\\nA` would make a token of both newlines, which no model answering is ever asked for."""
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.add_tokens(["\n\n"])
+    try:
+        record = conversation("Q", "\nA star.", "Q", "\n\nB")
+        (example,) = chat([record], tokenizer, planned()).examples
+        header = tokenizer("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        assert example.ids[: len(header)] == header
+        assert trained(example.labels, tokenizer) == "\nA star.<|im_end|>\n\nB<|im_end|>"
+    finally:
+        tokenizer_for.cache_clear()
