@@ -13,7 +13,7 @@ help:  ## this list
 setup: $(VENV)/.ready  ## a virtual environment with Factory and the embedded model
 
 demo: setup  ## fine-tune the embedded model on the built-in rows and show what changed
-	$(RUN) -m factory
+	$(RUN) -m factory stage.learning_rate=1e-3
 
 test: $(VENV)/.dev lint types  ## format, lint, types and the whole test suite (CI runs this)
 	$(RUN) -m pytest -n 2 --dist loadfile

@@ -15,10 +15,18 @@ from typing import Any
 from factory.plan import Plan, to_yaml
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, read_json, unwritable, write_whole
-from factory.run.screen import Screen, plan_panel, report_panel, size
+from factory.run.screen import Screen, plan_panel, program, report_panel, size
 from factory.run.tracking import Tracker
 
 _POLL = 0.1  # seconds
+# what the child gets unless the user has set it (docs/measurements.md)
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits does not spin on a core that another process needs
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),  # large tensors are reused, not given back and faulted in each step
+    "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+    "TOKENIZERS_PARALLELISM": "true",
+    "PYTHONUNBUFFERED": "1",
+}
 FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
@@ -67,14 +75,7 @@ def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scr
 @contextmanager
 def _started(plan: Plan, folder: RunFolder, resume_from: Path | None) -> Iterator[subprocess.Popen[bytes]]:
     """The child, in a session of its own so that Ctrl-C reaches only us; it ends when its standard input closes."""
-    threads = str(plan.steps.train.threads)
-    environment = {
-        "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits does not spin on a core that another process needs
-        **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "true",
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = {**_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
     command = [sys.executable, "-m", "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
@@ -175,7 +176,7 @@ def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
 def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: Screen) -> int:
     report = read_json(folder.report) or _report_of_the_dead(plan, folder, code)
     tracker.finish(report)
-    where, again = folder.path, f"factory resume {folder.path}"
+    where, again = folder.path, f"{program('factory')} resume {folder.path}"
     if tracker.problem:
         screen.print(f"MLflow did not get everything ({tracker.problem}). The run's folder has it all.", style="yellow")
     if report["status"] == "finished":
@@ -230,10 +231,10 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int) -> dict[str, A
 
 
 def _next_commands(plan: Plan, folder: RunFolder) -> str:
-    lines = ["Next:", f"  factory train --from-plan {folder.plan}  # the same run again"]
+    factory, method = program("factory"), plan.steps.attach.method
+    lines = ["Next:", f"  {factory} train --from-plan {folder.plan}  # the same run again"]
     if plan.tracking.uri:
-        lines.append(f"  mlflow ui --backend-store-uri {plan.tracking.uri}  # curves and tables")
-    other = "qlora" if plan.steps.attach.method != "qlora" else "lora"
-    lines.append(f"  factory -m method={plan.steps.attach.method},{other}  # compare methods")
-    lines.append("  factory data=file data.path=YOURS.jsonl  # your own rows")
+        lines.append(f"  {program('mlflow')} ui --backend-store-uri {plan.tracking.uri}  # curves and tables")
+    lines.append(f"  {factory} -m method={method},{'lora' if method == 'qlora' else 'qlora'}  # compare methods")
+    lines.append(f"  {factory} data=file data.path=YOURS.jsonl  # your own rows")
     return "\n".join(lines)

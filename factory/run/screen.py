@@ -1,5 +1,8 @@
 """What a person sees, in the terminal and in run.log alike."""
 
+import os
+import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,11 @@ class Screen:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._tasks = None, {}
+
+
+def program(name: str) -> str:
+    """How the program is called from here: by its name, or through this Python where it is not on the PATH."""
+    return name if shutil.which(name) else f"{os.path.relpath(sys.executable)} -m {name}"
 
 
 def size(count: float | None) -> str:

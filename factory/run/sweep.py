@@ -8,7 +8,7 @@ from typing import Any
 from factory import compose
 from factory.plan import Tracking
 from factory.run.folder import RunFolder, read_json, write_whole
-from factory.run.screen import Screen, markdown, runs_table, size
+from factory.run.screen import Screen, markdown, program, runs_table, size
 from factory.run.tracking import connect
 
 Job = Callable[[compose.Composed], int]
@@ -50,7 +50,7 @@ def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
     write_whole(table, markdown(rows))
     screen.print(f"Written to {table}", soft_wrap=True)
     if tracking.uri:
-        screen.print(f"Next: mlflow ui --backend-store-uri {tracking.uri}", soft_wrap=True)
+        screen.print(f"Next: {program('mlflow')} ui --backend-store-uri {tracking.uri}", soft_wrap=True)
     done = all(row["status"] == "finished" for row in rows) and bool(rows)
     _close_parent(tracking, parent, table, done)
     return _INTERRUPTED if stopped else 0 if done else 1
