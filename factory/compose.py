@@ -17,7 +17,7 @@ _HERE = Path(__file__).resolve().parent
 ROOT = _HERE if (_HERE / "conf").is_dir() else _HERE.parent
 CONF = ROOT / "conf"
 T = TypeVar("T")
-GROUPS = ("model", "data", "method", "stage", "precision", "hardware", "compute", "evaluate", "tracking")
+GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

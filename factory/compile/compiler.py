@@ -1,6 +1,7 @@
 """`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
 
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Any
 
 from factory import architecture, plan, registry, schema
@@ -11,6 +12,7 @@ from factory.facts import Facts
 from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
 from factory.typed import to_tree
+from factory.words import size
 
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
 VALIDATION_ROWS = 200  # at most, whatever data.validation_fraction says
@@ -94,7 +96,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         method=method.name,
         settings=to_tree(method),
         dtype=numbers.trained,
-        trainable=sum(_size(shape) for shape in shapes.values()),
+        trainable=sum(prod(shape) for shape in shapes.values()),
     )
     patch = plan.Patch(
         attention=attention,
@@ -153,13 +155,6 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         packages=facts.machine.packages,
         tracking=plan.Tracking(**to_tree(settings.tracking)),
     )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
 
 
 def _numbers(case: Case, notes: list[str]) -> Numbers:
@@ -256,7 +251,7 @@ def _against_memory(made: plan.Plan) -> list[Refusal]:
         refusal(
             "memory",
             f"method={made.options.get('method')}",
-            f"weights, gradients and optimizer take {gib(needed)}, {gib(memory.capacity)} are free",
+            f"weights, gradients and optimizer take {size(needed)}, {size(memory.capacity)} are free",
         )
     ]
 
@@ -279,7 +274,3 @@ def _against_folder(made: plan.Plan, settings: Settings, facts: Facts) -> list[R
     else:
         return []
     return [refusal(rule, setting, wrong)]
-
-
-def gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -7,6 +7,7 @@ from factory.architecture import Architecture
 from factory.facts import Facts, ModelFacts
 from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
+from factory.typed import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +39,11 @@ class Case:
 class Rule:
     """`wrong` returns what is wrong with a case, or None. Its words, and the keys that it reads, are in refusals.yaml.
 
-    The first of `reads` is shown as what was set.
+    The first of `reads` is shown as what was set, unless `wrong` names another as (key, what is wrong).
     """
 
     id: str
-    wrong: Callable[[Case], str | None]
+    wrong: Callable[[Case], str | tuple[str, str] | None]
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -56,10 +57,11 @@ class Rule:
         return not any(_touches(bad, read) for bad in bad_keys for read in self.reads)
 
     def check(self, case: Case) -> Refusal | None:
-        wrong = self.wrong(case)
-        if wrong is None:
+        found = self.wrong(case)
+        if found is None:
             return None
-        return refusal(self.id, f"{self.reads[0]}={_value(case.settings, self.reads[0])}", wrong)
+        key, wrong = found if isinstance(found, tuple) else (self.reads[0], found)
+        return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong)
 
 
 def _touches(bad: str, read: str) -> bool:
@@ -67,13 +69,10 @@ def _touches(bad: str, read: str) -> bool:
     return all(a == b or b == "<name>" for a, b in zip(bad_parts, read_parts, strict=False))
 
 
-def _value(settings: Settings, path: str) -> str:
-    from factory.typed import plain
-
+def value_of(settings: Settings, path: str) -> str:
+    """A key's value as a user would write it; of data.sources, their names."""
     value: object = settings
     for part in path.split("."):
-        if part == "<name>" or isinstance(value, dict):
-            return ",".join(settings.data.sources)
         value = getattr(value, part)
     if isinstance(value, dict):
         return ",".join(value)

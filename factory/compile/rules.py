@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 
 from factory import registry, templates
-from factory.compile.rule import Case, Rule
+from factory.compile.rule import Case, Rule, value_of
 
-# what a choice needs installed: (key, value or None for any) → distribution
+# what a choice needs installed: (key, value) → distribution
 NEEDS = {
-    ("method.quantization.bits", 4): "bitsandbytes",
+    ("method.quantization.bits", "4"): "bitsandbytes",
     ("stage.optimizer", "adamw_8bit"): "bitsandbytes",
     ("method.name", "galore"): "galore-torch",
     ("compute.attention", "flash_attention_2"): "flash-attn",
@@ -75,12 +75,12 @@ def _isolation_without_packing(case: Case) -> str | None:
     return "nothing is packed" if set_by_user and not _is_packed(case) else None
 
 
-def _chat_keys_on_text(case: Case) -> str | None:
+def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
     data = case.settings.data
     if registry.spec("stages", case.settings.stage.name).KIND != "text":
         return None
     named = [name for name in ("train_on_prompt", "mask_history") if getattr(data, name)]
-    return f"data.{named[0]} has no meaning for plain text" if named else None
+    return (f"data.{named[0]}", "it has no meaning for plain text") if named else None
 
 
 def _prompt_and_last_answer(case: Case) -> str | None:
@@ -107,14 +107,10 @@ def _device_missing(case: Case) -> str | None:
     return "there is no GPU here" if hardware.device == "cuda" and not gpus else None
 
 
-def _package_missing(case: Case) -> str | None:
-    there = case.facts.machine.packages
-    for (path, wanted), package in NEEDS.items():
-        value: object = case.settings
-        for part in path.split("."):
-            value = getattr(value, part)
-        if value == wanted and package not in there:
-            return f"{path}={wanted} needs the package {package}"
+def _package_missing(case: Case) -> tuple[str, str] | None:
+    for (key, wanted), package in NEEDS.items():
+        if value_of(case.settings, key) == wanted and package not in case.facts.machine.packages:
+            return key, f"it needs the package {package}, which is not installed"
     return None
 
 

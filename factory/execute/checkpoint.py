@@ -10,6 +10,7 @@ from factory import registry
 from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.run.folder import MANIFEST, is_whole, unwritable
+from factory.words import size
 
 
 def save(run: Run, model: Any, optimizer: Any, scaler: Any, state: dict[str, Any]) -> Path:
@@ -110,5 +111,5 @@ def _cannot_save(run: Run, trained: dict[str, Any], error: Exception) -> Excepti
     return refuse(
         "disk-full",
         f"hydra.run.dir={run.folder.path}",
-        f"a checkpoint needs about {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB are free",
+        f"a checkpoint needs about {size(needed)}, {size(free)} are free",
     )

@@ -4,33 +4,36 @@ import json
 from typing import Any
 
 from factory.execute.context import Run
+from factory.plan import Plan
 from factory.run.folder import write_whole
 
-MEMORY_TOLERANCE = 0.10
 
-
-def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
-    plan = run.plan
-    peak = run.memory_by_step.get("train")
-    report: dict[str, Any] = {
+def blank(plan: Plan, status: str) -> dict[str, Any]:
+    """What a report holds however the run went."""
+    counted = plan.estimate.parameters
+    return {
         "status": status,
         "plan_digest": plan.digest(),
         "options": plan.options,
         "overrides": plan.overrides,
-        "parameters": {
-            "total": plan.estimate.parameters.total,
-            "trainable": plan.estimate.parameters.trainable,
-        },
+        "parameters": {"total": counted.total, "trainable": counted.trainable},
         "memory": {
-            "peak_bytes": peak,
+            "peak_bytes": None,
             "device": plan.steps.load.device,
             "estimated_bytes": plan.estimate.memory.total,
-            "by_step": run.memory_by_step,
         },
-        **result,
-        "checks": run.checks,
         "versions": plan.packages,
     }
+
+
+def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
+    report = blank(run.plan, status)
+    report["memory"] |= {"peak_bytes": run.memory_by_step.get("train"), "by_step": run.memory_by_step}
+    report |= {**result, "checks": run.checks}
     if error is not None:
         report["error"] = error
-    write_whole(run.folder.report, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(run.folder.report, as_json(report))
+
+
+def as_json(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from factory.execute.report import as_json, blank
 from factory.plan import Plan, to_yaml
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, read_json, unwritable, write_whole
-from factory.run.screen import Screen, plan_panel, program, report_panel, size
+from factory.run.screen import Screen, plan_panel, report_panel
 from factory.run.tracking import Tracker
+from factory.words import program, size
 
 _POLL = 0.1  # seconds
 # what the child gets unless the user has set it (docs/measurements.md)
@@ -208,23 +210,9 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int) -> dict[str, A
         )
     else:
         error = f"[crashed] The training process ended with code {code}. Its own words are in {folder.log}"
-    counted = plan.estimate.parameters
-    report: dict[str, Any] = {
-        "status": "interrupted" if code == INTERRUPTED else "failed",
-        "plan_digest": plan.digest(),
-        "options": plan.options,
-        "overrides": plan.overrides,
-        "parameters": {"total": counted.total, "trainable": counted.trainable},
-        "memory": {
-            "peak_bytes": None,
-            "device": plan.steps.load.device,
-            "estimated_bytes": plan.estimate.memory.total,
-        },
-        "error": error,
-        "versions": plan.packages,
-    }
+    report = {**blank(plan, "interrupted" if code == INTERRUPTED else "failed"), "error": error}
     try:
-        write_whole(folder.report, json.dumps(report, indent=2) + "\n")
+        write_whole(folder.report, as_json(report))
     except UserError as problem:
         report["error"] += f"\n{problem}"
     return report

@@ -1,8 +1,5 @@
 """What a person sees, in the terminal and in run.log alike."""
 
-import os
-import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from factory.plan import Plan
+from factory.words import size
 
 _LOG_WIDTH = 120
 
@@ -66,18 +64,6 @@ class Screen:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._tasks = None, {}
-
-
-def program(name: str) -> str:
-    """How the program is called from here: by its name, or through this Python where it is not on the PATH."""
-    return name if shutil.which(name) else f"{os.path.relpath(sys.executable)} -m {name}"
-
-
-def size(count: float | None) -> str:
-    """Bytes for people."""
-    if count is None:
-        return "-"
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def plan_panel(plan: Plan) -> Panel:

@@ -8,8 +8,9 @@ from typing import Any
 from factory import compose
 from factory.plan import Tracking
 from factory.run.folder import RunFolder, read_json, write_whole
-from factory.run.screen import Screen, markdown, program, runs_table, size
+from factory.run.screen import Screen, markdown, runs_table
 from factory.run.tracking import connect
+from factory.words import program, size
 
 Job = Callable[[compose.Composed], int]
 _INTERRUPTED = 130
