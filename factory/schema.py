@@ -75,7 +75,7 @@ class Stage:
     weight_decay: float = key("decoupled weight decay on matrices", low=0)
     max_grad_norm: float | None = key("clip the global gradient norm to this; null: no clipping", above=0)
     logging_steps: int = key("a metrics line every so many steps, the first and the last always", low=1)
-    save_steps: int | None = key("a checkpoint every so many steps; null: only when interrupted", low=1)
+    save_steps: int | None = key("a checkpoint every so many steps; null: only at the end, or when interrupted", low=1)
     save_total_limit: int = key("checkpoints to keep", low=1)
     resume: str | None = key("auto (the newest whole checkpoint of hydra.run.dir), a checkpoint's path, or null")
 

@@ -216,7 +216,15 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, here: Pa
     (here / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0'\n")
     (here / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{here}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0")
     (gpu,) = look.look_at_machine().gpus
     assert (gpu.name, gpu.memory_bytes, gpu.compute_capability) == ("NVIDIA H100 80GB HBM3", 81559 * 2**20, 9.0)
-    (here / "nvidia-smi").write_text("#!/bin/sh\necho 'no driver' >&2; exit 9\n")
+    for broken in ("echo 'no driver' >&2; exit 9", "echo 'NVIDIA GB10, [N/A], 12.1'"):
+        (here / "nvidia-smi").write_text(f"#!/bin/sh\n{broken}\n")
+        assert look.look_at_machine().gpus == ()
+    (here / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0'\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert look.look_at_machine().gpus == ()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0+cpu")
     assert look.look_at_machine().gpus == ()

@@ -85,7 +85,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     load = plan.Load(
         source=case.model.source,
         path=case.model.path,
-        revision=settings.model.revision,
+        revision=case.model.revision,
         fingerprint=case.model.fingerprint,
         trust_remote_code=settings.model.trust_remote_code,
         config=case.model.config,
@@ -103,6 +103,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         activation_checkpointing=settings.compute.activation_checkpointing,
         rope_scaling=settings.model.rope_scaling,
         rope_factor=max(1.0, pack.max_length / context_length(case)),
+        context_length=context_length(case),
     )
     align = plan.Align(
         sources={
@@ -119,41 +120,28 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         validation_fraction=settings.data.validation_fraction,
         validation_rows=VALIDATION_ROWS,
     )
-    train = _train(case, numbers)
-    made = estimate(
-        arch=arch,
-        spec=spec,
-        method=method,
+    steps = plan.Steps(
         load=load,
         patch=patch,
         quantize=method.quantization,
         attach=attach,
         align=align,
         pack=pack,
-        train=train,
-        sizes=_sizes(case, pack),
-        capacity=_capacity(case),
+        train=_train(case, numbers),
+        evaluate=settings.evaluate,
     )
+    sizes, capacity = _sizes(case), _capacity(case)
     return plan.Plan(
         version=plan.VERSION,
         options=settings.options,
         overrides=settings.overrides,
         seed=settings.seed,
-        steps=plan.Steps(
-            load=load,
-            patch=patch,
-            quantize=method.quantization,
-            attach=attach,
-            align=align,
-            pack=pack,
-            train=train,
-            evaluate=plan.Evaluate(**to_tree(settings.evaluate)),
-        ),
-        estimate=made,
+        steps=steps,
+        estimate=estimate(arch=arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity),
         notes=tuple(notes),
         warnings=warnings,
         packages=facts.machine.packages,
-        tracking=plan.Tracking(**to_tree(settings.tracking)),
+        tracking=settings.tracking,
     )
 
 
@@ -211,25 +199,17 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
     return plan.Train(stage=stage.name, own=own, autocast=numbers.autocast, threads=threads, **shared)
 
 
-def _sizes(case: Case, pack: plan.Pack) -> Sizes:
+def _sizes(case: Case) -> Sizes:
     data, settings = case.facts.data.values(), case.settings.data
     rows = sum(found.rows for found in data)
     total = sum(found.bytes for found in data)
     used = min(rows, settings.max_samples or rows)
-    held_out = held_out_rows(used, settings.validation_fraction, VALIDATION_ROWS)
-    exact = pack.truncation == "error" and not any(found.peeked for found in data)
+    held_out = plan.held_out_rows(used, settings.validation_fraction, VALIDATION_ROWS)
     return Sizes(
-        rows=plan.Range(low=used - held_out if exact else 1, high=max(1, used - held_out)),
+        rows=plan.Range(low=1, high=max(1, used - held_out)),
         longest_bytes=max((found.longest_row_bytes for found in data), default=0),
         bytes=round(total * (used - held_out) / max(1, rows)),
     )
-
-
-def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
-    """How many of the rows are held out: the fraction, at least one where any can be spared."""
-    if fraction == 0 or rows < 2:
-        return 0
-    return min(at_most, max(1, round(rows * fraction)))
 
 
 def _capacity(case: Case) -> int:

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from factory.architecture import Architecture, Shape
-from factory.plan import Align, Attach, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Train
+from factory.plan import Attach, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
 from factory.schema import Quantization
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -46,16 +46,11 @@ def estimate(
     arch: Architecture,
     spec: ModuleType,
     method: Any,
-    load: Load,
-    patch: Patch,
-    quantize: Quantization,
-    attach: Attach,
-    align: Align,
-    pack: Pack,
-    train: Train,
+    steps: Steps,
     sizes: Sizes,
     capacity: int,
 ) -> Estimate:
+    load, patch, attach, pack, train = steps.load, steps.patch, steps.attach, steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
     counted = parameters(arch, shapes)
     assert counted.trainable == attach.trainable
@@ -65,7 +60,7 @@ def estimate(
     tokens = train.batch_size * length
     state = 1 if train.optimizer == "adamw_8bit" else 4
     parts = {
-        "weights": _weights(arch, shapes, load, quantize, attach),
+        "weights": _weights(arch, shapes, load, steps.quantize, attach),
         "gradients": counted.trainable * BYTES[attach.dtype],
         "optimizer": spec.optimizer_elements(method, shapes) * state,
         "activations": _activations(arch, tokens, patch, attach.trainable >= counted.total),

@@ -12,7 +12,7 @@ NEEDS = {
     ("stage.optimizer", "adamw_8bit"): "bitsandbytes",
     ("method.name", "galore"): "galore-torch",
     ("compute.attention", "flash_attention_2"): "flash-attn",
-    ("compute.attention", "flash_attention_3"): "flash-attn",
+    ("compute.attention", "flash_attention_3"): "flash-attn-3",
 }
 
 
@@ -132,10 +132,37 @@ def _stage_not_there(case: Case) -> str | None:
 
 
 def _tracking_address(case: Case) -> str | None:
-    uri = case.settings.tracking.uri
+    return untrackable(case.settings.tracking.uri)
+
+
+def untrackable(uri: str | None) -> str | None:
+    """What is wrong with an MLflow address."""
+    if re.match(r"\w+(\+\w+)?://[^/@]*:[^/@]*@", uri or ""):
+        return "there is a password in it, which would be written to plan.yaml and shown"
     if uri is None or re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://|databricks", uri):
         return None
     return "MLflow no longer keeps runs in plain folders"
+
+
+def _flash_packing(case: Case) -> str | None:
+    settings, isolate = case.settings, case.settings.data.isolate_documents
+    isolated = _is_packed(case) and (settings.stage.name != "pt" if isolate == "auto" else isolate)
+    largest = max(settings.stage.batch_size, settings.evaluate.batch_size)
+    flash = settings.compute.attention.startswith("flash")
+    return "it isolates documents only in batches of one sequence" if flash and isolated and largest > 1 else None
+
+
+def _flash_precision(case: Case) -> str | None:
+    flash = case.settings.compute.attention.startswith("flash")
+    return "it computes in 16 bits only" if flash and case.settings.precision.name == "fp32" else None
+
+
+def _scaled_already(case: Case) -> str | None:
+    config = case.model.config
+    old = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = old.get("rope_type") or old.get("type") or "default"
+    scaled = case.settings.model.rope_scaling != "none" and kind != "default"
+    return f"the model's own positions are scaled ({kind})" if scaled else None
 
 
 RULES: tuple[Rule, ...] = (
@@ -157,6 +184,9 @@ RULES: tuple[Rule, ...] = (
     Rule("no-chat-template", _no_template),
     Rule("stage-not-there", _stage_not_there),
     Rule("tracking-address", _tracking_address),
+    Rule("flash-packing", _flash_packing),
+    Rule("flash-precision", _flash_precision),
+    Rule("scaled-already", _scaled_already),
 )
 
 

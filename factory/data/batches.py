@@ -1,5 +1,6 @@
 """Examples to batches: the order is a pure function of seed and epoch, so a resumed run needs no saved position."""
 
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -20,13 +21,18 @@ def total_steps(examples: int, batch_size: int, accumulation: int, num_epochs: f
 
 def micro_batches(step: int, examples: int, batch_size: int, accumulation: int, seed: int) -> list[MicroBatch]:
     """The examples of optimizer step `step` (from 0), by index. Each epoch has every example once."""
-    import numpy
-
     epoch, within = divmod(step, steps_per_epoch(examples, batch_size, accumulation))
-    order = numpy.random.default_rng([seed, epoch]).permutation(examples).tolist()
+    order = _order(examples, seed, epoch)
     start = within * batch_size * accumulation
     chosen = order[start : start + batch_size * accumulation]
     return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+
+
+@lru_cache(maxsize=1)
+def _order(examples: int, seed: int, epoch: int) -> list[int]:
+    import numpy
+
+    return numpy.random.default_rng([seed, epoch]).permutation(examples).tolist()
 
 
 def collate(examples: list[Example], pad: int, device: str) -> dict[str, Any]:

@@ -84,18 +84,18 @@ def _cut(documents: list[list[int]], pack: Pack) -> list[Example]:
 def chat(records: list[Record], tokenizer: Any, pack: Pack) -> Encoded:
     """Conversations through the chat template; loss on the assistant's tokens and its end of turn."""
     encoded = Encoded()
-    rendered: list[tuple[str, list[Span]]] = []
+    conversations: list[tuple[str, list[Span]]] = []
     for record in records:
         try:
-            rendered.append(render([*record.prompt, *record.response], tokenizer, pack))
+            conversations.append(render([*record.prompt, *record.response], tokenizer, pack))
         except BadRow as error:
             encoded.drop(str(error))
-    if not rendered:
+    if not conversations:
         return encoded
     _needs_offsets(tokenizer)
     # not tokenizer(..., truncation=True): nothing is cut behind the user's back
-    tokens = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True)
-    for (text, spans), ids, offsets in zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+    tokens = tokenizer([text for text, _ in conversations], add_special_tokens=False, return_offsets_mapping=True)
+    for (text, spans), ids, offsets in zip(conversations, tokens["input_ids"], tokens["offset_mapping"], strict=True):
         if any(first < start < last for start, _ in spans for first, last in offsets):
             ids, offsets = _by_pieces(text, [start for start, _ in spans], tokenizer)
         labels = list(ids) if pack.train_on_prompt else _labels(ids, offsets, spans)
@@ -117,19 +117,19 @@ def render(messages: list[Message], tokenizer: Any, pack: Pack) -> tuple[str, li
 
     Raises BadRow where the template does not render a conversation as an extension of its beginning.
     """
-    whole = _apply(tokenizer, messages)
+    whole = rendered(tokenizer, messages)
     spans: list[Span] = []
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     for number in turns[-1:] if pack.mask_history else turns:
-        before = _apply(tokenizer, messages[:number], add_generation_prompt=True)
-        through = whole if number == len(messages) - 1 else _apply(tokenizer, messages[: number + 1])
+        before = rendered(tokenizer, messages[:number], add_generation_prompt=True)
+        through = whole if number == len(messages) - 1 else rendered(tokenizer, messages[: number + 1])
         if not through.startswith(before) or not whole.startswith(through):
             raise BadRow("the chat template renders a turn differently in its context")
         spans.append((len(before), _end_of_turn(through, len(before), tokenizer.eos_token)))
     return whole, spans
 
 
-def _apply(tokenizer: Any, messages: list[Message], **options: bool) -> str:
+def rendered(tokenizer: Any, messages: list[Message], **options: bool) -> str:
     from jinja2 import TemplateError
 
     try:

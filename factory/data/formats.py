@@ -76,6 +76,8 @@ def _conversation(column: str, role: str, content: str) -> Callable[[Row], Recor
             messages.append({"role": "system", "content": row["system"]})
         for turn in turns:
             messages.append(_message(turn, role, content))
+        if all(message["role"] != "user" for message in messages):
+            raise BadRow("no message is the user's")
         if messages[-1]["role"] != "assistant":
             raise BadRow("the last message is not the assistant's")
         return Record(prompt=tuple(messages[:-1]), response=(messages[-1],))
@@ -109,9 +111,10 @@ FORMATS: dict[str, Format] = {
 STANDARD = {column for found in FORMATS.values() for column in found.columns} | {"input", "system", "history"}
 
 
-def recognise(columns: set[str]) -> str | None:
-    """The first format all of whose columns are there."""
-    return next((name for name, found in FORMATS.items() if set(found.columns) <= columns), None)
+def recognise(columns: set[str], kind: Kind) -> str | None:
+    """The first format all of whose columns are there; one of the wanted kind goes first."""
+    fitting = [name for name, found in FORMATS.items() if set(found.columns) <= columns]
+    return next((name for name in sorted(fitting, key=lambda name: FORMATS[name].kind != kind)), None)
 
 
 def rename(row: Row, columns: dict[str, str]) -> Row:

@@ -20,13 +20,18 @@ def rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".txt":
         yield from ({"text": text} for text in _documents(path))
         return
-    with path.open("rb") as file:
-        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    found = _array(path) if start.startswith(b"[") else _lines(path)
+    found = _lines(path) if has_lines(path) else _array(path)
     for number, row in found:
         if not isinstance(row, dict):
             raise _broken(path, f"row {number} is {_name(row)}, not an object")
         yield row
+
+
+def has_lines(path: Path) -> bool:
+    """Whether rows can be read one by one: a JSON array, or a txt, is read whole."""
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return path.suffix != ".txt" and not start.startswith(b"[")
 
 
 def digest(path: Path) -> str:

@@ -98,8 +98,7 @@ def _unpacked(run: Run, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prune(run: Run) -> None:
-    whole = [path for path in sorted(run.folder.checkpoints.glob("step-*[0-9]")) if is_whole(path)]
-    for old in whole[: -run.plan.steps.train.save_total_limit]:
+    for old in run.folder.whole_checkpoints()[: -run.plan.steps.train.save_total_limit]:
         shutil.rmtree(old)
 
 

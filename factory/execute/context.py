@@ -16,6 +16,7 @@ from factory.plan import Plan
 from factory.run.folder import RunFolder, unwritable
 
 _PROGRESS_EVERY = 0.2  # seconds
+STARTED = "FACTORY_STARTED"  # when a sweep began this job, in seconds of time.time()
 
 
 class Interrupted(Exception):
@@ -81,7 +82,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def age_of_command() -> float:
-    """Seconds since the command was started: the parent's start, as the system knows it."""
+    """Seconds since the command was started: the parent's start, as the system knows it, or a sweep's job's."""
     import psutil
 
-    return time.time() - psutil.Process(os.getppid()).create_time()
+    return time.time() - float(os.environ.get(STARTED) or psutil.Process(os.getppid()).create_time())

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from factory.data import read
-from factory.look import PACKAGES, installed_version, look_at_folder_of_model, package_fingerprint
+from factory.look import PACKAGES, installed_version, look_at_folder_of_model, look_at_machine, package_fingerprint
 from factory.plan import Plan
 from factory.refusal import UserError, refusal
 
@@ -30,6 +30,8 @@ def _data(plan: Plan) -> list[tuple[str, str]]:
 def _model(plan: Plan) -> list[tuple[str, str]]:
     load = plan.steps.load
     setting = f"model.path={load.path}"
+    if load.device == "cuda" and not look_at_machine().gpus:
+        return [("hardware.device=cuda", "there is no GPU here")]
     if load.source == "hub":
         return []
     if not Path(load.path).exists():

@@ -43,8 +43,12 @@ class RunFolder:
 
     def checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
-        found = sorted(self.checkpoints.glob("step-*[0-9]"), reverse=True)
-        return next((path for path in found if is_whole(path)), None)
+        return next(reversed(self.whole_checkpoints()), None)
+
+    def whole_checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        found = sorted(self.checkpoints.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
+        return [path for path in found if is_whole(path)]
 
     def forget_metrics_after(self, step: int) -> None:
         """What was logged after a checkpoint is computed, and logged, again. A file that is right is left alone."""

@@ -1,19 +1,26 @@
 """A sweep: Hydra hands out the jobs, each is compiled and launched like a single run, and a table closes it."""
 
+import json
+import os
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from factory import compose
-from factory.plan import Tracking
-from factory.run.folder import RunFolder, read_json, write_whole
+from factory.execute.context import STARTED, append
+from factory.run.folder import RunFolder, read_json, unwritable, write_whole
 from factory.run.screen import Screen, markdown, runs_table
 from factory.run.tracking import connect
+from factory.schema import Tracking
 from factory.words import program, size
 
 Job = Callable[[compose.Composed], int]
 _INTERRUPTED = 130
+_OUTCOMES = "jobs.jsonl"  # a line a job, whichever process ran it
+_STATUS = {0: "finished", 1: "failed", 2: "refused", 130: "interrupted"}
 
 
 class _Stopped(Exception):
@@ -23,8 +30,11 @@ class _Stopped(Exception):
 def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
     """Runs every job and returns the exit code: 0 when all finished, 130 when interrupted, else 1."""
     folder, shared = compose.sweep_folder(line)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    tracking = Tracking(**shared.tree["tracking"])
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(Path(folder), error) from None
+    tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
     parent = _parent_run(tracking, folder, line)
     given = compose.prepared(line).overrides
     nested = [f"++tracking.parent_run={parent}"] if parent else []
@@ -34,7 +44,9 @@ def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
         composed = compose.of_job(config)
         words = " ".join(composed.overrides) or "(defaults)"
         screen.print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
+        os.environ[STARTED] = str(time.time())
         code = job(composed)
+        append(Path(folder) / _OUTCOMES, {"job": Path(composed.run_dir).name, "code": code})
         if code == _INTERRUPTED:
             raise _Stopped
         evaluate = (read_json(RunFolder(composed.run_dir).report) or {}).get("evaluate", {})
@@ -58,13 +70,14 @@ def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
 
 
 def summary(folder: Path) -> list[dict[str, Any]]:
-    """A row a job, from its report; a job without one was refused, and its log says why."""
-    jobs = [path for path in folder.iterdir() if path.is_dir() and (path / "run.log").is_file()]
-    reports = {path.name: read_json(path / "report.json") for path in jobs}
+    """A row a job: what it ended with, and what its report says where it got as far as that."""
+    lines = (folder / _OUTCOMES).read_text(encoding="utf-8").splitlines() if (folder / _OUTCOMES).exists() else []
+    jobs = {line["job"]: line["code"] for line in map(json.loads, lines)}
+    reports = {name: read_json(folder / name / "report.json") if code != 2 else None for name, code in jobs.items()}
     common = set.intersection(*[set(report["overrides"]) for report in reports.values() if report] or [set()])
     rows = []
     for name in sorted(reports, key=lambda name: (len(name), name)):
-        report = reports[name] or {"status": f"refused, see {name}/run.log", "overrides": []}
+        report = reports[name] or {"overrides": []}
         options = report.get("options", {})
         train, evaluate = report.get("train", {}), report.get("evaluate", {})
         rows.append(
@@ -77,7 +90,7 @@ def summary(folder: Path) -> list[dict[str, Any]]:
                 "tokens/s": _number(train.get("tokens_per_second"), 0),
                 "perplexity before": _number(evaluate.get("perplexity_before"), 3),
                 "after": _number(evaluate.get("perplexity"), 3),
-                "status": report["status"],
+                "status": _STATUS[jobs[name]] + (f", see {name}/run.log" if jobs[name] in (1, 2) else ""),
             }
         )
     return rows

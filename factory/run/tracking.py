@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from factory.plan import Plan, Tracking
+from factory.plan import Plan
 from factory.run.folder import RunFolder, read_json, write_whole
+from factory.schema import Tracking
 from factory.typed import plain, to_tree
 
 _METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory", "tokens", "epoch")

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from factory.compile.compiler import held_out_rows
 from factory.data import formats, read
 from factory.data.formats import BadRow, Record
 from factory.execute.context import Run
+from factory.plan import held_out_rows
 from factory.refusal import refuse
 
 MOST_BAD = 0.5  # share of bad rows above which the format itself must be wrong
@@ -52,9 +52,10 @@ def align(run: Run) -> dict[str, Any]:
         records = [pair for pair in records if pair[0] in chosen][: plan.max_samples]
     held_out = held_out_rows(len(records), plan.validation_fraction, plan.validation_rows)
     # by the rows' own hashes: the same rows are held out whatever stands beside them
-    limit = sorted(key for key, _ in records)[held_out] if held_out else b""
-    train = [record for key, record in records if key >= limit]
-    validation = [record for key, record in records if key < limit]
+    ranked = sorted(range(len(records)), key=lambda number: records[number][0])
+    chosen = set(ranked[:held_out])
+    train = [record for number, (_, record) in enumerate(records) if number not in chosen]
+    validation = [record for number, (_, record) in enumerate(records) if number in chosen]
     return {
         "records": Records(
             train=train, validation=validation, rows=rows, not_sampled=used - len(records), dropped=dropped

@@ -37,7 +37,9 @@ def _measure(run: Run, model: Any, tokenizer: Any, dataset: Dataset, name: str) 
     found: dict[str, Any] = {
         "samples": [_answer(run, model, tokenizer, dataset, *prompt) for prompt in dataset.prompts]
     }
-    if plan.perplexity and dataset.validation:
+    if plan.perplexity and not dataset.validation:
+        run.emit("note", text="No held-out row is left: perplexity is not measured.")
+    elif plan.perplexity:
         found["perplexity"] = _perplexity(run, model, dataset, name)
     return found
 

@@ -11,10 +11,9 @@ def patch(run: Run, config: Any) -> dict[str, Any]:
     config.use_cache = False
     if plan.rope_scaling != "none":
         base = {"rope_theta": config.rope_parameters["rope_theta"], "rope_type": plan.rope_scaling}
-        original = config.max_position_embeddings
         config.rope_parameters = {
             **base,
             "factor": plan.rope_factor,
-            "original_max_position_embeddings": original,
+            "original_max_position_embeddings": plan.context_length,
         }
     return {"patched": config}

@@ -10,7 +10,7 @@ from factory.run.folder import unwritable
 
 
 def save_model(run: Run, model: Any, tokenizer: Any) -> None:
-    """Writes `model/` aside and renames it. Weights are cast, once, to the type that the plan's base has on disk."""
+    """Writes `model/` aside and renames it. Weights are cast, once, to the type that they were computed in."""
     import torch
 
     aside = run.folder.path / f".model.{os.getpid()}"
@@ -25,7 +25,8 @@ def save_model(run: Run, model: Any, tokenizer: Any) -> None:
             state = model.state_dict()
             if run.plan.steps.train.autocast is not None:
                 kept = getattr(torch, run.plan.steps.train.autocast)
-                state = {name: value.to(kept) for name, value in state.items()}
+                cast: dict[int, Any] = {}  # tied tensors stay one
+                state = {name: cast.setdefault(value.data_ptr(), value.to(kept)) for name, value in state.items()}
                 model.config.dtype = kept
             model.save_pretrained(aside, state_dict=state)
         (aside / "README.md").write_text(_card(run), encoding="utf-8")

@@ -27,7 +27,8 @@ class State:
     first_loss: float | None = None
     last_loss: float | None = None
     seconds_to_first_step: float | None = None
-    dead: list[str] | None = None  # trained tensors that have had no gradient yet
+    watched: int = 0  # steps whose gradients were looked at
+    dead: list[str] | None = None  # trained tensors that had none in them
     before: dict[str, Any] | None = None  # what was measured before training
     checks: dict[str, Any] = field(default_factory=dict)
 
@@ -59,7 +60,7 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), plan.max_grad_norm or float("inf")).item()
         _refuse_not_finite(state.step + 1, loss, norm, fp16=plan.autocast == "float16")
-        if state.dead != []:
+        if state.dead != [] and isfinite(norm):  # a step that overflows in float16 moves nothing, and shows nothing
             _watch_gradients(run, state, trained)
         scaler.step(optimizer)
         scaler.update()
@@ -73,8 +74,7 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
         if state.step in (1, total) or state.step % plan.logging_steps == 0 or run.stopping:
             _log(run, state, shape, loss, rate, norm, logged)
             logged = (state.seconds, state.tokens)
-        due = plan.save_steps is not None and (state.step % plan.save_steps == 0 or state.step == total)
-        if due or run.stopping:
+        if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
             state.checks = run.checks
             checkpoint.save(run, model, optimizer, scaler, asdict(state))
         if run.stopping:
@@ -112,7 +112,8 @@ def _watch_gradients(run: Run, state: State, trained: dict[str, Any]) -> None:
     """Each trained tensor must have had a gradient within the first steps: some libraries lose them without a word."""
     watched = trained if state.dead is None else {name: trained[name] for name in state.dead}
     state.dead = [name for name, value in watched.items() if value.grad is None or not bool(value.grad.any())]
-    if not state.dead or state.step + 1 >= _ALIVE_WITHIN:
+    state.watched += 1
+    if not state.dead or state.watched >= _ALIVE_WITHIN:
         alive = len(trained) - len(state.dead)
         detail = f"{alive} of {len(trained)} trained tensors had a gradient within {_ALIVE_WITHIN} steps"
         run.check("gradients_alive", not state.dead, detail + "".join(f"; not {name}" for name in state.dead[:3]))

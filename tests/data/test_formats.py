@@ -46,7 +46,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
 
 @pytest.mark.parametrize(("name", "row", "record"), ROWS)
 def test_a_row_is_recognised_and_aligned(name: str, row: dict[str, Any], record: Record) -> None:
-    assert recognise(set(row) | {"id", "source"}) == name
+    assert recognise(set(row) | {"id", "source"}, FORMATS[name].kind) == name
     assert FORMATS[name].align(row) == record
 
 
@@ -61,12 +61,14 @@ def test_an_input_is_appended_to_its_instruction() -> None:
 
 @pytest.mark.parametrize("columns", [set(), {"question", "answer"}, {"instruction"}, {"prompt", "chosen"}, {"Text"}])
 def test_other_columns_are_no_format(columns: set[str]) -> None:
-    assert recognise(columns) is None
+    assert recognise(columns, "messages") is None
 
 
 def test_the_more_telling_columns_win() -> None:
-    assert recognise({"text", "messages"}) == "messages"
-    assert recognise({"prompt", "chosen", "rejected", "text"}) == "pairs"
+    assert recognise({"text", "messages"}, "messages") == "messages"
+    assert recognise({"text", "messages"}, "text") == "text"  # as the stage needs it
+    assert recognise({"text", "messages"}, "pairs") == "messages"
+    assert recognise({"prompt", "chosen", "rejected", "text"}, "pairs") == "pairs"
 
 
 @pytest.mark.parametrize(

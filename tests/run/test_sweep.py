@@ -52,7 +52,14 @@ def test_one_refused_job_stops_no_other(said: str, where: Path) -> None:
     assert "Traceback" not in said
     assert "[galore-optimizer]" in said
     folder = where / "swept"
-    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "compare.md", "multirun.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0",
+        "1",
+        "2",
+        "compare.md",
+        "jobs.jsonl",
+        "multirun.yaml",
+    ]
     assert {path.name for path in (folder / "1").iterdir()} == {"run.log"}
     assert "[galore-optimizer]" in (folder / "1" / "run.log").read_text()
     for job, method in (("0", "lora"), ("2", "full")):
