@@ -107,7 +107,8 @@ def prepared(line: CommandLine) -> Prepared:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    problems = [_no_folder(folder) for folder in line.config_dirs if not Path(folder).is_dir()]
+    missing = [folder for folder in line.config_dirs if not Path(folder).is_dir()]
+    problems = [refusal("config-dir", f"--config-dir {folder}", "there is no such folder") for folder in missing]
     parser = OverridesParser.create()
     ready: list[str] = []
     bad_groups: set[str] = set()
@@ -135,7 +136,7 @@ def prepared(line: CommandLine) -> Prepared:
             search += chosen if isinstance(chosen, list) else [chosen]
         elif key.startswith("hydra") or override.is_delete():
             if key in ("hydra/launcher", "hydra/sweeper") and not line.multirun:
-                problems.append(_only_with_multirun(text))
+                problems.append(refusal("launcher-without-multirun", text, "it only works in a sweep"))
             ready.append(text)
         else:
             ready.append(f"++{text.lstrip('+')}")
@@ -147,71 +148,55 @@ def prepared(line: CommandLine) -> Prepared:
 
 def compose(line: CommandLine) -> Composed:
     """The tree of one run, interpolations resolved. Raises UserError."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
     ready = prepared(line)
-
-    def composing() -> Composed:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra_compose("config", overrides=ready.overrides, return_hydra_config=True)
-        return taken_apart(config, line.overrides)
-
     try:
-        composed = translated(composing)
+        config = _composed(ready.overrides)
+        composed = translated(lambda: _plain(config, config.hydra, line.overrides, str(config.hydra.run.dir)))
     except UserError as error:
         raise UserError(*ready.problems, *error.refusals) from None
     return replace(composed, problems=tuple(ready.problems), bad_groups=frozenset(ready.bad_groups))
 
 
-def taken_apart(config: Any, overrides: tuple[str, ...]) -> Composed:
-    """A composed config with its `hydra` node as plain values."""
-    from omegaconf import OmegaConf
-
-    hydra = config.hydra
-    own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
-    tree = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    assert isinstance(tree, dict)
-    choices = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
-    return Composed(tree=tree, options=choices, overrides=overrides, run_dir=str(hydra.run.dir))  # type: ignore[arg-type]
-
-
-def sweep_folder(line: CommandLine) -> tuple[str, Composed]:
+def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:
     """Where a sweep goes, with the settings that all of its jobs share (what is swept left at its default)."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parser = OverridesParser.create()
-    ready = prepared(line)
     if ready.problems:
         raise UserError(*ready.problems)
-    overrides = [text for text in ready.overrides if not parser.parse_override(text).is_sweep_override()]
-
-    def composing() -> tuple[str, Composed]:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra_compose("config", overrides=overrides, return_hydra_config=True)
-            return str(config.hydra.sweep.dir), taken_apart(config, line.overrides)
-
-    return translated(composing)
+    parser = OverridesParser.create()
+    config = _composed([text for text in ready.overrides if not parser.parse_override(text).is_sweep_override()])
+    return translated(lambda: (str(config.hydra.sweep.dir), _plain(config, config.hydra, line.overrides, "")))
 
 
 def of_job(config: Any) -> Composed:
     """What a sweep's job was composed to, inside Hydra's task function."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
     hydra = HydraConfig.get()
-    tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(tree, dict)
-    own = ("++tracking.parent_run=",)
-    overrides = tuple(str(text) for text in hydra.overrides.task if not str(text).startswith(own))
-    return Composed(
-        tree=tree,  # type: ignore[arg-type]
-        options={name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS},
-        overrides=tuple(text.removeprefix("++").replace("+recipes=", "recipe=") for text in overrides),
-        run_dir=_relative(str(hydra.runtime.output_dir)),
-    )
+    given = [str(text) for text in hydra.overrides.task if not str(text).startswith("++tracking.parent_run=")]
+    overrides = tuple(text.removeprefix("++").replace("+recipes=", "recipe=") for text in given)
+    return _plain(config, hydra, overrides, _relative(str(hydra.runtime.output_dir)))
+
+
+def _composed(overrides: list[str]) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    def composing() -> Any:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose("config", overrides=overrides, return_hydra_config=True)
+
+    return translated(composing)
+
+
+def _plain(config: Any, hydra: Any, overrides: tuple[str, ...], run_dir: str) -> Composed:
+    """A config without its `hydra` node as plain values."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
+    tree: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    options = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
+    return Composed(tree=tree, options=options, overrides=overrides, run_dir=run_dir)
 
 
 def _relative(path: str) -> str:
@@ -271,14 +256,6 @@ def _names(chosen: Any) -> list[str]:
     if hasattr(chosen, "list"):  # hydra's ChoiceSweep
         return [name for item in chosen.list for name in _names(item)]
     return [plain(chosen)] if chosen is None or isinstance(chosen, str | int | float | bool) else []
-
-
-def _no_folder(folder: str) -> Refusal:
-    return refusal("config-dir", f"--config-dir {folder}", "there is no such folder")
-
-
-def _only_with_multirun(text: str) -> Refusal:
-    return refusal("launcher-without-multirun", text, "it only works in a sweep")
 
 
 def _unparsable(text: str, message: str) -> Refusal:

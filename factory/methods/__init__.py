@@ -1,5 +1,6 @@
-"""A folder per method: `spec` (keys, rules, parameter formulas; no torch) and `run` (attach, optimizer; torch).
+"""A folder per method: `spec` (keys, rules, parameter formulas; no torch), `run` (torch), `refusals.yaml` (words).
 
-A spec has `Settings`, `RULES`, `trainable(method, arch)` and `optimizer_elements(method, shapes)`.
-A run has `attach(model, plan)` and `optimizer(model, plan)`.
+A spec has `Settings`, `QUANTIZABLE`, `RULES`, `trainable(method, arch)` and `optimizer_elements(method, shapes)`.
+A run has `attach(model, settings, plan)` and `optimizer(model, settings, plan)`, and lists in `__all__` also
+`pack_state` and `unpack_state` where its optimizer keeps more than tensors and numbers.
 """

@@ -29,16 +29,16 @@ class _Stopped(Exception):
 
 def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
     """Runs every job and returns the exit code: 0 when all finished, 130 when interrupted, else 1."""
-    folder, shared = compose.sweep_folder(line)
+    ready = compose.prepared(line)
+    folder, shared = compose.sweep_folder(line, ready)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(Path(folder), error) from None
     tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
     parent = _parent_run(tracking, folder, line)
-    given = compose.prepared(line).overrides
     nested = [f"++tracking.parent_run={parent}"] if parent else []
-    arguments = [*given, *nested, f"hydra.sweep.dir={Path(folder).as_posix()}", "--multirun"]
+    arguments = [*ready.overrides, *nested, f"hydra.sweep.dir={Path(folder).as_posix()}", "--multirun"]
 
     def task(config: Any) -> float:
         composed = compose.of_job(config)

@@ -1,5 +1,6 @@
-"""A folder per stage: `spec` (keys, rules, the kind of record; no torch) and `run` (examples, loss; torch).
+"""A folder per stage: `spec` (keys, rules, the kind of record; no torch) and `run` (torch).
 
-A spec has `Settings`, `KIND` and `RULES`. A run has `examples(records, tokenizer, pack)` and `loss(model, batch)`.
+A spec has `Settings`, `KIND` and `RULES`. A run has `examples(records, tokenizer, pack)`, `prompts(records, tokenizer,
+pack)` for the answers that people read, and `loss(model, batch)`, a sum over the trained tokens.
 A stage with a spec alone can be planned and is refused by `train`.
 """
