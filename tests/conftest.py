@@ -88,6 +88,7 @@ class Done:
     result: dict[str, Any]
     model: Any
     dataset: Any
+    start: dict[str, Any]  # every parameter as it was before the first step
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -123,7 +124,8 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
         original = train.train
 
         def keeping(run: Any, model: Any, **values: Any) -> Any:
-            kept.update(model=model, dataset=values["dataset"])
+            start = {name: value.detach().clone() for name, value in model.named_parameters()}
+            kept.update(model=model, dataset=values["dataset"], start=start)
             return original(run, model=model, **values)
 
         train.train = keeping

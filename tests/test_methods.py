@@ -27,6 +27,7 @@ LORA = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
 def test_trains_exactly_what_is_planned(
     method: str, count: int, stage: str, execute: Callable[..., Any], tiny_model: Path
 ) -> None:
+    import torch
     from safetensors.torch import load_file
 
     done = execute(f"method={method}", f"stage={stage}", *METHODS[method], *SHORT, "stage.learning_rate=1e-2")
@@ -35,10 +36,13 @@ def test_trains_exactly_what_is_planned(
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
     assert {"trainable_as_planned", "gradients_alive", "rows_accounted"} <= done.run.checks.keys()
 
-    before = load_file(tiny_model / "model.safetensors")
-    for name, value in done.model.named_parameters():
-        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if plain not in before or value.shape != before[plain].shape:  # an adapter, or a 4-bit weight
-            continue
-        same = value.detach().equal(before[plain])
+    for name, value in done.model.named_parameters():  # 4-bit weights and adapters too
+        same = value.detach().equal(done.start[name])
         assert same != value.requires_grad, f"{name}: trained {value.requires_grad}, unchanged {same}"
+        assert not value.requires_grad or value.dtype == torch.float32
+
+    before = load_file(tiny_model / "model.safetensors")
+    for name, value in done.start.items():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        if plain in before and value.shape == before[plain].shape:  # not an adapter, not 4-bit
+            assert value.equal(before[plain]), f"{name} is not what was loaded"
