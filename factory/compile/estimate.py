@@ -1,5 +1,6 @@
 """What a run will need, from the architecture alone. Parameters are exact, memory is coarse (docs/measurements.md)."""
 
+import re
 from dataclasses import dataclass
 from math import ceil, prod
 from types import ModuleType
@@ -63,7 +64,7 @@ def estimate(
         "weights": _weights(arch, shapes, load, steps.quantize, attach),
         "gradients": counted.trainable * BYTES[attach.dtype],
         "optimizer": spec.optimizer_elements(method, shapes) * state,
-        "activations": _activations(arch, tokens, patch, attach.trainable >= counted.total),
+        "activations": _activations(arch, tokens, patch, shapes),
         "runtime": RUNTIME if load.device == "cpu" else 0,
     }
     total = sum(parts.values())
@@ -93,15 +94,20 @@ def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize:
     return round(total)
 
 
-def _activations(arch: Architecture, tokens: int, patch: Patch, all_trained: bool) -> int:
-    """Tensors that the backward pass needs, in 2 bytes but for the norms' float32 copies, and the largest logits."""
+def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str, Shape]) -> int:
+    """Tensors that the backward pass needs, in 2 bytes but for the norms' float32 copies, and the largest logits.
+
+    The backward pass ends at the lowest layer that is trained: below it nothing is kept.
+    """
     attention = arch.heads * arch.head_dim
     layer = 18 * arch.hidden + 4 * attention + 8 * arch.kv_heads * arch.head_dim + 8 * arch.intermediate
     if patch.attention == "eager":
         layer += 6 * arch.heads * tokens
-    kept = 2 * arch.hidden * arch.layers + layer if patch.activation_checkpointing else layer * arch.layers
+    in_layers = [re.search(r"\.layers\.(\d+)\.", name) for name in shapes]
+    layers = arch.layers - min(int(found[1]) if found else 0 for found in in_layers)
+    kept = 2 * arch.hidden * layers + layer if patch.activation_checkpointing else layer * layers
     logits = min(tokens, LOSS_CHUNK) * arch.vocabulary * 10
-    head = 6 * arch.vocabulary * arch.hidden if all_trained else 0
+    head = 6 * arch.vocabulary * arch.hidden if None in in_layers else 0
     return tokens * kept + logits + head
 
 
