@@ -78,13 +78,14 @@ def summary(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for name in sorted(reports, key=lambda name: (len(name), name)):
         report = reports[name] or {"overrides": []}
+        swept = [text for text in report["overrides"] if text not in common and not text.startswith("method=")]
         options = report.get("options", {})
         train, evaluate = report.get("train", {}), report.get("evaluate", {})
         rows.append(
             {
                 "job": name,
                 "method": options.get("method", "-"),
-                "set": " ".join(text for text in report["overrides"] if text not in common) or "-",
+                "set": " ".join(swept),
                 "trainable": f"{report['parameters']['trainable']:,}" if "parameters" in report else "-",
                 "memory": size(report.get("memory", {}).get("peak_bytes")),
                 "tokens/s": _number(train.get("tokens_per_second"), 0),
@@ -93,7 +94,8 @@ def summary(folder: Path) -> list[dict[str, Any]]:
                 "status": _STATUS[jobs[name]] + (f", see {name}/run.log" if jobs[name] in (1, 2) else ""),
             }
         )
-    return rows
+    unused = all(not row["set"] for row in rows)
+    return [{name: value for name, value in row.items() if name != "set" or not unused} for row in rows]
 
 
 def _number(value: float | None, digits: int) -> str:
