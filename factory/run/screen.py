@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -149,7 +150,7 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="sweep", title_justify="left")
+    table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in rows[0] if rows else ():
         left = name in ("job", "method", "set", "status")
         table.add_column(name, justify="left" if left else "right", overflow="fold")
