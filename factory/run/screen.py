@@ -150,10 +150,15 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="sweep (before, after: perplexity of the held-out rows)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in rows[0] if rows else ():
         left = name in ("job", "method", "set", "status")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        table.add_column(name.removeprefix("perplexity "), justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_plain(str(value)) for value in row.values()))
     return table
