@@ -35,7 +35,6 @@ FAMILIES: dict[str, Family] = {
 class Architecture:
     """The numbers of a dense decoder; `linears` are the adaptable projections of one layer as (out, in)."""
 
-    model_type: str
     layers: int
     hidden: int
     intermediate: int
@@ -114,7 +113,6 @@ def _dense(kind: str, family: Family, config: dict[str, Any]) -> Architecture:
         tensors |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
     tensors |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
     return Architecture(
-        model_type=kind,
         layers=int(config["num_hidden_layers"]),
         hidden=hidden,
         intermediate=inner,

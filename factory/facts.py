@@ -17,7 +17,6 @@ class Gpu:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     threads: int
-    memory_bytes: int
     available_bytes: int
     cpu_bf16: bool
     gpus: tuple[Gpu, ...]
@@ -56,8 +55,7 @@ class FolderFacts:
     path: str
     plan_digest: str | None  # of a run that is already there
     finished: bool
-    resume_from: str | None  # the checkpoint that stage.resume points at
-    resume_digest: str | None  # of the plan that saved it
+    resume_digest: str | None  # of the plan that saved the checkpoint which stage.resume points at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

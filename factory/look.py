@@ -56,7 +56,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
             problems.append(refusal("cannot-read", error.filename or "a file", f"it cannot be read ({error.strerror})"))
 
     model, data = None, {}
-    folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_from=None, resume_digest=None)
+    folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_digest=None)
     if not any(key.startswith("model") for key in bad_keys):
         with collecting():
             model = look_at_model(settings, training=training)
@@ -84,7 +84,6 @@ def look_at_machine() -> Machine:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
-        memory_bytes=min(memory.total, limit),
         available_bytes=min(memory.available, limit),
         cpu_bf16=_cpu_has_bf16(),
         gpus=_gpus(),
@@ -412,6 +411,5 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
         path=str(folder.path),
         plan_digest=folder.plan_digest(),
         finished=folder.status() == "finished",
-        resume_from=str(start) if start else None,
         resume_digest=(read_json(start / MANIFEST) or {}).get("plan_digest") if start else None,
     )

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 256  # tokens whose logits exist at a time
+from factory.data.encode import IGNORED
+from factory.plan import LOSS_CHUNK
+
 _MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
-_PADDING = -100
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -24,14 +25,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: Tensor | None = None
-        size = CHUNK * (2 if needs_weight else 1)  # each chunk passes over the weight's gradient: fewer are faster
+        size = LOSS_CHUNK * (2 if needs_weight else 1)  # each chunk passes over the weight's gradient: fewer are faster
         total = hidden.new_zeros((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         for start in range(0, len(target), size):
             rows, count = slice(start, start + size), min(size, len(target) - start)
             part = functional.pad(hidden[rows].to(dtype), (0, 0, 0, -count % _MULTIPLE))
-            wanted = functional.pad(target[rows], (0, -count % _MULTIPLE), value=_PADDING)
+            wanted = functional.pad(target[rows], (0, -count % _MULTIPLE), value=IGNORED)
             logits = (part @ narrow.T).to(total.dtype)
-            total += functional.cross_entropy(logits, wanted, ignore_index=_PADDING, reduction="sum")
+            total += functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
             if not needs_hidden and not needs_weight:
                 continue
             slope = torch.softmax(logits, dim=-1, out=logits)
@@ -67,7 +68,7 @@ def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     hidden = inner.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-    wanted = labels != -100
+    wanted = labels != IGNORED
     head = inner.get_output_embeddings().weight
     if not torch.is_grad_enabled():  # autograd.Function sees what requires a gradient, not whether one is wanted
         head = head.detach()

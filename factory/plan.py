@@ -13,6 +13,7 @@ from factory.schema import Evaluate, Quantization, Tracking
 from factory.typed import Reader, to_tree
 
 VERSION = 1
+LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 

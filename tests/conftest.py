@@ -18,7 +18,7 @@ import tiny
 from factory import cli, compose, look
 from factory.plan import Plan, to_yaml
 from factory.refusal import Refusal, UserError
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, read_json
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +119,8 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
         where = RunFolder(folder)
         where.path.mkdir(parents=True, exist_ok=True)
         where.plan.write_text(to_yaml(plan))
+        state = read_json(resume_from / "state.json") if resume_from else None
+        where.forget_metrics_after(state["step"] if state else 0)  # as the parent does
         run = Run(plan=plan, folder=where, resume_from=resume_from, started=time.time())
         kept: dict[str, Any] = {}
         original = train.train

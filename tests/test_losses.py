@@ -23,7 +23,7 @@ def _problem(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Any,
 @pytest.mark.parametrize("tokens", [1, 7, 8, 20])
 @pytest.mark.parametrize("trains_head", [True, False])
 def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK", 8)
+    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
     hidden, weight, target = _problem(tokens)
     weight.requires_grad_(trains_head)
     wanted = [hidden, weight] if trains_head else [hidden]
@@ -35,7 +35,7 @@ def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch
 
 
 def test_gradients_are_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK", 2)
+    monkeypatch.setattr(losses, "LOSS_CHUNK", 2)
     hidden, weight, target = _problem(5)
 
     def loss(hidden: Any, weight: Any) -> Any:

@@ -7,12 +7,11 @@ from types import ModuleType
 from typing import Any
 
 from factory.architecture import Architecture, Shape
-from factory.plan import Attach, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
+from factory.plan import LOSS_CHUNK, Attach, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
 from factory.schema import Quantization
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RUNTIME = 650 * 2**20  # resident memory of Python with torch, transformers and peft, measured
-LOSS_CHUNK = 256  # tokens whose logits exist at a time (factory/losses.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +105,9 @@ def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str
     in_layers = [re.search(r"\.layers\.(\d+)\.", name) for name in shapes]
     layers = arch.layers - min(int(found[1]) if found else 0 for found in in_layers)
     kept = 2 * arch.hidden * layers + layer if patch.activation_checkpointing else layer * layers
-    logits = min(tokens, LOSS_CHUNK) * arch.vocabulary * 10
-    head = 6 * arch.vocabulary * arch.hidden if None in in_layers else 0
+    head_trained = None in in_layers
+    logits = min(tokens, LOSS_CHUNK * (2 if head_trained else 1)) * arch.vocabulary * 10
+    head = 6 * arch.vocabulary * arch.hidden if head_trained else 0
     return tokens * kept + logits + head
 
 

@@ -49,7 +49,6 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
-    run.folder.forget_metrics_after(state.step)
     while state.step < total:
         chosen = batches.micro_batches(state.step, *shape, run.plan.seed)
         examples = [[dataset.train[index] for index in indices] for indices in chosen]
