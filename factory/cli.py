@@ -18,7 +18,7 @@ from factory.run.folder import RunFolder
 
 REFUSED = 2
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("preview", "evaluate", "chat", "serve", "export", "compare", "board", "models", "doctor", "import-config")
+NOT_THERE = ("preview", "evaluate", "chat", "serve", "export", "compare", "board", "doctor", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -233,7 +233,34 @@ def explain(arguments: list[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"train": train, "plan": plan, "resume": resume, "explain": explain}
+def models(arguments: list[str]) -> int:
+    """the options of `model`, filtered by words: models llama apache; models vision; models.format=json"""
+    from factory.models import as_json, rows
+
+    line = compose.parse(arguments)
+    keys = [word for word in line.overrides if "=" in word]
+    asked = keys[-1].partition("=")[2] if keys else "text"
+    for word in keys:
+        if word not in ("models.format=json", "models.format=text"):
+            raise refuse("models-key", word, "this verb reads models.format=text or json, and words")
+    found = rows(tuple(word for word in line.overrides if "=" not in word), line.config_dirs)
+    if asked == "json":
+        print(json.dumps(as_json(found), ensure_ascii=False))
+    else:
+        from factory.run.screen import Screen, models_table
+
+        screen = Screen()
+        screen.print(models_table(found, width=screen.console.width))
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "plan": plan,
+    "resume": resume,
+    "models": models,
+    "explain": explain,
+}
 
 
 def _our_mistake(error: Exception, folder: Path | None = None) -> int:

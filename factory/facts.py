@@ -1,8 +1,9 @@
 """What is true outside the settings, as values: so that `compile` does no I/O and can plan for any machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from factory.architecture import Architecture, Shape
 from factory.data.formats import Kind
 from factory.refusal import Refusal
 
@@ -21,17 +22,33 @@ class Machine:
     cpu_bf16: bool
     gpus: tuple[Gpu, ...]
     packages: dict[str, str]
+    hub_token: bool  # whether there is one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFacts:
+    """A saved PEFT adapter; `shapes` are of its tensors as they are named in its file."""
+
+    path: str
+    kind: str  # PEFT's word: LORA …
+    base: str | None
+    shapes: dict[str, Shape]
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """`path` is where the weights are read; `fingerprint` changes when they do."""
 
-    source: Literal["package", "folder", "hub"]
+    source: Literal["package", "folder", "gguf", "hub"]
     path: str
     config: dict[str, Any]
     fingerprint: str
     chat_template: bool | None  # whether its tokenizer has one; None: not known before loading
+    walked: Architecture | None = None  # of an architecture that has no closed form: built on the meta device
+    shapes: dict[str, Shape] = field(default_factory=dict)  # of the tensors on disk, where they are there
+    adapter: AdapterFacts | None = None
+    tokens: int | None = None  # of its tokenizer; None: not known before loading
     revision: str | None = None  # the hub's commit where it is known, else what was asked for
 
 

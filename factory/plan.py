@@ -21,11 +21,14 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Load:
     """Where the weights come from and the type that they are held in. `config` is the model's config.json."""
 
-    source: Literal["package", "folder", "hub"]
+    source: Literal["package", "folder", "gguf", "hub"]
     path: str
     revision: str | None
     fingerprint: str
     trust_remote_code: bool
+    allow_pickle: bool
+    adapter: str | None  # a saved one, whose weights the new one starts from
+    adapter_fingerprint: str | None
     config: dict[str, Any]
     device: Literal["cpu", "cuda"]
     dtype: Dtype
@@ -34,10 +37,17 @@ class Load:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
     attention: str
-    activation_checkpointing: bool
+    group_size: int | None  # of s2 attention
+    activation_checkpointing: bool | Literal["selective"]
+    compile: bool
+    kernels: str
     rope_scaling: str
     rope_factor: float
     context_length: int
+    new_tokens: tuple[str, ...]
+    rows: int  # of the embedding as it is read
+    vocabulary: int  # rows of the embedding as it is trained
+    new_rows: tuple[int, int]  # the ids that nobody has trained yet: from, up to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,12 +186,12 @@ class Plan:
     def digest(self) -> str:
         """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate."""
         steps = to_tree(self.steps)
-        del steps["load"]["path"], steps["train"]["threads"]
+        del steps["load"]["path"], steps["load"]["adapter"], steps["train"]["threads"]
         for name in ("logging_steps", "save_steps", "save_total_limit"):
             del steps["train"][name]
         for source in steps["align"]["sources"].values():
             del source["path"]
-        if steps["load"]["source"] == "folder":
+        if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
         text = json.dumps([self.version, self.seed, steps], sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ class Words:
 def catalogue() -> dict[str, Words]:
     """Every rule id with its words. An id that stands in two files is a mistake of ours."""
     found: dict[str, Words] = {}
-    for path in (_PACKAGE / "refusals.yaml", *sorted(_PACKAGE.glob("*/*/refusals.yaml"))):
+    for path in (_PACKAGE / "refusals.yaml", *sorted(_PACKAGE.glob("*/**/refusals.yaml"))):
         entries = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         assert not found.keys() & entries.keys(), f"{path}: {found.keys() & entries.keys()}"
         found |= {rule: Words(**{**words, "reads": tuple(words.get("reads", ()))}) for rule, words in entries.items()}

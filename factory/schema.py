@@ -11,14 +11,27 @@ Format = Literal["auto", "text", "alpaca", "messages", "sharegpt", "pairs"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    path: str = key("a folder with config.json and safetensors, or a hub id (owner/name)")
+    path: str = key("a folder with config.json and safetensors, a GGUF file, or a hub id (owner/name)")
     hub: str | None = key("the hub id that `architecture` describes; with another `path`, its config.json is read")
     package: str | None = key("an installed Python package that carries these weights as GGUF; used before the hub")
     revision: str | None = key("the hub's branch, tag or commit")
+    family: str | None = key("the models that this one belongs with")
+    license: str | None = key("the hub's licence tag")
+    gated: bool = key("whether the hub asks for a token of somebody who accepted the licence")
     template: str = key("the chat template: auto (the tokenizer's own) or a named one")
     context_length: int | None = key("the longest sequence the model was made for, in tokens; null: config.json", low=1)
-    rope_scaling: Literal["none", "linear", "dynamic", "yarn"] = key("how positions beyond the context are reached")
+    rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = key(
+        "how positions beyond the context are reached"
+    )
+    adapter: str | None = key("a saved adapter (folder or hub id) of this base to go on from")
+    new_tokens: tuple[str, ...] = key("tokens to add to the vocabulary; their rows start at the mean of the old ones")
+    pad_vocabulary_to: int | None = key(
+        "a resized embedding has a multiple of so many rows; null: as many as tokens", low=1
+    )
     trust_remote_code: bool = key("run Python code that comes with the model")
+    allow_pickle: bool = key(
+        "read weights from pickle files (*.bin), which can run code, where there are no safetensors"
+    )
     architecture: dict[str, Any] | None = key("the config.json numbers of `hub`, so that plan needs no network")
 
 
@@ -45,9 +58,12 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    bits: Literal[4] | None = key("bits of a frozen base weight; null: not quantized")
-    type: Literal["nf4", "fp4"] = key("the 4-bit data type (QLoRA, arXiv 2305.14314, section 3)")
-    double_quantization: bool = key("quantize the quantization constants too")
+    method: Literal["bitsandbytes", "hqq", "torchao", "quanto"] = key(
+        "the library that quantizes the base when it is read"
+    )
+    bits: Literal[4, 8] | None = key("bits of a frozen base weight; null: not quantized")
+    type: Literal["nf4", "fp4"] = key("the 4-bit data type of bitsandbytes (QLoRA, arXiv 2305.14314, section 3)")
+    double_quantization: bool = key("quantize the 4-bit quantization constants too")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +72,9 @@ class Method:
 
     name: str = key("the method's folder under factory/methods")
     learning_rate: float = key("what suits this method; stage.learning_rate follows it unless set", above=0)
+    parts: tuple[Literal["language", "vision", "projector"], ...] = key(
+        "what is trained of a model that has more than a language model; the others are frozen"
+    )
     quantization: Quantization
 
 
@@ -69,7 +88,7 @@ class Stage:
     max_steps: int | None = key("optimizer steps; wins over num_epochs and cycles the data", low=1)
     batch_size: int = key("sequences per rank per micro-step", low=1)
     gradient_accumulation_steps: int = key("micro-steps per optimizer step", low=1)
-    optimizer: Literal["adamw", "adamw_8bit"] = key("AdamW in float32 states, or in 8-bit ones (bitsandbytes)")
+    optimizer: str = key("the optimizer's name in factory/optimizers (AdamW, Lion, Muon …; 8-bit and paged ones too)")
     lr_scheduler: Literal["constant", "linear", "cosine"] = key("the learning rate after the warm-up")
     warmup_ratio: float = key("share of the steps that warm up", low=0, high=1)
     weight_decay: float = key("decoupled weight decay on matrices", low=0)
@@ -89,13 +108,15 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = key(
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "s2"] = key(
         "the attention kernel; a named one runs or is refused, auto says what it chose"
     )
+    group_size: int | Auto = key("tokens in a group of s2 attention; auto: a quarter of data.max_length", low=2)
     kernels: Literal["none", "unsloth", "liger"] = key("replacement kernels for a GPU")
-    activation_checkpointing: bool = key(
-        "recompute activations in the backward pass: less memory, about 30 % more time"
+    activation_checkpointing: bool | Literal["selective"] = key(
+        "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'"
     )
+    compile: bool = key("torch.compile the decoder: minutes at the start, faster steps on a GPU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

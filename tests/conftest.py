@@ -15,7 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import tiny
 
-from factory import cli, compose, look
+from factory import cli, compose
+from factory.look import machine as look
 from factory.plan import Plan, to_yaml
 from factory.refusal import Refusal, UserError
 from factory.run.folder import RunFolder, read_json

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import compiled, refusals
 
-from factory import compose, look
+from factory import compose
 from factory.plan import to_yaml
 from factory.refusal import UserError
 
@@ -257,24 +257,6 @@ def test_a_verb_without_what_it_needs_is_refused(arguments: tuple[str, ...], rul
     said = command(*arguments)
     assert (said.code, said.rules) == (2, [rule])
     assert re.fullmatch(BLOCK, said.err), said.err
-
-
-@pytest.mark.parametrize("packaged", [True, False])
-@pytest.mark.parametrize("option", compose.options("model"))
-def test_planning_a_named_model_needs_no_network(
-    option: str, packaged: bool, monkeypatch: pytest.MonkeyPatch, here: Path
-) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    if not packaged:
-        monkeypatch.setattr(look, "package_file", lambda _: None)
-    plan = compiled(f"model={option}", training=False)
-    assert plan.options["model"] == option
-    assert plan.estimate.parameters.total > 1e8
-    assert not list(here.iterdir())
 
 
 def test_a_user_error_reads_as_its_blocks() -> None:

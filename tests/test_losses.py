@@ -34,6 +34,37 @@ def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("cap", [None, 0.5, 30.0])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    "trained", [(True, True, True), (True, False, False), (False, True, True), (False, False, True)]
+)
+def test_what_a_head_does_to_its_logits(
+    scale: float, cap: float | None, biased: bool, trained: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bias, scale and cap against autograd through the formula, whichever of the tensors are trained."""
+    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    hidden, weight, target = _problem(20)
+    bias = torch.randn(13, dtype=torch.float64, requires_grad=True) if biased else None
+    given = [
+        tensor.requires_grad_(wanted)
+        for tensor, wanted in zip((hidden, weight, bias), trained, strict=True)
+        if tensor is not None
+    ]
+    wanted = [tensor for tensor in given if tensor.requires_grad]
+    logits = scale * functional.linear(hidden, weight, bias)
+    plain = (
+        functional.cross_entropy(logits if cap is None else cap * torch.tanh(logits / cap), target, reduction="sum") / 3
+    )
+    chunked = LinearCrossEntropy.apply(hidden, weight, target, torch.float64, bias, scale, cap) / 3
+    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
+    if not wanted:
+        return
+    for mine, theirs in zip(torch.autograd.grad(chunked, wanted), torch.autograd.grad(plain, wanted), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_gradients_are_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "LOSS_CHUNK", 2)
     hidden, weight, target = _problem(5)
@@ -60,6 +91,18 @@ def test_bfloat16_logits_keep_the_gradients_types() -> None:
     assert chunked.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
     exact = functional.cross_entropy(hidden @ weight.T, target, reduction="sum")
     torch.testing.assert_close(chunked, exact, rtol=1e-2, atol=0)
+
+
+def test_bfloat16_caps_in_float32() -> None:
+    hidden, weight, target = _problem(20, torch.float32)
+    bias = torch.randn(13, dtype=torch.float32, requires_grad=True)
+    chunked = LinearCrossEntropy.apply(hidden, weight, target, torch.bfloat16, bias, 2.0, 1.5)
+    chunked.backward()
+    assert bias.grad is not None
+    exact = functional.cross_entropy(1.5 * torch.tanh((hidden @ weight.T + bias) * 2 / 1.5), target, reduction="sum")
+    torch.testing.assert_close(chunked, exact, rtol=1e-2, atol=0)
+    (slope,) = torch.autograd.grad(exact, [bias])
+    torch.testing.assert_close(bias.grad, slope, rtol=0.05, atol=0.02)
 
 
 def _batch() -> dict[str, torch.Tensor]:

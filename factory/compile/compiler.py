@@ -4,13 +4,15 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any
 
-from factory import architecture, plan, registry, schema
+from factory import plan, registry, schema
+from factory.architecture import architecture
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
-from factory.compile.rules import context_length, rules_for
+from factory.compile.rules import attention_of, context_length, rules_for
 from factory.facts import Facts
 from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
+from factory.steps.vocabulary import Vocabulary, grown, vocabulary
 from factory.typed import to_tree
 from factory.words import size
 
@@ -60,10 +62,26 @@ def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:
     if facts.model is None:
         return Case(settings=settings, facts=facts, found_arch=None), []
     try:
-        arch = architecture.architecture(facts.model.config)
+        arch = grown(facts.model.walked or architecture(facts.model.config), planned_vocabulary(settings, facts))
     except UserError as error:
         return Case(settings=settings, facts=facts, found_arch=None), list(error.refusals)
     return Case(settings=settings, facts=facts, found_arch=arch), []
+
+
+def _model_name(settings: Settings) -> str:
+    """The option, or what stands in its place: another `model.path`."""
+    own = settings.model.path == settings.model.hub
+    return settings.options.get("model", "") if own else settings.model.path.rstrip("/").rpartition("/")[2]
+
+
+def planned_vocabulary(settings: Settings, facts: Facts) -> Vocabulary:
+    """Where the tokenizer is not known yet it is taken to fit the embedding: the executor checks it."""
+    assert facts.model is not None
+    arch, model = facts.model.walked or architecture(facts.model.config), settings.model
+    tokens = arch.vocabulary if facts.model.tokens is None else facts.model.tokens
+    return vocabulary(
+        rows=arch.vocabulary, tokens=tokens, added=len(model.new_tokens), multiple=model.pad_vocabulary_to
+    )
 
 
 def _warning(refusal: Refusal) -> str:
@@ -75,11 +93,17 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     numbers = _numbers(case, notes)
     method, spec = settings.method, registry.spec("methods", settings.method.name)
     shapes = spec.trainable(method, arch)
-    pack = _pack(case, notes)
-    attention = settings.compute.attention
-    if attention == "auto":
-        attention = "sdpa"
-        notes.append("compute.attention=auto: sdpa, torch's own fused kernel")
+    context = context_length(case)
+    assert context is not None  # a rule
+    pack = _pack(case, context, notes)
+    attention = attention_of(case)
+    if settings.compute.attention == "auto":
+        why = "torch's own fused kernel" if attention == "sdpa" else f"all that the class of {arch.kind} takes"
+        notes.append(f"compute.attention=auto: {attention}, {why}")
+    if arch.experts():
+        train = any(".experts." in name for name in shapes)
+        notes.append(f"the experts {'train' if train else 'are frozen'}, {len(arch.experts())} stacked tensors")
+    group_size = _group_size(case, pack.max_length, notes) if attention == "s2" else None
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     load = plan.Load(
@@ -88,6 +112,9 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         revision=case.model.revision,
         fingerprint=case.model.fingerprint,
         trust_remote_code=settings.model.trust_remote_code,
+        allow_pickle=settings.model.allow_pickle,
+        adapter=case.model.adapter and case.model.adapter.path,
+        adapter_fingerprint=case.model.adapter and case.model.adapter.fingerprint,
         config=case.model.config,
         device="cuda" if case.device == "cuda" else "cpu",
         dtype=numbers.frozen,
@@ -98,12 +125,20 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         dtype=numbers.trained,
         trainable=sum(prod(shape) for shape in shapes.values()),
     )
+    rows = planned_vocabulary(settings, facts)
     patch = plan.Patch(
         attention=attention,
+        group_size=group_size,
         activation_checkpointing=settings.compute.activation_checkpointing,
+        compile=settings.compute.compile,
+        kernels=settings.compute.kernels,
         rope_scaling=settings.model.rope_scaling,
-        rope_factor=max(1.0, pack.max_length / context_length(case)),
-        context_length=context_length(case),
+        rope_factor=max(1.0, pack.max_length / context),
+        context_length=context,
+        new_tokens=settings.model.new_tokens,
+        rows=rows.before,
+        vocabulary=rows.after,
+        new_rows=(rows.new.start, rows.new.stop),
     )
     align = plan.Align(
         sources={
@@ -133,7 +168,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     sizes, capacity = _sizes(case), _capacity(case)
     return plan.Plan(
         version=plan.VERSION,
-        options=settings.options,
+        options=settings.options | {"model": _model_name(settings)},
         overrides=settings.overrides,
         seed=settings.seed,
         steps=steps,
@@ -170,11 +205,11 @@ def _auto_precision(case: Case) -> tuple[str, str]:
     return "fp16", f"compute capability {capability} has no bfloat16"
 
 
-def _pack(case: Case, notes: list[str]) -> plan.Pack:
+def _pack(case: Case, context: int, notes: list[str]) -> plan.Pack:
     data, stage = case.settings.data, case.settings.stage.name
     length = data.max_length
     if length == "auto":
-        length = min(MAX_LENGTH, context_length(case))
+        length = min(MAX_LENGTH, context)
         notes.append(f"data.max_length=auto: {length:,} tokens")
     packing = stage == "pt" if data.packing == "auto" else data.packing
     isolate = (packing and stage != "pt") if data.isolate_documents == "auto" else data.isolate_documents
@@ -187,6 +222,15 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
         train_on_prompt=data.train_on_prompt,
         mask_history=data.mask_history,
     )
+
+
+def _group_size(case: Case, length: int, notes: list[str]) -> int:
+    asked = case.settings.compute.group_size
+    if asked != "auto":
+        return asked
+    size = max(2, length // 8 * 2)  # even; LongLoRA, arXiv 2309.12307, section 3.2
+    notes.append(f"compute.group_size=auto: {size:,} tokens, a quarter of data.max_length")
+    return size
 
 
 def _train(case: Case, numbers: Numbers) -> plan.Train:

@@ -26,7 +26,7 @@ class Sizes:
 def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
     by_module: dict[str, int] = {}
     for name, shape in shapes.items():
-        module = _module(name)
+        module = _module(name, arch)
         by_module[module] = by_module.get(module, 0) + prod(shape)
     return Parameters(
         total=arch.parameters(),
@@ -35,9 +35,9 @@ def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
     )
 
 
-def _module(name: str) -> str:
+def _module(name: str, arch: Architecture) -> str:
     """`…layers.3.self_attn.q_proj.lora_A.default.weight` is of `self_attn.q_proj`."""
-    inner = name.partition(".layers.")[2].partition(".")[2] or name.rpartition("model.")[2]
+    inner = name.partition(f"{arch.layers_at}.")[2].partition(".")[2] or name.rpartition("model.")[2]
     return inner.partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")
 
 
@@ -58,11 +58,10 @@ def estimate(
     if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
         length = min(length, ceil(sizes.longest_bytes / 3) + 64)
     tokens = train.batch_size * length
-    state = 1 if train.optimizer == "adamw_8bit" else 4
     parts = {
         "weights": _weights(arch, shapes, load, steps.quantize, attach),
         "gradients": counted.trainable * BYTES[attach.dtype],
-        "optimizer": spec.optimizer_elements(method, shapes) * state,
+        "optimizer": spec.optimizer_bytes(method, train.optimizer, shapes, arch),
         "activations": _activations(arch, tokens, patch, shapes),
         "runtime": RUNTIME if load.device == "cpu" else 0,
     }
@@ -79,13 +78,13 @@ def estimate(
 
 
 def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, attach: Attach) -> int:
-    quantized = {f".{name}.weight" for name in arch.linears} if quantize.bits else set()
+    quantized = {f"{name}.weight" for name in arch.linears()} if quantize.bits else set()
     # a constant for each 64 weights: float32, or 8 bits and a float32 for each 256 of those (QLoRA, section 3)
     constant = (1 + 4 / 256) / 64 if quantize.double_quantization else 4 / 64
     total = 0.0
     base = dict(arch.tensors())
     for name, shape in base.items():
-        if any(name.endswith(ending) for ending in quantized):
+        if name in quantized:
             total += prod(shape) * (0.5 + constant)
         else:
             total += prod(shape) * BYTES[attach.dtype if name in shapes else load.dtype]
@@ -102,7 +101,8 @@ def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str
     layer = 18 * arch.hidden + 4 * attention + 8 * arch.kv_heads * arch.head_dim + 8 * arch.intermediate
     if patch.attention == "eager":
         layer += 6 * arch.heads * tokens
-    in_layers = [re.search(r"\.layers\.(\d+)\.", name) for name in shapes]
+    at = re.compile(re.escape(arch.layers_at) + r"\.(\d+)\.")
+    in_layers = [at.search(name) for name in shapes]
     layers = arch.layers - min(int(found[1]) if found else 0 for found in in_layers)
     kept = 2 * arch.hidden * layers + layer if patch.activation_checkpointing else layer * layers
     head_trained = None in in_layers

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from factory.architecture import Architecture
+from factory.architecture import Architecture, architecture
 from factory.facts import Facts, ModelFacts
 from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
@@ -27,6 +27,11 @@ class Case:
     def model(self) -> ModelFacts:
         assert self.facts.model is not None
         return self.facts.model
+
+    @property
+    def read_rows(self) -> int:
+        """Rows of the embedding as its file has them; `arch` has what they grow to."""
+        return (self.model.walked or architecture(self.model.config)).vocabulary
 
     @property
     def device(self) -> str:

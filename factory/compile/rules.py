@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator
 
 from factory import registry, templates
+from factory.architecture import REMOTE_CODE, Shape
 from factory.compile.rule import Case, Rule, value_of
+from factory.steps.vocabulary import resized
 
 # what a choice needs installed: (key, value) → distribution
 NEEDS = {
@@ -13,10 +15,11 @@ NEEDS = {
     ("method.name", "galore"): "galore-torch",
     ("compute.attention", "flash_attention_2"): "flash-attn",
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
+    ("compute.kernels", "liger"): "liger-kernel",
 }
 
 
-def context_length(case: Case) -> int:
+def context_length(case: Case) -> int | None:
     return case.settings.model.context_length or case.arch.context_length
 
 
@@ -56,16 +59,20 @@ def _fp16_on_cpu(case: Case) -> str | None:
     return "float16 needs a GPU" if case.settings.precision.name == "fp16" and case.device == "cpu" else None
 
 
+def _context_unknown(case: Case) -> str | None:
+    return "the model's config.json does not say it" if context_length(case) is None else None
+
+
 def _too_long(case: Case) -> str | None:
     length, context = case.settings.data.max_length, context_length(case)
-    if length == "auto" or length <= context or case.settings.model.rope_scaling != "none":
+    if context is None or length == "auto" or length <= context or case.settings.model.rope_scaling != "none":
         return None
     return f"the model was made for {context:,} tokens"
 
 
 def _nothing_to_scale(case: Case) -> str | None:
     length, context = case.settings.data.max_length, context_length(case)
-    if case.settings.model.rope_scaling == "none" or (length != "auto" and length > context):
+    if context is None or case.settings.model.rope_scaling == "none" or (length != "auto" and length > context):
         return None
     return f"sequences of {length} tokens fit the context of {context:,}"
 
@@ -97,7 +104,9 @@ def _kernels(case: Case) -> str | None:
     name = case.settings.compute.kernels
     if name == "none":
         return None
-    return f"{name} needs a GPU" if case.device == "cpu" else f"{name} is not there yet"
+    if case.device == "cpu":
+        return f"{name} needs a GPU"
+    return "it reads and patches models in its own way, which is not there yet" if name == "unsloth" else None
 
 
 def _device_missing(case: Case) -> str | None:
@@ -111,6 +120,91 @@ def _package_missing(case: Case) -> tuple[str, str] | None:
     for (key, wanted), package in NEEDS.items():
         if value_of(case.settings, key) == wanted and package not in case.facts.machine.packages:
             return key, f"it needs the package {package}, which is not installed"
+    return None
+
+
+def _weights_fit(case: Case) -> str | None:
+    """Tensors that the file and the config name alike must be of one shape; a quantized one lies in another."""
+    if case.model.config.get("quantization_config"):
+        return None
+    planned = dict(resized(case.arch, case.read_rows).tensors())
+    for name, shape in case.model.shapes.items():
+        if planned.get(name, shape) != shape:
+            return f"{name} is {_times(shape)} in its file, its config.json says {_times(planned[name])}"
+    return None
+
+
+def _times(shape: Shape) -> str:
+    return " x ".join(f"{number:,}" for number in shape)
+
+
+def _adapter_fits(case: Case) -> str | None:
+    adapter, method = case.model.adapter, case.settings.method
+    if adapter is None:
+        return None
+    wanted = registry.spec("methods", method.name).trainable(method, case.arch)
+    if wanted.keys() & dict(case.arch.tensors()).keys():
+        return f"method={method.name} trains the model's own weights, not an adapter"
+    wanted = {name.replace(".default", ""): shape for name, shape in wanted.items()}
+    if wanted == adapter.shapes:
+        return None
+    made_for = f" (made for {adapter.base})" if adapter.base else ""
+    different = sorted(wanted.items() ^ adapter.shapes.items())[0][0]
+    ours, theirs = wanted.get(different), adapter.shapes.get(different)
+    return (
+        f"its tensors{made_for} are not those of method={method.name} on this model: {different} is "
+        f"{_times(theirs) if theirs else 'not there'}, {_times(ours) if ours else 'nothing'} is needed"
+    )
+
+
+def _remote_code(case: Case) -> str | None:
+    needed = case.arch.kind in REMOTE_CODE and not case.settings.model.trust_remote_code
+    return f"the architecture {case.arch.kind} is code that comes with the model" if needed else None
+
+
+def _gated(case: Case) -> str | None:
+    model, token = case.settings.model, case.facts.machine.hub_token
+    asked = case.model.source == "hub" and model.gated and not token
+    return "it is gated, and there is no hub token here" if asked else None
+
+
+def _group_size_unread(case: Case) -> str | None:
+    compute = case.settings.compute
+    if compute.group_size == "auto" or compute.attention == "s2":
+        return None
+    return f"compute.attention={compute.attention} has no groups"
+
+
+# what the classes of transformers take, where it is not everything (tests/architecture/test_attention.py)
+EAGER_ONLY = {"gemma2", "bloom", "mpt", "gpt_neo", "gpt_oss"} | REMOTE_CODE
+NO_FLASH = EAGER_ONLY - {"gemma2", "gpt_neo", "gpt_oss"} | {"llama4_text", "llama4", "paligemma", "gemma3", "mllama"}
+S2_KINDS = {"llama", "mistral", "qwen2", "qwen3"}  # where it is proven
+
+
+def attention_of(case: Case) -> str:
+    """What `auto` means: torch's fused kernel, where the model's class takes it."""
+    asked = case.settings.compute.attention
+    if asked != "auto":
+        return asked
+    return "eager" if case.arch.kind in EAGER_ONLY else "sdpa"
+
+
+def _attention_of_model(case: Case) -> str | None:
+    kind, asked = case.arch.kind, case.settings.compute.attention
+    unable = {"sdpa": EAGER_ONLY, "flash_attention_2": NO_FLASH, "flash_attention_3": NO_FLASH}.get(asked, set())
+    if asked == "s2" and kind not in S2_KINDS:
+        return f"it is proven for {', '.join(sorted(S2_KINDS))}, not for {kind}"
+    return f"the class of {kind} has no such kernel" if kind in unable else None
+
+
+def _s2_group(case: Case) -> str | None:
+    compute, length = case.settings.compute, case.settings.data.max_length
+    if compute.attention != "s2" or compute.group_size == "auto":
+        return None
+    if compute.group_size % 2:
+        return "it is odd"
+    if length != "auto" and compute.group_size >= length:
+        return f"sequences of {length} tokens fit into one group"
     return None
 
 
@@ -165,12 +259,58 @@ def _scaled_already(case: Case) -> str | None:
     return f"the model's own positions are scaled ({kind})" if scaled else None
 
 
+# no rotary positions; gptj's, phimoe's and granitemoehybrid's cannot be scaled by config.json
+NO_ROPE = {"gpt2", "gpt_neo", "gptj", "gpt_bigcode", "opt", "bloom", "mpt", "phimoe", "granitemoehybrid"}
+# attention that position_ids do not part: alibi, learned positions, a mask that leaves them out, convolutions, states
+NOT_ISOLATED = {"opt", "bloom", "mpt", "gpt_oss", "lfm2", "qwen3_next", "granitemoehybrid"}
+
+
+def _rope_missing(case: Case) -> str | None:
+    config = case.model.config
+    if case.settings.model.rope_scaling == "none":
+        return None
+    if config["model_type"] in NO_ROPE or config.get("alibi"):
+        return f"a {config['model_type']} model has no rotary positions that can be scaled"
+    return None
+
+
+def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
+    arch, method = case.arch, case.settings.method
+    if not arch.new_rows:
+        return None
+    trained = registry.spec("methods", method.name).trainable(method, arch)
+    if f"{arch.embedding}.weight" in trained and (arch.tied or f"{arch.head}.weight" in trained):
+        return None
+    if not any("trainable_tokens_delta" in name for name in trained):
+        return "method.name", "it trains no row of the embedding"
+    if f"{arch.head}.bias" in arch.outside:
+        return "model.path", f"the head of a {arch.kind} model has a bias, which PEFT's trained tokens leave out"
+    return None
+
+
+def _vocabulary_unknown(case: Case) -> str | None:
+    unknown = case.settings.model.new_tokens and case.model.tokens is None
+    return "how many tokens the tokenizer has is not known before the model is there" if unknown else None
+
+
+def _not_isolated(case: Case) -> str | None:
+    isolate = case.settings.data.isolate_documents
+    isolated = _is_packed(case) and (case.settings.stage.name != "pt" if isolate == "auto" else isolate)
+    wrong = isolated and case.arch.kind in NOT_ISOLATED
+    return f"a {case.arch.kind} model cannot part packed documents" if wrong else None
+
+
 RULES: tuple[Rule, ...] = (
+    Rule("rope-missing", _rope_missing),
+    Rule("new-tokens-never-learn", _new_tokens_never_learn),
+    Rule("vocabulary-unknown", _vocabulary_unknown),
+    Rule("isolation-unsupported", _not_isolated),
     Rule("quantized-weights", _quantized),
     Rule("no-data", _no_data),
     Rule("data-path-unread", _data_path_unread),
     Rule("columns-for-stage", _columns_for_stage),
     Rule("fp16-on-cpu", _fp16_on_cpu),
+    Rule("context-unknown", _context_unknown),
     Rule("beyond-context", _too_long),
     Rule("nothing-to-scale", _nothing_to_scale),
     Rule("isolation-without-packing", _isolation_without_packing),
@@ -180,6 +320,13 @@ RULES: tuple[Rule, ...] = (
     Rule("kernels", _kernels),
     Rule("device-missing", _device_missing),
     Rule("package-missing", _package_missing),
+    Rule("weights-fit", _weights_fit),
+    Rule("adapter-fits", _adapter_fits),
+    Rule("remote-code", _remote_code),
+    Rule("gated-model", _gated),
+    Rule("group-size-unread", _group_size_unread),
+    Rule("attention-of-model", _attention_of_model),
+    Rule("s2-group", _s2_group),
     Rule("unknown-template", _unknown_template),
     Rule("no-chat-template", _no_template),
     Rule("stage-not-there", _stage_not_there),

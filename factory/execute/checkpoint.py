@@ -13,7 +13,7 @@ from factory.run.folder import MANIFEST, is_whole, unwritable
 from factory.words import size
 
 
-def save(run: Run, model: Any, optimizer: Any, scaler: Any, state: dict[str, Any]) -> Path:
+def save(run: Run, trained: dict[str, Any], optimizer: Any, scaler: Any, state: dict[str, Any]) -> Path:
     """Saves after step `state["step"]`; older ones go when this one is whole. Raises UserError on a full disk."""
     import torch
     from safetensors.torch import save_file
@@ -22,11 +22,11 @@ def save(run: Run, model: Any, optimizer: Any, scaler: Any, state: dict[str, Any
     if is_whole(target):
         return target
     aside = run.folder.checkpoints / f".{target.name}.{os.getpid()}"
-    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file(trained, aside / "trained.safetensors")
+        tensors = {name: value.detach() for name, value in trained.items()}
+        save_file(tensors, aside / "trained.safetensors")
         torch.save(_packed(run, optimizer.state_dict()), aside / "optimizer.pt")
         torch.save(
             {"torch": torch.get_rng_state(), **_cuda_state(), "scaler": scaler.state_dict()}, aside / "random.pt"
@@ -51,15 +51,17 @@ def write_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, SafetensorError)
 
 
-def restore(run: Run, model: Any, optimizer: Any, scaler: Any) -> dict[str, Any] | None:
-    """Puts everything back from the checkpoint that the run resumes from, and returns its state."""
+def restore(run: Run, wanted: dict[str, Any], optimizer: Any, scaler: Any) -> dict[str, Any] | None:
+    """Puts everything back from the checkpoint that the run resumes from, and returns its state.
+
+    `wanted` are the trained tensors by name.
+    """
     if run.resume_from is None:
         return None
     import torch
     from safetensors.torch import load_file
 
     trained = load_file(run.resume_from / "trained.safetensors")
-    wanted = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
         raise refuse(
             "resume-other-run", f"stage.resume={run.resume_from}", "it holds other tensors than this plan trains"

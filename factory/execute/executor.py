@@ -24,9 +24,9 @@ STEPS: tuple[Step, ...] = (
     Step("pack", "pack:pack", ("records", "tokenizer"), ("dataset",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
-    Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model",)),
+    Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
     Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset"), ("before",)),
-    Step("train", "train:train", ("model", "tokenizer", "dataset", "before"), ("trained",)),
+    Step("train", "train:train", ("model", "arch", "tokenizer", "dataset", "before"), ("trained",)),
     Step("evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "before", "trained"), ("result",)),
 )
 

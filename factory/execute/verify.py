@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from factory.data import read
-from factory.look import PACKAGES, installed_version, look_at_folder_of_model, look_at_machine, package_fingerprint
+from factory.look.machine import PACKAGES, installed_version, look_at_machine
+from factory.look.model import fingerprint_now, look_at_adapter
 from factory.plan import Plan
 from factory.refusal import UserError, refusal
 
 
 def verify(plan: Plan) -> None:
     """Raises UserError with all that has changed."""
-    changed = [*_data(plan), *_model(plan), *_packages(plan)]
+    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_packages(plan)]
     if changed:
         again = " ".join(plan.overrides)
         raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))
@@ -36,10 +37,14 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
         return []
     if not Path(load.path).exists():
         return [(setting, "it is gone")]
-    fingerprint = (
-        package_fingerprint(Path(load.path)) if load.source == "package" else look_at_folder_of_model(load.path)
-    )
-    return [] if fingerprint == load.fingerprint else [(setting, "its files have changed")]
+    return [] if fingerprint_now(load.source, load.path) == load.fingerprint else [(setting, "its files have changed")]
+
+
+def _adapter(plan: Plan) -> list[tuple[str, str]]:
+    load = plan.steps.load
+    if load.adapter is None or look_at_adapter(load.adapter).fingerprint == load.adapter_fingerprint:
+        return []
+    return [(f"model.adapter={load.adapter}", "its files have changed")]
 
 
 def _packages(plan: Plan) -> list[tuple[str, str]]:

@@ -1,22 +1,83 @@
-"""Optimizers by name. AdamW: Loshchilov and Hutter 2019, with the defaults of Kingma and Ba 2015."""
+"""Optimizers by name, with their papers' constants. Weight decay is decoupled, and of matrices only."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from factory.architecture import Architecture
+from factory.optimizers.several import Several
+from factory.optimizers.spec import is_hidden
 from factory.plan import Train
 
+Named = dict[str, Tensor]
+Ratio = Callable[[str], float]
+Groups = list[dict[str, Any]]
+Builder = Callable[[Named, Train, Architecture, Ratio], Any]
 
-def adamw(model: Any, settings: Any, plan: Train) -> Any:
-    """AdamW over what requires a gradient; weight decay on matrices only."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": plan.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+
+def one(_name: str) -> float:
+    return 1.0
+
+
+def plain(model: Any, settings: Any, plan: Train, arch: Architecture, ratio: Ratio = one) -> Any:
+    """The optimizer of `stage.optimizer` over what requires a gradient; `ratio` is a tensor's share of the rate."""
+    return build(trained(model), plan, arch, ratio)
+
+
+def trained(model: Any) -> Named:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def build(named: Named, plan: Train, arch: Architecture, ratio: Ratio = one) -> Any:
+    return BUILDERS[plan.optimizer](named, plan, arch, ratio)
+
+
+def grouped(named: Named, weight_decay: float, ratio: Ratio = one) -> Groups:
+    """Parameter groups: one for each rate, matrices apart from vectors."""
+    found: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in named.items():
+        found.setdefault((ratio(name), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if matrices else 0.0, "lr_ratio": share}
+        for (share, matrices), parameters in found.items()
     ]
-    groups = [group for group in groups if group["params"]]
-    if plan.optimizer == "adamw_8bit":
-        from bitsandbytes.optim.adamw import AdamW8bit
 
-        return AdamW8bit(groups, lr=plan.learning_rate)
-    import torch
 
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
+def _of(path: str, **constants: Any) -> Builder:
+    """`module:class`, imported when it is built."""
+
+    def builder(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
+        module, _, name = path.partition(":")
+        optimizer = getattr(importlib.import_module(module), name)
+        return optimizer(grouped(named, plan.weight_decay, ratio), lr=plan.learning_rate, **constants)
+
+    return builder
+
+
+def _muon(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
+    """Muon (Jordan 2024) for hidden matrices, AdamW for the rest.
+
+    Muon's step is scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982, equation 4), so one rate serves both.
+    """
+    hidden = {name: value for name, value in named.items() if is_hidden(name, tuple(value.shape), arch)}
+    rest = {name: value for name, value in named.items() if name not in hidden}
+    muon = _of("torch.optim:Muon", adjust_lr_fn="match_rms_adamw")
+    parts = ((muon, hidden), (BUILDERS["adamw"], rest))
+    return Several([builder(part, plan, arch, ratio) for builder, part in parts if part])
+
+
+_BITSANDBYTES = {"adamw": "AdamW", "ademamix": "AdEMAMix", "lion": "Lion"}
+BUILDERS: dict[str, Builder] = {
+    **{
+        f"{paged}{name}{bits}": _of(f"bitsandbytes.optim:{paged.title().rstrip('_')}{kind}{bits.lstrip('_')}")
+        for name, kind in _BITSANDBYTES.items()
+        for paged in ("", "paged_")
+        for bits in ("", "_8bit")
+    },
+    "adamw": _of("torch.optim:AdamW", fused=True),
+    "adafactor": _of("factory.optimizers.adafactor:Adafactor"),
+    "muon": _muon,
+    "sgd": _of("torch.optim:SGD"),
+}

@@ -10,10 +10,12 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from factory.models import Row
 from factory.plan import Plan
 from factory.words import size
 
 _LOG_WIDTH = 120
+_WIDE = 110  # columns from which a table shows what can be left out
 
 
 class Screen:
@@ -81,7 +83,8 @@ def plan_panel(plan: Plan) -> Panel:
         f", rope {steps.patch.rope_scaling} x {steps.patch.rope_factor:g}" if steps.patch.rope_scaling != "none" else ""
     )
     recompute = ", activations recomputed" if steps.patch.activation_checkpointing else ""
-    add("patch", f"attention {steps.patch.attention}{rope}{recompute}")
+    groups = f" in groups of {steps.patch.group_size:,} tokens" if steps.patch.group_size else ""
+    add("patch", f"attention {steps.patch.attention}{groups}{rope}{recompute}")
     bits = steps.quantize.bits
     double = ", double quantization" if steps.quantize.double_quantization else ""
     add("quantize", f"{bits}-bit {steps.quantize.type}{double}" if bits else "no")
@@ -184,3 +187,23 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def models_table(rows: list[Row], *, width: int) -> Table:
+    """The model options, a line each; the hub's paths where there is room for them."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model=", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("context", justify="right", no_wrap=True)
+    table.add_column("template", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
+    if width >= _WIDE:
+        table.add_column("hub", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        count = f"{row.parameters / 1e9:,.2f} B" if row.parameters else "?"
+        marks = "".join(f" {word}" for word, there in (("vision", row.vision), ("gated", row.gated)) if there)
+        hub = (row.path,) if width >= _WIDE else ()
+        context = f"{row.context_length:,}" if row.context_length else "?"
+        table.add_row(row.option, count, context, row.template, f"{row.license}[dim]{marks}[/dim]", *hub)
+    table.caption = f"{len(rows)} options, {len({row.family for row in rows})} families"
+    return table

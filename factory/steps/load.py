@@ -6,6 +6,7 @@ from factory import templates
 from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.steps import source
+from factory.steps.vocabulary import add_tokens, tokens_of
 
 
 def load(run: Run) -> dict[str, Any]:
@@ -16,7 +17,9 @@ def load(run: Run) -> dict[str, Any]:
         path = source.folder(run)
         config = AutoConfig.from_pretrained(path, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
         tokenizer = read_tokenizer(path, plan.revision, plan.trust_remote_code, run.plan.steps.pack.template)
-    _check_vocabulary(len(tokenizer), config.vocab_size, run)
+    patch = run.plan.steps.patch
+    add_tokens(tokenizer, patch.new_tokens)
+    _check_vocabulary(tokens_of(tokenizer), patch.vocabulary, patch.new_rows, run)
     return {"config": config, "tokenizer": tokenizer}
 
 
@@ -33,10 +36,9 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     return tokenizer
 
 
-def _check_vocabulary(tokens: int, rows: int, run: Run) -> None:
+def _check_vocabulary(tokens: int, rows: int, new: tuple[int, int], run: Run) -> None:
+    setting = f"model.path={run.plan.steps.load.path}"
     if tokens > rows:
-        raise refuse(
-            "vocabulary",
-            f"model.path={run.plan.steps.load.path}",
-            f"its tokenizer has {tokens:,} tokens, its embedding {rows:,} rows",
-        )
+        raise refuse("vocabulary", setting, f"its tokenizer has {tokens:,} tokens, its embedding {rows:,} rows")
+    if new[0] < new[1] != tokens:
+        raise refuse("vocabulary", setting, f"its tokenizer has {tokens:,} tokens, the plan was made for {new[1]:,}")

@@ -1,25 +1,34 @@
 """The trained model as others load it: adapter or weights, tokenizer with its chat template, model card."""
 
+import copy
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
 from factory.run.folder import unwritable
 
+BASE = "base"  # in an adapter's folder: the config.json that its base must be read with
 
-def save_model(run: Run, model: Any, tokenizer: Any) -> None:
-    """Writes `model/` aside and renames it. Weights are cast, once, to the type that they were computed in."""
+
+def save_model(run: Run, model: Any, tokenizer: Any, processor: Any = None) -> None:
+    """Writes `model/` aside and renames it. Weights are cast, once, to the type that they were computed in.
+
+    A vision model's processor carries its tokenizer, and is saved in its stead.
+    """
     import torch
 
     aside = run.folder.path / f".model.{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        tokenizer.save_pretrained(aside)
+        (processor or tokenizer).save_pretrained(aside)
         if hasattr(model, "peft_config"):
-            # "auto" would ask the hub whether the vocabulary has changed
+            # "auto" would ask the hub whether the vocabulary has changed; its new rows are in the adapter
             model.save_pretrained(aside, save_embedding_layers=False)
+            if run.plan.steps.patch.rope_scaling != "none":
+                _save_base_config(run, model.get_base_model().config, aside / BASE)
         else:
             model.config.use_cache = True
             state = model.state_dict()
@@ -29,7 +38,7 @@ def save_model(run: Run, model: Any, tokenizer: Any) -> None:
                 state = {name: cast.setdefault(value.data_ptr(), value.to(kept)) for name, value in state.items()}
                 model.config.dtype = kept
             model.save_pretrained(aside, state_dict=state)
-        (aside / "README.md").write_text(_card(run), encoding="utf-8")
+        (aside / "README.md").write_text(_card(run, (aside / BASE).is_dir()), encoding="utf-8")
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
     except write_errors() as error:
@@ -38,7 +47,21 @@ def save_model(run: Run, model: Any, tokenizer: Any) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _card(run: Run) -> str:
+def _save_base_config(run: Run, config: Any, folder: Path) -> None:
+    """The base's config with the positions that the adapter was trained on, for the base as it lies on the disk.
+
+    It can't lie beside adapter_config.json: there transformers takes it as the sign of whole weights.
+    """
+    config, original = copy.deepcopy(config), run.plan.steps.load.config
+    config.use_cache = True
+    text = config.get_text_config()
+    text.vocab_size = original.get("text_config", original).get("vocab_size", text.vocab_size)
+    if hasattr(config, "quantization_config"):  # how the base was held here, not how it is stored
+        del config.quantization_config
+    config.save_pretrained(folder)
+
+
+def _card(run: Run, scaled: bool) -> str:
     plan = run.plan
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
     return (
@@ -47,4 +70,18 @@ def _card(run: Run) -> str:
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"
         f"- trained parameters: {plan.estimate.parameters.trainable:,} of {plan.estimate.parameters.total:,}\n"
+        f"{_loading(run) if scaled else ''}"
+    )
+
+
+def _loading(run: Run) -> str:
+    """How an adapter is read whose base's positions were scaled: PEFT alone would leave them unscaled."""
+    patch = run.plan.steps.patch
+    return (
+        f"- positions: {patch.rope_scaling}, factor {patch.rope_factor:g}; its base is read with {BASE}/config.json\n\n"
+        "```python\n"
+        f'config = AutoConfig.from_pretrained("THIS_FOLDER/{BASE}")\n'
+        'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)\n'
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")\n'
+        "```\n"
     )

@@ -1,6 +1,7 @@
-"""Where a plan's model files are: a folder, the hub, or a package whose GGUF is converted once and cached."""
+"""Where a plan's model files are: a folder, the hub, or a GGUF file that is converted once and cached."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from factory import cache
 from factory.execute.context import Run
 from factory.plan import Load
 from factory.refusal import UserError, refuse
@@ -16,22 +18,19 @@ from factory.refusal import UserError, refuse
 def folder(run: Run) -> str:
     """What transformers is given to read: a local folder, or the hub id itself."""
     plan = run.plan.steps.load
-    if plan.source != "package":
+    if plan.source not in ("package", "gguf"):
         return plan.path
-    target = cache() / Path(plan.path).stem
+    name = Path(plan.path).stem
+    if plan.source == "gguf":  # other files may have the same name
+        name += f"-{hashlib.sha256(plan.fingerprint.encode()).hexdigest()[:12]}"
+    target = cache.folder() / name
     if not (target / "config.json").is_file():
-        run.emit("note", text="Converting the embedded model once (about half a minute) …")
-        _convert_once(Path(plan.path), target)
+        run.emit("note", text="Converting the GGUF file once (about half a minute for the embedded model) …")
+        _convert_once(Path(plan.path), target, plan.source)
     return str(target)
 
 
-def cache() -> Path:
-    """The user's cache folder: $FACTORY_CACHE, or `factory` in the system's."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory"
-    return Path(os.environ.get("FACTORY_CACHE") or default)
-
-
-def _convert_once(gguf: Path, target: Path) -> None:
+def _convert_once(gguf: Path, target: Path, source: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be converting the same file
@@ -39,22 +38,25 @@ def _convert_once(gguf: Path, target: Path) -> None:
             return
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            _convert(gguf, aside)
+            _convert(gguf, aside, source)
             aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _convert(gguf: Path, target: Path) -> None:
-    """GGUF to an ordinary folder in bfloat16, with the special tokens that the model itself was trained on."""
+def _convert(gguf: Path, target: Path, source: str) -> None:
+    """GGUF to an ordinary folder in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    if source == "package":  # its file names another end token than the one it was trained on
+        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     for config in (model.config, model.generation_config):
-        config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     if hasattr(model.config, "quantization_config"):  # the weights are dequantized; saved as what they are
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False

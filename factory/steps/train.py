@@ -6,9 +6,11 @@ from math import isfinite
 from typing import Any
 
 from factory import registry, schedules
+from factory.architecture import Architecture
 from factory.data import batches
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command, append
+from factory.optimizers.several import Hooked
 from factory.refusal import refuse
 from factory.steps.attach import method_settings
 from factory.steps.pack import Dataset
@@ -27,25 +29,32 @@ class State:
     first_loss: float | None = None
     last_loss: float | None = None
     seconds_to_first_step: float | None = None
-    watched: int = 0  # steps whose gradients were looked at
-    dead: list[str] | None = None  # trained tensors that had none in them
+    quiet: dict[str, int] | None = (
+        None  # tensors without a gradient so far, and the steps in which they should have had
+    )
+    watching: bool = True
     before: dict[str, Any] | None = None  # what was measured before training
     checks: dict[str, Any] = field(default_factory=dict)
 
 
-def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[str, Any]) -> dict[str, Any]:
+def train(
+    run: Run, model: Any, arch: Architecture, tokenizer: Any, dataset: Dataset, before: dict[str, Any]
+) -> dict[str, Any]:
     import torch
 
     plan, device = run.plan.steps.train, run.plan.steps.load.device
-    optimizer = registry.run("methods", run.plan.steps.attach.method).optimizer(model, method_settings(run), plan)
+    method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
+    optimizer = method.optimizer(model, settings, plan, arch)
+    begin_step = getattr(method, "begin_step", None)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     scaler = torch.amp.GradScaler(device, enabled=plan.autocast == "float16")
-    saved = checkpoint.restore(run, model, optimizer, scaler)
+    saved = checkpoint.restore(run, trained, optimizer, scaler)
     state = State(**saved) if saved else State(before=before)
     run.checks = {**state.checks, **run.checks}
     shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
     total = batches.total_steps(*shape, plan.num_epochs, plan.max_steps)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _prepare_stage(run, model)
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
@@ -54,13 +63,15 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
         examples = [[dataset.train[index] for index in indices] for indices in chosen]
         rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_ratio", 1.0)
+        if begin_step:
+            begin_step(model, optimizer, settings, arch, state.step)
         loss = _accumulate(run, model, examples, scaler, dataset.pad)
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), plan.max_grad_norm or float("inf")).item()
+        norm = _clipped_norm(optimizer, trained, plan.max_grad_norm)
         _refuse_not_finite(state.step + 1, loss, norm, fp16=plan.autocast == "float16")
-        if state.dead != [] and isfinite(norm):  # a step that overflows in float16 moves nothing, and shows nothing
-            _watch_gradients(run, state, trained)
+        if state.watching and isfinite(norm):  # a step that overflows in float16 moves nothing, and shows nothing
+            _watch_gradients(run, state, trained, optimizer, last=state.step + 1 == total)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -75,9 +86,11 @@ def train(run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[s
             logged = (state.seconds, state.tokens)
         if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
             state.checks = run.checks
-            checkpoint.save(run, model, optimizer, scaler, asdict(state))
+            checkpoint.save(run, trained, optimizer, scaler, asdict(state))
         if run.stopping:
             raise Interrupted
+    for parameter in trained.values():  # `begin_step` may have marked less
+        parameter.requires_grad_(True)
     model.eval()
     save_model(run, model, tokenizer)
     return {"trained": _summary(state, shape)}
@@ -107,16 +120,48 @@ def _refuse_not_finite(step: int, loss: float, norm: float, *, fp16: bool) -> No
     raise refuse("not-finite", f"step={step}", f"the loss is {loss}, the gradient's norm {norm}")
 
 
-def _watch_gradients(run: Run, state: State, trained: dict[str, Any]) -> None:
-    """Each trained tensor must have had a gradient within the first steps: some libraries lose them without a word."""
-    watched = trained if state.dead is None else {name: trained[name] for name in state.dead}
-    state.dead = [name for name, value in watched.items() if value.grad is None or not bool(value.grad.any())]
-    state.watched += 1
-    if not state.dead or state.watched >= _ALIVE_WITHIN:
-        alive = len(trained) - len(state.dead)
+def _prepare_stage(run: Run, model: Any) -> None:
+    """What a stage changes in the model for training alone, before the first step."""
+    stage = registry.run("stages", run.plan.steps.train.stage)
+    if "prepare" in stage.__all__:
+        stage.prepare(model, run.plan.steps.train.own)
+
+
+def _clipped_norm(optimizer: Any, trained: dict[str, Any], max_norm: float | None) -> float:
+    """The norm of all gradients together, before they are clipped to it."""
+    import torch
+
+    limit = float("inf") if max_norm is None else max_norm
+    if isinstance(optimizer, Hooked):
+        return optimizer.clip(limit).item()
+    return torch.nn.utils.clip_grad_norm_(trained.values(), limit).item()
+
+
+def _has_gradient(optimizer: Any, name: str, parameter: Any) -> bool:
+    if isinstance(optimizer, Hooked):
+        return optimizer.has_gradient(name)
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
+def _watch_gradients(run: Run, state: State, trained: dict[str, Any], optimizer: Any, *, last: bool) -> None:
+    """Each trained tensor must have a gradient within its first steps: some libraries lose them without a word.
+
+    Its first steps are those in which it requires one: a method may train other tensors in other steps.
+    """
+    looked = dict.fromkeys(trained, 0) if state.quiet is None else state.quiet
+    state.quiet = {
+        name: seen + int(trained[name].requires_grad)
+        for name, seen in looked.items()
+        if not _has_gradient(optimizer, name, trained[name])
+    }
+    dead = [name for name, seen in state.quiet.items() if seen >= _ALIVE_WITHIN]
+    never = [name for name, seen in state.quiet.items() if seen == 0]
+    if dead or not state.quiet or (last and len(never) == len(state.quiet)):
+        alive = len(trained) - len(state.quiet)
         detail = f"{alive} of {len(trained)} trained tensors had a gradient within {_ALIVE_WITHIN} steps"
-        run.check("gradients_alive", not state.dead, detail + "".join(f"; not {name}" for name in state.dead[:3]))
-        state.dead = []
+        detail += f"; {len(never)} were never trained" if never else ""
+        run.check("gradients_alive", not dead, detail + "".join(f"; not {name}" for name in dead[:3]))
+        state.watching = False
 
 
 def _log(run: Run, state: State, shape: Any, loss: float, rate: float, norm: float, since: tuple[float, int]) -> None:

@@ -58,7 +58,7 @@ def test_trainable_tensors_are_the_models_or_beside_them(method: str, option: st
     found = plan.estimate.parameters
     assert found.total == arch.parameters()
     assert set(found.trainable_by_module) <= {
-        name.removesuffix(".weight").removesuffix(".bias") for name in arch.layer_tensors
+        name.removesuffix(".weight").removesuffix(".bias") for name in arch.blocks[0].tensors
     } | {"embed_tokens", "norm", "lm_head"}
 
 

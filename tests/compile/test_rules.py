@@ -10,9 +10,10 @@ import pytest
 import tiny
 from conftest import compiled, refusals
 
-from factory import look
+import factory
 from factory.compile.rules import all_rules
 from factory.facts import Gpu
+from factory.look import machine as look
 from factory.plan import to_yaml
 from factory.refusal import catalogue
 from factory.settings import all_keys
@@ -20,7 +21,7 @@ from factory.settings import all_keys
 RULES = {rule.id: rule for rule in all_rules()}
 HERE = look.look_at_machine().packages
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
-WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8"}}
+WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8", "liger-kernel": "0.8"}}
 GALORE = ("method=galore", "method.rank=8")
 BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")
 
@@ -85,7 +86,7 @@ TABLE = (
         machine={"packages": WITH_GPU["packages"]},
     ),
     row("kernels", "compute.kernels=liger", "compute.kernels=none"),
-    row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("{gpu}"), machine=WITH_GPU),
+    row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("compute.kernels=liger {gpu}"), machine=WITH_GPU),
     row("device-missing", "hardware=single_gpu", "hardware=auto", on_gpu("hardware=single_gpu")),
     row("device-missing", "hardware=a100_40gb", on_gpu("hardware=h100_80gb"), machine=WITH_GPU),
     row("package-missing", "method=qlora", "method=lora", machine={"packages": HERE | {"bitsandbytes": ""}}),
@@ -112,6 +113,26 @@ TABLE = (
         "compute.attention=sdpa precision=fp32",
         machine=WITH_GPU,
     ),
+    row("context-unknown", "{endless}", "{endless} model.context_length=256"),
+    row("weights-fit", "{misfit}", "data.max_length=200"),
+    row("adapter-fits", "{adapter} method.rank=4", "{adapter} method.rank=8"),
+    row("adapter-fits", "{adapter} method.target_modules=[q_proj]", "{adapter}"),
+    row("adapter-fits", "{adapter} method=full", "method=full"),
+    row("remote-code", "{remote}", Legal(("{remote}", "model.trust_remote_code=true"), {"hub_token": True})),
+    row(
+        "gated-model",
+        "{hub} model.gated=true",
+        Legal(("{hub}", "model.gated=true"), {"hub_token": True}),
+        Legal(("{hub}", "model.gated=false"), {"threads": 2}),
+        machine={"hub_token": False},
+    ),
+    row("group-size-unread", "compute.group_size=64", "compute.group_size=64 {s2}"),
+    row("s2-group", "compute.group_size=63 {s2}", "compute.group_size=32 {s2}", "{s2}"),
+    row(
+        "s2-group", "compute.group_size=128 data.max_length=128 {s2}", "compute.group_size=126 data.max_length=128 {s2}"
+    ),
+    row("attention-of-model", "{gemma2} compute.attention=sdpa", "{gemma2}", "{gemma2} compute.attention=eager"),
+    row("attention-of-model", "{gemma2} {s2}", "{s2} method=full"),
     row("scaled-already", "{scaled} model.rope_scaling=linear data.max_length=512", "{scaled} data.max_length=200"),
     row("target-modules", "method.target_modules=[q_prj]", "method.target_modules=[q_proj,mlp.down_proj]"),
     row("target-modules", "method.target_modules=[]", "method.target_modules=all-linear"),
@@ -134,6 +155,8 @@ WORDS = {
     "four": "method.quantization.bits=4",
     "linear": "model.rope_scaling=linear",
     "gpu": "hardware=single_gpu",
+    "s2": "compute.attention=s2",
+    "hub": "model.path=me/tiny",
 }
 
 
@@ -154,17 +177,49 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(tmp_path_factory.mktemp("scaled"), rope_parameters=rope)
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -> dict[str, Path]:
+    """The models that rules speak about, by the row's word for them."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save(folder / "gemma2", model_type="gemma2", head_dim=8)
+    for name, changes in {
+        "misfit": {"intermediate_size": 65},
+        "remote": {"model_type": "baichuan", "auto_map": {}},
+        "endless": {"max_position_embeddings": None},
+    }.items():
+        config = json.loads((tiny.save(folder / name) / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps(config | changes))
+    return {path.name: path for path in folder.iterdir()} | {"bare": bare, "scaled": scaled}
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """LoRA of rank 8 on every linear layer of the tiny model, as PEFT saves it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def filled(here: Path, tiny_model: Path, bare: Path, scaled: Path) -> Callable[[tuple[str, ...]], list[str]]:
-    """Data beside the run, and a row's words as overrides."""
+def filled(
+    here: Path, tiny_model: Path, models: dict[str, Path], adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[tuple[str, ...]], list[str]]:
+    """Data beside the run, and a row's words as overrides. The hub has the tiny model."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    monkeypatch.setattr("factory.look.model._hub_config", lambda path, revision: (config, "a1b2c3"))
     rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
     (here / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (here / "plain.txt").write_text("\n\n".join(f"The number {n} follows {n - 1}." for n in range(20)))
 
     def filled(words: tuple[str, ...]) -> list[str]:
-        paths = {"bare": f"model.path={bare}", "scaled": f"model.path={scaled}"}
-        model = [] if {"{bare}", "{scaled}"} & set(words) else [f"model.path={tiny_model}"]
-        return [*BASE, *model, *(word.format(**paths, **WORDS) for word in words)]
+        paths = {name: f"model.path={path}" for name, path in models.items()}
+        own = {f"{{{name}}}" for name in (*models, "hub")} & set(words)
+        model = [] if own else [f"model.path={tiny_model}"]
+        return [*BASE, *model, *(word.format(**paths, adapter=f"model.adapter={adapter}", **WORDS) for word in words)]
 
     return filled
 
@@ -211,7 +266,7 @@ def test_the_legal_neighbour_runs(
 
 def test_the_catalogue_is_used_and_reads_keys_that_exist() -> None:
     known = {found.path for found in all_keys()}
-    code = "".join(path.read_text() for path in Path(look.__file__).parent.rglob("*.py"))
+    code = "".join(path.read_text() for path in Path(factory.__file__).parent.rglob("*.py"))
     assert set(RULES) <= set(catalogue())
     for rule, words in catalogue().items():
         assert f'"{rule}"' in code or rule.startswith("key-of-another-"), rule

@@ -1,14 +1,14 @@
 from typing import Any
 
-from factory.architecture import architecture
+from factory.architecture import Architecture
 from factory.methods.freeze.spec import Settings, trainable
-from factory.optimizers import adamw as optimizer
+from factory.optimizers.run import plain as optimizer
 from factory.plan import Attach
 
 __all__ = ["attach", "optimizer"]
 
 
-def attach(model: Any, settings: Settings, plan: Attach) -> Any:
-    for name in trainable(settings, architecture(model.config.to_dict())):
+def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
+    for name in trainable(settings, arch):
         model.get_parameter(name).requires_grad_(True)
     return model

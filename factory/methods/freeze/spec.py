@@ -1,15 +1,18 @@
 """Some decoder layers are trained, the rest is frozen (freeze-tuning: Houlsby et al. 2019; the paper, section 3.1)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from factory import schema
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.full.spec import optimizer_elements
+from factory.methods.full.spec import optimizer_bytes
+from factory.methods.parts import nothing_trains, of_parts
+from factory.refusal import did_you_mean
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "optimizer_elements", "trainable"]
+__all__ = ["RULES", "Settings", "optimizer_bytes", "trainable"]
 
 QUANTIZABLE = False  # whether it trains beside a base that stays quantized
 
@@ -19,6 +22,10 @@ class Settings(schema.Method):
     num_layers: int = key("how many decoder layers to train", low=1)
     position: Literal["last", "first"] = key("which end of the model they are counted from")
     layers: tuple[int, ...] | None = key("train just these decoder layers (from 0) instead")
+    modules: tuple[str, ...] | Literal["all"] = key(
+        "what to train of a layer, by name (mlp, self_attn.q_proj …), or all"
+    )
+    extra_modules: tuple[str, ...] = key("what to train outside of the layers, by name (embed_tokens, norm, lm_head …)")
 
 
 def chosen(method: Settings, arch: Architecture) -> tuple[int, ...]:
@@ -29,11 +36,25 @@ def chosen(method: Settings, arch: Architecture) -> tuple[int, ...]:
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
-    return {
-        f"model.layers.{layer}.{name}": shape
-        for layer in chosen(method, arch)
-        for name, shape in arch.layer_tensors.items()
-    }
+    """Of the language model what is named; a vision model's other parts, where they are chosen, as a whole."""
+    others = tuple(part for part in method.parts if part != "language")
+    found = of_parts(arch.outside, others, arch)
+    if "language" in method.parts:
+        found |= _under(method.extra_modules, of_parts(arch.outside, ("language",), arch))
+        for layer in chosen(method, arch):
+            own = arch.blocks[layer].tensors
+            own = own if method.modules == "all" else _under(method.modules, own)
+            found |= {f"{arch.layers_at}.{layer}.{name}": shape for name, shape in own.items()}
+    return found
+
+
+def _under(modules: tuple[str, ...], tensors: dict[str, Shape]) -> dict[str, Shape]:
+    """The tensors of the modules. A module is named by whole parts of its path: `mlp`, not `ml`."""
+    return {name: shape for name, shape in tensors.items() if any(_is_of(name, module) for module in modules)}
+
+
+def _is_of(tensor: str, module: str) -> bool:
+    return f".{module}." in f".{tensor}."
 
 
 def _layers_exist(case: Case) -> str | None:
@@ -46,4 +67,36 @@ def _layers_exist(case: Case) -> str | None:
     return f"the model has {count} layers" if method.num_layers > count else None
 
 
-RULES = (Rule("freeze-layers", _layers_exist),)
+def _modules_exist(case: Case) -> tuple[str, str] | None:
+    method, arch = case.settings.method, case.arch
+    if method.modules == ():
+        return "method.modules", "the list is empty"
+    if "language" not in method.parts:
+        return None
+    layers = [arch.blocks[index].tensors for index in chosen(method, arch) if 0 <= index < arch.layers]
+    inside = () if method.modules == "all" else method.modules
+    outside = of_parts(arch.outside, ("language",), arch)
+    return _missing("method.modules", "the chosen layers have", inside, {name for own in layers for name in own}) or (
+        _missing("method.extra_modules", "outside of the layers there is", method.extra_modules, outside)
+    )
+
+
+def _missing(key_: str, where: str, modules: tuple[str, ...], tensors: Iterable[str]) -> tuple[str, str] | None:
+    unknown = [module for module in modules if not any(_is_of(name, module) for name in tensors)]
+    if not unknown:
+        return None
+    paths = [name.removesuffix(".weight").removesuffix(".bias").split(".") for name in tensors]
+    known = {".".join(path[start:end]) for path in paths for end in range(len(path) + 1) for start in range(end)}
+    return key_, f"{where} no {unknown[0]}; {did_you_mean(unknown[0], known)}".rstrip("; ?")
+
+
+def _nothing(case: Case) -> str | None:
+    """Only where all that is named is there: one mistake is told once."""
+    return None if _layers_exist(case) or _modules_exist(case) else nothing_trains(trainable)(case)
+
+
+RULES = (
+    Rule("freeze-layers", _layers_exist),
+    Rule("freeze-modules", _modules_exist),
+    Rule("nothing-trains", _nothing),
+)

@@ -1,10 +1,22 @@
 from typing import Any
 
-from factory.optimizers import adamw as optimizer
-from factory.plan import Attach
+from factory.architecture import Architecture
+from factory.methods.full.spec import Settings, trainable
+from factory.optimizers.run import build, plain, trained
+from factory.optimizers.several import Layerwise
+from factory.plan import Attach, Train
 
 __all__ = ["attach", "optimizer"]
 
 
-def attach(model: Any, settings: Any, plan: Attach) -> Any:
-    return model.requires_grad_(True)
+def attach(model: Any, settings: Any, plan: Attach, arch: Architecture) -> Any:
+    for name in trainable(settings, arch):
+        model.get_parameter(name).requires_grad_(True)
+    return model
+
+
+def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+    if not settings.layerwise:
+        return plain(model, settings, plan, arch)
+    each = {name: build({name: value}, plan, arch) for name, value in trained(model).items()}
+    return Layerwise(each, settings.max_grad_norm_per_tensor)

@@ -5,22 +5,62 @@ from math import prod
 
 from factory import schema
 from factory.architecture import Architecture, Shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Method):
-    pass
-
-
-RULES = ()
+from factory.compile.rule import Case, Rule
+from factory.methods.parts import nothing_trains, of_parts
+from factory.optimizers.spec import state_bytes
+from factory.typed import key
 
 QUANTIZABLE = False  # whether it trains beside a base that stays quantized
 
 
-def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
-    return dict(arch.tensors())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(schema.Method):
+    layerwise: bool = key("step each tensor within the backward pass and free its gradient: hardly any gradient memory")
+    max_grad_norm_per_tensor: float | None = key(
+        "with layerwise: clip each tensor's gradient norm to this; null: no clipping", above=0
+    )
 
 
-def optimizer_elements(method: Settings, shapes: dict[str, Shape]) -> int:
-    """AdamW's two moments of each trained element."""
-    return 2 * sum(prod(shape) for shape in shapes.values())
+def trainable(method: schema.Method, arch: Architecture) -> dict[str, Shape]:
+    return of_parts(dict(arch.tensors()), method.parts, arch)
+
+
+def optimizer_bytes(method: schema.Method, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+    return state_bytes(optimizer, shapes, arch)
+
+
+def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:
+    """Elements of the gradients that are there at the same time."""
+    sizes = [prod(shape) for shape in shapes.values()]
+    return max(sizes, default=0) if method.layerwise else sum(sizes)
+
+
+def _accumulated(case: Case) -> str | None:
+    steps = case.settings.stage.gradient_accumulation_steps
+    together = case.settings.method.layerwise and steps > 1
+    return f"gradients of {steps} micro-steps would have to be kept" if together else None
+
+
+def _clipped_together(case: Case) -> str | None:
+    together = case.settings.method.layerwise and case.settings.stage.max_grad_norm is not None
+    return "the norm of all gradients is known only when all are there" if together else None
+
+
+def _scaled_loss(case: Case) -> str | None:
+    scaled = case.settings.method.layerwise and case.settings.precision.name == "fp16"
+    return "float16 gradients may be stepped only when all are known to be finite" if scaled else None
+
+
+def _clipped_apart(case: Case) -> str | None:
+    method = case.settings.method
+    unread = method.max_grad_norm_per_tensor is not None and not method.layerwise
+    return "it is read with method.layerwise=true only" if unread else None
+
+
+LAYERWISE = (
+    Rule("layerwise-accumulation", _accumulated),
+    Rule("layerwise-clipping", _clipped_together),
+    Rule("layerwise-fp16", _scaled_loss),
+    Rule("clipping-per-tensor", _clipped_apart),
+)
+RULES = (Rule("nothing-trains", nothing_trains(trainable)), *LAYERWISE)

@@ -1,50 +1,41 @@
+from functools import partial
 from typing import Any
 
-from factory.architecture import architecture
+import torch
+from torch import Tensor
+
+from factory.architecture import Architecture
 from factory.methods.full.run import attach
-from factory.methods.galore.spec import Settings, is_projected
+from factory.methods.galore.spec import Settings, projected
+from factory.optimizers import low_rank
 from factory.plan import Train
 
-__all__ = ["attach", "optimizer", "pack_state", "unpack_state"]
+__all__ = ["attach", "optimizer"]
 
 
-def optimizer(model: Any, settings: Settings, plan: Train) -> Any:
-    """galore-torch's AdamW: matrices of the linear layers projected, everything else plain."""
-    from galore_torch import GaLoreAdamW
+class GaLore(low_rank.LowRank):
+    """Algorithm 2 of the paper, around any optimizer."""
 
-    linears = architecture(model.config.to_dict()).linears
-    projected, plain, vectors = [], [], []
-    for name, parameter in model.named_parameters():
-        (projected if is_projected(name, linears) else plain if parameter.ndim >= 2 else vectors).append(parameter)
-    low_rank = {
-        "rank": settings.rank,
-        "update_proj_gap": settings.update_interval,
-        "scale": settings.scale,
-        "proj_type": "std",
-    }
-    groups = [{"params": plain}, {"params": vectors, "weight_decay": 0.0}, {"params": projected, **low_rank}]
-    return GaLoreAdamW(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay, no_deprecation_warning=True)
+    def __init__(self, settings: Settings, plan: Train, arch: Architecture, name: str, matrix: Tensor):
+        super().__init__(name, matrix, plan, arch, rank=settings.rank, interval=settings.update_interval)
+        self.scale = settings.scale
+
+    def draw(self, gradient: Tensor) -> Tensor:
+        """The gradient's first singular vectors of the shorter side."""
+        left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+        return (left if self.left else right.mT)[..., : self.rank].contiguous()
+
+    def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
+        return self.project_back(normalized).mul_(self.scale)
 
 
-def pack_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with its projectors as plain values, so that no pickle is ever read back."""
-    return _each_projector(state, lambda projector: dict(vars(projector)))
-
-
-def unpack_state(state: dict[str, Any]) -> dict[str, Any]:
-    from galore_torch.galore_projector import GaLoreProjector
-
-    def build(values: dict[str, Any]) -> Any:
-        projector = GaLoreProjector(values["rank"])
-        vars(projector).update(values)
-        return projector
-
-    return _each_projector(state, build)
-
-
-def _each_projector(state: dict[str, Any], change: Any) -> dict[str, Any]:
-    states = {
-        index: {name: change(value) if name == "projector" else value for name, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    return {**state, "state": states}
+def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+    return low_rank.optimizer(
+        model,
+        plan,
+        arch,
+        projects=projected(arch).__contains__,
+        make=partial(GaLore, settings, plan, arch),
+        layerwise=settings.layerwise,
+        max_norm=settings.max_grad_norm_per_tensor,
+    )

@@ -3,53 +3,56 @@
 from dataclasses import dataclass
 from math import prod
 
-from factory import schema
-from factory.architecture import Shape
+from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.full.spec import trainable
+from factory.methods.full import spec as full
+from factory.methods.full.spec import gradients, trainable
+from factory.optimizers.spec import HIDDEN, state_bytes
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "is_projected", "optimizer_elements", "trainable"]
+__all__ = ["RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
 QUANTIZABLE = False  # whether it trains beside a base that stays quantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Method):
+class Settings(full.Settings):
     rank: int = key("rank of the projected gradient", low=1)
     update_interval: int = key("optimizer steps between two singular value decompositions", low=1)
     scale: float = key("the projected update is multiplied by this", above=0)
 
 
-def is_projected(name: str, linears: dict[str, Shape]) -> bool:
-    """Whether the tensor's gradient is projected: the matrices of the linear layers, embedding and head are not."""
-    return any(name.endswith(f".{linear}.weight") for linear in linears)
+def projected(arch: Architecture) -> set[str]:
+    """The tensors whose gradients are projected: matrices of the decoder's linear layers, and stacks of experts'."""
+    return {f"{name}.weight" for name in arch.linears()} | set(arch.experts())
 
 
-def optimizer_elements(method: Settings, shapes: dict[str, Shape]) -> int:
-    """Two moments at the projected size and the projector, of the smaller side (paper, section 4.1); others as Adam."""
-    total = 0
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+    """The state at the projected size and the projector, of the shorter side (paper, section 4.1); others whole."""
+    wanted, projectors, states = projected(arch), 0, dict[str, Shape]()
     for name, shape in shapes.items():
-        if ".layers." in name and len(shape) == 2:
-            small, large = min(shape), max(shape)
-            rank = min(method.rank, small)
-            total += 2 * rank * large + rank * small
-        else:
-            total += 2 * prod(shape)
-    return total
+        states[name] = shape
+        if name in wanted:
+            *stack, rows, columns = shape
+            states[name] = (*stack, method.rank, columns) if rows <= columns else (*stack, rows, method.rank)
+            projectors += 4 * prod(stack) * min(rows, columns) * method.rank
+    return projectors + state_bytes(optimizer, states, arch)
 
 
-def _rank_too_high(case: Case) -> str | None:
-    smallest = min(min(shape) for shape in case.arch.linears.values())
-    rank = case.settings.method.rank
-    return f"the narrowest matrix of the model has {smallest} rows" if rank > smallest else None
+def rank_too_high(case: Case) -> str | None:
+    method, wanted = case.settings.method, projected(case.arch)
+    shortest = [min(shape[-2:]) for name, shape in trainable(method, case.arch).items() if name in wanted]
+    if not shortest or method.rank <= min(shortest):
+        return None
+    return f"the narrowest matrix of the model has {min(shortest)} rows"
 
 
-def _other_optimizer(case: Case) -> str | None:
+def whole_matrices(case: Case) -> str | None:
     name = case.settings.stage.optimizer
-    return "GaLore brings its own AdamW" if name != "adamw" else None
+    return f"{name} makes an update of a whole matrix orthogonal" if name in HIDDEN else None
 
 
 RULES = (
-    Rule("galore-rank", _rank_too_high),
-    Rule("galore-optimizer", _other_optimizer),
+    Rule("galore-rank", rank_too_high),
+    Rule("galore-optimizer", whole_matrices),
+    *full.RULES,
 )

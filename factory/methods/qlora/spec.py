@@ -1,10 +1,10 @@
 """LoRA on a base in 4-bit NormalFloat with double quantization (QLoRA, Dettmers et al. 2023, section 3)."""
 
 from factory.compile.rule import Case, Rule
-from factory.methods.lora.spec import QUANTIZABLE, Settings, optimizer_elements, trainable
+from factory.methods.lora.spec import QUANTIZABLE, Settings, notes, optimizer_bytes, starts_from_weights, trainable
 from factory.methods.lora.spec import RULES as LORA_RULES
 
-__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_elements", "trainable"]
+__all__ = ["QUANTIZABLE", "RULES", "Settings", "notes", "optimizer_bytes", "starts_from_weights", "trainable"]
 
 
 def _not_quantized(case: Case) -> str | None:

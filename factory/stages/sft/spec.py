@@ -4,11 +4,16 @@ from dataclasses import dataclass
 
 from factory import schema
 from factory.data.formats import Kind
+from factory.typed import key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(schema.Stage):
-    pass
+    neftune_alpha: float | None = key(
+        "NEFTune: noise on the embeddings in training, of this strength (the paper has 5 to 15); null: none",
+        above=0,
+        high=100,
+    )
 
 
 KIND: Kind = "messages"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import compiled, refusals
 
-from factory import look
+from factory.look import machine as look
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
 Change = Callable[[Path], object]
@@ -57,7 +57,9 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "config.json is a list": (_write("config.json", b"[]"), "model-broken", "config.json"),
     "config.json is Latin-1": (_write("config.json", b'{"a": "\xe9"}'), "model-broken", "config.json"),
     "config.json has no numbers": (_write("config.json", b'{"model_type": "qwen2"}'), "incomplete-config", "hidden"),
-    "another architecture": (_write("config.json", b'{"model_type": "bert"}'), "unknown-architecture", "closed form"),
+    "another architecture": (_write("config.json", b'{"model_type": "berd"}'), "unknown-architecture", "not know it"),
+    "a model that writes no text": (_write("config.json", b'{"model_type": "vit"}'), "unknown-architecture", "text"),
+    "code of its own": (_write("config.json", b'{"model_type": "berd", "auto_map": {}}'), "remote-code", "berd"),
     "weights of 0 bytes": (_cut("model.safetensors", 0), "model-broken", "model.safetensors"),
     "weights cut in the header": (_cut("model.safetensors", 100), "model-broken", "model.safetensors"),
     "weights cut in a tensor": (_cut("model.safetensors", 50_000), "model-broken", "50,000 bytes long"),
@@ -65,7 +67,7 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "weights are noise": (_write("model.safetensors", b"\xff" * 64), "model-broken", "not a safetensors file"),
     "weights are a pointer": (_write("model.safetensors", b"version https://git-lfs"), "model-broken", "safetensors"),
     "no weights": (_without("*.safetensors"), "model-incomplete", "no safetensors"),
-    "only a pickle": (_pickled, "model-incomplete", "only pytorch_model.bin"),
+    "only a pickle": (_pickled, "pickled-weights", "only pytorch_model.bin"),
     "a shard is missing": (_sharded, "model-broken", "model-00002-of-00002.safetensors"),
     "the index is broken": (_write("model.safetensors.index.json", b"{}"), "model-broken", "index.json"),
     "no tokenizer": (_without("tokenizer*"), "model-incomplete", "tokenizer"),
@@ -80,7 +82,7 @@ def test_a_broken_model_is_refused_naming_the_file(name: str, copy: Path) -> Non
     (refusal,) = refusals(*BASE, f"model.path={copy}")
     assert refusal.rule == rule
     assert named in refusal.wrong
-    if rule.startswith("model-"):
+    if rule.startswith("model-") or rule == "pickled-weights":
         assert refusal.setting == f"model.path={copy}"
 
 
@@ -95,7 +97,7 @@ def test_a_path_that_is_no_model_is_refused(path: str, here: Path) -> None:
     (here / "rows.jsonl").write_text("{}")
     (refusal,) = refusals(*BASE, f"model.path={path}", training=False)
     assert (refusal.rule, refusal.setting) == ("model-missing", f"model.path={path}")
-    assert refusal.wrong == ("it is a file" if path == "rows.jsonl" else "there is no such folder")
+    assert refusal.wrong == ("it is a file, and no GGUF" if path == "rows.jsonl" else "there is no such folder or file")
 
 
 SCRIPT = "import sys; from factory import cli; sys.exit(cli.main(sys.argv[1:]))"
@@ -134,7 +136,7 @@ def test_a_hub_models_numbers_come_from_its_config(
         asked.append((path, name, options["revision"]))
         return str(copy / name)
 
-    monkeypatch.setattr("factory.look._refuse_no_network", lambda url: None)
+    monkeypatch.setattr("factory.look.model._refuse_no_network", lambda url: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     plan = compiled("model.path=me/mine", "model.revision=v2", training=False)
     assert asked == [("me/mine", "config.json", "v2")]
@@ -182,7 +184,7 @@ def test_a_file_is_not_named(here: Path) -> None:
 def test_a_large_file_is_peeked_at(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     row = json.dumps({"instruction": "a" * 50, "output": "b"}) + "\n"
     (here / "rows.jsonl").write_text(row * 300 + "broken, but beyond what planning reads\n")
-    monkeypatch.setattr(look, "READ_WHOLE", 1000)
+    monkeypatch.setattr("factory.look.data.READ_WHOLE", 1000)
     steps = compiled("data=file", "data.path=rows.jsonl", "stage.batch_size=1", training=False).estimate.steps
     assert steps.low < steps.high
     assert steps.high == pytest.approx(270, rel=0.02)

@@ -1,0 +1,316 @@
+"""Language models that see: a decoder of the other tables under a prefix, a tower, and what joins the two."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from factory.architecture import dense, experts
+from factory.architecture.dense import Config, Family, Numbers, QueryKeyNorm, attention, decoder, gated
+from factory.architecture.towers import TOWERS, Tower
+from factory.architecture.types import Architecture, Block, Shape
+from factory.refusal import did_you_mean, refuse
+
+
+def self_or_cross_attention(block: Block, family: Family, config: Config, n: Numbers, index: int) -> None:
+    """Some layers of Llama 3.2 Vision attend to the image alone, behind gates."""
+    if index not in config["cross_attention_layers"]:
+        attention(block, family, config, n, index)
+        return
+    own = Block()
+    attention(own, replace(family, query_key_norm=QueryKeyNorm("a head")), config, n, index)
+    block.linears.update(renamed(own.linears, "self_attn.", "cross_attn."))
+    block.tensors.update(renamed(own.tensors, "self_attn.", "cross_attn."))
+    block.tensors["cross_attn_attn_gate"] = block.tensors["cross_attn_mlp_gate"] = (1,)
+
+
+def renamed(shapes: dict[str, Shape], old: str, new: str) -> dict[str, Shape]:
+    """Those that start with `old` start with `new` instead."""
+    return {new + name.removeprefix(old) if name.startswith(old) else name: s for name, s in shapes.items()}
+
+
+TEXTS: dict[str, Callable[[Config], Architecture]] = {
+    **dense.FAMILIES,
+    **experts.FAMILIES,
+    "qwen2_vl_text": decoder(dense.ROWS["qwen2"]),
+    "qwen2_5_vl_text": decoder(dense.ROWS["qwen2"]),
+    "qwen3_vl_text": decoder(dense.ROWS["qwen3"]),
+    "mllama_text_model": decoder(
+        Family(
+            **dense.NO_BIAS,
+            attention=self_or_cross_attention,
+            defaults={"cross_attention_layers": (3, 8, 13, 18, 23, 28, 33, 38)},
+        )
+    ),
+}
+
+
+def numbers(hidden: int, width: int, layers: int, heads: int, keys: int, vocabulary: int, context: int) -> Config:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+    }
+
+
+# what the class of a text_config says where it leaves a number out: published files rely on it
+TEXT_DEFAULTS: dict[str, Config] = {
+    "llama": numbers(4096, 11008, 32, 32, 0, 32000, 2048),  # 0: as many keys as heads
+    "mistral": numbers(4096, 14336, 32, 32, 8, 32000, 131072),
+    "qwen2": numbers(4096, 22016, 32, 32, 32, 151936, 32768),
+    "gemma": numbers(3072, 24576, 28, 16, 16, 256000, 8192),
+    "gemma2": numbers(2304, 9216, 26, 8, 4, 256000, 8192),
+    "gemma3_text": numbers(2304, 9216, 26, 8, 4, 262208, 131072),
+    "qwen2_vl_text": numbers(8192, 29568, 80, 64, 8, 152064, 32768),
+    "qwen2_5_vl_text": numbers(8192, 29568, 80, 64, 8, 152064, 32768),
+    "qwen3_vl_text": numbers(4096, 22016, 32, 32, 32, 151936, 128000),
+    "mllama_text_model": numbers(4096, 14336, 40, 32, 8, 128256, 131072),
+    "llama4_text": numbers(5120, 8192, 48, 40, 8, 202048, 131072)
+    | {"intermediate_size_mlp": 16384, "num_local_experts": 16, "num_experts_per_tok": 1},
+}
+
+Projector = Callable[[Block, Config, Architecture, Config], None]  # of config, the language model, vision_config
+
+
+def features(config: Config) -> int:
+    """From how many layers of the tower the image's features are taken, side by side."""
+    chosen = config["vision_feature_layer"]
+    return 1 if isinstance(chosen, int) else len(chosen)
+
+
+def two_linears(block: Block, hidden: int, inputs: int, *, bias: bool) -> None:
+    block.linear("multi_modal_projector.linear_1", hidden, inputs, bias=bias)
+    block.linear("multi_modal_projector.linear_2", hidden, hidden, bias=bias)
+
+
+def llava(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    inputs = int(vision["hidden_size"]) * features(config)
+    two_linears(block, language.hidden, inputs, bias=bool(config["multimodal_projector_bias"]))
+
+
+def llava_next(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    llava(block, config, language, vision)
+    block.tensors["image_newline"] = (language.hidden,)
+
+
+def mistral3(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    llava(block, config, language, vision)
+    hidden = int(vision["hidden_size"])
+    block.norm("multi_modal_projector.norm", hidden)
+    merged = hidden * int(config["spatial_merge_size"]) ** 2
+    block.linear("multi_modal_projector.patch_merger.merging_layer", hidden, merged)
+
+
+def paligemma(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    out = int(config["projection_dim"])
+    block.linear("multi_modal_projector.linear", out, int(vision["hidden_size"]), bias=True)
+
+
+def gemma3(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    hidden = int(vision["hidden_size"])
+    block.tensors["multi_modal_projector.mm_input_projection_weight"] = (hidden, language.hidden)
+    block.norm("multi_modal_projector.mm_soft_emb_norm", hidden)
+
+
+def idefics2(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    """A gated projection, then a resampler to a fixed number of latents (Alayrac et al. 2022, Flamingo)."""
+    at = "connector.modality_projection"
+    for name in ("gate_proj", "up_proj"):
+        block.linear(f"{at}.{name}", language.intermediate, int(vision["hidden_size"]))
+    block.linear(f"{at}.down_proj", language.hidden, language.intermediate)
+    resampler = PERCEIVER | (config.get("perceiver_config") or {})
+    hidden = language.hidden  # the resampler's own word on it is overridden
+    block.tensors["connector.perceiver_resampler.latents"] = (int(resampler["resampler_n_latents"]), hidden)
+    block.norm("connector.perceiver_resampler.norm", hidden)
+    for index in range(int(resampler["resampler_depth"])):
+        resampler_layer(block, f"connector.perceiver_resampler.layers.{index}", resampler, hidden)
+
+
+PERCEIVER = {
+    "resampler_n_latents": 64,
+    "resampler_depth": 3,
+    "resampler_n_heads": 16,
+    "resampler_head_dim": 96,
+    "num_key_value_heads": 4,
+}
+
+
+def resampler_layer(block: Block, at: str, config: Config, hidden: int) -> None:
+    width = int(config["resampler_head_dim"])
+    queries, keys = int(config["resampler_n_heads"]) * width, int(config["num_key_value_heads"]) * width
+    for name, out, inputs in (("q", queries, hidden), ("k", keys, hidden), ("v", keys, hidden), ("o", hidden, queries)):
+        block.linear(f"{at}.self_attn.{name}_proj", out, inputs)
+    gated(block, f"{at}.mlp", hidden, 4 * hidden)
+    for name in ("input_latents_norm", "input_context_norm", "post_attention_layernorm"):
+        block.norm(f"{at}.{name}", hidden)
+
+
+def idefics3(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    inputs = int(vision["hidden_size"]) * int(config["scale_factor"]) ** 2
+    block.linear("connector.modality_projection.proj", language.hidden, inputs)
+
+
+def internvl(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    inputs = int(vision["hidden_size"]) * int(1 / float(config["downsample_ratio"])) ** 2
+    block.norm("multi_modal_projector.layer_norm", inputs, bias=True)
+    two_linears(block, language.hidden, inputs, bias=True)
+
+
+def mllama(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    block.linear("multi_modal_projector", language.hidden, int(vision["vision_output_dim"]), bias=True)
+
+
+def llama4(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    block.linear("multi_modal_projector.linear_1", language.hidden, int(vision["vision_output_dim"]))
+
+
+def nothing(block: Block, config: Config, language: Architecture, vision: Config) -> None:
+    """The tower itself merges patches to the language model's width."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """`text` and `tower` are the kinds of the two parts where config.json does not say, or where it cannot choose."""
+
+    text: str
+    text_at: str = "language_model"
+    tower: str
+    tower_at: str = "vision_tower"
+    above: str = "model."  # before the names of all parts
+    head: str = "lm_head"
+    any_text: bool = False
+    any_tower: bool = False
+    flat: bool = False  # older files have the language model's numbers on the top level
+    tied_by_text: bool = False  # the text_config's word on it is the one that is read
+    extra_embeddings: int = 0
+    join: Projector
+    defaults: Config = field(default_factory=dict)
+
+
+def seeing(model: Vision) -> Callable[[Config], Architecture]:
+    def build(config: Config) -> Architecture:
+        config = {**model.defaults, **config}
+        language = language_model(model, config)
+        tower, vision = tower_of(model, config["vision_config"])
+        parts = Block()
+        tower(parts, model.tower_at, vision)
+        model.join(parts, config, language, vision)
+        return joined(model, config, language, parts)
+
+    return build
+
+
+def language_model(model: Vision, config: Config) -> Architecture:
+    text = config if model.flat and config.get("text_config") is None else config["text_config"]
+    kind = kind_of(text, "text_config", TEXTS, model.text) if model.any_text else model.text
+    tied = (text if model.tied_by_text else config).get("tie_word_embeddings", False)
+    said = {**TEXT_DEFAULTS.get(kind, {}), **text, "tie_word_embeddings": tied, "model_type": kind}
+    return TEXTS[kind](said)
+
+
+def kind_of(part: Config, name: str, known: Mapping[str, Any], default: str) -> str:
+    kind = str(part.get("model_type", default))
+    if kind not in known:
+        raise refuse(
+            "unknown-architecture",
+            f"{name}.model_type={kind}",
+            "there is no such architecture",
+            hint=did_you_mean(kind, known),
+        )
+    return kind
+
+
+def tower_of(model: Vision, vision: Config) -> tuple[Tower, Config]:
+    kind = kind_of(vision, "vision_config", TOWERS, model.tower) if model.any_tower else model.tower
+    tower, defaults = TOWERS[kind]
+    return tower, {**defaults, **vision}
+
+
+def joined(model: Vision, config: Config, language: Architecture, parts: Block) -> Architecture:
+    at = f"{model.above}{model.text_at}"
+    outside = renamed(renamed(language.outside, "model.", f"{at}."), "lm_head.", f"{model.head}.")
+    rows, hidden = outside[f"{at}.embed_tokens.weight"]
+    outside[f"{at}.embed_tokens.weight"] = (rows + model.extra_embeddings, hidden)
+    names = {name.partition(".")[0] for name in parts.tensors if "." in name}
+    return replace(
+        language,
+        kind=str(config["model_type"]),
+        layers_at=f"{at}.layers",
+        embedding=f"{at}.embed_tokens",
+        head=model.head,
+        outside={**outside, **{f"{model.above}{name}": shape for name, shape in parts.tensors.items()}},
+        parts={name: f"{model.above}{name}." for name in names},
+        part_linears={f"{model.above}{name}": shape for name, shape in parts.linears.items()},
+    )
+
+
+FEATURES = {"vision_feature_layer": -2, "multimodal_projector_bias": True}
+ANY: dict[str, Any] = {"any_text": True, "any_tower": True}
+IDEFICS: dict[str, Any] = {"any_text": True, "text_at": "text_model", "tower_at": "vision_model"}
+
+MODELS: dict[str, Vision] = {
+    "llava": Vision(text="llama", tower="clip_vision_model", join=llava, **ANY, defaults=FEATURES),
+    "llava_next": Vision(text="llama", tower="clip_vision_model", join=llava_next, **ANY, defaults=FEATURES),
+    "llava_onevision": Vision(text="qwen2", tower="siglip_vision_model", join=llava_next, **ANY, defaults=FEATURES),
+    "qwen2_vl": Vision(text="qwen2_vl_text", tower="qwen2_vl_vision", tower_at="visual", flat=True, join=nothing),
+    "qwen2_5_vl": Vision(text="qwen2_5_vl_text", tower="qwen2_5_vl_vision", tower_at="visual", flat=True, join=nothing),
+    "qwen3_vl": Vision(text="qwen3_vl_text", tower="qwen3_vl_vision", tower_at="visual", join=nothing),
+    "paligemma": Vision(
+        text="gemma",
+        tower="siglip_vision_model",
+        join=paligemma,
+        **ANY,
+        defaults={"projection_dim": 2048, "tie_word_embeddings": True},
+    ),
+    "idefics2": Vision(text="mistral", tower="idefics2_vision", join=idefics2, **IDEFICS),
+    "idefics3": Vision(text="llama", tower="idefics3_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
+    "smolvlm": Vision(text="llama", tower="smolvlm_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
+    "gemma3": Vision(
+        text="gemma3_text",
+        tower="siglip_vision_model",
+        join=gemma3,
+        any_tower=True,
+        defaults={"tie_word_embeddings": True},
+    ),
+    "mllama": Vision(
+        text="mllama_text_model",
+        tower="mllama_vision_model",
+        tower_at="vision_model",
+        extra_embeddings=8,  # the image's token and what was kept free beside it
+        join=mllama,
+    ),
+    "mistral3": Vision(
+        text="mistral",
+        tower="pixtral",
+        join=mistral3,
+        **ANY,
+        defaults={
+            "vision_feature_layer": -1,
+            "multimodal_projector_bias": False,
+            "spatial_merge_size": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "internvl": Vision(
+        text="qwen2",
+        tower="internvl_vision",
+        join=internvl,
+        any_text=True,
+        defaults={"downsample_ratio": 0.5, "tie_word_embeddings": True},
+    ),
+    "llama4": Vision(
+        text="llama4_text",
+        text_at="language_model.model",
+        tower="llama4_vision_model",
+        tower_at="vision_model",
+        above="",
+        head="language_model.lm_head",
+        tied_by_text=True,
+        join=llama4,
+    ),
+}
+
+FAMILIES = {kind: seeing(model) for kind, model in MODELS.items()}

@@ -1,0 +1,63 @@
+"""Settings to facts: everything that planning reads from outside. No torch, no weights; the hub only when needed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from factory.facts import Facts, FolderFacts
+from factory.look import machine
+from factory.look.data import look_at_data
+from factory.look.model import look_at_model
+from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
+from factory.settings import Settings
+
+
+def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
+    """What is true for these settings. `training` also asks whether what the run needs can be reached."""
+    problems: list[Refusal] = []
+
+    @contextmanager
+    def collecting() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            problems.extend(error.refusals)
+        except OSError as error:
+            problems.append(refusal("cannot-read", error.filename or "a file", f"it cannot be read ({error.strerror})"))
+
+    model, data = None, {}
+    folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_digest=None)
+    if not any(key.startswith("model") for key in bad_keys):
+        with collecting():
+            model = look_at_model(settings, training=training)
+    stage = settings.stage.name if settings.stage else "sft"
+    for name, source in (settings.data.sources or {}).items():
+        if not any(key.startswith(f"data.sources.{name}") for key in bad_keys):
+            with collecting():
+                data[name] = look_at_data(name, source, stage)
+    if settings.stage:
+        with collecting():
+            folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
+    return Facts(machine=machine.look_at_machine(), model=model, data=data, folder=folder, problems=tuple(problems))
+
+
+def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:
+    folder = RunFolder(path)
+    start = None
+    if resume == "auto":
+        start = folder.checkpoint()
+    elif resume is not None:
+        start = Path(resume)
+        if not start.is_dir() or not is_whole(start):
+            raise refuse("no-checkpoint", f"stage.resume={resume}", "there is no whole checkpoint there")
+    nearest = next(parent for parent in (folder.path.absolute(), *folder.path.absolute().parents) if parent.exists())
+    if training and (not nearest.is_dir() or not os.access(nearest, os.W_OK)):
+        raise refuse("cannot-write", f"hydra.run.dir={path}", f"{nearest} cannot be written")
+    return FolderFacts(
+        path=str(folder.path),
+        plan_digest=folder.plan_digest(),
+        finished=folder.status() == "finished",
+        resume_digest=(read_json(start / MANIFEST) or {}).get("plan_digest") if start else None,
+    )

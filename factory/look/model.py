@@ -1,0 +1,246 @@
+"""The model: where its files are, what its config.json says, whether its weights are whole."""
+
+import hashlib
+import json
+import os
+import re
+import struct
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from factory import schema
+from factory.architecture import FAMILIES, Shape
+from factory.facts import AdapterFacts, ModelFacts
+from factory.look.walked import gguf_config, walked
+from factory.refusal import UserError, refuse
+from factory.run.folder import read_json
+from factory.settings import Settings
+from factory.steps.vocabulary import tokens_in
+
+_HUB_PATIENCE = 10  # seconds
+_SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
+
+
+def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
+    model = settings.model
+    found = _found(model, training=training)
+    changes: dict[str, Any] = {}
+    if str(found.config.get("model_type")) not in FAMILIES:
+        changes["walked"] = walked(found, trust_remote_code=model.trust_remote_code)
+    if model.adapter is not None:
+        changes["adapter"] = look_at_adapter(model.adapter)
+    return replace(found, **changes) if changes else found
+
+
+def _found(model: schema.Model, *, training: bool) -> ModelFacts:
+    path = _local(model.path)
+    if path.is_dir():
+        return _model_folder(path, model, training=training)
+    if path.is_file() and path.suffix == ".gguf":
+        return _gguf(path, model.path)
+    named = model.path == model.hub and model.architecture is not None
+    numbers = dict(model.architecture or {})
+    if named and model.package and (file := package_file(model.package)):
+        fingerprint = package_fingerprint(file)
+        return ModelFacts(source="package", path=str(file), config=numbers, fingerprint=fingerprint, chat_template=True)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("."):
+        wrong = "it is a file, and no GGUF" if path.exists() else "there is no such folder or file"
+        raise refuse("model-missing", f"model.path={model.path}", wrong)
+    revision = model.revision or "main"
+    if named and not training:
+        return _hub(model.path, numbers, revision)
+    return _hub(model.path, *_hub_config(model.path, revision))
+
+
+def package_file(package: str) -> Path | None:
+    """The GGUF inside an installed package, found without importing it."""
+    found = util.find_spec(package)
+    folders = found.submodule_search_locations if found else None
+    return next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def package_fingerprint(gguf: Path) -> str:
+    return f"{gguf.name}:{gguf.stat().st_size}"
+
+
+def fingerprint_now(source: str, path: str) -> str:
+    """The fingerprint of a model's files as they are now."""
+    if source == "package":
+        return package_fingerprint(Path(path))
+    return _fingerprint([Path(path)] if source == "gguf" else _files(Path(path)))
+
+
+def _gguf(file: Path, shown: str) -> ModelFacts:
+    """A GGUF file; its numbers are read by transformers' own reader, in a process of its own."""
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise _broken(shown, file.name, "it is not a GGUF file")
+    found = ModelFacts(
+        source="gguf", path=str(file.resolve()), config={}, fingerprint=_fingerprint([file]), chat_template=None
+    )
+    return replace(found, config=gguf_config(found))
+
+
+def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
+    return ModelFacts(
+        source="hub",
+        path=path,
+        config=config,
+        fingerprint=f"{path}@{revision}",
+        chat_template=None,
+        revision=revision,
+    )
+
+
+def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
+    """The config.json with the commit that it is of: a branch may move between planning and training."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.file_download import hf_hub_url
+
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            _refuse_no_network(hf_hub_url(path, "config.json"))
+            cached = hf_hub_download(path, "config.json", revision=revision)
+        return json.loads(Path(cached).read_text()), Path(cached).parent.name
+    except GatedRepoError:
+        wrong = "it is gated and there is no token with access"
+    except RepositoryNotFoundError:
+        wrong = "neither this folder nor this hub model exists"
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        wrong = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})"
+    raise refuse("model-unreachable", f"model.path={path}", wrong)
+
+
+def _refuse_no_network(url: str) -> None:
+    """Raises OSError at once where the hub's host cannot be reached: its client would try again for half a minute."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()
+    except HTTPError:
+        return  # it answers; what it says about this model is the client's to read
+
+
+def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> ModelFacts:
+    shown = model.path
+
+    def incomplete(wrong: str) -> UserError:
+        return refuse("model-incomplete", f"model.path={shown}", wrong)
+
+    if not (folder / "config.json").is_file():
+        raise incomplete("there is no config.json in it")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert isinstance(config, dict)
+    except (ValueError, AssertionError):
+        raise _broken(shown, "config.json", "it is not a JSON object") from None
+    weights = sorted(folder.glob("*.safetensors"))
+    if training and not weights:
+        pickles = [path.name for path in folder.glob("*.bin")]
+        if pickles and not model.allow_pickle:
+            raise refuse("pickled-weights", f"model.path={shown}", f"there are no safetensors in it, only {pickles[0]}")
+        if not pickles:
+            raise incomplete("there are no safetensors in it")
+    if training and not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        raise incomplete("there is no tokenizer in it")
+    shapes: dict[str, Shape] = {}
+    for file in weights:
+        shapes |= safetensors_shapes(file, shown)
+    _check_shards(folder, {file.name for file in weights}, shown)
+    return ModelFacts(
+        source="folder",
+        path=str(folder.resolve()),
+        config=config,
+        fingerprint=_fingerprint(_files(folder)),
+        chat_template=_has_chat_template(folder),
+        shapes=shapes,
+        tokens=tokens_in(folder),
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """What a model is read from."""
+    weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+    return sorted([*folder.glob("config.json"), *weights, *folder.glob("tokenizer*")])
+
+
+def look_at_adapter(path: str) -> AdapterFacts:
+    """A saved adapter: its kind, its base, and its tensors' shapes, from its config and the header of its file."""
+    setting = f"model.adapter={path}"
+    folder = _local(path)
+    if not folder.is_dir():
+        raise refuse("adapter-missing", setting, "there is no such folder")
+    config = read_json(folder / "adapter_config.json")
+    if config is None:
+        raise refuse("adapter-missing", setting, "there is no adapter_config.json in it")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise refuse("adapter-missing", setting, "there is no adapter_model.safetensors in it")
+    return AdapterFacts(
+        path=str(folder.resolve()),
+        kind=str(config.get("peft_type")),
+        base=config.get("base_model_name_or_path"),
+        shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
+        fingerprint=_fingerprint([folder / "adapter_config.json", folder / "adapter_model.safetensors"]),
+    )
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Changes when the files do: their names, their sizes, and blocks from all over them (weights are large)."""
+    found = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as opened:
+            for sample in range(_SAMPLES):
+                opened.seek(sample * max(0, size - _SAMPLE) // (_SAMPLES - 1))
+                found.update(opened.read(_SAMPLE))
+    return found.hexdigest()
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return bool((read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
+
+
+def _broken(shown: str, file: str, wrong: str) -> UserError:
+    return refuse("model-broken", f"model.path={shown}", f"{file}: {wrong}")
+
+
+def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
+    """The tensors' shapes by the file's header, which must fit its length (8 bytes of length, JSON header, tensors)."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(min(length, size)))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        shapes = {name: tuple(int(number) for number in entry["shape"]) for name, entry in tensors.items()}
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        raise _broken(shown, file.name, f"not a safetensors file ({size:,} bytes)") from None
+    if size != end:
+        raise _broken(shown, file.name, f"{size:,} bytes long where its header says {end:,}")
+    return shapes
+
+
+def _check_shards(folder: Path, there: set[str], shown: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        needed = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _broken(shown, index.name, "it is not an index of shards") from None
+    if there and needed - there:
+        raise _broken(shown, min(needed - there), "this shard is missing")
+
+
+def _local(path: str) -> Path:
+    """A path with `~` resolved, and left as it is where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises instead

@@ -1,0 +1,75 @@
+"""What only transformers can tell: an architecture without a closed form, and the numbers inside a GGUF file.
+
+Asked of a process of its own (some seconds), so that planning imports no torch; the answer is kept in the cache.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from factory import cache
+from factory.architecture import FAMILIES, Architecture
+from factory.facts import ModelFacts
+from factory.look.machine import installed_version
+from factory.refusal import did_you_mean, refuse
+
+_PATIENCE = 300  # seconds
+
+
+def walked(model: ModelFacts, *, trust_remote_code: bool) -> Architecture:
+    """The architecture as a walk over the model on the meta device gives it. Raises UserError."""
+    asked = {
+        "config": model.config,
+        "path": model.path,
+        "revision": model.revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    answer = _ask("architecture", asked)
+    kind = str(model.config.get("model_type"))
+    if answer["problem"] == "code":
+        raise refuse(
+            "remote-code",
+            "model.trust_remote_code=false",
+            f"{kind} is code that comes with the model, not transformers'",
+        )
+    if answer["problem"]:
+        hint = did_you_mean(kind, FAMILIES)
+        raise refuse("unknown-architecture", f"model_type={kind}", answer["problem"], hint=hint)
+    return Architecture.from_json(answer["found"])
+
+
+def gguf_config(model: ModelFacts) -> dict[str, Any]:
+    answer = _ask("gguf", {"path": model.path, "fingerprint": model.fingerprint})
+    if answer["problem"]:
+        raise refuse("model-broken", f"model.path={model.path}", answer["problem"])
+    return answer["found"]
+
+
+def _ask(what: str, asked: dict[str, Any]) -> dict[str, Any]:
+    key = json.dumps([what, asked, installed_version("transformers")], sort_keys=True, default=str)
+    kept = cache.folder() / "architectures" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(kept.read_text(encoding="utf-8"))
+    run = [sys.executable, "-m", "factory.steps.walk", what]
+    done = subprocess.run(run, input=json.dumps(asked), capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or not lines:
+        told = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        return {"found": None, "problem": f"transformers can make nothing of it ({told})"}
+    answer = json.loads(lines[-1])
+    if not answer["problem"]:
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            _keep(kept, lines[-1])
+    return answer
+
+
+def _keep(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(file)

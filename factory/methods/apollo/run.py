@@ -1,0 +1,61 @@
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.architecture import Architecture
+from factory.methods.apollo.spec import Settings, projected
+from factory.methods.full.run import attach
+from factory.optimizers import low_rank
+from factory.plan import Train
+
+__all__ = ["attach", "optimizer"]
+
+
+class Apollo(low_rank.LowRank):
+    """Algorithm 1 of the paper, with the norm-growth limiter of its section 4.1."""
+
+    def __init__(self, settings: Settings, plan: Train, arch: Architecture, name: str, matrix: Tensor):
+        super().__init__(name, matrix, plan, arch, rank=settings.rank, interval=settings.update_interval)
+        self.scale, self.scaling, self.limit = settings.scale, settings.scaling, settings.growth_limit
+        self.last_norm: float | None = None
+
+    def draw(self, gradient: Tensor) -> Tensor:
+        """Normal numbers of variance 1 / rank. They come from torch's own state, which a checkpoint has."""
+        shorter = min(gradient.shape[-2:])
+        shape = (*gradient.shape[:-2], shorter, self.rank)
+        return torch.randn(shape, device=gradient.device) / sqrt(self.rank)
+
+    def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
+        """The gradient, each channel (of the longer side) or all of it times what the update was to the gradient."""
+        over = (-2, -1) if self.scaling == "tensor" else (-2 if self.left else -1)
+        before = torch.linalg.vector_norm(low, dim=over, keepdim=True)
+        after = torch.linalg.vector_norm(normalized, dim=over, keepdim=True)
+        scaled = gradient * torch.where(before > 0, after / before, 0.0) * self.scale
+        norm = scaled.norm().item()
+        if self.last_norm and norm > self.limit * self.last_norm:
+            scaled.mul_(self.limit * self.last_norm / norm)
+            norm = self.limit * self.last_norm
+        self.last_norm = norm
+        return scaled
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "last_norm": self.last_norm}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.last_norm = state["last_norm"]
+
+
+def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+    return low_rank.optimizer(
+        model,
+        plan,
+        arch,
+        projects=projected(arch).__contains__,
+        make=partial(Apollo, settings, plan, arch),
+        layerwise=settings.layerwise,
+        max_norm=settings.max_grad_norm_per_tensor,
+    )

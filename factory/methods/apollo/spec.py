@@ -1,0 +1,33 @@
+"""Full-parameter training whose step sizes come from a low-rank random projection (APOLLO, Zhu et al. 2024).
+
+The gradient keeps its direction; only how far each channel moves is what Adam does at the low rank (arXiv 2412.05270,
+algorithm 1).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from factory.compile.rule import Rule
+from factory.methods.full import spec as full
+from factory.methods.full.spec import gradients, trainable
+from factory.methods.galore import spec as galore
+from factory.methods.galore.spec import optimizer_bytes, projected
+from factory.optimizers.spec import no_adam
+from factory.typed import key
+
+__all__ = ["RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
+
+QUANTIZABLE = False  # whether it trains beside a base that stays quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(galore.Settings):
+    scaling: Literal["channel", "tensor"] = key("what shares a step size: a channel, or the whole tensor (APOLLO-Mini)")
+    growth_limit: float = key("an update's norm grows at most by this factor a step (Fira's limiter)", above=1)
+
+
+RULES = (
+    Rule("apollo-rank", galore.rank_too_high),
+    Rule("apollo-optimizer", no_adam),
+    *full.RULES,
+)

@@ -1,0 +1,67 @@
+"""Adam on one block of the model at a time (BAdam, Luo et al. 2024, arXiv 2404.02827, algorithm 1).
+
+A block is a decoder layer; what is outside of the layers is trained, if at all, as blocks of its own (the embedding,
+the head, the vision tower). Gradients and Adam's state exist for one block only, and the state starts from nothing
+when the block is changed.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from factory import schema
+from factory.architecture import Architecture, Shape
+from factory.compile.rule import Rule
+from factory.methods.parts import nothing_trains, of_parts
+from factory.optimizers.spec import no_adam, state_bytes
+from factory.typed import key
+
+QUANTIZABLE = False  # whether it trains beside a base that stays quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns(schema.Method):
+    switch_interval: int = key("optimizer steps before other weights have their turn", low=1)
+    embedding: bool = key("the embedding is trained too")
+    head: bool = key("the output head and the last norm are trained too")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Turns):
+    order: Literal["ascending", "descending", "random"] = key(
+        "how the blocks follow each other: from the first layer, from the last, or shuffled anew each time round"
+    )
+
+
+def blocks(method: Turns, arch: Architecture) -> list[dict[str, Shape]]:
+    """The blocks' tensors from the model's input to its output. A tied head is the embedding."""
+    language = of_parts(arch.outside, ("language",), arch)
+    embedding = {name: shape for name, shape in language.items() if name.startswith(f"{arch.embedding}.")}
+    head = {name: shape for name, shape in language.items() if name not in embedding}
+    found = [of_parts(arch.outside, (part,), arch) for part in method.parts if part != "language"]
+    if "language" in method.parts:
+        found += [embedding] if method.embedding else []
+        found += [arch.layer_tensors(index) for index in range(arch.layers)]
+        found += [head] if method.head else []
+    return [block for block in found if block]
+
+
+def trainable(method: Turns, arch: Architecture) -> dict[str, Shape]:
+    """All that is trained at some step."""
+    return {name: shape for block in blocks(method, arch) for name, shape in block.items()}
+
+
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+    """The state of the largest block."""
+    return max((state_bytes(optimizer, block, arch) for block in blocks(method, arch)), default=0)
+
+
+def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:
+    """Elements of the gradients that are there at the same time: the largest block's."""
+    return max((sum(prod(shape) for shape in block.values()) for block in blocks(method, arch)), default=0)
+
+
+RULES = (
+    Rule("badam-optimizer", no_adam),
+    Rule("nothing-trains", nothing_trains(trainable)),
+)

@@ -1,0 +1,47 @@
+"""Adam on a share of each tensor's elements at a time (BAdam, Luo et al. 2024, arXiv 2404.02827, its ratio mode).
+
+Gradients are kept and Adam has a state for the chosen elements only, from nothing when others have their turn.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from factory.architecture import Architecture, Shape
+from factory.compile.rule import Rule
+from factory.methods.badam.spec import Turns, trainable
+from factory.methods.parts import nothing_trains
+from factory.optimizers.spec import no_adam, state_bytes
+from factory.typed import key
+
+__all__ = ["RULES", "Settings", "chosen", "gradients", "optimizer_bytes", "trainable"]
+
+QUANTIZABLE = False  # whether it trains beside a base that stays quantized
+_WHOLE = 100  # elements: smaller tensors are trained as a whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Turns):
+    ratio: float = key("share of a tensor's elements that is trained at a time", above=0, high=1)
+    mask: Literal["adjacent", "scattered"] = key("whether these elements lie beside each other or all over the tensor")
+
+
+def chosen(method: Settings, size: int) -> int:
+    """How many elements of a tensor of this size are trained at a time."""
+    return size if size < _WHOLE else max(1, int(size * method.ratio))
+
+
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+    return state_bytes(optimizer, {name: (chosen(method, prod(shape)),) for name, shape in shapes.items()}, arch)
+
+
+def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:
+    """Elements of the gradients that are there at the same time: the chosen ones, and the largest tensor's whole."""
+    sizes = [prod(shape) for shape in shapes.values()]
+    return sum(chosen(method, size) for size in sizes) + max(sizes, default=0)
+
+
+RULES = (
+    Rule("badam-optimizer", no_adam),
+    Rule("nothing-trains", nothing_trains(trainable)),
+)

@@ -1,0 +1,41 @@
+"""A vector that scales keys, values and the last feed-forward layer's inputs (IA³, Liu et al. 2022, section 3.3)."""
+
+from dataclasses import dataclass
+
+from factory.architecture import Architecture, Shape
+from factory.compile.rule import Case, Rule
+from factory.methods.full.spec import optimizer_bytes
+from factory.methods.lora.targets import PREFIX, Adapter, named, targets, unknown_names
+from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.typed import key
+
+__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
+
+QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Adapter):
+    scaled_inputs: tuple[str, ...] = key("those of the layers whose inputs are scaled; of the others, the outputs are")
+
+
+def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    adapted = targets(method, arch)
+    by_input = named(method.scaled_inputs, adapted)
+    return {
+        f"{PREFIX}{name}.ia3_l.default": (1, inputs) if name in by_input else (outputs, 1)
+        for name, (outputs, inputs) in adapted.items()
+    }
+
+
+def _scaled_inputs(case: Case) -> str | None:
+    method = case.settings.method
+    wrong = unknown_names(method.scaled_inputs, targets(method, case.arch))
+    return wrong and f"of those in method.target_modules, {wrong}"
+
+
+def _decayed(case: Case) -> str | None:
+    return "it draws the scales towards 0" if case.settings.stage.weight_decay > 0 else None
+
+
+RULES = (*TARGET_RULES, Rule("ia3-inputs", _scaled_inputs), Rule("ia3-decay", _decayed))

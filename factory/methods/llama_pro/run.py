@@ -1,0 +1,52 @@
+from copy import deepcopy
+from typing import Any
+
+from factory.architecture import Architecture
+from factory.methods.llama_pro.spec import Settings, is_residual, order, trainable
+from factory.optimizers.run import plain as optimizer
+from factory.plan import Attach
+
+__all__ = ["attach", "optimizer"]
+
+_PER_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
+
+
+def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
+    import torch
+
+    old = model.get_submodule(arch.layers_at)
+    layers = []
+    for place, (index, copy) in enumerate(order(settings, arch.layers)):
+        layer = _identity(old[index]) if copy else old[index]
+        for module in layer.modules():
+            if "layer_idx" in vars(module):  # attention's place in the cache of keys and values
+                module.layer_idx = place
+        layers.append(layer)
+    parent, _, name = arch.layers_at.rpartition(".")
+    setattr(model.get_submodule(parent), name, torch.nn.ModuleList(layers))
+    _describe(model.config.get_text_config(), settings, arch)
+    for name in trainable(settings, arch):
+        model.get_parameter(name).requires_grad_(True)
+    return model
+
+
+def _identity(layer: Any) -> Any:
+    """A copy that adds nothing to the residual stream."""
+    import torch
+
+    new = deepcopy(layer)
+    with torch.no_grad():
+        for name, parameter in new.named_parameters():
+            if is_residual(name):
+                parameter.zero_()
+    return new
+
+
+def _describe(config: Any, settings: Settings, arch: Architecture) -> None:
+    """Makes config.json say what the model has now."""
+    places = order(settings, arch.layers)
+    for name in _PER_LAYER:
+        entries = getattr(config, name, None)
+        if entries is not None:
+            setattr(config, name, [entries[index] for index, _ in places])
+    config.num_hidden_layers = len(places)

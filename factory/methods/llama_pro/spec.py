@@ -1,0 +1,67 @@
+"""New decoder layers that start as the identity are trained between the old ones (LLaMA Pro, Wu et al. 2024).
+
+arXiv 2401.02415, section 3.2: the layers are split into groups, and each group's last layer is copied behind it with
+the matrices that write to the residual stream set to zero.
+"""
+
+from dataclasses import dataclass, replace
+
+from factory import schema
+from factory.architecture import Architecture, Shape
+from factory.compile.rule import Case, Rule
+from factory.methods.full.spec import optimizer_bytes
+from factory.typed import key
+
+__all__ = ["RULES", "Settings", "expanded", "optimizer_bytes", "trainable"]
+
+QUANTIZABLE = False  # whether it trains beside a base that stays quantized
+RESIDUAL = ("o_proj", "down_proj")  # what writes to the residual stream, of attention and of the MLP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(schema.Method):
+    num_new_layers: int = key("how many layers to add, evenly spread; it divides the model's own number", low=1)
+
+
+def order(method: Settings, layers: int) -> list[tuple[int, bool]]:
+    """The layers after the expansion as (the old layer, whether it is a copy)."""
+    group = layers // method.num_new_layers
+    found = []
+    for index in range(layers):
+        found.append((index, False))
+        if (index + 1) % group == 0:
+            found.append((index, True))
+    return found
+
+
+def expanded(method: Settings, arch: Architecture) -> Architecture:
+    return replace(arch, blocks=tuple(arch.blocks[old] for old, _ in order(method, arch.layers)))
+
+
+def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    larger = expanded(method, arch)
+    new = [index for index, (_, copy) in enumerate(order(method, arch.layers)) if copy]
+    return {name: shape for index in new for name, shape in larger.layer_tensors(index).items()}
+
+
+def is_residual(tensor: str) -> bool:
+    """Whether the tensor, named within a layer, is of what writes to the residual stream."""
+    return not set(RESIDUAL).isdisjoint(tensor.split("."))
+
+
+def _no_even_spread(case: Case) -> str | None:
+    new, layers = case.settings.method.num_new_layers, case.arch.layers
+    return f"the model has {layers} layers, which {new} does not divide" if layers % new else None
+
+
+def _not_expandable(case: Case) -> str | None:
+    """Layers alike, of an attention and MLPs that end in the known matrices, and no other mixer."""
+    first, arch = case.arch.blocks[0], case.arch
+    if any(block.tensors != first.tensors for block in arch.blocks):
+        return "its layers differ from each other"
+    mixers = {name.partition(".")[0] for name in (*first.linears, *first.experts)}
+    ending = {name.partition(".")[0] for name in first.tensors if is_residual(name)}
+    return None if mixers == ending and len(mixers) > 1 else f"its layers do not end in {' and '.join(RESIDUAL)}"
+
+
+RULES = (Rule("llama-pro-layers", _no_even_spread), Rule("llama-pro-architecture", _not_expandable))

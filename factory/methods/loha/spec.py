@@ -1,0 +1,30 @@
+"""The elementwise product of two low-rank matrices beside each linear layer (FedPara, Hyeon-Woo et al. 2022; LoHa)."""
+
+from dataclasses import dataclass
+
+from factory.architecture import Architecture, Shape
+from factory.methods.full.spec import optimizer_bytes
+from factory.methods.lora.targets import PREFIX, RULES, Adapter, targets
+from factory.typed import key
+
+__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
+
+QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Adapter):
+    rank: int = key("rank of each of the two matrices", low=1)
+    alpha: float = key("scale: the adapter adds alpha / rank times the product", above=0)
+
+
+def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    """Proposition 1 of the paper: (w1_a w1_b) ⊙ (w2_a w2_b)."""
+    return {
+        f"{PREFIX}{name}.hada_w{matrix}_{side}.default": (outputs, method.rank)
+        if side == "a"
+        else (method.rank, inputs)
+        for name, (outputs, inputs) in targets(method, arch).items()
+        for matrix in (1, 2)
+        for side in ("a", "b")
+    }

@@ -1,0 +1,38 @@
+"""A Kronecker product beside each linear layer, its larger factor of low rank (LoKr, Yeh et al. 2023, LyCORIS)."""
+
+from dataclasses import dataclass
+
+from factory.architecture import Architecture, Shape
+from factory.methods.full.spec import optimizer_bytes
+from factory.methods.lora.targets import PREFIX, RULES, Adapter, targets
+from factory.typed import key
+
+__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
+
+QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Adapter):
+    rank: int = key("rank of the larger factor; it is whole where it is not larger than twice that", low=1)
+    alpha: float = key("scale: the adapter adds alpha / rank times the product", above=0)
+
+
+def factors(size: int) -> tuple[int, int]:
+    """The two factors of a size that are nearest to its root, the smaller first."""
+    smaller = max(number for number in range(1, int(size**0.5) + 1) if size % number == 0)
+    return smaller, size // smaller
+
+
+def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    """w1 ⊗ w2: of (out, in) = (o₁·o₂, i₁·i₂), w1 is (o₁, i₁) and w2 is (o₂, i₂), or w2_a w2_b of the rank."""
+    shapes: dict[str, Shape] = {}
+    for name, (outputs, inputs) in targets(method, arch).items():
+        at = f"{PREFIX}{name}.lokr_w"
+        (o1, o2), (i1, i2) = factors(outputs), factors(inputs)
+        shapes[f"{at}1.default"] = (o1, i1)
+        if method.rank < max(o2, i2) / 2:
+            shapes |= {f"{at}2_a.default": (o2, method.rank), f"{at}2_b.default": (method.rank, i2)}
+        else:
+            shapes[f"{at}2.default"] = (o2, i2)
+    return shapes

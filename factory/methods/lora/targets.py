@@ -1,0 +1,119 @@
+"""Which linear layers an adapter stands beside: what every method that adds adapters shares."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from factory import schema
+from factory.architecture import Architecture, Shape
+from factory.compile.rule import Case, Rule
+from factory.methods.parts import nothing_trains, of_parts
+from factory.refusal import did_you_mean
+from factory.typed import key
+
+PREFIX = "base_model.model."  # before every name of a model that PEFT has wrapped
+
+# PEFT 0.21 reads gate_proj, up_proj and down_proj as its experts in these (those of transformers 4 had such names):
+# an adapter beside their dense layers and shared experts would be trained, and loaded, as another one
+EXPERTS_BY_NAME = {
+    "deepseek_v2",
+    "deepseek_v3",
+    "ernie4_5_moe",
+    "glm4_moe",
+    "hunyuan_v1_moe",
+    "olmoe",
+    "qwen3_moe",
+    "qwen3_next",
+}
+_EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter(schema.Method):
+    target_modules: tuple[str, ...] | Literal["all-linear"] = key(
+        "linear layers by name (q_proj, v_proj …), or all-linear: all but the output head"
+    )
+
+
+def _linears(method: Adapter, arch: Architecture) -> dict[str, Shape]:
+    return of_parts(arch.linears() | arch.part_linears, method.parts, arch)
+
+
+def misread(method: Adapter, arch: Architecture) -> dict[str, Shape]:
+    """The linear layers that PEFT would take for experts."""
+    return named(_EXPERT_NAMES, _linears(method, arch)) if arch.kind in EXPERTS_BY_NAME else {}
+
+
+def candidates(method: Adapter, arch: Architecture) -> dict[str, Shape]:
+    """The linear layers of the chosen parts by their whole names, as (out, in)."""
+    left_out = misread(method, arch)
+    return {name: shape for name, shape in _linears(method, arch).items() if name not in left_out}
+
+
+def named(names: tuple[str, ...], linears: dict[str, Shape]) -> dict[str, Shape]:
+    endings = tuple(f".{name}" for name in names)
+    return {name: shape for name, shape in linears.items() if f".{name}".endswith(endings)}
+
+
+def targets(method: Adapter, arch: Architecture) -> dict[str, Shape]:
+    """The adapted linear layers by their whole names, as (out, in)."""
+    found = candidates(method, arch)
+    return found if method.target_modules == "all-linear" else named(method.target_modules, found)
+
+
+def unknown_names(names: tuple[str, ...], linears: dict[str, Shape]) -> str | None:
+    unknown = [name for name in names if not named((name,), linears)]
+    if not unknown:
+        return None
+    short = {".".join(name.split(".")[-parts:]) for name in linears for parts in (1, 2)}
+    return f"the model has no linear layer {unknown[0]}; {did_you_mean(unknown[0], sorted(short))}".rstrip("; ?")
+
+
+def _targets_exist(case: Case) -> str | None:
+    method = case.settings.method
+    found = candidates(method, case.arch)
+    if not found or method.target_modules == "all-linear":
+        return None
+    if not method.target_modules:
+        return "the list is empty"
+    taken = [name for name in method.target_modules if named((name,), misread(method, case.arch))]
+    if taken:
+        return f"PEFT takes {taken[0]} of a {case.arch.kind} model for its experts"
+    return unknown_names(method.target_modules, found)
+
+
+# the quantized bases that these train over: (library, bits). LoHa and LoKr read the shape of a 4-bit weight's storage
+_BITSANDBYTES = {("bitsandbytes", 4), ("bitsandbytes", 8)}
+TRAINS_OVER = {
+    "ia3": _BITSANDBYTES,
+    "loha": {("bitsandbytes", 8)},
+    "lokr": {("bitsandbytes", 8)},
+    "oft": _BITSANDBYTES,
+    "vera": _BITSANDBYTES,
+}
+
+
+def _other_quantizer(case: Case) -> str | None:
+    method = case.settings.method
+    base = method.quantization
+    if base.bits is None or (base.method, base.bits) in TRAINS_OVER.get(method.name, {(base.method, base.bits)}):
+        return None
+    return f"{method.name} does not train over {base.bits}-bit weights of {base.method}"
+
+
+_LINEAR_ONLY = ("loha", "lokr", "oft")
+
+
+def _transposed(case: Case) -> str | None:
+    method, tensors = case.settings.method, dict(case.arch.tensors())
+    if method.name not in _LINEAR_ONLY:
+        return None
+    turned = [name for name, shape in targets(method, case.arch).items() if tensors[f"{name}.weight"] != shape]
+    return f"{turned[0]} holds its weight as (in, out)" if turned else None
+
+
+RULES = (
+    Rule("nothing-trains", nothing_trains(candidates)),
+    Rule("target-modules", _targets_exist),
+    Rule("adapter-quantizer", _other_quantizer),
+    Rule("adapter-transposed", _transposed),
+)

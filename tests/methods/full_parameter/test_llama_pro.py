@@ -1,0 +1,87 @@
+"""Block expansion: the same model until it is trained, and only the new layers are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from factory.methods.llama_pro.spec import expanded, is_residual, order
+from factory.steps.walk import walk
+
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"use_sliding_window": False},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
+}
+SHORT = (
+    "method=llama_pro",
+    "stage.max_steps=4",
+    "stage.learning_rate=1e-2",
+    "stage.warmup_ratio=0",
+    "stage.logging_steps=1",
+    "precision=fp32",
+)
+
+
+def test_the_new_layers_are_evenly_spread() -> None:
+    from types import SimpleNamespace
+
+    found = order(SimpleNamespace(num_new_layers=2), 6)  # type: ignore[arg-type]
+    assert found == [(0, False), (1, False), (2, False), (2, True), (3, False), (4, False), (5, False), (5, True)]
+    assert len(order(SimpleNamespace(num_new_layers=8), 32)) == 40  # type: ignore[arg-type]  # LLaMA Pro 8.3B
+
+
+@pytest.fixture(params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "base", model_type=request.param, num_hidden_layers=4, **KINDS[request.param])
+
+
+def test_an_untrained_expansion_is_the_model(folder: Path, execute: Callable[..., Any]) -> None:
+    """Losses are the model's as long as the rate is nothing; the saved one reloads with its new layers and agrees."""
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    done = execute(*SHORT, f"model.path={folder}", "method.num_new_layers=2", "stage.learning_rate=1e-30")
+    again: Any = AutoModelForCausalLM.from_pretrained(done.run.folder.model, dtype=torch.float32)
+    assert again.config.num_hidden_layers == 6
+    assert walk(again).blocks == walk(base).blocks[:1] * 6
+    ids = torch.tensor([done.dataset.train[0].ids])
+    with torch.no_grad():
+        wanted, mine, theirs = (model(input_ids=ids).logits for model in (base, done.model.eval(), again))
+    assert torch.equal(mine, wanted)
+    assert torch.equal(theirs, wanted)
+    cached, plain = (
+        again.generate(ids[:, :9], max_new_tokens=9, do_sample=False, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, plain)
+
+
+def test_only_the_new_layers_are_trained(folder: Path, execute: Callable[..., Any]) -> None:
+    done = execute(*SHORT, f"model.path={folder}", "method.num_new_layers=2")
+    changed = {name for name, value in done.model.named_parameters() if not value.detach().equal(done.start[name])}
+    assert changed == {name for name in done.start if name.startswith(("model.layers.2.", "model.layers.5."))}
+    for new, old in ((2, 1), (5, 4)):
+        for name, value in done.start.items():
+            inner = name.removeprefix(f"model.layers.{new}.")
+            if inner != name:
+                wanted = done.start[f"model.layers.{old}.{inner}"]
+                assert value.equal(torch.zeros_like(value) if is_residual(inner) else wanted), name
+    again = AutoModelForCausalLM.from_pretrained(done.run.folder.model, dtype=torch.float32)
+    ids = torch.tensor([done.dataset.train[0].ids])
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, done.model.eval()(input_ids=ids).logits, rtol=0, atol=0)
+    assert done.run.checks["gradients_alive"]["passed"]
+
+
+def test_the_expanded_architecture_is_the_models(tiny_model: Path) -> None:
+    from types import SimpleNamespace
+
+    from factory.methods.llama_pro.run import attach
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).requires_grad_(False)
+    arch, settings = walk(model), SimpleNamespace(num_new_layers=1)
+    model = attach(model, settings, Any, arch)  # type: ignore[arg-type]
+    assert dict(walk(model).tensors()) == dict(expanded(settings, arch).tensors())  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+"""Each model option against what transformers builds on the meta device, and against the size that is published."""
+
+import json
+import socket
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import compiled
+
+from factory import compose, models
+from factory.architecture import REMOTE_CODE, architecture
+from factory.look import model as look_model
+
+OPTIONS = compose.options("model")
+PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
+
+
+@cache
+def built(numbers: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of the model of these numbers (JSON), on the meta device. Twins share a build."""
+    import torch
+    from transformers import AutoConfig
+
+    from factory.steps.walk import model_class
+
+    config = AutoConfig.for_model(**json.loads(numbers))
+    with torch.device("meta"):
+        model: Any = model_class(config).from_config(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_tensors_are_those_that_transformers_builds(option: str) -> None:
+    numbers = models.numbers(option)["architecture"]
+    if numbers["model_type"] in REMOTE_CODE:
+        pytest.skip("no class in transformers: its code comes with the model")
+    assert dict(architecture(numbers).tensors()) == built(json.dumps(numbers, sort_keys=True))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_parameters_are_those_that_are_published(option: str) -> None:
+    published = PUBLISHED[option]["parameters"]
+    assert architecture(models.numbers(option)["architecture"]).parameters() == pytest.approx(published, rel=0.01)
+
+
+def test_there_are_as_many_as_promised() -> None:
+    rows = models.rows()
+    assert [row.option for row in sorted(rows, key=lambda row: row.option)] == OPTIONS == sorted(PUBLISHED)
+    assert len(rows) >= 120
+    assert len({row.family for row in rows}) >= 40
+    assert len([row for row in rows if row.vision]) >= 15
+    assert all(row.license and row.family and row.parameters and row.context_length for row in rows)
+
+
+def test_an_option_is_read_as_hydra_composes_it() -> None:
+    for option in ("llama3_8b", "qwen2.5_3b", "llava1.5_7b", "smollm2_135m"):
+        composed = compose.compose(compose.CommandLine(overrides=(f"model={option}",))).tree["model"]
+        ours = models.numbers(option)
+        assert ours["path"] == "${model.hub}"
+        assert {**ours, "path": ours["hub"]} == composed
+
+
+@pytest.mark.parametrize("option", ["smollm2_135m", "llama3_8b", "mixtral_8x7b", "llava1.5_7b", "bloom_7.1b"])
+@pytest.mark.parametrize("packaged", [True, False])
+def test_planning_an_option_needs_no_network(
+    option: str, packaged: bool, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    if not packaged:
+        monkeypatch.setattr(look_model, "package_file", lambda _: None)
+    plan = compiled(f"model={option}", training=False)
+    assert plan.options["model"] == option
+    assert plan.estimate.parameters.total == architecture(plan.steps.load.config).parameters()
+    assert not list(here.iterdir())

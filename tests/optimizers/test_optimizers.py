@@ -1,0 +1,223 @@
+"""Each optimizer holds what the plan counts, steps as its paper says, and goes on from its saved state bit for bit."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from factory.architecture import Architecture, architecture
+from factory.optimizers.run import BUILDERS, build, grouped, plain
+from factory.optimizers.spec import NEEDS_GPU, PACKAGES, STATES, state_bytes
+from factory.plan import Train
+
+ON_CPU = sorted(set(STATES) - NEEDS_GPU)
+ARCH: Architecture = architecture(
+    {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 80,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+        "tie_word_embeddings": False,
+    }
+)
+SHAPES = {
+    "model.embed_tokens.weight": (100, 64),
+    "model.layers.0.mlp.up_proj.weight": (80, 64),  # more than 4096 elements, and not whole blocks of 256
+    "model.layers.0.mlp.experts.down_proj": (3, 40, 64),
+    "model.layers.0.self_attn.k_proj.weight": (16, 64),  # fewer
+    "model.layers.0.input_layernorm.weight": (64,),
+}
+TABLES = {"step", "qmap1", "qmap2", "RMS"}  # numbers of a tensor, and the maps of 8-bit codes that all share
+
+
+def plan(**changes: Any) -> Train:
+    values = {
+        "stage": "sft",
+        "own": {},
+        "learning_rate": 1e-3,
+        "num_epochs": 1.0,
+        "max_steps": None,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "optimizer": "adamw",
+        "lr_scheduler": "constant",
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": None,
+        "logging_steps": 1,
+        "save_steps": None,
+        "save_total_limit": 1,
+        "autocast": None,
+        "threads": 1,
+    }
+    return Train(**{**values, **changes})
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.nn.Parameter(torch.randn(shape).to(dtype)) for name, shape in SHAPES.items()}
+
+
+def give_gradients(named: dict[str, Tensor], seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    for value in named.values():
+        value.grad = torch.randn(value.shape, generator=generator).to(value.dtype)
+    return {name: value.grad.double().numpy() for name, value in named.items() if value.grad is not None}
+
+
+def held(state: Any, name: str = "") -> int:
+    """Bytes of the tensors in an optimizer's state, tables left out."""
+    if isinstance(state, Tensor):
+        return 0 if name in TABLES else state.nbytes
+    if isinstance(state, dict):
+        return sum(held(value, key if isinstance(key, str) else name) for key, value in state.items())
+    return sum(held(value, name) for value in state) if isinstance(state, list) else 0
+
+
+def test_what_is_planned_is_what_is_built() -> None:
+    assert BUILDERS.keys() == STATES.keys()
+    assert PACKAGES.keys() < STATES.keys()
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_state_takes_the_planned_bytes(name: str) -> None:
+    named = tensors()
+    optimizer = build(named, plan(optimizer=name), ARCH)
+    give_gradients(named, 1)
+    optimizer.step()
+    assert held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_saved_state_goes_on_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    named = tensors(dtype)
+    whole = build(named, plan(optimizer=name), ARCH)
+    for seed in (1, 2):
+        give_gradients(named, seed)
+        whole.step()
+    again: dict[str, Tensor] = {key: torch.nn.Parameter(value.detach().clone()) for key, value in named.items()}
+    resumed = build(again, plan(optimizer=name), ARCH)
+    resumed.load_state_dict(deepcopy(whole.state_dict()))
+    for values, optimizer in ((named, whole), (again, resumed)):
+        give_gradients(values, 3)
+        optimizer.step()
+    for key, value in named.items():
+        assert torch.equal(value, again[key]), key
+
+
+# what an optimizer subtracts, per unit of the rate, in its first two steps, from the gradients g and h
+
+
+def adamw(g: Any, h: Any) -> tuple[Any, Any]:
+    first, second = 0.1 * g, 0.001 * g**2
+    one = (first / 0.1) / (np.sqrt(second / 0.001) + 1e-8)
+    first, second = 0.9 * first + 0.1 * h, 0.999 * second + 0.001 * h**2
+    return one, (first / (1 - 0.9**2)) / (np.sqrt(second / (1 - 0.999**2)) + 1e-8)
+
+
+def ademamix(g: Any, h: Any) -> tuple[Any, Any]:
+    """Pagliardini et al. 2024, with alpha 5 and beta_3 0.9999 from the start."""
+    slow, fast, second = 1e-4 * g, 0.1 * g, 0.001 * g**2
+    one = (fast / 0.1 + 5 * slow) / (np.sqrt(second / 0.001) + 1e-8)
+    slow, fast, second = 0.9999 * slow + 1e-4 * h, 0.9 * fast + 0.1 * h, 0.999 * second + 0.001 * h**2
+    return one, (fast / (1 - 0.9**2) + 5 * slow) / (np.sqrt(second / (1 - 0.999**2)) + 1e-8)
+
+
+def lion(g: Any, h: Any) -> tuple[Any, Any]:
+    """Chen et al. 2023, algorithm 2, beta 0.9 and 0.99."""
+    return np.sign(g), np.sign(0.9 * 0.01 * g + 0.1 * h)
+
+
+def sgd(g: Any, h: Any) -> tuple[Any, Any]:
+    return g, h
+
+
+def adafactor(g: Any, h: Any) -> tuple[Any, Any]:
+    """Shazeer and Stern 2018, algorithms 4 and 5: means of rows and columns, updates of an RMS of at most 1."""
+    updates, means = [], None
+    for step, gradient in enumerate((g, h), 1):
+        keep, square = 1 - step**-0.8, gradient**2 + 1e-30
+        new = [square] if g.ndim < 2 else [square.mean(-1, keepdims=True), square.mean(-2, keepdims=True)]
+        means = (
+            new if means is None else [keep * old + (1 - keep) * value for old, value in zip(means, new, strict=True)]
+        )
+        second = means[0] if g.ndim < 2 else means[0] * means[1] / means[0].mean(-2, keepdims=True)
+        update = gradient / np.sqrt(second)
+        updates.append(update / max(1, sqrt((update**2).mean())))
+    return updates[0], updates[1]
+
+
+@pytest.mark.parametrize("statement", [adamw, ademamix, lion, sgd, adafactor], ids=lambda statement: statement.__name__)
+def test_two_steps_are_the_papers(statement: Callable[..., Any]) -> None:
+    named = tensors()
+    rate, start = 1e-3, {name: value.detach().double().numpy() for name, value in named.items()}
+    optimizer = build(named, plan(optimizer=statement.__name__, learning_rate=rate), ARCH)
+    gradients, after = [], []
+    for seed in (1, 2):
+        gradients.append(give_gradients(named, seed))
+        optimizer.step()
+        after.append({name: value.detach().double().numpy().copy() for name, value in named.items()})
+    for name in SHAPES:
+        one, two = statement(gradients[0][name], gradients[1][name])
+        np.testing.assert_allclose(start[name] - after[0][name], rate * one, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(after[0][name] - after[1][name], rate * two, atol=1e-6, err_msg=name)
+
+
+def test_muon_makes_the_update_of_hidden_matrices_orthogonal() -> None:
+    """Newton and Schulz leave singular values around 1; 0.2 times the root of the longer side is their size."""
+    named, rate = tensors(), 1e-3
+    start = {name: value.detach().clone() for name, value in named.items()}
+    optimizer = build(named, plan(optimizer="muon", learning_rate=rate), ARCH)
+    gradients = give_gradients(named, 1)
+    optimizer.step()
+    for name, value in named.items():
+        update = ((start[name] - value.detach()) / rate).double()
+        if name in ("model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.weight"):
+            left, _, right = np.linalg.svd(gradients[name], full_matrices=False)
+            values = np.diag(left.T @ (update.numpy() / (0.2 * sqrt(max(value.shape)))) @ right.T)
+            assert values.min() > 0.6 and values.max() < 1.25, name
+        else:
+            np.testing.assert_allclose(update.numpy(), adamw(gradients[name], 0)[0], atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "ademamix_8bit", "lion_8bit"])
+def test_eight_bits_step_as_more_do(name: str) -> None:
+    """Within what a code of 8 bits keeps: a few percent of the step on average."""
+    found = {}
+    for chosen in (name, name.removesuffix("_8bit")):
+        named = tensors()
+        optimizer = build(named, plan(optimizer=chosen), ARCH)
+        start = {key: value.detach().clone() for key, value in named.items()}
+        for seed in range(5):
+            give_gradients(named, seed)
+            optimizer.step()
+        found[chosen] = torch.cat([(value.detach() - start[key]).flatten() for key, value in named.items()])
+    few, many = found.values()
+    assert not torch.equal(few, many)
+    assert (few - many).norm() < 0.15 * many.norm()
+
+
+def test_weight_decay_is_of_matrices_and_rates_are_in_proportion() -> None:
+    named = tensors()
+    groups = grouped(named, 0.1, lambda name: 16.0 if "mlp" in name else 1.0)
+    found = {id(value): (group["weight_decay"], group["lr_ratio"]) for group in groups for value in group["params"]}
+    for name, value in named.items():
+        assert found[id(value)] == (0.1 if value.ndim >= 2 else 0.0, 16.0 if "mlp" in name else 1.0)
+    assert sum(len(group["params"]) for group in groups) == len(named)
+
+
+def test_only_what_requires_a_gradient_is_stepped() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[0].requires_grad_(False)
+    groups = plain(model, None, plan(), ARCH).param_groups
+    assert {id(value) for group in groups for value in group["params"]} == {
+        id(value) for value in model[1].parameters()
+    }

@@ -1,0 +1,187 @@
+"""Each rule about quantized bases fires, alone, where it should; its nearest legal neighbours pass them all."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from factory import compose, settings
+from factory.compile.rule import Case
+from factory.facts import Gpu
+from factory.look import look
+from factory.plan import Dtype
+from factory.quantizers.spec import PACKAGES, QUANTIZERS, RULES, notes, reading, stays_quantized, weight_bytes
+from factory.refusal import Refusal, catalogue
+from factory.schema import Quantization
+from factory.settings import all_keys
+
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
+FOUR, EIGHT = "method.quantization.bits=4", "method.quantization.bits=8"
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
+AQLM = {"quant_method": "aqlm", "nbits_per_codebook": 16, "num_codebooks": 1}
+INT8 = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}
+INT4 = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+@dataclass(frozen=True)
+class On:
+    """A command line, on a checkpoint that says `said`, on a CPU or a GPU, without some packages."""
+
+    line: str = ""
+    said: dict[str, Any] | None = None
+    gpu: bool = False
+    without: tuple[str, ...] = ()
+    model: str = "llama"
+
+
+def quantizer(name: str) -> str:
+    return f"method.quantization.method={name}"
+
+
+# rule, what it refuses, what it lets pass
+TABLE: tuple[tuple[str, On, tuple[On, ...]], ...] = (
+    ("quantizer-bits", On(f"{FOUR} {quantizer('torchao')}"), (On(f"{EIGHT} {quantizer('torchao')}"), On(FOUR))),
+    ("quantizer-bits", On(f"{FOUR} {quantizer('quanto')}"), (On(f"{EIGHT} {quantizer('quanto')}"), On(EIGHT))),
+    ("quantizer-without-bits", On(quantizer("hqq")), (On(f"{FOUR} {quantizer('hqq')}"), On(quantizer("bitsandbytes")))),
+    ("quantization-type", On("method.quantization.type=fp4"), (On(f"{FOUR} method.quantization.type=fp4"),)),
+    ("quantization-type", On(f"{EIGHT} method.quantization.type=fp4"), (On(f"{EIGHT} method.quantization.type=nf4"),)),
+    ("quantization-type", On(f"{FOUR} {quantizer('hqq')} method.quantization.type=fp4"), (On(),)),
+    ("quantizer-package", On(FOUR, without=("bitsandbytes",)), (On(without=("bitsandbytes",)),)),
+    ("quantizer-package", On(f"{FOUR} {quantizer('hqq')}", without=("hqq",)), (On(FOUR, without=("hqq",)),)),
+    ("quantizer-layers", On(f"{EIGHT} {quantizer('torchao')}", model="gpt2"), (On(EIGHT, model="gpt2"),)),
+    ("hqq-groups", On(f"{FOUR} {quantizer('hqq')}", model="odd"), (On(f"{EIGHT} {quantizer('hqq')}", model="odd"),)),
+    ("quantized-twice", On(FOUR, BNB), (On("", BNB), On(FOUR))),
+    ("quantized-twice", On("method=qlora", GPTQ), (On("method=lora", GPTQ), On("method=qlora"))),
+    ("quantized-twice", On(FOUR, FP8), (On("", FP8),)),
+    ("checkpoint-quantizer", On("", {"quant_method": "higgs"}), (On("", BNB),)),
+    ("checkpoint-quantizer", On("", {"quant_method": "hqq"}), (On("", {"load_in_8bit": True}),)),
+    ("checkpoint-quantizer", On("", {"bits": 4}), (On("", None),)),
+    ("checkpoint-quantizer", On("", INT4), (On("", INT8),)),
+    ("checkpoint-package", On("", GPTQ, without=("optimum",)), (On("", AWQ, without=("optimum",)),)),
+    ("checkpoint-package", On("", AWQ, without=("gptqmodel",)), (On("", BNB, without=("gptqmodel",)),)),
+    ("checkpoint-needs-gpu", On("", AQLM | {"nbits_per_codebook": 8}), (On("", AQLM),)),
+    (
+        "checkpoint-needs-gpu",
+        On("", AQLM | {"nbits_per_codebook": 8}),
+        (On("", AQLM | {"nbits_per_codebook": 8}, True),),
+    ),
+    ("checkpoint-method", On("method=full", BNB), (On("method=lora", BNB), On("method=full"), On("method=full", FP8))),
+    ("checkpoint-method", On("method=freeze method.num_layers=1", GPTQ), (On("method=dora", GPTQ),)),
+    ("checkpoint-method", On("method=galore method.rank=8", AWQ), (On("method=galore method.rank=8", FP8),)),
+    ("checkpoint-method", On("method=vera", GPTQ), (On("method=vera", BNB), On("method=lora_plus", GPTQ))),
+    ("checkpoint-method", On("method=pissa", BNB), (On("method=pissa", FP8), On("method=rslora", BNB))),
+    ("checkpoint-precision", On("precision=bf16", AWQ, True), (On("precision=fp16", AWQ, True), On("", AWQ))),
+    ("checkpoint-precision", On("", AWQ, True), (On("", GPTQ, True),)),
+)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    at = tmp_path_factory.mktemp("models")
+    odd = {"hidden_size": 24, "intermediate_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3}
+    return {
+        "llama": tiny.save(at / "llama"),
+        "gpt2": tiny.save(at / "gpt2", model_type="gpt2"),
+        "odd": tiny.save(at / "odd", **odd),
+    }
+
+
+def case_of(on: On, folders: dict[str, Path]) -> Case:
+    from factory.compile.compiler import _case
+
+    line = ("hardware=single_gpu" if on.gpu else "hardware=cpu", f"model.path={folders[on.model]}", *on.line.split())
+    composed = compose.compose(compose.parse(list(line)))
+    chosen, problems, bad_keys = settings.read(
+        composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir
+    )
+    assert not problems
+    facts = look(chosen, bad_keys, training=False)
+    assert facts.model is not None
+    machine = replace(
+        facts.machine,
+        gpus=(H100,) if on.gpu else (),
+        packages={name: "1" for name in PACKAGES if name not in on.without},
+    )
+    model = replace(facts.model, config=facts.model.config | ({"quantization_config": on.said} if on.said else {}))
+    case, refused = _case(chosen, replace(facts, machine=machine, model=model))
+    assert not refused
+    return case
+
+
+def refused(on: On, folders: dict[str, Path]) -> list[Refusal]:
+    case = case_of(on, folders)
+    return [found for rule in RULES if rule.applies(set(), case) and (found := rule.check(case))]
+
+
+@pytest.mark.parametrize(("rule", "wrong", "legal"), TABLE, ids=lambda value: str(value)[:60])
+def test_fires_alone(rule: str, wrong: On, legal: tuple[On, ...], folders: dict[str, Path], here: Path) -> None:
+    (found,) = refused(wrong, folders)
+    assert found.rule == rule
+    assert found.setting.partition("=")[0] in catalogue()[rule].reads
+    assert found.machine == rule.endswith("-package")
+    for on in legal:
+        assert refused(on, folders) == [], on
+
+
+def test_every_rule_is_in_the_table_and_reads_keys_that_exist() -> None:
+    assert {row[0] for row in TABLE} == {rule.id for rule in RULES}
+    known = {found.path for found in all_keys()}
+    assert {key for rule in RULES for key in rule.reads} <= known
+
+
+def test_a_missing_package_is_named_with_its_extra(folders: dict[str, Path], here: Path) -> None:
+    """And each extra is in pyproject.toml, with a floor on every requirement."""
+    import tomllib
+
+    for name, made in QUANTIZERS.items():
+        if made.bits and made.extra:
+            (found,) = refused(On(f"{EIGHT} {quantizer(name)}", without=made.packages), folders)
+            assert f'"factory[{made.extra}]"' in found.wrong
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for made in QUANTIZERS.values():
+        required = extras[made.extra] if made.extra else project["dependencies"]
+        named = {text.partition(">=")[0].partition("[")[0]: text for text in required}
+        for package in made.packages:
+            assert ">=" in named[package], package
+
+
+def test_what_is_kept_and_what_is_made_whole() -> None:
+    none = Quantization(method="bitsandbytes", bits=None, type="nf4", double_quantization=True)
+    four = replace(none, bits=4)
+    for said, kept in ((BNB, True), (GPTQ, True), (AQLM, True), (FP8, False), ({"quant_method": "mxfp4"}, False)):
+        assert stays_quantized(none, {"quantization_config": said}) is kept, said
+    assert stays_quantized(four, {}) and not stays_quantized(none, {})
+    assert reading({}, "cpu") is None and reading({"quantization_config": BNB}, "cpu") is None
+    assert reading({"quantization_config": FP8}, "cuda") == {"dequantize": True}
+    # a kernel that trains: the others lose gradients, or have none
+    assert reading({"quantization_config": GPTQ}, "cpu") == {"backend": "torch"}
+    assert reading({"quantization_config": AWQ}, "cuda") == {"backend": "auto_trainable"}
+    sizes: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+    for dtype, size in sizes.items():
+        assert weight_bytes(none, {"quantization_config": FP8}, (64, 32), dtype) == 64 * 32 * size
+
+
+def test_seven_billion_weights_take_the_papers_half_byte() -> None:
+    """QLoRA, section 3: constants cost 0.5 bit a weight, 0.127 where they are quantized too."""
+    four = Quantization(method="bitsandbytes", bits=4, type="nf4", double_quantization=True)
+    shape = (4096, 11008)
+    for double, bits in ((True, 4.127), (False, 4.5)):
+        measured = weight_bytes(replace(four, double_quantization=double), {}, shape, "bfloat16")
+        assert 8 * measured / (shape[0] * shape[1]) == pytest.approx(bits, abs=1e-3)
+
+
+def test_the_plan_says_what_stays_whole(tmp_path: Path, here: Path) -> None:
+    moe = tiny.save(tmp_path / "moe", model_type="mixtral", num_local_experts=4, num_experts_per_tok=2)
+    four = Quantization(method="bitsandbytes", bits=4, type="nf4", double_quantization=True)
+    arch = case_of(On(model="moe"), {"moe": moe}).arch
+    (said,) = notes(four, {}, arch, "bfloat16")
+    assert "experts" in said and "bfloat16" in said
+    assert notes(replace(four, bits=None), {}, arch, "bfloat16") == ()
+    (said,) = notes(replace(four, bits=None), {"quantization_config": FP8}, arch, "float16")
+    assert "fp8" in said and "float16" in said
