@@ -8,7 +8,6 @@ from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import Key, describe, plain
 
-
 _SHOWN = 40  # options of a group that are listed by name
 
 
@@ -109,5 +108,5 @@ def _default(path: str) -> str:
         if not isinstance(value, dict):
             return "(set by the option)"
         value = next(iter(value.values())) if part == "<name>" else value.get(part)
-    text = ", ".join(plain(item) for item in value) if isinstance(value, list) else plain(value)
+    text = ", ".join(plain(item) for item in value) or "(none)" if isinstance(value, list) else plain(value)
     return text + (f"  (with {owners[0]})" if owners else "")

@@ -130,13 +130,19 @@ class Head:
     cap: float | None
 
 
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+# transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
+_TEXT_APART = ("llama4",)
+
+
+def text_model(model: Any) -> Any:
+    """What reads a text and answers, below PEFT's wrapper: the model, or its language model where only that works."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    return inner.language_model if inner.config.model_type in _TEXT_APART else inner
 
 
 def head_of(model: Any) -> Head | None:
     """The head as the model applies it; None where only the model itself knows how: another kind, or a wrapped head."""
-    inner = _inner(model)
+    inner = text_model(model)
     transform, module = TRANSFORMS.get(inner.config.model_type), inner.get_output_embeddings()
     plain: tuple[type, ...] = (torch.nn.Linear,)
     if hasattr(model, "peft_config"):
@@ -197,7 +203,8 @@ _FOUR_POSITIONS = ("qwen2_vl", "qwen2_5_vl")
 def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     """What the model's forward takes: the batch without labels, and what its kind needs to see a text as one."""
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
-    kind, positions = _inner(model).config.model_type, inputs.get("position_ids")
+    kind, positions = text_model(model).config.model_type, inputs.get("position_ids")
+    assert kind != "llama4_text" or "pixel_values" not in inputs, "its language model would take no notice of an image"
     if kind in _TYPED and "token_type_ids" not in inputs:
         inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
     if kind in _FOUR_POSITIONS and positions is not None and positions.dim() == 2:
@@ -207,7 +214,7 @@ def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
 
 def _hidden(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
     """What goes into the head at the wanted positions: (tokens, width)."""
-    inner = _inner(model)
+    inner = text_model(model)
     # Llama 4's text class names a prefix that it does not have, and is its own base model then
     body = inner.base_model if inner.base_model is not inner else inner.model
     return body(**_inputs(model, batch)).last_hidden_state[:, :-1][wanted]
@@ -215,7 +222,7 @@ def _hidden(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
 
 def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
     """The model's own logits at the wanted positions, in float32 at least: (tokens, vocabulary)."""
-    logits = model(**_inputs(model, batch)).logits[:, :-1][wanted]
+    logits = text_model(model)(**_inputs(model, batch)).logits[:, :-1][wanted]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -1,7 +1,6 @@
 """The front door: what is not in the schema is refused wherever it comes from, all at once and in one shape."""
 
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable

@@ -106,7 +106,7 @@ class Architecture:
         for block in self.blocks:
             if block not in alike:
                 alike.append(block)
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "new_rows"}
         return {**values, "alike": [asdict(block) for block in alike], "blocks": [alike.index(b) for b in self.blocks]}
 
     @staticmethod

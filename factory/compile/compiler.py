@@ -5,11 +5,12 @@ from math import prod
 from typing import Any
 
 from factory import plan, registry, schema
-from factory.architecture import architecture
+from factory.architecture import Architecture, architecture
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
 from factory.compile.rules import attention_of, context_length, rules_for
 from factory.facts import Facts
+from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
 from factory.steps.vocabulary import Vocabulary, grown, vocabulary
@@ -84,6 +85,10 @@ def planned_vocabulary(settings: Settings, facts: Facts) -> Vocabulary:
     )
 
 
+def _nothing(method: Any, arch: Architecture) -> tuple[str, ...]:
+    return ()
+
+
 def _warning(refusal: Refusal) -> str:
     return f"[{refusal.rule}] {refusal.setting}: {refusal.wrong}; {refusal.fix}"
 
@@ -103,6 +108,8 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     if arch.experts():
         train = any(".experts." in name for name in shapes)
         notes.append(f"the experts {'train' if train else 'are frozen'}, {len(arch.experts())} stacked tensors")
+    notes += getattr(spec, "notes", _nothing)(method, arch)
+    notes += quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)
     group_size = _group_size(case, pack.max_length, notes) if attention == "s2" else None
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)

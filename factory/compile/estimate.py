@@ -8,6 +8,7 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.plan import LOSS_CHUNK, Attach, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
+from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.schema import Quantization
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -24,21 +25,29 @@ class Sizes:
 
 
 def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
+    known = {name for block in arch.blocks for name in (*block.linears, *block.experts)}
     by_module: dict[str, int] = {}
     for name, shape in shapes.items():
-        module = _module(name, arch)
+        module = _module(name, arch, known)
         by_module[module] = by_module.get(module, 0) + prod(shape)
     return Parameters(
         total=arch.parameters(),
-        trainable=sum(prod(shape) for shape in shapes.values()),
+        trainable=counted_in(shapes),
         trainable_by_module=by_module,
     )
 
 
-def _module(name: str, arch: Architecture) -> str:
-    """`…layers.3.self_attn.q_proj.lora_A.default.weight` is of `self_attn.q_proj`."""
-    inner = name.partition(f"{arch.layers_at}.")[2].partition(".")[2] or name.rpartition("model.")[2]
-    return inner.partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")
+def counted_in(shapes: dict[str, Shape]) -> int:
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def _module(name: str, arch: Architecture, known: set[str]) -> str:
+    """`…layers.3.self_attn.q_proj.lora_A.default.weight` is of `self_attn.q_proj`, the longest known name in it."""
+    words = name.partition(f"{arch.layers_at}.")[2].split(".")[1:]
+    for end in range(len(words), 0, -1):
+        if ".".join(words[:end]) in known:
+            return ".".join(words[:end])
+    return (".".join(words) or name.rpartition("model.")[2]).removesuffix(".weight").removesuffix(".bias")
 
 
 def estimate(
@@ -52,15 +61,17 @@ def estimate(
 ) -> Estimate:
     load, patch, attach, pack, train = steps.load, steps.patch, steps.attach, steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
+    gradients = spec.gradients(method, shapes, arch) if hasattr(spec, "gradients") else counted_in(shapes)
     counted = parameters(arch, shapes)
     assert counted.trainable == attach.trainable
+    arch = spec.expanded(method, arch) if hasattr(spec, "expanded") else arch
     length = pack.max_length
     if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
         length = min(length, ceil(sizes.longest_bytes / 3) + 64)
     tokens = train.batch_size * length
     parts = {
         "weights": _weights(arch, shapes, load, steps.quantize, attach),
-        "gradients": counted.trainable * BYTES[attach.dtype],
+        "gradients": gradients * BYTES[attach.dtype],
         "optimizer": spec.optimizer_bytes(method, train.optimizer, shapes, arch),
         "activations": _activations(arch, tokens, patch, shapes),
         "runtime": RUNTIME if load.device == "cpu" else 0,
@@ -78,18 +89,14 @@ def estimate(
 
 
 def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, attach: Attach) -> int:
-    quantized = {f"{name}.weight" for name in arch.linears()} if quantize.bits else set()
-    # a constant for each 64 weights: float32, or 8 bits and a float32 for each 256 of those (QLoRA, section 3)
-    constant = (1 + 4 / 256) / 64 if quantize.double_quantization else 4 / 64
-    total = 0.0
+    linears = arch.linears() if stays_quantized(quantize, load.config) else {}
+    held = {f"{name}.weight": weight_bytes(quantize, load.config, shape, load.dtype) for name, shape in linears.items()}
+    total = 0
     base = dict(arch.tensors())
     for name, shape in base.items():
-        if name in quantized:
-            total += prod(shape) * (0.5 + constant)
-        else:
-            total += prod(shape) * BYTES[attach.dtype if name in shapes else load.dtype]
+        total += held.get(name) or prod(shape) * BYTES[attach.dtype if name in shapes else load.dtype]
     total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[attach.dtype]
-    return round(total)
+    return total
 
 
 def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str, Shape]) -> int:

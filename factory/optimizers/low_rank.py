@@ -69,7 +69,7 @@ class LowRank(ABC):
         if self.steps % self.interval == 0:
             self.projector = self.draw(gradient)
         self.steps += 1
-        matrix.grad = None  # a copy of it is held already, or the only one is
+        matrix.grad = None  # so that it goes when this step is done with it
         low = self.project(gradient)
         direction = self.direction(gradient, low, self._through_inner(low))
         matrix.mul_(1 - group["lr"] * group["weight_decay"])

@@ -1,18 +1,23 @@
 """Attach: reads the weights, once, as all steps before have said, and marks or adds what is trained."""
 
+import copy
 from typing import Any
 
 from factory import registry
 from factory.architecture import FAMILIES, Architecture, architecture
 from factory.execute.context import Run
+from factory.quantizers.spec import stays_quantized
+from factory.refusal import refuse
 from factory.steps import source
+from factory.steps.kernels import compile_layers, recompute, replace_kernels
+from factory.steps.pack import Dataset
 from factory.steps.quantize import after_reading, while_reading
 from factory.steps.vocabulary import as_said, grow, grown
-from factory.steps.walk import model_class, walk
+from factory.steps.walk import model_class, outside_linears, walk
 from factory.typed import Reader
 
 
-def attach(run: Run, patched: Any, quantization: Any, dataset: Any) -> dict[str, Any]:
+def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[str, Any]:
     import torch
 
     plan = run.plan.steps
@@ -29,9 +34,8 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Any) -> dict[str,
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
-    if plan.patch.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+    recompute(model, plan.patch)
+    compile_layers(model, plan.patch, arch)
     _check_trainable(run, model, settings, arch)
     return {"model": model, "arch": arch}
 
@@ -50,6 +54,7 @@ def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tupl
     if from_weights and held is not None:
         model = _read(run, config, held, rest=model)
     after_reading(model, quantization, arch.linears())
+    replace_kernels(model, run.plan.steps.patch)
     model.requires_grad_(False)
     return model, arch, first
 
@@ -61,7 +66,7 @@ def _read(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
     plan = run.plan.steps.load
     common: dict[str, Any] = {
         "dtype": getattr(torch, plan.dtype),
-        "quantization_config": held,
+        "quantization_config": _of_decoder(held, run, config),
         "device_map": {"": plan.device} if plan.device == "cuda" or held is not None else None,
     }
     if rest is not None:
@@ -69,14 +74,35 @@ def _read(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
         model.name_or_path = model.config._name_or_path = rest.name_or_path
         return model
     with source.readable(plan):
-        return model_class(config).from_pretrained(
+        model, info = model_class(config).from_pretrained(
             source.folder(run),
             revision=plan.revision,
             config=config,
             trust_remote_code=plan.trust_remote_code,
             use_safetensors=None if plan.allow_pickle else True,
+            output_loading_info=True,
             **common,
         )
+    if info["missing_keys"]:  # transformers makes them up at random, and says so in a log line
+        named = ", ".join(sorted(info["missing_keys"])[:3])
+        raise refuse("weights-missing", f"model.path={plan.path}", f"its files lack {named}")
+    return model
+
+
+_STAYS_WHOLE = {"bitsandbytes": "llm_int8_skip_modules"}  # each library's word for it, where it has its own
+
+
+def _of_decoder(held: Any, run: Run, config: Any) -> Any:
+    """`held` for the decoder's linear layers alone, as the plan counts them: all others are named as exceptions.
+
+    By themselves the libraries would quantize a vision tower, its projector and routers too.
+    """
+    plan = run.plan.steps
+    if held is None or plan.quantize.bits is None:  # a quantized checkpoint says itself what of it is quantized
+        return held
+    narrowed, key = copy.copy(held), _STAYS_WHOLE.get(plan.quantize.method, "modules_to_not_convert")
+    setattr(narrowed, key, outside_linears(config, trust_remote_code=plan.load.trust_remote_code))
+    return narrowed
 
 
 def method_settings(run: Run) -> Any:
@@ -99,9 +125,9 @@ def as_planned(run: Run, model: Any) -> Architecture:
         return built
     planned = grown(architecture(config), rows)
     assert planned.linears() == built.linears(), sorted(planned.linears().items() ^ built.linears().items())[:5]
-    shaped = run.plan.steps.quantize.bits is None  # a quantized weight lies in another shape
-    ours, theirs = dict(planned.tensors()), dict(built.tensors())
-    assert ours == theirs if shaped else ours.keys() == theirs.keys(), sorted(ours.items() ^ theirs.items())[:5]
+    if not stays_quantized(run.plan.steps.quantize, config):  # quantized weights lie in other shapes, under other names
+        ours, theirs = dict(planned.tensors()), dict(built.tensors())
+        assert ours == theirs, sorted(ours.items() ^ theirs.items())[:5]
     return planned
 
 

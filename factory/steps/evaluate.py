@@ -9,11 +9,15 @@ from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.steps.pack import Dataset
 
+_HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
+_HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
+
 
 def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
     """Measured once: a resumed run takes it from its checkpoint."""
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
+    _check_head(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, "baseline")}
 
 
@@ -81,3 +85,20 @@ def _answer(run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, p
         )
     answer = given[0, ids.shape[1] :]
     return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}
+
+
+def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
+    """The losses take logits at trained positions alone, by a formula of the head: they must be the model's own."""
+    import torch
+
+    from factory.losses import heads_agree
+
+    plan = run.plan.steps
+    ids = dataset.train[0].ids[:_HEAD_TOKENS]
+    tokens = torch.tensor([ids], device=plan.load.device)
+    with torch.autocast(
+        plan.load.device, getattr(torch, plan.train.autocast or "float32"), enabled=plan.train.autocast is not None
+    ):
+        apart = heads_agree(model, {"input_ids": tokens, "labels": tokens})
+    allowed = _HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
+    run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")

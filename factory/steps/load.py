@@ -1,5 +1,6 @@
-"""Load: the model's config and tokenizer. The weights are read once, in `attach`, when all is known about them."""
+"""Load: the model's config, tokenizer and processor. The weights are read once, in `attach`, when all is known."""
 
+from pathlib import Path
 from typing import Any
 
 from factory import templates
@@ -7,6 +8,10 @@ from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.vocabulary import add_tokens, tokens_of
+from factory.steps.walk import sees
+
+# what a vision model's processor is made of beside its tokenizer, as transformers names it
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def load(run: Run) -> dict[str, Any]:
@@ -20,7 +25,10 @@ def load(run: Run) -> dict[str, Any]:
     patch = run.plan.steps.patch
     add_tokens(tokenizer, patch.new_tokens)
     _check_vocabulary(tokens_of(tokenizer), patch.vocabulary, patch.new_rows, run)
-    return {"config": config, "tokenizer": tokenizer}
+    processor = read_processor(path, plan.revision) if sees(config) else {}
+    if sees(config) and not processor:
+        run.emit("note", text="No processor of this model was found: only its tokenizer is saved with it.")
+    return {"config": config, "tokenizer": tokenizer, "processor": processor}
 
 
 def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, template: str) -> Any:
@@ -34,6 +42,28 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_processor(path: str, revision: str | None) -> dict[str, bytes]:
+    """The processor's files by name, as the source has them: to write them again needs none of its libraries.
+
+    Its chat template is not among them: the tokenizer's, that is trained with, is saved.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    folder = Path(path)
+    if folder.is_dir():
+        return {name: (folder / name).read_bytes() for name in PROCESSOR_FILES if (folder / name).is_file()}
+    found: dict[str, bytes] = {}
+    for name in PROCESSOR_FILES:
+        try:
+            found[name] = Path(hf_hub_download(path, name, revision=revision)).read_bytes()
+        except LocalEntryNotFoundError:  # not in the cache, and the hub cannot be reached
+            break
+        except EntryNotFoundError:
+            continue
+    return found
 
 
 def _check_vocabulary(tokens: int, rows: int, new: tuple[int, int], run: Run) -> None:

@@ -6,27 +6,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from factory import registry
 from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
 from factory.run.folder import unwritable
+from factory.steps.attach import method_settings
 
 BASE = "base"  # in an adapter's folder: the config.json that its base must be read with
 
 
-def save_model(run: Run, model: Any, tokenizer: Any, processor: Any = None) -> None:
+def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]) -> None:
     """Writes `model/` aside and renames it. Weights are cast, once, to the type that they were computed in.
 
-    A vision model's processor carries its tokenizer, and is saved in its stead.
+    `processor`: what a vision model's processor has beside the tokenizer, file by file.
     """
     import torch
 
     aside = run.folder.path / f".model.{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        (processor or tokenizer).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        for name, content in processor.items():
+            (aside / name).write_bytes(content)
         if hasattr(model, "peft_config"):
-            # "auto" would ask the hub whether the vocabulary has changed; its new rows are in the adapter
-            model.save_pretrained(aside, save_embedding_layers=False)
+            registry.run("methods", run.plan.steps.attach.method).export(model, method_settings(run), aside)
             if run.plan.steps.patch.rope_scaling != "none":
                 _save_base_config(run, model.get_base_model().config, aside / BASE)
         else:

@@ -38,7 +38,13 @@ class State:
 
 
 def train(
-    run: Run, model: Any, arch: Architecture, tokenizer: Any, dataset: Dataset, before: dict[str, Any]
+    run: Run,
+    model: Any,
+    arch: Architecture,
+    tokenizer: Any,
+    processor: dict[str, bytes],
+    dataset: Dataset,
+    before: dict[str, Any],
 ) -> dict[str, Any]:
     import torch
 
@@ -92,7 +98,7 @@ def train(
     for parameter in trained.values():  # `begin_step` may have marked less
         parameter.requires_grad_(True)
     model.eval()
-    save_model(run, model, tokenizer)
+    save_model(run, model, tokenizer, processor)
     return {"trained": _summary(state, shape)}
 
 

@@ -3,6 +3,7 @@
 Also the way to plan for an architecture that has no closed form: it is built on the meta device and walked.
 """
 
+import copy
 import json
 import sys
 from typing import Any
@@ -66,19 +67,35 @@ def name_of(model: Any, wanted: Any) -> str:
 
 
 def _linears(model: Any) -> dict[str, Shape]:
+    """Every linear layer but routers."""
+    return {name: shape for name, shape in _all_linears(model).items() if ROUTERS.isdisjoint(name.split("."))}
+
+
+def _all_linears(model: Any) -> dict[str, Shape]:
     """Every linear layer as (out, in), quantized ones and GPT-2's Conv1D too."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     found: dict[str, Shape] = {}
     for name, module in model.named_modules():
-        if not ROUTERS.isdisjoint(name.split(".")):
-            continue
         if isinstance(module, torch.nn.Linear):
             found[name] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             found[name] = (module.nf, module.nx)
     return found
+
+
+def outside_linears(config: Any, *, trust_remote_code: bool) -> list[str]:
+    """The linear layers of a config's model that are not in `arch.linears()`: heads, routers, a vision model's parts.
+
+    The model is built without memory, from a copy of the config: some classes write into theirs.
+    """
+    import torch
+
+    with torch.device("meta"):
+        built = model_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    inside = walk(built).linears()
+    return sorted(name for name in _all_linears(built) if name not in inside)
 
 
 def _decoder_layers(model: Any, count: int) -> tuple[str, int]:
@@ -132,12 +149,18 @@ def main(what: str) -> int:
     return 0
 
 
+def sees(config: Any) -> bool:
+    """Whether transformers has a class for a config's model that reads images and text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
 def model_class(config: Any) -> Any:
     """The auto class that builds and reads a config's model: those that see images first."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
+    return AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
 
 
 def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:

@@ -31,7 +31,7 @@ ALSO["dbrx"] = {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 
 
 
 def roomy(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with a vocabulary and a context that hold the tests' tokenizer and rows, and what its forward needs."""
+    """The config with a vocabulary and a context for the tests' rows, and what its forward needs."""
     config = config | ALSO.get(config["model_type"], {})
     changed = {key: SIZES.get(key, value) for key, value in copy.deepcopy(config).items()}
     if "vision_config" in config and "vocab_size" not in config:

@@ -68,7 +68,8 @@ def test_memory_of_full_training_is_a_multiple_of_the_parameters() -> None:
     assert (mixed.memory.weights, mixed.memory.gradients, mixed.memory.optimizer) == (4 * count, 4 * count, 8 * count)
     assert (pure.memory.weights, pure.memory.gradients) == (2 * count, 2 * count)
     small = estimate("model=llama2_7b", "method=full", GPU, "stage.optimizer=adamw_8bit").memory
-    assert small.optimizer * 4 == mixed.memory.optimizer
+    constants = 1 + 4 / 256  # a float32 for each block of 256 (Dettmers et al. 2022, section 2.1)
+    assert small.optimizer == pytest.approx(mixed.memory.optimizer / 4 * constants, rel=1e-4)
 
 
 @pytest.mark.parametrize(("double", "bits"), [("true", 4.127), ("false", 4.5)])  # QLoRA, section 3
@@ -76,7 +77,7 @@ def test_quantized_weights_take_the_papers_bits(double: str, bits: float) -> Non
     overrides = ("model=llama2_7b", "method=qlora", GPU, f"method.quantization.double_quantization={double}")
     plan = compiled(*overrides, training=False)
     arch = architecture(plan.steps.load.config)
-    linears = arch.layers * sum(out * inner for out, inner in arch.linears.values())
+    linears = sum(out * inner for out, inner in arch.linears().values())
     rest = 2 * (arch.parameters() - linears)  # embedding, head and norms in bfloat16
     adapters = 4 * plan.estimate.parameters.trainable
     assert plan.estimate.memory.weights == pytest.approx(linears * bits / 8 + rest + adapters, rel=1e-4)

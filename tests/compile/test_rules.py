@@ -15,6 +15,7 @@ from factory.compile.rules import all_rules
 from factory.facts import Gpu
 from factory.look import machine as look
 from factory.plan import to_yaml
+from factory.quantizers import spec as quantizers
 from factory.refusal import catalogue
 from factory.settings import all_keys
 
@@ -49,6 +50,49 @@ def row(rule: str, fires: str, *legal: str | Legal, machine: dict[str, Any] | No
 
 def on_gpu(overrides: str) -> Legal:
     return Legal(tuple(overrides.split()), WITH_GPU)
+
+
+ALL = {"packages": HERE | dict.fromkeys(quantizers.PACKAGES, "1")}
+ON_GPU = {"gpus": (H100,), **ALL}
+
+
+def without(name: str) -> dict[str, Any]:
+    return {"packages": {other: version for other, version in ALL["packages"].items() if other != name}}
+
+
+def compiles(overrides: str) -> Legal:
+    """Not run: it needs a package that is not installed, or a checkpoint's real weights."""
+    return Legal(tuple(overrides.split()), ALL)
+
+
+def compiles_on_gpu(overrides: str) -> Legal:
+    return Legal(tuple(overrides.split()), ON_GPU)
+
+
+# what a quantized checkpoint's config.json says, by the row's word for it
+SAID = {
+    "ck_bnb": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+    "ck_gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32},
+    "ck_awq": {"quant_method": "awq", "bits": 4, "group_size": 32},
+    "ck_aqlm8": {
+        "quant_method": "aqlm",
+        "nbits_per_codebook": 8,
+        "num_codebooks": 1,
+        "in_group_size": 8,
+        "out_group_size": 1,
+    },
+    "ck_aqlm16": {
+        "quant_method": "aqlm",
+        "nbits_per_codebook": 16,
+        "num_codebooks": 1,
+        "in_group_size": 8,
+        "out_group_size": 1,
+    },
+    "ck_int8": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+    "ck_int4": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},
+    "ck_hqq": {"quant_method": "hqq"},
+    "ck_fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
 
 
 TABLE = (
@@ -89,8 +133,6 @@ TABLE = (
     row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("compute.kernels=liger {gpu}"), machine=WITH_GPU),
     row("device-missing", "hardware=single_gpu", "hardware=auto", on_gpu("hardware=single_gpu")),
     row("device-missing", "hardware=a100_40gb", on_gpu("hardware=h100_80gb"), machine=WITH_GPU),
-    row("package-missing", "method=qlora", "method=lora", machine={"packages": HERE | {"bitsandbytes": ""}}),
-    row("package-missing", "method=galore method.rank=8", *("method=full",), machine={"packages": {}}),
     row("package-missing", "stage.optimizer=adamw_8bit", "stage.optimizer=adamw_8bit", machine={"packages": {}}),
     row("unknown-template", "model.template=chatmll", "model.template=chatml", "model.template=llama3"),
     row("no-chat-template", "{bare}", "{bare} model.template=alpaca", "{bare} stage=pt"),
@@ -133,6 +175,37 @@ TABLE = (
     ),
     row("attention-of-model", "{gemma2} compute.attention=sdpa", "{gemma2}", "{gemma2} compute.attention=eager"),
     row("attention-of-model", "{gemma2} {s2}", "{s2} method=full"),
+    row(
+        "rope-missing",
+        "{opt} model.rope_scaling=linear data.max_length=300",
+        "{opt} data.max_length=256",
+        "{linear} data.max_length=300",
+    ),
+    row(
+        "isolation-unsupported",
+        "{opt} data.packing=true",
+        "{opt} data.packing=true data.isolate_documents=false",
+        "data.packing=true",
+    ),
+    row(
+        "new-tokens-never-learn",
+        "model.new_tokens=['<a>'] method=freeze {one}",
+        "model.new_tokens=['<a>']",
+        "model.new_tokens=['<a>'] method=full",
+    ),
+    row("new-tokens-never-learn", "model.new_tokens=['<a>'] method=oft", "model.new_tokens=['<a>'] method=qlora"),
+    row(
+        "new-tokens-never-learn",
+        "{phi} model.new_tokens=['<a>']",
+        "{phi} model.new_tokens=['<a>'] method=full",
+        "{phi}",
+    ),
+    row(
+        "vocabulary-unknown",
+        "{hub} model.new_tokens=['<a>']",
+        Legal(("{hub}",), {"threads": 2}),
+        "model.new_tokens=['<a>']",
+    ),
     row("scaled-already", "{scaled} model.rope_scaling=linear data.max_length=512", "{scaled} data.max_length=200"),
     row("target-modules", "method.target_modules=[q_prj]", "method.target_modules=[q_proj,mlp.down_proj]"),
     row("target-modules", "method.target_modules=[]", "method.target_modules=all-linear"),
@@ -143,18 +216,161 @@ TABLE = (
     row("freeze-layers", "method=freeze method.layers=[-1]", "method=freeze {one} method.position=first"),
     row("freeze-layers", "method=freeze method.layers=[]", "method=freeze {one}"),
     row("galore-rank", "method=galore method.rank=17", "method=galore method.rank=16"),
+    # adapters
+    row("nothing-trains", "method=lora method.parts=[vision]", "method=lora method.parts=[language,vision]"),
+    row("target-modules", "{glm4_moe} method=lora method.target_modules=[gate_proj]", "{glm4_moe} method=lora"),
+    row("adapter-quantizer", "method=loha {four}", "method=loha method.quantization.bits=8", "method=loha"),
+    row("adapter-quantizer", "method=lokr {four}", "method=lokr method.quantization.bits=8", "method=vera {four}"),
+    row("adapter-transposed", "{gpt2} method=oft method.block_size=8", "{gpt2} method=lora", "method=oft"),
+    row("adapter-transposed", "{gpt2} method=loha", "{gpt2} method=vera"),
+    row(
+        "adapted-experts", "method=lora method.target_experts=true", "{mixtral} method=lora method.target_experts=true"
+    ),
+    row(
+        "adapted-experts",
+        "{mixtral} method=lora method.target_experts=true method.dropout=0.1",
+        "{mixtral} method=lora method.dropout=0.1",
+    ),
+    row("adapted-experts", "{mixtral} method=dora method.target_experts=true", "{mixtral} method=dora"),
+    row(
+        "adapted-experts",
+        "{mixtral} method=pissa method.target_experts=true",
+        "{mixtral} method=lora method.target_experts=true method.initialization=gaussian",
+    ),
+    row("dora-alone", "method=dora method.initialization=pissa", "method=dora", "method=pissa"),
+    row("dora-alone", "method=dora method.quantization.bits=8", "method=dora {four}"),
+    row("adapter-iterations", "method=lora method.iterations=2", "method=pissa method.iterations=2"),
+    row(
+        "adapter-iterations", "method=loftq method.iterations=null", "method=loftq", "method=loftq method.iterations=1"
+    ),
+    row("adapter-start-base", "method=loftq method.quantization.bits=null", "method=loftq"),
+    row("adapter-start-base", "method=olora {four}", "method=olora", "method=pissa {four}"),
+    row(
+        "adapter-start-rank", "method=pissa method.rank=17", "method=pissa method.rank=16", "method=lora method.rank=17"
+    ),
+    row("adapter-two-starts", "{adapter} method=pissa", "{adapter} method=lora"),
+    row("oft-blocks", "method=oft method.block_size=12", "method=oft method.block_size=16"),
+    row(
+        "ia3-inputs",
+        "method=ia3 method.scaled_inputs=[up_proj]",
+        "method=ia3",
+        "method=ia3 method.scaled_inputs=[]",
+    ),
+    row("ia3-decay", "method=ia3 stage.weight_decay=0.1", "method=ia3 stage.weight_decay=0"),
+    # quantizers
+    row("quantizer-bits", "{four} {torchao}", compiles("{eight} {torchao}"), "{four}", "{eight}", machine=ALL),
+    row("quantizer-bits", "{four} {quanto}", compiles("{eight} {quanto}"), machine=ALL),
+    row("quantizer-without-bits", "{hqq}", compiles("{four} {hqq}"), machine=ALL),
+    row("quantization-type", "method.quantization.type=fp4", "{four} method.quantization.type=fp4"),
+    row("quantization-type", "{eight} method.quantization.type=fp4", "{eight} method.quantization.type=nf4"),
+    row("quantizer-package", "method=qlora", "method=lora", machine=without("bitsandbytes")),
+    row("quantizer-package", "{four} {hqq}", compiles("{four} {hqq}"), machine=without("hqq")),
+    row("quantizer-layers", "{gpt2} {eight} {torchao}", compiles("{gpt2} {eight}"), machine=ALL),
+    row("hqq-groups", "{odd} {four} {hqq}", compiles("{odd} {eight} {hqq}"), machine=ALL),
+    row("quantized-twice", "{ck_bnb} {four}", compiles("{ck_bnb}"), machine=ALL),
+    row("quantized-twice", "{ck_gptq} method=qlora", compiles("{ck_gptq} method=lora"), machine=ALL),
+    row("checkpoint-quantizer", "{ck_hqq}", compiles("{ck_fp8}"), machine=ALL),
+    row("checkpoint-quantizer", "{ck_int4}", compiles("{ck_int8}"), machine=ALL),
+    row("checkpoint-package", "{ck_gptq}", compiles("{ck_gptq}"), machine=without("optimum")),
+    row("checkpoint-package", "{ck_awq}", compiles("{ck_awq}"), machine=without("gptqmodel")),
+    row(
+        "checkpoint-needs-gpu", "{ck_aqlm8}", compiles("{ck_aqlm16}"), compiles_on_gpu("{ck_aqlm8} {gpu}"), machine=ALL
+    ),
+    row(
+        "checkpoint-method", "{ck_bnb} method=full", compiles("{ck_bnb}"), compiles("{ck_fp8} method=full"), machine=ALL
+    ),
+    row("checkpoint-method", "{ck_gptq} method=vera", compiles("{ck_bnb} method=vera"), machine=ALL),
+    row("checkpoint-method", "{ck_bnb} method=pissa", compiles("{ck_bnb} method=dora"), machine=ALL),
+    row(
+        "checkpoint-precision",
+        "{ck_awq} {gpu} precision=bf16",
+        compiles_on_gpu("{ck_awq} {gpu} precision=fp16"),
+        machine=ON_GPU,
+    ),
+    # optimizers and the methods made of them
+    row("unknown-optimizer", "stage.optimizer=adamw8bit", "stage.optimizer=lion", "stage.optimizer=muon"),
+    row(
+        "optimizer-needs-gpu",
+        "stage.optimizer=paged_adamw_8bit",
+        "stage.optimizer=adamw_8bit",
+        on_gpu("stage.optimizer=paged_adamw_8bit {gpu}"),
+    ),
+    row("package-missing", "stage.optimizer=lion", "stage.optimizer=adafactor", machine={"packages": {}}),
+    row("nothing-trains", "method=full method.parts=[vision]", "method=full method.parts=[language,vision]"),
+    row("nothing-trains", "method=freeze {one} method.parts=[projector]", "method=freeze {one}"),
+    row("nothing-trains", "method=badam method.parts=[vision]", "method=badam"),
+    row("nothing-trains", "method=badam_ratio method.parts=[vision]", "method=badam_ratio"),
+    row("nothing-trains", "method=galore method.rank=8 method.parts=[vision]", "method=galore method.rank=8"),
+    row(
+        "layerwise-accumulation",
+        "method=full {layerwise} {free} stage.gradient_accumulation_steps=2",
+        "method=full {layerwise} {free} stage.gradient_accumulation_steps=1",
+        "method=full stage.gradient_accumulation_steps=2",
+    ),
+    row("layerwise-clipping", "method=full {layerwise}", "method=full {layerwise} {free}"),
+    row(
+        "layerwise-clipping",
+        "method=galore method.rank=8 {layerwise}",
+        "method=galore method.rank=8 {layerwise} {free} method.max_grad_norm_per_tensor=1",
+    ),
+    row(
+        "layerwise-fp16",
+        "method=full {layerwise} {free} precision=fp16 {gpu}",
+        on_gpu("method=full {layerwise} {free} precision=bf16 {gpu}"),
+        on_gpu("method=full precision=fp16 {gpu}"),
+        machine=WITH_GPU,
+    ),
+    row(
+        "clipping-per-tensor",
+        "method=full method.max_grad_norm_per_tensor=1",
+        "method=full {layerwise} {free} method.max_grad_norm_per_tensor=1",
+    ),
     row(
         "galore-optimizer",
+        "method=galore method.rank=8 stage.optimizer=muon",
         "method=galore method.rank=8 stage.optimizer=adamw_8bit",
-        "method=galore method.rank=8 stage.optimizer=adamw",
-        "method=full stage.optimizer=adamw_8bit",
+        "method=galore method.rank=8 stage.optimizer=adafactor",
+        "method=full stage.optimizer=muon",
     ),
+    row("apollo-rank", "method=apollo method.rank=17", "method=apollo method.rank=16", "method=apollo_mini"),
+    row(
+        "apollo-optimizer",
+        "method=apollo_mini stage.optimizer=lion",
+        "method=apollo_mini stage.optimizer=adamw_8bit",
+    ),
+    row("badam-optimizer", "method=badam stage.optimizer=muon", "method=badam stage.optimizer=adamw_8bit"),
+    row("badam-optimizer", "method=badam_ratio stage.optimizer=sgd", "method=badam_ratio"),
+    row("freeze-modules", "method=freeze {one} method.modules=[ml]", "method=freeze {one} method.modules=[mlp]"),
+    row("freeze-modules", "method=freeze {one} method.modules=[]", "method=freeze {one} method.modules=all"),
+    row(
+        "freeze-modules",
+        "method=freeze {one} method.extra_modules=[mlp]",
+        "method=freeze {one} method.extra_modules=[embed_tokens,lm_head]",
+    ),
+    row("llama-pro-layers", "method=llama_pro method.num_new_layers=3", "method=llama_pro method.num_new_layers=1"),
+    row("llama-pro-architecture", "{gpt2} method=llama_pro", "method=llama_pro"),
 )
+GLM4_MOE = {
+    "model_type": "glm4_moe",
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 24,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "head_dim": 8,
+}
 WORDS = {
     "one": "method.num_layers=1",
     "four": "method.quantization.bits=4",
     "linear": "model.rope_scaling=linear",
     "gpu": "hardware=single_gpu",
+    "eight": "method.quantization.bits=8",
+    "hqq": "method.quantization.method=hqq",
+    "torchao": "method.quantization.method=torchao",
+    "quanto": "method.quantization.method=quanto",
+    "layerwise": "method.layerwise=true",
+    "free": "stage.max_grad_norm=null",
     "s2": "compute.attention=s2",
     "hub": "model.path=me/tiny",
 }
@@ -182,11 +398,21 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     """The models that rules speak about, by the row's word for them."""
     folder = tmp_path_factory.mktemp("models")
     tiny.save(folder / "gemma2", model_type="gemma2", head_dim=8)
-    for name, changes in {
-        "misfit": {"intermediate_size": 65},
-        "remote": {"model_type": "baichuan", "auto_map": {}},
-        "endless": {"max_position_embeddings": None},
-    }.items():
+    tiny.save(folder / "opt", model_type="opt", ffn_dim=64, word_embed_proj_dim=32)
+    tiny.save(folder / "phi", model_type="phi")
+    tiny.save(folder / "mixtral", model_type="mixtral", num_local_experts=4)
+    tiny.save(folder / "gpt2", model_type="gpt2", n_inner=64, num_key_value_heads=4)
+    tiny.save(folder / "odd", hidden_size=24, intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
+    tiny.save(folder / "glm4_moe", **GLM4_MOE)
+    quantized = {name: {"quantization_config": said} for name, said in SAID.items()}
+    for name, changes in (
+        quantized
+        | {
+            "misfit": {"intermediate_size": 65},
+            "remote": {"model_type": "baichuan", "auto_map": {}},
+            "endless": {"max_position_embeddings": None},
+        }.items()
+    ):
         config = json.loads((tiny.save(folder / name) / "config.json").read_text())
         (folder / name / "config.json").write_text(json.dumps(config | changes))
     return {path.name: path for path in folder.iterdir()} | {"bare": bare, "scaled": scaled}

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from test_methods import FITTING
 
+from factory import compose
 from factory.execute.context import Interrupted
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, is_whole
@@ -30,17 +32,26 @@ SHORT = (
     "precision=fp32",
     "data.max_length=200",
 )
-METHODS = {
-    "full": ("method=full",),
-    "freeze": ("method=freeze", "method.num_layers=1"),
-    "lora": ("method=lora", "method.rank=4"),
+OPTIONS = ("full", "freeze", "galore", "ia3", "loha", "lokr", "lora", "oft", "olora", "qlora", "rslora")
+# stopped and continued in tests/methods, in the ways that are their own
+IN_METHODS = (
+    "apollo",
+    "apollo_mini",
+    "badam",
+    "badam_ratio",
+    "dora",
+    "llama_pro",
+    "loftq",
+    "lora_plus",
+    "pissa",
+    "vera",
+)
+RUNS = {name: (f"method={name}", *FITTING[name]) for name in OPTIONS} | {
     "lora with dropout": ("method=lora", "method.rank=4", "method.dropout=0.1"),
-    "qlora": ("method=qlora", "method.rank=4"),
-    "galore": ("method=galore", "method.rank=8", "method.update_interval=3"),
     "adamw_8bit": ("method=full", "stage.optimizer=adamw_8bit"),
     "pure_bf16": ("method=full", "precision=pure_bf16"),
 }
-LORA = (*METHODS["lora"], *SHORT, "evaluate.perplexity=false")
+LORA = (*RUNS["lora"], *SHORT, "evaluate.perplexity=false")
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Any], None]) -> None:
@@ -81,11 +92,15 @@ def assert_equal(done: Any, whole: Any) -> None:
         assert done.result["train"][name] == whole.result["train"][name]
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_every_option_is_stopped_somewhere() -> None:
+    assert sorted((*OPTIONS, *IN_METHODS)) == compose.options("method")
+
+
+@pytest.mark.parametrize("method", RUNS)
 def test_an_interrupted_run_is_the_uninterrupted_one(
     method: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (*SHORT, *METHODS[method])
+    options = (*SHORT, *RUNS[method])
     whole = execute(*options, folder="whole")
     assert len({line["loss"] for line in whole.metrics}) == STEPS
     with monkeypatch.context() as patched:

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from conftest import compiled
 
-from factory import compose, models
+from factory import compose, models, schema
 from factory.architecture import REMOTE_CODE, architecture
 from factory.look import model as look_model
+from factory.typed import known_keys
 
 OPTIONS = compose.options("model")
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
@@ -53,6 +54,11 @@ def test_there_are_as_many_as_promised() -> None:
     assert len({row.family for row in rows}) >= 40
     assert len([row for row in rows if row.vision]) >= 15
     assert all(row.license and row.family and row.parameters and row.context_length for row in rows)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_has_exactly_the_schemas_keys(option: str) -> None:
+    assert {f"model.{key}" for key in models.numbers(option)} == set(known_keys(schema.Model, "model"))
 
 
 def test_an_option_is_read_as_hydra_composes_it() -> None:

@@ -30,7 +30,7 @@ def test_the_noise_is_the_papers(alpha: float) -> None:
     assert torch.equal(embedding.eval()(ids), clean)
 
 
-def test_no_noise_unless_asked(execute: Callable[..., Any]) -> None:
+def test_no_noise_unless_asked() -> None:
     model = AutoModelForCausalLM.from_config(tiny.config(num_hidden_layers=1)).train()
     ids = torch.arange(40).reshape(2, 20)
     clean = model.get_input_embeddings()(ids)

@@ -79,8 +79,6 @@ def _experts(method: Settings, arch: Architecture) -> dict[str, Shape]:
 def notes(method: Settings, arch: Architecture) -> tuple[str, ...]:
     """What a plan says about layers that are not adapted."""
     found = []
-    if arch.experts() and not method.target_experts:
-        found.append("method.target_experts=false: the experts stay as they are")
     if method.target_modules == "all-linear" and (left_out := misread(method, arch)):
         found.append(f"method.target_modules=all-linear: but {len(left_out)} layers that PEFT would take for experts")
     return tuple(found)

@@ -1,0 +1,176 @@
+"""Tiny models that see, and batches with images in them: as their processors make them, but random."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMAGE = 95  # the id that stands for a piece of an image
+TOKENS = 12  # of text, in each of two rows
+SIDE = 8  # of an image, in pixels
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+EYES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": 2,
+}
+CLIP = {"model_type": "clip_vision_model", **EYES}
+SIGLIP = {"model_type": "siglip_vision_model", **EYES, "vision_use_head": False}
+TURNED = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+PATCHES = (SIDE // 2) ** 2  # of one image
+
+
+def pixels(*before: int) -> Tensor:
+    return torch.randn(*before, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def flat(ids: Tensor) -> dict[str, Tensor]:
+    """One image a row."""
+    return {"pixel_values": pixels(len(ids))}
+
+
+def several(ids: Tensor) -> dict[str, Tensor]:
+    """A list of images a row, here of one."""
+    return {"pixel_values": pixels(len(ids), 1)}
+
+
+def told_apart(ids: Tensor) -> dict[str, Tensor]:
+    """Which tokens are an image's."""
+    return {"pixel_values": pixels(len(ids)), "token_type_ids": (ids == IMAGE).long()}
+
+
+def answering(ids: Tensor) -> dict[str, Tensor]:
+    """Which tokens answer: what comes before them is seen in both directions."""
+    kinds = torch.zeros_like(ids)
+    kinds[:, -TOKENS // 2 :] = 1
+    return {"pixel_values": pixels(len(ids)), "token_type_ids": kinds}
+
+
+def patches(ids: Tensor) -> dict[str, Tensor]:
+    """All images' patches in one list, two frames deep, with the grid of each image."""
+    width = 3 * 2 * 2 * 2
+    values = torch.randn(len(ids) * PATCHES, width, generator=torch.Generator().manual_seed(1))
+    grid = torch.tensor([[1, SIDE // 2, SIDE // 2]] * len(ids))
+    return {"pixel_values": values, "image_grid_thw": grid, "mm_token_type_ids": (ids == IMAGE).int()}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A kind's config, how many tokens an image takes of a row, and what a batch holds of the images."""
+
+    config: dict[str, Any]
+    tokens: int
+    images: Callable[[Tensor], dict[str, Tensor]] = flat
+    unseen: tuple[str, ...] = ()  # where the names of tensors start that no answer follows from
+
+
+LLAMA = {"model_type": "llama", **TEXT}
+LLAVA = {"text_config": LLAMA, "vision_config": CLIP, "image_token_index": IMAGE}
+IDEFICS = {"text_config": LLAMA, "vision_config": EYES, "scale_factor": 2, "image_token_id": IMAGE}
+# the features are taken below the tower's last layer: what follows is not computed, or to no end
+LAST = ("model.vision_tower.encoder.layers.1.", "model.vision_tower.post_layernorm.")
+SIGHTS: dict[str, Sight] = {
+    "llava": Sight(LLAVA, PATCHES, unseen=LAST),
+    "idefics3": Sight(IDEFICS, PATCHES // 4, several),
+    "smolvlm": Sight(IDEFICS, PATCHES // 4, several),
+    "paligemma": Sight(
+        {
+            "text_config": {"model_type": "gemma", **TEXT},
+            "vision_config": SIGLIP,
+            "projection_dim": 32,
+            "image_token_index": IMAGE,
+        },
+        PATCHES,
+        answering,
+    ),
+    "gemma3": Sight(
+        {
+            "text_config": {"model_type": "gemma3_text", **TEXT},
+            "vision_config": SIGLIP,
+            "mm_tokens_per_image": 4,
+            "image_token_index": IMAGE,
+            "tie_word_embeddings": False,
+        },
+        4,
+        told_apart,
+    ),
+    "qwen2_vl": Sight(
+        {
+            "text_config": TURNED,
+            "vision_config": {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 2},
+            "image_token_id": IMAGE,
+        },
+        PATCHES // 4,
+        patches,
+    ),
+    "qwen2_5_vl": Sight(
+        {
+            "text_config": TURNED,
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "out_hidden_size": 32,
+                "num_heads": 2,
+                "patch_size": 2,
+                "window_size": 8,
+                "fullatt_block_indexes": [1],
+            },
+            "image_token_id": IMAGE,
+        },
+        PATCHES // 4,
+        patches,
+    ),
+    "internvl": Sight(
+        {
+            "text_config": {"model_type": "qwen2", **TEXT},
+            "vision_config": EYES | {"image_size": [SIDE, SIDE], "patch_size": [2, 2]},
+            "image_token_id": IMAGE,
+            "tie_word_embeddings": False,
+        },
+        PATCHES // 4,
+    ),
+}
+
+
+def built(kind: str, **text: int) -> Any:
+    """A random model in float32, all of it frozen, with biases that are not zero. `text`: other numbers of its text."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    said = copy.deepcopy(SIGHTS[kind].config)
+    said["text_config"] |= text
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **said))
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+    return model.requires_grad_(False)
+
+
+def batch(kind: str) -> dict[str, Tensor]:
+    """Two rows: an image's tokens after one of text; half of the text is trained."""
+    sight = SIGHTS[kind]
+    ids = torch.randint(3, 90, (2, sight.tokens + TOKENS), generator=torch.Generator().manual_seed(2))
+    ids[:, 1 : 1 + sight.tokens] = IMAGE
+    labels = ids.clone()
+    labels[:, : -TOKENS // 2] = -100
+    return {"input_ids": ids, "labels": labels, **sight.images(ids)}

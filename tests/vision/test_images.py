@@ -1,0 +1,113 @@
+"""With images in the batch: the loss is the model's own, and just the named parts of the model learn."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sights
+import torch
+from conftest import compiled
+from torch.nn import functional
+
+from factory import registry
+from factory.architecture import FAMILIES, architecture
+from factory.losses import causal_lm
+from factory.methods.lora.targets import PREFIX
+from factory.methods.parts import part_of
+from factory.typed import Reader
+
+METHODS = {"full": (), "freeze": ("method.num_layers=2",), "lora": ("method.rank=4",)}
+PARTS: list[tuple[str, ...]] = [("language",), ("vision",), ("projector",), ("language", "vision", "projector")]
+NO_LAYER = ("gemma3", "lora", "projector")  # it is a matrix of its own: there is no layer that LoRA could stand beside
+CASES = [
+    (kind, method, parts)
+    for kind in sights.SIGHTS
+    for method in METHODS
+    for parts in PARTS
+    if (kind, method, *parts) != NO_LAYER
+]
+
+
+def settings_of(plan: Any, parts: tuple[str, ...]) -> Any:
+    """The method's settings with these parts: no data set has images yet, so that no command line can say so."""
+    reader = Reader()
+    settings = reader.record(
+        registry.spec("methods", plan.steps.attach.method).Settings, plan.steps.attach.settings, "method"
+    )
+    assert not reader.problems
+    return replace(settings, parts=parts)
+
+
+@pytest.mark.parametrize("kind", sights.SIGHTS)
+def test_the_loss_and_its_gradients_are_the_models_own(kind: str) -> None:
+    model = sights.built(kind).double().requires_grad_(True).train()
+    batch = {name: value.double() if value.is_floating_point() else value for name, value in sights.batch(kind).items()}
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits[:, :-1]
+    own = functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum")
+    mine = causal_lm(model, batch | {"labels": labels})
+    torch.testing.assert_close(mine, own, rtol=1e-12, atol=1e-12)
+    trained = dict(model.named_parameters())
+    slopes = [torch.autograd.grad(loss, list(trained.values()), allow_unused=True) for loss in (mine, own)]
+    for name, left, right in zip(trained, *slopes, strict=True):
+        assert (left is None) == (right is None) == name.startswith(sights.SIGHTS[kind].unseen or "-"), name
+        if left is not None:
+            torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
+    with torch.no_grad():
+        other = causal_lm(model, batch | {"labels": labels, "pixel_values": batch["pixel_values"].flip(0)})
+    assert abs(other - mine) > 1e-4, "the images are not seen"
+
+
+@pytest.mark.parametrize(("kind", "method", "parts"), CASES)
+def test_the_named_parts_alone_learn(kind: str, method: str, parts: tuple[str, ...], tiny_model: Path) -> None:
+    """Two steps, as the first of LoRA moves only B."""
+    plan = compiled(f"model.path={tiny_model}", "hardware=cpu", "precision=fp32", f"method={method}", *METHODS[method])
+    settings, run = settings_of(plan, parts), registry.run("methods", method)
+    model = sights.built(kind)
+    assert kind in FAMILIES
+    arch = architecture(model.config.to_dict())
+    model = run.attach(model, settings, plan.steps.attach, arch)
+    optimizer = run.optimizer(model, settings, plan.steps.train, arch)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    before, alive = {name: value.detach().clone() for name, value in model.named_parameters()}, set[str]()
+    for _ in range(2):
+        causal_lm(model.train(), sights.batch(kind)).backward()
+        alive |= {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+        optimizer.step()
+        optimizer.zero_grad()
+    planned = registry.spec("methods", method).trainable(settings, arch)
+    without = {NO_LAYER[2]} if (kind, method) == NO_LAYER[:2] else set()
+    assert {part_of(name.removeprefix(PREFIX), arch) for name in planned} == set(parts) - without
+    reached = {name for name in planned if not name.removeprefix(PREFIX).startswith(sights.SIGHTS[kind].unseen or "-")}
+    assert alive == reached
+    assert {name for name, value in model.named_parameters() if not value.equal(before[name])} == reached
+
+
+@pytest.mark.parametrize("parts", [("language",), ("language", "vision", "projector")])
+@pytest.mark.parametrize("kind", ["llava", "idefics3", "gemma3", "qwen2_vl"])
+def test_recomputed_activations_give_the_same_gradients(kind: str, parts: tuple[str, ...], tiny_model: Path) -> None:
+    from factory.steps.kernels import recompute
+
+    plan = compiled(
+        f"model.path={tiny_model}", "hardware=cpu", "precision=fp32", "compute.activation_checkpointing=true"
+    )
+    settings, slopes = settings_of(plan, parts), []
+    for again in (False, True):
+        model = sights.built(kind)
+        torch.manual_seed(1)
+        model = registry.run("methods", "lora").attach(
+            model, settings, plan.steps.attach, architecture(model.config.to_dict())
+        )
+        for name, value in model.named_parameters():
+            if ".lora_B." in name:
+                value.data.normal_(std=0.1)
+        if again:
+            recompute(model, plan.steps.patch)
+            assert model.is_gradient_checkpointing
+        causal_lm(model.train(), sights.batch(kind)).backward()
+        slopes.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert slopes[0].keys() == slopes[1].keys()
+    for name, slope in slopes[0].items():
+        torch.testing.assert_close(slopes[1][name], slope, rtol=1e-5, atol=1e-6)
