@@ -47,6 +47,7 @@ IN_METHODS = (
     "vera",
 )
 RUNS = {name: (f"method={name}", *FITTING[name]) for name in OPTIONS} | {
+    "ia3": ("method=ia3", "stage.weight_decay=0"),  # a rule
     "lora with dropout": ("method=lora", "method.rank=4", "method.dropout=0.1"),
     "adamw_8bit": ("method=full", "stage.optimizer=adamw_8bit"),
     "pure_bf16": ("method=full", "precision=pure_bf16"),

@@ -1,31 +1,95 @@
-"""On a GPU: mixed precision trains, and each method's tensors are where and what the plan says."""
+"""On a GPU: every option trains in mixed precision, and so does what needs a GPU: paged states, flash, Liger."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from test_methods import FITTING
+
+from factory.look.machine import installed_version
+from factory.optimizers.spec import NEEDS_GPU
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
-METHODS = {"full": (), "lora": ("method.rank=8",), "qlora": ("method.rank=8",)}
+SHORT = (
+    "hardware=single_gpu",
+    "stage.warmup_ratio=0",
+    "stage.logging_steps=1",
+    "stage.save_steps=null",
+)
+LEARNS = (*SHORT, "stage.max_steps=20", "stage.learning_rate=1e-2")
+# few numbers, or small ones: they need a larger rate to be seen above 16 bits' rounding
+SLOW = dict.fromkeys(("ia3", "oft", "vera"), ("stage.learning_rate=0.1",))
+FLASH = {"flash_attention_2": ("flash-attn", 8), "flash_attention_3": ("flash-attn-3", 9)}  # the card's generation
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its embedding has more than 100,000 numbers, below which bitsandbytes pages no state; heads are 64 wide."""
+    return tiny.save(tmp_path_factory.mktemp("wider") / "llama", hidden_size=256)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_trains_on_the_gpu(method: str, precision: str, execute: Callable[..., Any]) -> None:
-    done = execute(
-        f"method={method}",
-        *METHODS[method],
-        "hardware=single_gpu",
-        f"precision={precision}",
-        "stage.max_steps=20",
-        "stage.learning_rate=1e-2",
-        "stage.warmup_ratio=0",
-        "stage.logging_steps=1",
-    )
+@pytest.mark.parametrize("method", FITTING)
+def test_every_option_learns(method: str, precision: str, execute: Callable[..., Any]) -> None:
+    options = (*LEARNS, *FITTING[method], *SLOW.get(method, ()))
+    done = execute(f"method={method}", *options, f"precision={precision}")
     assert {value.device.type for value in done.model.parameters()} == {"cuda"}
     assert {value.dtype for value in done.model.parameters() if value.requires_grad} == {torch.float32}
-    assert sum(done.losses[-3:]) < sum(done.losses[:3])
+    for name, value in done.model.named_parameters():
+        assert value.requires_grad or value.equal(done.start[name]), name
     assert done.result["evaluate"]["perplexity"] < done.result["evaluate"]["perplexity_before"]
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
     assert done.run.memory_by_step["train"] > 0
+
+
+@pytest.mark.parametrize("method", ["apollo", "badam", "full", "galore", "lora"])
+def test_everything_in_bfloat16(method: str, execute: Callable[..., Any]) -> None:
+    done = execute(f"method={method}", *LEARNS, *FITTING[method], "precision=pure_bf16")
+    assert {value.dtype for value in done.model.parameters()} == {torch.bfloat16}
+    assert done.result["evaluate"]["perplexity"] < done.result["evaluate"]["perplexity_before"]
+
+
+@pytest.mark.parametrize("optimizer", sorted(NEEDS_GPU))
+def test_paged_states_step_as_others_and_go_on(optimizer: str, execute: Callable[..., Any], wider: Path) -> None:
+    options = ("method=full", *SHORT, f"model.path={wider}", "stage.max_steps=6", "stage.learning_rate=1e-3")
+    options = (*options, "precision=fp32", "stage.save_total_limit=3")
+    plain = execute(*options, f"stage.optimizer={optimizer.removeprefix('paged_')}", folder="plain")
+    paged = execute(*options, f"stage.optimizer={optimizer}", "stage.save_steps=3", folder="paged")
+    assert paged.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert paged.losses[-1] < paged.losses[0]
+    middle = paged.run.folder.checkpoints / "step-000003"
+    resumed = execute(*options, f"stage.optimizer={optimizer}", "stage.save_steps=3", resume_from=middle)
+    assert resumed.losses == pytest.approx(paged.losses[3:], rel=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("attention", FLASH)
+def test_flash_attention_is_attention(attention: str, packed: bool, execute: Callable[..., Any], wider: Path) -> None:
+    package, generation = FLASH[attention]
+    if installed_version(package) is None or torch.cuda.get_device_capability()[0] < generation:
+        pytest.skip(f"{package} is not installed, or not for this card")
+    options = ("method=lora", *LEARNS, f"model.path={wider}", "precision=bf16", f"data.packing={packed}")
+    options = (*options, "stage.batch_size=1", "evaluate.batch_size=1")  # it isolates packed documents so
+    plain = execute(*options, "compute.attention=sdpa", folder="plain")
+    done = execute(*options, f"compute.attention={attention}", folder="done")
+    assert done.model.config._attn_implementation == attention
+    assert done.losses == pytest.approx(plain.losses, rel=0.01)
+
+
+@pytest.mark.skipif(installed_version("liger-kernel") is None, reason="liger-kernel is not installed")
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_liger_kernels_compute_the_same(method: str, execute: Callable[..., Any], wider: Path) -> None:
+    options = (f"method={method}", *LEARNS, *FITTING[method], f"model.path={wider}", "precision=bf16")
+    plain = execute(*options, folder="plain")
+    done = execute(*options, "compute.kernels=liger", folder="done")
+    assert done.losses == pytest.approx(plain.losses, rel=0.01)
+    assert any("liger" in type(module).forward.__module__ or "liger" in module.forward.__func__.__module__
+               for module in done.model.modules())
+    assert done.result["evaluate"]["perplexity"] == pytest.approx(plain.result["evaluate"]["perplexity"], rel=0.01)
+
+
+def test_a_step_that_overflows_is_skipped(execute: Callable[..., Any]) -> None:
+    """float16's loss scale begins at 65,536: a loss a thousand times as large overflows until it has been halved."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from factory import registry
 from factory.architecture import FAMILIES, architecture
-from factory.losses import causal_lm
+from factory.losses import causal_lm, heads_agree
 from factory.methods.lora.targets import PREFIX
 from factory.methods.parts import part_of
 from factory.typed import Reader
@@ -97,17 +97,36 @@ def test_recomputed_activations_give_the_same_gradients(kind: str, parts: tuple[
     for again in (False, True):
         model = sights.built(kind)
         torch.manual_seed(1)
-        model = registry.run("methods", "lora").attach(
-            model, settings, plan.steps.attach, architecture(model.config.to_dict())
-        )
+        arch = architecture(model.config.to_dict())
+        model = registry.run("methods", "lora").attach(model, settings, plan.steps.attach, arch)
         for name, value in model.named_parameters():
             if ".lora_B." in name:
                 value.data.normal_(std=0.1)
+        calls: list[str] = []
+        layers = model.get_base_model().get_submodule(arch.layers_at)
+        layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append("computed"))
         if again:
             recompute(model, plan.steps.patch)
-            assert model.is_gradient_checkpointing
         causal_lm(model.train(), sights.batch(kind)).backward()
+        assert len(calls) == 1 + again
         slopes.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert slopes[0].keys() == slopes[1].keys()
     for name, slope in slopes[0].items():
         torch.testing.assert_close(slopes[1][name], slope, rtol=1e-5, atol=1e-6)
+
+
+def test_llama4_reads_text_by_its_language_model() -> None:
+    """transformers 5.24 cannot call its class that sees; a text goes through the language model alone."""
+    from families import built_of, of
+
+    model = built_of(of("llama4"), "cpu").double().requires_grad_(False)
+    assert type(model).__name__ == "Llama4ForConditionalGeneration"
+    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(2))
+    embedded = model.get_input_embeddings()(ids)
+    logits = model.language_model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
+    own = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="sum")
+    text = {"input_ids": ids, "labels": ids}
+    torch.testing.assert_close(causal_lm(model, text), own, rtol=1e-12, atol=1e-12)
+    assert heads_agree(model, text) < 1e-12
+    with pytest.raises(AssertionError, match="no notice of an image"):
+        causal_lm(model, text | {"pixel_values": sights.pixels(2).double()})

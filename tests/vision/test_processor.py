@@ -11,7 +11,7 @@ import tiny
 import torch
 from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor
 
-from factory.steps.load import PROCESSOR_FILES, read_processor
+from factory.steps.load import PROCESSOR_FILES
 
 SHORT = ("stage.max_steps=1", "data.max_samples=8", "data.max_length=64", "stage=pt", "precision=fp32")
 METHODS = {"lora": ("method=lora", "method.rank=2"), "full": ("method=full",)}
@@ -75,3 +75,24 @@ def test_a_model_of_text_alone_has_none(execute: Callable[..., Any]) -> None:
     done = execute(*METHODS["lora"], *SHORT)
     assert not [text for text in notes(done) if "processor" in text]
     assert not any((done.run.folder.model / name).exists() for name in PROCESSOR_FILES)
+
+
+def test_a_hub_models_files_come_from_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One is there, one is not in the repository; of the third the hub, which cannot be reached, would know."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    (tmp_path / "cached").write_bytes(b"{}")
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(path: str, name: str, *, revision: str | None) -> str:
+        asked.append((path, name, revision))
+        if len(asked) == 2:
+            raise EntryNotFoundError("it is not in the repository")
+        if len(asked) == 3:
+            raise LocalEntryNotFoundError("it is not in the cache")
+        return str(tmp_path / "cached")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert read_processor("someone/model", "abc") == {PROCESSOR_FILES[0]: b"{}"}
+    assert asked == [("someone/model", name, "abc") for name in PROCESSOR_FILES]

@@ -1,6 +1,7 @@
 """A quantized base: the decoder's linear layers and no others, and as many bytes as the plan says."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import sights
 import tiny
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from torch import Tensor
 
+from factory.architecture import architecture
 from factory.losses import causal_lm
 
 SHORT = ("method.rank=4", "stage.max_steps=2", "data.max_samples=8", "data.max_length=64", "stage=pt", "precision=fp32")
@@ -38,12 +41,23 @@ def held(model: Any) -> int:
     total = sum(value.nbytes for value in model.parameters())
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            state: Any = module.weight.quant_state
+            weight: Any = module.weight
+            state = weight.quant_state
             constants = [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
             total += sum(value.nbytes for value in constants)
         elif isinstance(module, Linear8bitLt):  # they lie with the weight until it is used first
+            assert module.state.SCB is not None
             total += module.state.SCB.nbytes
     return total
+
+
+def quantized(model: Any) -> set[str]:
+    """The layers whose weights are not held as they were read, adapters left aside."""
+    layers = {name.removesuffix(".base_layer"): module for name, module in model.get_base_model().named_modules()}
+    linears = {name: module for name, module in layers.items() if isinstance(module, torch.nn.Linear)}
+    return {
+        name for name, it in linears.items() if type(it) is not torch.nn.Linear or type(it.weight.data) is not Tensor
+    }
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -51,14 +65,21 @@ def held(model: Any) -> int:
 def test_the_decoders_linear_layers_alone(kind: str, bits: str, tmp_path: Path, execute: Callable[..., Any]) -> None:
     done = execute(f"model.path={saved(kind, tmp_path / 'base')}", *BITS[bits], *SHORT)
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-    inner = done.model.get_base_model()
-    quantized = {name for name, module in inner.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
-    decoder = {name for name in quantized if ".layers." in name and "vision" not in name and "visual" not in name}
-    assert quantized == decoder
-    layers = [value for name, value in inner.named_modules() if name.endswith(".down_proj.base_layer")]
-    assert len(layers) >= 2
-    assert all(isinstance(layer, Linear4bit | Linear8bitLt) for layer in layers)
+    linears = set(architecture(done.run.plan.steps.load.config).linears())
+    assert not any("vision" in name or "visual" in name or "gate" in name.split(".") for name in linears)
+    assert quantized(done.model) == linears
     assert held(done.model) == done.run.plan.estimate.memory.weights
+
+
+@pytest.mark.parametrize("library", ["torchao", "quanto"])
+def test_by_other_libraries_too(library: str, tmp_path: Path, execute: Callable[..., Any]) -> None:
+    module = {"quanto": "optimum.quanto"}.get(library, library)
+    if find_spec(module.partition(".")[0]) is None or find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    way = ("method=lora", "method.quantization.bits=8", f"method.quantization.method={library}")
+    done = execute(f"model.path={saved('llava', tmp_path / 'base')}", *way, *SHORT)
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+    assert quantized(done.model) == set(architecture(done.run.plan.steps.load.config).linears())
 
 
 @pytest.mark.parametrize("bits", BITS)
