@@ -13,8 +13,8 @@ from factory.facts import Facts
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
-from factory.steps.vocabulary import Vocabulary, grown, vocabulary
 from factory.typed import to_tree
+from factory.vocabulary import Vocabulary, grown, vocabulary
 from factory.words import size
 
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it

@@ -8,7 +8,7 @@ from factory.architecture import REMOTE_CODE, Shape
 from factory.compile.rule import Case, Rule, value_of
 from factory.optimizers import spec as optimizers
 from factory.quantizers import spec as quantizers
-from factory.steps.vocabulary import resized
+from factory.vocabulary import resized
 
 # what a choice needs installed: (key, value) → distribution
 NEEDS = {
@@ -293,6 +293,11 @@ def _vocabulary_unknown(case: Case) -> str | None:
     return "how many tokens the tokenizer has is not known before the model is there" if unknown else None
 
 
+def _padding_unread(case: Case) -> str | None:
+    grows = case.arch.vocabulary != case.read_rows
+    return "the vocabulary does not grow" if case.settings.model.pad_vocabulary_to and not grows else None
+
+
 def _not_isolated(case: Case) -> str | None:
     isolate = case.settings.data.isolate_documents
     isolated = _is_packed(case) and (case.settings.stage.name != "pt" if isolate == "auto" else isolate)
@@ -304,6 +309,7 @@ RULES: tuple[Rule, ...] = (
     Rule("rope-missing", _rope_missing),
     Rule("new-tokens-never-learn", _new_tokens_never_learn),
     Rule("vocabulary-unknown", _vocabulary_unknown),
+    Rule("padding-unread", _padding_unread),
     Rule("isolation-unsupported", _not_isolated),
     Rule("quantized-weights", _quantized),
     Rule("no-data", _no_data),

@@ -17,7 +17,7 @@ from factory.look.walked import gguf_config, walked
 from factory.refusal import UserError, refuse
 from factory.run.folder import read_json
 from factory.settings import Settings
-from factory.steps.vocabulary import tokens_in
+from factory.vocabulary import tokens_in
 
 _HUB_PATIENCE = 10  # seconds
 _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
@@ -44,14 +44,22 @@ def _found(model: schema.Model, *, training: bool) -> ModelFacts:
     numbers = dict(model.architecture or {})
     if named and model.package and (file := package_file(model.package)):
         fingerprint = package_fingerprint(file)
-        return ModelFacts(source="package", path=str(file), config=numbers, fingerprint=fingerprint, chat_template=True)
+        return ModelFacts(
+            source="package",
+            path=str(file),
+            config=numbers,
+            fingerprint=fingerprint,
+            chat_template=True,
+            tokens=int(numbers["vocab_size"]),  # a row for each token, which `load` checks
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("."):
         wrong = "it is a file, and no GGUF" if path.exists() else "there is no such folder or file"
         raise refuse("model-missing", f"model.path={model.path}", wrong)
     revision = model.revision or "main"
     if named and not training:
         return _hub(model.path, numbers, revision)
-    return _hub(model.path, *_hub_config(model.path, revision))
+    found = _hub(model.path, *_hub_config(model.path, revision))
+    return replace(found, tokens=_hub_tokens(model.path, found.revision)) if training and model.new_tokens else found
 
 
 def package_file(package: str) -> Path | None:
@@ -113,6 +121,16 @@ def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         wrong = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})"
     raise refuse("model-unreachable", f"model.path={path}", wrong)
+
+
+def _hub_tokens(path: str, revision: str | None) -> int | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return tokens_in(Path(hf_hub_download(path, "tokenizer.json", revision=revision)).parent)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return None  # a rule says so
 
 
 def _refuse_no_network(url: str) -> None:

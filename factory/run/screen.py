@@ -1,5 +1,6 @@
 """What a person sees, in the terminal and in run.log alike."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from factory.plan import Plan
 from factory.words import size
 
 _LOG_WIDTH = 120
+_NAMED = 8  # modules that a plan names
 _WIDE = 110  # columns from which a table shows what can be left out
 
 
@@ -88,7 +90,10 @@ def plan_panel(plan: Plan) -> Panel:
     bits = steps.quantize.bits
     double = ", double quantization" if steps.quantize.double_quantization else ""
     add("quantize", f"{bits}-bit {steps.quantize.type}{double}" if bits else "no")
-    add("attach", f"{steps.attach.method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
+    method = plan.options.get("method", steps.attach.method)
+    trained = ", ".join(_short(counted.trainable_by_module))
+    add("attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
+    add("", f"[dim]in {trained}[/dim]")
     for name, source in steps.align.sources.items():
         add("align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes")
     isolated = ", documents isolated" if steps.pack.isolate_documents else ""
@@ -114,6 +119,12 @@ def plan_panel(plan: Plan) -> Panel:
     for warning in plan.warnings:
         add("warning", f"[yellow]{_plain(warning)}[/yellow]")
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _short(modules: Iterable[str]) -> list[str]:
+    """The modules' last names, each once, and no more than a few."""
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    return names if len(names) <= _NAMED else [*names[:_NAMED], f"{len(names) - _NAMED} more"]
 
 
 def report_panel(report: dict[str, Any], folder: Path) -> Panel:

@@ -12,9 +12,10 @@ from factory.steps import source
 from factory.steps.kernels import compile_layers, recompute, replace_kernels
 from factory.steps.pack import Dataset
 from factory.steps.quantize import after_reading, while_reading
-from factory.steps.vocabulary import as_said, grow, grown
+from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
 from factory.typed import Reader
+from factory.vocabulary import as_said, grown
 
 
 def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[str, Any]:

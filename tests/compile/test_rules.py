@@ -187,6 +187,11 @@ TABLE = (
         "{linear} data.max_length=300",
     ),
     row(
+        "padding-unread",
+        "model.pad_vocabulary_to=64",
+        "model.pad_vocabulary_to=64 model.new_tokens=['<a>']",
+    ),
+    row(
         "isolation-unsupported",
         "{opt} data.packing=true",
         "{opt} data.packing=true data.isolate_documents=false",

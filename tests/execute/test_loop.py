@@ -1,17 +1,22 @@
 """The training loop: each number it logs, and each weight it leaves, is what plain torch and transformers give."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from math import exp
+from functools import partial
+from math import exp, isfinite
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import compiled
+from test_methods import FITTING
 from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.data.batches import micro_batches
+from factory.steps import train
 
 Execute = Callable[..., Any]
 PLAIN = (
@@ -134,6 +139,35 @@ def test_every_precision_learns_alike(method: str, precision: str, execute: Exec
     frozen = torch.float32 if precision == "fp32" else torch.bfloat16
     assert dtypes[True] == {torch.bfloat16 if precision == "pure_bf16" else torch.float32}
     assert dtypes[False] == ({frozen} if method == "lora" else set())
+
+
+@pytest.mark.parametrize("method", ["full", "galore", "badam", "badam_ratio", "lora_plus"])
+def test_a_step_that_overflows_in_float16_moves_nothing(
+    method: str, execute: Execute, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss's scale begins too high, and is halved after each step that overflows. (A GPU's plan on a CPU.)"""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**30))
+    seen: list[tuple[bool, dict[str, torch.Tensor]]] = []
+    original = train._clipped_norm
+
+    def norm(optimizer: Any, trained: dict[str, Any], limit: float | None) -> float:
+        found = original(optimizer, trained, limit)
+        seen.append((isfinite(found), {name: value.detach().clone() for name, value in trained.items()}))
+        return found
+
+    monkeypatch.setattr(train, "_clipped_norm", norm)
+    base = ("hardware=cpu", "tracking=none", "evaluate.samples=0", f"model.path={tiny_model}")
+    plan = compiled(*base, f"method={method}", *FITTING[method], *PLAIN, "precision=bf16", "stage.max_steps=14")
+    steps = replace(plan.steps, train=replace(plan.steps.train, autocast="float16"))
+    done = execute(plan=replace(plan, steps=steps))
+    finite = [whole for whole, _ in seen]
+    assert not finite[0] and sum(finite) > 2
+    assert [line["grad_norm"] is not None for line in done.metrics] == finite
+    after = [*(weights for _, weights in seen[1:]), dict(done.model.named_parameters())]
+    for (whole, before), now in zip(seen, after, strict=True):
+        assert any(not value.equal(now[name]) for name, value in before.items()) == whole
+        assert all(value.isfinite().all() for value in now.values())
+    assert done.run.checks["gradients_alive"]["passed"]
 
 
 def test_eight_bit_adamw_keeps_eight_bits(execute: Execute) -> None:

@@ -12,20 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.refusal import UserError
-from factory.steps.vocabulary import (
-    Vocabulary,
-    adapted,
-    add_tokens,
-    grow,
-    layers,
-    near_mean,
-    resized,
-    tokens_in,
-    tokens_of,
-    trainable,
-    vocabulary,
-)
+from factory.steps.vocabulary import add_tokens, grow, near_mean, tokens_of
 from factory.steps.walk import walk
+from factory.vocabulary import Vocabulary, adapted, layers, resized, tokens_in, trainable, vocabulary
 
 NEW = ("<tool>", "</tool>", "<think>")
 

@@ -51,7 +51,7 @@ def test_the_loss_and_its_gradients_are_the_models_own(kind: str) -> None:
     trained = dict(model.named_parameters())
     slopes = [torch.autograd.grad(loss, list(trained.values()), allow_unused=True) for loss in (mine, own)]
     for name, left, right in zip(trained, *slopes, strict=True):
-        assert (left is None) == (right is None) == name.startswith(sights.SIGHTS[kind].unseen or "-"), name
+        assert (left is None) == (right is None) == name.startswith(sights.SIGHTS[kind].unseen), name
         if left is not None:
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_the_named_parts_alone_learn(kind: str, method: str, parts: tuple[str, .
     planned = registry.spec("methods", method).trainable(settings, arch)
     without = {NO_LAYER[2]} if (kind, method) == NO_LAYER[:2] else set()
     assert {part_of(name.removeprefix(PREFIX), arch) for name in planned} == set(parts) - without
-    reached = {name for name in planned if not name.removeprefix(PREFIX).startswith(sights.SIGHTS[kind].unseen or "-")}
+    reached = {name for name in planned if not name.removeprefix(PREFIX).startswith(sights.SIGHTS[kind].unseen)}
     assert alive == reached
     assert {name for name, value in model.named_parameters() if not value.equal(before[name])} == reached
 

@@ -11,7 +11,7 @@ import tiny
 import torch
 from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor
 
-from factory.steps.load import PROCESSOR_FILES
+from factory.steps.load import PROCESSOR_FILES, read_processor
 
 SHORT = ("stage.max_steps=1", "data.max_samples=8", "data.max_length=64", "stage=pt", "precision=fp32")
 METHODS = {"lora": ("method=lora", "method.rank=2"), "full": ("method=full",)}

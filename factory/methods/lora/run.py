@@ -2,13 +2,13 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from factory import vocabulary
 from factory.architecture import Architecture
 from factory.methods.lora.spec import Settings, starts_from_weights, targets
 from factory.methods.lora.start import initialize
 from factory.optimizers.run import plain
 from factory.plan import Attach, Train
 from factory.refusal import refuse
-from factory.steps import vocabulary
 
 __all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer"]
 

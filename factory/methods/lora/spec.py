@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
+from factory import vocabulary
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import PREFIX, Adapter, misread, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
-from factory.steps import vocabulary
 from factory.typed import key
 
 __all__ = ["RULES", "Settings", "notes", "optimizer_bytes", "scaling", "starts_from_weights", "targets", "trainable"]
