@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from factory import registry, templates
 from factory.architecture import REMOTE_CODE, Shape
 from factory.compile.rule import Case, Rule, value_of
+from factory.methods import parts
 from factory.optimizers import spec as optimizers
 from factory.quantizers import spec as quantizers
 from factory.vocabulary import resized
@@ -340,6 +341,7 @@ RULES: tuple[Rule, ...] = (
     Rule("flash-packing", _flash_packing),
     Rule("flash-precision", _flash_precision),
     Rule("scaled-already", _scaled_already),
+    Rule("parts-need-images", parts.needs_images),
     *optimizers.RULES,
     *quantizers.RULES,
 )

@@ -221,7 +221,7 @@ def _fingerprint(files: list[Path]) -> str:
 
 
 def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():  # a processor's
         return True
     return bool((read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
 

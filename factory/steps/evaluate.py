@@ -70,11 +70,13 @@ def _answer(run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, p
     """The greedy answer to a prompt."""
     import torch
 
+    from factory.losses import text_model
+
     run.stop_if_asked()
     device, autocast = run.plan.steps.load.device, run.plan.steps.train.autocast
     ids = torch.tensor([prompt], device=device)
     with torch.no_grad(), torch.autocast(device, getattr(torch, autocast or "float32"), enabled=autocast is not None):
-        given = model.generate(
+        given = text_model(model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=run.plan.steps.evaluate.max_new_tokens,

@@ -31,7 +31,7 @@ def recompute(model: Any, plan: Patch) -> None:
 
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _dear())
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    model.enable_input_require_grads()
+    model.disable_input_require_grads()  # made for reentrant ones: with them all that is frozen is walked back too
 
 
 def _dear() -> list[Any]:

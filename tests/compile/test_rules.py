@@ -216,6 +216,11 @@ TABLE = (
         Legal(("{hub}",), {"threads": 2}),
         "model.new_tokens=['<a>']",
     ),
+    row("parts-need-images", "{llava} method=lora method.parts=[vision]", "{llava} method=lora"),
+    row("parts-need-images", "{llava} method=full method.parts=[language,projector]", "{llava} method=full"),
+    row(
+        "parts-need-images", "{llava} method=freeze {one} method.parts=[language,vision]", "{llava} method=freeze {one}"
+    ),
     row("scaled-already", "{scaled} model.rope_scaling=linear data.max_length=512", "{scaled} data.max_length=200"),
     row("target-modules", "method.target_modules=[q_prj]", "method.target_modules=[q_proj,mlp.down_proj]"),
     row("target-modules", "method.target_modules=[]", "method.target_modules=all-linear"),
@@ -414,6 +419,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     tiny.save(folder / "gpt2", model_type="gpt2", n_inner=64, num_key_value_heads=4)
     tiny.save(folder / "odd", hidden_size=24, intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
     tiny.save(folder / "glm4_moe", **GLM4_MOE)
+    see(folder / "llava")
     said: dict[str, dict[str, Any]] = {name: {"quantization_config": said} for name, said in SAID.items()}
     said["misfit"] = {"intermediate_size": 65}
     said["remote"] = {"model_type": "baichuan", "auto_map": {}}
@@ -423,6 +429,18 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
         config = {key: value for key, value in config.items() if value is not None}
         (folder / name / "config.json").write_text(json.dumps(config))
     return {path.name: path for path in folder.iterdir()} | {"bare": bare, "scaled": scaled}
+
+
+def see(folder: Path) -> None:
+    """A tiny model that sees."""
+    from transformers import AutoModelForImageTextToText, LlavaConfig
+
+    eyes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    eyes |= {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 2, "projection_dim": 16}
+    AutoModelForImageTextToText.from_config(LlavaConfig(vision_config=eyes, text_config=tiny.config())).save_pretrained(
+        folder
+    )
+    tiny.tokenizer().save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")

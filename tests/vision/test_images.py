@@ -130,3 +130,28 @@ def test_llama4_reads_text_by_its_language_model() -> None:
     assert heads_agree(model, text) < 1e-12
     with pytest.raises(AssertionError, match="no notice of an image"):
         causal_lm(model, text | {"pixel_values": sights.pixels(2).double()})
+
+
+@pytest.mark.parametrize("kind", sights.SIGHTS)
+def test_what_is_frozen_is_not_walked_back(kind: str) -> None:
+    """Checkpointing or not, a frozen tower and the layers below the lowest trained one keep no graph."""
+    from types import SimpleNamespace
+
+    from factory.steps.kernels import recompute
+
+    graphs: list[set[str]] = []
+    for again in (False, True):
+        model, graph = sights.built(kind), set[str]()
+        arch = architecture(model.config.to_dict())
+        for name in arch.layer_tensors(1):
+            model.get_parameter(name).requires_grad_(True)
+        recompute(model, SimpleNamespace(activation_checkpointing=again))  # type: ignore[arg-type]
+        for name in arch.linears() | arch.part_linears:
+
+            def look(_module: Any, _given: Any, out: Any, name: str = name, graph: set[str] = graph) -> None:
+                graph.update({name} if out.requires_grad else ())
+
+            model.get_submodule(name).register_forward_hook(look)
+        causal_lm(model.train(), sights.batch(kind)).backward()
+        graphs.append(graph)
+    assert graphs[0] == graphs[1] == {f"{arch.layers_at}.1.{name}" for name in arch.blocks[1].linears}
