@@ -27,11 +27,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFacts:
-    """A saved PEFT adapter; `shapes` are of its tensors as they are named in its file."""
+    """A saved PEFT adapter: its adapter_config.json, and its tensors' shapes by their names in its file.
+
+    `base` is the config.json that its base must be read with; None: the base's own.
+    """
 
     path: str
-    kind: str  # PEFT's word: LORA …
-    base: str | None
+    config: dict[str, Any]
+    base: dict[str, Any] | None
     shapes: dict[str, Shape]
     fingerprint: str
 

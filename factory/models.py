@@ -16,7 +16,7 @@ class Row:
     option: str
     path: str
     family: str
-    parameters: int
+    parameters: int | None  # None: an option of the user's own, whose folder is read when it is planned
     context_length: int | None
     template: str
     license: str
@@ -52,7 +52,7 @@ def rows(words: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> list
     if not chosen:
         hint = did_you_mean(words[-1], [row.option for row in found] + [row.family for row in found])
         raise refuse("no-such-model", " ".join(words), "no model option has all of these words", hint=hint)
-    return sorted(chosen, key=lambda row: (row.family, row.parameters, row.option))
+    return sorted(chosen, key=lambda row: (row.family, row.parameters or 0, row.option))
 
 
 def _row(option: str, config_dirs: tuple[str, ...]) -> Row:
@@ -65,7 +65,7 @@ def _row(option: str, config_dirs: tuple[str, ...]) -> Row:
         option=option,
         path=tree["hub"] if tree["path"] == "${model.hub}" else tree["path"],
         family=tree["family"] or "",
-        parameters=arch.parameters() if arch else 0,
+        parameters=arch.parameters() if arch else None,
         context_length=tree["context_length"] or (arch.context_length if arch else None),
         template=tree["template"],
         license=tree["license"] or "",

@@ -15,6 +15,7 @@ from factory.typed import Reader, to_tree
 VERSION = 1
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
 Dtype = Literal["float32", "bfloat16", "float16"]
+BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import importlib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["methods", "stages"]
 _PACKAGE = Path(__file__).parent
@@ -26,3 +26,8 @@ def spec(kind: Kind, name: str) -> ModuleType:
 
 def run(kind: Kind, name: str) -> ModuleType:
     return importlib.import_module(f"factory.{kind}.{name}.run")
+
+
+def hook(module: ModuleType, name: str, default: Any = None) -> Any:
+    """What a spec or a run may have, or the default: listed in the docstrings of `methods` and `stages`."""
+    return getattr(module, name, default)

@@ -23,8 +23,8 @@ class Model:
     rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = key(
         "how positions beyond the context are reached"
     )
-    adapter: str | None = key("a saved adapter (folder or hub id) of this base to go on from")
-    new_tokens: tuple[str, ...] = key("tokens to add to the vocabulary; their rows start at the mean of the old ones")
+    adapter: str | None = key("folder of a saved adapter of this base to go on from")
+    new_tokens: tuple[str, ...] = key("tokens to add to the vocabulary; their rows start near the mean of the old ones")
     pad_vocabulary_to: int | None = key(
         "a resized embedding has a multiple of so many rows; null: as many as tokens", low=1
     )

@@ -5,7 +5,7 @@ Each family is a row of what differs. What has experts or a compressed attention
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from factory.architecture.types import Architecture, Block, Shape
@@ -181,7 +181,8 @@ class Family:
     norm_bias: bool = False
     last_norm: str | None = "model.norm"
     head_bias: Flag = False
-    experts_per_token: Callable[[Config], float] = lambda config: 1.0
+    active_expert_share: Callable[[Config], float] = lambda config: 1.0
+    fixed: tuple[str, ...] = ()  # the ends of the names of what its class never trains
     aliases: dict[str, str] = field(default_factory=dict)
     defaults: Config = field(default_factory=dict)
 
@@ -212,8 +213,9 @@ def decoder(family: Family) -> Callable[[Config], Architecture]:
         config = uniform(config, family.defaults, ALIASES | family.aliases)
         n = numbers(config, family.head_dim)
         blocks = tuple(layer(family, config, n, index) for index in range(n.layers))
-        share = family.experts_per_token(config)
-        return of_blocks(config, n, blocks, outside(family, config, n), experts_per_token=share)
+        share = family.active_expert_share(config)
+        made = of_blocks(config, n, blocks, outside(family, config, n), active_expert_share=share)
+        return replace(made, fixed=tuple(name for name, _ in made.tensors() if name.endswith(family.fixed)))
 
     return build
 

@@ -105,7 +105,8 @@ class Experts:
 
 
 def sparse(experts: Experts, **family: Any) -> Family:
-    return Family(feed_forward=experts, experts_per_token=experts.share, **family)
+    fixed = (f".{experts.correction}",) if experts.correction else ()
+    return Family(feed_forward=experts, active_expert_share=experts.share, fixed=fixed, **family)
 
 
 def times_shared(width: str, count: str) -> Callable[[Config], int]:

@@ -29,7 +29,7 @@ class Layout:
     defaults: Config = field(default_factory=dict)
     nested: tuple[str, ...] = ()  # keys whose value has more of the numbers
     kv_heads: Callable[[Config, Numbers], int] = lambda config, n: n.kv_heads
-    experts_per_token: Callable[[Config], float] = lambda config: 1.0
+    active_expert_share: Callable[[Config], float] = lambda config: 1.0
 
 
 def laid_out(layout: Layout) -> Callable[[Config], Architecture]:
@@ -44,8 +44,8 @@ def laid_out(layout: Layout) -> Callable[[Config], Architecture]:
         embedding(outside, layout, config, n)
         layout.more(outside, config, n)
         names = {"layers_at": layout.layers_at, "embedding": layout.embedding, "head": layout.head}
-        share = layout.experts_per_token(config)
-        return of_blocks(config, n, (block,) * n.layers, outside.tensors, **names, experts_per_token=share)
+        share = layout.active_expert_share(config)
+        return of_blocks(config, n, (block,) * n.layers, outside.tensors, **names, active_expert_share=share)
 
     return build
 
@@ -310,7 +310,7 @@ LAYOUTS: dict[str, Layout] = {
         nested=("attn_config", "ffn_config"),
         defaults={"kv_n_heads": 1, "ffn_hidden_size": 3584, "moe_num_experts": 4, "moe_top_k": 1},
         kv_heads=lambda config, n: int(config["kv_n_heads"]),
-        experts_per_token=lambda config: int(config["moe_top_k"]) / int(config["moe_num_experts"]),
+        active_expert_share=lambda config: int(config["moe_top_k"]) / int(config["moe_num_experts"]),
     ),
     # their code comes with the weights
     "chatglm": Layout(

@@ -1,6 +1,6 @@
 """What planning knows of a model: its tensors, layer by layer, and the numbers that its activations follow from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from math import prod
 from typing import Any
@@ -40,8 +40,9 @@ class Block:
 class Architecture:
     """`blocks` are the decoder layers; `outside` is all else: embedding, last norm, head, and a vision model's parts.
 
-    `parts` names what a vision model has beside the language model, by the prefix of its tensors; `part_linears` are
-    the linear layers in there. A tied head is no tensor of its own: it is the embedding.
+    `parts` names what a vision model has beside what reads text, by the prefix of its tensors; `part_linears` are the
+    linear layers in there, as far as they are outside the decoder. A tied head is no tensor of its own: it is the
+    embedding.
     """
 
     kind: str  # model_type
@@ -61,7 +62,8 @@ class Architecture:
     parts: dict[str, str] = field(default_factory=dict)
     part_linears: dict[str, Shape] = field(default_factory=dict)
     new_rows: range = range(0)  # ids whose rows nobody has trained yet; an adapter trains them
-    experts_per_token: float = 1.0  # the share of the experts that a token passes through
+    active_expert_share: float = 1.0  # of the experts: those that a token passes through
+    fixed: tuple[str, ...] = ()  # parameters that the model's class itself never trains
 
     @property
     def layers(self) -> int:
@@ -97,7 +99,7 @@ class Architecture:
     def forward_flops_per_token(self) -> int:
         """Multiply-adds counted as two, attention's own products left out (Kaplan et al. 2020, section 2.1)."""
         linears = sum(prod(shape) for shape in self.linears().values())
-        experts = sum(prod(shape) for shape in self.experts().values()) * self.experts_per_token
+        experts = sum(prod(shape) for shape in self.experts().values()) * self.active_expert_share
         return round(2 * (linears + experts + self.vocabulary * self.hidden))
 
     def as_json(self) -> dict[str, Any]:
@@ -115,7 +117,16 @@ class Architecture:
         alike = [Block(**{name: _shapes(part) for name, part in block.items()}) for block in values.pop("alike")]
         values["blocks"] = tuple(alike[index] for index in values["blocks"])
         values |= {name: _shapes(values[name]) for name in ("outside", "part_linears")}
+        values["fixed"] = tuple(values["fixed"])
         return Architecture(**values)
+
+
+def image_layers(layers_at: str, blocks: Iterable[Block]) -> dict[str, str]:
+    """The decoder layers that attend to images, and that a text skips, as parts (Llama 3.2 Vision)."""
+    found = [
+        index for index, block in enumerate(blocks) if any(name.startswith("cross_attn.") for name in block.linears)
+    ]
+    return {f"layers.{index}": f"{layers_at}.{index}." for index in found}
 
 
 def _shapes(tree: dict[str, list[int]]) -> dict[str, Shape]:

@@ -7,7 +7,7 @@ from typing import Any
 from factory.architecture import dense, experts
 from factory.architecture.dense import Config, Family, Numbers, QueryKeyNorm, attention, decoder, gated
 from factory.architecture.towers import TOWERS, Tower
-from factory.architecture.types import Architecture, Block, Shape
+from factory.architecture.types import Architecture, Block, Shape, image_layers
 from factory.refusal import did_you_mean, refuse
 
 
@@ -234,7 +234,7 @@ def joined(model: Vision, config: Config, language: Architecture, parts: Block) 
     outside = renamed(renamed(language.outside, "model.", f"{at}."), "lm_head.", f"{model.head}.")
     rows, hidden = outside[f"{at}.embed_tokens.weight"]
     outside[f"{at}.embed_tokens.weight"] = (rows + model.extra_embeddings, hidden)
-    names = {name.partition(".")[0] for name in parts.tensors if "." in name}
+    names = {name.partition(".")[0] for name in parts.tensors}
     return replace(
         language,
         kind=str(config["model_type"]),
@@ -242,7 +242,7 @@ def joined(model: Vision, config: Config, language: Architecture, parts: Block) 
         embedding=f"{at}.embed_tokens",
         head=model.head,
         outside={**outside, **{f"{model.above}{name}": shape for name, shape in parts.tensors.items()}},
-        parts={name: f"{model.above}{name}." for name in names},
+        parts={name: f"{model.above}{name}." for name in names} | image_layers(f"{at}.layers", language.blocks),
         part_linears={f"{model.above}{name}": shape for name, shape in parts.linears.items()},
     )
 

@@ -6,18 +6,18 @@ from typing import Any
 
 from factory import plan, registry, schema
 from factory.architecture import Architecture, architecture
+from factory.compile import choices
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
-from factory.compile.rules import attention_of, context_length, rules_for
+from factory.compile.rules import attention_of, rules_for
 from factory.facts import Facts
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
 from factory.typed import to_tree
-from factory.vocabulary import Vocabulary, grown, vocabulary
+from factory.vocabulary import vocabulary
 from factory.words import size
 
-MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
 VALIDATION_ROWS = 200  # at most, whatever data.validation_fraction says
 
 
@@ -50,7 +50,7 @@ def compile(
             refusal for rule in rules if rule.applies(bad_keys, case) and (refusal := rule.check(case)) is not None
         ]
     refusals = [refusal for refusal in found if training or not refusal.machine]
-    if refusals or case.found_arch is None:
+    if refusals or not case.known:
         return refusals or found
     made = _plan(case, tuple(_warning(refusal) for refusal in found))
     lacking = _against_memory(made)
@@ -61,28 +61,22 @@ def compile(
 
 def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:
     if facts.model is None:
-        return Case(settings=settings, facts=facts, found_arch=None), []
+        return Case(settings=settings, facts=facts, read=None, rows=None), []
     try:
-        arch = grown(facts.model.walked or architecture(facts.model.config), planned_vocabulary(settings, facts))
+        read = facts.model.walked or architecture(facts.model.config)
     except UserError as error:
-        return Case(settings=settings, facts=facts, found_arch=None), list(error.refusals)
-    return Case(settings=settings, facts=facts, found_arch=arch), []
+        return Case(settings=settings, facts=facts, read=None, rows=None), list(error.refusals)
+    # where the tokenizer is not known yet it is taken to fit the embedding: the executor checks it
+    tokens = read.vocabulary if facts.model.tokens is None else facts.model.tokens
+    added, multiple = len(settings.model.new_tokens), settings.model.pad_vocabulary_to
+    rows = vocabulary(rows=read.vocabulary, tokens=tokens, added=added, multiple=multiple)
+    return Case(settings=settings, facts=facts, read=read, rows=rows), []
 
 
 def _model_name(settings: Settings) -> str:
     """The option, or what stands in its place: another `model.path`."""
     own = settings.model.path == settings.model.hub
     return settings.options.get("model", "") if own else settings.model.path.rstrip("/").rpartition("/")[2]
-
-
-def planned_vocabulary(settings: Settings, facts: Facts) -> Vocabulary:
-    """Where the tokenizer is not known yet it is taken to fit the embedding: the executor checks it."""
-    assert facts.model is not None
-    arch, model = facts.model.walked or architecture(facts.model.config), settings.model
-    tokens = arch.vocabulary if facts.model.tokens is None else facts.model.tokens
-    return vocabulary(
-        rows=arch.vocabulary, tokens=tokens, added=len(model.new_tokens), multiple=model.pad_vocabulary_to
-    )
 
 
 def _nothing(method: Any, arch: Architecture) -> tuple[str, ...]:
@@ -98,7 +92,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     numbers = _numbers(case, notes)
     method, spec = settings.method, registry.spec("methods", settings.method.name)
     shapes = spec.trainable(method, arch)
-    context = context_length(case)
+    context = choices.context_length(case)
     assert context is not None  # a rule
     pack = _pack(case, context, notes)
     attention = attention_of(case)
@@ -132,7 +126,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         dtype=numbers.trained,
         trainable=sum(prod(shape) for shape in shapes.values()),
     )
-    rows = planned_vocabulary(settings, facts)
+    rows = case.vocabulary
     patch = plan.Patch(
         attention=attention,
         group_size=group_size,
@@ -188,9 +182,8 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
 
 
 def _numbers(case: Case, notes: list[str]) -> Numbers:
-    name = case.settings.precision.name
-    if name == "auto":
-        name, why = _auto_precision(case)
+    name, why = choices.precision(case)
+    if why:
         notes.append(f"precision=auto: {name}, as {why}")
     numbers = PRECISIONS[name]
     spec = registry.spec("methods", case.settings.method.name)
@@ -200,43 +193,25 @@ def _numbers(case: Case, notes: list[str]) -> Numbers:
     return numbers
 
 
-def _auto_precision(case: Case) -> tuple[str, str]:
-    machine, hardware = case.facts.machine, case.settings.hardware
-    if case.device == "cpu":
-        if machine.cpu_bf16:
-            return "bf16", "this CPU multiplies bfloat16 natively (measured: 1.3 to 1.4 times as fast as float32)"
-        return "fp32", "this CPU has no bfloat16 instructions"
-    capability = hardware.compute_capability or max((gpu.compute_capability for gpu in machine.gpus), default=8.0)
-    if capability >= 8:
-        return "bf16", f"compute capability {capability} has bfloat16"
-    return "fp16", f"compute capability {capability} has no bfloat16"
-
-
 def _pack(case: Case, context: int, notes: list[str]) -> plan.Pack:
-    data, stage = case.settings.data, case.settings.stage.name
-    length = data.max_length
-    if length == "auto":
-        length = min(MAX_LENGTH, context)
+    data, length = case.settings.data, choices.max_length(case, context)
+    if data.max_length == "auto":
         notes.append(f"data.max_length=auto: {length:,} tokens")
-    packing = stage == "pt" if data.packing == "auto" else data.packing
-    isolate = (packing and stage != "pt") if data.isolate_documents == "auto" else data.isolate_documents
     return plan.Pack(
         template=case.settings.model.template,
         max_length=length,
         truncation=data.truncation,
-        packing=packing,
-        isolate_documents=isolate,
+        packing=choices.packing(case),
+        isolate_documents=choices.isolation(case),
         train_on_prompt=data.train_on_prompt,
         mask_history=data.mask_history,
     )
 
 
 def _group_size(case: Case, length: int, notes: list[str]) -> int:
-    asked = case.settings.compute.group_size
-    if asked != "auto":
-        return asked
-    size = max(2, length // 8 * 2)  # even; LongLoRA, arXiv 2309.12307, section 3.2
-    notes.append(f"compute.group_size=auto: {size:,} tokens, a quarter of data.max_length")
+    size = choices.group_size(case, length)
+    if case.settings.compute.group_size == "auto":
+        notes.append(f"compute.group_size=auto: {size:,} tokens, a quarter of data.max_length")
     return size
 
 

@@ -77,9 +77,8 @@ def estimate(
         "runtime": RUNTIME if load.device == "cpu" else 0,
     }
     total = sum(parts.values())
-    frozen = counted.total - (counted.trainable if counted.trainable <= counted.total else 0)
     per_token = arch.forward_flops_per_token()
-    backward = per_token * (1 + counted.trainable / max(1, frozen + counted.trainable))
+    backward = per_token * (1 + min(1.0, counted.trainable / counted.total))
     return Estimate(
         parameters=counted,
         memory=Memory(**parts, total=total, capacity=capacity, fits=total <= capacity),
@@ -111,7 +110,9 @@ def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str
     at = re.compile(re.escape(arch.layers_at) + r"\.(\d+)\.")
     in_layers = [at.search(name) for name in shapes]
     layers = arch.layers - min(int(found[1]) if found else 0 for found in in_layers)
-    kept = 2 * arch.hidden * layers + layer if patch.activation_checkpointing else layer * layers
+    matmuls = 6 * arch.hidden + 4 * attention + 4 * arch.kv_heads * arch.head_dim + 4 * arch.intermediate
+    each = {False: layer, True: 2 * arch.hidden, "selective": matmuls}[patch.activation_checkpointing]
+    kept = each * layers + (layer - each)  # of one layer all is there while it is computed again
     head_trained = None in in_layers
     logits = min(tokens, LOSS_CHUNK * (2 if head_trained else 1)) * arch.vocabulary * 10
     head = 6 * arch.vocabulary * arch.hidden if head_trained else 0

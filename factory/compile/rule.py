@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from factory.architecture import Architecture, architecture
+from factory.architecture import Architecture
 from factory.facts import Facts, ModelFacts
 from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
 from factory.typed import plain
+from factory.vocabulary import Vocabulary, grown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,22 +17,29 @@ class Case:
 
     settings: Settings
     facts: Facts
-    found_arch: Architecture | None
+    read: Architecture | None  # as the model's files have it
+    rows: Vocabulary | None  # what its vocabulary grows to
+
+    @property
+    def known(self) -> bool:
+        """Whether the model's architecture is."""
+        return self.read is not None
 
     @property
     def arch(self) -> Architecture:
-        assert self.found_arch is not None
-        return self.found_arch
+        """The architecture that is trained: the vocabulary has grown."""
+        assert self.read is not None
+        return grown(self.read, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        assert self.rows is not None
+        return self.rows
 
     @property
     def model(self) -> ModelFacts:
         assert self.facts.model is not None
         return self.facts.model
-
-    @property
-    def read_rows(self) -> int:
-        """Rows of the embedding as its file has them; `arch` has what they grow to."""
-        return (self.model.walked or architecture(self.model.config)).vocabulary
 
     @property
     def device(self) -> str:
@@ -57,7 +65,7 @@ class Rule:
     def applies(self, bad_keys: set[str], case: Case) -> bool:
         """Whether all that it reads is known: no rule speaks about a value that was itself refused."""
         needs_model = any(key.startswith("model.") for key in self.reads)
-        if needs_model and case.found_arch is None:
+        if needs_model and not case.known:
             return False
         return not any(_touches(bad, read) for bad in bad_keys for read in self.reads)
 

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from factory import registry, templates
 from factory.architecture import REMOTE_CODE, Shape
+from factory.compile import choices
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
+from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
 from factory.quantizers import spec as quantizers
-from factory.vocabulary import resized
 
 # what a choice needs installed: (key, value) → distribution
 NEEDS = {
@@ -18,22 +21,6 @@ NEEDS = {
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
     ("compute.kernels", "liger"): "liger-kernel",
 }
-
-
-def context_length(case: Case) -> int | None:
-    return case.settings.model.context_length or case.arch.context_length
-
-
-def _is_packed(case: Case) -> bool:
-    packing = case.settings.data.packing
-    return case.settings.stage.name == "pt" if packing == "auto" else packing
-
-
-def _quantized(case: Case) -> str | None:
-    method = case.settings.method
-    if method.quantization.bits is None or registry.spec("methods", method.name).QUANTIZABLE:
-        return None
-    return f"method={method.name} trains the weights that quantization would freeze"
 
 
 def _no_data(case: Case) -> str | None:
@@ -61,18 +48,18 @@ def _fp16_on_cpu(case: Case) -> str | None:
 
 
 def _context_unknown(case: Case) -> str | None:
-    return "the model's config.json does not say it" if context_length(case) is None else None
+    return "the model's config.json does not say it" if choices.context_length(case) is None else None
 
 
 def _too_long(case: Case) -> str | None:
-    length, context = case.settings.data.max_length, context_length(case)
+    length, context = case.settings.data.max_length, choices.context_length(case)
     if context is None or length == "auto" or length <= context or case.settings.model.rope_scaling != "none":
         return None
     return f"the model was made for {context:,} tokens"
 
 
 def _nothing_to_scale(case: Case) -> str | None:
-    length, context = case.settings.data.max_length, context_length(case)
+    length, context = case.settings.data.max_length, choices.context_length(case)
     if context is None or case.settings.model.rope_scaling == "none" or (length != "auto" and length > context):
         return None
     return f"sequences of {length} tokens fit the context of {context:,}"
@@ -80,7 +67,7 @@ def _nothing_to_scale(case: Case) -> str | None:
 
 def _isolation_without_packing(case: Case) -> str | None:
     set_by_user = case.settings.data.isolate_documents != "auto"
-    return "nothing is packed" if set_by_user and not _is_packed(case) else None
+    return "nothing is packed" if set_by_user and not choices.packing(case) else None
 
 
 def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
@@ -128,7 +115,8 @@ def _weights_fit(case: Case) -> str | None:
     """Tensors that the file and the config name alike must be of one shape; a quantized one lies in another."""
     if case.model.config.get("quantization_config"):
         return None
-    planned = dict(resized(case.arch, case.read_rows).tensors())
+    assert case.read is not None
+    planned = dict(case.read.tensors())
     for name, shape in case.model.shapes.items():
         if planned.get(name, shape) != shape:
             return f"{name} is {_times(shape)} in its file, its config.json says {_times(planned[name])}"
@@ -143,19 +131,46 @@ def _adapter_fits(case: Case) -> str | None:
     adapter, method = case.model.adapter, case.settings.method
     if adapter is None:
         return None
-    wanted = registry.spec("methods", method.name).trainable(method, case.arch)
-    if wanted.keys() & dict(case.arch.tensors()).keys():
+    spec = registry.spec("methods", method.name)
+    if (peft := getattr(spec, "peft", None)) is None:
         return f"method={method.name} trains the model's own weights, not an adapter"
-    wanted = {name.replace(".default", ""): shape for name, shape in wanted.items()}
+    if (wrong := _said_otherwise(adapter.config, peft(method, case.arch))) is not None:
+        return wrong
+    own = getattr(spec, "saved", None)
+    wanted = own(method, case.arch) if own else as_saved(spec.trainable(method, case.arch))
     if wanted == adapter.shapes:
         return None
-    made_for = f" (made for {adapter.base})" if adapter.base else ""
     different = sorted(wanted.items() ^ adapter.shapes.items())[0][0]
     ours, theirs = wanted.get(different), adapter.shapes.get(different)
     return (
-        f"its tensors{made_for} are not those of method={method.name} on this model: {different} is "
+        f"its tensors are not those of method={method.name} on this model: {different} is "
         f"{_times(theirs) if theirs else 'not there'}, {_times(ours) if ours else 'nothing'} is needed"
     )
+
+
+_CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")
+
+
+def _said_otherwise(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
+    """Where an adapter_config.json differs in what changes an adapter's effect: off, null and absent are the same."""
+    start = str(saved.get("init_lora_weights"))
+    if start.startswith(_CHANGE_THE_BASE):
+        return f"its start ({start}) changed the base that it stands beside, which is not this one"
+    names = [name for name in (*ours, "alpha_pattern") if (saved.get(name) or None) != (ours.get(name) or None)]
+    if not names:
+        return None
+    theirs, wanted = (" ".join(f"{name}={said.get(name)}" for name in names) for said in (saved, ours))
+    return f"its adapter_config.json has {theirs}, this run {wanted}"
+
+
+def other_base(case: Case) -> tuple[str, ...]:
+    """A warning where the adapter's base has another name than this one: the same model may lie elsewhere."""
+    if (adapter := case.model.adapter) is None:
+        return ()
+    there = Path(str(adapter.config.get("base_model_name_or_path"))).name
+    here = {Path(case.settings.model.path).name, Path(case.settings.model.hub or "").name, Path(case.model.path).stem}
+    same = any(name and (there == name or re.fullmatch(re.escape(name) + "-[0-9a-f]{12}", there)) for name in here)
+    return () if same else (f"model.adapter={adapter.path}: its base is {there}, this run's {case.settings.model.path}",)
 
 
 def _remote_code(case: Case) -> str | None:
@@ -240,8 +255,7 @@ def untrackable(uri: str | None) -> str | None:
 
 
 def _flash_packing(case: Case) -> str | None:
-    settings, isolate = case.settings, case.settings.data.isolate_documents
-    isolated = _is_packed(case) and (settings.stage.name != "pt" if isolate == "auto" else isolate)
+    settings, isolated = case.settings, choices.isolation(case)
     largest = max(settings.stage.batch_size, settings.evaluate.batch_size)
     flash = settings.compute.attention.startswith("flash")
     return "it isolates documents only in batches of one sequence" if flash and isolated and largest > 1 else None
@@ -249,7 +263,7 @@ def _flash_packing(case: Case) -> str | None:
 
 def _flash_precision(case: Case) -> str | None:
     flash = case.settings.compute.attention.startswith("flash")
-    return "it computes in 16 bits only" if flash and case.settings.precision.name == "fp32" else None
+    return "it computes in 16 bits only" if flash and choices.precision(case)[0] == "fp32" else None
 
 
 def _scaled_already(case: Case) -> str | None:
@@ -295,14 +309,12 @@ def _vocabulary_unknown(case: Case) -> str | None:
 
 
 def _padding_unread(case: Case) -> str | None:
-    grows = case.arch.vocabulary != case.read_rows
+    grows = case.vocabulary.after != case.vocabulary.before
     return "the vocabulary does not grow" if case.settings.model.pad_vocabulary_to and not grows else None
 
 
 def _not_isolated(case: Case) -> str | None:
-    isolate = case.settings.data.isolate_documents
-    isolated = _is_packed(case) and (case.settings.stage.name != "pt" if isolate == "auto" else isolate)
-    wrong = isolated and case.arch.kind in NOT_ISOLATED
+    wrong = choices.isolation(case) and case.arch.kind in NOT_ISOLATED
     return f"a {case.arch.kind} model cannot part packed documents" if wrong else None
 
 
@@ -312,7 +324,6 @@ RULES: tuple[Rule, ...] = (
     Rule("vocabulary-unknown", _vocabulary_unknown),
     Rule("padding-unread", _padding_unread),
     Rule("isolation-unsupported", _not_isolated),
-    Rule("quantized-weights", _quantized),
     Rule("no-data", _no_data),
     Rule("data-path-unread", _data_path_unread),
     Rule("columns-for-stage", _columns_for_stage),

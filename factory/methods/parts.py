@@ -11,15 +11,16 @@ _PROJECTORS = ("projector", "connector", "merger", "modality_projection", "perce
 
 
 def part_of(name: str, arch: Architecture) -> str:
-    """`language`, `vision` or `projector`; everything is language where the model has no other part."""
-    if not any(name.startswith(prefix) for prefix in arch.parts.values()):
+    """`language`, `vision` or `projector` of a tensor or a linear layer: what text alone trains is language."""
+    if not f"{name}.".startswith(tuple(arch.parts.values())):
         return "language"
     return "projector" if any(word in name for word in _PROJECTORS) else "vision"
 
 
 def of_parts(shapes: dict[str, Shape], parts: tuple[str, ...], arch: Architecture) -> dict[str, Shape]:
-    """Those of the tensors that are in one of the parts."""
-    return {name: shape for name, shape in shapes.items() if part_of(name, arch) in parts}
+    """Those of the tensors that are in one of the parts, and that the model's class lets train."""
+    fixed = frozenset(arch.fixed)
+    return {name: shape for name, shape in shapes.items() if name not in fixed and part_of(name, arch) in parts}
 
 
 def nothing_trains(trainable: Callable[[Any, Architecture], dict[str, Shape]]) -> Callable[[Case], str | None]:

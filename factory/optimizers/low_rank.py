@@ -14,24 +14,19 @@ from factory.optimizers.several import Layerwise, Several
 from factory.plan import Train
 
 
-def optimizer(
-    model: Any,
-    plan: Train,
-    arch: Architecture,
-    *,
-    projects: Callable[[str], bool],
-    make: Callable[[str, Tensor], "LowRank"],
-    layerwise: bool,
-    max_norm: float | None,
-) -> Any:
-    """What `make` builds for each projected tensor, and the plain optimizer for the others."""
-    named = trained(model)
-    projected = {name: make(name, value) for name, value in named.items() if projects(name)}
-    rest = {name: value for name, value in named.items() if name not in projected}
-    if layerwise:
-        each = {name: build({name: value}, plan, arch) for name, value in rest.items()}
-        return Layerwise({**projected, **each}, max_norm)
-    return Several([*([build(rest, plan, arch)] if rest else []), *projected.values()])
+def around(kind: "type[LowRank]", projected: Callable[[Architecture], set[str]]) -> Callable[..., Any]:
+    """A method's `optimizer`: one of this kind for each projected tensor, and the plain one for the others."""
+
+    def optimizer(model: Any, settings: Any, plan: Train, arch: Architecture) -> Any:
+        named, wanted = trained(model), projected(arch)
+        found = {name: kind(settings, plan, arch, name, value) for name, value in named.items() if name in wanted}
+        rest = {name: value for name, value in named.items() if name not in found}
+        if settings.layerwise:
+            each = {name: build({name: value}, plan, arch) for name, value in rest.items()}
+            return Layerwise({**found, **each}, settings.max_grad_norm_per_tensor)
+        return Several([*([build(rest, plan, arch)] if rest else []), *found.values()])
+
+    return optimizer
 
 
 class LowRank(ABC):
@@ -42,8 +37,8 @@ class LowRank(ABC):
     has the step's direction after it. The stand-in and its state are float32 whatever the matrix is.
     """
 
-    def __init__(self, name: str, matrix: Tensor, plan: Train, arch: Architecture, *, rank: int, interval: int):
-        self.rank, self.interval = rank, interval
+    def __init__(self, settings: Any, plan: Train, arch: Architecture, name: str, matrix: Tensor):
+        self.rank, self.interval, self.scale = settings.rank, settings.update_interval, settings.scale
         self.left = matrix.shape[-2] <= matrix.shape[-1]
         self.param_groups = [{"params": [matrix], "lr": plan.learning_rate, "weight_decay": plan.weight_decay}]
         self.stand_in = torch.nn.Parameter(torch.empty(0, device=matrix.device))

@@ -12,13 +12,11 @@ from typing import Any, Literal
 
 from factory import registry
 from factory.architecture import Architecture, Shape
+from factory.compile.choices import precision
 from factory.compile.rule import Case, Rule
-from factory.methods.lora.spec import Settings as Lora
-from factory.methods.lora.spec import starts_from_weights
-from factory.plan import Dtype
+from factory.plan import BYTES, Dtype
 from factory.schema import Quantization
 
-_DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 Checkpoint = Literal["kept", "whole", "unread"]
 
 
@@ -27,15 +25,13 @@ class Quantizer:
     """`bits`: what it can quantize to while a model is read; none: it only comes as a checkpoint.
 
     `checkpoint`: its weights are kept quantized with adapters over them, made whole while they are read, or they
-    cannot be read (`unread`). `only_lora`: PEFT has a layer over its weights for lora and for no other method.
-    `attributes`: what transformers is told to read a checkpoint with, by device.
+    cannot be read (`unread`). `attributes`: what transformers is told to read a checkpoint with, by device.
     """
 
     bits: tuple[int, ...] = ()
     packages: tuple[str, ...] = ()  # distributions
     extra: str | None = None  # of this project, that brings them; None: they are dependencies
     checkpoint: Checkpoint = "unread"
-    only_lora: bool = False
     attributes: dict[str, dict[str, Any]] | None = None
 
 
@@ -45,27 +41,25 @@ QUANTIZERS: dict[str, Quantizer] = {
     # QLoRA, section 3 (4 bits); LLM.int8 (8 bits)
     "bitsandbytes": Quantizer(bits=(4, 8), packages=("bitsandbytes",), checkpoint="kept"),
     # half-quadratic quantization, groups of 64; its checkpoints cannot be read by transformers 5
-    "hqq": Quantizer(bits=(4, 8), packages=("hqq",), extra="hqq", only_lora=True),
+    "hqq": Quantizer(bits=(4, 8), packages=("hqq",), extra="hqq"),
     # int8, a scale for each row; PEFT trains over no other type of it
-    "torchao": Quantizer(bits=(8,), packages=("torchao",), extra="torchao", checkpoint="kept", only_lora=True),
+    "torchao": Quantizer(bits=(8,), packages=("torchao",), extra="torchao", checkpoint="kept"),
     # int8, a scale for each row; transformers cannot save it, so there are no checkpoints
-    "quanto": Quantizer(bits=(8,), packages=("optimum-quanto",), extra="quanto", only_lora=True),
+    "quanto": Quantizer(bits=(8,), packages=("optimum-quanto",), extra="quanto"),
     # the other kernels of gptqmodel for a CPU lose gradients after an evaluation
     "gptq": Quantizer(
         packages=("gptqmodel", "optimum"),
         extra="gptq",
         checkpoint="kept",
-        only_lora=True,
         attributes={"cpu": {"backend": "torch"}, "cuda": {"backend": "auto_trainable"}},
     ),
     "awq": Quantizer(
         packages=("gptqmodel",),
         extra="awq",
         checkpoint="kept",
-        only_lora=True,
         attributes={"cpu": {"backend": "torch_awq"}, "cuda": {"backend": "auto_trainable"}},
     ),
-    "aqlm": Quantizer(packages=("aqlm",), extra="aqlm", checkpoint="kept", only_lora=True),
+    "aqlm": Quantizer(packages=("aqlm",), extra="aqlm", checkpoint="kept"),
     "fp8": Quantizer(checkpoint="whole", attributes=_DEQUANTIZED),
     "mxfp4": Quantizer(checkpoint="whole", attributes=_DEQUANTIZED),
     "compressed-tensors": Quantizer(
@@ -109,7 +103,7 @@ def weight_bytes(quantization: Quantization, config: dict[str, Any], shape: Shap
 
     `dtype` is what the plan reads weights as: the whole weight's, and that of some constants.
     """
-    name, size = checkpoint_quantizer(config), _DTYPE_BYTES[dtype]
+    name, size = checkpoint_quantizer(config), BYTES[dtype]
     if name is not None and QUANTIZERS[name].checkpoint == "kept":
         return _CHECKPOINT_BYTES[name](config["quantization_config"], shape, size)
     if quantization.bits is None:
@@ -214,6 +208,30 @@ def notes(quantization: Quantization, config: dict[str, Any], arch: Architecture
 # --- rules
 
 
+def _trains_over(method: Any, library: str, bits: int | None) -> bool:
+    """Whether the method trains while the linear layers stay so: its spec says it, or it is about whole weights."""
+    own = getattr(registry.spec("methods", method.name), "trains_over", None)
+    return own is not None and own(method, library, bits)
+
+
+def _option(case: Case) -> str:
+    return f"method={case.settings.options.get('method', case.settings.method.name)}"
+
+
+def _checkpoint_bits(said: dict[str, Any]) -> int | None:
+    """How many bits a weight of the checkpoint has; None: its config.json says it otherwise."""
+    if checkpoint_quantizer({"quantization_config": said}) == "bitsandbytes":
+        return 8 if said.get("load_in_8bit") else 4
+    return said.get("bits")
+
+
+def _quantized(case: Case) -> str | None:
+    method, base = case.settings.method, case.settings.method.quantization
+    if base.bits is None or _trains_over(method, base.method, base.bits):
+        return None
+    return f"{_option(case)} does not train over {base.bits}-bit weights of {base.method}"
+
+
 def _bits(case: Case) -> str | None:
     asked = case.settings.method.quantization
     if asked.bits is None or asked.bits in QUANTIZERS[asked.method].bits:
@@ -297,26 +315,22 @@ def _checkpoint_needs_gpu(case: Case) -> str | None:
     return f"over AQLM codebooks of {bits} bits no adapter trains on a CPU" if bits == 8 else None
 
 
-def _checkpoint_method(case: Case) -> str | tuple[str, str] | None:
+def _checkpoint_method(case: Case) -> str | None:
     name, method = checkpoint_quantizer(case.model.config), case.settings.method
     if name not in QUANTIZERS or QUANTIZERS[name].checkpoint != "kept":
         return None
-    if not registry.spec("methods", method.name).QUANTIZABLE:
-        return f"method={method.name} trains weights that this checkpoint holds quantized ({name})"
-    if QUANTIZERS[name].only_lora and not isinstance(method, Lora):
-        return f"{method.name} does not train over {name} weights, lora does"
-    if isinstance(method, Lora) and starts_from_weights(method):
-        return "method.initialization", f"A and B would start from whole weights, the checkpoint's are {name}"
-    return None
+    bits = _checkpoint_bits(case.model.config["quantization_config"])
+    return None if _trains_over(method, name, bits) else f"{_option(case)} does not train over {name} weights"
 
 
 def _checkpoint_precision(case: Case) -> str | None:
     """transformers casts whatever the plan said to float16 here, as the kernels want it."""
     awq = checkpoint_quantizer(case.model.config) == "awq" and case.device == "cuda"
-    return "AWQ weights compute in float16 on a GPU" if awq and case.settings.precision.name != "fp16" else None
+    return "AWQ weights compute in float16 on a GPU" if awq and precision(case)[0] != "fp16" else None
 
 
 RULES: tuple[Rule, ...] = (
+    Rule("quantized-weights", _quantized),
     Rule("quantizer-bits", _bits),
     Rule("quantizer-without-bits", _without_bits),
     Rule("quantization-type", _type_unread),

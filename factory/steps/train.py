@@ -51,7 +51,7 @@ def train(
     plan, device = run.plan.steps.train, run.plan.steps.load.device
     method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
     optimizer = method.optimizer(model, settings, plan, arch)
-    begin_step = getattr(method, "begin_step", None)
+    begin_step = registry.hook(method, "begin_step")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     scaler = torch.amp.GradScaler(device, enabled=plan.autocast == "float16")
     saved = checkpoint.restore(run, trained, optimizer, scaler)
@@ -68,10 +68,10 @@ def train(
         chosen = batches.micro_batches(state.step, *shape, run.plan.seed)
         examples = [[dataset.train[index] for index in indices] for indices in chosen]
         rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_ratio", 1.0)
         if begin_step:
             begin_step(model, optimizer, settings, arch, state.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_ratio", 1.0)
         loss = _accumulate(run, model, examples, scaler, dataset.pad)
         scaler.unscale_(optimizer)
         norm = _clipped_norm(optimizer, trained, plan.max_grad_norm)
@@ -129,8 +129,8 @@ def _refuse_not_finite(step: int, loss: float, norm: float, *, fp16: bool) -> No
 def _prepare_stage(run: Run, model: Any) -> None:
     """What a stage changes in the model for training alone, before the first step."""
     stage = registry.run("stages", run.plan.steps.train.stage)
-    if "prepare" in stage.__all__:
-        stage.prepare(model, run.plan.steps.train.own)
+    if prepare := registry.hook(stage, "prepare"):
+        prepare(model, run.plan.steps.train.own)
 
 
 def _clipped_norm(optimizer: Any, trained: dict[str, Any], max_norm: float | None) -> float:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from factory.architecture import Architecture, Block, Shape
+from factory.architecture.types import image_layers
 
 # layers of the decoder that no adapter stands beside: what chooses the experts is tiny, and some return tuples
 ROUTERS = {"gate", "router", "shared_expert_gate"}
@@ -31,7 +32,8 @@ def walk(model: Any) -> Architecture:
     outside = {name: shape for name, shape in tensors.items() if not name.startswith(prefixes)}
     embedding = name_of(model, model.get_input_embeddings())
     head = name_of(model, model.get_output_embeddings())
-    parts = _parts(model, layers_at, embedding, head)
+    blocks = tuple(_block(prefix, tensors, linears) for prefix in prefixes)
+    parts = _parts(model, layers_at, embedding, head) | image_layers(layers_at, blocks)
     heads = config.num_attention_heads
     experts, chosen = _said(config, _EXPERT_COUNTS), _said(config, _CHOSEN_COUNTS)
     return Architecture(
@@ -47,11 +49,12 @@ def walk(model: Any) -> Architecture:
         layers_at=layers_at,
         embedding=embedding,
         head=head,
-        blocks=tuple(_block(prefix, tensors, linears) for prefix in prefixes),
+        blocks=blocks,
         outside=outside,
         parts=parts,
-        part_linears=_under(parts, linears),
-        experts_per_token=chosen / experts if chosen and experts else 1.0,
+        part_linears=_under(parts, {name: shape for name, shape in linears.items() if not name.startswith(prefixes)}),
+        active_expert_share=chosen / experts if chosen and experts else 1.0,
+        fixed=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
     )
 
 
@@ -126,13 +129,15 @@ def _stacked(name: str, shape: Shape, whole: str, linears: dict[str, Shape]) -> 
 
 
 def _parts(model: Any, layers_at: str, embedding: str, head: str) -> dict[str, str]:
-    """What stands beside the language model in a vision model: its child modules' names, and their prefixes."""
+    """What stands beside the language model in a vision model: its children's names, parameters too, and prefixes."""
     path = layers_at.split(".")
     language = next((name for name in _LANGUAGE_MODELS if name in path), None)
     if language is None:
         return {}
     above = ".".join(path[: path.index(language)])
-    names = [f"{above}.{name}" if above else name for name, _ in model.get_submodule(above).named_children()]
+    module = model.get_submodule(above)
+    children = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
+    names = [f"{above}.{name}" if above else name for name in children]
     own = (f"{layers_at}.", f"{embedding}.", f"{head}.")
     return {name.rpartition(".")[2]: f"{name}." for name in names if not any(o.startswith(f"{name}.") for o in own)}
 

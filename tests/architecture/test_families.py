@@ -110,7 +110,7 @@ def test_a_projector_of_one_matrix_is_among_the_parts_linears() -> None:
 def test_routers_are_no_linears_and_experts_are_stacked(kind: str) -> None:
     found = architecture(of(kind))
     assert found.experts() and not [name for name in found.linears() if "gate." in f"{name}." or "router" in name]
-    assert 0 < found.experts_per_token < 1
+    assert 0 < found.active_expert_share < 1
 
 
 def test_layers_may_differ() -> None:

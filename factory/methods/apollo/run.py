@@ -1,4 +1,3 @@
-from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -18,8 +17,8 @@ class Apollo(low_rank.LowRank):
     """Algorithm 1 of the paper, with the norm-growth limiter of its section 4.1."""
 
     def __init__(self, settings: Settings, plan: Train, arch: Architecture, name: str, matrix: Tensor):
-        super().__init__(name, matrix, plan, arch, rank=settings.rank, interval=settings.update_interval)
-        self.scale, self.scaling, self.limit = settings.scale, settings.scaling, settings.growth_limit
+        super().__init__(settings, plan, arch, name, matrix)
+        self.scaling, self.limit = settings.scaling, settings.growth_limit
         self.last_norm: float | None = None
 
     def draw(self, gradient: Tensor) -> Tensor:
@@ -49,13 +48,4 @@ class Apollo(low_rank.LowRank):
         self.last_norm = state["last_norm"]
 
 
-def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
-    return low_rank.optimizer(
-        model,
-        plan,
-        arch,
-        projects=projected(arch).__contains__,
-        make=partial(Apollo, settings, plan, arch),
-        layerwise=settings.layerwise,
-        max_norm=settings.max_grad_norm_per_tensor,
-    )
+optimizer = low_rank.around(Apollo, projected)

@@ -1,37 +1,49 @@
 from typing import Any
 
+import numpy
+import torch
+from torch import Tensor
+
 from factory.architecture import Architecture
 from factory.methods.badam.spec import Settings, blocks, trainable
-from factory.optimizers.run import plain as optimizer
-from factory.plan import Attach
+from factory.methods.marking import marks
+from factory.optimizers.turns import Turns
+from factory.plan import Train
 
 __all__ = ["attach", "begin_step", "optimizer"]
 
-
-def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
-    for name in trainable(settings, arch):
-        model.get_parameter(name).requires_grad_(True)
-    return model
+attach = marks(trainable)
 
 
-def active(settings: Settings, count: int, step: int, seed: int) -> int:
-    """Which of the blocks is trained in a step. Each is, once, before any is again."""
-    import numpy
-
-    round_, place = divmod(step // settings.switch_interval, count)
+def active(settings: Settings, count: int, turn: int, seed: int) -> int:
+    """Which of the blocks has a turn. Each has one before any has another."""
+    round_, place = divmod(turn, count)
     if settings.order == "random":
         return int(numpy.random.default_rng([seed, round_]).permutation(count)[place])
     return place if settings.order == "ascending" else count - 1 - place
 
 
-def begin_step(model: Any, optimizer: Any, settings: Settings, arch: Architecture, step: int) -> None:
-    """Marks the step's block, and at a change starts Adam's state from nothing."""
-    import torch
+class Blocks(Turns):
+    """A block at a time. In mixed precision it is stepped in float32, otherwise as it is."""
 
-    found = blocks(settings, arch)
-    if step % settings.switch_interval == 0:
-        optimizer.state.clear()
-    seed = torch.initial_seed()  # the run's, which a checkpoint's random state carries too
-    chosen = found[active(settings, len(found), step, seed)]
-    for name in trainable(settings, arch):
-        model.get_parameter(name).requires_grad_(name in chosen)
+    def __init__(self, model: Any, settings: Settings, plan: Train, arch: Architecture):
+        super().__init__(model, plan, arch)
+        self.settings, self.blocks = settings, blocks(settings, arch)
+        self.seed = torch.initial_seed()  # the run's
+
+    def chosen(self, turn: int) -> set[str]:
+        return set(self.blocks[active(self.settings, len(self.blocks), turn, self.seed)])
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        return whole if self.plan.autocast is None else whole.float()
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        tensor.copy_(self.copies[name])
+
+
+def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+    return Blocks(model, settings, plan, arch)
+
+
+def begin_step(model: Any, optimizer: Turns, settings: Any, arch: Architecture, step: int) -> None:
+    optimizer.begin(step // settings.switch_interval)

@@ -38,10 +38,10 @@ def blocks(method: Turns, arch: Architecture) -> list[dict[str, Shape]]:
     language = of_parts(arch.outside, ("language",), arch)
     embedding = {name: shape for name, shape in language.items() if name.startswith(f"{arch.embedding}.")}
     head = {name: shape for name, shape in language.items() if name not in embedding}
-    found = [of_parts(arch.outside, (part,), arch) for part in method.parts if part != "language"]
+    found = [of_parts(dict(arch.tensors()), (part,), arch) for part in method.parts if part != "language"]
     if "language" in method.parts:
         found += [embedding] if method.embedding else []
-        found += [arch.layer_tensors(index) for index in range(arch.layers)]
+        found += [of_parts(arch.layer_tensors(index), ("language",), arch) for index in range(arch.layers)]
         found += [head] if method.head else []
     return [block for block in found if block]
 

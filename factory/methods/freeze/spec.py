@@ -38,13 +38,14 @@ def chosen(method: Settings, arch: Architecture) -> tuple[int, ...]:
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     """Of the language model what is named; a vision model's other parts, where they are chosen, as a whole."""
     others = tuple(part for part in method.parts if part != "language")
-    found = of_parts(arch.outside, others, arch)
+    found = of_parts(dict(arch.tensors()), others, arch)
     if "language" in method.parts:
         found |= _under(method.extra_modules, of_parts(arch.outside, ("language",), arch))
         for layer in chosen(method, arch):
             own = arch.blocks[layer].tensors
             own = own if method.modules == "all" else _under(method.modules, own)
-            found |= {f"{arch.layers_at}.{layer}.{name}": shape for name, shape in own.items()}
+            whole = {f"{arch.layers_at}.{layer}.{name}": shape for name, shape in own.items()}
+            found |= of_parts(whole, ("language",), arch)
     return found
 
 

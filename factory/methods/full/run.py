@@ -2,17 +2,14 @@ from typing import Any
 
 from factory.architecture import Architecture
 from factory.methods.full.spec import Settings, trainable
+from factory.methods.marking import marks
 from factory.optimizers.run import build, plain, trained
 from factory.optimizers.several import Layerwise
-from factory.plan import Attach, Train
+from factory.plan import Train
 
 __all__ = ["attach", "optimizer"]
 
-
-def attach(model: Any, settings: Any, plan: Attach, arch: Architecture) -> Any:
-    for name in trainable(settings, arch):
-        model.get_parameter(name).requires_grad_(True)
-    return model
+attach = marks(trainable)
 
 
 def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:

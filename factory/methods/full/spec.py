@@ -5,6 +5,7 @@ from math import prod
 
 from factory import schema
 from factory.architecture import Architecture, Shape
+from factory.compile.choices import precision
 from factory.compile.rule import Case, Rule
 from factory.methods.parts import nothing_trains, of_parts
 from factory.optimizers.spec import state_bytes
@@ -47,7 +48,7 @@ def _clipped_together(case: Case) -> str | None:
 
 
 def _scaled_loss(case: Case) -> str | None:
-    scaled = case.settings.method.layerwise and case.settings.precision.name == "fp16"
+    scaled = case.settings.method.layerwise and precision(case)[0] == "fp16"
     return "float16 gradients may be stepped only when all are known to be finite" if scaled else None
 
 

@@ -12,13 +12,6 @@ __all__ = ["attach", "export", "go_on", "optimizer"]
 
 
 def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
-    from peft import IA3Config
-
-    adapted = targets(settings, arch)
-    config = IA3Config(
-        target_modules=list(adapted),
-        feedforward_modules=list(named(settings.scaled_inputs, adapted)),
-        fan_in_fan_out=any_transposed(model, adapted),
-        task_type="CAUSAL_LM",
-    )
-    return wrap(model, config, plan)
+    turned = any_transposed(model, settings, arch)
+    by_input = list(named(settings.scaled_inputs, targets(settings, arch)))
+    return wrap(model, settings, plan, arch, feedforward_modules=by_input, fan_in_fan_out=turned)

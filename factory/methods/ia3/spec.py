@@ -1,22 +1,26 @@
 """A vector that scales keys, values and the last feed-forward layer's inputs (IA³, Liu et al. 2022, section 3.3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import PREFIX, Adapter, named, targets, unknown_names
 from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.methods.lora.targets import over_bitsandbytes as trains_over
 from factory.typed import key
 
-__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
-
-QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
     scaled_inputs: tuple[str, ...] = key("those of the layers whose inputs are scaled; of the others, the outputs are")
+
+
+def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
+    return {"peft_type": "IA3"}
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:

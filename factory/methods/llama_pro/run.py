@@ -3,6 +3,7 @@ from typing import Any
 
 from factory.architecture import Architecture
 from factory.methods.llama_pro.spec import Settings, is_residual, order, trainable
+from factory.methods.marking import marks
 from factory.optimizers.run import plain as optimizer
 from factory.plan import Attach
 
@@ -25,9 +26,7 @@ def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> 
     parent, _, name = arch.layers_at.rpartition(".")
     setattr(model.get_submodule(parent), name, torch.nn.ModuleList(layers))
     _describe(model.config.get_text_config(), settings, arch)
-    for name in trainable(settings, arch):
-        model.get_parameter(name).requires_grad_(True)
-    return model
+    return marks(trainable)(model, settings, plan, arch)
 
 
 def _identity(layer: Any) -> Any:

@@ -1,21 +1,30 @@
 """The elementwise product of two low-rank matrices beside each linear layer (FedPara, Hyeon-Woo et al. 2022; LoHa)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import PREFIX, RULES, Adapter, targets
+from factory.methods.lora.targets import NOT_TRANSPOSED, PREFIX, Adapter, targets
+from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.typed import key
 
-__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
-
-QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
     rank: int = key("rank of each of the two matrices", low=1)
     alpha: float = key("scale: the adapter adds alpha / rank times the product", above=0)
+
+
+def trains_over(method: Settings, library: str, bits: int | None) -> bool:
+    """PEFT reads the shape of a weight's storage, which of 4-bit weights is another."""
+    return (library, bits) == ("bitsandbytes", 8)
+
+
+def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
+    return {"peft_type": "LOHA", "r": method.rank, "alpha": method.alpha}
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
@@ -28,3 +37,6 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
         for matrix in (1, 2)
         for side in ("a", "b")
     }
+
+
+RULES = (*TARGET_RULES, NOT_TRANSPOSED)

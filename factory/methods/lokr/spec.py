@@ -1,15 +1,15 @@
 """A Kronecker product beside each linear layer, its larger factor of low rank (LoKr, Yeh et al. 2023, LyCORIS)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import PREFIX, RULES, Adapter, targets
+from factory.methods.loha.spec import RULES, trains_over
+from factory.methods.lora.targets import PREFIX, Adapter, targets
 from factory.typed import key
 
-__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
-
-QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,10 @@ def factors(size: int) -> tuple[int, int]:
     """The two factors of a size that are nearest to its root, the smaller first."""
     smaller = max(number for number in range(1, int(size**0.5) + 1) if size % number == 0)
     return smaller, size // smaller
+
+
+def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
+    return {"peft_type": "LOKR", "r": method.rank, "alpha": method.alpha}
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:

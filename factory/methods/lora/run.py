@@ -2,63 +2,46 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from factory import vocabulary
+from factory import registry
 from factory.architecture import Architecture
-from factory.methods.lora.spec import Settings, starts_from_weights, targets
+from factory.methods.lora.spec import Settings, starts_from_weights
 from factory.methods.lora.start import initialize
+from factory.methods.lora.targets import Adapter, targets
 from factory.optimizers.run import plain
 from factory.plan import Attach, Train
-from factory.refusal import refuse
 
 __all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer"]
 
 WEIGHTS = "adapter_model.safetensors"
-# what changes an adapter's effect, or its shapes, under the same names
-_SAME = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "alpha",
-    "use_rslora",
-    "use_dora",
-    "oft_block_size",
-    "use_cayley_neumann",
-    "num_cayley_neumann_terms",
-    "projection_prng_key",
-)
 
 
 def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
-    from peft import LoraConfig
-
-    adapted = targets(settings, arch)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
+    return wrap(
+        model,
+        settings,
+        plan,
+        arch,
         lora_dropout=settings.dropout,
-        target_modules=list(adapted),
         target_parameters=list(arch.experts()) if settings.target_experts else None,
-        fan_in_fan_out=any_transposed(model, adapted),
-        use_rslora=settings.rslora,
-        use_dora=settings.dora,
         init_lora_weights="gaussian" if settings.initialization == "gaussian" else True,
-        task_type="CAUSAL_LM",
-        **vocabulary.adapted(arch, arch.new_rows),
+        fan_in_fan_out=any_transposed(model, settings, arch),
     )
-    return wrap(model, config, plan)
 
 
-def wrap(model: Any, config: Any, plan: Attach) -> Any:
-    from peft import get_peft_model
+def wrap(model: Any, settings: Adapter, plan: Attach, arch: Architecture, **free: Any) -> Any:
+    """PEFT's adapters beside the method's targets, as its spec's `peft` says and `free`, in which saved ones may differ."""
+    from peft import get_peft_config, get_peft_model
 
+    said = registry.spec("methods", plan.method).peft(settings, arch)
+    config = get_peft_config({**said, **free, "target_modules": list(targets(settings, arch)), "task_type": "CAUSAL_LM"})
     return get_peft_model(model, config, autocast_adapter_dtype=plan.dtype == "float32")
 
 
-def any_transposed(model: Any, adapted: Any) -> bool:
+def any_transposed(model: Any, settings: Adapter, arch: Architecture) -> bool:
     """Whether the layers hold their weights as (in, out), as GPT-2's do until they are quantized."""
     from transformers.pytorch_utils import Conv1D
 
-    return any(isinstance(model.get_submodule(name), Conv1D) for name in adapted)
+    return any(isinstance(model.get_submodule(name), Conv1D) for name in targets(settings, arch))
 
 
 def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
@@ -112,31 +95,10 @@ def export(model: Any, settings: Settings, folder: Path) -> None:
 
 
 def go_on(model: Any, path: str) -> None:
-    """Loads a saved adapter's weights (a folder or a hub id) into the attached ones. Raises UserError."""
-    from peft import PeftConfig, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-    from safetensors import SafetensorError
+    """Loads a saved adapter's weights into the attached ones; that it is one of them is a rule."""
+    from peft import load_peft_weights, set_peft_model_state_dict
 
-    setting = f"model.adapter={path}"
-    try:
-        saved, weights = PeftConfig.from_pretrained(path), load_peft_weights(path, device="cpu")
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise refuse("adapter-unreadable", setting, str(error).splitlines()[0].rstrip(".")) from error
-    config = model.peft_config["default"]
-    bases = [str(found.base_model_name_or_path).rstrip("/").rpartition("/")[2] for found in (saved, config)]
-    if bases[0].lower() != bases[1].lower():
-        raise refuse("adapter-other", setting, f"its base is {bases[0]}, this run's {bases[1]}")
-    for name in _SAME:
-        there, here = getattr(saved, name, None), getattr(config, name, None)
-        if there != here:
-            raise refuse("adapter-other", setting, f"it has {name}={_plain(there)}, this run {name}={_plain(here)}")
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    for name in sorted({*own, *weights}):
-        shapes = [list(tensors[name].shape) if name in tensors else "no such tensor" for tensors in (weights, own)]
-        if shapes[0] != shapes[1]:
-            raise refuse("adapter-other", setting, f"{name}: {shapes[0]} there, {shapes[1]} here")
-    result = set_peft_model_state_dict(model, weights)
+    result = set_peft_model_state_dict(model, load_peft_weights(path, device="cpu"))
     assert not result.unexpected_keys, result.unexpected_keys
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not trained & set(result.missing_keys), sorted(trained & set(result.missing_keys))

@@ -2,22 +2,34 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 from factory import vocabulary
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import PREFIX, Adapter, misread, targets
+from factory.methods.lora.targets import PREFIX, Adapter, as_saved, misread, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.quantizers.spec import checkpoint_quantizer, stays_quantized
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "notes", "optimizer_bytes", "scaling", "starts_from_weights", "targets", "trainable"]
-
-QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+__all__ = [
+    "RULES",
+    "Settings",
+    "notes",
+    "optimizer_bytes",
+    "peft",
+    "saved",
+    "scaling",
+    "starts_from_weights",
+    "targets",
+    "trainable",
+    "trains_over",
+]
 
 _FROM_WEIGHTS = ("olora", "pissa", "loftq")
-_TRANSPOSED_EXPERTS = {"gpt_oss"}  # whose stacked matrices lie as (experts, in, out)
+# whose experts tell PEFT that their matrices lie as (experts, in, out); llama4's lie so too, and do not tell
+_SAY_TRANSPOSED = {"gpt_oss"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +60,31 @@ def starts_from_weights(method: Settings) -> bool:
     return method.initialization in _FROM_WEIGHTS
 
 
+def trains_over(method: Settings, library: str, bits: int | None) -> bool:
+    """DoRA measures the lengths of dequantized rows, which PEFT does for the 4 bits of bitsandbytes alone."""
+    return not method.dora or (library, bits) == ("bitsandbytes", 4)
+
+
+def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "use_rslora": method.rslora,
+        "use_dora": method.dora,
+        **vocabulary.adapted(arch, arch.new_rows),
+    }
+
+
+def saved(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    """DoRA's lengths are a module while they train and a tensor in the file."""
+    lengths = "lora_magnitude_vector"
+    return {
+        name.removesuffix(".weight") if lengths in name else name: shape
+        for name, shape in as_saved(trainable(method, arch)).items()
+    }
+
+
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     """A is (rank, in), B is (out, rank) and DoRA's lengths are (out,), named as PEFT names them."""
     shapes: dict[str, Shape] = {}
@@ -71,7 +108,7 @@ def _experts(method: Settings, arch: Architecture) -> dict[str, Shape]:
     for index, (name, (count, *matrix)) in enumerate(last_first):
         module = name.rpartition(".")[0]
         outer = sum(other.rpartition(".")[0] == module for other, _ in last_first[:index])
-        outputs, inputs = reversed(matrix) if arch.kind in _TRANSPOSED_EXPERTS else matrix
+        outputs, inputs = reversed(matrix) if arch.kind in _SAY_TRANSPOSED else matrix
         shapes |= _pair(module + ".base_layer" * outer, count * method.rank, outputs, inputs)
     return shapes
 
@@ -90,6 +127,8 @@ def _not_for_experts(case: Case) -> str | tuple[str, str] | None:
         return None
     if not case.arch.experts():
         return "the model has no experts in stacked matrices"
+    if any(len(shape) == 2 for shape in case.arch.experts().values()):
+        return f"a {case.arch.kind} model keeps its experts' matrices under each other in one, without a dimension for them"
     if method.dropout > 0:
         return "method.dropout", "experts cannot have dropout on the adapter's input"
     if method.dora:
@@ -100,14 +139,10 @@ def _not_for_experts(case: Case) -> str | tuple[str, str] | None:
 
 
 def _dora_alone(case: Case) -> tuple[str, str] | None:
-    method, base = case.settings.method, case.settings.method.quantization
-    if not method.dora:
+    method = case.settings.method
+    if not method.dora or not starts_from_weights(method):
         return None
-    if starts_from_weights(method):
-        return "method.initialization", "DoRA's lengths would be those of what is left of the weights"
-    if base.bits is not None and (base.method, base.bits) != ("bitsandbytes", 4):
-        return "method.quantization.bits", f"DoRA cannot read {base.bits}-bit weights of {base.method}"
-    return None
+    return "method.initialization", "DoRA's lengths would be those of what is left of the weights"
 
 
 def _iterations(case: Case) -> str | None:
@@ -120,6 +155,9 @@ def _iterations(case: Case) -> str | None:
 
 def _start_base(case: Case) -> str | None:
     method, base = case.settings.method, case.settings.method.quantization
+    if starts_from_weights(method) and base.bits is None and stays_quantized(base, case.model.config):
+        name = checkpoint_quantizer(case.model.config)
+        return f"A and B would start from whole weights, the checkpoint's are {name}"
     if method.initialization == "loftq" and (base.bits is None or base.method != "bitsandbytes"):
         return f"it makes up for the rounding of bitsandbytes, here is {base.method} with bits={base.bits or 'null'}"
     if method.initialization == "olora" and base.bits is not None:
@@ -136,9 +174,10 @@ def _start_rank(case: Case) -> str | None:
 
 
 def _going_on(case: Case) -> str | None:
-    method = case.settings.method
-    goes_on = case.settings.model.adapter is not None and starts_from_weights(method)
-    return f"model.adapter={case.settings.model.adapter} is where A and B start" if goes_on else None
+    adapter = case.model.adapter
+    if adapter is None or not starts_from_weights(case.settings.method):
+        return None
+    return f"model.adapter, of r={adapter.config.get('r')} and lora_alpha={adapter.config.get('lora_alpha')}, is one too"
 
 
 RULES = (

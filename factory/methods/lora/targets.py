@@ -81,32 +81,18 @@ def _targets_exist(case: Case) -> str | None:
     return unknown_names(method.target_modules, found)
 
 
-# the quantized bases that these train over: (library, bits). LoHa and LoKr read the shape of a 4-bit weight's storage
-_BITSANDBYTES = {("bitsandbytes", 4), ("bitsandbytes", 8)}
-TRAINS_OVER = {
-    "ia3": _BITSANDBYTES,
-    "loha": {("bitsandbytes", 8)},
-    "lokr": {("bitsandbytes", 8)},
-    "oft": _BITSANDBYTES,
-    "vera": _BITSANDBYTES,
-}
+def over_bitsandbytes(method: Adapter, library: str, bits: int | None) -> bool:
+    """A spec's `trains_over`, where PEFT has a layer of this adapter for bitsandbytes and for no other library."""
+    return library == "bitsandbytes"
 
 
-def _other_quantizer(case: Case) -> str | None:
-    method = case.settings.method
-    base = method.quantization
-    if base.bits is None or (base.method, base.bits) in TRAINS_OVER.get(method.name, {(base.method, base.bits)}):
-        return None
-    return f"{method.name} does not train over {base.bits}-bit weights of {base.method}"
-
-
-_LINEAR_ONLY = ("loha", "lokr", "oft")
+def as_saved(shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """Trained tensors as PEFT names them in an adapter's file."""
+    return {name.replace(".default", ""): shape for name, shape in shapes.items()}
 
 
 def _transposed(case: Case) -> str | None:
     method, tensors = case.settings.method, dict(case.arch.tensors())
-    if method.name not in _LINEAR_ONLY:
-        return None
     turned = [name for name, shape in targets(method, case.arch).items() if tensors[f"{name}.weight"] != shape]
     return f"{turned[0]} holds its weight as (in, out)" if turned else None
 
@@ -114,6 +100,5 @@ def _transposed(case: Case) -> str | None:
 RULES = (
     Rule("nothing-trains", nothing_trains(candidates)),
     Rule("target-modules", _targets_exist),
-    Rule("adapter-quantizer", _other_quantizer),
-    Rule("adapter-transposed", _transposed),
 )
+NOT_TRANSPOSED = Rule("adapter-transposed", _transposed)  # of adapters that PEFT has for ordinary linear layers alone

@@ -1,17 +1,17 @@
 """Rotations of each linear layer's input, block by block (OFT, Qiu et al. 2023; on the input: OFTv2, 2506.19847)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import PREFIX, Adapter, targets
+from factory.methods.lora.targets import NOT_TRANSPOSED, PREFIX, Adapter, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.methods.lora.targets import over_bitsandbytes as trains_over
 from factory.typed import key
 
-__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
-
-QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,16 @@ class Settings(Adapter):
     neumann_terms: int | None = key(
         "terms of the series that stands for the Cayley transform's inverse; null: the exact inverse", low=2
     )
+
+
+def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
+    return {
+        "peft_type": "OFT",
+        "r": 0,  # as many blocks as there are
+        "oft_block_size": method.block_size,
+        "use_cayley_neumann": method.neumann_terms is not None,
+        "num_cayley_neumann_terms": method.neumann_terms or 0,
+    }
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
@@ -39,4 +49,4 @@ def _blocks_fit(case: Case) -> str | None:
     return None
 
 
-RULES = (*TARGET_RULES, Rule("oft-blocks", _blocks_fit))
+RULES = (*TARGET_RULES, NOT_TRANSPOSED, Rule("oft-blocks", _blocks_fit))

@@ -1,15 +1,15 @@
 """Two vectors beside each linear layer, around random matrices that all layers share (VeRA, Kopiczko et al. 2024)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import PREFIX, RULES, Adapter, targets
+from factory.methods.lora.targets import PREFIX, RULES, Adapter, as_saved, targets
+from factory.methods.lora.targets import over_bitsandbytes as trains_over
 from factory.typed import key
 
-__all__ = ["QUANTIZABLE", "RULES", "Settings", "optimizer_bytes", "trainable"]
-
-QUANTIZABLE = True  # whether it trains beside a base that stays quantized
+__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "saved", "trainable", "trains_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,20 @@ class Settings(Adapter):
     dropout: float = key("dropout on the adapter's input", low=0, high=0.99)
     initial: float = key("where the vector d starts; b starts at 0", above=0)
     projection_seed: int = key("the seed of the random matrices", low=0)
+
+
+def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
+    """The random matrices are saved too: those of another torch would be others."""
+    seed = method.projection_seed
+    return {"peft_type": "VERA", "r": method.rank, "projection_prng_key": seed, "save_projection": True}
+
+
+def saved(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    """With the random matrices that every layer takes its part of."""
+    adapted = targets(method, arch).values()
+    outputs, inputs = (max((shape[side] for shape in adapted), default=0) for side in (0, 1))
+    projections = {"base_model.vera_A": (method.rank, inputs), "base_model.vera_B": (outputs, method.rank)}
+    return as_saved(trainable(method, arch)) | projections
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
