@@ -29,12 +29,14 @@ class Machine:
 class AdapterFacts:
     """A saved PEFT adapter: its adapter_config.json, and its tensors' shapes by their names in its file.
 
-    `base` is the config.json that its base must be read with; None: the base's own.
+    `base` is the config.json that its base must be read with, and `context_length` what its positions reach; None:
+    the base's own.
     """
 
     path: str
     config: dict[str, Any]
     base: dict[str, Any] | None
+    context_length: int | None
     shapes: dict[str, Shape]
     fingerprint: str
 

@@ -6,6 +6,23 @@ from typing import Any, Literal
 from factory.typed import key
 
 Auto = Literal["auto"]
+Optimizer = Literal[
+    "adamw",
+    "adamw_8bit",
+    "paged_adamw",
+    "paged_adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix",
+    "paged_ademamix_8bit",
+    "lion",
+    "lion_8bit",
+    "paged_lion",
+    "paged_lion_8bit",
+    "adafactor",
+    "muon",
+    "sgd",
+]
 Format = Literal["auto", "text", "alpaca", "messages", "sharegpt", "pairs"]
 
 
@@ -88,7 +105,7 @@ class Stage:
     max_steps: int | None = key("optimizer steps; wins over num_epochs and cycles the data", low=1)
     batch_size: int = key("sequences per rank per micro-step", low=1)
     gradient_accumulation_steps: int = key("micro-steps per optimizer step", low=1)
-    optimizer: str = key("the optimizer's name in factory/optimizers (AdamW, Lion, Muon …; 8-bit and paged ones too)")
+    optimizer: Optimizer = key("the optimizer; _8bit and paged_ are those of bitsandbytes")
     lr_scheduler: Literal["constant", "linear", "cosine"] = key("the learning rate after the warm-up")
     warmup_ratio: float = key("share of the steps that warm up", low=0, high=1)
     weight_decay: float = key("decoupled weight decay on matrices", low=0)

@@ -263,6 +263,13 @@ DECODERS = DENSE | EXPERTS
 SAID = [{"model_type": kind, **SMALL, **said} for kind, several in DECODERS.items() for said in several]
 SAID += [{"model_type": kind, **said} for kind, several in (LEGACY | VISION).items() for said in several]
 CASES = [{key: value for key, value in config.items() if value is not ABSENT} for config in SAID]
+KINDS = {config["model_type"]: config for config in reversed(CASES)}  # the first case of each kind
+SIZES = {"vocab_size": 512, "max_position_embeddings": 256, "n_positions": 256, "max_seq_len": 256}
+ALSO: dict[str, dict[str, Any]] = {
+    kind: {"num_key_value_heads": 4} for kind in ("minicpm3", "deepseek_v2", "deepseek_v3")
+}
+ALSO["deepseek_v3"] |= {"n_group": 1, "topk_group": 1}
+ALSO["dbrx"] = {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}}
 
 
 def name(config: dict[str, Any]) -> str:
@@ -290,3 +297,14 @@ def built_of(config: dict[str, Any], device: str) -> Any:
 
 def of(kind: str) -> dict[str, Any]:
     return next(config for config in CASES if config["model_type"] == kind)
+
+
+def roomy(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with a vocabulary and a context for the tests' rows, and what its forward needs."""
+    config = config | ALSO.get(config["model_type"], {})
+    changed: dict[str, Any] = {key: SIZES.get(key, value) for key, value in copy.deepcopy(config).items()}
+    if "vision_config" in config and "vocab_size" not in config:
+        changed["text_config"] |= {key: SIZES[key] for key in ("vocab_size", "max_position_embeddings")}
+        if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):  # the halves of a head's width, by time, height, width
+            changed["text_config"]["rope_parameters"] = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    return changed

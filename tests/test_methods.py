@@ -12,6 +12,7 @@ from factory import compose
 SHORT = ("stage.max_steps=3", "stage.warmup_ratio=0", "stage.batch_size=2", "stage.logging_steps=1", "precision=fp32")
 # what an option needs beside its defaults to fit two layers that are 32 wide, and to train all it may within 3 steps
 FITTING: dict[str, tuple[str, ...]] = {
+    "adalora": ("method.initial_rank=4", "method.rank=3", "method.update_interval=1"),
     "apollo": ("method.rank=8", "method.update_interval=2"),
     "apollo_mini": ("method.update_interval=2",),
     "badam": ("method.switch_interval=1",),
@@ -42,6 +43,7 @@ COUNTS = {
     **dict.fromkeys(("apollo", "apollo_mini", "full", "galore"), FULL),
     **dict.fromkeys(("badam", "badam_ratio", "llama_pro"), 2 * LAYER),
     **dict.fromkeys(("loftq", "lora", "lora_plus", "olora", "pissa", "qlora", "rslora"), LORA),
+    "adalora": LORA + 2 * 7 * 4,
     "dora": LORA + 2 * sum(outputs for outputs, _ in SHAPES),
     "freeze": LAYER,
     "ia3": 2 * (16 + 16 + 64),
@@ -89,9 +91,7 @@ def starts_as_loaded(method: str, done: Any, folder: Path) -> None:
         linears = {name: value for name, value in wanted.items() if "_proj" in name}
         for name, value in linears.items():
             error = (weight_at_start(done, name.removesuffix(".weight")) - value).norm() / value.norm()
-            # bitsandbytes 0.50 reads wrong constants on a CPU where a row is not of whole blocks of 64
-            if method not in QUANTIZED or value.shape[1] % 64 == 0:
-                assert error < (0.1 if method in QUANTIZED else 1e-6), f"{name}: {error}"
+            assert error < (0.1 if method in QUANTIZED else 1e-6), f"{name}: {error}"
         wanted = {name: value for name, value in wanted.items() if name not in linears}
     if method != "llama_pro":  # its layers have moved to other places
         found = {

@@ -8,13 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 from factory.architecture import convolution, dense, experts, latent, legacy, vision
+from factory.architecture.traits import TRAITS, UNKNOWN, USUAL, Traits
 from factory.architecture.types import Architecture, Block, Shape
 from factory.refusal import did_you_mean, refuse
 
-# kinds that no class of transformers builds: their code comes with the model
-REMOTE_CODE = frozenset({"baichuan", "chatglm", "internlm", "internlm2", "minicpm"})
+__all__ = [
+    "FAMILIES",
+    "REMOTE_CODE",
+    "Architecture",
+    "Block",
+    "Shape",
+    "Traits",
+    "architecture",
+    "text_numbers",
+    "traits_of",
+]
 
-__all__ = ["FAMILIES", "REMOTE_CODE", "Architecture", "Block", "Shape", "architecture"]
+REMOTE_CODE = frozenset(kind for kind, row in TRAITS.items() if row.remote_code)
 
 FAMILIES: dict[str, Callable[[dict[str, Any]], Architecture]] = {
     **dense.FAMILIES,
@@ -24,6 +34,15 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Architecture]] = {
     **experts.FAMILIES,
     **vision.FAMILIES,
 }
+
+
+def traits_of(kind: str) -> Traits:
+    return TRAITS.get(kind, USUAL if kind in FAMILIES else UNKNOWN)
+
+
+def text_numbers(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config.json: all of it, unless the model sees."""
+    return config.get("text_config") or config
 
 
 def architecture(config: dict[str, Any]) -> Architecture:
@@ -37,8 +56,30 @@ def architecture(config: dict[str, Any]) -> Architecture:
             hint=did_you_mean(kind, FAMILIES),
         )
     try:
+        _check(config)
         return FAMILIES[kind](config)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise refuse(
             "incomplete-config", f"config.json of a {kind} model", f"a number is missing or of the wrong type ({error})"
         ) from error
+
+
+_COUNTS = {*dense.ALIASES, *dense.ALIASES.values(), "intermediate_size", "num_key_value_heads", "head_dim"}
+_MOST = {"num_hidden_layers": 10_000}
+_LARGEST = 2**40  # of any count: far above every model's, far below what would take minutes to plan
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Raises ValueError for a number that no model has: what transformers would refuse after the weights were read."""
+    for part in (config, *(value for key, value in config.items() if key.endswith("_config"))):
+        for key, value in part.items() if isinstance(part, dict) else ():
+            name = dense.ALIASES.get(key, key)
+            counts = key in _COUNTS and not isinstance(value, list | type(None))
+            if counts and (type(value) is not int or not 1 <= value <= _MOST.get(name, _LARGEST)):
+                raise ValueError(f"{key}={value!r}")
+            if key == "tie_word_embeddings" and not isinstance(value, bool | type(None)):
+                raise ValueError(f"{key}={value!r}")
+            if key in ("rope_parameters", "rope_scaling", "quantization_config") and not isinstance(
+                value, dict | type(None)
+            ):
+                raise ValueError(f"{key}={value!r}")

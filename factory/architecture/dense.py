@@ -5,10 +5,10 @@ Each family is a row of what differs. What has experts or a compressed attention
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from factory.architecture.types import Architecture, Block, Shape
+from factory.architecture.types import Architecture, Block, Numbers, Shape
 
 Config = dict[str, Any]
 Flag = bool | str  # always so, or the key of config.json that decides
@@ -36,21 +36,6 @@ def decided(flag: Flag, config: Config) -> bool:
     return flag if isinstance(flag, bool) else bool(config.get(flag))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
-    """The numbers that every family has, their names made uniform."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context_length: int | None  # None: config.json does not say
-    tied: bool
-
-
 def uniform(config: Config, defaults: Config, aliases: dict[str, str] = ALIASES) -> Config:
     """The config with today's names of its keys, and its class's defaults where it leaves one out."""
     older = {aliases[key]: value for key, value in config.items() if key in aliases}
@@ -64,7 +49,6 @@ def numbers(config: Config, head_dim: str = "head_dim") -> Numbers:
     return Numbers(
         hidden=hidden,
         intermediate=int(config["intermediate_size"]),
-        layers=int(config["num_hidden_layers"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get(head_dim) or hidden // heads),
@@ -77,20 +61,7 @@ def numbers(config: Config, head_dim: str = "head_dim") -> Numbers:
 def of_blocks(
     config: Config, n: Numbers, blocks: tuple[Block, ...], outside: dict[str, Shape], **more: Any
 ) -> Architecture:
-    return Architecture(
-        kind=str(config["model_type"]),
-        hidden=n.hidden,
-        intermediate=n.intermediate,
-        heads=n.heads,
-        kv_heads=n.kv_heads,
-        head_dim=n.head_dim,
-        vocabulary=n.vocabulary,
-        context_length=n.context_length,
-        tied=n.tied,
-        blocks=blocks,
-        outside=outside,
-        **more,
-    )
+    return Architecture(kind=str(config["model_type"]), **asdict(n), blocks=blocks, outside=outside, **more)
 
 
 # what a norm of the queries or the keys spans, by (heads, head_dim): shapes by what follows the norm's name
@@ -139,15 +110,15 @@ def gated(block: Block, at: str, hidden: int, width: int, *, bias: bool = False)
 def two(up: str, down: str, times: int = 1) -> Callable[..., None]:
     """An MLP of two matrices; `times` 2: the gated one with gate and up in one matrix."""
 
-    def two(block: Block, at: str, hidden: int, width: int, *, bias: bool = False) -> None:
+    def build(block: Block, at: str, hidden: int, width: int, *, bias: bool = False) -> None:
         block.linear(f"{at}.{up}", times * width, hidden, bias=bias)
         block.linear(f"{at}.{down}", hidden, width, bias=bias)
 
-    return two
+    return build
 
 
-plain = two("up_proj", "down_proj")
-fused = two("gate_up_proj", "down_proj", times=2)
+ungated = two("up_proj", "down_proj")
+gated_in_one = two("gate_up_proj", "down_proj", times=2)
 
 
 def dense(block: Block, family: "Family", config: Config, n: Numbers, index: int) -> None:
@@ -212,7 +183,7 @@ def decoder(family: Family) -> Callable[[Config], Architecture]:
     def build(config: Config) -> Architecture:
         config = uniform(config, family.defaults, ALIASES | family.aliases)
         n = numbers(config, family.head_dim)
-        blocks = tuple(layer(family, config, n, index) for index in range(n.layers))
+        blocks = tuple(layer(family, config, n, index) for index in range(int(config["num_hidden_layers"])))
         share = family.active_expert_share(config)
         made = of_blocks(config, n, blocks, outside(family, config, n), active_expert_share=share)
         return replace(made, fixed=tuple(name for name, _ in made.tensors() if name.endswith(family.fixed)))
@@ -264,13 +235,13 @@ ROWS: dict[str, Family] = {
         defaults={"head_dim": 128},
     ),
     "hunyuan_v1_dense": Family(query_key_norm=QueryKeyNorm("a head", names=("query_layernorm", "key_layernorm"))),
-    "nemotron": Family(mlp=plain, mlp_bias="mlp_bias", norm_bias=True),
-    "arcee": Family(mlp=plain, mlp_bias="mlp_bias"),
+    "nemotron": Family(mlp=ungated, mlp_bias="mlp_bias", norm_bias=True),
+    "arcee": Family(mlp=ungated, mlp_bias="mlp_bias"),
     "helium": Family(out_bias=False, mlp_bias="mlp_bias", defaults={"head_dim": 128}),
-    "glm": Family(out_bias=False, mlp=fused, defaults={"attention_bias": True, "head_dim": 128}),
+    "glm": Family(out_bias=False, mlp=gated_in_one, defaults={"attention_bias": True, "head_dim": 128}),
     "glm4": Family(
         out_bias=False,
-        mlp=fused,
+        mlp=gated_in_one,
         norms=norms("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
         defaults={"attention_bias": True, "head_dim": 128},
     ),
@@ -286,7 +257,7 @@ ROWS: dict[str, Family] = {
         last_norm="model.final_layernorm",
         head_bias=True,
     ),
-    "phi3": Family(**NO_BIAS, fused_qkv="qkv_proj", mlp=fused),
+    "phi3": Family(**NO_BIAS, fused_qkv="qkv_proj", mlp=gated_in_one),
     "starcoder2": Family(**USE_BIAS, mlp=two("c_fc", "c_proj"), norm_bias=True, defaults={"use_bias": True, **TIED}),
     "stablelm": Family(
         qkv_bias="use_qkv_bias",

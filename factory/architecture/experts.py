@@ -290,4 +290,12 @@ ROWS: dict[str, Family] = {
     ),
 }
 
+# the words of config.json for the experts' number and for how many of them a token passes through
+EXPERT_WORDS = (
+    *sorted(
+        {(row.count, row.per_token) for row in (r.feed_forward for r in ROWS.values()) if isinstance(row, Experts)}
+    ),
+    ("moe_num_experts", "moe_top_k"),
+)
+
 FAMILIES = {kind: decoder(family) for kind, family in ROWS.items()}

@@ -45,7 +45,9 @@ def laid_out(layout: Layout) -> Callable[[Config], Architecture]:
         layout.more(outside, config, n)
         names = {"layers_at": layout.layers_at, "embedding": layout.embedding, "head": layout.head}
         share = layout.active_expert_share(config)
-        return of_blocks(config, n, (block,) * n.layers, outside.tensors, **names, active_expert_share=share)
+        return of_blocks(
+            config, n, (block,) * int(config["num_hidden_layers"]), outside.tensors, **names, active_expert_share=share
+        )
 
     return build
 
@@ -61,17 +63,17 @@ def embedding(outside: Block, layout: Layout, config: Config, n: Numbers) -> Non
 
 
 def norms(*names: str, bias: bool = True) -> Layers:
-    def norms(block: Block, config: Config, n: Numbers) -> None:
+    def build(block: Block, config: Config, n: Numbers) -> None:
         for name in names:
             block.norm(name, n.hidden, bias=bias)
 
-    return norms
+    return build
 
 
-def fused(qkv: str, out: str, up: str, down: str, *names: str, transposed: bool = False) -> Layers:
+def gpt(qkv: str, out: str, up: str, down: str, *names: str, transposed: bool = False) -> Layers:
     """Attention and MLP of two matrices each, all with biases, and norms; as many keys as queries."""
 
-    def fused(block: Block, config: Config, n: Numbers) -> None:
+    def build(block: Block, config: Config, n: Numbers) -> None:
         bias = bool(config.get("attention_bias", True))
         block.linear(qkv, n.hidden + 2 * n.kv_heads * n.head_dim, n.hidden, bias=bias, transposed=transposed)
         block.linear(out, n.hidden, n.hidden, bias=bias, transposed=transposed)
@@ -79,7 +81,7 @@ def fused(qkv: str, out: str, up: str, down: str, *names: str, transposed: bool 
         block.linear(down, n.hidden, n.intermediate, bias=True, transposed=transposed)
         norms(*names)(block, config, n)
 
-    return fused
+    return build
 
 
 GPT2 = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "ln_1", "ln_2")
@@ -219,7 +221,7 @@ LAYOUTS: dict[str, Layout] = {
     "gpt2": Layout(
         layers_at="transformer.h",
         embedding="transformer.wte",
-        block=fused(*GPT2, transposed=True),
+        block=gpt(*GPT2, transposed=True),
         more=positions_and_norm,
         width="n_inner",
         defaults={"n_inner": None, **TIED},
@@ -227,7 +229,7 @@ LAYOUTS: dict[str, Layout] = {
     "gpt_bigcode": Layout(
         layers_at="transformer.h",
         embedding="transformer.wte",
-        block=fused(*GPT2),
+        block=gpt(*GPT2),
         more=positions_and_norm,
         width="n_inner",
         defaults={"n_inner": None, "multi_query": True, **TIED},
@@ -236,7 +238,7 @@ LAYOUTS: dict[str, Layout] = {
     "gpt_neox": Layout(
         layers_at="gpt_neox.layers",
         embedding="gpt_neox.embed_in",
-        block=fused(*NEOX, *NORMS),
+        block=gpt(*NEOX, *NORMS),
         more=norms("gpt_neox.final_layer_norm"),
     ),
     "gpt_neo": Layout(
@@ -271,7 +273,7 @@ LAYOUTS: dict[str, Layout] = {
     "bloom": Layout(
         layers_at="transformer.h",
         embedding="transformer.word_embeddings",
-        block=fused(*BLOOM, *NORMS),
+        block=gpt(*BLOOM, *NORMS),
         more=norms("transformer.word_embeddings_layernorm", "transformer.ln_f"),
         width=None,
         defaults=TIED,

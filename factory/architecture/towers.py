@@ -12,7 +12,7 @@ from factory.architecture.types import Block
 
 Tower = Callable[[Block, str, Config], None]
 
-plain = two("fc1", "fc2")
+ungated = two("fc1", "fc2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Layer:
     square: tuple[str, ...]
     qkv: str | None = None  # the name of the one projection
     bias: bool = True
-    mlp: Callable[..., None] = plain
+    mlp: Callable[..., None] = ungated
     mlp_at: str = "mlp"
     mlp_bias: bool = True
     norms: tuple[str, str]
@@ -131,7 +131,7 @@ def pooling_head(block: Block, at: str, hidden: int, width: int) -> None:
     block.tensors[f"{at}.attention.in_proj_bias"] = (3 * hidden,)
     block.linear(f"{at}.attention.out_proj", hidden, hidden, bias=True)
     block.norm(f"{at}.layernorm", hidden, bias=True)
-    plain(block, f"{at}.mlp", hidden, width, bias=True)
+    ungated(block, f"{at}.mlp", hidden, width, bias=True)
 
 
 def pixtral(block: Block, at: str, config: Config) -> None:

@@ -37,15 +37,9 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """`blocks` are the decoder layers; `outside` is all else: embedding, last norm, head, and a vision model's parts.
+class Numbers:
+    """The numbers that every family has, their names made uniform."""
 
-    `parts` names what a vision model has beside what reads text, by the prefix of its tensors; `part_linears` are the
-    linear layers in there, as far as they are outside the decoder. A tied head is no tensor of its own: it is the
-    embedding.
-    """
-
-    kind: str  # model_type
     hidden: int
     intermediate: int
     heads: int
@@ -54,6 +48,18 @@ class Architecture:
     vocabulary: int
     context_length: int | None  # None: config.json does not say
     tied: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture(Numbers):
+    """`blocks` are the decoder layers; `outside` is all else: embedding, last norm, head, and a vision model's parts.
+
+    `parts` names what a vision model has beside what reads text, by the prefix of its tensors; `part_linears` are the
+    linear layers in there, as far as they are outside the decoder. A tied head is no tensor of its own: it is the
+    embedding.
+    """
+
+    kind: str  # model_type
     layers_at: str = "model.layers"
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"

@@ -44,7 +44,7 @@ TEXTS: dict[str, Callable[[Config], Architecture]] = {
 }
 
 
-def numbers(hidden: int, width: int, layers: int, heads: int, keys: int, vocabulary: int, context: int) -> Config:
+def text_sizes(hidden: int, width: int, layers: int, heads: int, keys: int, vocabulary: int, context: int) -> Config:
     return {
         "hidden_size": hidden,
         "intermediate_size": width,
@@ -58,17 +58,17 @@ def numbers(hidden: int, width: int, layers: int, heads: int, keys: int, vocabul
 
 # what the class of a text_config says where it leaves a number out: published files rely on it
 TEXT_DEFAULTS: dict[str, Config] = {
-    "llama": numbers(4096, 11008, 32, 32, 0, 32000, 2048),  # 0: as many keys as heads
-    "mistral": numbers(4096, 14336, 32, 32, 8, 32000, 131072),
-    "qwen2": numbers(4096, 22016, 32, 32, 32, 151936, 32768),
-    "gemma": numbers(3072, 24576, 28, 16, 16, 256000, 8192),
-    "gemma2": numbers(2304, 9216, 26, 8, 4, 256000, 8192),
-    "gemma3_text": numbers(2304, 9216, 26, 8, 4, 262208, 131072),
-    "qwen2_vl_text": numbers(8192, 29568, 80, 64, 8, 152064, 32768),
-    "qwen2_5_vl_text": numbers(8192, 29568, 80, 64, 8, 152064, 32768),
-    "qwen3_vl_text": numbers(4096, 22016, 32, 32, 32, 151936, 128000),
-    "mllama_text_model": numbers(4096, 14336, 40, 32, 8, 128256, 131072),
-    "llama4_text": numbers(5120, 8192, 48, 40, 8, 202048, 131072)
+    "llama": text_sizes(4096, 11008, 32, 32, 0, 32000, 2048),  # 0: as many keys as heads
+    "mistral": text_sizes(4096, 14336, 32, 32, 8, 32000, 131072),
+    "qwen2": text_sizes(4096, 22016, 32, 32, 32, 151936, 32768),
+    "gemma": text_sizes(3072, 24576, 28, 16, 16, 256000, 8192),
+    "gemma2": text_sizes(2304, 9216, 26, 8, 4, 256000, 8192),
+    "gemma3_text": text_sizes(2304, 9216, 26, 8, 4, 262208, 131072),
+    "qwen2_vl_text": text_sizes(8192, 29568, 80, 64, 8, 152064, 32768),
+    "qwen2_5_vl_text": text_sizes(8192, 29568, 80, 64, 8, 152064, 32768),
+    "qwen3_vl_text": text_sizes(4096, 22016, 32, 32, 32, 151936, 128000),
+    "mllama_text_model": text_sizes(4096, 14336, 40, 32, 8, 128256, 131072),
+    "llama4_text": text_sizes(5120, 8192, 48, 40, 8, 202048, 131072)
     | {"intermediate_size_mlp": 16384, "num_local_experts": 16, "num_experts_per_tok": 1},
 }
 

@@ -1,5 +1,6 @@
 """What `auto` means, of each key that can be left to the compiler: for rules and plan alike."""
 
+from factory.architecture import traits_of
 from factory.compile.rule import Case
 
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
@@ -34,8 +35,18 @@ def isolation(case: Case) -> bool:
     return packing(case) and (case.settings.stage.name != "pt" if asked == "auto" else asked)
 
 
+def attention(case: Case) -> str:
+    """torch's own fused kernel, where the model's class takes it."""
+    asked = case.settings.compute.attention
+    if asked != "auto":
+        return asked
+    return "sdpa" if traits_of(case.arch.kind).sdpa else "eager"
+
+
 def context_length(case: Case) -> int | None:
-    return case.settings.model.context_length or case.arch.context_length
+    """Of a base whose positions an adapter was trained with stretched, their length."""
+    adapter = case.model.adapter
+    return case.settings.model.context_length or (adapter and adapter.context_length) or case.arch.context_length
 
 
 def max_length(case: Case, context: int) -> int:

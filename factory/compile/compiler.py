@@ -9,7 +9,7 @@ from factory.architecture import Architecture, architecture
 from factory.compile import choices
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
-from factory.compile.rules import attention_of, rules_for
+from factory.compile.rules import other_base, rules_for
 from factory.facts import Facts
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
@@ -95,18 +95,19 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     context = choices.context_length(case)
     assert context is not None  # a rule
     pack = _pack(case, context, notes)
-    attention = attention_of(case)
+    attention = choices.attention(case)
     if settings.compute.attention == "auto":
         why = "torch's own fused kernel" if attention == "sdpa" else f"all that the class of {arch.kind} takes"
         notes.append(f"compute.attention=auto: {attention}, {why}")
     if arch.experts():
         train = any(".experts." in name for name in shapes)
         notes.append(f"the experts {'train' if train else 'are frozen'}, {len(arch.experts())} stacked tensors")
-    notes += getattr(spec, "notes", _nothing)(method, arch)
+    notes += registry.hook(spec, "notes", _nothing)(method, arch)
     notes += quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)
     group_size = _group_size(case, pack.max_length, notes) if attention == "s2" else None
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
+    warnings += other_base(case)
     load = plan.Load(
         source=case.model.source,
         path=case.model.path,
@@ -187,7 +188,7 @@ def _numbers(case: Case, notes: list[str]) -> Numbers:
         notes.append(f"precision=auto: {name}, as {why}")
     numbers = PRECISIONS[name]
     spec = registry.spec("methods", case.settings.method.name)
-    trained = spec.trainable(case.settings.method, case.arch)
+    trained = {} if registry.hook(spec, "copied") else spec.trainable(case.settings.method, case.arch)
     if all(tensor in trained for tensor, _ in case.arch.tensors()):  # nothing is frozen: read at the trained type
         numbers = Numbers(numbers.trained, numbers.trained, numbers.autocast)
     return numbers

@@ -6,12 +6,12 @@ from math import ceil, prod
 from types import ModuleType
 from typing import Any
 
+from factory import registry
 from factory.architecture import Architecture, Shape
-from factory.plan import LOSS_CHUNK, Attach, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
+from factory.plan import BYTES, LOSS_CHUNK, Dtype, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.schema import Quantization
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RUNTIME = 650 * 2**20  # resident memory of Python with torch, transformers and peft, measured
 
 
@@ -61,16 +61,19 @@ def estimate(
 ) -> Estimate:
     load, patch, attach, pack, train = steps.load, steps.patch, steps.attach, steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
-    gradients = spec.gradients(method, shapes, arch) if hasattr(spec, "gradients") else counted_in(shapes)
+    gradients = registry.hook(spec, "gradients", _all)(method, shapes, arch)
+    copied = registry.hook(spec, "copied")
+    copies = copied(method, shapes, arch, mixed=train.autocast is not None) if copied else 0
     counted = parameters(arch, shapes)
     assert counted.trainable == attach.trainable
-    arch = spec.expanded(method, arch) if hasattr(spec, "expanded") else arch
+    arch = registry.hook(spec, "expanded", _as_it_is)(method, arch)
     length = pack.max_length
     if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
         length = min(length, ceil(sizes.longest_bytes / 3) + 64)
     tokens = train.batch_size * length
     parts = {
-        "weights": _weights(arch, shapes, load, steps.quantize, attach),
+        "weights": _weights(arch, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
+        + copies * BYTES["float32"],
         "gradients": gradients * BYTES[attach.dtype],
         "optimizer": spec.optimizer_bytes(method, train.optimizer, shapes, arch),
         "activations": _activations(arch, tokens, patch, shapes),
@@ -87,14 +90,22 @@ def estimate(
     )
 
 
-def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, attach: Attach) -> int:
+def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:
+    return counted_in(shapes)
+
+
+def _as_it_is(method: Any, arch: Architecture) -> Architecture:
+    return arch
+
+
+def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, trained: Dtype) -> int:
     linears = arch.linears() if stays_quantized(quantize, load.config) else {}
     held = {f"{name}.weight": weight_bytes(quantize, load.config, shape, load.dtype) for name, shape in linears.items()}
     total = 0
     base = dict(arch.tensors())
     for name, shape in base.items():
-        total += held.get(name) or prod(shape) * BYTES[attach.dtype if name in shapes else load.dtype]
-    total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[attach.dtype]
+        total += held.get(name) or prod(shape) * BYTES[trained if name in shapes else load.dtype]
+    total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[trained]
     return total
 
 

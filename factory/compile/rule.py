@@ -67,7 +67,11 @@ class Rule:
         needs_model = any(key.startswith("model.") for key in self.reads)
         if needs_model and not case.known:
             return False
-        return not any(_touches(bad, read) for bad in bad_keys for read in self.reads)
+        # what trains follows from all keys of a method: a rule that asks needs them all
+        methods = any(key.startswith("method") for key in self.reads) and any(
+            bad.startswith("method") for bad in bad_keys
+        )
+        return not methods and not any(_touches(bad, read) for bad in bad_keys for read in self.reads)
 
     def check(self, case: Case) -> Refusal | None:
         found = self.wrong(case)

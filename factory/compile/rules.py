@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from factory import registry, templates
-from factory.architecture import REMOTE_CODE, Shape
-from factory.compile import choices
+from factory.architecture import text_numbers, traits_of
+from factory.compile import choices, files
+from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved
@@ -62,7 +63,7 @@ def _nothing_to_scale(case: Case) -> str | None:
     length, context = case.settings.data.max_length, choices.context_length(case)
     if context is None or case.settings.model.rope_scaling == "none" or (length != "auto" and length > context):
         return None
-    return f"sequences of {length} tokens fit the context of {context:,}"
+    return f"sequences of {choices.max_length(case, context):,} tokens fit the context of {context:,}"
 
 
 def _isolation_without_packing(case: Case) -> str | None:
@@ -111,32 +112,16 @@ def _package_missing(case: Case) -> tuple[str, str] | None:
     return None
 
 
-def _weights_fit(case: Case) -> str | None:
-    """Tensors that the file and the config name alike must be of one shape; a quantized one lies in another."""
-    if case.model.config.get("quantization_config"):
-        return None
-    assert case.read is not None
-    planned = dict(case.read.tensors())
-    for name, shape in case.model.shapes.items():
-        if planned.get(name, shape) != shape:
-            return f"{name} is {_times(shape)} in its file, its config.json says {_times(planned[name])}"
-    return None
-
-
-def _times(shape: Shape) -> str:
-    return " x ".join(f"{number:,}" for number in shape)
-
-
 def _adapter_fits(case: Case) -> str | None:
     adapter, method = case.model.adapter, case.settings.method
     if adapter is None:
         return None
     spec = registry.spec("methods", method.name)
-    if (peft := getattr(spec, "peft", None)) is None:
+    if (peft := registry.hook(spec, "peft")) is None:
         return f"method={method.name} trains the model's own weights, not an adapter"
     if (wrong := _said_otherwise(adapter.config, peft(method, case.arch))) is not None:
         return wrong
-    own = getattr(spec, "saved", None)
+    own = registry.hook(spec, "saved")
     wanted = own(method, case.arch) if own else as_saved(spec.trainable(method, case.arch))
     if wanted == adapter.shapes:
         return None
@@ -144,7 +129,7 @@ def _adapter_fits(case: Case) -> str | None:
     ours, theirs = wanted.get(different), adapter.shapes.get(different)
     return (
         f"its tensors are not those of method={method.name} on this model: {different} is "
-        f"{_times(theirs) if theirs else 'not there'}, {_times(ours) if ours else 'nothing'} is needed"
+        f"{times(theirs) if theirs else 'not there'}, {times(ours) if ours else 'nothing'} is needed"
     )
 
 
@@ -167,14 +152,15 @@ def other_base(case: Case) -> tuple[str, ...]:
     """A warning where the adapter's base has another name than this one: the same model may lie elsewhere."""
     if (adapter := case.model.adapter) is None:
         return ()
-    there = Path(str(adapter.config.get("base_model_name_or_path"))).name
-    here = {Path(case.settings.model.path).name, Path(case.settings.model.hub or "").name, Path(case.model.path).stem}
-    same = any(name and (there == name or re.fullmatch(re.escape(name) + "-[0-9a-f]{12}", there)) for name in here)
-    return () if same else (f"model.adapter={adapter.path}: its base is {there}, this run's {case.settings.model.path}",)
+    model, there = case.settings.model, Path(adapter.config.get("base_model_name_or_path") or "").name
+    here = {Path(path or "").name.removesuffix(".gguf").lower() for path in (model.path, model.hub, case.model.path)}
+    if not there or there.lower() in here or re.sub("-[0-9a-f]{12}$", "", there.lower()) in here:  # a cached GGUF's
+        return ()
+    return (f"model.adapter={model.adapter}: it was trained on {there}, here is {model.path}",)
 
 
 def _remote_code(case: Case) -> str | None:
-    needed = case.arch.kind in REMOTE_CODE and not case.settings.model.trust_remote_code
+    needed = traits_of(case.arch.kind).remote_code and not case.settings.model.trust_remote_code
     return f"the architecture {case.arch.kind} is code that comes with the model" if needed else None
 
 
@@ -191,37 +177,23 @@ def _group_size_unread(case: Case) -> str | None:
     return f"compute.attention={compute.attention} has no groups"
 
 
-# what the classes of transformers take, where it is not everything (tests/architecture/test_attention.py)
-EAGER_ONLY = {"gemma2", "bloom", "mpt", "gpt_neo", "gpt_oss"} | REMOTE_CODE
-NO_FLASH = EAGER_ONLY - {"gemma2", "gpt_neo", "gpt_oss"} | {"llama4_text", "llama4", "paligemma", "gemma3", "mllama"}
-S2_KINDS = {"llama", "mistral", "qwen2", "qwen3"}  # where it is proven
-
-
-def attention_of(case: Case) -> str:
-    """What `auto` means: torch's fused kernel, where the model's class takes it."""
-    asked = case.settings.compute.attention
-    if asked != "auto":
-        return asked
-    return "eager" if case.arch.kind in EAGER_ONLY else "sdpa"
-
-
 def _attention_of_model(case: Case) -> str | None:
     kind, asked = case.arch.kind, case.settings.compute.attention
-    unable = {"sdpa": EAGER_ONLY, "flash_attention_2": NO_FLASH, "flash_attention_3": NO_FLASH}.get(asked, set())
-    if asked == "s2" and kind not in S2_KINDS:
-        return f"it is proven for {', '.join(sorted(S2_KINDS))}, not for {kind}"
-    return f"the class of {kind} has no such kernel" if kind in unable else None
+    own = traits_of(kind)
+    able = {"sdpa": own.sdpa, "s2": own.s2, "flash_attention_2": own.flash, "flash_attention_3": own.flash}
+    if able.get(asked, True):
+        return None
+    return f"it is not proven for {kind}" if asked == "s2" else f"the class of {kind} has no such kernel"
 
 
 def _s2_group(case: Case) -> str | None:
-    compute, length = case.settings.compute, case.settings.data.max_length
-    if compute.attention != "s2" or compute.group_size == "auto":
+    compute, context = case.settings.compute, choices.context_length(case)
+    if compute.attention != "s2" or compute.group_size == "auto" or context is None:
         return None
     if compute.group_size % 2:
         return "it is odd"
-    if length != "auto" and compute.group_size >= length:
-        return f"sequences of {length} tokens fit into one group"
-    return None
+    length = choices.max_length(case, context)
+    return f"sequences of {length:,} tokens fit into one group" if compute.group_size >= length else None
 
 
 def _unknown_template(case: Case) -> str | None:
@@ -266,27 +238,27 @@ def _flash_precision(case: Case) -> str | None:
     return "it computes in 16 bits only" if flash and choices.precision(case)[0] == "fp32" else None
 
 
+# rotary positions that nothing stretches; `mrope` only parts them by time, height and width
+_UNSCALED = {"default", "mrope"}
+
+
 def _scaled_already(case: Case) -> str | None:
-    config = case.model.config
-    old = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = old.get("rope_type") or old.get("type") or "default"
-    scaled = case.settings.model.rope_scaling != "none" and kind != "default"
-    return f"the model's own positions are scaled ({kind})" if scaled else None
-
-
-# no rotary positions; gptj's, phimoe's and granitemoehybrid's cannot be scaled by config.json
-NO_ROPE = {"gpt2", "gpt_neo", "gptj", "gpt_bigcode", "opt", "bloom", "mpt", "phimoe", "granitemoehybrid"}
-# attention that position_ids do not part: alibi, learned positions, a mask that leaves them out, convolutions, states
-NOT_ISOLATED = {"opt", "bloom", "mpt", "gpt_oss", "lfm2", "qwen3_next", "granitemoehybrid"}
+    config = text_numbers(case.model.config)
+    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    each = [own for own in said.values() if isinstance(own, dict)] or [said]  # some have a kind of layers each
+    kinds = {own.get("rope_type") or own.get("type") or "default" for own in each} - _UNSCALED
+    if case.settings.model.rope_scaling == "none" or not kinds:
+        return None
+    return f"the model's own positions are scaled ({', '.join(sorted(kinds))})"
 
 
 def _rope_missing(case: Case) -> str | None:
-    config = case.model.config
-    if case.settings.model.rope_scaling == "none":
+    config = text_numbers(case.model.config)
+    kind = config.get("model_type") or case.arch.kind
+    missing = not traits_of(kind).scalable or config.get("alibi")
+    if case.settings.model.rope_scaling == "none" or not missing:
         return None
-    if config["model_type"] in NO_ROPE or config.get("alibi"):
-        return f"a {config['model_type']} model has no rotary positions that can be scaled"
-    return None
+    return f"a {kind} model has no rotary positions that can be scaled"
 
 
 def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
@@ -314,7 +286,7 @@ def _padding_unread(case: Case) -> str | None:
 
 
 def _not_isolated(case: Case) -> str | None:
-    wrong = choices.isolation(case) and case.arch.kind in NOT_ISOLATED
+    wrong = choices.isolation(case) and not traits_of(case.arch.kind).isolates
     return f"a {case.arch.kind} model cannot part packed documents" if wrong else None
 
 
@@ -338,7 +310,7 @@ RULES: tuple[Rule, ...] = (
     Rule("kernels", _kernels),
     Rule("device-missing", _device_missing),
     Rule("package-missing", _package_missing),
-    Rule("weights-fit", _weights_fit),
+    *files.RULES,
     Rule("adapter-fits", _adapter_fits),
     Rule("remote-code", _remote_code),
     Rule("gated-model", _gated),

@@ -52,7 +52,8 @@ def _found(model: schema.Model, *, training: bool) -> ModelFacts:
             chat_template=True,
             tokens=int(numbers["vocab_size"]),  # a row for each token, which `load` checks
         )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("."):
+    no_hub_id = not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith(".")
+    if no_hub_id or path.exists() or model.path.endswith((".gguf", ".safetensors", ".json")):
         wrong = "it is a file, and no GGUF" if path.exists() else "there is no such folder or file"
         raise refuse("model-missing", f"model.path={model.path}", wrong)
     revision = model.revision or "main"
@@ -86,7 +87,7 @@ def _gguf(file: Path, shown: str) -> ModelFacts:
         if opened.read(4) != b"GGUF":
             raise _broken(shown, file.name, "it is not a GGUF file")
     found = ModelFacts(
-        source="gguf", path=str(file.resolve()), config={}, fingerprint=_fingerprint([file]), chat_template=None
+        source="gguf", path=str(file.absolute()), config={}, fingerprint=_fingerprint([file]), chat_template=None
     )
     return replace(found, config=gguf_config(found))
 
@@ -151,7 +152,8 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         return refuse("model-incomplete", f"model.path={shown}", wrong)
 
     if not (folder / "config.json").is_file():
-        raise incomplete("there is no config.json in it")
+        adapter = (folder / "adapter_config.json").is_file()
+        raise incomplete("there is no config.json in it" + (": it is an adapter, for model.adapter" if adapter else ""))
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert isinstance(config, dict)
@@ -204,9 +206,22 @@ def look_at_adapter(path: str) -> AdapterFacts:
         path=str(folder.resolve()),
         config=config,
         base=read_json(base),
+        context_length=_stretched(base, setting) if base.is_file() else None,
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
         fingerprint=_fingerprint(files),
     )
+
+
+def _stretched(file: Path, setting: str) -> int:
+    """What the positions of a saved base config reach: linear and dynamic keep the length before, beside a factor."""
+    try:
+        config = read_json(file) or {}
+        text = config.get("text_config", config)
+        rope = text["rope_parameters"].get("full_attention", text["rope_parameters"])
+        factor = rope["factor"] if rope["rope_type"] in ("linear", "dynamic") else 1
+        return round(factor * text["max_position_embeddings"])
+    except (KeyError, TypeError, AttributeError):
+        raise refuse("adapter-missing", setting, "its base/config.json has no stretched positions") from None
 
 
 def _fingerprint(files: list[Path]) -> str:

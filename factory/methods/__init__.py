@@ -1,14 +1,19 @@
 """A folder per method: `spec` (keys, rules, parameter formulas; no torch), `run` (torch), `refusals.yaml` (words).
 
-A spec has `Settings`, `QUANTIZABLE`, `RULES`, `trainable(method, arch)` and
-`optimizer_bytes(method, optimizer, shapes, arch)`. Where it applies also
+A spec has `Settings`, `RULES`, `trainable(method, arch)` and
+`optimizer_bytes(method, optimizer, shapes, arch)`. Where it applies also (`registry.hook` finds it)
 - `notes(method, arch)` that the plan shows,
 - `gradients(method, shapes, arch)`, elements, where not all of them are there at once,
+- `copied(method, shapes, arch, mixed)`, elements, where weights stay in the frozen type and float32 copies are stepped,
 - `expanded(method, arch)` where the method adds layers,
-- `starts_from_weights(method)` where a run has `initialize`.
+- `starts_from_weights(method)` where a run has `initialize`,
+- `trains_over(method, library, bits)`, whether linear layers may stay quantized so; without it they may not at all,
+- `peft(method, arch)` of an adapter, what its adapter_config.json must say to go on from it, and
+- `saved(method, arch)`, its tensors as PEFT saves them, where these are not those of `trainable` under other names.
 
-A run has `attach(model, settings, plan, arch)` and `optimizer(model, settings, plan, arch)`. It lists in `__all__` also
-- `begin_step(model, optimizer, settings, arch, step)` where what trains changes from step to step,
+A run has `attach(model, settings, plan, arch)` and `optimizer(model, settings, plan, arch)`, and where it applies
+- `begin_step(optimizer, settings, step, total)` where what trains changes from step to step,
+- `penalty(model, settings)`, a number whose gradient is added to the loss's once in each step,
 - `export(model, settings, folder)` of an adapter, and `go_on(model, path)` from a saved one,
 - `initialize(model, settings, quantize, arch)` and `begin(model, first)` of one that starts from the whole weights.
 """

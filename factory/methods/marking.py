@@ -7,7 +7,9 @@ from factory.architecture import Architecture, Shape
 from factory.plan import Attach
 
 
-def marks(trainable: Callable[[Any, Architecture], dict[str, Shape]]) -> Callable[[Any, Any, Attach, Architecture], Any]:
+def marks(
+    trainable: Callable[[Any, Architecture], dict[str, Shape]],
+) -> Callable[[Any, Any, Attach, Architecture], Any]:
     """An `attach` that lets the tensors of a spec's `trainable` require a gradient."""
 
     def attach(model: Any, settings: Any, plan: Attach, arch: Architecture) -> Any:

@@ -5,7 +5,6 @@ from math import ceil, prod
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.refusal import did_you_mean
 
 State = Callable[[Shape], float]
 _BLOCK = 256  # elements that share a quantization constant (Dettmers et al. 2022, section 2.1)
@@ -70,13 +69,6 @@ def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture) -> int:
     )
 
 
-def _unknown(case: Case) -> str | None:
-    name = case.settings.stage.optimizer
-    if name in STATES:
-        return None
-    return f"{did_you_mean(name, STATES)}the optimizers are {', '.join(STATES)}"
-
-
 def _gpu_only(case: Case) -> str | None:
     name = case.settings.stage.optimizer
     return f"{name} needs a GPU" if name in NEEDS_GPU and case.device == "cpu" else None
@@ -85,7 +77,7 @@ def _gpu_only(case: Case) -> str | None:
 def no_adam(case: Case) -> str | None:
     """For the methods that are made of AdamW's steps, in 8 bits or not."""
     name = case.settings.stage.optimizer
-    return f"the method is made of AdamW's steps, not of {name}'s" if name in STATES and "adamw" not in name else None
+    return f"the method is made of AdamW's steps, not of {name}'s" if "adamw" not in name else None
 
 
-RULES = (Rule("unknown-optimizer", _unknown), Rule("optimizer-needs-gpu", _gpu_only))
+RULES = (Rule("optimizer-needs-gpu", _gpu_only),)

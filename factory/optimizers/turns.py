@@ -26,7 +26,7 @@ class Turns(Hooked):
         self.plan, self.arch = plan, arch
         self.turn = -1
         self.copies: dict[str, Tensor] = {}
-        self.alive: dict[str, Tensor] = {}  # whether the tensor's last gradient, all of it, was not zero
+        self.alive: dict[str, Tensor] = {}  # whether a copied tensor's last gradient was not zero, all of it
         for name, tensor in self.tensors.items():
             tensor.register_post_accumulate_grad_hook(partial(self._take, name))
 
@@ -60,9 +60,9 @@ class Turns(Hooked):
         """Gives the copy its gradient, added up over the micro-steps in its own type, and frees the tensor's."""
         copy = self.copies[name]
         assert tensor.grad is not None
-        self.alive[name] = tensor.grad.any()
         if copy is tensor:
             return
+        self.alive[name] = tensor.grad.any()
         part = self.part(name, tensor.grad)
         copy.grad = part if copy.grad is None else copy.grad.add_(part)
         tensor.grad = None
@@ -76,7 +76,9 @@ class Turns(Hooked):
 
     def has_gradient(self, name: str) -> bool:
         copy = self.copies.get(name)
-        return copy is not None and copy.grad is not None and bool(self.alive[name])
+        if copy is None or copy.grad is None:
+            return False
+        return bool(copy.grad.any() if copy is self.tensors[name] else self.alive[name])
 
     def clip(self, max_norm: float) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(list(self.copies.values()), max_norm)

@@ -183,7 +183,7 @@ def _aqlm_checkpoint(said: dict[str, Any], shape: Shape, size: int) -> int:
 def _bitsandbytes_checkpoint(said: dict[str, Any], shape: Shape, _size: int) -> int:
     if said.get("load_in_8bit"):
         return _bitsandbytes_8bit(shape)
-    return _bitsandbytes_4bit(shape, said["bnb_4bit_use_double_quant"])
+    return _bitsandbytes_4bit(shape, bool(said.get("bnb_4bit_use_double_quant")))
 
 
 _CHECKPOINT_BYTES: dict[str, Callable[[dict[str, Any], Shape, int], int]] = {
@@ -209,8 +209,8 @@ def notes(quantization: Quantization, config: dict[str, Any], arch: Architecture
 
 
 def _trains_over(method: Any, library: str, bits: int | None) -> bool:
-    """Whether the method trains while the linear layers stay so: its spec says it, or it is about whole weights."""
-    own = getattr(registry.spec("methods", method.name), "trains_over", None)
+    """Whether the method trains while the linear layers stay quantized so: one without the hook trains them itself."""
+    own = registry.hook(registry.spec("methods", method.name), "trains_over")
     return own is not None and own(method, library, bits)
 
 
@@ -329,7 +329,20 @@ def _checkpoint_precision(case: Case) -> str | None:
     return "AWQ weights compute in float16 on a GPU" if awq and precision(case)[0] != "fp16" else None
 
 
+def _checkpoint_broken(case: Case) -> str | None:
+    """A number that the size of the weights follows from is missing: the estimate would fail, and so would reading."""
+    if not stays_quantized(case.settings.method.quantization, case.model.config):
+        return None
+    try:
+        for shape in case.arch.linears().values():
+            weight_bytes(case.settings.method.quantization, case.model.config, shape, "bfloat16")
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        return f"its quantization_config lacks a number, or has a wrong one ({error})"
+    return None
+
+
 RULES: tuple[Rule, ...] = (
+    Rule("checkpoint-broken", _checkpoint_broken),
     Rule("quantized-weights", _quantized),
     Rule("quantizer-bits", _bits),
     Rule("quantizer-without-bits", _without_bits),

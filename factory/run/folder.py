@@ -93,6 +93,14 @@ def is_whole(checkpoint: Path) -> bool:
     )
 
 
+def base_config(adapter: str | Path) -> Path:
+    """In an adapter's folder: the config.json that its base must be read with, where its positions were stretched.
+
+    It can't lie beside adapter_config.json: there transformers takes it as the sign of whole weights.
+    """
+    return Path(adapter) / "base" / "config.json"
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's object, None where it is missing or broken."""
     try:

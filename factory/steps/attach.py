@@ -32,7 +32,7 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     if plan.load.adapter is not None:
         method.go_on(model, plan.load.adapter)
     dtype = getattr(torch, plan.attach.dtype)
-    for parameter in model.parameters():
+    for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     recompute(model, plan.patch)
@@ -47,7 +47,8 @@ def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tupl
     A method that starts from the weights gets them whole: what it leaves of them is then quantized.
     """
     method, held = registry.run("methods", run.plan.steps.attach.method), while_reading(quantization)
-    from_weights = "initialize" in method.__all__ and _spec(run).starts_from_weights(settings)
+    starts = registry.hook(_spec(run), "starts_from_weights")
+    from_weights = starts is not None and starts(settings)
     model = _read(run, config, None if from_weights else held)
     grow(model, as_said(run.plan.steps.patch), run.plan.seed)
     arch = as_planned(run, model)

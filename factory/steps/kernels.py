@@ -12,13 +12,12 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     """Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
     if plan.kernels != "liger":
         return
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]  # an extra
 
     kind = model.config.model_type
-    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:  # the library itself would say nothing
+    if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:  # the library itself would say nothing
         raise refuse("kernels", "compute.kernels=liger", f"it has no kernels for {kind}")
-    _apply_liger_kernel_to_instance(model=model)
+    monkey_patch._apply_liger_kernel_to_instance(model=model)
 
 
 def recompute(model: Any, plan: Patch) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 from factory import templates
 from factory.execute.context import Run
+from factory.plan import Load
 from factory.refusal import refuse
+from factory.run.folder import base_config
 from factory.steps import source
 from factory.steps.vocabulary import add_tokens, tokens_of
 from factory.steps.walk import sees
@@ -20,7 +22,9 @@ def load(run: Run) -> dict[str, Any]:
     plan = run.plan.steps.load
     with source.readable(plan):
         path = source.folder(run)
-        config = AutoConfig.from_pretrained(path, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            _config_folder(plan, path), revision=plan.revision, trust_remote_code=plan.trust_remote_code
+        )
         tokenizer = read_tokenizer(path, plan.revision, plan.trust_remote_code, run.plan.steps.pack.template)
     patch = run.plan.steps.patch
     add_tokens(tokenizer, patch.new_tokens)
@@ -29,6 +33,12 @@ def load(run: Run) -> dict[str, Any]:
     if sees(config) and not processor:
         run.emit("note", text="No processor of this model was found: only its tokenizer is saved with it.")
     return {"config": config, "tokenizer": tokenizer, "processor": processor}
+
+
+def _config_folder(plan: Load, path: str) -> str:
+    """The base's, or where a saved adapter says with which config it must be read."""
+    own = None if plan.adapter is None else base_config(plan.adapter)
+    return str(own.parent) if own is not None and own.is_file() else path
 
 
 def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, template: str) -> Any:

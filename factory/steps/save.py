@@ -9,10 +9,8 @@ from typing import Any
 from factory import registry
 from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
-from factory.run.folder import unwritable
+from factory.run.folder import base_config, unwritable
 from factory.steps.attach import method_settings
-
-BASE = "base"  # in an adapter's folder: the config.json that its base must be read with
 
 
 def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]) -> None:
@@ -30,8 +28,8 @@ def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]
             (aside / name).write_bytes(content)
         if hasattr(model, "peft_config"):
             registry.run("methods", run.plan.steps.attach.method).export(model, method_settings(run), aside)
-            if run.plan.steps.patch.rope_scaling != "none":
-                _save_base_config(run, model.get_base_model().config, aside / BASE)
+            if _stretched(run):
+                _save_base_config(run, model.get_base_model().config, base_config(aside).parent)
         else:
             model.config.use_cache = True
             state = model.state_dict()
@@ -41,7 +39,7 @@ def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]
                 state = {name: cast.setdefault(value.data_ptr(), value.to(kept)) for name, value in state.items()}
                 model.config.dtype = kept
             model.save_pretrained(aside, state_dict=state)
-        (aside / "README.md").write_text(_card(run, (aside / BASE).is_dir()), encoding="utf-8")
+        (aside / "README.md").write_text(_card(run, base_config(aside).is_file()), encoding="utf-8")
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
     except write_errors() as error:
@@ -50,21 +48,26 @@ def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _save_base_config(run: Run, config: Any, folder: Path) -> None:
-    """The base's config with the positions that the adapter was trained on, for the base as it lies on the disk.
+def _stretched(run: Run) -> bool:
+    """Whether the base's positions are not those of its own config: by this run, or by that of the adapter before."""
+    adapter = run.plan.steps.load.adapter
+    return run.plan.steps.patch.rope_scaling != "none" or (adapter is not None and base_config(adapter).is_file())
 
-    It can't lie beside adapter_config.json: there transformers takes it as the sign of whole weights.
-    """
+
+def _save_base_config(run: Run, config: Any, folder: Path) -> None:
+    """The base's config with the positions that the adapter was trained on, for the base as it lies on the disk."""
     config, original = copy.deepcopy(config), run.plan.steps.load.config
     config.use_cache = True
     text = config.get_text_config()
     text.vocab_size = original.get("text_config", original).get("vocab_size", text.vocab_size)
-    if hasattr(config, "quantization_config"):  # how the base was held here, not how it is stored
+    if hasattr(config, "quantization_config"):  # how the base was held here
         del config.quantization_config
+    if original.get("quantization_config"):  # how it is stored
+        config.quantization_config = original["quantization_config"]
     config.save_pretrained(folder)
 
 
-def _card(run: Run, scaled: bool) -> str:
+def _card(run: Run, stretched: bool) -> str:
     plan = run.plan
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
     return (
@@ -73,18 +76,16 @@ def _card(run: Run, scaled: bool) -> str:
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"
         f"- trained parameters: {plan.estimate.parameters.trainable:,} of {plan.estimate.parameters.total:,}\n"
-        f"{_loading(run) if scaled else ''}"
+        f"{_LOADING if stretched else ''}"
     )
 
 
-def _loading(run: Run) -> str:
-    """How an adapter is read whose base's positions were scaled: PEFT alone would leave them unscaled."""
-    patch = run.plan.steps.patch
-    return (
-        f"- positions: {patch.rope_scaling}, factor {patch.rope_factor:g}; its base is read with {BASE}/config.json\n\n"
-        "```python\n"
-        f'config = AutoConfig.from_pretrained("THIS_FOLDER/{BASE}")\n'
-        'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)\n'
-        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")\n'
-        "```\n"
-    )
+# how an adapter is read whose base's positions were stretched: PEFT alone would leave them as they were
+_LOADING = """- positions: stretched; its base is read with base/config.json
+
+```python
+config = AutoConfig.from_pretrained("THIS_FOLDER/base")
+base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)
+model = PeftModel.from_pretrained(base, "THIS_FOLDER")
+```
+"""

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from factory import cache
@@ -73,6 +74,8 @@ def readable(plan: Load) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except UnpicklingError as error:  # torch's own words advise to run whatever code is in there
+        raise refuse("model-unreadable", f"model.path={plan.path}", "a pickle in it holds more than tensors") from error
     except (OSError, SafetensorError, ValueError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise refuse("model-unreadable", f"model.path={plan.path}", first.rstrip(".")) from error

@@ -51,7 +51,7 @@ def train(
     plan, device = run.plan.steps.train, run.plan.steps.load.device
     method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
     optimizer = method.optimizer(model, settings, plan, arch)
-    begin_step = registry.hook(method, "begin_step")
+    begin_step, penalty = registry.hook(method, "begin_step"), registry.hook(method, "penalty")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     scaler = torch.amp.GradScaler(device, enabled=plan.autocast == "float16")
     saved = checkpoint.restore(run, trained, optimizer, scaler)
@@ -69,10 +69,12 @@ def train(
         examples = [[dataset.train[index] for index in indices] for indices in chosen]
         rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
         if begin_step:
-            begin_step(model, optimizer, settings, arch, state.step)
+            begin_step(optimizer, settings, state.step, total)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_ratio", 1.0)
         loss = _accumulate(run, model, examples, scaler, dataset.pad)
+        if penalty:  # its gradient is added, its value is not the loss that is shown
+            scaler.scale(penalty(model, settings)).backward()
         scaler.unscale_(optimizer)
         norm = _clipped_norm(optimizer, trained, plan.max_grad_norm)
         _refuse_not_finite(state.step + 1, loss, norm, fp16=plan.autocast == "float16")

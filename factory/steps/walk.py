@@ -9,60 +9,66 @@ import sys
 from typing import Any
 
 from factory.architecture import Architecture, Block, Shape
+from factory.architecture.dense import ALIASES, numbers, of_blocks, uniform
+from factory.architecture.experts import EXPERT_WORDS
 from factory.architecture.types import image_layers
 
 # layers of the decoder that no adapter stands beside: what chooses the experts is tiny, and some return tuples
 ROUTERS = {"gate", "router", "shared_expert_gate"}
 _LANGUAGE_MODELS = ("language_model", "text_model")  # in the path to a vision model's decoder
 _STACKED = 2  # at least so many dimensions has a parameter that holds the matrices of all experts
-_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # one number's names in config.json
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-_CHOSEN_COUNTS = ("num_experts_per_tok", "moe_top_k")
-_CONTEXTS = ("max_position_embeddings", "max_seq_len")
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+# config.json's words that differ from kind to kind, beside those that `ALIASES` and the kinds' own classes translate
+_WORDS = {
+    "n_inner": "intermediate_size",
+    "ffn_dim": "intermediate_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_kv_heads": "num_key_value_heads",
+    "kv_n_heads": "num_key_value_heads",
+}
+_NESTED = ("attn_config", "ffn_config")  # have more of the numbers
 
 
 def walk(model: Any) -> Architecture:
     """The tensors of a transformers model, layer by layer. Adapters must not be attached yet."""
-    config = model.config.get_text_config()
+    said = _said(model.config.get_text_config())
     tensors = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     linears = _linears(model)
-    layers_at, layers = _decoder_layers(model, config.num_hidden_layers)
+    layers_at, layers = _decoder_layers(model, said["num_hidden_layers"])
     prefixes = tuple(f"{layers_at}.{index}." for index in range(layers))
     outside = {name: shape for name, shape in tensors.items() if not name.startswith(prefixes)}
     embedding = name_of(model, model.get_input_embeddings())
     head = name_of(model, model.get_output_embeddings())
     blocks = tuple(_block(prefix, tensors, linears) for prefix in prefixes)
     parts = _parts(model, layers_at, embedding, head) | image_layers(layers_at, blocks)
-    heads = config.num_attention_heads
-    experts, chosen = _said(config, _EXPERT_COUNTS), _said(config, _CHOSEN_COUNTS)
-    return Architecture(
-        kind=model.config.model_type,
-        hidden=config.hidden_size,
-        intermediate=_said(config, _WIDTHS) or 4 * config.hidden_size,
-        heads=heads,
-        kv_heads=_said(config, _KV_HEADS) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        vocabulary=config.vocab_size,
-        context_length=_said(config, _CONTEXTS),
-        tied=f"{head}.weight" not in tensors,
+    return of_blocks(
+        said | {"model_type": model.config.model_type},
+        numbers(said | {"tie_word_embeddings": f"{head}.weight" not in tensors}),
+        blocks,
+        outside,
         layers_at=layers_at,
         embedding=embedding,
         head=head,
-        blocks=blocks,
-        outside=outside,
         parts=parts,
         part_linears=_under(parts, {name: shape for name, shape in linears.items() if not name.startswith(prefixes)}),
-        active_expert_share=chosen / experts if chosen and experts else 1.0,
+        active_expert_share=_active_expert_share(said),
         fixed=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
     )
 
 
-def _said(config: Any, names: tuple[str, ...]) -> int | None:
-    """The number that the config, or its part about the MLP, has under one of the names."""
-    places = (config, getattr(config, "ffn_config", None))
-    found = (getattr(place, name, None) for place in places for name in names)
-    return next((number for number in found if number), None)
+def _said(config: Any) -> dict[str, Any]:
+    """The config's numbers by today's names."""
+    plain = config.to_dict()
+    inner = {name: value for part in _NESTED for name, value in (plain.get(part) or {}).items()}
+    own = {word: name for name, word in config.attribute_map.items()}
+    said = uniform(inner | plain, {}, ALIASES | _WORDS | own)
+    width = said.get("intermediate_size") or 4 * said["hidden_size"]
+    widest = max(width) if isinstance(width, list) else width  # some say each layer's
+    return said | {"intermediate_size": widest, "num_hidden_layers": config.num_hidden_layers}
+
+
+def _active_expert_share(said: dict[str, Any]) -> float:
+    pairs = [(said.get(count), said.get(chosen)) for count, chosen in EXPERT_WORDS]
+    return next((chosen / count for count, chosen in pairs if count and chosen), 1.0)
 
 
 def name_of(model: Any, wanted: Any) -> str:

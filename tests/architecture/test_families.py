@@ -1,5 +1,6 @@
 """Every family's closed form against a walk of the model that transformers builds on the meta device."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -93,6 +94,22 @@ def test_every_family_is_compared() -> None:
     [
         ("llama", {}),
         ("llava", {"vision_tower": "model.vision_tower.", "multi_modal_projector": "model.multi_modal_projector."}),
+        (
+            "llava_next",
+            {
+                "vision_tower": "model.vision_tower.",
+                "multi_modal_projector": "model.multi_modal_projector.",
+                "image_newline": "model.image_newline.",
+            },
+        ),
+        (
+            "mllama",
+            {
+                "vision_model": "model.vision_model.",
+                "multi_modal_projector": "model.multi_modal_projector.",
+                "layers.1": "model.language_model.layers.1.",
+            },
+        ),
         ("qwen2_vl", {"visual": "model.visual."}),
         ("idefics3", {"vision_model": "model.vision_model.", "connector": "model.connector."}),
         ("llama4", {"vision_model": "vision_model.", "multi_modal_projector": "multi_modal_projector."}),
@@ -111,6 +128,13 @@ def test_routers_are_no_linears_and_experts_are_stacked(kind: str) -> None:
     found = architecture(of(kind))
     assert found.experts() and not [name for name in found.linears() if "gate." in f"{name}." or "router" in name]
     assert 0 < found.active_expert_share < 1
+
+
+@pytest.mark.parametrize("kind", ["ernie4_5_moe", "mllama"])
+def test_another_process_reads_the_same(kind: str) -> None:
+    found = architecture(of(kind))
+    assert found.fixed or found.parts
+    same(Architecture.from_json(json.loads(json.dumps(found.as_json()))), found)
 
 
 def test_layers_may_differ() -> None:

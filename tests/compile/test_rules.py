@@ -72,6 +72,7 @@ def compiles_on_gpu(overrides: str) -> Legal:
 # what a quantized checkpoint's config.json says, by the row's word for it
 SAID = {
     "ck_bnb": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+    "ck_gptq0": {"quant_method": "gptq", "bits": 4},
     "ck_gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32},
     "ck_awq": {"quant_method": "awq", "bits": 4, "group_size": 32},
     "ck_aqlm8": {
@@ -162,6 +163,12 @@ TABLE = (
     ),
     row("context-unknown", "{endless}", "{endless} model.context_length=256"),
     row("weights-fit", "{misfit}", "data.max_length=200"),
+    row("weights-fit", "{shallow}", "data.max_length=200"),
+    row("weights-fit", "{deep}", "data.max_length=200"),
+    row("revision-unread", "model.revision=v2", "data.max_length=200"),
+    row("new-tokens", "model.new_tokens=[a1,a1]", "model.new_tokens=[a1,a2]"),
+    row("new-tokens", "model.new_tokens=['']", "model.new_tokens=[a1,a2]"),
+    row("parts-absent", "method.parts=[language,vision]", "method.parts=[language]"),
     row("adapter-fits", "{adapter} method.rank=4", "{adapter} method.rank=8"),
     row("adapter-fits", "{adapter} method.target_modules=[q_proj]", "{adapter}"),
     row("adapter-fits", "{adapter} method=full", "method=full"),
@@ -222,6 +229,17 @@ TABLE = (
         "parts-need-images", "{llava} method=freeze {one} method.parts=[language,vision]", "{llava} method=freeze {one}"
     ),
     row("scaled-already", "{scaled} model.rope_scaling=linear data.max_length=512", "{scaled} data.max_length=200"),
+    row(
+        "scaled-already",
+        "{scaled_layers} model.rope_scaling=linear data.max_length=512",
+        "{scaled_layers} data.max_length=200",
+    ),
+    row(
+        "scaled-already",
+        "{scaled_llava} model.rope_scaling=linear data.max_length=512",
+        "{turned_llava} model.rope_scaling=linear data.max_length=512",
+        "{llava} model.rope_scaling=linear data.max_length=512",
+    ),
     row("target-modules", "method.target_modules=[q_prj]", "method.target_modules=[q_proj,mlp.down_proj]"),
     row("target-modules", "method.target_modules=[]", "method.target_modules=all-linear"),
     row("target-modules", "method.target_modules=[lm_head]", "method.target_modules=[self_attn.o_proj]"),
@@ -230,12 +248,20 @@ TABLE = (
     row("freeze-layers", "method=freeze method.layers=[0,2]", "method=freeze method.layers=[1,1]"),
     row("freeze-layers", "method=freeze method.layers=[-1]", "method=freeze {one} method.position=first"),
     row("freeze-layers", "method=freeze method.layers=[]", "method=freeze {one}"),
+    row("freeze-layers-twice", "method=freeze {one} method.layers=[0]", "method=freeze method.layers=[0]"),
+    row("freeze-layers-twice", "method=freeze method.position=first method.layers=[0]", "method=freeze {one}"),
     row("galore-rank", "method=galore method.rank=17", "method=galore method.rank=16"),
     # adapters
-    row("nothing-trains", "method=lora method.parts=[vision]", "method=lora method.parts=[language,vision]"),
+    row("nothing-trains", "method=lora method.parts=[vision]", "method=lora"),
     row("target-modules", "{glm4_moe} method=lora method.target_modules=[gate_proj]", "{glm4_moe} method=lora"),
-    row("adapter-quantizer", "method=loha {four}", "method=loha method.quantization.bits=8", "method=loha"),
-    row("adapter-quantizer", "method=lokr {four}", "method=lokr method.quantization.bits=8", "method=vera {four}"),
+    row("quantized-weights", "method=loha {four}", "method=loha {eight}", "method=loha"),
+    row("quantized-weights", "method=lokr {four}", "method=lokr {eight}", "method=vera {four}"),
+    row("quantized-weights", "method=dora {eight}", "method=dora {four}"),
+    row("quantized-weights", "method=oft {eight} {quanto}", compiles("{eight} {quanto}"), machine=ALL),
+    row("quantized-weights", "method=ia3 {eight} {torchao}", "method=ia3 {eight}", machine=ALL),
+    row("adapter-fits", "{adapter} method.alpha=8", "{adapter} method.dropout=0.1"),
+    row("adapter-fits", "{adapter} method=dora", "{adapter} method=lora_plus"),
+    row("adapter-fits", "{adapter} method=vera", "{adapter} method=qlora"),
     row("adapter-transposed", "{gpt2} method=oft method.block_size=8", "{gpt2} method=lora", "method=oft"),
     row("adapter-transposed", "{gpt2} method=loha", "{gpt2} method=vera"),
     row(
@@ -253,13 +279,13 @@ TABLE = (
         "{mixtral} method=lora method.target_experts=true method.initialization=gaussian",
     ),
     row("dora-alone", "method=dora method.initialization=pissa", "method=dora", "method=pissa"),
-    row("dora-alone", "method=dora method.quantization.bits=8", "method=dora {four}"),
     row("adapter-iterations", "method=lora method.iterations=2", "method=pissa method.iterations=2"),
     row(
         "adapter-iterations", "method=loftq method.iterations=null", "method=loftq", "method=loftq method.iterations=1"
     ),
     row("adapter-start-base", "method=loftq method.quantization.bits=null", "method=loftq"),
     row("adapter-start-base", "method=olora {four}", "method=olora", "method=pissa {four}"),
+    row("adapter-start-base", "{ck_bnb} method=pissa", compiles("{ck_fp8} method=pissa"), machine=ALL),
     row(
         "adapter-start-rank", "method=pissa method.rank=17", "method=pissa method.rank=16", "method=lora method.rank=17"
     ),
@@ -286,6 +312,7 @@ TABLE = (
     row("quantized-twice", "{ck_gptq} method=qlora", compiles("{ck_gptq} method=lora"), machine=ALL),
     row("checkpoint-quantizer", "{ck_hqq}", compiles("{ck_fp8}"), machine=ALL),
     row("checkpoint-quantizer", "{ck_int4}", compiles("{ck_int8}"), machine=ALL),
+    row("checkpoint-broken", "{ck_gptq0}", compiles("{ck_gptq}"), machine=ALL),
     row("checkpoint-package", "{ck_gptq}", compiles("{ck_gptq}"), machine=without("optimum")),
     row("checkpoint-package", "{ck_awq}", compiles("{ck_awq}"), machine=without("gptqmodel")),
     row(
@@ -295,15 +322,20 @@ TABLE = (
         "checkpoint-method", "{ck_bnb} method=full", compiles("{ck_bnb}"), compiles("{ck_fp8} method=full"), machine=ALL
     ),
     row("checkpoint-method", "{ck_gptq} method=vera", compiles("{ck_bnb} method=vera"), machine=ALL),
-    row("checkpoint-method", "{ck_bnb} method=pissa", compiles("{ck_bnb} method=dora"), machine=ALL),
+    row("checkpoint-method", "{ck_gptq} method=dora", compiles("{ck_bnb} method=dora"), machine=ALL),
     row(
         "checkpoint-precision",
         "{ck_awq} {gpu} precision=bf16",
         compiles_on_gpu("{ck_awq} {gpu} precision=fp16"),
         machine=ON_GPU,
     ),
+    row("adalora-rank", "method=adalora method.rank=12", "method=adalora method.rank=11"),
+    row(
+        "adalora-phases",
+        "method=adalora method.initial_phase=0.5 method.final_phase=0.5",
+        "method=adalora method.initial_phase=0 method.final_phase=0",
+    ),
     # optimizers and the methods made of them
-    row("unknown-optimizer", "stage.optimizer=adamw8bit", "stage.optimizer=lion", "stage.optimizer=muon"),
     row(
         "optimizer-needs-gpu",
         "stage.optimizer=paged_adamw_8bit",
@@ -311,7 +343,7 @@ TABLE = (
         on_gpu("stage.optimizer=paged_adamw_8bit {gpu}"),
     ),
     row("package-missing", "stage.optimizer=lion", "stage.optimizer=adafactor", machine={"packages": {}}),
-    row("nothing-trains", "method=full method.parts=[vision]", "method=full method.parts=[language,vision]"),
+    row("nothing-trains", "method=full method.parts=[vision]", "method=full"),
     row("nothing-trains", "method=freeze {one} method.parts=[projector]", "method=freeze {one}"),
     row("nothing-trains", "method=badam method.parts=[vision]", "method=badam"),
     row("nothing-trains", "method=badam_ratio method.parts=[vision]", "method=badam_ratio"),
@@ -364,6 +396,7 @@ TABLE = (
     ),
     row("llama-pro-layers", "method=llama_pro method.num_new_layers=3", "method=llama_pro method.num_new_layers=1"),
     row("llama-pro-architecture", "{gpt2} method=llama_pro", "method=llama_pro"),
+    row("llama-pro-parts", "method=llama_pro method.parts=[vision]", "method=llama_pro"),
 )
 GLM4_MOE = {
     "model_type": "glm4_moe",
@@ -419,10 +452,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     tiny.save(folder / "gpt2", model_type="gpt2", n_inner=64, num_key_value_heads=4)
     tiny.save(folder / "odd", hidden_size=24, intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
     tiny.save(folder / "glm4_moe", **GLM4_MOE)
-    see(folder / "llava")
+    for name, rope in ROPES.items():
+        see(folder / f"{name}llava", **({"rope_parameters": rope} if rope else {}))
     said: dict[str, dict[str, Any]] = {name: {"quantization_config": said} for name, said in SAID.items()}
     said["misfit"] = {"intermediate_size": 65}
+    said["shallow"], said["deep"] = {"num_hidden_layers": 1}, {"num_hidden_layers": 3}
     said["remote"] = {"model_type": "baichuan", "auto_map": {}}
+    said["scaled_layers"] = {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": UNSCALED}}
     said["endless"] = {"max_position_embeddings": None}
     for name, changes in said.items():
         config = json.loads((tiny.save(folder / name) / "config.json").read_text()) | changes
@@ -431,15 +467,19 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     return {path.name: path for path in folder.iterdir()} | {"bare": bare, "scaled": scaled}
 
 
-def see(folder: Path) -> None:
+LINEAR, UNSCALED = ({"rope_theta": 10000.0, "rope_type": name, "factor": 2.0} for name in ("linear", "default"))
+ROPES = {"": None, "scaled_": LINEAR, "turned_": {"type": "mrope", "mrope_section": [1, 1, 2]}}  # of models that see
+
+
+def see(folder: Path, **text: Any) -> None:
     """A tiny model that sees."""
     from transformers import AutoModelForImageTextToText, LlavaConfig
 
     eyes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     eyes |= {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 2, "projection_dim": 16}
-    AutoModelForImageTextToText.from_config(LlavaConfig(vision_config=eyes, text_config=tiny.config())).save_pretrained(
-        folder
-    )
+    model = AutoModelForImageTextToText.from_config(LlavaConfig(vision_config=eyes, text_config=tiny.config()))
+    model.config.text_config.update(text)
+    model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
 
 

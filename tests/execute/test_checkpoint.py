@@ -32,7 +32,7 @@ SHORT = (
     "precision=fp32",
     "data.max_length=200",
 )
-OPTIONS = ("full", "freeze", "galore", "ia3", "loha", "lokr", "lora", "oft", "olora", "qlora", "rslora")
+OPTIONS = ("adalora", "full", "freeze", "galore", "ia3", "loha", "lokr", "lora", "oft", "olora", "qlora", "rslora")
 # stopped and continued in tests/methods, in the ways that are their own
 IN_METHODS = (
     "apollo",
@@ -48,6 +48,7 @@ IN_METHODS = (
 )
 RUNS = {name: (f"method={name}", *FITTING[name]) for name in OPTIONS} | {
     "ia3": ("method=ia3", "stage.weight_decay=0"),  # a rule
+    "adalora when settled": ("method=adalora", *FITTING["adalora"], "method.final_phase=0.6"),
     "lora with dropout": ("method=lora", "method.rank=4", "method.dropout=0.1"),
     "adamw_8bit": ("method=full", "stage.optimizer=adamw_8bit"),
     "pure_bf16": ("method=full", "precision=pure_bf16"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from math import sqrt
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from factory.architecture import Architecture, architecture
 from factory.optimizers.run import BUILDERS, build, grouped, plain
 from factory.optimizers.spec import NEEDS_GPU, PACKAGES, STATES, state_bytes
 from factory.plan import Train
+from factory.schema import Optimizer
 
 ON_CPU = sorted(set(STATES) - NEEDS_GPU)
 ARCH: Architecture = architecture(
@@ -82,7 +83,7 @@ def held(state: Any, name: str = "") -> int:
 
 
 def test_what_is_planned_is_what_is_built() -> None:
-    assert BUILDERS.keys() == STATES.keys()
+    assert set(get_args(Optimizer)) == BUILDERS.keys() == STATES.keys()
     assert PACKAGES.keys() < STATES.keys()
 
 

@@ -45,10 +45,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(tmp_path_factory.mktemp("small") / "llama", hidden_size=128, intermediate_size=256)
 
 
-def whole(folder: Path, dtype: Dtype) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).requires_grad_(False)
-
-
 def linears(model: Any) -> list[str]:
     return [name for name, _ in model.named_modules() if name.endswith("_proj")]
 
@@ -179,34 +175,6 @@ def test_quantized_while_reading(way: str, dtype: Dtype, small: Path) -> None:
     assert 0 < min(errors) <= max(errors) < OFF[plan.bits]
     losses = trains(model)
     assert losses[-1] < losses[0] - 0.1
-
-
-@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("hqq")])
-def test_in_place_is_as_while_reading(way: str, small: Path) -> None:
-    plan = WAYS[way]
-    needs(MODULES[plan.method])
-    model = whole(small, "bfloat16")
-    quantize.quantize_below(model, plan, torch.bfloat16, linears(model))
-    assert torch.equal(answers(model), answers(read(small, "bfloat16", plan)))
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_below_an_adapter(way: str, small: Path) -> None:
-    """The layer under an adapter is replaced, the others too, and what is left of the weights is what they held."""
-    plan = WAYS[way]
-    needs(MODULES[plan.method])
-    model = whole(small, "float32")
-    names = linears(model)
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
-    quantize.quantize_below(adapted, plan, torch.float32, names)
-    inner = adapted.get_base_model()
-    whole_types = {type(inner.get_submodule(name)) for name in linears(inner) if "base_layer" not in name}
-    assert torch.nn.Linear not in whole_types or plan.method == "torchao"
-    adapted.train()
-    adapted(input_ids=tokens(), labels=tokens()).loss.backward()
-    learned = {name: value for name, value in adapted.named_parameters() if value.requires_grad}
-    assert len(learned) == 2 * 2
-    assert all(value.grad is not None and value.grad.any() for value in learned.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

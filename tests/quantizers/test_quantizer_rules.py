@@ -22,7 +22,7 @@ FOUR, EIGHT = "method.quantization.bits=4", "method.quantization.bits=8"
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
-AQLM = {"quant_method": "aqlm", "nbits_per_codebook": 16, "num_codebooks": 1}
+AQLM = {"quant_method": "aqlm", "nbits_per_codebook": 16, "num_codebooks": 1, "in_group_size": 8, "out_group_size": 1}
 INT8 = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}
 INT4 = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -45,6 +45,10 @@ def quantizer(name: str) -> str:
 
 # rule, what it refuses, what it lets pass
 TABLE: tuple[tuple[str, On, tuple[On, ...]], ...] = (
+    ("quantized-weights", On(f"method=full {FOUR}"), (On("method=full"), On(FOUR))),
+    ("quantized-weights", On(f"method=vera {EIGHT} {quantizer('torchao')}"), (On(f"method=vera {EIGHT}"),)),
+    ("quantized-weights", On(f"method=dora {EIGHT}"), (On(f"method=dora {FOUR}"), On("method=dora"))),
+    ("quantized-weights", On(f"method=dora {FOUR} {quantizer('hqq')}"), (On(f"{FOUR} {quantizer('hqq')}"),)),
     ("quantizer-bits", On(f"{FOUR} {quantizer('torchao')}"), (On(f"{EIGHT} {quantizer('torchao')}"), On(FOUR))),
     ("quantizer-bits", On(f"{FOUR} {quantizer('quanto')}"), (On(f"{EIGHT} {quantizer('quanto')}"), On(EIGHT))),
     ("quantizer-without-bits", On(quantizer("hqq")), (On(f"{FOUR} {quantizer('hqq')}"), On(quantizer("bitsandbytes")))),
@@ -62,6 +66,8 @@ TABLE: tuple[tuple[str, On, tuple[On, ...]], ...] = (
     ("checkpoint-quantizer", On("", {"quant_method": "hqq"}), (On("", {"load_in_8bit": True}),)),
     ("checkpoint-quantizer", On("", {"bits": 4}), (On("", None),)),
     ("checkpoint-quantizer", On("", INT4), (On("", INT8),)),
+    ("checkpoint-broken", On("", {"quant_method": "gptq", "bits": 4}), (On("", GPTQ),)),
+    ("checkpoint-broken", On("", GPTQ | {"group_size": 0}), (On("", GPTQ | {"group_size": -1}),)),
     ("checkpoint-package", On("", GPTQ, without=("optimum",)), (On("", AWQ, without=("optimum",)),)),
     ("checkpoint-package", On("", AWQ, without=("gptqmodel",)), (On("", BNB, without=("gptqmodel",)),)),
     ("checkpoint-needs-gpu", On("", AQLM | {"nbits_per_codebook": 8}), (On("", AQLM),)),
@@ -71,10 +77,12 @@ TABLE: tuple[tuple[str, On, tuple[On, ...]], ...] = (
         (On("", AQLM | {"nbits_per_codebook": 8}, True),),
     ),
     ("checkpoint-method", On("method=full", BNB), (On("method=lora", BNB), On("method=full"), On("method=full", FP8))),
-    ("checkpoint-method", On("method=freeze method.num_layers=1", GPTQ), (On("method=dora", GPTQ),)),
+    ("checkpoint-method", On("method=freeze method.num_layers=1", GPTQ), (On("method=rslora", GPTQ),)),
+    ("checkpoint-method", On("method=dora", GPTQ), (On("method=dora", BNB), On("method=dora", FP8))),
+    ("checkpoint-method", On("method=dora", {"load_in_8bit": True}), (On("method=loha", {"load_in_8bit": True}),)),
+    ("checkpoint-method", On("method=loha", BNB), (On("method=oft", BNB),)),
     ("checkpoint-method", On("method=galore method.rank=8", AWQ), (On("method=galore method.rank=8", FP8),)),
     ("checkpoint-method", On("method=vera", GPTQ), (On("method=vera", BNB), On("method=lora_plus", GPTQ))),
-    ("checkpoint-method", On("method=pissa", BNB), (On("method=pissa", FP8), On("method=rslora", BNB))),
     ("checkpoint-precision", On("precision=bf16", AWQ, True), (On("precision=fp16", AWQ, True), On("", AWQ))),
     ("checkpoint-precision", On("", AWQ, True), (On("", GPTQ, True),)),
 )

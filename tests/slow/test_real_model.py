@@ -26,6 +26,7 @@ SHORT = (
 )
 # what an option needs beside its defaults, to move within 30 steps and to start within a minute
 METHODS: dict[str, tuple[str, ...]] = {
+    "adalora": ("method.update_interval=2",),
     "apollo": ("method.rank=64",),
     "apollo_mini": (),
     "badam": ("method.switch_interval=5", "stage.learning_rate=1e-4"),

@@ -17,8 +17,6 @@ from factory.typed import key
 
 __all__ = ["RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
 
-QUANTIZABLE = False  # whether it trains beside a base that stays quantized
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(galore.Settings):

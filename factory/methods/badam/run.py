@@ -45,5 +45,5 @@ def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -
     return Blocks(model, settings, plan, arch)
 
 
-def begin_step(model: Any, optimizer: Turns, settings: Any, arch: Architecture, step: int) -> None:
+def begin_step(optimizer: Turns, settings: Any, step: int, total: int) -> None:
     optimizer.begin(step // settings.switch_interval)

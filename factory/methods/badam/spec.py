@@ -2,7 +2,8 @@
 
 A block is a decoder layer; what is outside of the layers is trained, if at all, as blocks of its own (the embedding,
 the head, the vision tower). Gradients and Adam's state exist for one block only, and the state starts from nothing
-when the block is changed.
+when the block is changed. In mixed precision all weights are held in 16 bits and the block's are copied in float32
+(2M + 16M/D bytes for M parameters in D blocks of one size).
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,6 @@ from factory.compile.rule import Rule
 from factory.methods.parts import nothing_trains, of_parts
 from factory.optimizers.spec import no_adam, state_bytes
 from factory.typed import key
-
-QUANTIZABLE = False  # whether it trains beside a base that stays quantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +58,11 @@ def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], 
 def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:
     """Elements of the gradients that are there at the same time: the largest block's."""
     return max((sum(prod(shape) for shape in block.values()) for block in blocks(method, arch)), default=0)
+
+
+def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mixed: bool) -> int:
+    """The largest block's elements, where it is stepped in another type than it is held in."""
+    return gradients(method, shapes, arch) if mixed else 0
 
 
 RULES = (

@@ -14,9 +14,8 @@ from factory.methods.parts import nothing_trains
 from factory.optimizers.spec import no_adam, state_bytes
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "chosen", "gradients", "optimizer_bytes", "trainable"]
+__all__ = ["RULES", "Settings", "chosen", "copied", "gradients", "optimizer_bytes", "trainable"]
 
-QUANTIZABLE = False  # whether it trains beside a base that stays quantized
 _WHOLE = 100  # elements: smaller tensors are trained as a whole
 
 
@@ -39,6 +38,11 @@ def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) ->
     """Elements of the gradients that are there at the same time: the chosen ones, and the largest tensor's whole."""
     sizes = [prod(shape) for shape in shapes.values()]
     return sum(chosen(method, size) for size in sizes) + max(sizes, default=0)
+
+
+def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mixed: bool) -> int:
+    """The chosen elements, in every precision."""
+    return sum(chosen(method, prod(shape)) for shape in shapes.values())
 
 
 RULES = (

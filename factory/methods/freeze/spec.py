@@ -14,8 +14,6 @@ from factory.typed import key
 
 __all__ = ["RULES", "Settings", "optimizer_bytes", "trainable"]
 
-QUANTIZABLE = False  # whether it trains beside a base that stays quantized
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(schema.Method):
@@ -68,6 +66,16 @@ def _layers_exist(case: Case) -> str | None:
     return f"the model has {count} layers" if method.num_layers > count else None
 
 
+def _chosen_twice(case: Case) -> tuple[str, str] | None:
+    """The keys' defaults are no contradiction: only what the user asked for is."""
+    if case.settings.method.layers is None:
+        return None
+    for name in ("num_layers", "position"):
+        if any(override.startswith(f"method.{name}=") for override in case.settings.overrides):
+            return f"method.{name}", "method.layers says already which layers are trained"
+    return None
+
+
 def _modules_exist(case: Case) -> tuple[str, str] | None:
     method, arch = case.settings.method, case.arch
     if method.modules == ():
@@ -98,6 +106,7 @@ def _nothing(case: Case) -> str | None:
 
 RULES = (
     Rule("freeze-layers", _layers_exist),
+    Rule("freeze-layers-twice", _chosen_twice),
     Rule("freeze-modules", _modules_exist),
     Rule("nothing-trains", _nothing),
 )

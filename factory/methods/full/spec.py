@@ -11,8 +11,6 @@ from factory.methods.parts import nothing_trains, of_parts
 from factory.optimizers.spec import state_bytes
 from factory.typed import key
 
-QUANTIZABLE = False  # whether it trains beside a base that stays quantized
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(schema.Method):

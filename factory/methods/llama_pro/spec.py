@@ -14,7 +14,6 @@ from factory.typed import key
 
 __all__ = ["RULES", "Settings", "expanded", "optimizer_bytes", "trainable"]
 
-QUANTIZABLE = False  # whether it trains beside a base that stays quantized
 RESIDUAL = ("o_proj", "down_proj")  # what writes to the residual stream, of attention and of the MLP
 
 
@@ -25,7 +24,7 @@ class Settings(schema.Method):
 
 def order(method: Settings, layers: int) -> list[tuple[int, bool]]:
     """The layers after the expansion as (the old layer, whether it is a copy)."""
-    group = layers // method.num_new_layers
+    group = max(1, layers // method.num_new_layers)
     found = []
     for index in range(layers):
         found.append((index, False))
@@ -54,6 +53,10 @@ def _no_even_spread(case: Case) -> str | None:
     return f"the model has {layers} layers, which {new} does not divide" if layers % new else None
 
 
+def _other_parts(case: Case) -> str | None:
+    return None if "language" in case.settings.method.parts else "new layers are added to the language model alone"
+
+
 def _not_expandable(case: Case) -> str | None:
     """Layers alike, of an attention and MLPs that end in the known matrices, and no other mixer."""
     first, arch = case.arch.blocks[0], case.arch
@@ -64,4 +67,8 @@ def _not_expandable(case: Case) -> str | None:
     return None if mixers == ending and len(mixers) > 1 else f"its layers do not end in {' and '.join(RESIDUAL)}"
 
 
-RULES = (Rule("llama-pro-layers", _no_even_spread), Rule("llama-pro-architecture", _not_expandable))
+RULES = (
+    Rule("llama-pro-layers", _no_even_spread),
+    Rule("llama-pro-parts", _other_parts),
+    Rule("llama-pro-architecture", _not_expandable),
+)

@@ -29,11 +29,13 @@ def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> 
 
 
 def wrap(model: Any, settings: Adapter, plan: Attach, arch: Architecture, **free: Any) -> Any:
-    """PEFT's adapters beside the method's targets, as its spec's `peft` says and `free`, in which saved ones may differ."""
+    """Attaches PEFT's adapters as the spec's `peft` says, and `free`: that in which a saved one may differ."""
     from peft import get_peft_config, get_peft_model
 
     said = registry.spec("methods", plan.method).peft(settings, arch)
-    config = get_peft_config({**said, **free, "target_modules": list(targets(settings, arch)), "task_type": "CAUSAL_LM"})
+    config = get_peft_config(
+        {**said, **free, "target_modules": list(targets(settings, arch)), "task_type": "CAUSAL_LM"}
+    )
     return get_peft_model(model, config, autocast_adapter_dtype=plan.dtype == "float32")
 
 

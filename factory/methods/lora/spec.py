@@ -128,7 +128,7 @@ def _not_for_experts(case: Case) -> str | tuple[str, str] | None:
     if not case.arch.experts():
         return "the model has no experts in stacked matrices"
     if any(len(shape) == 2 for shape in case.arch.experts().values()):
-        return f"a {case.arch.kind} model keeps its experts' matrices under each other in one, without a dimension for them"
+        return f"the experts of a {case.arch.kind} model lie under each other, in one matrix as a layer's"
     if method.dropout > 0:
         return "method.dropout", "experts cannot have dropout on the adapter's input"
     if method.dora:
@@ -177,7 +177,9 @@ def _going_on(case: Case) -> str | None:
     adapter = case.model.adapter
     if adapter is None or not starts_from_weights(case.settings.method):
         return None
-    return f"model.adapter, of r={adapter.config.get('r')} and lora_alpha={adapter.config.get('lora_alpha')}, is one too"
+    return (
+        f"model.adapter, of r={adapter.config.get('r')} and lora_alpha={adapter.config.get('lora_alpha')}, is one too"
+    )
 
 
 RULES = (

@@ -1,9 +1,9 @@
 from typing import Any
 
 from factory.architecture import Architecture
-from factory.methods.oft.spec import Settings
 from factory.methods.lora.run import any_transposed, go_on, wrap
 from factory.methods.lora.run import save as export
+from factory.methods.oft.spec import Settings
 from factory.optimizers.run import plain as optimizer
 from factory.plan import Attach
 

@@ -117,6 +117,13 @@ def test_a_layer_that_peft_would_misread_is_refused(tmp_path: Path) -> None:
     assert "for its experts" in found[0].wrong
 
 
+def test_experts_in_one_flat_matrix_are_refused() -> None:
+    found = refusals("model=dbrx_132b", "method=lora", "method.target_experts=true", training=False)
+    assert [refusal.rule for refusal in found] == ["adapted-experts"]
+    assert "dbrx" in found[0].wrong
+    assert refusals("model=dbrx_132b", "method=lora", training=False) == []
+
+
 def test_plans_say_what_is_not_adapted(tmp_path: Path) -> None:
     from factory.methods.lora.spec import notes
 

@@ -1,6 +1,7 @@
 """BAdam: one block at a time, each in its turn, and within a period Adam as it is, from nothing."""
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from conftest import compiled
 from low_rank import Adam
 
 from factory.architecture import architecture
@@ -56,7 +58,7 @@ def test_blocks_are_layers_and_what_is_named(arch: Any) -> None:
 
 def test_the_order_is_a_function_of_the_step() -> None:
     turns = {
-        order: [active(settings(order=order), 4, step, 7) for step in range(48)]
+        order: [active(settings(order=order), 4, step // 3, 7) for step in range(48)]
         for order in ("ascending", "descending", "random")
     }
     for found in turns.values():
@@ -68,7 +70,7 @@ def test_the_order_is_a_function_of_the_step() -> None:
     assert turns["descending"][:12:3] == [3, 2, 1, 0]
     shuffled = {tuple(turns["random"][first : first + 12 : 3]) for first in range(0, 48, 12)}
     assert len(shuffled) > 1
-    assert turns["random"] != [active(settings(order="random"), 4, step, 8) for step in range(48)]
+    assert turns["random"] != [active(settings(order="random"), 4, step // 3, 8) for step in range(48)]
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -91,6 +93,72 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(train, "_clipped_norm", norm)
     return seen
+
+
+def test_a_block_is_stepped_in_float32_and_held_in_sixteen_bits(
+    execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a rate that bfloat16 weights would mostly round away: Adam of each period on its float32 copies, in NumPy."""
+    rate, seen = 1e-5, list[dict[str, Any]]()
+    original = train._clipped_norm
+
+    def norm(optimizer: Any, trained: dict[str, Any], limit: float | None) -> float:
+        found = original(optimizer, trained, limit)
+        assert all(value.grad is None for value in trained.values())
+        assert all(value.dtype == torch.bfloat16 for value in trained.values())
+        seen.append(
+            {
+                "weights": {name: value.detach().clone() for name, value in trained.items()},
+                "copies": {name: value.detach().clone() for name, value in optimizer.copies.items()},
+                "gradients": {name: value.grad.double().numpy().copy() for name, value in optimizer.copies.items()},
+            }
+        )
+        return found
+
+    monkeypatch.setattr(train, "_clipped_norm", norm)
+    options = ("method.order=ascending", "method.switch_interval=4", "stage.max_steps=12", "precision=bf16")
+    twice = ("stage.batch_size=2", "stage.gradient_accumulation_steps=2")
+    done = execute(*PLAIN, *EVERYTHING, *options, *twice, f"stage.learning_rate={rate}")
+    moved = rounded = reached = 0
+    masters: dict[str, Any] = {}
+    adams: dict[str, Adam] = {}
+    for step, now in enumerate(seen):
+        if step % 4 == 0:
+            masters = {name: now["weights"][name].double().numpy() for name in now["copies"]}
+            adams = {name: Adam() for name in masters}
+        for name, copy in now["copies"].items():
+            assert copy.dtype == torch.float32
+            np.testing.assert_allclose(copy.double().numpy(), masters[name], atol=1e-7, err_msg=f"{step}: {name}")
+            assert now["weights"][name].equal(copy.to(torch.bfloat16)), name
+            masters[name] = masters[name] - rate * adams[name](now["gradients"][name])
+        if step % 4 == 3:
+            final = seen[step + 1]["weights"] if step + 1 < len(seen) else dict(done.model.named_parameters())
+            for name, copy in now["copies"].items():
+                reached += (seen[step - 3]["gradients"][name] != 0).sum()  # no token of some rows is in the data
+                moved += (copy != seen[step - 3]["copies"][name]).sum().item()
+                rounded += (final[name] != seen[step - 3]["weights"][name]).sum().item()
+            assert all(value.equal(final[name]) for name, value in now["weights"].items() if name not in masters)
+    assert 0.99 * reached < moved
+    assert rounded < 0.5 * moved
+    assert done.run.checks["gradients_alive"]["passed"]
+    assert {value.dtype for value in done.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("precision", "an_element", "copied"), [("bf16", 2, True), ("pure_bf16", 2, False), ("fp32", 4, False)]
+)
+def test_memory_is_the_papers(precision: str, an_element: int, copied: bool) -> None:
+    """2M + 16M/D: the weights, and of one of D blocks the float32 copy, its gradient and both moments."""
+    base = ("model=llama3_8b", "hardware=rtx4090", "stage.batch_size=1", f"precision={precision}")
+    plan = compiled(*base, "method=badam", training=False)
+    memory, arch = plan.estimate.memory, architecture(plan.steps.load.config)
+    block = sum(prod(shape) for shape in arch.layer_tensors(0).values())
+    assert memory.weights == an_element * arch.parameters() + 4 * block * copied
+    assert memory.optimizer == 8 * block
+    assert memory.gradients == (2 if precision == "pure_bf16" else 4) * block
+    assert memory.fits == (precision != "fp32")
+    everything = compiled(*base, "method=badam", *EVERYTHING, training=False)
+    assert everything.steps.load.dtype == plan.steps.load.dtype
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
@@ -156,6 +224,7 @@ def test_memory_is_that_of_the_largest_block(arch: Any) -> None:
 
 def test_the_state_is_one_blocks(execute: Callable[..., Any], tiny_model: Path) -> None:
     done = execute(*PLAIN, "method.switch_interval=1", "stage.max_steps=4", "stage.save_steps=4")
-    state = torch.load(done.run.folder.checkpoint() / "optimizer.pt", weights_only=True)["state"]
+    (inner,) = torch.load(done.run.folder.checkpoint() / "optimizer.pt", weights_only=True)["optimizers"]
+    state = inner["state"]
     held = sum(entry[name].nbytes for entry in state.values() for name in ("exp_avg", "exp_avg_sq"))
     assert held == done.run.plan.estimate.memory.optimizer

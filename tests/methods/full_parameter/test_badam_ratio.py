@@ -10,7 +10,7 @@ import pytest
 import torch
 from low_rank import Adam
 
-from factory.methods.badam_ratio.run import Share, indices
+from factory.methods.badam_ratio.run import Shares, indices
 from factory.methods.badam_ratio.spec import chosen
 
 PLAIN = (
@@ -47,17 +47,20 @@ def test_steps_are_adam_on_the_chosen(shape: tuple[int, ...], mask: str, train_p
     plan, decay, size = train_plan(weight_decay=0.1), 0.1 if len(shape) == 2 else 0.0, prod(shape)
     torch.manual_seed(0)
     tensor = torch.nn.Parameter(torch.randn(shape))
-    share = Share(settings(mask=mask), plan, SimpleNamespace(layers_at="layers"), "w", tensor)  # type: ignore[arg-type]
+    model = torch.nn.ParameterDict({"w": tensor})
+    shares = Shares(model, settings(mask=mask), plan, SimpleNamespace(layers_at="layers"))  # type: ignore[arg-type]
     weight, adam = tensor.detach().double().numpy().flatten(), Adam()
     for step in range(9):
         if step % 3 == 0:
             adam = Adam()
-        places = indices(settings(mask=mask), size, step // 3, share.seed).numpy()
+        shares.begin(step // 3)
+        places = indices(settings(mask=mask), size, step // 3, shares.seeds["w"]).numpy()
         factors = [torch.randn(shape), torch.randn(shape)]
         for factor in factors:  # two micro-steps
             (tensor * factor).sum().backward()
         assert tensor.grad is None
-        share.step()
+        shares.step()
+        shares.zero_grad()
         gradient = sum(factors).double().numpy().flatten()[places]  # type: ignore[union-attr]
         weight[places] = weight[places] * (1 - plan.learning_rate * decay) - plan.learning_rate * adam(gradient)
         np.testing.assert_allclose(tensor.detach().numpy().flatten(), weight, atol=1e-6)
@@ -68,7 +71,7 @@ def test_memory_and_gradients_are_of_the_chosen(execute: Callable[..., Any]) -> 
     check = done.run.checks["gradients_alive"]
     assert check["passed"] and check["detail"].startswith("18 of 18")
     saved = torch.load(done.run.folder.checkpoint() / "optimizer.pt", weights_only=True)["optimizers"]
-    states = [entry for share in saved for entry in share["inner"]["state"].values()]
+    states = [entry for inner in saved for entry in inner["state"].values()]
     held = sum(state[name].nbytes for state in states for name in ("exp_avg", "exp_avg_sq"))
     assert held == done.run.plan.estimate.memory.optimizer
     for name, value in done.model.named_parameters():

@@ -5,7 +5,6 @@ Where a test goes around a deviation of a package it says so; docs/decisions/000
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
 from itertools import count
 from math import sqrt
 from types import SimpleNamespace
@@ -95,6 +94,7 @@ def train(model: Any, batches: list[Tensor], optimizer: Any, before: Callable[[]
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         optimizer.step()
         model.zero_grad()
+        optimizer.zero_grad()
         yield trained
 
 
@@ -120,10 +120,9 @@ def test_badam_trains_as_the_package(outside: bool, order: str, train_plan: Call
     badam.attach(ours, settings, Any, arch)  # type: ignore[arg-type]
     mine, steps = badam.optimizer(ours, settings, train_plan(learning_rate=RATE), arch), count(1)
     trained: list[set[str]] = []
-    begin = partial(badam.begin_step, ours, mine, settings, arch)
     both = zip(
         train(theirs, batches, wrapped, lambda: None),
-        train(ours, batches, mine, lambda: begin(next(steps))),
+        train(ours, batches, mine, lambda: badam.begin_step(mine, settings, next(steps), 0)),
         strict=True,
     )
     for wanted, found in both:
@@ -156,12 +155,16 @@ def test_badam_ratio_trains_as_the_package(train_plan: Callable[..., Any]) -> No
     )
     settings: Any = SimpleNamespace(switch_interval=PERIOD, ratio=0.3, mask="adjacent")
     mine = badam_ratio.optimizer(ours, settings, train_plan(learning_rate=RATE), walk(ours))
-    steps = count()
+    steps, own = count(), count()
 
     def correct() -> None:
         ratio.param_groups[0]["eps"] = corrected_epsilon(next(steps) % PERIOD + 1)
 
-    both = zip(train(theirs, batches, ratio, correct), train(ours, batches, mine, lambda: None), strict=True)
+    both = zip(
+        train(theirs, batches, ratio, correct),
+        train(ours, batches, mine, lambda: badam_ratio.begin_step(mine, settings, next(own), 0)),
+        strict=True,
+    )
     for found, wanted in both:
         assert found == wanted
         for name, value in theirs.named_parameters():

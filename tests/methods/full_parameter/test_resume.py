@@ -45,7 +45,7 @@ def same(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: line[name] for name in names} for line in metrics]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_is_the_uninterrupted_one(
     method: str, precision: str, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

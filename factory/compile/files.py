@@ -1,0 +1,65 @@
+"""Whether a model's files are what its config.json and the settings say: rules about what lies on the disk."""
+
+import re
+
+from factory.architecture import Shape
+from factory.compile.rule import Case, Rule
+
+
+def times(shape: Shape) -> str:
+    return " x ".join(f"{number:,}" for number in shape)
+
+
+def _weights_fit(case: Case) -> str | None:
+    """Tensors that the files and the config name alike have one shape; no layer is left over, no tensor is lacking.
+
+    A quantized tensor lies in another shape, and some checkpoints name theirs as an older version of the model did.
+    """
+    assert case.read is not None
+    there, planned = case.model.shapes, dict(case.read.tensors())
+    if not there or case.model.config.get("quantization_config"):
+        return None
+    for name, shape in there.items():
+        if planned.get(name, shape) != shape:
+            return f"{name} is {times(shape)} in its file, its config.json says {times(planned[name])}"
+    layer = re.compile(re.escape(case.read.layers_at) + r"\.(\d+)\.(.+)")
+    by_ending: dict[str, set[int]] = {}
+    for name in there:
+        if found := layer.match(name):
+            by_ending.setdefault(found[2], set()).add(int(found[1]))
+    layers = max((max(places) for places in by_ending.values()), default=-1) + 1
+    more = int(case.model.config.get("num_nextn_predict_layers") or 0)  # for predicting further tokens: never read
+    if layers and layers not in (case.read.layers, case.read.layers + more):
+        return f"its files have {layers} layers, its config.json says {case.read.layers}"
+    for ending, places in by_ending.items():  # where no layer has it, the checkpoint names it as an older class did
+        for index, block in enumerate(case.read.blocks):
+            if ending in block.tensors and index not in places:
+                return f"its files lack {case.read.layers_at}.{index}.{ending}"
+    return None
+
+
+def _revision_unread(case: Case) -> str | None:
+    model, source = case.settings.model, case.model.source
+    return f"the model is a {source}, which has none" if model.revision is not None and source != "hub" else None
+
+
+def _new_tokens(case: Case) -> str | None:
+    tokens = case.settings.model.new_tokens
+    twice = [token for token in tokens if tokens.count(token) > 1]
+    if twice or "" in tokens:
+        return f"{twice[0]!r} is there twice" if twice else "a token cannot be empty"
+    return None
+
+
+def _parts_absent(case: Case) -> str | None:
+    absent = [part for part in case.settings.method.parts if part != "language" and not case.arch.parts]
+    beside = absent and "language" in case.settings.method.parts  # else nothing trains, which another rule says
+    return f"the model has no {absent[0]}" if beside else None
+
+
+RULES = (
+    Rule("weights-fit", _weights_fit),
+    Rule("revision-unread", _revision_unread),
+    Rule("new-tokens", _new_tokens),
+    Rule("parts-absent", _parts_absent),
+)

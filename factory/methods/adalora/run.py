@@ -1,0 +1,77 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.architecture import Architecture
+from factory.methods.adalora.spec import Settings, phases
+from factory.methods.lora.run import any_transposed, go_on, wrap
+from factory.methods.lora.run import save as export
+from factory.optimizers.run import plain
+from factory.optimizers.several import Several
+from factory.plan import Attach, Train
+
+__all__ = ["attach", "begin_step", "export", "go_on", "optimizer", "penalty"]
+
+
+def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
+    """How many steps there are is known when the data is: `begin_step` says it before the first."""
+    turned = any_transposed(model, settings, arch)
+    own = {"deltaT": settings.update_interval, "orth_reg_weight": settings.orthogonality, "total_step": 1}
+    model = wrap(model, settings, plan, arch, lora_dropout=settings.dropout, fan_in_fan_out=turned, **own)
+    for name, value in model.named_parameters():
+        if ".ranknum." in name:  # a constant, which PEFT lets train where it casts it to the base's type
+            value.requires_grad_(False)
+    return model
+
+
+class Allocating(Several):
+    """Any optimizer, after each step of which PEFT's allocator sets the least important singular values to zero.
+
+    The paper's algorithm 1: importance is of gradients, as it was before the step, times weights.
+    """
+
+    def __init__(self, model: Any, inner: Any):
+        super().__init__([inner])
+        self.adapted, self.allocator = model.base_model.model, model.base_model.rankallocator
+        self.config = self.allocator.peft_config
+        self.now, self.settled = 0, False
+
+    def step(self) -> None:
+        super().step()
+        if self.settled:
+            self.allocator.mask_using_rank_pattern(self.adapted, self.config.rank_pattern)
+            return
+        self.allocator.update_ipt(self.adapted)
+        budget, chooses = self.allocator.budget_schedule(self.now)
+        self.settled = self.now >= self.config.total_step - self.config.tfinal
+        if chooses or self.settled:
+            self.config.rank_pattern = self.allocator.mask_to_budget(self.adapted, budget)
+
+    def state_dict(self) -> dict[str, Any]:
+        means = {"importance": self.allocator.exp_avg_ipt, "deviation": self.allocator.exp_avg_unc}
+        return {**super().state_dict(), **means, "kept": self.config.rank_pattern, "settled": self.settled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.allocator.exp_avg_ipt, self.allocator.exp_avg_unc = state["importance"], state["deviation"]
+        self.allocator.ipt = dict(state["importance"])  # its names: the values are new in each step
+        self.config.rank_pattern, self.settled = state["kept"], state["settled"]
+
+
+def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+    return Allocating(model, plain(model, settings, plan, arch))
+
+
+def begin_step(optimizer: Allocating, settings: Settings, step: int, total: int) -> None:
+    config, (first, last) = optimizer.config, phases(settings, total)
+    config.total_step, config.tinit, config.tfinal = total, first, total - last
+    optimizer.now = step + 1
+
+
+def penalty(model: Any, settings: Settings) -> Tensor:
+    """How far P and Q are from orthogonal, on average (equation 4, with norms that are not squared as its code has)."""
+    named = [(name, value) for name, value in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
+    products = [value @ value.mT if ".lora_A." in name else value.mT @ value for name, value in named]
+    norms = [torch.linalg.matrix_norm(product - torch.eye(len(product)).to(product)) for product in products]
+    return settings.orthogonality * torch.stack(norms).mean()
