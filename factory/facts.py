@@ -38,6 +38,7 @@ class AdapterFacts:
     base: dict[str, Any] | None
     context_length: int | None
     shapes: dict[str, Shape]
+    tokens: dict[str, int]  # the ids that its tokenizer gives the tokens which were added to it
     fingerprint: str
 
 

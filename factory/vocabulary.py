@@ -76,3 +76,12 @@ def tokens_in(folder: Path) -> int | None:
         return 1 + max(highest, *(token["id"] for token in said["added_tokens"]), -1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def added_tokens(folder: Path) -> dict[str, int]:
+    """The ids of the tokens that a folder's tokenizer.json has beside its vocabulary; none where there is no file."""
+    try:
+        said = json.loads((folder / "tokenizer.json").read_bytes())
+        return {str(token["content"]): int(token["id"]) for token in said["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -51,6 +51,17 @@ def _new_tokens(case: Case) -> str | None:
     return None
 
 
+def _adapter_tokens(case: Case) -> str | None:
+    """An adapter's new rows are of the tokens that it was trained with, in their order."""
+    adapter, tokens = case.model.adapter, case.settings.model.new_tokens
+    if adapter is None or not adapter.tokens:
+        return None
+    for place, token in enumerate(tokens, case.vocabulary.new.stop - len(tokens)):
+        if adapter.tokens.get(token) != place:
+            return f"{token!r} would be token {place}; of the adapter's tokenizer it is {adapter.tokens.get(token)}"
+    return None
+
+
 def _parts_absent(case: Case) -> str | None:
     absent = [part for part in case.settings.method.parts if part != "language" and not case.arch.parts]
     beside = absent and "language" in case.settings.method.parts  # else nothing trains, which another rule says
@@ -61,5 +72,6 @@ RULES = (
     Rule("weights-fit", _weights_fit),
     Rule("revision-unread", _revision_unread),
     Rule("new-tokens", _new_tokens),
+    Rule("adapter-tokens", _adapter_tokens),
     Rule("parts-absent", _parts_absent),
 )

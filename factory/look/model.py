@@ -17,7 +17,7 @@ from factory.look.walked import gguf_config, walked
 from factory.refusal import UserError, refuse
 from factory.run.folder import base_config, read_json
 from factory.settings import Settings
-from factory.vocabulary import tokens_in
+from factory.vocabulary import added_tokens, tokens_in
 
 _HUB_PATIENCE = 10  # seconds
 _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
@@ -197,7 +197,7 @@ def look_at_adapter(path: str) -> AdapterFacts:
         raise refuse("adapter-missing", setting, "there is no such folder")
     config = read_json(folder / "adapter_config.json")
     if config is None:
-        raise refuse("adapter-missing", setting, "there is no adapter_config.json in it")
+        raise refuse("adapter-missing", setting, "there is no adapter_config.json in it that can be read")
     if not (folder / "adapter_model.safetensors").is_file():
         raise refuse("adapter-missing", setting, "there is no adapter_model.safetensors in it")
     base = base_config(folder)
@@ -208,6 +208,7 @@ def look_at_adapter(path: str) -> AdapterFacts:
         base=read_json(base),
         context_length=_stretched(base, setting) if base.is_file() else None,
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
+        tokens=added_tokens(folder),
         fingerprint=_fingerprint(files),
     )
 

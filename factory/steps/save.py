@@ -1,6 +1,7 @@
 """The trained model as others load it: adapter or weights, tokenizer with its chat template, model card."""
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -39,6 +40,7 @@ def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]
                 state = {name: cast.setdefault(value.data_ptr(), value.to(kept)) for name, value in state.items()}
                 model.config.dtype = kept
             model.save_pretrained(aside, state_dict=state)
+            _say_dtype(aside / "config.json", next(iter(state.values())).dtype)
         (aside / "README.md").write_text(_card(run, base_config(aside).is_file()), encoding="utf-8")
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
@@ -46,6 +48,12 @@ def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]
         raise unwritable(run.folder.model, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _say_dtype(file: Path, dtype: Any) -> None:
+    """transformers writes the type that the weights are trained in, not that which they are saved in."""
+    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _stretched(run: Run) -> bool:
@@ -76,16 +84,20 @@ def _card(run: Run, stretched: bool) -> str:
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"
         f"- trained parameters: {plan.estimate.parameters.trainable:,} of {plan.estimate.parameters.total:,}\n"
-        f"{_LOADING if stretched else ''}"
+        f"{_loading(run, stretched) if stretched or run.plan.steps.patch.new_tokens else ''}"
     )
 
 
-# how an adapter is read whose base's positions were stretched: PEFT alone would leave them as they were
-_LOADING = """- positions: stretched; its base is read with base/config.json
-
-```python
-config = AutoConfig.from_pretrained("THIS_FOLDER/base")
-base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)
-model = PeftModel.from_pretrained(base, "THIS_FOLDER")
-```
-"""
+def _loading(run: Run, stretched: bool) -> str:
+    """How an adapter is read whose base is not as it lies on the disk: PEFT alone would take it as it does."""
+    patch = run.plan.steps.patch
+    lines = ['base = AutoModelForCausalLM.from_pretrained("THE_BASE")']
+    if stretched:
+        lines = [
+            'config = AutoConfig.from_pretrained("THIS_FOLDER/base")',
+            'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)',
+        ]
+    if patch.vocabulary != patch.rows:
+        lines.append(f"base.resize_token_embeddings({patch.vocabulary})")
+    lines.append('model = PeftModel.from_pretrained(base, "THIS_FOLDER")')
+    return "\n```python\n" + "\n".join(lines) + "\n```\n"

@@ -156,7 +156,8 @@ def _watch_gradients(run: Run, state: State, trained: dict[str, Any], optimizer:
 
     Its first steps are those in which it requires one: a method may train other tensors in other steps.
     """
-    looked = dict.fromkeys(trained, 0) if state.quiet is None else state.quiet
+    # a new token may first occur in a later row: its row has no gradient before
+    looked = {name: 0 for name in trained if ".token_adapter." not in name} if state.quiet is None else state.quiet
     state.quiet = {
         name: seen + int(trained[name].requires_grad)
         for name, seen in looked.items()

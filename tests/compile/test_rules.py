@@ -169,6 +169,11 @@ TABLE = (
     row("new-tokens", "model.new_tokens=[a1,a1]", "model.new_tokens=[a1,a2]"),
     row("new-tokens", "model.new_tokens=['']", "model.new_tokens=[a1,a2]"),
     row("parts-absent", "method.parts=[language,vision]", "method.parts=[language]"),
+    row(
+        "adapter-tokens",
+        "{tokened} model.new_tokens=['<b>']",
+        "{tokened} model.new_tokens=['<a>']",
+    ),
     row("adapter-fits", "{adapter} method.rank=4", "{adapter} method.rank=8"),
     row("adapter-fits", "{adapter} method.target_modules=[q_proj]", "{adapter}"),
     row("adapter-fits", "{adapter} method=full", "method=full"),
@@ -495,9 +500,29 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tokened(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """An adapter with rows of one new token, and its tokenizer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokened")
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(513)
+    rows = {"model.embed_tokens": [512], "lm_head": [512]}
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", trainable_token_indices=rows
+    )
+    get_peft_model(model, config).save_pretrained(folder, save_embedding_layers=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<a>"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def filled(
-    here: Path, tiny_model: Path, models: dict[str, Path], adapter: Path, monkeypatch: pytest.MonkeyPatch
+    here: Path, tiny_model: Path, models: dict[str, Path], adapter: Path, tokened: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[tuple[str, ...]], list[str]]:
     """Data beside the run, and a row's words as overrides. The hub has the tiny model."""
     config = json.loads((tiny_model / "config.json").read_text())
@@ -510,7 +535,14 @@ def filled(
         paths = {name: f"model.path={path}" for name, path in models.items()}
         own = {f"{{{name}}}" for name in (*models, "hub")} & set(words)
         model = [] if own else [f"model.path={tiny_model}"]
-        return [*BASE, *model, *(word.format(**paths, adapter=f"model.adapter={adapter}", **WORDS) for word in words)]
+        return [
+            *BASE,
+            *model,
+            *(
+                word.format(**paths, adapter=f"model.adapter={adapter}", tokened=f"model.adapter={tokened}", **WORDS)
+                for word in words
+            ),
+        ]
 
     return filled
 

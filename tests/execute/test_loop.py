@@ -1,5 +1,6 @@
 """The training loop: each number it logs, and each weight it leaves, is what plain torch and transformers give."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import compiled
+from safetensors.torch import load_file
 from test_methods import FITTING
 from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -139,6 +141,10 @@ def test_every_precision_learns_alike(method: str, precision: str, execute: Exec
     frozen = torch.float32 if precision == "fp32" else torch.bfloat16
     assert dtypes[True] == {torch.bfloat16 if precision == "pure_bf16" else torch.float32}
     assert dtypes[False] == ({frozen} if method == "lora" else set())
+    if method != "lora":
+        said = json.loads((done.run.folder.model / "config.json").read_text())["dtype"]
+        saved = load_file(done.run.folder.model / "model.safetensors")
+        assert {str(value.dtype) for value in saved.values()} == {f"torch.{said}"} == {str(frozen)}
 
 
 @pytest.mark.parametrize("method", ["full", "galore", "badam", "badam_ratio", "lora_plus"])
