@@ -73,6 +73,7 @@ def parse(argv: list[str]) -> CommandLine:
     )
 
 
+_SHOWN = 40  # options that are listed by name
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan")
 
@@ -88,6 +89,13 @@ def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
     folders = [CONF, *(Path(folder) for folder in config_dirs)]
     found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
     return sorted(name for name in found if not name.startswith("_"))
+
+
+def listed(found: list[str]) -> str:
+    """Options by name, unless there are too many to read."""
+    if len(found) <= _SHOWN:
+        return ", ".join(found)
+    return f"{', '.join(found[: _SHOWN // 4])} … ({len(found)}; `factory models` lists them)"
 
 
 def recipes() -> list[str]:
@@ -240,7 +248,7 @@ def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]
             "unknown-option",
             f"{group}={name}",
             f"there is no such {group}",
-            known=", ".join(known),
+            known=listed(known),
             hint=did_you_mean(name, known),
             other=", or set model.path to a folder or hub id" if group == "model" else "",
         )

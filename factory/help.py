@@ -8,11 +8,11 @@ from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import Key, describe, plain
 
-_SHOWN = 40  # options of a group that are listed by name
-
 
 def overview(verbs: Mapping[str, Callable[..., int]], config_dirs: tuple[str, ...]) -> str:
-    groups = "\n".join(f"  {group:<10} {_options(group, config_dirs)}" for group in compose.GROUPS)
+    groups = "\n".join(
+        f"  {group:<10} {compose.listed(compose.options(group, config_dirs))}" for group in compose.GROUPS
+    )
     listed = "\n".join(f"  {name:<10} {function.__doc__}" for name, function in verbs.items())
     return f"""Factory: fine-tuning as a plan that is compiled, refused or executed.
 
@@ -40,13 +40,6 @@ examples
 """
 
 
-def _options(group: str, config_dirs: tuple[str, ...]) -> str:
-    found = compose.options(group, config_dirs)
-    if len(found) <= _SHOWN:
-        return ", ".join(found)
-    return f"{', '.join(found[: _SHOWN // 4])} … ({len(found)}; `factory models` lists them)"
-
-
 def explained(name: str) -> str:
     keys = list(all_keys())
     exact = [key for key in keys if key.path == name or _matches(key.path, name)]
@@ -54,7 +47,7 @@ def explained(name: str) -> str:
         return _key(exact[0])
     inside = [key for key in keys if key.path.startswith(f"{name}.")]
     if inside:
-        options = f"{name}=  {_options(name, ())}\n\n" if name in (*GROUPS, *NAMED) else ""
+        options = f"{name}=  {compose.listed(compose.options(name))}\n\n" if name in (*GROUPS, *NAMED) else ""
         width = max(len(key.path) for key in inside)
         return options + "\n".join(f"{key.path:<{width}}  {key.limits.doc if key.limits else ''}" for key in inside)
     raise refuse(

@@ -79,7 +79,8 @@ def test_an_unknown_option_is_refused_with_the_known(group: str, value: str) -> 
     known = compose.recipes() if group == "recipe" else compose.options(group)
     (refusal,) = refusals(f"{group}={value}", training=False)
     assert (refusal.rule, refusal.setting) == ("unknown-option", f"{group}={value}")
-    assert refusal.because.endswith(", ".join(known))
+    assert refusal.because.endswith(compose.listed(known))
+    assert ", ".join(known) in refusal.because or (group == "model" and "`factory models`" in refusal.because)
 
 
 @pytest.mark.parametrize("text", ["method=[lora,qlora]", "precision=[fp32,bf16]", "hardware=[cpu,rtx4090]"])
