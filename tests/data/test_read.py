@@ -61,13 +61,13 @@ GOOD = b'{"text": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "rule", "where"),
     [
-        ("a.jsonl", GOOD + b'{"text": "b",}\n' + GOOD, "data-broken", "line 2, column 14 "),
+        ("a.jsonl", GOOD + b'{"text": "b"]\n' + GOOD, "data-broken", "line 2, column 13 "),
         ("a.jsonl", GOOD * 3 + b'{"text": \n', "data-broken", "line 4, column 10 "),
         ("a.jsonl", BOM + b'{"text"; "a"}', "data-broken", "line 1, column 8 "),
         ("a.jsonl", b"\n\n{'text': 'a'}", "data-broken", "line 3, column 2 "),
         ("a.jsonl", GOOD + GOOD.rstrip() + GOOD, "data-broken", "line 2, column 14 "),
         ("a.json", b'[\n  {\n    "text": "a"\n  },\n  {\n    "text" "b"\n  }\n]', "data-broken", "line 6, column 12 "),
-        ("a.json", b'\r\n[\r\n {"text": "a"},\r\n]', "data-broken", "line 4, column 1 "),
+        ("a.json", b'\r\n[\r\n {"text": "a"}\r\n}', "data-broken", "line 4, column 1 "),
         ("a.json", PRETTY[:-3], "data-broken", "line "),
         ("a.jsonl", GOOD + b"3\n", "data-broken", "row 2 is a number"),
         ("a.jsonl", GOOD + b'"text"\n', "data-broken", "row 2 is a text"),
