@@ -51,6 +51,14 @@ def _new_tokens(case: Case) -> str | None:
     return None
 
 
+def _rows_apart(case: Case) -> str | None:
+    """Llama 3.2's vision models have rows of images in their embedding that their head does not have."""
+    assert case.read is not None
+    weights = (case.read.outside.get(f"{name}.weight") for name in (case.read.embedding, case.read.head))
+    apart = len({shape[0] for shape in weights if shape}) > 1
+    return "its embedding and its head differ in rows" if apart and case.settings.model.new_tokens else None
+
+
 def _adapter_tokens(case: Case) -> str | None:
     """An adapter's new rows are of the tokens that it was trained with, in their order."""
     adapter, tokens = case.model.adapter, case.settings.model.new_tokens
@@ -72,6 +80,7 @@ RULES = (
     Rule("weights-fit", _weights_fit),
     Rule("revision-unread", _revision_unread),
     Rule("new-tokens", _new_tokens),
+    Rule("rows-apart", _rows_apart),
     Rule("adapter-tokens", _adapter_tokens),
     Rule("parts-absent", _parts_absent),
 )

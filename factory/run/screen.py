@@ -13,6 +13,7 @@ from rich.table import Table
 
 from factory.models import Row
 from factory.plan import Plan
+from factory.quantizers.spec import checkpoint_quantizer
 from factory.words import size
 
 _LOG_WIDTH = 120
@@ -87,9 +88,7 @@ def plan_panel(plan: Plan) -> Panel:
     recompute = ", activations recomputed" if steps.patch.activation_checkpointing else ""
     groups = f" in groups of {steps.patch.group_size:,} tokens" if steps.patch.group_size else ""
     add("patch", f"attention {steps.patch.attention}{groups}{rope}{recompute}")
-    bits = steps.quantize.bits
-    double = ", double quantization" if steps.quantize.double_quantization else ""
-    add("quantize", f"{bits}-bit {steps.quantize.type}{double}" if bits else "no")
+    add("quantize", _quantization(plan))
     method = plan.options.get("method", steps.attach.method)
     trained = ", ".join(_short(counted.trainable_by_module))
     add("attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
@@ -119,6 +118,16 @@ def plan_panel(plan: Plan) -> Panel:
     for warning in plan.warnings:
         add("warning", f"[yellow]{_plain(warning)}[/yellow]")
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _quantization(plan: Plan) -> str:
+    asked = plan.steps.quantize
+    if asked.bits is None:
+        name = checkpoint_quantizer(plan.steps.load.config)
+        return f"as the checkpoint is, by {name}" if name else "no"
+    if asked.method != "bitsandbytes" or asked.bits == 8:
+        return f"{asked.bits} bits by {asked.method}"
+    return f"4-bit {asked.type}{', double quantization' if asked.double_quantization else ''}"
 
 
 def _short(modules: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 from conftest import compiled, refusals
+from families import KINDS, built_of, roomy
 
 import factory
 from factory.compile.rules import all_rules
@@ -168,6 +169,7 @@ TABLE = (
     row("revision-unread", "model.revision=v2", "data.max_length=200"),
     row("new-tokens", "model.new_tokens=[a1,a1]", "model.new_tokens=[a1,a2]"),
     row("new-tokens", "model.new_tokens=['']", "model.new_tokens=[a1,a2]"),
+    row("rows-apart", "{mllama} model.new_tokens=[a1]", "{mllama}"),
     row("parts-absent", "method.parts=[language,vision]", "method.parts=[language]"),
     row(
         "adapter-tokens",
@@ -457,6 +459,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     tiny.save(folder / "gpt2", model_type="gpt2", n_inner=64, num_key_value_heads=4)
     tiny.save(folder / "odd", hidden_size=24, intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
     tiny.save(folder / "glm4_moe", **GLM4_MOE)
+    see_apart(folder / "mllama")
     for name, rope in ROPES.items():
         see(folder / f"{name}llava", **({"rope_parameters": rope} if rope else {}))
     said: dict[str, dict[str, Any]] = {name: {"quantization_config": said} for name, said in SAID.items()}
@@ -485,6 +488,12 @@ def see(folder: Path, **text: Any) -> None:
     model = AutoModelForImageTextToText.from_config(LlavaConfig(vision_config=eyes, text_config=tiny.config()))
     model.config.text_config.update(text)
     model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+
+
+def see_apart(folder: Path) -> None:
+    """A tiny model whose embedding has more rows than its head: those of images."""
+    built_of(roomy(KINDS["mllama"]), "cpu").save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
 
 
