@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from factory import plan, registry, schema
-from factory.architecture import Architecture, architecture
+from factory.architecture import Architecture, Shape, architecture
 from factory.compile import choices
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
@@ -88,85 +88,23 @@ def _warning(refusal: Refusal) -> str:
 
 
 def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
-    settings, facts, arch, notes = case.settings, case.facts, case.arch, []
+    settings, notes = case.settings, list[str]()
     numbers = _numbers(case, notes)
     method, spec = settings.method, registry.spec("methods", settings.method.name)
-    shapes = spec.trainable(method, arch)
-    context = choices.context_length(case)
-    assert context is not None  # a rule
-    pack = _pack(case, context, notes)
-    attention = choices.attention(case)
-    if settings.compute.attention == "auto":
-        why = "torch's own fused kernel" if attention == "sdpa" else f"all that the class of {arch.kind} takes"
-        notes.append(f"compute.attention=auto: {attention}, {why}")
-    if arch.experts():
-        train = any(".experts." in name for name in shapes)
-        notes.append(f"the experts {'train' if train else 'are frozen'}, {len(arch.experts())} stacked tensors")
-    notes += registry.hook(spec, "notes", _nothing)(method, arch)
-    notes += quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)
-    group_size = _group_size(case, pack.max_length, notes) if attention == "s2" else None
-    if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
-        warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
-    warnings += other_base(case)
-    load = plan.Load(
-        source=case.model.source,
-        path=case.model.path,
-        revision=case.model.revision,
-        fingerprint=case.model.fingerprint,
-        trust_remote_code=settings.model.trust_remote_code,
-        allow_pickle=settings.model.allow_pickle,
-        adapter=case.model.adapter and case.model.adapter.path,
-        adapter_fingerprint=case.model.adapter and case.model.adapter.fingerprint,
-        config=case.model.config,
-        device="cuda" if case.device == "cuda" else "cpu",
-        dtype=numbers.frozen,
-    )
-    attach = plan.Attach(
-        method=method.name,
-        settings=to_tree(method),
-        dtype=numbers.trained,
-        trainable=sum(prod(shape) for shape in shapes.values()),
-    )
-    rows = case.vocabulary
-    patch = plan.Patch(
-        attention=attention,
-        group_size=group_size,
-        activation_checkpointing=settings.compute.activation_checkpointing,
-        compile=settings.compute.compile,
-        kernels=settings.compute.kernels,
-        rope_scaling=settings.model.rope_scaling,
-        rope_factor=max(1.0, pack.max_length / context),
-        context_length=context,
-        new_tokens=settings.model.new_tokens,
-        rows=rows.before,
-        vocabulary=rows.after,
-        new_rows=(rows.new.start, rows.new.stop),
-    )
-    align = plan.Align(
-        sources={
-            name: plan.PlannedSource(
-                path=found.path,
-                format=found.format,
-                columns=settings.data.sources[name].columns,
-                bytes=found.bytes,
-                sha256=found.sha256,
-            )
-            for name, found in facts.data.items()
-        },
-        max_samples=settings.data.max_samples,
-        validation_fraction=settings.data.validation_fraction,
-        validation_rows=VALIDATION_ROWS,
-    )
+    pack, shapes = _pack(case, notes), spec.trainable(method, case.arch)
     steps = plan.Steps(
-        load=load,
-        patch=patch,
+        load=_load(case, numbers),
+        patch=_patch(case, pack.max_length, notes),
         quantize=method.quantization,
-        attach=attach,
-        align=align,
+        attach=_attach(case, numbers, shapes),
+        align=_align(case),
         pack=pack,
         train=_train(case, numbers),
         evaluate=settings.evaluate,
     )
+    notes += _of_method(case, numbers, shapes)
+    if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
+        warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     sizes, capacity = _sizes(case), _capacity(case)
     return plan.Plan(
         version=plan.VERSION,
@@ -174,12 +112,93 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         overrides=settings.overrides,
         seed=settings.seed,
         steps=steps,
-        estimate=estimate(arch=arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity),
+        estimate=estimate(arch=case.arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity),
         notes=tuple(notes),
-        warnings=warnings,
-        packages=facts.machine.packages,
+        warnings=warnings + other_base(case),
+        packages=case.facts.machine.packages,
         tracking=settings.tracking,
     )
+
+
+def _load(case: Case, numbers: Numbers) -> plan.Load:
+    model, asked = case.model, case.settings.model
+    return plan.Load(
+        source=model.source,
+        path=model.path,
+        revision=model.revision,
+        fingerprint=model.fingerprint,
+        trust_remote_code=asked.trust_remote_code,
+        allow_pickle=asked.allow_pickle,
+        adapter=model.adapter and model.adapter.path,
+        adapter_fingerprint=model.adapter and model.adapter.fingerprint,
+        config=model.config,
+        device="cuda" if case.device == "cuda" else "cpu",
+        dtype=numbers.frozen,
+    )
+
+
+def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
+    model, compute, rows = case.settings.model, case.settings.compute, case.vocabulary
+    attention, context = choices.attention(case), _context(case)
+    if compute.attention == "auto":
+        why = "torch's own fused kernel" if attention == "sdpa" else f"all that the class of {case.arch.kind} takes"
+        notes.append(f"compute.attention=auto: {attention}, {why}")
+    return plan.Patch(
+        attention=attention,
+        group_size=_group_size(case, length, notes) if attention == "s2" else None,
+        activation_checkpointing=compute.activation_checkpointing,
+        compile=compute.compile,
+        kernels=compute.kernels,
+        rope_scaling=model.rope_scaling,
+        rope_factor=max(1.0, length / context),
+        context_length=context,
+        new_tokens=model.new_tokens,
+        rows=rows.before,
+        vocabulary=rows.after,
+        new_rows=(rows.new.start, rows.new.stop),
+    )
+
+
+def _attach(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> plan.Attach:
+    method = case.settings.method
+    trainable = sum(prod(shape) for shape in shapes.values())
+    return plan.Attach(method=method.name, settings=to_tree(method), dtype=numbers.trained, trainable=trainable)
+
+
+def _of_method(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> list[str]:
+    """What the plan says of the method beyond its numbers."""
+    method, arch, found = case.settings.method, case.arch, list[str]()
+    if arch.experts():
+        train = any(".experts." in name for name in shapes)
+        found.append(f"the experts {'train' if train else 'are frozen'}, {len(arch.experts())} stacked tensors")
+    own = registry.hook(registry.spec("methods", method.name), "notes", _nothing)(method, arch)
+    return [*found, *own, *quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)]
+
+
+def _align(case: Case) -> plan.Align:
+    data = case.settings.data
+    sources = {
+        name: plan.PlannedSource(
+            path=found.path,
+            format=found.format,
+            columns=data.sources[name].columns,
+            bytes=found.bytes,
+            sha256=found.sha256,
+        )
+        for name, found in case.facts.data.items()
+    }
+    return plan.Align(
+        sources=sources,
+        max_samples=data.max_samples,
+        validation_fraction=data.validation_fraction,
+        validation_rows=VALIDATION_ROWS,
+    )
+
+
+def _context(case: Case) -> int:
+    context = choices.context_length(case)
+    assert context is not None  # a rule
+    return context
 
 
 def _numbers(case: Case, notes: list[str]) -> Numbers:
@@ -194,8 +213,8 @@ def _numbers(case: Case, notes: list[str]) -> Numbers:
     return numbers
 
 
-def _pack(case: Case, context: int, notes: list[str]) -> plan.Pack:
-    data, length = case.settings.data, choices.max_length(case, context)
+def _pack(case: Case, notes: list[str]) -> plan.Pack:
+    data, length = case.settings.data, choices.max_length(case, _context(case))
     if data.max_length == "auto":
         notes.append(f"data.max_length=auto: {length:,} tokens")
     return plan.Pack(

@@ -91,13 +91,15 @@ def _card(run: Run, stretched: bool) -> str:
 def _loading(run: Run, stretched: bool) -> str:
     """How an adapter is read whose base is not as it lies on the disk: PEFT alone would take it as it does."""
     patch = run.plan.steps.patch
-    lines = ['base = AutoModelForCausalLM.from_pretrained("THE_BASE")']
+    lines, why = ['base = AutoModelForCausalLM.from_pretrained("THE_BASE")'], ""
     if stretched:
+        why = "- positions: stretched; its base is read with base/config.json\n"
         lines = [
             'config = AutoConfig.from_pretrained("THIS_FOLDER/base")',
             'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)',
         ]
     if patch.vocabulary != patch.rows:
         lines.append(f"base.resize_token_embeddings({patch.vocabulary})")
+        why += f"- vocabulary: {patch.vocabulary:,} rows; its base is resized to them\n"
     lines.append('model = PeftModel.from_pretrained(base, "THIS_FOLDER")')
-    return "\n```python\n" + "\n".join(lines) + "\n```\n"
+    return why + "\n```python\n" + "\n".join(lines) + "\n```\n"

@@ -5,19 +5,10 @@ from typing import Any
 
 import pytest
 import tiny
+from families import SMALL
 
 from factory.architecture import architecture
 from factory.refusal import UserError
-
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 96,
-    "max_position_embeddings": 64,
-}
 
 
 def test_the_saved_models_tensors_are_the_planned(tiny_model: Path) -> None:

@@ -2,15 +2,8 @@
 
 from typing import Any
 
-NUMBERS = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 96,
-    "max_position_embeddings": 64,
-}
+from families import SMALL as NUMBERS
+
 NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 NARROW = {"head_dim": 8}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
