@@ -148,8 +148,7 @@ def test_a_runs_folder_is_gone_on_from(case: str, execute: Callable[..., Any], h
     second = execute(*words, f"model.adapter={here / 'run/model'}", folder="again")
     before = second.result["evaluate"]["perplexity_before"]
     assert before == pytest.approx(first.result["evaluate"]["perplexity"], rel=1e-4)
-    red = {name for name, check in second.run.checks.items() if not check["passed"]}
-    assert red == ({"gradients_alive"} if "new tokens" in case else set())  # they are not in the text
+    assert all(check["passed"] for check in second.run.checks.values()), second.run.checks
 
 
 @pytest.mark.parametrize("scaling", ["linear", "dynamic", "yarn", "llama3"])
