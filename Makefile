@@ -28,8 +28,9 @@ types: $(VENV)/.dev  ## pyright
 slow: $(VENV)/.dev  ## every method and stage on the embedded model, tens of steps each
 	$(RUN) -m pytest -m slow
 
-bench: $(VENV)/.dev  ## Factory beside the strongest peer, in one run (installs the peer into its own environment)
+bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), and each method's memory
 	$(RUN) benchmarks/peer.py
+	$(RUN) benchmarks/methods.py
 
 test-gpu: $(VENV)/.dev  ## what only a GPU shows
 	$(RUN) -m pytest -m gpu

@@ -1,5 +1,6 @@
 """Verbs and exit codes: 0 done, 1 failed while running, 2 refused, 130 interrupted with a checkpoint saved."""
 
+import contextlib
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from factory.run.folder import RunFolder
 
 REFUSED = 2
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("preview", "evaluate", "chat", "serve", "export", "compare", "board", "doctor", "import-config")
+NOT_THERE = ("evaluate", "chat", "serve", "export", "compare", "board", "doctor", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,6 +92,23 @@ def plan(arguments: list[str]) -> int:
 
         Screen().print(plan_panel(made))
     return 0
+
+
+def preview(arguments: list[str]) -> int:
+    """the data steps only: what is trained, token by token, and what is dropped or cut; preview.html=PATH: as a page"""
+    line = compose.parse(arguments)
+    if line.multirun:
+        raise refuse("preview-of-a-sweep", "-m", "one preview is shown at a time")
+    if line.hydra_flags:
+        return _hydras_own(line)
+    from factory.preview import show
+
+    composed = compose.compose(line)
+    asked = composed.tree.get("preview")
+    composed = replace(composed, problems=(*composed.problems, *show.unusable(asked)))
+    with contextlib.redirect_stdout(sys.stderr):  # what a data function prints is no part of the preview
+        made = _compiled(composed, training=False)
+    return show.show(made, asked)
 
 
 def _hydras_own(line: compose.CommandLine) -> int:
@@ -257,6 +275,7 @@ def models(arguments: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "plan": plan,
+    "preview": preview,
     "resume": resume,
     "models": models,
     "explain": explain,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from factory.architecture import Architecture, Shape
-from factory.data.formats import Kind
+from factory.data.record import Kind
 from factory.refusal import Refusal
 
 
@@ -60,17 +60,31 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
-    """One source. `rows` is exact unless `peeked` (a large file, of which the first rows were read)."""
+    """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
+    `renamed` is {standard column: own}; `tools` and `images` say whether any row that was looked at carries them.
+    """
+
+    origin: Literal["file", "hub", "function"]
     path: str
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
     format: str
     kind: Kind
     columns: tuple[str, ...]
+    renamed: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    folder: str | None = None
+    max_samples: int | None = None
+    weight: float = 1.0
     rows: int
     peeked: bool
     bytes: int
     longest_row_bytes: int
-    sha256: str
+    sha256: str | None
+    tools: bool = False
+    images: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ examples
   factory                                                 the demo: LoRA on the embedded model
   factory plan model=llama3_8b method=qlora               what it would take
   factory data=file data.path=rows.jsonl                  your own data
+  factory preview data=file data.path=rows.jsonl          which of its tokens are trained, and what is dropped
   factory -m method=lora,galore,qlora                     compare methods
 """
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from factory.data.encode import IGNORED
+from factory.data.dataset import IGNORED
 from factory.plan import LOSS_CHUNK
 
 _MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
@@ -19,7 +19,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     hidden: (tokens, width); weight: (vocabulary, width); target: (tokens); bias: (vocabulary). With
     z = scale (hidden @ weight.T + bias) the logits are u = z, or u = cap tanh(z / cap) where there is a cap (Gemma 2,
     arXiv 2408.00118, section 2). They are taken in `dtype`, what follows the product in float32 at least.
-    d loss / d u = softmax(u) - onehot(target), and d u / d z = 1 - (u / cap)².
+    d loss / d u = softmax(u) - onehot(target), and d u / d z = 1 - (u / cap)². `counts`: (tokens), what each token's
+    loss is multiplied by; None: 1.
     """
 
     @staticmethod
@@ -32,6 +33,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None = None,
         scale: float = 1.0,
         cap: float | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor:
         narrow = weight.to(dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -52,7 +54,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 logits *= scale
             if cap is not None:
                 logits = logits.div_(cap).tanh_().mul_(cap)
-            total += functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+            total += _summed(logits, wanted, None if counts is None else counts[rows])
             if not needs_hidden and not needs_weight and not needs_bias:
                 continue
             bend = None if cap is None else 1 - (logits / cap).square_()
@@ -63,6 +65,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 slope *= bend
             if scale != 1:
                 slope *= scale
+            if counts is not None:
+                slope[:count] *= counts[rows, None]
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
@@ -80,7 +84,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         by_hidden, by_weight, by_bias = (
             None if slopes is None else slopes.mul_(grad.to(slopes.dtype)) for slopes in ctx.saved_tensors
         )
-        return by_hidden, by_weight, None, None, by_bias, None, None
+        return by_hidden, by_weight, None, None, by_bias, None, None, None
+
+
+def _summed(logits: Tensor, target: Tensor, counts: Tensor | None) -> Tensor:
+    """The sum of the tokens' losses, each multiplied by its count; rows of padding have no target."""
+    if counts is None:
+        return functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+    losses = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
+    return (losses[: len(counts)] * counts).sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +167,17 @@ def head_of(model: Any) -> Head | None:
 
 
 def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Sum over the trained tokens of -log p(token | tokens before it). Labels of -100 are not trained.
+    """Sum over the trained tokens of -log p(token | tokens before it), times its `weights` where the batch has them.
 
-    Only the trained positions get logits: the decoder runs on all tokens, the head on those alone. Where the head is
-    of a kind that is not known here, the model makes its own logits, of all positions.
+    Labels of -100 are not trained. Only the trained positions get logits: the decoder runs on all tokens, the head on
+    those alone. Where the head is of a kind that is not known here, the model makes its own logits, of all positions.
     """
     wanted, target = _targets(batch)
     head = head_of(model)
+    counts = batch["weights"][:, 1:][wanted] if "weights" in batch else None
     if head is None:
-        return functional.cross_entropy(_own_logits(model, batch, wanted), target, reduction="sum")
-    return _by_head(head, _hidden(model, batch, wanted), target)
+        return _summed(_own_logits(model, batch, wanted), target, counts)
+    return _by_head(head, _hidden(model, batch, wanted), target, counts)
 
 
 def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
@@ -202,7 +215,7 @@ _FOUR_POSITIONS = ("qwen2_vl", "qwen2_5_vl")
 
 def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     """What the model's forward takes: the batch without labels, and what its kind needs to see a text as one."""
-    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
+    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("labels", "weights")}
     kind, positions = text_model(model).config.model_type, inputs.get("position_ids")
     assert kind != "llama4_text" or "pixel_values" not in inputs, "its language model would take no notice of an image"
     if kind in _TYPED and "token_type_ids" not in inputs:
@@ -226,7 +239,7 @@ def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _by_head(head: Head, hidden: Tensor, target: Tensor) -> Tensor:
+def _by_head(head: Head, hidden: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
     weight, bias = head.weight, head.bias
     if not torch.is_grad_enabled():  # autograd.Function sees what requires a gradient, not whether one is wanted
         weight, bias = weight.detach(), None if bias is None else bias.detach()
@@ -235,4 +248,4 @@ def _by_head(head: Head, hidden: Tensor, target: Tensor) -> Tensor:
     if dtype == torch.float16:  # the slopes are taken before the loss is scaled, and would vanish
         dtype = torch.float32
     with torch.autocast(device, enabled=False):
-        return LinearCrossEntropy.apply(hidden, weight, target, dtype, bias, head.scale, head.cap)  # type: ignore[no-any-return]
+        return LinearCrossEntropy.apply(hidden, weight, target, dtype, bias, head.scale, head.cap, counts)  # type: ignore[no-any-return]

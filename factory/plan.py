@@ -12,7 +12,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import Evaluate, Quantization, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 1
+VERSION = 2
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
 Dtype = Literal["float32", "bfloat16", "float16"]
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
@@ -63,19 +63,33 @@ class Attach:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSource:
+    """One data set. `sha256` is of its content; None where only reading it would tell (the hub)."""
+
+    origin: Literal["file", "hub", "function"]
     path: str
+    subset: str | None
+    split: str
+    revision: str | None
     format: str
     columns: dict[str, str]
+    tags: dict[str, str]
+    folder: str | None
+    max_samples: int | None
+    weight: float
     bytes: int
-    sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Align:
     sources: dict[str, PlannedSource]
+    mixing: str
     max_samples: int | None
+    validation: str | None  # the source that is held out whole
     validation_fraction: float
     validation_rows: int  # at most
+    streaming: bool
+    shuffle_buffer: int
 
 
 def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
@@ -94,6 +108,8 @@ class Pack:
     isolate_documents: bool
     train_on_prompt: bool
     mask_history: bool
+    reasoning: str
+    tools: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +170,15 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A number that only the tokenizer can tell: exact when low equals high."""
+    """A number that only the tokenizer can tell: exact when low equals high. `high` is None where nobody knows it."""
 
     low: int
-    high: int
+    high: int | None
 
     def __str__(self) -> str:
-        return f"{self.low:,}" if self.low == self.high else f"{self.low:,} to {self.high:,} (known after pack)"
+        if self.low == self.high:
+            return f"{self.low:,}"
+        return f"{self.low:,} {'or more' if self.high is None else f'to {self.high:,}'} (known after pack)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

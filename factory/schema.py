@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from factory.data.record import Kind
 from factory.typed import key
 
 Auto = Literal["auto"]
@@ -23,7 +24,20 @@ Optimizer = Literal[
     "muon",
     "sgd",
 ]
-Format = Literal["auto", "text", "alpaca", "messages", "sharegpt", "pairs"]
+Format = Literal[
+    "auto",
+    "text",
+    "alpaca",
+    "messages",
+    "sharegpt",
+    "prompt_completion",
+    "pairs",
+    "alpaca_pairs",
+    "sharegpt_pairs",
+    "messages_pairs",
+    "transcripts",
+    "kto",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,23 +68,58 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    path: str | None = key("a file (json, jsonl, txt); `package:` reads from the installed factory")
+    origin: Literal["file", "hub", "function", "catalogue"] = key(
+        "where the rows come from: files, the hub, a Python function, or LLaMA-Factory's dataset_info.json"
+    )
+    path: str | None = key(
+        "a file or a folder (`package:` reads from the installed factory), a hub id, module:function, or a catalogue"
+    )
+    subset: str | None = key("the hub's name of a part of the set (its config)")
+    split: str = key("the hub's split, slices too: train, train[:10%]")
+    revision: str | None = key("the hub's branch, tag or commit of the set")
     format: Format = key("auto finds it from the columns")
     columns: dict[str, str] = key("the set's column for a standard one, as {instruction: question, output: answer}")
+    tags: dict[str, str] = key(
+        "the set's own names in a conversation, as {role_tag: speaker, content_tag: says, user_tag: customer}"
+    )
+    folder: str | None = key("where the paths of images start; null: where the set is")
+    max_samples: int | None = key("use at most so many of its rows, drawn by seed", low=1)
+    weight: float = key(
+        "concat: how often its rows are taken in an epoch, halves too; interleave: its share of the draws", above=0
+    )
+    rows: int | None = key("how many rows are published, so that plan needs no network", low=1)
+    license: str | None = key("the licence tag of its page")
+    serves: tuple[Kind, ...] = key("what its rows can be trained as; empty: what its format says")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    path: str | None = key("the file that data=file reads")
+    path: str | None = key("what data=file, data=function or data=llamafactory reads")
+    names: tuple[str, ...] = key("the sets of a catalogue that data=llamafactory takes")
     sources: dict[str, Source] = key("the data sets, by name")
+    mixing: Literal["concat", "interleave_under", "interleave_over"] = key(
+        "several sets: one after the other, or drawn by weight until the first (under) or the last (over) is used up"
+    )
     max_samples: int | None = key("use at most so many rows, drawn by seed", low=1)
     max_length: int | Auto = key("tokens per sequence; auto: 1024, or the model's context if shorter", low=8)
-    truncation: Literal["drop", "error"] = key("rows longer than max_length: drop (counted) or stop")
+    truncation: Literal["drop", "error", "right", "left", "keep_response"] = key(
+        "rows longer than max_length: drop them (counted), stop, or cut them: their end (right), their oldest turns and "
+        "the question's beginning (left), or the longest prompt texts alone (keep_response)"
+    )
     packing: bool | Auto = key("fill sequences with several documents; auto: on for pt, off for the others")
     isolate_documents: bool | Auto = key("packed documents do not see each other; auto: on for sft, off for pt")
     validation_fraction: float = key("share of the documents held out, at most 200", low=0, high=0.5)
+    validation: str | None = key("the name of a set that is held out whole, instead of a share of the others")
     train_on_prompt: bool = key("loss on the prompt's tokens too")
     mask_history: bool = key("loss on the last answer only")
+    reasoning: Literal["template", "keep", "strip"] = key(
+        "what an answer's <think> block becomes: what the chat template does with it, kept in every turn, or taken away"
+    )
+    tools: Literal["auto", "default", "glm4", "llama3", "mistral", "qwen"] = key(
+        "how tools are written; auto: the chat template's own way, or `default` where it has none"
+    )
+    streaming: bool = key("prepare rows while training, block by block, instead of all before it")
+    shuffle_buffer: int = key("streaming: rows in a block, which are shuffled among themselves", low=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,3 +213,10 @@ class Tracking:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
     format: Literal["text", "json"] = key("how `factory plan` prints")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    format: Literal["text", "json"] = key("how `factory preview` prints")
+    rows: int = key("how many sequences are shown token by token, from the first on", low=0, high=10_000)
+    html: str | None = key("a page to write beside what is printed: a path that ends in .html")

@@ -17,6 +17,7 @@ GROUPS: dict[str, type] = {
     "evaluate": schema.Evaluate,
     "tracking": schema.Tracking,
     "plan": schema.PlanOutput,
+    "preview": schema.Preview,
 }
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
@@ -35,6 +36,7 @@ class Settings:
     evaluate: schema.Evaluate
     tracking: schema.Tracking
     plan: schema.PlanOutput
+    preview: schema.Preview
     seed: int
     options: dict[str, str]
     overrides: tuple[str, ...]

@@ -34,6 +34,19 @@ def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("tokens", [1, 8, 20])
+def test_counts_multiply_a_tokens_loss_and_gradient(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    hidden, weight, target = _problem(tokens)
+    counts = torch.rand(tokens)
+    plain = (functional.cross_entropy(hidden @ weight.T, target, reduction="none") * counts).sum() / 3
+    chunked = LinearCrossEntropy.apply(hidden, weight, target, torch.float64, None, 1.0, None, counts) / 3
+    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
+    both = [hidden, weight]
+    for mine, theirs in zip(torch.autograd.grad(chunked, both), torch.autograd.grad(plain, both), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("cap", [None, 0.5, 30.0])
 @pytest.mark.parametrize("biased", [True, False])
@@ -146,6 +159,14 @@ def test_causal_lm_reads_through_peft(model: Any) -> None:
     adapters = [value for value in wrapped.parameters() if value.requires_grad]
     for left, right in zip(torch.autograd.grad(mine, adapters), torch.autograd.grad(own, adapters), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_causal_lm_counts_a_token_as_its_weight_says(model: Any) -> None:
+    ids = torch.randint(0, model.config.vocab_size, (2, 9))
+    weights = torch.tensor([[1.0] * 9, [0.25] * 9])
+    each = [causal_lm(model, {"input_ids": row[None], "labels": row[None]}) for row in ids]
+    both = causal_lm(model, {"input_ids": ids, "labels": ids, "weights": weights})
+    torch.testing.assert_close(both, each[0] + 0.25 * each[1], rtol=1e-5, atol=1e-5)
 
 
 def test_causal_lm_is_the_sum_of_surprises(model: Any) -> None:

@@ -13,15 +13,28 @@ def precision(case: Case) -> tuple[str, str]:
 
 
 def _precision(case: Case) -> tuple[str, str]:
+    """By what computes (the paper, section 4.1; on a CPU by measurement: it has float32 on all of them)."""
     machine, hardware = case.facts.machine, case.settings.hardware
     if case.device == "cpu":
+        idle = "; an Ascend NPU would take fp16, but runs are on a CPU or a CUDA device" if _npu(case) else ""
         if machine.cpu_bf16:
-            return "bf16", "this CPU multiplies bfloat16 natively (measured: 1.3 to 1.4 times as fast as float32)"
-        return "fp32", "this CPU has no bfloat16 instructions"
+            why = "this CPU multiplies bfloat16 natively (measured: 1.3 to 1.4 times as fast as float32)"
+            return "bf16", why + idle
+        return "fp32", "this CPU has no bfloat16 instructions" + idle
+    if hardware.compute_capability is None and "rocm" in machine.packages:
+        return (
+            "fp16",
+            "torch is built for ROCm: an AMD GPU, of which not all have bfloat16 (precision=bf16 where it has)",
+        )
     capability = hardware.compute_capability or max((gpu.compute_capability for gpu in machine.gpus), default=8.0)
     if capability >= 8:
         return "bf16", f"compute capability {capability} has bfloat16"
     return "fp16", f"compute capability {capability} has no bfloat16"
+
+
+def _npu(case: Case) -> bool:
+    """Whether torch could train on an Ascend NPU here, were it asked to: it does so through this package alone."""
+    return case.settings.hardware.device == "auto" and "torch-npu" in case.facts.machine.packages
 
 
 def packing(case: Case) -> bool:

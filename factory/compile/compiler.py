@@ -1,7 +1,7 @@
 """`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
 
 from dataclasses import dataclass, fields, replace
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from factory import plan, registry, schema
@@ -10,7 +10,7 @@ from factory.compile import choices
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
 from factory.compile.rules import other_base, rules_for
-from factory.facts import Facts
+from factory.facts import DataFacts, Facts
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
@@ -60,6 +60,7 @@ def compile(
 
 
 def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:
+    settings = _going_on(settings, facts)
     if facts.model is None:
         return Case(settings=settings, facts=facts, read=None, rows=None), []
     try:
@@ -71,6 +72,14 @@ def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:
     added, multiple = len(settings.model.new_tokens), settings.model.pad_vocabulary_to
     rows = vocabulary(rows=read.vocabulary, tokens=tokens, added=added, multiple=multiple)
     return Case(settings=settings, facts=facts, read=read, rows=rows), []
+
+
+def _going_on(settings: Settings, facts: Facts) -> Settings:
+    """With what a saved adapter says of its shapes, where its method asks."""
+    if settings.method is None or facts.model is None or facts.model.adapter is None:
+        return settings
+    own = registry.hook(registry.spec("methods", settings.method.name), "going_on")
+    return replace(settings, method=own(settings.method, facts.model.adapter.config)) if own else settings
 
 
 def _model_name(settings: Settings) -> str:
@@ -177,21 +186,33 @@ def _of_method(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> list[s
 
 def _align(case: Case) -> plan.Align:
     data = case.settings.data
-    sources = {
-        name: plan.PlannedSource(
-            path=found.path,
-            format=found.format,
-            columns=data.sources[name].columns,
-            bytes=found.bytes,
-            sha256=found.sha256,
-        )
-        for name, found in case.facts.data.items()
-    }
     return plan.Align(
-        sources=sources,
+        sources={name: _planned_source(found) for name, found in case.facts.data.items()},
+        mixing=data.mixing,
         max_samples=data.max_samples,
+        validation=data.validation,
         validation_fraction=data.validation_fraction,
         validation_rows=VALIDATION_ROWS,
+        streaming=data.streaming,
+        shuffle_buffer=data.shuffle_buffer,
+    )
+
+
+def _planned_source(found: DataFacts) -> plan.PlannedSource:
+    return plan.PlannedSource(
+        origin=found.origin,
+        path=found.path,
+        subset=found.subset,
+        split=found.split,
+        revision=found.revision,
+        format=found.format,
+        columns=found.renamed,
+        tags=found.tags,
+        folder=found.folder,
+        max_samples=found.max_samples,
+        weight=found.weight,
+        bytes=found.bytes,
+        sha256=found.sha256,
     )
 
 
@@ -225,6 +246,8 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
         isolate_documents=choices.isolation(case),
         train_on_prompt=data.train_on_prompt,
         mask_history=data.mask_history,
+        reasoning=data.reasoning,
+        tools=data.tools,
     )
 
 
@@ -246,16 +269,35 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
 
 
 def _sizes(case: Case) -> Sizes:
-    data, settings = case.facts.data.values(), case.settings.data
-    rows = sum(found.rows for found in data)
-    total = sum(found.bytes for found in data)
-    used = min(rows, settings.max_samples or rows)
-    held_out = plan.held_out_rows(used, settings.validation_fraction, VALIDATION_ROWS)
+    """Of the rows that are trained. What a hub set does not say is not guessed."""
+    settings, data = case.settings.data, dict(case.facts.data)
+    longest = max((found.longest_row_bytes for found in data.values()), default=0)
+    data.pop(settings.validation or "", None)
+    if not all(found.rows for found in data.values()):
+        return Sizes(rows=plan.Range(low=1, high=None), longest_bytes=longest, bytes=None)
+    taken = {name: min(found.rows, found.max_samples or found.rows) for name, found in data.items()}
+    used = min(sum(taken.values()), settings.max_samples or sum(taken.values()))
+    held_out = 0
+    if settings.validation is None:
+        held_out = plan.held_out_rows(used, settings.validation_fraction, VALIDATION_ROWS)
+    share = (used - held_out) / max(1, sum(taken.values()))
+    times = _times_taken(settings.mixing, taken, {name: found.weight for name, found in data.items()})
+    total = sum(found.bytes / found.rows * taken[name] * times[name] for name, found in data.items())
     return Sizes(
-        rows=plan.Range(low=1, high=max(1, used - held_out)),
-        longest_bytes=max((found.longest_row_bytes for found in data), default=0),
-        bytes=round(total * (used - held_out) / max(1, rows)),
+        rows=plan.Range(low=1, high=max(1, ceil(share * sum(taken[name] * times[name] for name in taken)))),
+        longest_bytes=longest,
+        bytes=round(share * total) if all(found.bytes for found in data.values()) else None,
     )
+
+
+def _times_taken(mixing: str, rows: dict[str, int], weights: dict[str, float]) -> dict[str, float]:
+    """How often a row of each set is trained in an epoch, at most. Draws are random: half as many again are allowed."""
+    if mixing == "concat":
+        return weights
+    if mixing == "interleave_under" or not rows:
+        return dict.fromkeys(rows, 1.0)
+    draws = 1.5 * max(rows[name] * sum(weights.values()) / weights[name] for name in rows)
+    return {name: max(1.0, draws * weights[name] / sum(weights.values()) / rows[name]) for name in rows}
 
 
 def _capacity(case: Case) -> int:

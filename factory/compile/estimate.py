@@ -21,7 +21,7 @@ class Sizes:
 
     rows: Range
     longest_bytes: int
-    bytes: int
+    bytes: int | None
 
 
 def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
@@ -134,11 +134,14 @@ def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:
     if train.max_steps is not None:
         return Range(low=train.max_steps, high=train.max_steps)
     low, high = sizes.rows.low, sizes.rows.high
-    if pack.packing:  # between 6 bytes and 1 byte a token
-        low, high = ceil(sizes.bytes / 6 / pack.max_length), ceil(sizes.bytes / pack.max_length) + 1
-        high = min(high, sizes.rows.high) if pack.isolate_documents else high
+    if pack.packing and sizes.bytes is not None and high is not None:  # between 6 bytes and 1 byte a token
+        low, packed = ceil(sizes.bytes / 6 / pack.max_length), ceil(sizes.bytes / pack.max_length) + 1
+        high = min(packed, high) if pack.isolate_documents else packed
+    elif pack.packing and not pack.isolate_documents:
+        high = None  # a long document is many sequences
     sequences = train.batch_size * train.gradient_accumulation_steps
-    return Range(
-        low=max(1, ceil(train.num_epochs * ceil(low / sequences))),
-        high=max(1, ceil(train.num_epochs * ceil(high / sequences))),
-    )
+
+    def steps(rows: int) -> int:
+        return max(1, ceil(train.num_epochs * ceil(rows / sequences)))
+
+    return Range(low=steps(low), high=None if high is None else steps(high))

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory import registry, templates
 from factory.architecture import text_numbers, traits_of
-from factory.compile import choices, files
+from factory.compile import choices, data, files
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
@@ -22,26 +22,6 @@ NEEDS = {
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
     ("compute.kernels", "liger"): "liger-kernel",
 }
-
-
-def _no_data(case: Case) -> str | None:
-    return None if case.settings.data.sources else "no data set is selected"
-
-
-def _data_path_unread(case: Case) -> str | None:
-    data = case.settings.data
-    used = data.path is None or any(source.path == data.path for source in data.sources.values())
-    return None if used else "no selected data set reads it"
-
-
-def _columns_for_stage(case: Case) -> str | None:
-    kind = registry.spec("stages", case.settings.stage.name).KIND
-    for name, data in case.facts.data.items():
-        if data.kind != kind:
-            return (
-                f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={case.settings.stage.name} needs {kind}"
-            )
-    return None
 
 
 def _fp16_on_cpu(case: Case) -> str | None:
@@ -64,24 +44,6 @@ def _nothing_to_scale(case: Case) -> str | None:
     if context is None or case.settings.model.rope_scaling == "none" or (length != "auto" and length > context):
         return None
     return f"sequences of {choices.max_length(case, context):,} tokens fit the context of {context:,}"
-
-
-def _isolation_without_packing(case: Case) -> str | None:
-    set_by_user = case.settings.data.isolate_documents != "auto"
-    return "nothing is packed" if set_by_user and not choices.packing(case) else None
-
-
-def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
-    data = case.settings.data
-    if registry.spec("stages", case.settings.stage.name).KIND != "text":
-        return None
-    named = [name for name in ("train_on_prompt", "mask_history") if getattr(data, name)]
-    return (f"data.{named[0]}", "it has no meaning for plain text") if named else None
-
-
-def _prompt_and_last_answer(case: Case) -> str | None:
-    data = case.settings.data
-    return "data.train_on_prompt trains what this masks" if data.mask_history and data.train_on_prompt else None
 
 
 def _attention_on_cpu(case: Case) -> str | None:
@@ -296,20 +258,15 @@ RULES: tuple[Rule, ...] = (
     Rule("vocabulary-unknown", _vocabulary_unknown),
     Rule("padding-unread", _padding_unread),
     Rule("isolation-unsupported", _not_isolated),
-    Rule("no-data", _no_data),
-    Rule("data-path-unread", _data_path_unread),
-    Rule("columns-for-stage", _columns_for_stage),
     Rule("fp16-on-cpu", _fp16_on_cpu),
     Rule("context-unknown", _context_unknown),
     Rule("beyond-context", _too_long),
     Rule("nothing-to-scale", _nothing_to_scale),
-    Rule("isolation-without-packing", _isolation_without_packing),
-    Rule("chat-keys-on-text", _chat_keys_on_text),
-    Rule("prompt-and-last-answer", _prompt_and_last_answer),
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("kernels", _kernels),
     Rule("device-missing", _device_missing),
     Rule("package-missing", _package_missing),
+    *data.RULES,
     *files.RULES,
     Rule("adapter-fits", _adapter_fits),
     Rule("remote-code", _remote_code),

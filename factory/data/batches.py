@@ -1,14 +1,25 @@
-"""Examples to batches: the order is a pure function of seed and epoch, so a resumed run needs no saved position."""
+"""Samples to batches: the order is a pure function of seed and epoch, so a resumed run needs no saved position."""
 
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import ceil
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from factory.data.encode import IGNORED, Example
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.data.dataset import IGNORED, Example, Labelled, Pair, Sample, Samples
+from factory.data.images import Pictures
 
 MicroBatch = list[int]
+Item = TypeVar("Item")
 # lengths are padded to a multiple: for each new shape a CPU's bfloat16 kernels are compiled and kept, 12 MB a time
 _MULTIPLE = 8
+_POLL = 0.1  # seconds in which a full queue sees that it is closed
 
 
 def steps_per_epoch(examples: int, batch_size: int, accumulation: int) -> int:
@@ -22,42 +33,201 @@ def total_steps(examples: int, batch_size: int, accumulation: int, num_epochs: f
 def micro_batches(step: int, examples: int, batch_size: int, accumulation: int, seed: int) -> list[MicroBatch]:
     """The examples of optimizer step `step` (from 0), by index. Each epoch has every example once."""
     epoch, within = divmod(step, steps_per_epoch(examples, batch_size, accumulation))
-    order = _order(examples, seed, epoch)
     start = within * batch_size * accumulation
-    chosen = order[start : start + batch_size * accumulation]
+    chosen = _order(examples, seed, epoch)[start : start + batch_size * accumulation].tolist()
     return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
 
 
-@lru_cache(maxsize=1)
-def _order(examples: int, seed: int, epoch: int) -> list[int]:
-    import numpy
-
-    return numpy.random.default_rng([seed, epoch]).permutation(examples).tolist()
+@lru_cache(maxsize=2)  # the thread that is ahead may be in the next epoch
+def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
-def collate(examples: list[Example], pad: int, device: str) -> dict[str, Any]:
-    """input_ids and labels (batch, longest), padded on the right; position_ids too where documents are isolated.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The micro-batches of an optimizer step, as tensors. `trained` is what the sum of their losses is divided by."""
 
-    No attention mask is made: in a causal model nothing attends to what comes after it, padding included, and
-    transformers isolates documents by position_ids only without one.
+    batches: list[dict[str, Any]]
+    tokens: int
+    trained: float
+
+
+def steps(
+    samples: Samples,
+    batch_size: int,
+    accumulation: int,
+    seed: int,
+    first: int,
+    last: int,
+    collate: Callable[[list[Any]], dict[str, Any]],
+) -> Iterator[Step]:
+    """The optimizer steps from `first` up to `last`, in their order."""
+    for number in range(first, last):
+        chosen = micro_batches(number, len(samples), batch_size, accumulation, seed)
+        yield step([[samples[index] for index in indices] for indices in chosen], collate)
+
+
+def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]]) -> Step:
+    found = [each for samples in micro for sample in samples for each in examples(sample)]
+    return Step(
+        [collate(samples) for samples in micro],
+        sum(len(each.ids) for each in found),
+        sum(each.trained for each in found),
+    )
+
+
+def examples(sample: Sample) -> tuple[Example, ...]:
+    """The sequences of a sample that are trained."""
+    if isinstance(sample, Pair):
+        return sample.chosen, sample.rejected
+    return (sample.example,) if isinstance(sample, Labelled) else (sample,)
+
+
+def collate(
+    samples: Sequence[Any],
+    pad: int,
+    device: str,
+    max_length: int | None = None,
+    pictures: Pictures | None = None,
+) -> dict[str, Any]:
+    """A micro-batch of n samples as tensors.
+
+    input_ids and labels are (rows, longest), padded on the right; position_ids too where documents are isolated, and
+    weights (float) where a trained token counts other than 1. No attention mask is made: in a causal model nothing
+    attends to what comes after it, padding included, and transformers isolates documents by position_ids only without
+    one.
+
+    Pairs make 2n rows: the chosen, then the rejected, in the same order. Labelled ones make 2n too: as they are, then
+    each prompt with the next one's answer (`mismatched`); `desirable` (n) are their labels.
+
+    `pictures` adds what the model takes of the rows' images.
     """
     import torch
 
-    longest = ceil(max(len(example.ids) for example in examples) / _MULTIPLE) * _MULTIPLE
+    if isinstance(samples[0], Pair):
+        rows = [sample.chosen for sample in samples] + [sample.rejected for sample in samples]
+    elif isinstance(samples[0], Labelled):
+        rows = [sample.example for sample in samples] + mismatched(samples, max_length)
+    else:
+        rows = list(samples)
+    longest = ceil(max(len(row.ids) for row in rows) / _MULTIPLE) * _MULTIPLE
     batch = {
-        "input_ids": torch.tensor([_padded(example.ids, longest, pad) for example in examples]),
-        "labels": torch.tensor([_padded(example.labels, longest, IGNORED) for example in examples]),
+        "input_ids": _padded([row.ids for row in rows], longest, pad, np.int64),
+        "labels": _padded([row.labels for row in rows], longest, IGNORED, np.int64),
     }
-    if any(example.documents for example in examples):
-        batch["position_ids"] = torch.tensor([_positions(example, longest) for example in examples])
-    return {name: values.to(device) for name, values in batch.items()}
+    if any(row.documents for row in rows):
+        batch["position_ids"] = np.stack([_positions(row, longest) for row in rows])
+    if any(_weights(row) is not None for row in rows):
+        weights = [_weights(row) or [float(label != IGNORED) for label in row.labels] for row in rows]
+        batch["weights"] = _padded(weights, longest, 0, np.float32)
+    if isinstance(samples[0], Labelled):
+        batch["desirable"] = np.array([sample.label for sample in samples])
+    made = {name: torch.from_numpy(values) for name, values in batch.items()}
+    if pictures is not None:
+        made |= pictures.inputs([row.images for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
+    return {name: values.to(device) for name, values in made.items()}
 
 
-def _padded(values: list[int], length: int, fill: int) -> list[int]:
-    return values + [fill] * (length - len(values))
+def mismatched(samples: Sequence[Labelled], max_length: int | None = None) -> list[Example]:
+    """Prompt i with the answer of sample i + 1: the pairs that KTO's reference point is measured on.
+
+    Ethayarajh et al. 2024, arXiv 2402.01306, section 4.2: answers are shifted by one within the micro-batch, so they
+    are the very answers that are trained, in other places. Beyond `max_length` an answer loses its end. Of one sample
+    alone the answer is its own, and the reference point what it is compared with: batches should be larger.
+    """
+    found = []
+    for at, sample in enumerate(samples):
+        other = samples[(at + 1) % len(samples)]
+        prompt = sample.example.ids[: sample.prompt]
+        ids = prompt + other.example.ids[other.prompt :]
+        labels = [IGNORED] * len(prompt) + other.example.labels[other.prompt :]
+        weights = other.example.weights
+        if weights is not None:
+            weights = ([0.0] * len(prompt) + weights[other.prompt :])[:max_length]
+        found.append(Example(ids[:max_length], labels[:max_length], (), weights, sample.example.images))
+    return found
 
 
-def _positions(example: Example, length: int) -> list[int]:
+def _padded(rows: list[Any], length: int, fill: int, kind: type) -> NDArray[Any]:
+    found = np.full((len(rows), length), fill, kind)
+    for number, row in enumerate(rows):
+        found[number, : len(row)] = row
+    return found
+
+
+def _weights(row: Any) -> list[float] | None:
+    return row.weights if isinstance(row, Example) else None
+
+
+def _positions(example: Example, length: int) -> NDArray[np.int64]:
+    """0, 1, 2 … in each document anew, and in the padding."""
     documents = example.documents or (len(example.ids),)
-    padding = length - sum(documents)
-    return [position for size in (*documents, padding) for position in range(size)]
+    sizes = (*documents, length - sum(documents))
+    starts = list(accumulate((0, *sizes[:-1])))
+    return np.arange(length) - np.repeat(starts, sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: BaseException
+
+
+_END = object()
+
+
+class Prefetcher(Generic[Item]):
+    """Makes the next items in a thread while the present one is used: at most `ahead` of them wait.
+
+    What making them raises is raised here, in its turn. Leaving the `with` ends the thread and closes the iterator.
+    """
+
+    def __init__(self, items: Iterator[Item], ahead: int = 2):
+        self._queue: queue.Queue[Any] = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._fill, args=(items,), daemon=True, name="prefetch")
+        self._thread.start()
+
+    def _fill(self, items: Iterator[Item]) -> None:
+        last: Any = _END
+        try:
+            for item in items:
+                if not self._put(item):
+                    break
+        except BaseException as error:  # whatever it is, it belongs to the one who waits for the item
+            last = _Raised(error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+        self._put(last)
+
+    def _put(self, item: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        if self._ended or self._closed.is_set():
+            raise StopIteration
+        item = self._queue.get()
+        if item is _END or isinstance(item, _Raised):
+            self._ended = True
+            raise item.error if isinstance(item, _Raised) else StopIteration
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> "Prefetcher[Item]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -20,8 +20,8 @@ class Step:
 # cheapest first: a mistake in the data is found before a weight is read
 STEPS: tuple[Step, ...] = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
-    Step("align", "align:align", (), ("records",)),
-    Step("pack", "pack:pack", ("records", "tokenizer"), ("dataset",)),
+    Step("align", "align:align", ("tokenizer", "processor"), ("aligned",)),
+    Step("pack", "pack:pack", ("aligned", "tokenizer"), ("dataset",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from factory.data import catalogue
 from factory.facts import Facts, FolderFacts
 from factory.look import machine
 from factory.look.data import look_at_data
@@ -33,8 +34,15 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         with collecting():
             model = look_at_model(settings, training=training)
     stage = settings.stage.name if settings.stage else "sft"
-    for name, source in (settings.data.sources or {}).items():
-        if not any(key.startswith(f"data.sources.{name}") for key in bad_keys):
+    readable = {
+        name: source
+        for name, source in (settings.data.sources or {}).items()
+        if not any(key.startswith(f"data.sources.{name}") for key in bad_keys)
+    }
+    with collecting():
+        readable = catalogue.expand(readable, settings.data.names)
+    for name, source in readable.items():
+        if source.origin != "catalogue":  # one that could not be read
             with collecting():
                 data[name] = look_at_data(name, source, stage)
     if settings.stage:

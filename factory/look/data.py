@@ -1,19 +1,41 @@
-"""One data set: its file, its first rows, the format that its columns fit."""
+"""One data set: where its rows come from, the first of them, the format that they fit."""
 
 import json
 import os
-from itertools import islice
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from factory import registry
 from factory.data import formats, read
+from factory.data.formats import FORMATS, BadRow, Record
+from factory.data.read import Row
+from factory.data.record import Kind
 from factory.facts import DataFacts
 from factory.refusal import did_you_mean, refuse
 from factory.schema import Source
 
-READ_WHOLE = 16 * 2**20  # bytes: smaller files are read to the end while planning
+READ_WHOLE = 16 * 2**20  # bytes: what takes less, on the disk and as rows, is read to the end while planning
 PEEK_ROWS = 100
+UNKNOWN = 0  # rows, where nobody says how many there are
 _PACKAGE_PREFIX = "package:"
+_MEDIA = ("images", "videos", "audios")
+_STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What was seen of the rows: the first ones, how many there are, and how large the largest is as JSON."""
+
+    path: str
+    first: list[Row]
+    rows: int
+    peeked: bool
+    bytes: int
+    longest: int
+    sha256: str | None
 
 
 def source_path(path: str, stage: str) -> Path:
@@ -25,76 +47,222 @@ def source_path(path: str, stage: str) -> Path:
 
 
 def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
+    """The facts of a set that is no catalogue. Raises UserError."""
+    assert source.origin != "catalogue", "catalogue.expand makes sets of its entries"
     setting = f"data.sources.{name}.path={source.path}"
     if source.path is None:
-        raise refuse("data-missing", setting.replace("=None", "=null"), "no file is named", hint="")
-    path = source_path(source.path, stage)
-    if not path.is_file():
-        near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise refuse(
-            "data-missing",
-            setting,
-            "there is no such file" if not path.exists() else "it is a folder",
-            hint=did_you_mean(str(path), near),
-        )
-    if path.suffix not in read.SUFFIXES:
-        raise refuse(
-            "data-file-type",
-            setting,
-            f"files of type {path.suffix or '(none)'} are not read",
-            known=", ".join(read.SUFFIXES),
-        )
-    return _peek(name, source, path, setting, registry.spec("stages", stage).KIND)
+        wrong = "no file is named" if source.origin == "file" else "nothing is named"
+        raise refuse("data-missing", setting.replace("=None", "=null"), wrong, hint="", known=", ".join(read.SUFFIXES))
+    kind: Kind = registry.spec("stages", stage).KIND
+    _refuse_unread(name, source)
+    if source.origin == "hub":
+        return _of_hub(name, source, setting)
+    look = {"file": _look_at_files, "function": _look_at_function}[source.origin]
+    found = look(source.path, source, stage, setting)
+    if not found.first:
+        raise refuse("data-empty", setting, f"there is no row in it ({found.bytes:,} bytes)")
+    return _facts(name, source, kind, found)
 
 
-def _peek(name: str, source: Source, path: Path, setting: str, kind: formats.Kind) -> DataFacts:
-    size = path.stat().st_size
-    peeked = size > READ_WHOLE and read.has_lines(path)
-    rows = list(islice(read.rows(path), PEEK_ROWS if peeked else None))
-    if not rows:
-        raise refuse("data-empty", setting, f"there is no row in it ({size:,} bytes)")
-    own = {column for row in rows[:PEEK_ROWS] for column in row}
-    rows = [formats.rename(row, source.columns) for row in rows[:PEEK_ROWS]] + rows[PEEK_ROWS:]
-    columns = {column for row in rows[:PEEK_ROWS] for column in row}
-    format = formats.recognise(columns, kind) if source.format == "auto" else source.format
-    missing = set(formats.FORMATS[format].columns) - columns if format else set()
-    missing |= set(source.columns.values()) - own
-    _refuse_unknown_columns(name, source)
-    if format is None or missing:
-        known = "; ".join(f"{name}: {', '.join(found.columns)}" for name, found in formats.FORMATS.items())
+def _refuse_unread(name: str, source: Source) -> None:
+    """Raises UserError for what is said of the set and would be ignored."""
+    _refuse_unknown("unknown-column", f"data.sources.{name}.columns", source.columns, formats.STANDARD)
+    _refuse_unknown("unknown-tag", f"data.sources.{name}.tags", source.tags, formats.TAGS)
+    if source.origin == "hub":
+        return
+    for key, nothing in (("subset", None), ("split", "train"), ("revision", None)):
+        value = getattr(source, key)
+        if value != nothing:
+            wrong = f"its rows come from a {source.origin}"
+            raise refuse("data-origin", f"data.sources.{name}.{key}={value}", wrong, name=name)
+
+
+def _refuse_unknown(rule: str, setting: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for unknown in sorted(set(names) - set(known)):
+        what = setting.rpartition(".")[2].removesuffix("s")
+        hint = did_you_mean(unknown, known)
         raise refuse(
-            "data-format",
-            f"data.sources.{name}.format={source.format}",
-            f"the columns {', '.join(sorted(columns)) or '(none)'} "
-            + (f"lack {', '.join(sorted(missing))}" if missing else "fit no known format"),
-            known=known,
-            name=name,
+            rule, f"{setting}={unknown}", f"there is no such {what}", known=", ".join(sorted(known)), hint=hint
         )
+
+
+def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
+    """What the option says: a plan needs no network."""
+    from factory.data import hub
+
+    assert source.path is not None
+    hub.check_id(source.path, setting)
+    if source.format == "auto":
+        where = f"data.sources.{name}.format=auto"
+        raise refuse("hub-undeclared", where, "the columns are not known before the set is read", name=name)
+    format = FORMATS[source.format]
     return DataFacts(
+        **_as_said(source),
+        origin="hub",
+        path=source.path,
+        subset=source.subset,
+        split=source.split,
+        revision=source.revision,
+        format=source.format,
+        kind=format.kind,
+        columns=tuple(sorted({*source.columns.values(), *format.columns} - source.columns.keys())),
+        rows=source.rows or UNKNOWN,
+        peeked=True,
+        bytes=0,
+        longest_row_bytes=sys.maxsize,
+        sha256=None,
+        tools="tools" in source.columns,
+        images=not source.columns.keys().isdisjoint(_MEDIA),
+    )
+
+
+def _look_at_files(given: str, source: Source, stage: str, setting: str) -> _Found:
+    if given == _STDIN:
+        raise refuse("data-stdin", setting, "rows are not read from standard input")
+    path = source_path(given, stage)
+    if not path.exists():
+        near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(str(path), near)
+        raise refuse("data-missing", setting, "there is no such file", hint=hint, known=", ".join(read.SUFFIXES))
+    files = read.files(path)
+    if not files:
+        raise refuse("data-empty", setting, "there is no file in it")
+    sizes = {file: file.stat().st_size for file in files}
+    seen = _walk(read.rows(path), READ_WHOLE if sum(sizes.values()) <= READ_WHOLE else 0)
+    rows, exact = (seen.rows, True) if seen.whole else _count(sizes)
+    return _Found(
         path=str(path.resolve()),
-        format=format,
-        kind=formats.FORMATS[format].kind,
-        columns=tuple(sorted(columns)),
-        rows=_estimated_rows(path, size) if peeked else len(rows),
-        peeked=peeked,
-        bytes=size,
-        longest_row_bytes=max(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows),
+        first=seen.first,
+        rows=rows,
+        peeked=not exact,
+        bytes=sum(sizes.values()),
+        longest=seen.longest,
         sha256=read.digest(path),
     )
 
 
-def _refuse_unknown_columns(name: str, source: Source) -> None:
-    for standard in set(source.columns) - formats.STANDARD:
+def _count(sizes: dict[Path, int]) -> tuple[int, bool]:
+    """How many rows large files have, and whether that is exact: where they do not say, the first ones tell."""
+    said = {file: read.count(file) for file in sizes}
+    rows = sum(count for count in said.values() if count is not None)
+    left = [file for file, count in said.items() if count is None]
+    if not left:
+        return rows, True
+    sampled, read_bytes = 0, 0
+    for file in left:
+        found, taken = read.sample(file, PEEK_ROWS, READ_WHOLE // 16)
+        sampled, read_bytes = sampled + found, read_bytes + taken
+        if read_bytes >= READ_WHOLE // 16 and sampled:
+            break
+    return max(1, rows + round(sampled * sum(sizes[file] for file in left) / max(1, read_bytes))), False
+
+
+def _look_at_function(given: str, source: Source, stage: str, setting: str) -> _Found:
+    from factory.data import function
+
+    found = function.look(given)
+    seen = _walk(found.rows, sys.maxsize)
+    rows = found.total if found.total is not None else source.rows or UNKNOWN
+    return _Found(
+        path=given,
+        first=seen.first,
+        rows=rows,
+        peeked=found.total is None,
+        bytes=round(seen.bytes * max(rows, seen.rows) / max(1, seen.rows)),
+        longest=seen.longest,
+        sha256=found.sha256,
+    )
+
+
+class _Seen(NamedTuple):
+    first: list[Row]
+    rows: int
+    bytes: int
+    longest: int
+    whole: bool  # whether these are all
+
+
+def _walk(rows: Iterable[Row], most: int) -> _Seen:
+    """Reads on until the rows take more than `most` bytes, PEEK_ROWS at the least."""
+    first: list[Row] = []
+    count = total = longest = 0
+    for count, row in enumerate(rows, start=1):
+        size = _size(row)
+        total, longest = total + size, max(longest, size)
+        if count <= PEEK_ROWS:
+            first.append(row)
+        if count >= PEEK_ROWS and total > most:
+            return _Seen(first, count, total, longest, False)
+    return _Seen(first, count, total, longest, True)
+
+
+def _size(row: Row) -> int:
+    """Bytes of its texts as JSON; an image's own bytes are no text."""
+    return len(json.dumps(row, ensure_ascii=False, default=_as_text).encode())
+
+
+def _as_text(value: Any) -> str:
+    return "" if isinstance(value, bytes) else str(value)
+
+
+def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
+    own = {column for row in found.first for column in row}
+    rows = [formats.rename(row, source.columns) for row in found.first]
+    columns = {column for row in rows for column in row}
+    format = source.format if source.format != "auto" else formats.recognise(columns, rows, kind, source.tags)
+    missing = set(source.columns.values()) - own | (FORMATS[format].lacks(columns) if format else set())
+    if format is None or missing:
+        wrong = f"the columns {', '.join(sorted(columns)) or '(none)'} "
+        wrong += f"lack {', '.join(sorted(missing))}" if missing else "fit no known format"
         raise refuse(
-            "unknown-column",
-            f"data.sources.{name}.columns={standard}",
-            "no format has such a column",
-            known=", ".join(sorted(formats.STANDARD)),
-            hint=did_you_mean(standard, formats.STANDARD),
+            "data-format", f"data.sources.{name}.format={source.format}", wrong, known=_known_formats(), name=name
         )
+    records = _records(rows, format, source)
+    origin: Literal["file", "function"] = "function" if source.origin == "function" else "file"
+    return DataFacts(
+        **_as_said(source),
+        origin=origin,
+        path=found.path,
+        format=format,
+        kind=FORMATS[format].kind,
+        columns=tuple(sorted(columns)),
+        rows=found.rows,
+        peeked=found.peeked,
+        bytes=found.bytes,
+        longest_row_bytes=found.longest,
+        sha256=found.sha256,
+        tools=any(_has_tools(record) for record in records),
+        images=any(record.images or record.videos or record.audios for record in records),
+    )
 
 
-def _estimated_rows(path: Path, size: int) -> int:
-    with path.open("rb") as file:
-        start = file.read(2**20)
-    return max(1, round(start.count(b"\n") * size / len(start)))
+def _as_said(source: Source) -> dict[str, Any]:
+    return {
+        "renamed": source.columns,
+        "tags": source.tags,
+        "folder": source.folder,
+        "max_samples": source.max_samples,
+        "weight": source.weight,
+    }
+
+
+def _records(rows: list[Row], format: str, source: Source) -> list[Record]:
+    """The rows that its format allows; align counts the others when all are read."""
+    found = []
+    for row in rows:
+        try:
+            found.append(formats.align(row, format, {}, source.tags))
+        except BadRow:
+            continue
+    return found
+
+
+def _has_tools(record: Record) -> bool:
+    messages = (*record.prompt, *record.response, *record.rejected)
+    return bool(record.tools) or any(message.get("tool_calls") for message in messages)
+
+
+def _known_formats() -> str:
+    return "; ".join(
+        f"{name}: {' or '.join(', '.join(columns) for columns in format.needs)}" for name, format in FORMATS.items()
+    )

@@ -1,9 +1,10 @@
 """The machine: cores, memory, cards, and the packages that a run may need."""
 
 import os
+import re
 import shutil
 import subprocess
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 from factory.facts import Gpu, Machine
@@ -22,7 +23,11 @@ PACKAGES: tuple[str, ...] = (
     "flash-attn",
     "flash-attn-3",
     "liger-kernel",
+    "torch-npu",
 )
+_DEVICES = Path("/dev")
+_KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards
+_CARD_MEMORY = (1, 2)  # its heap types of a card's own memory, seen by the CPU and not
 
 
 def look_at_machine() -> Machine:
@@ -37,7 +42,7 @@ def look_at_machine() -> Machine:
         available_bytes=min(memory.available, limit),
         cpu_bf16=_cpu_has_bf16(),
         gpus=_gpus(),
-        packages={name: version for name in PACKAGES if (version := installed_version(name))},
+        packages=_packages(),
         hub_token=_has_hub_token(),
     )
 
@@ -55,6 +60,25 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _packages() -> dict[str, str]:
+    """With `rocm`, the version that torch was built for, where that is what its cuda devices are: AMD cards."""
+    found = {name: version for name in PACKAGES if (version := installed_version(name))}
+    return found | ({"rocm": rocm} if (rocm := _rocm()) else {})
+
+
+def _rocm() -> str | None:
+    """What torch's version.py says of HIP: torch itself takes a second to import."""
+    torch = util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return None
+    try:
+        text = Path(torch.origin).with_name("version.py").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^hip\b.*= *['\"](.+)['\"]", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _cgroup_limit() -> int | None:
@@ -76,9 +100,14 @@ def _cpu_has_bf16() -> bool:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA cards that torch would see; none where it is a CPU build, or where the driver does not answer."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or not shutil.which("nvidia-smi") or (installed_version("torch") or "").endswith("+cpu"):
+    """The cards that torch would see; none where it is a CPU build, or where the driver does not answer."""
+    if (installed_version("torch") or "").endswith("+cpu"):
+        return ()
+    return _amd() if _rocm() else _nvidia()
+
+
+def _nvidia() -> tuple[Gpu, ...]:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not shutil.which("nvidia-smi"):
         return ()
     query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
@@ -90,3 +119,40 @@ def _gpus() -> tuple[Gpu, ...]:
         )
     except (subprocess.SubprocessError, ValueError):
         return ()
+
+
+def _amd() -> tuple[Gpu, ...]:
+    """By what the driver says of its nodes, which needs no tool of ROCm. Of a gfx942 torch says capability 9.4."""
+    hidden = os.environ.get("HIP_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")) in ("", "-1")
+    if hidden or not _opens(_DEVICES / "kfd"):
+        return ()
+    found = []
+    for node in sorted(_KFD_NODES.glob("[0-9]*"), key=lambda node: int(node.name)):
+        own = _properties(node / "properties")
+        version = own.get("gfx_target_version", 0)  # 0 of a CPU
+        if not version or not _opens(_DEVICES / "dri" / f"renderD{own.get('drm_render_minor')}"):
+            continue
+        major, minor, step = version // 10_000, version // 100 % 100, version % 100
+        banks = [_properties(file) for file in node.glob("mem_banks/*/properties")]
+        found.append(
+            Gpu(
+                name=f"AMD gfx{major}{minor:x}{step:x}",
+                memory_bytes=sum(bank["size_in_bytes"] for bank in banks if bank.get("heap_type") in _CARD_MEMORY),
+                compute_capability=float(f"{major}.{minor}"),
+            )
+        )
+    return tuple(found)
+
+
+def _opens(device: Path) -> bool:
+    """Whether this user may: a container is given some of the cards that the driver knows."""
+    return os.access(device, os.R_OK | os.W_OK)
+
+
+def _properties(file: Path) -> dict[str, int]:
+    """Lines of a name and a number; none of a node that this process may not read."""
+    try:
+        lines = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}

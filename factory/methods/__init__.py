@@ -8,6 +8,7 @@ A spec has `Settings`, `RULES`, `trainable(method, arch)` and
 - `expanded(method, arch)` where the method adds layers,
 - `starts_from_weights(method)` where a run has `initialize`,
 - `trains_over(method, library, bits)`, whether linear layers may stay quantized so; without it they may not at all,
+- `going_on(method, adapter)`, the settings with what a saved adapter's adapter_config.json says of its shapes,
 - `peft(method, arch)` of an adapter, what its adapter_config.json must say to go on from it, and
 - `saved(method, arch)`, its tensors as PEFT saves them, where these are not those of `trainable` under other names.
 

@@ -1,80 +1,51 @@
-"""Align: files to standard records, every row accounted for, some of the documents held out."""
+"""Align: every data set to encoded rows in the cache. A stream's rows are read while training."""
 
-import hashlib
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from factory.data import formats, read
-from factory.data.formats import BadRow, Record
+from factory import registry
+from factory.data.encoding import EncoderSpec, spec_of
+from factory.data.images import image_spec
+from factory.data.prepare import Prepared, prepare
+from factory.data.record import Kind
 from factory.execute.context import Run
-from factory.plan import held_out_rows
-from factory.refusal import refuse
-
-MOST_BAD = 0.5  # share of bad rows above which the format itself must be wrong
+from factory.plan import Align, Plan
 
 
-@dataclass(slots=True)
-class Records:
-    """rows = train + validation + not_sampled + dropped, before any is found too long."""
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """The prepared sets by name; of a stream, the validation set alone."""
 
-    train: list[Record]
-    validation: list[Record]
-    rows: int
-    not_sampled: int
-    dropped: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, Prepared]
+    spec: EncoderSpec
+    kind: Kind
 
 
-def align(run: Run) -> dict[str, Any]:
-    plan = run.plan.steps.align
-    records: list[tuple[bytes, Record]] = []
-    dropped: dict[str, int] = {}
-    rows = 0
-    for name, source in plan.sources.items():
-        bad: dict[str, int] = {}
-        count = 0
-        for row in read.rows(Path(source.path)):
-            count += 1
-            try:
-                record = formats.FORMATS[source.format].align(formats.rename(row, source.columns))
-            except BadRow as error:
-                bad[str(error)] = bad.get(str(error), 0) + 1
-                continue
-            records.append((_key(row, run.plan.seed), record))
-        _refuse_wrong_format(name, source.format, count, bad)
-        rows += count
-        for reason, number in bad.items():
-            dropped[reason] = dropped.get(reason, 0) + number
-    used = len(records)
-    if plan.max_samples is not None and plan.max_samples < used:
-        chosen = {key for key, _ in sorted(records, key=lambda pair: pair[0])[: plan.max_samples]}
-        records = [pair for pair in records if pair[0] in chosen][: plan.max_samples]
-    held_out = held_out_rows(len(records), plan.validation_fraction, plan.validation_rows)
-    # by the rows' own hashes: the same rows are held out whatever stands beside them
-    ranked = sorted(range(len(records)), key=lambda number: records[number][0])
-    chosen = set(ranked[:held_out])
-    train = [record for number, (_, record) in enumerate(records) if number not in chosen]
-    validation = [record for number, (_, record) in enumerate(records) if number in chosen]
-    return {
-        "records": Records(
-            train=train, validation=validation, rows=rows, not_sampled=used - len(records), dropped=dropped
-        )
-    }
+def align(run: Run, tokenizer: Any, processor: dict[str, bytes]) -> dict[str, Any]:
+    def progress(done: int, total: int | None) -> None:
+        run.progress("align", done, total or done)
+
+    return {"aligned": aligned(run.plan, tokenizer, progress, run.stop_if_asked, processor)}
 
 
-def _key(row: dict[str, Any], seed: int) -> bytes:
-    text = json.dumps([seed, row], sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+def aligned(
+    plan: Plan,
+    tokenizer: Any,
+    progress: Callable[[int, int | None], None],
+    stop: Callable[[], None],
+    processor: Mapping[str, bytes],
+) -> Aligned:
+    """`processor`: the files of a model's that sees. Raises UserError where a set cannot be read or does not fit."""
+    steps = plan.steps
+    kind = registry.spec("stages", steps.train.stage).KIND
+    images = image_spec(steps.load.config.get("model_type", ""), processor, tokenizer)
+    spec = spec_of(tokenizer, steps.pack, kind, images)
+    return Aligned(prepare(_ahead(steps.align), spec, plan.seed, steps.train.threads, progress, stop), spec, kind)
 
 
-def _refuse_wrong_format(name: str, format: str, rows: int, bad: dict[str, int]) -> None:
-    if sum(bad.values()) <= rows * MOST_BAD:
-        return
-    reason = max(bad, key=lambda reason: bad[reason])
-    raise refuse(
-        "rows-broken",
-        f"data.sources.{name}.format={format}",
-        f"{sum(bad.values()):,} of {rows:,} rows cannot be used, most as: {reason}",
-        name=name,
-    )
+def _ahead(plan: Align) -> Align:
+    """What is prepared before training."""
+    if not plan.streaming:
+        return plan
+    return replace(plan, sources={name: found for name, found in plan.sources.items() if name == plan.validation})

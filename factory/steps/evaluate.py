@@ -1,16 +1,22 @@
 """Evaluate: perplexity of the held-out rows and a few answers, the same before and after training."""
 
+from collections.abc import Iterator
 from math import exp
 from typing import Any
 
+import numpy as np
+
 from factory import registry
 from factory.data import batches
+from factory.data.dataset import Example, alone
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.steps.pack import Dataset
 
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
 _HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
+_MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
+_LOOKED = 20  # sequences among which one of several documents is sought
 
 
 def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
@@ -18,6 +24,8 @@ def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, 
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
     _check_head(run, model, dataset)
+    if run.plan.steps.pack.isolate_documents:
+        _check_isolation(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, "baseline")}
 
 
@@ -32,7 +40,7 @@ def after(
         {"prompt": old["prompt"], "before": old["answer"], "after": new["answer"]}
         for old, new in zip(before["samples"], now["samples"], strict=True)
     ]
-    return {"result": {"train": trained, "evaluate": evaluate, "samples": samples, "data": dataset.counts}}
+    return {"result": {"train": trained["summary"], "evaluate": evaluate, "samples": samples, "data": trained["data"]}}
 
 
 def _measure(run: Run, model: Any, tokenizer: Any, dataset: Dataset, name: str) -> dict[str, Any]:
@@ -54,19 +62,22 @@ def _perplexity(run: Run, model: Any, dataset: Dataset, name: str) -> float:
 
     plan, device, size = run.plan.steps.train, run.plan.steps.load.device, run.plan.steps.evaluate.batch_size
     stage = registry.run("stages", plan.stage)
-    ordered = sorted(dataset.validation, key=lambda example: len(example.ids))
-    total, tokens = 0.0, sum(example.trained for example in ordered)
+    samples = [dataset.validation[number] for number in range(len(dataset.validation))]
+    ordered = sorted(samples, key=lambda sample: max(len(each.ids) for each in batches.examples(sample)))
+    total, tokens = 0.0, sum(each.trained for sample in ordered for each in batches.examples(sample))
     with torch.no_grad():
         for start in range(0, len(ordered), size):
             run.stop_if_asked()
-            batch = batches.collate(ordered[start : start + size], dataset.pad, device)
+            batch = batches.collate(ordered[start : start + size], dataset.pad, device, pictures=dataset.pictures)
             with torch.autocast(device, getattr(torch, plan.autocast or "float32"), enabled=plan.autocast is not None):
                 total += float(stage.loss(model, batch))
             run.progress(name, min(start + size, len(ordered)), len(ordered))
     return exp(total / tokens)
 
 
-def _answer(run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int]) -> dict[str, str]:
+def _answer(
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int], images: tuple[str, ...]
+) -> dict[str, str]:
     """The greedy answer to a prompt."""
     import torch
 
@@ -75,10 +86,12 @@ def _answer(run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, p
     run.stop_if_asked()
     device, autocast = run.plan.steps.load.device, run.plan.steps.train.autocast
     ids = torch.tensor([prompt], device=device)
+    seen = {} if dataset.pictures is None else dataset.pictures.inputs([images], np.array([prompt]))
     with torch.no_grad(), torch.autocast(device, getattr(torch, autocast or "float32"), enabled=autocast is not None):
         given = text_model(model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
+            **{name: values.to(device) for name, values in seen.items()},
             max_new_tokens=run.plan.steps.evaluate.max_new_tokens,
             do_sample=False,
             use_cache=True,
@@ -96,7 +109,7 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     from factory.losses import heads_agree
 
     plan = run.plan.steps
-    ids = dataset.train[0].ids[:_HEAD_TOKENS]
+    ids = dataset.first.ids[:_HEAD_TOKENS]
     tokens = torch.tensor([ids], device=plan.load.device)
     with torch.autocast(
         plan.load.device, getattr(torch, plan.train.autocast or "float32"), enabled=plan.train.autocast is not None
@@ -104,3 +117,38 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
         apart = heads_agree(model, {"input_ids": tokens, "labels": tokens})
     allowed = _HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")
+
+
+def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
+    """The loss of a packed sequence is that of its documents, each alone."""
+    import torch
+
+    plan, device = run.plan.steps, run.plan.steps.load.device
+    packed = next((found for found in _first_sequences(dataset) if len(found.documents) > 1), None)
+    if packed is None:  # each sequence is one document: nothing can leak
+        return
+    stage = registry.run("stages", plan.train.stage)
+
+    def mean(examples: list[Example]) -> float:
+        batch = batches.collate(examples, dataset.pad, device)
+        with torch.autocast(
+            device, getattr(torch, plan.train.autocast or "float32"), enabled=plan.train.autocast is not None
+        ):
+            return float(stage.loss(model, batch)) / packed.trained
+
+    model.eval()
+    with torch.no_grad():
+        together = mean([packed])
+        apart = sum(mean([document]) for document in alone(packed))
+    run.check(
+        "packing_isolation",
+        abs(together - apart) <= _MEAN_ROUNDING[plan.train.autocast or plan.load.dtype],
+        f"{len(packed.documents)} documents have a mean loss of {together:.4f} packed and {apart:.4f} alone",
+    )
+
+
+def _first_sequences(dataset: Dataset) -> Iterator[Example]:
+    if dataset.stream is not None:
+        yield dataset.first
+    for number in range(min(_LOOKED, len(dataset.train))):
+        yield from batches.examples(dataset.train[number])

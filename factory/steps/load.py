@@ -1,5 +1,7 @@
 """Load: the model's config, tokenizer and processor. The weights are read once, in `attach`, when all is known."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from factory.steps.walk import sees
 
 # what a vision model's processor is made of beside its tokenizer, as transformers names it
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+_PROCESSOR_TEMPLATE = "chat_template.json"  # of models that were published before tokenizers carried it
 
 
 def load(run: Run) -> dict[str, Any]:
@@ -47,6 +50,8 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     if template != "auto":
         tokenizer.chat_template = templates.read(template)
+    elif not tokenizer.chat_template and (found := _files(path, revision, (_PROCESSOR_TEMPLATE,))):
+        tokenizer.chat_template = json.loads(found[_PROCESSOR_TEMPLATE])["chat_template"]
     if tokenizer.eos_token_id is None:
         raise refuse("no-end-token", f"model.path={path}", "its tokenizer has no end-of-text token")
     if tokenizer.pad_token_id is None:
@@ -59,14 +64,19 @@ def read_processor(path: str, revision: str | None) -> dict[str, bytes]:
 
     Its chat template is not among them: the tokenizer's, that is trained with, is saved.
     """
+    return _files(path, revision, PROCESSOR_FILES)
+
+
+def _files(path: str, revision: str | None, names: Sequence[str]) -> dict[str, bytes]:
+    """Those of these files that are there, in a folder or on the hub."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     folder = Path(path)
     if folder.is_dir():
-        return {name: (folder / name).read_bytes() for name in PROCESSOR_FILES if (folder / name).is_file()}
+        return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     found: dict[str, bytes] = {}
-    for name in PROCESSOR_FILES:
+    for name in names:
         try:
             found[name] = Path(hf_hub_download(path, name, revision=revision)).read_bytes()
         except LocalEntryNotFoundError:  # not in the cache, and the hub cannot be reached

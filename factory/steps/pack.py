@@ -1,91 +1,163 @@
-"""Pack: records to the sequences that are trained, with the count of every row and token."""
+"""Pack: encoded rows to the sequences that are trained and those that are held out, with the count of every row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-from unicodedata import normalize
 
-from factory import registry
-from factory.data.encode import IGNORED, Encoded, Example
+import numpy as np
+
+from factory.data import mix, proof
+from factory.data.batches import examples
+from factory.data.dataset import IGNORED, Example, Sample, Samples, dataset
+from factory.data.images import Pictures
+from factory.data.mix import Mixed
+from factory.data.prepare.workers import Workers
+from factory.data.stream import Stream
 from factory.execute.context import Run
+from factory.plan import Pack, Plan
 from factory.refusal import refuse
-from factory.steps.align import Records
+from factory.steps.align import Aligned
 
-_PROVEN_ROWS = 50
+_PROMPT_TOKENS = 24  # of a plain text, to be continued
+_SAME = "the validation set has the same row"
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`counts` is the report's `data`; `prompts` are of held-out rows: what a person reads, and its ids."""
+    """`counts` is the report's `data`; `prompts` are of held-out rows: what a person reads, its ids, and its
+    images.
 
-    train: list[Example]
-    validation: list[Example]
-    prompts: list[tuple[str, list[int]]]
+    A stream has no `train` that is known before: it gives samples while training, and its counts at the end.
+    """
+
+    train: Samples
+    stream: Stream | None
+    first: Example  # a sequence that is trained
+    validation: Samples
+    prompts: list[tuple[str, list[int], tuple[str, ...]]]
+    pictures: Pictures | None  # what makes the rows' images a model's inputs
     pad: int
     stops: list[int]  # tokens that end an answer: the end of text, and the template's end of turn
     counts: dict[str, Any]
 
 
-def pack(run: Run, records: Records, tokenizer: Any) -> dict[str, Any]:
-    plan, stage = run.plan.steps.pack, registry.run("stages", run.plan.steps.train.stage)
-    train: Encoded = stage.examples(records.train, tokenizer, plan)
-    validation: Encoded = stage.examples(records.validation, tokenizer, plan)
-    dropped = dict(records.dropped)
-    for encoded in (train, validation):
-        for reason, count in encoded.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    if not train.examples:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items())
-        raise refuse("nothing-to-train", "data", f"no row is left of {records.rows:,}", reasons=reasons)
-    tokens = sum(len(example.ids) for example in train.examples)
-    full = len(train.examples) * plan.max_length
-    counts: dict[str, Any] = {
-        "rows": records.rows,
-        "used": train.rows,
-        "validation": validation.rows,
-        "not_sampled": records.not_sampled,
-        "dropped": dropped,
-        "truncated": 0,
-        "tokens": tokens,
-        "trained_tokens": sum(example.trained for example in train.examples),
-        "packing_efficiency": round(tokens / full, 4) if plan.packing else None,
-    }
-    _prove(run, train, tokenizer, counts)
-    count = run.plan.steps.evaluate.samples
-    return {
-        "dataset": Dataset(
-            train=train.examples,
-            validation=validation.examples,
-            prompts=stage.prompts(records.validation[:count], tokenizer, plan),
-            pad=tokenizer.pad_token_id,
-            stops=_stops(train.examples[0], tokenizer),
-            counts=counts,
-        )
-    }
+def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
+    found = packed(run.plan, aligned, tokenizer)
+    counts = found.counts
+    if found.stream is None:
+        total = counts["used"] + counts["validation"] + counts["not_sampled"] + sum(counts["dropped"].values())
+        run.check("rows_accounted", total == counts["rows"], f"{total:,} of {counts['rows']:,} rows")
+        for look in (proof.loss_mask, proof.images):
+            for name, passed, detail in look(run.plan, aligned.sources, aligned.spec, tokenizer):
+                run.check(name, passed, detail)
+    return {"dataset": found}
 
 
-def _stops(example: Example, tokenizer: Any) -> list[int]:
-    """An answer's last trained token ends it where it is a special one, or a whole word of the template's."""
-    last = next((label for label in reversed(example.labels) if label != IGNORED), tokenizer.eos_token_id)
-    special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
-    return sorted({tokenizer.eos_token_id, *([last] if special else [])})
-
-
-def _prove(run: Run, train: Encoded, tokenizer: Any, counts: dict[str, Any]) -> None:
-    total = counts["used"] + counts["validation"] + counts["not_sampled"] + sum(counts["dropped"].values())
-    run.check("rows_accounted", total == counts["rows"], f"{total:,} of {counts['rows']:,} rows")
-    plan = run.plan.steps.pack
-    if not train.answers or plan.packing or plan.train_on_prompt:
-        return
-    pairs = list(zip(train.examples, train.answers, strict=True))[:_PROVEN_ROWS]
-    wrong = sum(_trained_text(example, tokenizer) != normalize("NFC", answer) for example, answer in pairs)
-    run.check(
-        "loss_mask",
-        wrong == 0,
-        f"in {len(pairs) - wrong} of {len(pairs)} rows the trained tokens spell exactly the answer",
+def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
+    """The rows that are sampled, split, repeated and packed. Raises UserError where none is left."""
+    pack, prompts = plan.steps.pack, plan.steps.evaluate.samples
+    alone = replace(pack, packing=False)
+    if plan.steps.align.streaming:
+        return _streamed(plan, aligned, tokenizer, alone)
+    mixed = mix.mix({name: found.digests for name, found in aligned.sources.items()}, plan.steps.align, plan.seed)
+    if not len(mixed.train):
+        raise _nothing(aligned)
+    train = dataset(aligned.sources, mixed.train, pack, aligned.kind)
+    validation = dataset(aligned.sources, mixed.validation, alone, aligned.kind)
+    tokens = train.counts()
+    counts = {**_rows(aligned, mixed), **tokens}
+    counts["packing_efficiency"] = round(tokens["tokens"] / (len(train) * pack.max_length), 4) if pack.packing else None
+    return Dataset(
+        train=train,
+        stream=None,
+        first=examples(train[0])[0],
+        validation=validation,
+        prompts=_prompts(validation, prompts, tokenizer),
+        pictures=_pictures(aligned, tokenizer),
+        pad=tokenizer.pad_token_id,
+        stops=_stops(train[0], tokenizer),
+        counts=counts,
     )
 
 
-def _trained_text(example: Example, tokenizer: Any) -> str:
-    ids = [label for label in example.labels if label != IGNORED]
-    # some tokenizers compose accents before they split: the same text in another spelling
-    return normalize("NFC", tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Dataset:
+    steps, name = plan.steps, plan.steps.align.validation
+    held = aligned.sources[name] if name else None
+    stream = Stream(steps.align, steps.pack, aligned.kind, plan.seed, Workers(aligned.spec, 1), held)
+    validation: Samples = stream.validation
+    if held is not None:
+        validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.kind)
+    first, _ = next(stream.samples())
+    return Dataset(
+        train=(),
+        stream=stream,
+        first=examples(first)[0],
+        validation=validation,
+        prompts=_prompts(validation, steps.evaluate.samples, tokenizer),
+        pictures=_pictures(aligned, tokenizer),
+        pad=tokenizer.pad_token_id,
+        stops=_stops(first, tokenizer),
+        counts={},
+    )
+
+
+def _pictures(aligned: Aligned, tokenizer: Any) -> Pictures | None:
+    images = aligned.spec.images
+    return None if images is None else Pictures(partial(images.processor_of, tokenizer))
+
+
+def _rows(aligned: Aligned, mixed: Mixed) -> dict[str, Any]:
+    """What became of every row: rows = used + validation + not_sampled + all that were dropped."""
+    sources = aligned.sources.items()
+    dropped = {name: dict(found.counts["dropped"]) for name, found in sources}
+    reasons: dict[str, int] = {_SAME: mixed.contained} if mixed.contained else {}
+    for entries in dropped.values():
+        for reason, entry in entries.items():
+            reasons[reason] = reasons.get(reason, 0) + entry["count"]
+    return {
+        "rows": sum(found.counts["rows"] for _, found in sources),
+        "used": mixed.used,
+        "validation": len(mixed.validation),
+        "not_sampled": mixed.not_sampled + sum(found.counts["not_sampled"] for _, found in sources),
+        "dropped": reasons,
+        "dropped_rows": {name: entries for name, entries in dropped.items() if entries},
+    }
+
+
+def _nothing(aligned: Aligned) -> Exception:
+    rows = sum(found.counts["rows"] for found in aligned.sources.values())
+    entries = (entry for found in aligned.sources.values() for entry in found.counts["dropped"].items())
+    reasons = ", ".join(f"{reason} ({entry['count']:,})" for reason, entry in entries) or "all are held out"
+    return refuse("nothing-to-train", "data", f"no row is left of {rows:,}", reasons=reasons)
+
+
+def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, list[int], tuple[str, ...]]]:
+    """Conversations up to the last answer, which is to be given; the beginnings of plain texts, to be continued."""
+    found = []
+    for number in range(min(count, len(samples))):
+        example = examples(samples[number])[0]
+        start, end = _last_answer(example)
+        prompt = example.ids[: start or _PROMPT_TOKENS]
+        found.append((tokenizer.decode(prompt[end:], skip_special_tokens=True), prompt, example.images))
+    return found
+
+
+def _last_answer(example: Example) -> tuple[int, int]:
+    """Where the last trained stretch starts, and where the one before it ends."""
+    at = len(example.labels)
+    while at and example.labels[at - 1] == IGNORED:
+        at -= 1
+    while at and example.labels[at - 1] != IGNORED:
+        at -= 1
+    start = at
+    while at and example.labels[at - 1] == IGNORED:
+        at -= 1
+    return start, at
+
+
+def _stops(sample: Sample, tokenizer: Any) -> list[int]:
+    """An answer's last trained token ends it where it is a special one, or a whole word of the template's."""
+    labels = examples(sample)[0].labels
+    last = next((label for label in reversed(labels) if label != IGNORED), tokenizer.eos_token_id)
+    special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
+    return sorted({tokenizer.eos_token_id, *([last] if special else [])})

@@ -1,16 +1,19 @@
 """Train: the one loop, for every stage and method."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import isfinite
 from typing import Any
 
 from factory import registry, schedules
 from factory.architecture import Architecture
-from factory.data import batches
+from factory.data import batches, stream
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command, append
 from factory.optimizers.several import Hooked
+from factory.plan import Train
 from factory.refusal import refuse
 from factory.steps.attach import method_settings
 from factory.steps.pack import Dataset
@@ -34,6 +37,7 @@ class State:
     )
     watching: bool = True
     before: dict[str, Any] | None = None  # what was measured before training
+    position: dict[str, Any] | None = None  # of a stream: where it goes on
     checks: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,65 +61,106 @@ def train(
     saved = checkpoint.restore(run, trained, optimizer, scaler)
     state = State(**saved) if saved else State(before=before)
     run.checks = {**state.checks, **run.checks}
-    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    total = batches.total_steps(*shape, plan.num_epochs, plan.max_steps)
+    total = _steps(plan, dataset)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
     _prepare_stage(run, model)
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
-    while state.step < total:
-        chosen = batches.micro_batches(state.step, *shape, run.plan.seed)
-        examples = [[dataset.train[index] for index in indices] for indices in chosen]
-        rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
-        if begin_step:
-            begin_step(optimizer, settings, state.step, total)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_ratio", 1.0)
-        loss = _accumulate(run, model, examples, scaler, dataset.pad)
-        if penalty:  # its gradient is added, its value is not the loss that is shown
-            scaler.scale(penalty(model, settings)).backward()
-        scaler.unscale_(optimizer)
-        norm = _clipped_norm(optimizer, trained, plan.max_grad_norm)
-        _refuse_not_finite(state.step + 1, loss, norm, fp16=plan.autocast == "float16")
-        if state.watching and isfinite(norm):  # a step that overflows in float16 moves nothing, and shows nothing
-            _watch_gradients(run, state, trained, optimizer, last=state.step + 1 == total)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        state.tokens += sum(len(example.ids) for micro in examples for example in micro)
-        state.seconds, state.last_loss = time.monotonic() - clock, loss
-        if state.first_loss is None:
-            state.first_loss, state.seconds_to_first_step = loss, age_of_command()
-        run.progress("train", state.step, total)
-        if state.step in (1, total) or state.step % plan.logging_steps == 0 or run.stopping:
-            _log(run, state, shape, loss, rate, norm, logged)
-            logged = (state.seconds, state.tokens)
-        if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
-            state.checks = run.checks
-            checkpoint.save(run, trained, optimizer, scaler, asdict(state))
-        if run.stopping:
-            raise Interrupted
+    with batches.Prefetcher(_feed(run, dataset, state, total)) as feed:
+        while state.step < total:
+            step = next(feed)
+            rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
+            if begin_step:
+                begin_step(optimizer, settings, state.step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_ratio", 1.0)
+            loss = _accumulate(run, model, step, scaler)
+            if penalty:  # its gradient is added, its value is not the loss that is shown
+                scaler.scale(penalty(model, settings)).backward()
+            scaler.unscale_(optimizer)
+            norm = _clipped_norm(optimizer, trained, plan.max_grad_norm)
+            _refuse_not_finite(state.step + 1, loss, norm, fp16=plan.autocast == "float16")
+            if state.watching and isfinite(norm):  # a step that overflows in float16 moves nothing, and shows nothing
+                _watch_gradients(run, state, trained, optimizer, last=state.step + 1 == total)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.tokens += step.tokens
+            state.seconds, state.last_loss = time.monotonic() - clock, loss
+            if isinstance(step, stream.Step):
+                state.position = step.position.as_json()
+            if state.first_loss is None:
+                state.first_loss, state.seconds_to_first_step = loss, age_of_command()
+            run.progress("train", state.step, total)
+            if state.step in (1, total) or state.step % plan.logging_steps == 0 or run.stopping:
+                _log(run, state, dataset, loss, rate, norm, logged)
+                logged = (state.seconds, state.tokens)
+            if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
+                state.checks = run.checks
+                checkpoint.save(run, trained, optimizer, scaler, asdict(state))
+            if run.stopping:
+                raise Interrupted
     for parameter in trained.values():  # `begin_step` may have marked less
         parameter.requires_grad_(True)
     model.eval()
     save_model(run, model, tokenizer, processor)
-    return {"trained": _summary(state, shape)}
+    return {"trained": {"summary": _summary(run, state, dataset), "data": _counts(state, dataset)}}
 
 
-def _accumulate(run: Run, model: Any, examples: list[Any], scaler: Any, pad: int) -> float:
+def _steps(plan: Train, dataset: Dataset) -> int:
+    if dataset.stream is not None:
+        assert plan.max_steps is not None  # a rule
+        return plan.max_steps
+    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
+    return batches.total_steps(*shape, plan.num_epochs, plan.max_steps)
+
+
+def _feed(run: Run, dataset: Dataset, state: State, total: int) -> Iterator[batches.Step]:
+    """The steps that are left, as tensors."""
+    plan, device = run.plan.steps.train, run.plan.steps.load.device
+    size, accumulation = plan.batch_size, plan.gradient_accumulation_steps
+    collate = partial(
+        batches.collate,
+        pad=dataset.pad,
+        device=device,
+        max_length=run.plan.steps.pack.max_length,
+        pictures=dataset.pictures,
+    )
+    if dataset.stream is None:
+        return batches.steps(dataset.train, size, accumulation, run.plan.seed, state.step, total, collate)
+    position = None if state.position is None else stream.Position.from_json(state.position)
+    return dataset.stream.steps(size, accumulation, collate, position)
+
+
+def _epoch(run: Run, state: State, dataset: Dataset) -> float:
+    """Passes over the data so far; of a stream, the whole ones."""
+    if dataset.stream is not None:
+        return float(state.position["epoch"]) if state.position else 0.0
+    plan = run.plan.steps.train
+    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
+    return round(state.step / batches.steps_per_epoch(*shape), 4)
+
+
+def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
+    """The report's `data`: of a stream, of the blocks that were read."""
+    if dataset.stream is None or state.position is None:
+        return dataset.counts
+    counts = state.position["counts"]
+    return {**counts, "not_sampled": 0, "packing_efficiency": None}
+
+
+def _accumulate(run: Run, model: Any, step: batches.Step, scaler: Any) -> float:
     """Gradients of the mean loss over the trained tokens of all micro-batches together; returns that mean."""
     import torch
 
     plan, device = run.plan.steps.train, run.plan.steps.load.device
     stage = registry.run("stages", plan.stage)
-    tokens = sum(example.trained for micro in examples for example in micro)
     total = torch.zeros((), device=device)
-    for micro in examples:
-        batch = batches.collate(micro, pad, device)
+    for batch in step.batches:
         with torch.autocast(device, getattr(torch, plan.autocast or "float32"), enabled=plan.autocast is not None):
-            loss = stage.loss(model, batch) / tokens
+            loss = stage.loss(model, batch) / step.trained
         scaler.scale(loss).backward()
         total += loss.detach()
     return total.item()
@@ -173,13 +218,15 @@ def _watch_gradients(run: Run, state: State, trained: dict[str, Any], optimizer:
         state.watching = False
 
 
-def _log(run: Run, state: State, shape: Any, loss: float, rate: float, norm: float, since: tuple[float, int]) -> None:
+def _log(
+    run: Run, state: State, dataset: Dataset, loss: float, rate: float, norm: float, since: tuple[float, int]
+) -> None:
     seconds, tokens = state.seconds - since[0], state.tokens - since[1]
     append(
         run.folder.metrics,
         {
             "step": state.step,
-            "epoch": round(state.step / batches.steps_per_epoch(*shape), 4),
+            "epoch": _epoch(run, state, dataset),
             "loss": loss,
             "learning_rate": rate,
             "grad_norm": norm if isfinite(norm) else None,
@@ -192,10 +239,10 @@ def _log(run: Run, state: State, shape: Any, loss: float, rate: float, norm: flo
     )
 
 
-def _summary(state: State, shape: Any) -> dict[str, Any]:
+def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
     return {
         "steps": state.step,
-        "epochs": round(state.step / batches.steps_per_epoch(*shape), 4),
+        "epochs": _epoch(run, state, dataset),
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 2) if state.seconds else None,

@@ -122,7 +122,36 @@ TABLE = (
     ),
     row("chat-keys-on-text", "stage=pt data.train_on_prompt=true", "stage=sft data.train_on_prompt=true"),
     row("chat-keys-on-text", "stage=pt data.mask_history=true", "stage=pt"),
+    row("chat-keys-on-text", "stage=pt data.reasoning=strip", "data.reasoning=strip"),
+    row("chat-keys-on-text", "stage=pt data.tools=qwen", "data.tools=qwen"),
+    row("chat-keys-on-text", "stage=pt data.truncation=keep_response", "data.truncation=keep_response"),
+    row("cut-but-packed", "stage=pt data.truncation=right", "stage=pt data.packing=false data.truncation=right"),
     row("prompt-and-last-answer", "data.mask_history=true data.train_on_prompt=true", "data.mask_history=true"),
+    row("data-names-unread", "data.names=[a]", "data=llamafactory data.path=dataset_info.json data.names=[said]"),
+    row("validation-set", "data.validation=demo", "{two} data.validation=file"),
+    row("validation-set", "{two} data.validation=files", "{two} data.validation=demo"),
+    row("one-set-to-mix", "data.mixing=interleave_under", "{two} data.mixing=interleave_under"),
+    row(
+        "one-set-to-mix",
+        "{two} data.validation=file data.mixing=interleave_over",
+        "{two} data.validation=file",
+        "{two} data.mixing=interleave_over",
+    ),
+    row("stream-without-end", "{stream} stage.max_steps=null", "{stream} stage.max_steps=1"),
+    row("stream-drawn", "{stream} data.max_samples=12", "{stream}", "data.max_samples=12"),
+    row("stream-drawn", "{stream} data.sources.demo.max_samples=9", "data.sources.demo.max_samples=9"),
+    row(
+        "stream-drawn",
+        "{two} {stream} data.sources.demo.weight=2",
+        "{two} data.sources.demo.weight=2",
+        "{two} {stream} data.mixing=interleave_over data.sources.demo.weight=2",
+    ),
+    row("images-unseen", "data=file data.path=seen.jsonl", compiles("{llava} data=file data.path=seen.jsonl")),
+    row(
+        "images-packed",
+        "{llava} data=file data.path=seen.jsonl data.packing=true",
+        compiles("{llava} data=file data.path=seen.jsonl data.packing=false"),
+    ),
     row(
         "attention-needs-gpu",
         "compute.attention=flash_attention_2",
@@ -342,6 +371,7 @@ TABLE = (
         "method=adalora method.initial_phase=0.5 method.final_phase=0.5",
         "method=adalora method.initial_phase=0 method.final_phase=0",
     ),
+    row("adalora-ranks", "method=adalora {ranks}", "method=adalora method.ranks=null"),
     # optimizers and the methods made of them
     row(
         "optimizer-needs-gpu",
@@ -418,6 +448,7 @@ GLM4_MOE = {
 WORDS = {
     "one": "method.num_layers=1",
     "four": "method.quantization.bits=4",
+    "ranks": "method.ranks={model.layers.0.mlp.up_proj:3}",
     "linear": "model.rope_scaling=linear",
     "gpu": "hardware=single_gpu",
     "eight": "method.quantization.bits=8",
@@ -428,6 +459,8 @@ WORDS = {
     "free": "stage.max_grad_norm=null",
     "s2": "compute.attention=s2",
     "hub": "model.path=me/tiny",
+    "two": "data=[demo,file] data.path=chat.jsonl",
+    "stream": "data.streaming=true data.max_samples=null",
 }
 
 
@@ -538,6 +571,10 @@ def filled(
     monkeypatch.setattr("factory.look.model._hub_config", lambda path, revision: (config, "a1b2c3"))
     rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
     (here / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    catalogue = {"said": {"file_name": "chat.jsonl"}}
+    (here / "dataset_info.json").write_text(json.dumps(catalogue))
+    picture = {"messages": [{"role": "user", "content": "<image>Red?"}, {"role": "assistant", "content": "Yes."}]}
+    (here / "seen.jsonl").write_text("\n".join(json.dumps({**picture, "images": ["red.png"]}) for _ in range(20)))
     (here / "plain.txt").write_text("\n\n".join(f"The number {n} follows {n - 1}." for n in range(20)))
 
     def filled(words: tuple[str, ...]) -> list[str]:
@@ -548,8 +585,11 @@ def filled(
             *BASE,
             *model,
             *(
-                word.format(**paths, adapter=f"model.adapter={adapter}", tokened=f"model.adapter={tokened}", **WORDS)
+                part
                 for word in words
+                for part in word.format(
+                    **paths, adapter=f"model.adapter={adapter}", tokened=f"model.adapter={tokened}", **WORDS
+                ).split()
             ),
         ]
 

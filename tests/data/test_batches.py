@@ -1,18 +1,22 @@
 """Batches: every example once an epoch, in an order of seed and epoch, and neither padding nor packing moves a loss."""
 
-from itertools import chain
+import threading
+import time
+from collections.abc import Iterator
+from itertools import chain, count
 from math import ceil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from factory.data import encode
-from factory.data.batches import collate, micro_batches, steps_per_epoch, total_steps
-from factory.data.encode import IGNORED, Example
+from factory.data import batches
+from factory.data.batches import Prefetcher, collate, micro_batches, mismatched, steps, steps_per_epoch, total_steps
+from factory.data.dataset import IGNORED, Example, Labelled, Pair, example
+from factory.data.prepare.store import Side
 from factory.losses import causal_lm
 
 
@@ -69,10 +73,10 @@ def test_collate_pads_on_the_right_without_a_mask() -> None:
     batch = collate(examples, 7, "cpu")
     assert batch.keys() == {"input_ids", "labels"}
     assert batch["input_ids"].shape == batch["labels"].shape == (2, 16)
-    for row, example in enumerate(examples):
-        size = len(example.ids)
-        assert batch["input_ids"][row].tolist() == example.ids + [7] * (16 - size)
-        assert batch["labels"][row].tolist() == example.labels + [IGNORED] * (16 - size)
+    for row, each in enumerate(examples):
+        size = len(each.ids)
+        assert batch["input_ids"][row].tolist() == each.ids + [7] * (16 - size)
+        assert batch["labels"][row].tolist() == each.labels + [IGNORED] * (16 - size)
     packed = Example(examples[1].ids, examples[1].labels, (4, 7))
     positions = collate([examples[0], packed], 7, "cpu")["position_ids"]
     assert positions[0].tolist() == [*range(5), *range(11)]
@@ -104,7 +108,14 @@ def test_padding_changes_no_loss(model: Any) -> None:
 
 
 def joined(members: list[Example], isolate: bool) -> Example:
-    return encode._joined(members, cast(Any, SimpleNamespace(isolate_documents=isolate)))
+    return example([(side(member), 0, len(member.ids)) for member in members], isolate=isolate)
+
+
+def side(member: Example) -> Side:
+    """What is trained of an example, whose prompt is not, as it lies in the cache."""
+    start = next(number for number, label in enumerate(member.labels) if label != IGNORED)
+    spans = np.array([[start, len(member.ids)]], np.int32)
+    return Side(np.array(member.ids, np.int32), spans, np.ones(1, np.float32))
 
 
 @pytest.mark.parametrize("second", [(), (30,), (9, 1, 20)])
@@ -119,3 +130,132 @@ def test_isolated_documents_are_as_alone(model: Any, second: tuple[int, ...]) ->
     loss, gradients = loss_and_gradients(model, [joined(part, False) for part in members])
     assert loss != pytest.approx(alone, rel=1e-5)
     assert not same(gradients, wanted)
+
+
+def test_weights_are_a_tensor_where_any_is_not_one() -> None:
+    plain, weighted = rows(5), Example([4, 5, 6, 7], [IGNORED, 5, 6, 7], (), [0.0, 1.0, 0.5, 2.0])
+    assert "weights" not in collate(plain, 0, "cpu")
+    found = collate([*plain, weighted], 0, "cpu")["weights"]
+    assert found.tolist() == [[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 0.5, 2, 0, 0, 0, 0]]
+    assert plain[0].trained == 3 and weighted.trained == 3.5 and weighted.count == 3
+    assert Example([4, 5], [4, 5]).trained == 1  # nothing predicts the first
+
+
+def test_pairs_are_the_chosen_and_then_the_rejected() -> None:
+    chosen, rejected = rows(5, 7), rows(9, 3)
+    batch = collate([Pair(*pair) for pair in zip(chosen, rejected, strict=True)], 0, "cpu")
+    for number, each in enumerate([*chosen, *rejected]):
+        assert batch["input_ids"][number, : len(each.ids)].tolist() == each.ids
+        assert batch["labels"][number, : len(each.ids)].tolist() == each.labels
+    assert batch["input_ids"].shape == (4, 16)
+
+
+def labelled(*sizes: int) -> list[Labelled]:
+    return [Labelled(each, number % 2 == 0, 2) for number, each in enumerate(rows(*sizes))]
+
+
+def test_labelled_rows_are_followed_by_prompts_with_the_next_ones_answer() -> None:
+    samples = labelled(5, 7, 4)
+    batch = collate(samples, 0, "cpu")
+    assert batch["desirable"].tolist() == [True, False, True]
+    assert batch["input_ids"].shape == (6, 8)
+    for number, sample in enumerate(samples):
+        other = samples[(number + 1) % 3].example
+        row = sample.example.ids[:2] + other.ids[2:]
+        assert batch["input_ids"][3 + number, : len(row)].tolist() == row
+        assert batch["labels"][3 + number, : len(row)].tolist() == [IGNORED, IGNORED, *other.ids[2:]]
+    # the answers that the reference point is measured on are the very answers of the batch, each once, elsewhere
+    answers = [sample.example.ids[2:] for sample in samples]
+    shifted = [each.ids[2:] for each in mismatched(samples)]
+    assert sorted(shifted) == sorted(answers)
+    assert all(one != other for one, other in zip(answers, shifted, strict=True))
+
+
+def test_a_mismatched_answer_ends_at_the_longest_that_is_allowed() -> None:
+    long = Labelled(Example([*range(3, 13)], [IGNORED] * 8 + [11, 12], (), [0.0] * 8 + [2.0, 2.0]), True, 8)
+    short = Labelled(Example([3, 4, 5, 6, 7, 8], [IGNORED, 4, 5, 6, 7, 8], (), [0.0] + [0.5] * 5), False, 1)
+    first, second = mismatched([long, short], 10)
+    assert first.ids == [*range(3, 11), 4, 5] and first.labels == [IGNORED] * 8 + [4, 5]
+    assert first.weights == [0.0] * 8 + [0.5, 0.5]
+    assert second.ids == [3, 11, 12] and second.weights == [0.0, 2.0, 2.0]
+    assert [len(each.ids) for each in mismatched([long, short])] == [13, 3]
+
+
+def test_steps_are_the_batches_in_order_from_any_step_on() -> None:
+    examples = rows(*range(4, 27))
+    made = list(steps(examples, 2, 2, 5, 0, 14, lambda samples: collate(samples, 0, "cpu")))
+    assert len(made) == 14
+    for number, step in enumerate(made):
+        chosen = [[examples[index] for index in micro] for micro in micro_batches(number, 23, 2, 2, 5)]
+        assert step.tokens == sum(len(each.ids) for micro in chosen for each in micro)
+        assert step.trained == sum(each.trained for micro in chosen for each in micro)
+        wanted = [collate(micro, 0, "cpu") for micro in chosen]
+        assert all(
+            torch.equal(batch[name], other[name])
+            for batch, other in zip(step.batches, wanted, strict=True)
+            for name in other
+        )
+    (again,) = steps(examples, 2, 2, 5, 9, 10, lambda samples: collate(samples, 0, "cpu"))
+    assert torch.equal(again.batches[0]["input_ids"], made[9].batches[0]["input_ids"])
+    pairs = [Pair(*rows(5, 7)), Pair(*rows(9, 3))]
+    assert next(steps(pairs, 2, 1, 0, 0, 1, lambda samples: {})).tokens == 24
+
+
+def test_the_next_items_are_made_before_they_are_asked_for() -> None:
+    made = list[int]()
+
+    def numbers() -> Iterator[int]:
+        for number in count():
+            made.append(number)
+            yield number
+
+    with Prefetcher(numbers()) as items:
+        assert next(items) == 0
+        deadline = time.monotonic() + 5
+        while len(made) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)  # longer than a full queue waits for room
+        assert made == [0, 1, 2, 3]  # one is used, two wait, one is in hand
+        assert [next(items) for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+def test_what_a_prefetcher_meets_is_raised_in_its_turn() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("row 3")
+
+    with Prefetcher(failing()) as items:
+        assert [next(items), next(items)] == [1, 2]
+        with pytest.raises(ValueError, match="row 3"):
+            next(items)
+        with pytest.raises(StopIteration):
+            next(items)
+    with Prefetcher(iter([1, 2, 3])) as items:
+        assert list(items) == [1, 2, 3]
+        assert list(items) == []
+
+
+def test_a_closed_prefetcher_closes_what_it_reads_from() -> None:
+    closed = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from count()
+        finally:
+            closed.set()
+
+    with Prefetcher(numbers()) as items:
+        next(items)
+    assert closed.is_set()
+    assert list(items) == []
+
+
+def test_a_million_examples_have_an_order_that_is_made_once() -> None:
+    batches._order.cache_clear()
+    first = micro_batches(0, 1_000_000, 4, 2, 0)
+    for step in range(1, 50):
+        micro_batches(step, 1_000_000, 4, 2, 0)
+    assert batches._order.cache_info().misses == 1
+    assert first == micro_batches(0, 1_000_000, 4, 2, 0)

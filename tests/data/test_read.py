@@ -1,21 +1,62 @@
 """Files as people have them: read, or refused with the place that is wrong."""
 
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
+import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from factory.data import function
 from factory.data.formats import FORMATS, BadRow, Record
-from factory.data.read import digest, rows
+from factory.data.read import digest, files, objects, rows, sample, source_digest, source_rows
+from factory.plan import PlannedSource
 from factory.refusal import UserError
 
 A, B = {"text": "one"}, {"text": "zwei ü"}
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (A, B)).encode()
 PRETTY = json.dumps([A, B], ensure_ascii=False, indent=2).encode()
 BOM = b"\xef\xbb\xbf"
+
+
+def zipped(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)  # the same in every process that collects these tests
+
+
+def short(value: object) -> str | None:
+    return f"{len(value)} bytes" if isinstance(value, bytes) and len(value) > 60 else None
+
+
+def parquet(found: list[dict[str, Any]], **options: Any) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), file, **options)
+    return file.getvalue()
+
+
+def arrow(found: list[dict[str, Any]], new: Callable[..., Any]) -> bytes:
+    file, table = io.BytesIO(), pyarrow.Table.from_pylist(found)
+    with new(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=10)
+    return file.getvalue()
+
+
+def _csv(found: list[dict[str, Any]]) -> bytes:
+    file = io.StringIO(newline="")
+    table = csv.DictWriter(file, list(found[0]))
+    table.writeheader()
+    table.writerows(found)
+    return file.getvalue().encode()
 
 
 def read(folder: Path, name: str, content: bytes) -> list[dict[str, Any]]:
@@ -36,9 +77,26 @@ def read(folder: Path, name: str, content: bytes) -> list[dict[str, Any]]:
         ("a.json", BOM + PRETTY.replace(b"\n", b"\r\n")),
         ("a.json", b"\n  " + json.dumps([A, B]).encode()),
         ("a.jsonl", PRETTY),
+        ("a.ndjson", LINES),
+        ("A.JSONL", LINES),
+        ("a.csv", "text\none\nzwei ü\n".encode()),
+        ("a.csv", BOM + 'text\r\n\r\none\r\n"zwei ü"'.encode()),
+        ("a.csv", "text\rone\rzwei ü\r".encode()),
+        ("a.tsv", "text\none\nzwei ü\n".encode()),
+        ("a.jsonl.gz", zipped(LINES)),
+        ("a.jsonl.gz", zipped(BOM + LINES[:20]) + zipped(LINES[20:])),
+        ("a.json.bz2", bz2.compress(PRETTY)),
+        ("a.csv.xz", lzma.compress("text\none\nzwei ü\n".encode())),
+        ("a.jsonl.zst", pyarrow.compress(LINES, codec="zstd", asbytes=True)),
+        ("a.parquet", parquet([A, B])),
+        ("a.parquet.gz", zipped(parquet([A, B]))),
+        ("a.arrow", arrow([A, B], pyarrow.ipc.new_stream)),
+        ("a.arrow", arrow([A, B], pyarrow.ipc.new_file)),
+        ("a.arrow.zst", pyarrow.compress(arrow([A, B], pyarrow.ipc.new_file), codec="zstd", asbytes=True)),
         ("a.txt", "one\n\nzwei ü\n".encode()),
         ("a.txt", BOM + "\n\none\r\n\r\n \r\nzwei ü".encode()),
     ],
+    ids=short,
 )
 def test_is_read(name: str, content: bytes, tmp_path: Path) -> None:
     assert read(tmp_path, name, content) == [A, B]
@@ -69,9 +127,9 @@ GOOD = b'{"text": "a"}\n'
         ("a.json", b'[\n  {\n    "text": "a"\n  },\n  {\n    "text" "b"\n  }\n]', "data-broken", "line 6, column 12 "),
         ("a.json", b'\r\n[\r\n {"text": "a"}\r\n}', "data-broken", "line 4, column 1 "),
         ("a.json", PRETTY[:-3], "data-broken", "line "),
-        ("a.jsonl", GOOD + b"3\n", "data-broken", "row 2 is a number"),
-        ("a.jsonl", GOOD + b'"text"\n', "data-broken", "row 2 is a text"),
-        ("a.jsonl", GOOD + b"null\n", "data-broken", "row 2 is null"),
+        ("a.jsonl", GOOD + b"3\n", "data-broken", "line 2 is a number"),
+        ("a.jsonl", GOOD + b'"text"\n', "data-broken", "line 2 is a text"),
+        ("a.jsonl", GOOD + b"null\n", "data-broken", "line 2 is null"),
         ("a.json", b'[{"text": "a"}, ["b"]]', "data-broken", "row 2 is a list"),
         ("a.json", b"[true]", "data-broken", "row 1 is a truth value"),
         ("a.jsonl", GOOD + b'{"a": ' + b"[" * 100_000, "data-broken", "line 2 is nested too deeply"),
@@ -83,7 +141,32 @@ GOOD = b'{"text": "a"}\n'
         ("a.json", b'[{"text": "caf\xe9"}]', "data-encoding", "line 1, byte 15 (0xE9)"),
         ("a.txt", b"one\n\ncaf\xe9\n", "data-encoding", "line 3, byte 4 (0xE9)"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "data-encoding", "line 1, byte 1 (0xFF)"),
+        ("a.jsonl", GOOD + b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "data-broken", "line 2 is nested too deeply"),
+        ("a.json", b"[\n" + b'{"a": ' * 101 + b"1" + b"}" * 101 + b"]", "data-broken", "line 2 is nested too deeply"),
+        ("a.csv", b"a,b\n1,2\n\n3\n", "data-broken", "the row of line 4 has 1 cells where the header has 2"),
+        ("a.csv", b'a,b\n1,"2\n3",4\n', "data-broken", "the row of line 2 has 3 cells"),
+        ("a.csv", b'a,b\n1,"2" x\n', "data-broken", "line 2: "),
+        ("a.csv", b'a,b\n1,"2\n', "data-broken", "unexpected end of data"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "data-broken", "names the column 'a' twice"),
+        ("a.csv", b"a,b\n1,caf\xe9\n", "data-encoding", "line 2, byte 6 (0xE9)"),
+        ("a.csv", b"a,b\n1,2\0\n", "data-broken", "line 2 has a NUL character"),
+        ("a.txt", b"one\n\0", "data-broken", "line 2 has a NUL character"),
+        ("a.jsonl.gz", zipped(GOOD)[:-9], "data-broken", "it is cut or damaged"),
+        ("a.jsonl.gz", zipped(GOOD)[:-5] + b"\0" * 5, "data-broken", "CRC check failed"),
+        ("a.jsonl.gz", zipped(GOOD + b'{"text": '), "data-broken", "line 2, column 10 "),
+        ("a.json.gz", GOOD, "data-broken", "at its start (Not a gzipped file"),
+        ("a.jsonl.bz2", bz2.compress(GOOD)[:-1], "data-broken", "it is cut or damaged"),
+        ("a.jsonl.xz", lzma.compress(GOOD)[:-1], "data-broken", "it is cut or damaged"),
+        ("a.jsonl.zst", pyarrow.compress(GOOD, codec="zstd", asbytes=True)[:-1], "data-broken", "Truncated"),
+        ("a.parquet", parquet([A, B])[:-1], "data-broken", "at its start"),
+        ("a.parquet", b"", "data-broken", "at its start"),
+        ("a.arrow", arrow([A, B], pyarrow.ipc.new_stream)[:-8], "data-broken", "the stream has no end mark"),
+        ("a.arrow", arrow([A, B], pyarrow.ipc.new_file)[:-1], "data-broken", "at its start"),
+        ("a.xlsx", b"", "data-file-type", "a.xlsx is of type .xlsx"),
+        ("a.gz", b"", "data-file-type", "a.gz is of type .gz"),
+        ("a", b"", "data-file-type", "a is of type (none)"),
     ],
+    ids=short,
 )
 def test_what_is_wrong_is_named_by_its_place(name: str, content: bytes, rule: str, where: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
@@ -109,6 +192,198 @@ def test_rows_before_the_bad_one_are_there(tmp_path: Path) -> None:
 def test_the_digest_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"abc")
     assert digest(tmp_path / "a.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+MANY = [{"text": f"row {number}", "more": [number, None, {"a": "ü\n" * number}]} for number in range(30)]
+FLAT = [{"text": f"row {number}", "more": 'a\nb,"c"' * number or None} for number in range(30)]
+FILES: dict[str, tuple[bytes, list[dict[str, Any]]]] = {
+    "a.jsonl": ("\n\n".join(map(json.dumps, MANY)).encode(), MANY),
+    "a.json": (json.dumps(MANY, indent=1, ensure_ascii=False).encode(), MANY),
+    "a.json.gz": (zipped(json.dumps(MANY).encode()), MANY),
+    "a.csv": (_csv(FLAT), FLAT),
+    "a.csv.zst": (pyarrow.compress(_csv(FLAT), codec="zstd", asbytes=True), FLAT),
+    "a.txt": ("\n\n".join(row["text"] for row in MANY).encode(), [{"text": row["text"]} for row in MANY]),
+    "a.parquet": (parquet(FLAT, row_group_size=7), FLAT),
+    "a.arrow": (arrow(FLAT, pyarrow.ipc.new_stream), FLAT),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_reading_starts_at_any_row(name: str, tmp_path: Path) -> None:
+    content, wanted = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    for skip in range(len(wanted) + 2):
+        assert list(rows(tmp_path / name, skip)) == wanted[skip:]
+
+
+def test_a_folders_files_are_one_set(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "b").mkdir(parents=True)
+    wanted: list[dict[str, Any]] = []
+    for place, name in (("a", "a.json"), ("a", "a.parquet"), ("b", "a.csv.zst"), ("c", "a.jsonl")):
+        content, found = FILES[name]
+        (folder / place).mkdir(exist_ok=True)
+        (folder / place / name).write_bytes(content)
+        wanted += found
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.jsonl").write_text("not read")
+    (folder / ".hidden.csv").write_text("not read")
+    (folder / "c" / "again").symlink_to(folder)  # a folder within itself ends
+    assert [file.name for file in files(folder)] == ["a.json", "a.parquet", "a.csv.zst", "a.jsonl"]
+    for skip in (0, 1, 29, 30, 31, 60, 75, 119, 120, 130):
+        assert list(rows(folder, skip)) == wanted[skip:]
+    (folder / "b" / "README.md").write_text("")
+    with pytest.raises(UserError, match=r"\[data-file-type\].*README.md is of type .md"):
+        list(rows(folder))
+
+
+def test_a_folders_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_bytes(b"abc")
+    first = digest(tmp_path / "one")
+    assert first == digest(tmp_path / "two")
+    (tmp_path / "two" / "a.txt").rename(tmp_path / "two" / "b.txt")
+    assert first != digest(tmp_path / "two")
+    (tmp_path / "two" / "b.txt").rename(tmp_path / "two" / "a.txt")
+    (tmp_path / "two" / "a.txt").write_bytes(b"abd")
+    assert first != digest(tmp_path / "two")
+
+
+def test_what_datasets_saved_is_read_without_its_notes(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_list(FLAT[:7]).save_to_disk(tmp_path / "one", num_shards=2)
+    assert list(rows(tmp_path / "one")) == FLAT[:7]
+    DatasetDict(train=Dataset.from_list(FLAT[:5]), test=Dataset.from_list(FLAT[5:7])).save_to_disk(tmp_path / "two")
+    assert list(rows(tmp_path / "two" / "test")) == FLAT[5:7]
+    with pytest.raises(UserError, match=r"\[data-splits\].*it holds the splits test, train"):
+        list(rows(tmp_path / "two"))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    found=st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), max_size=4),
+    indent=st.sampled_from([None, 0, 3]),
+    ascii=st.booleans(),
+    size=st.integers(1, 9),
+)
+def test_an_array_is_read_in_pieces_of_any_size(
+    found: list[dict[str, Any]], indent: int | None, ascii: bool, size: int, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(found, indent=indent, ensure_ascii=ascii), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects, "BUFFER", size)
+        assert list(rows(tmp_path / "a.json")) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (b'[\n{"text": "a"},\n{"text" "b"}\n]', "line 3, column 9 "),
+        (b'[{"text": "a"},\n\n', "line 3, column 1 "),
+        (b'[{"text": "a"}]\n\n x', "line 3, column 2 "),
+        (b'[\n{"text": "a"} {', "line 2, column 15 "),
+        ('[{"text": "üüü"},\n {"text": "b'.encode(), "line 2, column 11 "),
+        ('[{"text": "üüü"},\n {"text": "ü'.encode() + b"\xe9", "line 2, byte 14 (0xE9)"),
+        ('[{"text": "üüü"},\n {"text": "'.encode() + b"\xc3", "line 2, byte 12 (0xC3)"),
+        (b'[{"text": 12345678901234567890}, 12345678901234567890]', "row 2 is a number"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 7, 2**16])
+def test_places_are_the_same_in_pieces_of_any_size(
+    size: int, content: bytes, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(objects, "BUFFER", size)
+    with pytest.raises(UserError) as error:
+        read(tmp_path, "a.json", content)
+    assert where in f"{error.value.refusals[0].wrong} "
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.csv"])
+def test_a_large_file_takes_no_memory(name: str, tmp_path: Path) -> None:
+    many = [{"text": "word " * 40}] * 40_000  # 8 MB
+    texts = {
+        "a.json": json.dumps(many),
+        "a.jsonl.gz": "\n".join(map(json.dumps, many)),
+        "a.csv": "text\n" + "".join(f"{row['text']}\n" for row in many),
+    }
+    content = texts.pop(name).encode()
+    (tmp_path / name).write_bytes(zipped(content) if name.endswith(".gz") else content)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in rows(tmp_path / name)) == 40_000
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_cell_may_be_longer_than_pythons_limit(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.csv", b"text\n" + b"x" * 200_000) == [{"text": "x" * 200_000}]
+
+
+def test_cells_stay_texts_and_empty_ones_are_nothing(tmp_path: Path) -> None:
+    found = read(tmp_path, "a.tsv", b'text\tn\tlabel\n"a\tb ""c""\nd"\t007\ttrue\n\t\tnull\n')
+    assert found == [{"text": 'a\tb "c"\nd', "n": "007", "label": "true"}, {"text": None, "n": None, "label": "null"}]
+
+
+def test_a_text_in_arrow_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    binary = pyarrow.table({"text": pyarrow.array([b"a", b"caf\xe9"])})
+    broken = binary.set_column(0, "text", binary["text"].chunk(0).view(pyarrow.string()))
+    pyarrow.parquet.write_table(broken, tmp_path / "a.parquet", store_schema=False)
+    with pytest.raises(UserError, match="data-encoding"):
+        list(rows(tmp_path / "a.parquet"))
+
+
+def test_a_sample_says_how_much_of_the_file_it_took(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD * 1000)
+    assert sample(tmp_path / "a.jsonl", 100, 0) == (100, 100 * len(GOOD))
+    assert sample(tmp_path / "a.jsonl", 10, 50 * len(GOOD)) == (50, 50 * len(GOOD))
+    assert sample(tmp_path / "a.jsonl", 5000, 0) == (1000, 1000 * len(GOOD))
+
+
+def test_a_planned_file_is_read_from_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    assert list(source_rows(planned("file", str(tmp_path / "a.jsonl")), 1)) == [B]
+
+
+def test_a_planned_sources_digest_is_of_what_it_holds_now(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (here / "a.jsonl").write_bytes(LINES)
+    assert source_digest(planned("file", "a.jsonl")) == digest(here / "a.jsonl")
+    assert source_digest(planned("hub", "me/set")) is None
+    (here / "digested_rows.py").write_text("def rows():\n    return [{'text': 'a'}]\n")
+    assert source_digest(planned("function", "digested_rows:rows")) == function.look("digested_rows:rows").sha256
+    (here / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"path=a.jsonl: it is gone"):
+        source_digest(planned("file", "a.jsonl"))
+
+
+def planned(origin: Any, path: str) -> PlannedSource:
+    return PlannedSource(
+        origin=origin,
+        path=path,
+        subset=None,
+        split="train",
+        revision=None,
+        format="text",
+        columns={},
+        tags={},
+        folder=None,
+        max_samples=None,
+        weight=1.0,
+        bytes=0,
+        sha256=None,
+    )
 
 
 SEED = (

@@ -31,11 +31,11 @@ def test_a_conversation_without_a_question_is_counted(execute: Callable[..., Any
     assert len(done.result["samples"]) == 1  # as many as are held out
 
 
-def test_rows_that_are_all_alike_are_split_all_the_same(execute: Callable[..., Any], here: Path) -> None:
+def test_rows_that_are_all_alike_stay_on_one_side(execute: Callable[..., Any], here: Path) -> None:
     write_rows(here / "rows.jsonl", [{"instruction": "a", "output": "b"}] * 20)
     done = execute("data=file", "data.path=rows.jsonl", *ONE_STEP)
-    assert (done.result["data"]["used"], done.result["data"]["validation"]) == (18, 2)
-    assert "perplexity" in done.result["evaluate"]
+    assert (done.result["data"]["used"], done.result["data"]["validation"]) == (20, 0)
+    assert "perplexity" not in done.result["evaluate"]  # nothing is held out to measure it on
 
 
 def test_composed_accents_turn_no_check_red(execute: Callable[..., Any], here: Path) -> None:

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import compiled, refusals
 
+from factory.facts import Gpu
 from factory.look import machine as look
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
@@ -147,8 +149,8 @@ def test_a_hub_models_numbers_come_from_its_config(
     ("path", "content", "rule", "wrong"),
     [
         ("nope.jsonl", None, "data-missing", "no such file"),
-        (".", None, "data-missing", "folder"),
-        ("rows.csv", b"a,b", "data-file-type", ".csv"),
+        (".", None, "data-empty", "no file"),
+        ("rows.xls", b"a,b", "data-file-type", ".xls"),
         ("rows", b"{}", "data-file-type", "(none)"),
         ("rows.jsonl", b"", "data-empty", "0 bytes"),
         ("rows.json", b"[]", "data-empty", "2 bytes"),
@@ -230,4 +232,68 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, here: Pa
     assert look.look_at_machine().gpus == ()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0+cpu")
+    assert look.look_at_machine().gpus == ()
+
+
+@pytest.fixture
+def rocm(monkeypatch: pytest.MonkeyPatch, here: Path) -> Path:
+    """A machine of AMD's driver: a CPU, an MI300X, a card that this process is not given, and an RX 6800."""
+
+    def node(number: int, properties: dict[str, int], banks: tuple[dict[str, int], ...]) -> None:
+        for index, bank in enumerate(banks):
+            written(here / f"nodes/{number}/mem_banks/{index}/properties", bank)
+        written(here / f"nodes/{number}/properties", properties)
+
+    def written(file: Path, numbers: dict[str, int]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{name} {number}\n" for name, number in numbers.items()))
+
+    def card(version: int, minor: int) -> dict[str, int]:
+        return {"cpu_cores_count": 0, "simd_count": 4, "gfx_target_version": version, "drm_render_minor": minor}
+
+    node(0, {"cpu_cores_count": 96, "gfx_target_version": 0, "drm_render_minor": 0}, ())
+    node(10, card(100300, 130), ({"heap_type": 2, "size_in_bytes": 16 * 2**30}, {"heap_type": 5, "size_in_bytes": 7}))
+    node(2, card(90402, 128), ({"heap_type": 1, "size_in_bytes": 192 * 2**30},))
+    node(3, card(90010, 129), ({"heap_type": 1, "size_in_bytes": 64 * 2**30},))
+    for device in ("kfd", "dri/renderD128", "dri/renderD130"):
+        (here / "dev" / device).parent.mkdir(parents=True, exist_ok=True)
+        (here / "dev" / device).touch()
+    (here / "torch").mkdir()
+    (here / "torch" / "version.py").write_text("cuda: Optional[str] = None\nhip: Optional[str] = '7.1.25424'\n")
+    monkeypatch.setattr(look, "_KFD_NODES", here / "nodes")
+    monkeypatch.setattr(look, "_DEVICES", here / "dev")
+    spec = ModuleSpec("torch", None, origin=str(here / "torch" / "__init__.py"))
+    monkeypatch.setattr(look.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0" if name == "torch" else None)
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return here
+
+
+def test_amd_cards_are_read_from_the_driver(rocm: Path) -> None:
+    machine = look.look_at_machine()
+    assert machine.packages == {"torch": "2.13.0", "rocm": "7.1.25424"}
+    assert machine.gpus == (
+        Gpu(name="AMD gfx942", memory_bytes=192 * 2**30, compute_capability=9.4),
+        Gpu(name="AMD gfx1030", memory_bytes=16 * 2**30, compute_capability=10.3),
+    )
+
+
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"])
+def test_amd_cards_can_be_hidden(name: str, rocm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "-1")
+    assert look.look_at_machine().gpus == ()
+    monkeypatch.setenv(name, "0")
+    assert len(look.look_at_machine().gpus) == 2
+
+
+def test_without_the_driver_or_a_torch_for_it_there_is_no_amd_card(rocm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (rocm / "nodes/2/properties").unlink()  # as of a card that a container's rules hide
+    assert [gpu.name for gpu in look.look_at_machine().gpus] == ["AMD gfx1030"]
+    (rocm / "torch" / "version.py").write_text("hip: Optional[str] = None\n")
+    machine = look.look_at_machine()
+    assert machine.packages == {"torch": "2.13.0"} and machine.gpus == ()
+    (rocm / "torch" / "version.py").write_text("hip = '7.1'\n")
+    assert look.look_at_machine().gpus
+    (rocm / "dev" / "kfd").unlink()
     assert look.look_at_machine().gpus == ()

@@ -210,7 +210,7 @@ def customized(where: Path, name: str, code: str) -> dict[str, str]:
 def test_a_bug_leaves_its_traceback_in_the_log(
     where: Path, options: tuple[str, ...], started: Callable[..., Command]
 ) -> None:
-    broken = "import factory.steps.align as module; module.align = lambda run: [][run.plan.seed]"
+    broken = "import factory.steps.align as module; module.align = lambda run, **_: [][run.plan.seed]"
     command = started(*options, "hydra.run.dir=bug", **customized(where, "broken", broken))
     text = command.ends(1)
     assert "[crashed] IndexError: list index out of range the traceback is in bug/run.log" in text

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from factory.architecture import Architecture
 from factory.methods.adalora.spec import Settings, phases
-from factory.methods.lora.run import any_transposed, go_on, wrap
+from factory.methods.lora.run import any_transposed, wrap
+from factory.methods.lora.run import go_on as load
 from factory.methods.lora.run import save as export
 from factory.optimizers.run import plain
 from factory.optimizers.several import Several
@@ -19,10 +20,36 @@ def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> 
     turned = any_transposed(model, settings, arch)
     own = {"deltaT": settings.update_interval, "orth_reg_weight": settings.orthogonality, "total_step": 1}
     model = wrap(model, settings, plan, arch, lora_dropout=settings.dropout, fan_in_fan_out=turned, **own)
-    for name, value in model.named_parameters():
-        if ".ranknum." in name:  # a constant, which PEFT lets train where it casts it to the base's type
-            value.requires_grad_(False)
+    _freeze_constants(model)
     return model
+
+
+def _freeze_constants(model: Any) -> None:
+    for name, value in model.named_parameters():
+        # the first rank, which PEFT lets train where it casts it to the base's type; and of layers that kept nothing
+        if ".ranknum." in name or value.numel() == 0:
+            value.requires_grad_(False)
+
+
+def go_on(model: Any, path: str) -> None:
+    """Loads a saved adapter. Of a pruned one the matrices become as small as they were saved, by PEFT's own resizing.
+
+    PEFT makes them anew in the base's type, in which what is loaded would be rounded.
+    """
+    from peft import AdaLoraConfig
+
+    there: Any = AdaLoraConfig.from_pretrained(path)
+    if not there.rank_pattern:
+        load(model, path)
+        return
+    types = {name: value.dtype for name, value in model.named_parameters()}
+    model.base_model.resize_modules_by_rank_pattern(there.rank_pattern, "default")
+    for name, value in model.named_parameters():
+        if value.dtype != types[name]:
+            value.data = value.data.to(types[name])
+    _freeze_constants(model)
+    load(model, path)
+    model.peft_config["default"].rank_pattern = there.rank_pattern  # which PEFT reads a pruned adapter by
 
 
 class Allocating(Several):
@@ -60,10 +87,13 @@ class Allocating(Several):
 
 
 def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
-    return Allocating(model, plain(model, settings, plan, arch))
+    inner = plain(model, settings, plan, arch)
+    return Allocating(model, inner) if settings.ranks is None else inner
 
 
-def begin_step(optimizer: Allocating, settings: Settings, step: int, total: int) -> None:
+def begin_step(optimizer: Any, settings: Settings, step: int, total: int) -> None:
+    if settings.ranks is not None:
+        return
     config, (first, last) = optimizer.config, phases(settings, total)
     config.total_step, config.tinit, config.tfinal = total, first, total - last
     optimizer.now = step + 1
@@ -71,7 +101,10 @@ def begin_step(optimizer: Allocating, settings: Settings, step: int, total: int)
 
 def penalty(model: Any, settings: Settings) -> Tensor:
     """How far P and Q are from orthogonal, on average (equation 4, with norms that are not squared as its code has)."""
-    named = [(name, value) for name, value in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
+    both = (".lora_A.", ".lora_B.")
+    named = [
+        (name, value) for name, value in model.named_parameters() if value.numel() and any(s in name for s in both)
+    ]
     products = [value @ value.mT if ".lora_A." in name else value.mT @ value for name, value in named]
     norms = [torch.linalg.matrix_norm(product - torch.eye(len(product)).to(product)) for product in products]
     return settings.orthogonality * torch.stack(norms).mean()

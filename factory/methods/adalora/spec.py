@@ -3,19 +3,30 @@
 arXiv 2303.10512, algorithm 1: so all adapters share a budget of ranks, which falls along a cubic to what they keep.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.lora.targets import PREFIX, Adapter, targets
+from factory.methods.lora.targets import PREFIX, Adapter, as_saved, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.methods.lora.targets import over_bitsandbytes as trains_over
 from factory.optimizers.spec import state_bytes
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "phases", "trainable", "trains_over"]
+__all__ = [
+    "RULES",
+    "Settings",
+    "going_on",
+    "notes",
+    "optimizer_bytes",
+    "peft",
+    "phases",
+    "saved",
+    "trainable",
+    "trains_over",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +39,28 @@ class Settings(Adapter):
     final_phase: float = key("share of the steps at the end, when what is kept stays so", low=0, high=1)
     update_interval: int = key("steps between two choices of what is kept", low=1)
     orthogonality: float = key("weight of the penalty that holds P and Q near orthogonal matrices", low=0)
+    ranks: dict[str, int] | None = key(
+        "each layer's rank where a pruned model.adapter goes on, which says them itself; null in every other run"
+    )
 
 
 def phases(method: Settings, total: int) -> tuple[int, int]:
     """The last step (from 1) of full rank, and the one that chooses for the last time."""
     return int(method.initial_phase * total), total - int(method.final_phase * total)
+
+
+def ranks_kept(method: Settings, adapter: dict[str, Any]) -> dict[str, int] | None:
+    """By layer, of a saved adapter's adapter_config.json; None where it was not pruned, or does not say it in full."""
+    pattern = adapter.get("rank_pattern")
+    if not isinstance(pattern, dict) or not pattern:
+        return None
+    whole = all(isinstance(kept, list) and len(kept) == method.initial_rank for kept in pattern.values())
+    return {name.removesuffix(".lora_E"): kept.count(True) for name, kept in pattern.items()} if whole else None
+
+
+def going_on(method: Settings, adapter: dict[str, Any]) -> Settings:
+    """The settings of a run that goes on from it: what was pruned is not in its file, so what was kept stays."""
+    return method if method.ranks is not None else replace(method, ranks=ranks_kept(method, adapter))
 
 
 def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
@@ -46,16 +74,38 @@ def peft(method: Settings, arch: Architecture) -> dict[str, Any]:
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     """Q is PEFT's A, P its B and Λ its E. What is set to zero is kept in these shapes until the adapter is saved."""
-    rank, shapes = method.initial_rank, dict[str, Shape]()
+    return {name: shape for name, shape in _shapes(method, arch).items() if 0 not in shape}
+
+
+def saved(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    """With the empty tensors of layers that kept nothing."""
+    return as_saved(_shapes(method, arch))
+
+
+def _shapes(method: Settings, arch: Architecture) -> dict[str, Shape]:
+    shapes, ranks = dict[str, Shape](), method.ranks or {}
     for name, (outputs, inputs) in targets(method, arch).items():
+        rank = ranks.get(name, method.initial_rank)
         own = {"A": (rank, inputs), "E": (rank, 1), "B": (outputs, rank)}
         shapes |= {f"{PREFIX}{name}.lora_{side}.default": shape for side, shape in own.items()}
     return shapes
 
 
 def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
-    """With each element's importance, and the means of it and of its deviation (equations 8 to 10)."""
-    return state_bytes(optimizer, shapes, arch) + 3 * 4 * sum(prod(shape) for shape in shapes.values())
+    """With each element's importance, and the means of it and of its deviation (equations 8 to 10), to choose by."""
+    importance = 0 if method.ranks else 3 * 4 * sum(prod(shape) for shape in shapes.values())
+    return state_bytes(optimizer, shapes, arch) + importance
+
+
+def notes(method: Settings, arch: Architecture) -> tuple[str, ...]:
+    """What a plan says where the ranks are those of a saved adapter."""
+    if not method.ranks:
+        return ()
+    kept, whole = sum(method.ranks.values()), method.initial_rank * len(method.ranks)
+    return (
+        f"model.adapter was pruned to {kept:,} of {whole:,} singular values: its file has no others, so these train on "
+        "and none is pruned any more; method.initial_phase, final_phase and update_interval have no part",
+    )
 
 
 def _nothing_goes(case: Case) -> str | None:
@@ -69,4 +119,18 @@ def _no_time(case: Case) -> str | None:
     return f"method.final_phase={method.final_phase:g} takes the rest of the run" if whole else None
 
 
-RULES = (*TARGET_RULES, Rule("adalora-rank", _nothing_goes), Rule("adalora-phases", _no_time))
+def _not_the_adapters(case: Case) -> str | None:
+    method, adapter = case.settings.method, case.model.adapter
+    if method.ranks is None:
+        return None
+    if adapter is None:
+        return "there is no model.adapter that was pruned so"
+    return None if method.ranks == ranks_kept(method, adapter.config) else "model.adapter has other ranks"
+
+
+RULES = (
+    *TARGET_RULES,
+    Rule("adalora-rank", _nothing_goes),
+    Rule("adalora-phases", _no_time),
+    Rule("adalora-ranks", _not_the_adapters),
+)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from factory import schema
-from factory.data.formats import Kind
+from factory.data.record import Kind
 from factory.typed import key
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from factory import schema
-from factory.data.formats import Kind
+from factory.data.record import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """AdaLoRA: the budget falls as the paper says, the least important values go, and what is saved is what was kept."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from factory.methods.adalora import run as adalora
+from factory.methods.lora.targets import targets
 from factory.steps import train
 
 START, KEPT, ADAPTERS, STEPS = 6, 2, 14, 20
@@ -147,11 +149,127 @@ def test_stands_beside_every_base(base: str, tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
-def test_learns_in_sixteen_bits(precision: str, execute: Callable[..., Any], tiny_model: Path, here: Path) -> None:
+def test_learns_in_sixteen_bits(precision: str, execute: Callable[..., Any]) -> None:
     done = execute(*PLAIN, f"precision={precision}")
     assert done.losses[-1] < done.losses[0]
     trained = {value.dtype for value in done.model.parameters() if value.requires_grad}
     assert trained == {torch.float32 if precision == "bf16" else torch.bfloat16}
     assert done.run.checks["gradients_alive"]["passed"]
-    words = (f"model.path={tiny_model}", "hardware=cpu", f"model.adapter={here / 'run/model'}", *PLAIN)
-    assert [found.rule for found in refusals(*words)] == ["adapter-fits"]  # its ranks are no longer one number
+
+
+# --- from a saved one on
+
+GONE = (*PLAIN, "method.rank=1", "stage.max_steps=8", "evaluate.perplexity=true")  # so little that whole layers go
+
+
+def values_by_layer(folder: Path) -> dict[str, int]:
+    """Of a saved adapter, by what its pattern says."""
+    pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
+    return {name.removesuffix(".lora_E"): sum(kept) for name, kept in pattern.items()}
+
+
+@pytest.mark.parametrize(
+    ("own", "near"),
+    [
+        ((), 1e-5),
+        (("precision=bf16",), 1e-4),
+        (("precision=pure_bf16",), 1e-3),
+        (QUANTIZED["nf4"], 1e-4),
+        (QUANTIZED["int8"], 1e-4),
+    ],
+    ids=["fp32", "bf16", "pure_bf16", "nf4", "int8"],
+)
+def test_goes_on_with_what_was_kept(
+    own: tuple[str, ...], near: float, execute: Callable[..., Any], tiny_model: Path, here: Path
+) -> None:
+    first = execute(*GONE, *own)
+    folder, again = first.run.folder.model, here / "again/model"
+    ranks, weights = values_by_layer(folder), load_file(folder / "adapter_model.safetensors")
+    kept = sum(ranks.values())
+    assert 0 in ranks.values() and max(ranks.values()) > 1 and kept <= ADAPTERS  # in 16 bits two may be as important
+    second = execute(*GONE, *own, f"model.adapter={folder}", folder="again")
+    plan = second.run.plan
+    assert second.result["evaluate"]["perplexity_before"] == pytest.approx(
+        first.result["evaluate"]["perplexity"], rel=near
+    )
+    assert plan.estimate.parameters.trainable == sum(value.numel() for value in weights.values())
+    assert plan.steps.attach.settings["ranks"] == ranks
+    assert [note for note in plan.notes if f"pruned to {kept} of {START * ADAPTERS} singular values" in note]
+    assert all(check["passed"] for check in second.run.checks.values()), second.run.checks
+    assert {"trainable_as_planned", "gradients_alive"} <= second.run.checks.keys()
+    assert second.losses[-1] < second.losses[0] < first.losses[0]
+    for name, value in second.model.named_parameters():  # every value that was kept goes on to be trained
+        assert value.requires_grad == ("lora_" in name and value.numel() > 0), name
+        assert value.detach().equal(second.start[name]) != value.requires_grad, name
+    assert values_by_layer(again) == ranks
+    trained = load_file(again / "adapter_model.safetensors")
+    assert {name: value.shape for name, value in trained.items()} == {
+        name: value.shape for name, value in weights.items()
+    }
+    third = execute(*GONE, *own, f"model.adapter={again}", folder="third")
+    assert third.result["evaluate"]["perplexity_before"] == pytest.approx(
+        second.result["evaluate"]["perplexity"], rel=near
+    )
+
+
+def test_the_loaded_values_are_not_rounded(tiny_model: Path, tmp_path: Path) -> None:
+    """PEFT resizes in the type of the base, here bfloat16."""
+    words = ("method=adalora", "method.initial_rank=4", "method.rank=3", "precision=bf16")
+    first = built(tiny_model, *words)
+    pattern = {f"{name}.lora_E": [True, False, True, True] for name in targets(first.settings, first.arch)}
+    first.model.peft_config["default"].rank_pattern = pattern
+    with torch.no_grad():
+        for value in first.model.parameters():
+            if value.requires_grad:
+                value.normal_()
+    first.method.export(first.model, first.settings, tmp_path)
+    second = built(tiny_model, *words, f"model.adapter={tmp_path}")
+    wanted = load_file(tmp_path / "adapter_model.safetensors")
+    found = {name.replace(".default", ""): value for name, value in second.model.named_parameters()}
+    for name, value in wanted.items():
+        assert value.dtype == found[name].dtype == torch.float32
+        assert found[name].equal(value) and not value.equal(value.bfloat16().float())
+
+
+def test_what_went_on_is_read_and_merged_by_peft(execute: Callable[..., Any], tiny_model: Path, here: Path) -> None:
+    execute(*GONE)
+    done = execute(*GONE, f"model.adapter={here / 'run/model'}", folder="again")
+    ids = torch.tensor([done.dataset.train[0].ids])
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        plain, wanted = base(input_ids=ids).logits, done.model.eval()(input_ids=ids).logits
+        read: Any = PeftModel.from_pretrained(base, here / "again/model").eval()
+        assert (wanted - plain).abs().max() > 1e-2
+        torch.testing.assert_close(read(input_ids=ids).logits, wanted, atol=1e-5, rtol=0)
+        merged = read.merge_and_unload()
+        assert not [name for name, _ in merged.named_parameters() if "lora_" in name]
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=1e-4, rtol=0)
+
+
+def test_one_that_goes_on_is_resumed(execute: Callable[..., Any], here: Path) -> None:
+    execute(*GONE)
+    words = (*GONE, f"model.adapter={here / 'run/model'}", "stage.save_steps=3")
+    whole = execute(*words, folder="whole")
+    part = execute(*words, folder="part", resume_from=whole.run.folder.path / "checkpoints" / "step-000006")
+    assert part.losses == whole.losses[6:] and len(part.losses) == 2
+
+
+def test_an_unpruned_one_has_its_ranks_chosen(execute: Callable[..., Any], tmp_path: Path, tiny_model: Path) -> None:
+    words = ("method=adalora", f"method.initial_rank={START}", f"method.rank={KEPT}", "precision=fp32")
+    first = built(tiny_model, *words)
+    first.train()
+    first.method.export(first.model, first.settings, tmp_path)
+    done = execute(*PLAIN, f"model.adapter={tmp_path}")
+    assert done.run.plan.steps.attach.settings["ranks"] is None
+    assert sum(values_by_layer(done.run.folder.model).values()) == KEPT * ADAPTERS
+
+
+@pytest.mark.parametrize("pattern", [3, {"q": 2}, {"q.lora_E": [True]}])
+def test_a_pattern_that_does_not_say_the_ranks_is_refused(
+    pattern: Any, execute: Callable[..., Any], tiny_model: Path, here: Path
+) -> None:
+    execute(*GONE)
+    file = here / "run/model/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rank_pattern": pattern}))
+    found = refusals(f"model.path={tiny_model}", "hardware=cpu", f"model.adapter={here / 'run/model'}", *GONE)
+    assert [refusal.rule for refusal in found] == ["adapter-fits"]

@@ -1,0 +1,129 @@
+"""What goes with what in the data: which sets serve a stage, and which keys say something of them."""
+
+from factory import registry
+from factory.compile import choices
+from factory.compile.rule import Case, Rule
+
+INTERLEAVED = ("interleave_under", "interleave_over")
+
+
+def _no_data(case: Case) -> str | None:
+    return None if case.settings.data.sources else "no data set is selected"
+
+
+def _path_unread(case: Case) -> str | None:
+    data = case.settings.data
+    used = data.path is None or any(source.path == data.path for source in data.sources.values())
+    return None if used else "no selected data set reads it"
+
+
+def _names_unread(case: Case) -> str | None:
+    data = case.settings.data
+    catalogue = any(source.origin == "catalogue" for source in data.sources.values())
+    return "no catalogue is selected" if data.names and not catalogue else None
+
+
+def _columns_for_stage(case: Case) -> str | None:
+    kind = registry.spec("stages", case.settings.stage.name).KIND
+    for name, data in case.facts.data.items():
+        if data.kind != kind:
+            return (
+                f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={case.settings.stage.name} needs {kind}"
+            )
+    return None
+
+
+def _validation_set(case: Case) -> str | None:
+    name, sets = case.settings.data.validation, case.facts.data
+    if name is None or not sets:
+        return None
+    if name not in sets:
+        return f"the selected sets are {', '.join(sets)}"
+    return "nothing is left to train on" if len(sets) == 1 else None
+
+
+def _trained_sets(case: Case) -> int:
+    return len(case.facts.data) - (case.settings.data.validation in case.facts.data)
+
+
+def _one_to_mix(case: Case) -> str | None:
+    one = case.settings.data.mixing in INTERLEAVED and _trained_sets(case) == 1
+    return "there is one set to train on" if one else None
+
+
+def _stream_without_end(case: Case) -> str | None:
+    wrong = case.settings.data.streaming and case.settings.stage.max_steps is None
+    return "how many steps an epoch has is not known" if wrong else None
+
+
+def _stream_drawn(case: Case) -> tuple[str, str] | None:
+    """What is drawn by seed out of all rows needs all rows."""
+    data = case.settings.data
+    if not data.streaming:
+        return None
+    if data.max_samples is not None:
+        return "data.max_samples", "a stream's rows are not known before they are drawn"
+    for name, found in case.facts.data.items():
+        if found.max_samples is not None:
+            return "data.streaming", f"data.sources.{name}.max_samples draws out of rows that are not known"
+        if data.mixing == "concat" and found.weight != 1:
+            return "data.streaming", f"data.sources.{name}.weight repeats rows that have gone by"
+    return None
+
+
+def _isolation_without_packing(case: Case) -> str | None:
+    set_by_user = case.settings.data.isolate_documents != "auto"
+    return "nothing is packed" if set_by_user and not choices.packing(case) else None
+
+
+# what is said of conversations alone, and the value that says nothing
+CHAT_KEYS = {"train_on_prompt": False, "mask_history": False, "reasoning": "template", "tools": "auto"}
+
+
+def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
+    data = case.settings.data
+    if registry.spec("stages", case.settings.stage.name).KIND != "text":
+        return None
+    named = [name for name, nothing in CHAT_KEYS.items() if getattr(data, name) != nothing]
+    if named:
+        return f"data.{named[0]}", "it has no meaning for plain text"
+    return ("data.truncation", "plain text has no response") if data.truncation == "keep_response" else None
+
+
+def _cut_but_packed(case: Case) -> str | None:
+    text = registry.spec("stages", case.settings.stage.name).KIND == "text"
+    asked = case.settings.data.truncation in ("left", "right")
+    return "no document of packed text is too long" if text and choices.packing(case) and asked else None
+
+
+def _prompt_and_last_answer(case: Case) -> str | None:
+    data = case.settings.data
+    return "data.train_on_prompt trains what this masks" if data.mask_history and data.train_on_prompt else None
+
+
+def _images_unseen(case: Case) -> str | None:
+    blind = [name for name, data in case.facts.data.items() if data.images and not case.arch.parts]
+    return f"{blind[0]} has images" if blind else None
+
+
+def _images_packed(case: Case) -> str | None:
+    images = any(data.images for data in case.facts.data.values())
+    return "rows with images are not packed" if images and choices.packing(case) else None
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("no-data", _no_data),
+    Rule("data-path-unread", _path_unread),
+    Rule("data-names-unread", _names_unread),
+    Rule("columns-for-stage", _columns_for_stage),
+    Rule("validation-set", _validation_set),
+    Rule("one-set-to-mix", _one_to_mix),
+    Rule("stream-without-end", _stream_without_end),
+    Rule("stream-drawn", _stream_drawn),
+    Rule("isolation-without-packing", _isolation_without_packing),
+    Rule("chat-keys-on-text", _chat_keys_on_text),
+    Rule("cut-but-packed", _cut_but_packed),
+    Rule("prompt-and-last-answer", _prompt_and_last_answer),
+    Rule("images-unseen", _images_unseen),
+    Rule("images-packed", _images_packed),
+)

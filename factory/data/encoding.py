@@ -1,0 +1,371 @@
+"""Records to token ids with the stretches that are trained: found from the rendering, cut where they are too long."""
+
+import base64
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from factory.data.images import Expander, ImageSpec
+from factory.data.images.expand import without
+from factory.data.placing import Fast, Placed, Slow, Texts
+from factory.data.record import BadRow, Kind, Record
+from factory.data.render import Rendered, Renderer
+from factory.data.truncate import Kept, Layout, kept, shifted
+from factory.plan import Pack
+
+Span = tuple[int, int]
+Weighted = tuple[int, int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """`spans` are trained: (start, end, weight). `cut` tokens were too many; `open_ended`: an answer's end too."""
+
+    ids: list[int]
+    spans: list[Weighted]
+    images: tuple[str, ...] = ()
+    cut: int = 0
+    open_ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A pair's `tokens` are the chosen answer's; both sides begin with the same prompt, up to their first span."""
+
+    tokens: Tokens
+    rejected: Tokens | None = None
+    label: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A conversation in tokens, before it is cut. `trained` are the answers that count, with their weights."""
+
+    ids: list[int]
+    trained: list[Weighted]
+    layout: Layout
+    images: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """All that an encoder is made of, in parts that can be sent to another process and hashed.
+
+    `tokenizer` is a fast one's JSON; else `files` are a saved one's, by name, in base64. `special` are its named tokens
+    as a chat template reads them, `specials` the texts of all its special tokens. `tool_template` is the chat template
+    for conversations with tools, of a tokenizer that has one of its own for them. `images`: of a model that sees.
+    """
+
+    tokenizer: str | None
+    files: dict[str, str]
+    trust_remote_code: bool
+    template: str
+    tool_template: str
+    special: dict[str, Any]
+    specials: tuple[str, ...]
+    eos: int
+    pack: Pack
+    kind: Kind
+    images: ImageSpec | None = None
+
+    def encoder(self) -> "Encoder":
+        expander = None if self.images is None else Expander(self.images.maker(self.tokenizer))
+        return Encoder(self._tokenizer(), self._renderers(), self.eos, self.pack, self.kind, expander)
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is not None:
+            made = Tokenizer.from_str(self.tokenizer)
+            made.no_truncation()
+            made.no_padding()
+            return made
+        from transformers import AutoTokenizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(content))
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+
+    def _renderers(self) -> tuple[Renderer, Renderer] | None:
+        if self.kind == "text":
+            return None
+        plain, tools = (
+            Renderer(text, self.special, frozenset(self.specials), self.pack.reasoning, self.pack.tools)
+            for text in (self.template, self.tool_template)
+        )
+        return plain, tools
+
+
+def spec_of(tokenizer: Any, pack: Pack, kind: Kind, images: ImageSpec | None = None) -> EncoderSpec:
+    """Of a transformers tokenizer, with the tokens that were added to it and the chat template that it has now."""
+    chats = kind != "text"
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return EncoderSpec(
+        tokenizer=tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None,
+        files={} if tokenizer.is_fast else _files(tokenizer),
+        trust_remote_code=type(tokenizer).__module__.startswith("transformers_modules"),
+        template=tokenizer.get_chat_template() if chats else "",
+        tool_template=tokenizer.get_chat_template(tools=[{}]) if chats else "",
+        special=dict(tokenizer.special_tokens_map),
+        specials=tuple(sorted({*tokenizer.all_special_tokens, *added})),
+        eos=tokenizer.eos_token_id,
+        pack=pack,
+        kind=kind,
+        images=images,
+    )
+
+
+def _files(tokenizer: Any) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): base64.b64encode(path.read_bytes()).decode() for path in paths}
+
+
+class Encoder:
+    """Of one tokenizer: a `tokenizers.Tokenizer`, or one of transformers that is not fast.
+
+    `renderers` are of conversations without tools and with them; none for plain texts. `images`: of a model that sees.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        renderers: tuple[Renderer, Renderer] | None,
+        eos: int,
+        pack: Pack,
+        kind: Kind,
+        images: Expander | None = None,
+    ):
+        self._renderers, self._eos, self._pack, self._kind, self._images = renderers, eos, pack, kind, images
+        self._texts: Texts = Fast(tokenizer) if isinstance(tokenizer, Tokenizer) else Slow(tokenizer)
+
+    def encode(self, records: list[Record]) -> list[EncodedRow | BadRow]:
+        """A row, or why it is none, of each record. Raises UserError where truncation=error finds one too long."""
+        if self._kind == "text":
+            return self._documents(records)
+        rendered = [self._rendered(record) for record in records]
+        placed = iter(
+            self._texts.encode([side.text for sides in rendered if isinstance(sides, list) for side in sides])
+        )
+        made = list[EncodedRow | BadRow]()
+        for record, sides in zip(records, rendered, strict=True):
+            if isinstance(sides, BadRow):
+                made.append(sides)
+                continue
+            pieces = [next(placed) for _ in sides]
+            try:
+                made.append(self._row(record, sides, pieces))
+            except BadRow as error:
+                made.append(error)
+        return made
+
+    def prompt(self, record: Record) -> list[int]:
+        """What a model is given to answer; of a text, all of it. Raises BadRow."""
+        if self._kind == "text":
+            return self._texts.documents([record.response[0]["content"]])[0]
+        text = self.renderer(record).prompt(record.prompt, record.tools, images=media(record))
+        if self._images is not None:
+            text = self._images.prompt(text, record.images)
+        (placed,) = self._texts.encode([text])
+        return placed.ids
+
+    def renderer(self, record: Record) -> Renderer:
+        """What renders the record's conversation: a tokenizer may have a template of its own for tools."""
+        assert self._renderers is not None
+        return self._renderers[1 if record.tools else 0]
+
+    def _documents(self, records: list[Record]) -> list[EncodedRow | BadRow]:
+        """Plain texts, each closed by the end-of-text token and trained whole; packed ones are cut by the packer."""
+        made = list[EncodedRow | BadRow]()
+        for ids in self._texts.documents([record.response[0]["content"] for record in records]):
+            if ids[-1:] != [self._eos]:
+                ids.append(self._eos)
+            try:
+                made.append(EncodedRow(self._document(ids)))
+            except BadRow as error:
+                made.append(error)
+        return made
+
+    def _document(self, ids: list[int]) -> Tokens:
+        size, truncation = len(ids), self._pack.truncation
+        side = _Side(ids, [(0, size, 1.0)], Layout(size, [(0, size - 1)], [(0, size)], [0], lambda _: True))
+        if self._pack.packing:
+            return _cut(side, Kept(((0, size),)))
+        # all of a text is the answer: none of it may be cut where answers stay whole
+        return _cut(
+            side, kept(side.layout, self._pack.max_length, {"keep_response": "drop"}.get(truncation, truncation))
+        )
+
+    def _rendered(self, record: Record) -> list[Rendered] | BadRow:
+        """One conversation, or a pair's two. The prompt's answers have weight 0 where only the response is trained."""
+        sides = [record.response, record.rejected] if self._kind == "pairs" else [record.response]
+        renderer = self.renderer(record)
+        try:
+            rendered = [renderer.render([*record.prompt, *side], record.tools, images=media(record)) for side in sides]
+            rendered = [self._seen(each, record) for each in rendered]
+            if self._kind == "messages":
+                return [self._masked(rendered[0])]
+            known = sum(message["role"] == "assistant" for message in record.prompt)
+            return _same_prompt([_weighed(side, known) for side in rendered], known)
+        except BadRow as error:
+            return error
+
+    def _seen(self, rendered: Rendered, record: Record) -> Rendered:
+        """With the tokens of the images."""
+        if record.videos or record.audios:
+            raise BadRow("it has videos or audios, and none is trained")
+        if self._images is None and record.images:
+            raise BadRow("it has images, and the model has no processor for them")
+        return rendered if self._images is None else self._images.expand(rendered, record.images)
+
+    def _masked(self, rendered: Rendered) -> Rendered:
+        return _weighed(rendered, len(rendered.answers) - 1) if self._pack.mask_history else rendered
+
+    def _row(self, record: Record, rendered: list[Rendered], placed: list[Placed]) -> EncodedRow:
+        sides = [self._side(each, tokens) for each, tokens in zip(rendered, placed, strict=True)]
+        if len(sides) == 2 and not _share_prompt(sides):
+            split = [self._texts.pieces(each.text, _cuts(each)) for each in rendered]
+            sides = [self._side(each, tokens) for each, tokens in zip(rendered, split, strict=True)]
+            assert _share_prompt(sides), "a pair's prompt is tokenized in two ways"
+        stay = self._kept(sides)
+        tokens = [_cut(side, stays) for side, stays in zip(sides, stay, strict=True)]
+        if record.images:
+            shown = [_shown(side, stays, record.images) for side, stays in zip(sides, stay, strict=True)]
+            tokens = [replace(each, images=images) for each, images in zip(tokens, shown, strict=True)]
+        return EncodedRow(tokens[0], tokens[1] if len(tokens) == 2 else None, record.label)
+
+    def _kept(self, sides: list[_Side]) -> list[Kept]:
+        """What stays of a row; a pair's prompt loses the same on both sides."""
+        limit, truncation = self._pack.max_length, self._pack.truncation
+        if len(sides) == 1 or truncation == "right":  # which takes nothing of a prompt
+            return [kept(side.layout, limit, truncation) for side in sides]
+        longest = kept(max((side.layout for side in sides), key=lambda layout: layout.length), limit, truncation)
+        *before, (start, _) = longest.stretches
+        return [Kept((*before, (start, side.layout.length))) for side in sides]
+
+    def _side(self, rendered: Rendered, placed: Placed) -> _Side:
+        """The answers' tokens. Where a token would reach over an answer's border the text is tokenized in pieces.
+
+        So it is when the model answers, where the header is given as it stands.
+        """
+        spans = self._spans(rendered, placed)
+        if spans is None:
+            placed = self._texts.pieces(rendered.text, _cuts(rendered))
+            spans = self._spans(rendered, placed)
+            assert spans is not None, "a token reaches over a cut"
+        too_long = len(placed.ids) > self._pack.max_length
+        if too_long and self._pack.truncation == "left" and not all(placed.edge(at)[1] for at in rendered.exchanges):
+            placed = self._texts.pieces(rendered.text, sorted({*_cuts(rendered), *rendered.exchanges}))
+            spans = self._spans(rendered, placed)
+            assert spans is not None, "a token reaches over a cut"
+        ids = placed.ids
+        if not rendered.answers[-1].closed:  # the template ends no answer: the end-of-text token does
+            start, end, weight = spans[-1]
+            rest = ids[end:] if rendered.text[rendered.answers[-1].end :].strip() else []
+            ids = [*ids[:end], self._eos, *rest]
+            spans[-1] = (start, end + 1, weight)
+        images = tuple((placed.edge(start)[0], placed.edge(end)[0]) for start, end in rendered.images)
+        trained = [span for span in spans if span[2]]
+        if self._pack.train_on_prompt and self._kind == "messages":
+            trained = [(start, end, 1.0) for start, end in without([(0, len(ids))], images)]
+        return _Side(ids, trained, self._layout(rendered, placed, spans, len(ids)), images)
+
+    def _spans(self, rendered: Rendered, placed: Placed) -> list[Weighted] | None:
+        """The answers in tokens, None where a token reaches over a border."""
+        spans = list[Weighted]()
+        for answer in rendered.answers:
+            start, clean = placed.edge(answer.start)
+            end, ended = placed.edge(answer.end)
+            # an end-of-turn token may take the space after it with it
+            if not clean or not (ended or placed.ids[end - 1] in self._texts.marks):
+                return None
+            spans.append((start, end, answer.weight))
+        return spans
+
+    def _layout(self, rendered: Rendered, placed: Placed, spans: list[Weighted], size: int) -> Layout:
+        if size <= self._pack.max_length or self._pack.truncation in ("drop", "error"):
+            return Layout(size, (), (), (), placed.whole)
+        # of a pair, what both share
+        shared = len(rendered.text) if self._kind == "messages" else _first_trained(rendered)
+        texts = {span: _inside(span, placed) for span in rendered.texts if span[1] <= shared}
+        return Layout(
+            length=size,
+            texts=list(texts.values()),
+            answers=[(start, end) for start, end, weight in spans if weight],
+            exchanges=[placed.edge(at)[0] for at in rendered.exchanges if at <= shared],
+            whole=placed.whole,
+            system=texts.get(rendered.system) if rendered.system else None,
+        )
+
+
+def media(record: Record) -> bool:
+    """Whether its contents have places for more than text."""
+    return bool(record.images or record.videos or record.audios)
+
+
+def _shown(side: _Side, stays: Kept, images: tuple[str, ...]) -> tuple[str, ...]:
+    """The images that stay. Only the last ones may go, with all that was said of them."""
+    stay = [any(first <= start and end <= last for first, last in stays.stretches) for start, end in side.images]
+    count, last = sum(stay), stays.stretches[-1][1]
+    if not all(stay[:count]) or any(start < last for start, _ in side.images[count:]):
+        raise BadRow("too long, and an image would be lost")
+    return images[:count]
+
+
+def _inside(span: Span, placed: Placed) -> Span:
+    """The tokens that have nothing but this text."""
+    (start, _), (end, clean) = placed.edge(span[0]), placed.edge(span[1])
+    return start, max(start, end if clean else end - 1)
+
+
+def _weighed(rendered: Rendered, known: int) -> Rendered:
+    """The first `known` answers are context."""
+    answers = (replace(each, weight=0.0) if number < known else each for number, each in enumerate(rendered.answers))
+    return replace(rendered, answers=tuple(answers))
+
+
+def _first_trained(rendered: Rendered) -> int:
+    return next((answer.start for answer in rendered.answers if answer.weight), len(rendered.text))
+
+
+def _same_prompt(sides: list[Rendered], known: int) -> list[Rendered]:
+    """Both answers begin where the first of them does, after the very same text.
+
+    They differ where one has reasoning, and the template writes an empty block into the other.
+    """
+    if len(sides) == 1:
+        return sides
+    start = min(side.answers[known].start for side in sides)
+    if len({side.text[:start] for side in sides}) > 1:
+        raise BadRow("the chat template renders the prompt differently for the two answers")
+    return [
+        replace(
+            side,
+            answers=(*side.answers[:known], replace(side.answers[known], start=start), *side.answers[known + 1 :]),
+        )
+        for side in sides
+    ]
+
+
+def _cuts(rendered: Rendered) -> list[int]:
+    size = len(rendered.text)
+    return sorted({at for answer in rendered.answers for at in (answer.start, answer.end) if 0 < at < size})
+
+
+def _share_prompt(sides: list[_Side]) -> bool:
+    prompts = [side.ids[: side.trained[0][0]] for side in sides if side.trained]
+    return len(prompts) < 2 or prompts[0] == prompts[1]
+
+
+def _cut(side: _Side, stays: Kept) -> Tokens:
+    whole = stays.stretches == ((0, len(side.ids)),)
+    ids = side.ids if whole else [token for start, end in stays.stretches for token in side.ids[start:end]]
+    spans = side.trained if whole else shifted(side.trained, stays)
+    if not any(end > max(start, 1) for start, end, _ in spans):  # the first token is predicted by nothing
+        raise BadRow("no trained token")
+    return Tokens(ids, spans, cut=len(side.ids) - len(ids), open_ended=stays.open_ended)

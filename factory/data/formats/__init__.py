@@ -1,0 +1,116 @@
+"""Rows to the standard record (the paper, section 4.2, Table 3): the format is found from columns and first rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from factory.data.formats import shapes, turns
+from factory.data.formats.shapes import Align
+from factory.data.formats.turns import Tags
+from factory.data.formats.values import Row
+from factory.data.record import BadRow, Kind, Message, Record
+
+__all__ = [
+    "FORMATS",
+    "STANDARD",
+    "TAGS",
+    "BadRow",
+    "Format",
+    "Kind",
+    "Message",
+    "Record",
+    "align",
+    "recognise",
+    "rename",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """`needs` are the sets of columns of which a row must have one whole."""
+
+    kind: Kind
+    needs: tuple[tuple[str, ...], ...]
+    align: Align
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that it needs in any case."""
+        return tuple(name for name in self.needs[0] if all(name in needed for needed in self.needs))
+
+    def lacks(self, columns: set[str]) -> set[str]:
+        """What is missing from the columns, at the least."""
+        return min((set(needed) - columns for needed in self.needs), key=len)
+
+
+_LABELLED = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
+
+# where several fit and align as many of the first rows, the first is taken
+FORMATS: dict[str, Format] = {
+    "sharegpt_pairs": Format(
+        "pairs",
+        (("conversations", "chosen", "rejected"), ("messages", "chosen", "rejected")),
+        shapes.sharegpt_pairs,
+    ),
+    "alpaca_pairs": Format("pairs", (("instruction", "chosen", "rejected"),), shapes.alpaca_pairs),
+    "transcripts": Format("pairs", (("chosen", "rejected"),), shapes.transcripts),
+    "pairs": Format("pairs", (("prompt", "chosen", "rejected"),), shapes.pairs),
+    "messages_pairs": Format("pairs", (("chosen", "rejected"),), shapes.messages_pairs),
+    "kto": Format(
+        "labelled",
+        tuple(("label", *columns) for columns in _LABELLED),
+        shapes.labelled,
+    ),
+    "alpaca": Format("messages", (("instruction", "output"),), shapes.alpaca),
+    "sharegpt": Format("messages", (("conversations",),), shapes.conversation("conversations")),
+    "messages": Format("messages", (("messages",),), shapes.conversation("messages")),
+    "prompt_completion": Format("messages", (("prompt", "completion"),), shapes.prompt_completion),
+    "text": Format("text", (("text",),), shapes.plain),
+}
+# every column that some format reads, the optional ones included
+STANDARD = {column for found in FORMATS.values() for needed in found.needs for column in needed} | {
+    "input",
+    *shapes.INSTRUCTION,
+}
+TAGS = frozenset(["role_tag", "content_tag", *turns.TAGS])
+
+
+def align(row: Row, format: str, columns: dict[str, str], tags: Tags) -> Record:
+    """The row's record; raises BadRow, and nothing else, where the format does not allow it."""
+    try:
+        return FORMATS[format].align(rename(row, columns), tags)
+    except RecursionError:
+        raise BadRow("it is nested too deeply") from None
+
+
+def recognise(columns: set[str], first_rows: Sequence[Row], kind: Kind, tags: Tags | None = None) -> str | None:
+    """The format that has its columns, takes any of the first rows, is of the wanted kind, and takes the most of them.
+
+    What comes first counts first, and broken rows are still known by their columns. The rows have their standard
+    columns' names. Without a row, the format with more columns is the more telling one.
+    """
+    fitting = [name for name, found in FORMATS.items() if not found.lacks(columns)]
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        found = FORMATS[name]
+        if not first_rows:
+            return False, found.kind != kind, -max(len(needed) for needed in found.needs if set(needed) <= columns)
+        aligned = sum(_aligns(name, row, tags or {}) for row in first_rows)
+        return not aligned, found.kind != kind, -aligned
+
+    return min(fitting, key=rank, default=None)
+
+
+def _aligns(format: str, row: Row, tags: Tags) -> bool:
+    try:
+        align(row, format, {}, tags)
+    except BadRow:
+        return False
+    return True
+
+
+def rename(row: Row, columns: dict[str, str]) -> Row:
+    """The row with the user's columns under their standard names."""
+    if not columns:
+        return row
+    mapped = {standard: row[own] for standard, own in columns.items() if own in row}
+    return {name: value for name, value in row.items() if name not in columns.values()} | mapped

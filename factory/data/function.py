@@ -1,0 +1,136 @@
+"""Rows that a Python function of the user's gives: `module:function`, called without arguments."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from factory.refusal import UserError, did_you_mean, refuse
+
+Row = dict[str, Any]
+READ_WHOLE = 1000  # rows: what gives fewer is known by its rows, the others by their code
+
+
+def rows(path: str, skip: int = 0) -> Iterator[Row]:
+    """The function's rows from number `skip` on: those before are asked for and passed over. Raises UserError."""
+    found = _checked(path, _result(path))
+    return islice(found, skip, None)
+
+
+class Looked(NamedTuple):
+    """The first rows, at most READ_WHOLE; `total` is None where there are more and the result does not say how many.
+
+    `sha256` is of the rows where these are all, else of the module's file: what that reads can change unseen.
+    """
+
+    rows: list[Row]
+    total: int | None
+    sha256: str
+
+
+def look(path: str) -> Looked:
+    """Calls the function, as planning and the check before a run do."""
+    result = _result(path)
+    found = list(islice(_checked(path, result), READ_WHOLE + 1))
+    if len(found) <= READ_WHOLE:
+        text = json.dumps(found, sort_keys=True, ensure_ascii=False, default=str)
+        return Looked(found, len(found), hashlib.sha256(text.encode()).hexdigest())
+    module, _ = _imported(path)
+    source = Path(module.__file__).read_bytes() if module.__file__ else b""
+    total = len(result) if isinstance(result, list | tuple) else None
+    return Looked(found[:READ_WHOLE], total, hashlib.sha256(path.encode() + b"\0" + source).hexdigest())
+
+
+def _result(path: str) -> Iterable[Any]:
+    """What the function returns."""
+    _, function = _imported(path)
+    result = _called(path, "it raised", function)
+    if isinstance(result, str | bytes | dict) or not isinstance(result, Iterable):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise _wrong_rows(path, f"it returned {_named(result)}, nothing to take rows from")
+    return result
+
+
+def _checked(path: str, result: Iterable[Any]) -> Iterator[Row]:
+    """The rows of a result, each of them a dict that could stand in a file."""
+    iterator = _called(path, "it raised", lambda: iter(result))
+    end = object()
+    number = 0
+    while (row := _called(path, f"it raised after {number:,} rows", lambda: next(iterator, end))) is not end:
+        number += 1
+        if not isinstance(row, dict) or not all(isinstance(name, str) for name in row):
+            columns = "" if not isinstance(row, dict) else " with names of columns that are no texts"
+            raise _wrong_rows(path, f"row {number:,} is {_named(row)}{columns}")
+        try:
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except (ValueError, RecursionError, TypeError) as error:
+            raise _wrong_rows(path, f"row {number:,} could not stand in a file ({error})") from None
+        yield row
+
+
+def _imported(path: str) -> tuple[ModuleType, Any]:
+    setting = f"path={path}"
+    module_name, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+        raise refuse("function-missing", setting, "it is not of the form module:function", hint="")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # after what is installed: a file of the user's hides nothing
+    importlib.invalidate_caches()
+    try:
+        module = _called(path, "importing it raised", lambda: importlib.import_module(module_name))
+    except ModuleNotFoundError as error:
+        hint = did_you_mean(module_name, [file.stem for file in Path.cwd().glob("*.py")])
+        raise refuse("function-missing", setting, f"there is no module {error.name}", hint=hint) from None
+    found: Any = module
+    for part in name.split("."):
+        if part not in dir(found):
+            names = [known for known in dir(found) if callable(getattr(found, known)) and not known.startswith("_")]
+            hint = did_you_mean(part, names)
+            raise refuse("function-missing", setting, f"{module_name} has no {part}", hint=hint)
+        found = getattr(found, part)
+    if not callable(found):
+        raise refuse("function-missing", setting, f"{name} is {_named(found)}, nothing to call", hint="")
+    return module, found
+
+
+def _called(path: str, what: str, call: Any) -> Any:
+    """The result of the user's code; what it raises is told with its own last line, not with a traceback of ours.
+
+    A module that is not there is the caller's to tell, unless it is one that the user's module asks for.
+    """
+    module, _, function = path.partition(":")
+    try:
+        return call()
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise _failed(path, what, error, module, function) from None
+    except (Exception, SystemExit) as error:
+        raise _failed(path, what, error, module, function) from None
+
+
+def _failed(path: str, what: str, error: BaseException, module: str, function: str) -> UserError:
+    said = traceback.format_exception_only(error)[-1].strip()
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return refuse("function-failed", f"path={path}", f"{what} {said}{where}", module=module, function=function)
+
+
+def _is_machinery(file: str) -> bool:
+    return file == __file__ or file.startswith("<frozen")
+
+
+def _wrong_rows(path: str, text: str) -> UserError:
+    return refuse("function-rows", f"path={path}", text)
+
+
+def _named(value: Any) -> str:
+    return f"of type {type(value).__name__}"

@@ -1,0 +1,61 @@
+"""An image's place to its pixels, or why there are none."""
+
+import base64
+import binascii
+import io
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from factory.data.record import BadRow
+
+# as much as PIL warns of: a file of some kilobytes may unfold to gigabytes
+MOST_PIXELS = 89_478_485
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+
+
+def read_image(place: str) -> Any:
+    """The image in RGB, turned upright as its camera noted. Raises BadRow. `place`: a path, file: URL or data: URL."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    source = _source(place)
+    try:
+        with Image.open(source) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise BadRow("an image has too many pixels")
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise BadRow("an image is missing") from None
+    except Image.DecompressionBombError:
+        raise BadRow("an image has too many pixels") from None
+    # what decoders raise of broken files
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        if isinstance(error, BadRow):
+            raise
+        raise BadRow("an image cannot be read") from None
+
+
+def _source(place: str) -> Path | io.BytesIO:
+    if found := _DATA.match(place):
+        try:
+            return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
+        except binascii.Error:
+            raise BadRow("an image cannot be read") from None
+    if place.lower().startswith("file:"):
+        return Path(unquote(urlsplit(place).path))
+    if _ADDRESS.match(place):
+        raise BadRow("an image is at an address, and none is fetched")
+    return Path(place)
+
+
+def _rgb(image: Any) -> Any:
+    """PIL would cut 16 bits a pixel to their lowest eight."""
+    if image.mode.startswith("I;16"):
+        import numpy as np
+        from PIL import Image
+
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

@@ -1,0 +1,255 @@
+"""Prepare: a source's rows to encoded rows in the cache, made once for one content, one tokenizer and one setting."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import factory
+from factory import cache as cache_folder
+from factory.data import read
+from factory.data.encoding import EncoderSpec
+from factory.data.mix import Ranks
+from factory.data.prepare import store
+from factory.data.prepare.store import Prepared
+from factory.data.prepare.workers import Aligning, Bad, Block, Encoded, Workers, blocks
+from factory.plan import Align, PlannedSource
+from factory.refusal import refuse
+
+__all__ = ["Prepared", "aligning_of", "code", "key", "prepare", "prepare_source", "refuse_wrong_format"]
+
+Progress = Callable[[int, int | None], None]
+MOST_BAD = 0.5  # share of bad rows above which the format itself must be wrong
+_EARLY = 1000  # rows after which a format that fits none of them is refused
+_FIRST = 5  # row numbers that are kept of a reason
+_REASONS = 50  # different ones that are told apart
+_OTHER = "other reasons"
+_VERSIONS = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets")
+
+
+def prepare(
+    align: Align,
+    spec: EncoderSpec,
+    seed: int,
+    processes: int,
+    progress: Progress = lambda done, total: None,
+    stop: Callable[[], None] = lambda: None,
+) -> dict[str, Prepared]:
+    """Every source, from the cache where it is there. `stop` is called now and then and ends it all by raising."""
+    found: dict[str, Prepared] = {}
+    with Workers(spec, processes) as workers:
+        for name, source in align.sources.items():
+            before = sum(each.counts["rows"] for each in found.values())
+            found[name] = prepare_source(
+                name,
+                source,
+                spec,
+                workers,
+                at_most=_at_most(align, name),
+                seed=seed,
+                progress=lambda done, total, before=before: progress(before + done, total),
+                stop=stop,
+            )
+    return found
+
+
+def _at_most(align: Align, name: str) -> int | None:
+    """How many rows of this source can be of use: its own bound, and that of all together."""
+    own = align.sources[name].max_samples
+    bounds = [own] if name == align.validation else [own, align.max_samples]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def prepare_source(
+    name: str,
+    source: PlannedSource,
+    spec: EncoderSpec,
+    workers: Workers,
+    *,
+    at_most: int | None,
+    seed: int,
+    progress: Progress = lambda done, total: None,
+    stop: Callable[[], None] = lambda: None,
+) -> Prepared:
+    """The rows of one source. With `at_most`, at least those so many of the smallest rank that can be trained."""
+    target = cache_folder.folder() / "data" / key(source, spec, at_most, seed)
+    if store.is_whole(target):
+        return Prepared(target)
+    with store.making(target) as aside:
+        if aside is not None:
+            _make(name, source, workers, _Tally(name, source, at_most), seed, aside, target, progress, stop)
+    return Prepared(target)
+
+
+def _make(
+    name: str,
+    source: PlannedSource,
+    workers: Workers,
+    tally: "_Tally",
+    seed: int,
+    aside: Path,
+    target: Path,
+    progress: Progress,
+    stop: Callable[[], None],
+) -> None:
+    writer, images = store.Writer(aside), set[str]()
+
+    def wanted() -> Iterator[Block]:
+        for block in blocks(read.source_rows(source), aligning_of(source), seed):
+            stop()
+            yield block
+
+    try:
+        for block, batch in workers.tables(wanted(), lambda: tally.limit):
+            tally.add(block)
+            images |= block.images if workers.sees else frozenset()
+            if len(block.numbers):
+                with store.writing(target):
+                    writer.write(batch)
+            progress(tally.rows, None)
+        counts = tally.counts()
+        if source.origin == "file" and source.sha256 and read.digest(Path(source.path)) != source.sha256:
+            raise refuse("data-changed", f"data.sources.{name}.path={source.path}", "it changed while it was read")
+        with store.writing(target):
+            writer.finish(counts, images)
+    finally:
+        writer.abandon()
+
+
+def aligning_of(source: PlannedSource) -> Aligning:
+    return Aligning(format=source.format, columns=source.columns, tags=source.tags, folder=source.folder)
+
+
+class _Tally:
+    """What became of a source's rows, and above which rank none is wanted any more."""
+
+    def __init__(self, name: str, source: PlannedSource, at_most: int | None):
+        self._name, self._format, self._at_most = name, source.format, at_most
+        self.rows = self._skipped = 0
+        self._bad = list[Bad]()  # kept only until it is known which of them rank low enough to count
+        self._dropped = Dropped()
+        self._misfits = Counter[str]()
+        self._ranks, self._new = np.zeros(0, np.uint64), list[Ranks]()
+        self.limit: int | None = None
+
+    def add(self, block: Encoded) -> None:
+        self.rows += block.rows
+        self._skipped += block.skipped
+        self._misfits.update(bad.reason for bad in block.bad if not bad.aligned)
+        looked = self.rows - self._skipped
+        if looked >= _EARLY and self._misfits.total() == looked:
+            refuse_wrong_format(self._name, self._format, looked, self._misfits)
+        if self._at_most is None:
+            self._dropped.add(block.bad)
+            return
+        self._bad += block.bad
+        self._new.append(block.ranks)
+        if sum(map(len, self._new)) >= self._at_most // 4:
+            self._narrow()
+
+    def _narrow(self) -> None:
+        """The largest rank among the `at_most` smallest so far: what ranks above it will not be among them."""
+        assert self._at_most is not None
+        self._ranks, self._new = np.concatenate([self._ranks, *self._new]), []
+        if len(self._ranks) >= self._at_most:
+            self._ranks = np.partition(self._ranks, self._at_most - 1)[: self._at_most]
+            self.limit = int(self._ranks.max())
+
+    def counts(self) -> dict[str, Any]:
+        """rows = the encoded ones + not_sampled + dropped. Raises UserError where most rows do not fit the format."""
+        looked, outside = self.rows - self._skipped, list[Bad]()
+        refuse_wrong_format(self._name, self._format, looked, self._misfits)
+        if self._at_most is not None:
+            self._narrow()
+            outside = [bad for bad in self._bad if self.limit is not None and bad.rank > self.limit]
+            self._dropped.add(bad for bad in self._bad if self.limit is None or bad.rank <= self.limit)
+        return {
+            "rows": self.rows,
+            "not_sampled": self._skipped + len(outside),
+            "dropped": self._dropped.reasons,
+        }
+
+
+def refuse_wrong_format(name: str, format: str, rows: int, misfits: Counter[str]) -> None:
+    """Raises UserError where most of the rows do not fit the format (`misfits`, by reason)."""
+    if misfits.total() <= rows * MOST_BAD:
+        return
+    raise refuse(
+        "rows-broken",
+        f"data.sources.{name}.format={format}",
+        f"{misfits.total():,} of {rows:,} rows cannot be used, most as: {misfits.most_common(1)[0][0]}",
+        name=name,
+    )
+
+
+class Dropped:
+    """Rows that are not trained, by reason: {reason: {count, first}}, `first` being row numbers from 1."""
+
+    def __init__(self, reasons: dict[str, dict[str, Any]] | None = None) -> None:
+        self.reasons = {} if reasons is None else reasons
+
+    def add(self, bad: Iterable[Bad]) -> None:
+        for row in bad:
+            reason = row.reason if row.reason in self.reasons or len(self.reasons) < _REASONS else _OTHER
+            entry = self.reasons.setdefault(reason, {"count": 0, "first": []})
+            entry["count"] += 1
+            if len(entry["first"]) < _FIRST:
+                entry["first"].append(row.row + 1)
+
+
+def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int) -> str:
+    """A hash of all that decides which tokens a row becomes: content, format, tokenizer, settings, versions, this code.
+
+    A hub set's content is known by its name and revision only.
+    """
+    # the same bytes are other rows under another suffix
+    file = [source.sha256, Path(source.path).suffixes[-2:]]
+    content = file if source.origin == "file" else _plain(source)
+    parts = [
+        content,
+        _plain(aligning_of(source)),
+        _plain(spec),
+        None if at_most is None else [at_most, seed],
+        {name: version(name) for name in _VERSIONS},
+        factory.__version__,
+        code(),
+    ]
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as JSON, sets in order; without what changes no row's tokens."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.name not in ("isolate_documents", "weight", "max_samples", "bytes")
+        }
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value))
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    assert value is None or isinstance(value, str | int | float | bool), f"{type(value)} has no content to hash"
+    return value
+
+
+@cache
+def code() -> str:
+    """A hash of the files of this room, and of the templates and their tools."""
+    found = hashlib.sha256()
+    package = Path(factory.__file__).parent
+    for folder in (package / "data", package / "templates"):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".yaml", ".jinja"):
+                found.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return found.hexdigest()

@@ -1,0 +1,327 @@
+"""Encoded rows in Arrow files that are mapped: written aside and renamed, so what is there is whole."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.data.encoding import Tokens
+from factory.data.mix import DIGEST_BYTES, Ranks
+from factory.data.prepare.workers import Encoded
+from factory.refusal import UserError, refuse
+
+_SHARD_BYTES = 256 * 2**20
+_INDEX = "index.json"
+_SIDES = ("", "rejected_")  # of a pair; of other rows the second is empty
+
+
+def schema() -> Any:
+    """A line is a row. Spans are start, end, start, end … of trained tokens; `weights` has one number a span.
+
+    `label` is 1, 0, or -1 where a row has none.
+    """
+    import pyarrow as pa
+
+    tokens = [
+        ("ids", pa.list_(pa.int32())),
+        ("spans", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.float32())),
+        ("cut", pa.int32()),
+        ("open", pa.int8()),
+    ]
+    sides = [(side + name, kind) for side in _SIDES for name, kind in tokens]
+    row = [("images", pa.list_(pa.string())), ("label", pa.int8()), ("row", pa.int64())]
+    return pa.schema([*sides, *row, ("digest", pa.binary(DIGEST_BYTES))])
+
+
+_EMPTY = Tokens([], [])
+_DTYPES = {"int8": np.int8, "int32": np.int32, "int64": np.int64, "float": np.float32}  # by Arrow's names
+
+
+def as_batch(block: Encoded) -> bytes:
+    """The encoded rows as one record batch, serialized without its schema."""
+    import pyarrow as pa
+
+    rows = block.encoded
+    columns = [*_tokens([row.tokens for row in rows]), *_tokens([row.rejected or _EMPTY for row in rows])]
+    columns.append(_lists([row.tokens.images for row in rows], _texts))
+    columns.append(_numbers([-1 if row.label is None else int(row.label) for row in rows], pa.int8()))
+    columns.append(_numbers(block.numbers, pa.int64()))
+    columns.append(pa.Array.from_buffers(pa.binary(DIGEST_BYTES), len(rows), [None, _buffer(block.digests)]))
+    return pa.RecordBatch.from_arrays(columns, schema=schema()).serialize().to_pybytes()
+
+
+def _tokens(sides: list[Tokens]) -> list[Any]:
+    import pyarrow as pa
+
+    integers, floats = partial(_numbers, kind=pa.int32()), partial(_numbers, kind=pa.float32())
+    return [
+        _lists([side.ids for side in sides], integers),
+        _lists([[at for start, end, _ in side.spans for at in (start, end)] for side in sides], integers),
+        _lists([[weight for *_, weight in side.spans] for side in sides], floats),
+        integers([side.cut for side in sides]),
+        _numbers([side.open_ended for side in sides], pa.int8()),
+    ]
+
+
+# made of buffers: pyarrow.array would import pandas, in every worker
+
+
+def _lists(values: Sequence[Sequence[Any]], inner: Callable[[Iterable[Any]], Any]) -> Any:
+    import pyarrow as pa
+
+    items = inner(chain.from_iterable(values))
+    offsets = _buffer(np.cumsum([0, *map(len, values)], dtype=np.int32))
+    return pa.Array.from_buffers(pa.list_(items.type), len(values), [None, offsets], children=[items])
+
+
+def _numbers(values: Iterable[float], kind: Any) -> Any:
+    import pyarrow as pa
+
+    found = np.fromiter(values, _DTYPES[str(kind)])
+    return pa.Array.from_buffers(kind, len(found), [None, _buffer(found)])
+
+
+def _texts(values: Iterable[str]) -> Any:
+    import pyarrow as pa
+
+    found = [text.encode(errors="surrogatepass") for text in values]
+    offsets = _buffer(np.cumsum([0, *map(len, found)], dtype=np.int32))
+    return pa.Array.from_buffers(pa.string(), len(found), [None, offsets, pa.py_buffer(b"".join(found))])
+
+
+def _buffer(values: NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.py_buffer(np.ascontiguousarray(values))
+
+
+class Writer:
+    """Writes record batches into shards of a folder."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._shards = folder, list[str]()
+        self._sink: Any = None
+        self._file: Any = None
+
+    def write(self, batch: bytes) -> None:
+        import pyarrow as pa
+
+        if self._file is None:
+            self._shards.append(f"{len(self._shards):05}.arrow")
+            self._sink = (self._folder / self._shards[-1]).open("wb")
+            self._file = pa.ipc.new_file(self._sink, schema())
+        self._file.write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), schema()))
+        if self._sink.tell() > _SHARD_BYTES:
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._sink.flush()
+            os.fsync(self._sink.fileno())
+            self._sink.close()
+            self._file = self._sink = None
+
+    def finish(self, counts: dict[str, Any], images: Iterable[str] = ()) -> None:
+        """What makes the folder whole: the counts, the size of each file, and the images that the tokens depend on."""
+        self._shut()
+        sizes = {name: (self._folder / name).stat().st_size for name in self._shards}
+        places = sorted(images)
+        with (self._folder / _INDEX).open("w") as file:
+            json.dump({"counts": counts, "sizes": sizes, "images": places, "looks": _looks(places)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def abandon(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+
+@contextmanager
+def making(target: Path) -> Iterator[Path | None]:
+    """A folder beside `target`, which takes its place if all goes well; None where another process was sooner."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = (target.parent / f".{target.name}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_whole(target):
+            yield None
+            return
+        for left in target.parent.glob(f".{target.name}.[0-9]*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            with writing(target):
+                aside.mkdir()
+            yield aside
+            with writing(target):
+                shutil.rmtree(target, ignore_errors=True)
+                aside.rename(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns what a full disk or a forbidden folder raises into a refusal."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        wrong = f"it cannot be written ({error.strerror or error})"
+        raise refuse("data-cache", f"FACTORY_CACHE={target.parent.parent}", wrong) from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether it can be read, and its images are still those that were counted in tokens."""
+    index = _index(folder)
+    if index is None or _looks(index["images"]) != index["looks"]:
+        return False
+    sizes = {name: folder / name for name in index["sizes"]}
+    return all(path.is_file() and path.stat().st_size == index["sizes"][name] for name, path in sizes.items())
+
+
+def _looks(images: list[str]) -> str:
+    """A hash of the images' sizes and times of change, those that are not there included."""
+    found = hashlib.sha256()
+    for image in images:
+        path = Path(unquote(urlsplit(image).path) if image.startswith("file:") else image)
+        state = path.stat() if path.is_file() else None
+        found.update(repr((image, state and (state.st_size, state.st_mtime_ns))).encode(errors="surrogatepass"))
+    return found.hexdigest()
+
+
+def _index(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / _INDEX).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One row's tokens: ids (n), spans (k, 2) and weights (k)."""
+
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+class Prepared:
+    """A source's encoded rows, mapped. Numbers of rows are places here; `rows` says where they stood in the source."""
+
+    def __init__(self, folder: Path):
+        import pyarrow as pa
+
+        index = _index(folder)
+        assert index is not None
+        self.folder, self.counts = folder, index["counts"]
+        shards = [pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all() for name in index["sizes"]]
+        self._table = pa.concat_tables(shards) if shards else schema().empty_table()
+        self._lists: dict[str, _Lists] = {}
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return self._table.column(name).to_numpy()
+
+    def _list(self, name: str) -> "_Lists":
+        if name not in self._lists:
+            self._lists[name] = _Lists(self._table.column(name).chunks)
+        return self._lists[name]
+
+    @cached_property
+    def digests(self) -> Ranks:
+        parts = [
+            np.frombuffer(chunk.buffers()[1], "<u8", len(chunk) * 2, chunk.offset * DIGEST_BYTES)
+            for chunk in self._table.column("digest").chunks
+            if len(chunk)
+        ]
+        return np.concatenate([np.zeros(0, np.uint64), *parts]).reshape(-1, 2)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        return self._list("ids").lengths
+
+    @cached_property
+    def rejected_lengths(self) -> NDArray[np.int64]:
+        return self._list("rejected_ids").lengths
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        return self._column("row")
+
+    @cached_property
+    def cut(self) -> NDArray[np.int64]:
+        """Tokens that truncation took from each row."""
+        return self._column("cut").astype(np.int64) + self._column("rejected_cut")
+
+    @cached_property
+    def open_ended(self) -> NDArray[np.bool_]:
+        """Whether truncation took an answer's end."""
+        return (self._column("open") | self._column("rejected_open")).astype(np.bool_)
+
+    def side(self, row: int, *, rejected: bool = False) -> Side:
+        side = _SIDES[rejected]
+        ids, spans, weights = (self._list(side + name)[row] for name in ("ids", "spans", "weights"))
+        return Side(ids, spans.reshape(-1, 2), weights)
+
+    def label(self, row: int) -> bool:
+        label = self._table.column("label")[row].as_py()
+        assert label >= 0, "only labelled rows have a label"
+        return bool(label)
+
+    def images(self, row: int) -> tuple[str, ...]:
+        return tuple(self._table.column("images")[row].as_py())
+
+    def trained(self, *, rejected: bool = False) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Of each row: its trained tokens, and whether its first token is one of them."""
+        side = _SIDES[rejected]
+        return _trained(self._list(side + "spans"), self._list(side + "weights"))
+
+
+class _Lists:
+    """A column of lists, as views of the mapped files."""
+
+    def __init__(self, chunks: list[Any]):
+        chunks = [chunk for chunk in chunks if len(chunk)]
+        self.offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+        self.values = [chunk.values.to_numpy() for chunk in chunks]
+        self.starts = np.concatenate([[0], np.cumsum([len(chunk) for chunk in chunks])]).astype(np.int64)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for offsets in self.offsets)]).astype(np.int64)
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
+        at, offsets = row - self.starts[chunk], self.offsets[chunk]
+        return self.values[chunk][offsets[at] : offsets[at + 1]]
+
+
+def _trained(spans: _Lists, weights: _Lists) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    counts, firsts = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+    for offsets, values, factors in zip(weights.offsets, spans.values, weights.values, strict=True):
+        ends = values.reshape(-1, 2)
+        sizes = np.where(factors > 0, ends[:, 1] - ends[:, 0], 0).astype(np.int64)
+        sums = np.concatenate([[0], np.cumsum(sizes)])
+        counts.append(sums[offsets[1:]] - sums[offsets[:-1]])
+        zeros = np.concatenate([[0], np.cumsum((ends[:, 0] == 0) & (sizes > 0))])
+        firsts.append(zeros[offsets[1:]] > zeros[offsets[:-1]])
+    return np.concatenate(counts), np.concatenate(firsts)

@@ -1,0 +1,271 @@
+"""Blocks of raw rows to blocks of encoded ones, in this process or in several: each block is a pure function's work."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.data import formats, mix
+from factory.data.encoding import EncodedRow, Encoder, EncoderSpec
+from factory.data.read import Row
+from factory.data.record import BadRow, Record
+from factory.refusal import Refusal, UserError, refuse
+
+BLOCK_ROWS = 1000
+_BLOCK_CHARACTERS = 4_000_000  # so that long documents do not fill the memory
+_FEW = 20  # blocks that are sooner done here than processes are started
+_AHEAD = 2  # blocks a process that are under way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aligning:
+    """How a source's rows become records."""
+
+    format: str
+    columns: dict[str, str]
+    tags: dict[str, str]
+    folder: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows `first`, `first` + 1 … of a source. Those that rank above `limit` by the seed are not wanted."""
+
+    aligning: Aligning
+    first: int
+    rows: list[Row]
+    seed: int = 0
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    row: int
+    rank: int
+    reason: str
+    aligned: bool  # false: its format does not allow it
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What became of a block. `numbers`, `digests` (rows, 2) and `ranks` are of the encoded rows.
+
+    `images` are the files of all rows that were looked at, of the bad ones too.
+    """
+
+    rows: int
+    skipped: int
+    bad: list[Bad]
+    encoded: list[EncodedRow]
+    numbers: list[int]
+    digests: mix.Ranks
+    ranks: mix.Ranks
+    images: frozenset[str] = frozenset()
+
+
+def blocks(rows: Iterable[Row], aligning: Aligning, seed: int = 0) -> Iterator[Block]:
+    """Blocks of BLOCK_ROWS rows, of fewer where they are long."""
+    held, first, size = list[Row](), 0, 0
+    for row in rows:
+        held.append(row)
+        size += _characters(row)
+        if len(held) >= BLOCK_ROWS or size >= _BLOCK_CHARACTERS:
+            yield Block(aligning, first, held, seed)
+            first, held, size = first + len(held), [], 0
+    if held:
+        yield Block(aligning, first, held, seed)
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_characters, value))
+    return 8
+
+
+def encode(block: Block, encoder: Encoder) -> Encoded:
+    """Aligns and encodes the block's rows. Raises UserError where a row is to stop the run."""
+    digests = mix.words([mix.digest(row) for row in block.rows])
+    ranks = mix.ranks(digests, block.seed, "sample")
+    wanted = range(len(ranks)) if block.limit is None else np.flatnonzero(ranks <= block.limit).tolist()
+    bad, places, records = list[Bad](), list[int](), list[Record]()
+    for at in wanted:
+        try:
+            records.append(_record(block.rows[at], block.aligning))
+            places.append(at)
+        except BadRow as error:
+            bad.append(Bad(block.first + at, int(ranks[at]), str(error), False))
+    kept, encoded = list[int](), list[EncodedRow]()
+    for at, found in zip(places, encoder.encode(records) if records else [], strict=True):
+        if isinstance(found, BadRow):
+            bad.append(Bad(block.first + at, int(ranks[at]), str(found), True))
+        else:
+            kept.append(at)
+            encoded.append(found)
+    numbers = [block.first + at for at in kept]
+    images = frozenset(image for record in records for image in record.images if not image.startswith("data:"))
+    skipped = len(block.rows) - len(wanted)
+    return Encoded(len(block.rows), skipped, bad, encoded, numbers, digests[kept], ranks[kept], images)
+
+
+def _record(row: Row, aligning: Aligning) -> Record:
+    record = formats.align(row, aligning.format, aligning.columns, aligning.tags)
+    if aligning.folder is None or not record.images:
+        return record
+    # joining leaves an absolute path, and a URL must stay one
+    return replace(record, images=tuple(_placed(image, aligning.folder) for image in record.images))
+
+
+def _placed(image: str, folder: str) -> str:
+    return image if ":" in image.split("/")[0] else str(Path(folder) / image)
+
+
+class Workers:
+    """Encodes blocks in their order. Processes are started when there is enough to do, and live until `close`."""
+
+    def __init__(self, spec: EncoderSpec, processes: int):
+        self._spec, self._processes = spec, processes
+        self._pool: ProcessPoolExecutor | None = None
+        self._encoder: Encoder | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    @property
+    def sees(self) -> bool:
+        """Whether tokens depend on images."""
+        return self._spec.images is not None
+
+    def encode(self, blocks: Iterable[Block]) -> Iterator[Encoded]:
+        return (found for found, _ in self._map(blocks, lambda block: block, _encoded))
+
+    def tables(
+        self, blocks: Iterable[Block], limit: Callable[[], int | None] = lambda: None
+    ) -> Iterator[tuple[Encoded, bytes]]:
+        """With the encoded rows as an Arrow record batch (store.schema), and no longer as objects.
+
+        `limit` is asked for each block when its turn comes.
+        """
+        return self._map(blocks, lambda block: replace(block, limit=limit()), _tabled)
+
+    def _map(self, blocks: Iterable[Block], last: Callable[[Block], Block], work: Any) -> Iterator[Any]:
+        """`last` is done to a block just before its turn."""
+        blocks = iter(blocks)
+        if self._pool is None:
+            yield from self._here(islice(blocks, _FEW) if self._processes > 1 else blocks, last, work)
+        more = next(blocks, None)
+        if more is None:
+            return
+        pool = self._pool = self._pool or self._started()
+        ahead = _AHEAD * self._processes
+        try:
+            for found in _in_order(
+                chain([more], blocks), last, lambda block: pool.submit(_in_worker, work, block), ahead
+            ):
+                if isinstance(found, _Refused):
+                    raise UserError(*found.refusals)
+                yield found
+        except BrokenProcessPool:
+            self._pool = None
+            raise refuse("worker-lost", "data", "a process that prepares rows is gone") from None
+
+    def _here(self, blocks: Iterator[Block], last: Callable[[Block], Block], work: Any) -> Iterator[Any]:
+        """In two threads: while one renders, the other tokenizes, which holds no lock and has threads of its own."""
+        encoder = self._encoder = self._encoder or self._spec.encoder()
+        # neither processors nor tokenizers that are written in Python are made for threads
+        several = self._spec.tokenizer is not None and self._spec.images is None and self._processes > 1
+        with ThreadPoolExecutor(1 + several, thread_name_prefix="encode") as threads:
+            yield from _in_order(blocks, last, lambda block: threads.submit(work, encoder, block), 1 + 2 * several)
+
+    def _started(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._spec,)
+        )
+
+
+def _in_order(
+    blocks: Iterator[Block], last: Callable[[Block], Block], send: Callable[[Block], Future[Any]], ahead: int
+) -> Iterator[Any]:
+    """The results of the blocks that are sent away, with at most so many under way."""
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for block in blocks:
+            waiting.append(send(last(block)))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _encoded(encoder: Encoder, block: Block) -> tuple[Encoded, None]:
+    return encode(block, encoder), None
+
+
+def _tabled(encoder: Encoder, block: Block) -> tuple[Encoded, bytes]:
+    from factory.data.prepare.store import as_batch
+
+    found = encode(block, encoder)
+    return replace(found, encoded=[]), as_batch(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An exception with such arguments would not survive the way back from a worker."""
+
+    refusals: tuple[Refusal, ...]
+
+
+# of a worker's process: its encoder, made once
+_encoder: Encoder | None = None
+
+
+def _start(spec: EncoderSpec) -> None:
+    import gc
+    import signal
+
+    gc.set_threshold(50_000)  # what a block is made of lives as long as the block: looking for garbage finds none
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what stops
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    global _encoder
+    _encoder = spec.encoder()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed closes no queue: its workers would wait for ever."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _in_worker(work: Any, block: Block) -> Any:
+    assert _encoder is not None
+    try:
+        return work(_encoder, block)
+    except UserError as error:
+        return _Refused(error.refusals)

@@ -1,0 +1,157 @@
+"""Rows of every kind of source, strictly: what cannot be read is named by its file and its place in it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.data.read import columnar, objects, opened, tables
+from factory.data.read.opened import Skip, Stream
+from factory.plan import PlannedSource
+from factory.refusal import UserError, did_you_mean, refuse
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of file is read from a stream, or as one whole that can tell its number of rows."""
+
+    stream: Callable[[Stream, Skip], Iterator[Row]] | None = None
+    whole: Callable[[Path, Skip], Iterator[Row]] | None = None
+    count: Callable[[Path], int] | None = None
+
+
+_KINDS: dict[str, _Kind] = {
+    ".json": _Kind(stream=objects.rows),
+    ".jsonl": _Kind(stream=objects.rows),
+    ".ndjson": _Kind(stream=objects.rows),
+    ".csv": _Kind(stream=tables.rows(",")),
+    ".tsv": _Kind(stream=tables.rows("\t")),
+    ".txt": _Kind(stream=tables.documents),
+    ".parquet": _Kind(whole=columnar.parquet, count=columnar.parquet_count),
+    ".arrow": _Kind(whole=columnar.arrow, count=columnar.arrow_count),
+}
+SUFFIXES = tuple(_KINDS)
+COMPRESSED = tuple(opened.DECOMPRESSORS)
+
+
+def source_rows(source: PlannedSource, skip: int = 0, *, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a planned source from number `skip` on. `streaming`: a hub set is not downloaded whole."""
+    if source.origin == "file":
+        return rows(Path(source.path), skip)
+    if source.origin == "function":
+        from factory.data import function
+
+        return function.rows(source.path, skip)
+    from factory.data import hub
+
+    return hub.rows(source.path, source.subset, source.split, source.revision, skip=skip, streaming=streaming)
+
+
+def source_digest(source: PlannedSource) -> str | None:
+    """What `PlannedSource.sha256` would be now; None for the hub. Raises UserError where it cannot be read any more."""
+    if source.origin == "file":
+        if not Path(source.path).exists():
+            raise refuse("data-missing", f"path={source.path}", "it is gone", hint="", known=", ".join(SUFFIXES))
+        return digest(Path(source.path))
+    if source.origin == "function":
+        from factory.data import function
+
+        return function.look(source.path).sha256
+    return None
+
+
+def rows(path: Path, skip: int = 0) -> Iterator[Row]:
+    """The rows of a file, or of a folder's files one after the other, from number `skip` on (from 0).
+
+    Raises UserError where one is not UTF-8, broken, or holds something other than objects.
+    """
+    passed = Skip(skip)
+    for file in files(path):
+        kind = _KINDS[opened.suffix(file)]
+        if kind.whole:
+            yield from kind.whole(file, passed)
+        elif kind.stream:
+            with opened.opened(file) as stream:
+                yield from kind.stream(stream, passed)
+
+
+def files(path: Path) -> list[Path]:
+    """The files behind a path: itself, or all of a folder's, sorted. Hidden ones are passed over."""
+    if not path.is_dir():
+        found = [path]
+    else:
+        found = _sets_own_files(path) or sorted(_walk(path), key=lambda file: file.relative_to(path).parts)
+    for file in found:
+        if opened.suffix(file) not in _KINDS:
+            raise unknown_type(file, f"path={path}")
+    return found
+
+
+def unknown_type(path: Path, setting: str) -> UserError:
+    suffix = "".join(path.suffixes[-2:] if opened.compression(path) else path.suffixes[-1:])
+    wrong = f"{path.name} is of type {suffix or '(none)'}, which is not read"
+    hint = did_you_mean(suffix.lower(), SUFFIXES) if suffix else ""
+    return refuse("data-file-type", setting, wrong, known=", ".join(SUFFIXES), packed=", ".join(COMPRESSED), hint=hint)
+
+
+def count(path: Path) -> int | None:
+    """How many rows a file says it has, or None where it would have to be read for that."""
+    kind = _KINDS[opened.suffix(path)]
+    return kind.count(path) if kind.count else None
+
+
+def sample(path: Path, rows: int, most: int) -> tuple[int, int]:
+    """Reads a text file's rows until there are so many and `most` bytes of it are read: (rows, bytes).
+
+    Both are the whole file's where that is smaller. A compressed file's bytes are those on the disk.
+    """
+    kind = _KINDS[opened.suffix(path)]
+    assert kind.stream
+    found = 0
+    with opened.opened(path) as stream:
+        for _ in kind.stream(stream, Skip(0)):
+            found += 1
+            if found >= rows and stream.taken() >= most:
+                return found, min(stream.taken(), path.stat().st_size)
+    return found, path.stat().st_size
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file's bytes; of a folder, of its files' names and bytes."""
+    if path.is_dir():
+        names = [[file.relative_to(path).as_posix(), digest(file)] for file in files(path)]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
+        seen.add(real)
+
+
+def _sets_own_files(path: Path) -> list[Path] | None:
+    """What `datasets` says that a folder of its save_to_disk holds, or None for any other folder."""
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
+        wrong = f"it holds the splits {', '.join(splits) or '(none)'}"
+        raise refuse(
+            "data-splits", f"path={path}", wrong, first=path / ("train" if "train" in splits else "".join(splits[:1]))
+        )
+    state = path / "state.json"
+    if not state.is_file() or not (path / "dataset_info.json").is_file():
+        return None
+    try:
+        return [path / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        raise refuse("data-broken", f"path={state}", "it does not name the set's files") from None

@@ -1,0 +1,65 @@
+"""Tables as text (csv, tsv), and plain text."""
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from factory.data.read import wrong
+from factory.data.read.opened import Skip, Stream
+
+_LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_LONGEST_CELL = 2**31 - 1  # characters: Python's own limit of 131,072 is for other files than these
+
+
+def rows(delimiter: str) -> Callable[[Stream, Skip], Iterator[dict[str, Any]]]:
+    """A reader of tables whose first row names the columns. Cells stay texts; an empty one is None."""
+
+    def read(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
+        csv.field_size_limit(_LONGEST_CELL)
+        table = csv.reader(_table_lines(stream), delimiter=delimiter, strict=True)
+        names: list[str] = []
+        before = 0
+        try:
+            for cells in table:
+                line, before = before + 1, table.line_num
+                if not cells:
+                    continue
+                if not names:
+                    names = _header(cells, stream, line)
+                elif len(cells) != len(names):
+                    many = f"{len(cells)} cells where the header has {len(names)}"
+                    raise wrong.broken(stream.path, f"the row of line {line} has {many}")
+                elif not skip.some(1):
+                    yield {name: cell or None for name, cell in zip(names, cells, strict=True)}
+        except csv.Error as error:
+            raise wrong.broken(stream.path, f"line {table.line_num or 1}: {error}") from None
+
+    return read
+
+
+def _table_lines(stream: Stream) -> Iterator[str]:
+    """Lines that may end with \\r alone too, as the csv module takes them."""
+    for _, text in stream.texts():
+        yield from _LINES.findall(text) if "\r" in text[:-2] else (text,)
+
+
+def _header(cells: list[str], stream: Stream, line: int) -> list[str]:
+    twice = next((name for name in cells if cells.count(name) > 1), None)
+    if twice is not None:
+        raise wrong.broken(stream.path, f"line {line}, the header, names the column {twice!r} twice")
+    return cells
+
+
+def documents(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
+    """Texts, set apart by blank lines."""
+    document: list[str] = []
+    for _, line in stream.texts():
+        if line.strip():
+            document.append(line.rstrip("\r\n"))
+        elif document:
+            if not skip.some(1):
+                yield {"text": "\n".join(document)}
+            document = []
+    if document and not skip.some(1):
+        yield {"text": "\n".join(document)}

@@ -1,0 +1,45 @@
+"""The standard record that every data set is brought to (the paper, section 4.2, Table 3)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict
+
+Kind = Literal["text", "messages", "pairs", "labelled"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class ToolCall(TypedDict):
+    name: str
+    arguments: dict[str, Any]
+
+
+class Message(TypedDict):
+    """`<image>` in a content stands where the record's next image belongs, `<video>` and `<audio>` likewise."""
+
+    role: Role
+    content: str
+    reasoning: NotRequired[str]  # of an assistant: what it thought before it answered
+    tool_calls: NotRequired[list[ToolCall]]
+    name: NotRequired[str]  # of a tool: whose result it is
+    weight: NotRequired[float]  # of an assistant: what its tokens count in the loss; 0: not trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """`text` records have one response and no prompt; of a pair, `rejected` holds the worse response.
+
+    A system message is the prompt's first. `tools` are functions as OpenAI's API describes them: {name, description,
+    parameters}. Images, videos and audios are paths or URLs, in the order of their places in the contents.
+    """
+
+    prompt: tuple[Message, ...]
+    response: tuple[Message, ...]
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    audios: tuple[str, ...] = ()
+
+
+class BadRow(ValueError):
+    """A row that cannot be trained; the text is the reason that is counted: the same words for the same reason."""

@@ -1,0 +1,337 @@
+"""Conversations to text through a chat template, with the places of every answer and of every text.
+
+Two renderings, whatever the number of turns: one as it is, one with marks in the place of the texts that are not the
+assistant's. Both must agree piece by piece, so nothing is searched for in what a user wrote.
+"""
+
+import json
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from factory.data import tools as words
+from factory.data.chat_template import MEDIA, ChatTemplate, Given, Learnt, PartsTemplate, called, parts
+from factory.data.record import BadRow, Message
+
+Span = tuple[int, int]
+_CHANGED = "the chat template changes a text, or what stands around it"
+# how a template may write a text; the first that fits
+_VARIANTS: tuple[Callable[[str], str], ...] = (
+    str,
+    str.strip,
+    str.lstrip,
+    str.rstrip,
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: json.dumps(text)[1:-1],
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Characters from `start` up to `end`, the end of turn included; not `closed`: the template puts none."""
+
+    start: int
+    end: int
+    weight: float
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """`texts` are the system's, users' and tools' texts, in their order; `system` is the system's of them.
+
+    `exchanges` are the places where a user's turn begins: what lies between the first of them and another can be taken
+    away, and a shorter conversation is left. `images` are where an image's tokens stand, once they are written out.
+    """
+
+    text: str
+    answers: tuple[Answer, ...]
+    texts: tuple[Span, ...]
+    exchanges: tuple[int, ...]
+    system: Span | None
+    images: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the text of message `index` stands, or a stretch of it between images."""
+
+    index: int
+    start: int
+    end: int
+
+
+class Renderer:
+    """`special`: the tokenizer's named tokens (bos_token …); `specials`: the texts of all its special tokens.
+
+    `reasoning`: template (as it does with an answer's reasoning), keep (a row where it leaves reasoning out is bad) or
+    strip. `tools`: auto (by the template if it can, else in words of the default format) or one of `tools.FORMATS`.
+
+    Of a conversation with `images` the contents are given in parts to a template that has a place for them; others have
+    the text `<image>` there.
+    """
+
+    def __init__(self, template: str, special: Mapping[str, Any], specials: frozenset[str], reasoning: str, tools: str):
+        self._made = template, special, specials, reasoning, tools
+        self._broken: BadRow | None = None
+        self._plain: _Form | None = None
+        try:
+            self._plain = _Form(ChatTemplate(template, special), *self._made[1:])
+        except BadRow as error:
+            self._broken = error  # the reason of every row, where it does not take parts either
+
+    @cached_property
+    def _parts(self) -> "_Form | None":
+        try:
+            form = _Form(PartsTemplate(*self._made[:2]), *self._made[1:])
+        except BadRow:
+            return None
+        return form if form.sees else None
+
+    def _form(self, images: bool) -> "_Form":
+        if self._plain is None:
+            if self._parts is None:
+                raise BadRow(str(self._broken))
+            return self._parts
+        return self._parts if images and self._parts else self._plain
+
+    def given(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, images: bool = False
+    ) -> tuple[list[Given], list[Given] | None]:
+        """The messages and the tools as `apply_chat_template` takes them."""
+        form = self._form(images)
+        given, functions = form.given(*form.worded(messages, tools))
+        if form is self._parts:
+            return [{**message, "content": parts(message["content"])} for message in given], functions
+        return given, functions
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, images: bool = False) -> str:
+        """The messages with what the model is given to answer the last. Raises BadRow."""
+        return self._form(images).prompt(messages, tools)
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, images: bool = False
+    ) -> Rendered:
+        """Raises BadRow where the template refuses the conversation, or loses or changes a part of it."""
+        return self._form(images).render(messages, tools)
+
+
+class _Form:
+    """One of the two forms of contents: as strings, or in parts."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        special: Mapping[str, Any],
+        specials: frozenset[str],
+        reasoning: str,
+        tools: str,
+    ):
+        self._template, self._reasoning, self._tools = template, reasoning, tools
+        self._learnt = Learnt(template, specials, special.get("eos_token") or "")
+        self._parts = isinstance(template, PartsTemplate)
+
+    @property
+    def sees(self) -> bool:
+        return self._learnt.sees
+
+    def worded(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[Sequence[Message], Sequence[dict[str, Any]]]:
+        """Tools, calls and results in words, where the template does not render them or a format is asked for."""
+        if self._learnt.native and self._tools == "auto":
+            return messages, tools
+        if not tools and not any("tool_calls" in message or message["role"] == "tool" for message in messages):
+            return messages, tools
+        form = "default" if self._tools == "auto" else self._tools
+        role = "tool" if "tool" in self._learnt.openings else "user"
+        return words.in_words(messages, tools, form, self._learnt.default_system, role), ()
+
+    def given(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[list[Given], list[Given] | None]:
+        """Of messages in words."""
+        calls = _Calls(self._learnt.arguments_as_text)
+        functions = [{"type": "function", "function": tool} for tool in tools]
+        return [self._given(message, calls) for message in messages], functions or None
+
+    def _given(self, message: Message, calls: "_Calls") -> Given:
+        given: Given = {"role": message["role"], "content": message["content"]}
+        if reasoning := self._reasoning_of(message):
+            given |= self._learnt.reasoned(message["content"], reasoning)
+        if message.get("tool_calls"):
+            given["tool_calls"] = calls.of(message)
+        elif message["role"] == "tool":
+            given |= calls.result(message)
+        return given
+
+    def _reasoning_of(self, message: Message) -> str:
+        return "" if self._reasoning == "strip" else message.get("reasoning", "")
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+        given, functions = self.given(*self.worded(messages, tools))
+        return self._template(given, functions, answering=True)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Rendered:
+        asked = [message for message in messages if message["role"] == "user"]
+        messages, tools = self.worded(messages, tools)
+        given, functions = self.given(messages, tools)
+        whole = self._template(given, functions)
+        # a user's message that is none of the user's tells of a tool's result
+        results = {
+            index for index, message in enumerate(messages) if message["role"] == "user" and message not in asked
+        }
+        places = self._places(given, functions, whole)
+        answers = tuple(self._answers(messages, given, whole, places))
+        system = [(place.start, place.end) for place in places if given[place.index]["role"] == "system"]
+        return Rendered(
+            text=whole,
+            answers=answers,
+            texts=tuple((place.start, place.end) for place in places),
+            exchanges=tuple(_exchanges(given, results, places, answers)),
+            system=system[0] if len(system) == 1 else None,
+        )
+
+    def _places(self, given: list[Given], tools: Any, whole: str) -> list[_Place]:
+        stem = "Qz7m"
+        while stem in whole:
+            stem += "k"
+        texts = [index for index, message in enumerate(given) if message["role"] != "assistant"]
+        places = self._walk(given, tools, whole, stem, texts)
+        if places is None:  # a system text that the template reads, an empty one that it leaves out
+            texts = [index for index in texts if given[index]["role"] != "system" and given[index]["content"].strip()]
+            places = self._walk(given, tools, whole, stem, texts)
+        if places is None:
+            raise BadRow(_CHANGED)
+        return places
+
+    def _walk(self, given: list[Given], tools: Any, whole: str, stem: str, texts: list[int]) -> list[_Place] | None:
+        """Both renderings side by side; None where they part."""
+        marked, stretches = list(given), dict[tuple[int, int], str]()
+        for index in texts:
+            split = MEDIA.split(given[index]["content"]) if self._parts else [given[index]["content"]]
+            # an empty text between two images is no part, the last one is
+            for number in (each for each in range(0, len(split), 2) if split[each] or each == len(split) - 1):
+                stretches[index, number] = split[number]
+                split[number] = f"{stem}{index}n{number}q"
+            marked[index] = {**given[index], "content": "".join(split)}
+        first, *parted = re.split(f"{stem}([0-9]+)n([0-9]+)q", self._template(marked, tools))
+        order = [(int(index), int(number)) for index, number in zip(parted[::3], parted[1::3], strict=True)]
+        pieces = parted[2::3]
+        if not _each_once(order, stretches, given):
+            return None
+        at = len(first) if whole.startswith(first) else -1
+        places = list[_Place]()
+        for stretch, piece in zip(order, pieces, strict=True):
+            written = (variant(stretches[stretch]) for variant in _VARIANTS)
+            end = next(
+                (
+                    at + len(text)
+                    for text in written
+                    if whole.startswith(text, at) and whole.startswith(piece, at + len(text))
+                ),
+                -1,
+            )
+            if at < 0 or end < 0:
+                return None
+            places.append(_Place(stretch[0], at, end))
+            at = end + len(piece)
+        return places if at == len(whole) else None
+
+    def _answers(
+        self, messages: Sequence[Message], given: list[Given], whole: str, places: list[_Place]
+    ) -> Iterator[Answer]:
+        """Each answer lies in the piece after the text before it."""
+        ends = [*(place.start for place in places[1:]), len(whole)]
+        pieces = {place.index: (place.end, end) for place, end in zip(places, ends, strict=True)}
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            if index - 1 not in pieces:
+                raise BadRow(_CHANGED)
+            start, end = pieces[index - 1]
+            piece = whole[start:end]
+            opens = self._start(piece, given[index - 1])
+            closes, closed = self._end(piece, opens, given[index], given[index + 1] if index + 1 < len(given) else None)
+            self._check(piece[opens:closes], message)
+            yield Answer(start + opens, start + closes, message.get("weight", 1.0), closed)
+
+    def _start(self, piece: str, before: Given) -> int:
+        opening = self._learnt.openings.get(before["role"])
+        name, call = before.get("name", ""), before.get("tool_call_id", "")
+        start = opening.end(piece, name, call) if opening else None
+        if start is None:
+            raise BadRow("the chat template opens an answer differently in its context")
+        return start
+
+    def _end(self, piece: str, start: int, answer: Given, after: Given | None) -> tuple[int, bool]:
+        """Where the answer ends in its piece, and whether the template closes it."""
+        calls, role = "tool_calls" in answer, after["role"] if after else None
+        name, call = (after.get("name", ""), after.get("tool_call_id", "")) if after else ("", "")
+        keys = [(calls, role), (not calls, role), (False, "user")] if after else [(calls, None)]
+        for key in keys:
+            closing = self._learnt.closings.get(key)
+            end = closing.end(piece, start, name, call) if closing else None
+            if closing and end is not None:
+                return end, bool(closing.terminator)
+        raise BadRow("the chat template closes an answer differently in its context")
+
+    def _check(self, answer: str, message: Message) -> None:
+        """Nothing of an answer is lost in silence."""
+        if self._reasoning == "keep" and message.get("reasoning", "").strip() not in answer:
+            raise BadRow("the chat template leaves out an answer's reasoning")
+        if message["content"].strip() not in answer:
+            raise BadRow("the chat template changes an answer")
+        names = Counter(call["name"] for call in message.get("tool_calls", ()))
+        if any(answer.count(name) < count for name, count in names.items()):
+            raise BadRow("the chat template leaves out a tool call")
+
+
+class _Calls:
+    """Numbers the calls of a conversation, so that a result names the call that it answers."""
+
+    def __init__(self, as_text: bool):
+        self._as_text, self._count = as_text, 0
+        self._open: list[tuple[str, str]] = []
+
+    def of(self, message: Message) -> list[Given]:
+        self._open = []
+        made = list[Given]()
+        for call in message.get("tool_calls", ()):
+            self._open.append((f"call{self._count:05d}", call["name"]))
+            self._count += 1
+            made.append(called(call["name"], call["arguments"], self._open[-1][0], self._as_text))
+        return made
+
+    def result(self, message: Message) -> Given:
+        """In the order of the calls; a result says its own name, or has its call's."""
+        call, name = self._open.pop(0) if self._open else ("call00000", "")
+        return {"name": message.get("name") or name, "tool_call_id": call}
+
+
+def _each_once(order: list[tuple[int, int]], stretches: dict[tuple[int, int], str], given: list[Given]) -> bool:
+    """Whether every text is there once and the turns are in order; a system text may stand anywhere."""
+    missing = stretches.keys() - set(order)
+    if missing:
+        if any(stretches[stretch].strip() for stretch in missing):
+            raise BadRow("the chat template leaves out a message")
+        return False
+    turns = [stretch for stretch in order if given[stretch[0]]["role"] != "system"]
+    return len(order) == len(stretches) and turns == sorted(turns)
+
+
+def _exchanges(given: list[Given], results: set[int], places: list[_Place], answers: Sequence[Answer]) -> Iterator[int]:
+    """The starts of the first user's text, and of the first text after each answer unless it is a tool's."""
+    roles = ["tool" if place.index in results else given[place.index]["role"] for place in places]
+    if "user" not in roles:
+        return
+    first, starts = roles.index("user"), [answer.start for answer in answers]
+    yield places[first].start
+    for (before, place), role in zip(pairwise(places[first:]), roles[first + 1 :], strict=True):
+        if role != "tool" and bisect_left(starts, before.end) < bisect_left(starts, place.start):
+            yield place.start

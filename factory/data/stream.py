@@ -1,0 +1,307 @@
+"""Streaming: nothing is prepared. Blocks of rows are read, encoded, packed and shuffled one after the other.
+
+Every draw is a pure function of seed, epoch and block, so a position is a few numbers, and resumes exactly.
+"""
+
+import copy
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate, islice
+from typing import Any
+
+import numpy as np
+
+from factory.data import batches, mix, packing, read
+from factory.data.dataset import Example, Labelled, Pair, Sample, example, labelled
+from factory.data.encoding import EncodedRow, Tokens
+from factory.data.prepare import Dropped, Prepared, aligning_of, refuse_wrong_format
+from factory.data.prepare.store import Side
+from factory.data.prepare.workers import BLOCK_ROWS, Block, Encoded, Workers
+from factory.data.record import Kind
+from factory.plan import Align, Pack, PlannedSource, held_out_rows
+from factory.refusal import refuse
+
+_TELLING = 10  # rows of a source in the first block that show whether its format is right
+_NOTHING: dict[str, Any] = {
+    "rows": 0,
+    "used": 0,
+    "validation": 0,
+    "dropped": {},
+    "sequences": 0,
+    "tokens": 0,
+    "trained_tokens": 0,
+    "truncated": 0,
+    "cut_tokens": 0,
+    "open_ended": 0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a stream goes on: at sequence `sequence` of the block that starts so many rows into the sources.
+
+    `counts` are of all blocks before: rows = used + validation + dropped, each as often as it was read.
+    """
+
+    epoch: int = 0
+    block: int = 0
+    sequence: int = 0
+    drawn: int = 0  # rows in this epoch
+    taken: dict[str, int] = field(default_factory=dict)  # rows into each source
+    ended: tuple[str, ...] = ()  # sources that were used up in this epoch
+    counts: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(_NOTHING))
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ended": list(self.ended)}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Position":
+        return cls(**{**tree, "ended": tuple(tree["ended"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Step(batches.Step):
+    """`position` is where the stream goes on after it."""
+
+    position: Position
+
+
+class Stream:
+    """Samples without end, in the order of seed, epoch and block, and the rows that are held out of them.
+
+    A source is drawn for each row, with the weights as probabilities. An epoch ends when one source is used up
+    (mixing=interleave_under), or when all are: one that is used up before begins again (interleave_over) or is drawn no
+    more (concat). Nothing is known of rows that were not read yet, so `max_samples` are the first ones.
+
+    `validation` is the prepared source that is held out whole, else the first block's rows of the smallest rank are.
+    """
+
+    def __init__(
+        self, align: Align, pack: Pack, kind: Kind, seed: int, workers: Workers, validation: Prepared | None = None
+    ):
+        self._align, self._pack, self._kind, self._seed, self._workers = align, pack, kind, seed, workers
+        self._sources = {name: source for name, source in align.sources.items() if name != align.validation}
+        self._held = set[bytes]()
+        self._first: tuple[list[_Found], Position] | None = None
+        self.validation = list[Sample]()
+        if validation is not None:
+            self._held = {digest.tobytes() for digest in validation.digests}
+        elif align.validation_fraction:
+            self._hold_out()
+
+    def _hold_out(self) -> None:
+        self._first = found, _ = self._read(Position(), self._readers(Position()))
+        digests = mix.words([row.digest for row in found])
+        count = held_out_rows(len(found), self._align.validation_fraction, self._align.validation_rows)
+        chosen = mix.held_out(np.arange(len(found)), mix.ranks(digests, self._seed, "hold out"), count)
+        self._held = {found[at].digest for at in chosen.tolist()}
+        self.validation = self._sequences([found[at].row for at in chosen.tolist()])
+
+    def samples(self, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        """Every sample from the position on, each with the position after it."""
+        position = position or Position()
+        seen = position.block > 0 or position.sequence > 0
+        readers: dict[str, _Reader] | None = None
+        first, self._first = self._first, None
+        while True:
+            if position == Position() and first is not None:
+                found, after = first
+            else:
+                readers = readers or self._readers(position)
+                found, after = self._read(position, readers)
+            first = None
+            kept = [each for each in found if each.digest not in self._held]
+            order = self._random(position, "rows").permutation(len(kept)).tolist()
+            samples = self._sequences([kept[at].row for at in order])
+            after.counts["used"] += len(kept)
+            after.counts["validation"] += len(found) - len(kept)
+            _count_samples(after.counts, [each.row for each in kept], samples)
+            turn = self._random(position, "sequences").permutation(len(samples)).tolist()
+            for number in range(position.sequence, len(samples)):
+                last = number + 1 == len(samples)
+                yield samples[turn[number]], after if last else replace(position, sequence=number + 1)
+            seen = seen or bool(samples)
+            if after.epoch > position.epoch:
+                if not seen:
+                    raise self._nothing(after)
+                readers, seen = None, False
+            position = after
+
+    def steps(
+        self,
+        batch_size: int,
+        accumulation: int,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        position: Position | None = None,
+    ) -> Iterator[Step]:
+        """Optimizer steps without end: batches take what comes, over the ends of blocks and epochs."""
+        found = self.samples(position)
+        while True:
+            taken = list(islice(found, batch_size * accumulation))
+            samples = [sample for sample, _ in taken]
+            micro = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
+            made = batches.step(micro, collate)
+            yield Step(made.batches, made.tokens, made.trained, taken[-1][1])
+
+    def _readers(self, position: Position) -> dict[str, "_Reader"]:
+        return {name: _Reader(source, position.taken.get(name, 0)) for name, source in self._sources.items()}
+
+    def _random(self, position: Position, purpose: str) -> np.random.Generator:
+        purposes = ("draws", "rows", "sequences")
+        return np.random.default_rng([self._seed, position.epoch, position.block, purposes.index(purpose)])
+
+    def _read(self, position: Position, readers: dict[str, "_Reader"]) -> tuple[list["_Found"], Position]:
+        """The block's encoded rows, source by source, and the position of the next block, its counts up to here."""
+        counts = copy.deepcopy(position.counts)
+        dropped = Dropped(counts["dropped"])
+        drawn, after = self._draw(position, readers)
+        found = list[_Found]()
+        misfits, rows = {name: Counter[str]() for name in self._sources}, Counter[str]()
+        for (name, _), encoded in zip(drawn, self._workers.encode(block for _, block in drawn), strict=True):
+            counts["rows"] += encoded.rows
+            dropped.add(encoded.bad)
+            rows[name] += encoded.rows
+            misfits[name].update(bad.reason for bad in encoded.bad if not bad.aligned)
+            found += _found(encoded)
+        if position.epoch == position.block == 0:
+            telling = {name: source for name, source in self._sources.items() if rows[name] >= _TELLING}
+            for name, source in telling.items():
+                refuse_wrong_format(name, source.format, rows[name], misfits[name])
+        return found, replace(after, counts=counts)
+
+    def _draw(self, position: Position, readers: dict[str, "_Reader"]) -> tuple[list[tuple[str, Block]], Position]:
+        align, chances = self._align, self._random(position, "draws").random(self._align.shuffle_buffer)
+        most = align.max_samples - position.drawn if align.max_samples is not None else len(chances)
+        # a source without any row is used up before it begins
+        ended = {*position.ended, *(name for name, reader in readers.items() if reader.empty)}
+        blocks, filling = list[tuple[str, Block]](), dict[str, Block]()
+        count, over = 0, self._over(ended, readers)
+        names, bounds = self._drawable(ended, readers)
+        for chance in chances[:most].tolist():
+            if over:
+                break
+            name = names[min(bisect_right(bounds, chance * bounds[-1]), len(names) - 1)]
+            reader = readers[name]
+            block = filling.get(name)
+            if block is None or len(block.rows) == BLOCK_ROWS or reader.taken != block.first + len(block.rows):
+                block = filling[name] = Block(aligning_of(self._sources[name]), reader.taken, [])
+                blocks.append((name, block))
+            block.rows.append(reader.take())
+            count += 1
+            if reader.ended:
+                ended.add(name)
+                over = self._over(ended, readers)
+                if align.mixing == "interleave_over" and not over:
+                    readers[name] = _Reader(self._sources[name], 0)
+                names, bounds = self._drawable(ended, readers)
+        drawn = position.drawn + count
+        if over or (align.max_samples is not None and drawn >= align.max_samples):
+            return blocks, Position(epoch=position.epoch + 1)
+        taken = {name: reader.taken for name, reader in readers.items()}
+        order = tuple(name for name in self._sources if name in ended)
+        return blocks, Position(epoch=position.epoch, block=position.block + 1, drawn=drawn, taken=taken, ended=order)
+
+    def _over(self, ended: set[str], readers: dict[str, "_Reader"]) -> bool:
+        """Whether the epoch ends here; a source that has no row at all ends none alone."""
+        if self._align.mixing == "interleave_under" and any(not readers[name].empty for name in ended):
+            return True
+        return len(ended) == len(self._sources)
+
+    def _drawable(self, ended: set[str], readers: dict[str, "_Reader"]) -> tuple[list[str], list[float]]:
+        """The sources that a row can come from, and the sums of their weights up to each."""
+        again = self._align.mixing == "interleave_over"
+        names = [name for name in self._sources if not readers[name].empty and (again or name not in ended)]
+        return names, list(accumulate(self._sources[name].weight for name in names))
+
+    def _sequences(self, rows: list[EncodedRow]) -> list[Sample]:
+        if self._kind == "pairs":
+            return [Pair(_whole(row.tokens), _whole(_rejected(row))) for row in rows]
+        if self._kind == "labelled":
+            return [_labelled(row) for row in rows]
+        lengths = np.array([len(row.tokens.ids) for row in rows], np.int64)
+        fill = packing.cut if self._kind == "text" else packing.best_fit
+        pieces = fill(lengths, self._pack.max_length) if self._pack.packing else packing.alone(lengths)
+        isolate = self._pack.packing and self._pack.isolate_documents
+        sides = [_side(row.tokens) for row in rows]
+        columns = list(zip(pieces.rows.tolist(), pieces.starts.tolist(), pieces.stops.tolist(), strict=True))
+        return [
+            example(
+                [(sides[row], start, stop) for row, start, stop in columns[first:last]],
+                isolate=isolate,
+                images=tuple(image for row, *_ in columns[first:last] for image in rows[row].tokens.images),
+            )
+            for first, last in zip(pieces.bounds[:-1].tolist(), pieces.bounds[1:].tolist(), strict=True)
+        ]
+
+    def _nothing(self, position: Position) -> Exception:
+        dropped = position.counts["dropped"]
+        reasons = ", ".join(f"{reason} ({entry['count']:,})" for reason, entry in dropped.items()) or "there are none"
+        return refuse("nothing-to-train", "data", f"no row is left of {position.counts['rows']:,}", reasons=reasons)
+
+
+class _Reader:
+    """A source's rows, with the next one in hand: so its end is known with its last row."""
+
+    def __init__(self, source: PlannedSource, skip: int):
+        self._rows, self._most = read.source_rows(source, skip, streaming=True), source.max_samples
+        self.taken = skip
+        self._next = next(self._rows, None)
+
+    @property
+    def ended(self) -> bool:
+        return self._next is None or self.taken == self._most
+
+    @property
+    def empty(self) -> bool:
+        return self.ended and self.taken == 0
+
+    def take(self) -> read.Row:
+        row = self._next
+        assert row is not None and not self.ended
+        self._next, self.taken = next(self._rows, None), self.taken + 1
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    digest: bytes
+    row: EncodedRow
+
+
+def _found(block: Encoded) -> list[_Found]:
+    return [_Found(digest.tobytes(), row) for digest, row in zip(block.digests, block.encoded, strict=True)]
+
+
+def _count_samples(counts: dict[str, Any], rows: list[EncodedRow], samples: list[Sample]) -> None:
+    examples = [each for sample in samples for each in batches.examples(sample)]
+    counts["sequences"] += len(samples)
+    counts["tokens"] += sum(len(each.ids) for each in examples)
+    counts["trained_tokens"] += sum(each.count for each in examples)
+    for row in rows:
+        sides = [row.tokens, *([row.rejected] if row.rejected else [])]
+        cut = sum(side.cut for side in sides)
+        counts["truncated"] += cut > 0
+        counts["cut_tokens"] += cut
+        counts["open_ended"] += any(side.open_ended for side in sides)
+
+
+def _side(tokens: Tokens) -> Side:
+    spans = np.array([(start, end) for start, end, _ in tokens.spans], np.int32).reshape(-1, 2)
+    weights = np.array([weight for *_, weight in tokens.spans], np.float32)
+    return Side(np.array(tokens.ids, np.int32), spans, weights)
+
+
+def _rejected(row: EncodedRow) -> Tokens:
+    assert row.rejected is not None
+    return row.rejected
+
+
+def _whole(tokens: Tokens) -> Example:
+    return example([(_side(tokens), 0, len(tokens.ids))], isolate=False, images=tokens.images)
+
+
+def _labelled(row: EncodedRow) -> Labelled:
+    assert row.label is not None
+    return labelled(_side(row.tokens), row.label, row.tokens.images)

@@ -1,0 +1,67 @@
+"""The preview verb: what is asked for, where it may be written, and the printing."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from factory import schema
+from factory.plan import Plan
+from factory.refusal import Refusal, UserError, refusal
+from factory.typed import Reader
+
+FAILED = 1
+_SUFFIXES = (".html", ".htm")
+
+
+def unusable(asked: Any) -> list[Refusal]:
+    """What is wrong with the page's place. `asked` are the keys of `preview` as they were composed."""
+    path = asked.get("html") if isinstance(asked, dict) else None
+    wrong = unwritable(Path(path)) if isinstance(path, str) else None
+    return [refusal("preview-page", f"preview.html={path}", wrong)] if wrong else []
+
+
+def unwritable(page: Path) -> str | None:
+    """Why there can be no page, as far as it shows beforehand. A file that is no page is never written over."""
+    if page.suffix.lower() not in _SUFFIXES:
+        return "its name does not end in .html"
+    if page.is_dir():
+        return "it is a folder"
+    if not page.parent.is_dir():
+        return "there is no such folder"
+    return None if os.access(page.parent, os.W_OK) else "its folder cannot be written"
+
+
+def show(plan: Plan, asked: Any) -> int:
+    """Prints the preview, and writes the page if one is asked for."""
+    from rich.console import Console
+
+    from factory.preview import page
+    from factory.preview.gather import preview
+    from factory.preview.samples import to_json
+    from factory.preview.terminal import Terminal
+    from factory.run.screen import Screen
+
+    wanted: schema.Preview = Reader().record(schema.Preview, asked, "preview")
+    screen = Screen()
+    screen.console = Console(stderr=True, highlight=False)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what a data function or a library prints is no part of it
+            try:
+                found = preview(plan, wanted.rows, lambda done, total: screen.progress("align", done, total or done))
+            finally:
+                screen.stop_progress()
+        if wanted.html is not None:
+            page.write(found, Path(wanted.html))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    if wanted.format == "json":
+        print(json.dumps(to_json(found)))  # in ASCII: what moves a cursor stays escaped
+    else:
+        Terminal(Console(highlight=False)).print(found)
+    if wanted.html is not None:
+        screen.print(f"The page is {wanted.html}", soft_wrap=True)
+    return 0

@@ -1,0 +1,97 @@
+"""What a named template and a tool format are made of, and how their YAML files are read: strictly."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from factory.templates.slots import SPECIAL, around, slots
+from factory.typed import Reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """A chat template. Texts have slots: `{{content}}`, `{{bos_token}}` and `{{eos_token}}`.
+
+    A turn's text is written out around its `{{content}}`. An answer ends with what follows there, up to its first
+    special token; where nothing follows, the tokenizer's end-of-text token closes the conversation's last answer.
+    """
+
+    source: str  # the model whose own template it follows, or who wrote it down
+    system: str
+    user: str
+    assistant: str
+    prefix: str = ""  # before everything
+    system_place: Literal["turn", "first_user"] = "turn"  # inside the first user's turn, before its text
+    default_system: str | None = None  # where a conversation has none
+    generation_prompt: str | None = None  # the answer's header when the model answers; null: all before the content
+    tool: str | None = None  # a tool's result; null: in the user's turn, as the tool format wraps it
+    calls: str | None = None  # an answer that is tool calls alone; null: as other answers
+    tools: str = "default"  # the tool format
+    tools_place: Literal["system", "turn", "first_user"] = "system"  # in the system text, a system turn, before a user
+    strip: tuple[Literal["system", "user", "assistant"], ...] = ()  # whose texts lose white space at their ends
+    stop: tuple[str, ...] = ()  # tokens that end an answer, beside the tokenizer's end-of-text token
+    reasoning: tuple[str, ...] = ()  # what stands before and after an answer's reasoning; none: it has no place
+    reasoning_in_history: bool = False  # false: only the answers after the last question show theirs
+    reasoning_empty: bool = False  # whether the last message shows an empty one where it has none
+
+    def check(self) -> None:
+        for text in (self.system, self.user, self.assistant, self.tool, self.calls):
+            assert text is None or around(text)[1] in ("content", "content|tojson"), f"no place for content: {text!r}"
+        for text in (self.prefix, self.generation_prompt or "", *self.reasoning):
+            assert set(slots(text)) <= set(SPECIAL), f"only special tokens have a place in {text!r}"
+        for text in (self.assistant, self.calls or self.assistant):
+            assert text.startswith(self.opening), f"{text!r} does not begin as the generation prompt does"
+        assert (self.system_place, self.tools_place) != ("first_user", "turn"), "no system turn for the tools"
+        assert len(self.reasoning) in (0, 2), "reasoning needs what stands before and after it"
+
+    @property
+    def opening(self) -> str:
+        """What the model is given when it answers."""
+        return around(self.assistant)[0] if self.generation_prompt is None else self.generation_prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolText:
+    """How a model is told of tools, and how it calls them.
+
+    Slots of `tool`: name, description, function|tojson (name, description, parameters), tool|tojson (the same in
+    OpenAI's wrapping), parameters|tojson; with `(indent=4)` also. Of `call`: name, name|tojson, arguments|tojson.
+    """
+
+    describe: str  # around {{tools}}
+    tool: str
+    between_tools: str
+    calls: str  # around {{calls}}
+    call: str
+    between_calls: str
+    after_content: str  # between an answer's text and its calls
+    result: str  # around {{content}}, in a user's turn
+    first: bool  # whether the tools stand before the system's own text
+
+    def check(self) -> None:
+        for text, slot in ((self.describe, "tools"), (self.calls, "calls"), (self.result, "content")):
+            assert around(text)[1] == slot, f"no place for {slot}: {text!r}"
+
+
+Made = TypeVar("Made", Template, ToolText)
+
+
+def read(cls: type[Made], path: Path) -> Made:
+    """The file as an instance of `cls`. `like: NAME` takes what is not said from the neighbour of that name."""
+    defaults = {
+        field.name: field.default for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING
+    }
+    reader = Reader()
+    made = reader.record(cls, defaults | _tree(path), path.stem)
+    assert not reader.problems, "\n".join(str(problem) for problem in reader.problems)
+    made.check()
+    return made
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    other = tree.pop("like", None)
+    return tree if other is None else _tree(path.with_stem(other)) | tree

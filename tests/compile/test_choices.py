@@ -1,0 +1,68 @@
+"""What `precision=auto` takes on each kind of device, and that the plan says why."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import compiled
+
+from factory.facts import Gpu
+from factory.look import machine as look
+
+HERE = look.look_at_machine().packages
+H100, T4, MI300X = (
+    Gpu(name=name, memory_bytes=2**36, compute_capability=capability)
+    for name, capability in (("NVIDIA H100 80GB HBM3", 9.0), ("Tesla T4", 7.5), ("AMD gfx942", 9.4))
+)
+ROCM, NPU = {"packages": HERE | {"rocm": "7.1"}}, {"packages": HERE | {"torch-npu": "2.9.0"}}
+FAST = {"gpus": (), "cpu_bf16": True}
+# what the machine has, what is asked for, and the device and type of the frozen weights with words of the reason
+CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, str, str]]] = {
+    "an NVIDIA card that has bfloat16": (
+        {"gpus": (H100,)},
+        (),
+        ("cuda", "bfloat16", "bf16, as compute capability 9.0"),
+    ),
+    "one that has not": ({"gpus": (T4,)}, (), ("cuda", "float16", "fp16, as compute capability 7.5 has no")),
+    "an AMD card": (
+        {"gpus": (MI300X,), **ROCM},
+        (),
+        ("cuda", "float16", "fp16, as torch is built for ROCm: an AMD GPU"),
+    ),
+    "an NVIDIA card planned for beside it": (
+        {"gpus": (MI300X,), **ROCM},
+        ("hardware=a100_40gb",),
+        ("cuda", "bfloat16", "bf16, as compute capability 8.0"),
+    ),
+    "the CPU beside it": (FAST | ROCM, ("hardware=cpu",), ("cpu", "bfloat16", "bf16, as this CPU multiplies")),
+    "a CPU with bfloat16": (FAST, (), ("cpu", "bfloat16", "bf16, as this CPU multiplies bfloat16 natively (")),
+    "a CPU without": (FAST | {"cpu_bf16": False}, (), ("cpu", "float32", "fp32, as this CPU has no bfloat16")),
+    "an Ascend NPU": (
+        FAST | NPU,
+        (),
+        ("cpu", "bfloat16", "; an Ascend NPU would take fp16, but runs are on a CPU or a"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_precision_is_the_devices(case: str, machine: Callable[..., None]) -> None:
+    has, asked, (device, dtype, why) = CASES[case]
+    machine(**has)
+    plan = compiled("model=llama2_7b", "precision=auto", *asked, training=False)
+    assert (plan.steps.load.device, plan.steps.load.dtype) == (device, dtype)
+    (note,) = (note for note in plan.notes if note.startswith("precision=auto: "))
+    assert why in note
+    assert ("NPU" in note) == (case == "an Ascend NPU")
+
+
+def test_the_cpu_by_name_says_nothing_of_an_npu(machine: Callable[..., None]) -> None:
+    machine(**FAST | NPU)
+    assert not any("NPU" in note for note in compiled("model=llama2_7b", "hardware=cpu", training=False).notes)
+
+
+def test_a_named_precision_is_taken_on_an_amd_card(machine: Callable[..., None]) -> None:
+    machine(gpus=(MI300X,), **ROCM)
+    plan = compiled("model=llama2_7b", "precision=bf16", training=False)
+    assert plan.steps.load.dtype == "bfloat16"
+    assert not any(note.startswith("precision=auto") for note in plan.notes)

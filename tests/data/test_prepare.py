@@ -1,0 +1,474 @@
+"""Preparing: each row once and counted, made once, whole or not at all, and the same in any number of processes."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tiny
+from planned import align, pack, planned, questions, spec, written
+
+from factory.data import formats, mix, prepare, read
+from factory.data.encoding import EncoderSpec
+from factory.data.prepare import Prepared, store, workers
+from factory.data.prepare.workers import Workers
+from factory.plan import PlannedSource
+from factory.refusal import UserError
+
+BAD: dict[str, Any] = {"instruction": "What?", "output": 3}
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of this test alone."""
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "data"
+
+
+def prepared(source: PlannedSource, made: EncoderSpec | None = None, **changes: Any) -> Prepared:
+    settings: dict[str, Any] = {"at_most": None, "seed": 0, **changes}
+    made = made or spec()
+    with Workers(made, settings.pop("processes", 1)) as processes:
+        return prepare.prepare_source("rows", source, made, processes, **settings)
+
+
+def rules(error: pytest.ExceptionInfo[UserError]) -> list[str]:
+    return [refusal.rule for refusal in error.value.refusals]
+
+
+def same(left: Prepared, right: Prepared) -> bool:
+    if len(left) != len(right) or left.counts != right.counts:
+        return False
+    return all(
+        np.array_equal(getattr(left.side(row), name), getattr(right.side(row), name))
+        for row in range(len(left))
+        for name in ("ids", "spans", "weights")
+    ) and all(np.array_equal(getattr(left, name), getattr(right, name)) for name in ("digests", "rows", "cut"))
+
+
+def test_every_row_is_there_as_the_encoder_makes_it(tmp_path: Path) -> None:
+    rows = questions(20)
+    rows[7] = BAD
+    rows[11] = {"instruction": "a " * 200, "output": "b"}
+    found = prepared(written(tmp_path / "rows.jsonl", rows))
+    assert found.counts == {
+        "rows": 20,
+        "not_sampled": 0,
+        "dropped": {
+            "output is not a text": {"count": 1, "first": [8]},
+            "longer than max_length": {"count": 1, "first": [12]},
+        },
+    }
+    assert found.rows.tolist() == [row for row in range(20) if row not in (7, 11)]
+    encoder = spec().encoder()
+    for place, row in enumerate(found.rows.tolist()):
+        (wanted,) = encoder.encode([formats.align(rows[row], "alpaca", {}, {})])
+        assert not isinstance(wanted, formats.BadRow)
+        side = found.side(place)
+        assert side.ids.tolist() == wanted.tokens.ids
+        spans = [(*span, weight) for span, weight in zip(side.spans.tolist(), side.weights.tolist(), strict=True)]
+        assert spans == wanted.tokens.spans
+        assert found.digests[place].tobytes() == mix.digest(rows[row])
+        assert found.lengths[place] == len(side.ids)
+    trained, leading = found.trained()
+    assert trained.tolist() == [int(np.diff(found.side(row).spans).sum()) for row in range(18)]
+    assert not leading.any()
+
+
+def test_pairs_labels_weights_and_cuts_are_kept(tmp_path: Path) -> None:
+    rows = [{"prompt": "Say it", "chosen": "yes " * 9 * number, "rejected": "no"} for number in range(1, 4)]
+    source = written(tmp_path / "pairs.jsonl", rows, format="pairs")
+    found = prepared(source, spec("pairs", truncation="right"))
+    assert [len(found.side(row, rejected=True).ids) for row in range(3)] == found.rejected_lengths.tolist()
+    assert found.cut[0] == 0 and found.cut[2] > 0
+    assert found.open_ended.tolist() == (found.cut > 0).tolist()
+    labels = [{"prompt": "Say it", "completion": "yes", "label": number == 1} for number in range(3)]
+    found = prepared(written(tmp_path / "kto.jsonl", labels, format="kto"), spec("labelled"))
+    assert [found.label(row) for row in range(3)] == [False, True, False]
+    turns = [{"role": role, "content": "hm"} for role in ("user", "assistant") * 2]
+    turns[1]["weight"] = 0.5  # type: ignore[assignment]
+    found = prepared(written(tmp_path / "turns.jsonl", [{"messages": turns}], format="messages"))
+    assert found.side(0).weights.tolist() == [0.5, 1.0]
+    assert found.images(0) == ()
+    texts = [{"text": "one"}, {"text": "two " * 100}]
+    found = prepared(written(tmp_path / "texts.jsonl", texts, format="text"), spec("text", packing=True))
+    trained, leading = found.trained()
+    assert trained.tolist() == found.lengths.tolist() and leading.all()
+    assert found.lengths[1] > 64  # the packer cuts it
+
+
+def test_a_second_run_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(30))
+    first = prepared(source)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("it is in the cache")
+
+    monkeypatch.setattr(read, "source_rows", never)
+    monkeypatch.setattr(EncoderSpec, "encoder", never)
+    assert same(first, prepared(source))
+    moved = dataclasses.replace(source, path="/elsewhere/rows.jsonl", weight=3.0, max_samples=7, bytes=1)
+    assert same(first, prepared(moved))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "0" * 64},
+        {"format": "sharegpt"},
+        {"columns": {"output": "answer"}},
+        {"tags": {"role_tag": "from"}},
+        {"folder": "images"},
+        {"path": "rows.txt"},
+        {"origin": "function"},
+        {"origin": "hub", "revision": "main"},
+    ],
+)
+def test_the_key_is_of_all_that_a_source_decides(change: dict[str, Any]) -> None:
+    before = planned(sha256="1" * 64)
+    made = spec()
+    assert prepare.key(before, made, None, 0) != prepare.key(dataclasses.replace(before, **change), made, None, 0)
+
+
+def test_the_key_is_of_the_tokenizer_the_settings_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = planned(sha256="1" * 64)
+    made = spec()
+    changed = [
+        spec(max_length=65),
+        spec(truncation="left"),
+        spec(mask_history=True),
+        spec(reasoning="strip"),
+        spec("text"),
+        dataclasses.replace(made, template=made.template + " "),
+        dataclasses.replace(made, tokenizer=(made.tokenizer or "") + " "),
+        dataclasses.replace(made, eos=1),
+    ]
+    keys = {prepare.key(source, each, None, 0) for each in [made, *changed]}
+    assert len(keys) == len(changed) + 1
+    # where packed documents end is known after, and a seed draws nothing where all rows are wanted
+    assert prepare.key(source, spec(isolate_documents=True), None, 1) == prepare.key(source, made, None, 0)
+    assert prepare.key(source, made, 10, 1) != prepare.key(source, made, 10, 0) != prepare.key(source, made, 9, 0)
+    before = prepare.key(source, made, None, 0)
+    monkeypatch.setattr(prepare, "version", lambda name: "0")
+    assert prepare.key(source, made, None, 0) != before
+
+
+def test_what_ends_in_the_middle_leaves_nothing(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(2100))
+    calls = 0
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared(source, stop=stop)
+    assert [path.name for path in kept.iterdir() if path.suffix != ".lock"] == []
+    whole = prepared(source)
+    # of a process that was killed: its folder is in nobody's way
+    folder = whole.folder
+    left = folder.with_name(f".{folder.name}.1")
+    folder.rename(left)
+    assert same(whole, prepared(source))
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "index"])
+def test_a_damaged_cache_is_made_again(tmp_path: Path, harm: str) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(30))
+    before = prepared(source)
+    lengths, (shard,) = before.lengths.tolist(), before.folder.glob("*.arrow")
+    if harm == "cut":
+        os.truncate(shard, shard.stat().st_size // 2)
+    elif harm == "gone":
+        shard.unlink()
+    else:
+        (before.folder / "index.json").write_text('{"counts"')
+    assert prepared(source).lengths.tolist() == lengths
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, kept: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(1500))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # a write beyond fails as one to a full disk does
+    try:
+        with pytest.raises(UserError) as error:
+            prepared(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert rules(error) == ["data-cache"]
+    assert [path.name for path in kept.iterdir() if path.suffix != ".lock"] == []
+    assert len(prepared(source)) == 1500
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(3))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError) as error:
+        prepared(source)
+    assert rules(error) == ["data-cache"]
+
+
+def test_two_at_once_make_it_once(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(50))
+    reading, found = list[str](), list[Prepared]()
+    original = read.source_rows
+
+    def slowly(source: PlannedSource) -> Iterator[read.Row]:
+        reading.append(source.path)
+        time.sleep(0.3)
+        yield from original(source)
+
+    monkeypatch.setattr(read, "source_rows", slowly)
+    threads = [threading.Thread(target=lambda: found.append(prepared(source))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and len(reading) == 1
+    assert len([path for path in kept.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, kept: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(30))
+
+    def progress(done: int, total: int | None) -> None:
+        written(tmp_path / "rows.jsonl", questions(40))
+
+    with pytest.raises(UserError) as error:
+        prepared(source, progress=progress)
+    assert rules(error) == ["data-changed"]
+    assert not any(path.is_dir() for path in kept.iterdir())
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(10, False), (11, True)])
+def test_a_format_that_most_rows_do_not_fit_is_wrong(tmp_path: Path, bad: int, refused: bool) -> None:
+    source = written(tmp_path / "rows.jsonl", [*questions(20 - bad), *[BAD] * bad])
+    if not refused:
+        assert prepared(source).counts["dropped"]["output is not a text"]["count"] == bad
+        return
+    with pytest.raises(UserError) as error:
+        prepared(source)
+    assert rules(error) == ["rows-broken"]
+    assert f"{bad} of 20 rows cannot be used, most as: output is not a text" in str(error.value)
+
+
+def test_a_format_that_no_row_fits_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def endless(source: PlannedSource) -> Iterator[read.Row]:
+        for number in range(1_000_000):
+            asked.append(number)
+            yield BAD
+
+    with monkeypatch.context() as patched, pytest.raises(UserError) as error:
+        patched.setattr(read, "source_rows", endless)
+        prepared(planned(origin="function"))
+    assert rules(error) == ["rows-broken"]
+    assert len(asked) < 10_000
+    # rows that are too long fit the format: they are dropped, however many they are
+    source = written(tmp_path / "rows.jsonl", [{"instruction": "a " * 99, "output": "b"}] * 1500)
+    assert prepared(source).counts["dropped"]["longer than max_length"]["count"] == 1500
+
+
+def test_reasons_do_not_grow_without_end() -> None:
+    dropped = prepare.Dropped()
+    dropped.add(workers.Bad(row, 0, f"reason {row}", True) for row in range(1000))
+    assert len(dropped.reasons) < 60
+    assert sum(entry["count"] for entry in dropped.reasons.values()) == 1000
+    assert dropped.reasons["reason 3"] == {"count": 1, "first": [4]}
+
+
+@pytest.mark.parametrize("at_most", [1, 40, 1999])
+def test_a_sample_is_the_same_as_from_all_rows(tmp_path: Path, at_most: int) -> None:
+    rows = questions(2500)
+    rows[::7] = [BAD] * len(rows[::7])
+    source = written(tmp_path / "rows.jsonl", rows, max_samples=at_most)
+    plan, whole, some = align({"rows": source}), prepared(source), prepared(source, at_most=at_most, seed=3)
+    (one, other) = (mix.mix({"rows": found.digests}, plan, 3) for found in (whole, some))
+    assert whole.rows[one.train].tolist() == some.rows[other.train].tolist()
+    assert len(one.train) == at_most
+    counts = some.counts
+    bad = sum(entry["count"] for entry in counts["dropped"].values())
+    assert counts["rows"] == 2500 == counts["not_sampled"] + bad + other.used + other.not_sampled
+    if at_most < 100:
+        assert len(some) < len(whole) / 2  # most were never encoded
+    # those that rank below the last that is taken, and no other
+    ranks = mix.ranks(mix.words([mix.digest(row) for row in rows]), 3, "sample")
+    limit = ranks[whole.rows[one.train]].max()
+    assert bad == sum(int(rank <= limit) for rank, row in zip(ranks, rows, strict=True) if row is BAD)
+
+
+def test_processes_change_nothing(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_FEW", 1)
+    rows = questions(2500)
+    rows[3] = rows[2400] = BAD
+    rows[2000] = {"instruction": "a " * 200, "output": "b"}
+    source = written(tmp_path / "rows.jsonl", rows)
+    plan = align({"one": source, "two": dataclasses.replace(source, max_samples=100)})
+    alone = prepare.prepare(plan, spec(), 0, 1)
+    kept.rename(kept.with_name("others"))
+    done = list[int]()
+    several = prepare.prepare(plan, spec(), 0, 2, progress=lambda count, total: done.append(count))
+    assert same(alone["one"], several["one"])
+    trained = [mix.mix({name: each.digests for name, each in found.items()}, plan, 0) for found in (alone, several)]
+    # which rows were encoded in vain depends on how fast they came, which are trained does not
+    assert trained[0].used == trained[1].used == 2597
+    left = [found["two"].counts["not_sampled"] + each.not_sampled for found, each in zip((alone, several), trained)]  # noqa: B905
+    assert left[0] == left[1]
+    assert done == sorted(done) and done[-1] == 5000
+
+
+def test_workers_import_no_heavy_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_FEW", 0)
+    source = written(tmp_path / "rows.jsonl", questions(5))
+    with Workers(spec(), 2) as processes:
+        assert len(prepare.prepare_source("rows", source, spec(), processes, at_most=None, seed=0)) == 5
+        assert processes._pool is not None
+        heavy = "sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(__import__('sys').modules))"
+        assert processes._pool.submit(eval, heavy).result() == []
+        assert processes._pool.submit(eval, "__import__('os').environ['TOKENIZERS_PARALLELISM']").result() == "false"
+
+
+@pytest.mark.parametrize("few", [0, 5])
+def test_a_row_that_must_stop_the_run_does(tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_FEW", few)
+    rows = [*questions(3), {"instruction": "a " * 200, "output": "b"}]
+    with pytest.raises(UserError) as error:
+        prepared(written(tmp_path / "rows.jsonl", rows), spec(truncation="error"), processes=2)
+    assert rules(error) == ["row-too-long"]
+
+
+class Dying:
+    """Stands for an encoder that takes more memory than there is."""
+
+    tokenizer = images = None
+
+    def encoder(self) -> "Dying":
+        return self
+
+    def encode(self, records: list[Any]) -> list[Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return records
+
+
+def test_a_lost_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_FEW", 0)
+    aligning = workers.Aligning(format="alpaca", columns={}, tags={}, folder=None)
+    dying: Any = Dying()
+    with pytest.raises(UserError) as error, Workers(dying, 2) as processes:
+        list(processes.encode(workers.blocks(questions(10), aligning)))
+    assert rules(error) == ["worker-lost"]
+
+
+SCRIPT = """
+import sys, time
+sys.path[:0] = {paths!r}
+import planned
+from factory.data.prepare import workers
+from factory.data.prepare.workers import Aligning, Workers, blocks
+if __name__ == "__main__":
+    workers._FEW = 0
+    with Workers(planned.spec(), 2) as processes:
+        rows = (row for part in range(10**6) for row in planned.questions(1000))
+        for found in processes.encode(blocks(rows, Aligning(format="alpaca", columns={{}}, tags={{}}, folder=None))):
+            print(found.rows, flush=True)
+"""
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    tests = Path(tiny.__file__).parent
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(paths=[str(tests), str(tests / "data")]))
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, cwd=tests.parent) as parent:
+        assert parent.stdout is not None
+        assert any(line.endswith(b"1000\n") for line in parent.stdout)  # the trainer of the tokenizer prints too
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def test_long_rows_come_in_small_blocks() -> None:
+    aligning = workers.Aligning(format="text", columns={}, tags={}, folder=None)
+    rows = [{"text": "a" * 1_500_000}] * 7 + [{"text": "b", "more": [{"c": 1}]}] * 2100
+    found = list(workers.blocks(rows, aligning))
+    assert [len(block.rows) for block in found] == [3, 3, 1000, 1000, 101]
+    assert [block.first for block in found] == [0, 3, 6, 1006, 2006]
+
+
+def test_images_are_looked_for_in_the_sources_folder() -> None:
+    aligning = workers.Aligning(format="sharegpt", columns={}, tags={}, folder="/data/images")
+    turns = [{"from": "human", "value": "<image><image><image>what?"}, {"from": "gpt", "value": "a cat"}]
+    images = ["cat.png", "/other/dog.png", "https://example.org/cow.png"]
+    record = workers._record({"conversations": turns, "images": images}, aligning)
+    assert record.images == ("/data/images/cat.png", "/other/dog.png", "https://example.org/cow.png")
+
+
+def test_what_depends_on_images_is_made_again_when_they_change(tmp_path: Path) -> None:
+    here, missing = tmp_path / "a b.png", tmp_path / "c.png"
+    here.write_bytes(b"1234")
+    images = [str(here), here.as_uri(), str(missing)]
+    folder = tmp_path / "whole"
+
+    def whole() -> bool:
+        folder.mkdir(exist_ok=True)
+        store.Writer(folder).finish({}, images)
+        return store.is_whole(folder)
+
+    assert whole()
+    here.write_bytes(b"12345")
+    assert not store.is_whole(folder)
+    assert whole()
+    missing.write_bytes(b"")
+    assert not store.is_whole(folder)
+    assert whole()
+    here.unlink()
+    assert not store.is_whole(folder)
+
+
+def test_the_images_of_a_block_are_known_of_bad_rows_too() -> None:
+    aligning = workers.Aligning(format="sharegpt", columns={}, tags={}, folder=None)
+    turns = [{"from": "human", "value": "<image>" + "a " * 300}, {"from": "gpt", "value": "a cat"}]
+    images = ["cat.png", "data:image/png;base64,AAAA"]
+    turns[0]["value"] += "<image>"
+    (block,) = workers.blocks([{"conversations": turns, "images": images}], aligning)
+    found = workers.encode(block, spec().encoder())
+    assert len(found.bad) == 1 and found.images == {"cat.png"}  # the other one is a part of the row
+
+
+def test_a_slow_tokenizer_works_too(tmp_path: Path) -> None:
+    made = spec()
+    assert made.tokenizer is not None and pack().packing is False
+    source = written(tmp_path / "rows.jsonl", questions(8))
+    slow = dataclasses.replace(made, tokenizer=None, files=_saved(tmp_path / "tokenizer"))
+    assert prepared(source, slow).lengths.tolist() == prepared(source, made).lengths.tolist()
+
+
+def _saved(folder: Path) -> dict[str, str]:
+    import base64
+
+    tiny.tokenizer().save_pretrained(folder)
+    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in folder.iterdir()}
+
+
+def test_counts_are_json(tmp_path: Path) -> None:
+    found = prepared(written(tmp_path / "rows.jsonl", [*questions(5), BAD]))
+    index = json.loads((found.folder / "index.json").read_text())
+    assert index["counts"] == found.counts
+    assert store.is_whole(found.folder)

@@ -1,0 +1,190 @@
+"""Images are read as they are meant, or a row says why not; in a text they become the tokens that they have."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from factory.data.images import Expander, read
+from factory.data.images.expand import without
+from factory.data.images.read import read_image
+from factory.data.record import BadRow
+from factory.data.render import Answer, Rendered
+
+
+def saved(path: Path, image: Image.Image, **more: Any) -> str:
+    image.save(path, **more)
+    return str(path)
+
+
+def corners(image: Image.Image) -> list[Any]:
+    right, bottom = image.width - 1, image.height - 1
+    return [image.getpixel(at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+
+
+RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def picture() -> Image.Image:
+    """Three by two, each corner of another colour."""
+    made = Image.new("RGB", (3, 2), (9, 9, 9))
+    for at, colour in {(0, 0): RED, (2, 0): BLUE, (0, 1): WHITE, (2, 1): BLACK}.items():
+        made.putpixel(at, colour)
+    return made
+
+
+def test_a_path_a_file_url_and_bytes_give_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a picture.png"
+    saved(path, picture())
+    data = base64.b64encode(path.read_bytes()).decode()
+    places = [str(path), path.as_uri(), f"data:image/png;base64,{data}", f"data:application/octet-stream;base64,{data}"]
+    for place in places:
+        found = read_image(place)
+        assert (found.mode, found.size, corners(found)) == ("RGB", (3, 2), [RED, BLUE, WHITE, BLACK])
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "L", "1", "CMYK", "I;16"])
+def test_every_kind_of_pixel_becomes_colours(mode: str, tmp_path: Path) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.array([[0, 255 << 8], [128 << 8, 255]], np.uint16))
+        wanted = [BLACK, WHITE, (128, 128, 128), BLACK]
+    else:
+        image = Image.new("L", (2, 2), 255)
+        image.putpixel((0, 0), 0)
+        image, wanted = image.convert(mode), [BLACK, WHITE, WHITE, WHITE]
+    found = read_image(saved(tmp_path / f"a.{'tiff' if mode == 'CMYK' else 'png'}", image))
+    assert (found.mode, corners(found)) == ("RGB", wanted)
+
+
+def test_an_image_stands_as_its_camera_noted(tmp_path: Path) -> None:
+    image, exif = picture(), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    found = read_image(saved(tmp_path / "a.png", image, exif=exif))
+    assert found.size == (2, 3)
+    assert corners(found) == [WHITE, RED, BLACK, BLUE]
+
+
+def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(str(tmp_path / "a.gif")).getpixel((0, 0)) == RED
+
+
+def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
+    jpeg = io.BytesIO()
+    Image.effect_noise((200, 200), 90).save(jpeg, "JPEG")
+    (tmp_path / "half.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    for place, reason in {
+        str(tmp_path / "none.png"): "an image is missing",
+        str(tmp_path / "half.jpg"): "an image cannot be read",
+        str(tmp_path / "text.png"): "an image cannot be read",
+        str(tmp_path / "empty.png"): "an image cannot be read",
+        str(tmp_path): "an image cannot be read",
+        "data:image/png;base64,????": "an image cannot be read",
+        "data:image/png;base64,aGVsbG8=": "an image cannot be read",
+        "a\0b.png": "an image cannot be read",
+        "x" * 5000: "an image cannot be read",
+        "https://example.org/a.png": "an image is at an address, and none is fetched",
+    }.items():
+        with pytest.raises(BadRow) as raised:
+            read_image(place)
+        assert str(raised.value) == reason, place
+
+
+def test_an_image_of_too_many_pixels_is_not_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", Image.new("L", (100, 100)))
+    monkeypatch.setattr(read, "MOST_PIXELS", 9_999)
+    with pytest.raises(BadRow, match="too many pixels"):
+        read_image(path)
+    monkeypatch.setattr(read, "MOST_PIXELS", 10_000)
+    assert read_image(path).size == (100, 100)
+
+
+class Wide:
+    """A processor whose images have a token for each pixel of their width, between two others."""
+
+    image_token, calls = "<image>", 0
+
+    def __call__(self, text: list[str], images: list[list[Any]], **_: Any) -> dict[str, Any]:
+        self.calls += 1
+        assert text[0].count(self.image_token) == len(images[0])
+        return {"text_replacement_offsets": [[{"replacement": f"[{'*' * each.width}]"} for each in images[0]]]}
+
+
+def rendered(text: str, answers: tuple[Any, ...] = (), texts: tuple[Any, ...] = ()) -> Rendered:
+    return Rendered(text, tuple(Answer(*span, 1.0, True) for span in answers), texts, (), None)
+
+
+@given(st.lists(st.tuples(st.text("ab ", max_size=4), st.integers(1, 3)), min_size=1, max_size=4), st.text("ab"))
+def test_all_stays_where_it_was_around_the_images(pieces: list[tuple[str, int]], end: str) -> None:
+    """A text with images in it, then an answer, then a text."""
+    question = "".join(f"{text}<image>" for text, _ in pieces) + end
+    text = f"user {question} assistant answer."
+    answer, after = text.index("answer"), len(text) - 1
+    before = rendered(text, ((answer, after),), ((5, 5 + len(question)), (after, len(text))))
+    expander = Expander(Wide)
+    expander._last = tuple(map(str, range(len(pieces)))), tuple(f"[{'*' * width}]" for _, width in pieces)
+    made = expander.expand(before, [str(number) for number in range(len(pieces))])
+    assert made.text == text.replace("<image>", "{}").format(*(f"[{'*' * width}]" for _, width in pieces))
+    assert [made.text[start:stop] for start, stop in made.images] == [f"[{'*' * width}]" for _, width in pieces]
+    assert [made.text[each.start : each.end] for each in made.answers] == ["answer"]
+    assert [made.text[start:stop] for start, stop in made.texts] == [
+        each for each in (*(each for each, _ in pieces), end) if each
+    ] + ["."]
+
+
+def test_spans_lose_what_is_in_a_hole() -> None:
+    assert without([(0, 9)], []) == [(0, 9)]
+    assert without([(0, 9)], [(0, 2), (2, 3), (8, 9)]) == [(3, 8)]
+    assert without([(0, 4), (4, 4), (5, 9), (9, 9)], [(3, 6)]) == [(0, 3), (6, 9), (9, 9)]
+    assert without([(2, 4)], [(0, 9)]) == []
+
+
+def test_an_images_tokens_follow_from_its_size_and_are_asked_for_once(tmp_path: Path) -> None:
+    places = [saved(tmp_path / f"{number}.png", Image.new("L", (number % 2 + 1, 2))) for number in range(4)]
+    processor = Wide()
+    expander = Expander(lambda: processor)
+    assert [expander.prompt("a <image> b", [place]) for place in places] == ["a [*] b", "a [**] b"] * 2
+    assert processor.calls == 2
+    assert expander.prompt("<image><image>", places[:2]) == "[*][**]"
+    assert processor.calls == 3
+
+
+def test_marks_without_an_image_and_images_without_a_mark_are_bad_rows(tmp_path: Path) -> None:
+    place, expander = saved(tmp_path / "a.png", Image.new("L", (2, 2))), Expander(Wide)
+    for text, places in (("none", [place]), ("<image><image>", [place]), ("<image>", [place, place])):
+        with pytest.raises(BadRow, match="as many marks as there are images"):
+            expander.expand(rendered(text), places)
+    with pytest.raises(BadRow, match="and the row no image"):
+        expander.expand(rendered("I write <image> here"), ())
+    with pytest.raises(BadRow, match="an answer has an image"):
+        expander.expand(rendered("ask: <image>", ((5, 12),)), [place])
+    untouched = rendered("no image")
+    assert expander.expand(untouched, ()) is untouched
+
+
+def test_a_row_without_images_needs_no_processor() -> None:
+    def never() -> Any:
+        raise AssertionError("it is made when the first image comes")
+
+    text = rendered("<img> is a tag")
+    assert Expander(never).expand(text, ()) is text
+
+
+def test_a_processor_that_tells_nothing_is_refused(tmp_path: Path) -> None:
+    from factory.refusal import UserError
+
+    class Silent(Wide):
+        def __call__(self, text: list[str], images: list[list[Any]], **_: Any) -> dict[str, Any]:
+            return {"input_ids": [[1]]}
+
+    with pytest.raises(UserError, match="processor-unknown"):
+        Expander(Silent).prompt("<image>", [saved(tmp_path / "a.png", Image.new("L", (2, 2)))])

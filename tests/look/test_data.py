@@ -1,0 +1,264 @@
+"""What is seen of a data set before it is read: its format, how many rows, what they carry."""
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from factory.facts import DataFacts
+from factory.look import data
+from factory.look.data import look_at_data
+from factory.refusal import Refusal, UserError
+from factory.schema import Source
+
+ALPACA = [{"instruction": f"Say {number}.", "output": "word " * (number % 7 + 1)} for number in range(400)]
+LINES = "".join(json.dumps(row) + "\n" for row in ALPACA).encode()
+
+
+def source(**changes: Any) -> Source:
+    values: dict[str, Any] = {
+        "origin": "file",
+        "path": None,
+        "subset": None,
+        "split": "train",
+        "revision": None,
+        "format": "auto",
+        "columns": {},
+        "tags": {},
+        "folder": None,
+        "max_samples": None,
+        "weight": 1.0,
+        "rows": None,
+        "license": None,
+        "serves": (),
+    }
+    return Source(**{**values, **changes})
+
+
+def look(stage: str = "sft", **changes: Any) -> DataFacts:
+    return look_at_data("mine", source(**changes), stage)
+
+
+def refused(stage: str = "sft", **changes: Any) -> Refusal:
+    with pytest.raises(UserError) as error:
+        look(stage, **changes)
+    (refusal,) = error.value.refusals
+    return refusal
+
+
+def parquet(path: Path, found: list[dict[str, Any]]) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path)
+
+
+def test_a_small_file_is_known_exactly(here: Path) -> None:
+    (here / "rows.jsonl").write_bytes(LINES)
+    facts = look(path="rows.jsonl", folder="pictures", max_samples=9, weight=2.0)
+    assert (facts.origin, facts.path, facts.format, facts.kind) == (
+        "file",
+        str(here / "rows.jsonl"),
+        "alpaca",
+        "messages",
+    )
+    assert (facts.rows, facts.peeked, facts.bytes) == (400, False, len(LINES))
+    assert facts.columns == ("instruction", "output")
+    assert facts.longest_row_bytes == max(len(json.dumps(row)) for row in ALPACA)
+    assert facts.sha256
+    assert (facts.folder, facts.max_samples, facts.weight) == ("pictures", 9, 2.0)
+    assert not facts.tools
+    assert not facts.images
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "folder"])
+def test_a_large_set_is_estimated_from_its_first_rows(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = ALPACA * 20
+    written = {
+        "rows.jsonl": "".join(json.dumps(row) + "\n" for row in many),
+        "rows.json": json.dumps(many),
+        "rows.csv": "instruction,output\n" + "".join(f"{row['instruction']},{row['output']}\n" for row in many),
+    }
+    if name == "folder":
+        (here / name).mkdir()
+        for part in range(3):
+            (here / name / f"{part}.jsonl").write_text(written["rows.jsonl"])
+        many = many * 3
+    else:
+        (here / name).write_text(written[name])
+    monkeypatch.setattr(data, "READ_WHOLE", 2000)
+    monkeypatch.setattr("factory.data.read.opened.BUFFER", 512)
+    monkeypatch.setattr("factory.data.read.objects.BUFFER", 512)
+    facts = look(path=name)
+    assert facts.peeked
+    assert facts.rows == pytest.approx(len(many), rel=0.12)
+
+
+def test_a_large_compressed_file_is_estimated_by_its_size_on_the_disk(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(0)
+    lines = "".join(json.dumps({"text": chance.randbytes(200).hex()}) + "\n" for _ in range(40_000))
+    (here / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode(), 1))
+    monkeypatch.setattr(data, "READ_WHOLE", 8 * 2**20)
+    facts = look("pt", path="rows.jsonl.gz")
+    assert facts.peeked
+    assert facts.rows == pytest.approx(40_000, rel=0.3)  # what the decompressor holds ready counts as read
+
+
+def test_a_small_file_of_many_rows_is_large_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = {"instruction": "x" * 5000, "output": "y"}
+    parquet(here / "a.parquet", [*ALPACA * 20, last])
+    facts = look(path="a.parquet")
+    assert facts.longest_row_bytes == len(json.dumps(last))
+    monkeypatch.setattr(data, "READ_WHOLE", facts.bytes)
+    facts = look(path="a.parquet")
+    assert (facts.rows, facts.peeked) == (8001, False)  # as the file itself says
+    assert facts.longest_row_bytes < 100
+
+
+def test_a_large_table_says_itself_how_many_rows_it_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "READ_WHOLE", 100)
+    (here / "set").mkdir()
+    parquet(here / "set" / "a.parquet", ALPACA)
+    parquet(here / "set" / "b.parquet", ALPACA[:7])
+    facts = look(path="set")
+    assert (facts.rows, facts.peeked) == (407, False)
+    (here / "set" / "c.jsonl").write_bytes(LINES)
+    facts = look(path="set")
+    assert facts.peeked
+    assert facts.rows == pytest.approx(807, rel=0.05)
+
+
+def test_images_and_tools_are_seen(here: Path) -> None:
+    messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "That."}]
+    parquet(here / "a.parquet", [{"messages": messages, "images": [{"bytes": b"\xff" * 5000, "path": None}]}])
+    facts = look(path="a.parquet")
+    assert facts.images
+    assert not facts.tools
+    assert facts.longest_row_bytes < 300  # an image is no text
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    talk = [messages[0] | {"content": "Do."}, call, {"role": "tool", "content": "1"}, messages[1]]
+    (here / "a.json").write_text(json.dumps([{"messages": talk}]))
+    facts = look(path="a.json")
+    assert facts.tools
+    assert not facts.images
+
+
+def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
+    row = {"talk": [{"who": "customer", "says": "hi"}, {"who": "clerk", "says": "ho"}]}
+    (here / "a.jsonl").write_text(json.dumps(row))
+    tags = {"role_tag": "who", "content_tag": "says", "user_tag": "customer", "assistant_tag": "clerk"}
+    facts = look(path="a.jsonl", columns={"conversations": "talk"}, tags=tags)
+    assert (facts.format, facts.renamed, facts.tags) == ("sharegpt", {"conversations": "talk"}, tags)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "setting", "wrong"),
+    [
+        ({}, "data-missing", "data.sources.mine.path=null", "no file is named"),
+        ({"origin": "hub"}, "data-missing", "data.sources.mine.path=null", "nothing is named"),
+        ({"path": "-"}, "data-stdin", "data.sources.mine.path=-", "standard input"),
+        ({"path": "row.jsonl"}, "data-missing", "data.sources.mine.path=row.jsonl", "no such file"),
+        ({"path": "empty"}, "data-empty", "data.sources.mine.path=empty", "there is no file in it"),
+        ({"path": "rows.jsonl", "subset": "en"}, "data-origin", "data.sources.mine.subset=en", "from a file"),
+        ({"path": "a:b", "origin": "function", "split": "x"}, "data-origin", "data.sources.mine.split=x", "a function"),
+        (
+            {"path": "rows.jsonl", "columns": {"instuction": "a"}},
+            "unknown-column",
+            "data.sources.mine.columns=instuction",
+            "no such column",
+        ),
+        ({"path": "rows.jsonl", "tags": {"role": "a"}}, "unknown-tag", "data.sources.mine.tags=role", "no such tag"),
+        (
+            {"path": "rows.jsonl", "columns": {"instruction": "ask"}},
+            "data-format",
+            "data.sources.mine.format=auto",
+            "lack ask",
+        ),
+        (
+            {"path": "rows.jsonl", "format": "kto"},
+            "data-format",
+            "data.sources.mine.format=kto",
+            "lack label",
+        ),
+        ({"path": "me/set", "origin": "hub"}, "hub-undeclared", "data.sources.mine.format=auto", "columns"),
+        ({"path": "rows.jsonl", "origin": "hub"}, "hub-missing", "data.sources.mine.path=rows.jsonl", "owner/name"),
+        ({"path": "nope:rows", "origin": "function"}, "function-missing", "path=nope:rows", "no module nope"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(
+    changes: dict[str, Any], rule: str, setting: str, wrong: str, here: Path
+) -> None:
+    (here / "rows.jsonl").write_bytes(LINES)
+    (here / "empty").mkdir()
+    found = refused(**changes)
+    assert (found.rule, found.setting) == (rule, setting)
+    assert wrong in found.wrong
+
+
+def test_near_names_are_told(here: Path) -> None:
+    (here / "rows.jsonl").write_bytes(LINES)
+    assert "did you mean rows.jsonl?" in refused(path="row.jsonl").fix
+    assert "did you mean instruction?" in refused(path="rows.jsonl", columns={"instuction": "a"}).fix
+    assert "did you mean role_tag?" in refused(path="rows.jsonl", tags={"role": "a"}).fix
+
+
+def test_a_set_of_the_hub_is_what_its_option_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket", None)
+    facts = look(
+        origin="hub",
+        path="me/set",
+        subset="en",
+        split="test",
+        revision="v1",
+        format="prompt_completion",
+        columns={"prompt": "question"},
+        rows=5,
+    )
+    assert (facts.origin, facts.path, facts.subset, facts.split, facts.revision) == (
+        "hub",
+        "me/set",
+        "en",
+        "test",
+        "v1",
+    )
+    assert (facts.kind, facts.columns, facts.rows, facts.sha256) == ("messages", ("completion", "question"), 5, None)
+    assert look(origin="hub", path="me/set", format="text").rows == data.UNKNOWN
+    assert look(origin="hub", path="me/set", format="messages", columns={"images": "image"}).images
+
+
+def test_a_function_is_asked_for_its_first_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (here / "given_rows.py").write_text(
+        "def few():\n    return [{'text': 'a'}] * 3\n"
+        "def none():\n    return []\n"
+        "def endless():\n    while True:\n        yield {'text': 'a'}\n"
+    )
+    facts = look("pt", origin="function", path="given_rows:few")
+    assert (facts.origin, facts.path, facts.rows, facts.peeked) == ("function", "given_rows:few", 3, False)
+    assert (facts.format, facts.bytes) == ("text", 3 * len('{"text": "a"}'))
+    facts = look("pt", origin="function", path="given_rows:endless", rows=10**6)
+    assert (facts.rows, facts.peeked, facts.bytes) == (10**6, True, 10**6 * len('{"text": "a"}'))
+    assert look("pt", origin="function", path="given_rows:endless").rows == data.UNKNOWN
+    assert refused("pt", origin="function", path="given_rows:none").rule == "data-empty"
+
+
+def test_arrow_is_not_imported_for_a_file_of_lines(here: Path) -> None:
+    (here / "rows.jsonl").write_bytes(LINES)
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from factory.look.data import look_at_data
+from factory.schema import Source
+values = dict(subset=None, split="train", revision=None, columns={{}}, tags={{}}, folder=None, max_samples=None)
+values |= dict(weight=1.0, rows=None, license=None, serves=())
+look_at_data("a", Source(origin="file", path="rows.jsonl", format="auto", **values), "sft")
+look_at_data("b", Source(origin="hub", path="me/set", format="text", **values), "pt")
+assert not {{"pyarrow", "datasets", "huggingface_hub", "torch", "numpy"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -1,0 +1,186 @@
+"""Rows with images: the tokens are the processor's own, and so are the loss and its gradients, down to the tower."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import seers
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from factory.data import batches
+from factory.data.chat_template import parts
+from factory.data.dataset import IGNORED, Example
+from factory.data.encoding import EncodedRow, spec_of
+from factory.data.images import Pictures, image_spec
+from factory.data.record import BadRow, Message, Record
+from factory.losses import causal_lm
+from factory.methods.parts import part_of
+from factory.plan import Pack
+from factory.steps.load import read_processor
+
+SIZES = {"wide": (40, 24), "square": (24, 24), "tall": (12, 30)}
+ONE_TURN = ("paligemma",)
+# the features are taken below the tower's last layer: no answer follows from it
+LAST = dict.fromkeys(("llava", "llava_next"), ("encoder.layers.1.", "post_layernorm."))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _words_for_numbers() -> Any:
+    """SmolVLM's processor wants a package that says numbers in words, of videos alone."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(processing_smolvlm, "num2words", str)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("seers")
+    return cache(lambda kind: seers.save(kind, root / kind, weights=False))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    root = tmp_path_factory.mktemp("images")
+
+    @cache
+    def image(name: str) -> str:
+        noise = Image.effect_noise(SIZES[name], 90)
+        Image.merge("RGB", (noise, noise.rotate(90).resize(noise.size), noise)).save(root / f"{name}.png")
+        return str(root / f"{name}.png")
+
+    return image
+
+
+def pack(**changes: Any) -> Pack:
+    values: dict[str, Any] = {"template": "auto", "max_length": 1024, "truncation": "drop", "packing": False}
+    values |= {"isolate_documents": False, "train_on_prompt": False, "mask_history": False}
+    return Pack(**(values | {"reasoning": "template", "tools": "auto"} | changes))
+
+
+def record(turns: tuple[str, ...], images: tuple[str, ...]) -> Record:
+    roles = ("user", "assistant")
+    messages = tuple(Message(role=roles[at % 2], content=content) for at, content in enumerate(turns))
+    return Record(prompt=messages[:-1], response=messages[-1:], images=images)
+
+
+def records(kind: str, image: Callable[[str], str]) -> list[Record]:
+    """One image, two of other sizes, one in the middle of a text, in two turns, and none."""
+    one, two = (image("wide"),), (image("square"), image("tall"))
+    found = [record(("<image>What is it?", "A star."), one), record(("<image><image>Which?", "Both."), two)]
+    if kind not in ONE_TURN:
+        turns = ("<image>\nWhat is it?", "A star.", "And is <image> one?", "No.")
+        found += [record(turns, two), record(("What is red?", "A colour."), ())]
+    return found
+
+
+def encoded(kind: str, folder: Path, rows: list[Record], **changes: Any) -> list[EncodedRow | BadRow]:
+    from transformers import AutoTokenizer
+
+    known: Any = AutoTokenizer.from_pretrained(folder)
+    images = image_spec(kind, read_processor(str(folder), None), known)
+    return spec_of(known, pack(**changes), "messages", images).encoder().encode(rows)
+
+
+def example(row: EncodedRow | BadRow) -> Example:
+    assert isinstance(row, EncodedRow), row
+    labels = [IGNORED] * len(row.tokens.ids)
+    for start, end, _ in row.tokens.spans:
+        labels[start:end] = row.tokens.ids[start:end]
+    return Example(row.tokens.ids, labels, images=row.tokens.images)
+
+
+def theirs(kind: str, processor: Any, one: Record, **more: Any) -> Any:
+    """What the processor gives of a whole conversation in its template, as a user of transformers would ask for it."""
+    messages = [*one.prompt, *one.response]
+    given = [{"role": each["role"], "content": parts(each["content"])} for each in messages]
+    images = [[Image.open(place) for place in one.images]] if one.images else None
+    if kind in ONE_TURN:
+        asked = messages[0]["content"]
+        return processor(text=[asked], suffix=[messages[1]["content"]], images=images, **more)
+    text = processor.tokenizer.apply_chat_template(given, tokenize=False)
+    return processor(text=[text], images=images, add_special_tokens=False, **more)
+
+
+@pytest.mark.parametrize("kind", seers.SEERS)
+def test_the_tokens_are_the_processors(kind: str, folder: Any, image: Any) -> None:
+    processor = seers.processor(kind, folder(kind))
+    for one, row in zip(records(kind, image), encoded(kind, folder(kind), records(kind, image)), strict=True):
+        found = example(row)
+        assert found.ids == list(theirs(kind, processor, one)["input_ids"][0])
+        assert found.images == one.images
+        trained = processor.tokenizer.decode([token for token in found.labels if token != IGNORED])
+        assert [text.strip() for text in trained.replace("<end_of_utterance>", "<|im_end|>").split("<|im_end|>")] == [
+            *(message["content"] for message in [*one.prompt, *one.response][1::2]),
+            "",
+        ]
+
+
+@pytest.mark.parametrize("kind", seers.SEERS)
+def test_the_loss_and_its_gradients_are_the_models_own(kind: str, folder: Any, image: Any) -> None:
+    """Row by row, against the model's own forward of what its processor gives; then all rows in one batch."""
+    from factory.architecture import architecture
+
+    processor, model = seers.processor(kind, folder(kind)), seers.model(kind, seers.tokenizer(kind)).double().train()
+    arch, pictures = architecture(model.config.to_dict()), Pictures(lambda: processor)
+    trained = dict(model.named_parameters())
+    rows, sums, slopes = records(kind, image), [], []
+    samples = [example(row) for row in encoded(kind, folder(kind), rows)]
+    for one, sample in zip(rows, samples, strict=True):
+        inputs = dict(theirs(kind, processor, one, return_tensors="pt"))
+        inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+        logits = model(**inputs, use_cache=False).logits[:, :-1]  # its own `loss` would be in float32
+        own = functional.cross_entropy(logits.transpose(1, 2), torch.tensor([sample.labels])[:, 1:], reduction="sum")
+        mine = causal_lm(model, doubled(batches.collate([sample], 0, "cpu", pictures=pictures)))
+        torch.testing.assert_close(mine, own, rtol=1e-10, atol=1e-10)
+        left, right = (
+            torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True)
+            for loss in (mine, own)
+        )
+        for name, one_slope, other in zip(trained, left, right, strict=True):
+            assert (one_slope is None) == (other is None), name
+            if one_slope is not None and other is not None:
+                torch.testing.assert_close(one_slope, other, rtol=1e-6, atol=1e-7)  # some compute norms in float32
+        sums.append(mine.detach())
+        slopes.append({name for name, slope in zip(trained, left, strict=True) if slope is not None and slope.any()})
+    eyes = {name for name in trained if part_of(name, arch) == "vision" and name.endswith("weight")}
+    blind = {name for name in eyes if any(part in name for part in LAST.get(kind, ()))}
+    assert eyes - blind
+    if kind != "mllama":
+        together = causal_lm(model, doubled(batches.collate(samples, 0, "cpu", pictures=pictures)))
+        torch.testing.assert_close(together.detach(), sum(sums), rtol=1e-10, atol=1e-10)
+    assert slopes[0] & (eyes - blind), "no gradient reaches what sees"
+
+
+def test_a_batch_of_llama_vision_is_as_its_processors(folder: Any, image: Any) -> None:
+    """Its tokens before an image attend to all the room for images that the batch has: so it is compared as a whole."""
+    kind = "mllama"
+    processor, model = seers.processor(kind, folder(kind)), seers.model(kind, seers.tokenizer(kind)).double()
+    rows = [one for one in records(kind, image) if one.images]
+    samples = [example(row) for row in encoded(kind, folder(kind), rows)]
+    mine = causal_lm(model, doubled(batches.collate(samples, 0, "cpu", pictures=Pictures(lambda: processor))))
+    messages = [[*one.prompt, *one.response] for one in rows]
+    given = [[{**each, "content": parts(each["content"])} for each in each_row] for each_row in messages]
+    inputs = processor(
+        text=[processor.tokenizer.apply_chat_template(each, tokenize=False) for each in given],
+        images=[[Image.open(place) for place in one.images] for one in rows],
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=False,
+    )
+    labels = torch.full_like(inputs["input_ids"], IGNORED)
+    for row, sample in enumerate(samples):
+        labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
+    logits = model(**doubled(inputs), use_cache=False).logits[:, :-1]
+    own = functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum")
+    torch.testing.assert_close(mine, own, rtol=1e-10, atol=1e-10)
+
+
+def doubled(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}

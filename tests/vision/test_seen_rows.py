@@ -1,0 +1,237 @@
+"""Images in a row: never cut, never trained, the same when their batch is made; and what a processor needs."""
+
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import seers
+import tiny
+import torch
+from PIL import Image
+from test_seen import encoded, example, pack, record
+
+from factory.data import batches
+from factory.data.dataset import IGNORED, Labelled, Pair
+from factory.data.encoding import spec_of
+from factory.data.images import Pictures, image_spec, read_processor_object
+from factory.data.record import BadRow, Message, Record
+from factory.refusal import UserError
+from factory.steps.load import read_processor, read_tokenizer
+
+KIND = "qwen2_vl"
+LONG = "word " * 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seers.save(KIND, tmp_path_factory.mktemp("seers") / KIND, weights=False)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+    root = tmp_path_factory.mktemp("images")
+
+    @cache
+    def image(number: int) -> str:
+        Image.new("RGB", (16, 16 + 4 * number), (40 * number, 0, 90)).save(root / f"{number}.png")
+        return str(root / f"{number}.png")
+
+    return image
+
+
+def known(folder: Path) -> Any:
+    return read_tokenizer(str(folder), None, False, "auto")
+
+
+def runs(ids: list[int], mark: int) -> list[int]:
+    """The lengths of the stretches of a token."""
+    text = "".join("x" if token == mark else " " for token in ids)
+    return [len(part) for part in text.split()]
+
+
+def test_texts_are_cut_around_an_image(folder: Path, image: Any) -> None:
+    one = record((f"{LONG}<image>{LONG}", "A star."), (image(0),))
+    mark = known(folder).convert_tokens_to_ids("<|image_pad|>")
+    whole = example(encoded(KIND, folder, [one])[0])
+    for truncation in ("left", "keep_response"):
+        (made,) = encoded(KIND, folder, [one], truncation=truncation, max_length=len(whole.ids) - 20)
+        cut = example(made)
+        assert len(cut.ids) <= len(whole.ids) - 20
+        assert runs(cut.ids, mark) == runs(whole.ids, mark)
+        assert cut.images == one.images
+        assert [label for label in cut.labels if label != IGNORED] == [
+            label for label in whole.labels if label != IGNORED
+        ]
+    (lost,) = encoded(KIND, folder, [one], truncation="keep_response", max_length=len(runs(whole.ids, mark)) + 20)
+    assert isinstance(lost, BadRow)
+
+
+def test_an_image_that_others_are_said_of_is_not_taken_away(folder: Path, image: Any) -> None:
+    """The first exchange goes, and its image stands before the second's question; one that would go with it stays."""
+    places = (image(0), image(1))
+    first = record((f"<image>{LONG}", "A star.", "And now?", "A moon."), places[:1])
+    size = len(example(encoded(KIND, folder, [first])[0]).ids)
+    (row,) = encoded(KIND, folder, [first], truncation="left", max_length=size - 10)
+    assert example(row).images == places[:1]
+    assert "A star" not in known(folder).decode(example(row).ids)
+    for turns, images in (
+        ((f"{LONG}<image>", "A star.", "And now?", "A moon."), places[:1]),
+        ((f"<image>{LONG}", "A star.", "<image>And now?", "A moon."), places),
+    ):
+        (row,) = encoded(KIND, folder, [record(turns, images)], truncation="left", max_length=size - 10)
+        assert isinstance(row, BadRow)
+        assert str(row) == "too long, and an image would be lost"
+
+
+def test_a_cut_end_takes_its_images_along(folder: Path, image: Any) -> None:
+    places = (image(0), image(1))
+    one = record(("<image>What?", "A star.", f"{LONG}<image>", "A moon."), places)
+    (row,) = encoded(KIND, folder, [one], truncation="right", max_length=60)
+    made = example(row)
+    assert made.images == places[:1]
+    assert len(runs(made.ids, known(folder).convert_tokens_to_ids("<|image_pad|>"))) == 1
+
+
+def test_no_token_of_an_image_is_trained(folder: Path, image: Any) -> None:
+    one = record(("See <image>: what?", "A star."), (image(1),))
+    whole, prompt = (example(encoded(KIND, folder, [one], train_on_prompt=both)[0]) for both in (False, True))
+    mark = known(folder).convert_tokens_to_ids("<|image_pad|>")
+    assert whole.ids == prompt.ids
+    assert [token for token, label in zip(prompt.ids, prompt.labels, strict=True) if label == IGNORED] == [
+        token for token in prompt.ids if token == mark
+    ]
+
+
+def test_a_row_that_cannot_be_seen_says_why(folder: Path, image: Any) -> None:
+    asked = record(("<image>What?", "A star."), (image(0),))
+    tokenizer = known(folder)
+    (blind,) = spec_of(tokenizer, pack(), "messages").encoder().encode([asked])
+    assert str(blind) == "it has images, and the model has no processor for them"
+    film = replace(record(("<video>What?", "A star."), ()), videos=("a.mp4",))
+    spoken = replace(record(("Write <|image_pad|>.", "No."), ()))
+    missing = record(("<image>What?", "A star."), ("none.png",))
+    found = [str(row) for row in encoded(KIND, folder, [film, spoken, missing])]
+    assert found == [
+        "it has videos or audios, and none is trained",
+        "a text has the model's mark of an image, and the row no image",
+        "an image is missing",
+    ]
+
+
+def test_a_template_that_knows_nothing_of_images_has_them_as_the_models_own_writes_them(
+    folder: Path, image: Any
+) -> None:
+    from factory import templates
+
+    tokenizer, one = known(folder), record(("<image>What?", "A star."), (image(0),))
+    (own,) = encoded(KIND, folder, [one])
+    tokenizer.chat_template = templates.read("chatml")
+    images = image_spec(KIND, read_processor(str(folder), None), tokenizer)
+    (made,) = spec_of(tokenizer, pack(), "messages", images).encoder().encode([one])
+    assert example(made).ids == example(own).ids
+
+
+def test_a_spec_is_sent_to_a_worker_and_hashed(folder: Path, image: Any) -> None:
+    """Another setting of the processor makes other rows."""
+    from factory.data import prepare
+    from factory.plan import PlannedSource
+
+    tokenizer, files = known(folder), read_processor(str(folder), None)
+    other = files | {"preprocessor_config.json": files["preprocessor_config.json"].replace(b"256", b"128")}
+    one, same, changed = (
+        spec_of(tokenizer, pack(), "messages", image_spec(KIND, each, tokenizer)) for each in (files, files, other)
+    )
+    source = PlannedSource(
+        origin="file", path="a.jsonl", subset=None, split="train", revision=None, format="messages", columns={},
+        tags={}, folder=None, max_samples=None, weight=1.0, bytes=1, sha256="a",
+    )  # fmt: skip
+    keys = [prepare.key(source, spec, None, 0) for spec in (one, same, changed)]
+    assert keys[0] == keys[1] != keys[2]
+    sent = pickle.loads(pickle.dumps(one))
+    assert sent == one
+    asked = [record(("<image>What?", "A star."), (image(5),))]
+    assert sent.encoder().encode(asked) == one.encoder().encode(asked)
+    assert len(example(changed.encoder().encode(asked)[0]).ids) < len(example(one.encoder().encode(asked)[0]).ids)
+
+
+def test_both_answers_of_a_pair_see_the_image(folder: Path, image: Any) -> None:
+    asked: tuple[Message, ...] = ({"role": "user", "content": "<image>What?"},)
+    answers: list[Message] = [{"role": "assistant", "content": text} for text in ("A star.", "A moon it is.")]
+    one = Record(prompt=asked, response=(answers[0],), rejected=(answers[1],), images=(image(2),))
+    tokenizer = known(folder)
+    images = image_spec(KIND, read_processor(str(folder), None), tokenizer)
+    assert images is not None
+    (row,) = spec_of(tokenizer, pack(), "pairs", images).encoder().encode([one])
+    assert not isinstance(row, BadRow)
+    assert row.rejected is not None
+    assert row.tokens.images == row.rejected.images == one.images
+    first, second = example(row), example(replace(row, tokens=row.rejected))
+    pictures = Pictures(lambda: images.processor_of(tokenizer))
+    batch = batches.collate([Pair(first, second)], 0, "cpu", pictures=pictures)
+    assert batch["input_ids"].shape[0] == 2
+    patches = len(batch["pixel_values"]) // 2
+    assert torch.equal(batch["pixel_values"][:patches], batch["pixel_values"][patches:])
+    alone = batches.collate([first], 0, "cpu", pictures=pictures)
+    assert torch.equal(alone["pixel_values"], batch["pixel_values"][:patches])
+    samples = [Labelled(each, True, each.labels.index(label)) for each, label in ((first, first.labels[-3]),)]
+    assert len(batches.collate(samples, 0, "cpu", pictures=pictures)["image_grid_thw"]) == 2
+    assert "pixel_values" not in batches.collate([first], 0, "cpu")
+
+
+def test_an_image_that_is_another_now_is_refused(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a.png"
+    Image.new("RGB", (16, 16)).save(place)
+    row = example(encoded(KIND, folder, [record(("<image>What?", "A star."), (str(place),))])[0])
+    pictures = Pictures(lambda: seers.processor(KIND, folder))
+    assert "pixel_values" in batches.collate([row], 0, "cpu", pictures=pictures)
+    Image.new("RGB", (16, 40)).save(place)
+    with pytest.raises(UserError, match=r"image-changed.*tokens now"):
+        batches.collate([row], 0, "cpu", pictures=pictures)
+    place.unlink()
+    with pytest.raises(UserError, match="an image is missing"):
+        batches.collate([row], 0, "cpu", pictures=pictures)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.smolvlm import processing_smolvlm
+
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    known = seers.tokenizer("smolvlm")
+    files = read_processor(str(seers.save("smolvlm", tmp_path, weights=False)), None)
+    with pytest.raises(UserError, match="pip install num2words"):
+        read_processor_object(files, "smolvlm", known)
+    monkeypatch.setitem(sys.modules, "transformers.models.pixtral.processing_pixtral", None)
+    with pytest.raises(UserError, match="processor-package"):
+        read_processor_object({"processor_config.json": b'{"processor_class": "PixtralProcessor"}'}, "pixtral", known)
+
+
+def test_a_processor_that_is_not_known_or_knows_other_tokens_is_refused(folder: Path) -> None:
+    files = read_processor(str(folder), None)
+    with pytest.raises(UserError, match="no AProcessor"):
+        read_processor_object({"processor_config.json": b'{"processor_class": "AProcessor"}'}, KIND, known(folder))
+    with pytest.raises(UserError, match="no processor for llama"):
+        read_processor_object({"preprocessor_config.json": b"{}"}, "llama", known(folder))
+    plain = {"preprocessor_config.json": files["preprocessor_config.json"]}
+    assert type(read_processor_object(plain, KIND, known(folder))).__name__ == "Qwen2VLProcessor"
+    paligemma = b'{"processor_class": "PaliGemmaProcessor"}'
+    siglip = b'{"image_processor_type": "SiglipImageProcessor", "image_seq_length": 4}'
+    files = {"processor_config.json": paligemma, "preprocessor_config.json": siglip}
+    with pytest.raises(UserError, match="adds 1,153 tokens"):
+        read_processor_object(files, "paligemma", tiny.tokenizer())
+    assert image_spec(KIND, {}, known(folder)) is None
+
+
+def test_the_template_of_an_older_processor_is_read(folder: Path, tmp_path: Path) -> None:
+    """Before tokenizers carried it, it lay beside the processor alone."""
+    import json
+
+    tokenizer = seers.tokenizer("llava")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": seers.FIRST}))
+    assert read_tokenizer(str(tmp_path), None, False, "auto").chat_template == seers.FIRST

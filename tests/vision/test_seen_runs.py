@@ -1,0 +1,108 @@
+"""Whole runs on rows with images: prepared, trained and measured as those of text are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import seers
+from transformers import AutoProcessor
+
+from factory.methods.lora.targets import PREFIX
+from factory.refusal import UserError
+
+KINDS = ("llava", "idefics3", "qwen2_vl", "qwen2_5_vl", "paligemma", "gemma3")
+SHORT = ("data=demo_images", "stage.max_steps=2", "precision=fp32", "stage.batch_size=2", "evaluate.samples=1")
+PARTS = "method.parts=[language,vision,projector]"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("bases")
+
+    def base(kind: str) -> Path:
+        return root / kind if (root / kind).is_dir() else seers.save(kind, root / kind)
+
+    return base
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_sees(kind: str, base: Callable[[str], Path], execute: Callable[..., Any]) -> None:
+    """Every row is used, the checks hold, the language model learns, and a held-out question is answered."""
+    more = ("data.max_samples=12",) if kind != "paligemma" else ()
+    done = execute(f"model.path={base(kind)}", *SHORT, *more)
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+    assert done.run.checks["images_as_processor"]["detail"].startswith("in 5 of 5 rows")
+    data, evaluate = done.result["data"], done.result["evaluate"]
+    assert data["dropped"] == {}
+    assert data["used"] + data["validation"] + data["not_sampled"] == data["rows"] == 52
+    assert done.dataset.first.images
+    assert evaluate["perplexity"] != evaluate["perplexity_before"]
+    assert len(done.result["samples"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+def test_what_sees_learns_where_it_is_asked_to(
+    kind: str, base: Callable[[str], Path], execute: Callable[..., Any]
+) -> None:
+    done = execute(f"model.path={base(kind)}", *SHORT, "data.max_samples=12", "method=full", PARTS)
+    moved = {name for name, value in done.model.named_parameters() if not value.equal(done.start[name])}
+    for part in (
+        "language_model.layers.0",
+        "visual.blocks.0" if kind == "qwen2_vl" else "vision_tower.encoder.layers.0",
+    ):
+        assert any(part in name for name in moved), part
+
+
+def test_streamed_rows_see_as_prepared_ones_do(base: Callable[[str], Path], execute: Callable[..., Any]) -> None:
+    done = execute(f"model.path={base('llava')}", *SHORT, "data.streaming=true")
+    assert len(done.losses) == 2
+    assert done.dataset.pictures is not None
+
+
+def test_a_missing_image_is_a_row_that_is_counted(
+    base: Callable[[str], Path], execute: Callable[..., Any], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    rows = []
+    for number in range(12):
+        name = f"{number}.png"
+        Image.new("RGB", (16, 12), (20 * number, 0, 90)).save(tmp_path / name)
+        turns = [
+            {"role": "user", "content": f"<image>What is number {number}?"},
+            {"role": "assistant", "content": "Red."},
+        ]
+        rows.append({"messages": turns, "images": [name]})
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "4.png").write_bytes((tmp_path / "5.png").read_bytes()[:50])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = execute(f"model.path={base('llava')}", "data=file", f"data.path={tmp_path / 'rows.jsonl'}", *SHORT[1:])
+    assert done.result["data"]["dropped"] == {"an image is missing": 1, "an image cannot be read": 1}
+    assert done.result["data"]["rows"] == 12
+    (tmp_path / "0.png").unlink()
+    for name in ("1.png", "2.png", "5.png", "6.png", "7.png", "8.png", "9.png", "10.png", "11.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="an image is missing"):
+        execute(
+            f"model.path={base('llava')}", "data=file", f"data.path={tmp_path / 'rows.jsonl'}", *SHORT[1:], folder="b"
+        )
+
+
+def test_the_saved_model_has_its_processor(base: Callable[[str], Path], execute: Callable[..., Any]) -> None:
+    folder = execute(f"model.path={base('llava')}", *SHORT, "data.max_samples=8", "method=full").run.folder.model
+    read: Any = AutoProcessor.from_pretrained(folder)
+    assert read.tokenizer.chat_template == seers.FIRST
+    assert (read.patch_size, read.image_processor.size["shortest_edge"]) == (2, seers.SIDE)
+
+
+def test_an_adapter_stands_beside_what_sees(base: Callable[[str], Path], execute: Callable[..., Any]) -> None:
+    done = execute(f"model.path={base('idefics3')}", *SHORT, "data.max_samples=12", "method.rank=2", PARTS)
+    moved = {
+        name.removeprefix(PREFIX)
+        for name, value in done.model.named_parameters()
+        if value.requires_grad and not value.equal(done.start[name])
+    }
+    assert any("vision_model" in name for name in moved)
+    assert any("connector" in name for name in moved)
