@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import factory
-from factory.steps.source import cache
+from factory import cache
 
 DEMO = Path(factory.__file__).parent / "demo"
 PACKAGES = ("llamafactory==0.9.5", "gguf", "bitsandbytes", "galore-torch")
@@ -78,7 +78,7 @@ def peer_python(venv: Path) -> Path:
 
 def embedded_model(runs: Path) -> Path:
     """The folder that Factory's first run converts the embedded model into; both systems read it."""
-    folder = cache() / "SmolLM2-135M-Instruct.Q4_1"
+    folder = cache.folder() / "SmolLM2-135M-Instruct.Q4_1"
     if not (folder / "config.json").is_file():
         words = " ".join(ours for ours, _ in (COMMON, *JOBS["start"])).split()
         command = [sys.executable, "-m", "factory", *words, f"hydra.run.dir={runs / 'convert'}"]
@@ -147,7 +147,9 @@ def versions(python: Path | str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", type=Path, default=cache() / "peer-venv", help="the peer's environment, made once")
+    parser.add_argument(
+        "--venv", type=Path, default=cache.folder() / "peer-venv", help="the peer's environment, made once"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/peer"), help="results and logs (outputs/peer)")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="these jobs")
     parser.add_argument("--repeat", type=int, default=1, help="turns of each system at each job (1)")

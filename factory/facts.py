@@ -51,6 +51,7 @@ class ModelFacts:
     config: dict[str, Any]
     fingerprint: str
     chat_template: bool | None  # whether its tokenizer has one; None: not known before loading
+    tools: bool | None = None  # whether its chat template renders tools; None: not known before loading
     walked: Architecture | None = None  # of an architecture that has no closed form: built on the meta device
     shapes: dict[str, Shape] = field(default_factory=dict)  # of the tensors on disk, where they are there
     adapter: AdapterFacts | None = None

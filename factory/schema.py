@@ -103,8 +103,8 @@ class Data:
     max_samples: int | None = key("use at most so many rows, drawn by seed", low=1)
     max_length: int | Auto = key("tokens per sequence; auto: 1024, or the model's context if shorter", low=8)
     truncation: Literal["drop", "error", "right", "left", "keep_response"] = key(
-        "rows longer than max_length: drop them (counted), stop, or cut them: their end (right), their oldest turns and "
-        "the question's beginning (left), or the longest prompt texts alone (keep_response)"
+        "rows longer than max_length: drop (counted), error, or cut their end (right), their oldest turns and the "
+        "question's beginning (left), or the longest prompt texts alone (keep_response)"
     )
     packing: bool | Auto = key("fill sequences with several documents; auto: on for pt, off for the others")
     isolate_documents: bool | Auto = key("packed documents do not see each other; auto: on for sft, off for pt")

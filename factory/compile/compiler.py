@@ -238,6 +238,7 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
     data, length = case.settings.data, choices.max_length(case, _context(case))
     if data.max_length == "auto":
         notes.append(f"data.max_length=auto: {length:,} tokens")
+    notes += _chat_notes(case)
     return plan.Pack(
         template=case.settings.model.template,
         max_length=length,
@@ -249,6 +250,27 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
         reasoning=data.reasoning,
         tools=data.tools,
     )
+
+
+def _chat_notes(case: Case) -> list[str]:
+    """What becomes of tools and of reasoning, where the rows have any or somebody asked."""
+    data, found = case.settings.data, list[str]()
+    if any(facts.tools for facts in case.facts.data.values()) and data.tools == "auto":
+        own = True if case.settings.model.template != "auto" else case.model.tools
+        how = {
+            True: "as the chat template writes them",
+            False: "in the words of the format `default`, as the chat template has none for them",
+            None: "as the chat template writes them, or in the words of the format `default` where it has none",
+        }[own]
+        found.append(f"data.tools=auto: tools are written {how}")
+    if registry.spec("stages", case.settings.stage.name).KIND != "text":
+        what = {
+            "template": "as the chat template has them, empty ones untrained",
+            "keep": "in every answer, and a row where the chat template leaves one out is dropped",
+            "strip": "taken away",
+        }[data.reasoning]
+        found.append(f"data.reasoning={data.reasoning}: <think> blocks are {what}")
+    return found
 
 
 def _group_size(case: Case, length: int, notes: list[str]) -> int:

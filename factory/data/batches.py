@@ -117,8 +117,8 @@ def collate(
     }
     if any(row.documents for row in rows):
         batch["position_ids"] = np.stack([_positions(row, longest) for row in rows])
-    if any(_weights(row) is not None for row in rows):
-        weights = [_weights(row) or [float(label != IGNORED) for label in row.labels] for row in rows]
+    if any(row.weights is not None for row in rows):
+        weights = [row.weights or [float(label != IGNORED) for label in row.labels] for row in rows]
         batch["weights"] = _padded(weights, longest, 0, np.float32)
     if isinstance(samples[0], Labelled):
         batch["desirable"] = np.array([sample.label for sample in samples])
@@ -153,10 +153,6 @@ def _padded(rows: list[Any], length: int, fill: int, kind: type) -> NDArray[Any]
     for number, row in enumerate(rows):
         found[number, : len(row)] = row
     return found
-
-
-def _weights(row: Any) -> list[float] | None:
-    return row.weights if isinstance(row, Example) else None
 
 
 def _positions(example: Example, length: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,8 @@ IGNORED = -100  # a label that is not trained, as torch's cross entropy has it
 class Example:
     """One sequence. `documents` are the lengths of what is packed, where they must not see each other.
 
-    `weights`, one a token, say what each trained token counts in the loss; None: all 1.
+    `weights`, one a token, say what each trained token counts in the loss; None: all 1. Of a single conversation,
+    `asked` is where the text before the last answer stands, and `prompt` the number of tokens before that answer.
     """
 
     ids: list[int]
@@ -34,6 +35,8 @@ class Example:
     documents: tuple[int, ...] = ()
     weights: list[float] | None = None
     images: tuple[str, ...] = ()
+    asked: tuple[int, int] = field(default=(0, 0), compare=False)
+    prompt: int = field(default=0, compare=False)
 
     @property
     def count(self) -> int:
@@ -97,12 +100,15 @@ def example(pieces: list[Piece], *, isolate: bool, images: tuple[str, ...] = ())
             labels[at], weights[at] = IGNORED, 0
         at += stop - start
     uneven = bool(((weights != 0) & (weights != 1)).any())
+    only = pieces[0][0] if len(pieces) == 1 else None
     return Example(
         ids.tolist(),
         labels.tolist(),
         tuple(stop - start for _, start, stop in pieces) if isolate else (),
         weights.tolist() if uneven else None,
         images,
+        only.asked if only else (0, 0),
+        only.prompt if only else 0,
     )
 
 

@@ -22,10 +22,15 @@ Weighted = tuple[int, int, float]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """`spans` are trained: (start, end, weight). `cut` tokens were too many; `open_ended`: an answer's end too."""
+    """`spans` are trained: (start, end, weight). `cut` tokens were too many; `open_ended`: an answer's end too.
+
+    `asked` is the text before the last answer, and `prompt` where that answer starts: 0 of a plain text.
+    """
 
     ids: list[int]
     spans: list[Weighted]
+    asked: Span = (0, 0)
+    prompt: int = 0
     images: tuple[str, ...] = ()
     cut: int = 0
     open_ended: bool = False
@@ -48,6 +53,8 @@ class _Side:
     trained: list[Weighted]
     layout: Layout
     images: tuple[Span, ...] = ()
+    asked: Span = (0, 0)
+    prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +280,9 @@ class Encoder:
         trained = [span for span in spans if span[2]]
         if self._pack.train_on_prompt and self._kind == "messages":
             trained = [(start, end, 1.0) for start, end in without([(0, len(ids))], images)]
-        return _Side(ids, trained, self._layout(rendered, placed, spans, len(ids)), images)
+        layout, prompt = self._layout(rendered, placed, spans, len(ids)), spans[-1][0]
+        before = [text for text in rendered.texts if text[1] <= rendered.answers[-1].start]
+        return _Side(ids, trained, layout, images, _inside(before[-1], placed) if before else (0, 0), prompt)
 
     def _spans(self, rendered: Rendered, placed: Placed) -> list[Weighted] | None:
         """The answers in tokens, None where a token reaches over a border."""
@@ -368,4 +377,11 @@ def _cut(side: _Side, stays: Kept) -> Tokens:
     spans = side.trained if whole else shifted(side.trained, stays)
     if not any(end > max(start, 1) for start, end, _ in spans):  # the first token is predicted by nothing
         raise BadRow("no trained token")
-    return Tokens(ids, spans, cut=len(side.ids) - len(ids), open_ended=stays.open_ended)
+    asked = _moved(side.asked[0], stays), _moved(side.asked[1], stays)
+    cut = len(side.ids) - len(ids)
+    return Tokens(ids, spans, asked, _moved(side.prompt, stays), cut=cut, open_ended=stays.open_ended)
+
+
+def _moved(at: int, stays: Kept) -> int:
+    """A place in what stays."""
+    return sum(min(max(at - start, 0), end - start) for start, end in stays.stretches)

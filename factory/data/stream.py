@@ -42,7 +42,8 @@ _NOTHING: dict[str, Any] = {
 class Position:
     """Where a stream goes on: at sequence `sequence` of the block that starts so many rows into the sources.
 
-    `counts` are of all blocks before: rows = used + validation + dropped, each as often as it was read.
+    `counts` are of all blocks before: rows = used + validation + dropped, each as often as it was read. `read` are
+    those with the present block: what was read so far.
     """
 
     epoch: int = 0
@@ -52,6 +53,7 @@ class Position:
     taken: dict[str, int] = field(default_factory=dict)  # rows into each source
     ended: tuple[str, ...] = ()  # sources that were used up in this epoch
     counts: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(_NOTHING))
+    read: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(_NOTHING), compare=False)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "ended": list(self.ended)}
@@ -121,7 +123,8 @@ class Stream:
             turn = self._random(position, "sequences").permutation(len(samples)).tolist()
             for number in range(position.sequence, len(samples)):
                 last = number + 1 == len(samples)
-                yield samples[turn[number]], after if last else replace(position, sequence=number + 1)
+                later = after if last else replace(position, sequence=number + 1)
+                yield samples[turn[number]], replace(later, read=after.counts)
             seen = seen or bool(samples)
             if after.epoch > position.epoch:
                 if not seen:
@@ -290,7 +293,7 @@ def _count_samples(counts: dict[str, Any], rows: list[EncodedRow], samples: list
 def _side(tokens: Tokens) -> Side:
     spans = np.array([(start, end) for start, end, _ in tokens.spans], np.int32).reshape(-1, 2)
     weights = np.array([weight for *_, weight in tokens.spans], np.float32)
-    return Side(np.array(tokens.ids, np.int32), spans, weights)
+    return Side(np.array(tokens.ids, np.int32), spans, weights, tokens.asked, tokens.prompt)
 
 
 def _rejected(row: EncodedRow) -> Tokens:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import struct
@@ -50,6 +51,7 @@ def _found(model: schema.Model, *, training: bool) -> ModelFacts:
             config=numbers,
             fingerprint=fingerprint,
             chat_template=True,
+            tools=_renders_tools(_gguf_template(file)),
             tokens=int(numbers["vocab_size"]),  # a row for each token, which `load` checks
         )
     no_hub_id = not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith(".")
@@ -87,7 +89,12 @@ def _gguf(file: Path, shown: str) -> ModelFacts:
         if opened.read(4) != b"GGUF":
             raise _broken(shown, file.name, "it is not a GGUF file")
     found = ModelFacts(
-        source="gguf", path=str(file.absolute()), config={}, fingerprint=_fingerprint([file]), chat_template=None
+        source="gguf",
+        path=str(file.absolute()),
+        config={},
+        fingerprint=_fingerprint([file]),
+        chat_template=None,
+        tools=_renders_tools(_gguf_template(file)),
     )
     return replace(found, config=gguf_config(found))
 
@@ -177,7 +184,8 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         path=str(folder.resolve()),
         config=config,
         fingerprint=_fingerprint(_files(folder)),
-        chat_template=_has_chat_template(folder),
+        chat_template=_chat_template(folder) is not None,
+        tools=_renders_tools(_chat_template(folder)),
         shapes=shapes,
         tokens=tokens_in(folder),
     )
@@ -238,10 +246,36 @@ def _fingerprint(files: list[Path]) -> str:
     return found.hexdigest()
 
 
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():  # a processor's
-        return True
-    return bool((read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
+def _chat_template(folder: Path) -> str | None:
+    """A tokenizer's or a processor's; of several by name, the first."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        found = (read_json(folder / file) or {}).get("chat_template")
+        if isinstance(found, list):  # [{name, template}]
+            found = "".join(str(entry.get("template")) for entry in found if isinstance(entry, dict))
+        if found:
+            return str(found)
+    return None
+
+
+_TEMPLATE_KEY = b"tokenizer.chat_template"
+
+
+def _gguf_template(file: Path) -> str | None:
+    """Read from the header: the key, 4 bytes of type, 8 of length, the text (GGUF's specification)."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        at = mapped.find(len(_TEMPLATE_KEY).to_bytes(8, "little") + _TEMPLATE_KEY)
+        if at < 0:
+            return None
+        at += 8 + len(_TEMPLATE_KEY) + 4
+        size = int.from_bytes(mapped[at : at + 8], "little")
+        return mapped[at + 8 : at + 8 + size].decode(errors="replace")
+
+
+def _renders_tools(template: str | None) -> bool | None:
+    """Whether it names what tools are given as; how well it renders them is known when a row is."""
+    return None if template is None else re.search(r"\btools\b", template) is not None
 
 
 def _broken(shown: str, file: str, wrong: str) -> UserError:

@@ -2,11 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -50,7 +48,6 @@ def preview(plan: Plan, rows: int, progress: Progress = lambda done, total: None
 
 def read_tokenizer(plan: Plan) -> Any:
     """As a run has it. That of a GGUF file is read from the file's header: no weight is."""
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     from factory.steps import load, source
@@ -58,12 +55,7 @@ def read_tokenizer(plan: Plan) -> Any:
 
     logging.set_verbosity_error()
     asked = plan.steps.load
-    with ExitStack() as stack:
-        stack.enter_context(source.readable(asked))
-        path = asked.path
-        if asked.source in ("package", "gguf"):
-            gguf, path = Path(path), stack.enter_context(TemporaryDirectory())
-            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(path)
+    with source.readable(asked), source.tokenizer_folder(asked) as path:
         tokenizer = load.read_tokenizer(path, asked.revision, asked.trust_remote_code, plan.steps.pack.template)
     add_tokens(tokenizer, plan.steps.patch.new_tokens)
     return tokenizer

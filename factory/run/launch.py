@@ -156,14 +156,19 @@ def _show(event: dict[str, Any], screen: Screen) -> None:
         case "note":
             screen.print(event["text"])
         case "training":
-            counts = event["counts"]
-            dropped = sum(counts["dropped"].values())
-            screen.print(
-                f"{counts['used']:,} rows ({counts['trained_tokens']:,} trained of {counts['tokens']:,} tokens), "
-                f"{dropped:,} dropped; {event['steps']:,} steps"
-            )
+            screen.print(f"{_rows(event['counts'])}; {event['steps']:,} steps")
         case "saved":
             screen.print(f"saved {event['path']}", style="dim")
+
+
+def _rows(counts: dict[str, Any]) -> str:
+    """Of a stream nothing is known before it is read."""
+    if not counts:
+        return "rows as they come"
+    return (
+        f"{counts['used']:,} rows ({counts['trained_tokens']:,} trained of {counts['tokens']:,} tokens), "
+        f"{sum(counts['dropped'].values()):,} dropped"
+    )
 
 
 def _show_metrics(line: dict[str, Any], screen: Screen) -> None:

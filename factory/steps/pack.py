@@ -136,23 +136,10 @@ def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, li
     found = []
     for number in range(min(count, len(samples))):
         example = examples(samples[number])[0]
-        start, end = _last_answer(example)
-        prompt = example.ids[: start or _PROMPT_TOKENS]
-        found.append((tokenizer.decode(prompt[end:], skip_special_tokens=True), prompt, example.images))
+        prompt = example.ids[: example.prompt or _PROMPT_TOKENS]
+        shown = prompt[slice(*example.asked)] if example.prompt else prompt
+        found.append((tokenizer.decode(shown, skip_special_tokens=True), prompt, example.images))
     return found
-
-
-def _last_answer(example: Example) -> tuple[int, int]:
-    """Where the last trained stretch starts, and where the one before it ends."""
-    at = len(example.labels)
-    while at and example.labels[at - 1] == IGNORED:
-        at -= 1
-    while at and example.labels[at - 1] != IGNORED:
-        at -= 1
-    start = at
-    while at and example.labels[at - 1] == IGNORED:
-        at -= 1
-    return start, at
 
 
 def _stops(sample: Sample, tokenizer: Any) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from factory import cache
@@ -21,14 +22,29 @@ def folder(run: Run) -> str:
     plan = run.plan.steps.load
     if plan.source not in ("package", "gguf"):
         return plan.path
-    name = Path(plan.path).stem
-    if plan.source == "gguf":  # other files may have the same name
-        name += f"-{hashlib.sha256(plan.fingerprint.encode()).hexdigest()[:12]}"
-    target = cache.folder() / name
+    target = _converted(plan)
     if not (target / "config.json").is_file():
         run.emit("note", text="Converting the GGUF file once (about half a minute for the embedded model) …")
         _convert_once(Path(plan.path), target, plan.source)
     return str(target)
+
+
+@contextmanager
+def tokenizer_folder(plan: Load) -> Iterator[str]:
+    """Where the tokenizer is read, without converting any weight."""
+    if plan.source not in ("package", "gguf") or (_converted(plan) / "config.json").is_file():
+        yield plan.path if plan.source not in ("package", "gguf") else str(_converted(plan))
+        return
+    with TemporaryDirectory() as made:
+        _tokenizer(Path(plan.path), plan.source).save_pretrained(made)
+        yield made
+
+
+def _converted(plan: Load) -> Path:
+    name = Path(plan.path).stem
+    if plan.source == "gguf":  # other files may have the same name
+        name += f"-{hashlib.sha256(plan.fingerprint.encode()).hexdigest()[:12]}"
+    return cache.folder() / name
 
 
 def _convert_once(gguf: Path, target: Path, source: str) -> None:
@@ -48,14 +64,10 @@ def _convert_once(gguf: Path, target: Path, source: str) -> None:
 def _convert(gguf: Path, target: Path, source: str) -> None:
     """GGUF to an ordinary folder in bfloat16."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if source == "package":  # its file names another end token than the one it was trained on
-        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = _tokenizer(gguf, source)
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     if hasattr(model.config, "quantization_config"):  # the weights are dequantized; saved as what they are
@@ -63,6 +75,17 @@ def _convert(gguf: Path, target: Path, source: str) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)
+
+
+def _tokenizer(gguf: Path, source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if source == "package":  # its file names another end token than the one it was trained on
+        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @contextmanager

@@ -147,8 +147,9 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
     """The report's `data`: of a stream, of the blocks that were read."""
     if dataset.stream is None or state.position is None:
         return dataset.counts
-    counts = state.position["counts"]
-    return {**counts, "not_sampled": 0, "packing_efficiency": None}
+    counts = dict(state.position["read"])
+    dropped = {reason: entry["count"] for reason, entry in counts["dropped"].items()}
+    return {**counts, "dropped": dropped, "not_sampled": 0, "packing_efficiency": None}
 
 
 def _accumulate(run: Run, model: Any, step: batches.Step, scaler: Any) -> float:

@@ -45,6 +45,10 @@ def labels(tokens: Tokens) -> list[int]:
     return found
 
 
+def whole(tokens: Tokens) -> Example:
+    return Example(tokens.ids, labels(tokens), asked=tokens.asked, prompt=tokens.prompt)
+
+
 def counted(data: Dataset) -> tuple[int, int]:
     """Tokens and trained tokens, by reading everything."""
     examples = list[Example]()
@@ -71,7 +75,7 @@ def test_rows_of_several_sources_are_examples_in_the_order_that_is_asked(tmp_pat
     assert len(data) == 5
     rows = encoded([*first, *second], "alpaca", "messages")
     for number, row in enumerate(order):
-        assert data[number] == Example(rows[row].tokens.ids, labels(rows[row].tokens))
+        assert data[number] == whole(rows[row].tokens)
     assert [data.origins(number) for number in (0, 1, 4)] == [[("b", 3)], [("a", 0)], [("b", 1)]]
     assert data.lengths.tolist() == [len(rows[row].tokens.ids) for row in order]
     checked(data)
@@ -86,7 +90,7 @@ def test_packed_rows_lie_side_by_side(tmp_path: Path, isolate: bool, train_on_pr
     rows = questions(40)
     changes = {"packing": True, "isolate_documents": isolate, "train_on_prompt": train_on_prompt, "max_length": 128}
     data = made({"a": written(tmp_path / "a.jsonl", rows)}, **changes)
-    whole = encoded(rows, "alpaca", "messages", **changes)
+    alone = encoded(rows, "alpaca", "messages", **changes)
     assert len(data) < 20
     seen = list[int]()
     for number in range(len(data)):
@@ -94,17 +98,17 @@ def test_packed_rows_lie_side_by_side(tmp_path: Path, isolate: bool, train_on_pr
         assert isinstance(sample, Example) and len(sample.ids) <= 128
         members = [row for _, row in data.origins(number)]
         seen += members
-        assert sample.ids == [token for row in members for token in whole[row].tokens.ids]
-        wanted = [labels(whole[row].tokens) for row in members]
+        assert sample.ids == [token for row in members for token in alone[row].tokens.ids]
+        wanted = [labels(alone[row].tokens) for row in members]
         if isolate:  # a document's first token is predicted by nothing of its own
             wanted = [[IGNORED, *label[1:]] for label in wanted]
-            assert sample.documents == tuple(len(whole[row].tokens.ids) for row in members)
+            assert sample.documents == tuple(len(alone[row].tokens.ids) for row in members)
         else:
             assert sample.documents == ()
         assert sample.labels == [label for each in wanted for label in each]
     assert sorted(seen) == list(range(40))
     counts = checked(data)
-    assert counts["tokens"] == sum(len(row.tokens.ids) for row in whole)
+    assert counts["tokens"] == sum(len(row.tokens.ids) for row in alone)
 
 
 @pytest.mark.parametrize("isolate", [True, False])
@@ -112,9 +116,9 @@ def test_documents_are_cut_without_a_loss(tmp_path: Path, isolate: bool) -> None
     rows = [{"text": f"{number} bottles " * (1 + 7 * number % 40)} for number in range(30)]
     changes = {"packing": True, "isolate_documents": isolate, "max_length": 50}
     data = made({"a": written(tmp_path / "a.jsonl", rows, format="text")}, "text", **changes)
-    whole = [token for row in encoded(rows, "text", "text", **changes) for token in row.tokens.ids]
+    everything = [token for row in encoded(rows, "text", "text", **changes) for token in row.tokens.ids]
     samples = [data[number] for number in range(len(data))]
-    assert [token for sample in samples if isinstance(sample, Example) for token in sample.ids] == whole
+    assert [token for sample in samples if isinstance(sample, Example) for token in sample.ids] == everything
     assert all(length == 50 for length in data.lengths[:-2])
     checked(data)
     for sample in samples:
@@ -145,12 +149,11 @@ def test_how_rows_are_packed_is_kept(tmp_path: Path, kept: Path, monkeypatch: py
 def test_pairs_share_their_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {number}", "chosen": "yes " * number, "rejected": "no"} for number in range(1, 6)]
     data = made({"a": written(tmp_path / "a.jsonl", rows, format="pairs")}, "pairs")
-    whole = encoded(rows, "pairs", "pairs")
-    for number, row in enumerate(whole):
+    for number, row in enumerate(encoded(rows, "pairs", "pairs")):
         sample = data[number]
         assert isinstance(sample, Pair) and row.rejected is not None
-        assert sample.chosen == Example(row.tokens.ids, labels(row.tokens))
-        assert sample.rejected == Example(row.rejected.ids, labels(row.rejected))
+        assert sample.chosen == whole(row.tokens)
+        assert sample.rejected == whole(row.rejected)
         start = row.tokens.spans[0][0]
         assert sample.chosen.ids[:start] == sample.rejected.ids[:start]
     checked(data)
@@ -162,7 +165,7 @@ def test_a_label_belongs_to_the_answer_after_the_prompt(tmp_path: Path) -> None:
     for number, row in enumerate(encoded(rows, "kto", "labelled")):
         sample = data[number]
         assert isinstance(sample, Labelled)
-        assert sample == Labelled(Example(row.tokens.ids, labels(row.tokens)), number > 1, row.tokens.spans[0][0])
+        assert sample == Labelled(whole(row.tokens), number > 1, row.tokens.spans[0][0])
     checked(data)
 
 

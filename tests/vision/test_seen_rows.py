@@ -1,10 +1,10 @@
 """Images in a row: never cut, never trained, the same when their batch is made; and what a processor needs."""
 
 import pickle
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from test_seen import encoded, example, pack, record
 from factory.data import batches
 from factory.data.dataset import IGNORED, Labelled, Pair
 from factory.data.encoding import spec_of
-from factory.data.images import Pictures, image_spec, read_processor_object
+from factory.data.images import Pictures, image_spec, processor, read_processor_object
 from factory.data.record import BadRow, Message, Record
 from factory.refusal import UserError
 from factory.steps.load import read_processor, read_tokenizer
@@ -205,9 +205,24 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files = read_processor(str(seers.save("smolvlm", tmp_path, weights=False)), None)
     with pytest.raises(UserError, match="pip install num2words"):
         read_processor_object(files, "smolvlm", known)
-    monkeypatch.setitem(sys.modules, "transformers.models.pixtral.processing_pixtral", None)
-    with pytest.raises(UserError, match="processor-package"):
-        read_processor_object({"processor_config.json": b'{"processor_class": "PixtralProcessor"}'}, "pixtral", known)
+    for message in ("\nPixtralProcessor requires the Torchvision library but it was not found", "No module"):
+
+        def lacking(*_: Any, message: str = message) -> Any:
+            raise ImportError(message, name=None if "library" in message else "torchvision")
+
+        monkeypatch.setattr(processor, "_made", lacking)
+        with pytest.raises(UserError, match="pip install torchvision"):
+            read_processor_object(files, "mistral3", known)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here")
+def test_pixtral_needs_torchvision() -> None:
+    files = {
+        "processor_config.json": b'{"processor_class": "PixtralProcessor"}',
+        "preprocessor_config.json": b'{"image_processor_type": "PixtralImageProcessor"}',
+    }
+    with pytest.raises(UserError, match="pip install torchvision"):
+        read_processor_object(files, "mistral3", seers.tokenizer("llava"))
 
 
 def test_a_processor_that_is_not_known_or_knows_other_tokens_is_refused(folder: Path) -> None:

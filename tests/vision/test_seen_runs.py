@@ -90,6 +90,30 @@ def test_a_missing_image_is_a_row_that_is_counted(
         )
 
 
+def test_images_that_are_put_in_their_place_later_are_found(
+    base: Callable[[str], Path], execute: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What lacks most of its images is refused, and no such rows are kept."""
+    from PIL import Image
+
+    turns = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "Red."}]
+    rows = [{"messages": turns, "images": [f"{number}.png"]} for number in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = (f"model.path={base('llava')}", "data=file", f"data.path={tmp_path / 'rows.jsonl'}", *SHORT[1:])
+    with pytest.raises(UserError, match=r"images-unread.*of 8 of 8 rows"):
+        execute(*asked, folder="a")
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.new("RGB", (16, 12), (20 * number, 0, 90)).save(tmp_path / "images" / f"{number}.png")
+    with pytest.raises(UserError, match="images-unread"):
+        execute(*asked, folder="b")
+    done = execute(*asked, f"data.sources.file.folder={tmp_path / 'images'}", folder="c")
+    assert done.result["data"]["dropped"] == {}
+    for number in range(8):
+        (tmp_path / "images" / f"{number}.png").rename(tmp_path / f"{number}.png")
+    assert execute(*asked, folder="d").result["data"]["dropped"] == {}
+
+
 def test_the_saved_model_has_its_processor(base: Callable[[str], Path], execute: Callable[..., Any]) -> None:
     folder = execute(f"model.path={base('llava')}", *SHORT, "data.max_samples=8", "method=full").run.folder.model
     read: Any = AutoProcessor.from_pretrained(folder)

@@ -82,12 +82,19 @@ def read_processor_object(files: Mapping[str, bytes], kind: str, tokenizer: Any)
     try:
         made = _made(files, kind, tokenizer)
     except ImportError as error:
-        package = error.name or next(iter(re.findall(r"`(\w+)`", str(error))), "a package")
+        package = error.name or _package(str(error))
         raise refuse("processor-package", "model.path", f"its processor needs {package}", package=package) from None
     if len(made.tokenizer) != known:
         new = len(made.tokenizer) - known
         raise refuse("processor-tokens", "model.path", f"its processor adds {new:,} tokens that its tokenizer lacks")
     return made
+
+
+def _package(message: str) -> str:
+    """Which one an ImportError of transformers names, in either of its ways."""
+    found = re.search(r"requires the (\w+) library|`(\w+)`", message)
+    assert found, message
+    return (found[1] or found[2]).lower()
 
 
 def _made(files: Mapping[str, bytes], kind: str, tokenizer: Any) -> Any:
@@ -111,11 +118,11 @@ def _class(files: Mapping[str, bytes], kind: str) -> Any:
     named = [each["processor_class"] for each in said if each.get("processor_class")]
     if named and (found := processor_class_from_name(named[0])):
         return found
-    config = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None  # noqa: SIM401  # its `get` is another one
-    if named or config not in PROCESSOR_MAPPING:
-        wrong = f"transformers has no {named[0]}" if named else f"transformers has no processor for {kind}"
-        raise refuse("processor-unknown", "model.path", wrong)
-    return PROCESSOR_MAPPING[config]
+    if not named and kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in PROCESSOR_MAPPING:
+        return PROCESSOR_MAPPING[CONFIG_MAPPING[kind]]
+    raise refuse(
+        "processor-unknown", "model.path", f"transformers has no {named[0] if named else f'processor for {kind}'}"
+    )
 
 
 def _without_videos(cls: Any) -> Any:

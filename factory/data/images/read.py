@@ -12,6 +12,11 @@ from factory.data.record import BadRow
 
 # as much as PIL warns of: a file of some kilobytes may unfold to gigabytes
 MOST_PIXELS = 89_478_485
+MISSING, UNREADABLE, ADDRESS = (
+    "an image is missing",
+    "an image cannot be read",
+    "an image is at an address, and none is fetched",
+)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
@@ -28,14 +33,14 @@ def read_image(place: str) -> Any:
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
-        raise BadRow("an image is missing") from None
+        raise BadRow(MISSING) from None
     except Image.DecompressionBombError:
         raise BadRow("an image has too many pixels") from None
     # what decoders raise of broken files
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
         if isinstance(error, BadRow):
             raise
-        raise BadRow("an image cannot be read") from None
+        raise BadRow(UNREADABLE) from None
 
 
 def _source(place: str) -> Path | io.BytesIO:
@@ -43,11 +48,11 @@ def _source(place: str) -> Path | io.BytesIO:
         try:
             return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
         except binascii.Error:
-            raise BadRow("an image cannot be read") from None
+            raise BadRow(UNREADABLE) from None
     if place.lower().startswith("file:"):
         return Path(unquote(urlsplit(place).path))
     if _ADDRESS.match(place):
-        raise BadRow("an image is at an address, and none is fetched")
+        raise BadRow(ADDRESS)
     return Path(place)
 
 

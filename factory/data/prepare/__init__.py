@@ -16,6 +16,7 @@ import factory
 from factory import cache as cache_folder
 from factory.data import read
 from factory.data.encoding import EncoderSpec
+from factory.data.images import read as image
 from factory.data.mix import Ranks
 from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
@@ -31,6 +32,7 @@ _EARLY = 1000  # rows after which a format that fits none of them is refused
 _FIRST = 5  # row numbers that are kept of a reason
 _REASONS = 50  # different ones that are told apart
 _OTHER = "other reasons"
+_UNSEEN = (image.MISSING, image.UNREADABLE, image.ADDRESS)
 _VERSIONS = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets")
 
 
@@ -135,7 +137,7 @@ class _Tally:
         self.rows = self._skipped = 0
         self._bad = list[Bad]()  # kept only until it is known which of them rank low enough to count
         self._dropped = Dropped()
-        self._misfits = Counter[str]()
+        self._misfits, self._unseen = Counter[str](), Counter[str]()
         self._ranks, self._new = np.zeros(0, np.uint64), list[Ranks]()
         self.limit: int | None = None
 
@@ -143,6 +145,7 @@ class _Tally:
         self.rows += block.rows
         self._skipped += block.skipped
         self._misfits.update(bad.reason for bad in block.bad if not bad.aligned)
+        self._unseen.update(bad.reason for bad in block.bad if bad.reason in _UNSEEN)
         looked = self.rows - self._skipped
         if looked >= _EARLY and self._misfits.total() == looked:
             refuse_wrong_format(self._name, self._format, looked, self._misfits)
@@ -166,6 +169,7 @@ class _Tally:
         """rows = the encoded ones + not_sampled + dropped. Raises UserError where most rows do not fit the format."""
         looked, outside = self.rows - self._skipped, list[Bad]()
         refuse_wrong_format(self._name, self._format, looked, self._misfits)
+        _refuse_unseen(self._name, looked, self._unseen)
         if self._at_most is not None:
             self._narrow()
             outside = [bad for bad in self._bad if self.limit is not None and bad.rank > self.limit]
@@ -187,6 +191,14 @@ def refuse_wrong_format(name: str, format: str, rows: int, misfits: Counter[str]
         f"{misfits.total():,} of {rows:,} rows cannot be used, most as: {misfits.most_common(1)[0][0]}",
         name=name,
     )
+
+
+def _refuse_unseen(name: str, rows: int, unseen: Counter[str]) -> None:
+    """Raises UserError where the images of most rows are not there: nothing is kept, as they may be put there."""
+    if unseen.total() <= rows * MOST_BAD:
+        return
+    wrong = f"of {unseen.total():,} of {rows:,} rows no image can be had, most as: {unseen.most_common(1)[0][0]}"
+    raise refuse("images-unread", f"data.sources.{name}.folder", wrong, name=name)
 
 
 class Dropped:

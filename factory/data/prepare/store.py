@@ -38,6 +38,7 @@ def schema() -> Any:
         ("ids", pa.list_(pa.int32())),
         ("spans", pa.list_(pa.int32())),
         ("weights", pa.list_(pa.float32())),
+        ("asked", pa.list_(pa.int32())),
         ("cut", pa.int32()),
         ("open", pa.int8()),
     ]
@@ -71,6 +72,7 @@ def _tokens(sides: list[Tokens]) -> list[Any]:
         _lists([side.ids for side in sides], integers),
         _lists([[at for start, end, _ in side.spans for at in (start, end)] for side in sides], integers),
         _lists([[weight for *_, weight in side.spans] for side in sides], floats),
+        _lists([[*side.asked, side.prompt] for side in sides], integers),
         integers([side.cut for side in sides]),
         _numbers([side.open_ended for side in sides], pa.int8()),
     ]
@@ -215,11 +217,13 @@ def _index(folder: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One row's tokens: ids (n), spans (k, 2) and weights (k)."""
+    """One row's tokens: ids (n), spans (k, 2) and weights (k); `asked` and `prompt` as in `Tokens`."""
 
     ids: NDArray[np.int32]
     spans: NDArray[np.int32]
     weights: NDArray[np.float32]
+    asked: tuple[int, int] = (0, 0)
+    prompt: int = 0
 
 
 class Prepared:
@@ -279,8 +283,9 @@ class Prepared:
 
     def side(self, row: int, *, rejected: bool = False) -> Side:
         side = _SIDES[rejected]
-        ids, spans, weights = (self._list(side + name)[row] for name in ("ids", "spans", "weights"))
-        return Side(ids, spans.reshape(-1, 2), weights)
+        ids, spans, weights, asked = (self._list(side + name)[row] for name in ("ids", "spans", "weights", "asked"))
+        start, end, prompt = asked.tolist()
+        return Side(ids, spans.reshape(-1, 2), weights, (start, end), prompt)
 
     def label(self, row: int) -> bool:
         label = self._table.column("label")[row].as_py()
