@@ -12,6 +12,7 @@ from pathlib import Path
 
 from factory import __version__, compose, settings
 from factory.compile.compiler import compile
+from factory.data import known
 from factory.look import look
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
@@ -71,7 +72,7 @@ def _compiled(composed: compose.Composed, *, training: bool) -> Plan:
     made = compile(chosen, facts, [*composed.problems, *problems], bad_keys, training=training)
     if isinstance(made, list):
         raise UserError(*made)
-    return made
+    return known.exact(made)
 
 
 def plan(arguments: list[str]) -> int:

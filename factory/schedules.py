@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""How many steps there are, and the learning rate as a pure function of the step: nothing to save or to restore."""
 
 from collections.abc import Callable
 from math import ceil, cos, pi
@@ -8,6 +8,14 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1.0 + cos(pi * done)),
 }
+
+
+def steps_per_epoch(examples: int, batch_size: int, accumulation: int) -> int:
+    return ceil(examples / (batch_size * accumulation))
+
+
+def total_steps(examples: int, batch_size: int, accumulation: int, num_epochs: float, max_steps: int | None) -> int:
+    return max_steps or max(1, ceil(num_epochs * steps_per_epoch(examples, batch_size, accumulation)))
 
 
 def factor(name: str, step: int, total: int, warmup_ratio: float) -> float:

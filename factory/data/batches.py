@@ -14,20 +14,13 @@ from numpy.typing import NDArray
 
 from factory.data.dataset import IGNORED, Example, Labelled, Pair, Sample, Samples
 from factory.data.images import Pictures
+from factory.schedules import steps_per_epoch
 
 MicroBatch = list[int]
 Item = TypeVar("Item")
 # lengths are padded to a multiple: for each new shape a CPU's bfloat16 kernels are compiled and kept, 12 MB a time
 _MULTIPLE = 8
 _POLL = 0.1  # seconds in which a full queue sees that it is closed
-
-
-def steps_per_epoch(examples: int, batch_size: int, accumulation: int) -> int:
-    return ceil(examples / (batch_size * accumulation))
-
-
-def total_steps(examples: int, batch_size: int, accumulation: int, num_epochs: float, max_steps: int | None) -> int:
-    return max_steps or max(1, ceil(num_epochs * steps_per_epoch(examples, batch_size, accumulation)))
 
 
 def micro_batches(step: int, examples: int, batch_size: int, accumulation: int, seed: int) -> list[MicroBatch]:

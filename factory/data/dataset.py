@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from factory import cache
 from factory.data import packing
+from factory.data.known import code
 from factory.data.mix import Integers
 from factory.data.packing import Pieces
-from factory.data.prepare import code
 from factory.data.prepare.store import Prepared, Side, writing
 from factory.data.record import Kind
 from factory.plan import Pack

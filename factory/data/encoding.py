@@ -100,11 +100,11 @@ class EncoderSpec:
     def _renderers(self) -> tuple[Renderer, Renderer] | None:
         if self.kind == "text":
             return None
-        plain, tools = (
-            Renderer(text, self.special, frozenset(self.specials), self.pack.reasoning, self.pack.tools)
-            for text in (self.template, self.tool_template)
-        )
-        return plain, tools
+        made = {
+            text: Renderer(text, self.special, frozenset(self.specials), self.pack.reasoning, self.pack.tools)
+            for text in {self.template, self.tool_template}
+        }
+        return made[self.template], made[self.tool_template]
 
 
 def spec_of(tokenizer: Any, pack: Pack, kind: Kind, images: ImageSpec | None = None) -> EncoderSpec:
@@ -149,7 +149,8 @@ class Encoder:
         images: Expander | None = None,
     ):
         self._renderers, self._eos, self._pack, self._kind, self._images = renderers, eos, pack, kind, images
-        self._texts: Texts = Fast(tokenizer) if isinstance(tokenizer, Tokenizer) else Slow(tokenizer)
+        fast = isinstance(tokenizer, Tokenizer)
+        self._texts: Texts = Fast(tokenizer, placed=kind != "text") if fast else Slow(tokenizer)
 
     def encode(self, records: list[Record]) -> list[EncodedRow | BadRow]:
         """A row, or why it is none, of each record. Raises UserError where truncation=error finds one too long."""

@@ -85,15 +85,17 @@ class _Listed:
 
 
 class Fast:
-    def __init__(self, tokenizer: Tokenizer):
-        self._documents = tokenizer
-        self._bare = Tokenizer.from_str(tokenizer.to_str())
-        self._bare.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]  # some leave space out of offsets
+    """Takes the tokenizer for its own: `placed` says whether its texts are encoded in places, or as documents."""
+
+    def __init__(self, tokenizer: Tokenizer, *, placed: bool):
+        self._tokenizer = tokenizer
+        if placed:  # some leave space out of offsets, and all take time
+            tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         self.marks = frozenset(tokenizer.get_added_tokens_decoder())
-        self._guard = self._bare.encode("\n", add_special_tokens=False).ids
+        self._guard = tokenizer.encode("\n", add_special_tokens=False).ids
 
     def encode(self, texts: Sequence[str]) -> Sequence[Placed]:
-        encodings = self._bare.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [_Encoded(encoding, len(text)) for encoding, text in zip(encodings, texts, strict=True)]
 
     def pieces(self, text: str, cuts: Sequence[int]) -> Placed:
@@ -107,15 +109,15 @@ class Fast:
     def _piece(self, text: str, *, first: bool) -> tuple[list[int], list[Span]]:
         """As it is tokenized within a text: many tokenizers put a space before a text's beginning."""
         if not first:
-            guarded = self._bare.encode(f"\n{text}", add_special_tokens=False)
+            guarded = self._tokenizer.encode(f"\n{text}", add_special_tokens=False)
             size = len(self._guard)
             if guarded.ids[:size] == self._guard and all(start > 0 for start, _ in guarded.offsets[size:]):
                 return guarded.ids[size:], [(start - 1, end - 1) for start, end in guarded.offsets[size:]]
-        encoding = self._bare.encode(text, add_special_tokens=False)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._documents.encode_batch(list(texts))]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
 
 class _Prefixes:

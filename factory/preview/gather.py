@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from factory import registry
+from factory import registry, schedules
 from factory.data import batches, mix
 from factory.data import dataset as datasets
 from factory.data.dataset import Example, Pair, Sample
@@ -113,7 +113,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 
 def _steps(plan: Plan, sequences: int) -> int:
     train = plan.steps.train
-    return batches.total_steps(
+    return schedules.total_steps(
         sequences, train.batch_size, train.gradient_accumulation_steps, train.num_epochs, train.max_steps
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.data import mix, proof
+from factory.data import known, mix, proof
 from factory.data.batches import examples
 from factory.data.dataset import IGNORED, Example, Sample, Samples, dataset
 from factory.data.images import Pictures
@@ -63,6 +63,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
     if not len(mixed.train):
         raise _nothing(aligned)
     train = dataset(aligned.sources, mixed.train, pack, aligned.kind)
+    known.remember(plan, len(train))
     validation = dataset(aligned.sources, mixed.validation, alone, aligned.kind)
     tokens = train.counts()
     counts = {**_rows(aligned, mixed), **tokens}

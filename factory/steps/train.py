@@ -114,7 +114,7 @@ def _steps(plan: Train, dataset: Dataset) -> int:
         assert plan.max_steps is not None  # a rule
         return plan.max_steps
     shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    return batches.total_steps(*shape, plan.num_epochs, plan.max_steps)
+    return schedules.total_steps(*shape, plan.num_epochs, plan.max_steps)
 
 
 def _feed(run: Run, dataset: Dataset, state: State, total: int) -> Iterator[batches.Step]:
@@ -140,7 +140,7 @@ def _epoch(run: Run, state: State, dataset: Dataset) -> float:
         return float(state.position["epoch"]) if state.position else 0.0
     plan = run.plan.steps.train
     shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    return round(state.step / batches.steps_per_epoch(*shape), 4)
+    return round(state.step / schedules.steps_per_epoch(*shape), 4)
 
 
 def _counts(state: State, dataset: Dataset) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from conftest import compiled
 from factory import registry
 from factory.architecture import architecture
 from factory.compile.estimate import RUNTIME
-from factory.data.batches import total_steps
 from factory.plan import Estimate
+from factory.schedules import total_steps
 
 GPU = "hardware=h100_80gb"
 PACKED = ("stage=pt", "data.max_length=512")

@@ -14,10 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from factory.data import batches
-from factory.data.batches import Prefetcher, collate, micro_batches, mismatched, steps, steps_per_epoch, total_steps
+from factory.data.batches import Prefetcher, collate, micro_batches, mismatched, steps
 from factory.data.dataset import IGNORED, Example, Labelled, Pair, example
 from factory.data.prepare.store import Side
 from factory.losses import causal_lm
+from factory.schedules import steps_per_epoch, total_steps
 
 
 def epoch_of(number: int, examples: int, batch: int, accumulation: int, seed: int = 0) -> list[list[list[int]]]:

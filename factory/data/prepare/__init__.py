@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from factory import cache as cache_folder
 from factory.data import read
 from factory.data.encoding import EncoderSpec
 from factory.data.images import read as image
+from factory.data.known import code
 from factory.data.mix import Ranks
 from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
@@ -24,7 +24,7 @@ from factory.data.prepare.workers import Aligning, Bad, Block, Encoded, Workers,
 from factory.plan import Align, PlannedSource
 from factory.refusal import refuse
 
-__all__ = ["Prepared", "aligning_of", "code", "key", "prepare", "prepare_source", "refuse_wrong_format"]
+__all__ = ["Prepared", "aligning_of", "key", "prepare", "prepare_source", "refuse_wrong_format"]
 
 Progress = Callable[[int, int | None], None]
 MOST_BAD = 0.5  # share of bad rows above which the format itself must be wrong
@@ -253,15 +253,3 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     assert value is None or isinstance(value, str | int | float | bool), f"{type(value)} has no content to hash"
     return value
-
-
-@cache
-def code() -> str:
-    """A hash of the files of this room, and of the templates and their tools."""
-    found = hashlib.sha256()
-    package = Path(factory.__file__).parent
-    for folder in (package / "data", package / "templates"):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".py", ".yaml", ".jinja"):
-                found.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return found.hexdigest()

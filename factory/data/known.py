@@ -1,0 +1,74 @@
+"""How many sequences the data of a plan made when they were prepared: then a plan's steps are exact."""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import factory
+from factory import cache as cache_folder
+from factory.plan import Plan, Range
+from factory.schedules import total_steps
+from factory.typed import to_tree
+
+
+@cache
+def code() -> str:
+    """A hash of the files of this room, and of the templates and their tools: what a cache of theirs depends on."""
+    found = hashlib.sha256()
+    package = Path(factory.__file__).parent
+    for folder in (package / "data", package / "templates"):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".yaml", ".jinja"):
+                found.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def remember(plan: Plan, sequences: int) -> None:
+    """Written whole or not at all; a cache that cannot be written is no loss here."""
+    path = _path(plan)
+    if path is None:
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(sequences))
+        aside.rename(path)
+    with suppress(OSError):
+        aside.unlink(missing_ok=True)
+
+
+def exact(plan: Plan) -> Plan:
+    """The plan with its number of steps, where its data were prepared before."""
+    path, train = _path(plan), plan.steps.train
+    if train.max_steps is not None or path is None:
+        return plan
+    try:
+        sequences = int(path.read_text())
+    except (OSError, ValueError):
+        return plan
+    steps = total_steps(sequences, train.batch_size, train.gradient_accumulation_steps, train.num_epochs, None)
+    return replace(plan, estimate=replace(plan.estimate, steps=Range(low=steps, high=steps)))
+
+
+def _path(plan: Plan) -> Path | None:
+    """None where the content of the data or of the tokenizer is not known."""
+    steps, align = plan.steps, to_tree(plan.steps.align)
+    if steps.align.streaming or any(source.sha256 is None for source in steps.align.sources.values()):
+        return None
+    for source in align["sources"].values():
+        del source["path"]
+    parts = [
+        plan.seed,
+        align,
+        to_tree(steps.pack),
+        steps.train.stage,
+        [steps.load.source, steps.load.fingerprint, steps.load.revision, list(steps.patch.new_tokens)],
+        plan.packages.get("transformers"),
+        code(),
+    ]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder.folder() / "data" / "sequences" / f"{key}.json"

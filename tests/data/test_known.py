@@ -1,0 +1,58 @@
+"""A plan's steps are exact once its data were prepared, and a guess again when anything of them changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import compiled
+
+from factory.data import known
+from factory.plan import Range
+
+DATA = ("data=file", "data.path=rows.txt", "stage=pt", "stage.num_epochs=3", "stage.batch_size=2")
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model(here: Path, tiny_model: Path) -> tuple[str, ...]:
+    (here / "rows.txt").write_text("\n\n".join(f"The number {n} follows {n - 1}, as it should." for n in range(80)))
+    return (f"model.path={tiny_model}", "tracking=none", "hardware=cpu")
+
+
+def test_steps_are_exact_after_packing(model: tuple[str, ...], execute: Callable[..., Any]) -> None:
+    before = compiled(*DATA, *model).estimate.steps
+    done = execute(*DATA, *model, "data.max_length=64", "evaluate.samples=0")
+    assert compiled(*DATA, *model).estimate.steps == before  # another length is another packing
+    after = compiled(*DATA, *model, "data.max_length=64").estimate.steps
+    assert after == Range(low=done.result["train"]["steps"], high=done.result["train"]["steps"])
+    # what changes no sequence changes nothing of it but the count
+    assert compiled(*DATA, *model, "data.max_length=64", "stage.num_epochs=6").estimate.steps.low == 2 * after.low
+
+
+@pytest.mark.parametrize("change", ["seed=7", "data.validation_fraction=0.2", "data.isolate_documents=true", "content"])
+def test_another_data_set_is_not_taken_for_it(
+    change: str, model: tuple[str, ...], here: Path, execute: Callable[..., Any]
+) -> None:
+    given = (*DATA, *model, "data.max_length=64")
+    execute(*given, "evaluate.samples=0")
+    if change == "content":
+        with (here / "rows.txt").open("a") as file:
+            file.write("\n\nOne more.")
+        change = "data.packing=auto"
+    found = compiled(*given, change).estimate.steps
+    assert found.low != found.high
+
+
+def test_a_cache_that_cannot_be_written_is_no_loss(
+    model: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = compiled(*DATA, *model)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "file"))
+    known.remember(plan, 5)
+    assert known.exact(plan) == plan
