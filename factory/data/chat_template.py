@@ -87,13 +87,14 @@ class ChatTemplate:
             self._compiled = _environment().from_string(source)
         except TemplateError as error:
             raise _refused(error) from None
-        self._special = dict(special)
+        # a mapping that is no dict is copied slowly for every rendering
+        self._compiled.globals = {**self._compiled.globals, **special}
 
     def __call__(self, messages: Sequence[Given], tools: Any = None, *, answering: bool = False) -> str:
         """The text; `answering`: with what the model is given to answer. Raises BadRow where the template refuses."""
         try:
             return self._compiled.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=answering, **self._special
+                messages=messages, tools=tools, documents=None, add_generation_prompt=answering
             )
         except TemplateError as error:
             raise _refused(error) from None

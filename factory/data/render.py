@@ -1,7 +1,8 @@
 """Conversations to text through a chat template, with the places of every answer and of every text.
 
 Two renderings, whatever the number of turns: one as it is, one with marks in the place of the texts that are not the
-assistant's. Both must agree piece by piece, so nothing is searched for in what a user wrote.
+assistant's. Both must agree piece by piece, so nothing is searched for in what a user wrote. The second is seldom
+needed: what a template puts around texts is mostly the same for all conversations of the same roles, and learnt once.
 """
 
 import json
@@ -29,6 +30,10 @@ _VARIANTS: tuple[Callable[[str], str], ...] = (
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
     lambda text: json.dumps(text)[1:-1],
 )
+_Stretch = tuple[int, int]  # the number of a message, and of a stretch of its text between images
+_STEM = "Qz7m"
+_PLAIN = {"role", "content"}
+_MOST_SHAPES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,14 @@ class _Place:
     index: int
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A rendering without its texts: in which `order` they stand, and the `pieces` before, between and after them."""
+
+    order: tuple[_Stretch, ...]
+    pieces: tuple[str, ...]
 
 
 class Renderer:
@@ -135,6 +148,7 @@ class _Form:
         self._template, self._reasoning, self._tools = template, reasoning, tools
         self._learnt = Learnt(template, specials, special.get("eos_token") or "")
         self._parts = isinstance(template, PartsTemplate)
+        self._shapes: dict[tuple[str, ...], _Shape | None] = {}
 
     @property
     def sees(self) -> bool:
@@ -198,7 +212,10 @@ class _Form:
         )
 
     def _places(self, given: list[Given], tools: Any, whole: str) -> list[_Place]:
-        stem = "Qz7m"
+        """Of the texts that are not the assistant's."""
+        if not tools and not self._parts and (places := self._by_shape(given, whole)):
+            return places
+        stem = _STEM
         while stem in whole:
             stem += "k"
         texts = [index for index, message in enumerate(given) if message["role"] != "assistant"]
@@ -210,9 +227,45 @@ class _Form:
             raise BadRow(_CHANGED)
         return places
 
+    def _by_shape(self, given: list[Given], whole: str) -> list[_Place] | None:
+        """From what stands around the texts, the assistant's too, in any conversation of these roles.
+
+        None where this one has something else there.
+        """
+        if any(message.keys() != _PLAIN for message in given):
+            return None
+        roles = tuple(message["role"] for message in given)
+        if roles not in self._shapes:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[roles] = self._shape(given)
+        shape = self._shapes[roles]
+        places = shape and _fitted(shape, {(index, 0): each["content"] for index, each in enumerate(given)}, whole)
+        return places and [place for place in places if roles[place.index] != "assistant"]
+
+    def _shape(self, given: list[Given]) -> _Shape | None:
+        """None where a conversation of these roles has none, or a text could be mistaken for what is around it.
+
+        A text that is written without its space cannot be, where no piece between two texts is all space.
+        """
+        try:
+            shape, stretches = self._marked(given, None, _STEM, range(len(given)))
+            return (
+                shape if _each_once(shape.order, stretches, given) and all(map(str.strip, shape.pieces[1:-1])) else None
+            )
+        except BadRow:
+            return None
+
     def _walk(self, given: list[Given], tools: Any, whole: str, stem: str, texts: list[int]) -> list[_Place] | None:
         """Both renderings side by side; None where they part."""
-        marked, stretches = list(given), dict[tuple[int, int], str]()
+        shape, stretches = self._marked(given, tools, stem, texts)
+        return _fitted(shape, stretches, whole) if _each_once(shape.order, stretches, given) else None
+
+    def _marked(
+        self, given: list[Given], tools: Any, stem: str, texts: Sequence[int]
+    ) -> tuple[_Shape, dict[_Stretch, str]]:
+        """What is left of a rendering with marks in the place of these messages' texts, and the texts."""
+        marked, stretches = list(given), dict[_Stretch, str]()
         for index in texts:
             split = MEDIA.split(given[index]["content"]) if self._parts else [given[index]["content"]]
             # an empty text between two images is no part, the last one is
@@ -220,28 +273,9 @@ class _Form:
                 stretches[index, number] = split[number]
                 split[number] = f"{stem}{index}n{number}q"
             marked[index] = {**given[index], "content": "".join(split)}
-        first, *parted = re.split(f"{stem}([0-9]+)n([0-9]+)q", self._template(marked, tools))
-        order = [(int(index), int(number)) for index, number in zip(parted[::3], parted[1::3], strict=True)]
-        pieces = parted[2::3]
-        if not _each_once(order, stretches, given):
-            return None
-        at = len(first) if whole.startswith(first) else -1
-        places = list[_Place]()
-        for stretch, piece in zip(order, pieces, strict=True):
-            written = (variant(stretches[stretch]) for variant in _VARIANTS)
-            end = next(
-                (
-                    at + len(text)
-                    for text in written
-                    if whole.startswith(text, at) and whole.startswith(piece, at + len(text))
-                ),
-                -1,
-            )
-            if at < 0 or end < 0:
-                return None
-            places.append(_Place(stretch[0], at, end))
-            at = end + len(piece)
-        return places if at == len(whole) else None
+        parted = re.split(f"{stem}([0-9]+)n([0-9]+)q", self._template(marked, tools))
+        order = ((int(index), int(number)) for index, number in zip(parted[1::3], parted[2::3], strict=True))
+        return _Shape(tuple(order), tuple(parted[::3])), stretches
 
     def _answers(
         self, messages: Sequence[Message], given: list[Given], whole: str, places: list[_Place]
@@ -314,7 +348,26 @@ class _Calls:
         return {"name": message.get("name") or name, "tool_call_id": call}
 
 
-def _each_once(order: list[tuple[int, int]], stretches: dict[tuple[int, int], str], given: list[Given]) -> bool:
+def _fitted(shape: _Shape, stretches: Mapping[_Stretch, str], whole: str) -> list[_Place] | None:
+    """Where the texts stand in a rendering that has this shape; None where it has another."""
+    first, *pieces = shape.pieces
+    if not whole.startswith(first):
+        return None
+    at, places = len(first), list[_Place]()
+    for stretch, piece in zip(shape.order, pieces, strict=True):
+        for variant in _VARIANTS:
+            text = variant(stretches[stretch])
+            end = at + len(text)
+            if whole.startswith(text, at) and whole.startswith(piece, end):
+                break
+        else:
+            return None
+        places.append(_Place(stretch[0], at, end))
+        at = end + len(piece)
+    return places if at == len(whole) else None
+
+
+def _each_once(order: Sequence[_Stretch], stretches: Mapping[_Stretch, str], given: list[Given]) -> bool:
     """Whether every text is there once and the turns are in order; a system text may stand anywhere."""
     missing = stretches.keys() - set(order)
     if missing:

@@ -36,7 +36,7 @@ def test_trains_saves_and_reloads(kind: str, tmp_path: Path, execute: Callable[.
     tiny.tokenizer().save_pretrained(folder)
     done = execute(f"model.path={folder}", *SHORT)
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-    batch = batches.collate(done.dataset.train[:2], done.dataset.pad, "cpu")
+    batch = batches.collate([done.dataset.train[0], done.dataset.train[1]], done.dataset.pad, "cpu")
     base = model_class(model.config).from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         trained = causal_lm(done.model.eval(), batch)
