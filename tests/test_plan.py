@@ -169,7 +169,7 @@ def test_a_missing_plan_is_refused(name: str, here: Path) -> None:
 
 
 def test_another_version_is_refused(made: Made, here: Path) -> None:
-    (here / "plan.yaml").write_text(to_yaml(made()).replace("version: 1", "version: 3", 1))
+    (here / "plan.yaml").write_text(to_yaml(made()).replace("version: 2", "version: 3", 1))
     assert _rules(here / "plan.yaml") == ["plan-version"]
 
 

@@ -188,7 +188,7 @@ def assert_whole(record: Record, kind: str) -> None:
 def test_a_row_too_deep_has_a_reason() -> None:
     def deep() -> Any:
         value: Any = {}
-        for _ in range(5_000):
+        for _ in range(50_000):
             value = {"a": value}
         return [
             {"role": "user", "content": "hi"},
