@@ -76,8 +76,10 @@ def prepare(path: Path, model: Path, *, packing: bool) -> dict[str, Any]:
     from factory.data import mix, prepare, read
     from factory.data.dataset import dataset
     from factory.data.encoding import spec_of
+    from factory.data.prepare import store
     from factory.plan import Align, Pack, PlannedSource
 
+    store.schema()  # imports pyarrow, which the peer has before its clock starts, too
     pack = Pack(
         template="auto",
         max_length=MAX_LENGTH,

@@ -1,11 +1,14 @@
-"""Losses that never hold the logits of all tokens at once."""
+"""Losses and log-probabilities that never hold the logits of all tokens at once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from factory.data.dataset import IGNORED
 from factory.plan import LOSS_CHUNK
@@ -13,14 +16,93 @@ from factory.plan import LOSS_CHUNK
 _MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What makes logits of hidden states, as the model applies it.
+
+    hidden: (tokens, width); weight: (vocabulary, width); bias: (vocabulary). With z = scale (hidden @ weight.T + bias)
+    the logits are u = z, or u = cap tanh(z / cap) where there is a cap (Gemma 2, arXiv 2408.00118, section 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    cap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """u: (tokens, vocabulary). What follows the product is taken in float32 at least."""
+        logits = (hidden @ self.weight.T).to(_wide(hidden.dtype))
+        if self.bias is not None:
+            logits += self.bias
+        if self.scale != 1:
+            logits *= self.scale
+        if self.cap is not None:
+            logits = logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits
+
+    def slopes(self, logits: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
+        """The gradient of sum(-factors log softmax(u)[target]) in z, written over the logits; factors of None are 1.
+
+        d -log softmax(u)[target] / d u = softmax(u) - onehot(target), and d u / d z = 1 - (u / cap)². The scale is
+        taken along, so it is the gradient in hidden @ weight.T + bias. Rows after the target's are padding, and get 0.
+        """
+        count = len(target)
+        bend = None if self.cap is None else 1 - (logits / self.cap).square_()
+        slopes = torch.softmax(logits, dim=-1, out=logits)
+        slopes[torch.arange(count, device=slopes.device), target] -= 1
+        slopes[count:] = 0
+        if bend is not None:
+            slopes *= bend
+        if self.scale != 1:
+            slopes *= self.scale
+        if factors is not None:
+            slopes[:count] *= factors[:, None]
+        return slopes
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _chunks(hidden: Tensor, dtype: torch.dtype, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Which tokens, and what goes into the head for them, padded with rows of 0."""
+    for start in range(0, len(hidden), size):
+        part = hidden[start : start + size].to(dtype)
+        yield slice(start, start + len(part)), functional.pad(part, (0, 0, 0, -len(part) % _MULTIPLE))
+
+
+class _Gradients:
+    """The gradients of hidden, weight and bias, inputs 0, 1 and 4 of both functions; None of those not needed."""
+
+    def __init__(self, needs: tuple[bool, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        needs_hidden, self._needs_weight = needs[:2]
+        self._needs_bias = bias is not None and needs[4]
+        self.needed = needs_hidden or self._needs_weight or self._needs_bias
+        # each chunk passes over the weight's gradient: fewer are faster
+        self.chunk = LOSS_CHUNK * (2 if self._needs_weight else 1)
+        self._type = weight.dtype
+        self.hidden = torch.empty_like(hidden) if needs_hidden else None
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+
+    def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor) -> None:
+        """Of the tokens of `rows`: what went into the head, its weight of that type, and the slopes."""
+        if self._needs_bias:
+            total = slopes.sum(0)
+            self.bias = total if self.bias is None else self.bias.add_(total)
+        slopes = slopes.to(part.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = (slopes @ narrow)[: rows.stop - rows.start]
+        if self._needs_weight:
+            product = slopes.T @ part
+            self.weight = product.to(self._type) if self.weight is None else self.weight.add_(product)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross entropies of a head's logits, its gradients computed chunk by chunk in the forward pass.
 
-    hidden: (tokens, width); weight: (vocabulary, width); target: (tokens); bias: (vocabulary). With
-    z = scale (hidden @ weight.T + bias) the logits are u = z, or u = cap tanh(z / cap) where there is a cap (Gemma 2,
-    arXiv 2408.00118, section 2). They are taken in `dtype`, what follows the product in float32 at least.
-    d loss / d u = softmax(u) - onehot(target), and d u / d z = 1 - (u / cap)². `counts`: (tokens), what each token's
-    loss is multiplied by; None: 1.
+    hidden: (tokens, width); target: (tokens); weight, bias, scale and cap as `Head` has them, its product taken in
+    `dtype`. `counts`: (tokens), what each token's loss is multiplied by; None: 1.
     """
 
     @staticmethod
@@ -35,47 +117,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         cap: float | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
-        narrow = weight.to(dtype)
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        needs_bias = bias is not None and ctx.needs_input_grad[4]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight: Tensor | None = None
-        size = LOSS_CHUNK * (2 if needs_weight else 1)  # each chunk passes over the weight's gradient: fewer are faster
-        total = hidden.new_zeros((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        grad_bias = torch.zeros_like(bias, dtype=total.dtype) if bias is not None and needs_bias else None
-        for start in range(0, len(target), size):
-            rows, count = slice(start, start + size), min(size, len(target) - start)
-            part = functional.pad(hidden[rows].to(dtype), (0, 0, 0, -count % _MULTIPLE))
-            wanted = functional.pad(target[rows], (0, -count % _MULTIPLE), value=IGNORED)
-            logits = (part @ narrow.T).to(total.dtype)
-            if bias is not None:
-                logits += bias
-            if scale != 1:
-                logits *= scale
-            if cap is not None:
-                logits = logits.div_(cap).tanh_().mul_(cap)
-            total += _summed(logits, wanted, None if counts is None else counts[rows])
-            if not needs_hidden and not needs_weight and not needs_bias:
-                continue
-            bend = None if cap is None else 1 - (logits / cap).square_()
-            slope = torch.softmax(logits, dim=-1, out=logits)
-            slope[torch.arange(count, device=slope.device), wanted[:count]] -= 1
-            slope[count:] = 0
-            if bend is not None:
-                slope *= bend
-            if scale != 1:
-                slope *= scale
-            if counts is not None:
-                slope[:count] *= counts[rows, None]
-            if grad_bias is not None:
-                grad_bias += slope.sum(0)
-            slope = slope.to(dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = (slope @ narrow)[:count]
-            if needs_weight:
-                product = slope.T @ part
-                grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        head = Head(weight.to(dtype), bias, scale, cap)
+        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
+        total = hidden.new_zeros((), dtype=_wide(dtype))
+        for rows, part in _chunks(hidden, dtype, gradients.chunk):
+            logits, factors = head.logits(part), None if counts is None else counts[rows]
+            total += _summed(logits[: len(target[rows])], target[rows], factors)
+            if gradients.needed:
+                gradients.add(rows, part, head.weight, head.slopes(logits, target[rows], factors))
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         return total
 
     @staticmethod
@@ -87,12 +137,57 @@ class LinearCrossEntropy(torch.autograd.Function):
         return by_hidden, by_weight, None, None, by_bias, None, None, None
 
 
+class LinearLogProbs(torch.autograd.Function):
+    """log softmax(logits)[target] of each token, (tokens) in float32 at least, the logits made chunk by chunk.
+
+    Arguments as those of `LinearCrossEntropy`. What the tokens' gradients will be is not known in the forward pass,
+    so the backward pass makes each chunk's logits again; only the arguments are kept in between.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        dtype: torch.dtype,
+        bias: Tensor | None = None,
+        scale: float = 1.0,
+        cap: float | None = None,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, target, bias)
+        ctx.numbers = dtype, scale, cap
+        head = Head(weight.to(dtype), bias, scale, cap)
+        values = hidden.new_empty(len(target), dtype=_wide(dtype))
+        for rows, part in _chunks(hidden, dtype, LOSS_CHUNK):
+            values[rows] = _log_probs(head.logits(part)[: len(target[rows])], target[rows])
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grads
+        hidden, weight, target, bias = ctx.saved_tensors
+        dtype, scale, cap = ctx.numbers
+        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = Head(weight.to(dtype), bias, scale, cap)
+            for rows, part in _chunks(hidden, dtype, gradients.chunk):
+                slopes = head.slopes(head.logits(part), target[rows], -grad[rows])
+                gradients.add(rows, part, head.weight, slopes)
+        return gradients.hidden, gradients.weight, None, None, gradients.bias, None, None
+
+
 def _summed(logits: Tensor, target: Tensor, counts: Tensor | None) -> Tensor:
-    """The sum of the tokens' losses, each multiplied by its count; rows of padding have no target."""
+    """The sum of the tokens' losses, each multiplied by its count."""
     if counts is None:
-        return functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-    losses = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
-    return (losses[: len(counts)] * counts).sum()
+        return functional.cross_entropy(logits, target, reduction="sum")
+    return -(_log_probs(logits, target) * counts).sum()
+
+
+def _log_probs(logits: Tensor, target: Tensor) -> Tensor:
+    """log softmax(logits)[target], in float32 at least: (tokens)."""
+    return -functional.cross_entropy(logits.to(_wide(logits.dtype)), target, reduction="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +229,6 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    cap: float | None
-
-
 # transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
 _TEXT_APART = ("llama4",)
 
@@ -177,7 +264,30 @@ def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
     counts = batch["weights"][:, 1:][wanted] if "weights" in batch else None
     if head is None:
         return _summed(_own_logits(model, batch, wanted), target, counts)
-    return _by_head(head, _hidden(model, batch, wanted), target, counts)
+    return _by_head(LinearCrossEntropy, head, _hidden(model, batch, wanted), target, counts)
+
+
+def token_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p(token | tokens before it) of each trained token, and the row of the batch that it stands in.
+
+    Both (tokens), row by row in the order of the text; the first in float32 at least, and differentiable. As in
+    `causal_lm` labels of -100 are not trained, and a head that is not known makes the logits of all positions. The
+    batch's `weights` have no part in it: they say how a loss counts a token, not how likely it is.
+    """
+    wanted, target = _targets(batch)
+    head = head_of(model)
+    if head is None:
+        values = _by_logits(_own_logits(model, batch, wanted, wide=False), target)
+    else:
+        values = _by_head(LinearLogProbs, head, _hidden(model, batch, wanted), target)
+    return values, wanted.nonzero()[:, 0]
+
+
+def sequence_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of each row the sum of `token_log_probs`, and how many tokens it sums: (rows), (rows). Of none: 0 and 0."""
+    values, rows = token_log_probs(model, batch)
+    count = len(batch["labels"])
+    return values.new_zeros(count).index_add(0, rows, values), torch.bincount(rows, minlength=count)
 
 
 def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
@@ -196,7 +306,7 @@ def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
     with torch.no_grad():
         theirs = functional.cross_entropy(_own_logits(model, batch, wanted), target, reduction="none")
         hidden = _hidden(model, batch, wanted)
-        ours = [_by_head(head, hidden[at : at + 1], target[at : at + 1]) for at in compared]
+        ours = [_by_head(LinearCrossEntropy, head, hidden[at : at + 1], target[at : at + 1]) for at in compared]
     model.train(training)
     return max((abs(float(theirs[at] - one)) for at, one in zip(compared, ours, strict=True)), default=0.0)
 
@@ -213,9 +323,13 @@ _TYPED = ("paligemma",)
 _FOUR_POSITIONS = ("qwen2_vl", "qwen2_5_vl")
 
 
+# what a batch holds beside the model's inputs
+_OURS = ("labels", "weights", "reference", "desirable")
+
+
 def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     """What the model's forward takes: the batch without labels, and what its kind needs to see a text as one."""
-    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("labels", "weights")}
+    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in _OURS}
     kind, positions = text_model(model).config.model_type, inputs.get("position_ids")
     assert kind != "llama4_text" or "pixel_values" not in inputs, "its language model would take no notice of an image"
     if kind in _TYPED and "token_type_ids" not in inputs:
@@ -233,19 +347,28 @@ def _hidden(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
     return body(**_inputs(model, batch)).last_hidden_state[:, :-1][wanted]
 
 
-def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
-    """The model's own logits at the wanted positions, in float32 at least: (tokens, vocabulary)."""
+def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor, *, wide: bool = True) -> Tensor:
+    """The model's own logits at the wanted positions, (tokens, vocabulary), in float32 at least where they are wide."""
     logits = text_model(model)(**_inputs(model, batch)).logits[:, :-1][wanted]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(_wide(logits.dtype)) if wide else logits
 
 
-def _by_head(head: Head, hidden: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
+def _by_logits(logits: Tensor, target: Tensor) -> Tensor:
+    """log softmax(logits)[target]: (tokens). Of no more than a chunk are the wide ones there at once."""
+    parts = zip(logits.split(LOSS_CHUNK), target.split(LOSS_CHUNK), strict=True)
+    return torch.cat([checkpoint(_log_probs, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+
+def _by_head(
+    function: type[torch.autograd.Function], head: Head, hidden: Tensor, target: Tensor, *more: Tensor | None
+) -> Tensor:
+    """What one of the functions above gives for a model's hidden states."""
     weight, bias = head.weight, head.bias
     if not torch.is_grad_enabled():  # autograd.Function sees what requires a gradient, not whether one is wanted
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    if dtype == torch.float16:  # the slopes are taken before the loss is scaled, and would vanish
+    if dtype == torch.float16:  # a loss's slopes are taken before it is scaled, and would vanish
         dtype = torch.float32
     with torch.autocast(device, enabled=False):
-        return LinearCrossEntropy.apply(hidden, weight, target, dtype, bias, head.scale, head.cap, counts)  # type: ignore[no-any-return]
+        return function.apply(hidden, weight, target, dtype, bias, head.scale, head.cap, *more)  # type: ignore[no-any-return]

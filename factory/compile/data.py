@@ -90,6 +90,20 @@ def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
     return ("data.truncation", "plain text has no response") if data.truncation == "keep_response" else None
 
 
+def _response_alone(case: Case) -> tuple[str, str] | None:
+    data, kind = case.settings.data, registry.spec("stages", case.settings.stage.name).KIND
+    if kind not in ("pairs", "labelled"):
+        return None
+    named = [name for name in ("train_on_prompt", "mask_history") if getattr(data, name)]
+    return (f"data.{named[0]}", f"of {kind} the response alone is judged") if named else None
+
+
+def _judged_packed(case: Case) -> str | None:
+    kind = registry.spec("stages", case.settings.stage.name).KIND
+    judged = kind in ("pairs", "labelled") and choices.packing(case)
+    return f"{kind} are a row each" if judged else None
+
+
 def _cut_but_packed(case: Case) -> str | None:
     text = registry.spec("stages", case.settings.stage.name).KIND == "text"
     asked = case.settings.data.truncation in ("left", "right")
@@ -122,6 +136,8 @@ RULES: tuple[Rule, ...] = (
     Rule("stream-drawn", _stream_drawn),
     Rule("isolation-without-packing", _isolation_without_packing),
     Rule("chat-keys-on-text", _chat_keys_on_text),
+    Rule("response-alone", _response_alone),
+    Rule("judged-packed", _judged_packed),
     Rule("cut-but-packed", _cut_but_packed),
     Rule("prompt-and-last-answer", _prompt_and_last_answer),
     Rule("images-unseen", _images_unseen),

@@ -38,11 +38,15 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The micro-batches of an optimizer step, as tensors. `trained` is what the sum of their losses is divided by."""
+    """The micro-batches of an optimizer step, as tensors.
+
+    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by.
+    """
 
     batches: list[dict[str, Any]]
     tokens: int
     trained: float
+    samples: int
 
 
 def steps(
@@ -66,6 +70,7 @@ def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]])
         [collate(samples) for samples in micro],
         sum(len(each.ids) for each in found),
         sum(each.trained for each in found),
+        sum(len(samples) for samples in micro),
     )
 
 
@@ -82,6 +87,7 @@ def collate(
     device: str,
     max_length: int | None = None,
     pictures: Pictures | None = None,
+    others: Samples = (),
 ) -> dict[str, Any]:
     """A micro-batch of n samples as tensors.
 
@@ -91,7 +97,7 @@ def collate(
     one.
 
     Pairs make 2n rows: the chosen, then the rejected, in the same order. Labelled ones make 2n too: as they are, then
-    each prompt with the next one's answer (`mismatched`); `desirable` (n) are their labels.
+    each prompt with the next one's answer (`mismatched`, which also reads `others`); `desirable` (n) are their labels.
 
     `pictures` adds what the model takes of the rows' images.
     """
@@ -100,7 +106,7 @@ def collate(
     if isinstance(samples[0], Pair):
         rows = [sample.chosen for sample in samples] + [sample.rejected for sample in samples]
     elif isinstance(samples[0], Labelled):
-        rows = [sample.example for sample in samples] + mismatched(samples, max_length)
+        rows = [sample.example for sample in samples] + mismatched(samples, max_length, others)
     else:
         rows = list(samples)
     longest = ceil(max(len(row.ids) for row in rows) / _MULTIPLE) * _MULTIPLE
@@ -121,16 +127,17 @@ def collate(
     return {name: values.to(device) for name, values in made.items()}
 
 
-def mismatched(samples: Sequence[Labelled], max_length: int | None = None) -> list[Example]:
+def mismatched(samples: Sequence[Labelled], max_length: int | None = None, others: Samples = ()) -> list[Example]:
     """Prompt i with the answer of sample i + 1: the pairs that KTO's reference point is measured on.
 
     Ethayarajh et al. 2024, arXiv 2402.01306, section 4.2: answers are shifted by one within the micro-batch, so they
-    are the very answers that are trained, in other places. Beyond `max_length` an answer loses its end. Of one sample
-    alone the answer is its own, and the reference point what it is compared with: batches should be larger.
+    are the very answers that are trained, in other places. One sample alone, as an epoch may end with, is given the
+    answer of the first of `others` with another prompt: its own would make the reference point what is compared with
+    it. Beyond `max_length` an answer loses its end.
     """
+    answering = [*samples[1:], samples[0]] if len(samples) > 1 else [_another(samples[0], others)]
     found = []
-    for at, sample in enumerate(samples):
-        other = samples[(at + 1) % len(samples)]
+    for sample, other in zip(samples, answering, strict=True):
         prompt = sample.example.ids[: sample.prompt]
         ids = prompt + other.example.ids[other.prompt :]
         labels = [IGNORED] * len(prompt) + other.example.labels[other.prompt :]
@@ -139,6 +146,17 @@ def mismatched(samples: Sequence[Labelled], max_length: int | None = None) -> li
             weights = ([0.0] * len(prompt) + weights[other.prompt :])[:max_length]
         found.append(Example(ids[:max_length], labels[:max_length], (), weights, sample.example.images))
     return found
+
+
+def _another(sample: Labelled, others: Samples) -> Labelled:
+    """The first with another prompt; itself where there is none."""
+    asked = sample.example.ids[: sample.prompt]
+    for number in range(len(others)):
+        other = others[number]
+        assert isinstance(other, Labelled)
+        if other.example.ids[: other.prompt] != asked:
+            return other
+    return sample
 
 
 def _padded(rows: list[Any], length: int, fill: int, kind: type) -> NDArray[Any]:

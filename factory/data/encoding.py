@@ -212,6 +212,8 @@ class Encoder:
     def _rendered(self, record: Record) -> list[Rendered] | BadRow:
         """One conversation, or a pair's two. The prompt's answers have weight 0 where only the response is trained."""
         sides = [record.response, record.rejected] if self._kind == "pairs" else [record.response]
+        if self._kind != "messages" and any(each.get("weight", 1.0) != 1.0 for side in sides for each in side):
+            return BadRow("an answer that is judged has a weight of its own")
         renderer = self.renderer(record)
         try:
             rendered = [renderer.render([*record.prompt, *side], record.tools, images=media(record)) for side in sides]
@@ -373,14 +375,14 @@ def _share_prompt(sides: list[_Side]) -> bool:
 
 
 def _cut(side: _Side, stays: Kept) -> Tokens:
-    whole = stays.stretches == ((0, len(side.ids)),)
-    ids = side.ids if whole else [token for start, end in stays.stretches for token in side.ids[start:end]]
-    spans = side.trained if whole else shifted(side.trained, stays)
+    ids, spans, asked, prompt = side.ids, side.trained, side.asked, side.prompt
+    if stays.stretches != ((0, len(ids)),):
+        ids = [token for start, end in stays.stretches for token in side.ids[start:end]]
+        spans, prompt = shifted(spans, stays), _moved(prompt, stays)
+        asked = _moved(asked[0], stays), _moved(asked[1], stays)
     if not any(end > max(start, 1) for start, end, _ in spans):  # the first token is predicted by nothing
         raise BadRow("no trained token")
-    asked = _moved(side.asked[0], stays), _moved(side.asked[1], stays)
-    cut = len(side.ids) - len(ids)
-    return Tokens(ids, spans, asked, _moved(side.prompt, stays), cut=cut, open_ended=stays.open_ended)
+    return Tokens(ids, spans, asked, prompt, cut=len(side.ids) - len(ids), open_ended=stays.open_ended)
 
 
 def _moved(at: int, stays: Kept) -> int:

@@ -250,11 +250,10 @@ class _Form:
         """
         try:
             shape, stretches = self._marked(given, None, _STEM, range(len(given)))
-            return (
-                shape if _each_once(shape.order, stretches, given) and all(map(str.strip, shape.pieces[1:-1])) else None
-            )
+            complete = _each_once(shape.order, stretches, given)
         except BadRow:
             return None
+        return shape if complete and all(map(str.strip, shape.pieces[1:-1])) else None
 
     def _walk(self, given: list[Given], tools: Any, whole: str, stem: str, texts: list[int]) -> list[_Place] | None:
         """Both renderings side by side; None where they part."""
@@ -321,8 +320,8 @@ class _Form:
             raise BadRow("the chat template leaves out an answer's reasoning")
         if message["content"].strip() not in answer:
             raise BadRow("the chat template changes an answer")
-        names = Counter(call["name"] for call in message.get("tool_calls", ()))
-        if any(answer.count(name) < count for name, count in names.items()):
+        calls = message.get("tool_calls")
+        if calls and any(answer.count(name) < count for name, count in Counter(call["name"] for call in calls).items()):
             raise BadRow("the chat template leaves out a tool call")
 
 

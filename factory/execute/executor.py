@@ -25,9 +25,17 @@ STEPS: tuple[Step, ...] = (
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
-    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset"), ("before",)),
-    Step("train", "train:train", ("model", "arch", "tokenizer", "processor", "dataset", "before"), ("trained",)),
-    Step("evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "before", "trained"), ("result",)),
+    Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
+    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference"), ("before",)),
+    Step(
+        "train",
+        "train:train",
+        ("model", "arch", "tokenizer", "processor", "dataset", "reference", "before"),
+        ("trained",),
+    ),
+    Step(
+        "evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "reference", "before", "trained"), ("result",)
+    ),
 )
 
 

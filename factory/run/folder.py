@@ -23,6 +23,7 @@ class RunFolder:
         self.plan = self.path / "plan.yaml"
         self.report = self.path / "report.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.reference = self.path / "reference.npz"
         self.events = self.path / "events.jsonl"
         self.log = self.path / "run.log"
         self.model = self.path / "model"

@@ -134,8 +134,8 @@ class Tail:
 
 _LABELS = {
     "load": "loading the tokenizer",
-    "align": "reading the data",
-    "pack": "tokenizing",
+    "align": "preparing the data",
+    "pack": "packing",
     "attach": "loading the weights",
     "baseline": "measuring before",
     "train": "training",

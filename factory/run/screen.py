@@ -162,6 +162,9 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     if "perplexity" in evaluate:
         before, after = evaluate["perplexity_before"], evaluate["perplexity"]
         add("perplexity", f"[bold]{before:.3f} -> {after:.3f}[/bold] on the held-out rows")
+    for name in ("loss", "rewards/accuracy", "rewards/margin"):
+        if name in evaluate:
+            add(name, f"{evaluate[f'{name}_before']:.3f} -> {evaluate[name]:.3f} on the held-out rows")
     for sample in report.get("samples", []):
         add("prompt", _plain(sample["prompt"].strip()[-600:]))
         add("before", f"[dim]{_plain(sample['before'].strip())}[/dim]")

@@ -11,7 +11,10 @@ from factory.data import batches
 from factory.data.dataset import Example, alone
 from factory.execute import checkpoint
 from factory.execute.context import Run
+from factory.stages.loss import Watched
+from factory.steps.feed import autocast, collating, unit
 from factory.steps.pack import Dataset
+from factory.steps.reference import Reference
 
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
 _HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
@@ -19,23 +22,28 @@ _MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats th
 _LOOKED = 20  # sequences among which one of several documents is sought
 
 
-def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
+def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None) -> dict[str, Any]:
     """Measured once: a resumed run takes it from its checkpoint."""
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
     _check_head(run, model, dataset)
     if run.plan.steps.pack.isolate_documents:
         _check_isolation(run, model, dataset)
-    return {"before": _measure(run, model, tokenizer, dataset, "baseline")}
+    return {"before": _measure(run, model, tokenizer, dataset, reference, "baseline")}
 
 
 def after(
-    run: Run, model: Any, tokenizer: Any, dataset: Dataset, before: dict[str, Any], trained: dict[str, Any]
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    dataset: Dataset,
+    reference: Reference | None,
+    before: dict[str, Any],
+    trained: dict[str, Any],
 ) -> dict[str, Any]:
-    now = _measure(run, model, tokenizer, dataset, "evaluate")
-    evaluate = {f"{name}_before": before[name] for name in ("perplexity",) if name in before} | {
-        name: now[name] for name in ("perplexity",) if name in now
-    }
+    now = _measure(run, model, tokenizer, dataset, reference, "evaluate")
+    evaluate = {f"{name}_before": value for name, value in before.items() if name != "samples"}
+    evaluate |= {name: value for name, value in now.items() if name != "samples"}
     samples = [
         {"prompt": old["prompt"], "before": old["answer"], "after": new["answer"]}
         for old, new in zip(before["samples"], now["samples"], strict=True)
@@ -43,36 +51,49 @@ def after(
     return {"result": {"train": trained["summary"], "evaluate": evaluate, "samples": samples, "data": trained["data"]}}
 
 
-def _measure(run: Run, model: Any, tokenizer: Any, dataset: Dataset, name: str) -> dict[str, Any]:
+def _measure(
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, name: str
+) -> dict[str, Any]:
     plan = run.plan.steps.evaluate
     model.eval()
     found: dict[str, Any] = {
         "samples": [_answer(run, model, tokenizer, dataset, *prompt) for prompt in dataset.prompts]
     }
     if plan.perplexity and not dataset.validation:
-        run.emit("note", text="No held-out row is left: perplexity is not measured.")
+        run.emit("note", text="No held-out row is left: nothing is measured on them.")
     elif plan.perplexity:
-        found["perplexity"] = _perplexity(run, model, dataset, name)
+        found |= _on_held_out(run, model, dataset, reference, name)
     return found
 
 
-def _perplexity(run: Run, model: Any, dataset: Dataset, name: str) -> float:
-    """exp of the mean negative log-likelihood over all trained tokens of the held-out rows, each row a context."""
+def _on_held_out(run: Run, model: Any, dataset: Dataset, reference: Reference | None, name: str) -> dict[str, float]:
+    """Perplexity: exp of the mean negative log-likelihood over all trained tokens of the rows, each a context.
+
+    Of a stage that judges whole answers: the mean loss over the rows, and the means of what it watches.
+    """
     import torch
 
-    plan, device, size = run.plan.steps.train, run.plan.steps.load.device, run.plan.steps.evaluate.batch_size
-    stage = registry.run("stages", plan.stage)
+    plan, size = run.plan.steps.train, run.plan.steps.evaluate.batch_size
+    stage, collate = registry.run("stages", plan.stage), collating(run, dataset)
     samples = [dataset.validation[number] for number in range(len(dataset.validation))]
-    ordered = sorted(samples, key=lambda sample: max(len(each.ids) for each in batches.examples(sample)))
-    total, tokens = 0.0, sum(each.trained for sample in ordered for each in batches.examples(sample))
+    by_tokens = unit(run.plan) == "tokens"
+    if by_tokens:  # what stands beside a row changes nothing then
+        samples.sort(key=lambda sample: max(len(each.ids) for each in batches.examples(sample)))
+    total, watched, units = 0.0, Watched(), len(samples)
+    if by_tokens:
+        units = sum(each.trained for sample in samples for each in batches.examples(sample))
     with torch.no_grad():
-        for start in range(0, len(ordered), size):
+        for start in range(0, len(samples), size):
             run.stop_if_asked()
-            batch = batches.collate(ordered[start : start + size], dataset.pad, device, pictures=dataset.pictures)
-            with torch.autocast(device, getattr(torch, plan.autocast or "float32"), enabled=plan.autocast is not None):
-                total += float(stage.loss(model, batch))
-            run.progress(name, min(start + size, len(ordered)), len(ordered))
-    return exp(total / tokens)
+            batch = collate(samples[start : start + size])
+            if reference is not None:
+                batch["reference"] = reference.of(batch)
+            with autocast(run.plan):
+                found = stage.loss(model, batch, plan.own)
+            total += float(found.total)
+            watched.add(found.metrics)
+            run.progress(name, min(start + size, len(samples)), len(samples))
+    return {"perplexity": exp(total / units)} if by_tokens else {"loss": total / units, **watched.means()}
 
 
 def _answer(
@@ -84,10 +105,10 @@ def _answer(
     from factory.losses import text_model
 
     run.stop_if_asked()
-    device, autocast = run.plan.steps.load.device, run.plan.steps.train.autocast
+    device = run.plan.steps.load.device
     ids = torch.tensor([prompt], device=device)
     seen = {} if dataset.pictures is None else dataset.pictures.inputs([images], np.array([prompt]))
-    with torch.no_grad(), torch.autocast(device, getattr(torch, autocast or "float32"), enabled=autocast is not None):
+    with torch.no_grad(), autocast(run.plan):
         given = text_model(model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -111,9 +132,7 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     plan = run.plan.steps
     ids = dataset.first.ids[:_HEAD_TOKENS]
     tokens = torch.tensor([ids], device=plan.load.device)
-    with torch.autocast(
-        plan.load.device, getattr(torch, plan.train.autocast or "float32"), enabled=plan.train.autocast is not None
-    ):
+    with autocast(run.plan):
         apart = heads_agree(model, {"input_ids": tokens, "labels": tokens})
     allowed = _HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")
@@ -131,10 +150,8 @@ def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
 
     def mean(examples: list[Example]) -> float:
         batch = batches.collate(examples, dataset.pad, device)
-        with torch.autocast(
-            device, getattr(torch, plan.train.autocast or "float32"), enabled=plan.train.autocast is not None
-        ):
-            return float(stage.loss(model, batch)) / packed.trained
+        with autocast(run.plan):
+            return float(stage.loss(model, batch, plan.train.own).total) / packed.trained
 
     model.eval()
     with torch.no_grad():

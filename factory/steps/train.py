@@ -1,9 +1,7 @@
 """Train: the one loop, for every stage and method."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -13,10 +11,12 @@ from factory.data import batches, stream
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command, append
 from factory.optimizers.several import Hooked
-from factory.plan import Train
 from factory.refusal import refuse
+from factory.stages.loss import Watched
 from factory.steps.attach import method_settings
+from factory.steps.feed import autocast, feed, total_steps, unit
 from factory.steps.pack import Dataset
+from factory.steps.reference import Reference
 from factory.steps.save import save_model
 
 _ALIVE_WITHIN = 2  # optimizer steps: a LoRA A has no gradient until its B has moved
@@ -48,6 +48,7 @@ def train(
     tokenizer: Any,
     processor: dict[str, bytes],
     dataset: Dataset,
+    reference: Reference | None,
     before: dict[str, Any],
 ) -> dict[str, Any]:
     import torch
@@ -61,21 +62,21 @@ def train(
     saved = checkpoint.restore(run, trained, optimizer, scaler)
     state = State(**saved) if saved else State(before=before)
     run.checks = {**state.checks, **run.checks}
-    total = _steps(plan, dataset)
+    total = total_steps(plan, dataset)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
     _prepare_stage(run, model)
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
-    with batches.Prefetcher(_feed(run, dataset, state, total)) as feed:
+    with batches.Prefetcher(feed(run, dataset, state.step, total, state.position)) as steps:
         while state.step < total:
-            step = next(feed)
+            step = next(steps)
             rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
             if begin_step:
                 begin_step(optimizer, settings, state.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_ratio", 1.0)
-            loss = _accumulate(run, model, step, scaler)
+            loss, watched = _accumulate(run, model, step, reference, scaler)
             if penalty:  # its gradient is added, its value is not the loss that is shown
                 scaler.scale(penalty(model, settings)).backward()
             scaler.unscale_(optimizer)
@@ -95,7 +96,7 @@ def train(
                 state.first_loss, state.seconds_to_first_step = loss, age_of_command()
             run.progress("train", state.step, total)
             if state.step in (1, total) or state.step % plan.logging_steps == 0 or run.stopping:
-                _log(run, state, dataset, loss, rate, norm, logged)
+                _log(run, state, dataset, {"loss": loss, **watched}, rate, norm, logged)
                 logged = (state.seconds, state.tokens)
             if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
                 state.checks = run.checks
@@ -107,31 +108,6 @@ def train(
     model.eval()
     save_model(run, model, tokenizer, processor)
     return {"trained": {"summary": _summary(run, state, dataset), "data": _counts(state, dataset)}}
-
-
-def _steps(plan: Train, dataset: Dataset) -> int:
-    if dataset.stream is not None:
-        assert plan.max_steps is not None  # a rule
-        return plan.max_steps
-    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    return schedules.total_steps(*shape, plan.num_epochs, plan.max_steps)
-
-
-def _feed(run: Run, dataset: Dataset, state: State, total: int) -> Iterator[batches.Step]:
-    """The steps that are left, as tensors."""
-    plan, device = run.plan.steps.train, run.plan.steps.load.device
-    size, accumulation = plan.batch_size, plan.gradient_accumulation_steps
-    collate = partial(
-        batches.collate,
-        pad=dataset.pad,
-        device=device,
-        max_length=run.plan.steps.pack.max_length,
-        pictures=dataset.pictures,
-    )
-    if dataset.stream is None:
-        return batches.steps(dataset.train, size, accumulation, run.plan.seed, state.step, total, collate)
-    position = None if state.position is None else stream.Position.from_json(state.position)
-    return dataset.stream.steps(size, accumulation, collate, position)
 
 
 def _epoch(run: Run, state: State, dataset: Dataset) -> float:
@@ -152,19 +128,26 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
     return {**counts, "dropped": dropped, "not_sampled": 0, "packing_efficiency": None}
 
 
-def _accumulate(run: Run, model: Any, step: batches.Step, scaler: Any) -> float:
-    """Gradients of the mean loss over the trained tokens of all micro-batches together; returns that mean."""
+def _accumulate(
+    run: Run, model: Any, step: batches.Step, reference: Reference | None, scaler: Any
+) -> tuple[float, dict[str, float]]:
+    """Gradients of the mean loss over the units of all micro-batches; returns that mean, and what is watched."""
     import torch
 
-    plan, device = run.plan.steps.train, run.plan.steps.load.device
+    plan = run.plan.steps.train
     stage = registry.run("stages", plan.stage)
-    total = torch.zeros((), device=device)
+    total, watched = torch.zeros((), device=run.plan.steps.load.device), Watched()
+    units = step.trained if unit(run.plan) == "tokens" else step.samples
     for batch in step.batches:
-        with torch.autocast(device, getattr(torch, plan.autocast or "float32"), enabled=plan.autocast is not None):
-            loss = stage.loss(model, batch) / step.trained
+        if reference is not None:
+            batch["reference"] = reference.of(batch)
+        with autocast(run.plan):
+            found = stage.loss(model, batch, plan.own)
+            loss = found.total / units
         scaler.scale(loss).backward()
         total += loss.detach()
-    return total.item()
+        watched.add(found.metrics)
+    return total.item(), watched.means()
 
 
 def _refuse_not_finite(step: int, loss: float, norm: float, *, fp16: bool) -> None:
@@ -220,7 +203,13 @@ def _watch_gradients(run: Run, state: State, trained: dict[str, Any], optimizer:
 
 
 def _log(
-    run: Run, state: State, dataset: Dataset, loss: float, rate: float, norm: float, since: tuple[float, int]
+    run: Run,
+    state: State,
+    dataset: Dataset,
+    watched: dict[str, float],
+    rate: float,
+    norm: float,
+    since: tuple[float, int],
 ) -> None:
     seconds, tokens = state.seconds - since[0], state.tokens - since[1]
     append(
@@ -228,7 +217,7 @@ def _log(
         {
             "step": state.step,
             "epoch": _epoch(run, state, dataset),
-            "loss": loss,
+            **watched,
             "learning_rate": rate,
             "grad_norm": norm if isfinite(norm) else None,
             "tokens": state.tokens,

@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from factory import templates
+from factory.data.chat_template import ChatTemplate
 from factory.data.record import BadRow, Message, ToolCall
-from factory.data.render import Rendered, Renderer
+from factory.data.render import Rendered, Renderer, _Form
 
 FILES = {path.stem: path for path in (Path(__file__).parent / "chat_templates").glob("*.jinja")}
 LLAMA = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'tool' %}\
@@ -425,6 +426,54 @@ def test_any_conversation(name: str, turns: list[tuple[str, str]], system: str |
         assert said.strip() in answer
         assert len(answer) <= len(said) + 40
     assert [text.strip() for text in texts(rendered)][-1] == turns[-1][0].strip()
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3_1", "qwen3", "mistral_v3", "glm4moe", "vicuna", "alpaca"])
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(turns=st.lists(st.tuples(content, content), min_size=1, max_size=3), system=st.none() | content)
+def test_what_is_learnt_of_roles_tells_what_two_renderings_tell(
+    name: str, turns: list[tuple[str, str]], system: str | None
+) -> None:
+    messages = talk(*(text for turn in turns for text in turn), system=system)
+
+    def told() -> Rendered | str:
+        try:
+            return renderer(name).render(messages)
+        except BadRow as error:
+            return str(error)
+
+    by_shape = told()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Form, "_by_shape", lambda *_: None)
+        assert told() == by_shape
+
+
+def test_conversations_of_known_roles_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, rendering = list[int](), ChatTemplate.__call__
+
+    def counted(self: ChatTemplate, messages: Any, *arguments: Any, **options: Any) -> str:
+        calls.append(len(messages))
+        return rendering(self, messages, *arguments, **options)
+
+    made = Renderer(source("qwen3"), special("qwen3"), specials("qwen3"), "template", "auto")
+    monkeypatch.setattr(ChatTemplate, "__call__", counted)
+    for messages, wanted in [
+        (TALKS[0], 2),
+        (talk(" c\n", "d"), 1),
+        (TALKS[2], 2),
+        (talk("x", "<think>\ny\n</think>\n\nz"), 2),  # the thought stands where the empty block does otherwise
+    ]:
+        calls.clear()
+        made.render(messages)
+        assert calls == [len(messages)] * wanted
+
+
+def test_space_around_texts_is_not_mistaken_for_the_templates() -> None:
+    """Taken for a text's, the first line's end would move the answer."""
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] | trim + '\n' }}{% else %}"
+    template += "{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    rendered = Renderer(template, {"eos_token": "</s>"}, frozenset(["</s>"]), "template", "auto")
+    assert answers(rendered.render(talk("a\n", "\nb"))) == ["\nb</s>"]
 
 
 SMOLVLM = """<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}\

@@ -1,11 +1,13 @@
 """Blocks of raw rows to blocks of encoded ones, in this process or in several: each block is a pure function's work."""
 
+import gc
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
@@ -25,6 +27,7 @@ BLOCK_ROWS = 1000
 _BLOCK_CHARACTERS = 4_000_000  # so that long documents do not fill the memory
 _FEW = 20  # blocks that are sooner done here than processes are started
 _AHEAD = 2  # blocks a process that are under way
+_COLLECTED = 50_000  # what a block is made of lives as long as the block: looking for garbage sooner finds none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,13 +198,23 @@ class Workers:
         encoder = self._encoder = self._encoder or self._spec.encoder()
         # neither processors nor tokenizers that are written in Python are made for threads
         several = self._spec.tokenizer is not None and self._spec.images is None and self._processes > 1
-        with ThreadPoolExecutor(1 + several, thread_name_prefix="encode") as threads:
+        with _seldom_collected(), ThreadPoolExecutor(1 + several, thread_name_prefix="encode") as threads:
             yield from _in_order(blocks, last, lambda block: threads.submit(work, encoder, block), 1 + 2 * several)
 
     def _started(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._spec,)
         )
+
+
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECTED)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _in_order(
@@ -244,10 +257,9 @@ _encoder: Encoder | None = None
 
 
 def _start(spec: EncoderSpec) -> None:
-    import gc
     import signal
 
-    gc.set_threshold(50_000)  # what a block is made of lives as long as the block: looking for garbage finds none
+    gc.set_threshold(_COLLECTED)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what stops
     threading.Thread(target=_end_with_parent, daemon=True).start()

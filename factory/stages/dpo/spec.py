@@ -1,18 +1,83 @@
-"""Direct preference optimization (Rafailov et al. 2023). A spec without a run: it plans, and is refused by `train`."""
+"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290) and its kin: losses of pairs of answers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from factory import schema
+from factory.compile.rule import Case, Rule
 from factory.data.record import Kind
+from factory.preference import LOSSES
+from factory.stages.loss import Unit
 from factory.typed import key
+
+Name = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "simpo",
+    "cpo",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(schema.Stage):
-    beta: float = key("strength of the pull to the reference model", above=0)
-    loss: Literal["sigmoid"] = key("the preference loss (paper, equation 7)")
+    loss: Name = key("the preference loss; simpo and cpo need no reference model")
+    beta: float = key("strength of the pull to the reference model (of simpo: scale of the reward)", above=0)
+    label_smoothing: float = key(
+        "the share of pairs that are taken to be labelled the wrong way round", low=0, high=0.49
+    )
+    gamma: float = key("simpo: the margin between the rewards that is aimed at", low=0)
+    nll_weight: float | None = key(
+        "weight of the chosen answers' own loss beside the preference's; null: what the loss's paper has", low=0
+    )
 
 
 KIND: Kind = "pairs"
-RULES = ()
+UNIT: Unit = "samples"
+
+
+def needs_reference(own: dict[str, Any]) -> bool:
+    return LOSSES[own["loss"]].needs_reference
+
+
+def _smoothing(case: Case) -> str | None:
+    stage = case.settings.stage
+    reads = LOSSES[stage.loss].smoothing
+    if reads == "none" and stage.label_smoothing:
+        return f"the loss {stage.loss} reads none"
+    return f"the loss {stage.loss} is not defined without" if reads == "must" and not stage.label_smoothing else None
+
+
+def _gamma(case: Case) -> str | None:
+    stage = case.settings.stage
+    return f"the loss {stage.loss} reads none" if stage.gamma and not LOSSES[stage.loss].needs_gamma else None
+
+
+def _one_to_rank(case: Case) -> str | None:
+    stage = case.settings.stage
+    return "one pair has no other to be ranked with" if LOSSES[stage.loss].ranks and stage.batch_size == 1 else None
+
+
+def _reference_of_stream(case: Case) -> str | None:
+    stage = case.settings.stage
+    streamed = case.settings.data.streaming and LOSSES[stage.loss].needs_reference
+    return f"the loss {stage.loss} reads the reference's log-probabilities, taken before training" if streamed else None
+
+
+RULES = (
+    Rule("label-smoothing", _smoothing),
+    Rule("gamma-unread", _gamma),
+    Rule("one-pair-to-rank", _one_to_rank),
+    Rule("reference-of-a-stream", _reference_of_stream),
+)

@@ -1,9 +1,12 @@
-"""Kahneman-Tversky optimization (Ethayarajh et al. 2024). A spec without a run: it plans, and is refused by `train`."""
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): answers with a label, one by one."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from factory import schema
+from factory.compile.rule import Case, Rule
 from factory.data.record import Kind
+from factory.stages.loss import Unit
 from factory.typed import key
 
 
@@ -15,4 +18,29 @@ class Settings(schema.Stage):
 
 
 KIND: Kind = "labelled"
-RULES = ()
+UNIT: Unit = "samples"
+
+
+def needs_reference(own: dict[str, Any]) -> bool:
+    return True
+
+
+def _one_to_mismatch(case: Case) -> str | None:
+    return "one prompt has no other's answer" if case.settings.stage.batch_size == 1 else None
+
+
+def _reference_of_stream(case: Case) -> str | None:
+    wrong = "its loss reads the reference's log-probabilities, taken before training"
+    return wrong if case.settings.data.streaming else None
+
+
+def _images(case: Case) -> str | None:
+    seen = [name for name, data in case.facts.data.items() if data.images]
+    return f"{seen[0]} has images" if seen else None
+
+
+RULES = (
+    Rule("one-to-mismatch", _one_to_mismatch),
+    Rule("reference-of-a-stream", _reference_of_stream),
+    Rule("mismatched-images", _images),
+)

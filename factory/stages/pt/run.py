@@ -1,3 +1,8 @@
-from factory.losses import causal_lm as loss
+from typing import Any
 
-__all__ = ["loss"]
+from factory.losses import causal_lm
+from factory.stages.loss import Loss
+
+
+def loss(model: Any, batch: dict[str, Any], _own: dict[str, Any]) -> Loss:
+    return Loss(causal_lm(model, batch))

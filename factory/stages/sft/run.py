@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 
-from factory.losses import causal_lm as loss
+from factory.losses import causal_lm
+from factory.stages.loss import Loss
 
-__all__ = ["loss", "prepare"]
+
+def loss(model: Any, batch: dict[str, Any], _own: dict[str, Any]) -> Loss:
+    return Loss(causal_lm(model, batch))
 
 
 def prepare(model: Any, own: dict[str, Any]) -> None:

@@ -1,0 +1,31 @@
+from typing import Any
+
+import torch
+
+from factory.losses import sequence_log_probs
+from factory.preference import kto, kto_divergence
+from factory.stages.loss import Loss
+
+
+def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
+    """Of 2n rows, n answers and n mismatched ones, which say how far the model is from its reference."""
+    desirable = batch["desirable"]
+    answers, mismatched = ({name: values[rows] for name, values in _rows(batch).items()} for rows in _halves(desirable))
+    with torch.no_grad():
+        divergence = kto_divergence(sequence_log_probs(model, mismatched)[0], mismatched["reference"])
+    losses, rewards = kto(sequence_log_probs(model, answers)[0], answers["reference"], desirable, divergence, **own)
+    wanted, unwanted = rewards[desirable], rewards[~desirable]
+    metrics = {
+        "rewards/chosen": (wanted.sum(), len(wanted)),
+        "rewards/rejected": (unwanted.sum(), len(unwanted)),
+        "kl": (divergence * len(losses), len(losses)),
+    }
+    return Loss(losses.sum(), metrics)
+
+
+def _halves(desirable: torch.Tensor) -> tuple[slice, slice]:
+    return slice(0, len(desirable)), slice(len(desirable), None)
+
+
+def _rows(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: values for name, values in batch.items() if name != "desirable"}

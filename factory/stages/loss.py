@@ -1,0 +1,30 @@
+"""What a stage's loss gives: a sum that the loop divides, and what people watch."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Unit = Literal["tokens", "samples"]  # what a stage's loss is the mean over
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """`total` is the sum over a batch's trained tokens, or over its samples; `metrics` are (sum, how many)."""
+
+    total: Any
+    metrics: dict[str, tuple[Any, int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Watched:
+    """The means of what is watched, over several batches."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, metrics: dict[str, tuple[Any, int]]) -> None:
+        for name, (value, count) in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.counts[name] for name, value in self.sums.items() if self.counts[name]}

@@ -1,0 +1,119 @@
+"""Reference: the log-probabilities that the model gives before its first step, for losses that measure its change.
+
+The model as it stands before training is the reference: the base, or the base with the saved adapter that the run goes
+on from, or all weights before full tuning. So no second copy of weights is held, and each row is seen once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from factory import registry
+from factory.data import batches
+from factory.data.dataset import IGNORED
+from factory.execute.context import Run
+from factory.run.folder import unwritable
+from factory.steps.feed import autocast, collating, feed, total_steps
+from factory.steps.pack import Dataset
+
+_KEY_BYTES = 16
+_OF_TEXT = ("input_ids", "labels", "position_ids", "weights", "desirable")  # all else in a batch is of its images
+
+
+@dataclass(slots=True)
+class Reference:
+    """Sums of the log-probabilities of rows' trained tokens, by what the rows are."""
+
+    sums: dict[bytes, float] = field(default_factory=dict)
+
+    def of(self, batch: dict[str, Any]) -> Any:
+        """The batch's rows in their order: (rows), float32."""
+        import torch
+
+        found = [self.sums[key] for key in _keys(batch)]
+        return torch.tensor(found, dtype=torch.float32, device=batch["input_ids"].device)
+
+
+def reference(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
+    """None where the stage's loss reads none."""
+    train = run.plan.steps.train
+    needs = registry.hook(registry.spec("stages", train.stage), "needs_reference")
+    if needs is None or not needs(train.own):
+        return {"reference": None}
+    found = Reference(_kept(run))
+    if not found.sums:
+        _measure(run, model, dataset, found)
+        _keep(run, found)
+    return {"reference": found}
+
+
+def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
+    import torch
+
+    from factory.losses import sequence_log_probs
+
+    total = total_steps(run.plan.steps.train, dataset)
+    model.eval()
+    with torch.no_grad(), autocast(run.plan):
+        for done, batch in _batches(run, dataset, total):
+            run.stop_if_asked()
+            keys = _keys(batch)
+            if not found.sums.keys() >= set(keys):
+                sums, _ = sequence_log_probs(model, batch)
+                found.sums |= zip(keys, sums.tolist(), strict=True)
+            run.progress("reference", min(done, total), total)
+
+
+def _batches(run: Run, dataset: Dataset, total: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every batch that will be trained, and those that are held out, with the steps done."""
+    with batches.Prefetcher(feed(run, dataset, 0, total)) as steps:
+        for number, step in enumerate(steps, start=1):
+            for batch in step.batches:
+                yield number, batch
+    collate, size = collating(run, dataset), run.plan.steps.evaluate.batch_size
+    for start in range(0, len(dataset.validation), size):
+        numbers = range(start, min(start + size, len(dataset.validation)))
+        yield total, collate([dataset.validation[number] for number in numbers])
+
+
+def _keys(batch: dict[str, Any]) -> list[bytes]:
+    """What a row is, whatever it is padded with: its tokens up to the last trained one, and which of them are.
+
+    Which images are which row's, only the model knows: such rows are known by all images of their batch, and by their
+    place in it.
+    """
+    ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
+    images = [batch[name].cpu().numpy().tobytes() for name in sorted(batch) if name not in _OF_TEXT]
+    seen = blake2b(b"".join(images), digest_size=_KEY_BYTES).digest() if images else b""
+    keys = []
+    for number, (row, wanted) in enumerate(zip(ids, labels, strict=True)):
+        end = int(np.flatnonzero(wanted != IGNORED)[-1]) + 1
+        place = seen + number.to_bytes(8, "little") if seen else b""
+        what = row[:end].tobytes() + wanted[:end].tobytes() + place
+        keys.append(blake2b(what, digest_size=_KEY_BYTES).digest())
+    return keys
+
+
+def _kept(run: Run) -> dict[bytes, float]:
+    """What an interrupted run measured: the model is no longer there once it was trained."""
+    if run.resume_from is None or not run.folder.reference.is_file():
+        return {}
+    with np.load(run.folder.reference) as found:
+        keys, sums = found["keys"].tobytes(), found["sums"].tolist()
+    cut = range(0, len(keys), _KEY_BYTES)
+    return {keys[at : at + _KEY_BYTES]: value for at, value in zip(cut, sums, strict=True)}
+
+
+def _keep(run: Run, found: Reference) -> None:
+    path = run.folder.reference
+    aside = path.with_name(f".{path.name}")
+    try:
+        keys = np.frombuffer(b"".join(found.sums), np.uint8)
+        with aside.open("wb") as file:
+            np.savez(file, keys=keys, sums=np.array(list(found.sums.values())))
+        aside.rename(path)
+    except OSError as error:
+        raise unwritable(path, error) from None
