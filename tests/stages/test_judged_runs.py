@@ -1,0 +1,311 @@
+"""Whole runs of the stages that judge answers: their reference, every method, going on, and what is shown of them."""
+
+import json
+from collections.abc import Callable
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from test_judged import log_prob
+from test_methods import FITTING, SHORT
+from transformers import AutoModelForCausalLM
+
+from factory import registry
+from factory.data.batches import mismatched
+from factory.data.dataset import IGNORED, Example, Labelled
+from factory.execute.context import Interrupted
+from factory.execute.report import write_report
+from factory.run.folder import RunFolder
+from factory.run.tracking import Tracker, connect
+from factory.steps import reference, train
+
+Execute = Callable[..., Any]
+STAGES = ("dpo", "orpo", "kto")
+START = {"dpo": log(2), "kto": 0.5}  # the loss of a model that is its own reference
+LORA = ("method=lora", "method.rank=4")
+RUN = (
+    "precision=fp32",
+    "stage.logging_steps=1",
+    "stage.warmup_ratio=0",
+    "stage.lr_scheduler=constant",
+    "stage.learning_rate=1e-2",
+    "stage.batch_size=2",
+    "stage.save_steps=null",
+    "data.max_samples=12",
+    "evaluate.batch_size=2",
+)
+PAIR_METRICS = {"rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy"}
+METRICS = {"dpo": PAIR_METRICS, "orpo": PAIR_METRICS, "kto": {"rewards/chosen", "rewards/rejected", "kl"}}
+
+
+# --- the reference
+
+
+@pytest.fixture
+def referred(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[dict[str, Any]]]:
+    """The batches that a stage's loss is given from now on."""
+
+    def referred(stage: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        module = registry.run("stages", stage)
+        original = module.loss
+
+        def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Any:
+            found.append(dict(batch))
+            return original(model, batch, own)
+
+        monkeypatch.setattr(module, "loss", loss)
+        return found
+
+    return referred
+
+
+def assert_refers_to(model: Any, batches: list[dict[str, Any]]) -> None:
+    """Each row's reference is what this model gives it, padding and all."""
+    for batch in batches:
+        rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+        wanted = [log_prob(model, Example(ids, labels)) for ids, labels in rows]
+        assert batch["reference"].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def exact(folder: Path, adapter: Path | None = None) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    return model.eval() if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
+
+
+@pytest.mark.parametrize("method", [LORA, ("method=full",)], ids=["lora", "full"])
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_the_reference_is_the_base(
+    stage: str, method: tuple[str, ...], execute: Execute, tiny_model: Path, referred: Callable[..., Any]
+) -> None:
+    """In each of three epochs, and on the held-out rows before and after; no second copy of weights is there."""
+    batches = referred(stage)
+    done = execute(f"stage={stage}", *method, *RUN, "stage.num_epochs=3")
+    rows = len(done.dataset.train) * 3 + len(done.dataset.validation) * 2
+    assert sum(len(batch["input_ids"]) for batch in batches) == 2 * rows
+    assert_refers_to(exact(tiny_model), batches)
+    now = done.model.double()  # trained far enough that its own would not do
+    with pytest.raises(AssertionError):
+        assert_refers_to(now, batches[:1])
+
+
+def test_the_reference_is_the_adapter_that_is_gone_on_from(
+    execute: Execute, tiny_model: Path, referred: Callable[..., Any]
+) -> None:
+    first = execute(*LORA, *RUN, "stage.max_steps=4", folder="sft")
+    batches = referred("dpo")
+    adapter = first.run.folder.model.resolve()
+    done = execute("stage=dpo", *LORA, *RUN, f"model.adapter={adapter}", folder="dpo")
+    assert done.losses[0] == pytest.approx(log(2), rel=1e-6)
+    assert_refers_to(exact(tiny_model, adapter), batches)
+    with pytest.raises(AssertionError):  # the bare base is another
+        assert_refers_to(exact(tiny_model), batches[:1])
+    names = [name for name, _ in done.model.named_parameters()]
+    assert len(done.model.peft_config) == 1 and len(names) == len({name.replace(".default", "") for name in names})
+
+
+def test_without_a_reference_none_is_measured(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_measure", None)
+    for words in (("stage=orpo",), ("stage=dpo", "stage.loss=simpo"), ("stage=dpo", "stage.loss=cpo")):
+        done = execute(*words, *LORA, *RUN, "stage.max_steps=1", folder="-".join(words))
+        assert not done.run.folder.reference.exists()
+
+
+def test_a_row_is_measured_once(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers a row, in however many epochs and however padded."""
+    done = execute("stage=dpo", *LORA, *RUN, "stage.num_epochs=3")
+    with np.load(done.run.folder.reference) as kept:
+        assert len(kept["sums"]) == 2 * (len(done.dataset.train) + len(done.dataset.validation))
+
+
+# --- stopped and gone on
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] | None = None) -> None:
+    original, done = train._accumulate, iter(range(1, 100))
+
+    def accumulate(run: Any, *values: Any) -> Any:
+        if next(done) == step:
+            if error:
+                raise error
+            run.stopping = True
+        return original(run, *values)
+
+    monkeypatch.setattr(train, "_accumulate", accumulate)
+
+
+def repeats(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must repeat bit for bit: all but times and memory."""
+    unlike = {"tokens_per_second", "memory", "seconds", "time"}
+    return [{name: value for name, value in line.items() if name not in unlike} for line in metrics]
+
+
+def assert_equal(done: Any, whole: Any) -> None:
+    assert repeats(done.metrics) == repeats(whole.metrics)
+    assert METRICS[whole.run.plan.steps.train.stage] <= set().union(*whole.metrics)
+    wanted = dict(whole.model.named_parameters())
+    assert all(torch.equal(value, wanted[name]) for name, value in done.model.named_parameters())
+    assert done.result["evaluate"] == whole.result["evaluate"]
+
+
+RESUMED = {
+    "full": ("method=full",),
+    "lora with dropout": (*LORA, "method.dropout=0.1"),
+    "pissa": ("method=pissa", *FITTING["pissa"]),
+}
+GOES_ON = (*RUN, "stage.gradient_accumulation_steps=2", "stage.weight_decay=0.1", "stage.max_steps=7")
+
+
+@pytest.mark.parametrize("method", RESUMED)
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_run_is_the_uninterrupted_one(
+    stage: str, method: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reference is not measured again: the model is no longer there."""
+    options = (f"stage={stage}", *RESUMED[method], *GOES_ON)
+    whole = execute(*options, folder="whole")
+    assert whole.metrics[-1]["epoch"] > 2
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        with pytest.raises(Interrupted):
+            execute(*options)
+    with monkeypatch.context() as patched:
+        patched.setattr(reference, "_measure", None)
+        done = execute(*options, resume_from=RunFolder("run").checkpoint())
+    assert_equal(done, whole)
+    if stage != "orpo":
+        kept = [RunFolder(name).reference.read_bytes() for name in ("run", "whole")]
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("method", ["full", "pissa"])
+def test_a_killed_run_whose_reference_is_lost_measures_the_same(
+    method: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken before the checkpoint's weights are put in place; so it is too for a checkpoint of another folder."""
+    options = ("stage=kto", *RESUMED[method], *GOES_ON)
+    whole = execute(*options, folder="whole")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 6, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute(*options, "stage.save_steps=3")
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None and saved.name == "step-000003"
+    RunFolder("run").reference.unlink()
+    assert_equal(execute(*options, "stage.save_steps=3", resume_from=saved), whole)
+
+
+def test_a_new_run_measures_anew(execute: Execute, tiny_model: Path, referred: Callable[..., Any]) -> None:
+    """What an earlier run left in its folder is not read."""
+    where = RunFolder("run")
+    where.path.mkdir()
+    np.savez(where.reference, keys=np.zeros(16, np.uint8), sums=np.zeros(1))
+    batches = referred("dpo")
+    execute("stage=dpo", *LORA, *RUN, "stage.max_steps=1")
+    assert_refers_to(exact(tiny_model), batches)
+
+
+# --- every method
+
+METHODS = ("full", "freeze", "lora", "qlora", "galore", "dora", "pissa", "badam", "adalora", "llama_pro")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_method_trains_it(stage: str, method: str, execute: Execute) -> None:
+    done = execute(f"stage={stage}", f"method={method}", *FITTING[method], *SHORT, "stage.learning_rate=1e-2")
+    assert len(done.losses) == 3
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+    assert {"trainable_as_planned", "gradients_alive", "rows_accounted", "loss_mask"} <= done.run.checks.keys()
+    for name, value in done.model.named_parameters():
+        assert value.detach().equal(done.start[name]) != value.requires_grad, name
+    if stage in START:
+        assert done.losses[0] == pytest.approx(START[stage], abs=1e-5)
+        assert done.losses[0] != done.losses[2]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_reference_is_rounded_as_the_model_is(method: str, precision: str, execute: Execute) -> None:
+    """In the first step the model is its own reference to the bit: nothing of its rewards is rounding."""
+    short = (f"method={method}", *FITTING[method], *RUN, f"precision={precision}", "stage.max_steps=3")
+    done = execute("stage=dpo", *short)
+    first = done.metrics[0]
+    assert first["loss"] == pytest.approx(log(2), rel=1e-6)
+    assert first["rewards/margin"] == first["rewards/accuracy"] == 0
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_checkpointed_activations_change_no_loss(stage: str, execute: Execute) -> None:
+    short = (f"stage={stage}", *LORA, *RUN, "stage.max_steps=4")
+    plain = execute(*short, folder="plain")
+    recomputed = execute(*short, "compute.activation_checkpointing=true", folder="recomputed")
+    assert recomputed.model.is_gradient_checkpointing
+    assert recomputed.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+# --- a micro-batch of one
+
+
+def test_one_sample_alone_is_given_anothers_answer(execute: Execute) -> None:
+    """5 rows in batches of 2: the fifth is trained, and its reference point is not measured on itself."""
+    done = execute("stage=kto", "method=full", *RUN, "data.max_samples=6", "data.validation_fraction=0.17")
+    rows = done.dataset.train
+    assert len(rows) == 5 and len(done.metrics) == 3
+    assert done.run.plan.steps.train.batch_size == 2
+    for number in range(5):
+        one = rows[number]
+        asked = one.example.ids[: one.prompt]
+        (found,) = mismatched([one], None, rows)
+        answers = [each.example.ids[each.prompt :] for each in rows if each.example.ids[: each.prompt] != asked]
+        assert found.ids[: one.prompt] == asked and found.ids[one.prompt :] == answers[0]
+    last = done.metrics[-1]
+    assert ("rewards/chosen" in last) != ("rewards/rejected" in last)  # of one sample
+
+
+def test_one_sample_alone_of_all_keeps_its_answer() -> None:
+    sample = Labelled(Example([3, 4, 5, 6], [IGNORED, IGNORED, 5, 6]), True, 2)
+    assert mismatched([sample], None, [sample, sample]) == mismatched([sample]) == [sample.example]
+
+
+# --- what is shown
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_people_watch_is_written_and_reported(stage: str, execute: Execute) -> None:
+    done = execute(f"stage={stage}", *LORA, *RUN, "data.max_samples=30", "stage.batch_size=9", "evaluate.samples=1")
+    assert all({"loss", *METRICS[stage]} <= line.keys() for line in done.metrics)
+    write_report(done.run, "finished", done.result, None)
+    report = json.loads(done.run.folder.report.read_text())
+    names = {"loss", *METRICS[stage]}
+    assert report["evaluate"].keys() == names | {f"{name}_before" for name in names}
+    assert len(report["samples"]) == 1
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.mark.xfail(strict=True, reason="the tracker sends no rewards, and the held-out loss as a point of the loss")
+def test_mlflow_gets_what_people_watch(uri: str, execute: Execute) -> None:
+    done = execute("stage=dpo", *LORA, *RUN, "stage.max_steps=3", "tracking=mlflow", f"tracking.uri={uri}")
+    write_report(done.run, "finished", done.result, None)
+    report = json.loads(done.run.folder.report.read_text())
+    tracker = Tracker(done.run.plan, done.run.folder)
+    tracker.metrics(done.metrics)
+    tracker.finish(report)
+    assert tracker.problem is None
+    client, experiment = connect(done.run.plan.tracking)
+    (run,) = client.search_runs([experiment])
+    measured = {name: value for name, value in report["evaluate"].items() if name.endswith("_before")}
+    assert {"loss_before", "rewards/accuracy_before"} <= measured.keys()
+    assert {name: run.data.metrics[name] for name in measured} == measured
+    for name in ("loss", *PAIR_METRICS):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [(point.step, point.value) for point in history] == [(line["step"], line[name]) for line in done.metrics]
