@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from factory.data import read
 from factory.refusal import UserError, did_you_mean, refuse
 from factory.schema import Format, Source
 
@@ -70,6 +71,9 @@ def sources(path: str, names: Sequence[str]) -> dict[str, Source]:
     problems: list[UserError] = []
     for name in names:
         try:
+            if name in found:
+                wrong = "it is named twice (data.sources.NAME.weight is for more of a set)"
+                raise refuse("catalogue-names", f"data.names={name}", wrong, known=known, hint="")
             if name not in entries:
                 hint = did_you_mean(name, entries)
                 raise refuse("catalogue-names", f"data.names={name}", "there is no such set", known=known, hint=hint)
@@ -88,7 +92,7 @@ def expand(selected: dict[str, Source], names: Sequence[str]) -> dict[str, Sourc
         more = {name: source}
         if source.origin == "catalogue":
             if source.path is None:
-                raise refuse("catalogue-missing", f"data.sources.{name}.path=null", "no catalogue is named", hint="")
+                raise refuse("catalogue-missing", read.unset(name), "no catalogue is named", hint="")
             more = sources(source.path, names)
         if twice := found.keys() & more.keys():
             wrong = "another selected set has this name"
@@ -101,10 +105,7 @@ def _read(path: str) -> tuple[Path, dict[str, Any]]:
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises where there is no such user
     file = file / NAME if file.is_dir() else file
     if not file.is_file():
-        near = [str(other) for other in file.parent.glob("*.json")]
-        raise refuse(
-            "catalogue-missing", f"data.path={path}", "there is no such file", hint=did_you_mean(str(file), near)
-        )
+        raise refuse("catalogue-missing", f"data.path={path}", "there is no such file", hint=read.near(file))
     try:
         entries = json.loads(file.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

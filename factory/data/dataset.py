@@ -185,12 +185,14 @@ class Dataset:
         first = np.unique(self._rows, return_index=True)[1]
         cut = self._joined(source.cut for source in self._sources)[first]
         ended = self._joined(source.open_ended for source in self._sources)[first]
+        special = self._joined(source.special for source in self._sources)[first]
         return {
             "tokens": int(self.lengths.sum()),
             "trained_tokens": self._trained(),
             "truncated": int((cut > 0).sum()),
             "cut_tokens": int(cut.sum()),
             "open_ended": int(ended.sum()),
+            "special_in_text": int(special.sum()),
         }
 
     def _joined(self, columns: Iterable[NDArray[Any]]) -> Integers:

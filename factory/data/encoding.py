@@ -1,6 +1,7 @@
 """Records to token ids with the stretches that are trained: found from the rendering, cut where they are too long."""
 
 import base64
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class Tokens:
     images: tuple[str, ...] = ()
     cut: int = 0
     open_ended: bool = False
+    special: bool = False  # a text of the record spells one of the tokenizer's special tokens, and has become it
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,11 @@ class EncoderSpec:
 
     def encoder(self) -> "Encoder":
         expander = None if self.images is None else Expander(self.images.maker(self.tokenizer))
-        return Encoder(self._tokenizer(), self._renderers(), self.eos, self.pack, self.kind, expander)
+        made = Encoder(self._tokenizer(), self._renderers(), self.eos, self.pack, self.kind, expander)
+        # a place for an image is written as some models' own token for it
+        if self.kind != "text" and (texts := [re.escape(text) for text in self.specials if text != "<image>"]):
+            made.special = re.compile("|".join(texts))
+        return made
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is not None:
@@ -149,11 +155,12 @@ class Encoder:
         images: Expander | None = None,
     ):
         self._renderers, self._eos, self._pack, self._kind, self._images = renderers, eos, pack, kind, images
+        self.special: re.Pattern[str] | None = None  # the special tokens' texts
         fast = isinstance(tokenizer, Tokenizer)
         self._texts: Texts = Fast(tokenizer, placed=kind != "text") if fast else Slow(tokenizer)
 
     def encode(self, records: list[Record]) -> list[EncodedRow | BadRow]:
-        """A row, or why it is none, of each record. Raises UserError where truncation=error finds one too long."""
+        """A row, or why it is none, of each record. `TooLong` is why, where truncation=error."""
         if self._kind == "text":
             return self._documents(records)
         rendered = [self._rendered(record) for record in records]
@@ -247,6 +254,8 @@ class Encoder:
         if record.images:
             shown = [_shown(side, stays, record.images) for side, stays in zip(sides, stay, strict=True)]
             tokens = [replace(each, images=images) for each, images in zip(tokens, shown, strict=True)]
+        if self.special is not None and _spells(self.special, record):
+            tokens = [replace(each, special=True) for each in tokens]
         return EncodedRow(tokens[0], tokens[1] if len(tokens) == 2 else None, record.label)
 
     def _kept(self, sides: list[_Side]) -> list[Kept]:
@@ -313,6 +322,11 @@ class Encoder:
             whole=placed.whole,
             system=texts.get(rendered.system) if rendered.system else None,
         )
+
+
+def _spells(special: re.Pattern[str], record: Record) -> bool:
+    messages = (*record.prompt, *record.response, *record.rejected)
+    return any(special.search(message["content"]) for message in messages)
 
 
 def media(record: Record) -> bool:

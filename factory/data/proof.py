@@ -7,12 +7,14 @@ from typing import Any
 from unicodedata import normalize
 
 from factory.data import formats, read
-from factory.data.encoding import EncoderSpec, media
+from factory.data.encoding import Encoder, EncoderSpec, media
 from factory.data.images.expand import ids_as_processor
 from factory.data.prepare import Prepared
-from factory.data.record import Message, Record
+from factory.data.prepare.store import Side
+from factory.data.record import BadRow, Message, Record
 from factory.data.render import Rendered, Renderer
-from factory.plan import Pack, Plan
+from factory.data.stream import side_of
+from factory.plan import Pack, Plan, PlannedSource
 
 _ROWS = 50  # of each source
 _SEEN = 5  # with images
@@ -31,15 +33,16 @@ class _Found:
 def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, tokenizer: Any) -> list[Verdict]:
     """Of the first rows of each source that were not cut, read and rendered anew: (check, passed, detail).
 
-    The text is compared with the tokenizer's own `apply_chat_template`, the tokens in the cache with the answers of the
-    records.
+    The text is compared with the tokenizer's own `apply_chat_template`, the tokens in the cache, or of a stream those
+    that it will give, with the answers of the records.
     """
     if spec.kind == "text":
         return []
     found, encoder = _Found(), spec.encoder()
-    for name, prepared in sources.items():
-        for place, record in islice(_records(plan, name, prepared), _ROWS):
-            _look(found, record, prepared, place, encoder.renderer(record), spec, tokenizer)
+    for name, source in plan.steps.align.sources.items():
+        rows = _in_cache(source, sources[name]) if name in sources else _as_they_come(source, encoder)
+        for side, record in islice(rows, _ROWS):
+            _look(found, record, side, encoder.renderer(record), spec, tokenizer)
     if not found.rows:
         return []
     verdicts = [
@@ -65,7 +68,9 @@ def images(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, token
     processor: Any = None
     encoder, rows, same = spec.encoder(), 0, 0
     for name, prepared in sources.items():
-        seen = ((place, record) for place, record in _records(plan, name, prepared) if record.images)
+        seen = (
+            (place, record) for place, record in _records(plan.steps.align.sources[name], prepared) if record.images
+        )
         for place, record in islice(seen, _SEEN):
             processor = processor or spec.images.processor_of(tokenizer)
             text = encoder.renderer(record).render([*record.prompt, *record.response], record.tools, images=True).text
@@ -78,9 +83,8 @@ def images(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, token
     return [("images_as_processor", same == rows, detail)]
 
 
-def _records(plan: Plan, name: str, prepared: Prepared) -> Iterator[tuple[int, Record]]:
+def _records(source: PlannedSource, prepared: Prepared) -> Iterator[tuple[int, Record]]:
     """Rows that are in the cache whole, with their places there."""
-    source = plan.steps.align.sources[name]
     places = {int(row): place for place, row in enumerate(prepared.rows[:_LOOKED].tolist())}
     for number, row in enumerate(islice(read.source_rows(source), _LOOKED)):
         place = places.get(number)
@@ -88,15 +92,27 @@ def _records(plan: Plan, name: str, prepared: Prepared) -> Iterator[tuple[int, R
             yield place, formats.align(row, source.format, source.columns, source.tags)
 
 
-def _look(
-    found: _Found, record: Record, prepared: Prepared, place: int, renderer: Renderer, spec: EncoderSpec, tokenizer: Any
-) -> None:
+def _in_cache(source: PlannedSource, prepared: Prepared) -> Iterator[tuple[Side, Record]]:
+    return ((prepared.side(place), record) for place, record in _records(source, prepared))
+
+
+def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Side, Record]]:
+    for row in islice(read.source_rows(source, streaming=True), _LOOKED):
+        try:
+            record = formats.align(row, source.format, source.columns, source.tags)
+        except BadRow:
+            continue
+        (made,) = encoder.encode([record])
+        if not isinstance(made, BadRow) and not made.tokens.cut:
+            yield side_of(made.tokens), record
+
+
+def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: EncoderSpec, tokenizer: Any) -> None:
     found.rows += 1
     messages = [*record.prompt, *record.response]
     given, tools = renderer.given(messages, record.tools, images=media(record))
     rendered = renderer.render(messages, record.tools, images=media(record))
     found.rendered += rendered.text == tokenizer.apply_chat_template(given, tools=tools, tokenize=False)
-    side = prepared.side(place)
     trained = [
         tokenizer.decode(side.ids[start:end].tolist(), clean_up_tokenization_spaces=False)
         for (start, end), weight in zip(side.spans.tolist(), side.weights.tolist(), strict=True)

@@ -35,6 +35,7 @@ _NOTHING: dict[str, Any] = {
     "truncated": 0,
     "cut_tokens": 0,
     "open_ended": 0,
+    "special_in_text": 0,
 }
 
 
@@ -227,7 +228,7 @@ class Stream:
         fill = packing.cut if self._kind == "text" else packing.best_fit
         pieces = fill(lengths, self._pack.max_length) if self._pack.packing else packing.alone(lengths)
         isolate = self._pack.packing and self._pack.isolate_documents
-        sides = [_side(row.tokens) for row in rows]
+        sides = [side_of(row.tokens) for row in rows]
         columns = list(zip(pieces.rows.tolist(), pieces.starts.tolist(), pieces.stops.tolist(), strict=True))
         return [
             example(
@@ -288,9 +289,11 @@ def _count_samples(counts: dict[str, Any], rows: list[EncodedRow], samples: list
         counts["truncated"] += cut > 0
         counts["cut_tokens"] += cut
         counts["open_ended"] += any(side.open_ended for side in sides)
+        counts["special_in_text"] += any(side.special for side in sides)
 
 
-def _side(tokens: Tokens) -> Side:
+def side_of(tokens: Tokens) -> Side:
+    """Of a row that is in no file."""
     spans = np.array([(start, end) for start, end, _ in tokens.spans], np.int32).reshape(-1, 2)
     weights = np.array([weight for *_, weight in tokens.spans], np.float32)
     return Side(np.array(tokens.ids, np.int32), spans, weights, tokens.asked, tokens.prompt)
@@ -302,9 +305,9 @@ def _rejected(row: EncodedRow) -> Tokens:
 
 
 def _whole(tokens: Tokens) -> Example:
-    return example([(_side(tokens), 0, len(tokens.ids))], isolate=False, images=tokens.images)
+    return example([(side_of(tokens), 0, len(tokens.ids))], isolate=False, images=tokens.images)
 
 
 def _labelled(row: EncodedRow) -> Labelled:
     assert row.label is not None
-    return labelled(_side(row.tokens), row.label, row.tokens.images)
+    return labelled(side_of(row.tokens), row.label, row.tokens.images)

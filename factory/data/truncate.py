@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from factory.data.record import BadRow
-from factory.refusal import refuse
 
 Span = tuple[int, int]
 _NO_ROOM = "no room for the answer"
@@ -67,8 +66,12 @@ def _drop(layout: Layout, limit: int) -> Kept:
     raise BadRow("longer than max_length")
 
 
+class TooLong(BadRow):
+    """A row that is too long where the user wants to be told of the first one."""
+
+
 def _error(layout: Layout, limit: int) -> Kept:
-    raise refuse("row-too-long", f"data.max_length={limit}", f"a row has {layout.length:,} tokens")
+    raise TooLong(f"{layout.length:,} tokens")
 
 
 def _right(layout: Layout, limit: int) -> Kept:

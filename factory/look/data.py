@@ -2,19 +2,21 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from factory import registry
 from factory.data import formats, read
 from factory.data.formats import FORMATS, BadRow, Record
-from factory.data.read import Row
+from factory.data.read import Broken, Row
 from factory.data.record import Kind
 from factory.facts import DataFacts
-from factory.refusal import did_you_mean, refuse
+from factory.refusal import UserError, did_you_mean, refuse
 from factory.schema import Source
 
 READ_WHOLE = 16 * 2**20  # bytes: what takes less, on the disk and as rows, is read to the end while planning
@@ -23,6 +25,8 @@ UNKNOWN = 0  # rows, where nobody says how many there are
 _PACKAGE_PREFIX = "package:"
 _MEDIA = ("images", "videos", "audios")
 _STDIN = "-"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_COMPARED = 20  # files of a folder, and rows of each, whose columns are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,8 @@ class _Found:
     bytes: int
     longest: int
     sha256: str | None
+    broken: UserError | None = None
+    files: dict[str, list[Row]] = field(default_factory=dict)  # of a folder: the first rows of the first files
 
 
 def source_path(path: str, stage: str) -> Path:
@@ -43,7 +49,11 @@ def source_path(path: str, stage: str) -> Path:
     kind = registry.spec("stages", stage).KIND
     if path.startswith(_PACKAGE_PREFIX):
         return Path(__file__).parents[1] / path.removeprefix(_PACKAGE_PREFIX).replace("{kind}", kind)
-    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises where there is no such user
+    return Path(_at_home(path))
+
+
+def _at_home(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises where there is no such user
 
 
 def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
@@ -52,13 +62,15 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
     setting = f"data.sources.{name}.path={source.path}"
     if source.path is None:
         wrong = "no file is named" if source.origin == "file" else "nothing is named"
-        raise refuse("data-missing", setting.replace("=None", "=null"), wrong, hint="", known=", ".join(read.SUFFIXES))
+        raise refuse("data-missing", read.unset(name), wrong, hint="", known=", ".join(read.SUFFIXES))
     kind: Kind = registry.spec("stages", stage).KIND
     _refuse_unread(name, source)
     if source.origin == "hub":
         return _of_hub(name, source, setting)
     look = {"file": _look_at_files, "function": _look_at_function}[source.origin]
     found = look(source.path, source, stage, setting)
+    if not found.first and found.broken:
+        raise found.broken
     if not found.first:
         raise refuse("data-empty", setting, f"there is no row in it ({found.bytes:,} bytes)")
     return _facts(name, source, kind, found)
@@ -119,11 +131,12 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
 def _look_at_files(given: str, source: Source, stage: str, setting: str) -> _Found:
     if given == _STDIN:
         raise refuse("data-stdin", setting, "rows are not read from standard input")
+    if _URL.match(given):
+        raise refuse("data-url", setting, "a URL is not read")
     path = source_path(given, stage)
-    if not path.exists():
-        near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(str(path), near)
-        raise refuse("data-missing", setting, "there is no such file", hint=hint, known=", ".join(read.SUFFIXES))
+    if not path.exists() and not path.is_symlink():
+        known = ", ".join(read.SUFFIXES)
+        raise refuse("data-missing", setting, "there is no such file", hint=read.near(path), known=known)
     files = read.files(path)
     if not files:
         raise refuse("data-empty", setting, "there is no file in it")
@@ -138,7 +151,17 @@ def _look_at_files(given: str, source: Source, stage: str, setting: str) -> _Fou
         bytes=sum(sizes.values()),
         longest=seen.longest,
         sha256=read.digest(path),
+        broken=seen.broken.error(files[0] if len(files) == 1 else path) if seen.broken else None,
+        files=_first_rows(files, path) if len(files) > 1 else {},
     )
+
+
+def _first_rows(files: list[Path], folder: Path) -> dict[str, list[Row]]:
+    found = {}
+    for file in files[:_COMPARED]:
+        rows = islice(read.rows(file), _COMPARED)
+        found[file.relative_to(folder).as_posix()] = [row for row in rows if not isinstance(row, Broken)]
+    return found
 
 
 def _count(sizes: dict[Path, int]) -> tuple[int, bool]:
@@ -180,20 +203,26 @@ class _Seen(NamedTuple):
     bytes: int
     longest: int
     whole: bool  # whether these are all
+    broken: Broken | None  # the first that is
 
 
 def _walk(rows: Iterable[Row], most: int) -> _Seen:
     """Reads on until the rows take more than `most` bytes, PEEK_ROWS at the least."""
     first: list[Row] = []
+    broken: Broken | None = None
     count = total = longest = 0
     for count, row in enumerate(rows, start=1):
-        size = _size(row)
-        total, longest = total + size, max(longest, size)
-        if count <= PEEK_ROWS:
-            first.append(row)
+        if isinstance(row, Broken):
+            broken = broken or row
+            total += len(row["line"])
+        else:
+            size = _size(row)
+            total, longest = total + size, max(longest, size)
+            if count <= PEEK_ROWS:
+                first.append(row)
         if count >= PEEK_ROWS and total > most:
-            return _Seen(first, count, total, longest, False)
-    return _Seen(first, count, total, longest, True)
+            return _Seen(first, count, total, longest, False, broken)
+    return _Seen(first, count, total, longest, True, broken)
 
 
 def _size(row: Row) -> int:
@@ -217,6 +246,7 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
         raise refuse(
             "data-format", f"data.sources.{name}.format={source.format}", wrong, known=_known_formats(), name=name
         )
+    _refuse_others(name, format, found.files, source)
     records = _records(rows, format, source)
     origin: Literal["file", "function"] = "function" if source.origin == "function" else "file"
     return DataFacts(
@@ -236,11 +266,23 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
     )
 
 
+def _refuse_others(name: str, format: str, files: dict[str, list[Row]], source: Source) -> None:
+    """Raises UserError for the first file of a folder that has other columns than the format of all needs."""
+    for file, rows in files.items():
+        columns = {column for row in rows for column in formats.rename(row, source.columns)}
+        lacking = FORMATS[format].lacks(columns) if rows else set()
+        if lacking:
+            wrong = f"the folder's first rows are {format}, and {file} with {', '.join(sorted(columns)) or '(none)'} "
+            wrong += f"lacks {', '.join(sorted(lacking))}"
+            where = f"data.sources.{name}.format={source.format}"
+            raise refuse("data-format", where, wrong, known=_known_formats(), name=name)
+
+
 def _as_said(source: Source) -> dict[str, Any]:
     return {
         "renamed": source.columns,
         "tags": source.tags,
-        "folder": source.folder,
+        "folder": None if source.folder is None else _at_home(source.folder),
         "max_samples": source.max_samples,
         "weight": source.weight,
     }

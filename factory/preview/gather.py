@@ -42,7 +42,7 @@ def preview(plan: Plan, rows: int, progress: Progress = lambda done, total: None
         sequences=sequences,
         steps=_steps(plan, sequences),
         samples=tuple(samples.sample(dataset.train[at], origins, tokens) for at, origins in enumerate(shown)),
-        notes=_notes(plan),
+        notes=(*_notes(plan), *dataset.notes),
     )
 
 

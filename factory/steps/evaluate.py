@@ -19,6 +19,7 @@ from factory.steps.reference import Reference
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
 _HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
 _MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
+_SLOPE_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # of a gradient's norm
 _LOOKED = 20  # sequences among which one of several documents is sought
 
 
@@ -139,29 +140,40 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
 
 
 def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
-    """The loss of a packed sequence is that of its documents, each alone."""
-    import torch
-
+    """The loss and the gradients of a packed sequence are those of its documents, each alone."""
     plan, device = run.plan.steps, run.plan.steps.load.device
     packed = next((found for found in _first_sequences(dataset) if len(found.documents) > 1), None)
     if packed is None:  # each sequence is one document: nothing can leak
         return
     stage = registry.run("stages", plan.train.stage)
 
-    def mean(examples: list[Example]) -> float:
-        batch = batches.collate(examples, dataset.pad, device)
+    def slope(found: Example, sign: int) -> float:
+        """The sequence's part of the mean loss; its gradient is added, times the sign."""
         with autocast(run.plan):
-            return float(stage.loss(model, batch, plan.train.own).total) / packed.trained
+            loss = stage.loss(model, batches.collate([found], dataset.pad, device), plan.train.own).total
+            loss = loss / packed.trained
+        (sign * loss).backward()
+        return float(loss.detach())
 
     model.eval()
-    with torch.no_grad():
-        together = mean([packed])
-        apart = sum(mean([document]) for document in alone(packed))
+    together, whole = slope(packed, 1), _gradient_norm(model)
+    apart = sum(slope(document, -1) for document in alone(packed))
+    left = _gradient_norm(model) / whole if whole else 0.0
+    model.zero_grad(set_to_none=True)
+    kind = plan.train.autocast or plan.load.dtype
     run.check(
         "packing_isolation",
-        abs(together - apart) <= _MEAN_ROUNDING[plan.train.autocast or plan.load.dtype],
-        f"{len(packed.documents)} documents have a mean loss of {together:.4f} packed and {apart:.4f} alone",
+        abs(together - apart) <= _MEAN_ROUNDING[kind] and left <= _SLOPE_ROUNDING[kind],
+        f"{len(packed.documents)} documents have a mean loss of {together:.4f} packed and {apart:.4f} alone; "
+        f"their gradients differ by {100 * left:.2g} %",
     )
+
+
+def _gradient_norm(model: Any) -> float:
+    import torch
+
+    norms = [each.grad.detach().float().norm() for each in model.parameters() if each.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 def _first_sequences(dataset: Dataset) -> Iterator[Example]:

@@ -1,11 +1,13 @@
 """Pack: encoded rows to the sequences that are trained and those that are held out, with the count of every row."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from factory import templates
 from factory.data import known, mix, proof
 from factory.data.batches import examples
 from factory.data.dataset import IGNORED, Example, Sample, Samples, dataset
@@ -39,6 +41,7 @@ class Dataset:
     pad: int
     stops: list[int]  # tokens that end an answer: the end of text, and the template's end of turn
     counts: dict[str, Any]
+    notes: tuple[str, ...]  # what a person should know of the rows
 
 
 def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
@@ -47,9 +50,11 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
     if found.stream is None:
         total = counts["used"] + counts["validation"] + counts["not_sampled"] + sum(counts["dropped"].values())
         run.check("rows_accounted", total == counts["rows"], f"{total:,} of {counts['rows']:,} rows")
-        for look in (proof.loss_mask, proof.images):
-            for name, passed, detail in look(run.plan, aligned.sources, aligned.spec, tokenizer):
-                run.check(name, passed, detail)
+    for look in (proof.loss_mask, proof.images):
+        for name, passed, detail in look(run.plan, aligned.sources, aligned.spec, tokenizer):
+            run.check(name, passed, detail)
+    for note in found.notes:
+        run.emit("note", text=note)
     return {"dataset": found}
 
 
@@ -78,6 +83,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         pad=tokenizer.pad_token_id,
         stops=_stops(train[0], tokenizer),
         counts=counts,
+        notes=tuple(_notes(plan, aligned, mixed, counts, tokenizer)),
     )
 
 
@@ -99,12 +105,37 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         pad=tokenizer.pad_token_id,
         stops=_stops(first, tokenizer),
         counts={},
+        notes=tuple(_lacking(plan, aligned, tokenizer)),
     )
 
 
 def _pictures(aligned: Aligned, tokenizer: Any) -> Pictures | None:
     images = aligned.spec.images
     return None if images is None else Pictures(partial(images.processor_of, tokenizer))
+
+
+def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], tokenizer: Any) -> Iterator[str]:
+    yield from _lacking(plan, aligned, tokenizer)
+    if special := counts["special_in_text"]:
+        yield f"{special:,} rows have the text of a special token in a message, and it has become that token."
+    if aligned.kind == "labelled":
+        labels = np.concatenate([found.labels for found in aligned.sources.values()])[mixed.train]
+        if len(kinds := set(labels.tolist())) == 1:
+            yield f"All labels are {'true' if 1 in kinds else 'false'}: nothing shows the model the other kind."
+
+
+def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:
+    """A named template's end of turn that the tokenizer does not have is spelled in pieces."""
+    name = plan.steps.pack.template
+    if name == "auto" or aligned.kind == "text":
+        return
+    vocabulary = tokenizer.get_vocab()
+    lacking = [token for token in templates.template(name).stop if token not in vocabulary]
+    if lacking:
+        yield (
+            f"The tokenizer has no token {' and no '.join(lacking)}, with which model.template={name} ends an answer: "
+            f"it is spelled in pieces. model.new_tokens=[{','.join(lacking)}] adds it."
+        )
 
 
 def _rows(aligned: Aligned, mixed: Mixed) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from factory.data.read import rows
+from factory.data.read import Broken, rows
 from factory.refusal import UserError
 
 Rows = list[dict[str, Any]]
+BAD = "a line that is no object"
 
 ROWS: Rows = [
     {"instruction": f'Say {number} ü "q", x\ny', "input": "" if number % 2 else "b", "output": "ok " * number}
@@ -137,6 +138,22 @@ def _json(content: bytes) -> Rows:
     return [_object(row) for row in json.loads(content.decode("utf-8-sig"))]
 
 
+def _jsonl(content: bytes) -> list[Any]:
+    """The lines, BAD for each that is no object. What begins with a bracket is an array, unless a line stands there."""
+    lines = [line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
+    array = bool(lines) and lines[0].lstrip().startswith(b"[")
+    if array and (lines[0].rstrip()[-1:] in b"[{,:" or len(lines) == 1 or _line(lines[1]) == BAD):
+        return _json(content)
+    return [_line(line) for line in lines]
+
+
+def _line(line: bytes) -> Any:
+    try:
+        return _object(json.loads(line.decode()))
+    except (ValueError, RecursionError, AssertionError):
+        return BAD
+
+
 def _object(row: Any) -> dict[str, Any]:
     assert isinstance(row, dict)
     assert _depth(row) <= 100
@@ -196,8 +213,8 @@ DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 READ: dict[str, Callable[[bytes], Any]] = {
     "json": _json,
-    "jsonl": _json,
-    "ndjson": _json,
+    "jsonl": _jsonl,
+    "ndjson": _jsonl,
     "csv": _csv(","),
     "tsv": _csv("\t"),
     "txt": _txt,
@@ -216,7 +233,7 @@ def check(seed: int, folder: Path) -> str:
     path.write_bytes(content)
     wanted = expected(name, content)
     try:
-        found = list(rows(path))
+        found = [BAD if isinstance(row, Broken) else row for row in rows(path)]
     except UserError as error:
         assert wanted is None or name.endswith(STRICTER), f"seed {seed}, {name}: {error}"
         return "refused"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from factory import templates
 from factory.data.encoding import EncodedRow, Encoder, EncoderSpec, Tokens, spec_of
 from factory.data.record import BadRow, Kind, Message, Record
+from factory.data.truncate import TooLong
 from factory.plan import Pack
-from factory.refusal import UserError
 
 MARKED = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}\
 {% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}\
@@ -329,7 +329,7 @@ def test_texts() -> None:
     for truncation in ("drop", "keep_response"):
         with pytest.raises(BadRow, match="longer than max_length"):
             row(encoder(tokenizer, "text", max_length=short, truncation=truncation), record)
-    with pytest.raises(UserError, match="row-too-long"):
+    with pytest.raises(TooLong, match=f"{len(ids)} tokens"):
         row(encoder(tokenizer, "text", max_length=short, truncation="error"), record)
     right = row(encoder(tokenizer, "text", max_length=short, truncation="right"), record).tokens
     assert (right.ids, right.cut, right.open_ended) == (ids[:short], 4, True)

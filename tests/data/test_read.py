@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import pickle
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -19,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from factory.data import function
-from factory.data.formats import FORMATS, BadRow, Record
-from factory.data.read import digest, files, objects, rows, sample, source_digest, source_rows
+from factory.data.formats import FORMATS, BadRow, Record, align
+from factory.data.read import Broken, digest, files, objects, rows, sample, source_digest, source_rows
 from factory.plan import PlannedSource
 from factory.refusal import UserError
 
@@ -119,29 +121,19 @@ GOOD = b'{"text": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "rule", "where"),
     [
-        ("a.jsonl", GOOD + b'{"text": "b"]\n' + GOOD, "data-broken", "line 2, column 13 "),
-        ("a.jsonl", GOOD * 3 + b'{"text": \n', "data-broken", "line 4, column 10 "),
-        ("a.jsonl", BOM + b'{"text"; "a"}', "data-broken", "line 1, column 8 "),
-        ("a.jsonl", b"\n\n{'text': 'a'}", "data-broken", "line 3, column 2 "),
-        ("a.jsonl", GOOD + GOOD.rstrip() + GOOD, "data-broken", "line 2, column 14 "),
+        ("a.json", GOOD + b'{"text": "b"]\n', "data-broken", "line 2, column 13 "),
+        ("a.json", GOOD + b"3", "data-broken", "line 2 is a number"),
+        ("a.json", GOOD + b'{"text": "caf\xe9"}\n', "data-encoding", "line 2, byte 14 (0xE9)"),
         ("a.json", b'[\n  {\n    "text": "a"\n  },\n  {\n    "text" "b"\n  }\n]', "data-broken", "line 6, column 12 "),
         ("a.json", b'\r\n[\r\n {"text": "a"}\r\n}', "data-broken", "line 4, column 1 "),
         ("a.json", PRETTY[:-3], "data-broken", "line "),
-        ("a.jsonl", GOOD + b"3\n", "data-broken", "line 2 is a number"),
-        ("a.jsonl", GOOD + b'"text"\n', "data-broken", "line 2 is a text"),
-        ("a.jsonl", GOOD + b"null\n", "data-broken", "line 2 is null"),
         ("a.json", b'[{"text": "a"}, ["b"]]', "data-broken", "row 2 is a list"),
         ("a.json", b"[true]", "data-broken", "row 1 is a truth value"),
-        ("a.jsonl", GOOD + b'{"a": ' + b"[" * 100_000, "data-broken", "line 2 is nested too deeply"),
         ("a.json", b"[" * 100_000, "data-broken", "nested too deeply"),
-        ("a.jsonl", GOOD + b'{"text": ' + b"1" * 5000 + b"}", "data-broken", "line 2"),
-        ("a.jsonl", GOOD + b'{"text": "half \\uD83D of it"}', "data-broken", "half of a surrogate pair"),
-        ("a.jsonl", GOOD + b'{"text": "caf\xe9"}\n', "data-encoding", "line 2, byte 14 (0xE9)"),
         ("a.json", b'[\n{"text":\n"caf\xe9"}]', "data-encoding", "line 3, byte 5 (0xE9)"),
         ("a.json", b'[{"text": "caf\xe9"}]', "data-encoding", "line 1, byte 15 (0xE9)"),
         ("a.txt", b"one\n\ncaf\xe9\n", "data-encoding", "line 3, byte 4 (0xE9)"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "data-encoding", "line 1, byte 1 (0xFF)"),
-        ("a.jsonl", GOOD + b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "data-broken", "line 2 is nested too deeply"),
         ("a.json", b"[\n" + b'{"a": ' * 101 + b"1" + b"}" * 101 + b"]", "data-broken", "line 2 is nested too deeply"),
         ("a.csv", b"a,b\n1,2\n\n3\n", "data-broken", "the row of line 4 has 1 cells where the header has 2"),
         ("a.csv", b'a,b\n1,"2\n3",4\n', "data-broken", "the row of line 2 has 3 cells"),
@@ -151,17 +143,17 @@ GOOD = b'{"text": "a"}\n'
         ("a.csv", b"a,b\n1,caf\xe9\n", "data-encoding", "line 2, byte 6 (0xE9)"),
         ("a.csv", b"a,b\n1,2\0\n", "data-broken", "line 2 has a NUL character"),
         ("a.txt", b"one\n\0", "data-broken", "line 2 has a NUL character"),
-        ("a.jsonl.gz", zipped(GOOD)[:-9], "data-broken", "it is cut or damaged"),
-        ("a.jsonl.gz", zipped(GOOD)[:-5] + b"\0" * 5, "data-broken", "CRC check failed"),
-        ("a.jsonl.gz", zipped(GOOD + b'{"text": '), "data-broken", "line 2, column 10 "),
-        ("a.json.gz", GOOD, "data-broken", "at its start (Not a gzipped file"),
-        ("a.jsonl.bz2", bz2.compress(GOOD)[:-1], "data-broken", "it is cut or damaged"),
-        ("a.jsonl.xz", lzma.compress(GOOD)[:-1], "data-broken", "it is cut or damaged"),
-        ("a.jsonl.zst", pyarrow.compress(GOOD, codec="zstd", asbytes=True)[:-1], "data-broken", "Truncated"),
-        ("a.parquet", parquet([A, B])[:-1], "data-broken", "at its start"),
-        ("a.parquet", b"", "data-broken", "at its start"),
-        ("a.arrow", arrow([A, B], pyarrow.ipc.new_stream)[:-8], "data-broken", "the stream has no end mark"),
-        ("a.arrow", arrow([A, B], pyarrow.ipc.new_file)[:-1], "data-broken", "at its start"),
+        ("a.jsonl.gz", zipped(GOOD)[:-9], "data-damaged", "it is cut or damaged"),
+        ("a.jsonl.gz", zipped(GOOD)[:-5] + b"\0" * 5, "data-damaged", "CRC check failed"),
+        ("a.json.gz", zipped(GOOD + b'{"text": '), "data-broken", "line 2, column 10 "),
+        ("a.json.gz", GOOD, "data-damaged", "at its start (Not a gzipped file"),
+        ("a.jsonl.bz2", bz2.compress(GOOD)[:-1], "data-damaged", "it is cut or damaged"),
+        ("a.jsonl.xz", lzma.compress(GOOD)[:-1], "data-damaged", "it is cut or damaged"),
+        ("a.jsonl.zst", pyarrow.compress(GOOD, codec="zstd", asbytes=True)[:-1], "data-damaged", "Truncated"),
+        ("a.parquet", parquet([A, B])[:-1], "data-damaged", "at its start"),
+        ("a.parquet", b"", "data-damaged", "at its start"),
+        ("a.arrow", arrow([A, B], pyarrow.ipc.new_stream)[:-8], "data-damaged", "the stream has no end mark"),
+        ("a.arrow", arrow([A, B], pyarrow.ipc.new_file)[:-1], "data-damaged", "at its start"),
         ("a.xlsx", b"", "data-file-type", "a.xlsx is of type .xlsx"),
         ("a.gz", b"", "data-file-type", "a.gz is of type .gz"),
         ("a", b"", "data-file-type", "a is of type (none)"),
@@ -177,13 +169,138 @@ def test_what_is_wrong_is_named_by_its_place(name: str, content: bytes, rule: st
     assert name in refusal.setting
 
 
+@pytest.mark.parametrize(
+    ("content", "reason", "where"),
+    [
+        (GOOD + b'{"text": "b"]\n' + GOOD, "not JSON", "line 2, column 13 "),
+        (GOOD * 3 + b'{"text": \n', "not JSON", "line 4, column 10 "),
+        (BOM + b'{"text"; "a"}', "not JSON", "line 1, column 8 "),
+        (b"\n\n{'text': 'a'}", "not JSON", "line 3, column 2 "),
+        (GOOD + GOOD.rstrip() + GOOD, "not JSON", "line 2, column 14 "),
+        (GOOD + b"3\n", "not an object", "line 2 is a number"),
+        (GOOD + b'"text"\n', "not an object", "line 2 is a text"),
+        (GOOD + b"null\n", "not an object", "line 2 is null"),
+        (GOOD + b'{"a": ' + b"[" * 100_000, "is nested too deeply", "line 2 is nested too deeply"),
+        (GOOD + b'{"text": ' + b"1" * 5000 + b"}", "has a number of thousands of digits", "line 2"),
+        (GOOD + b'{"text": "half \\uD83D of it"}', "has half of a surrogate pair", "half of a surrogate pair"),
+        (GOOD + b'{"text": "caf\xe9"}\n', "not UTF-8", "line 2, byte 14 (0xE9)"),
+        (GOOD + b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "is nested too deeply", "line 2 is nested too deeply"),
+        (b'[{"text": "b"}\n' + GOOD, "not JSON", "line 1, column 15 "),
+        (b"[1, 2]\n" + GOOD, "not an object", "line 1 is a list"),
+    ],
+    ids=short,
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson.gz"])
+def test_a_line_that_is_no_row_stands_in_its_place(
+    name: str, content: bytes, reason: str, where: str, tmp_path: Path
+) -> None:
+    content += b"\n\n" + GOOD
+    found = read(tmp_path, name, zipped(content) if name.endswith(".gz") else content)
+    (broken,) = (row for row in found if isinstance(row, Broken))
+    assert broken.reason == reason
+    assert where in f"{broken.wrong} "
+    lines = [line for line in content.removeprefix(BOM).splitlines() if line.strip()]
+    assert len(found) == len(lines)
+    assert broken["line"].rstrip() == lines[found.index(broken)]
+    assert all(row == {"text": "a"} for row in found if row is not broken)
+    assert list(rows(tmp_path / name, len(found) - 1)) == [{"text": "a"}]
+    again = pickle.loads(pickle.dumps(broken))  # as it goes to another process
+    assert (again, again.reason, again.wrong, again.rule) == (broken, reason, broken.wrong, broken.rule)
+    for format in FORMATS:
+        with pytest.raises(BadRow, match=reason):
+            align(broken, format, {"text": "line"}, {})
+
+
+@pytest.mark.parametrize("content", [b'[{"text": "a"},\n{"text": "b"}\n]', b'[\n{"text": "a"}\n]', b'[{"text": "a"}]'])
+def test_an_array_in_a_file_of_lines_is_still_one(content: bytes, tmp_path: Path) -> None:
+    assert read(tmp_path, "a.jsonl", content) == json.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fix"),
+    [
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "iconv -f utf-16 -t utf-8 a.jsonl > utf8-a.jsonl"),
+        ("a.csv", "text\na\n".encode("utf-16-be").join([b"\xfe\xff", b""]), "iconv -f utf-16 "),
+        ("a.jsonl", zipped(GOOD), "name it a.jsonl.gz"),
+        ("a.json", bz2.compress(GOOD), "name it a.json.bz2"),
+        ("a.txt", lzma.compress(GOOD), "name it a.txt.xz"),
+        ("a.jsonl", pyarrow.compress(GOOD, codec="zstd", asbytes=True), "name it a.jsonl.zst"),
+        ("a.jsonl", parquet([A, B]), "name it a.parquet"),
+        ("a.jsonl", arrow([A, B], pyarrow.ipc.new_file), "name it a.arrow"),
+        ("a.jsonl", b"PK\3\4 and so on", "unpack it"),
+        ("a.jsonl", bytes(range(256)), "name a file of text"),
+        ("a.jsonl.gz", zipped(zipped(GOOD)), "decompress it, and name it a.jsonl.gz"),
+        ("a.csv", b"text\ncaf\xe9", "iconv -f latin1 -t utf-8 a.csv > utf8-a.csv"),
+        (
+            "a.csv.gz",
+            zipped(b"text\ncaf\xe9"),
+            "decompress it, and convert it, as in: iconv -f latin1 -t utf-8 a.csv >",
+        ),
+    ],
+    ids=short,
+)
+def test_the_advice_is_for_what_the_file_is(name: str, content: bytes, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read(tmp_path, name, content)
+    (refusal,) = error.value.refusals
+    assert refusal.rule == "data-encoding"
+    assert fix in refusal.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "fix"),
+    [
+        ("a.csv", b"a;b", "convert it to commas"),
+        ("a.csv", b"a\tb", "name it a.tsv"),
+        ("a.tsv", b"a,b", "name it a.csv"),
+    ],
+)
+def test_another_separator_is_told(name: str, header: bytes, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"(?s)data-separator.*the header, is one column.*{fix}"):
+        read(tmp_path, name, header + b"\n1\n")
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jsonl").write_bytes(GOOD)
+    os.mkfifo(tmp_path / "set" / "z.jsonl")
+    for path in (tmp_path / "set", tmp_path / "set" / "z.jsonl"):
+        with pytest.raises(UserError, match=r"\[data-special\].*z.jsonl is neither a file nor a folder"):
+            list(rows(path))
+    with pytest.raises(UserError, match=r"\[data-special\].*null is neither"):
+        files(Path("/dev/null"))
+
+
+def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "z.jsonl").symlink_to("nowhere.jsonl")
+    for path in (tmp_path, tmp_path / "z.jsonl"):
+        with pytest.raises(UserError, match=r"\[data-link\].*z.jsonl is a link to nowhere.jsonl"):
+            list(rows(path))
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    original = os.scandir
+
+    def scandir(path: Any) -> Any:  # the tests may run as root
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        files(tmp_path)
+
+
 def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
     assert read(tmp_path, "a.jsonl", b'{"text": "\\ud83d\\ude00 \\\\ud800"}') == [{"text": "😀 \\ud800"}]
 
 
 def test_rows_before_the_bad_one_are_there(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD * 2 + b"x")
-    found = rows(tmp_path / "a.jsonl")
+    (tmp_path / "a.json").write_bytes(GOOD * 2 + b"x")
+    found = rows(tmp_path / "a.json")
     assert [next(found), next(found)] == [{"text": "a"}] * 2
     with pytest.raises(UserError, match="line 3, column 1"):
         next(found)
@@ -409,6 +526,8 @@ def test_mutated_bytes_are_rows_or_refused(changes: list[tuple[int, int, bytes]]
     except UserError:
         return
     for row in found:
+        if isinstance(row, Broken):
+            continue
         json.dumps(row, ensure_ascii=False).encode()  # as the facts are taken
         for format in FORMATS.values():
             try:

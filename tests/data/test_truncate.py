@@ -7,8 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from factory.data.record import BadRow
-from factory.data.truncate import Kept, Layout, kept, shifted
-from factory.refusal import UserError
+from factory.data.truncate import Kept, Layout, TooLong, kept, shifted
 
 # header 3, question, header 4, answer, end 1: one exchange after the other; a system text of 6 in front
 SYSTEM, HEADER, OPENING = 6, 3, 4
@@ -48,7 +47,7 @@ def test_drop_and_error() -> None:
     row = layout((5, 6))
     with pytest.raises(BadRow, match="longer than max_length"):
         kept(row, row.length - 1, "drop")
-    with pytest.raises(UserError, match=rf"row-too-long.*{row.length} tokens"):
+    with pytest.raises(TooLong, match=rf"{row.length} tokens"):
         kept(row, row.length - 1, "error")
 
 

@@ -7,6 +7,7 @@ from factory.data.formats import shapes, turns
 from factory.data.formats.shapes import Align
 from factory.data.formats.turns import Tags
 from factory.data.formats.values import Row
+from factory.data.read.wrong import Broken
 from factory.data.record import BadRow, Kind, Message, Record
 
 __all__ = [
@@ -76,6 +77,8 @@ TAGS = frozenset(["role_tag", "content_tag", *turns.TAGS])
 
 def align(row: Row, format: str, columns: dict[str, str], tags: Tags) -> Record:
     """The row's record; raises BadRow, and nothing else, where the format does not allow it."""
+    if isinstance(row, Broken):
+        raise BadRow(row.reason)
     try:
         return FORMATS[format].align(rename(row, columns), tags)
     except RecursionError:

@@ -41,6 +41,7 @@ def schema() -> Any:
         ("asked", pa.list_(pa.int32())),
         ("cut", pa.int32()),
         ("open", pa.int8()),
+        ("special", pa.int8()),
     ]
     sides = [(side + name, kind) for side in _SIDES for name, kind in tokens]
     row = [("images", pa.list_(pa.string())), ("label", pa.int8()), ("row", pa.int64())]
@@ -75,6 +76,7 @@ def _tokens(sides: list[Tokens]) -> list[Any]:
         _lists([[*side.asked, side.prompt] for side in sides], integers),
         integers([side.cut for side in sides]),
         _numbers([side.open_ended for side in sides], pa.int8()),
+        _numbers([side.special for side in sides], pa.int8()),
     ]
 
 
@@ -280,6 +282,16 @@ class Prepared:
     def open_ended(self) -> NDArray[np.bool_]:
         """Whether truncation took an answer's end."""
         return (self._column("open") | self._column("rejected_open")).astype(np.bool_)
+
+    @cached_property
+    def special(self) -> NDArray[np.bool_]:
+        """Whether a text of the row spells a special token."""
+        return (self._column("special") | self._column("rejected_special")).astype(np.bool_)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int8]:
+        """1 wanted, 0 not, -1 of rows without a label."""
+        return self._column("label")
 
     def side(self, row: int, *, rejected: bool = False) -> Side:
         side = _SIDES[rejected]

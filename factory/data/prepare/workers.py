@@ -21,6 +21,7 @@ from factory.data import formats, mix
 from factory.data.encoding import EncodedRow, Encoder, EncoderSpec
 from factory.data.read import Row
 from factory.data.record import BadRow, Record
+from factory.data.truncate import TooLong
 from factory.refusal import Refusal, UserError, refuse
 
 BLOCK_ROWS = 1000
@@ -113,6 +114,8 @@ def encode(block: Block, encoder: Encoder) -> Encoded:
             bad.append(Bad(block.first + at, int(ranks[at]), str(error), False))
     kept, encoded = list[int](), list[EncodedRow]()
     for at, found in zip(places, encoder.encode(records) if records else [], strict=True):
+        if isinstance(found, TooLong):
+            raise refuse("row-too-long", "data.truncation=error", f"row {block.first + at + 1:,} has {found}")
         if isinstance(found, BadRow):
             bad.append(Bad(block.first + at, int(ranks[at]), str(found), True))
         else:

@@ -1,5 +1,6 @@
 """Rows of every kind of source, strictly: what cannot be read is named by its file and its place in it."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -10,10 +11,30 @@ from typing import Any
 
 from factory.data.read import columnar, objects, opened, tables
 from factory.data.read.opened import Skip, Stream
+from factory.data.read.wrong import Broken
 from factory.plan import PlannedSource
 from factory.refusal import UserError, did_you_mean, refuse
 
+__all__ = [
+    "COMPRESSED",
+    "SUFFIXES",
+    "Broken",
+    "Row",
+    "count",
+    "digest",
+    "files",
+    "near",
+    "rows",
+    "sample",
+    "source_digest",
+    "source_rows",
+    "unknown_type",
+    "unset",
+]
+
 Row = dict[str, Any]
+_OF_DATA_PATH = ("file", "function", "llamafactory")  # options whose source takes it from there
+_ALIKE = 0.6  # of names, as difflib counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +48,8 @@ class _Kind:
 
 _KINDS: dict[str, _Kind] = {
     ".json": _Kind(stream=objects.rows),
-    ".jsonl": _Kind(stream=objects.rows),
-    ".ndjson": _Kind(stream=objects.rows),
+    ".jsonl": _Kind(stream=objects.lines),
+    ".ndjson": _Kind(stream=objects.lines),
     ".csv": _Kind(stream=tables.rows(",")),
     ".tsv": _Kind(stream=tables.rows("\t")),
     ".txt": _Kind(stream=tables.documents),
@@ -68,7 +89,8 @@ def source_digest(source: PlannedSource) -> str | None:
 def rows(path: Path, skip: int = 0) -> Iterator[Row]:
     """The rows of a file, or of a folder's files one after the other, from number `skip` on (from 0).
 
-    Raises UserError where one is not UTF-8, broken, or holds something other than objects.
+    A line of a .jsonl file that is no object is there as Broken. Raises UserError where a file of another kind is not
+    UTF-8, is broken, or holds something other than objects.
     """
     passed = Skip(skip)
     for file in files(path):
@@ -76,7 +98,7 @@ def rows(path: Path, skip: int = 0) -> Iterator[Row]:
         if kind.whole:
             yield from kind.whole(file, passed)
         elif kind.stream:
-            with opened.opened(file) as stream:
+            with opened.text(file) as stream:
                 yield from kind.stream(stream, passed)
 
 
@@ -87,9 +109,32 @@ def files(path: Path) -> list[Path]:
     else:
         found = _sets_own_files(path) or sorted(_walk(path), key=lambda file: file.relative_to(path).parts)
     for file in found:
+        if not file.is_file():
+            raise _no_file(file, f"path={path}")
         if opened.suffix(file) not in _KINDS:
             raise unknown_type(file, f"path={path}")
     return found
+
+
+def _no_file(path: Path, setting: str) -> UserError:
+    if path.is_symlink() and not path.exists():
+        return refuse("data-link", setting, f"{path.name} is a link to {path.readlink()}, which is not there")
+    if not path.exists():
+        return refuse("data-missing", setting, f"there is no {path.name}", hint="", known=", ".join(SUFFIXES))
+    return refuse("data-special", setting, f"{path.name} is neither a file nor a folder")
+
+
+def unset(name: str) -> str:
+    """What is null where a source has no path."""
+    return "data.path=null" if name in _OF_DATA_PATH else f"data.sources.{name}.path=null"
+
+
+def near(path: Path) -> str:
+    """`did you mean X? ` for a file beside the one that is not there whose name is alike, or nothing."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    stems = {other.name.partition(".")[0]: other for other in sorted(beside) if other.exists() and other != path}
+    alike = difflib.get_close_matches(path.name.partition(".")[0], stems, n=1, cutoff=_ALIKE)
+    return f"did you mean {stems[alike[0]]}? " if alike else ""
 
 
 def unknown_type(path: Path, setting: str) -> UserError:
@@ -113,7 +158,7 @@ def sample(path: Path, rows: int, most: int) -> tuple[int, int]:
     kind = _KINDS[opened.suffix(path)]
     assert kind.stream
     found = 0
-    with opened.opened(path) as stream:
+    with opened.text(path) as stream:
         for _ in kind.stream(stream, Skip(0)):
             found += 1
             if found >= rows and stream.taken() >= most:
@@ -132,12 +177,16 @@ def digest(path: Path) -> str:
 
 def _walk(path: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for folder, folders, names in os.walk(path, followlinks=True):
+    for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
             yield from (Path(folder, name) for name in names if not name.startswith("."))
         seen.add(real)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _sets_own_files(path: Path) -> list[Path] | None:

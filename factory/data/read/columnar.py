@@ -37,7 +37,7 @@ def parquet(path: Path, skip: Skip) -> Iterator[dict[str, Any]]:
                 found += batch.num_rows
                 yield from _values(batch.slice(skip.some(batch.num_rows)), path)
             if found != promised:
-                raise wrong.broken(path, f"row group {group + 1} has {found:,} rows and says {promised:,}")
+                raise wrong.cut(path, f"row group {group + 1} has {found:,} rows and says {promised:,}")
 
 
 def arrow(path: Path, skip: Skip) -> Iterator[dict[str, Any]]:

@@ -7,41 +7,69 @@ from collections.abc import Iterator
 from typing import Any
 
 from factory.data.read import wrong
-from factory.data.read.opened import BOM, BUFFER, Skip, Stream, decode
+from factory.data.read.opened import BOM, BUFFER, Skip, Stream
+from factory.data.read.wrong import Broken
 from factory.refusal import UserError
 
 _NEAR_END = 64  # characters: a value that is cut there is one that goes on in the next chunk
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+_GOES_ON = (b"[", b"{", b",", b":")  # how a line within an array ends
 
 
 def rows(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
-    start = stream.start().removeprefix(BOM).lstrip()
-    return _array(stream, skip) if start.startswith(b"[") else _lines(stream, skip)
-
-
-def _lines(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
-    path = stream.path
-    for number, raw in stream.lines():
-        if not raw.strip():
-            continue
-        if skip.some(1):
-            continue
-        row = _parse(decode(raw, path, number).rstrip("\r\n"), stream, number)
-        if not isinstance(row, dict):
-            raise wrong.broken(path, f"line {number} is {wrong.kind(row)}, not an object")
+    """Of a .json file: an array, or lines, all of which must be objects."""
+    if stream.start().removeprefix(BOM).lstrip().startswith(b"["):
+        yield from _array(stream, skip)
+        return
+    for row in _lines(stream, skip):
+        if isinstance(row, Broken):
+            raise row.error(stream.path)
         yield row
 
 
-def _parse(text: str, stream: Stream, line: int) -> Any:
+def lines(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
+    """Of a .jsonl file: one object a line, and Broken for a line that is none. Some such files are arrays in truth."""
+    start = stream.start().removeprefix(BOM).lstrip()
+    return _array(stream, skip) if start.startswith(b"[") and not _is_line(start) else _lines(stream, skip)
+
+
+def _is_line(start: bytes) -> bool:
+    """Whether what begins with a bracket is a broken line before good ones: one that ends, with an object after it."""
+    first, *others = (line.strip() for line in start.splitlines())
+    second = next(filter(None, others), b"")
+    if first.endswith(_GOES_ON) or not second.startswith(b"{"):
+        return False
     try:
+        json.loads(second)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lines(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
+    for number, raw in stream.lines():
+        if raw.strip() and not skip.some(1):
+            yield _row(raw, number)
+
+
+def _row(raw: bytes, line: int) -> dict[str, Any]:
+    """The line's object, or what is wrong with it."""
+    try:
+        text = raw.decode().rstrip("\r\n")
         value = json.loads(text)
+    except UnicodeDecodeError as error:
+        words = wrong.byte_words(line, error.start + 1, raw[error.start])
+        return Broken(raw, "not UTF-8", words, "data-encoding")
     except json.JSONDecodeError as error:
-        raise wrong.broken(stream.path, f"line {line}, column {error.colno} is not JSON ({error.msg})") from None
+        return Broken(raw, "not JSON", f"line {line}, column {error.colno} is not JSON ({error.msg})")
     except (RecursionError, ValueError) as error:
-        raise wrong.broken(stream.path, f"line {line} {_too_much(error)}") from None
+        why = _too_much(error)
+        return Broken(raw, why, f"line {line} {why}")
+    if not isinstance(value, dict):
+        return Broken(raw, "not an object", f"line {line} is {wrong.kind(value)}, not an object")
     if why := wrong.unsound(value, text):
-        raise wrong.broken(stream.path, f"line {line} {why}")
+        return Broken(raw, why.partition(" after ")[0], f"line {line} {why}")
     return value
 
 

@@ -109,6 +109,15 @@ def opened(path: Path) -> Iterator[Stream]:
             yield Stream(path, raw, plain)
 
 
+@contextmanager
+def text(path: Path) -> Iterator[Stream]:
+    """A file of text; raises UserError where its first bytes are those of something else."""
+    with opened(path) as stream:
+        if error := wrong.foreign(path, stream.start()):
+            raise error
+        yield stream
+
+
 def decode(raw: bytes, path: Path, line: int) -> str:
     try:
         return raw.decode()

