@@ -1,6 +1,7 @@
 """Verbs and exit codes: 0 done, 1 failed while running, 2 refused, 130 interrupted with a checkpoint saved."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -35,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `factory … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+            return _our_mistake(error)
+        print(f"Standard output cannot be written ({error.strerror}).", file=sys.stderr)
         return 1
     except Exception as error:
         return _our_mistake(error)

@@ -151,7 +151,7 @@ def _look_at_files(given: str, source: Source, stage: str, setting: str) -> _Fou
         bytes=sum(sizes.values()),
         longest=seen.longest,
         sha256=read.digest(path),
-        broken=seen.broken.error(files[0] if len(files) == 1 else path) if seen.broken else None,
+        broken=seen.broken.error() if seen.broken else None,
         files=_first_rows(files, path) if len(files) > 1 else {},
     )
 

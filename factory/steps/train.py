@@ -107,7 +107,11 @@ def train(
         parameter.requires_grad_(True)
     model.eval()
     save_model(run, model, tokenizer, processor)
-    return {"trained": {"summary": _summary(run, state, dataset), "data": _counts(state, dataset)}}
+    counts = _counts(state, dataset)
+    if dataset.stream is not None:  # of a prepared set it was checked before training
+        total = counts["used"] + counts["validation"] + sum(counts["dropped"].values())
+        run.check("rows_accounted", total == counts["rows"], f"{total:,} of {counts['rows']:,} rows that were read")
+    return {"trained": {"summary": _summary(run, state, dataset), "data": counts}}
 
 
 def _epoch(run: Run, state: State, dataset: Dataset) -> float:

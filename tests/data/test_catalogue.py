@@ -148,6 +148,8 @@ def test_all_wrong_names_are_told_at_once(tmp_path: Path) -> None:
     assert list(sources(path, ["alpaca"])) == ["alpaca"]  # what is not asked for may be anything
     with pytest.raises(UserError, match=r"\[catalogue-names\] data.names=\[\]"):
         sources(path, [])
+    with pytest.raises(UserError, match=r"\[catalogue-names\] data.names=alpaca: it is named twice"):
+        sources(path, ["alpaca", "alpaca"])
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"a": ', b"\xff", b"[" * 100_000], ids=["list", "cut", "bytes", "deep"])
@@ -190,7 +192,7 @@ def test_a_catalogues_place_is_taken_by_its_sets(tmp_path: Path) -> None:
     assert expand({"own": source()}, []) == {"own": source()}
     with pytest.raises(UserError, match=r"data.names=own: another selected set has this name"):
         expand(selected, ["own"])
-    with pytest.raises(UserError, match="no catalogue is named"):
+    with pytest.raises(UserError, match=r"data.path=null: no catalogue is named"):
         expand({"llamafactory": source(origin="catalogue", path=None)}, ["a"])
 
 

@@ -86,6 +86,37 @@ def test_every_row_is_there_as_the_encoder_makes_it(tmp_path: Path) -> None:
     assert not leading.any()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("at_most", [None, 60])
+def test_lines_that_are_no_rows_are_dropped_by_reason(
+    processes: int, at_most: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(workers, "_FEW", 2)
+    lines = [json.dumps(row).encode() for row in questions(60)]
+    lines[3], lines[8] = b'{"instruction": "a"', b"{'a': 1}"
+    lines[40], lines[41], lines[59] = b"[1]", b'{"instruction": "caf\xe9", "output": "b"}', b'{"output": "\\ud800"}'
+    (tmp_path / "rows.jsonl").write_bytes(b"\n\n".join(lines))
+    found = prepared(planned(path=str(tmp_path / "rows.jsonl")), processes=processes, at_most=at_most)
+    assert found.counts == {
+        "rows": 60,
+        "not_sampled": 0,
+        "dropped": {
+            "not JSON": {"count": 2, "first": [4, 9]},
+            "not an object": {"count": 1, "first": [41]},
+            "not UTF-8": {"count": 1, "first": [42]},
+            "has half of a surrogate pair": {"count": 1, "first": [60]},
+        },
+    }
+    assert found.rows.tolist() == [row for row in range(60) if row not in (3, 8, 40, 41, 59)]
+
+
+def test_mostly_broken_lines_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([json.dumps(questions(1)[0]).encode(), b"{", b"{", b"[]"]))
+    with pytest.raises(UserError, match=r"rows-broken.*3 of 4 rows cannot be used, most as: not JSON"):
+        prepared(planned(path=str(tmp_path / "rows.jsonl")))
+
+
 def test_pairs_labels_weights_and_cuts_are_kept(tmp_path: Path) -> None:
     rows = [{"prompt": "Say it", "chosen": "yes " * 9 * number, "rejected": "no"} for number in range(1, 4)]
     source = written(tmp_path / "pairs.jsonl", rows, format="pairs")

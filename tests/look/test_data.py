@@ -208,6 +208,39 @@ def test_near_names_are_told(here: Path) -> None:
     assert "did you mean role_tag?" in refused(path="rows.jsonl", tags={"role": "a"}).fix
 
 
+def test_broken_lines_are_counted_and_tell_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "rows.jsonl").write_bytes(b"{\n" + LINES + b'["a"]\n\xff' + b"x" * 9999)
+    facts = look(path="rows.jsonl")
+    assert (facts.rows, facts.format, facts.columns) == (403, "alpaca", ("instruction", "output"))
+    assert facts.longest_row_bytes < 100
+    (here / "rows.jsonl").write_bytes(b"\n[}\n" + b"x\n" * 5000)
+    monkeypatch.setattr(data, "READ_WHOLE", 200)  # and is not read to its end for that
+    found = refused(path="rows.jsonl")
+    assert (found.rule, found.setting) == ("data-broken", "path=rows.jsonl")
+    assert "line 2, column 2 is not JSON" in found.wrong
+    (here / "set").mkdir()
+    (here / "set" / "a.txt").write_bytes(b"\n")
+    (here / "set" / "b.jsonl").write_bytes(b'{"text": "\xe9"}\n' * 3)
+    found = refused(path="set")
+    assert (found.rule, found.setting) == ("data-encoding", "path=set/b.jsonl")
+
+
+def test_a_folders_file_with_other_columns_is_named(here: Path) -> None:
+    (here / "set").mkdir()
+    (here / "set" / "a.jsonl").write_bytes(LINES)
+    (here / "set" / "b.csv").write_text("instruction,output,note\na,b,c\n")
+    assert look(path="set").rows == 401  # more columns harm nothing
+    (here / "set" / "c.csv").write_text("question,output\na,b\n")
+    (here / "set" / "d.txt").write_text("")
+    found = refused(path="set")
+    assert (found.rule, found.setting) == ("data-format", "data.sources.mine.format=auto")
+    assert "c.csv with output, question lacks instruction" in found.wrong
+    (here / "set" / "c.csv").write_text("ask,say\na,b\n")
+    (here / "set" / "a.jsonl").unlink()
+    (here / "set" / "b.csv").write_text("ask,say,note\na,b,\n")
+    assert look(path="set", columns={"instruction": "ask", "output": "say"}).rows == 2
+
+
 def test_a_set_of_the_hub_is_what_its_option_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket", None)
     facts = look(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -155,7 +156,10 @@ def test_a_hub_models_numbers_come_from_its_config(
         ("rows.jsonl", b"", "data-empty", "0 bytes"),
         ("rows.json", b"[]", "data-empty", "2 bytes"),
         ("rows.txt", b"\n \n", "data-empty", "3 bytes"),
-        ("rows.jsonl", b'{"instruction": "a", "output": "b"}\n{"instruction": ', "data-broken", "line 2, column 17"),
+        ("rows.json", b'{"instruction": "a", "output": "b"}\n{"instruction": ', "data-broken", "line 2, column 17"),
+        ("rows.jsonl", b'\n{"instruction": \n3\n', "data-broken", "line 2, column 17"),
+        ("https://a.b/rows.jsonl", None, "data-url", "a URL is not read"),
+        ("s3://a/rows.jsonl", None, "data-url", "a URL is not read"),
         ("rows.jsonl", b'{"instruction": "caf\xe9", "output": "b"}', "data-encoding", "0xE9"),
         ("rows.jsonl", b"{}", "data-format", "(none)"),
     ],
@@ -176,9 +180,51 @@ def test_a_missing_file_names_the_one_beside_it(here: Path) -> None:
     assert "did you mean rows.jsonl?" in refusal.fix
 
 
+def test_no_other_name_is_told_than_one_like_it(here: Path) -> None:
+    (here / "train.jsonl").write_text("{}")
+    (here / "again.jsonl").symlink_to("again.jsonl")
+    (refusal,) = refusals("data=file", "data.path=rows.jsonl", training=False)
+    assert "did you mean" not in refusal.fix
+    (refusal,) = refusals("data=file", "data.path=again.jsonl", training=False)
+    assert (refusal.rule, "did you mean" in refusal.fix) == ("data-link", False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_file_that_cannot_be_opened_is_refused_before_the_run_too(
+    training: bool, here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "set").mkdir()
+    (here / "set" / "a.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    (here / "set" / "z.jsonl").symlink_to(here / "nowhere")
+    overrides = (*BASE, f"model.path={tiny_model}", "data=file", "data.path=set")
+    (refusal,) = refusals(*overrides, training=training)
+    assert (refusal.rule, "z.jsonl is a link to" in refusal.wrong) == ("data-link", True)
+    (here / "set" / "z.jsonl").unlink()
+    original = Path.open
+
+    def opened(path: Path, *arguments: Any, **named: Any) -> Any:  # the tests may run as root
+        if path.name == "a.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    (refusal,) = refusals(*overrides, training=training)
+    assert (refusal.rule, refusal.setting) == ("cannot-read", "set/a.jsonl")
+
+
+def test_a_path_may_start_at_home(here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home").mkdir()
+    (here / "home" / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    overrides = ("data=file", "data.path='~/rows.jsonl'", "data.sources.file.folder='~/images'", "stage.max_steps=1")
+    plan = compiled(*overrides, f"model.path={tiny_model}", "hardware=cpu", training=False)
+    source = plan.steps.align.sources["file"]
+    assert (source.path, source.folder) == (str(here / "home" / "rows.jsonl"), str(here / "home" / "images"))
+
+
 def test_a_file_is_not_named(here: Path) -> None:
     (refusal,) = refusals("data=file", training=False)
-    assert (refusal.rule, refusal.setting) == ("data-missing", "data.sources.file.path=null")
+    assert (refusal.rule, refusal.setting) == ("data-missing", "data.path=null")
     (refusal,) = refusals("data.sources.demo.path='package:demo/{other}.jsonl'", training=False)
     assert refusal.rule == "data-missing"
 

@@ -4,6 +4,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from factory.data.read import wrong
@@ -24,7 +25,7 @@ def rows(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
         return
     for row in _lines(stream, skip):
         if isinstance(row, Broken):
-            raise row.error(stream.path)
+            raise row.error()
         yield row
 
 
@@ -50,26 +51,26 @@ def _is_line(start: bytes) -> bool:
 def _lines(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
     for number, raw in stream.lines():
         if raw.strip() and not skip.some(1):
-            yield _row(raw, number)
+            yield _row(stream.path, raw, number)
 
 
-def _row(raw: bytes, line: int) -> dict[str, Any]:
+def _row(path: Path, raw: bytes, line: int) -> dict[str, Any]:
     """The line's object, or what is wrong with it."""
     try:
         text = raw.decode().rstrip("\r\n")
         value = json.loads(text)
     except UnicodeDecodeError as error:
         words = wrong.byte_words(line, error.start + 1, raw[error.start])
-        return Broken(raw, "not UTF-8", words, "data-encoding")
+        return Broken(path, raw, wrong.NOT_UTF8, words)
     except json.JSONDecodeError as error:
-        return Broken(raw, "not JSON", f"line {line}, column {error.colno} is not JSON ({error.msg})")
+        return Broken(path, raw, "not JSON", f"line {line}, column {error.colno} is not JSON ({error.msg})")
     except (RecursionError, ValueError) as error:
         why = _too_much(error)
-        return Broken(raw, why, f"line {line} {why}")
+        return Broken(path, raw, why, f"line {line} {why}")
     if not isinstance(value, dict):
-        return Broken(raw, "not an object", f"line {line} is {wrong.kind(value)}, not an object")
+        return Broken(path, raw, "not an object", f"line {line} is {wrong.kind(value)}, not an object")
     if why := wrong.unsound(value, text):
-        return Broken(raw, why.partition(" after ")[0], f"line {line} {why}")
+        return Broken(path, raw, why.partition(" after ")[0], f"line {line} {why}")
     return value
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from factory.refusal import UserError, refuse
 
+NOT_UTF8 = "not UTF-8"
 DEEPEST = 100  # lists and objects within each other: beyond it, writing a row back fails in one process or another
 
 
@@ -35,15 +36,15 @@ class Broken(dict[str, Any]):
     It holds the line's bytes, so that a draw ranks it as it ranks rows.
     """
 
-    __slots__ = ("reason", "rule", "wrong")
+    __slots__ = ("path", "reason", "wrong")
 
-    def __init__(self, line: bytes, reason: str, wrong: str, rule: str = "data-broken"):
+    def __init__(self, path: Path, line: bytes, reason: str, wrong: str):
         super().__init__(line=line)
-        self.reason, self.wrong, self.rule = reason, wrong, rule
+        self.path, self.reason, self.wrong = path, reason, wrong
 
-    def error(self, path: Path) -> UserError:
+    def error(self) -> UserError:
         """What to say where such a line is not passed over."""
-        return not_utf8(path, self.wrong) if self.rule == "data-encoding" else broken(path, self.wrong)
+        return (not_utf8 if self.reason == NOT_UTF8 else broken)(self.path, self.wrong)
 
 
 def broken(path: Path, wrong: str) -> UserError:
