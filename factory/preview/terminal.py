@@ -17,7 +17,8 @@ from factory.preview.words import origin as named
 
 _SIDE_BY_SIDE = 100  # columns from which a pair's answers stand beside each other
 _SHOWN = 4096  # tokens of one sequence; the page and the JSON have them all
-_BAR = 40
+_BAR = 40  # columns of the longest bar
+_BESIDE_BAR = 26  # of what stands beside it: the panel, the label, the count
 # trained or not, special or not
 _STYLES = {
     (True, False): "bold green",
@@ -100,12 +101,13 @@ class Terminal:
         names = [span(each) for each in lengths.bins]
         limit = f"max_length {lengths.max_length:,}"
         width = max(map(len, names))
+        longest = max(4, min(_BAR, self._console.width - width - _BESIDE_BAR))
         marked = False
         for name, each in zip(names, lengths.bins, strict=True):
             if not marked and lengths.max_length < each.low:
                 lines.append(self._limit(limit))
                 marked = True
-            bar = self._signs.bar * bar_length(each.rows, most, _BAR)
+            bar = self._signs.bar * bar_length(each.rows, most, longest)
             line = self._text(f"{name:>{width}}  ")
             lines.append(line.append_text(self._text(bar, "green")).append(f"{' ' if bar else ''}{each.rows:,}"))
         if not marked:

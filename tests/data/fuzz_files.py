@@ -20,7 +20,7 @@ from factory.data.read import Broken, rows
 from factory.refusal import UserError
 
 Rows = list[dict[str, Any]]
-BAD = "a line that is no object"
+BAD = "a line that is no row"
 
 ROWS: Rows = [
     {"instruction": f'Say {number} ü "q", x\ny', "input": "" if number % 2 else "b", "output": "ok " * number}
@@ -167,16 +167,21 @@ def _depth(value: Any) -> int:
 
 
 def _csv(delimiter: str) -> Callable[[bytes], Iterator[dict[str, Any]]]:
-    def read(content: bytes) -> Iterator[dict[str, Any]]:
+    def read(content: bytes) -> Iterator[Any]:
         text = content.decode("utf-8-sig")
         assert "\0" not in text
-        header, *table = [
-            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row
-        ]
-        assert len(set(header)) == len(header)
-        for row in table:
-            assert len(row) == len(header)
-            yield {name: cell or None for name, cell in zip(header, row, strict=True)}
+        reader, before = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
+        header: list[str] = []
+        for row in reader:
+            lines, before = reader.line_num - before, reader.line_num
+            if row and not header:
+                header = row
+                assert len(set(header)) == len(header)
+            elif row and len(row) == len(header):
+                yield {name: cell or None for name, cell in zip(header, row, strict=True)}
+            elif row:
+                assert lines == 1
+                yield BAD
 
     return read
 

@@ -135,7 +135,6 @@ GOOD = b'{"text": "a"}\n'
         ("a.txt", b"one\n\ncaf\xe9\n", "data-encoding", "line 3, byte 4 (0xE9)"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "data-encoding", "line 1, byte 1 (0xFF)"),
         ("a.json", b"[\n" + b'{"a": ' * 101 + b"1" + b"}" * 101 + b"]", "data-broken", "line 2 is nested too deeply"),
-        ("a.csv", b"a,b\n1,2\n\n3\n", "data-broken", "the row of line 4 has 1 cells where the header has 2"),
         ("a.csv", b'a,b\n1,"2\n3",4\n', "data-broken", "the row of line 2 has 3 cells"),
         ("a.csv", b'a,b\n1,"2" x\n', "data-broken", "line 2: "),
         ("a.csv", b'a,b\n1,"2\n', "data-broken", "unexpected end of data"),
@@ -209,6 +208,18 @@ def test_a_line_that_is_no_row_stands_in_its_place(
     for format in FORMATS:
         with pytest.raises(BadRow, match=reason):
             align(broken, format, {"text": "line"}, {})
+
+
+def test_a_line_with_other_cells_than_the_header_stands_in_its_place(tmp_path: Path) -> None:
+    found = read(tmp_path, "a.csv", b"a,b\n1,2\n\n3\n4,5,6\n7,8\n")
+    good = [{"a": "1", "b": "2"}, {"a": "7", "b": "8"}]
+    assert [found[0], found[3]] == good
+    assert [row.wrong for row in found if isinstance(row, Broken)] == [
+        "the row of line 4 has 1 cells where the header has 2",
+        "the row of line 5 has 3 cells where the header has 2",
+    ]
+    for skip in range(6):
+        assert list(rows(tmp_path / "a.csv", skip)) == found[skip:]
 
 
 @pytest.mark.parametrize("content", [b'[{"text": "a"},\n{"text": "b"}\n]', b'[\n{"text": "a"}\n]', b'[{"text": "a"}]'])

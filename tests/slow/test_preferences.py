@@ -20,7 +20,8 @@ SHORT = (
     "stage.batch_size=2",
     "stage.logging_steps=1",
     "stage.save_steps=null",
-    "data.validation_fraction=0.2",
+    "data.max_samples=50",
+    "data.validation_fraction=0.3",
     "data.max_length=192",
 )
 RATES = {"full": "stage.learning_rate=1e-5", "lora": "stage.learning_rate=2e-4"}
@@ -40,7 +41,7 @@ def test_held_out_answers_are_judged_better(stage: str, method: str, execute: Ca
     write_report(done.run, "finished", done.result, None)
     report = json.loads(Path("run/report.json").read_text())
     measured = report["evaluate"]
-    print(stage, method, measured, done.losses)
+    print(stage, method, measured, done.losses, [line.get("rewards/accuracy") for line in done.metrics])
     assert all(check["passed"] for check in report["checks"].values()), report["checks"]
     assert report["data"]["validation"] >= 10
     assert report["train"]["steps"] == 30 == len(done.losses)

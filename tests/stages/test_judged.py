@@ -30,7 +30,7 @@ PLAIN = (
     "stage.save_steps=null",
     "stage.max_grad_norm=null",
 )
-# 7 rows are trained and 5 held out: an epoch's steps are micro-batches of 2 and 2, and of 2 and 1
+# 7 rows are trained and 5 held out
 UNEVEN = (
     "data.max_samples=12",
     "data.validation_fraction=0.42",
@@ -39,6 +39,10 @@ UNEVEN = (
     "stage.num_epochs=2",
     "evaluate.batch_size=2",
 )
+
+
+# an epoch's micro-batches in its steps, by their size in a full one
+SIZES = {2: [[2, 2], [2, 1]], 3: [[3, 3], [1]]}
 
 
 # --- what the model says of an answer
@@ -222,7 +226,16 @@ CASES: dict[str, Pairs | Kto] = {
     "orpo": Pairs(("stage=orpo", "stage.beta=0.5"), orpo, mean, {"beta": 0.5}),
     "kto": Kto(("stage=kto",), 0.1, 1, 1, start=0.5),
     "kto weighted": Kto(
-        ("stage=kto", "stage.beta=0.2", "stage.desirable_weight=1.5", "stage.undesirable_weight=0.5"), 0.2, 1.5, 0.5
+        (
+            "stage=kto",
+            "stage.beta=0.2",
+            "stage.desirable_weight=1.5",
+            "stage.undesirable_weight=0.5",
+            "stage.batch_size=3",
+        ),
+        0.2,
+        1.5,
+        0.5,
     ),
 }
 
@@ -282,10 +295,11 @@ def judged(
 def test_every_step_is_the_papers_formula(name: str, execute: Execute, tiny_model: Path, watched: Watched) -> None:
     """Loss, rewards and gradient, accumulated over uneven micro-batches; and the held-out rows before and after."""
     case = CASES[name]
-    done = execute(*case.overrides, *PLAIN, *UNEVEN)
+    done = execute(*PLAIN, *UNEVEN, *case.overrides)
     others = done.dataset.train
     steps = [micros_of(done, step) for step in range(len(done.metrics))]
-    assert [[len(micro) for micro in micros] for micros in steps] == [[2, 2], [2, 1]] * 2
+    size = done.run.plan.steps.train.batch_size
+    assert [[len(micro) for micro in micros] for micros in steps] == SIZES[size] * 2
     for line, micros, weights in zip(done.metrics, steps, watched.weights, strict=True):
         wanted = judged(case, Judge(tiny_model, weights), micros, others)
         for key, value in wanted.items():
@@ -310,7 +324,7 @@ def test_every_step_is_the_papers_formula(name: str, execute: Execute, tiny_mode
 def test_the_gradient_is_that_of_the_formula(name: str, execute: Execute, tiny_model: Path, watched: Watched) -> None:
     """Along itself the float64 loss rises by its norm, KTO's reference points held where they were."""
     case, step = CASES[name], 1  # not the first: there the model is its own reference
-    done = execute(*case.overrides, *PLAIN, *UNEVEN, "stage.max_steps=2", "evaluate.perplexity=false")
+    done = execute(*PLAIN, *UNEVEN, *case.overrides, "stage.max_steps=2", "evaluate.perplexity=false")
     micros, others = micros_of(done, step), done.dataset.train
     weights, gradient = watched.weights[step], watched.gradients[step]
     norm = float(torch.stack([value.square().sum() for value in gradient.values()]).sum().sqrt())

@@ -93,14 +93,17 @@ def test_the_reference_is_the_base(
         assert_refers_to(now, batches[:1])
 
 
+@pytest.mark.parametrize("dropout", [0, 0.3])
 def test_the_reference_is_the_adapter_that_is_gone_on_from(
-    execute: Execute, tiny_model: Path, referred: Callable[..., Any]
+    dropout: float, execute: Execute, tiny_model: Path, referred: Callable[..., Any]
 ) -> None:
+    """Without what is dropped out in training."""
     first = execute(*LORA, *RUN, "stage.max_steps=4", folder="sft")
     batches = referred("dpo")
     adapter = first.run.folder.model.resolve()
-    done = execute("stage=dpo", *LORA, *RUN, f"model.adapter={adapter}", folder="dpo")
-    assert done.losses[0] == pytest.approx(log(2), rel=1e-6)
+    more = (f"model.adapter={adapter}", f"method.dropout={dropout}")
+    done = execute("stage=dpo", *LORA, *RUN, *more, folder="dpo")
+    assert (done.losses[0] == pytest.approx(log(2), rel=1e-6)) == (dropout == 0)
     assert_refers_to(exact(tiny_model, adapter), batches)
     with pytest.raises(AssertionError):  # the bare base is another
         assert_refers_to(exact(tiny_model), batches[:1])
@@ -247,6 +250,22 @@ def test_checkpointed_activations_change_no_loss(stage: str, execute: Execute) -
     recomputed = execute(*short, "compute.activation_checkpointing=true", folder="recomputed")
     assert recomputed.model.is_gradient_checkpointing
     assert recomputed.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_the_reference_point_is_taken_without_a_gradient(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both forward passes of a step nothing but the answers' is kept for the backward one."""
+    from factory.stages.kto import run as kto
+
+    seen, original = list[tuple[int, bool]](), kto.sequence_log_probs
+
+    def looking(model: Any, batch: dict[str, Any]) -> Any:
+        found = original(model, batch)
+        seen.append((len(batch["labels"]), found[0].requires_grad))
+        return found
+
+    monkeypatch.setattr(kto, "sequence_log_probs", looking)
+    execute("stage=kto", *LORA, *RUN, "stage.max_steps=2", "evaluate.perplexity=false")
+    assert seen == [(2, False), (2, True)] * 2
 
 
 # --- a micro-batch of one

@@ -89,8 +89,8 @@ def source_digest(source: PlannedSource) -> str | None:
 def rows(path: Path, skip: int = 0) -> Iterator[Row]:
     """The rows of a file, or of a folder's files one after the other, from number `skip` on (from 0).
 
-    A line of a .jsonl file that is no object is there as Broken. Raises UserError where a file of another kind is not
-    UTF-8, is broken, or holds something other than objects.
+    A line of a .jsonl file that is no object, or of a table with other cells than its header, is there as Broken.
+    Raises UserError where a file is not UTF-8 or broken otherwise, or holds something other than objects.
     """
     passed = Skip(skip)
     for file in files(path):

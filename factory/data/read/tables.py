@@ -7,6 +7,7 @@ from typing import Any
 
 from factory.data.read import wrong
 from factory.data.read.opened import Skip, Stream
+from factory.data.read.wrong import Broken
 from factory.refusal import refuse
 
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -15,7 +16,10 @@ _LONGEST_CELL = 2**31 - 1  # characters: Python's own limit of 131,072 is for ot
 
 
 def rows(delimiter: str) -> Callable[[Stream, Skip], Iterator[dict[str, Any]]]:
-    """A reader of tables whose first row names the columns. Cells stay texts; an empty one is None."""
+    """A reader of tables whose first row names the columns. Cells stay texts; an empty one is None.
+
+    A line with more or fewer cells is there as Broken.
+    """
 
     def read(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
         csv.field_size_limit(_LONGEST_CELL)
@@ -29,15 +33,23 @@ def rows(delimiter: str) -> Callable[[Stream, Skip], Iterator[dict[str, Any]]]:
                     continue
                 if not names:
                     names = _header(cells, delimiter, stream, line)
+                elif len(cells) != len(names) and before > line:  # a quote may hide whole rows in it
+                    raise _uneven(cells, names, stream, line).error()
+                elif skip.some(1):
+                    continue
                 elif len(cells) != len(names):
-                    many = f"{len(cells)} cells where the header has {len(names)}"
-                    raise wrong.broken(stream.path, f"the row of line {line} has {many}")
-                elif not skip.some(1):
+                    yield _uneven(cells, names, stream, line)
+                else:
                     yield {name: cell or None for name, cell in zip(names, cells, strict=True)}
         except csv.Error as error:
             raise wrong.broken(stream.path, f"line {table.line_num or 1}: {error}") from None
 
     return read
+
+
+def _uneven(cells: list[str], names: list[str], stream: Stream, line: int) -> Broken:
+    many = f"the row of line {line} has {len(cells)} cells where the header has {len(names)}"
+    return Broken(stream.path, "\0".join(cells).encode(), "more or fewer cells than the header", many)
 
 
 def _table_lines(stream: Stream) -> Iterator[str]:
