@@ -74,6 +74,7 @@ def _compiled(composed: compose.Composed, *, training: bool) -> Plan:
         run_dir=composed.run_dir,
         bad_groups=composed.bad_groups,
     )
+    bad_keys |= {problem.setting.partition("=")[0].lstrip("+") for problem in composed.problems}
     facts = look(chosen, bad_keys, training=training)
     made = compile(chosen, facts, [*composed.problems, *problems], bad_keys, training=training)
     if isinstance(made, list):

@@ -38,6 +38,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         name: source
         for name, source in (settings.data.sources or {}).items()
         if not any(key.startswith(f"data.sources.{name}") for key in bad_keys)
+        and not (source.path is None and "data.path" in bad_keys)
     }
     with collecting():
         readable = catalogue.expand(readable, settings.data.names)
