@@ -40,6 +40,7 @@ class AdapterFacts:
     shapes: dict[str, Shape]
     tokens: dict[str, int]  # the ids that its tokenizer gives the tokens which were added to it
     fingerprint: str
+    heads: dict[str, Shape] = field(default_factory=dict)  # that a stage trained beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class ModelFacts:
     tools: bool | None = None  # whether its chat template renders tools; None: not known before loading
     walked: Architecture | None = None  # of an architecture that has no closed form: built on the meta device
     shapes: dict[str, Shape] = field(default_factory=dict)  # of the tensors on disk, where they are there
+    heads: dict[str, Shape] = field(default_factory=dict)  # that a stage trained, of files beside the weights
     adapter: AdapterFacts | None = None
     tokens: int | None = None  # of its tokenizer; None: not known before loading
     revision: str | None = None  # the hub's commit where it is known, else what was asked for

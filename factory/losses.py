@@ -339,12 +339,25 @@ def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     return {**inputs, "use_cache": False}
 
 
+def answer_states(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The decoder's last hidden state, after its last norm, at each row's last trained token: (rows, width)."""
+    trained = batch["labels"] != IGNORED
+    places = torch.arange(trained.shape[1], device=trained.device)
+    last = (places * trained).amax(dim=1)
+    return _states(model, batch)[torch.arange(len(last), device=last.device), last]
+
+
 def _hidden(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
     """What goes into the head at the wanted positions: (tokens, width)."""
+    return _states(model, batch)[:, :-1][wanted]
+
+
+def _states(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What goes into the head: (rows, length, width)."""
     inner = text_model(model)
     # Llama 4's text class names a prefix that it does not have, and is its own base model then
     body = inner.base_model if inner.base_model is not inner else inner.model
-    return body(**_inputs(model, batch)).last_hidden_state[:, :-1][wanted]
+    return body(**_inputs(model, batch)).last_hidden_state
 
 
 def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor, *, wide: bool = True) -> Tensor:

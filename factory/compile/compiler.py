@@ -4,10 +4,11 @@ from dataclasses import dataclass, fields, replace
 from math import ceil, prod
 from typing import Any
 
-from factory import plan, registry, schema
+from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
 from factory.compile import choices
 from factory.compile.estimate import Sizes, estimate
+from factory.compile.files import times
 from factory.compile.rule import Case
 from factory.compile.rules import other_base, rules_for
 from factory.facts import DataFacts, Facts
@@ -109,9 +110,9 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         align=_align(case),
         pack=pack,
         train=_train(case, numbers),
-        evaluate=settings.evaluate,
+        evaluate=_evaluate(case, notes),
     )
-    notes += _of_method(case, numbers, shapes)
+    notes += [*_of_method(case, numbers, shapes), *_of_stage(case)]
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     sizes, capacity = _sizes(case), _capacity(case)
@@ -170,8 +171,27 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
 
 def _attach(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> plan.Attach:
     method = case.settings.method
-    trainable = sum(prod(shape) for shape in shapes.values())
+    trainable = sum(prod(shape) for shape in (shapes | heads.heads(case.settings.stage.name, case.arch)).values())
     return plan.Attach(method=method.name, settings=to_tree(method), dtype=numbers.trained, trainable=trainable)
+
+
+def _evaluate(case: Case, notes: list[str]) -> schema.Evaluate:
+    """Without answers where the stage trains no model that writes."""
+    asked, stage = case.settings.evaluate, case.settings.stage.name
+    if heads.writes(stage):
+        return asked
+    notes.append(f"evaluate.samples: 0, as a model of stage={stage} gives scores and writes no answers")
+    return replace(asked, samples=0)
+
+
+def _of_stage(case: Case) -> list[str]:
+    """Where the stage's heads start."""
+    said = []
+    for name, shape in heads.heads(case.settings.stage.name, case.arch).items():
+        found = heads.goes_on(name, case.model)
+        start = "starts at random" if found is None else f"goes on from {heads.file_of(name)} in {found[0]}"
+        said.append(f"{name} ({times(shape)}) {start}")
+    return said
 
 
 def _of_method(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> list[str]:
@@ -229,7 +249,8 @@ def _numbers(case: Case, notes: list[str]) -> Numbers:
     numbers = PRECISIONS[name]
     spec = registry.spec("methods", case.settings.method.name)
     trained = {} if registry.hook(spec, "copied") else spec.trainable(case.settings.method, case.arch)
-    if all(tensor in trained for tensor, _ in case.arch.tensors()):  # nothing is frozen: read at the trained type
+    unread = heads.unread(case.settings.stage.name, case.arch)
+    if all(tensor in trained or tensor in unread for tensor, _ in case.arch.tensors()):  # read at the trained type
         numbers = Numbers(numbers.trained, numbers.trained, numbers.autocast)
     return numbers
 

@@ -6,8 +6,9 @@ from math import ceil, prod
 from types import ModuleType
 from typing import Any
 
-from factory import registry
+from factory import heads, registry
 from factory.architecture import Architecture, Shape
+from factory.optimizers.spec import state_bytes
 from factory.plan import BYTES, LOSS_CHUNK, Dtype, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.schema import Quantization
@@ -64,7 +65,8 @@ def estimate(
     gradients = registry.hook(spec, "gradients", _all)(method, shapes, arch)
     copied = registry.hook(spec, "copied")
     copies = copied(method, shapes, arch, mixed=train.autocast is not None) if copied else 0
-    counted = parameters(arch, shapes)
+    beside = heads.heads(train.stage, arch)
+    counted = parameters(arch, shapes | beside)
     assert counted.trainable == attach.trainable
     arch = registry.hook(spec, "expanded", _as_it_is)(method, arch)
     length = pack.max_length
@@ -73,10 +75,12 @@ def estimate(
     tokens = train.batch_size * length
     parts = {
         "weights": _weights(arch, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
-        + copies * BYTES["float32"],
-        "gradients": gradients * BYTES[attach.dtype],
-        "optimizer": spec.optimizer_bytes(method, train.optimizer, shapes, arch),
-        "activations": _activations(arch, tokens, patch, shapes),
+        + (copies * BYTES["float32"])
+        + counted_in(beside) * BYTES[attach.dtype],
+        "gradients": (gradients + counted_in(beside)) * BYTES[attach.dtype],
+        "optimizer": spec.optimizer_bytes(method, train.optimizer, shapes, arch)
+        + state_bytes(train.optimizer, beside, arch),
+        "activations": _activations(arch, tokens, patch, shapes, logits=heads.writes(train.stage)),
         "runtime": RUNTIME if load.device == "cpu" else 0,
     }
     total = sum(parts.values())
@@ -109,8 +113,8 @@ def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize:
     return total
 
 
-def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str, Shape]) -> int:
-    """Tensors that the backward pass needs, in 2 bytes but for the norms' float32 copies, and the largest logits.
+def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str, Shape], *, logits: bool) -> int:
+    """Tensors that the backward pass needs, in 2 bytes but for the norms' float32 copies, and the largest `logits`.
 
     The backward pass ends at the lowest layer that is trained: below it nothing is kept.
     """
@@ -125,9 +129,11 @@ def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str
     each = {False: layer, True: 2 * arch.hidden, "selective": matmuls}[patch.activation_checkpointing]
     kept = each * layers + (layer - each)  # of one layer all is there while it is computed again
     head_trained = None in in_layers
-    logits = min(tokens, LOSS_CHUNK * (2 if head_trained else 1)) * arch.vocabulary * 10
+    if not logits:
+        return tokens * kept
+    largest = min(tokens, LOSS_CHUNK * (2 if head_trained else 1)) * arch.vocabulary * 10
     head = 6 * arch.vocabulary * arch.hidden if head_trained else 0
-    return tokens * kept + logits + head
+    return tokens * kept + largest + head
 
 
 def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from factory import heads
 from factory.architecture import Architecture
 from factory.facts import Facts, ModelFacts
 from factory.refusal import Refusal, catalogue, refusal
@@ -27,9 +28,10 @@ class Case:
 
     @property
     def arch(self) -> Architecture:
-        """The architecture that is trained: the vocabulary has grown."""
+        """The architecture that is trained: the vocabulary has grown, and what the stage never reaches is fixed."""
         assert self.read is not None
-        return grown(self.read, self.vocabulary)
+        arch, stage = grown(self.read, self.vocabulary), self.settings.stage
+        return arch if stage is None else heads.reached(stage.name, arch)
 
     @property
     def vocabulary(self) -> Vocabulary:

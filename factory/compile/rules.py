@@ -228,7 +228,8 @@ def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
     if not arch.new_rows:
         return None
     trained = registry.spec("methods", method.name).trainable(method, arch)
-    if f"{arch.embedding}.weight" in trained and (arch.tied or f"{arch.head}.weight" in trained):
+    head = f"{arch.head}.weight"
+    if f"{arch.embedding}.weight" in trained and (arch.tied or head in trained or head in arch.fixed):
         return None
     if not any("trainable_tokens_delta" in name for name in trained):
         return "method.name", "it trains no row of the embedding"

@@ -11,7 +11,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from factory import schema
+from factory import heads, schema
 from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
 from factory.look.walked import gguf_config, walked
@@ -166,7 +166,7 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         assert isinstance(config, dict)
     except (ValueError, AssertionError):
         raise _broken(shown, "config.json", "it is not a JSON object") from None
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(set(folder.glob("*.safetensors")) - set(folder.glob(heads.FILES)))
     if training and not weights:
         pickles = [path.name for path in folder.glob("*.bin")]
         if pickles and not model.allow_pickle:
@@ -187,6 +187,7 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         chat_template=_chat_template(folder) is not None,
         tools=_renders_tools(_chat_template(folder)),
         shapes=shapes,
+        heads=_heads(folder, shown),
         tokens=tokens_in(folder),
     )
 
@@ -210,6 +211,7 @@ def look_at_adapter(path: str) -> AdapterFacts:
         raise refuse("adapter-missing", setting, "there is no adapter_model.safetensors in it")
     base = base_config(folder)
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors", *([base] if base.is_file() else [])]
+    files += sorted(folder.glob(heads.FILES))
     return AdapterFacts(
         path=str(folder.resolve()),
         config=config,
@@ -217,8 +219,15 @@ def look_at_adapter(path: str) -> AdapterFacts:
         context_length=_stretched(base, setting) if base.is_file() else None,
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
         tokens=added_tokens(folder),
+        heads=_heads(folder, path),
         fingerprint=_fingerprint(files),
     )
+
+
+def _heads(folder: Path, shown: str) -> dict[str, Shape]:
+    """The shapes of the heads whose files lie beside an adapter or the weights."""
+    files = sorted(folder.glob(heads.FILES))
+    return {heads.tensor_of(file): shape for file in files for shape in safetensors_shapes(file, shown).values()}
 
 
 def _stretched(file: Path, setting: str) -> int:

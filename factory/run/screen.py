@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from factory import registry
 from factory.models import Row
 from factory.plan import Plan
 from factory.quantizers.spec import checkpoint_quantizer
@@ -105,7 +106,9 @@ def plan_panel(plan: Plan) -> Panel:
         f"{train.stage}  {estimate.steps} steps of {rows} sequences, {train.optimizer}, "
         f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
     )
-    add("evaluate", "perplexity before and after" if steps.evaluate.perplexity else "no perplexity")
+    whole = registry.hook(registry.spec("stages", steps.train.stage), "UNIT", "tokens") == "samples"
+    measured = "loss and rewards" if whole else "perplexity"
+    add("evaluate", f"{measured} before and after" if steps.evaluate.perplexity else f"no {measured}")
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
     parts = ", ".join(
         f"{name} {size(getattr(memory, name))}"

@@ -11,7 +11,7 @@ from factory.run.folder import RunFolder, read_json, write_whole
 from factory.schema import Tracking
 from factory.typed import plain, to_tree
 
-_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory", "tokens", "epoch")
+_NO_METRICS = ("step", "time", "seconds")  # of a line in metrics.jsonl: its place, not what was measured
 _PATIENCE = 120  # seconds to wait for the server when the run is over
 _LONGEST_PARAMETER = 6000
 
@@ -101,17 +101,20 @@ class Session:
         now = int(time.time() * 1000)
         new = [line for line in lines if line["step"] > self._sent]
         metrics = [
-            Metric(name, line[name], now, line["step"])
+            Metric(name, value, now, line["step"])
             for line in new
-            for name in _METRICS
-            if line.get(name) is not None
+            for name, value in line.items()
+            if name not in _NO_METRICS and value is not None
         ]
         for start in range(0, len(metrics), 1000):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
         self._sent = max((line["step"] for line in new), default=self._sent)
 
     def finish(self, report: dict[str, Any]) -> None:
-        values = dict(report.get("evaluate", {}))
+        measured = dict(report.get("evaluate", {}))
+        # what a curve of training is called, too, is told apart
+        watched = {name.removesuffix("_before") for name in measured} - {"perplexity"}
+        values = {f"{name}_after" if name in watched else name: value for name, value in measured.items()}
         if (peak := report["memory"]["peak_bytes"]) is not None:
             values["peak_bytes"] = peak
         for name, value in values.items():

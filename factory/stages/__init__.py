@@ -1,8 +1,12 @@
 """A folder per stage: `spec` (keys, rules, the kind of record; no torch) and `run` (torch).
 
-A spec has `Settings`, `KIND` and `RULES`, and where it is not the mean over trained tokens `UNIT = "samples"`;
-`needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step. A run has
-`loss(model, batch, own) -> Loss`, `own` being the stage's own keys; and `prepare(model, own)` where these change the
-model (`registry.hook` finds it).
+A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.hook` finds it)
+- `UNIT = "samples"` where its loss is not the mean over trained tokens,
+- `heads(arch)`, the heads that it trains beside the language model's, by their tensors' names (`factory.heads`),
+- `WRITES = False` where it does not read the language model's head, which is frozen then,
+- `needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step.
+
+A run has `loss(model, batch, own) -> Loss`, `own` being the stage's own keys; and `prepare(model, own)` where these
+change the model.
 A stage with a spec alone can be planned and is refused by `train`.
 """

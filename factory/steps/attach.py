@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from factory import registry
+from factory import heads, registry
 from factory.architecture import FAMILIES, Architecture, architecture
 from factory.execute.context import Run
 from factory.quantizers.spec import stays_quantized
@@ -35,10 +35,20 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+    _add_heads(run, model, arch, dtype)
     recompute(model, plan.patch)
     compile_layers(model, plan.patch, arch)
     _check_trainable(run, model, settings, arch)
     return {"model": model, "arch": arch}
+
+
+def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:
+    """The stage's own, going on from those that lie beside the adapter or the weights."""
+    plan = run.plan.steps
+    folders = (plan.load.adapter, plan.load.path if plan.load.source == "folder" else None)
+    saved_in = tuple(folder for folder in folders if folder is not None)
+    shapes = heads.heads(plan.train.stage, arch)
+    heads.add(model, shapes, saved_in, dtype=dtype, device=plan.load.device, seed=run.plan.seed)
 
 
 def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tuple[Any, Architecture, dict[str, Any]]:
@@ -120,7 +130,14 @@ def _spec(run: Run) -> Any:
 
 
 def as_planned(run: Run, model: Any) -> Architecture:
-    """The architecture that the plan was made from, held against the model that was built: names, layers, shapes."""
+    """The architecture that the plan was made from, held against the model that was built: names, layers, shapes.
+
+    What the stage never reaches is fixed in it, as in the plan.
+    """
+    return heads.reached(run.plan.steps.train.stage, _as_built(run, model))
+
+
+def _as_built(run: Run, model: Any) -> Architecture:
     config, rows = run.plan.steps.load.config, as_said(run.plan.steps.patch)
     built = grown(walk(model), rows)
     if config["model_type"] not in FAMILIES:  # planned by the same walk, of the model on the meta device
@@ -135,7 +152,7 @@ def as_planned(run: Run, model: Any) -> Architecture:
 
 def _check_trainable(run: Run, model: Any, settings: Any, arch: Architecture) -> None:
     """What requires a gradient is exactly, by name and shape, what the plan's formula says."""
-    planned = _spec(run).trainable(settings, arch)
+    planned = _spec(run).trainable(settings, arch) | heads.heads(run.plan.steps.train.stage, arch)
     found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert found == planned, f"trainable tensors differ from the plan: {sorted(found.items() ^ planned.items())[:5]}"
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -11,6 +11,7 @@ from factory.data import batches
 from factory.data.dataset import Example, alone
 from factory.execute import checkpoint
 from factory.execute.context import Run
+from factory.heads import writes
 from factory.stages.loss import Watched
 from factory.steps.feed import autocast, collating, unit
 from factory.steps.pack import Dataset
@@ -27,7 +28,8 @@ def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Re
     """Measured once: a resumed run takes it from its checkpoint."""
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
-    _check_head(run, model, dataset)
+    if writes(run.plan.steps.train.stage):
+        _check_head(run, model, dataset)
     if run.plan.steps.pack.isolate_documents:
         _check_isolation(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, reference, "baseline")}

@@ -7,20 +7,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from factory import registry
+from factory import heads, registry
+from factory.architecture import Architecture
 from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
 from factory.run.folder import base_config, unwritable
 from factory.steps.attach import method_settings
 
 
-def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]) -> None:
+def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
     """Writes `model/` aside and renames it. Weights are cast, once, to the type that they were computed in.
 
-    `processor`: what a vision model's processor has beside the tokenizer, file by file.
+    A stage's own heads lie beside it. `processor`: what a vision model's processor has beside the tokenizer, file by
+    file.
     """
     import torch
 
+    beside = tuple(heads.heads(run.plan.steps.train.stage, arch))
     aside = run.folder.path / f".model.{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -33,7 +36,7 @@ def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]
                 _save_base_config(run, model.get_base_model().config, base_config(aside).parent)
         else:
             model.config.use_cache = True
-            state = model.state_dict()
+            state = {name: value for name, value in model.state_dict().items() if name not in beside}
             if run.plan.steps.train.autocast is not None:
                 kept = getattr(torch, run.plan.steps.train.autocast)
                 cast: dict[int, Any] = {}  # tied tensors stay one
@@ -41,7 +44,8 @@ def save_model(run: Run, model: Any, tokenizer: Any, processor: dict[str, bytes]
                 model.config.dtype = kept
             model.save_pretrained(aside, state_dict=state)
             _say_dtype(aside / "config.json", next(iter(state.values())).dtype)
-        (aside / "README.md").write_text(_card(run, base_config(aside).is_file()), encoding="utf-8")
+        heads.save(model, beside, aside)
+        (aside / "README.md").write_text(_card(run, beside, adapter=hasattr(model, "peft_config")), encoding="utf-8")
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
     except write_errors() as error:
@@ -75,7 +79,7 @@ def _save_base_config(run: Run, config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _card(run: Run, stretched: bool) -> str:
+def _card(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
     plan = run.plan
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
     return (
@@ -84,22 +88,47 @@ def _card(run: Run, stretched: bool) -> str:
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"
         f"- trained parameters: {plan.estimate.parameters.trainable:,} of {plan.estimate.parameters.total:,}\n"
-        f"{_loading(run, stretched) if stretched or run.plan.steps.patch.new_tokens else ''}"
+        f"{_reading(run, beside, adapter=adapter)}"
     )
 
 
-def _loading(run: Run, stretched: bool) -> str:
-    """How an adapter is read whose base is not as it lies on the disk: PEFT alone would take it as it does."""
-    patch = run.plan.steps.patch
-    lines, why = ['base = AutoModelForCausalLM.from_pretrained("THE_BASE")'], ""
-    if stretched:
-        why = "- positions: stretched; its base is read with base/config.json\n"
+def _reading(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
+    """How the model is read where transformers or PEFT alone would take it for another; nothing where they do not."""
+    why, lines = _adapter(run) if adapter else ([], ['model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'])
+    if not why and not beside:
+        return ""
+    for name in beside:
+        found, read = _head(heads.file_of(name), adapter=adapter)
+        why, lines = [*why, found], [*lines, *read]
+    return "".join(f"- {text}\n" for text in why) + "\n```python\n" + "\n".join(lines) + "\n```\n"
+
+
+def _adapter(run: Run) -> tuple[list[str], list[str]]:
+    """Why an adapter's base is not as it lies on the disk, and the lines that read both: PEFT alone would miss it."""
+    patch, why = run.plan.steps.patch, list[str]()
+    lines = ['base = AutoModelForCausalLM.from_pretrained("THE_BASE")']
+    if _stretched(run):
+        why.append("positions: stretched; its base is read with base/config.json")
         lines = [
             'config = AutoConfig.from_pretrained("THIS_FOLDER/base")',
             'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)',
         ]
     if patch.vocabulary != patch.rows:
         lines.append(f"base.resize_token_embeddings({patch.vocabulary})")
-        why += f"- vocabulary: {patch.vocabulary:,} rows; its base is resized to them\n"
-    lines.append('model = PeftModel.from_pretrained(base, "THIS_FOLDER")')
-    return why + "\n```python\n" + "\n".join(lines) + "\n```\n"
+        why.append(f"vocabulary: {patch.vocabulary:,} rows; its base is resized to them")
+    return why, [*lines, 'model = PeftModel.from_pretrained(base, "THIS_FOLDER")']
+
+
+def _head(file: str, *, adapter: bool) -> tuple[str, list[str]]:
+    """What a head's outputs are of, and the lines that read and apply it to `ids`, (1, length)."""
+    inner = "model.get_base_model()" if adapter else "model"
+    why = (
+        f"{file}: makes the score of an answer, read at the last token that was trained of it, which ends its turn; "
+        "higher is better, among answers to the same prompt"
+    )
+    return why, [
+        f'head = load_file("THIS_FOLDER/{file}")["weight"]',
+        "# ids: (1, length), a conversation as the chat template has it, up to the token that ends its last answer",
+        f"hidden = {inner}.base_model(input_ids=ids).last_hidden_state",
+        "score = hidden[0, -1].float() @ head[0].float()",
+    ]

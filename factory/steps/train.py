@@ -106,7 +106,7 @@ def train(
     for parameter in trained.values():  # `begin_step` may have marked less
         parameter.requires_grad_(True)
     model.eval()
-    save_model(run, model, tokenizer, processor)
+    save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)
     if dataset.stream is not None:  # of a prepared set it was checked before training
         total = counts["used"] + counts["validation"] + sum(counts["dropped"].values())

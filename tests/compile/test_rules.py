@@ -1,6 +1,7 @@
 """Each rule fires, alone, where it should; its nearest legal neighbour compiles and runs."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,19 @@ TABLE = (
     row("chat-keys-on-text", "stage=pt data.tools=qwen", "data.tools=qwen"),
     row("chat-keys-on-text", "stage=pt data.truncation=keep_response", "data.truncation=keep_response"),
     row("response-alone", "stage=dpo data.train_on_prompt=true", "data.train_on_prompt=true"),
+    row(
+        "answers-of-a-score",
+        "stage=rm evaluate.samples=2",
+        "stage=rm evaluate.samples=0",
+        "stage=dpo evaluate.samples=2",
+    ),
+    row(
+        "freeze-modules",
+        "stage=rm method=freeze {one} method.extra_modules=[lm_head]",
+        "stage=rm method=freeze {one} method.extra_modules=[norm]",
+        "stage=orpo method=freeze {one} method.extra_modules=[lm_head]",
+    ),
+    row("score-head", "{misheaded} stage=rm", "{misheaded} stage=dpo", "{adapter} stage=rm"),
     row("response-alone", "stage=kto data.mask_history=true", "data.mask_history=true"),
     row("judged-packed", "stage=dpo data.packing=true", "data.packing=true"),
     row(
@@ -611,9 +625,27 @@ def tokened(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def misheaded(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
+    """The adapter with a reward model's head of another width."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("misheaded") / "model"
+    shutil.copytree(adapter, folder)
+    save_file({"weight": torch.zeros(1, 33)}, folder / "score_head.safetensors")
+    return folder
+
+
 @pytest.fixture
 def filled(
-    here: Path, tiny_model: Path, models: dict[str, Path], adapter: Path, tokened: Path, monkeypatch: pytest.MonkeyPatch
+    here: Path,
+    tiny_model: Path,
+    models: dict[str, Path],
+    adapter: Path,
+    misheaded: Path,
+    tokened: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[tuple[str, ...]], list[str]]:
     """Data beside the run, and a row's words as overrides. The hub has the tiny model."""
     config = json.loads((tiny_model / "config.json").read_text())
@@ -634,18 +666,14 @@ def filled(
 
     def filled(words: tuple[str, ...]) -> list[str]:
         paths = {name: f"model.path={path}" for name, path in models.items()}
+        saved = {"adapter": adapter, "misheaded": misheaded, "tokened": tokened}
+        adapters = {name: f"model.adapter={path}" for name, path in saved.items()}
         own = {f"{{{name}}}" for name in (*models, "hub")} & set(words)
         model = [] if own else [f"model.path={tiny_model}"]
         return [
             *BASE,
             *model,
-            *(
-                part
-                for word in words
-                for part in word.format(
-                    **paths, adapter=f"model.adapter={adapter}", tokened=f"model.adapter={tokened}", **WORDS
-                ).split()
-            ),
+            *(part for word in words for part in word.format(**paths, **adapters, **WORDS).split()),
         ]
 
     return filled

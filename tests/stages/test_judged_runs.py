@@ -311,7 +311,6 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
-@pytest.mark.xfail(strict=True, reason="the tracker sends no rewards, and the held-out loss as a point of the loss")
 def test_mlflow_gets_what_people_watch(uri: str, execute: Execute) -> None:
     done = execute("stage=dpo", *LORA, *RUN, "stage.max_steps=3", "tracking=mlflow", f"tracking.uri={uri}")
     write_report(done.run, "finished", done.result, None)

@@ -9,8 +9,10 @@ import pytest
 import seers
 from transformers import AutoProcessor
 
+from factory.data.batches import collate
 from factory.methods.lora.targets import PREFIX
 from factory.refusal import UserError
+from factory.stages.rm.run import scores
 
 KINDS = ("llava", "idefics3", "qwen2_vl", "qwen2_5_vl", "paligemma", "gemma3")
 SHORT = ("data=demo_images", "stage.max_steps=2", "precision=fp32", "stage.batch_size=2", "evaluate.samples=1")
@@ -53,6 +55,31 @@ def test_what_sees_learns_where_it_is_asked_to(
         "visual.blocks.0" if kind == "qwen2_vl" else "vision_tower.encoder.layers.0",
     ):
         assert any(part in name for name in moved), part
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+def test_a_score_is_of_what_is_seen(
+    kind: str, base: Callable[[str], Path], execute: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Pairs with images train a reward model, and another image gives another score."""
+    from PIL import Image
+
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        Image.new("RGB", (64, 64), color).save(tmp_path / f"{name}.png")
+    asked = {"prompt": "<image>Which colour?", "chosen": "It is red.", "rejected": "It is loud."}
+    rows = [{**asked, "images": [f"{name}.png"]} for name in ("red", "blue") * 6]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    words = (*SHORT[1:4], "stage=rm", "method=lora", "data=file", f"data.path={tmp_path}/pairs.jsonl")
+    done = execute(f"model.path={base(kind)}", *words, "data.validation_fraction=0")
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+    pairs = [done.dataset.train[number] for number in range(12)]
+    by_image = {pair.chosen.images: pair for pair in pairs}
+    assert len(by_image) == 2
+    batch = collate(list(by_image.values()), done.dataset.pad, "cpu", pictures=done.dataset.pictures)
+    red, blue = batch["input_ids"][:2]
+    assert red.equal(blue)
+    found = scores(done.model, batch)
+    assert abs(found[0] - found[1]) > 1e-4
 
 
 def test_streamed_rows_see_as_prepared_ones_do(base: Callable[[str], Path], execute: Callable[..., Any]) -> None:

@@ -30,9 +30,10 @@ class Blocks(Turns):
         super().__init__(model, plan, arch)
         self.settings, self.blocks = settings, blocks(settings, arch)
         self.seed = torch.initial_seed()  # the run's
+        self.always = self.tensors.keys() - {name for block in self.blocks for name in block}  # a stage's own heads
 
     def chosen(self, turn: int) -> set[str]:
-        return set(self.blocks[active(self.settings, len(self.blocks), turn, self.seed)])
+        return {*self.blocks[active(self.settings, len(self.blocks), turn, self.seed)], *self.always}
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         return whole if self.plan.autocast is None else whole.float()

@@ -85,6 +85,10 @@ def _modules_exist(case: Case) -> tuple[str, str] | None:
     layers = [arch.blocks[index].tensors for index in chosen(method, arch) if 0 <= index < arch.layers]
     inside = () if method.modules == "all" else method.modules
     outside = of_parts(arch.outside, ("language",), arch)
+    for module in method.extra_modules:
+        own = {name for name in arch.outside if _is_of(name, module)}
+        if own and own <= set(arch.fixed):
+            return "method.extra_modules", f"{module} gets no gradient in this run"
     return _missing("method.modules", "the chosen layers have", inside, {name for own in layers for name in own}) or (
         _missing("method.extra_modules", "outside of the layers there is", method.extra_modules, outside)
     )

@@ -1,0 +1,46 @@
+"""A reward model: a score for an answer, learned from pairs of them (Ouyang et al. 2022, arXiv 2203.02155, 3.5)."""
+
+from dataclasses import dataclass
+
+from factory import heads as saved
+from factory import schema
+from factory.architecture import Architecture, Shape
+from factory.compile.files import times
+from factory.compile.rule import Case, Rule
+from factory.data.record import Kind
+from factory.stages.loss import Unit
+
+SCORE = "score_head.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(schema.Stage):
+    pass
+
+
+KIND: Kind = "pairs"
+UNIT: Unit = "samples"
+WRITES = False
+
+
+def heads(arch: Architecture) -> dict[str, Shape]:
+    return {SCORE: (1, saved.width(arch))}
+
+
+def _answers_asked(case: Case) -> str | None:
+    """The key's default is no wish: the plan says that there are none."""
+    asked = any(override.startswith("evaluate.samples=") for override in case.settings.overrides)
+    return "it trains a score and writes nothing" if asked and case.settings.evaluate.samples else None
+
+
+def _score_head(case: Case) -> tuple[str, str] | None:
+    found, wanted = saved.goes_on(SCORE, case.model), heads(case.arch)[SCORE]
+    if found is None or found[1] == wanted:
+        return None
+    return found[0], f"its score_head is {times(found[1])}, {times(wanted)} is needed"
+
+
+RULES = (
+    Rule("answers-of-a-score", _answers_asked),
+    Rule("score-head", _score_head),
+)
