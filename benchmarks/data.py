@@ -117,6 +117,7 @@ def prepare(path: Path, model: Path, *, packing: bool) -> dict[str, Any]:
         shuffle_buffer=1000,
     )
     spec = spec_of(tokenizer(model), pack, "messages")
+    assert spec.encoder  # reads the tokenizer, which the peer has, too
     cpu, start = spent(), time.monotonic()
     found = prepare.prepare(align, spec, 0, CORES)
     wall, cpu = time.monotonic() - start, spent() - cpu

@@ -4,6 +4,7 @@ import base64
 import re
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class _Side:
     prompt: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EncoderSpec:
     """All that an encoder is made of, in parts that can be sent to another process and hashed.
 
@@ -80,7 +81,12 @@ class EncoderSpec:
     kind: Kind
     images: ImageSpec | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "encoder"}
+
+    @cached_property
     def encoder(self) -> "Encoder":
+        """Made once in a process: a tokenizer's reading takes as long as 1,000 rows."""
         expander = None if self.images is None else Expander(self.images.maker(self.tokenizer))
         made = Encoder(self._tokenizer(), self._renderers(), self.eos, self.pack, self.kind, expander)
         # a place for an image is written as some models' own token for it

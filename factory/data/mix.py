@@ -20,7 +20,7 @@ Ranks = NDArray[np.uint64]
 def digest(row: Mapping[Any, Any]) -> bytes:
     """A hash of what the row says, in whatever order its keys stand."""
     try:
-        text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=_as_text)
+        text = _JSON.encode(row)
     except TypeError:  # keys that JSON does not have, or that cannot be sorted
         text = repr(row)
     return blake2b(text.encode(errors="surrogatepass"), digest_size=DIGEST_BYTES).digest()
@@ -28,6 +28,9 @@ def digest(row: Mapping[Any, Any]) -> bytes:
 
 def _as_text(value: Any) -> str:
     return blake2b(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=_as_text)
 
 
 def words(digests: Sequence[bytes]) -> Ranks:

@@ -38,7 +38,7 @@ def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, to
     """
     if spec.kind == "text":
         return []
-    found, encoder = _Found(), spec.encoder()
+    found, encoder = _Found(), spec.encoder
     for name, source in plan.steps.align.sources.items():
         rows = _in_cache(source, sources[name]) if name in sources else _as_they_come(source, encoder)
         for side, record in islice(rows, _ROWS):
@@ -66,7 +66,7 @@ def images(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, token
     if spec.images is None or spec.kind == "text":
         return []
     processor: Any = None
-    encoder, rows, same = spec.encoder(), 0, 0
+    encoder, rows, same = spec.encoder, 0, 0
     for name, prepared in sources.items():
         seen = (
             (place, record) for place, record in _records(plan.steps.align.sources[name], prepared) if record.images

@@ -7,6 +7,7 @@ A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.
 - `needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step.
 
 A run has `loss(model, batch, own) -> Loss`, `own` being the stage's own keys; and `prepare(model, own)` where these
-change the model.
+change the model; and `source(run, model, dataset, first, last, position)`, an iterator of `steps.feed.Turn`, where its
+batches are not the data's own.
 A stage with a spec alone can be planned and is refused by `train`.
 """

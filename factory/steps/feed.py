@@ -1,6 +1,8 @@
 """The batches of a run in their order, as tensors; and the numbers in which they are computed."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -51,6 +53,35 @@ def feed(
     return dataset.stream.steps(
         size, accumulation, collate, None if position is None else stream.Position.from_json(position)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one step of the loop trains: the batches of its optimizer updates, most often of one.
+
+    `watched` is what their source measured; `position` is where it goes on, as JSON.
+    """
+
+    updates: list[batches.Step]
+    tokens: int
+    position: dict[str, Any] | None = None
+    watched: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def turns(
+    run: Run, model: Any, dataset: Dataset, first: int, last: int, position: dict[str, Any] | None
+) -> Iterator[Iterator[Turn]]:
+    """The steps from `first` up to `last`: of the stage's own source, or made ahead of the data's batches."""
+    stage = registry.run("stages", run.plan.steps.train.stage)
+    if source := registry.hook(stage, "source"):
+        yield source(run, model, dataset, first, last, position)
+        return
+    with batches.Prefetcher(feed(run, dataset, first, last, position)) as steps:
+        yield (
+            Turn([step], step.tokens, step.position.as_json() if isinstance(step, stream.Step) else None)
+            for step in steps
+        )
 
 
 def unit(plan: Plan) -> Unit:

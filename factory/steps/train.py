@@ -7,19 +7,17 @@ from typing import Any
 
 from factory import registry, schedules
 from factory.architecture import Architecture
-from factory.data import batches, stream
-from factory.execute import checkpoint, memory
+from factory.execute import memory
 from factory.execute.context import Interrupted, Run, age_of_command, append
-from factory.optimizers.several import Hooked
 from factory.refusal import refuse
 from factory.stages.loss import Watched
-from factory.steps.attach import method_settings
-from factory.steps.feed import autocast, feed, total_steps, unit
+from factory.steps.engine import Engine
+from factory.steps.feed import Turn, total_steps, turns
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 from factory.steps.save import save_model
 
-_ALIVE_WITHIN = 2  # optimizer steps: a LoRA A has no gradient until its B has moved
+_ALIVE_WITHIN = 2  # optimizer updates: a LoRA A has no gradient until its B has moved
 
 
 @dataclass(slots=True)
@@ -32,12 +30,10 @@ class State:
     first_loss: float | None = None
     last_loss: float | None = None
     seconds_to_first_step: float | None = None
-    quiet: dict[str, int] | None = (
-        None  # tensors without a gradient so far, and the steps in which they should have had
-    )
+    quiet: dict[str, int] | None = None  # tensors without a gradient so far, and the updates that should have had one
     watching: bool = True
     before: dict[str, Any] | None = None  # what was measured before training
-    position: dict[str, Any] | None = None  # of a stream: where it goes on
+    position: dict[str, Any] | None = None  # where the source of the batches goes on
     checks: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,15 +47,9 @@ def train(
     reference: Reference | None,
     before: dict[str, Any],
 ) -> dict[str, Any]:
-    import torch
-
-    plan, device = run.plan.steps.train, run.plan.steps.load.device
-    method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
-    optimizer = method.optimizer(model, settings, plan, arch)
-    begin_step, penalty = registry.hook(method, "begin_step"), registry.hook(method, "penalty")
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    scaler = torch.amp.GradScaler(device, enabled=plan.autocast == "float16")
-    saved = checkpoint.restore(run, trained, optimizer, scaler)
+    plan = run.plan.steps.train
+    engine = Engine(run, model, arch)
+    saved = engine.restore()
     state = State(**saved) if saved else State(before=before)
     run.checks = {**state.checks, **run.checks}
     total = total_steps(plan, dataset)
@@ -68,30 +58,14 @@ def train(
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
-    with batches.Prefetcher(feed(run, dataset, state.step, total, state.position)) as steps:
+    with turns(run, model, dataset, state.step, total, state.position) as source:
         while state.step < total:
-            step = next(steps)
+            turn = next(source)
             rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
-            if begin_step:
-                begin_step(optimizer, settings, state.step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_ratio", 1.0)
-            loss, watched = _accumulate(run, model, step, reference, scaler)
-            if penalty:  # its gradient is added, its value is not the loss that is shown
-                scaler.scale(penalty(model, settings)).backward()
-            scaler.unscale_(optimizer)
-            norm = _clipped_norm(optimizer, trained, plan.max_grad_norm)
-            _refuse_not_finite(state.step + 1, loss, norm, fp16=plan.autocast == "float16")
-            if state.watching and isfinite(norm):  # a step that overflows in float16 moves nothing, and shows nothing
-                _watch_gradients(run, state, trained, optimizer, last=state.step + 1 == total)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            loss, watched, norm = _updates(run, engine, turn, reference, state, rate, total)
             state.step += 1
-            state.tokens += step.tokens
-            state.seconds, state.last_loss = time.monotonic() - clock, loss
-            if isinstance(step, stream.Step):
-                state.position = step.position.as_json()
+            state.tokens += turn.tokens
+            state.seconds, state.last_loss, state.position = time.monotonic() - clock, loss, turn.position
             if state.first_loss is None:
                 state.first_loss, state.seconds_to_first_step = loss, age_of_command()
             run.progress("train", state.step, total)
@@ -100,11 +74,10 @@ def train(
                 logged = (state.seconds, state.tokens)
             if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
                 state.checks = run.checks
-                checkpoint.save(run, trained, optimizer, scaler, asdict(state))
+                engine.save(asdict(state))
             if run.stopping:
                 raise Interrupted
-    for parameter in trained.values():  # `begin_step` may have marked less
-        parameter.requires_grad_(True)
+    engine.finish()
     model.eval()
     save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)
@@ -132,26 +105,22 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
     return {**counts, "dropped": dropped, "not_sampled": 0, "packing_efficiency": None}
 
 
-def _accumulate(
-    run: Run, model: Any, step: batches.Step, reference: Reference | None, scaler: Any
-) -> tuple[float, dict[str, float]]:
-    """Gradients of the mean loss over the units of all micro-batches; returns that mean, and what is watched."""
-    import torch
-
-    plan = run.plan.steps.train
-    stage = registry.run("stages", plan.stage)
-    total, watched = torch.zeros((), device=run.plan.steps.load.device), Watched()
-    units = step.trained if unit(run.plan) == "tokens" else step.samples
-    for batch in step.batches:
-        if reference is not None:
-            batch["reference"] = reference.of(batch)
-        with autocast(run.plan):
-            found = stage.loss(model, batch, plan.own)
-            loss = found.total / units
-        scaler.scale(loss).backward()
-        total += loss.detach()
-        watched.add(found.metrics)
-    return total.item(), watched.means()
+def _updates(
+    run: Run, engine: Engine, turn: Turn, reference: Reference | None, state: State, rate: float, total: int
+) -> tuple[float, dict[str, float], float]:
+    """The optimizer updates of a step, most often one: means of their losses and of what is watched, the last norm."""
+    losses, means, norm = list[float](), Watched(), 0.0
+    for number, update in enumerate(turn.updates, start=1):
+        engine.begin(state.step, total, rate)
+        loss, watched = engine.accumulate(update, reference)
+        norm = engine.clip()
+        _refuse_not_finite(state.step + 1, loss, norm, fp16=engine.skips_overflows)
+        if state.watching and isfinite(norm):  # an update that overflows in float16 moves nothing, and shows nothing
+            _watch_gradients(run, state, engine, last=state.step + 1 == total and number == len(turn.updates))
+        engine.apply()
+        losses.append(loss)
+        means.add({name: (value, 1) for name, value in watched.items()})
+    return sum(losses) / len(losses), {**means.means(), **turn.watched}, norm
 
 
 def _refuse_not_finite(step: int, loss: float, norm: float, *, fp16: bool) -> None:
@@ -168,39 +137,22 @@ def _prepare_stage(run: Run, model: Any) -> None:
         prepare(model, run.plan.steps.train.own)
 
 
-def _clipped_norm(optimizer: Any, trained: dict[str, Any], max_norm: float | None) -> float:
-    """The norm of all gradients together, before they are clipped to it."""
-    import torch
+def _watch_gradients(run: Run, state: State, engine: Engine, *, last: bool) -> None:
+    """Each trained tensor must have a gradient within its first updates: some libraries lose them without a word.
 
-    limit = float("inf") if max_norm is None else max_norm
-    if isinstance(optimizer, Hooked):
-        return optimizer.clip(limit).item()
-    return torch.nn.utils.clip_grad_norm_(trained.values(), limit).item()
-
-
-def _has_gradient(optimizer: Any, name: str, parameter: Any) -> bool:
-    if isinstance(optimizer, Hooked):
-        return optimizer.has_gradient(name)
-    return parameter.grad is not None and bool(parameter.grad.any())
-
-
-def _watch_gradients(run: Run, state: State, trained: dict[str, Any], optimizer: Any, *, last: bool) -> None:
-    """Each trained tensor must have a gradient within its first steps: some libraries lose them without a word.
-
-    Its first steps are those in which it requires one: a method may train other tensors in other steps.
+    Its first updates are those in which it requires one: a method may train other tensors in other steps.
     """
+    trained = engine.trained
     # a new token may first occur in a later row: its row has no gradient before
     looked = {name: 0 for name in trained if ".token_adapter." not in name} if state.quiet is None else state.quiet
     state.quiet = {
-        name: seen + int(trained[name].requires_grad)
-        for name, seen in looked.items()
-        if not _has_gradient(optimizer, name, trained[name])
+        name: seen + int(trained[name].requires_grad) for name, seen in looked.items() if not engine.has_gradient(name)
     }
     dead = [name for name, seen in state.quiet.items() if seen >= _ALIVE_WITHIN]
     never = [name for name, seen in state.quiet.items() if seen == 0]
     if dead or not state.quiet or (last and len(never) == len(state.quiet)):
         alive = len(trained) - len(state.quiet)
-        detail = f"{alive} of {len(trained)} trained tensors had a gradient within {_ALIVE_WITHIN} steps"
+        detail = f"{alive} of {len(trained)} trained tensors had a gradient within {_ALIVE_WITHIN} updates"
         detail += f"; {len(never)} were never trained" if never else ""
         run.check("gradients_alive", not dead, detail + "".join(f"; not {name}" for name in dead[:3]))
         state.watching = False

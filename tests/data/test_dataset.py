@@ -33,7 +33,7 @@ def made(sources: dict[str, PlannedSource], kind: Kind = "messages", rows: Any =
 
 
 def encoded(rows: list[dict[str, Any]], format: str, kind: Kind, **changes: Any) -> list[EncodedRow]:
-    found = spec(kind, **changes).encoder().encode([formats.align(row, format, {}, {}) for row in rows])
+    found = spec(kind, **changes).encoder.encode([formats.align(row, format, {}, {}) for row in rows])
     assert all(isinstance(row, EncodedRow) for row in found)
     return found  # type: ignore[return-value]
 

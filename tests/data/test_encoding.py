@@ -100,7 +100,7 @@ def slow() -> Any:
 
 
 def encoder(tokenizer: Any, kind: Kind = "messages", **changes: Any) -> Encoder:
-    return spec_of(tokenizer, packed(**changes), kind).encoder()
+    return spec_of(tokenizer, packed(**changes), kind).encoder
 
 
 @cache
@@ -525,9 +525,9 @@ def test_a_spec_goes_to_another_process_and_needs_no_transformers() -> None:
     sent = pickle.loads(pickle.dumps(spec))
     assert sent == spec
     assert isinstance(sent, EncoderSpec)
-    assert sent.encoder().encode(TALKS) == encoder(bytes_of("chatml")).encode(TALKS)
+    assert sent.encoder.encode(TALKS) == encoder(bytes_of("chatml")).encode(TALKS)
     script = (
-        "import pickle, sys; spec = pickle.load(sys.stdin.buffer); spec.encoder();"
+        "import pickle, sys; spec = pickle.load(sys.stdin.buffer); spec.encoder;"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(spec), capture_output=True, check=True)

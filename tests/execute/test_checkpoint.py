@@ -58,14 +58,14 @@ LORA = (*RUNS["lora"], *SHORT, "evaluate.perplexity=false")
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Any], None]) -> None:
     """Does it in the middle of the given step (from 1)."""
-    original, done = train._accumulate, iter(range(1, 1000))
+    original, done = train._updates, iter(range(1, 1000))
 
-    def accumulate(run: Any, *values: Any) -> float:
+    def updates(run: Any, *values: Any) -> Any:
         if next(done) == step:
             action(run)
         return original(run, *values)
 
-    monkeypatch.setattr(train, "_accumulate", accumulate)
+    monkeypatch.setattr(train, "_updates", updates)
 
 
 def ask_to_stop(run: Any) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.data.batches import micro_batches
-from factory.steps import train
+from factory.steps.engine import Engine
 
 Execute = Callable[..., Any]
 PLAIN = (
@@ -154,14 +154,14 @@ def test_a_step_that_overflows_in_float16_moves_nothing(
     """The loss's scale begins too high, and is halved after each step that overflows. (A GPU's plan on a CPU.)"""
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**30))
     seen: list[tuple[bool, dict[str, torch.Tensor]]] = []
-    original = train._clipped_norm
+    original = Engine.clip
 
-    def norm(optimizer: Any, trained: dict[str, Any], limit: float | None) -> float:
-        found = original(optimizer, trained, limit)
-        seen.append((isfinite(found), {name: value.detach().clone() for name, value in trained.items()}))
+    def clip(engine: Engine) -> float:
+        found = original(engine)
+        seen.append((isfinite(found), {name: value.detach().clone() for name, value in engine.trained.items()}))
         return found
 
-    monkeypatch.setattr(train, "_clipped_norm", norm)
+    monkeypatch.setattr(Engine, "clip", clip)
     base = ("hardware=cpu", "tracking=none", "evaluate.samples=0", f"model.path={tiny_model}")
     plan = compiled(*base, f"method={method}", *FITTING[method], *PLAIN, "precision=bf16", "stage.max_steps=14")
     steps = replace(plan.steps, train=replace(plan.steps.train, autocast="float16"))

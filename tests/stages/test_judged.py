@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from factory.data.batches import micro_batches
 from factory.data.dataset import IGNORED, Example, Labelled
-from factory.steps import train
+from factory.steps.engine import Engine
 
 Execute = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
@@ -254,19 +254,19 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     found = Watched()
-    accumulate, clipped = train._accumulate, train._clipped_norm
+    accumulate, clip = Engine.accumulate, Engine.clip
 
-    def accumulating(run: Any, model: Any, *values: Any) -> Any:
-        found.weights.append({name: value.detach().clone() for name, value in model.state_dict().items()})
-        return accumulate(run, model, *values)
+    def accumulating(engine: Engine, *values: Any) -> Any:
+        found.weights.append({name: value.detach().clone() for name, value in engine.model.state_dict().items()})
+        return accumulate(engine, *values)
 
-    def clipping(optimizer: Any, trained: Weights, limit: float | None) -> float:
-        grads = {name: value.grad.double() for name, value in trained.items() if value.grad is not None}
+    def clipping(engine: Engine) -> float:
+        grads = {name: value.grad.double() for name, value in engine.trained.items() if value.grad is not None}
         found.gradients.append(grads)
-        return clipped(optimizer, trained, limit)
+        return clip(engine)
 
-    monkeypatch.setattr(train, "_accumulate", accumulating)
-    monkeypatch.setattr(train, "_clipped_norm", clipping)
+    monkeypatch.setattr(Engine, "accumulate", accumulating)
+    monkeypatch.setattr(Engine, "clip", clipping)
     return found
 
 

@@ -129,16 +129,16 @@ def test_a_row_is_measured_once(execute: Execute, monkeypatch: pytest.MonkeyPatc
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] | None = None) -> None:
-    original, done = train._accumulate, iter(range(1, 100))
+    original, done = train._updates, iter(range(1, 100))
 
-    def accumulate(run: Any, *values: Any) -> Any:
+    def updates(run: Any, *values: Any) -> Any:
         if next(done) == step:
             if error:
                 raise error
             run.stopping = True
         return original(run, *values)
 
-    monkeypatch.setattr(train, "_accumulate", accumulate)
+    monkeypatch.setattr(train, "_updates", updates)
 
 
 def repeats(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

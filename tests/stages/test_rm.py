@@ -25,6 +25,7 @@ from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.stages.rm.run import scores
 from factory.steps import train
+from factory.steps.engine import Engine
 
 Execute = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
@@ -79,19 +80,19 @@ def test_every_step_is_the_formula(
 ) -> None:
     """Loss, rewards and gradient over uneven micro-batches, and the held-out pairs before and after."""
     weights, gradients = list[Weights](), list[Weights]()
-    accumulate, clipped = train._accumulate, train._clipped_norm
+    accumulate, clip = Engine.accumulate, Engine.clip
 
-    def accumulating(run: Any, model: Any, *values: Any) -> Any:
-        weights.append({name: value.detach().clone() for name, value in model.state_dict().items()})
-        return accumulate(run, model, *values)
+    def accumulating(engine: Engine, *values: Any) -> Any:
+        weights.append({name: value.detach().clone() for name, value in engine.model.state_dict().items()})
+        return accumulate(engine, *values)
 
-    def clipping(optimizer: Any, trained: Weights, limit: float | None) -> float:
-        grads = {name: value.grad for name, value in trained.items() if value.grad is not None}
+    def clipping(engine: Engine) -> float:
+        grads = {name: value.grad for name, value in engine.trained.items() if value.grad is not None}
         gradients.append({name: value.double() for name, value in grads.items()})
-        return clipped(optimizer, trained, limit)
+        return clip(engine)
 
-    monkeypatch.setattr(train, "_accumulate", accumulating)
-    monkeypatch.setattr(train, "_clipped_norm", clipping)
+    monkeypatch.setattr(Engine, "accumulate", accumulating)
+    monkeypatch.setattr(Engine, "clip", clipping)
     base = tiny.save(tmp_path / "base", tie_word_embeddings=tied)
     done = execute(
         f"model.path={base}",
@@ -209,13 +210,13 @@ def test_what_a_method_may_do_besides(
 ) -> None:
     """The head moves in every step, the language model's in none."""
     seen = list[torch.Tensor]()
-    accumulate = train._accumulate
+    accumulate = Engine.accumulate
 
-    def accumulating(run: Any, model: Any, *values: Any) -> Any:
-        seen.append(model.get_parameter(SCORE).detach().clone())
-        return accumulate(run, model, *values)
+    def accumulating(engine: Engine, *values: Any) -> Any:
+        seen.append(engine.model.get_parameter(SCORE).detach().clone())
+        return accumulate(engine, *values)
 
-    monkeypatch.setattr(train, "_accumulate", accumulating)
+    monkeypatch.setattr(Engine, "accumulate", accumulating)
     done = execute(*words, *RM, "stage.max_steps=5", "stage.batch_size=2", "stage.lr_scheduler=constant")
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
     seen.append(done.model.get_parameter(SCORE).detach())
@@ -393,14 +394,14 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
     own = (f"stage.max_steps={STEPS}", "data.max_samples=22", f"precision={precision}")
     options = (*SHORT, *own, "stage.weight_decay=0.1", *RESUMED[case])
     whole = execute(*options, folder="whole")
-    original, done = train._accumulate, iter(range(1, 100))
+    original, done = train._updates, iter(range(1, 100))
 
-    def accumulate(run: Any, *values: Any) -> Any:
+    def updates(run: Any, *values: Any) -> Any:
         run.stopping = run.stopping or next(done) == STOPPED
         return original(run, *values)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "_accumulate", accumulate)
+        patched.setattr(train, "_updates", updates)
         with pytest.raises(Interrupted):
             execute(*options)
     saved = RunFolder("run").checkpoint()

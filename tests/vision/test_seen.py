@@ -85,7 +85,7 @@ def encoded(kind: str, folder: Path, rows: list[Record], **changes: Any) -> list
 
     known: Any = AutoTokenizer.from_pretrained(folder)
     images = image_spec(kind, read_processor(str(folder), None), known)
-    return spec_of(known, pack(**changes), "messages", images).encoder().encode(rows)
+    return spec_of(known, pack(**changes), "messages", images).encoder.encode(rows)
 
 
 def example(row: EncodedRow | BadRow) -> Example:

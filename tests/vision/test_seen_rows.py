@@ -110,7 +110,7 @@ def test_no_token_of_an_image_is_trained(folder: Path, image: Any) -> None:
 def test_a_row_that_cannot_be_seen_says_why(folder: Path, image: Any) -> None:
     asked = record(("<image>What?", "A star."), (image(0),))
     tokenizer = known(folder)
-    (blind,) = spec_of(tokenizer, pack(), "messages").encoder().encode([asked])
+    (blind,) = spec_of(tokenizer, pack(), "messages").encoder.encode([asked])
     assert str(blind) == "it has images, and the model has no processor for them"
     film = replace(record(("<video>What?", "A star."), ()), videos=("a.mp4",))
     spoken = replace(record(("Write <|image_pad|>.", "No."), ()))
@@ -132,7 +132,7 @@ def test_a_template_that_knows_nothing_of_images_has_them_as_the_models_own_writ
     (own,) = encoded(KIND, folder, [one])
     tokenizer.chat_template = templates.read("chatml")
     images = image_spec(KIND, read_processor(str(folder), None), tokenizer)
-    (made,) = spec_of(tokenizer, pack(), "messages", images).encoder().encode([one])
+    (made,) = spec_of(tokenizer, pack(), "messages", images).encoder.encode([one])
     assert example(made).ids == example(own).ids
 
 
@@ -155,8 +155,8 @@ def test_a_spec_is_sent_to_a_worker_and_hashed(folder: Path, image: Any) -> None
     sent = pickle.loads(pickle.dumps(one))
     assert sent == one
     asked = [record(("<image>What?", "A star."), (image(5),))]
-    assert sent.encoder().encode(asked) == one.encoder().encode(asked)
-    assert len(example(changed.encoder().encode(asked)[0]).ids) < len(example(one.encoder().encode(asked)[0]).ids)
+    assert sent.encoder.encode(asked) == one.encoder().encode(asked)
+    assert len(example(changed.encoder.encode(asked)[0]).ids) < len(example(one.encoder().encode(asked)[0]).ids)
 
 
 def test_both_answers_of_a_pair_see_the_image(folder: Path, image: Any) -> None:
@@ -166,7 +166,7 @@ def test_both_answers_of_a_pair_see_the_image(folder: Path, image: Any) -> None:
     tokenizer = known(folder)
     images = image_spec(KIND, read_processor(str(folder), None), tokenizer)
     assert images is not None
-    (row,) = spec_of(tokenizer, pack(), "pairs", images).encoder().encode([one])
+    (row,) = spec_of(tokenizer, pack(), "pairs", images).encoder.encode([one])
     assert not isinstance(row, BadRow)
     assert row.rejected is not None
     assert row.tokens.images == row.rejected.images == one.images

@@ -24,9 +24,11 @@ from factory.data.record import BadRow, Record
 from factory.data.truncate import TooLong
 from factory.refusal import Refusal, UserError, refuse
 
-BLOCK_ROWS = 1000
+BLOCK_ROWS = 500
 _BLOCK_CHARACTERS = 4_000_000  # so that long documents do not fill the memory
-_FEW = 20  # blocks that are sooner done here than processes are started
+_FEW = 40  # blocks that are sooner done here than processes are started
+_THREADS = 4  # of this process: all but tokenizing is done by one at a time, a quarter of the work
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
 _AHEAD = 2  # blocks a process that are under way
 _COLLECTED = 50_000  # what a block is made of lives as long as the block: looking for garbage sooner finds none
 
@@ -145,7 +147,6 @@ class Workers:
     def __init__(self, spec: EncoderSpec, processes: int):
         self._spec, self._processes = spec, processes
         self._pool: ProcessPoolExecutor | None = None
-        self._encoder: Encoder | None = None
 
     def __enter__(self) -> "Workers":
         return self
@@ -197,12 +198,13 @@ class Workers:
             raise refuse("worker-lost", "data", "a process that prepares rows is gone") from None
 
     def _here(self, blocks: Iterator[Block], last: Callable[[Block], Block], work: Any) -> Iterator[Any]:
-        """In two threads: while one renders, the other tokenizes, which holds no lock and has threads of its own."""
-        encoder = self._encoder = self._encoder or self._spec.encoder()
+        """In threads: while one renders, others tokenize, which holds no lock."""
+        encoder = self._spec.encoder
         # neither processors nor tokenizers that are written in Python are made for threads
-        several = self._spec.tokenizer is not None and self._spec.images is None and self._processes > 1
-        with _seldom_collected(), ThreadPoolExecutor(1 + several, thread_name_prefix="encode") as threads:
-            yield from _in_order(blocks, last, lambda block: threads.submit(work, encoder, block), 1 + 2 * several)
+        several = self._spec.tokenizer is not None and self._spec.images is None
+        threads = min(self._processes, _THREADS) if several else 1
+        with _seldom_collected(), _tokenized_by(threads), ThreadPoolExecutor(threads, "encode") as pool:
+            yield from _in_order(blocks, last, lambda block: pool.submit(work, encoder, block), threads + 1)
 
     def _started(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
@@ -218,6 +220,21 @@ def _seldom_collected() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+@contextmanager
+def _tokenized_by(threads: int) -> Iterator[None]:
+    """Of several threads each tokenizes alone: the tokenizer's own threads beside them would be too many."""
+    before = os.environ.get(_PARALLELISM)
+    if threads > 1:
+        os.environ[_PARALLELISM] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_PARALLELISM, None)
+        else:
+            os.environ[_PARALLELISM] = before
 
 
 def _in_order(
@@ -263,11 +280,11 @@ def _start(spec: EncoderSpec) -> None:
     import signal
 
     gc.set_threshold(_COLLECTED)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    os.environ[_PARALLELISM] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what stops
     threading.Thread(target=_end_with_parent, daemon=True).start()
     global _encoder
-    _encoder = spec.encoder()
+    _encoder = spec.encoder
 
 
 def _end_with_parent() -> None:

@@ -17,6 +17,7 @@ from factory.methods.badam.run import active
 from factory.methods.badam.spec import blocks, gradients, optimizer_bytes, trainable
 from factory.optimizers.spec import state_bytes
 from factory.steps import train
+from factory.steps.engine import Engine
 
 PLAIN = (
     "method=badam",
@@ -76,9 +77,10 @@ def test_the_order_is_a_function_of_the_step() -> None:
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The weights before each step, and every gradient of it."""
     seen: list[dict[str, Any]] = []
-    original = train._clipped_norm
+    original = Engine.clip
 
-    def norm(optimizer: Any, trained: dict[str, Any], limit: float | None) -> float:
+    def clip(engine: Engine) -> float:
+        trained = engine.trained
         seen.append(
             {
                 "weights": {name: value.detach().double().numpy().copy() for name, value in trained.items()},
@@ -89,9 +91,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
                 },
             }
         )
-        return original(optimizer, trained, limit)
+        return original(engine)
 
-    monkeypatch.setattr(train, "_clipped_norm", norm)
+    monkeypatch.setattr(Engine, "clip", clip)
     return seen
 
 
@@ -100,10 +102,11 @@ def test_a_block_is_stepped_in_float32_and_held_in_sixteen_bits(
 ) -> None:
     """At a rate that bfloat16 weights would mostly round away: Adam of each period on its float32 copies, in NumPy."""
     rate, seen = 1e-5, list[dict[str, Any]]()
-    original = train._clipped_norm
+    original = Engine.clip
 
-    def norm(optimizer: Any, trained: dict[str, Any], limit: float | None) -> float:
-        found = original(optimizer, trained, limit)
+    def clip(engine: Engine) -> float:
+        trained, optimizer = engine.trained, engine.optimizer
+        found = original(engine)
         assert all(value.grad is None for value in trained.values())
         assert all(value.dtype == torch.bfloat16 for value in trained.values())
         seen.append(
@@ -115,7 +118,7 @@ def test_a_block_is_stepped_in_float32_and_held_in_sixteen_bits(
         )
         return found
 
-    monkeypatch.setattr(train, "_clipped_norm", norm)
+    monkeypatch.setattr(Engine, "clip", clip)
     options = ("method.order=ascending", "method.switch_interval=4", "stage.max_steps=12", "precision=bf16")
     twice = ("stage.batch_size=2", "stage.gradient_accumulation_steps=2")
     done = execute(*PLAIN, *EVERYTHING, *options, *twice, f"stage.learning_rate={rate}")
@@ -195,11 +198,11 @@ def test_a_tensor_that_has_no_gradient_in_its_turn_is_found(
 ) -> None:
     original = train._watch_gradients
 
-    def losing(run: Any, state: Any, trained: dict[str, Any], *rest: Any, **more: Any) -> None:
-        grad = trained["model.layers.1.mlp.up_proj.weight"].grad
+    def losing(run: Any, state: Any, engine: Engine, **more: Any) -> None:
+        grad = engine.trained["model.layers.1.mlp.up_proj.weight"].grad
         if grad is not None:
             grad.zero_()
-        original(run, state, trained, *rest, **more)
+        original(run, state, engine, **more)
 
     monkeypatch.setattr(train, "_watch_gradients", losing)
     done = execute(*PLAIN, "method.switch_interval=2", "method.order=ascending", "stage.max_steps=4")

@@ -52,14 +52,14 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
 ) -> None:
     options = (*SHORT, *METHODS[method], f"precision={precision}")
     whole = execute(*options, folder="whole")
-    original, done = train._accumulate, iter(range(1, 100))
+    original, done = train._updates, iter(range(1, 100))
 
-    def accumulate(run: Any, *values: Any) -> float:
+    def updates(run: Any, *values: Any) -> Any:
         run.stopping = run.stopping or next(done) == STOPPED
         return original(run, *values)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "_accumulate", accumulate)
+        patched.setattr(train, "_updates", updates)
         with pytest.raises(Interrupted):
             execute(*options)
     saved = RunFolder("run").checkpoint()
