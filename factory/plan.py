@@ -12,9 +12,10 @@ from factory.refusal import UserError, refuse
 from factory.schema import Evaluate, Quantization, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 2
+VERSION = 3
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
 Dtype = Literal["float32", "bfloat16", "float16"]
+Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
 
@@ -116,6 +117,7 @@ class Pack:
 class Train:
     stage: str
     own: dict[str, Any]  # the stage's own keys
+    reference: Before | None  # what the loss measures the change from, if anything
     learning_rate: float
     num_epochs: float
     max_steps: int | None

@@ -223,7 +223,7 @@ def test_says_what_it_reads(name: str) -> None:
         return not torch.equal(preference(name, chosen, rejected, options).losses, first)
 
     wide = Options(beta=BETA, label_smoothing=SMOOTHING, gamma=GAMMA, nll_weight=0.0)
-    assert moved(chosen, rejected, wide) is loss.needs_gamma
+    assert moved(chosen, rejected, wide) is bool(loss.gamma)
     assert chosen.reference is not None
     other = Answers(chosen.sums, chosen.tokens, chosen.reference - 2)
     assert moved(other, rejected, plain) is loss.needs_reference

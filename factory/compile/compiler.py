@@ -305,10 +305,25 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
     stage = case.settings.stage
     common = {field.name for field in fields(schema.Stage)}
     values: dict[str, Any] = to_tree(stage)
-    own = {name: value for name, value in values.items() if name not in common}
+    resolved = registry.hook(registry.spec("stages", stage.name), "resolved", dict)
+    own = resolved({name: value for name, value in values.items() if name not in common})
     shared = {name: value for name, value in values.items() if name in common - {"name", "resume"}}
     threads = case.settings.hardware.threads or case.facts.machine.threads
-    return plan.Train(stage=stage.name, own=own, autocast=numbers.autocast, threads=threads, **shared)
+    reference = _reference(case, own)
+    return plan.Train(
+        stage=stage.name, own=own, reference=reference, autocast=numbers.autocast, threads=threads, **shared
+    )
+
+
+def _reference(case: Case, own: dict[str, Any]) -> plan.Before | None:
+    """The model as it stands before its first step: of that, what a second copy is not needed for."""
+    needs = registry.hook(registry.spec("stages", case.settings.stage.name), "needs_reference")
+    if needs is None or not needs(own):
+        return None
+    trained = registry.spec("methods", case.settings.method.name).trainable(case.settings.method, case.arch)
+    if any(name in trained for name, _ in case.arch.tensors()):
+        return "weights"
+    return "adapter" if case.settings.model.adapter else "base"
 
 
 def _sizes(case: Case) -> Sizes:

@@ -125,10 +125,12 @@ class Preference:
     nll: float = 0.0
     # label_smoothing, below 0.5 everywhere: not read, may be 0, or must not be
     smoothing: Literal["none", "may", "must"] = "none"
-    needs_gamma: bool = False
     ranks: bool = False  # its pairs are compared with one another: the size of a batch changes it
+    beta: float = 0.1  # what most people take
+    gamma: float = 0.0  # the same; 0: not read
 
 
+# simpo's beta and gamma are those of its authors' runs on Llama 3 8B's base.
 # CPO, Xu et al. 2024 (2401.08417), eq. 3 and its NLL term: the sigmoid loss without reference, and the chosen
 # answer's NLL, a mean over its tokens as in TRL; the paper prints log pi, the sum.
 # sigmoid_norm: DPO of means, Lambert et al. 2024 (Tülu 3, 2411.15124).
@@ -147,7 +149,7 @@ LOSSES = {
     "apo_zero": Preference(_apo_zero),
     "apo_down": Preference(_apo_down),
     "discopop": Preference(_discopop),
-    "simpo": Preference(_simpo, needs_reference=False, average=True, smoothing="may", needs_gamma=True),
+    "simpo": Preference(_simpo, needs_reference=False, average=True, smoothing="may", beta=2.0, gamma=1.0),
     "cpo": Preference(_sigmoid, needs_reference=False, nll=1.0, smoothing="may"),
     "orpo": Preference(_orpo, needs_reference=False, average=True, nll=1.0),
 }

@@ -73,6 +73,13 @@ class Screen:
         self._progress, self._tasks = None, {}
 
 
+_REFERENCES = {
+    "base": "the base without an adapter",
+    "adapter": "the base with the saved adapter",
+    "weights": "the weights as they are read",
+}
+
+
 def plan_panel(plan: Plan) -> Panel:
     steps, estimate = plan.steps, plan.estimate
     counted, memory, train = estimate.parameters, estimate.memory, steps.train
@@ -106,6 +113,10 @@ def plan_panel(plan: Plan) -> Panel:
         f"{train.stage}  {estimate.steps} steps of {rows} sequences, {train.optimizer}, "
         f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
     )
+    if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
+        add("", f"[dim]{', '.join(told)}[/dim]")
+    if train.reference:
+        add("", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]")
     whole = registry.hook(registry.spec("stages", steps.train.stage), "UNIT", "tokens") == "samples"
     measured = "loss and rewards" if whole else "perplexity"
     add("evaluate", f"{measured} before and after" if steps.evaluate.perplexity else f"no {measured}")
@@ -121,6 +132,10 @@ def plan_panel(plan: Plan) -> Panel:
     for warning in plan.warnings:
         add("warning", f"[yellow]{_plain(warning)}[/yellow]")
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _quantization(plan: Plan) -> str:

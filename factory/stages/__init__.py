@@ -3,6 +3,7 @@
 A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.hook` finds it)
 - `UNIT = "samples"` where its loss is not the mean over trained tokens,
 - `heads(arch)`, the heads that it trains beside the language model's, by their tensors' names (`factory.heads`),
+- `resolved(own)`, its own keys with values in the place of those that are left open,
 - `WRITES = False` where it does not read the language model's head, which is frozen then,
 - `needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step.
 

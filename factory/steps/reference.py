@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from factory import registry
 from factory.data import batches
 from factory.data.dataset import IGNORED
 from factory.execute.context import Run
@@ -39,9 +38,7 @@ class Reference:
 
 def reference(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
     """None where the stage's loss reads none."""
-    train = run.plan.steps.train
-    needs = registry.hook(registry.spec("stages", train.stage), "needs_reference")
-    if needs is None or not needs(train.own):
+    if run.plan.steps.train.reference is None:
         return {"reference": None}
     found = Reference(_kept(run))
     if not found.sums:

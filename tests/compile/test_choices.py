@@ -66,3 +66,19 @@ def test_a_named_precision_is_taken_on_an_amd_card(machine: Callable[..., None])
     plan = compiled("model=llama2_7b", "precision=bf16", training=False)
     assert plan.steps.load.dtype == "bfloat16"
     assert not any(note.startswith("precision=auto") for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "reference"),
+    [
+        (("stage=sft",), None),
+        (("stage=dpo",), "base"),
+        (("stage=kto", "method=qlora"), "base"),
+        (("stage=dpo", "method=full"), "weights"),
+        (("stage=dpo", "method=freeze"), "weights"),
+        (("stage=dpo", "stage.loss=cpo"), None),
+        (("stage=orpo",), None),
+    ],
+)
+def test_the_plan_names_its_reference(words: tuple[str, ...], reference: str | None) -> None:
+    assert compiled(*words).steps.train.reference == reference

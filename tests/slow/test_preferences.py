@@ -27,7 +27,7 @@ SHORT = (
 RATES = {"full": "stage.learning_rate=1e-5", "lora": "stage.learning_rate=2e-4"}
 STAGES: dict[str, tuple[str, ...]] = {
     "sigmoid": ("stage=dpo",),
-    "simpo": ("stage=dpo", "stage.loss=simpo", "stage.beta=2", "stage.gamma=1"),
+    "simpo": ("stage=dpo", "stage.loss=simpo"),
     "orpo": ("stage=orpo",),
     "kto": ("stage=kto", "stage.batch_size=4"),
 }

@@ -219,9 +219,7 @@ CASES: dict[str, Pairs | Kto] = {
     ),
     "ipo": Pairs(("stage=dpo", "stage.loss=ipo"), ipo, mean_ratio, {"beta": 0.1}, start=25),
     "hinge": Pairs(("stage=dpo", "stage.loss=hinge"), hinge, ratio, {"beta": 0.1}, start=1),
-    "simpo": Pairs(
-        ("stage=dpo", "stage.loss=simpo", "stage.beta=2", "stage.gamma=1"), simpo, mean, {"beta": 2, "gamma": 1}
-    ),
+    "simpo": Pairs(("stage=dpo", "stage.loss=simpo"), simpo, mean, {"beta": 2, "gamma": 1}),
     "cpo": Pairs(("stage=dpo", "stage.loss=cpo"), cpo, total, {"beta": 0.1}),
     "orpo": Pairs(("stage=orpo", "stage.beta=0.5"), orpo, mean, {"beta": 0.5}),
     "kto": Kto(("stage=kto",), 0.1, 1, 1, start=0.5),

@@ -103,6 +103,7 @@ def test_the_reference_is_the_adapter_that_is_gone_on_from(
     adapter = first.run.folder.model.resolve()
     more = (f"model.adapter={adapter}", f"method.dropout={dropout}")
     done = execute("stage=dpo", *LORA, *RUN, *more, folder="dpo")
+    assert done.run.plan.steps.train.reference == "adapter"
     assert (done.losses[0] == pytest.approx(log(2), rel=1e-6)) == (dropout == 0)
     assert_refers_to(exact(tiny_model, adapter), batches)
     with pytest.raises(AssertionError):  # the bare base is another

@@ -33,18 +33,30 @@ Name = Literal[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(schema.Stage):
     loss: Name = key("the preference loss; simpo and cpo need no reference model")
-    beta: float = key("strength of the pull to the reference model (of simpo: scale of the reward)", above=0)
+    beta: float | None = key(
+        "strength of the pull to the reference model (of simpo: scale of the reward); null: what suits the loss",
+        above=0,
+    )
     label_smoothing: float = key(
         "the share of pairs that are taken to be labelled the wrong way round", low=0, high=0.49
     )
-    gamma: float = key("simpo: the margin between the rewards that is aimed at", low=0)
+    gamma: float | None = key(
+        "simpo: the margin between the rewards that is aimed at; null: what suits the loss", low=0
+    )
     nll_weight: float | None = key(
-        "weight of the chosen answers' own loss beside the preference's; null: what the loss's paper has", low=0
+        "weight of the chosen answers' own loss beside the preference's; null: what suits the loss", low=0
     )
 
 
 KIND: Kind = "pairs"
 UNIT: Unit = "samples"
+
+
+def resolved(own: dict[str, Any]) -> dict[str, Any]:
+    """What is null becomes what the loss's paper has, or most people take."""
+    loss = LOSSES[own["loss"]]
+    usual = {"beta": loss.beta, "gamma": loss.gamma, "nll_weight": loss.nll}
+    return {name: usual.get(name) if value is None else value for name, value in own.items()}
 
 
 def needs_reference(own: dict[str, Any]) -> bool:
@@ -61,7 +73,7 @@ def _smoothing(case: Case) -> str | None:
 
 def _gamma(case: Case) -> str | None:
     stage = case.settings.stage
-    return f"the loss {stage.loss} reads none" if stage.gamma and not LOSSES[stage.loss].needs_gamma else None
+    return f"the loss {stage.loss} reads none" if stage.gamma and not LOSSES[stage.loss].gamma else None
 
 
 def _one_to_rank(case: Case) -> str | None:
