@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import compiled
 
-from factory.plan import Plan, read_plan, to_yaml
+from factory.plan import VERSION, Plan, read_plan, to_yaml
 from factory.refusal import UserError
 
 ROWS = "".join(json.dumps({"instruction": f"Say {n}.", "output": f"It is {n}."}) + "\n" for n in range(20))
@@ -169,7 +169,7 @@ def test_a_missing_plan_is_refused(name: str, here: Path) -> None:
 
 
 def test_another_version_is_refused(made: Made, here: Path) -> None:
-    (here / "plan.yaml").write_text(to_yaml(made()).replace("version: 2", "version: 3", 1))
+    (here / "plan.yaml").write_text(to_yaml(made()).replace(f"version: {VERSION}", f"version: {VERSION + 1}", 1))
     assert _rules(here / "plan.yaml") == ["plan-version"]
 
 
