@@ -1,0 +1,95 @@
+"""BLEU by sacrebleu, ROUGE by rouge-score, exact match: of generated answers, all from 0 to 100.
+
+Papers: Papineni et al. 2002 (BLEU), Post 2018 (1804.08771: sacrebleu), Lin 2004 (ROUGE).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Statistics = NDArray[np.float64]  # (rows, k): sums over rows of which a metric is a function
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_CHINESE = re.compile(f"[{_HAN}]")
+_CHARACTER_OR_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
+_MOSTLY = 0.3  # share of Chinese characters above which there are no words between spaces
+_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`of` is the metric from the sums (k) of its `statistics` (rows, k). `rows`: each row's own, from 0 to 100."""
+
+    statistics: Statistics
+    of: Callable[[Statistics], float]
+    rows: list[float]
+    signature: str
+
+    @property
+    def value(self) -> float:
+        return self.of(self.statistics.sum(0))
+
+
+def chinese(texts: Sequence[str]) -> bool:
+    """Whether they are mostly Chinese: such texts are counted by characters, as no spaces part their words."""
+    text = "".join("".join(texts).split())
+    return bool(text) and len(_CHINESE.findall(text)) > _MOSTLY * len(text)
+
+
+def score(answers: Sequence[str], references: Sequence[str]) -> dict[str, Metric]:
+    """Every metric of the answers, one reference each. Their language is that of the references."""
+    assert len(answers) == len(references) > 0
+    by_character = chinese(references)
+    return {
+        "bleu4": _bleu(answers, references, "zh" if by_character else "13a"),
+        **_rouge(answers, references, by_character=by_character),
+        "exact_match": _exact(answers, references),
+    }
+
+
+def _bleu(answers: Sequence[str], references: Sequence[str], tokenize: str) -> Metric:
+    """Of the whole corpus: its statistics are the matching and all n-grams for n = 1 to 4, and both lengths."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    bleu = BLEU(tokenize=tokenize)
+    found = [bleu.corpus_score([answer], [[reference]]) for answer, reference in zip(answers, references, strict=True)]
+    statistics = np.array([[*each.counts, *each.totals, each.sys_len, each.ref_len] for each in found], np.float64)
+    orders = len(found[0].counts)
+
+    def corpus(sums: Statistics) -> float:
+        counts, totals = sums[:orders].astype(int).tolist(), sums[orders : 2 * orders].astype(int).tolist()
+        return BLEU.compute_bleu(counts, totals, int(sums[-2]), int(sums[-1]), smooth_method="exp").score
+
+    return Metric(statistics, corpus, [each.score for each in found], str(bleu.get_signature()))
+
+
+class _Characters:
+    """What rouge-score takes for a tokenizer: Chinese characters, and the words of other languages between them."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _CHARACTER_OR_WORD.findall(text.lower())
+
+
+def _rouge(answers: Sequence[str], references: Sequence[str], *, by_character: bool) -> dict[str, Metric]:
+    """F1, a mean over the rows. English words by the package's own tokenizer, with its Porter stemmer."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    words: Any = {"tokenizer": _Characters()} if by_character else {"use_stemmer": True}
+    scorer = RougeScorer(list(_ROUGE.values()), **words)
+    found = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    signature = f"rouge-score {version('rouge-score')}, f1, {'characters' if by_character else 'words, stemmed'}"
+    return {name: _mean([100 * each[kind].fmeasure for each in found], signature) for name, kind in _ROUGE.items()}
+
+
+def _exact(answers: Sequence[str], references: Sequence[str]) -> Metric:
+    same = [100.0 * (a.strip() == b.strip()) for a, b in zip(answers, references, strict=True)]
+    return _mean(same, "equal but for space around")
+
+
+def _mean(rows: list[float], signature: str) -> Metric:
+    statistics = np.array([[row, 1.0] for row in rows])
+    return Metric(statistics, lambda sums: float(sums[0] / sums[1]), rows, signature)

@@ -1,0 +1,61 @@
+"""Against the packages' own corpus scores, and figures worked out by hand."""
+
+from math import exp, log
+
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from factory.metrics import text
+
+ANSWERS = ["the cat sat on the mat .", "there are two dogs here, running", "yes", ""]
+REFERENCES = ["the cat sat on a mat .", "two dogs are running here", "yes", "no answer at all was given"]
+CHINESE = (["今天天气很好。", "我爱北京"], ["今天天气真好。", "我爱北京天安门"])
+
+
+@pytest.mark.parametrize(("answers", "references"), [(ANSWERS, REFERENCES), CHINESE], ids=["English", "Chinese"])
+def test_bleu_is_sacrebleus_of_the_corpus(answers: list[str], references: list[str]) -> None:
+    tokenize = "zh" if answers is CHINESE[0] else "13a"
+    found = text.score(answers, references)["bleu4"]
+    assert found.value == pytest.approx(sacrebleu.corpus_bleu(answers, [references], tokenize=tokenize).score)
+    assert f"tok:{tokenize}|smooth:exp" in found.signature
+
+
+def test_bleu_by_hand() -> None:
+    """a b c d e f against a b c d x y: 4/6, 3/5, 2/4 and 1/3 of the n-grams, of the same length."""
+    found = text.score(["a b c d e f"], ["a b c d x y"])["bleu4"]
+    assert found.value == pytest.approx(100 * exp(sum(map(log, (4 / 6, 3 / 5, 2 / 4, 1 / 3))) / 4))
+    short = text.score(["a b c d"], ["a b c d e f g h"])["bleu4"]
+    assert short.value == pytest.approx(100 * exp(1 - 8 / 4))
+
+
+def test_rouge_is_the_packages_mean() -> None:
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    wanted = [scorer.score(b, a) for a, b in zip(ANSWERS, REFERENCES, strict=True)]
+    found = text.score(ANSWERS, REFERENCES)
+    for name in ("rouge1", "rouge2", "rougeL"):
+        assert found[name].value == pytest.approx(100 * sum(each[name].fmeasure for each in wanted) / len(wanted))
+
+
+def test_rouge_of_chinese_counts_characters() -> None:
+    """今天天气很好 against 今天天气真好: 5 of 6 characters, 3 of 5 pairs, and 5 in a row of 6 with one left out."""
+    found = text.score(["今天天气很好。"], ["今天天气真好。"])
+    assert found["rouge1"].value == pytest.approx(100 * 5 / 6)
+    assert found["rouge2"].value == pytest.approx(100 * 3 / 5)
+    assert found["rougeL"].value == pytest.approx(100 * 5 / 6)
+    assert "characters" in found["rouge1"].signature
+
+
+def test_words_of_another_language_within_chinese_stay_words() -> None:
+    assert text._Characters().tokenize("我爱Python3很好") == ["我", "爱", "python3", "很", "好"]
+
+
+def test_exact_match_takes_no_heed_of_space_around() -> None:
+    assert text.score([" yes\n", "No"], ["yes", "no"])["exact_match"].rows == [100.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"), [(["hello"], False), (["我爱北京", "yes"], True), ([""], False), (["a 我 bcdefgh"], False)]
+)
+def test_the_language_is_the_references(texts: list[str], found: bool) -> None:
+    assert text.chinese(texts) is found
