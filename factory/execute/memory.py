@@ -1,5 +1,6 @@
 """Peak memory of a stretch of the run: resident memory of a CPU process, allocated memory of a GPU."""
 
+import ctypes
 import os
 import re
 import sys
@@ -10,6 +11,8 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak(device: str) -> None:
+    """Begins a stretch: what earlier ones freed goes back to the system first, so that a peak is the stretch's own."""
+    _trim()
     if device == "cuda":
         if "torch" in sys.modules:
             import torch
@@ -19,6 +22,13 @@ def reset_peak(device: str) -> None:
         # writing 5 resets VmHWM to the present size (proc_pid_clear_refs(5))
         with suppress(OSError):  # where a sandbox forbids it, the peak is that of the whole process
             Path("/proc/self/clear_refs").write_text("5")
+
+
+def _trim() -> None:
+    """glibc keeps what was freed, as MALLOC_TRIM_THRESHOLD_ asks (run/launch.py), unless it is told to let go."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # musl has no such call, and keeps less
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak(device: str) -> int:
