@@ -1,0 +1,74 @@
+"""What stands after the decoder: the head and the loss, as factory.losses makes them in chunks."""
+
+from factory.estimate.tape import Gradient, Storage, Tape, Tensor, Weight
+from factory.plan import LOSS_CHUNK
+
+
+def _chunk(tokens: int, head: Weight) -> int:
+    return min(tokens, LOSS_CHUNK * (2 if head.trained else 1))
+
+
+def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: int) -> list[Gradient]:
+    """One chunk's logits and slopes on the way to the gradients of hidden states and head, which are returned.
+
+    The logits are float32, softmax is taken in their place; the cross entropy makes one more of their size, the slopes
+    one in the head's type.
+    """
+    width = head.count // vocabulary
+    wanted = hidden.node is not None
+    gradient = Storage(tape.ledger, hidden.bytes) if wanted else None
+    rows = _chunk(hidden.count // width, head)
+    logits = rows * vocabulary
+    part = rows * width * size
+    narrow = logits * size if size != 4 else 0
+    several = hidden.count // width > rows  # the last chunk's logits go when those of the next are there
+    made = Storage(tape.ledger, head.count * head.size) if head.trained else None
+    entering = part + logits * 4 + max(narrow, logits * 4)
+    leaving = part + logits * 4 + narrow + (head.count * size if head.trained else 0)
+    tape.ledger.pass_by(max(entering, leaving, part + 2 * logits * 4 + narrow if several else 0))
+    return [gradient, made]
+
+
+def cross_entropy(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tensor:
+    """`LinearCrossEntropy`: the gradients are made in the forward pass, and kept for the backward pass."""
+    size = tape.compute or hidden.size
+    copy = tape.new(head.count, size) if size != head.size else None
+    if not tape.recording or (hidden.node is None and not head.trained):
+        _through(tape, tape.detached(hidden), Weight(head.count, head.size), vocabulary, size)
+        return tape.new(0, 4)
+    kept = _through(tape, hidden, head, vocabulary, size)
+    del copy
+
+    def backward(gradient: Storage) -> list[Gradient]:
+        by_hidden, by_head = kept
+        kept.clear()
+        if by_head is not None:
+            tape.gradients.setdefault(id(head), by_head)
+        return [by_hidden]
+
+    return tape.operation([hidden], 0, 4, trains=(head,) if head.trained else (), backward=backward)
+
+
+def log_probs(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tensor:
+    """`LinearLogProbs`: the hidden states are kept, and the backward pass makes each chunk's logits again."""
+    size = tape.compute or hidden.size
+    copy = tape.new(head.count, size) if size != head.size else None
+    _through(tape, tape.detached(hidden), Weight(head.count, head.size), vocabulary, size)
+    del copy
+    source = Tensor(hidden.storage, hidden.count, hidden.size, hidden.node)
+
+    def backward(gradient: Storage) -> list[Gradient]:
+        again = tape.new(head.count, size) if size != head.size else None
+        by_hidden, by_head = _through(tape, source, head, vocabulary, size)
+        del again
+        if by_head is not None:
+            tape.gradients.setdefault(id(head), by_head)
+        return [by_hidden]
+
+    trains = (head,) if head.trained else ()
+    return tape.operation([hidden], 0, 4, saves=(hidden,), trains=trains, backward=backward)
+
+
+def score(tape: Tape, hidden: Tensor, rows: int, width: int) -> Tensor:
+    """A reward model's: of each row one hidden state."""
+    return tape.operation([hidden], rows * width, 4)
