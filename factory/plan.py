@@ -158,16 +158,27 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes. `runtime` is Python with its libraries on a CPU, 0 on a GPU; `capacity` is what is free there."""
+    """Bytes. `total` is the largest of `instants`, the moments of a training step with all that is there then.
+
+    The parts before `instants` are each what it takes at its own largest; they are not all there at one moment.
+    `constants` are those that quantized weights are scaled by; `activations` what is kept for the backward pass; `logits`
+    those of a chunk with their slopes; `buffers` what the largest instant has beside; `runtime` is Python with its
+    libraries on a CPU, 0 on a GPU; `capacity` is what is free there. `uncalibrated` names what was never measured.
+    """
 
     weights: int
+    constants: int
     gradients: int
     optimizer: int
     activations: int
+    logits: int
+    buffers: int
     runtime: int
+    instants: dict[str, int]
     total: int
     capacity: int
     fits: bool
+    uncalibrated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,5 @@
-"""What a run will need, from the architecture alone. Parameters are exact, memory is coarse (docs/measurements.md)."""
+"""What a run will need, from the architecture alone. Parameters are exact; of memory see `factory.estimate`."""
 
-import re
 from dataclasses import dataclass
 from math import ceil, prod
 from types import ModuleType
@@ -8,12 +7,8 @@ from typing import Any
 
 from factory import heads, registry
 from factory.architecture import Architecture, Shape
-from factory.optimizers.spec import state_bytes
-from factory.plan import BYTES, LOSS_CHUNK, Dtype, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
-from factory.quantizers.spec import stays_quantized, weight_bytes
-from factory.schema import Quantization
-
-RUNTIME = 650 * 2**20  # resident memory of Python with torch, transformers and peft, measured
+from factory.estimate.memory import memory
+from factory.plan import Estimate, Pack, Parameters, Range, Steps, Train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,80 +55,38 @@ def estimate(
     sizes: Sizes,
     capacity: int,
 ) -> Estimate:
-    load, patch, attach, pack, train = steps.load, steps.patch, steps.attach, steps.pack, steps.train
+    pack, train = steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
-    gradients = registry.hook(spec, "gradients", _all)(method, shapes, arch)
-    copied = registry.hook(spec, "copied")
-    copies = copied(method, shapes, arch, mixed=train.autocast is not None) if copied else 0
-    beside = heads.heads(train.stage, arch)
-    counted = parameters(arch, shapes | beside)
-    assert counted.trainable == attach.trainable
-    arch = registry.hook(spec, "expanded", _as_it_is)(method, arch)
+    counted = parameters(arch, shapes | heads.heads(train.stage, arch))
+    assert counted.trainable == steps.attach.trainable
     length = pack.max_length
     if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
         length = min(length, ceil(sizes.longest_bytes / 3) + 64)
-    tokens = train.batch_size * length
-    parts = {
-        "weights": _weights(arch, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
-        + (copies * BYTES["float32"])
-        + counted_in(beside) * BYTES[attach.dtype],
-        "gradients": (gradients + counted_in(beside)) * BYTES[attach.dtype],
-        "optimizer": spec.optimizer_bytes(method, train.optimizer, shapes, arch)
-        + state_bytes(train.optimizer, beside, arch),
-        "activations": _activations(arch, tokens, patch, shapes, logits=heads.writes(train.stage)),
-        "runtime": RUNTIME if load.device == "cpu" else 0,
-    }
-    total = sum(parts.values())
-    per_token = arch.forward_flops_per_token()
+    expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
+    stage = registry.spec("stages", train.stage)
+    trained, judged = (registry.hook(stage, name, usual) for name, usual in (("SEQUENCES", 1), ("JUDGED", 0)))
+    tokens = train.batch_size * train.gradient_accumulation_steps * length
+    per_token = expanded.forward_flops_per_token()
     backward = per_token * (1 + min(1.0, counted.trainable / counted.total))
     return Estimate(
         parameters=counted,
-        memory=Memory(**parts, total=total, capacity=capacity, fits=total <= capacity),
+        memory=memory(
+            arch=arch,
+            spec=spec,
+            method=method,
+            steps=steps,
+            shapes=shapes,
+            rows=train.batch_size * trained,
+            length=length,
+            capacity=capacity,
+        ),
         steps=_steps(sizes, pack, train),
-        flops_per_step=round((per_token + backward) * tokens * train.gradient_accumulation_steps),
+        flops_per_step=round((per_token + backward) * tokens * trained + per_token * tokens * judged),
     )
-
-
-def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:
-    return counted_in(shapes)
 
 
 def _as_it_is(method: Any, arch: Architecture) -> Architecture:
     return arch
-
-
-def _weights(arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, trained: Dtype) -> int:
-    linears = arch.linears() if stays_quantized(quantize, load.config) else {}
-    held = {f"{name}.weight": weight_bytes(quantize, load.config, shape, load.dtype) for name, shape in linears.items()}
-    total = 0
-    base = dict(arch.tensors())
-    for name, shape in base.items():
-        total += held.get(name) or prod(shape) * BYTES[trained if name in shapes else load.dtype]
-    total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[trained]
-    return total
-
-
-def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str, Shape], *, logits: bool) -> int:
-    """Tensors that the backward pass needs, in 2 bytes but for the norms' float32 copies, and the largest `logits`.
-
-    The backward pass ends at the lowest layer that is trained: below it nothing is kept.
-    """
-    attention = arch.heads * arch.head_dim
-    layer = 18 * arch.hidden + 4 * attention + 8 * arch.kv_heads * arch.head_dim + 8 * arch.intermediate
-    if patch.attention == "eager":
-        layer += 6 * arch.heads * tokens
-    at = re.compile(re.escape(arch.layers_at) + r"\.(\d+)\.")
-    in_layers = [at.search(name) for name in shapes]
-    layers = arch.layers - min(int(found[1]) if found else 0 for found in in_layers)
-    matmuls = 6 * arch.hidden + 4 * attention + 4 * arch.kv_heads * arch.head_dim + 4 * arch.intermediate
-    each = {False: layer, True: 2 * arch.hidden, "selective": matmuls}[patch.activation_checkpointing]
-    kept = each * layers + (layer - each)  # of one layer all is there while it is computed again
-    head_trained = None in in_layers
-    if not logits:
-        return tokens * kept
-    largest = min(tokens, LOSS_CHUNK * (2 if head_trained else 1)) * arch.vocabulary * 10
-    head = 6 * arch.vocabulary * arch.hidden if head_trained else 0
-    return tokens * kept + largest + head
 
 
 def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:

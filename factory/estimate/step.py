@@ -1,37 +1,60 @@
 """A training step on a tape: how much activations, gradients and temporary buffers take at most."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.estimate.decoder import Decoder, Numbers, Shapes
 from factory.estimate.loss import cross_entropy, log_probs, score
-from factory.estimate.tape import Tape
+from factory.estimate.tape import Storage, Tape
 from factory.plan import BYTES, Steps
 from factory.quantizers.spec import stays_quantized
 
 
+_SETTLED = 3  # steps after which the heap hardly grows
+_LOSSES = {"tokens": cross_entropy, "answers": log_probs}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Bytes beside weights and the optimizer's state. `saved`: at the forward pass's end; `forward`, `backward`: most."""
+    """Bytes beside weights and the optimizer's state. `saved`: at the forward pass's end; `forward`, `backward`: most.
+
+    `heap` is how high glibc's heap is after some steps, with the optimizer's state in it.
+    """
 
     saved: int
+    logits: int
     forward: int
     backward: int
-    gradients: int
+    heap: int
 
 
 def step(
-    arch: Architecture, trained: dict[str, Shape], steps: Steps, method: Any, *, rows: int, length: int, loss: str
+    arch: Architecture,
+    trained: dict[str, Shape],
+    steps: Steps,
+    method: Any,
+    *,
+    rows: int,
+    length: int,
+    reads: str,
+    frees_gradients: bool = False,
+    standing: Iterable[int] = (),
+    states: Iterable[int] = (),
 ) -> Step:
-    """Of one micro-batch of `rows` sequences of `length` tokens; of each, all but one are trained."""
+    """Of one micro-batch of `rows` sequences of `length` tokens; of each, all but one are trained.
+
+    `frees_gradients`: none stays, as each is stepped at once, or they are there already, and are in `standing`: bytes
+    of what is there from the start on. `states` are those of the optimizer's, tensor by tensor.
+    """
     compute = steps.train.autocast
     numbers = Numbers(
         frozen=BYTES[steps.load.dtype],
         trained=BYTES[steps.attach.dtype],
         compute=None if compute is None else BYTES[compute],
     )
-    tape = Tape(numbers.compute)
+    tape = Tape(numbers.compute, frees_gradients=frees_gradients)
     decoder = Decoder(
         tape,
         arch,
@@ -43,17 +66,37 @@ def step(
         quantized=stays_quantized(steps.quantize, steps.load.config),
         checkpointing=steps.patch.activation_checkpointing,
     )
-    hidden = decoder.states(Shapes(rows=rows, length=length))
-    if loss == "score":
-        made = score(tape, hidden, rows, arch.hidden)
-    else:
-        wanted = rows * (length - 1) * arch.hidden
-        chosen = tape.operation([hidden], wanted, hidden.size)
+    batch = Shapes(rows=rows, length=length)
+    there = [Storage(tape.ledger, count) for count in standing]
+    first = _once(tape, decoder, batch, reads)
+    there += [Storage(tape.ledger, count) for count in states]
+    for _ in range(_SETTLED - 1):
+        tape.gradients.clear()
+        _once(tape, decoder, batch, reads)
+    return replace(first, heap=tape.ledger.heap.top)
+
+
+def _once(tape: Tape, decoder: Decoder, batch: Shapes, reads: str) -> Step:
+    """A forward and a backward pass, in bytes beside what was there before."""
+    ledger, arch = tape.ledger, decoder.arch
+    start = ledger.peak = ledger.now
+    hidden = decoder.states(batch)
+    forward = ledger.peak
+    if reads == "states":
+        made = score(tape, hidden, batch.rows, arch.hidden)
+        before = ledger.now
         del hidden
-        made = {"mean": cross_entropy, "log_probs": log_probs}[loss](tape, chosen, decoder.head(), arch.vocabulary)
+    else:
+        chosen = tape.operation([hidden], batch.rows * (batch.length - 1) * arch.hidden, hidden.size)
+        del hidden
+        before = ledger.peak = ledger.now
+        made = _LOSSES[reads](tape, chosen, decoder.head(), arch.vocabulary)
         del chosen
+    logits = max(0, ledger.peak - before)
+    forward = max(forward, ledger.peak)
     tape.leave_autocast()
-    saved, forward = tape.ledger.now, tape.ledger.peak
-    tape.ledger.peak = saved
+    saved = ledger.peak = ledger.now
     tape.backward(made)
-    return Step(saved=saved, forward=forward, backward=tape.ledger.peak, gradients=tape.ledger.now)
+    return Step(
+        saved=saved - start, logits=logits, forward=forward - start, backward=ledger.peak - start, heap=ledger.heap.top
+    )

@@ -12,35 +12,49 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from factory.estimate.heap import Heap
+
+_SMALL = 32  # bytes; of a tensor's own object, what fits beside another tensor in the heap and keeps holes apart
 STATISTIC = 4  # bytes of a number that norms and softmax keep of a row, float32
 
 
 class Ledger:
-    """Bytes that are held now, and the most that ever were since `mark`."""
+    """Bytes that are held now, the most that ever were since `peak` was set, and where they lie in the heap."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0
+        self.heap = Heap()
 
-    def add(self, count: int) -> None:
+    def add(self, count: int) -> tuple[int, int]:
         self.now += count
         self.peak = max(self.peak, self.now)
+        return self.heap.take(count)
 
-    def pass_by(self, count: int) -> None:
+    def remove(self, count: int, place: tuple[int, int]) -> None:
+        self.now -= count
+        self.heap.give(*place)
+
+    def pass_by(self, *counts: int) -> None:
         """Scratch that goes at once."""
-        self.peak = max(self.peak, self.now + count)
+        places = [(count, self.add(count)) for count in counts if count]
+        for count, place in places:
+            self.remove(count, place)
 
 
 class Storage:
     """Bytes that go when the last reference does."""
 
-    __slots__ = ("_ledger", "bytes")
+    __slots__ = ("_ledger", "_place", "bytes", "_small")
 
     def __init__(self, ledger: Ledger, count: int):
         self._ledger, self.bytes = ledger, count
-        ledger.add(count)
+        self._small = ledger.heap.take_small(_SMALL)
+        self._place = ledger.add(count) if count else None
 
     def __del__(self) -> None:
-        self._ledger.now -= self.bytes
+        if self._place is not None:
+            self._ledger.remove(self.bytes, self._place)
+        self._ledger.heap.give(*self._small)
 
 
 @dataclass(slots=True, eq=False)
@@ -160,8 +174,8 @@ class Tape:
         made = Storage(self.ledger, weight.count * size)
         if size != weight.size:
             made = Storage(self.ledger, weight.count * weight.size)
-        if not self.frees_gradients:
-            self.gradients.setdefault(id(weight), made)
+        if not self.frees_gradients and id(weight) not in self.gradients:
+            self.gradients[id(weight)] = made
 
     def backward(self, loss: Tensor) -> None:
         """From the loss to the first operation."""
@@ -187,8 +201,7 @@ class Tape:
         if node.gradient is None:
             node.gradient = given
             return
-        self.ledger.pass_by(given.bytes)  # the sum of two that others hold too is a third
-        node.gradient = Storage(self.ledger, 0) if given.bytes == 0 else _larger(node.gradient, given)
+        node.gradient = Storage(self.ledger, max(node.gradient.bytes, given.bytes))
 
     # --- operations
 
@@ -333,7 +346,3 @@ class Tape:
 def _put(ends: list[Gradient], given: Storage) -> list[Gradient]:
     ends[0] = given
     return []
-
-
-def _larger(one: Storage, other: Storage) -> Storage:
-    return one if one.bytes >= other.bytes else other

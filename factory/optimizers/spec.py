@@ -52,6 +52,8 @@ STATES: dict[str, State] = {
 }
 HIDDEN: dict[str, State] = {"muon": _floats(1)}  # of hidden matrices, where they are treated in another way
 
+SCRATCH: dict[str, float] = {}  # bytes that a step makes and frees, for each element of the largest tensor
+
 # what an optimizer needs installed
 PACKAGES = {name: "bitsandbytes" for name in STATES if name not in ("adamw", "adafactor", "muon", "sgd")}
 NEEDS_GPU = frozenset(name for name in STATES if name.startswith("paged_"))

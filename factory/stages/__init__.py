@@ -5,6 +5,9 @@ A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.
 - `heads(arch)`, the heads that it trains beside the language model's, by their tensors' names (`factory.heads`),
 - `resolved(own)`, its own keys with values in the place of those that are left open,
 - `WRITES = False` where it does not read the language model's head, which is frozen then,
+- `SEQUENCES = 2` where a sample is trained as two, and `JUDGED = 1` where one more goes forward only,
+- `READS`, what its loss reads of the decoder: `tokens` (their mean loss, as most), `answers` (sums of their
+  log-probabilities) or `states` (one hidden state of each sequence),
 - `needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step.
 
 A run has `loss(model, batch, own) -> Loss`, `own` being the stage's own keys; and `prepare(model, own)` where these

@@ -66,6 +66,8 @@ def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tupl
     if from_weights and held is not None:
         model = _read(run, config, held, rest=model)
     after_reading(model, quantization, arch.linears())
+    if held is not None:
+        _let_go_of_file(model)
     replace_kernels(model, run.plan.steps.patch)
     model.requires_grad_(False)
     return model, arch, first
@@ -99,6 +101,13 @@ def _read(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
         named = ", ".join(sorted(info["missing_keys"])[:3])
         raise refuse("weights-missing", f"model.path={plan.path}", f"its files lack {named}")
     return model
+
+
+def _let_go_of_file(model: Any) -> None:
+    """What was not quantized is copied: it is a view of the mapped file, all of which stays resident otherwise."""
+    for parameter in model.parameters():
+        if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
+            parameter.data = parameter.data.clone()
 
 
 _STAYS_WHOLE = {"bitsandbytes": "llm_int8_skip_modules"}  # each library's word for it, where it has its own

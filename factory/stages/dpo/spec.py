@@ -50,6 +50,8 @@ class Settings(schema.Stage):
 
 KIND: Kind = "pairs"
 UNIT: Unit = "samples"
+SEQUENCES = 2
+READS = "answers"
 
 
 def resolved(own: dict[str, Any]) -> dict[str, Any]:

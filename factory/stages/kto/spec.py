@@ -19,6 +19,8 @@ class Settings(schema.Stage):
 
 KIND: Kind = "labelled"
 UNIT: Unit = "samples"
+JUDGED = 1  # a prompt with another answer
+READS = "answers"
 
 
 def needs_reference(own: dict[str, Any]) -> bool:

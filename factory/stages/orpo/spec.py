@@ -15,4 +15,6 @@ class Settings(schema.Stage):
 
 KIND: Kind = "pairs"
 UNIT: Unit = "samples"
+SEQUENCES = 2
+READS = "answers"
 RULES = ()

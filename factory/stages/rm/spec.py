@@ -20,6 +20,8 @@ class Settings(schema.Stage):
 
 KIND: Kind = "pairs"
 UNIT: Unit = "samples"
+SEQUENCES = 2
+READS = "states"
 WRITES = False
 
 

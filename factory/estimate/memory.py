@@ -1,0 +1,153 @@
+"""A run's peak of memory: each moment of a training step in a closed form, of which the largest counts.
+
+Weights and the optimizer's state follow from shapes; what comes and goes within a step from `factory.estimate.step`.
+"""
+
+from collections.abc import Iterable
+from math import prod
+from types import ModuleType
+from typing import Any
+
+from factory import heads, registry
+from factory.architecture import Architecture, Shape
+from factory.estimate import runtime
+from factory.estimate.step import step
+from factory.optimizers.spec import SCRATCH, state_bytes
+from factory.plan import BYTES, Dtype, Load, Memory, Steps
+from factory.quantizers.spec import stays_quantized, weight_bytes
+from factory.schema import Quantization
+
+
+def memory(
+    *,
+    arch: Architecture,
+    spec: ModuleType,
+    method: Any,
+    steps: Steps,
+    shapes: dict[str, Shape],
+    rows: int,
+    length: int,
+    capacity: int,
+) -> Memory:
+    """Of micro-batches of `rows` sequences of `length` tokens. `shapes` are what the method trains."""
+    load, attach, train = steps.load, steps.attach, steps.train
+    beside = heads.heads(train.stage, arch)
+    everything, number = shapes | beside, BYTES[attach.dtype]
+    present = registry.hook(spec, "gradients", _all)(method, shapes, arch)
+    copied = registry.hook(spec, "copied")
+    copies = 4 * copied(method, shapes, arch, mixed=train.autocast is not None) if copied else 0
+    expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
+
+    plain, constants = _weights(expanded, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
+    weights = plain + copies + counted(beside) * number
+    gradients = (present + counted(beside)) * number
+    optimizer = spec.optimizer_bytes(method, train.optimizer, shapes, arch) + state_bytes(train.optimizer, beside, arch)
+
+    layerwise, turns = bool(getattr(method, "layerwise", False)), copied is not None
+    accumulates = train.gradient_accumulation_steps > 1 and not layerwise
+    found = step(
+        expanded,
+        _at_one_time(shapes, expanded) if turns else shapes,
+        steps,
+        method,
+        rows=rows,
+        length=length,
+        reads=registry.hook(registry.spec("stages", train.stage), "READS", "tokens"),
+        frees_gradients=layerwise or accumulates,
+        standing=[prod(shape) * number for shape in everything.values()] if accumulates else (),
+        states=_spread(optimizer, everything),
+    )
+    standing = gradients if accumulates else 0
+    held = weights + constants + optimizer
+    largest = max((prod(shape) for shape in everything.values()), default=0)
+    instants = {
+        "forward": held + standing + found.forward,
+        "backward": held + standing + found.backward,
+        "step": held + gradients + round(SCRATCH.get(train.optimizer, 0) * largest),
+        "saving": held + _saving(expanded, everything, steps),
+    }
+    base = 0
+    if load.device == "cpu":
+        base = runtime.resident(steps, arch)
+        holes = max(0, weights + constants + found.heap - max(instants["forward"], instants["backward"]))
+        instants = {name: base + count + holes for name, count in instants.items()}
+    total = max(instants.values())
+    return Memory(
+        weights=weights,
+        constants=constants,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=found.saved,
+        logits=found.logits,
+        buffers=max(found.forward, found.backward) - found.saved,
+        runtime=base,
+        instants=instants,
+        total=total,
+        capacity=capacity,
+        fits=total <= capacity,
+        uncalibrated=tuple(_uncalibrated(arch, steps)),
+    )
+
+
+def counted(shapes: dict[str, Shape]) -> int:
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:
+    return counted(shapes)
+
+
+def _as_it_is(method: Any, arch: Architecture) -> Architecture:
+    return arch
+
+
+def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
+    """The optimizer's bytes by tensor and, as most keep two numbers, in halves."""
+    whole = counted(shapes) or 1
+    return [count * prod(shape) // (2 * whole) for shape in shapes.values() for _ in range(2)]
+
+
+def _weights(
+    arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, trained: Dtype
+) -> tuple[int, int]:
+    """The weights themselves, the adapters' with them, and the constants of quantized ones."""
+    linears = arch.linears() if stays_quantized(quantize, load.config) else {}
+    quantized = {
+        f"{name}.weight": weight_bytes(quantize, load.config, shape, load.dtype) for name, shape in linears.items()
+    }
+    bits = quantize.bits or 8
+    total, constants, base = 0, 0, dict(arch.tensors())
+    for name, shape in base.items():
+        if name in quantized:
+            codes = min(quantized[name], prod(shape) * bits // 8)
+            total, constants = total + codes, constants + quantized[name] - codes
+        else:
+            total += prod(shape) * BYTES[trained if name in shapes else load.dtype]
+    total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[trained]
+    return total, constants
+
+
+def _at_one_time(shapes: dict[str, Shape], arch: Architecture) -> dict[str, Shape]:
+    """Of what trains in turns, the first layer's: all above is walked back through."""
+    own = arch.layer_tensors(0)
+    return {name: shape for name, shape in shapes.items() if name in own} or shapes
+
+
+def _saving(arch: Architecture, shapes: dict[str, Shape], steps: Steps) -> int:
+    """Bytes of the copies that are written: of trained weights of the model, in the type that they computed in."""
+    kept = steps.train.autocast
+    if kept is None or kept == steps.attach.dtype:
+        return 0
+    return BYTES[kept] * sum(prod(shape) for name, shape in arch.tensors() if name in shapes)
+
+
+_EXPERTS = "mixtures of experts"
+
+
+def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
+    if arch.experts():
+        yield _EXPERTS
+    if arch.parts:
+        yield "images"
+    if steps.load.device != "cpu":
+        yield "GPUs"
