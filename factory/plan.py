@@ -161,9 +161,10 @@ class Memory:
     """Bytes. `total` is the largest of `instants`, the moments of a training step with all that is there then.
 
     The parts before `instants` are each what it takes at its own largest; they are not all there at one moment.
-    `constants` are those that quantized weights are scaled by; `activations` what is kept for the backward pass; `logits`
-    those of a chunk with their slopes; `buffers` what the largest instant has beside; `runtime` is Python with its
-    libraries on a CPU, 0 on a GPU; `capacity` is what is free there. `uncalibrated` names what was never measured.
+    `constants` are those of the weights that quantized ones are scaled by; `activations` what is kept for the backward
+    pass; `logits` those of a chunk with their slopes; `buffers` what a forward or a backward pass has beside; `slack`
+    what glibc's heap cannot use again; `runtime` is Python with its libraries on a CPU (both 0 on a GPU); `capacity` is
+    what is free there. `uncalibrated` names what of the run was never measured.
     """
 
     weights: int
@@ -173,6 +174,7 @@ class Memory:
     activations: int
     logits: int
     buffers: int
+    slack: int
     runtime: int
     instants: dict[str, int]
     total: int

@@ -6,7 +6,7 @@ are is read off the architecture. Of a kind that is not in the table, llama's an
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, Literal
@@ -275,7 +275,9 @@ class Layer:
         tape = self.decoder.tape
         size = max(value.size, self.stream)
         turned = tape.operation([value], value.count, size)
-        half = tape.concatenated([tape.pointwise(tape.sliced(value, value.count // 2)), tape.sliced(value, value.count // 2)])
+        half = tape.concatenated(
+            [tape.pointwise(tape.sliced(value, value.count // 2)), tape.sliced(value, value.count // 2)]
+        )
         half = tape.operation([half], half.count, size)
         return tape.add(turned, half)
 
@@ -322,9 +324,7 @@ class Layer:
             weights = tape.pointwise(weights)
             weights = tape.pointwise(tape.operation([weights], scores, weights.size, saves_output=True))
         weights = tape.pointwise(weights)  # the mask is added
-        wide = tape.operation(
-            [tape.cast(weights, 4)], scores, 4, saves_output=True
-        )
+        wide = tape.operation([tape.cast(weights, 4)], scores, 4, saves_output=True)
         narrow = tape.cast(wide, query.size)
         saves = (*((values,) if narrow.node else ()), *((narrow,) if values.node else ()))
         made = tape.operation([narrow, values], query.count, query.size, saves=saves)
@@ -339,7 +339,9 @@ class Layer:
             gate, up = (tape.sliced(both, both.count // 2) for _ in range(2))
             return self.linear(tape.multiply(up, self._activated(gate)), "down")
         if "gate" in self.roles:
-            return self.linear(tape.multiply(self._activated(self.linear(value, "gate")), self.linear(value, "up")), "down")
+            return self.linear(
+                tape.multiply(self._activated(self.linear(value, "gate")), self.linear(value, "up")), "down"
+            )
         if "up" not in self.roles:
             return tape.pointwise(value)
         return self.linear(self._activated(self.linear(value, "up")), "down")
@@ -424,7 +426,9 @@ def _norms(block: Block) -> list[dict[str, Shape]]:
     return [found[name] for name in _NORM_ORDER if name in found]
 
 
-_ADAPTER = re.compile(r"^(?:base_model\.model\.)?(.+?)\.((?:lora|vera|ia3|oft|hada|lokr)_[A-Za-z0-9_]+)(?:\.default)?(?:\.weight)?$")
+_ADAPTER = re.compile(
+    r"^(?:base_model\.model\.)?(.+?)\.((?:lora|vera|ia3|oft|hada|lokr)_[A-Za-z0-9_]+)(?:\.default)?(?:\.weight)?$"
+)
 
 
 def _adapters(trained: dict[str, Shape], size: int) -> dict[str, dict[str, Weight]]:

@@ -10,6 +10,8 @@ from bisect import bisect_left, insort
 
 _ALIGNMENT, _SMALLEST, _UNIT, _HEADER = 64, 32, 16, 16  # bytes
 
+Place = tuple[int, int]  # start and size, in bytes
+
 
 class Heap:
     """`top` is where it ends, in bytes; it never shrinks."""
@@ -20,24 +22,22 @@ class Heap:
         self._starts: dict[int, int] = {}  # of free stretches: start to size
         self._ends: dict[int, int] = {}  # end to start
 
-    def take(self, count: int) -> tuple[int, int]:
-        """A block of so many bytes: its start and its size."""
-        size = max(_SMALLEST, -(-(count + _HEADER // 2) // _UNIT) * _UNIT)
+    def take(self, count: int) -> Place:
+        """A block of so many bytes at a multiple of 64."""
+        size = _block(count)
         start, whole = self._stretch(size + _ALIGNMENT + _SMALLEST)
         moved = start
         if (start + _HEADER) % _ALIGNMENT:
             moved = -(-(start + _HEADER) // _ALIGNMENT) * _ALIGNMENT - _HEADER
             moved += _ALIGNMENT if moved - start < _SMALLEST else 0
             self.give(start, moved - start)
-        rest = start + whole - moved - size
-        if rest < _SMALLEST:
-            return moved, size + rest
-        self.give(moved + size, rest)
-        return moved, size
+        return self._cut(moved, start + whole - moved, size)
 
-    def take_small(self, count: int) -> tuple[int, int]:
-        size = max(_SMALLEST, -(-(count + _HEADER // 2) // _UNIT) * _UNIT)
-        start, whole = self._stretch(size)
+    def take_small(self, count: int) -> Place:
+        """A block wherever it fits."""
+        return self._cut(*self._stretch(_block(count)), _block(count))
+
+    def _cut(self, start: int, whole: int, size: int) -> Place:
         rest = whole - size
         if rest < _SMALLEST:
             return start, whole
@@ -72,3 +72,8 @@ class Heap:
     def _forget(self, size: int, start: int) -> None:
         del self._free[bisect_left(self._free, (size, start))]
         del self._starts[start], self._ends[start + size]
+
+
+def _block(count: int) -> int:
+    """Bytes that glibc takes for so many."""
+    return max(_SMALLEST, -(-(count + _HEADER // 2) // _UNIT) * _UNIT)

@@ -25,7 +25,9 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     made = Storage(tape.ledger, head.count * head.size) if head.trained else None
     entering = part + logits * 4 + max(narrow, logits * 4)
     leaving = part + logits * 4 + narrow + (head.count * size if head.trained else 0)
-    tape.ledger.pass_by(part, logits * 4, max(entering, leaving, part + 2 * logits * 4 + narrow if several else 0) - part - logits * 4)
+    tape.ledger.pass_by(
+        part, logits * 4, max(entering, leaving, part + 2 * logits * 4 + narrow if several else 0) - part - logits * 4
+    )
     return [gradient, made]
 
 

@@ -38,8 +38,8 @@ def memory(
     copies = 4 * copied(method, shapes, arch, mixed=train.autocast is not None) if copied else 0
     expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
 
-    plain, constants = _weights(expanded, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
-    weights = plain + copies + counted(beside) * number
+    base, constants = _weights(expanded, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
+    weights = base + copies + counted(beside) * number
     gradients = (present + counted(beside)) * number
     optimizer = spec.optimizer_bytes(method, train.optimizer, shapes, arch) + state_bytes(train.optimizer, beside, arch)
 
@@ -58,7 +58,7 @@ def memory(
         states=_spread(optimizer, everything),
     )
     standing = gradients if accumulates else 0
-    held = weights + constants + optimizer
+    held = weights + optimizer
     largest = max((prod(shape) for shape in everything.values()), default=0)
     instants = {
         "forward": held + standing + found.forward,
@@ -66,11 +66,11 @@ def memory(
         "step": held + gradients + round(SCRATCH.get(train.optimizer, 0) * largest),
         "saving": held + _saving(expanded, everything, steps),
     }
-    base = 0
+    slack = resident = 0
     if load.device == "cpu":
-        base = runtime.resident(steps, arch)
-        holes = max(0, weights + constants + found.heap - max(instants["forward"], instants["backward"]))
-        instants = {name: base + count + holes for name, count in instants.items()}
+        slack = max(0, weights + found.heap - max(instants["forward"], instants["backward"]))
+        resident = runtime.resident(attach.method, arch)
+    instants = {name: resident + slack + count for name, count in instants.items()}
     total = max(instants.values())
     return Memory(
         weights=weights,
@@ -80,7 +80,8 @@ def memory(
         activations=found.saved,
         logits=found.logits,
         buffers=max(found.forward, found.backward) - found.saved,
-        runtime=base,
+        slack=slack,
+        runtime=resident,
         instants=instants,
         total=total,
         capacity=capacity,
@@ -110,7 +111,7 @@ def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
 def _weights(
     arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, trained: Dtype
 ) -> tuple[int, int]:
-    """The weights themselves, the adapters' with them, and the constants of quantized ones."""
+    """The weights, the adapters' with them, and of these the constants of quantized ones."""
     linears = arch.linears() if stays_quantized(quantize, load.config) else {}
     quantized = {
         f"{name}.weight": weight_bytes(quantize, load.config, shape, load.dtype) for name, shape in linears.items()
@@ -119,8 +120,8 @@ def _weights(
     total, constants, base = 0, 0, dict(arch.tensors())
     for name, shape in base.items():
         if name in quantized:
-            codes = min(quantized[name], prod(shape) * bits // 8)
-            total, constants = total + codes, constants + quantized[name] - codes
+            total += quantized[name]
+            constants += max(0, quantized[name] - prod(shape) * bits // 8)
         else:
             total += prod(shape) * BYTES[trained if name in shapes else load.dtype]
     total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[trained]

@@ -1,14 +1,15 @@
-"""What a CPU process holds beside a run's tensors: Python with its libraries, its code and its tokenizer. Measured."""
+"""What a CPU process holds beside a run's tensors: Python with its libraries and its tokenizer. Measured."""
 
+from factory import registry
 from factory.architecture import Architecture
-from factory.plan import Steps
 
 _MIB = 2**20
-_BASE = 496 * _MIB  # Python with torch, transformers, datasets and accelerate, and the kernels that torch compiles
-_ADAPTERS = 65 * _MIB  # peft, with bitsandbytes, which it imports
+_BASE = 515 * _MIB  # Python with torch, transformers, datasets and accelerate, and the kernels that torch compiles
+_ADAPTERS = 50 * _MIB  # PEFT, with bitsandbytes, which it imports
 _TOKEN = 450  # of a tokenizer's vocabulary
 
 
-def resident(steps: Steps, arch: Architecture) -> int:
-    adapters = 0 if steps.attach.method in ("full", "freeze", "galore", "apollo", "badam", "badam_ratio", "llama_pro") else _ADAPTERS
+def resident(method: str, arch: Architecture) -> int:
+    """Bytes of the process before its first weight. A method whose spec says how PEFT saves it needs PEFT."""
+    adapters = _ADAPTERS if registry.hook(registry.spec("methods", method), "peft") else 0
     return _BASE + adapters + _TOKEN * arch.vocabulary

@@ -6,13 +6,12 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.estimate.decoder import Decoder, Numbers, Shapes
+from factory.estimate.heap import Heap
 from factory.estimate.loss import cross_entropy, log_probs, score
-from factory.estimate.tape import Storage, Tape
+from factory.estimate.tape import Ledger, Storage, Tape
 from factory.plan import BYTES, Steps
 from factory.quantizers.spec import stays_quantized
 
-
-_SETTLED = 3  # steps after which the heap hardly grows
 _LOSSES = {"tokens": cross_entropy, "answers": log_probs}
 
 
@@ -20,7 +19,7 @@ _LOSSES = {"tokens": cross_entropy, "answers": log_probs}
 class Step:
     """Bytes beside weights and the optimizer's state. `saved`: at the forward pass's end; `forward`, `backward`: most.
 
-    `heap` is how high glibc's heap is after some steps, with the optimizer's state in it.
+    `heap` is how high glibc's heap is after two steps, with the optimizer's state in it; 0 on a GPU.
     """
 
     saved: int
@@ -54,7 +53,8 @@ def step(
         trained=BYTES[steps.attach.dtype],
         compute=None if compute is None else BYTES[compute],
     )
-    tape = Tape(numbers.compute, frees_gradients=frees_gradients)
+    ledger = Ledger(Heap() if steps.load.device == "cpu" else None)
+    tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
     decoder = Decoder(
         tape,
         arch,
@@ -70,9 +70,10 @@ def step(
     there = [Storage(tape.ledger, count) for count in standing]
     first = _once(tape, decoder, batch, reads)
     there += [Storage(tape.ledger, count) for count in states]
-    for _ in range(_SETTLED - 1):
-        tape.gradients.clear()
-        _once(tape, decoder, batch, reads)
+    tape.gradients.clear()
+    if tape.ledger.heap is None:
+        return first
+    _once(tape, decoder, batch, reads)
     return replace(first, heap=tape.ledger.heap.top)
 
 
@@ -97,6 +98,4 @@ def _once(tape: Tape, decoder: Decoder, batch: Shapes, reads: str) -> Step:
     tape.leave_autocast()
     saved = ledger.peak = ledger.now
     tape.backward(made)
-    return Step(
-        saved=saved - start, logits=logits, forward=forward - start, backward=ledger.peak - start, heap=ledger.heap.top
-    )
+    return Step(saved=saved - start, logits=logits, forward=forward - start, backward=ledger.peak - start, heap=0)

@@ -12,27 +12,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from factory.estimate.heap import Heap
+from factory.estimate.heap import Heap, Place
 
 _SMALL = 32  # bytes; of a tensor's own object, what fits beside another tensor in the heap and keeps holes apart
 STATISTIC = 4  # bytes of a number that norms and softmax keep of a row, float32
 
 
 class Ledger:
-    """Bytes that are held now, the most that ever were since `peak` was set, and where they lie in the heap."""
+    """Bytes that are held now, the most that ever were since `peak` was set, and where they lie in the heap, if any."""
 
-    def __init__(self) -> None:
+    def __init__(self, heap: Heap | None = None) -> None:
         self.now = self.peak = 0
-        self.heap = Heap()
+        self.heap = heap
 
-    def add(self, count: int) -> tuple[int, int]:
+    def add(self, count: int) -> tuple[Place, Place] | None:
+        """The places of a tensor's numbers and of its own object."""
         self.now += count
         self.peak = max(self.peak, self.now)
-        return self.heap.take(count)
+        return None if self.heap is None else (self.heap.take_small(_SMALL), self.heap.take(count))
 
-    def remove(self, count: int, place: tuple[int, int]) -> None:
+    def remove(self, count: int, places: tuple[Place, Place] | None) -> None:
         self.now -= count
-        self.heap.give(*place)
+        if self.heap is not None and places is not None:
+            for place in places:
+                self.heap.give(*place)
 
     def pass_by(self, *counts: int) -> None:
         """Scratch that goes at once."""
@@ -44,17 +47,14 @@ class Ledger:
 class Storage:
     """Bytes that go when the last reference does."""
 
-    __slots__ = ("_ledger", "_place", "bytes", "_small")
+    __slots__ = ("_ledger", "_places", "bytes")
 
     def __init__(self, ledger: Ledger, count: int):
         self._ledger, self.bytes = ledger, count
-        self._small = ledger.heap.take_small(_SMALL)
-        self._place = ledger.add(count) if count else None
+        self._places = ledger.add(count)
 
     def __del__(self) -> None:
-        if self._place is not None:
-            self._ledger.remove(self.bytes, self._place)
-        self._ledger.heap.give(*self._small)
+        self._ledger.remove(self.bytes, self._places)
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +102,7 @@ class Tape:
     """
 
     compute: int | None
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: Ledger
     recording: bool = True
     frees_gradients: bool = False  # each is stepped as soon as it is whole
     nodes: list[Node] = field(default_factory=list)

@@ -104,9 +104,9 @@ def _read(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
 
 
 def _let_go_of_file(model: Any) -> None:
-    """What was not quantized is copied: it is a view of the mapped file, all of which stays resident otherwise."""
+    """What was not quantized is copied: it lies in the mapped file, all of which stays resident otherwise."""
     for parameter in model.parameters():
-        if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
+        if parameter.is_floating_point() and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
 
 
