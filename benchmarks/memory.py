@@ -129,7 +129,7 @@ def random_model(numbers: dict[str, Any], folder: Path) -> None:
         num_hidden_layers=numbers["layers"],
         num_attention_heads=numbers["heads"],
         num_key_value_heads=numbers["keys"],
-        head_dim=numbers["hidden"] // numbers["heads"],
+        **({} if numbers.get("kind") == "falcon" else {"head_dim": numbers["hidden"] // numbers["heads"]}),
         vocab_size=numbers["vocabulary"],
         max_position_embeddings=4096,
         pad_token_id=0,

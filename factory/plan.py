@@ -12,7 +12,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import Evaluate, Quantization, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 3
+VERSION = 4
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none

@@ -26,6 +26,7 @@ class Anatomy:
     rotary: bool = True
     copies_heads: bool = False  # queries, keys and values are cut from one product, and copied
     caps_scores: bool = False  # cap tanh(scores / cap)
+    masks: bool = False  # gives torch a mask of its own, with which there is no fused kernel on a CPU
 
 
 _AROUND = Anatomy(norm="rms_wide", order="around")
@@ -34,12 +35,13 @@ ANATOMIES: dict[str, Anatomy] = {
     "gemma2": Anatomy(norm="rms_wide", order="around", caps_scores=True),
     "gemma3_text": _AROUND,
     "glm4": Anatomy(order="around"),
-    **dict.fromkeys(("olmo2", "olmo3", "exaone4"), Anatomy(order="after")),
+    **dict.fromkeys(("olmo2", "olmo3"), Anatomy(norm="rms_wide", order="after")),
+    "exaone4": Anatomy(order="after"),
     "phi": Anatomy(norm="layer", order="parallel", activation_keeps=4),
     **dict.fromkeys(("cohere", "cohere2"), Anatomy(norm="layer", order="parallel")),
     **dict.fromkeys(("starcoder2", "stablelm", "nemotron"), Anatomy(norm="layer")),
     "gpt_neox": Anatomy(norm="layer", order="parallel_two"),
-    "falcon": Anatomy(norm="layer", order="parallel", copies_heads=True),
+    "falcon": Anatomy(norm="layer", order="parallel", copies_heads=True, masks=True),
     "gptj": Anatomy(norm="layer", order="parallel", activation_keeps=4),
     **dict.fromkeys(("gpt2", "gpt_bigcode", "gpt_neo"), Anatomy(norm="layer", activation_keeps=4, rotary=False)),
     **dict.fromkeys(("bloom", "opt", "mpt"), Anatomy(norm="layer", rotary=False)),
@@ -289,6 +291,8 @@ class Layer:
         """torch's fused kernel: keeps what goes in, what comes out, and a number for each row of scores."""
         query, keys, values = self._compute(query, keys, values)
         arch, tape = self.decoder.arch, self.decoder.tape
+        if self.decoder.anatomy.masks:
+            return self._unfused(query, keys, values)
         made = tape.operation(
             [query, keys, values],
             query.count,
@@ -300,6 +304,16 @@ class Layer:
         )
         # with as many keys as queries it comes out in another layout, and is copied
         return tape.pointwise(made) if arch.heads == arch.kv_heads else made
+
+    def _unfused(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """torch's own way without a fused kernel: the softmax of all scores, in float32, is kept."""
+        tape, scores = self.decoder.tape, self.batch.rows * self.decoder.arch.heads * self.batch.length**2
+        kept = (query, keys, values, tape.new(scores, 4))
+        scratch = scores * 4 * 3 // 2
+        made = tape.operation(
+            [query, keys, values], query.count, query.size, saves=kept, scratch=scratch, backward_scratch=scratch
+        )
+        return tape.pointwise(made)
 
     def _grouped(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """S² attention: copies of both halves in groups go through the fused kernel (factory.attention.s2)."""

@@ -53,6 +53,7 @@ def memory(
         rows=rows,
         length=length,
         reads=registry.hook(registry.spec("stages", train.stage), "READS", "tokens"),
+        copied=turns,
         frees_gradients=layerwise or accumulates,
         standing=[prod(shape) * number for shape in everything.values()] if accumulates else (),
         states=_spread(optimizer, everything),

@@ -38,19 +38,20 @@ def step(
     rows: int,
     length: int,
     reads: str,
+    copied: bool = False,
     frees_gradients: bool = False,
     standing: Iterable[int] = (),
     states: Iterable[int] = (),
 ) -> Step:
     """Of one micro-batch of `rows` sequences of `length` tokens; of each, all but one are trained.
 
-    `frees_gradients`: none stays, as each is stepped at once, or they are there already, and are in `standing`: bytes
+    `copied`: what trains is held in the frozen type, and stepped as copies. `frees_gradients`: none stays, as each is stepped at once, or they are there already, and are in `standing`: bytes
     of what is there from the start on. `states` are those of the optimizer's, tensor by tensor.
     """
     compute = steps.train.autocast
     numbers = Numbers(
         frozen=BYTES[steps.load.dtype],
-        trained=BYTES[steps.attach.dtype],
+        trained=BYTES[steps.load.dtype if copied else steps.attach.dtype],
         compute=None if compute is None else BYTES[compute],
     )
     ledger = Ledger(Heap() if steps.load.device == "cpu" else None)
