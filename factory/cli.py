@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from factory import __version__, compose, settings
@@ -17,7 +18,9 @@ from factory.data import known
 from factory.look import look
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
+from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
+from factory.typed import to_tree
 
 REFUSED = 2
 # promised by the command line's contract and not built: refused by name
@@ -91,14 +94,20 @@ def plan(arguments: list[str]) -> int:
         return _hydras_own(line)
     composed = compose.compose(line)
     made = _compiled(composed, training=False)
+    fits = made.estimate.memory.fits
+    changes = [] if fits else cheapest(made, None, partial(_anew, line.config_dirs))
     if composed.tree["plan"]["format"] == "json":
         from factory.plan import to_json
 
-        print(json.dumps(to_json(made), ensure_ascii=False))
+        told = {} if fits else {"changes": [to_tree(change) for change in changes]}
+        print(json.dumps({**to_json(made), **told}, ensure_ascii=False))
     else:
-        from factory.run.screen import Screen, plan_panel
+        from factory.run.screen import Screen, changes_text, plan_panel
 
-        Screen().print(plan_panel(made))
+        screen = Screen()
+        screen.print(plan_panel(made))
+        if not fits:
+            screen.print(changes_text(changes), soft_wrap=True)
     return 0
 
 
@@ -170,6 +179,12 @@ def _run(composed: compose.Composed) -> int:
     resume = composed.tree["stage"]["resume"]
     start = folder.checkpoint() if resume == "auto" else Path(resume) if resume else None
     return launch(made, folder, start, Screen())
+
+
+def _anew(config_dirs: tuple[str, ...], overrides: tuple[str, ...]) -> Plan:
+    """The plan of these overrides. Raises UserError."""
+    line = compose.CommandLine(overrides=overrides, config_dirs=config_dirs)
+    return _compiled(compose.compose(line), training=False)
 
 
 def _job(composed: compose.Composed) -> int:

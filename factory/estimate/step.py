@@ -45,8 +45,9 @@ def step(
 ) -> Step:
     """Of one micro-batch of `rows` sequences of `length` tokens; of each, all but one are trained.
 
-    `copied`: what trains is held in the frozen type, and stepped as copies. `frees_gradients`: none stays, as each is stepped at once, or they are there already, and are in `standing`: bytes
-    of what is there from the start on. `states` are those of the optimizer's, tensor by tensor.
+    `copied`: what trains is held in the frozen type, and stepped as copies. `frees_gradients`: none stays, as each is
+    stepped at once, or they are there already, and are in `standing`: bytes of what is there from the start on.
+    `states` are those of the optimizer's, tensor by tensor.
     """
     compute = steps.train.autocast
     numbers = Numbers(

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from factory import registry
 from factory.models import Row
-from factory.plan import Plan
+from factory.plan import Memory, Plan
 from factory.quantizers.spec import checkpoint_quantizer
+from factory.run.advice import Change
 from factory.words import size
 
 _LOG_WIDTH = 120
@@ -121,12 +122,11 @@ def plan_panel(plan: Plan) -> Panel:
     measured = "loss and rewards" if whole else "perplexity"
     add("evaluate", f"{measured} before and after" if steps.evaluate.perplexity else f"no {measured}")
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
-    parts = ", ".join(
-        f"{name} {size(getattr(memory, name))}"
-        for name in ("weights", "gradients", "optimizer", "activations", "runtime")
-        if getattr(memory, name)
-    )
-    add("memory", f"about {size(memory.total)} of {size(memory.capacity)}: {fits}\n({parts})")
+    add("memory", f"about {size(memory.total)} of {size(memory.capacity)}: {fits}; most in {_peak(memory)}")
+    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in _PARTS if getattr(memory, name))
+    add("", f"[dim]{parts}[/dim]")
+    if memory.uncalibrated:
+        add("", f"[dim]rough: never measured with {', '.join(memory.uncalibrated)}[/dim]")
     for note in plan.notes:
         add("note", f"[dim]{note}[/dim]")
     for warning in plan.warnings:
@@ -136,6 +136,30 @@ def plan_panel(plan: Plan) -> Panel:
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_FITS = {True: "fits", False: "less, and still too much"}
+# of `plan.Memory`, as a person reads them
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
+_INSTANTS = {
+    "forward": "the forward pass",
+    "backward": "the backward pass",
+    "step": "the optimizer's step",
+    "saving": "saving",
+}
+
+
+def _peak(memory: Memory) -> str:
+    return _INSTANTS[max(memory.instants, key=lambda name: memory.instants[name])]
+
+
+def changes_text(changes: list[Change]) -> str:
+    """What to add to the command line, a change a line."""
+    lines = [
+        f"  {' '.join(change.overrides)}  # estimated {size(change.estimated_bytes)}, {_FITS[change.fits]}"
+        for change in changes
+    ]
+    return "\n".join(["It would need less with", *lines]) if lines else "No change that is known brings it down."
 
 
 def _quantization(plan: Plan) -> str:
