@@ -5,7 +5,6 @@ from conftest import compiled
 
 from factory import registry
 from factory.architecture import architecture
-from factory.compile.estimate import RUNTIME
 from factory.plan import Estimate
 from factory.schedules import total_steps
 
@@ -34,20 +33,6 @@ def test_smollm2_trains_exactly(overrides: str, trainable: int) -> None:
     found = estimate(*overrides.split()).parameters
     assert (found.total, found.trainable) == (134_515_008, trainable)
     assert sum(found.trainable_by_module.values()) == trainable
-
-
-@pytest.mark.parametrize(
-    ("overrides", "billions"),
-    [
-        ("method=full", "6.74"),
-        ("method=galore", "6.74"),
-        ("method=freeze method.num_layers=3", "0.61"),
-        ("method=lora method.rank=128", "0.32"),
-        ("method=qlora method.rank=128", "0.32"),
-    ],
-)
-def test_llama2_trains_what_the_papers_table_4_says(overrides: str, billions: str) -> None:
-    assert f"{estimate('model=llama2_7b', *overrides.split()).parameters.trainable / 1e9:.2f}" == billions
 
 
 @pytest.mark.parametrize("method", registry.names("methods"))
@@ -90,13 +75,53 @@ def test_frozen_weights_are_held_in_the_frozen_type() -> None:
     assert freeze.memory.weights == 2 * freeze.parameters.total + 2 * freeze.parameters.trainable
 
 
-def test_the_total_is_the_sum_and_a_cpu_has_its_libraries() -> None:
+def test_the_total_is_the_highest_moment_and_a_cpu_has_its_libraries() -> None:
     cpu, gpu = (estimate(f"hardware={hardware}").memory for hardware in ("cpu", "h100_80gb"))
-    assert (cpu.runtime, gpu.runtime) == (RUNTIME, 0)
+    assert (gpu.runtime, gpu.slack) == (0, 0)
+    assert cpu.runtime > 400 * 2**20
     for found in (cpu, gpu):
-        parts = found.weights + found.gradients + found.optimizer + found.activations + found.runtime
-        assert found.total == parts
-        assert found.fits == (parts <= found.capacity)
+        assert found.total == max(found.instants.values())
+        assert found.fits == (found.total <= found.capacity)
+        assert min(found.instants.values()) >= found.weights + found.optimizer + found.runtime
+    assert cpu.uncalibrated == ()
+    assert gpu.uncalibrated == ("GPUs",)
+
+
+@pytest.mark.parametrize(("stage", "sequences"), [("dpo", 2), ("orpo", 2), ("rm", 2), ("kto", 1)])
+def test_a_pair_is_two_sequences(stage: str, sequences: int) -> None:
+    """In memory and in FLOPs. KTO's mismatched answers go forward only, without a gradient."""
+    shape = (GPU, "data.max_length=64", "method=lora")
+    sft = estimate(*shape, "stage=sft", f"stage.batch_size={4 * sequences}")
+    found = estimate(*shape, f"stage={stage}", "stage.batch_size=4")
+    assert found.memory.activations == pytest.approx(sft.memory.activations, rel=0.02)
+    extra = 1.5 if stage == "kto" else 1.0
+    assert found.flops_per_step == pytest.approx(extra * sft.flops_per_step, rel=0.02)
+
+
+def test_accumulated_gradients_are_there_from_the_start() -> None:
+    one, two = (estimate(GPU, *PACKED, "method=full", f"stage.gradient_accumulation_steps={n}").memory for n in (1, 2))
+    assert two.instants["forward"] == one.instants["forward"] + one.gradients
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "h100_80gb"])
+def test_a_model_of_70_billion_is_planned_within_a_second(hardware: str) -> None:
+    from time import process_time
+
+    start = process_time()
+    found = estimate("model=llama2_70b", "method=lora", f"hardware={hardware}")
+    assert process_time() - start < 1.5  # a second on a quiet core
+    assert found.memory.weights > 2 * 68e9
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "galore", "dora"])
+def test_memory_never_falls_with_more_tokens(method: str) -> None:
+    """To the byte on a GPU; a CPU's heap may be laid out better by chance (0.3 % seen)."""
+    base = ("stage=pt", f"method={method}", "data.max_length=128", "stage.batch_size=1")
+    for changes in (["stage.batch_size=1", "stage.batch_size=3", "stage.batch_size=8"], ["data.max_length=300"]):
+        totals = [estimate(GPU, *base, *found).memory.total for found in ((), *((change,) for change in changes))]
+        assert totals == sorted(totals)
+    small, large = (estimate("hardware=cpu", *base, f"stage.batch_size={size}").memory.total for size in (2, 3))
+    assert small < 1.005 * large
 
 
 @pytest.mark.parametrize(
