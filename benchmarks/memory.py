@@ -199,7 +199,7 @@ def measured(line: list[str], folder: Path) -> dict[str, int]:
     done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     report = folder / "report.json"
     try:
-        found = json.loads(report.read_text()) if report.is_file() else {"status": "refused"}
+        found: dict[str, Any] = json.loads(report.read_text()) if report.is_file() else {"status": "refused"}
         if found["status"] != "finished":
             raise RuntimeError(done.stderr[-2000:] + done.stdout[-2000:])
         return found["memory"]["by_step"]

@@ -139,7 +139,7 @@ class Decoder:
                 hidden = tape.checkpoint(layer, hidden, selective=self.checkpointing == "selective")
             else:
                 hidden = layer(hidden)
-        return self.norm(hidden, self._last_norm(), arch.hidden, {})
+        return self.norm(hidden, self._last_norm(), arch.hidden)
 
     def _last_norm(self) -> dict[str, Shape]:
         """The tensors of the norm after the layers, the last vectors that stand outside."""
@@ -154,7 +154,7 @@ class Decoder:
 
     # --- parts of a layer
 
-    def norm(self, value: Tensor, tensors: dict[str, Shape], width: int, _own: dict[str, Shape]) -> Tensor:
+    def norm(self, value: Tensor, tensors: dict[str, Shape], width: int) -> Tensor:
         weights = [self.weight(name, shape) for name, shape in tensors.items()]
         forms = {"rms": self._rms, "rms_wide": self._rms_wide, "layer": self._layer_norm}
         return forms[self.anatomy.norm](value, weights, width)
@@ -197,7 +197,7 @@ class Decoder:
         tensors = self._beside.get(name)
         if tensors is None:
             return base(value)
-        return adapted(self.tape, value, base, Beside(tensors, *shape, self.method))
+        return adapted(self.tape, value, base, Beside(tensors, shape[0], shape[1], self.method))
 
     def _base(self, value: Tensor, *, name: str, shape: Shape) -> Tensor:
         weight, tape = self.weight(f"{name}.weight", shape), self.tape
@@ -235,7 +235,7 @@ class Layer:
         """The layer's norm of this number, in the order of its code; the value itself where it has fewer."""
         if number >= len(self.norms):
             return value
-        return self.decoder.norm(value, self._named(self.norms[number]), self.decoder.arch.hidden, {})
+        return self.decoder.norm(value, self._named(self.norms[number]), self.decoder.arch.hidden)
 
     def _named(self, tensors: dict[str, Shape]) -> dict[str, Shape]:
         return {self.at + name: shape for name, shape in tensors.items()}
@@ -247,10 +247,8 @@ class Layer:
     # --- attention
 
     def attention(self, value: Tensor) -> Tensor:
-        arch = self.decoder.arch
         query, keys, values = self._heads(value)
-        for norm, width in ((_QUERY_NORM, arch.head_dim),):
-            query, keys = self._head_norm(query, norm[0], width), self._head_norm(keys, norm[1], width)
+        query, keys = (self._head_norm(each, name) for each, name in zip((query, keys), _HEAD_NORMS, strict=True))
         if self.decoder.anatomy.rotary:
             query, keys = self._turned(query), self._turned(keys)
         kernels = {"eager": self._eager, "s2": self._grouped}
@@ -268,9 +266,9 @@ class Layer:
             cut = [self.decoder.tape.pointwise(each) for each in cut]
         return cut[0], cut[1], cut[2]
 
-    def _head_norm(self, value: Tensor, name: str, width: int) -> Tensor:
+    def _head_norm(self, value: Tensor, name: str) -> Tensor:
         tensors = {key: shape for key, shape in self.block.tensors.items() if re.search(rf"\.{name}(\.|$)", key)}
-        return self.decoder.norm(value, self._named(tensors), width, {}) if tensors else value
+        return self.decoder.norm(value, self._named(tensors), self.decoder.arch.head_dim) if tensors else value
 
     def _turned(self, value: Tensor) -> Tensor:
         """x cos + rotate_half(x) sin, in the wider of x's type and of the hidden states'."""
@@ -401,7 +399,7 @@ class Layer:
         return self.decoder.tape.add(self.decoder.tape.add(fed, attended), hidden)
 
 
-_QUERY_NORM = ("(?:q_norm|query_layernorm|q_layernorm)", "(?:k_norm|key_layernorm|k_layernorm)")
+_HEAD_NORMS = ("(?:q_norm|query_layernorm|q_layernorm)", "(?:k_norm|key_layernorm|k_layernorm)")
 _ORDERS: dict[str, Callable[[Layer, Tensor], Tensor]] = {
     "before": Layer.before,
     "around": Layer.around,

@@ -183,7 +183,9 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     add, train = table.add_row, report.get("train", {})
     parameters, memory = report["parameters"], report["memory"]
     add("parameters", f"{parameters['trainable']:,} trained of {parameters['total']:,}")
-    add("memory", f"peak {size(memory['peak_bytes'])} while training (estimated {size(memory['estimated_bytes'])})")
+    off = 100 * (memory["estimated_bytes"] / memory["peak_bytes"] - 1)
+    estimated = f"estimated {size(memory['estimated_bytes'])}, {off:+.0f} %"
+    add("memory", f"peak {size(memory['peak_bytes'])} while training ({estimated})")
     if train:
         add(
             "training",
