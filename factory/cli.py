@@ -15,13 +15,13 @@ from factory import __version__, compose, settings
 from factory.compile.compiler import compile
 from factory.data import known
 from factory.look import look
-from factory.plan import Plan
+from factory.plan import Plan, Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.folder import RunFolder
 
 REFUSED = 2
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("evaluate", "chat", "serve", "export", "compare", "board", "doctor", "import-config")
+NOT_THERE = ("chat", "serve", "export", "compare", "board", "doctor", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
     return VERBS[verb](rest)
 
 
-def _compiled(composed: compose.Composed, *, training: bool) -> Plan:
+def _compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train") -> Plan:
     """The plan of a composed tree. Raises UserError with every problem there is."""
     chosen, problems, bad_keys = settings.read(
         composed.tree,
@@ -73,6 +73,7 @@ def _compiled(composed: compose.Composed, *, training: bool) -> Plan:
         overrides=composed.overrides,
         run_dir=composed.run_dir,
         bad_groups=composed.bad_groups,
+        verb=verb,
     )
     bad_keys |= {problem.setting.partition("=")[0].lstrip("+") for problem in composed.problems}
     facts = look(chosen, bad_keys, training=training)
@@ -235,6 +236,48 @@ def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
     return path, rest
 
 
+def evaluate(arguments: list[str]) -> int:
+    """measure a model, or run=FOLDER (a run's, a saved model's, or an MLflow run's id), on the held-out rows"""
+    line = compose.parse(arguments)
+    if line.multirun:
+        raise refuse("plan-of-a-sweep", "-m", "one model is evaluated at a time")
+    if line.hydra_flags:
+        return _hydras_own(line)
+    composed = _untrained(line)
+    if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
+        composed = replace(composed, run_dir=_fresh(composed.run_dir))
+    made = _compiled(composed, training=True, verb="evaluate")
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    return launch(made, RunFolder(composed.run_dir), None, Screen())
+
+
+def _untrained(line: compose.CommandLine) -> compose.Composed:
+    """What the user says, over what the run that is named was made with; its method's own keys are of no use."""
+    from factory.saved import merged, saved
+
+    named = [text for text in line.overrides if text.startswith("run=")]
+    own = tuple(text for text in line.overrides if not text.startswith("run="))
+    if method := next((text for text in own if text.lstrip("+").startswith("method=")), None):
+        raise refuse("evaluate-method", method, "no method is read")
+    if not named:
+        return compose.compose(replace(line, overrides=(*own, "method=none")))
+    bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
+    found = saved(named[-1].partition("=")[2], bare.tree["tracking"]["uri"])
+    made = compose.compose(replace(line, overrides=merged(found.overrides, own)))
+    method = dict(bare.tree["method"])
+    if not any(_of_method(text) for text in own):  # as the run held its base
+        method["quantization"] = made.tree["method"]["quantization"]
+    places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
+    tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
+    return replace(made, tree=tree, options={**made.options, "method": "none"})
+
+
+def _of_method(text: str) -> bool:
+    return text.lstrip("+").startswith(("method.", "tracking."))
+
+
 def resume(arguments: list[str]) -> int:
     """continue an interrupted run's FOLDER from its newest whole checkpoint"""
     from factory.plan import read_plan
@@ -284,6 +327,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "plan": plan,
     "preview": preview,
+    "evaluate": evaluate,
     "resume": resume,
     "models": models,
     "explain": explain,

@@ -14,6 +14,7 @@ from factory.typed import Reader, to_tree
 
 VERSION = 3
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
+Verb = Literal["train", "evaluate"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
@@ -194,6 +195,7 @@ class Estimate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     version: int
+    verb: Verb
     options: dict[str, str]  # the chosen option of each group
     overrides: tuple[str, ...]
     seed: int
@@ -214,7 +216,7 @@ class Plan:
             del source["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
-        text = json.dumps([self.version, self.seed, steps], sort_keys=True, allow_nan=False)
+        text = json.dumps([self.version, self.verb, self.seed, steps], sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,8 +1,14 @@
 """What `auto` means, of each key that can be left to the compiler: for rules and plan alike."""
 
+from dataclasses import fields
+from typing import Any
+
+from factory import registry, schema
 from factory.architecture import traits_of
 from factory.compile.rule import Case
+from factory.typed import to_tree
 
+_SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
 
 
@@ -35,6 +41,18 @@ def _precision(case: Case) -> tuple[str, str]:
 def _npu(case: Case) -> bool:
     """Whether torch could train on an Ascend NPU here, were it asked to: it does so through this package alone."""
     return case.settings.hardware.device == "auto" and "torch-npu" in case.facts.machine.packages
+
+
+def own_keys(case: Case) -> dict[str, Any]:
+    """The stage's own keys, with values in the place of those that were left open."""
+    stage = case.settings.stage
+    resolved = registry.hook(registry.spec("stages", stage.name), "resolved", dict)
+    return resolved({name: value for name, value in to_tree(stage).items() if name not in _SHARED})
+
+
+def needs_reference(case: Case) -> bool:
+    needs = registry.hook(registry.spec("stages", case.settings.stage.name), "needs_reference")
+    return needs is not None and needs(own_keys(case))
 
 
 def packing(case: Case) -> bool:

@@ -118,6 +118,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     sizes, capacity = _sizes(case), _capacity(case)
     return plan.Plan(
         version=plan.VERSION,
+        verb=settings.verb,
         options=settings.options | {"model": _model_name(settings)},
         overrides=settings.overrides,
         seed=settings.seed,
@@ -305,20 +306,21 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
     stage = case.settings.stage
     common = {field.name for field in fields(schema.Stage)}
     values: dict[str, Any] = to_tree(stage)
-    resolved = registry.hook(registry.spec("stages", stage.name), "resolved", dict)
-    own = resolved({name: value for name, value in values.items() if name not in common})
     shared = {name: value for name, value in values.items() if name in common - {"name", "resume"}}
     threads = case.settings.hardware.threads or case.facts.machine.threads
-    reference = _reference(case, own)
     return plan.Train(
-        stage=stage.name, own=own, reference=reference, autocast=numbers.autocast, threads=threads, **shared
+        stage=stage.name,
+        own=choices.own_keys(case),
+        reference=_reference(case),
+        autocast=numbers.autocast,
+        threads=threads,
+        **shared,
     )
 
 
-def _reference(case: Case, own: dict[str, Any]) -> plan.Before | None:
+def _reference(case: Case) -> plan.Before | None:
     """The model as it stands before its first step: of that, what a second copy is not needed for."""
-    needs = registry.hook(registry.spec("stages", case.settings.stage.name), "needs_reference")
-    if needs is None or not needs(own):
+    if not choices.needs_reference(case):
         return None
     trained = registry.spec("methods", case.settings.method.name).trainable(case.settings.method, case.arch)
     if any(name in trained for name, _ in case.arch.tensors()):

@@ -123,6 +123,8 @@ def _activations(arch: Architecture, tokens: int, patch: Patch, shapes: dict[str
     if patch.attention == "eager":
         layer += 6 * arch.heads * tokens
     at = re.compile(re.escape(arch.layers_at) + r"\.(\d+)\.")
+    if not shapes:  # nothing is kept for a backward pass
+        return tokens * layer + (min(tokens, LOSS_CHUNK) * arch.vocabulary * 10 if logits else 0)
     in_layers = [at.search(name) for name in shapes]
     layers = arch.layers - min(int(found[1]) if found else 0 for found in in_layers)
     matmuls = 6 * arch.hidden + 4 * attention + 4 * arch.kv_heads * arch.head_dim + 4 * arch.intermediate

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.execute.context import Run
+from factory.plan import Verb
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,15 @@ STEPS: tuple[Step, ...] = (
 )
 
 
+_TRAINING = ("reference", "baseline", "train", "evaluate")
+# the same without training: what is measured is the model as it was read
+EVALUATION = (
+    *(step for step in STEPS if step.name not in _TRAINING),
+    Step("evaluate", "evaluate:only", ("model", "tokenizer", "dataset"), ("result",)),
+)
+_TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION}
+
+
 def order(steps: tuple[Step, ...]) -> list[Step]:
     """The steps so that each comes after those whose values it takes; ties keep the table's order."""
     waiting, known, ordered = list(steps), set[str](), list[Step]()
@@ -51,10 +61,10 @@ def order(steps: tuple[Step, ...]) -> list[Step]:
     return ordered
 
 
-def walk(run: Run, steps: tuple[Step, ...] = STEPS) -> Any:
-    """Runs the steps and returns what the last one gives."""
+def walk(run: Run) -> Any:
+    """Runs the steps of the plan's verb and returns what the last one gives."""
     values: dict[str, Any] = {}
-    ordered = order(steps)
+    ordered = order(_TABLES[run.plan.verb])
     for number, step in enumerate(ordered):
         module, _, function = step.function.partition(":")
         with run.step(step.name):

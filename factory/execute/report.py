@@ -28,7 +28,7 @@ def blank(plan: Plan, status: str) -> dict[str, Any]:
 
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
     report = blank(run.plan, status)
-    report["memory"] |= {"peak_bytes": run.memory_by_step.get("train"), "by_step": run.memory_by_step}
+    report["memory"] |= {"peak_bytes": run.memory_by_step.get(run.plan.verb), "by_step": run.memory_by_step}
     report |= {**result, "checks": run.checks}
     if error is not None:
         report["error"] = error

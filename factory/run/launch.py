@@ -139,7 +139,7 @@ _LABELS = {
     "attach": "loading the weights",
     "baseline": "measuring before",
     "train": "training",
-    "evaluate": "measuring after",
+    "evaluate": "measuring",
 }
 
 
@@ -188,7 +188,7 @@ def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: 
         screen.print(f"MLflow did not get everything ({tracker.problem}). The run's folder has it all.", style="yellow")
     if report["status"] == "finished":
         screen.print(report_panel(report, where))
-        if plan.tracking.parent_run is None:  # a sweep says it once, at its end
+        if plan.verb == "train" and plan.tracking.parent_run is None:  # a sweep says it once, at its end
             screen.print(_next_commands(plan, folder), soft_wrap=True)
         return code
     if report["status"] == "interrupted":

@@ -1,6 +1,6 @@
 """What a person sees, in the terminal and in run.log alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ _REFERENCES = {
 
 def plan_panel(plan: Plan) -> Panel:
     steps, estimate = plan.steps, plan.estimate
-    counted, memory, train = estimate.parameters, estimate.memory, steps.train
+    counted, memory = estimate.parameters, estimate.memory
     share = 100 * counted.trainable / counted.total
     table = _grid()
     add = table.add_row
@@ -97,29 +97,26 @@ def plan_panel(plan: Plan) -> Panel:
     groups = f" in groups of {steps.patch.group_size:,} tokens" if steps.patch.group_size else ""
     add("patch", f"attention {steps.patch.attention}{groups}{rope}{recompute}")
     add("quantize", _quantization(plan))
-    method = plan.options.get("method", steps.attach.method)
-    trained = ", ".join(_short(counted.trainable_by_module))
-    add("attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
-    add("", f"[dim]in {trained}[/dim]")
+    if plan.verb == "train":
+        method = plan.options.get("method", steps.attach.method)
+        trained = ", ".join(_short(counted.trainable_by_module))
+        add("attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
+        add("", f"[dim]in {trained}[/dim]")
+    elif steps.load.adapter:
+        add("attach", f"the adapter {steps.load.adapter}")
     for name, source in steps.align.sources.items():
         add("align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes")
     isolated = ", documents isolated" if steps.pack.isolate_documents else ""
     add(
         "pack", f"up to {steps.pack.max_length:,} tokens, {'packed' + isolated if steps.pack.packing else 'a row each'}"
     )
-    rows = train.batch_size * train.gradient_accumulation_steps
-    add(
-        "train",
-        f"{train.stage}  {estimate.steps} steps of {rows} sequences, {train.optimizer}, "
-        f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
-    )
-    if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
-        add("", f"[dim]{', '.join(told)}[/dim]")
-    if train.reference:
-        add("", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]")
+    if plan.verb == "train":
+        for name, text in _training(plan):
+            add(name, text)
     whole = registry.hook(registry.spec("stages", steps.train.stage), "UNIT", "tokens") == "samples"
     measured = "loss and rewards" if whole else "perplexity"
-    add("evaluate", f"{measured} before and after" if steps.evaluate.perplexity else f"no {measured}")
+    when = " before and after" if plan.verb == "train" else " of the held-out rows"
+    add("evaluate", f"{measured}{when}" if steps.evaluate.perplexity else f"no {measured}")
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
     parts = ", ".join(
         f"{name} {size(getattr(memory, name))}"
@@ -132,6 +129,20 @@ def plan_panel(plan: Plan) -> Panel:
     for warning in plan.warnings:
         add("warning", f"[yellow]{_plain(warning)}[/yellow]")
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _training(plan: Plan) -> Iterator[tuple[str, str]]:
+    train = plan.steps.train
+    rows = train.batch_size * train.gradient_accumulation_steps
+    yield (
+        "train",
+        f"{train.stage}  {plan.estimate.steps} steps of {rows} sequences, {train.optimizer}, "
+        f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
+    )
+    if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
+        yield "", f"[dim]{', '.join(told)}[/dim]"
+    if train.reference:
+        yield "", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]"
 
 
 def _number(value: Any) -> str:
@@ -158,8 +169,10 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     table = _grid()
     add, train = table.add_row, report.get("train", {})
     parameters, memory = report["parameters"], report["memory"]
-    add("parameters", f"{parameters['trainable']:,} trained of {parameters['total']:,}")
-    add("memory", f"peak {size(memory['peak_bytes'])} while training (estimated {size(memory['estimated_bytes'])})")
+    trained = f"{parameters['trainable']:,} trained of " if train else ""
+    add("parameters", f"{trained}{parameters['total']:,}")
+    when = "while training" if train else "while measuring"
+    add("memory", f"peak {size(memory['peak_bytes'])} {when} (estimated {size(memory['estimated_bytes'])})")
     if train:
         add(
             "training",
@@ -172,25 +185,31 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
         dropped = sum(data["dropped"].values())
         add(
             "data",
-            f"{data['used']:,} rows trained, {data['validation']:,} held out, {dropped:,} dropped of {data['rows']:,}",
+            f"{data['used']:,} rows {'trained' if train else 'not looked at'}, {data['validation']:,} held out, "
+            f"{dropped:,} dropped of {data['rows']:,}",
         )
         for reason, count in data["dropped"].items():
             add("", f"dropped: {_plain(reason)} ({count:,})")
     evaluate = report.get("evaluate", {})
     if "perplexity" in evaluate:
-        before, after = evaluate["perplexity_before"], evaluate["perplexity"]
-        add("perplexity", f"[bold]{before:.3f} -> {after:.3f}[/bold] on the held-out rows")
+        add("perplexity", f"[bold]{_change(evaluate, 'perplexity')}[/bold] on the held-out rows")
     for name in ("loss", "rewards/accuracy", "rewards/margin"):
         if name in evaluate:
-            add(name, f"{evaluate[f'{name}_before']:.3f} -> {evaluate[name]:.3f} on the held-out rows")
+            add(name, f"{_change(evaluate, name)} on the held-out rows")
     for sample in report.get("samples", []):
         add("prompt", _plain(sample["prompt"].strip()[-600:]))
-        add("before", f"[dim]{_plain(sample['before'].strip())}[/dim]")
-        add("after", _plain(sample["after"].strip()))
+        if "before" in sample:
+            add("before", f"[dim]{_plain(sample['before'].strip())}[/dim]")
+        add("after" if "before" in sample else "answer", _plain(sample["after"].strip()))
     for name, check in report.get("checks", {}).items():
         verdict = "[green]ok[/green] " if check["passed"] else "[red]RED[/red]"
         add("check", f"{verdict} {name}: {_plain(check['detail'])}")
     return Panel(table, title=f"report {folder}", title_align="left", expand=False)
+
+
+def _change(evaluate: dict[str, Any], name: str) -> str:
+    before = evaluate.get(f"{name}_before")
+    return f"{evaluate[name]:.3f}" if before is None else f"{before:.3f} -> {evaluate[name]:.3f}"
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:

@@ -30,7 +30,7 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     if first:
         method.begin(model, first)
     if plan.load.adapter is not None:
-        method.go_on(model, plan.load.adapter)
+        model = method.go_on(model, plan.load.adapter)
     dtype = getattr(torch, plan.attach.dtype)
     for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:

@@ -54,6 +54,15 @@ def after(
     return {"result": {"train": trained["summary"], "evaluate": evaluate, "samples": samples, "data": trained["data"]}}
 
 
+def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
+    """Of a model that is not trained here."""
+    if writes(run.plan.steps.train.stage):
+        _check_head(run, model, dataset)
+    found = _measure(run, model, tokenizer, dataset, None, "evaluate")
+    samples = [{"prompt": each["prompt"], "after": each["answer"]} for each in found.pop("samples")]
+    return {"result": {"evaluate": found, "samples": samples, "data": dataset.counts}}
+
+
 def _measure(
     run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, name: str
 ) -> dict[str, Any]:
