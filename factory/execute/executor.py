@@ -22,19 +22,23 @@ STEPS: tuple[Step, ...] = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
     Step("align", "align:align", ("tokenizer", "processor"), ("aligned",)),
     Step("pack", "pack:pack", ("aligned", "tokenizer"), ("dataset",)),
+    Step("reward", "reward:reward", ("tokenizer",), ("reward",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
     Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
-    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference"), ("before",)),
+    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference", "reward"), ("before",)),
     Step(
         "train",
         "train:train",
-        ("model", "arch", "tokenizer", "processor", "dataset", "reference", "before"),
+        ("model", "arch", "tokenizer", "processor", "dataset", "reference", "reward", "before"),
         ("trained",),
     ),
     Step(
-        "evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "reference", "before", "trained"), ("result",)
+        "evaluate",
+        "evaluate:after",
+        ("model", "tokenizer", "dataset", "reference", "reward", "before", "trained"),
+        ("result",),
     ),
 )
 

@@ -100,14 +100,16 @@ def plan_panel(plan: Plan) -> Panel:
     add(
         "pack", f"up to {steps.pack.max_length:,} tokens, {'packed' + isolated if steps.pack.packing else 'a row each'}"
     )
-    rows = train.batch_size * train.gradient_accumulation_steps
+    rows = train.own.get("rollout_batch_size", train.batch_size * train.gradient_accumulation_steps)
+    what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
     add(
         "train",
-        f"{train.stage}  {estimate.steps} steps of {rows} sequences, {train.optimizer}, "
+        f"{train.stage}  {estimate.steps} steps of {rows} {what}, {train.optimizer}, "
         f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
     )
     whole = registry.hook(registry.spec("stages", steps.train.stage), "UNIT", "tokens") == "samples"
     measured = "loss and rewards" if whole else "perplexity"
+    measured = registry.hook(registry.spec("stages", train.stage), "MEASURES", measured)
     add("evaluate", f"{measured} before and after" if steps.evaluate.perplexity else f"no {measured}")
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
     parts = ", ".join(
@@ -165,7 +167,7 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     if "perplexity" in evaluate:
         before, after = evaluate["perplexity_before"], evaluate["perplexity"]
         add("perplexity", f"[bold]{before:.3f} -> {after:.3f}[/bold] on the held-out rows")
-    for name in ("loss", "rewards/accuracy", "rewards/margin"):
+    for name in ("loss", "rewards/accuracy", "rewards/margin", "reward", "kl", "response_length"):
         if name in evaluate:
             add(name, f"{evaluate[f'{name}_before']:.3f} -> {evaluate[name]:.3f} on the held-out rows")
     for sample in report.get("samples", []):
