@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from factory import registry, schema
+from factory import heads, registry, schema
 from factory.architecture import Architecture
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
@@ -169,6 +169,12 @@ def _reward_base(case: Case) -> str | None:
     ours, theirs = peft(case.settings.method, case.arch)["peft_type"], reward.adapter.config.get("peft_type")
     if ours != theirs:
         return f"its adapter is of PEFT's type {theirs}, the trained one {ours}: one base cannot carry both"
+    words = [
+        said.get("trainable_token_indices") or None
+        for said in (peft(case.settings.method, case.arch), reward.adapter.config)
+    ]
+    if words[0] != words[1]:
+        return "it was trained with other new tokens"
     if starts_from_weights(case):
         return f"method={case.settings.options.get('method')} starts from the base's weights, and leaves it another"
     if getattr(case.settings.method, "target_experts", False) or reward.adapter.config.get("target_parameters"):
@@ -192,8 +198,8 @@ def _reward_fits(case: Case) -> str | None:
     score = reward.heads.get("score_head.weight")
     if score is None:
         return "there is no score_head.safetensors in it"
-    if reward.adapter is not None and score != (1, case.arch.hidden):
-        return f"its score head reads {score[-1]} numbers of a token, this model has {case.arch.hidden}"
+    if reward.adapter is not None and score != (1, heads.width(case.arch)):
+        return f"its score head reads {score[-1]} numbers of a token, this model has {heads.width(case.arch)}"
     rows = None if reward.config is None else reward.config.get("vocab_size")
     if rows is not None and rows < case.arch.vocabulary:
         return f"it has {rows:,} tokens, this model {case.arch.vocabulary:,}"

@@ -1,4 +1,4 @@
-"""PPO and GRPO: each number of a step from the model's own logits, the policy that moves, runs that go on bit for bit."""
+"""PPO and GRPO: each number of a step from the model's own logits, and runs that go on bit for bit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_the_gradient_is_that_of_the_losses(
         "stage.value_coefficient=0.5",
         "stage.max_grad_norm=null",
     )
-    ((rolled, updates),) = rolls
+    ((_, updates),) = rolls
     before, gradient = weights[2], weights[3]
     model = done.model.double()
 
