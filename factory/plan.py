@@ -32,6 +32,8 @@ class Load:
     allow_pickle: bool
     adapter: str | None  # a saved one, whose weights the new one starts from
     adapter_fingerprint: str | None
+    reward: str | None  # a saved reward model that scores answers
+    reward_fingerprint: str | None
     config: dict[str, Any]
     device: Literal["cpu", "cuda"]
     dtype: Dtype
@@ -209,7 +211,8 @@ class Plan:
     def digest(self) -> str:
         """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate."""
         steps = to_tree(self.steps)
-        del steps["load"]["path"], steps["load"]["adapter"], steps["train"]["threads"]
+        del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"], steps["train"]["threads"]
+        steps["train"]["own"].pop("reward_model", None)
         for name in ("logging_steps", "save_steps", "save_total_limit"):
             del steps["train"][name]
         for source in steps["align"]["sources"].values():

@@ -166,3 +166,20 @@ def train_plan() -> Callable[..., Train]:
         return Train(**{**values, **changes})
 
     return train_plan
+
+
+@pytest.fixture
+def scoring(here: Path) -> str:
+    """The override that scores answers by a function in a file beside the run."""
+    from rolling import LETTERS
+
+    (here / "letters_scoring.py").write_text(LETTERS)
+    return "stage.reward=letters_scoring:letters"
+
+
+@pytest.fixture
+def judge(execute: Callable[..., Done]) -> Path:
+    """The folder of a finished run of a reward model, with an adapter."""
+    from rolling import LORA, RM
+
+    return execute(*LORA, *RM, folder="rm").run.folder.path.resolve()

@@ -1,6 +1,6 @@
 """What `auto` means, of each key that can be left to the compiler: for rules and plan alike."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from factory import registry, schema
@@ -81,8 +81,11 @@ def context_length(case: Case) -> int | None:
 
 
 def max_length(case: Case, context: int) -> int:
-    asked = case.settings.data.max_length
-    return min(MAX_LENGTH, context) if asked == "auto" else asked
+    """Tokens of a sequence; where a stage samples answers, without these, which the context must hold too."""
+    asked, stage = case.settings.data.max_length, case.settings.stage
+    new = registry.hook(registry.spec("stages", stage.name), "new_tokens")
+    room = context - new(asdict(stage)) if new else context
+    return max(1, min(MAX_LENGTH, room)) if asked == "auto" else asked
 
 
 def group_size(case: Case, length: int) -> int:

@@ -116,6 +116,8 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     sizes, capacity = _sizes(case), _capacity(case)
+    frozen = registry.hook(registry.spec("stages", settings.stage.name), "reward_bytes")
+    beside = frozen(case, numbers.trained, numbers.frozen) if frozen else 0
     return plan.Plan(
         version=plan.VERSION,
         verb=settings.verb,
@@ -123,7 +125,9 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         overrides=settings.overrides,
         seed=settings.seed,
         steps=steps,
-        estimate=estimate(arch=case.arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity),
+        estimate=estimate(
+            arch=case.arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity, frozen=beside
+        ),
         notes=tuple(notes),
         warnings=warnings + other_base(case),
         packages=case.facts.machine.packages,
@@ -142,6 +146,8 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
         allow_pickle=asked.allow_pickle,
         adapter=model.adapter and model.adapter.path,
         adapter_fingerprint=model.adapter and model.adapter.fingerprint,
+        reward=case.facts.reward and case.facts.reward.path,
+        reward_fingerprint=case.facts.reward and case.facts.reward.fingerprint,
         config=model.config,
         device="cuda" if case.device == "cuda" else "cpu",
         dtype=numbers.frozen,
@@ -186,11 +192,14 @@ def _evaluate(case: Case, notes: list[str]) -> schema.Evaluate:
 
 
 def _of_stage(case: Case) -> list[str]:
-    """Where the stage's heads start."""
-    said = []
-    for name, shape in heads.heads(case.settings.stage.name, case.arch).items():
+    """Where the stage's heads start, and what it says of itself."""
+    stage = case.settings.stage.name
+    own = registry.hook(registry.spec("stages", stage), "notes")
+    said = [] if own is None else list(own(case))
+    anew = {"drawn": "starts at random", "zero": "starts at 0"}[heads.start(stage)]
+    for name, shape in heads.heads(stage, case.arch).items():
         found = heads.goes_on(name, case.model)
-        start = "starts at random" if found is None else f"goes on from {heads.file_of(name)} in {found[0]}"
+        start = anew if found is None else f"goes on from {heads.file_of(name)} in {found[0]}"
         said.append(f"{name} ({times(shape)}) {start}")
     return said
 

@@ -12,6 +12,7 @@ from factory.optimizers.spec import state_bytes
 from factory.plan import BYTES, LOSS_CHUNK, Dtype, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.schema import Quantization
+from factory.stages.rows import rows_per_step
 
 RUNTIME = 650 * 2**20  # resident memory of Python with torch, transformers and peft, measured
 
@@ -59,7 +60,9 @@ def estimate(
     steps: Steps,
     sizes: Sizes,
     capacity: int,
+    frozen: int = 0,
 ) -> Estimate:
+    """`frozen`: bytes of what is held beside the model, a reward model's tensors."""
     load, patch, attach, pack, train = steps.load, steps.patch, steps.attach, steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
     gradients = registry.hook(spec, "gradients", _all)(method, shapes, arch)
@@ -72,15 +75,20 @@ def estimate(
     length = pack.max_length
     if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
         length = min(length, ceil(sizes.longest_bytes / 3) + 64)
+    stage = registry.spec("stages", train.stage)
+    sampled = registry.hook(stage, "rollout_bytes")
+    rolled = sampled(train.own, arch, load.dtype, length) if sampled else 0
+    length += stage.new_tokens(train.own) if sampled else 0
     tokens = train.batch_size * length
     parts = {
         "weights": _weights(arch, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
         + (copies * BYTES["float32"])
-        + counted_in(beside) * BYTES[attach.dtype],
+        + counted_in(beside) * BYTES[attach.dtype]
+        + frozen,
         "gradients": (gradients + counted_in(beside)) * BYTES[attach.dtype],
         "optimizer": spec.optimizer_bytes(method, train.optimizer, shapes, arch)
         + state_bytes(train.optimizer, beside, arch),
-        "activations": _activations(arch, tokens, patch, shapes, logits=heads.writes(train.stage)),
+        "activations": max(rolled, _activations(arch, tokens, patch, shapes, logits=heads.writes(train.stage))),
         "runtime": RUNTIME if load.device == "cpu" else 0,
     }
     total = sum(parts.values())
@@ -90,8 +98,16 @@ def estimate(
         parameters=counted,
         memory=Memory(**parts, total=total, capacity=capacity, fits=total <= capacity),
         steps=_steps(sizes, pack, train),
-        flops_per_step=round((per_token + backward) * tokens * train.gradient_accumulation_steps),
+        flops_per_step=round(_flops(train, tokens, length, per_token, backward)),
     )
+
+
+def _flops(train: Train, tokens: int, length: int, forward: float, backward: float) -> float:
+    """Of a step. Answers that are rolled out are each sampled, read by the policy before, and trained several times."""
+    if "rollout_batch_size" not in train.own:
+        return (forward + backward) * tokens * train.gradient_accumulation_steps
+    each = 2 * forward + train.own["update_epochs"] * (forward + backward)
+    return each * train.own["rollout_batch_size"] * length
 
 
 def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:
@@ -147,7 +163,7 @@ def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:
         high = min(packed, high) if pack.isolate_documents else packed
     elif pack.packing and not pack.isolate_documents:
         high = None  # a long document is many sequences
-    sequences = train.batch_size * train.gradient_accumulation_steps
+    sequences = rows_per_step(train)
 
     def steps(rows: int) -> int:
         return max(1, ceil(train.num_epochs * ceil(rows / sequences)))

@@ -99,7 +99,11 @@ def _adapter_fits(case: Case) -> str | None:
 
 def _reference_is_past(case: Case) -> str | None:
     stage = case.settings.stage
-    if case.settings.verb == "train" or not choices.needs_reference(case):
+    if case.settings.verb == "train":
+        return None
+    if registry.hook(registry.spec("stages", stage.name), "rows_per_step"):
+        return f"what stage={stage.name} measures is scored beside the model that it trains"
+    if not choices.needs_reference(case):
         return None
     return f"the loss of stage={stage.name} is measured from the model as it was before training"
 

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from math import ceil
@@ -40,13 +40,15 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Step:
     """The micro-batches of an optimizer step, as tensors.
 
-    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by.
+    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by. It `tells` nothing of
+    live gradients where its loss may have none.
     """
 
     batches: list[dict[str, Any]]
     tokens: int
     trained: float
     samples: int
+    tells: bool = field(default=True, kw_only=True)
 
 
 def steps(

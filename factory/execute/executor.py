@@ -23,24 +23,28 @@ STEPS: tuple[Step, ...] = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
     Step("align", "align:align", ("tokenizer", "processor"), ("aligned",)),
     Step("pack", "pack:pack", ("aligned", "tokenizer"), ("dataset",)),
+    Step("reward", "reward:reward", ("tokenizer",), ("reward",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
     Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
-    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference"), ("before",)),
+    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference", "reward"), ("before",)),
     Step(
         "train",
         "train:train",
-        ("model", "arch", "tokenizer", "processor", "dataset", "reference", "before"),
+        ("model", "arch", "tokenizer", "processor", "dataset", "reference", "reward", "before"),
         ("trained",),
     ),
     Step(
-        "evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "reference", "before", "trained"), ("result",)
+        "evaluate",
+        "evaluate:after",
+        ("model", "tokenizer", "dataset", "reference", "reward", "before", "trained"),
+        ("result",),
     ),
 )
 
 
-_TRAINING = ("reference", "baseline", "train", "evaluate")
+_TRAINING = ("reward", "reference", "baseline", "train", "evaluate")
 # the same without training: what is measured is the model as it was read
 EVALUATION = (
     *(step for step in STEPS if step.name not in _TRAINING),

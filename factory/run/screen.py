@@ -113,8 +113,9 @@ def plan_panel(plan: Plan) -> Panel:
     if plan.verb == "train":
         for name, text in _training(plan):
             add(name, text)
-    whole = registry.hook(registry.spec("stages", steps.train.stage), "UNIT", "tokens") == "samples"
-    measured = "loss and rewards" if whole else "perplexity"
+    stage = registry.spec("stages", steps.train.stage)
+    whole = registry.hook(stage, "UNIT", "tokens") == "samples"
+    measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
     when = " before and after" if plan.verb == "train" else " of the held-out rows"
     add("evaluate", f"{measured}{when}" if steps.evaluate.perplexity else f"no {measured}")
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
@@ -133,10 +134,11 @@ def plan_panel(plan: Plan) -> Panel:
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     train = plan.steps.train
-    rows = train.batch_size * train.gradient_accumulation_steps
+    rows = train.own.get("rollout_batch_size", train.batch_size * train.gradient_accumulation_steps)
+    what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
     yield (
         "train",
-        f"{train.stage}  {plan.estimate.steps} steps of {rows} sequences, {train.optimizer}, "
+        f"{train.stage}  {plan.estimate.steps} steps of {rows} {what}, {train.optimizer}, "
         f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
     )
     if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
@@ -193,7 +195,7 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     evaluate = report.get("evaluate", {})
     if "perplexity" in evaluate:
         add("perplexity", f"[bold]{_change(evaluate, 'perplexity')}[/bold] on the held-out rows")
-    for name in ("loss", "rewards/accuracy", "rewards/margin"):
+    for name in ("loss", "rewards/accuracy", "rewards/margin", "reward", "kl", "response_length"):
         if name in evaluate:
             add(name, f"{_change(evaluate, name)} on the held-out rows")
     for sample in report.get("samples", []):

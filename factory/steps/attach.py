@@ -36,6 +36,8 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     _add_heads(run, model, arch, dtype)
+    if beside := registry.hook(registry.run("stages", plan.train.stage), "attach"):
+        beside(run, model)
     recompute(model, plan.patch)
     compile_layers(model, plan.patch, arch)
     _check_trainable(run, model, settings, arch)
@@ -48,7 +50,15 @@ def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:
     folders = (plan.load.adapter, plan.load.path if plan.load.source == "folder" else None)
     saved_in = tuple(folder for folder in folders if folder is not None)
     shapes = heads.heads(plan.train.stage, arch)
-    heads.add(model, shapes, saved_in, dtype=dtype, device=plan.load.device, seed=run.plan.seed)
+    heads.add(
+        model,
+        shapes,
+        saved_in,
+        dtype=dtype,
+        device=plan.load.device,
+        seed=run.plan.seed,
+        start=heads.start(plan.train.stage),
+    )
 
 
 def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tuple[Any, Architecture, dict[str, Any]]:

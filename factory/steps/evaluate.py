@@ -24,7 +24,9 @@ _SLOPE_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # of a gr
 _LOOKED = 20  # sequences among which one of several documents is sought
 
 
-def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None) -> dict[str, Any]:
+def before(
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, reward: Any
+) -> dict[str, Any]:
     """Measured once: a resumed run takes it from its checkpoint."""
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
@@ -32,7 +34,7 @@ def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Re
         _check_head(run, model, dataset)
     if run.plan.steps.pack.isolate_documents:
         _check_isolation(run, model, dataset)
-    return {"before": _measure(run, model, tokenizer, dataset, reference, "baseline")}
+    return {"before": _measure(run, model, tokenizer, dataset, reference, reward, "baseline")}
 
 
 def after(
@@ -41,10 +43,11 @@ def after(
     tokenizer: Any,
     dataset: Dataset,
     reference: Reference | None,
+    reward: Any,
     before: dict[str, Any],
     trained: dict[str, Any],
 ) -> dict[str, Any]:
-    now = _measure(run, model, tokenizer, dataset, reference, "evaluate")
+    now = _measure(run, model, tokenizer, dataset, reference, reward, "evaluate")
     evaluate = {f"{name}_before": value for name, value in before.items() if name != "samples"}
     evaluate |= {name: value for name, value in now.items() if name != "samples"}
     samples = [
@@ -58,13 +61,13 @@ def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, An
     """Of a model that is not trained here."""
     if writes(run.plan.steps.train.stage):
         _check_head(run, model, dataset)
-    found = _measure(run, model, tokenizer, dataset, None, "evaluate")
+    found = _measure(run, model, tokenizer, dataset, None, None, "evaluate")
     samples = [{"prompt": each["prompt"], "after": each["answer"]} for each in found.pop("samples")]
     return {"result": {"evaluate": found, "samples": samples, "data": dataset.counts}}
 
 
 def _measure(
-    run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, name: str
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, reward: Any, name: str
 ) -> dict[str, Any]:
     plan = run.plan.steps.evaluate
     model.eval()
@@ -73,6 +76,8 @@ def _measure(
     }
     if plan.perplexity and not dataset.validation:
         run.emit("note", text="No held-out row is left: nothing is measured on them.")
+    elif plan.perplexity and (own := registry.hook(registry.run("stages", run.plan.steps.train.stage), "measure")):
+        found |= own(run, model, dataset, reward, name)
     elif plan.perplexity:
         found |= _on_held_out(run, model, dataset, reference, name)
     return found

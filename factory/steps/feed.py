@@ -11,6 +11,7 @@ from factory.data import batches, stream
 from factory.execute.context import Run
 from factory.plan import Plan, Train
 from factory.stages.loss import Unit
+from factory.stages.rows import rows_per_step
 from factory.steps.pack import Dataset
 
 
@@ -26,8 +27,7 @@ def total_steps(plan: Train, dataset: Dataset) -> int:
     if dataset.stream is not None:
         assert plan.max_steps is not None  # a rule
         return plan.max_steps
-    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    return schedules.total_steps(*shape, plan.num_epochs, plan.max_steps)
+    return schedules.total_steps(len(dataset.train), rows_per_step(plan), 1, plan.num_epochs, plan.max_steps)
 
 
 def collating(run: Run, dataset: Dataset) -> Callable[[list[Any]], dict[str, Any]]:
@@ -70,12 +70,12 @@ class Turn:
 
 @contextmanager
 def turns(
-    run: Run, model: Any, dataset: Dataset, first: int, last: int, position: dict[str, Any] | None
+    run: Run, model: Any, dataset: Dataset, reward: Any, first: int, last: int, position: dict[str, Any] | None
 ) -> Iterator[Iterator[Turn]]:
     """The steps from `first` up to `last`: of the stage's own source, or made ahead of the data's batches."""
     stage = registry.run("stages", run.plan.steps.train.stage)
     if source := registry.hook(stage, "source"):
-        yield source(run, model, dataset, first, last, position)
+        yield source(run, model, dataset, reward, first, last, position)
         return
     with batches.Prefetcher(feed(run, dataset, first, last, position)) as steps:
         yield (

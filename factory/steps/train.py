@@ -11,6 +11,7 @@ from factory.execute import memory
 from factory.execute.context import Interrupted, Run, age_of_command, append
 from factory.refusal import refuse
 from factory.stages.loss import Watched
+from factory.stages.rows import rows_per_step
 from factory.steps.engine import Engine
 from factory.steps.feed import Turn, total_steps, turns
 from factory.steps.pack import Dataset
@@ -45,6 +46,7 @@ def train(
     processor: dict[str, bytes],
     dataset: Dataset,
     reference: Reference | None,
+    reward: Any,
     before: dict[str, Any],
 ) -> dict[str, Any]:
     plan = run.plan.steps.train
@@ -58,7 +60,7 @@ def train(
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
-    with turns(run, model, dataset, state.step, total, state.position) as source:
+    with turns(run, model, dataset, reward, state.step, total, state.position) as source:
         while state.step < total:
             turn = next(source)
             rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
@@ -92,8 +94,7 @@ def _epoch(run: Run, state: State, dataset: Dataset) -> float:
     if dataset.stream is not None:
         return float(state.position["epoch"]) if state.position else 0.0
     plan = run.plan.steps.train
-    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    return round(state.step / schedules.steps_per_epoch(*shape), 4)
+    return round(state.step / schedules.steps_per_epoch(len(dataset.train), rows_per_step(plan), 1), 4)
 
 
 def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
@@ -115,7 +116,8 @@ def _updates(
         loss, watched = engine.accumulate(update, reference)
         norm = engine.clip()
         _refuse_not_finite(state.step + 1, loss, norm, fp16=engine.skips_overflows)
-        if state.watching and isfinite(norm):  # an update that overflows in float16 moves nothing, and shows nothing
+        # an update that overflows in float16 moves nothing, and shows nothing
+        if state.watching and update.tells and isfinite(norm):
             _watch_gradients(run, state, engine, last=state.step + 1 == total and number == len(turn.updates))
         engine.apply()
         losses.append(loss)

@@ -127,6 +127,51 @@ TABLE = (
     row("chat-keys-on-text", "stage=pt data.reasoning=strip", "data.reasoning=strip"),
     row("chat-keys-on-text", "stage=pt data.tools=qwen", "data.tools=qwen"),
     row("chat-keys-on-text", "stage=pt data.truncation=keep_response", "data.truncation=keep_response"),
+    row("reward-missing", "stage=ppo", "stage=ppo {short} {scored}", "{groups} {short} {scored}"),
+    row("reward-missing", "stage=ppo {scored} {judge}", "stage=ppo {short} {judge}", "{groups} {short} {judge}"),
+    row("reward-form", "stage=ppo stage.reward=short", "stage=ppo {short} {scored}"),
+    row("reward-form", "stage=ppo stage.reward=trl:short", "stage=ppo {short} stage.reward=trl:think_format_reward"),
+    row(
+        "reward-package",
+        "stage=ppo stage.reward=trl:accuracy_reward",
+        "stage=ppo {short} stage.reward=trl:think_format_reward",
+        machine={"packages": {name: version for name, version in HERE.items() if name != "math-verify"}},
+    ),
+    row("reward-server-keys", "stage=ppo {scored} stage.reward_timeout=3", "stage=ppo {short} {scored}"),
+    row("reward-base", "stage=ppo {judge} method=ia3", "stage=ppo {short} {scored} method=ia3"),
+    row("reward-base", "stage=ppo {judge} method=full {lone}", "stage=ppo {short} {scored} method=full {lone}"),
+    row("reward-base", "stage=ppo {judge} method=pissa", "stage=ppo {short} {scored} method=pissa"),
+    row("reward-base", "stage=ppo {elsewhere}", "stage=ppo {short} {judge}"),
+    row("reward-base", "stage=ppo {worded}", "stage=ppo {short} {judge} method=dora"),
+    row("reward-fits", "stage=ppo {headless}", "stage=ppo {short} {judge}"),
+    row("reward-fits", "stage=ppo {misjudge}", "stage=ppo {short} {judge}"),
+    row("reference-needs-adapter", "stage=ppo {scored} method=full", "stage=ppo {short} {scored} method=full {lone}"),
+    row(
+        "reference-needs-adapter",
+        "{groups} {scored} method=galore method.rank=8",
+        "{groups} {short} {scored} method=galore method.rank=8 stage.beta=0",
+    ),
+    row("rollout-method", "stage=ppo {scored} method=adalora", "stage=ppo {short} {scored} method=lora"),
+    row("rollout-dropout", "stage=ppo {scored} method.dropout=0.1", "stage=ppo {short} {scored} method.dropout=0"),
+    row("rollout-data", "stage=ppo {scored} {stream}", "stage=ppo {short} {scored}"),
+    row("rollout-data", "stage=ppo {scored} data.packing=true", "stage=ppo {short} {scored}"),
+    row("rollout-data", "{groups} {scored} data.train_on_prompt=true", "{groups} {short} {scored}"),
+    row("rollout-data", "{groups} {scored} data.mask_history=true", "{groups} {short} {scored}"),
+    row(
+        "rollout-data",
+        "{llava} stage=ppo {scored} data=file data.path=seen.jsonl",
+        compiles("{llava} data=file data.path=seen.jsonl"),
+    ),
+    row("rollout-batches", "stage=ppo {scored} stage.batch_size=3", "stage=ppo {short} {scored} stage.batch_size=4"),
+    row(
+        "rollout-room",
+        "stage=ppo {scored} data.max_length=200 stage.max_new_tokens=57",
+        "stage=ppo {short} {scored} data.max_length=200 stage.max_new_tokens=56",
+    ),
+    row("rollout-room", "stage=ppo {scored} stage.max_new_tokens=256", "stage=ppo {short} {scored}"),
+    row("rollout-groups", "{groups} {scored} {short} stage.rollout_batch_size=10", "{groups} {short} {scored}"),
+    row("kl-target", "stage=ppo {scored} stage.kl_coefficient=0", "stage=ppo {short} {scored} {lone}"),
+    row("value-head", "stage=ppo {scored} {misheaded}", "stage=ppo {short} {scored} {adapter}"),
     row("response-alone", "stage=dpo data.train_on_prompt=true", "data.train_on_prompt=true"),
     row(
         "answers-of-a-score",
@@ -508,6 +553,9 @@ WORDS = {
     "hub": "model.path=me/tiny",
     "two": "data=[demo,file] data.path=chat.jsonl",
     "stream": "data.streaming=true data.max_samples=null",
+    "short": "stage.max_new_tokens=4 stage.rollout_batch_size=8 stage.batch_size=2 stage.gradient_accumulation_steps=1",
+    "lone": "stage.kl_coefficient=0 stage.kl_target=null",
+    "groups": "stage=grpo stage.group_size=4",
 }
 
 
@@ -633,8 +681,26 @@ def misheaded(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
 
     folder = tmp_path_factory.mktemp("misheaded") / "model"
     shutil.copytree(adapter, folder)
-    save_file({"weight": torch.zeros(1, 33)}, folder / "score_head.safetensors")
+    for head in ("score", "value"):
+        save_file({"weight": torch.zeros(1, 33)}, folder / f"{head}_head.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def judges(tmp_path_factory: pytest.TempPathFactory, adapter: Path, misheaded: Path, tokened: Path) -> dict[str, Path]:
+    """Adapters with a score's head: one that fits, and others that do not."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("judges")
+    for name, start in (("judge", adapter), ("elsewhere/model", adapter), ("worded", tokened)):
+        shutil.copytree(start, folder / name)
+        save_file({"weight": torch.ones(1, 32)}, folder / name / "score_head.safetensors")
+    (folder / "elsewhere" / "plan.yaml").write_text("steps: {load: {fingerprint: another}}")
+    (folder / "begun").mkdir()
+    (folder / "begun" / "plan.yaml").write_text("steps: {load: {fingerprint: another}}")
+    own = {name: folder / name for name in ("judge", "elsewhere", "worded")}
+    return {**own, "headless": adapter, "misjudge": misheaded}
 
 
 @pytest.fixture
@@ -645,6 +711,8 @@ def filled(
     adapter: Path,
     misheaded: Path,
     tokened: Path,
+    judges: dict[str, Path],
+    scoring: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[tuple[str, ...]], list[str]]:
     """Data beside the run, and a row's words as overrides. The hub has the tiny model."""
@@ -668,12 +736,13 @@ def filled(
         paths = {name: f"model.path={path}" for name, path in models.items()}
         saved = {"adapter": adapter, "misheaded": misheaded, "tokened": tokened}
         adapters = {name: f"model.adapter={path}" for name, path in saved.items()}
+        rewards = {name: f"stage.reward_model={path}" for name, path in judges.items()} | {"scored": scoring}
         own = {f"{{{name}}}" for name in (*models, "hub")} & set(words)
         model = [] if own else [f"model.path={tiny_model}"]
         return [
             *BASE,
             *model,
-            *(part for word in words for part in word.format(**paths, **adapters, **WORDS).split()),
+            *(part for word in words for part in word.format(**paths, **adapters, **WORDS, **rewards).split()),
         ]
 
     return filled

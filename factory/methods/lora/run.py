@@ -66,9 +66,9 @@ def begin(model: Any, first: dict[str, Any]) -> None:
 
 
 def save(model: Any, settings: Any, folder: Path) -> None:
-    """The adapter as PEFT reads it."""
+    """The trained adapter as PEFT reads it: a stage may hold frozen ones beside it."""
     # "auto" would ask the hub whether the vocabulary has changed
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
 
 
 def export(model: Any, settings: Settings, folder: Path) -> None:
