@@ -30,6 +30,8 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
     report = blank(run.plan, status)
     report["memory"] |= {"peak_bytes": run.memory_by_step.get("train"), "by_step": run.memory_by_step}
     report |= {**result, "checks": run.checks}
+    if run.bad_updates is not None:
+        report["bad_updates"] = run.bad_updates
     if error is not None:
         report["error"] = error
     write_whole(run.folder.report, as_json(report))

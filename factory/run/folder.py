@@ -83,6 +83,17 @@ class RunFolder:
             yield
 
 
+def last_logged(checkpoint: Path | None) -> int:
+    """The last step whose line in metrics.jsonl stays as it is when a run goes on from the checkpoint.
+
+    A step whose evaluation was interrupted gets its line afterwards.
+    """
+    if checkpoint is None:
+        return 0
+    state = read_json(checkpoint / "state.json") or {}
+    return state["step"] - (state.get("line") is not None)
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file of the checkpoint is there with the size that its manifest (written last) names."""
     manifest = read_json(checkpoint / MANIFEST)

@@ -15,7 +15,7 @@ from typing import Any
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, to_yaml
 from factory.refusal import UserError
-from factory.run.folder import RunFolder, read_json, unwritable, write_whole
+from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.screen import Screen, plan_panel, report_panel
 from factory.run.tracking import Tracker
 from factory.words import program, size
@@ -39,7 +39,7 @@ def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scre
         for old in (folder.events, folder.report):  # of the attempt before this one
             old.unlink(missing_ok=True)
         # before anyone follows the file
-        folder.forget_metrics_after((read_json(resume_from / "state.json") or {})["step"] if resume_from else 0)
+        folder.forget_metrics_after(last_logged(resume_from))
         try:
             screen.write_to(folder.log)
         except OSError as error:
@@ -137,6 +137,7 @@ _LABELS = {
     "align": "preparing the data",
     "pack": "packing",
     "attach": "loading the weights",
+    "reference": "measuring the reference",
     "baseline": "measuring before",
     "train": "training",
     "evaluate": "measuring after",
@@ -159,6 +160,8 @@ def _show(event: dict[str, Any], screen: Screen) -> None:
             screen.print(f"{_rows(event['counts'])}; {event['steps']:,} steps")
         case "saved":
             screen.print(f"saved {event['path']}", style="dim")
+        case "bad_update":
+            screen.print(event["text"], style="yellow")
 
 
 def _rows(counts: dict[str, Any]) -> str:
@@ -173,11 +176,18 @@ def _rows(counts: dict[str, Any]) -> str:
 
 def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
     rate = f"{line['tokens_per_second']:,.0f} tokens/s" if line["tokens_per_second"] else ""
-    screen.note("train", f"loss {line['loss']:.3f}  {rate}")
-    screen.print(
-        f"step {line['step']:>5}  loss {line['loss']:.4f}  learning rate {line['learning_rate']:.2e}  "
-        f"{rate}  {size(line['memory'])}"
-    )
+    loss = _number(line["loss"])
+    screen.note("train", f"loss {loss}  {rate}")
+    learning = f"learning rate {line['learning_rate']:.2e}"
+    screen.print(f"step {line['step']:>5}  loss {loss}  {learning}  {rate}  {size(line['memory'])}")
+    held_out = {name: value for name, value in line.items() if name.startswith("eval_")}
+    if held_out:
+        shown = (f"{name.removeprefix('eval_')} {_number(value)}" for name, value in held_out.items())
+        screen.print(f"{'':>10}  held out: {'  '.join(shown)}")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: Screen) -> int:

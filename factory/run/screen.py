@@ -119,7 +119,10 @@ def plan_panel(plan: Plan) -> Panel:
         add("", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]")
     whole = registry.hook(registry.spec("stages", steps.train.stage), "UNIT", "tokens") == "samples"
     measured = "loss and rewards" if whole else "perplexity"
-    add("evaluate", f"{measured} before and after" if steps.evaluate.perplexity else f"no {measured}")
+    every = f", and every {train.eval_steps:,} steps" if train.eval_steps else ""
+    add("evaluate", f"{measured} before and after{every}" if steps.evaluate.perplexity else f"no {measured}")
+    if train.load_best_model_at_end:
+        add("", f"the checkpoint of the best {train.metric_for_best_model} is saved")
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
     parts = ", ".join(
         f"{name} {size(getattr(memory, name))}"
@@ -165,7 +168,18 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
             "training",
             f"{train['steps']:,} steps, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
             f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
-            f"loss {train['first_loss']:.3f} -> {train['final_loss']:.3f}",
+            f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
+        )
+    if best := train.get("best"):
+        kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
+        step = f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
+        add("best", "no evaluation was finite" if best["step"] is None else step)
+    if train.get("stopped_early"):
+        add("", "stopped early: no better evaluation within stage.early_stopping_patience")
+    if bad := report.get("bad_updates"):
+        add(
+            "bad updates",
+            f"[yellow]{bad['count']:,}, {bad['skipped']:,} of them skipped (bad_updates in report.json)[/yellow]",
         )
     data = report.get("data", {})
     if data:
@@ -193,16 +207,22 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     return Panel(table, title=f"report {folder}", title_align="left", expand=False)
 
 
+def _decimals(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
 def runs_table(rows: list[dict[str, Any]]) -> Table:
+    named = (name for name in (rows[0] if rows else ()) if name.endswith(" before"))
+    measured = next(named, "measure before").removesuffix(" before")
     table = Table(
-        title="sweep (before, after: perplexity of the held-out rows)",
+        title=f"sweep (before, after: {measured} of the held-out rows)",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
     for name in rows[0] if rows else ():
         left = name in ("job", "method", "set", "status")
-        table.add_column(name.removeprefix("perplexity "), justify="left" if left else "right", overflow="fold")
+        table.add_column(name.removeprefix(f"{measured} "), justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_plain(str(value)) for value in row.values()))
     return table
