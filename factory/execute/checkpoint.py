@@ -212,8 +212,6 @@ def _prune(run: Run, keep: int | None) -> None:
 
 def _cannot_save(run: Run, written: _Written, error: Exception) -> Exception:
     """Where the disk is full, that; else what was raised, as a refusal if it is of the file system."""
-    from safetensors import SafetensorError
-
     needed, free = written.bytes(), shutil.disk_usage(run.folder.path).free
     if free < needed:
         return refuse(
@@ -221,4 +219,5 @@ def _cannot_save(run: Run, written: _Written, error: Exception) -> Exception:
             f"hydra.run.dir={run.folder.path}",
             f"this checkpoint needs {size(needed)} ({needed:,} bytes), {size(free)} are free ({free:,} bytes)",
         )
-    return unwritable(run.folder.checkpoints, error) if isinstance(error, OSError | SafetensorError) else error
+    of_torch = isinstance(error, RuntimeError) and "inline_container" not in str(error)  # its writer of files
+    return error if of_torch else unwritable(run.folder.checkpoints, error)

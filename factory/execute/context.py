@@ -32,6 +32,7 @@ class Run:
     stopping: bool = False
     memory_by_step: dict[str, int] = field(default_factory=dict)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    now: str = "start"  # the step that runs
     at_once: bool = False  # whether a signal ends the run where it is: there is nothing to save
     bad_updates: dict[str, Any] | None = None  # of the report, however the run ends
     _shown: float = 0.0
@@ -60,7 +61,7 @@ class Run:
         start = time.monotonic()
         memory.reset_peak(device)
         self.emit("start", name=name)
-        self.at_once = name != "train"
+        self.now, self.at_once = name, name != "train"
         try:
             yield
         finally:

@@ -7,6 +7,8 @@ from factory.execute.context import Run
 from factory.plan import Plan
 from factory.run.folder import write_whole
 
+OUT_OF_MEMORY = "out_of_memory"
+
 
 def blank(plan: Plan, status: str) -> dict[str, Any]:
     """What a report holds however the run went."""
@@ -24,6 +26,11 @@ def blank(plan: Plan, status: str) -> dict[str, Any]:
         },
         "versions": plan.packages,
     }
+
+
+def spent(step: str, said: str, reached: int | None) -> dict[str, Any]:
+    """The report's `out_of_memory`, as far as the process that ran out knows."""
+    return {"step": step, "said": said, "reached_bytes": reached}
 
 
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:

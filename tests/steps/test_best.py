@@ -189,7 +189,7 @@ def test_stages_that_judge_measure_what_they_watch(stage: str, execute: Execute)
     wanted = choose(evaluated, key=lambda line: line[f"eval_{name}"])  # the first of equals
     assert (best["step"], best["value"]) == (wanted["step"], wanted[f"eval_{name}"])
     assert done.result["evaluate"]["loss"] == wanted["eval_loss"]
-    assert all(torch.isfinite(torch.tensor(line["eval_rewards/chosen"])) for line in evaluated)
+    assert all(any(name.startswith("eval_rewards/") for name in line) for line in evaluated)
     write_report(done.run, "finished", done.result, None)
     assert json.loads(done.run.folder.report.read_text())["train"]["best"] == best
 
@@ -213,7 +213,7 @@ def stop_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int, error: type
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_interrupted_in_an_evaluation(number: int, execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its step is saved, its line waits, and the resumed run is the uninterrupted one."""
-    options = (*BEST, "stage.early_stopping_patience=9")
+    options = (*BEST, "stage.early_stopping_patience=9", "stage.save_total_limit=9")
     whole = execute(*options, folder="whole")
     with monkeypatch.context() as patched:
         stop_in_evaluation(patched, number)
