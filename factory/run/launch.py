@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from factory.execute import memory
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
+from factory.look import cgroup
 from factory.plan import Plan, to_yaml
 from factory.refusal import UserError, refusal
 from factory.run.advice import Anew, Change, cheapest
@@ -55,15 +56,23 @@ def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scre
             screen.print(plan_panel(plan))
             if resume_from is not None:
                 screen.print(f"Continuing from {resume_from}")
-            code, tracker, reached = _follow(plan, folder, resume_from, screen)
-            return _finish(plan, folder, code, tracker, screen, reached, anew)
+            code, tracker, seen = _follow(plan, folder, resume_from, screen)
+            return _finish(plan, folder, code, tracker, screen, seen, anew)
         finally:
             screen.write_to(None)
 
 
-def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen) -> tuple[int, Tracker, int]:
-    """The exit code, who told MLflow, and the most resident memory that was seen of the child, in bytes."""
-    tracker, reached = Tracker(plan, folder), 0
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the parent saw of its child: the most resident memory, in bytes, and whether the system counted a kill."""
+
+    reached: int = 0
+    counted: bool = False
+
+
+def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen) -> tuple[int, Tracker, Seen]:
+    """The exit code, who told MLflow, and what was seen of the child."""
+    tracker, reached, kills = Tracker(plan, folder), 0, cgroup.kills()
     events, metrics = Tail(folder.events), Tail(folder.metrics)
     if resume_from is not None:  # seen already, and perhaps not all of it sent when the attempt before was killed
         tracker.metrics(metrics.lines())
@@ -80,7 +89,11 @@ def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scr
             tracker.metrics(lines)
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
-        return (INTERRUPTED if asked and child.returncode < 0 else child.returncode), tracker, reached
+        return (
+            (INTERRUPTED if asked and child.returncode < 0 else child.returncode),
+            tracker,
+            Seen(reached, cgroup.kills() > kills),
+        )
 
 
 @contextmanager
@@ -205,10 +218,10 @@ def _finish(
     code: int,
     tracker: Tracker,
     screen: Screen,
-    reached: int = 0,
+    seen: Seen | None = None,
     anew: Anew | None = None,
 ) -> int:
-    report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, reached)
+    report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen or Seen())
     if OUT_OF_MEMORY in report:
         report = _advised(plan, report, anew)
         with suppress(UserError):  # a full disk: the screen says it all the same
@@ -233,19 +246,13 @@ def _finish(
     return FAILED
 
 
-def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, reached: int) -> dict[str, Any]:
+def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) -> dict[str, Any]:
     """A child that ended without a report was killed, or could not write one."""
-    report, planned = blank(plan, "interrupted" if code == INTERRUPTED else "failed"), plan.estimate.memory
+    report = blank(plan, "interrupted" if code == INTERRUPTED else "failed")
     if code == INTERRUPTED:
         report["error"] = "[interrupted] The training process was stopped before it could save."
-    elif code == -signal.SIGKILL and 2 * reached < min(planned.capacity, planned.total):
-        report["error"] = (
-            "[killed] The training process was killed.\n"
-            f"  because somebody, or the system, ended it; it had {size(reached)} of {size(planned.total)} that are "
-            "estimated, so memory was hardly the reason"
-        )
     elif code == -signal.SIGKILL:
-        report[OUT_OF_MEMORY] = spent(_last_step(folder), KILLED, reached or None)
+        report[OUT_OF_MEMORY] = spent(_last_step(folder), COUNTED if seen.counted else KILLED, seen.reached or None)
     else:
         report["error"] = f"[crashed] The training process ended with code {code}. Its own words are in {folder.log}"
     try:
@@ -255,7 +262,8 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, reached: int) 
     return report
 
 
-KILLED = "the system killed the process, most often for lack of memory"
+KILLED = "the process was killed, which the system does most often for lack of memory"
+COUNTED = "the system killed the process for lack of memory"
 
 
 def _last_step(folder: RunFolder) -> str:
@@ -274,7 +282,7 @@ def _advised(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str,
         smaller = max(1, plan.steps.evaluate.batch_size // 2)
         lines.insert(0, f"\n    evaluate.batch_size={smaller}  # what is measured is no part of the estimate")
     told = refusal(
-        "killed" if spent["said"] == KILLED else "out-of-memory",
+        "killed" if spent["said"] in (KILLED, COUNTED) else "out-of-memory",
         f"step={spent['step']}",
         spent["said"].rstrip("."),
         estimated=size(planned.total),

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,9 +116,9 @@ class Nobody:
     def finish(self, _report: dict[str, Any]) -> None: ...
 
 
-def finished(plan: Plan, code: int, reached: int, capsys: Any) -> tuple[str, dict[str, Any]]:
+def finished(plan: Plan, code: int, seen: launch.Seen, capsys: Any) -> tuple[str, dict[str, Any]]:
     folder = RunFolder("run")
-    assert launch._finish(plan, folder, code, Nobody(), Screen(), reached, ANEW) == 1  # type: ignore[arg-type]
+    assert launch._finish(plan, folder, code, Nobody(), Screen(), seen, ANEW) == 1  # type: ignore[arg-type]
     return " ".join(capsys.readouterr().out.split()), json.loads(folder.report.read_text())
 
 
@@ -128,7 +127,7 @@ def test_a_child_that_ran_out_is_told_what_to_change(here: Path, capsys: pytest.
     folder.path.mkdir()
     said = spent("train", "RuntimeError: DefaultCPUAllocator: can't allocate memory", 3 * GIB)
     folder.report.write_text(as_json({**blank(plan, "failed"), "error": "x", OUT_OF_MEMORY: said}))
-    text, report = finished(plan, 1, 0, capsys)
+    text, report = finished(plan, 1, launch.Seen(), capsys)
     found = report[OUT_OF_MEMORY]
     assert "[out-of-memory] step=train" in text and "4.00 GiB were free when it was made, and 3.00 GiB" in text
     assert (found["capacity_bytes"], found["reached_bytes"]) == (4 * GIB, 3 * GIB)
@@ -143,22 +142,20 @@ def test_while_measuring_the_batch_that_is_measured_is_named(here: Path, capsys:
     folder.path.mkdir()
     said = spent("baseline", "MemoryError: ", 3 * GIB)
     folder.report.write_text(as_json({**blank(plan, "failed"), "error": "x", OUT_OF_MEMORY: said}))
-    text, _ = finished(plan, 1, 0, capsys)
+    text, _ = finished(plan, 1, launch.Seen(), capsys)
     assert "evaluate.batch_size=4 # what is measured is no part of the estimate" in text
 
 
-@pytest.mark.parametrize("reached", [0, 30 * GIB])
-def test_a_child_that_was_killed(reached: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_child_that_was_killed(counted: bool, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, folder = with_capacity(planned("method=full", "stage.batch_size=8"), 40 * GIB), RunFolder("run")
     folder.path.mkdir()
     folder.events.write_text('{"event": "start", "name": "attach"}\n{"event": "start", "name": "train"}\n')
-    text, report = finished(plan, -signal.SIGKILL, reached, capsys)
-    assert text.startswith("[killed]")
-    if reached:
-        assert "step=train: the system killed the process, most often for lack of memory" in text
-        assert len(report[OUT_OF_MEMORY]["changes"]) == 3
-    else:
-        assert "memory was hardly the reason" in text and OUT_OF_MEMORY not in report
+    text, report = finished(plan, -signal.SIGKILL, launch.Seen(30 * GIB, counted), capsys)
+    said = "the system killed the process for lack of memory" if counted else "which the system does most often for"
+    assert text.startswith("[killed] step=train: ") and said in text
+    assert "and 30.00 GiB were reached" in text
+    assert len(report[OUT_OF_MEMORY]["changes"]) == 3
 
 
 @pytest.mark.slow

@@ -42,14 +42,15 @@ UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
 
 
 def bend(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float], stage: str = "sft") -> list[dict[str, Any]]:
-    """The losses of these micro-batches (from 1) times a factor; returns the batches as they come."""
+    """The losses of these micro-batches of the training (from 1) times a factor; returns the batches as they come."""
     module, seen = registry.run("stages", stage), list[dict[str, Any]]()
     original = module.loss
 
     def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Any:
         found = original(model, batch, own)
+        if not model.training:  # what is checked before
+            return found
         seen.append(batch)
-        found.total.mul_(factors.get(len(seen), 1.0)) if not found.total.requires_grad else None
         return type(found)(found.total * factors.get(len(seen), 1.0), found.metrics)
 
     monkeypatch.setattr(module, "loss", loss)
@@ -148,7 +149,7 @@ def test_stop_is_the_default(execute: Execute, monkeypatch: pytest.MonkeyPatch) 
     wanted = [row + 1 for number in (first, second) for _, row in dataset.origins(number)]
     (told,) = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines() if "bad_update" in line]
     assert [entry["row"] for entry in told["rows"]] == wanted
-    rows = [json.loads(line) for line in (registry._PACKAGE / "demo" / "chat.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (registry._PACKAGE / "demo" / "messages.jsonl").read_text().splitlines()]
     answers = [rows[number - 1]["messages"][-1]["content"] for number in wanted]
     texts = [done.dataset.train[number].ids for number in (first, second)]
     import tiny
