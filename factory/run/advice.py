@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from factory.plan import Plan
 from factory.refusal import UserError
@@ -30,10 +29,15 @@ def cheapest(plan: Plan, reached: int | None, anew: Anew) -> list[Change]:
     """
     if _digest(plan.overrides, anew) != plan.digest():
         return []
-    found = [change for kind in _kinds(plan) if (change := _first_that_fits(plan, kind, reached, anew)) is not None]
-    fitting = [change for change in found if change.fits]
-    others = sorted((change for change in found if not change.fits), key=lambda change: change.estimated_bytes)
-    return list(islice((*fitting, *others), _SHOWN))
+    fitting, others = list[Change](), list[Change]()
+    for kind in _kinds(plan):
+        change = _first_that_fits(plan, kind, reached, anew)
+        if change is not None:
+            (fitting if change.fits else others).append(change)
+        if len(fitting) == _SHOWN:
+            break
+    others.sort(key=lambda change: change.estimated_bytes)
+    return [*fitting, *others][:_SHOWN]
 
 
 def _digest(overrides: tuple[str, ...], anew: Anew) -> str | None:

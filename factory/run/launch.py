@@ -42,7 +42,7 @@ def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scre
 
     `anew` compiles other overrides, for advice where the memory did not do.
     """
-    with folder.claimed():
+    with folder.claimed() as lock:
         write_whole(folder.plan, to_yaml(plan))
         for old in (folder.events, folder.report):  # of the attempt before this one
             old.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scre
             screen.print(plan_panel(plan))
             if resume_from is not None:
                 screen.print(f"Continuing from {resume_from}")
-            code, tracker, seen = _follow(plan, folder, resume_from, screen)
+            code, tracker, seen = _follow(plan, folder, resume_from, screen, lock)
             return _finish(plan, folder, code, tracker, screen, seen, anew)
         finally:
             screen.write_to(None)
@@ -70,13 +70,15 @@ class Seen:
     counted: bool = False
 
 
-def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen) -> tuple[int, Tracker, Seen]:
+def _follow(
+    plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen, lock: int
+) -> tuple[int, Tracker, Seen]:
     """The exit code, who told MLflow, and what was seen of the child."""
     tracker, reached, kills = Tracker(plan, folder), 0, cgroup.kills()
     events, metrics = Tail(folder.events), Tail(folder.metrics)
     if resume_from is not None:  # seen already, and perhaps not all of it sent when the attempt before was killed
         tracker.metrics(metrics.lines())
-    with _started(plan, folder, resume_from) as child, _forwarding(child, screen) as asked:
+    with _started(plan, folder, resume_from, lock) as child, _forwarding(child, screen) as asked:
         running = True
         while running:
             reached = max(reached, memory.peak_of(child.pid))
@@ -89,23 +91,29 @@ def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scr
             tracker.metrics(lines)
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
-        return (
-            (INTERRUPTED if asked and child.returncode < 0 else child.returncode),
-            tracker,
-            Seen(reached, cgroup.kills() > kills),
-        )
+        code = INTERRUPTED if asked and child.returncode < 0 else child.returncode
+        return code, tracker, Seen(reached, cgroup.kills() > kills)
 
 
 @contextmanager
-def _started(plan: Plan, folder: RunFolder, resume_from: Path | None) -> Iterator[subprocess.Popen[bytes]]:
-    """The child, in a session of its own so that Ctrl-C reaches only us; it ends when its standard input closes."""
+def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The child, in a session of its own so that Ctrl-C reaches only us; it ends when its standard input closes.
+
+    It holds the folder's lock too: whatever becomes of us, nobody writes beside it.
+    """
     environment = {**_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
     command = [sys.executable, "-m", "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
     with folder.log.open("ab") as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            pass_fds=(lock,),
         )
     try:
         yield child

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen
 
-ANEW = partial(cli._anew, ())
+ANEW = cache(partial(cli._anew, ()))
 GIB = 2**30
 
 
