@@ -146,6 +146,7 @@ def train_plan() -> Callable[..., Train]:
         values: dict[str, Any] = {
             "stage": "sft",
             "own": {},
+            "reference": None,
             "learning_rate": 1e-2,
             "num_epochs": 1.0,
             "max_steps": None,

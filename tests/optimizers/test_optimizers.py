@@ -42,6 +42,7 @@ def plan(**changes: Any) -> Train:
     values = {
         "stage": "sft",
         "own": {},
+        "reference": None,
         "learning_rate": 1e-3,
         "num_epochs": 1.0,
         "max_steps": None,
