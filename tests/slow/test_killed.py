@@ -48,43 +48,49 @@ KILLS = {"sft": 20}
 UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
 
 
-def start(where: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    with (where / "screen.txt").open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "factory", *arguments],
-            cwd=where,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+class Forked:
+    """In place of a started interpreter: the child's own program in a fork of this process, which has all imported."""
 
+    def __init__(self, command: list[str], *, stdout: Any, **_: Any):
+        read, write = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.close(write)
+            for source, target in ((read, 0), (stdout.fileno(), 1), (stdout.fileno(), 2)):
+                os.dup2(source, target)
+            leave(lambda: child.main(command[3:]))
+        os.close(read)
+        self._open = write
 
-def steps(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        return self.returncode
 
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
 
-def lines(folder: Path) -> list[dict[str, object]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in UNLIKE} for line in found]
-
-
-def kill(process: subprocess.Popen[bytes], folder: Path, chance: random.Random, whom: str) -> bool:
+    def kill(pid: int, folder: Path, chance: random.Random, whom: str) -> bool:
     """Kills at a random moment: while starting, or a few steps on, whatever goes on then. Whether it still ran."""
+    parent = psutil.Process(pid)
     if chance.random() < 0.15:
-        time.sleep(chance.uniform(0.3, 6))  # no checkpoint of this attempt yet, most often not even torch
+        time.sleep(chance.uniform(0.05, 2))  # most often nothing is trained by then
     else:
-        more = steps(folder) + chance.randint(1, 4)
-        while process.poll() is None and steps(folder) < min(more, STEPS):
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.15))
-    children = psutil.Process(process.pid).children() if process.poll() is None else []
+        seen, more = events(folder), chance.randint(1, 4)
+        while alive(parent) and (events(folder) == seen or steps(folder) < last_step(folder) + more):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.5))
+    children = parent.children() if parent.status() != psutil.STATUS_ZOMBIE else []
     if not children:
         return False
-    (children[0] if whom == "child" else process).send_signal(signal.SIGKILL)
-    process.wait(60)
-    psutil.wait_procs(children, 30)
+    os.kill(children[0].pid if whom == "child" else pid, signal.SIGKILL)
+    psutil.wait_procs(children, 60)
     return True
 
 
@@ -92,21 +98,22 @@ def kill(process: subprocess.Popen[bytes], folder: Path, chance: random.Random, 
 def test_goes_on_however_often(stage: str, tiny_model: Path, tmp_path: Path) -> None:
     gone = {word.removeprefix("~") for word in STAGES[stage] if word.startswith("~")}
     words = [word for word in (*SAME, *STAGES[stage]) if word[0] != "~" and word.partition("=")[0] not in gone]
-    options = (*words, f"model.path={tiny_model}")
-    assert start(tmp_path, *options, "hydra.run.dir=whole").wait(300) == 0, (tmp_path / "screen.txt").read_text()
-    chance, wanted, done, runs = random.Random(stage), KILLS.get(stage, 5), 0, 0
-    while done < wanted:
+    plan, screen = compiled(*words, f"model.path={tiny_model}"), tmp_path / "screen.txt"
+    assert ended(start(plan, tmp_path / "whole"), 600) == 0, screen.read_text()[-3000:]
+    chance, wanted, runs = random.Random(stage), KILLS.get(stage, 5), 0
+    killed: list[int] = []  # the steps that were done when it was
+    while len(killed) < wanted:
         runs += 1
         folder = tmp_path / f"run-{runs}"
-        again = (*options, "stage.resume=auto", f"hydra.run.dir={folder.name}")
-        while done < wanted and not finished(folder):
-            process = start(tmp_path, *again)
-            done += kill(process, folder, chance, "parent" if done % 4 == 3 else "child")
-            process.wait(300)
+        while len(killed) < wanted and not finished(folder):
+            pid = start(plan, folder)
+            was = kill(pid, folder, chance, "parent" if len(killed) % 4 == 3 else "child")
+            ended(pid, 600)
+            killed += [steps(folder)] if was else []
         if not finished(folder):
-            assert start(tmp_path, *again).wait(300) == 0, (tmp_path / "screen.txt").read_text()[-3000:]
+            assert ended(start(plan, folder), 600) == 0, screen.read_text()[-3000:]
         assert_same(folder, tmp_path / "whole")
-    print(f"{stage}: killed {done} times in {runs} runs")
+    print(f"{stage}: killed {len(killed)} times in {runs} runs, after steps {killed}")
 
 
 def finished(folder: Path) -> bool:
