@@ -10,6 +10,7 @@ Anew = Callable[[tuple[str, ...]], Plan]  # the plan of these overrides; raises 
 _SHOWN = 3
 _HALVINGS = 4  # of data.max_length that are tried
 _SHORTEST = 64  # tokens
+_CLEARLY_LESS = 0.98
 _MARGIN = 0.9  # of what was there, where the estimate was too low once
 
 
@@ -56,7 +57,7 @@ def _first_that_fits(plan: Plan, variants: Iterator[tuple[str, ...]], reached: i
         except UserError:
             continue
         needed = made.estimate.memory.total
-        if needed >= plan.estimate.memory.total:
+        if needed > _CLEARLY_LESS * plan.estimate.memory.total:
             continue
         last = Change(overrides, needed, _fits(plan, needed, reached))
         if last.fits:

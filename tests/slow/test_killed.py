@@ -4,14 +4,25 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import psutil
 import pytest
+from conftest import compiled
 from safetensors.torch import load_file
+
+from factory.execute import __main__ as child
+from factory.plan import Plan
+from factory.refusal import UserError
+from factory.run import launch
+from factory.run.folder import RunFolder
+from factory.run.screen import Screen
 
 pytestmark = pytest.mark.slow
 STEPS = 40
@@ -26,7 +37,7 @@ SAME = (
     "evaluate.batch_size=2",
     f"stage.max_steps={STEPS}",
     "stage.batch_size=2",
-    "stage.gradient_accumulation_steps=4",  # a step takes long enough to be hit
+    "stage.gradient_accumulation_steps=8",  # a step takes long enough to be hit
     "stage.learning_rate=1e-3",
     "stage.logging_steps=1",
     "stage.save_steps=2",
@@ -62,7 +73,7 @@ class Forked:
                 os.dup2(source, target)
             leave(lambda: child.main(command[3:]))
         os.close(read)
-        self._open = write
+        self._open = write  # closes when this process ends, however it does
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -70,28 +81,96 @@ class Forked:
             self.returncode = os.waitstatus_to_exitcode(status) if found else None
         return self.returncode
 
-    def wait(self) -> int:
+    def wait(self) -> None:
         while self.poll() is None:
             time.sleep(0.01)
-        assert self.returncode is not None
-        return self.returncode
 
-    def kill(pid: int, folder: Path, chance: random.Random, whom: str) -> bool:
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+
+def leave(work: Callable[[], int]) -> NoReturn:
+    """Ends a fork with what the work returns: nothing of the tests goes on in it."""
+    code = 99
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def start(plan: Plan, folder: Path) -> int:
+    """The process id of a parent, which starts and follows its child as the command line does."""
+    pid = os.fork()
+    if pid:
+        return pid
+    with (folder.parent / "screen.txt").open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    vars(launch)["subprocess"] = SimpleNamespace(Popen=Forked, PIPE=None)
+    run = RunFolder(folder)
+    leave(lambda: launch.launch(plan, run, run.checkpoint(), Screen(), no_advice))
+
+
+def no_advice(_overrides: tuple[str, ...]) -> Plan:
+    raise UserError
+
+
+def ended(pid: int, seconds: float) -> int:
+    """The exit code of a fork."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    raise AssertionError(f"it has not ended within {seconds} s")
+
+
+def steps(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in UNLIKE} for line in found]
+
+
+def kill(pid: int, folder: Path, chance: random.Random, whom: str) -> bool:
     """Kills at a random moment: while starting, or a few steps on, whatever goes on then. Whether it still ran."""
     parent = psutil.Process(pid)
     if chance.random() < 0.15:
         time.sleep(chance.uniform(0.05, 2))  # most often nothing is trained by then
     else:
-        seen, more = events(folder), chance.randint(1, 4)
-        while alive(parent) and (events(folder) == seen or steps(folder) < last_step(folder) + more):
+        more = chance.randint(0, 3)
+        while alive(parent) and ((begun := training(folder)) is None or steps(folder) < begun + more):
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.5))
-    children = parent.children() if parent.status() != psutil.STATUS_ZOMBIE else []
+        time.sleep(chance.uniform(0, 0.3))
+    children = parent.children() if alive(parent) else []
     if not children:
         return False
     os.kill(children[0].pid if whom == "child" else pid, signal.SIGKILL)
     psutil.wait_procs(children, 60)
     return True
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def training(folder: Path) -> int | None:
+    """The step from which the present attempt trains, once it does: the file is its own."""
+    path = folder / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((json.loads(line)["done"] for line in lines if '"training"' in line), None)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -106,6 +185,7 @@ def test_goes_on_however_often(stage: str, tiny_model: Path, tmp_path: Path) -> 
         runs += 1
         folder = tmp_path / f"run-{runs}"
         while len(killed) < wanted and not finished(folder):
+            (folder / "events.jsonl").unlink(missing_ok=True)
             pid = start(plan, folder)
             was = kill(pid, folder, chance, "parent" if len(killed) % 4 == 3 else "child")
             ended(pid, 600)
