@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from factory import __version__, compose, settings
@@ -170,7 +171,13 @@ def _run(composed: compose.Composed) -> int:
     folder = RunFolder(composed.run_dir)
     resume = composed.tree["stage"]["resume"]
     start = folder.checkpoint() if resume == "auto" else Path(resume) if resume else None
-    return launch(made, folder, start, Screen())
+    return launch(made, folder, start, Screen(), partial(_anew, composed.config_dirs))
+
+
+def _anew(config_dirs: tuple[str, ...], overrides: tuple[str, ...]) -> Plan:
+    """The plan of these overrides. Raises UserError."""
+    line = compose.CommandLine(overrides=overrides, config_dirs=config_dirs)
+    return _compiled(compose.compose(line), training=False)
 
 
 def _job(composed: compose.Composed) -> int:
@@ -222,7 +229,7 @@ def _launch_checked(made: Plan, folder: RunFolder, start: Path | None) -> int:
     from factory.run.screen import Screen
 
     verify(made)
-    return launch(made, folder, start, Screen())
+    return launch(made, folder, start, Screen(), partial(_anew, ()))
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:

@@ -12,7 +12,9 @@ from factory.refusal import UserError, refuse
 from factory.schema import Evaluate, Quantization, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 3
+VERSION = 4
+# of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
+_CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
 Verb = Literal["train", "evaluate"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -134,6 +136,15 @@ class Train:
     logging_steps: int
     save_steps: int | None
     save_total_limit: int
+    eval_steps: int | None
+    load_best_model_at_end: bool
+    metric_for_best_model: str
+    early_stopping_patience: int | None
+    early_stopping_threshold: float
+    on_bad_update: Literal["stop", "skip", "warn"]
+    spike_factor: float | None
+    spike_norm: float | None
+    max_skipped_updates: int
     autocast: Dtype | None
     threads: int
 
@@ -213,7 +224,7 @@ class Plan:
         steps = to_tree(self.steps)
         del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"], steps["train"]["threads"]
         steps["train"]["own"].pop("reward_model", None)
-        for name in ("logging_steps", "save_steps", "save_total_limit"):
+        for name in _CHANGE_NO_RESULT:
             del steps["train"][name]
         for source in steps["align"]["sources"].values():
             del source["path"]

@@ -24,6 +24,7 @@ Optimizer = Literal[
     "muon",
     "sgd",
 ]
+Metric = Literal["loss", "rewards/accuracy", "rewards/margin", "reward"]
 Format = Literal[
     "auto",
     "text",
@@ -161,7 +162,27 @@ class Stage:
     max_grad_norm: float | None = key("clip the global gradient norm to this; null: no clipping", above=0)
     logging_steps: int = key("a metrics line every so many steps, the first and the last always", low=1)
     save_steps: int | None = key("a checkpoint every so many steps; null: only at the end, or when interrupted", low=1)
-    save_total_limit: int = key("checkpoints to keep", low=1)
+    save_total_limit: int = key("checkpoints to keep, the best one beside them", low=1)
+    eval_steps: int | None = key(
+        "measure the held-out rows every so many steps and after the last; null: only before and after training", low=1
+    )
+    load_best_model_at_end: bool = key(
+        "keep the checkpoint whose held-out rows measured best, and save and evaluate that model instead of the last"
+    )
+    metric_for_best_model: Metric = key("what of the held-out rows is compared: the loss, or what a stage watches")
+    early_stopping_patience: int | None = key(
+        "stop after so many evaluations without an improvement; null: train to the end", low=1
+    )
+    early_stopping_threshold: float = key("an improvement is a metric better by more than this", low=0)
+    on_bad_update: Literal["stop", "skip", "warn"] = key(
+        "an update whose loss or gradient is not finite, or a spike: stop before it moves a weight, skip it (counted), "
+        "or warn and apply it (one that is not finite is skipped all the same)"
+    )
+    spike_factor: float | None = key(
+        "a loss above so many times its running mean is a spike, after 10 updates; null: none is", above=1
+    )
+    spike_norm: float | None = key("a gradient norm above this, before clipping, is a spike; null: none is", above=0)
+    max_skipped_updates: int = key("so many skipped updates in a row stop the run", low=1)
     resume: str | None = key("auto (the newest whole checkpoint of hydra.run.dir), a checkpoint's path, or null")
 
 

@@ -19,7 +19,7 @@ from factory import cli, compose
 from factory.look import machine as look
 from factory.plan import Plan, Train, to_yaml
 from factory.refusal import Refusal, UserError
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder, last_logged
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +120,7 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
         where = RunFolder(folder)
         where.path.mkdir(parents=True, exist_ok=True)
         where.plan.write_text(to_yaml(plan))
-        state = read_json(resume_from / "state.json") if resume_from else None
-        where.forget_metrics_after(state["step"] if state else 0)  # as the parent does
+        where.forget_metrics_after(last_logged(resume_from))  # as the parent does
         run = Run(plan=plan, folder=where, resume_from=resume_from, started=time.time())
         kept: dict[str, Any] = {}
         original = train.train
@@ -147,6 +146,7 @@ def train_plan() -> Callable[..., Train]:
         values: dict[str, Any] = {
             "stage": "sft",
             "own": {},
+            "reference": None,
             "learning_rate": 1e-2,
             "num_epochs": 1.0,
             "max_steps": None,
@@ -160,6 +160,15 @@ def train_plan() -> Callable[..., Train]:
             "logging_steps": 1,
             "save_steps": None,
             "save_total_limit": 1,
+            "eval_steps": None,
+            "load_best_model_at_end": False,
+            "metric_for_best_model": "loss",
+            "early_stopping_patience": None,
+            "early_stopping_threshold": 0.0,
+            "on_bad_update": "stop",
+            "spike_factor": None,
+            "spike_norm": None,
+            "max_skipped_updates": 10,
             "autocast": None,
             "threads": 1,
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory import registry, templates
 from factory.architecture import text_numbers, traits_of
-from factory.compile import choices, data, files
+from factory.compile import choices, data, files, watching
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
@@ -282,6 +282,7 @@ RULES: tuple[Rule, ...] = (
     Rule("package-missing", _package_missing),
     *data.RULES,
     *files.RULES,
+    *watching.RULES,
     Rule("adapter-fits", _adapter_fits),
     Rule("evaluate-reference", _reference_is_past),
     Rule("remote-code", _remote_code),

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from math import ceil
@@ -40,14 +40,15 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Step:
     """The micro-batches of an optimizer step, as tensors.
 
-    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by. It `tells` nothing of
-    live gradients where its loss may have none.
+    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by. `chosen` are the numbers
+    of these samples, where they are those of a set. It `tells` nothing of live gradients where its loss may have none.
     """
 
     batches: list[dict[str, Any]]
     tokens: int
     trained: float
     samples: int
+    chosen: tuple[int, ...] = ()
     tells: bool = field(default=True, kw_only=True)
 
 
@@ -63,7 +64,8 @@ def steps(
     """The optimizer steps from `first` up to `last`, in their order."""
     for number in range(first, last):
         chosen = micro_batches(number, len(samples), batch_size, accumulation, seed)
-        yield step([[samples[index] for index in indices] for indices in chosen], collate)
+        made = step([[samples[index] for index in indices] for indices in chosen], collate)
+        yield replace(made, chosen=tuple(index for indices in chosen for index in indices))
 
 
 def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]]) -> Step:

@@ -27,9 +27,10 @@ def _end_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     _end_with_parent()
+    from factory.execute import memory
     from factory.execute.context import Interrupted, Run
     from factory.execute.executor import walk
-    from factory.execute.report import write_report
+    from factory.execute.report import OUT_OF_MEMORY, spent, write_report
     from factory.execute.verify import verify
     from factory.plan import read_plan
     from factory.refusal import UserError
@@ -52,9 +53,12 @@ def main(arguments: list[str]) -> int:
         code, status, error = FAILED, "failed", str(problem)
     except Exception as problem:
         traceback.print_exc()
-        first = next(iter(str(problem).splitlines()), "")
-        error = f"[crashed] {type(problem).__name__}: {first}\n  the traceback is in {folder.log}"
+        first = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
+        error = f"[crashed] {first}\n  the traceback is in {folder.log}"
         code, status = FAILED, "failed"
+        if memory.is_exhausted(problem):  # the parent says what to do
+            reached = memory.peak(run.plan.steps.load.device)
+            error, result = f"[out-of-memory] {first}", {OUT_OF_MEMORY: spent(run.now, first, reached)}
         with contextlib.suppress(UserError):
             run.emit("crashed", text=error.splitlines()[0])
     try:

@@ -32,6 +32,9 @@ class Run:
     stopping: bool = False
     memory_by_step: dict[str, int] = field(default_factory=dict)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    now: str = "start"  # the step that runs
+    at_once: bool = False  # whether a signal ends the run where it is: there is nothing to save
+    bad_updates: dict[str, Any] | None = None  # of the report, however the run ends
     _shown: float = 0.0
 
     def emit(self, event: str, **values: Any) -> None:
@@ -58,15 +61,21 @@ class Run:
         start = time.monotonic()
         memory.reset_peak(device)
         self.emit("start", name=name)
-        yield
+        self.now, self.at_once = name, name != "train"
+        try:
+            yield
+        finally:
+            self.at_once = False
         self.memory_by_step[name] = memory.peak(device)
         self.emit("end", name=name, seconds=round(time.monotonic() - start, 3), memory=self.memory_by_step[name])
 
     def listen(self) -> None:
-        """SIGTERM and SIGINT ask for a stop at the end of the current training step."""
+        """SIGTERM and SIGINT end the run: after the training step, once it is saved; in the other steps at once."""
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
             self.stopping = True
+            if self.at_once:
+                raise Interrupted
 
         signal.signal(signal.SIGTERM, ask)
         signal.signal(signal.SIGINT, ask)

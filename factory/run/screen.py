@@ -113,11 +113,8 @@ def plan_panel(plan: Plan) -> Panel:
     if plan.verb == "train":
         for name, text in _training(plan):
             add(name, text)
-    stage = registry.spec("stages", steps.train.stage)
-    whole = registry.hook(stage, "UNIT", "tokens") == "samples"
-    measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
-    when = " before and after" if plan.verb == "train" else " of the held-out rows"
-    add("evaluate", f"{measured}{when}" if steps.evaluate.perplexity else f"no {measured}")
+    for name, text in _evaluation(plan):
+        add(name, text)
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
     parts = ", ".join(
         f"{name} {size(getattr(memory, name))}"
@@ -145,6 +142,21 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "", f"[dim]{', '.join(told)}[/dim]"
     if train.reference:
         yield "", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]"
+
+
+def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
+    train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
+    whole = registry.hook(stage, "UNIT", "tokens") == "samples"
+    measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
+    if not plan.steps.evaluate.perplexity:
+        yield "evaluate", f"no {measured}"
+    elif plan.verb == "evaluate":
+        yield "evaluate", f"{measured} of the held-out rows"
+    else:
+        every = f", and every {train.eval_steps:,} steps" if train.eval_steps else ""
+        yield "evaluate", f"{measured} before and after{every}"
+    if plan.verb == "train" and train.load_best_model_at_end:
+        yield "", f"the checkpoint of the best {train.metric_for_best_model} is saved"
 
 
 def _number(value: Any) -> str:
@@ -180,7 +192,18 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
             "training",
             f"{train['steps']:,} steps, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
             f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
-            f"loss {train['first_loss']:.3f} -> {train['final_loss']:.3f}",
+            f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
+        )
+    if best := train.get("best"):
+        kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
+        step = f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
+        add("best", "no evaluation was finite" if best["step"] is None else step)
+    if train.get("stopped_early"):
+        add("", "stopped early: no better evaluation within stage.early_stopping_patience")
+    if bad := report.get("bad_updates"):
+        add(
+            "bad updates",
+            f"[yellow]{bad['count']:,}, {bad['skipped']:,} of them skipped (bad_updates in report.json)[/yellow]",
         )
     data = report.get("data", {})
     if data:
@@ -214,16 +237,22 @@ def _change(evaluate: dict[str, Any], name: str) -> str:
     return f"{evaluate[name]:.3f}" if before is None else f"{before:.3f} -> {evaluate[name]:.3f}"
 
 
+def _decimals(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
 def runs_table(rows: list[dict[str, Any]]) -> Table:
+    named = (name for name in (rows[0] if rows else ()) if name.endswith(" before"))
+    measured = next(named, "measure before").removesuffix(" before")
     table = Table(
-        title="sweep (before, after: perplexity of the held-out rows)",
+        title=f"sweep (before, after: {measured} of the held-out rows)",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
     for name in rows[0] if rows else ():
         left = name in ("job", "method", "set", "status")
-        table.add_column(name.removeprefix("perplexity "), justify="left" if left else "right", overflow="fold")
+        table.add_column(name.removeprefix(f"{measured} "), justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_plain(str(value)) for value in row.values()))
     return table

@@ -1,7 +1,10 @@
 """Attach: reads the weights, once, as all steps before have said, and marks or adds what is trained."""
 
 import copy
+import random
 from typing import Any
+
+import numpy as np
 
 from factory import heads, registry
 from factory.architecture import FAMILIES, Architecture, architecture
@@ -22,6 +25,8 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     import torch
 
     plan = run.plan.steps
+    random.seed(run.plan.seed)
+    np.random.seed(run.plan.seed)
     torch.manual_seed(run.plan.seed)
     torch.set_num_threads(plan.train.threads)
     settings, method = method_settings(run), registry.run("methods", plan.attach.method)

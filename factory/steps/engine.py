@@ -1,5 +1,6 @@
 """Engine: what an optimizer update is made of, and what of it a checkpoint holds."""
 
+from pathlib import Path
 from typing import Any
 
 from factory import registry
@@ -15,7 +16,7 @@ from factory.steps.reference import Reference
 
 
 class Engine:
-    """Of one process. An update is `begin`, `accumulate`, `clip` and `apply`, in this order.
+    """Of one process. An update is `begin`, `accumulate`, `clip` and `apply` (or `drop`), in this order.
 
     `trained` are the tensors that require a gradient, by name.
     """
@@ -35,8 +36,13 @@ class Engine:
         """The loop's state in the checkpoint that the run resumes from, all else put back; None where there is none."""
         return checkpoint.restore(self._run, self.trained, self.optimizer, self._scaler)
 
-    def save(self, state: dict[str, Any]) -> None:
-        checkpoint.save(self._run, self.trained, self.optimizer, self._scaler, state)
+    def save(self, state: dict[str, Any], *, keep: int | None = None) -> None:
+        """`keep` is a step whose checkpoint is not pruned."""
+        checkpoint.save(self._run, self.trained, self.optimizer, self._scaler, state, keep=keep)
+
+    def load(self, path: Path) -> None:
+        """Puts a checkpoint's weights back, and what the optimizer knows of them."""
+        checkpoint.load(path, self.trained, self.optimizer)
 
     def begin(self, step: int, total: int, rate: float) -> None:
         """Of step `step` of `total`, counted from 0, with this learning rate."""
@@ -83,6 +89,11 @@ class Engine:
     def apply(self) -> None:
         """Moves the weights, and forgets the gradients."""
         self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def drop(self) -> None:
+        """Forgets the gradients, and no weight moves."""
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -1,7 +1,7 @@
 """Evaluate: perplexity of the held-out rows and a few answers, the same before and after training."""
 
 from collections.abc import Iterator
-from math import exp
+from math import exp, inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from factory.data.dataset import Example, alone
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.heads import writes
+from factory.refusal import refuse
 from factory.stages.loss import Watched
 from factory.steps.feed import autocast, collating, unit
 from factory.steps.pack import Dataset
@@ -76,17 +77,30 @@ def _measure(
     }
     if plan.perplexity and not dataset.validation:
         run.emit("note", text="No held-out row is left: nothing is measured on them.")
-    elif plan.perplexity and (own := registry.hook(registry.run("stages", run.plan.steps.train.stage), "measure")):
-        found |= own(run, model, dataset, reward, name)
     elif plan.perplexity:
-        found |= _on_held_out(run, model, dataset, reference, name)
+        measured = held_out(run, model, dataset, reference, reward, name)
+        broken = {what: value for what, value in measured.items() if not isfinite(value)}
+        if broken:
+            what, value = next(iter(broken.items()))
+            raise refuse("held-out-not-finite", f"step={name}", f"{what} of the held-out rows is {value}")
+        # where there is one, it says all
+        found |= {"perplexity": measured["perplexity"]} if "perplexity" in measured else measured
     return found
 
 
-def _on_held_out(run: Run, model: Any, dataset: Dataset, reference: Reference | None, name: str) -> dict[str, float]:
-    """Perplexity: exp of the mean negative log-likelihood over all trained tokens of the rows, each a context.
+def held_out(
+    run: Run, model: Any, dataset: Dataset, reference: Reference | None, reward: Any, name: str
+) -> dict[str, float]:
+    """What the stage measures of the held-out rows, or their losses. `name` is told as what is going on."""
+    own = registry.hook(registry.run("stages", run.plan.steps.train.stage), "measure")
+    return own(run, model, dataset, reward, name) if own else _losses(run, model, dataset, reference, name)
 
-    Of a stage that judges whole answers: the mean loss over the rows, and the means of what it watches.
+
+def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None, name: str) -> dict[str, float]:
+    """The mean loss of the held-out rows, each a context, and the means of what the stage watches.
+
+    Over all their trained tokens, with its exponential, the perplexity; of a stage that judges whole answers over the
+    rows. Draws no random number.
     """
     import torch
 
@@ -110,7 +124,15 @@ def _on_held_out(run: Run, model: Any, dataset: Dataset, reference: Reference | 
             total += float(found.total)
             watched.add(found.metrics)
             run.progress(name, min(start + size, len(samples)), len(samples))
-    return {"perplexity": exp(total / units)} if by_tokens else {"loss": total / units, **watched.means()}
+    loss = total / units
+    return {"loss": loss, **({"perplexity": _exp(loss)} if by_tokens else {}), **watched.means()}
+
+
+def _exp(loss: float) -> float:
+    try:
+        return exp(loss)
+    except OverflowError:
+        return inf
 
 
 def _answer(

@@ -212,6 +212,46 @@ TABLE = (
         "stage=dpo",
     ),
     row("reference-of-a-stream", "{stream} stage=kto", "stage=kto"),
+    row("eval-unmeasured", "stage.eval_steps=1 evaluate.perplexity=false", "stage.eval_steps=1"),
+    row(
+        "eval-unmeasured",
+        "stage.eval_steps=1 data.validation_fraction=0",
+        "data.validation_fraction=0",
+        "{two} stage.eval_steps=1 data.validation_fraction=0 data.validation=file",
+    ),
+    row(
+        "best-unevaluated", "stage.load_best_model_at_end=true", "stage.load_best_model_at_end=true stage.eval_steps=1"
+    ),
+    row("best-unevaluated", "stage.early_stopping_patience=2", "stage.early_stopping_patience=2 stage.eval_steps=1"),
+    row(
+        "metric-of-stage",
+        "stage.metric_for_best_model=rewards/accuracy stage.eval_steps=1",
+        "stage=rm stage.metric_for_best_model=rewards/accuracy stage.eval_steps=1",
+        "stage=dpo stage.metric_for_best_model=rewards/margin stage.eval_steps=1",
+    ),
+    row(
+        "metric-of-stage",
+        "stage=kto stage.metric_for_best_model=rewards/margin stage.eval_steps=1",
+        "stage=kto stage.metric_for_best_model=loss stage.eval_steps=1",
+    ),
+    row("metric-unread", "stage=rm stage.metric_for_best_model=rewards/accuracy", "stage.metric_for_best_model=loss"),
+    row(
+        "threshold-unread",
+        "stage.early_stopping_threshold=0.1 stage.eval_steps=1",
+        "stage.early_stopping_threshold=0.1 stage.early_stopping_patience=1 stage.eval_steps=1",
+    ),
+    row(
+        "skips-unread",
+        "stage.max_skipped_updates=3",
+        "stage.max_skipped_updates=3 stage.on_bad_update=skip",
+        "stage.max_skipped_updates=3 stage.on_bad_update=warn",
+    ),
+    row(
+        "layerwise-skip",
+        "method=full method.layerwise=true stage.max_grad_norm=null stage.on_bad_update=skip",
+        "method=full method.layerwise=true stage.max_grad_norm=null",
+        "method=full stage.on_bad_update=skip",
+    ),
     row("one-to-mismatch", "stage=kto stage.batch_size=1", "stage=kto stage.batch_size=2 evaluate.batch_size=1"),
     row(
         "mismatched-images",

@@ -193,8 +193,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     whole = execute(*options, folder="whole")
 
     def fill_the_disk(_run: Any) -> None:
-        def fails(_what: Any, path: Path, *_: Any, **__: Any) -> None:
-            Path(path).write_bytes(b"half")
+        def fails(_what: Any, to: Any, *_: Any, **__: Any) -> None:
+            if isinstance(to, Path):
+                to.write_bytes(b"half")
+            else:
+                to.write(b"half")
             raise error
 
         patched.setattr(function, fails)

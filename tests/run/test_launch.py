@@ -187,7 +187,13 @@ def test_killed_child_then_killed_parent(
     child = command.child()
     wait_for(lambda: RunFolder(folder).checkpoint() != done, 60)
     assert f"Continuing from killed/checkpoints/{done.name}" in " ".join(command.output.read_text().split())
-    command.process.kill()
+    os.kill(child.pid, signal.SIGSTOP)  # so that it outlives its parent for as long as others try
+    try:
+        command.process.kill()
+        command.process.wait(10)
+        assert "[folder-in-use]" in started("resume", "killed").ends(2)
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
 

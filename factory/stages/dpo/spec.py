@@ -50,6 +50,7 @@ class Settings(schema.Stage):
 
 KIND: Kind = "pairs"
 UNIT: Unit = "samples"
+METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
 
 
 def resolved(own: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from factory import schema
 from factory.compile.rule import Case, Rule
 from factory.data.record import Kind
 from factory.rollouts import spec as rollouts
@@ -23,6 +24,7 @@ class Settings(rollouts.Settings):
 KIND: Kind = "messages"
 UNIT: Unit = "samples"
 MEASURES = "reward, KL and length of answers"
+METRICS: tuple[schema.Metric, ...] = ("reward",)
 new_tokens, notes = rollouts.new_tokens, rollouts.notes
 rollout_bytes, reward_bytes = rollouts.rollout_bytes, rollouts.reward_bytes
 

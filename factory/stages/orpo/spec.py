@@ -15,4 +15,5 @@ class Settings(schema.Stage):
 
 KIND: Kind = "pairs"
 UNIT: Unit = "samples"
+METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
 RULES = ()

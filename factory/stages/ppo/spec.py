@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory import heads as saved
+from factory import schema
 from factory.architecture import Architecture, Shape
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule
@@ -36,6 +37,7 @@ class Settings(rollouts.Settings):
 KIND: Kind = "messages"
 UNIT: Unit = "tokens"
 MEASURES = "reward, KL and length of answers"
+METRICS: tuple[schema.Metric, ...] = ("reward",)
 HEADS_START: saved.Start = "zero"  # what is expected before anything was seen
 new_tokens, notes = rollouts.new_tokens, rollouts.notes
 rollout_bytes, reward_bytes = rollouts.rollout_bytes, rollouts.reward_bytes

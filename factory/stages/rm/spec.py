@@ -20,6 +20,7 @@ class Settings(schema.Stage):
 
 KIND: Kind = "pairs"
 UNIT: Unit = "samples"
+METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
 WRITES = False
 
 

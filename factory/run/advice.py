@@ -1,0 +1,130 @@
+"""What would have needed less memory: changed settings, compiled anew, cheapest for the run first."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from factory.plan import Plan
+from factory.refusal import UserError
+
+Anew = Callable[[tuple[str, ...]], Plan]  # the plan of these overrides; raises UserError
+_SHOWN = 3
+_HALVINGS = 4  # of data.max_length that are tried
+_SHORTEST = 64  # tokens
+_CLEARLY_LESS = 0.98
+_MARGIN = 0.9  # of what was there, where the estimate was too low once
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Overrides to add, what the plan is estimated to need with them, and whether that fits."""
+
+    overrides: tuple[str, ...]
+    estimated_bytes: int
+    fits: bool
+
+
+def cheapest(plan: Plan, reached: int | None, anew: Anew) -> list[Change]:
+    """At most three changes that fit, or bring the estimate down most; none where the overrides give another plan.
+
+    `reached` is what the run had when it ended.
+    """
+    if _digest(plan.overrides, anew) != plan.digest():
+        return []
+    fitting, others = list[Change](), list[Change]()
+    for kind in _kinds(plan):
+        change = _first_that_fits(plan, kind, reached, anew)
+        if change is not None:
+            (fitting if change.fits else others).append(change)
+        if len(fitting) == _SHOWN:
+            break
+    others.sort(key=lambda change: change.estimated_bytes)
+    return [*fitting, *others][:_SHOWN]
+
+
+def _digest(overrides: tuple[str, ...], anew: Anew) -> str | None:
+    try:
+        return anew(overrides).digest()
+    except UserError:
+        return None
+
+
+def _first_that_fits(plan: Plan, variants: Iterator[tuple[str, ...]], reached: int | None, anew: Anew) -> Change | None:
+    """The mildest variant that fits, else the strongest that compiles and needs less than the plan."""
+    last = None
+    for overrides in variants:
+        try:
+            made = anew((*plan.overrides, *overrides))
+        except UserError:
+            continue
+        needed = made.estimate.memory.total
+        if needed > _CLEARLY_LESS * plan.estimate.memory.total:
+            continue
+        last = Change(overrides, needed, _fits(plan, needed, reached))
+        if last.fits:
+            return last
+    return last
+
+
+def _fits(plan: Plan, needed: int, reached: int | None) -> bool:
+    """Where the estimate was below what was there, and the run ended all the same, it is as much too low again."""
+    memory = plan.estimate.memory
+    there = memory.capacity if reached is None else min(memory.capacity, reached)
+    if memory.total > there:
+        return needed <= there
+    return needed <= _MARGIN * memory.total
+
+
+def _kinds(plan: Plan) -> list[Iterator[tuple[str, ...]]]:
+    """Kinds of changes, those that leave the result as it is first; of each kind the variants, mildest first."""
+    return [
+        _smaller_batches(plan, ()),
+        _recomputed(plan),
+        _smaller_batches(plan, tuple(next(_recomputed(plan), ()))),
+        _quantized(plan),
+        _shorter(plan),
+        _all_of_it(plan),
+    ]
+
+
+def _smaller_batches(plan: Plan, more: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The same sequences a step, in more and smaller micro-batches; fewer where they cannot be accumulated."""
+    train = plan.steps.train
+    size, accumulation = train.batch_size, train.gradient_accumulation_steps
+    for parts in (parts for parts in range(2, size + 1) if size % parts == 0):
+        smaller = f"stage.batch_size={size // parts}"
+        yield smaller, f"stage.gradient_accumulation_steps={accumulation * parts}", *more
+    if plan.steps.attach.settings.get("layerwise"):
+        yield f"stage.batch_size={max(1, size // 2)}", *more
+
+
+def _recomputed(plan: Plan) -> Iterator[tuple[str, ...]]:
+    if plan.steps.patch.activation_checkpointing is not True:
+        yield ("compute.activation_checkpointing=true",)
+
+
+def _quantized(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """A base in 4 bits, where an adapter stands on it; else an adapter."""
+    if plan.steps.quantize.bits is None:
+        yield ("method.quantization.bits=4",)
+    if plan.options.get("method") != "qlora":
+        yield ("method=lora",)
+        yield ("method=qlora",)
+
+
+def _shorter(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Rows that are longer are dropped, or cut as data.truncation says."""
+    length = plan.steps.pack.max_length
+    for halved in (length // 2**number for number in range(1, _HALVINGS + 1)):
+        if halved >= _SHORTEST:
+            yield (f"data.max_length={halved}",)
+
+
+def _all_of_it(plan: Plan) -> Iterator[tuple[str, ...]]:
+    train = plan.steps.train
+    rows = train.batch_size * train.gradient_accumulation_steps
+    yield (
+        "stage.batch_size=1",
+        f"stage.gradient_accumulation_steps={rows}",
+        "compute.activation_checkpointing=true",
+        "method=qlora",
+    )
