@@ -92,10 +92,15 @@ def plan(arguments: list[str]) -> int:
         return _hydras_own(line)
     composed = compose.compose(line)
     made = _compiled(composed, training=False)
-    if composed.tree["plan"]["format"] == "json":
+    form = composed.tree["plan"]["format"]
+    if form == "json":
         from factory.plan import to_json
 
         print(json.dumps(to_json(made), ensure_ascii=False))
+    elif form == "yaml":
+        from factory.plan import to_yaml
+
+        print(to_yaml(made), end="")
     else:
         from factory.run.screen import Screen, plan_panel
 

@@ -17,7 +17,7 @@ import tiny
 
 from factory import cli, compose
 from factory.look import machine as look
-from factory.plan import Plan, Train, to_yaml
+from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
 from factory.run.folder import RunFolder, read_json
 
@@ -162,6 +162,9 @@ def train_plan() -> Callable[..., Train]:
             "save_total_limit": 1,
             "autocast": None,
             "threads": 1,
+            "ranks": Ranks(
+                strategy="none", processes=1, nodes=1, offload=False, configuration={}, by_node=("node 0: rank 0",)
+            ),
         }
         return Train(**{**values, **changes})
 

@@ -11,6 +11,7 @@ from factory.architecture import Architecture, Shape
 from factory.optimizers.spec import state_bytes
 from factory.plan import BYTES, LOSS_CHUNK, Dtype, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
 from factory.quantizers.spec import stays_quantized, weight_bytes
+from factory.ranks import spec as ranks
 from factory.schema import Quantization
 
 RUNTIME = 650 * 2**20  # resident memory of Python with torch, transformers and peft, measured
@@ -83,6 +84,7 @@ def estimate(
         "activations": _activations(arch, tokens, patch, shapes, logits=heads.writes(train.stage)),
         "runtime": RUNTIME if load.device == "cpu" else 0,
     }
+    parts |= _shares(parts, train, arch, load)
     total = sum(parts.values())
     per_token = arch.forward_flops_per_token()
     backward = per_token * (1 + min(1.0, counted.trainable / counted.total))
@@ -90,8 +92,17 @@ def estimate(
         parameters=counted,
         memory=Memory(**parts, total=total, capacity=capacity, fits=total <= capacity),
         steps=_steps(sizes, pack, train),
-        flops_per_step=round((per_token + backward) * tokens * train.gradient_accumulation_steps),
+        flops_per_step=round((per_token + backward) * tokens * train.micro_batches),
     )
+
+
+def _shares(parts: dict[str, int], train: Train, arch: Architecture, load: Load) -> dict[str, int]:
+    """Of one process, what its strategy splits. Weights that are split are gathered layer by layer."""
+    split = {name: ceil(parts[name] / train.ranks.processes) for name in ranks.SPLIT[train.ranks.strategy]}
+    if "weights" in split:
+        whole = ranks.gathered(arch) * BYTES[load.dtype]
+        split["weights"] = min(parts["weights"], split["weights"] + whole)
+    return split
 
 
 def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:
@@ -147,7 +158,7 @@ def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:
         high = min(packed, high) if pack.isolate_documents else packed
     elif pack.packing and not pack.isolate_documents:
         high = None  # a long document is many sequences
-    sequences = train.batch_size * train.gradient_accumulation_steps
+    sequences = train.batch_size * train.micro_batches
 
     def steps(rows: int) -> int:
         return max(1, ceil(train.num_epochs * ceil(rows / sequences)))

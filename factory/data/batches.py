@@ -40,13 +40,15 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Step:
     """The micro-batches of an optimizer step, as tensors.
 
-    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by.
+    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by: of all ranks. The last
+    `idle` of the batches are counted for nothing: a rank has them so that all have equally many.
     """
 
     batches: list[dict[str, Any]]
     tokens: int
     trained: float
     samples: int
+    idle: int = 0
 
 
 def steps(
@@ -57,20 +59,24 @@ def steps(
     first: int,
     last: int,
     collate: Callable[[list[Any]], dict[str, Any]],
+    share: Callable[[list[MicroBatch]], tuple[list[MicroBatch], int]] = lambda chosen: (chosen, 0),
 ) -> Iterator[Step]:
-    """The optimizer steps from `first` up to `last`, in their order."""
+    """The optimizer steps from `first` up to `last`, in their order; of each, this rank's `share`."""
     for number in range(first, last):
-        chosen = micro_batches(number, len(samples), batch_size, accumulation, seed)
-        yield step([[samples[index] for index in indices] for indices in chosen], collate)
+        chosen, idle = share(micro_batches(number, len(samples), batch_size, accumulation, seed))
+        yield step([[samples[index] for index in indices] for indices in chosen], collate, idle)
 
 
-def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]]) -> Step:
-    found = [each for samples in micro for sample in samples for each in examples(sample)]
+def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]], idle: int = 0) -> Step:
+    """Counts what is not idle."""
+    counted = micro[: len(micro) - idle]
+    found = [each for samples in counted for sample in samples for each in examples(sample)]
     return Step(
         [collate(samples) for samples in micro],
         sum(len(each.ids) for each in found),
         sum(each.trained for each in found),
-        sum(len(samples) for samples in micro),
+        sum(len(samples) for samples in counted),
+        idle,
     )
 
 

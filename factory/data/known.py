@@ -50,7 +50,7 @@ def exact(plan: Plan) -> Plan:
         sequences = int(path.read_text())
     except (OSError, ValueError):
         return plan
-    steps = total_steps(sequences, train.batch_size, train.gradient_accumulation_steps, train.num_epochs, None)
+    steps = total_steps(sequences, train.batch_size, train.micro_batches, train.num_epochs, None)
     return replace(plan, estimate=replace(plan.estimate, steps=Range(low=steps, high=steps)))
 
 

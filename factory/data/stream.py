@@ -64,7 +64,7 @@ class Position:
         return cls(**{**tree, "ended": tuple(tree["ended"])})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step(batches.Step):
     """`position` is where the stream goes on after it."""
 
@@ -147,7 +147,7 @@ class Stream:
             samples = [sample for sample, _ in taken]
             micro = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
             made = batches.step(micro, collate)
-            yield Step(made.batches, made.tokens, made.trained, made.samples, taken[-1][1])
+            yield Step(made.batches, made.tokens, made.trained, made.samples, position=taken[-1][1])
 
     def _readers(self, position: Position) -> dict[str, "_Reader"]:
         return {name: _Reader(source, position.taken.get(name, 0)) for name, source in self._sources.items()}

@@ -13,12 +13,16 @@ from factory.words import size
 
 
 def save(run: Run, trained: dict[str, Any], optimizer: Any, scaler: Any, state: dict[str, Any]) -> Path:
-    """Saves after step `state["step"]`; older ones go when this one is whole. Raises UserError on a full disk."""
+    """Saves after step `state["step"]`; older ones go when this one is whole. Raises UserError on a full disk.
+
+    All ranks call it, and rank 0 writes.
+    """
     import torch
     from safetensors.torch import save_file
 
     target = run.folder.checkpoints / f"step-{state['step']:06d}"
-    if is_whole(target):
+    random = run.world.gathered(torch.get_rng_state())
+    if is_whole(target) or not run.world.leads:
         return target
     aside = run.folder.checkpoints / f".{target.name}.{os.getpid()}"
     try:
@@ -28,7 +32,8 @@ def save(run: Run, trained: dict[str, Any], optimizer: Any, scaler: Any, state: 
         save_file(tensors, aside / "trained.safetensors")
         torch.save(optimizer.state_dict(), aside / "optimizer.pt")
         torch.save(
-            {"torch": torch.get_rng_state(), **_cuda_state(), "scaler": scaler.state_dict()}, aside / "random.pt"
+            {"torch": random[0], "others": random[1:], **_cuda_state(), "scaler": scaler.state_dict()},
+            aside / "random.pt",
         )
         (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
@@ -70,8 +75,10 @@ def restore(run: Run, wanted: dict[str, Any], optimizer: Any, scaler: Any) -> di
             value.copy_(trained[name])
     optimizer.load_state_dict(torch.load(run.resume_from / "optimizer.pt", weights_only=True))
     random = torch.load(run.resume_from / "random.pt", weights_only=True)
-    torch.set_rng_state(random["torch"])
-    if "cuda" in random:
+    states = [random["torch"], *random["others"]]
+    if run.world.rank < len(states):  # a rank more than there were goes on as it is seeded
+        torch.set_rng_state(states[run.world.rank])
+    if "cuda" in random and run.world.size == 1:
         torch.cuda.set_rng_state_all(random["cuda"])
     if random["scaler"]:
         scaler.load_state_dict(random["scaler"])

@@ -24,6 +24,7 @@ PACKAGES: tuple[str, ...] = (
     "flash-attn-3",
     "liger-kernel",
     "torch-npu",
+    "deepspeed",
 )
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards

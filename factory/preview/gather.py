@@ -113,9 +113,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 
 def _steps(plan: Plan, sequences: int) -> int:
     train = plan.steps.train
-    return schedules.total_steps(
-        sequences, train.batch_size, train.gradient_accumulation_steps, train.num_epochs, train.max_steps
-    )
+    return schedules.total_steps(sequences, train.batch_size, train.micro_batches, train.num_epochs, train.max_steps)
 
 
 def _of_sources(counts: dict[str, Any]) -> Iterator[Dropped]:

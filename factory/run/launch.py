@@ -12,6 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
+from factory.execute.context import STARTED
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, to_yaml
 from factory.refusal import UserError
@@ -78,7 +81,10 @@ def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scr
 def _started(plan: Plan, folder: RunFolder, resume_from: Path | None) -> Iterator[subprocess.Popen[bytes]]:
     """The child, in a session of its own so that Ctrl-C reaches only us; it ends when its standard input closes."""
     environment = {**_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
-    command = [sys.executable, "-m", "factory.execute", str(folder.path)]
+    several = plan.steps.train.ranks.processes > 1
+    if several:  # a rank's parent is not the command
+        environment.setdefault(STARTED, str(psutil.Process().create_time()))
+    command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
     with folder.log.open("ab") as log:
@@ -91,6 +97,8 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None) -> Iterato
         if child.poll() is None:
             child.kill()
         child.wait()
+        if child.stdin is not None:  # ranks that it has started end when this closes
+            child.stdin.close()
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def plan_panel(plan: Plan) -> Panel:
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     train = plan.steps.train
-    rows = train.batch_size * train.gradient_accumulation_steps
+    rows = train.batch_size * train.micro_batches
     yield (
         "train",
         f"{train.stage}  {plan.estimate.steps} steps of {rows} sequences, {train.optimizer}, "

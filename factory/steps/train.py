@@ -8,10 +8,11 @@ from typing import Any
 from factory import registry, schedules
 from factory.architecture import Architecture
 from factory.execute import memory
-from factory.execute.context import Interrupted, Run, age_of_command, append
+from factory.execute.context import Interrupted, Run, age_of_command
 from factory.refusal import refuse
 from factory.stages.loss import Watched
 from factory.steps.engine import Engine
+from factory.steps.engine import engine as engine_of
 from factory.steps.feed import Turn, total_steps, turns
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
@@ -48,7 +49,7 @@ def train(
     before: dict[str, Any],
 ) -> dict[str, Any]:
     plan = run.plan.steps.train
-    engine = Engine(run, model, arch)
+    engine = engine_of(run, model, arch)
     saved = engine.restore()
     state = State(**saved) if saved else State(before=before)
     run.checks = {**state.checks, **run.checks}
@@ -69,13 +70,14 @@ def train(
             if state.first_loss is None:
                 state.first_loss, state.seconds_to_first_step = loss, age_of_command()
             run.progress("train", state.step, total)
-            if state.step in (1, total) or state.step % plan.logging_steps == 0 or run.stopping:
+            stopping = run.asked_to_stop()
+            if state.step in (1, total) or state.step % plan.logging_steps == 0 or stopping:
                 _log(run, state, dataset, {"loss": loss, **watched}, rate, norm, logged)
                 logged = (state.seconds, state.tokens)
-            if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
+            if state.step == total or stopping or (plan.save_steps and state.step % plan.save_steps == 0):
                 state.checks = run.checks
                 engine.save(asdict(state))
-            if run.stopping:
+            if stopping:
                 raise Interrupted
     engine.finish()
     model.eval()
@@ -92,7 +94,7 @@ def _epoch(run: Run, state: State, dataset: Dataset) -> float:
     if dataset.stream is not None:
         return float(state.position["epoch"]) if state.position else 0.0
     plan = run.plan.steps.train
-    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
+    shape = (len(dataset.train), plan.batch_size, plan.micro_batches)
     return round(state.step / schedules.steps_per_epoch(*shape), 4)
 
 
@@ -168,8 +170,7 @@ def _log(
     since: tuple[float, int],
 ) -> None:
     seconds, tokens = state.seconds - since[0], state.tokens - since[1]
-    append(
-        run.folder.metrics,
+    run.log(
         {
             "step": state.step,
             "epoch": _epoch(run, state, dataset),
@@ -178,7 +179,7 @@ def _log(
             "grad_norm": norm if isfinite(norm) else None,
             "tokens": state.tokens,
             "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
-            "memory": memory.current(run.plan.steps.load.device),
+            "memory": run.world.most(memory.current(run.plan.steps.load.device)),
             "seconds": round(state.seconds, 3),
             "time": round(time.time(), 3),
         },
