@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
 
 def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     """Executes the plan in the folder as one of the world's ranks; returns the exit code."""
+    from factory.execute.checkpoint import refuse_other_layout
     from factory.execute.context import Interrupted, Run
     from factory.execute.executor import walk
     from factory.execute.report import write_report
@@ -56,6 +57,7 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     result: dict[str, Any] = {}
     try:
         verify(run.plan)
+        refuse_other_layout(run)
         world.join(run.plan.steps.load.device)
         result = walk(run)
         red = [name for name, check in run.checks.items() if not check["passed"]]

@@ -1,6 +1,7 @@
 """Engine: what an optimizer update is made of, and what of it a checkpoint holds."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from factory import registry
@@ -49,10 +50,26 @@ class Engine:
 
     def restore(self) -> dict[str, Any] | None:
         """The loop's state in the checkpoint that the run resumes from, all else put back; None where there is none."""
-        return checkpoint.restore(self._run, self.trained, self.optimizer, self._scaler)
+        return checkpoint.restore(self._run, self.read, self._scaler)
 
     def save(self, state: dict[str, Any]) -> None:
-        checkpoint.save(self._run, self.trained, self.optimizer, self._scaler, state)
+        needed = 3 * sum(value.nbytes for value in self.trained.values())  # the tensors and AdamW's two moments
+        checkpoint.save(self._run, self.write, self._scaler, state, needed)
+
+    def write(self, folder: Path) -> None:
+        """The trained tensors and the optimizer's state."""
+        if self._run.world.leads:
+            checkpoint.write_whole_tensors(folder, self.trained, self.optimizer.state_dict())
+
+    def read(self, folder: Path) -> None:
+        """What `write` wrote. Raises UserError where it holds other tensors."""
+        trained, state = checkpoint.read_whole_tensors(folder, self.trained)
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                value.copy_(trained[name])
+        self.optimizer.load_state_dict(state)
 
     def begin(self, step: int, total: int, rate: float) -> None:
         """Of step `step` of `total`, counted from 0, with this learning rate."""
