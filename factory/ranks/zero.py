@@ -1,4 +1,4 @@
-"""zero1, zero2, zero3: DeepSpeed splits the optimizer, the gradients, the weights (Rajbhandari et al., arXiv 1910.02054).
+"""zero1, zero2, zero3: DeepSpeed splits optimizer, gradients, weights (Rajbhandari et al. 2020, arXiv 1910.02054).
 
 DeepSpeed is called directly: its configuration is the plan's, and what accelerate would add is another one.
 """
@@ -76,12 +76,12 @@ class Zero3(Way):
 
     @contextmanager
     def whole(self, model: Any, names: Iterable[str]) -> Iterator[None]:
-        from deepspeed.zero import GatheredParameters  # pyright: ignore[reportMissingImports]
+        from deepspeed import zero  # pyright: ignore[reportMissingImports]
 
         leads, found = torch.distributed.get_rank() == 0, dict[str, Any]()
         for name in names:
             parameter = model.get_parameter(name)
-            with GatheredParameters([parameter]):
+            with zero.GatheredParameters([parameter]):
                 if leads:
                     found[name] = parameter.detach().cpu().clone()
         with swapped(model, found):
