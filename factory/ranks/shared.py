@@ -54,8 +54,7 @@ class Shared(Engine):
         return loss.detach(), metrics
 
     def _terms(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        found = self._stage.loss(self.model, batch, self._plan.own)
-        return found.total, found.metrics
+        return self._stage.loss(self.model, batch, self._plan.own).parts()
 
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are shared after the last micro-batch, and only added up before it."""

@@ -9,7 +9,7 @@ class Way:
     """Of a model that is whole in each process."""
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """What the function returns, the model's weights at hand. A gradient flows through tensors in tuples or dicts."""
+        """What the function returns, the weights at hand: tensors, in tuples or dicts."""
         return function()
 
     @contextmanager

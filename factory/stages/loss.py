@@ -15,6 +15,10 @@ class Loss:
     total: Any
     metrics: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
+    def parts(self) -> tuple[Any, dict[str, tuple[Any, int]]]:
+        """As a tuple, in which libraries that split a model find its tensors."""
+        return self.total, self.metrics
+
 
 @dataclass(slots=True)
 class Watched:

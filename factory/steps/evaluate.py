@@ -103,10 +103,10 @@ def _on_held_out(run: Run, model: Any, dataset: Dataset, reference: Reference | 
             if reference is not None:
                 batch["reference"] = reference.of(batch)
             with autocast(run.plan):
-                found = run.way.call(partial(stage.loss, model, batch, plan.own))
+                loss, metrics = run.way.call(lambda batch=batch: stage.loss(model, batch, plan.own).parts())
             if number <= len(starts) - idle:
-                total += float(found.total)
-                watched.add(found.metrics)
+                total += float(loss)
+                watched.add(metrics)
             run.progress(name, number, len(starts))
     total, watched = over_ranks(run.world, total, watched)
     return {"perplexity": exp(total / units)} if by_tokens else {"loss": total / units, **watched.means()}
