@@ -1,5 +1,6 @@
 """ddp: all of the model in each rank, gradients shared by torch's DistributedDataParallel."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +15,9 @@ class Ddp(Shared):
     def __init__(self, run: Run, model: Any, arch: Architecture):
         super().__init__(run, model, arch)
         assert agree(run, self.trained), "the ranks start from different weights"
-        self.root = DistributedDataParallel(Root(model), **self._plan.ranks.configuration)
+        with warnings.catch_warnings():  # its word for broadcast_buffers is not there in older versions
+            warnings.simplefilter("ignore", FutureWarning)
+            self.root = DistributedDataParallel(Root(model), **self._plan.ranks.configuration)
 
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else self.root.no_sync()

@@ -73,7 +73,7 @@ class Fsdp(Shared):
 
     @contextmanager
     def _syncing(self, last: bool) -> Iterator[None]:
-        """Gradients of the micro-batches before the last are shared too: kept whole, they would be as large as ddp's."""
+        """Each micro-batch's gradients are shared: kept whole until the last, they would be as large as ddp's."""
         self._split.root.set_is_last_backward(last)
         yield
 
@@ -126,6 +126,6 @@ def _whole(value: Any) -> Any:
 
 
 def _give_back_memory() -> None:
-    """What held the weights whole goes back to the system: malloc would keep it, as the run's environment asks it to."""
+    """Gives what held the weights whole back to the system: by the run's environment malloc would keep it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

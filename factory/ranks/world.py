@@ -38,7 +38,7 @@ class World:
         return self.rank == 0
 
     def join(self, device: str) -> None:
-        if self.size == 1:
+        if self.size == 1 or self._group is not None:
             return
         import torch
         import torch.distributed as dist

@@ -70,7 +70,7 @@ def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scr
                 time.sleep(_POLL)
             lines = metrics.lines()
             for line in sorted([*lines, *events.lines()], key=lambda line: line["time"]):
-                _show(line, screen)
+                show(line, screen)
             tracker.metrics(lines)
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
@@ -151,7 +151,7 @@ _LABELS = {
 }
 
 
-def _show(event: dict[str, Any], screen: Screen) -> None:
+def show(event: dict[str, Any], screen: Screen) -> None:
     """A line of events.jsonl, or of metrics.jsonl, which names no event."""
     match event.get("event"):
         case None:
