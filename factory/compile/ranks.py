@@ -10,7 +10,7 @@ from factory.ranks import spec
 # their optimizers read whole gradients, or draw numbers that must be alike on every rank
 _WHOLE_TENSORS = ("adalora", "galore", "galore_8bit", "apollo", "apollo_mini", "badam", "badam_ratio")
 _ALONE = ("apollo", "apollo_mini", "badam", "badam_ratio")
-_STAGES_ALONE = ("ppo", "grpo")
+STAGES_ALONE = ("ppo", "grpo")
 
 
 def planned(case: Case) -> Ranks:
@@ -60,7 +60,8 @@ def _nodes_uneven(case: Case) -> str | None:
 
 
 def _nodes_need_launcher(case: Case) -> str | None:
-    return "processes are started on this machine only" if case.settings.hardware.num_nodes > 1 else None
+    several = case.settings.hardware.num_nodes > 1 and _nodes_uneven(case) is None
+    return "processes are started on this machine only" if several else None
 
 
 def _no_strategy(case: Case) -> str | None:
@@ -106,7 +107,7 @@ def _streamed(case: Case) -> str | None:
 
 def _stage_alone(case: Case) -> str | None:
     stage, hardware = case.settings.stage.name, case.settings.hardware
-    alone = hardware.num_processes > 1 and stage in _STAGES_ALONE
+    alone = hardware.num_processes > 1 and stage in STAGES_ALONE
     return f"the rollouts of {stage} are made by one process" if alone else None
 
 
