@@ -17,6 +17,8 @@ from factory.compile.compiler import compile
 from factory.data import known
 from factory.look import look
 from factory.plan import Plan, Verb
+from factory.ranks.outer import refuse_outer, run_as_rank
+from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.folder import RunFolder
 
@@ -93,10 +95,15 @@ def plan(arguments: list[str]) -> int:
         return _hydras_own(line)
     composed = compose.compose(line)
     made = _compiled(composed, training=False)
-    if composed.tree["plan"]["format"] == "json":
+    form = composed.tree["plan"]["format"]
+    if form == "json":
         from factory.plan import to_json
 
         print(json.dumps(to_json(made), ensure_ascii=False))
+    elif form == "yaml":
+        from factory.plan import to_yaml
+
+        print(to_yaml(made), end="")
     else:
         from factory.run.screen import Screen, plan_panel
 
@@ -133,6 +140,7 @@ def train(arguments: list[str]) -> int:
     """compile, then execute; `--from-plan PLAN` replays a plan file, -m sweeps"""
     if any(word.partition("=")[0] == "--from-plan" for word in arguments):
         return _replay(arguments)
+    refuse_outer(" ".join(arguments) or "train")
     line = compose.parse(arguments)
     if line.hydra_flags:
         return _hydras_own(line)
@@ -216,6 +224,13 @@ def _replay(arguments: list[str]) -> int:
         problems.append(refusal("tracking-address", f"tracking.uri={tracking.uri}", wrong))
     if problems:
         raise UserError(*problems)
+    if launched():
+        if run_dir is None:
+            raise refuse("rank-folder", "hydra.run.dir", "it is not set")
+        return run_as_rank(replace(made, tracking=tracking), RunFolder(run_dir), from_environment())
+    if made.steps.train.ranks.nodes > 1:
+        wrong = "processes are started on this machine only"
+        raise refuse("nodes-need-launcher", f"hardware.num_nodes={made.steps.train.ranks.nodes}", wrong)
     folder = RunFolder(run_dir or _fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
         raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
@@ -289,6 +304,7 @@ def resume(arguments: list[str]) -> int:
     """continue an interrupted run's FOLDER from its newest whole checkpoint"""
     from factory.plan import read_plan
 
+    refuse_outer(f"resume {' '.join(arguments)}")
     if len(arguments) != 1:
         raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
     folder = RunFolder(arguments[0])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from factory.refusal import UserError, refuse
-from factory.schema import Evaluate, Quantization, Tracking
+from factory.schema import Evaluate, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
 VERSION = 4
@@ -119,6 +119,21 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """The processes that train together. `by_node` says in words what each node does.
+
+    `configuration` is what the engine is given, whole: DeepSpeed's own, or the arguments of torch's ddp or fully_shard.
+    """
+
+    strategy: Strategy
+    processes: int
+    nodes: int
+    offload: bool
+    configuration: dict[str, Any]
+    by_node: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
     stage: str
     own: dict[str, Any]  # the stage's own keys
@@ -147,6 +162,12 @@ class Train:
     max_skipped_updates: int
     autocast: Dtype | None
     threads: int
+    ranks: Ranks
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an optimizer step, on all ranks together."""
+        return self.gradient_accumulation_steps * self.ranks.processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,12 +241,16 @@ class Plan:
     tracking: Tracking
 
     def digest(self) -> str:
-        """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate."""
+        """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate.
+
+        Nor of which process computes what: a step's micro-batches are the same, however many ranks share them.
+        """
         steps = to_tree(self.steps)
         del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"], steps["train"]["threads"]
         steps["train"]["own"].pop("reward_model", None)
-        for name in _CHANGE_NO_RESULT:
+        for name in (*_CHANGE_NO_RESULT, "ranks"):
             del steps["train"][name]
+        steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in steps["align"]["sources"].values():
             del source["path"]
         if steps["load"]["source"] in ("folder", "gguf"):

@@ -7,6 +7,7 @@ from factory.data.record import Kind
 from factory.typed import key
 
 Auto = Literal["auto"]
+Strategy = Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 Optimizer = Literal[
     "adamw",
     "adamw_8bit",
@@ -213,7 +214,17 @@ class Hardware:
     card: str | None = key("a card's name for planning; training needs that card here")
     compute_capability: float | None = key("the card's CUDA compute capability; null: this machine's", above=0)
     memory_gib: float | None = key("the card's memory in GiB; null: this machine's", above=0)
-    threads: int | None = key("CPU threads; null: OMP_NUM_THREADS, else the cores at hand", low=1)
+    threads: int | None = key(
+        "CPU threads of a process; null: OMP_NUM_THREADS, else the cores at hand, divided among a node's processes",
+        low=1,
+    )
+    num_processes: int = key("processes that train together, on all nodes together; each has a GPU of its own", low=1)
+    num_nodes: int = key("machines that the processes are spread over; more than one needs an outer launcher", low=1)
+    strategy: Strategy = key(
+        "how processes share a run: ddp (all of the model in each), fsdp (torch's fully_shard), or DeepSpeed's zero1 "
+        "(optimizer split), zero2 (gradients too), zero3 (weights too)"
+    )
+    offload: bool = key("keep what zero2, zero3 or fsdp split in the CPU's memory, off the GPU, between uses")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +244,7 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
-    format: Literal["text", "json"] = key("how `factory plan` prints")
+    format: Literal["text", "json", "yaml"] = key("how `factory plan` prints; yaml: the file that --from-plan takes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

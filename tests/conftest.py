@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import tiny
+from commands import Command
 
 from factory import cli, compose
 from factory.look import machine as look
-from factory.plan import Plan, Train, to_yaml
+from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
 from factory.run.folder import RunFolder, last_logged
 
@@ -81,6 +82,21 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(look, "look_at_machine", lambda: pretended)
 
     return machine
+
+
+@pytest.fixture
+def started(where: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands, none of which outlives the test."""
+    commands: list[Command] = []
+
+    def start(*arguments: str, **environment: str) -> Command:
+        commands.append(Command(where, *arguments, **environment))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.process.kill()
+        command.process.wait()
 
 
 @dataclass
@@ -171,6 +187,9 @@ def train_plan() -> Callable[..., Train]:
             "max_skipped_updates": 10,
             "autocast": None,
             "threads": 1,
+            "ranks": Ranks(
+                strategy="none", processes=1, nodes=1, offload=False, configuration={}, by_node=("node 0: rank 0",)
+            ),
         }
         return Train(**{**values, **changes})
 

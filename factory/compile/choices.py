@@ -88,6 +88,12 @@ def max_length(case: Case, context: int) -> int:
     return max(1, min(MAX_LENGTH, room)) if asked == "auto" else asked
 
 
+def threads(case: Case) -> int:
+    """Of a process: a node's processes share its cores."""
+    hardware = case.settings.hardware
+    return hardware.threads or max(1, case.facts.machine.threads * hardware.num_nodes // hardware.num_processes)
+
+
 def group_size(case: Case, length: int) -> int:
     """Tokens in a group of S² attention: an even quarter of the length (LongLoRA, arXiv 2309.12307, section 3.2)."""
     asked = case.settings.compute.group_size

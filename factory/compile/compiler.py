@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
-from factory.compile import choices
+from factory.compile import choices, ranks
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
@@ -112,7 +112,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         train=_train(case, numbers),
         evaluate=_evaluate(case, notes),
     )
-    notes += [*_of_method(case, numbers, shapes), *_of_stage(case)]
+    notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case)]
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     sizes, capacity = _sizes(case), _capacity(case)
@@ -316,13 +316,13 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
     common = {field.name for field in fields(schema.Stage)}
     values: dict[str, Any] = to_tree(stage)
     shared = {name: value for name, value in values.items() if name in common - {"name", "resume"}}
-    threads = case.settings.hardware.threads or case.facts.machine.threads
     return plan.Train(
         stage=stage.name,
         own=choices.own_keys(case),
         reference=_reference(case),
         autocast=numbers.autocast,
-        threads=threads,
+        threads=choices.threads(case),
+        ranks=ranks.planned(case),
         **shared,
     )
 
@@ -375,7 +375,7 @@ def _capacity(case: Case) -> int:
         return round(hardware.memory_gib * 2**30)
     if case.device == "cuda" and machine.gpus:
         return max(gpu.memory_bytes for gpu in machine.gpus)
-    return machine.available_bytes
+    return machine.available_bytes * hardware.num_nodes // hardware.num_processes
 
 
 def _against_memory(made: plan.Plan) -> list[Refusal]:

@@ -11,6 +11,7 @@ from factory.architecture import Architecture, Shape
 from factory.optimizers.spec import state_bytes
 from factory.plan import BYTES, LOSS_CHUNK, Dtype, Estimate, Load, Memory, Pack, Parameters, Patch, Range, Steps, Train
 from factory.quantizers.spec import stays_quantized, weight_bytes
+from factory.ranks import spec as ranks
 from factory.schema import Quantization
 from factory.stages.rows import rows_per_step
 
@@ -91,6 +92,7 @@ def estimate(
         "activations": max(rolled, _activations(arch, tokens, patch, shapes, logits=heads.writes(train.stage))),
         "runtime": RUNTIME if load.device == "cpu" else 0,
     }
+    parts |= _shares(parts, train, arch, load)
     total = sum(parts.values())
     per_token = arch.forward_flops_per_token()
     backward = per_token * (1 + min(1.0, counted.trainable / counted.total))
@@ -105,9 +107,18 @@ def estimate(
 def _flops(train: Train, tokens: int, length: int, forward: float, backward: float) -> float:
     """Of a step. Answers that are rolled out are each sampled, read by the policy before, and trained several times."""
     if "rollout_batch_size" not in train.own:
-        return (forward + backward) * tokens * train.gradient_accumulation_steps
+        return (forward + backward) * tokens * train.micro_batches
     each = 2 * forward + train.own["update_epochs"] * (forward + backward)
     return each * train.own["rollout_batch_size"] * length
+
+
+def _shares(parts: dict[str, int], train: Train, arch: Architecture, load: Load) -> dict[str, int]:
+    """Of one process, what its strategy splits. Weights that are split are gathered layer by layer."""
+    split = {name: ceil(parts[name] / train.ranks.processes) for name in ranks.SPLIT[train.ranks.strategy]}
+    if "weights" in split:
+        whole = ranks.gathered(arch) * BYTES[load.dtype]
+        split["weights"] = min(parts["weights"], split["weights"] + whole)
+    return split
 
 
 def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory import registry, templates
 from factory.architecture import text_numbers, traits_of
-from factory.compile import choices, data, files, watching
+from factory.compile import choices, data, files, ranks, watching
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
@@ -300,6 +300,7 @@ RULES: tuple[Rule, ...] = (
     Rule("parts-need-images", parts.needs_images),
     *optimizers.RULES,
     *quantizers.RULES,
+    *ranks.RULES,
 )
 
 

@@ -65,7 +65,7 @@ class Position:
         return cls(**{**tree, "ended": tuple(tree["ended"])})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step(batches.Step):
     """`position` is where the stream goes on after it; `origins` are the rows that it was made of."""
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from factory.execute.context import Run
+from factory.plan import Ranks
+from factory.ranks.spec import ZERO
+from factory.ranks.world import lost_another
 from factory.refusal import refuse
-from factory.run.folder import MANIFEST, RunFolder, is_whole, unwritable
+from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json, unwritable
 from factory.words import size
 
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
@@ -21,70 +25,116 @@ _BESIDE = 64 * 1024  # what else the run writes until its next checkpoint: metri
 
 
 def save(
-    run: Run, trained: dict[str, Any], optimizer: Any, scaler: Any, state: dict[str, Any], *, keep: int | None = None
+    run: Run,
+    write: Callable[[Path], None],
+    needed: Callable[[], int],
+    scaler: Any,
+    state: dict[str, Any],
+    *,
+    keep: int | None = None,
 ) -> Path:
     """Saves after step `state["step"]`; older ones go when this one is whole, all but that of the step `keep`.
 
-    Raises UserError on a full disk, with the bytes that were needed; then the ones before are as they were.
+    All ranks call it. `write` puts the tensors into a folder, and `needed` are the bytes of them; rank 0 writes the
+    rest. Raises UserError on a full disk, with the bytes that were needed; then the ones before are as they were.
     """
-    target = of_step(run.folder, state["step"])
-    if is_whole(target):
+    world, target = run.world, of_step(run.folder, state["step"])
+    kept = {"ranks": world.gathered(_random_state()), "scaler": scaler.state_dict()}
+    number, there = world.leaders((os.getpid(), is_whole(target)))
+    if there:
         return target
-    aside = run.folder.checkpoints / f".{target.name}.{os.getpid()}"
-    written = _Written(trained, optimizer, scaler, json.dumps(state))
+    aside, text = run.folder.checkpoints / f".{target.name}.{number}", json.dumps(state)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        written.to(aside)
-        sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
-        (aside / MANIFEST).write_text(json.dumps({"files": sizes, "plan_digest": run.plan.digest()}), encoding="utf-8")
-        for path in (*aside.iterdir(), aside):
-            _to_disk(path)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        _to_disk(run.folder.checkpoints)
+        if world.leads:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        world.wait()
+        write(aside)
+        world.wait()
+        if world.leads:
+            _pickle(kept, aside / "random.pt")
+            (aside / "state.json").write_text(text, encoding="utf-8")
+            _finish(run, aside, target)
     except write_errors() as error:
+        if world.size > 1 and lost_another(error):
+            raise
         shutil.rmtree(aside, ignore_errors=True)
-        raise _cannot_save(run, written, error) from error
-    _prune(run, keep)
+        raise _cannot_save(run, needed() + in_blocks(pickled_bytes(kept), len(text.encode())), error) from error
+    if world.leads:
+        _prune(run, keep)
     run.emit("saved", path=str(target), step=state["step"])
     return target
 
 
-class _Written:
-    """The files of a checkpoint."""
+def _finish(run: Run, aside: Path, target: Path) -> None:
+    """Makes it whole, by a manifest, and gives it its name."""
+    files = [path for path in aside.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
+    manifest = {"files": sizes, "plan_digest": run.plan.digest(), "layout": layout(run.plan.steps.train.ranks)}
+    (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    for path in (*files, aside / MANIFEST, aside):
+        _to_disk(path)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+    _to_disk(run.folder.checkpoints)
 
-    def __init__(self, trained: dict[str, Any], optimizer: Any, scaler: Any, state: str):
-        self._tensors = {name: value.detach() for name, value in trained.items()}
-        self._optimizer, self._scaler, self._state = optimizer, scaler, state
 
-    def to(self, folder: Path) -> None:
-        import torch
-        from safetensors.torch import save_file
+def layout(ranks: Ranks) -> str:
+    """How a checkpoint's tensors lie: whole, or in the parts that DeepSpeed's ranks had."""
+    return f"{ranks.strategy} on {ranks.processes} ranks" if ranks.strategy in ZERO else "whole"
 
-        save_file(self._tensors, folder / "trained.safetensors")
-        for name, value in self._pickled().items():
-            with (folder / name).open("wb") as file:
-                torch.save(value, file)
-        (folder / "state.json").write_text(self._state, encoding="utf-8")
 
-    def _pickled(self) -> dict[str, Any]:
-        return {
-            "optimizer.pt": self._optimizer.state_dict(),
-            "random.pt": {**_random_state(), "scaler": self._scaler.state_dict()},
-        }
+def refuse_other_layout(run: Run) -> None:
+    """Raises UserError where the checkpoint that the run resumes from cannot be read by its ranks."""
+    if run.resume_from is None:
+        return
+    there = (read_json(run.resume_from / MANIFEST) or {}).get("layout", "whole")
+    if there != (here := layout(run.plan.steps.train.ranks)):
+        raise refuse("resume-other-ranks", f"stage.resume={run.resume_from}", f"it is {there}, this run is {here}")
 
-    def bytes(self) -> int:
-        """What it takes on a disk, in whole blocks, and what the run writes beside it; nothing is written."""
-        import torch
 
-        header = sum(len(name.encode()) + 160 for name in self._tensors)  # at most: type, shape and place, as JSON
-        files = [header + sum(value.nbytes for value in self._tensors.values()), len(self._state.encode()), _BLOCK]
-        for value in self._pickled().values():
-            counter = _Counter()
-            torch.save(value, counter)  # type: ignore[arg-type]
-            files.append(counter.bytes)
-        return sum(ceil(count / _BLOCK) * _BLOCK for count in (*files, _BLOCK)) + _BESIDE  # and the folder itself
+def write_whole_tensors(folder: Path, trained: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach() for name, value in trained.items()}, folder / "trained.safetensors")
+    _pickle(optimizer, folder / "optimizer.pt")
+
+
+def bytes_of_whole_tensors(trained: dict[str, Any], optimizer: dict[str, Any]) -> int:
+    """What `write_whole_tensors` takes on a disk; nothing is written."""
+    header = sum(len(name.encode()) + 160 for name in trained)  # at most: type, shape and place, as JSON
+    return in_blocks(header + sum(value.nbytes for value in trained.values()), pickled_bytes(optimizer))
+
+
+def read_whole_tensors(folder: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trained tensors by name, which are those that are wanted, and the optimizer's state."""
+    import torch
+    from safetensors.torch import load_file
+
+    trained = load_file(folder / "trained.safetensors")
+    if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
+        raise refuse("resume-other-run", f"stage.resume={folder}", "it holds other tensors than this plan trains")
+    return trained, torch.load(folder / "optimizer.pt", weights_only=True)
+
+
+def _pickle(value: Any, path: Path) -> None:
+    """Through a file of ours: an error of writing is raised as what it is."""
+    import torch
+
+    with path.open("wb") as file:
+        torch.save(value, file)
+
+
+def pickled_bytes(value: Any) -> int:
+    import torch
+
+    counter = _Counter()
+    torch.save(value, counter)  # type: ignore[arg-type]
+    return counter.bytes
+
+
+def in_blocks(*files: int) -> int:
+    return sum(ceil(count / _BLOCK) * _BLOCK for count in files)
 
 
 class _Counter(io.RawIOBase):
@@ -123,10 +173,10 @@ def write_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, SafetensorError)
 
 
-def restore(run: Run, wanted: dict[str, Any], optimizer: Any, scaler: Any) -> dict[str, Any] | None:
+def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, Any] | None:
     """Puts everything back from the checkpoint that the run resumes from, and returns its state.
 
-    `wanted` are the trained tensors by name.
+    `read` puts the tensors of a folder back.
     """
     if run.resume_from is None:
         return None
@@ -134,27 +184,16 @@ def restore(run: Run, wanted: dict[str, Any], optimizer: Any, scaler: Any) -> di
 
     state = state_of(run.resume_from)
     if run.plan.steps.train.load_best_model_at_end and state["best"]["step"] is not None:
-        _bring_best(run, state["best"]["step"])
-    load(run.resume_from, wanted, optimizer)
+        if run.world.leads:
+            _bring_best(run, state["best"]["step"])
+        run.world.wait()
+    read(run.resume_from)
     kept = torch.load(run.resume_from / "random.pt", weights_only=True)
-    _set_random_state(kept)
+    if run.world.rank < len(kept["ranks"]):  # a rank more than there were goes on as it is seeded
+        _set_random_state(kept["ranks"][run.world.rank], gpus=len(kept["ranks"]) == 1)
     if kept["scaler"]:
         scaler.load_state_dict(kept["scaler"])
     return state
-
-
-def load(path: Path, wanted: dict[str, Any], optimizer: Any) -> None:
-    """The trained tensors (`wanted`, by name) and the optimizer's state of a checkpoint. Raises UserError."""
-    import torch
-    from safetensors.torch import load_file
-
-    trained = load_file(path / "trained.safetensors")
-    if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
-        raise refuse("resume-other-run", f"stage.resume={path}", "it holds other tensors than this plan trains")
-    with torch.no_grad():
-        for name, value in wanted.items():
-            value.copy_(trained[name])
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
@@ -174,14 +213,14 @@ def _random_state() -> dict[str, Any]:
     return {**found, "cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else found
 
 
-def _set_random_state(kept: dict[str, Any]) -> None:
+def _set_random_state(kept: dict[str, Any], *, gpus: bool) -> None:
     import torch
 
     random.setstate(kept["python"])
     name, words, *rest = kept["numpy"]
     np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(kept["torch"])
-    if "cuda" in kept:
+    if gpus and "cuda" in kept:
         torch.cuda.set_rng_state_all(kept["cuda"])
 
 
@@ -210,9 +249,10 @@ def _prune(run: Run, keep: int | None) -> None:
         shutil.rmtree(old)
 
 
-def _cannot_save(run: Run, written: _Written, error: Exception) -> Exception:
+def _cannot_save(run: Run, files: int, error: Exception) -> Exception:
     """Where the disk is full, that; else what was raised, as a refusal if it is of the file system."""
-    needed, free = written.bytes(), shutil.disk_usage(run.folder.path).free
+    # the manifest and the folder take a block each
+    needed, free = files + in_blocks(1, 1) + _BESIDE, shutil.disk_usage(run.folder.path).free
     if free < needed:
         return refuse(
             "disk-full",

@@ -27,6 +27,7 @@ PACKAGES: tuple[str, ...] = (
     "torch-npu",
     "trl",
     "math-verify",
+    "deepspeed",
 )
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards

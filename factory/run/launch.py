@@ -14,7 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from factory.execute import memory
+from factory.execute.context import STARTED
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
 from factory.plan import Plan, to_yaml
@@ -87,7 +90,7 @@ def _follow(
                 time.sleep(_POLL)
             lines = metrics.lines()
             for line in sorted([*lines, *events.lines()], key=lambda line: line["time"]):
-                _show(line, screen)
+                show(line, screen)
             tracker.metrics(lines)
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
@@ -102,7 +105,10 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     It holds the folder's lock too: whatever becomes of us, nobody writes beside it.
     """
     environment = {**_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
-    command = [sys.executable, "-m", "factory.execute", str(folder.path)]
+    several = plan.steps.train.ranks.processes > 1
+    if several:  # a rank's parent is not the command
+        environment.setdefault(STARTED, str(psutil.Process().create_time()))
+    command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
     with folder.log.open("ab") as log:
@@ -121,6 +127,8 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
         if child.poll() is None:
             child.kill()
         child.wait()
+        if child.stdin is not None:  # ranks that it has started end when this closes
+            child.stdin.close()
 
 
 @contextmanager
@@ -174,7 +182,7 @@ _LABELS = {
 }
 
 
-def _show(event: dict[str, Any], screen: Screen) -> None:
+def show(event: dict[str, Any], screen: Screen) -> None:
     """A line of events.jsonl, or of metrics.jsonl, which names no event."""
     match event.get("event"):
         case None:

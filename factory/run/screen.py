@@ -131,13 +131,16 @@ def plan_panel(plan: Plan) -> Panel:
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     train = plan.steps.train
-    rows = train.own.get("rollout_batch_size", train.batch_size * train.gradient_accumulation_steps)
+    rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
     what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
     yield (
         "train",
         f"{train.stage}  {plan.estimate.steps} steps of {rows} {what}, {train.optimizer}, "
         f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
     )
+    if train.ranks.processes > 1:
+        where = f" on {train.ranks.nodes} nodes" if train.ranks.nodes > 1 else ""
+        yield "", f"{train.ranks.processes} processes{where} by {train.ranks.strategy}"
     if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
         yield "", f"[dim]{', '.join(told)}[/dim]"
     if train.reference:

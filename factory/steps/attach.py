@@ -46,6 +46,10 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     recompute(model, plan.patch)
     compile_layers(model, plan.patch, arch)
     _check_trainable(run, model, settings, arch)
+    if plan.train.ranks.strategy == "fsdp":
+        from factory.ranks.fsdp import Split
+
+        run.way = Split(run, model)
     return {"model": model, "arch": arch}
 
 

@@ -1,6 +1,7 @@
 """Evaluate: perplexity of the held-out rows and a few answers, the same before and after training."""
 
 from collections.abc import Iterator
+from functools import partial
 from math import exp, inf, isfinite
 from typing import Any
 
@@ -13,7 +14,7 @@ from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.heads import writes
 from factory.refusal import refuse
-from factory.stages.loss import Watched
+from factory.stages.loss import Watched, over_ranks
 from factory.steps.feed import autocast, collating, unit
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
@@ -110,20 +111,23 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     by_tokens = unit(run.plan) == "tokens"
     if by_tokens:  # what stands beside a row changes nothing then
         samples.sort(key=lambda sample: max(len(each.ids) for each in batches.examples(sample)))
+    starts, idle = run.world.share(range(0, len(samples), size))
     total, watched, units = 0.0, Watched(), len(samples)
     if by_tokens:
         units = sum(each.trained for sample in samples for each in batches.examples(sample))
     with torch.no_grad():
-        for start in range(0, len(samples), size):
+        for number, start in enumerate(starts, start=1):
             run.stop_if_asked()
             batch = collate(samples[start : start + size])
             if reference is not None:
                 batch["reference"] = reference.of(batch)
             with autocast(run.plan):
-                found = stage.loss(model, batch, plan.own)
-            total += float(found.total)
-            watched.add(found.metrics)
-            run.progress(name, min(start + size, len(samples)), len(samples))
+                loss, metrics = run.way.call(lambda batch=batch: stage.loss(model, batch, plan.own).parts())
+            if number <= len(starts) - idle:
+                total += float(loss)
+                watched.add(metrics)
+            run.progress(name, number, len(starts))
+    total, watched = over_ranks(run.world, total, watched)
     loss = total / units
     return {"loss": loss, **({"perplexity": _exp(loss)} if by_tokens else {}), **watched.means()}
 
@@ -147,17 +151,19 @@ def _answer(
     device = run.plan.steps.load.device
     ids = torch.tensor([prompt], device=device)
     seen = {} if dataset.pictures is None else dataset.pictures.inputs([images], np.array([prompt]))
+    write = partial(
+        text_model(model).generate,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        **{name: values.to(device) for name, values in seen.items()},
+        max_new_tokens=run.plan.steps.evaluate.max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=dataset.stops,
+    )
     with torch.no_grad(), autocast(run.plan):
-        given = text_model(model).generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **{name: values.to(device) for name, values in seen.items()},
-            max_new_tokens=run.plan.steps.evaluate.max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=dataset.stops,
-        )
+        given = run.way.call(write)
     answer = given[0, ids.shape[1] :]
     return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}
 
@@ -171,8 +177,8 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     plan = run.plan.steps
     ids = dataset.first.ids[:_HEAD_TOKENS]
     tokens = torch.tensor([ids], device=plan.load.device)
-    with autocast(run.plan):
-        apart = heads_agree(model, {"input_ids": tokens, "labels": tokens})
+    with torch.no_grad(), autocast(run.plan):
+        apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
     allowed = _HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")
 
@@ -187,9 +193,9 @@ def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
 
     def slope(found: Example, sign: int) -> float:
         """The sequence's part of the mean loss; its gradient is added, times the sign."""
+        batch = batches.collate([found], dataset.pad, device)
         with autocast(run.plan):
-            loss = stage.loss(model, batches.collate([found], dataset.pad, device), plan.train.own).total
-            loss = loss / packed.trained
+            loss = run.way.call(lambda: stage.loss(model, batch, plan.train.own).total) / packed.trained
         (sign * loss).backward()
         return float(loss.detach())
 

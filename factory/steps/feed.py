@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -45,11 +45,15 @@ def collating(run: Run, dataset: Dataset) -> Callable[[list[Any]], dict[str, Any
 def feed(
     run: Run, dataset: Dataset, first: int, last: int, position: dict[str, Any] | None = None
 ) -> Iterator[batches.Step]:
-    """The optimizer steps from `first` up to `last`; of a stream, those from its position on."""
+    """The optimizer steps from `first` up to `last`; of a stream, those from its position on.
+
+    Each with this rank's share of its micro-batches, counted for itself: `of_all` adds up what the ranks have.
+    """
     plan, collate = run.plan.steps.train, collating(run, dataset)
-    size, accumulation = plan.batch_size, plan.gradient_accumulation_steps
+    size, accumulation = plan.batch_size, plan.micro_batches
     if dataset.stream is None:
-        return batches.steps(dataset.train, size, accumulation, run.plan.seed, first, last, collate)
+        share = run.world.share
+        return batches.steps(dataset.train, size, accumulation, run.plan.seed, first, last, collate, share)
     return dataset.stream.steps(
         size, accumulation, collate, None if position is None else stream.Position.from_json(position)
     )
@@ -80,8 +84,16 @@ def turns(
     with batches.Prefetcher(feed(run, dataset, first, last, position)) as steps:
         yield (
             Turn([step], step.tokens, step.position.as_json() if isinstance(step, stream.Step) else None)
-            for step in steps
+            for step in map(partial(of_all, run), steps)
         )
+
+
+def of_all(run: Run, step: batches.Step) -> batches.Step:
+    """The rank's share of a step with the counts of the whole."""
+    if run.world.size == 1:
+        return step
+    tokens, trained, samples = run.world.sums(step.tokens, step.trained, step.samples)
+    return replace(step, tokens=int(tokens), trained=trained, samples=int(samples))
 
 
 def unit(plan: Plan) -> Unit:

@@ -9,11 +9,12 @@ from typing import Any
 from factory import registry, schedules
 from factory.architecture import Architecture
 from factory.execute import checkpoint, memory
-from factory.execute.context import Interrupted, Run, age_of_command, append
+from factory.execute.context import Interrupted, Run, age_of_command
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
 from factory.steps.best import Best
 from factory.steps.engine import Engine
+from factory.steps.engine import engine as engine_of
 from factory.steps.evaluate import held_out
 from factory.steps.feed import Turn, total_steps, turns
 from factory.steps.pack import Dataset
@@ -59,7 +60,7 @@ def train(
     before: dict[str, Any],
 ) -> dict[str, Any]:
     plan = run.plan.steps.train
-    engine = Engine(run, model, arch)
+    engine = engine_of(run, model, arch)
     saved = engine.restore()
     state = State.from_json(saved) if saved else State(best=Best(plan.metric_for_best_model), before=before)
     run.checks = {**state.checks, **run.checks}
@@ -84,26 +85,27 @@ def train(
             if state.first_loss is None:
                 state.first_loss, state.seconds_to_first_step = loss, age_of_command()
             run.progress("train", state.step, total)
-            measured = _every(plan.eval_steps, state.step, total)
-            if measured or run.stopping or state.step == 1 or _every(plan.logging_steps, state.step, total):
+            stopping, measured = run.asked_to_stop(), _every(plan.eval_steps, state.step, total)
+            if measured or stopping or state.step == 1 or _every(plan.logging_steps, state.step, total):
                 line = _line(run, state, dataset, {"loss": loss, **watched}, rate, norm, logged)
                 logged = (state.seconds, state.tokens)
                 if measured:
                     state.line = line
                 else:
-                    append(run.folder.metrics, line)
+                    run.log(line)
             best_before = state.best.step
-            if measured:
+            if measured and not stopping:
                 clock += _evaluate(run, model, dataset, reference, reward, state)
+                stopping = run.asked_to_stop()
             is_best = plan.load_best_model_at_end and state.best.step != best_before
-            if is_best or run.stopping or state.stopped_early or _every(plan.save_steps, state.step, total, last=True):
+            if is_best or stopping or state.stopped_early or _every(plan.save_steps, state.step, total, last=True):
                 state.checks = run.checks
                 engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
-            if run.stopping:
+            if stopping:
                 raise Interrupted
     engine.finish()
     if plan.load_best_model_at_end and state.best.step not in (None, state.step):
-        engine.load(checkpoint.of_step(run.folder, state.best.step))
+        engine.read(checkpoint.of_step(run.folder, state.best.step))
     model.eval()
     save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)
@@ -125,7 +127,7 @@ def _evaluate(run: Run, model: Any, dataset: Dataset, reference: Reference | Non
     """
     plan, start = run.plan.steps.train, time.monotonic()
     assert state.line is not None
-    if run.stopping:
+    if run.asked_to_stop():
         return 0.0
     model.eval()
     try:
@@ -139,7 +141,7 @@ def _evaluate(run: Run, model: Any, dataset: Dataset, reference: Reference | Non
     state.stopped_early = patience is not None and state.best.stale >= patience
     if state.stopped_early:
         run.emit("note", text=f"Stopped early: {_patience(state)}.")
-    append(run.folder.metrics, {**state.line, **{f"eval_{name}": _finite(value) for name, value in found.items()}})
+    run.log({**state.line, **{f"eval_{name}": _finite(value) for name, value in found.items()}})
     state.line = None
     return time.monotonic() - start
 
@@ -229,7 +231,7 @@ def _line(
         "grad_norm": _finite(norm),
         "tokens": state.tokens,
         "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
-        "memory": memory.current(run.plan.steps.load.device),
+        "memory": run.world.most(memory.current(run.plan.steps.load.device)),
         "seconds": round(state.seconds, 3),
         "time": round(time.time(), 3),
     }

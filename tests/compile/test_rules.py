@@ -14,6 +14,7 @@ from families import KINDS, built_of, roomy
 
 import factory
 from factory import registry
+from factory.compile import ranks
 from factory.compile.rules import all_rules
 from factory.facts import Gpu
 from factory.look import machine as look
@@ -55,8 +56,9 @@ def on_gpu(overrides: str) -> Legal:
     return Legal(tuple(overrides.split()), WITH_GPU)
 
 
-ALL = {"packages": HERE | dict.fromkeys(quantizers.PACKAGES, "1")}
+ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, "deepspeed"), "1")}
 ON_GPU = {"gpus": (H100,), **ALL}
+GPUS = {"gpus": (H100, H100), **ALL}
 
 
 def without(name: str) -> dict[str, Any]:
@@ -66,6 +68,10 @@ def without(name: str) -> dict[str, Any]:
 def compiles(overrides: str) -> Legal:
     """Not run: it needs a package that is not installed, or a checkpoint's real weights."""
     return Legal(tuple(overrides.split()), ALL)
+
+
+def on_gpus(overrides: str) -> Legal:
+    return Legal(tuple(overrides.split()), GPUS)
 
 
 def compiles_on_gpu(overrides: str) -> Legal:
@@ -566,6 +572,45 @@ TABLE = (
     row("llama-pro-layers", "method=llama_pro method.num_new_layers=3", "method=llama_pro method.num_new_layers=1"),
     row("llama-pro-architecture", "{gpt2} method=llama_pro", "method=llama_pro"),
     row("llama-pro-parts", "method=llama_pro method.parts=[vision]", "method=llama_pro"),
+    # several processes
+    row("nodes-uneven", "{ddp} hardware.num_nodes=3", compiles("{ddp}")),
+    row("nodes-need-launcher", "{ddp} hardware.num_nodes=2", compiles("{ddp}")),
+    row("ranks-without-strategy", "hardware.num_processes=2", compiles("{ddp}")),
+    row("strategy-without-ranks", "hardware.strategy=ddp", compiles("{ddp}")),
+    row(
+        "strategy-without-ranks",
+        "hardware.strategy=zero2",
+        on_gpus("{gpus} hardware.strategy=zero2 {offload}"),
+        machine=ALL,
+    ),
+    row("ranks-beyond-gpus", "{gpu} {ddp}", on_gpus("{gpus} {ddp}"), machine=ON_GPU),
+    row("offload-useless", "{fsdp} {offload}", on_gpus("{gpus} {fsdp} {offload}"), machine=ALL),
+    row("offload-useless", "{gpus} {ddp} {offload}", on_gpus("{gpus} {zero2} {offload}"), machine=GPUS),
+    row("deepspeed-missing", "{zero2}", compiles("{zero2}"), machine=without("deepspeed")),
+    row("ranks-of-a-stream", "{stream} {ddp}", "{stream}"),
+    row("method-of-ranks", "{ddp} method=apollo method.rank=8", compiles("{ddp} method=galore method.rank=8")),
+    row("method-of-ranks", "{ddp} method=badam", compiles("{ddp} method=freeze {one}")),
+    row("method-of-ranks", "{ddp} method=full {layerwise} {free}", compiles("{ddp} method=full {free}")),
+    row("method-of-ranks", "{fsdp} method=galore method.rank=8", compiles("{fsdp} method=full")),
+    row("method-of-ranks", "{zero2} method=adalora", compiles("{ddp} method=adalora"), machine=ALL),
+    row(
+        "optimizer-of-ranks",
+        "{fsdp} stage.optimizer=muon method=full",
+        compiles("{ddp} stage.optimizer=muon method=full"),
+    ),
+    row(
+        "optimizer-of-ranks", "{zero2} stage.optimizer=adamw_8bit", compiles("{zero2} stage.optimizer=sgd"), machine=ALL
+    ),
+    row("precision-of-ranks", "{gpus} {fsdp} precision=fp16", on_gpus("{gpus} {ddp} precision=fp16"), machine=GPUS),
+    row(
+        "bad-update-of-ranks",
+        "{zero2} stage.on_bad_update=skip",
+        compiles("{ddp} stage.on_bad_update=skip"),
+        machine=ALL,
+    ),
+    row("quantized-and-split", "{zero3} {four}", compiles("{fsdp} {four}"), compiles("{zero2} {four}"), machine=ALL),
+    row("quantized-and-split", "{fsdp} {eight}", compiles("{ddp} {eight}"), machine=ALL),
+    row("compiled-and-split", "{fsdp} compute.compile=true", compiles("{ddp} compute.compile=true")),
 )
 GLM4_MOE = {
     "model_type": "glm4_moe",
@@ -592,6 +637,12 @@ WORDS = {
     "s2": "compute.attention=s2",
     "hub": "model.path=me/tiny",
     "two": "data=[demo,file] data.path=chat.jsonl",
+    "gpus": "hardware=single_gpu",
+    "ddp": "hardware.num_processes=2 hardware.strategy=ddp",
+    "fsdp": "hardware.num_processes=2 hardware.strategy=fsdp",
+    "zero2": "hardware.num_processes=2 hardware.strategy=zero2",
+    "zero3": "hardware.num_processes=2 hardware.strategy=zero3",
+    "offload": "hardware.offload=true",
     "stream": "data.streaming=true data.max_samples=null",
     "short": "stage.max_new_tokens=4 stage.rollout_batch_size=8 stage.batch_size=2 stage.gradient_accumulation_steps=1",
     "lone": "stage.kl_coefficient=0 stage.kl_target=null",
@@ -599,8 +650,8 @@ WORDS = {
 }
 
 
-# no stage has a spec alone at present
-PRETENDED = {"stage-not-there"}
+# no stage has a spec alone at present, and none is of one process
+PRETENDED = {"stage-not-there", "stage-of-one-process"}
 
 
 def test_the_table_has_every_rule() -> None:
@@ -617,6 +668,15 @@ def test_a_stage_with_a_spec_alone_is_planned_and_not_trained(
     assert refusal.setting == "stage.name=dpo"
     plan = compiled(*BASE, f"model.path={tiny_model}", "stage=dpo", training=False)
     assert [text.partition(" ")[0] for text in plan.warnings] == ["[stage-not-there]"]
+
+
+def test_a_stage_that_rolls_out_is_of_one_process(
+    tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (*BASE, f"model.path={tiny_model}", "hardware.num_processes=2", "hardware.strategy=ddp")
+    monkeypatch.setattr(ranks, "STAGES_ALONE", ("dpo",))
+    assert not refusals(*base)
+    assert [refusal.rule for refusal in refusals(*base, "stage=dpo")] == ["stage-of-one-process"]
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from test_checkpoint import SHORT, STEPS, assert_equal, at_step
 from factory.execute import checkpoint
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
+from factory.steps.engine import Engine
 
 RUN = ("method=lora", "method.rank=4", *SHORT, "evaluate.perplexity=false", "stage.save_steps=3")
 DISK = 24 * 2**20  # bytes
@@ -87,18 +88,18 @@ def test_with_as_much_as_it_says_it_works(
 def test_what_is_counted_is_what_is_written(execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """To the block, with the header of the tensors' file taken a little too long."""
     counted: list[int] = []
-    original = checkpoint._Written.to
+    original = Engine.write
 
-    def to(self: Any, folder: Path) -> None:
-        original(self, folder)
-        counted.append(self.bytes())
+    def write(engine: Engine, folder: Path) -> None:
+        original(engine, folder)
+        counted.append(engine.needed())
 
-    monkeypatch.setattr(checkpoint._Written, "to", to)
+    monkeypatch.setattr(Engine, "write", write)
     execute(*RUN, "stage.max_steps=3")
     saved = RunFolder("run").checkpoint()
     assert saved is not None
-    written = sum(-(-path.stat().st_size // 4096) * 4096 for path in saved.iterdir())
-    assert 0 <= counted[-1] - checkpoint._BESIDE - 4096 - written <= 3 * 4096
+    sizes = [(saved / name).stat().st_size for name in ("trained.safetensors", "optimizer.pt")]
+    assert 0 <= counted[-1] - sum(-(-size // 4096) * 4096 for size in sizes) <= 4096
 
 
 def test_other_errors_are_not_called_a_full_disk(execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ def test_other_errors_are_not_called_a_full_disk(execute: Callable[..., Any], mo
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch, "save", fails)
-    monkeypatch.setattr(checkpoint._Written, "bytes", lambda self: 0)
+    monkeypatch.setattr(checkpoint, "pickled_bytes", lambda value: 0)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         execute(*RUN)
 
@@ -131,5 +132,5 @@ def test_every_random_state_comes_back(here: Path) -> None:
     path = Path("random.pt")
     with path.open("wb") as file:
         torch.save(kept, file)
-    checkpoint._set_random_state(torch.load(path, weights_only=True))
+    checkpoint._set_random_state(torch.load(path, weights_only=True), gpus=True)
     assert drawn() == wanted
