@@ -51,7 +51,7 @@ def test_with_as_much_as_it_says_it_works(
     options = (*RUN, f"stage.optimizer={optimizer}", "stage.weight_decay=0")
     whole = execute(*options, folder="whole")
     with monkeypatch.context() as patched:
-        at_step(patched, 6, lambda run: leave(disk, 100_000))
+        at_step(patched, 6, lambda run: leave(disk, 20_000))
         with pytest.raises(UserError, match=r"\[disk-full\]") as error:
             execute(*options, folder=str(disk / "run"))
     folder = RunFolder(disk / "run")

@@ -85,7 +85,7 @@ def equal(done: Any, whole: Any) -> bool:
 
 
 WHILE = {
-    "in a step": (train, "_updates", 4, 4),
+    "in a step": (train, "_updates", 5, 5),
     "while saving": ("save_file", None, 1, 3),
     "in an evaluation": (train, "held_out", 2, 4),
     "in the last step": (train, "_updates", 7, 7),
