@@ -147,10 +147,10 @@ def lines(folder: Path) -> list[dict[str, object]]:
 def kill(pid: int, folder: Path, chance: random.Random, whom: str) -> bool:
     """Kills at a random moment: while starting, or a few steps on, whatever goes on then. Whether it still ran."""
     parent = psutil.Process(pid)
-    if chance.random() < 0.15:
+    if chance.random() < 0.1:
         time.sleep(chance.uniform(0.05, 2))  # most often nothing is trained by then
     else:
-        more = chance.randint(0, 3)
+        more = chance.randint(1, 6)
         while alive(parent) and ((begun := training(folder)) is None or steps(folder) < begun + more):
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.3))
