@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from test_methods import FITTING
 
 from factory import compose
+from factory.execute import checkpoint
 from factory.execute.context import Interrupted
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, is_whole
@@ -194,6 +195,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
     def fill_the_disk(_run: Any) -> None:
         def fails(_what: Any, to: Any, *_: Any, **__: Any) -> None:
+            if isinstance(to, checkpoint._Counter):  # which is on no disk
+                return
             if isinstance(to, Path):
                 to.write_bytes(b"half")
             else:
