@@ -16,7 +16,9 @@ from factory import __version__, compose, settings
 from factory.compile.compiler import compile
 from factory.data import known
 from factory.look import look
-from factory.plan import Plan
+from factory.plan import Plan, Verb
+from factory.ranks.outer import refuse_outer, run_as_rank
+from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
@@ -24,7 +26,7 @@ from factory.typed import to_tree
 
 REFUSED = 2
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("evaluate", "chat", "serve", "export", "compare", "board", "doctor", "import-config")
+NOT_THERE = ("chat", "serve", "export", "compare", "board", "doctor", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +70,7 @@ def _dispatch(arguments: list[str]) -> int:
     return VERBS[verb](rest)
 
 
-def _compiled(composed: compose.Composed, *, training: bool) -> Plan:
+def _compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train") -> Plan:
     """The plan of a composed tree. Raises UserError with every problem there is."""
     chosen, problems, bad_keys = settings.read(
         composed.tree,
@@ -76,6 +78,7 @@ def _compiled(composed: compose.Composed, *, training: bool) -> Plan:
         overrides=composed.overrides,
         run_dir=composed.run_dir,
         bad_groups=composed.bad_groups,
+        verb=verb,
     )
     bad_keys |= {problem.setting.partition("=")[0].lstrip("+") for problem in composed.problems}
     facts = look(chosen, bad_keys, training=training)
@@ -94,13 +97,17 @@ def plan(arguments: list[str]) -> int:
         return _hydras_own(line)
     composed = compose.compose(line)
     made = _compiled(composed, training=False)
-    fits = made.estimate.memory.fits
-    changes = [] if fits else cheapest(made, None, partial(_anew, line.config_dirs))
-    if composed.tree["plan"]["format"] == "json":
+    form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
+    changes = [] if fits or form == "yaml" else cheapest(made, None, partial(_anew, line.config_dirs))
+    if form == "json":
         from factory.plan import to_json
 
         told = {} if fits else {"changes": [to_tree(change) for change in changes]}
         print(json.dumps({**to_json(made), **told}, ensure_ascii=False))
+    elif form == "yaml":
+        from factory.plan import to_yaml
+
+        print(to_yaml(made), end="")
     else:
         from factory.run.screen import Screen, changes_text, plan_panel
 
@@ -140,6 +147,7 @@ def train(arguments: list[str]) -> int:
     """compile, then execute; `--from-plan PLAN` replays a plan file, -m sweeps"""
     if any(word.partition("=")[0] == "--from-plan" for word in arguments):
         return _replay(arguments)
+    refuse_outer(" ".join(arguments) or "train")
     line = compose.parse(arguments)
     if line.hydra_flags:
         return _hydras_own(line)
@@ -178,7 +186,7 @@ def _run(composed: compose.Composed) -> int:
     folder = RunFolder(composed.run_dir)
     resume = composed.tree["stage"]["resume"]
     start = folder.checkpoint() if resume == "auto" else Path(resume) if resume else None
-    return launch(made, folder, start, Screen())
+    return launch(made, folder, start, Screen(), partial(_anew, composed.config_dirs))
 
 
 def _anew(config_dirs: tuple[str, ...], overrides: tuple[str, ...]) -> Plan:
@@ -223,6 +231,13 @@ def _replay(arguments: list[str]) -> int:
         problems.append(refusal("tracking-address", f"tracking.uri={tracking.uri}", wrong))
     if problems:
         raise UserError(*problems)
+    if launched():
+        if run_dir is None:
+            raise refuse("rank-folder", "hydra.run.dir", "it is not set")
+        return run_as_rank(replace(made, tracking=tracking), RunFolder(run_dir), from_environment())
+    if made.steps.train.ranks.nodes > 1:
+        wrong = "processes are started on this machine only"
+        raise refuse("nodes-need-launcher", f"hardware.num_nodes={made.steps.train.ranks.nodes}", wrong)
     folder = RunFolder(run_dir or _fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
         raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
@@ -236,7 +251,7 @@ def _launch_checked(made: Plan, folder: RunFolder, start: Path | None) -> int:
     from factory.run.screen import Screen
 
     verify(made)
-    return launch(made, folder, start, Screen())
+    return launch(made, folder, start, Screen(), partial(_anew, ()))
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
@@ -250,10 +265,53 @@ def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
     return path, rest
 
 
+def evaluate(arguments: list[str]) -> int:
+    """measure a model, or run=FOLDER (a run's, a saved model's, or an MLflow run's id), on the held-out rows"""
+    line = compose.parse(arguments)
+    if line.multirun:
+        raise refuse("plan-of-a-sweep", "-m", "one model is evaluated at a time")
+    if line.hydra_flags:
+        return _hydras_own(line)
+    composed = _untrained(line)
+    if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
+        composed = replace(composed, run_dir=_fresh(composed.run_dir))
+    made = _compiled(composed, training=True, verb="evaluate")
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    return launch(made, RunFolder(composed.run_dir), None, Screen())
+
+
+def _untrained(line: compose.CommandLine) -> compose.Composed:
+    """What the user says, over what the run that is named was made with; its method's own keys are of no use."""
+    from factory.saved import merged, saved
+
+    named = [text for text in line.overrides if text.startswith("run=")]
+    own = tuple(text for text in line.overrides if not text.startswith("run="))
+    if method := next((text for text in own if text.lstrip("+").startswith("method=")), None):
+        raise refuse("evaluate-method", method, "no method is read")
+    if not named:
+        return compose.compose(replace(line, overrides=(*own, "method=none")))
+    bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
+    found = saved(named[-1].partition("=")[2], bare.tree["tracking"]["uri"])
+    made = compose.compose(replace(line, overrides=merged(found.overrides, own)))
+    method = dict(bare.tree["method"])
+    if not any(_of_method(text) for text in own):  # as the run held its base
+        method["quantization"] = made.tree["method"]["quantization"]
+    places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
+    tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
+    return replace(made, tree=tree, options={**made.options, "method": "none"})
+
+
+def _of_method(text: str) -> bool:
+    return text.lstrip("+").startswith(("method.", "tracking."))
+
+
 def resume(arguments: list[str]) -> int:
     """continue an interrupted run's FOLDER from its newest whole checkpoint"""
     from factory.plan import read_plan
 
+    refuse_outer(f"resume {' '.join(arguments)}")
     if len(arguments) != 1:
         raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
     folder = RunFolder(arguments[0])
@@ -299,6 +357,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "plan": plan,
     "preview": preview,
+    "evaluate": evaluate,
     "resume": resume,
     "models": models,
     "explain": explain,

@@ -4,7 +4,8 @@ Every plain `key=value` is composed as `++key=value`, and the composed tree is c
 a key that does not exist is refused in the same way whether it came from the command line, a recipe or a config folder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ class Composed:
     options: dict[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     run_dir: str = ""
+    config_dirs: tuple[str, ...] = ()  # that hold options of the user's own
     problems: tuple[Refusal, ...] = ()
     bad_groups: frozenset[str] = frozenset()  # whose option does not exist: left at its default
 
@@ -162,7 +164,12 @@ def compose(line: CommandLine) -> Composed:
         composed = translated(lambda: _plain(config, config.hydra, line.overrides, str(config.hydra.run.dir)))
     except UserError as error:
         raise UserError(*ready.problems, *error.refusals) from None
-    return replace(composed, problems=tuple(ready.problems), bad_groups=frozenset(ready.bad_groups))
+    return replace(
+        composed,
+        config_dirs=line.config_dirs,
+        problems=tuple(ready.problems),
+        bad_groups=frozenset(ready.bad_groups),
+    )
 
 
 def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:
@@ -191,10 +198,23 @@ def _composed(overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
 
     def composing() -> Any:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with _beside_hydras_own(), initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra_compose("config", overrides=overrides, return_hydra_config=True)
 
     return translated(composing)
+
+
+@contextmanager
+def _beside_hydras_own() -> Iterator[None]:
+    """Inside a sweep's job Hydra is initialized, and would refuse to be so once more."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    held = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = held
 
 
 def _plain(config: Any, hydra: Any, overrides: tuple[str, ...], run_dir: str) -> Composed:

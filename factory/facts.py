@@ -62,6 +62,22 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RewardFacts:
+    """A saved reward model: an adapter, or the whole weights that `config` is of; with the heads beside them.
+
+    `base` is the fingerprint of the model that it was trained from; None where its run's plan is not there.
+    """
+
+    path: str
+    adapter: AdapterFacts | None
+    config: dict[str, Any] | None
+    shapes: dict[str, Shape]
+    heads: dict[str, Shape]
+    base: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
@@ -107,3 +123,4 @@ class Facts:
     data: dict[str, DataFacts]
     folder: FolderFacts
     problems: tuple[Refusal, ...]
+    reward: RewardFacts | None = None  # what stage.reward_model names

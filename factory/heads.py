@@ -8,7 +8,7 @@ the weights, in a file of its own that nothing else reads. Importing this needs 
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from factory import registry
 from factory.architecture import Architecture, Shape
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILES = "*_head.safetensors"  # each with the tensor `weight`
 _TENSOR = "weight"
+Start = Literal["drawn", "zero"]
 
 
 def heads(stage: str, arch: Architecture) -> dict[str, Shape]:
@@ -62,16 +63,31 @@ def tensor_of(file: Path) -> str:
     return f"{file.stem}.{_TENSOR}"
 
 
-def add(model: Any, shapes: dict[str, Shape], saved_in: tuple[str, ...], *, dtype: Any, device: str, seed: int) -> None:
-    """Adds heads that train, in `dtype`: as the first of the folders has them that has them, else drawn anew.
+def start(stage: str) -> Start:
+    """How a stage's heads start that go on from none."""
+    return registry.hook(registry.spec("stages", stage), "HEADS_START", "drawn")
 
-    N(0, 1 / (width + 1)), as Stiennon et al. 2020 (arXiv 2009.01325) start a reward model's: scores are of size 1.
+
+def add(
+    model: Any,
+    shapes: dict[str, Shape],
+    saved_in: tuple[str, ...],
+    *,
+    dtype: Any,
+    device: str,
+    seed: int,
+    start: Start = "drawn",
+) -> None:
+    """Adds heads that train, in `dtype`: as the first of the folders has them that has them, else at their `start`.
+
+    Drawn: N(0, 1 / (width + 1)), as Stiennon et al. 2020 (arXiv 2009.01325) start a reward model's: scores are of
+    size 1.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
-        drawn = torch.randn(shape, generator=generator) / sqrt(shape[1] + 1)
+        drawn = torch.randn(shape, generator=generator) / sqrt(shape[1] + 1) if start == "drawn" else torch.zeros(shape)
         there = [Path(folder) / file_of(name) for folder in saved_in]
         file = next((file for file in there if file.is_file()), None)
         weight = drawn if file is None else _read(file)
@@ -81,10 +97,14 @@ def add(model: Any, shapes: dict[str, Shape], saved_in: tuple[str, ...], *, dtyp
 
 def load(model: Any, folder: Path) -> Any:
     """The model with the heads that are saved in the folder, for a model that is not trained; returns it."""
-    device = next(model.parameters()).device
     for file in sorted(folder.glob(FILES)):
-        _put(model, tensor_of(file), _read(file).to(device), trains=False)
+        load_one(model, tensor_of(file), folder)
     return model
+
+
+def load_one(model: Any, name: str, folder: Path) -> None:
+    """Adds the head that is saved in the folder under this tensor's name, frozen."""
+    _put(model, name, _read(folder / file_of(name)).to(next(model.parameters()).device), trains=False)
 
 
 def save(model: Any, names: tuple[str, ...], folder: Path) -> None:

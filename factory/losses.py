@@ -1,7 +1,7 @@
 """Losses and log-probabilities that never hold the logits of all tokens at once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,11 @@ class Head:
         if factors is not None:
             slopes[:count] *= factors[:, None]
         return slopes
+
+    def at(self, temperature: float) -> "Head":
+        """With its logits divided by the temperature."""
+        cap = None if self.cap is None else self.cap / temperature
+        return replace(self, scale=self.scale / temperature, cap=cap)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -281,6 +286,23 @@ def token_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     else:
         values = _by_head(LinearLogProbs, head, _hidden(model, batch, wanted), target)
     return values, wanted.nonzero()[:, 0]
+
+
+def sampled_log_probs(
+    model: Any, batch: dict[str, Tensor], temperature: float = 1.0, *, states: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`token_log_probs` of logits that are divided by the temperature, (tokens), and what the head was given for them.
+
+    The hidden states, (tokens, width), stand before each token: what is expected of the text without it. None unless
+    asked for; where the head is not known they take a second pass.
+    """
+    wanted, target = _targets(batch)
+    head = head_of(model)
+    if head is None:
+        values = _by_logits(_own_logits(model, batch, wanted, wide=False) / temperature, target)
+        return values, _hidden(model, batch, wanted) if states else None
+    hidden = _hidden(model, batch, wanted)
+    return _by_head(LinearLogProbs, head.at(temperature), hidden, target), hidden if states else None
 
 
 def sequence_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

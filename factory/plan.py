@@ -9,11 +9,14 @@ from typing import Any, Literal
 import yaml
 
 from factory.refusal import UserError, refuse
-from factory.schema import Evaluate, Quantization, Tracking
+from factory.schema import Evaluate, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 4
+VERSION = 5
+# of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
+_CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
+Verb = Literal["train", "evaluate"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
@@ -31,6 +34,8 @@ class Load:
     allow_pickle: bool
     adapter: str | None  # a saved one, whose weights the new one starts from
     adapter_fingerprint: str | None
+    reward: str | None  # a saved reward model that scores answers
+    reward_fingerprint: str | None
     config: dict[str, Any]
     device: Literal["cpu", "cuda"]
     dtype: Dtype
@@ -114,6 +119,21 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """The processes that train together. `by_node` says in words what each node does.
+
+    `configuration` is what the engine is given, whole: DeepSpeed's own, or the arguments of torch's ddp or fully_shard.
+    """
+
+    strategy: Strategy
+    processes: int
+    nodes: int
+    offload: bool
+    configuration: dict[str, Any]
+    by_node: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
     stage: str
     own: dict[str, Any]  # the stage's own keys
@@ -131,8 +151,23 @@ class Train:
     logging_steps: int
     save_steps: int | None
     save_total_limit: int
+    eval_steps: int | None
+    load_best_model_at_end: bool
+    metric_for_best_model: str
+    early_stopping_patience: int | None
+    early_stopping_threshold: float
+    on_bad_update: Literal["stop", "skip", "warn"]
+    spike_factor: float | None
+    spike_norm: float | None
+    max_skipped_updates: int
     autocast: Dtype | None
     threads: int
+    ranks: Ranks
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an optimizer step, on all ranks together."""
+        return self.gradient_accumulation_steps * self.ranks.processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +242,7 @@ class Estimate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     version: int
+    verb: Verb
     options: dict[str, str]  # the chosen option of each group
     overrides: tuple[str, ...]
     seed: int
@@ -218,16 +254,21 @@ class Plan:
     tracking: Tracking
 
     def digest(self) -> str:
-        """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate."""
+        """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate.
+
+        Nor of which process computes what: a step's micro-batches are the same, however many ranks share them.
+        """
         steps = to_tree(self.steps)
-        del steps["load"]["path"], steps["load"]["adapter"], steps["train"]["threads"]
-        for name in ("logging_steps", "save_steps", "save_total_limit"):
+        del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"], steps["train"]["threads"]
+        steps["train"]["own"].pop("reward_model", None)
+        for name in (*_CHANGE_NO_RESULT, "ranks"):
             del steps["train"][name]
+        steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in steps["align"]["sources"].values():
             del source["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
-        text = json.dumps([self.version, self.seed, steps], sort_keys=True, allow_nan=False)
+        text = json.dumps([self.version, self.verb, self.seed, steps], sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ from factory.data.record import Kind
 from factory.typed import key
 
 Auto = Literal["auto"]
+Strategy = Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 Optimizer = Literal[
     "adamw",
     "adamw_8bit",
@@ -24,6 +25,7 @@ Optimizer = Literal[
     "muon",
     "sgd",
 ]
+Metric = Literal["loss", "rewards/accuracy", "rewards/margin", "reward"]
 Format = Literal[
     "auto",
     "text",
@@ -161,7 +163,27 @@ class Stage:
     max_grad_norm: float | None = key("clip the global gradient norm to this; null: no clipping", above=0)
     logging_steps: int = key("a metrics line every so many steps, the first and the last always", low=1)
     save_steps: int | None = key("a checkpoint every so many steps; null: only at the end, or when interrupted", low=1)
-    save_total_limit: int = key("checkpoints to keep", low=1)
+    save_total_limit: int = key("checkpoints to keep, the best one beside them", low=1)
+    eval_steps: int | None = key(
+        "measure the held-out rows every so many steps and after the last; null: only before and after training", low=1
+    )
+    load_best_model_at_end: bool = key(
+        "keep the checkpoint whose held-out rows measured best, and save and evaluate that model instead of the last"
+    )
+    metric_for_best_model: Metric = key("what of the held-out rows is compared: the loss, or what a stage watches")
+    early_stopping_patience: int | None = key(
+        "stop after so many evaluations without an improvement; null: train to the end", low=1
+    )
+    early_stopping_threshold: float = key("an improvement is a metric better by more than this", low=0)
+    on_bad_update: Literal["stop", "skip", "warn"] = key(
+        "an update whose loss or gradient is not finite, or a spike: stop before it moves a weight, skip it (counted), "
+        "or warn and apply it (one that is not finite is skipped all the same)"
+    )
+    spike_factor: float | None = key(
+        "a loss above so many times its running mean is a spike, after 10 updates; null: none is", above=1
+    )
+    spike_norm: float | None = key("a gradient norm above this, before clipping, is a spike; null: none is", above=0)
+    max_skipped_updates: int = key("so many skipped updates in a row stop the run", low=1)
     resume: str | None = key("auto (the newest whole checkpoint of hydra.run.dir), a checkpoint's path, or null")
 
 
@@ -192,7 +214,17 @@ class Hardware:
     card: str | None = key("a card's name for planning; training needs that card here")
     compute_capability: float | None = key("the card's CUDA compute capability; null: this machine's", above=0)
     memory_gib: float | None = key("the card's memory in GiB; null: this machine's", above=0)
-    threads: int | None = key("CPU threads; null: OMP_NUM_THREADS, else the cores at hand", low=1)
+    threads: int | None = key(
+        "CPU threads of a process; null: OMP_NUM_THREADS, else the cores at hand, divided among a node's processes",
+        low=1,
+    )
+    num_processes: int = key("processes that train together, on all nodes together; each has a GPU of its own", low=1)
+    num_nodes: int = key("machines that the processes are spread over; more than one needs an outer launcher", low=1)
+    strategy: Strategy = key(
+        "how processes share a run: ddp (all of the model in each), fsdp (torch's fully_shard), or DeepSpeed's zero1 "
+        "(optimizer split), zero2 (gradients too), zero3 (weights too)"
+    )
+    offload: bool = key("keep what zero2, zero3 or fsdp split in the CPU's memory, off the GPU, between uses")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +244,7 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
-    format: Literal["text", "json"] = key("how `factory plan` prints")
+    format: Literal["text", "json", "yaml"] = key("how `factory plan` prints; yaml: the file that --from-plan takes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory import registry, schema
+from factory.plan import Verb
 from factory.refusal import Refusal, did_you_mean, refusal
 from factory.typed import Key, Limits, Reader, known_keys, unknown_key, walk_keys
 
@@ -41,6 +42,7 @@ class Settings:
     options: dict[str, str]
     overrides: tuple[str, ...]
     run_dir: str
+    verb: Verb = "train"
 
 
 def read(
@@ -50,6 +52,7 @@ def read(
     overrides: tuple[str, ...],
     run_dir: str,
     bad_groups: frozenset[str] = frozenset(),
+    verb: Verb = "train",
 ) -> tuple[Settings, list[Refusal], set[str]]:
     """The settings, the problems of the tree, and the keys that are bad (None in the settings)."""
     reader = Reader()
@@ -63,7 +66,7 @@ def read(
     for name, kind in NAMED.items():
         values[name] = None if name in bad_groups else _named(reader, name, kind, tree.get(name, {}))
     values["seed"] = reader.value(int, tree.get("seed"), "seed", SEED)
-    settings = Settings(**values, options=options, overrides=overrides, run_dir=run_dir)
+    settings = Settings(**values, options=options, overrides=overrides, run_dir=run_dir, verb=verb)
     return settings, reader.problems, reader.bad_keys
 
 

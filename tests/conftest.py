@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import tiny
+from commands import Command
 
 from factory import cli, compose
 from factory.look import machine as look
-from factory.plan import Plan, Train, to_yaml
+from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder, last_logged
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +84,21 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return machine
 
 
+@pytest.fixture
+def started(where: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands, none of which outlives the test."""
+    commands: list[Command] = []
+
+    def start(*arguments: str, **environment: str) -> Command:
+        commands.append(Command(where, *arguments, **environment))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.process.kill()
+        command.process.wait()
+
+
 @dataclass
 class Done:
     run: Any
@@ -120,8 +136,7 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
         where = RunFolder(folder)
         where.path.mkdir(parents=True, exist_ok=True)
         where.plan.write_text(to_yaml(plan))
-        state = read_json(resume_from / "state.json") if resume_from else None
-        where.forget_metrics_after(state["step"] if state else 0)  # as the parent does
+        where.forget_metrics_after(last_logged(resume_from))  # as the parent does
         run = Run(plan=plan, folder=where, resume_from=resume_from, started=time.time())
         kept: dict[str, Any] = {}
         original = train.train
@@ -147,6 +162,7 @@ def train_plan() -> Callable[..., Train]:
         values: dict[str, Any] = {
             "stage": "sft",
             "own": {},
+            "reference": None,
             "learning_rate": 1e-2,
             "num_epochs": 1.0,
             "max_steps": None,
@@ -160,9 +176,38 @@ def train_plan() -> Callable[..., Train]:
             "logging_steps": 1,
             "save_steps": None,
             "save_total_limit": 1,
+            "eval_steps": None,
+            "load_best_model_at_end": False,
+            "metric_for_best_model": "loss",
+            "early_stopping_patience": None,
+            "early_stopping_threshold": 0.0,
+            "on_bad_update": "stop",
+            "spike_factor": None,
+            "spike_norm": None,
+            "max_skipped_updates": 10,
             "autocast": None,
             "threads": 1,
+            "ranks": Ranks(
+                strategy="none", processes=1, nodes=1, offload=False, configuration={}, by_node=("node 0: rank 0",)
+            ),
         }
         return Train(**{**values, **changes})
 
     return train_plan
+
+
+@pytest.fixture
+def scoring(here: Path) -> str:
+    """The override that scores answers by a function in a file beside the run."""
+    from rolling import LETTERS
+
+    (here / "letters_scoring.py").write_text(LETTERS)
+    return "stage.reward=letters_scoring:letters"
+
+
+@pytest.fixture
+def judge(execute: Callable[..., Done]) -> Path:
+    """The folder of a finished run of a reward model, with an adapter."""
+    from rolling import LORA, RM
+
+    return execute(*LORA, *RM, folder="rm").run.folder.path.resolve()

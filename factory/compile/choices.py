@@ -1,8 +1,14 @@
 """What `auto` means, of each key that can be left to the compiler: for rules and plan alike."""
 
+from dataclasses import asdict, fields
+from typing import Any
+
+from factory import registry, schema
 from factory.architecture import traits_of
 from factory.compile.rule import Case
+from factory.typed import to_tree
 
+_SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
 
 
@@ -37,6 +43,18 @@ def _npu(case: Case) -> bool:
     return case.settings.hardware.device == "auto" and "torch-npu" in case.facts.machine.packages
 
 
+def own_keys(case: Case) -> dict[str, Any]:
+    """The stage's own keys, with values in the place of those that were left open."""
+    stage = case.settings.stage
+    resolved = registry.hook(registry.spec("stages", stage.name), "resolved", dict)
+    return resolved({name: value for name, value in to_tree(stage).items() if name not in _SHARED})
+
+
+def needs_reference(case: Case) -> bool:
+    needs = registry.hook(registry.spec("stages", case.settings.stage.name), "needs_reference")
+    return needs is not None and needs(own_keys(case))
+
+
 def packing(case: Case) -> bool:
     asked = case.settings.data.packing
     return case.settings.stage.name == "pt" if asked == "auto" else asked
@@ -63,8 +81,17 @@ def context_length(case: Case) -> int | None:
 
 
 def max_length(case: Case, context: int) -> int:
-    asked = case.settings.data.max_length
-    return min(MAX_LENGTH, context) if asked == "auto" else asked
+    """Tokens of a sequence; where a stage samples answers, without these, which the context must hold too."""
+    asked, stage = case.settings.data.max_length, case.settings.stage
+    new = registry.hook(registry.spec("stages", stage.name), "new_tokens")
+    room = context - new(asdict(stage)) if new else context
+    return max(1, min(MAX_LENGTH, room)) if asked == "auto" else asked
+
+
+def threads(case: Case) -> int:
+    """Of a process: a node's processes share its cores."""
+    hardware = case.settings.hardware
+    return hardware.threads or max(1, case.facts.machine.threads * hardware.num_nodes // hardware.num_processes)
 
 
 def group_size(case: Case, length: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
-from factory.compile import choices
+from factory.compile import choices, ranks
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
@@ -112,17 +112,22 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         train=_train(case, numbers),
         evaluate=_evaluate(case, notes),
     )
-    notes += [*_of_method(case, numbers, shapes), *_of_stage(case)]
+    notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case)]
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     sizes, capacity = _sizes(case), _capacity(case)
+    frozen = registry.hook(registry.spec("stages", settings.stage.name), "reward_bytes")
+    beside = frozen(case, numbers.trained, numbers.frozen) if frozen else 0
     return plan.Plan(
         version=plan.VERSION,
+        verb=settings.verb,
         options=settings.options | {"model": _model_name(settings)},
         overrides=settings.overrides,
         seed=settings.seed,
         steps=steps,
-        estimate=estimate(arch=case.arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity),
+        estimate=estimate(
+            arch=case.arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity, frozen=beside
+        ),
         notes=tuple(notes),
         warnings=warnings + other_base(case),
         packages=case.facts.machine.packages,
@@ -141,6 +146,8 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
         allow_pickle=asked.allow_pickle,
         adapter=model.adapter and model.adapter.path,
         adapter_fingerprint=model.adapter and model.adapter.fingerprint,
+        reward=case.facts.reward and case.facts.reward.path,
+        reward_fingerprint=case.facts.reward and case.facts.reward.fingerprint,
         config=model.config,
         device="cuda" if case.device == "cuda" else "cpu",
         dtype=numbers.frozen,
@@ -185,11 +192,14 @@ def _evaluate(case: Case, notes: list[str]) -> schema.Evaluate:
 
 
 def _of_stage(case: Case) -> list[str]:
-    """Where the stage's heads start."""
-    said = []
-    for name, shape in heads.heads(case.settings.stage.name, case.arch).items():
+    """Where the stage's heads start, and what it says of itself."""
+    stage = case.settings.stage.name
+    own = registry.hook(registry.spec("stages", stage), "notes")
+    said = [] if own is None else list(own(case))
+    anew = {"drawn": "starts at random", "zero": "starts at 0"}[heads.start(stage)]
+    for name, shape in heads.heads(stage, case.arch).items():
         found = heads.goes_on(name, case.model)
-        start = "starts at random" if found is None else f"goes on from {heads.file_of(name)} in {found[0]}"
+        start = anew if found is None else f"goes on from {heads.file_of(name)} in {found[0]}"
         said.append(f"{name} ({times(shape)}) {start}")
     return said
 
@@ -305,20 +315,21 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
     stage = case.settings.stage
     common = {field.name for field in fields(schema.Stage)}
     values: dict[str, Any] = to_tree(stage)
-    resolved = registry.hook(registry.spec("stages", stage.name), "resolved", dict)
-    own = resolved({name: value for name, value in values.items() if name not in common})
     shared = {name: value for name, value in values.items() if name in common - {"name", "resume"}}
-    threads = case.settings.hardware.threads or case.facts.machine.threads
-    reference = _reference(case, own)
     return plan.Train(
-        stage=stage.name, own=own, reference=reference, autocast=numbers.autocast, threads=threads, **shared
+        stage=stage.name,
+        own=choices.own_keys(case),
+        reference=_reference(case),
+        autocast=numbers.autocast,
+        threads=choices.threads(case),
+        ranks=ranks.planned(case),
+        **shared,
     )
 
 
-def _reference(case: Case, own: dict[str, Any]) -> plan.Before | None:
+def _reference(case: Case) -> plan.Before | None:
     """The model as it stands before its first step: of that, what a second copy is not needed for."""
-    needs = registry.hook(registry.spec("stages", case.settings.stage.name), "needs_reference")
-    if needs is None or not needs(own):
+    if not choices.needs_reference(case):
         return None
     trained = registry.spec("methods", case.settings.method.name).trainable(case.settings.method, case.arch)
     if any(name in trained for name, _ in case.arch.tensors()):
@@ -364,7 +375,7 @@ def _capacity(case: Case) -> int:
         return round(hardware.memory_gib * 2**30)
     if case.device == "cuda" and machine.gpus:
         return max(gpu.memory_bytes for gpu in machine.gpus)
-    return machine.available_bytes
+    return machine.available_bytes * hardware.num_nodes // hardware.num_processes
 
 
 def _against_memory(made: plan.Plan) -> list[Refusal]:

@@ -9,6 +9,7 @@ from factory import heads, registry
 from factory.architecture import Architecture, Shape
 from factory.estimate.memory import memory
 from factory.plan import Estimate, Pack, Parameters, Range, Steps, Train
+from factory.stages.rows import rows_per_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,9 @@ def estimate(
     steps: Steps,
     sizes: Sizes,
     capacity: int,
+    frozen: int = 0,
 ) -> Estimate:
+    """`frozen`: bytes of what is held beside the model, a reward model's tensors."""
     pack, train = steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
     counted = parameters(arch, shapes | heads.heads(train.stage, arch))
@@ -64,8 +67,10 @@ def estimate(
         length = min(length, ceil(sizes.longest_bytes / 3) + 64)
     expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
     stage = registry.spec("stages", train.stage)
+    sampled = registry.hook(stage, "rollout_bytes")
+    rolled = sampled(train.own, arch, steps.load.dtype, length) if sampled else 0
+    length += stage.new_tokens(train.own) if sampled else 0
     trained, judged = (registry.hook(stage, name, usual) for name, usual in (("SEQUENCES", 1), ("JUDGED", 0)))
-    tokens = train.batch_size * train.gradient_accumulation_steps * length
     per_token = expanded.forward_flops_per_token()
     backward = per_token * (1 + min(1.0, counted.trainable / counted.total))
     return Estimate(
@@ -79,10 +84,23 @@ def estimate(
             rows=train.batch_size * trained,
             length=length,
             capacity=capacity,
+            frozen=frozen,
+            rolled=rolled,
         ),
         steps=_steps(sizes, pack, train),
-        flops_per_step=round((per_token + backward) * tokens * trained + per_token * tokens * judged),
+        flops_per_step=round(_flops(train, length, (per_token + backward) * trained + per_token * judged, per_token)),
     )
+
+
+def _flops(train: Train, length: int, a_sample: float, forward: float) -> float:
+    """Of a step, `a_sample` being those of a token of one sample, trained.
+
+    Answers that are rolled out are each sampled, read by the policy before, and trained several times.
+    """
+    if "rollout_batch_size" not in train.own:
+        return a_sample * length * train.batch_size * train.micro_batches
+    each = 2 * forward + train.own["update_epochs"] * a_sample
+    return each * train.own["rollout_batch_size"] * length
 
 
 def _as_it_is(method: Any, arch: Architecture) -> Architecture:
@@ -98,7 +116,7 @@ def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:
         high = min(packed, high) if pack.isolate_documents else packed
     elif pack.packing and not pack.isolate_documents:
         high = None  # a long document is many sequences
-    sequences = train.batch_size * train.gradient_accumulation_steps
+    sequences = rows_per_step(train)
 
     def steps(rows: int) -> int:
         return max(1, ceil(train.num_epochs * ceil(rows / sequences)))

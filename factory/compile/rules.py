@@ -7,7 +7,7 @@ from typing import Any
 
 from factory import registry, templates
 from factory.architecture import text_numbers, traits_of
-from factory.compile import choices, data, files
+from factory.compile import choices, data, files, ranks, watching
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
@@ -79,6 +79,8 @@ def _adapter_fits(case: Case) -> str | None:
     if adapter is None:
         return None
     spec = registry.spec("methods", method.name)
+    if registry.hook(spec, "ANY_ADAPTER"):
+        return None
     if (peft := registry.hook(spec, "peft")) is None:
         return f"method={method.name} trains the model's own weights, not an adapter"
     if (wrong := _said_otherwise(adapter.config, peft(method, case.arch))) is not None:
@@ -93,6 +95,17 @@ def _adapter_fits(case: Case) -> str | None:
         f"its tensors are not those of method={method.name} on this model: {different} is "
         f"{times(theirs) if theirs else 'not there'}, {times(ours) if ours else 'nothing'} is needed"
     )
+
+
+def _reference_is_past(case: Case) -> str | None:
+    stage = case.settings.stage
+    if case.settings.verb == "train":
+        return None
+    if registry.hook(registry.spec("stages", stage.name), "rows_per_step"):
+        return f"what stage={stage.name} measures is scored beside the model that it trains"
+    if not choices.needs_reference(case):
+        return None
+    return f"the loss of stage={stage.name} is measured from the model as it was before training"
 
 
 _CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")
@@ -269,7 +282,9 @@ RULES: tuple[Rule, ...] = (
     Rule("package-missing", _package_missing),
     *data.RULES,
     *files.RULES,
+    *watching.RULES,
     Rule("adapter-fits", _adapter_fits),
+    Rule("evaluate-reference", _reference_is_past),
     Rule("remote-code", _remote_code),
     Rule("gated-model", _gated),
     Rule("group-size-unread", _group_size_unread),
@@ -285,6 +300,7 @@ RULES: tuple[Rule, ...] = (
     Rule("parts-need-images", parts.needs_images),
     *optimizers.RULES,
     *quantizers.RULES,
+    *ranks.RULES,
 )
 
 

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from math import ceil
@@ -40,13 +40,19 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Step:
     """The micro-batches of an optimizer step, as tensors.
 
-    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by.
+    `trained` tokens (by weight) or `samples` are what the sum of their losses is divided by: of all ranks. The last
+    `idle` of the batches are counted for nothing: a rank has them so that all have equally many. `chosen` are the
+    numbers of this rank's samples, where they are those of a set. It `tells` nothing of live gradients where its loss
+    may have none.
     """
 
     batches: list[dict[str, Any]]
     tokens: int
     trained: float
     samples: int
+    chosen: tuple[int, ...] = ()
+    idle: int = 0
+    tells: bool = field(default=True, kw_only=True)
 
 
 def steps(
@@ -57,20 +63,25 @@ def steps(
     first: int,
     last: int,
     collate: Callable[[list[Any]], dict[str, Any]],
+    share: Callable[[list[MicroBatch]], tuple[list[MicroBatch], int]] = lambda chosen: (chosen, 0),
 ) -> Iterator[Step]:
-    """The optimizer steps from `first` up to `last`, in their order."""
+    """The optimizer steps from `first` up to `last`, in their order; of each, this rank's `share`."""
     for number in range(first, last):
-        chosen = micro_batches(number, len(samples), batch_size, accumulation, seed)
-        yield step([[samples[index] for index in indices] for indices in chosen], collate)
+        chosen, idle = share(micro_batches(number, len(samples), batch_size, accumulation, seed))
+        made = step([[samples[index] for index in indices] for indices in chosen], collate, idle)
+        yield replace(made, chosen=tuple(index for indices in chosen for index in indices))
 
 
-def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]]) -> Step:
-    found = [each for samples in micro for sample in samples for each in examples(sample)]
+def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]], idle: int = 0) -> Step:
+    """Counts what is not idle."""
+    counted = micro[: len(micro) - idle]
+    found = [each for samples in counted for sample in samples for each in examples(sample)]
     return Step(
         [collate(samples) for samples in micro],
         sum(len(each.ids) for each in found),
         sum(each.trained for each in found),
-        sum(len(samples) for samples in micro),
+        sum(len(samples) for samples in counted),
+        idle,
     )
 
 

@@ -51,7 +51,7 @@ def look(path: str) -> Looked:
 def _result(path: str) -> Iterable[Any]:
     """What the function returns."""
     _, function = _imported(path)
-    result = _called(path, "it raised", function)
+    result = called(path, "it raised", function)
     if isinstance(result, str | bytes | dict) or not isinstance(result, Iterable):
         if inspect.iscoroutine(result):
             result.close()
@@ -61,10 +61,10 @@ def _result(path: str) -> Iterable[Any]:
 
 def _checked(path: str, result: Iterable[Any]) -> Iterator[Row]:
     """The rows of a result, each of them a dict that could stand in a file."""
-    iterator = _called(path, "it raised", lambda: iter(result))
+    iterator = called(path, "it raised", lambda: iter(result))
     end = object()
     number = 0
-    while (row := _called(path, f"it raised after {number:,} rows", lambda: next(iterator, end))) is not end:
+    while (row := called(path, f"it raised after {number:,} rows", lambda: next(iterator, end))) is not end:
         number += 1
         if not isinstance(row, dict) or not all(isinstance(name, str) for name in row):
             columns = "" if not isinstance(row, dict) else " with names of columns that are no texts"
@@ -76,6 +76,11 @@ def _checked(path: str, result: Iterable[Any]) -> Iterator[Row]:
         yield row
 
 
+def imported(path: str) -> Any:
+    """The function of `module:function`. Raises UserError."""
+    return _imported(path)[1]
+
+
 def _imported(path: str) -> tuple[ModuleType, Any]:
     setting = f"path={path}"
     module_name, _, name = path.partition(":")
@@ -85,7 +90,7 @@ def _imported(path: str) -> tuple[ModuleType, Any]:
         sys.path.append(str(Path.cwd()))  # after what is installed: a file of the user's hides nothing
     importlib.invalidate_caches()
     try:
-        module = _called(path, "importing it raised", lambda: importlib.import_module(module_name))
+        module = called(path, "importing it raised", lambda: importlib.import_module(module_name))
     except ModuleNotFoundError as error:
         hint = did_you_mean(module_name, [file.stem for file in Path.cwd().glob("*.py")])
         raise refuse("function-missing", setting, f"there is no module {error.name}", hint=hint) from None
@@ -101,7 +106,7 @@ def _imported(path: str) -> tuple[ModuleType, Any]:
     return module, found
 
 
-def _called(path: str, what: str, call: Any) -> Any:
+def called(path: str, what: str, call: Any) -> Any:
     """The result of the user's code; what it raises is told with its own last line, not with a traceback of ours.
 
     A module that is not there is the caller's to tell, unless it is one that the user's module asks for.

@@ -12,6 +12,7 @@ import factory
 from factory import cache as cache_folder
 from factory.plan import Plan, Range
 from factory.schedules import total_steps
+from factory.stages.rows import rows_per_step
 from factory.typed import to_tree
 
 
@@ -50,7 +51,7 @@ def exact(plan: Plan) -> Plan:
         sequences = int(path.read_text())
     except (OSError, ValueError):
         return plan
-    steps = total_steps(sequences, train.batch_size, train.gradient_accumulation_steps, train.num_epochs, None)
+    steps = total_steps(sequences, rows_per_step(train), 1, train.num_epochs, None)
     return replace(plan, estimate=replace(plan.estimate, steps=Range(low=steps, high=steps)))
 
 

@@ -23,6 +23,7 @@ from factory.data.record import Kind
 from factory.plan import Align, Pack, PlannedSource, held_out_rows
 from factory.refusal import refuse
 
+Origin = tuple[str, int]  # a source's name, and the number of a row in it, from 0
 _TELLING = 10  # rows of a source in the first block that show whether its format is right
 _NOTHING: dict[str, Any] = {
     "rows": 0,
@@ -64,11 +65,12 @@ class Position:
         return cls(**{**tree, "ended": tuple(tree["ended"])})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step(batches.Step):
-    """`position` is where the stream goes on after it."""
+    """`position` is where the stream goes on after it; `origins` are the rows that it was made of."""
 
-    position: Position
+    position: Position = field(kw_only=True)
+    origins: tuple[Origin, ...] = field(kw_only=True)
 
 
 class Stream:
@@ -100,10 +102,14 @@ class Stream:
         count = held_out_rows(len(found), self._align.validation_fraction, self._align.validation_rows)
         chosen = mix.held_out(np.arange(len(found)), mix.ranks(digests, self._seed, "hold out"), count)
         self._held = {found[at].digest for at in chosen.tolist()}
-        self.validation = self._sequences([found[at].row for at in chosen.tolist()])
+        self.validation = [sample for sample, _ in self._sequences([found[at].row for at in chosen.tolist()])]
 
     def samples(self, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
         """Every sample from the position on, each with the position after it."""
+        return ((sample, after) for sample, after, _ in self._told(position))
+
+    def _told(self, position: Position | None) -> Iterator[tuple[Sample, Position, list[Origin]]]:
+        """With the rows that each sample was made of."""
         position = position or Position()
         seen = position.block > 0 or position.sequence > 0
         readers: dict[str, _Reader] | None = None
@@ -117,7 +123,8 @@ class Stream:
             first = None
             kept = [each for each in found if each.digest not in self._held]
             order = self._random(position, "rows").permutation(len(kept)).tolist()
-            samples = self._sequences([kept[at].row for at in order])
+            made = self._sequences([kept[at].row for at in order])
+            samples = [sample for sample, _ in made]
             after.counts["used"] += len(kept)
             after.counts["validation"] += len(found) - len(kept)
             _count_samples(after.counts, [each.row for each in kept], samples)
@@ -125,7 +132,9 @@ class Stream:
             for number in range(position.sequence, len(samples)):
                 last = number + 1 == len(samples)
                 later = after if last else replace(position, sequence=number + 1)
-                yield samples[turn[number]], replace(later, read=after.counts)
+                sample, rows = made[turn[number]]
+                origins = [kept[order[row]].origin for row in rows]
+                yield sample, replace(later, read=after.counts), origins
             seen = seen or bool(samples)
             if after.epoch > position.epoch:
                 if not seen:
@@ -141,13 +150,14 @@ class Stream:
         position: Position | None = None,
     ) -> Iterator[Step]:
         """Optimizer steps without end: batches take what comes, over the ends of blocks and epochs."""
-        found = self.samples(position)
+        found = self._told(position)
         while True:
             taken = list(islice(found, batch_size * accumulation))
-            samples = [sample for sample, _ in taken]
+            samples = [sample for sample, *_ in taken]
             micro = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
             made = batches.step(micro, collate)
-            yield Step(made.batches, made.tokens, made.trained, made.samples, taken[-1][1])
+            origins = tuple(origin for *_, rows in taken for origin in rows)
+            yield Step(made.batches, made.tokens, made.trained, made.samples, position=taken[-1][1], origins=origins)
 
     def _readers(self, position: Position) -> dict[str, "_Reader"]:
         return {name: _Reader(source, position.taken.get(name, 0)) for name, source in self._sources.items()}
@@ -168,7 +178,7 @@ class Stream:
             dropped.add(encoded.bad)
             rows[name] += encoded.rows
             misfits[name].update(bad.reason for bad in encoded.bad if not bad.aligned)
-            found += _found(encoded)
+            found += _found(name, encoded)
         if position.epoch == position.block == 0:
             telling = {name: source for name, source in self._sources.items() if rows[name] >= _TELLING}
             for name, source in telling.items():
@@ -219,11 +229,12 @@ class Stream:
         names = [name for name in self._sources if not readers[name].empty and (again or name not in ended)]
         return names, list(accumulate(self._sources[name].weight for name in names))
 
-    def _sequences(self, rows: list[EncodedRow]) -> list[Sample]:
+    def _sequences(self, rows: list[EncodedRow]) -> list[tuple[Sample, list[int]]]:
+        """Each with the rows that it was made of, by their places here."""
         if self._kind == "pairs":
-            return [Pair(_whole(row.tokens), _whole(_rejected(row))) for row in rows]
+            return [(Pair(_whole(row.tokens), _whole(_rejected(row))), [at]) for at, row in enumerate(rows)]
         if self._kind == "labelled":
-            return [_labelled(row) for row in rows]
+            return [(_labelled(row), [at]) for at, row in enumerate(rows)]
         lengths = np.array([len(row.tokens.ids) for row in rows], np.int64)
         fill = packing.cut if self._kind == "text" else packing.best_fit
         pieces = fill(lengths, self._pack.max_length) if self._pack.packing else packing.alone(lengths)
@@ -231,10 +242,13 @@ class Stream:
         sides = [side_of(row.tokens) for row in rows]
         columns = list(zip(pieces.rows.tolist(), pieces.starts.tolist(), pieces.stops.tolist(), strict=True))
         return [
-            example(
-                [(sides[row], start, stop) for row, start, stop in columns[first:last]],
-                isolate=isolate,
-                images=tuple(image for row, *_ in columns[first:last] for image in rows[row].tokens.images),
+            (
+                example(
+                    [(sides[row], start, stop) for row, start, stop in columns[first:last]],
+                    isolate=isolate,
+                    images=tuple(image for row, *_ in columns[first:last] for image in rows[row].tokens.images),
+                ),
+                [row for row, *_ in columns[first:last]],
             )
             for first, last in zip(pieces.bounds[:-1].tolist(), pieces.bounds[1:].tolist(), strict=True)
         ]
@@ -272,10 +286,12 @@ class _Reader:
 class _Found:
     digest: bytes
     row: EncodedRow
+    origin: Origin
 
 
-def _found(block: Encoded) -> list[_Found]:
-    return [_Found(digest.tobytes(), row) for digest, row in zip(block.digests, block.encoded, strict=True)]
+def _found(name: str, block: Encoded) -> list[_Found]:
+    rows = zip(block.digests, block.encoded, block.numbers, strict=True)
+    return [_Found(digest.tobytes(), row, (name, number)) for digest, row, number in rows]
 
 
 def _count_samples(counts: dict[str, Any], rows: list[EncodedRow], samples: list[Sample]) -> None:

@@ -4,7 +4,7 @@ Weights and the optimizer's state follow from shapes; what comes and goes within
 """
 
 from collections.abc import Iterable
-from math import prod
+from math import ceil, prod
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ from factory.estimate.step import step
 from factory.optimizers.spec import SCRATCH, state_bytes
 from factory.plan import BYTES, Dtype, Load, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
+from factory.ranks import spec as ranks
 from factory.schema import Quantization
 
 
@@ -28,8 +29,13 @@ def memory(
     rows: int,
     length: int,
     capacity: int,
+    frozen: int = 0,
+    rolled: int = 0,
 ) -> Memory:
-    """Of micro-batches of `rows` sequences of `length` tokens. `shapes` are what the method trains."""
+    """Of micro-batches of `rows` sequences of `length` tokens, in one process. `shapes` are what the method trains.
+
+    `frozen`: bytes of what is held beside the model; `rolled`: of what answers are sampled with, in place of a step's.
+    """
     load, attach, train = steps.load, steps.attach, steps.train
     beside = heads.heads(train.stage, arch)
     everything, number = shapes | beside, BYTES[attach.dtype]
@@ -39,9 +45,12 @@ def memory(
     expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
 
     base, constants = _weights(expanded, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
-    weights = base + copies + counted(beside) * number
-    gradients = (present + counted(beside)) * number
-    optimizer = spec.optimizer_bytes(method, train.optimizer, shapes, arch) + state_bytes(train.optimizer, beside, arch)
+    states = spec.optimizer_bytes(method, train.optimizer, shapes, arch) + state_bytes(train.optimizer, beside, arch)
+    whole = (present + counted(beside)) * number
+    weights = _share("weights", base + copies + counted(beside) * number, steps, expanded) + frozen
+    gradients, optimizer = (
+        _share(name, count, steps, expanded) for name, count in (("gradients", whole), ("optimizer", states))
+    )
 
     layerwise, turns = bool(getattr(method, "layerwise", False)), copied is not None
     accumulates = train.gradient_accumulation_steps > 1 and not layerwise
@@ -62,8 +71,8 @@ def memory(
     held = weights + optimizer
     largest = max((prod(shape) for shape in everything.values()), default=0)
     instants = {
-        "forward": held + standing + found.forward,
-        "backward": held + standing + found.backward,
+        "forward": held + standing + max(rolled, found.forward),
+        "backward": held + standing + max(0, found.backward - (whole - gradients)),
         "step": held + gradients + round(SCRATCH.get(train.optimizer, 0) * largest),
         "saving": held + _saving(expanded, everything, steps),
     }
@@ -101,6 +110,17 @@ def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:
 
 def _as_it_is(method: Any, arch: Architecture) -> Architecture:
     return arch
+
+
+def _share(name: str, count: int, steps: Steps, arch: Architecture) -> int:
+    """Of one process, where its strategy splits these. Weights that are split are gathered layer by layer."""
+    planned = steps.train.ranks
+    if name not in ranks.SPLIT[planned.strategy]:
+        return count
+    share = ceil(count / planned.processes)
+    if name != "weights":
+        return share
+    return min(count, share + ranks.gathered(arch) * BYTES[steps.load.dtype])
 
 
 def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
@@ -153,3 +173,7 @@ def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
         yield "images"
     if steps.load.device != "cpu":
         yield "GPUs"
+    if steps.train.ranks.processes > 1:
+        yield "several processes"
+    if "rollout_batch_size" in steps.train.own:
+        yield "rollouts"

@@ -99,5 +99,6 @@ def _once(tape: Tape, decoder: Decoder, batch: Shapes, reads: str) -> Step:
     forward = max(forward, ledger.peak)
     tape.leave_autocast()
     saved = ledger.peak = ledger.now
-    tape.backward(made)
+    if made.node is not None:  # nothing trains
+        tape.backward(made)
     return Step(saved=saved - start, logits=logits, forward=forward - start, backward=ledger.peak - start, heap=0)

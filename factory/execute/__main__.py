@@ -1,4 +1,7 @@
-"""The child: `python -m factory.execute FOLDER [CHECKPOINT]` executes the plan in FOLDER. It writes files only."""
+"""The child: `python -m factory.execute FOLDER [CHECKPOINT]` executes the plan in FOLDER. It writes files only.
+
+Of several ranks each is such a process. All execute; rank 0 writes.
+"""
 
 import contextlib
 import json
@@ -9,12 +12,16 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from factory.ranks.world import World
+    from factory.run.folder import RunFolder
 
 FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Standard input is a pipe that the parent holds open: when it closes, the parent is gone, however it went."""
 
     def wait() -> None:
@@ -26,43 +33,83 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    _end_with_parent()
-    from factory.execute.context import Interrupted, Run
-    from factory.execute.executor import walk
-    from factory.execute.report import write_report
-    from factory.execute.verify import verify
-    from factory.plan import read_plan
-    from factory.refusal import UserError
+    end_with_parent()
+    from factory.ranks.world import from_environment
     from factory.run.folder import RunFolder
 
-    folder = RunFolder(arguments[0])
     resume = Path(arguments[1]) if len(arguments) > 1 else None
-    run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, started=time.time())
+    return execute(RunFolder(arguments[0]), resume, from_environment())
+
+
+def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
+    """Executes the plan in the folder as one of the world's ranks; returns the exit code."""
+    from factory.execute import memory
+    from factory.execute.checkpoint import refuse_other_layout
+    from factory.execute.context import Interrupted, Run
+    from factory.execute.executor import walk
+    from factory.execute.report import OUT_OF_MEMORY, spent, write_report
+    from factory.execute.verify import verify
+    from factory.plan import read_plan
+    from factory.ranks.world import Followed, lost_another
+    from factory.refusal import UserError
+
+    run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, started=time.time(), world=world)
     run.listen()
     result: dict[str, Any] = {}
     try:
         verify(run.plan)
+        refuse_other_layout(run)
+        world.join(run.plan.steps.load.device)
         result = walk(run)
         red = [name for name, check in run.checks.items() if not check["passed"]]
         code = FAILED if red else FINISHED
         status, error = "finished", None
     except Interrupted:
         code, status, error = INTERRUPTED, "interrupted", None
+    except Followed:
+        return FAILED
     except UserError as problem:
+        _record(problem, world)
         code, status, error = FAILED, "failed", str(problem)
     except Exception as problem:
         traceback.print_exc()
-        first = next(iter(str(problem).splitlines()), "")
-        error = f"[crashed] {type(problem).__name__}: {first}\n  the traceback is in {folder.log}"
+        _record(problem, world)
+        if world.size > 1 and lost_another(problem):  # the launcher tells of the one that is gone
+            return _at_once(FAILED)
+        first = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
+        error = f"[crashed] {first}\n  the traceback is in {folder.log}"
         code, status = FAILED, "failed"
+        if memory.is_exhausted(problem):  # the parent says what to do
+            reached = memory.peak(run.plan.steps.load.device)
+            error, result = f"[out-of-memory] {first}", {OUT_OF_MEMORY: spent(run.now, first, reached)}
         with contextlib.suppress(UserError):
             run.emit("crashed", text=error.splitlines()[0])
     try:
-        write_report(run, status, result, error)
+        if world.leads:
+            write_report(run, status, result, error)
     except UserError as problem:
         print(json.dumps({"error": str(problem)}), file=sys.stderr)
         return FAILED
+    if status == "failed":
+        return code if world.size == 1 else _at_once(code)
+    world.leave()
     return code
+
+
+def _record(problem: Exception, world: "World") -> None:
+    """Where torch's launcher looks for what a rank died of."""
+    if world.size == 1:
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(problem)
+
+
+def _at_once(code: int) -> int:
+    """Ends the process without waiting for connections to others, who may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,46 +1,169 @@
 """Checkpoints: what a run needs to continue bit for bit, written aside and renamed when whole."""
 
+import io
 import json
 import os
+import random
 import shutil
+from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from factory.execute.context import Run
+from factory.plan import Ranks
+from factory.ranks.spec import ZERO
+from factory.ranks.world import lost_another
 from factory.refusal import refuse
-from factory.run.folder import MANIFEST, is_whole, unwritable
+from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json, unwritable
 from factory.words import size
 
+_BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
+_BESIDE = 64 * 1024  # what else the run writes until its next checkpoint: metrics, events, the report
 
-def save(run: Run, trained: dict[str, Any], optimizer: Any, scaler: Any, state: dict[str, Any]) -> Path:
-    """Saves after step `state["step"]`; older ones go when this one is whole. Raises UserError on a full disk."""
-    import torch
-    from safetensors.torch import save_file
 
-    target = run.folder.checkpoints / f"step-{state['step']:06d}"
-    if is_whole(target):
+def save(
+    run: Run,
+    write: Callable[[Path], None],
+    needed: Callable[[], int],
+    scaler: Any,
+    state: dict[str, Any],
+    *,
+    keep: int | None = None,
+) -> Path:
+    """Saves after step `state["step"]`; older ones go when this one is whole, all but that of the step `keep`.
+
+    All ranks call it. `write` puts the tensors into a folder, and `needed` are the bytes of them; rank 0 writes the
+    rest. Raises UserError on a full disk, with the bytes that were needed; then the ones before are as they were.
+    """
+    world, target = run.world, of_step(run.folder, state["step"])
+    kept = {"ranks": world.gathered(_random_state()), "scaler": scaler.state_dict()}
+    number, there = world.leaders((os.getpid(), is_whole(target)))
+    if there:
         return target
-    aside = run.folder.checkpoints / f".{target.name}.{os.getpid()}"
+    aside, text = run.folder.checkpoints / f".{target.name}.{number}", json.dumps(state)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        tensors = {name: value.detach() for name, value in trained.items()}
-        save_file(tensors, aside / "trained.safetensors")
-        torch.save(optimizer.state_dict(), aside / "optimizer.pt")
-        torch.save(
-            {"torch": torch.get_rng_state(), **_cuda_state(), "scaler": scaler.state_dict()}, aside / "random.pt"
-        )
-        (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
-        (aside / MANIFEST).write_text(json.dumps({"files": sizes, "plan_digest": run.plan.digest()}), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        if world.leads:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        world.wait()
+        write(aside)
+        world.wait()
+        if world.leads:
+            _pickle(kept, aside / "random.pt")
+            (aside / "state.json").write_text(text, encoding="utf-8")
+            _finish(run, aside, target)
     except write_errors() as error:
+        if world.size > 1 and lost_another(error):
+            raise
         shutil.rmtree(aside, ignore_errors=True)
-        raise _cannot_save(run, trained, error) from error
-    _prune(run)
+        raise _cannot_save(run, needed() + in_blocks(pickled_bytes(kept), len(text.encode())), error) from error
+    if world.leads:
+        _prune(run, keep)
     run.emit("saved", path=str(target), step=state["step"])
     return target
+
+
+def _finish(run: Run, aside: Path, target: Path) -> None:
+    """Makes it whole, by a manifest, and gives it its name."""
+    files = [path for path in aside.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
+    manifest = {"files": sizes, "plan_digest": run.plan.digest(), "layout": layout(run.plan.steps.train.ranks)}
+    (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    for path in (*files, aside / MANIFEST, aside):
+        _to_disk(path)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+    _to_disk(run.folder.checkpoints)
+
+
+def layout(ranks: Ranks) -> str:
+    """How a checkpoint's tensors lie: whole, or in the parts that DeepSpeed's ranks had."""
+    return f"{ranks.strategy} on {ranks.processes} ranks" if ranks.strategy in ZERO else "whole"
+
+
+def refuse_other_layout(run: Run) -> None:
+    """Raises UserError where the checkpoint that the run resumes from cannot be read by its ranks."""
+    if run.resume_from is None:
+        return
+    there = (read_json(run.resume_from / MANIFEST) or {}).get("layout", "whole")
+    if there != (here := layout(run.plan.steps.train.ranks)):
+        raise refuse("resume-other-ranks", f"stage.resume={run.resume_from}", f"it is {there}, this run is {here}")
+
+
+def write_whole_tensors(folder: Path, trained: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach() for name, value in trained.items()}, folder / "trained.safetensors")
+    _pickle(optimizer, folder / "optimizer.pt")
+
+
+def bytes_of_whole_tensors(trained: dict[str, Any], optimizer: dict[str, Any]) -> int:
+    """What `write_whole_tensors` takes on a disk; nothing is written."""
+    header = sum(len(name.encode()) + 160 for name in trained)  # at most: type, shape and place, as JSON
+    return in_blocks(header + sum(value.nbytes for value in trained.values()), pickled_bytes(optimizer))
+
+
+def read_whole_tensors(folder: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trained tensors by name, which are those that are wanted, and the optimizer's state."""
+    import torch
+    from safetensors.torch import load_file
+
+    trained = load_file(folder / "trained.safetensors")
+    if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
+        raise refuse("resume-other-run", f"stage.resume={folder}", "it holds other tensors than this plan trains")
+    return trained, torch.load(folder / "optimizer.pt", weights_only=True)
+
+
+def _pickle(value: Any, path: Path) -> None:
+    """Through a file of ours: an error of writing is raised as what it is."""
+    import torch
+
+    with path.open("wb") as file:
+        torch.save(value, file)
+
+
+def pickled_bytes(value: Any) -> int:
+    import torch
+
+    counter = _Counter()
+    torch.save(value, counter)  # type: ignore[arg-type]
+    return counter.bytes
+
+
+def in_blocks(*files: int) -> int:
+    return sum(ceil(count / _BLOCK) * _BLOCK for count in files)
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but its length."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        count = memoryview(data).nbytes
+        self.bytes += count
+        return count
+
+
+def of_step(folder: RunFolder, step: int | None) -> Path:
+    assert step is not None
+    return folder.checkpoints / f"step-{step:06d}"
+
+
+def _to_disk(path: Path) -> None:
+    """So that a checkpoint before it may go: a rename can reach the disk sooner than what was written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_errors() -> tuple[type[Exception], ...]:
@@ -50,56 +173,91 @@ def write_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, SafetensorError)
 
 
-def restore(run: Run, wanted: dict[str, Any], optimizer: Any, scaler: Any) -> dict[str, Any] | None:
+def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, Any] | None:
     """Puts everything back from the checkpoint that the run resumes from, and returns its state.
 
-    `wanted` are the trained tensors by name.
+    `read` puts the tensors of a folder back.
     """
     if run.resume_from is None:
         return None
     import torch
-    from safetensors.torch import load_file
 
-    trained = load_file(run.resume_from / "trained.safetensors")
-    if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
-        raise refuse(
-            "resume-other-run", f"stage.resume={run.resume_from}", "it holds other tensors than this plan trains"
-        )
-    with torch.no_grad():
-        for name, value in wanted.items():
-            value.copy_(trained[name])
-    optimizer.load_state_dict(torch.load(run.resume_from / "optimizer.pt", weights_only=True))
-    random = torch.load(run.resume_from / "random.pt", weights_only=True)
-    torch.set_rng_state(random["torch"])
-    if "cuda" in random:
-        torch.cuda.set_rng_state_all(random["cuda"])
-    if random["scaler"]:
-        scaler.load_state_dict(random["scaler"])
-    return state_of(run.resume_from)
+    state = state_of(run.resume_from)
+    if run.plan.steps.train.load_best_model_at_end and state["best"]["step"] is not None:
+        if run.world.leads:
+            _bring_best(run, state["best"]["step"])
+        run.world.wait()
+    read(run.resume_from)
+    kept = torch.load(run.resume_from / "random.pt", weights_only=True)
+    if run.world.rank < len(kept["ranks"]):  # a rank more than there were goes on as it is seeded
+        _set_random_state(kept["ranks"][run.world.rank], gpus=len(kept["ranks"]) == 1)
+    if kept["scaler"]:
+        scaler.load_state_dict(kept["scaler"])
+    return state
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
-def _cuda_state() -> dict[str, Any]:
+def _random_state() -> dict[str, Any]:
+    """Of Python, NumPy, torch and every GPU, in types that torch reads back without running code."""
     import torch
 
-    return {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+    name, words, *rest = np.random.get_state(legacy=True)
+    found = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(words).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    return {**found, "cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else found
 
 
-def _prune(run: Run) -> None:
-    for old in run.folder.whole_checkpoints()[: -run.plan.steps.train.save_total_limit]:
+def _set_random_state(kept: dict[str, Any], *, gpus: bool) -> None:
+    import torch
+
+    random.setstate(kept["python"])
+    name, words, *rest = kept["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(kept["torch"])
+    if gpus and "cuda" in kept:
+        torch.cuda.set_rng_state_all(kept["cuda"])
+
+
+def _bring_best(run: Run, step: int) -> None:
+    """The best checkpoint so far lies in this run's folder, or beside the one that it resumes from."""
+    here = of_step(run.folder, step)
+    if is_whole(here):
+        return
+    assert run.resume_from is not None
+    there = run.resume_from.parent / here.name
+    if not is_whole(there):
+        raise refuse("best-missing", f"stage.resume={run.resume_from}", f"its best checkpoint so far, {there}, is gone")
+    aside = here.with_name(f".{here.name}.{os.getpid()}")
+    try:
+        shutil.copytree(there, aside)
+        aside.rename(here)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise unwritable(here, error) from error
+
+
+def _prune(run: Run, keep: int | None) -> None:
+    best = None if keep is None else of_step(run.folder, keep)
+    others = [path for path in run.folder.whole_checkpoints() if path != best]
+    for old in others[: -run.plan.steps.train.save_total_limit]:
         shutil.rmtree(old)
 
 
-def _cannot_save(run: Run, trained: dict[str, Any], error: Exception) -> Exception:
-    needed = 3 * sum(value.nbytes for value in trained.values())  # the tensors and AdamW's two moments
-    free = shutil.disk_usage(run.folder.path).free
-    if isinstance(error, OSError) and free >= needed:
-        return unwritable(run.folder.checkpoints, error)
-    return refuse(
-        "disk-full",
-        f"hydra.run.dir={run.folder.path}",
-        f"a checkpoint needs about {size(needed)}, {size(free)} are free",
-    )
+def _cannot_save(run: Run, files: int, error: Exception) -> Exception:
+    """Where the disk is full, that; else what was raised, as a refusal if it is of the file system."""
+    # the manifest and the folder take a block each
+    needed, free = files + in_blocks(1, 1) + _BESIDE, shutil.disk_usage(run.folder.path).free
+    if free < needed:
+        return refuse(
+            "disk-full",
+            f"hydra.run.dir={run.folder.path}",
+            f"this checkpoint needs {size(needed)} ({needed:,} bytes), {size(free)} are free ({free:,} bytes)",
+        )
+    of_torch = isinstance(error, RuntimeError) and "inline_container" not in str(error)  # its writer of files
+    return error if of_torch else unwritable(run.folder.checkpoints, error)

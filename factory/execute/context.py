@@ -13,6 +13,8 @@ from typing import Any
 
 from factory.execute import memory
 from factory.plan import Plan
+from factory.ranks.ways import Way
+from factory.ranks.world import World
 from factory.run.folder import RunFolder, unwritable
 
 _PROGRESS_EVERY = 0.2  # seconds
@@ -29,13 +31,24 @@ class Run:
     folder: RunFolder
     resume_from: Path | None
     started: float
-    stopping: bool = False
+    world: World = field(default_factory=World)
+    way: Way = field(default_factory=Way)  # how the model is called
+    stopping: bool = False  # asked to, of this process alone: `asked_to_stop` is of all
     memory_by_step: dict[str, int] = field(default_factory=dict)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    now: str = "start"  # the step that runs
+    at_once: bool = False  # whether a signal ends the run where it is: there is nothing to save
+    bad_updates: dict[str, Any] | None = None  # of the report, however the run ends
     _shown: float = 0.0
 
     def emit(self, event: str, **values: Any) -> None:
-        append(self.folder.events, {"event": event, "time": round(time.time(), 3), **values})
+        if self.world.leads:
+            append(self.folder.events, {"event": event, "time": round(time.time(), 3), **values})
+
+    def log(self, line: dict[str, Any]) -> None:
+        """A line of metrics."""
+        if self.world.leads:
+            append(self.folder.metrics, line)
 
     def progress(self, name: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -46,27 +59,37 @@ class Run:
     def check(self, name: str, passed: bool, detail: str) -> None:
         self.checks[name] = {"passed": passed, "detail": detail}
 
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was: all of them learn of it at the same place."""
+        return self.world.any(self.stopping)
+
     def stop_if_asked(self) -> None:
-        if self.stopping:
+        if self.asked_to_stop():
             raise Interrupted
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Tells a step's start and end, with its own peak of memory."""
+        """Tells a step's start and end, with its own peak of memory: the largest of all ranks."""
         self.stop_if_asked()
         device = self.plan.steps.load.device
         start = time.monotonic()
         memory.reset_peak(device)
         self.emit("start", name=name)
-        yield
-        self.memory_by_step[name] = memory.peak(device)
+        self.now, self.at_once = name, name != "train" and self.world.size == 1  # ranks stop at the same place
+        try:
+            yield
+        finally:
+            self.at_once = False
+        self.memory_by_step[name] = self.world.most(memory.peak(device))
         self.emit("end", name=name, seconds=round(time.monotonic() - start, 3), memory=self.memory_by_step[name])
 
     def listen(self) -> None:
-        """SIGTERM and SIGINT ask for a stop at the end of the current training step."""
+        """SIGTERM and SIGINT end the run: after the training step, once it is saved; in the other steps at once."""
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
             self.stopping = True
+            if self.at_once:
+                raise Interrupted
 
         signal.signal(signal.SIGTERM, ask)
         signal.signal(signal.SIGINT, ask)

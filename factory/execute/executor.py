@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.execute.context import Run
+from factory.plan import Verb
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +23,34 @@ STEPS: tuple[Step, ...] = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
     Step("align", "align:align", ("tokenizer", "processor"), ("aligned",)),
     Step("pack", "pack:pack", ("aligned", "tokenizer"), ("dataset",)),
+    Step("reward", "reward:reward", ("tokenizer",), ("reward",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
     Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
-    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference"), ("before",)),
+    Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference", "reward"), ("before",)),
     Step(
         "train",
         "train:train",
-        ("model", "arch", "tokenizer", "processor", "dataset", "reference", "before"),
+        ("model", "arch", "tokenizer", "processor", "dataset", "reference", "reward", "before"),
         ("trained",),
     ),
     Step(
-        "evaluate", "evaluate:after", ("model", "tokenizer", "dataset", "reference", "before", "trained"), ("result",)
+        "evaluate",
+        "evaluate:after",
+        ("model", "tokenizer", "dataset", "reference", "reward", "before", "trained"),
+        ("result",),
     ),
 )
+
+
+_TRAINING = ("reward", "reference", "baseline", "train", "evaluate")
+# the same without training: what is measured is the model as it was read
+EVALUATION = (
+    *(step for step in STEPS if step.name not in _TRAINING),
+    Step("evaluate", "evaluate:only", ("model", "tokenizer", "dataset"), ("result",)),
+)
+_TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION}
 
 
 def order(steps: tuple[Step, ...]) -> list[Step]:
@@ -51,10 +65,10 @@ def order(steps: tuple[Step, ...]) -> list[Step]:
     return ordered
 
 
-def walk(run: Run, steps: tuple[Step, ...] = STEPS) -> Any:
-    """Runs the steps and returns what the last one gives."""
+def walk(run: Run) -> Any:
+    """Runs the steps of the plan's verb and returns what the last one gives."""
     values: dict[str, Any] = {}
-    ordered = order(steps)
+    ordered = order(_TABLES[run.plan.verb])
     for number, step in enumerate(ordered):
         module, _, function = step.function.partition(":")
         with run.step(step.name):

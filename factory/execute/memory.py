@@ -1,6 +1,7 @@
 """Peak memory of a stretch of the run: resident memory of a CPU process, allocated memory of a GPU."""
 
 import ctypes
+import errno
 import os
 import re
 import sys
@@ -8,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+# in what the libraries say: torch on a CPU, on a GPU, and safetensors
+_EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory", "bad_alloc")
 
 
 def reset_peak(device: str) -> None:
@@ -52,3 +55,26 @@ def current(device: str) -> int:
     import psutil
 
     return psutil.Process(os.getpid()).memory_info().rss
+
+
+def peak_of(pid: int) -> int:
+    """Bytes of another process since its `reset_peak`, or now where the system keeps no mark; 0 once it is gone."""
+    import psutil
+
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        text = ""
+    if found := re.search(r"VmHWM:\s+(\d+) kB", text):
+        return int(found[1]) * 1024
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, in whoever's words."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return any(words in str(error) for words in _EXHAUSTED)

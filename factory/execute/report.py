@@ -7,6 +7,8 @@ from factory.execute.context import Run
 from factory.plan import Plan
 from factory.run.folder import write_whole
 
+OUT_OF_MEMORY = "out_of_memory"
+
 
 def blank(plan: Plan, status: str) -> dict[str, Any]:
     """What a report holds however the run went."""
@@ -26,10 +28,17 @@ def blank(plan: Plan, status: str) -> dict[str, Any]:
     }
 
 
+def spent(step: str, said: str, reached: int | None) -> dict[str, Any]:
+    """The report's `out_of_memory`, as far as the process that ran out knows."""
+    return {"step": step, "said": said, "reached_bytes": reached}
+
+
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
     report = blank(run.plan, status)
-    report["memory"] |= {"peak_bytes": run.memory_by_step.get("train"), "by_step": run.memory_by_step}
+    report["memory"] |= {"peak_bytes": run.memory_by_step.get(run.plan.verb), "by_step": run.memory_by_step}
     report |= {**result, "checks": run.checks}
+    if run.bad_updates is not None:
+        report["bad_updates"] = run.bad_updates
     if error is not None:
         report["error"] = error
     write_whole(run.folder.report, as_json(report))

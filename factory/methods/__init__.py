@@ -10,11 +10,12 @@ A spec has `Settings`, `RULES`, `trainable(method, arch)` and
 - `trains_over(method, library, bits)`, whether linear layers may stay quantized so; without it they may not at all,
 - `going_on(method, adapter)`, the settings with what a saved adapter's adapter_config.json says of its shapes,
 - `peft(method, arch)` of an adapter, what its adapter_config.json must say to go on from it, and
+- `ANY_ADAPTER` where a saved adapter is taken as it is, whichever method's, and
 - `saved(method, arch)`, its tensors as PEFT saves them, where these are not those of `trainable` under other names.
 
 A run has `attach(model, settings, plan, arch)` and `optimizer(model, settings, plan, arch)`, and where it applies
 - `begin_step(optimizer, settings, step, total)` where what trains changes from step to step,
 - `penalty(model, settings)`, a number whose gradient is added to the loss's once in each step,
-- `export(model, settings, folder)` of an adapter, and `go_on(model, path)` from a saved one,
+- `export(model, settings, folder)` of an adapter, and `go_on(model, path)` from a saved one: the model with it,
 - `initialize(model, settings, quantize, arch)` and `begin(model, first)` of one that starts from the whole weights.
 """

@@ -19,6 +19,7 @@ from factory.plan import Plan
 from factory.preview import samples
 from factory.preview.samples import Dropped, Origin, Preview
 from factory.preview.samples import Reader as Tokens
+from factory.stages.rows import rows_per_step
 from factory.steps.align import Aligned, aligned
 from factory.steps.pack import Dataset, packed
 
@@ -113,9 +114,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 
 def _steps(plan: Plan, sequences: int) -> int:
     train = plan.steps.train
-    return schedules.total_steps(
-        sequences, train.batch_size, train.gradient_accumulation_steps, train.num_epochs, train.max_steps
-    )
+    return schedules.total_steps(sequences, rows_per_step(train), 1, train.num_epochs, train.max_steps)
 
 
 def _of_sources(counts: dict[str, Any]) -> Iterator[Dropped]:

@@ -66,8 +66,11 @@ class RunFolder:
             write_whole(self.metrics, whole)
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Holds the folder for this process. Raises UserError when it cannot be written or another holds it."""
+    def claimed(self) -> Iterator[int]:
+        """Holds the folder for this process, and for those that are given the lock's descriptor: until all have ended.
+
+        Raises UserError when it cannot be written or another holds it.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self.lock.open("w")
@@ -80,7 +83,18 @@ class RunFolder:
                 raise refuse(
                     "folder-in-use", f"hydra.run.dir={self.path}", "another process is writing this run"
                 ) from None
-            yield
+            yield lock.fileno()
+
+
+def last_logged(checkpoint: Path | None) -> int:
+    """The last step whose line in metrics.jsonl stays as it is when a run goes on from the checkpoint.
+
+    A step whose evaluation was interrupted gets its line afterwards.
+    """
+    if checkpoint is None:
+        return 0
+    state = read_json(checkpoint / "state.json") or {}
+    return state["step"] - (state.get("line") is not None)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -2,20 +2,28 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from factory.execute.report import as_json, blank
+import psutil
+
+from factory.execute import memory
+from factory.execute.context import STARTED
+from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
+from factory.look import cgroup
 from factory.plan import Plan, to_yaml
-from factory.refusal import UserError
-from factory.run.folder import RunFolder, read_json, unwritable, write_whole
+from factory.refusal import UserError, refusal
+from factory.run.advice import Anew, Change, cheapest
+from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.screen import Screen, plan_panel, report_panel
 from factory.run.tracking import Tracker
 from factory.words import program, size
@@ -32,14 +40,17 @@ _ENVIRONMENT = {
 FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen) -> int:
-    """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had."""
-    with folder.claimed():
+def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen, anew: Anew) -> int:
+    """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
+
+    `anew` compiles other overrides, for advice where the memory did not do.
+    """
+    with folder.claimed() as lock:
         write_whole(folder.plan, to_yaml(plan))
         for old in (folder.events, folder.report):  # of the attempt before this one
             old.unlink(missing_ok=True)
         # before anyone follows the file
-        folder.forget_metrics_after((read_json(resume_from / "state.json") or {})["step"] if resume_from else 0)
+        folder.forget_metrics_after(last_logged(resume_from))
         try:
             screen.write_to(folder.log)
         except OSError as error:
@@ -48,42 +59,67 @@ def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Scre
             screen.print(plan_panel(plan))
             if resume_from is not None:
                 screen.print(f"Continuing from {resume_from}")
-            code, tracker = _follow(plan, folder, resume_from, screen)
-            return _finish(plan, folder, code, tracker, screen)
+            code, tracker, seen = _follow(plan, folder, resume_from, screen, lock)
+            return _finish(plan, folder, code, tracker, screen, seen, anew)
         finally:
             screen.write_to(None)
 
 
-def _follow(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen) -> tuple[int, Tracker]:
-    tracker = Tracker(plan, folder)
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the parent saw of its child: the most resident memory, in bytes, and whether the system counted a kill."""
+
+    reached: int = 0
+    counted: bool = False
+
+
+def _follow(
+    plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen, lock: int
+) -> tuple[int, Tracker, Seen]:
+    """The exit code, who told MLflow, and what was seen of the child."""
+    tracker, reached, kills = Tracker(plan, folder), 0, cgroup.kills()
     events, metrics = Tail(folder.events), Tail(folder.metrics)
     if resume_from is not None:  # seen already, and perhaps not all of it sent when the attempt before was killed
         tracker.metrics(metrics.lines())
-    with _started(plan, folder, resume_from) as child, _forwarding(child, screen) as asked:
+    with _started(plan, folder, resume_from, lock) as child, _forwarding(child, screen) as asked:
         running = True
         while running:
+            reached = max(reached, memory.peak_of(child.pid))
             running = child.poll() is None
             if running:
                 time.sleep(_POLL)
             lines = metrics.lines()
             for line in sorted([*lines, *events.lines()], key=lambda line: line["time"]):
-                _show(line, screen)
+                show(line, screen)
             tracker.metrics(lines)
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
-        return (INTERRUPTED if asked and child.returncode < 0 else child.returncode), tracker
+        code = INTERRUPTED if asked and child.returncode < 0 else child.returncode
+        return code, tracker, Seen(reached, cgroup.kills() > kills)
 
 
 @contextmanager
-def _started(plan: Plan, folder: RunFolder, resume_from: Path | None) -> Iterator[subprocess.Popen[bytes]]:
-    """The child, in a session of its own so that Ctrl-C reaches only us; it ends when its standard input closes."""
+def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The child, in a session of its own so that Ctrl-C reaches only us; it ends when its standard input closes.
+
+    It holds the folder's lock too: whatever becomes of us, nobody writes beside it.
+    """
     environment = {**_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
-    command = [sys.executable, "-m", "factory.execute", str(folder.path)]
+    several = plan.steps.train.ranks.processes > 1
+    if several:  # a rank's parent is not the command
+        environment.setdefault(STARTED, str(psutil.Process().create_time()))
+    command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
     with folder.log.open("ab") as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            pass_fds=(lock,),
         )
     try:
         yield child
@@ -91,6 +127,8 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None) -> Iterato
         if child.poll() is None:
             child.kill()
         child.wait()
+        if child.stdin is not None:  # ranks that it has started end when this closes
+            child.stdin.close()
 
 
 @contextmanager
@@ -137,13 +175,14 @@ _LABELS = {
     "align": "preparing the data",
     "pack": "packing",
     "attach": "loading the weights",
+    "reference": "measuring the reference",
     "baseline": "measuring before",
     "train": "training",
-    "evaluate": "measuring after",
+    "evaluate": "measuring",
 }
 
 
-def _show(event: dict[str, Any], screen: Screen) -> None:
+def show(event: dict[str, Any], screen: Screen) -> None:
     """A line of events.jsonl, or of metrics.jsonl, which names no event."""
     match event.get("event"):
         case None:
@@ -159,6 +198,8 @@ def _show(event: dict[str, Any], screen: Screen) -> None:
             screen.print(f"{_rows(event['counts'])}; {event['steps']:,} steps")
         case "saved":
             screen.print(f"saved {event['path']}", style="dim")
+        case "bad_update":
+            screen.print(event["text"], style="yellow")
 
 
 def _rows(counts: dict[str, Any]) -> str:
@@ -173,22 +214,41 @@ def _rows(counts: dict[str, Any]) -> str:
 
 def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
     rate = f"{line['tokens_per_second']:,.0f} tokens/s" if line["tokens_per_second"] else ""
-    screen.note("train", f"loss {line['loss']:.3f}  {rate}")
-    screen.print(
-        f"step {line['step']:>5}  loss {line['loss']:.4f}  learning rate {line['learning_rate']:.2e}  "
-        f"{rate}  {size(line['memory'])}"
-    )
+    loss = _number(line["loss"])
+    screen.note("train", f"loss {loss}  {rate}")
+    learning = f"learning rate {line['learning_rate']:.2e}"
+    screen.print(f"step {line['step']:>5}  loss {loss}  {learning}  {rate}  {size(line['memory'])}")
+    held_out = {name: value for name, value in line.items() if name.startswith("eval_")}
+    if held_out:
+        shown = (f"{name.removeprefix('eval_')} {_number(value)}" for name, value in held_out.items())
+        screen.print(f"{'':>10}  held out: {'  '.join(shown)}")
 
 
-def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: Screen) -> int:
-    report = read_json(folder.report) or _report_of_the_dead(plan, folder, code)
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _finish(
+    plan: Plan,
+    folder: RunFolder,
+    code: int,
+    tracker: Tracker,
+    screen: Screen,
+    seen: Seen | None = None,
+    anew: Anew | None = None,
+) -> int:
+    report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen or Seen())
+    if OUT_OF_MEMORY in report:
+        report = _advised(plan, report, anew)
+        with suppress(UserError):  # a full disk: the screen says it all the same
+            write_whole(folder.report, as_json(report))
     tracker.finish(report)
     where, again = folder.path, f"{program('factory')} resume {folder.path}"
     if tracker.problem:
         screen.print(f"MLflow did not get everything ({tracker.problem}). The run's folder has it all.", style="yellow")
     if report["status"] == "finished":
         screen.print(report_panel(report, where))
-        if plan.tracking.parent_run is None:  # a sweep says it once, at its end
+        if plan.verb == "train" and plan.tracking.parent_run is None:  # a sweep says it once, at its end
             screen.print(_next_commands(plan, folder), soft_wrap=True)
         return code
     if report["status"] == "interrupted":
@@ -196,31 +256,74 @@ def _finish(plan: Plan, folder: RunFolder, code: int, tracker: Tracker, screen: 
         kept = f"Saved {saved}." if saved else "Nothing was trained yet."
         screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow", soft_wrap=True)
         return INTERRUPTED
-    screen.print(report["error"], style="red")
+    screen.print(report["error"], style="red", soft_wrap=True)
     if folder.checkpoint() is not None:
         screen.print(f"The last whole checkpoint is kept. To continue: {again}", soft_wrap=True)
     return FAILED
 
 
-def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int) -> dict[str, Any]:
+def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) -> dict[str, Any]:
     """A child that ended without a report was killed, or could not write one."""
+    report = blank(plan, "interrupted" if code == INTERRUPTED else "failed")
     if code == INTERRUPTED:
-        error = "[interrupted] The training process was stopped before it could save."
+        report["error"] = "[interrupted] The training process was stopped before it could save."
     elif code == -signal.SIGKILL:
-        memory = plan.estimate.memory
-        error = (
-            "[killed] The training process was killed, most often for lack of memory.\n"
-            f"  because the plan estimates {size(memory.total)} and {size(memory.capacity)} were free\n"
-            "  fix: lower stage.batch_size, set compute.activation_checkpointing=true, or method=qlora"
-        )
+        report[OUT_OF_MEMORY] = spent(_last_step(folder), COUNTED if seen.counted else KILLED, seen.reached or None)
     else:
-        error = f"[crashed] The training process ended with code {code}. Its own words are in {folder.log}"
-    report = {**blank(plan, "interrupted" if code == INTERRUPTED else "failed"), "error": error}
+        report["error"] = f"[crashed] The training process ended with code {code}. Its own words are in {folder.log}"
     try:
         write_whole(folder.report, as_json(report))
     except UserError as problem:
-        report["error"] += f"\n{problem}"
+        report["error"] = f"{report.get('error', '')}\n{problem}"
     return report
+
+
+KILLED = "the process was killed, which the system does most often for lack of memory"
+COUNTED = "the system killed the process for lack of memory"
+
+
+def _last_step(folder: RunFolder) -> str:
+    """That the events tell the start of last."""
+    started = [line["name"] for line in Tail(folder.events).lines() if line.get("event") == "start"]
+    return started[-1] if started else "start"
+
+
+def _advised(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str, Any]:
+    """With what was estimated, what was there, what was reached, and what would need less, as overrides to paste."""
+    spent, planned = report[OUT_OF_MEMORY], plan.estimate.memory
+    reached = spent["reached_bytes"]
+    changes = cheapest(plan, reached, anew) if anew else []
+    lines = [f"\n    {' '.join(change.overrides)}  # {_fit(change)}" for change in changes]
+    if spent["step"] in _MEASURING and plan.steps.evaluate.batch_size > 1:
+        smaller = max(1, plan.steps.evaluate.batch_size // 2)
+        lines.insert(0, f"\n    evaluate.batch_size={smaller}  # what is measured is no part of the estimate")
+    told = refusal(
+        "killed" if spent["said"] in (KILLED, COUNTED) else "out-of-memory",
+        f"step={spent['step']}",
+        spent["said"].rstrip("."),
+        estimated=size(planned.total),
+        capacity=size(planned.capacity),
+        reached=f"{size(reached)}{_addressable()}",
+        changes="".join(lines[:_ADVICE]) or "\n    a smaller model: no change that is known brings the estimate down",
+    )
+    known = {"estimated_bytes": planned.total, "capacity_bytes": planned.capacity}
+    found = {**spent, **known, "changes": [asdict(change) for change in changes]}
+    peak = {**report["memory"], "peak_bytes": report["memory"]["peak_bytes"] or reached}
+    return {**report, "memory": peak, OUT_OF_MEMORY: found, "error": str(told)}
+
+
+def _addressable() -> str:
+    """The limit that the child inherits: what counts there is not what is resident."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if limit == resource.RLIM_INFINITY else f" (of {size(limit)} that a process may address, ulimit -v)"
+
+
+_MEASURING = ("reference", "baseline", "evaluate")
+_ADVICE = 3  # lines
+
+
+def _fit(change: Change) -> str:
+    return f"estimated {size(change.estimated_bytes)}, {'fits' if change.fits else 'less, and still too much'}"
 
 
 def _next_commands(plan: Plan, folder: RunFolder) -> str:

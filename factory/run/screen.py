@@ -1,6 +1,6 @@
 """What a person sees, in the terminal and in run.log alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ _REFERENCES = {
 
 def plan_panel(plan: Plan) -> Panel:
     steps, estimate = plan.steps, plan.estimate
-    counted, memory, train = estimate.parameters, estimate.memory, steps.train
+    counted, memory = estimate.parameters, estimate.memory
     share = 100 * counted.trainable / counted.total
     table = _grid()
     add = table.add_row
@@ -98,29 +98,24 @@ def plan_panel(plan: Plan) -> Panel:
     groups = f" in groups of {steps.patch.group_size:,} tokens" if steps.patch.group_size else ""
     add("patch", f"attention {steps.patch.attention}{groups}{rope}{recompute}")
     add("quantize", _quantization(plan))
-    method = plan.options.get("method", steps.attach.method)
-    trained = ", ".join(_short(counted.trainable_by_module))
-    add("attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
-    add("", f"[dim]in {trained}[/dim]")
+    if plan.verb == "train":
+        method = plan.options.get("method", steps.attach.method)
+        trained = ", ".join(_short(counted.trainable_by_module))
+        add("attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
+        add("", f"[dim]in {trained}[/dim]")
+    elif steps.load.adapter:
+        add("attach", f"the adapter {steps.load.adapter}")
     for name, source in steps.align.sources.items():
         add("align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes")
     isolated = ", documents isolated" if steps.pack.isolate_documents else ""
     add(
         "pack", f"up to {steps.pack.max_length:,} tokens, {'packed' + isolated if steps.pack.packing else 'a row each'}"
     )
-    rows = train.batch_size * train.gradient_accumulation_steps
-    add(
-        "train",
-        f"{train.stage}  {estimate.steps} steps of {rows} sequences, {train.optimizer}, "
-        f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
-    )
-    if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
-        add("", f"[dim]{', '.join(told)}[/dim]")
-    if train.reference:
-        add("", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]")
-    whole = registry.hook(registry.spec("stages", steps.train.stage), "UNIT", "tokens") == "samples"
-    measured = "loss and rewards" if whole else "perplexity"
-    add("evaluate", f"{measured} before and after" if steps.evaluate.perplexity else f"no {measured}")
+    if plan.verb == "train":
+        for name, text in _training(plan):
+            add(name, text)
+    for name, text in _evaluation(plan):
+        add(name, text)
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
     add("memory", f"about {size(memory.total)} of {size(memory.capacity)}: {fits}; most in {_peak(memory)}")
     parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in _PARTS if getattr(memory, name))
@@ -132,6 +127,39 @@ def plan_panel(plan: Plan) -> Panel:
     for warning in plan.warnings:
         add("warning", f"[yellow]{_plain(warning)}[/yellow]")
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _training(plan: Plan) -> Iterator[tuple[str, str]]:
+    train = plan.steps.train
+    rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
+    what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
+    yield (
+        "train",
+        f"{train.stage}  {plan.estimate.steps} steps of {rows} {what}, {train.optimizer}, "
+        f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
+    )
+    if train.ranks.processes > 1:
+        where = f" on {train.ranks.nodes} nodes" if train.ranks.nodes > 1 else ""
+        yield "", f"{train.ranks.processes} processes{where} by {train.ranks.strategy}"
+    if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
+        yield "", f"[dim]{', '.join(told)}[/dim]"
+    if train.reference:
+        yield "", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]"
+
+
+def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
+    train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
+    whole = registry.hook(stage, "UNIT", "tokens") == "samples"
+    measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
+    if not plan.steps.evaluate.perplexity:
+        yield "evaluate", f"no {measured}"
+    elif plan.verb == "evaluate":
+        yield "evaluate", f"{measured} of the held-out rows"
+    else:
+        every = f", and every {train.eval_steps:,} steps" if train.eval_steps else ""
+        yield "evaluate", f"{measured} before and after{every}"
+    if plan.verb == "train" and train.load_best_model_at_end:
+        yield "", f"the checkpoint of the best {train.metric_for_best_model} is saved"
 
 
 def _number(value: Any) -> str:
@@ -182,53 +210,78 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     table = _grid()
     add, train = table.add_row, report.get("train", {})
     parameters, memory = report["parameters"], report["memory"]
-    add("parameters", f"{parameters['trainable']:,} trained of {parameters['total']:,}")
+    trained = f"{parameters['trainable']:,} trained of " if train else ""
+    add("parameters", f"{trained}{parameters['total']:,}")
+    when = "while training" if train else "while measuring"
     off = 100 * (memory["estimated_bytes"] / memory["peak_bytes"] - 1)
     estimated = f"estimated {size(memory['estimated_bytes'])}, {off:+.0f} %"
-    add("memory", f"peak {size(memory['peak_bytes'])} while training ({estimated})")
+    add("memory", f"peak {size(memory['peak_bytes'])} {when} ({estimated})")
     if train:
         add(
             "training",
             f"{train['steps']:,} steps, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
             f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
-            f"loss {train['first_loss']:.3f} -> {train['final_loss']:.3f}",
+            f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
+        )
+    if best := train.get("best"):
+        kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
+        step = f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
+        add("best", "no evaluation was finite" if best["step"] is None else step)
+    if train.get("stopped_early"):
+        add("", "stopped early: no better evaluation within stage.early_stopping_patience")
+    if bad := report.get("bad_updates"):
+        add(
+            "bad updates",
+            f"[yellow]{bad['count']:,}, {bad['skipped']:,} of them skipped (bad_updates in report.json)[/yellow]",
         )
     data = report.get("data", {})
     if data:
         dropped = sum(data["dropped"].values())
         add(
             "data",
-            f"{data['used']:,} rows trained, {data['validation']:,} held out, {dropped:,} dropped of {data['rows']:,}",
+            f"{data['used']:,} rows {'trained' if train else 'not looked at'}, {data['validation']:,} held out, "
+            f"{dropped:,} dropped of {data['rows']:,}",
         )
         for reason, count in data["dropped"].items():
             add("", f"dropped: {_plain(reason)} ({count:,})")
     evaluate = report.get("evaluate", {})
     if "perplexity" in evaluate:
-        before, after = evaluate["perplexity_before"], evaluate["perplexity"]
-        add("perplexity", f"[bold]{before:.3f} -> {after:.3f}[/bold] on the held-out rows")
-    for name in ("loss", "rewards/accuracy", "rewards/margin"):
+        add("perplexity", f"[bold]{_change(evaluate, 'perplexity')}[/bold] on the held-out rows")
+    for name in ("loss", "rewards/accuracy", "rewards/margin", "reward", "kl", "response_length"):
         if name in evaluate:
-            add(name, f"{evaluate[f'{name}_before']:.3f} -> {evaluate[name]:.3f} on the held-out rows")
+            add(name, f"{_change(evaluate, name)} on the held-out rows")
     for sample in report.get("samples", []):
         add("prompt", _plain(sample["prompt"].strip()[-600:]))
-        add("before", f"[dim]{_plain(sample['before'].strip())}[/dim]")
-        add("after", _plain(sample["after"].strip()))
+        if "before" in sample:
+            add("before", f"[dim]{_plain(sample['before'].strip())}[/dim]")
+        add("after" if "before" in sample else "answer", _plain(sample["after"].strip()))
     for name, check in report.get("checks", {}).items():
         verdict = "[green]ok[/green] " if check["passed"] else "[red]RED[/red]"
         add("check", f"{verdict} {name}: {_plain(check['detail'])}")
     return Panel(table, title=f"report {folder}", title_align="left", expand=False)
 
 
+def _change(evaluate: dict[str, Any], name: str) -> str:
+    before = evaluate.get(f"{name}_before")
+    return f"{evaluate[name]:.3f}" if before is None else f"{before:.3f} -> {evaluate[name]:.3f}"
+
+
+def _decimals(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
 def runs_table(rows: list[dict[str, Any]]) -> Table:
+    named = (name for name in (rows[0] if rows else ()) if name.endswith(" before"))
+    measured = next(named, "measure before").removesuffix(" before")
     table = Table(
-        title="sweep (before, after: perplexity of the held-out rows)",
+        title=f"sweep (before, after: {measured} of the held-out rows)",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
     for name in rows[0] if rows else ():
         left = name in ("job", "method", "set", "status")
-        table.add_column(name.removeprefix("perplexity "), justify="left" if left else "right", overflow="fold")
+        table.add_column(name.removeprefix(f"{measured} "), justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_plain(str(value)) for value in row.values()))
     return table

@@ -50,7 +50,7 @@ def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
         if code == _INTERRUPTED:
             raise _Stopped
         evaluate = (read_json(RunFolder(composed.run_dir).report) or {}).get("evaluate", {})
-        return float(evaluate.get("perplexity", "nan"))  # what an optimizing sweeper minimizes
+        return float(evaluate.get(_measure(evaluate), "nan"))  # what an optimizing sweeper minimizes
 
     stopped = False
     try:
@@ -75,6 +75,8 @@ def summary(folder: Path) -> list[dict[str, Any]]:
     jobs = {line["job"]: line["code"] for line in map(json.loads, lines)}
     reports = {name: read_json(folder / name / "report.json") if code != 2 else None for name, code in jobs.items()}
     common = set.intersection(*[set(report["overrides"]) for report in reports.values() if report] or [set()])
+    measures = {_measure(report.get("evaluate", {})) for report in reports.values() if report} or {"perplexity"}
+    measured = f"{measures.pop()} " if len(measures) == 1 else ""
     rows = []
     for name in sorted(reports, key=lambda name: (len(name), name)):
         report = reports[name] or {"overrides": []}
@@ -89,13 +91,25 @@ def summary(folder: Path) -> list[dict[str, Any]]:
                 "trainable": f"{report['parameters']['trainable']:,}" if "parameters" in report else "-",
                 "memory": size(report.get("memory", {}).get("peak_bytes")),
                 "tokens/s": _number(train.get("tokens_per_second"), 0),
-                "perplexity before": _number(evaluate.get("perplexity_before"), 3),
-                "after": _number(evaluate.get("perplexity"), 3),
+                f"{measured}before": _told(evaluate, "_before", alone=bool(measured)),
+                "after": _told(evaluate, "", alone=bool(measured)),
                 "status": _STATUS[jobs[name]] + (f", see {name}/run.log" if jobs[name] in (1, 2) else ""),
             }
         )
     unused = all(not row["set"] for row in rows)
     return [{name: value for name, value in row.items() if name != "set" or not unused} for row in rows]
+
+
+def _measure(evaluate: dict[str, Any]) -> str:
+    """What of the held-out rows a job is compared by: the loss where whole answers are judged."""
+    return "loss" if "loss" in evaluate else "perplexity"
+
+
+def _told(evaluate: dict[str, Any], when: str, *, alone: bool) -> str:
+    """The measure's value; with its name where the jobs have several."""
+    name = _measure(evaluate)
+    number = _number(evaluate.get(f"{name}{when}"), 3)
+    return number if alone or number == "-" else f"{name} {number}"
 
 
 def _number(value: float | None, digits: int) -> str:

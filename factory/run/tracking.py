@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from factory import registry
 from factory.plan import Plan
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.schema import Tracking
+from factory.stages.loss import Unit
 from factory.typed import plain, to_tree
 
 _NO_METRICS = ("step", "time", "seconds")  # of a line in metrics.jsonl: its place, not what was measured
@@ -124,7 +126,8 @@ class Session:
             method = self._plan.steps.attach.method
             self._client.log_table(self._run_id, {"method": [method], **row}, "perplexity.json")
         if self._folder.metrics.is_file():
-            self._client.log_figure(self._run_id, loss_figure(self._folder), "loss.png")
+            unit = registry.hook(registry.spec("stages", self._plan.steps.train.stage), "UNIT", "tokens")
+            self._client.log_figure(self._run_id, loss_figure(self._folder, unit), "loss.png")
         self._client.log_artifact(self._run_id, str(self._folder.report))
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(report["status"], "FAILED")
         self._client.set_terminated(self._run_id, status)
@@ -172,8 +175,8 @@ def flattened(plan: Plan) -> dict[str, str]:
     return {name: value for name, value in flat.items() if not name.startswith("load.config.")}
 
 
-def loss_figure(folder: RunFolder) -> Any:
-    """The loss by step, with the learning rate under it."""
+def loss_figure(folder: RunFolder, unit: Unit) -> Any:
+    """The loss by step, with the learning rate under it. `unit` is what the loss is the mean over."""
     import json
 
     from matplotlib.figure import Figure
@@ -182,8 +185,13 @@ def loss_figure(folder: RunFolder) -> Any:
     steps = [line["step"] for line in lines]
     figure = Figure(figsize=(8, 5), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    loss.plot(steps, [line["loss"] for line in lines], marker="o", markersize=3)
-    loss.set_ylabel("loss (nats per trained token)")
+    losses = [float("nan") if line["loss"] is None else line["loss"] for line in lines]
+    loss.plot(steps, losses, marker="o", markersize=3, label="trained rows")
+    held_out = [(line["step"], line["eval_loss"]) for line in lines if line.get("eval_loss") is not None]
+    if held_out:
+        loss.plot(*zip(*held_out, strict=True), marker="s", markersize=4, label="held-out rows")
+        loss.legend()
+    loss.set_ylabel(f"loss ({'nats per trained token' if unit == 'tokens' else 'mean over the rows'})")
     loss.grid(alpha=0.3)
     rate.plot(steps, [line["learning_rate"] for line in lines], color="tab:gray")
     rate.set_ylabel("learning rate")

@@ -2,16 +2,22 @@
 
 A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.hook` finds it)
 - `UNIT = "samples"` where its loss is not the mean over trained tokens,
+- `METRICS`, what else than the loss of held-out rows can say which model is best; higher is better,
 - `heads(arch)`, the heads that it trains beside the language model's, by their tensors' names (`factory.heads`),
 - `resolved(own)`, its own keys with values in the place of those that are left open,
 - `WRITES = False` where it does not read the language model's head, which is frozen then,
 - `SEQUENCES = 2` where a sample is trained as two, and `JUDGED = 1` where one more goes forward only,
 - `READS`, what its loss reads of the decoder: `tokens` (their mean loss, as most), `answers` (sums of their
   log-probabilities) or `states` (one hidden state of each sequence),
-- `needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step.
+- `needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step,
+- `HEADS_START = "zero"` where its heads do not start at random, `notes(case)` that the plan shows, and `MEASURES`, what
+  is measured before and after in a person's words.
+One whose answers are sampled (`factory.rollouts`) also has `rows_per_step(own)`, `new_tokens(own)`,
+`reads_reference(own)`, `rollout_bytes(own, arch, dtype, prompt)` and `reward_bytes(case, trained, frozen)`.
 
 A run has `loss(model, batch, own) -> Loss`, `own` being the stage's own keys; and `prepare(model, own)` where these
-change the model; and `source(run, model, dataset, first, last, position)`, an iterator of `steps.feed.Turn`, where its
-batches are not the data's own.
+change the model. One whose batches are not the data's own has `source(run, model, dataset, reward, first, last,
+position)`, an iterator of `steps.feed.Turn`; `attach(run, model)`, which adds frozen tensors beside the trained; and
+`measure(run, model, dataset, reward, name)`, the figures of the held-out rows.
 A stage with a spec alone can be planned and is refused by `train`.
 """

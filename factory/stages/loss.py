@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from factory.ranks.world import World
+
 Unit = Literal["tokens", "samples"]  # what a stage's loss is the mean over
 
 
@@ -12,6 +14,10 @@ class Loss:
 
     total: Any
     metrics: dict[str, tuple[Any, int]] = field(default_factory=dict)
+
+    def parts(self) -> tuple[Any, dict[str, tuple[Any, int]]]:
+        """As a tuple, in which libraries that split a model find its tensors."""
+        return self.total, self.metrics
 
 
 @dataclass(slots=True)
@@ -28,3 +34,12 @@ class Watched:
 
     def means(self) -> dict[str, float]:
         return {name: value / self.counts[name] for name, value in self.sums.items() if self.counts[name]}
+
+
+def over_ranks(world: World, total: float, watched: Watched) -> tuple[float, Watched]:
+    """A sum of losses and what is watched, of all ranks together, added in their order."""
+    whole, summed = Watched(), 0.0
+    for part, sums, counts in world.gathered((total, watched.sums, watched.counts)):
+        summed += part
+        whole.add({name: (value, counts[name]) for name, value in sums.items()})
+    return summed, whole

@@ -26,7 +26,8 @@ def align(run: Run, tokenizer: Any, processor: dict[str, bytes]) -> dict[str, An
     def progress(done: int, total: int | None) -> None:
         run.progress("align", done, total or done)
 
-    return {"aligned": aligned(run.plan, tokenizer, progress, run.stop_if_asked, processor)}
+    with run.world.node_leader_first():  # the others find the rows in the cache
+        return {"aligned": aligned(run.plan, tokenizer, progress, run.stop_if_asked, processor)}
 
 
 def aligned(

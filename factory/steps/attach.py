@@ -1,7 +1,10 @@
 """Attach: reads the weights, once, as all steps before have said, and marks or adds what is trained."""
 
 import copy
+import random
 from typing import Any
+
+import numpy as np
 
 from factory import heads, registry
 from factory.architecture import FAMILIES, Architecture, architecture
@@ -22,6 +25,8 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     import torch
 
     plan = run.plan.steps
+    random.seed(run.plan.seed)
+    np.random.seed(run.plan.seed)
     torch.manual_seed(run.plan.seed)
     torch.set_num_threads(plan.train.threads)
     settings, method = method_settings(run), registry.run("methods", plan.attach.method)
@@ -30,15 +35,21 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     if first:
         method.begin(model, first)
     if plan.load.adapter is not None:
-        method.go_on(model, plan.load.adapter)
+        model = method.go_on(model, plan.load.adapter)
     dtype = getattr(torch, plan.attach.dtype)
     for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     _add_heads(run, model, arch, dtype)
+    if beside := registry.hook(registry.run("stages", plan.train.stage), "attach"):
+        beside(run, model)
     recompute(model, plan.patch)
     compile_layers(model, plan.patch, arch)
     _check_trainable(run, model, settings, arch)
+    if plan.train.ranks.strategy == "fsdp":
+        from factory.ranks.fsdp import Split
+
+        run.way = Split(run, model)
     return {"model": model, "arch": arch}
 
 
@@ -48,7 +59,15 @@ def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:
     folders = (plan.load.adapter, plan.load.path if plan.load.source == "folder" else None)
     saved_in = tuple(folder for folder in folders if folder is not None)
     shapes = heads.heads(plan.train.stage, arch)
-    heads.add(model, shapes, saved_in, dtype=dtype, device=plan.load.device, seed=run.plan.seed)
+    heads.add(
+        model,
+        shapes,
+        saved_in,
+        dtype=dtype,
+        device=plan.load.device,
+        seed=run.plan.seed,
+        start=heads.start(plan.train.stage),
+    )
 
 
 def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tuple[Any, Architecture, dict[str, Any]]:

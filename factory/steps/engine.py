@@ -1,5 +1,7 @@
 """Engine: what an optimizer update is made of, and what of it a checkpoint holds."""
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 from factory import registry
@@ -8,14 +10,29 @@ from factory.data import batches
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.optimizers.several import Hooked
+from factory.schema import Strategy
 from factory.stages.loss import Watched
 from factory.steps.attach import method_settings
 from factory.steps.feed import autocast, unit
 from factory.steps.reference import Reference
 
+# the engine of each strategy, as module:class: imported when it is built
+_ENGINES: dict[Strategy, str] = {
+    "none": "factory.steps.engine:Engine",
+    "ddp": "factory.ranks.ddp:Ddp",
+    "fsdp": "factory.ranks.fsdp:Fsdp",
+    **dict.fromkeys(("zero1", "zero2", "zero3"), "factory.ranks.zero:Zero"),
+}
+
+
+def engine(run: Run, model: Any, arch: Architecture) -> "Engine":
+    """The one of the plan's strategy."""
+    module, _, name = _ENGINES[run.plan.steps.train.ranks.strategy].partition(":")
+    return getattr(importlib.import_module(module), name)(run, model, arch)
+
 
 class Engine:
-    """Of one process. An update is `begin`, `accumulate`, `clip` and `apply`, in this order.
+    """Of one process. An update is `begin`, `accumulate`, `clip` and `apply` (or `drop`), in this order.
 
     `trained` are the tensors that require a gradient, by name.
     """
@@ -33,10 +50,30 @@ class Engine:
 
     def restore(self) -> dict[str, Any] | None:
         """The loop's state in the checkpoint that the run resumes from, all else put back; None where there is none."""
-        return checkpoint.restore(self._run, self.trained, self.optimizer, self._scaler)
+        return checkpoint.restore(self._run, self.read, self._scaler)
 
-    def save(self, state: dict[str, Any]) -> None:
-        checkpoint.save(self._run, self.trained, self.optimizer, self._scaler, state)
+    def save(self, state: dict[str, Any], *, keep: int | None = None) -> None:
+        """`keep` is a step whose checkpoint is not pruned."""
+        checkpoint.save(self._run, self.write, self.needed, self._scaler, state, keep=keep)
+
+    def write(self, folder: Path) -> None:
+        """The trained tensors and the optimizer's state."""
+        if self._run.world.leads:
+            checkpoint.write_whole_tensors(folder, self.trained, self.optimizer.state_dict())
+
+    def needed(self) -> int:
+        """The bytes that `write` takes on a disk."""
+        return checkpoint.bytes_of_whole_tensors(self.trained, self.optimizer.state_dict())
+
+    def read(self, folder: Path) -> None:
+        """What `write` wrote. Raises UserError where it holds other tensors."""
+        import torch
+
+        trained, state = checkpoint.read_whole_tensors(folder, self.trained)
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                value.copy_(trained[name])
+        self.optimizer.load_state_dict(state)
 
     def begin(self, step: int, total: int, rate: float) -> None:
         """Of step `step` of `total`, counted from 0, with this learning rate."""
@@ -51,28 +88,49 @@ class Engine:
 
         total, watched = torch.zeros((), device=self._run.plan.steps.load.device), Watched()
         units = step.trained if unit(self._run.plan) == "tokens" else step.samples
-        for batch in step.batches:
+        for number, batch in enumerate(step.batches, start=1):
             if reference is not None:
                 batch["reference"] = reference.of(batch)
-            with autocast(self._run.plan):
-                found = self._stage.loss(self.model, batch, self._plan.own)
-                loss = found.total / units
-            self._scaler.scale(loss).backward()
-            total += loss.detach()
-            watched.add(found.metrics)
-        if penalty := registry.hook(self._method, "penalty"):  # its gradient is added, its value is not the loss shown
-            self._scaler.scale(penalty(self.model, self._settings)).backward()
-        return total.item(), watched.means()
+            counted, last = number <= len(step.batches) - step.idle, number == len(step.batches)
+            loss, metrics = self._pass(batch, units, counted=counted, last=last)
+            if counted:
+                total += loss
+                watched.add(metrics)
+        self._penalize()
+        return self._of_all(total.item(), watched)
+
+    def _pass(self, batch: dict[str, Any], units: float, *, counted: bool, last: bool) -> tuple[Any, dict[str, Any]]:
+        """Adds the gradients of a micro-batch's part of the mean; returns that part, and what is watched."""
+        with autocast(self._run.plan):
+            found = self._stage.loss(self.model, batch, self._plan.own)
+            loss = found.total / units
+        self._scaler.scale(loss).backward()
+        return loss.detach(), found.metrics
+
+    def _penalty(self) -> Any:
+        """Its gradient is added, its value is not the loss shown; None of most methods."""
+        penalty = registry.hook(self._method, "penalty")
+        return penalty(self.model, self._settings) if penalty else None
+
+    def _penalize(self) -> None:
+        if (penalty := self._penalty()) is not None:
+            self._scaler.scale(penalty).backward()
+
+    def _of_all(self, total: float, watched: Watched) -> tuple[float, dict[str, float]]:
+        return total, watched.means()
 
     def clip(self) -> float:
         """The norm of all gradients together, before they are clipped to the plan's."""
         import torch
 
         self._scaler.unscale_(self.optimizer)
-        limit = float("inf") if self._plan.max_grad_norm is None else self._plan.max_grad_norm
         if isinstance(self.optimizer, Hooked):
-            return self.optimizer.clip(limit).item()
-        return torch.nn.utils.clip_grad_norm_(self.trained.values(), limit).item()
+            return self.optimizer.clip(self._limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit).item()
+
+    @property
+    def _limit(self) -> float:
+        return float("inf") if self._plan.max_grad_norm is None else self._plan.max_grad_norm
 
     def has_gradient(self, name: str) -> bool:
         if isinstance(self.optimizer, Hooked):
@@ -83,6 +141,11 @@ class Engine:
     def apply(self) -> None:
         """Moves the weights, and forgets the gradients."""
         self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def drop(self) -> None:
+        """Forgets the gradients, and no weight moves."""
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 

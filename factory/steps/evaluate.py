@@ -1,7 +1,8 @@
 """Evaluate: perplexity of the held-out rows and a few answers, the same before and after training."""
 
 from collections.abc import Iterator
-from math import exp
+from functools import partial
+from math import exp, inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from factory.data.dataset import Example, alone
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.heads import writes
-from factory.stages.loss import Watched
+from factory.refusal import refuse
+from factory.stages.loss import Watched, over_ranks
 from factory.steps.feed import autocast, collating, unit
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
@@ -24,7 +26,9 @@ _SLOPE_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # of a gr
 _LOOKED = 20  # sequences among which one of several documents is sought
 
 
-def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None) -> dict[str, Any]:
+def before(
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, reward: Any
+) -> dict[str, Any]:
     """Measured once: a resumed run takes it from its checkpoint."""
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
@@ -32,7 +36,7 @@ def before(run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Re
         _check_head(run, model, dataset)
     if run.plan.steps.pack.isolate_documents:
         _check_isolation(run, model, dataset)
-    return {"before": _measure(run, model, tokenizer, dataset, reference, "baseline")}
+    return {"before": _measure(run, model, tokenizer, dataset, reference, reward, "baseline")}
 
 
 def after(
@@ -41,10 +45,11 @@ def after(
     tokenizer: Any,
     dataset: Dataset,
     reference: Reference | None,
+    reward: Any,
     before: dict[str, Any],
     trained: dict[str, Any],
 ) -> dict[str, Any]:
-    now = _measure(run, model, tokenizer, dataset, reference, "evaluate")
+    now = _measure(run, model, tokenizer, dataset, reference, reward, "evaluate")
     evaluate = {f"{name}_before": value for name, value in before.items() if name != "samples"}
     evaluate |= {name: value for name, value in now.items() if name != "samples"}
     samples = [
@@ -54,8 +59,17 @@ def after(
     return {"result": {"train": trained["summary"], "evaluate": evaluate, "samples": samples, "data": trained["data"]}}
 
 
+def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
+    """Of a model that is not trained here."""
+    if writes(run.plan.steps.train.stage):
+        _check_head(run, model, dataset)
+    found = _measure(run, model, tokenizer, dataset, None, None, "evaluate")
+    samples = [{"prompt": each["prompt"], "after": each["answer"]} for each in found.pop("samples")]
+    return {"result": {"evaluate": found, "samples": samples, "data": dataset.counts}}
+
+
 def _measure(
-    run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, name: str
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, reward: Any, name: str
 ) -> dict[str, Any]:
     plan = run.plan.steps.evaluate
     model.eval()
@@ -65,14 +79,29 @@ def _measure(
     if plan.perplexity and not dataset.validation:
         run.emit("note", text="No held-out row is left: nothing is measured on them.")
     elif plan.perplexity:
-        found |= _on_held_out(run, model, dataset, reference, name)
+        measured = held_out(run, model, dataset, reference, reward, name)
+        broken = {what: value for what, value in measured.items() if not isfinite(value)}
+        if broken:
+            what, value = next(iter(broken.items()))
+            raise refuse("held-out-not-finite", f"step={name}", f"{what} of the held-out rows is {value}")
+        # where there is one, it says all
+        found |= {"perplexity": measured["perplexity"]} if "perplexity" in measured else measured
     return found
 
 
-def _on_held_out(run: Run, model: Any, dataset: Dataset, reference: Reference | None, name: str) -> dict[str, float]:
-    """Perplexity: exp of the mean negative log-likelihood over all trained tokens of the rows, each a context.
+def held_out(
+    run: Run, model: Any, dataset: Dataset, reference: Reference | None, reward: Any, name: str
+) -> dict[str, float]:
+    """What the stage measures of the held-out rows, or their losses. `name` is told as what is going on."""
+    own = registry.hook(registry.run("stages", run.plan.steps.train.stage), "measure")
+    return own(run, model, dataset, reward, name) if own else _losses(run, model, dataset, reference, name)
 
-    Of a stage that judges whole answers: the mean loss over the rows, and the means of what it watches.
+
+def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None, name: str) -> dict[str, float]:
+    """The mean loss of the held-out rows, each a context, and the means of what the stage watches.
+
+    Over all their trained tokens, with its exponential, the perplexity; of a stage that judges whole answers over the
+    rows. Draws no random number.
     """
     import torch
 
@@ -82,21 +111,32 @@ def _on_held_out(run: Run, model: Any, dataset: Dataset, reference: Reference | 
     by_tokens = unit(run.plan) == "tokens"
     if by_tokens:  # what stands beside a row changes nothing then
         samples.sort(key=lambda sample: max(len(each.ids) for each in batches.examples(sample)))
+    starts, idle = run.world.share(range(0, len(samples), size))
     total, watched, units = 0.0, Watched(), len(samples)
     if by_tokens:
         units = sum(each.trained for sample in samples for each in batches.examples(sample))
     with torch.no_grad():
-        for start in range(0, len(samples), size):
+        for number, start in enumerate(starts, start=1):
             run.stop_if_asked()
             batch = collate(samples[start : start + size])
             if reference is not None:
                 batch["reference"] = reference.of(batch)
             with autocast(run.plan):
-                found = stage.loss(model, batch, plan.own)
-            total += float(found.total)
-            watched.add(found.metrics)
-            run.progress(name, min(start + size, len(samples)), len(samples))
-    return {"perplexity": exp(total / units)} if by_tokens else {"loss": total / units, **watched.means()}
+                loss, metrics = run.way.call(lambda batch=batch: stage.loss(model, batch, plan.own).parts())
+            if number <= len(starts) - idle:
+                total += float(loss)
+                watched.add(metrics)
+            run.progress(name, number, len(starts))
+    total, watched = over_ranks(run.world, total, watched)
+    loss = total / units
+    return {"loss": loss, **({"perplexity": _exp(loss)} if by_tokens else {}), **watched.means()}
+
+
+def _exp(loss: float) -> float:
+    try:
+        return exp(loss)
+    except OverflowError:
+        return inf
 
 
 def _answer(
@@ -111,17 +151,19 @@ def _answer(
     device = run.plan.steps.load.device
     ids = torch.tensor([prompt], device=device)
     seen = {} if dataset.pictures is None else dataset.pictures.inputs([images], np.array([prompt]))
+    write = partial(
+        text_model(model).generate,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        **{name: values.to(device) for name, values in seen.items()},
+        max_new_tokens=run.plan.steps.evaluate.max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=dataset.stops,
+    )
     with torch.no_grad(), autocast(run.plan):
-        given = text_model(model).generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **{name: values.to(device) for name, values in seen.items()},
-            max_new_tokens=run.plan.steps.evaluate.max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=dataset.stops,
-        )
+        given = run.way.call(write)
     answer = given[0, ids.shape[1] :]
     return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}
 
@@ -135,8 +177,8 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     plan = run.plan.steps
     ids = dataset.first.ids[:_HEAD_TOKENS]
     tokens = torch.tensor([ids], device=plan.load.device)
-    with autocast(run.plan):
-        apart = heads_agree(model, {"input_ids": tokens, "labels": tokens})
+    with torch.no_grad(), autocast(run.plan):
+        apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
     allowed = _HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")
 
@@ -151,9 +193,9 @@ def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
 
     def slope(found: Example, sign: int) -> float:
         """The sequence's part of the mean loss; its gradient is added, times the sign."""
+        batch = batches.collate([found], dataset.pad, device)
         with autocast(run.plan):
-            loss = stage.loss(model, batches.collate([found], dataset.pad, device), plan.train.own).total
-            loss = loss / packed.trained
+            loss = run.way.call(lambda: stage.loss(model, batch, plan.train.own).total) / packed.trained
         (sign * loss).backward()
         return float(loss.detach())
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from factory.data import batches, stream
 from factory.execute.context import Run
 from factory.plan import Plan, Train
 from factory.stages.loss import Unit
+from factory.stages.rows import rows_per_step
 from factory.steps.pack import Dataset
 
 
@@ -26,8 +27,7 @@ def total_steps(plan: Train, dataset: Dataset) -> int:
     if dataset.stream is not None:
         assert plan.max_steps is not None  # a rule
         return plan.max_steps
-    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    return schedules.total_steps(*shape, plan.num_epochs, plan.max_steps)
+    return schedules.total_steps(len(dataset.train), rows_per_step(plan), 1, plan.num_epochs, plan.max_steps)
 
 
 def collating(run: Run, dataset: Dataset) -> Callable[[list[Any]], dict[str, Any]]:
@@ -45,11 +45,15 @@ def collating(run: Run, dataset: Dataset) -> Callable[[list[Any]], dict[str, Any
 def feed(
     run: Run, dataset: Dataset, first: int, last: int, position: dict[str, Any] | None = None
 ) -> Iterator[batches.Step]:
-    """The optimizer steps from `first` up to `last`; of a stream, those from its position on."""
+    """The optimizer steps from `first` up to `last`; of a stream, those from its position on.
+
+    Each with this rank's share of its micro-batches, counted for itself: `of_all` adds up what the ranks have.
+    """
     plan, collate = run.plan.steps.train, collating(run, dataset)
-    size, accumulation = plan.batch_size, plan.gradient_accumulation_steps
+    size, accumulation = plan.batch_size, plan.micro_batches
     if dataset.stream is None:
-        return batches.steps(dataset.train, size, accumulation, run.plan.seed, first, last, collate)
+        share = run.world.share
+        return batches.steps(dataset.train, size, accumulation, run.plan.seed, first, last, collate, share)
     return dataset.stream.steps(
         size, accumulation, collate, None if position is None else stream.Position.from_json(position)
     )
@@ -70,18 +74,26 @@ class Turn:
 
 @contextmanager
 def turns(
-    run: Run, model: Any, dataset: Dataset, first: int, last: int, position: dict[str, Any] | None
+    run: Run, model: Any, dataset: Dataset, reward: Any, first: int, last: int, position: dict[str, Any] | None
 ) -> Iterator[Iterator[Turn]]:
     """The steps from `first` up to `last`: of the stage's own source, or made ahead of the data's batches."""
     stage = registry.run("stages", run.plan.steps.train.stage)
     if source := registry.hook(stage, "source"):
-        yield source(run, model, dataset, first, last, position)
+        yield source(run, model, dataset, reward, first, last, position)
         return
     with batches.Prefetcher(feed(run, dataset, first, last, position)) as steps:
         yield (
             Turn([step], step.tokens, step.position.as_json() if isinstance(step, stream.Step) else None)
-            for step in steps
+            for step in map(partial(of_all, run), steps)
         )
+
+
+def of_all(run: Run, step: batches.Step) -> batches.Step:
+    """The rank's share of a step with the counts of the whole."""
+    if run.world.size == 1:
+        return step
+    tokens, trained, samples = run.world.sums(step.tokens, step.trained, step.samples)
+    return replace(step, tokens=int(tokens), trained=trained, samples=int(samples))
 
 
 def unit(plan: Plan) -> Unit:

@@ -55,6 +55,9 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
             run.check(name, passed, detail)
     for note in found.notes:
         run.emit("note", text=note)
+    every = run.plan.steps.train.eval_steps
+    if every is not None and not len(found.validation):
+        raise refuse("nothing-held-out", f"stage.eval_steps={every}", "no row is left to be held out")
     return {"dataset": found}
 
 

@@ -6,6 +6,7 @@ on from, or all weights before full tuning. So no second copy of weights is held
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -43,7 +44,8 @@ def reference(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
     found = Reference(_kept(run))
     if not found.sums:
         _measure(run, model, dataset, found)
-        _keep(run, found)
+        if run.world.leads:
+            _keep(run, found)
     return {"reference": found}
 
 
@@ -58,20 +60,23 @@ def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
         for done, batch in _batches(run, dataset, total):
             run.stop_if_asked()
             keys = _keys(batch)
-            if not found.sums.keys() >= set(keys):
-                sums, _ = sequence_log_probs(model, batch)
+            if run.world.any(not found.sums.keys() >= set(keys)):  # ranks call the model together
+                sums, _ = run.way.call(partial(sequence_log_probs, model, batch))
                 found.sums |= zip(keys, sums.tolist(), strict=True)
             run.progress("reference", min(done, total), total)
+    for other in run.world.gathered(found.sums):
+        found.sums |= other
 
 
 def _batches(run: Run, dataset: Dataset, total: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every batch that will be trained, and those that are held out, with the steps done."""
+    """Every batch that this rank will train, and its share of those that are held out, with the steps done."""
     with batches.Prefetcher(feed(run, dataset, 0, total)) as steps:
         for number, step in enumerate(steps, start=1):
             for batch in step.batches:
                 yield number, batch
     collate, size = collating(run, dataset), run.plan.steps.evaluate.batch_size
-    for start in range(0, len(dataset.validation), size):
+    starts, _ = run.world.share(range(0, len(dataset.validation), size))
+    for start in starts:
         numbers = range(start, min(start + size, len(dataset.validation)))
         yield total, collate([dataset.validation[number] for number in numbers])
 

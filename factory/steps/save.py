@@ -21,6 +21,18 @@ def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, process
     A stage's own heads lie beside it. `processor`: what a vision model's processor has beside the tokenizer, file by
     file.
     """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad or not _adapts(model)]
+    with run.way.whole(model, names):
+        if run.world.leads:
+            _write(run, model, arch, tokenizer, processor)
+    run.world.wait()
+
+
+def _adapts(model: Any) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
     import torch
 
     beside = tuple(heads.heads(run.plan.steps.train.stage, arch))
@@ -30,7 +42,7 @@ def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, process
         tokenizer.save_pretrained(aside)
         for name, content in processor.items():
             (aside / name).write_bytes(content)
-        if hasattr(model, "peft_config"):
+        if _adapts(model):
             registry.run("methods", run.plan.steps.attach.method).export(model, method_settings(run), aside)
             if _stretched(run):
                 _save_base_config(run, model.get_base_model().config, base_config(aside).parent)
@@ -45,7 +57,7 @@ def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, process
             model.save_pretrained(aside, state_dict=state)
             _say_dtype(aside / "config.json", next(iter(state.values())).dtype)
         heads.save(model, beside, aside)
-        (aside / "README.md").write_text(_card(run, beside, adapter=hasattr(model, "peft_config")), encoding="utf-8")
+        (aside / "README.md").write_text(_card(run, beside, adapter=_adapts(model)), encoding="utf-8")
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
     except write_errors() as error:

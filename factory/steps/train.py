@@ -1,40 +1,51 @@
 """Train: the one loop, for every stage and method."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
 from factory import registry, schedules
 from factory.architecture import Architecture
-from factory.execute import memory
-from factory.execute.context import Interrupted, Run, age_of_command, append
-from factory.refusal import refuse
+from factory.execute import checkpoint, memory
+from factory.execute.context import Interrupted, Run, age_of_command
 from factory.stages.loss import Watched
+from factory.stages.rows import rows_per_step
+from factory.steps.best import Best
 from factory.steps.engine import Engine
+from factory.steps.engine import engine as engine_of
+from factory.steps.evaluate import held_out
 from factory.steps.feed import Turn, total_steps, turns
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 from factory.steps.save import save_model
-
-_ALIVE_WITHIN = 2  # optimizer updates: a LoRA A has no gradient until its B has moved
+from factory.steps.watch import Alive, Losses, to_be_skipped
 
 
 @dataclass(slots=True)
 class State:
     """What is carried over a resume."""
 
+    best: Best
     step: int = 0
     tokens: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # without those of evaluations
     first_loss: float | None = None
     last_loss: float | None = None
     seconds_to_first_step: float | None = None
-    quiet: dict[str, int] | None = None  # tensors without a gradient so far, and the updates that should have had one
-    watching: bool = True
     before: dict[str, Any] | None = None  # what was measured before training
     position: dict[str, Any] | None = None  # where the source of the batches goes on
+    line: dict[str, Any] | None = None  # of metrics.jsonl: it waits for the evaluation of its step
+    stopped_early: bool = False
+    alive: Alive = field(default_factory=Alive)
+    losses: Losses = field(default_factory=Losses)
     checks: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "State":
+        parts = {"best": Best(**tree["best"]), "alive": Alive(**tree["alive"]), "losses": Losses(**tree["losses"])}
+        return cls(**{**tree, **parts})
 
 
 def train(
@@ -45,39 +56,56 @@ def train(
     processor: dict[str, bytes],
     dataset: Dataset,
     reference: Reference | None,
+    reward: Any,
     before: dict[str, Any],
 ) -> dict[str, Any]:
     plan = run.plan.steps.train
-    engine = Engine(run, model, arch)
+    engine = engine_of(run, model, arch)
     saved = engine.restore()
-    state = State(**saved) if saved else State(before=before)
+    state = State.from_json(saved) if saved else State(best=Best(plan.metric_for_best_model), before=before)
     run.checks = {**state.checks, **run.checks}
+    run.bad_updates = state.losses.summary() if state.losses.bad else None
     total = total_steps(plan, dataset)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
     _prepare_stage(run, model)
     model.train()
     clock = time.monotonic() - state.seconds
     logged = (state.seconds, state.tokens)
-    with turns(run, model, dataset, state.step, total, state.position) as source:
-        while state.step < total:
+    if state.line is not None:  # the evaluation that was interrupted
+        clock += _evaluate(run, model, dataset, reference, reward, state)
+    with turns(run, model, dataset, reward, state.step, total, state.position) as source:
+        while state.step < total and not state.stopped_early:
             turn = next(source)
             rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
-            loss, watched, norm = _updates(run, engine, turn, reference, state, rate, total)
+            loss, watched, norm = _updates(run, engine, turn, reference, state, dataset, rate, total)
             state.step += 1
             state.tokens += turn.tokens
-            state.seconds, state.last_loss, state.position = time.monotonic() - clock, loss, turn.position
+            state.seconds, state.position = time.monotonic() - clock, turn.position
+            state.last_loss = state.last_loss if loss is None else loss
             if state.first_loss is None:
                 state.first_loss, state.seconds_to_first_step = loss, age_of_command()
             run.progress("train", state.step, total)
-            if state.step in (1, total) or state.step % plan.logging_steps == 0 or run.stopping:
-                _log(run, state, dataset, {"loss": loss, **watched}, rate, norm, logged)
+            stopping, measured = run.asked_to_stop(), _every(plan.eval_steps, state.step, total)
+            if measured or stopping or state.step == 1 or _every(plan.logging_steps, state.step, total):
+                line = _line(run, state, dataset, {"loss": loss, **watched}, rate, norm, logged)
                 logged = (state.seconds, state.tokens)
-            if state.step == total or run.stopping or (plan.save_steps and state.step % plan.save_steps == 0):
+                if measured:
+                    state.line = line
+                else:
+                    run.log(line)
+            best_before = state.best.step
+            if measured and not stopping:
+                clock += _evaluate(run, model, dataset, reference, reward, state)
+                stopping = run.asked_to_stop()
+            is_best = plan.load_best_model_at_end and state.best.step != best_before
+            if is_best or stopping or state.stopped_early or _every(plan.save_steps, state.step, total, last=True):
                 state.checks = run.checks
-                engine.save(asdict(state))
-            if run.stopping:
+                engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
+            if stopping:
                 raise Interrupted
     engine.finish()
+    if plan.load_best_model_at_end and state.best.step not in (None, state.step):
+        engine.read(checkpoint.of_step(run.folder, state.best.step))
     model.eval()
     save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)
@@ -87,13 +115,53 @@ def train(
     return {"trained": {"summary": _summary(run, state, dataset), "data": counts}}
 
 
+def _every(steps: int | None, step: int, total: int, *, last: bool = False) -> bool:
+    """Whether something is due after a step: every so many, and after the last; where it is None, `last` says."""
+    return (step == total and (last or steps is not None)) or (steps is not None and step % steps == 0)
+
+
+def _evaluate(run: Run, model: Any, dataset: Dataset, reference: Reference | None, reward: Any, state: State) -> float:
+    """Measures the held-out rows and writes the line that waits for them; returns the seconds that it took.
+
+    Where it is interrupted, the line goes on waiting, and the step is evaluated after the resume.
+    """
+    plan, start = run.plan.steps.train, time.monotonic()
+    assert state.line is not None
+    if run.asked_to_stop():
+        return 0.0
+    model.eval()
+    try:
+        found = held_out(run, model, dataset, reference, reward, "held out")
+    except Interrupted:
+        return time.monotonic() - start
+    finally:
+        model.train()
+    state.best.add(state.step, found[state.best.metric], plan.early_stopping_threshold)
+    patience = plan.early_stopping_patience
+    state.stopped_early = patience is not None and state.best.stale >= patience
+    if state.stopped_early:
+        run.emit("note", text=f"Stopped early: {_patience(state)}.")
+    run.log({**state.line, **{f"eval_{name}": _finite(value) for name, value in found.items()}})
+    state.line = None
+    return time.monotonic() - start
+
+
+def _patience(state: State) -> str:
+    best = f"the best is {state.best.value:.4f} of step {state.best.step}" if state.best.value is not None else "none"
+    return f"{state.best.stale} evaluations up to step {state.step} brought no better {state.best.metric}, {best}"
+
+
+def _finite(value: float | None) -> float | None:
+    """As JSON has no other numbers."""
+    return value if value is not None and isfinite(value) else None
+
+
 def _epoch(run: Run, state: State, dataset: Dataset) -> float:
     """Passes over the data so far; of a stream, the whole ones."""
     if dataset.stream is not None:
         return float(state.position["epoch"]) if state.position else 0.0
     plan = run.plan.steps.train
-    shape = (len(dataset.train), plan.batch_size, plan.gradient_accumulation_steps)
-    return round(state.step / schedules.steps_per_epoch(*shape), 4)
+    return round(state.step / schedules.steps_per_epoch(len(dataset.train), rows_per_step(plan), 1), 4)
 
 
 def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
@@ -106,28 +174,35 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
 
 
 def _updates(
-    run: Run, engine: Engine, turn: Turn, reference: Reference | None, state: State, rate: float, total: int
-) -> tuple[float, dict[str, float], float]:
-    """The optimizer updates of a step, most often one: means of their losses and of what is watched, the last norm."""
-    losses, means, norm = list[float](), Watched(), 0.0
+    run: Run,
+    engine: Engine,
+    turn: Turn,
+    reference: Reference | None,
+    state: State,
+    dataset: Dataset,
+    rate: float,
+    total: int,
+) -> tuple[float | None, dict[str, float], float]:
+    """The optimizer updates of a step, most often one: means of their losses and of what is watched, the last norm.
+
+    The loss is None where none was finite.
+    """
+    losses, means, norm, step = list[float](), Watched(), 0.0, state.step + 1
     for number, update in enumerate(turn.updates, start=1):
         engine.begin(state.step, total, rate)
         loss, watched = engine.accumulate(update, reference)
         norm = engine.clip()
-        _refuse_not_finite(state.step + 1, loss, norm, fp16=engine.skips_overflows)
-        if state.watching and isfinite(norm):  # an update that overflows in float16 moves nothing, and shows nothing
-            _watch_gradients(run, state, engine, last=state.step + 1 == total and number == len(turn.updates))
+        losses += [loss] if isfinite(loss) else []
+        means.add({name: (value, 1) for name, value in watched.items() if isfinite(value)})
+        if to_be_skipped(run, state.losses, dataset, step, update, loss, norm, fp16=engine.skips_overflows):
+            engine.drop()
+            continue
+        # an update that overflows in float16 moves nothing, and shows nothing
+        if state.alive.watching and update.tells and isfinite(norm):
+            state.alive.look(run, engine, last=step == total and number == len(turn.updates))
         engine.apply()
-        losses.append(loss)
-        means.add({name: (value, 1) for name, value in watched.items()})
-    return sum(losses) / len(losses), {**means.means(), **turn.watched}, norm
-
-
-def _refuse_not_finite(step: int, loss: float, norm: float, *, fp16: bool) -> None:
-    # with float16 a gradient may overflow now and then: the scaler skips that step and lowers its scale
-    if isfinite(loss) and (fp16 or isfinite(norm)):
-        return
-    raise refuse("not-finite", f"step={step}", f"the loss is {loss}, the gradient's norm {norm}")
+    mean = sum(losses) / len(losses) if losses else None
+    return mean, {**means.means(), **turn.watched}, norm
 
 
 def _prepare_stage(run: Run, model: Any) -> None:
@@ -137,52 +212,29 @@ def _prepare_stage(run: Run, model: Any) -> None:
         prepare(model, run.plan.steps.train.own)
 
 
-def _watch_gradients(run: Run, state: State, engine: Engine, *, last: bool) -> None:
-    """Each trained tensor must have a gradient within its first updates: some libraries lose them without a word.
-
-    Its first updates are those in which it requires one: a method may train other tensors in other steps.
-    """
-    trained = engine.trained
-    # a new token may first occur in a later row: its row has no gradient before
-    looked = {name: 0 for name in trained if ".token_adapter." not in name} if state.quiet is None else state.quiet
-    state.quiet = {
-        name: seen + int(trained[name].requires_grad) for name, seen in looked.items() if not engine.has_gradient(name)
-    }
-    dead = [name for name, seen in state.quiet.items() if seen >= _ALIVE_WITHIN]
-    never = [name for name, seen in state.quiet.items() if seen == 0]
-    if dead or not state.quiet or (last and len(never) == len(state.quiet)):
-        alive = len(trained) - len(state.quiet)
-        detail = f"{alive} of {len(trained)} trained tensors had a gradient within {_ALIVE_WITHIN} updates"
-        detail += f"; {len(never)} were never trained" if never else ""
-        run.check("gradients_alive", not dead, detail + "".join(f"; not {name}" for name in dead[:3]))
-        state.watching = False
-
-
-def _log(
+def _line(
     run: Run,
     state: State,
     dataset: Dataset,
-    watched: dict[str, float],
+    watched: Mapping[str, float | None],
     rate: float,
     norm: float,
     since: tuple[float, int],
-) -> None:
+) -> dict[str, Any]:
+    """Of metrics.jsonl."""
     seconds, tokens = state.seconds - since[0], state.tokens - since[1]
-    append(
-        run.folder.metrics,
-        {
-            "step": state.step,
-            "epoch": _epoch(run, state, dataset),
-            **watched,
-            "learning_rate": rate,
-            "grad_norm": norm if isfinite(norm) else None,
-            "tokens": state.tokens,
-            "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
-            "memory": memory.current(run.plan.steps.load.device),
-            "seconds": round(state.seconds, 3),
-            "time": round(time.time(), 3),
-        },
-    )
+    return {
+        "step": state.step,
+        "epoch": _epoch(run, state, dataset),
+        **{name: _finite(value) for name, value in watched.items()},
+        "learning_rate": rate,
+        "grad_norm": _finite(norm),
+        "tokens": state.tokens,
+        "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+        "memory": run.world.most(memory.current(run.plan.steps.load.device)),
+        "seconds": round(state.seconds, 3),
+        "time": round(time.time(), 3),
+    }
 
 
 def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
@@ -195,4 +247,16 @@ def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
         "first_loss": state.first_loss,
         "final_loss": state.last_loss,
         "seconds_to_first_step": round(state.seconds_to_first_step or 0, 3),
+        **_measured(run, state),
     }
+
+
+def _measured(run: Run, state: State) -> dict[str, Any]:
+    """What the evaluations while training led to; nothing where there were none."""
+    plan, best = run.plan.steps.train, state.best
+    if plan.eval_steps is None:
+        return {}
+    kept = plan.load_best_model_at_end and best.step is not None
+    found = {"metric": best.metric, "step": best.step, "value": best.value, "saved_model": kept}
+    early = {} if plan.early_stopping_patience is None else {"stopped_early": state.stopped_early}
+    return {"best": found, **early}

@@ -14,6 +14,7 @@ from families import KINDS, built_of, roomy
 
 import factory
 from factory import registry
+from factory.compile import ranks
 from factory.compile.rules import all_rules
 from factory.facts import Gpu
 from factory.look import machine as look
@@ -55,8 +56,9 @@ def on_gpu(overrides: str) -> Legal:
     return Legal(tuple(overrides.split()), WITH_GPU)
 
 
-ALL = {"packages": HERE | dict.fromkeys(quantizers.PACKAGES, "1")}
+ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, "deepspeed"), "1")}
 ON_GPU = {"gpus": (H100,), **ALL}
+GPUS = {"gpus": (H100, H100), **ALL}
 
 
 def without(name: str) -> dict[str, Any]:
@@ -66,6 +68,10 @@ def without(name: str) -> dict[str, Any]:
 def compiles(overrides: str) -> Legal:
     """Not run: it needs a package that is not installed, or a checkpoint's real weights."""
     return Legal(tuple(overrides.split()), ALL)
+
+
+def on_gpus(overrides: str) -> Legal:
+    return Legal(tuple(overrides.split()), GPUS)
 
 
 def compiles_on_gpu(overrides: str) -> Legal:
@@ -127,6 +133,51 @@ TABLE = (
     row("chat-keys-on-text", "stage=pt data.reasoning=strip", "data.reasoning=strip"),
     row("chat-keys-on-text", "stage=pt data.tools=qwen", "data.tools=qwen"),
     row("chat-keys-on-text", "stage=pt data.truncation=keep_response", "data.truncation=keep_response"),
+    row("reward-missing", "stage=ppo", "stage=ppo {short} {scored}", "{groups} {short} {scored}"),
+    row("reward-missing", "stage=ppo {scored} {judge}", "stage=ppo {short} {judge}", "{groups} {short} {judge}"),
+    row("reward-form", "stage=ppo stage.reward=short", "stage=ppo {short} {scored}"),
+    row("reward-form", "stage=ppo stage.reward=trl:short", "stage=ppo {short} stage.reward=trl:think_format_reward"),
+    row(
+        "reward-package",
+        "stage=ppo stage.reward=trl:accuracy_reward",
+        "stage=ppo {short} stage.reward=trl:think_format_reward",
+        machine={"packages": {name: version for name, version in HERE.items() if name != "math-verify"}},
+    ),
+    row("reward-server-keys", "stage=ppo {scored} stage.reward_timeout=3", "stage=ppo {short} {scored}"),
+    row("reward-base", "stage=ppo {judge} method=ia3", "stage=ppo {short} {scored} method=ia3"),
+    row("reward-base", "stage=ppo {judge} method=full {lone}", "stage=ppo {short} {scored} method=full {lone}"),
+    row("reward-base", "stage=ppo {judge} method=pissa", "stage=ppo {short} {scored} method=pissa"),
+    row("reward-base", "stage=ppo {elsewhere}", "stage=ppo {short} {judge}"),
+    row("reward-base", "stage=ppo {worded}", "stage=ppo {short} {judge} method=dora"),
+    row("reward-fits", "stage=ppo {headless}", "stage=ppo {short} {judge}"),
+    row("reward-fits", "stage=ppo {misjudge}", "stage=ppo {short} {judge}"),
+    row("reference-needs-adapter", "stage=ppo {scored} method=full", "stage=ppo {short} {scored} method=full {lone}"),
+    row(
+        "reference-needs-adapter",
+        "{groups} {scored} method=galore method.rank=8",
+        "{groups} {short} {scored} method=galore method.rank=8 stage.beta=0",
+    ),
+    row("rollout-method", "stage=ppo {scored} method=adalora", "stage=ppo {short} {scored} method=lora"),
+    row("rollout-dropout", "stage=ppo {scored} method.dropout=0.1", "stage=ppo {short} {scored} method.dropout=0"),
+    row("rollout-data", "stage=ppo {scored} {stream}", "stage=ppo {short} {scored}"),
+    row("rollout-data", "stage=ppo {scored} data.packing=true", "stage=ppo {short} {scored}"),
+    row("rollout-data", "{groups} {scored} data.train_on_prompt=true", "{groups} {short} {scored}"),
+    row("rollout-data", "{groups} {scored} data.mask_history=true", "{groups} {short} {scored}"),
+    row(
+        "rollout-data",
+        "{llava} stage=ppo {scored} data=file data.path=seen.jsonl",
+        compiles("{llava} data=file data.path=seen.jsonl"),
+    ),
+    row("rollout-batches", "stage=ppo {scored} stage.batch_size=3", "stage=ppo {short} {scored} stage.batch_size=4"),
+    row(
+        "rollout-room",
+        "stage=ppo {scored} data.max_length=200 stage.max_new_tokens=57",
+        "stage=ppo {short} {scored} data.max_length=200 stage.max_new_tokens=56",
+    ),
+    row("rollout-room", "stage=ppo {scored} stage.max_new_tokens=256", "stage=ppo {short} {scored}"),
+    row("rollout-groups", "{groups} {scored} {short} stage.rollout_batch_size=10", "{groups} {short} {scored}"),
+    row("kl-target", "stage=ppo {scored} stage.kl_coefficient=0", "stage=ppo {short} {scored} {lone}"),
+    row("value-head", "stage=ppo {scored} {misheaded}", "stage=ppo {short} {scored} {adapter}"),
     row("response-alone", "stage=dpo data.train_on_prompt=true", "data.train_on_prompt=true"),
     row(
         "answers-of-a-score",
@@ -167,6 +218,46 @@ TABLE = (
         "stage=dpo",
     ),
     row("reference-of-a-stream", "{stream} stage=kto", "stage=kto"),
+    row("eval-unmeasured", "stage.eval_steps=1 evaluate.perplexity=false", "stage.eval_steps=1"),
+    row(
+        "eval-unmeasured",
+        "stage.eval_steps=1 data.validation_fraction=0",
+        "data.validation_fraction=0",
+        "{two} stage.eval_steps=1 data.validation_fraction=0 data.validation=file",
+    ),
+    row(
+        "best-unevaluated", "stage.load_best_model_at_end=true", "stage.load_best_model_at_end=true stage.eval_steps=1"
+    ),
+    row("best-unevaluated", "stage.early_stopping_patience=2", "stage.early_stopping_patience=2 stage.eval_steps=1"),
+    row(
+        "metric-of-stage",
+        "stage.metric_for_best_model=rewards/accuracy stage.eval_steps=1",
+        "stage=rm stage.metric_for_best_model=rewards/accuracy stage.eval_steps=1",
+        "stage=dpo stage.metric_for_best_model=rewards/margin stage.eval_steps=1",
+    ),
+    row(
+        "metric-of-stage",
+        "stage=kto stage.metric_for_best_model=rewards/margin stage.eval_steps=1",
+        "stage=kto stage.metric_for_best_model=loss stage.eval_steps=1",
+    ),
+    row("metric-unread", "stage=rm stage.metric_for_best_model=rewards/accuracy", "stage.metric_for_best_model=loss"),
+    row(
+        "threshold-unread",
+        "stage.early_stopping_threshold=0.1 stage.eval_steps=1",
+        "stage.early_stopping_threshold=0.1 stage.early_stopping_patience=1 stage.eval_steps=1",
+    ),
+    row(
+        "skips-unread",
+        "stage.max_skipped_updates=3",
+        "stage.max_skipped_updates=3 stage.on_bad_update=skip",
+        "stage.max_skipped_updates=3 stage.on_bad_update=warn",
+    ),
+    row(
+        "layerwise-skip",
+        "method=full method.layerwise=true stage.max_grad_norm=null stage.on_bad_update=skip",
+        "method=full method.layerwise=true stage.max_grad_norm=null",
+        "method=full stage.on_bad_update=skip",
+    ),
     row("one-to-mismatch", "stage=kto stage.batch_size=1", "stage=kto stage.batch_size=2 evaluate.batch_size=1"),
     row(
         "mismatched-images",
@@ -481,6 +572,45 @@ TABLE = (
     row("llama-pro-layers", "method=llama_pro method.num_new_layers=3", "method=llama_pro method.num_new_layers=1"),
     row("llama-pro-architecture", "{gpt2} method=llama_pro", "method=llama_pro"),
     row("llama-pro-parts", "method=llama_pro method.parts=[vision]", "method=llama_pro"),
+    # several processes
+    row("nodes-uneven", "{ddp} hardware.num_nodes=3", compiles("{ddp}")),
+    row("nodes-need-launcher", "{ddp} hardware.num_nodes=2", compiles("{ddp}")),
+    row("ranks-without-strategy", "hardware.num_processes=2", compiles("{ddp}")),
+    row("strategy-without-ranks", "hardware.strategy=ddp", compiles("{ddp}")),
+    row(
+        "strategy-without-ranks",
+        "hardware.strategy=zero2",
+        on_gpus("{gpus} hardware.strategy=zero2 {offload}"),
+        machine=ALL,
+    ),
+    row("ranks-beyond-gpus", "{gpu} {ddp}", on_gpus("{gpus} {ddp}"), machine=ON_GPU),
+    row("offload-useless", "{fsdp} {offload}", on_gpus("{gpus} {fsdp} {offload}"), machine=ALL),
+    row("offload-useless", "{gpus} {ddp} {offload}", on_gpus("{gpus} {zero2} {offload}"), machine=GPUS),
+    row("deepspeed-missing", "{zero2}", compiles("{zero2}"), machine=without("deepspeed")),
+    row("ranks-of-a-stream", "{stream} {ddp}", "{stream}"),
+    row("method-of-ranks", "{ddp} method=apollo method.rank=8", compiles("{ddp} method=galore method.rank=8")),
+    row("method-of-ranks", "{ddp} method=badam", compiles("{ddp} method=freeze {one}")),
+    row("method-of-ranks", "{ddp} method=full {layerwise} {free}", compiles("{ddp} method=full {free}")),
+    row("method-of-ranks", "{fsdp} method=galore method.rank=8", compiles("{fsdp} method=full")),
+    row("method-of-ranks", "{zero2} method=adalora", compiles("{ddp} method=adalora"), machine=ALL),
+    row(
+        "optimizer-of-ranks",
+        "{fsdp} stage.optimizer=muon method=full",
+        compiles("{ddp} stage.optimizer=muon method=full"),
+    ),
+    row(
+        "optimizer-of-ranks", "{zero2} stage.optimizer=adamw_8bit", compiles("{zero2} stage.optimizer=sgd"), machine=ALL
+    ),
+    row("precision-of-ranks", "{gpus} {fsdp} precision=fp16", on_gpus("{gpus} {ddp} precision=fp16"), machine=GPUS),
+    row(
+        "bad-update-of-ranks",
+        "{zero2} stage.on_bad_update=skip",
+        compiles("{ddp} stage.on_bad_update=skip"),
+        machine=ALL,
+    ),
+    row("quantized-and-split", "{zero3} {four}", compiles("{fsdp} {four}"), compiles("{zero2} {four}"), machine=ALL),
+    row("quantized-and-split", "{fsdp} {eight}", compiles("{ddp} {eight}"), machine=ALL),
+    row("compiled-and-split", "{fsdp} compute.compile=true", compiles("{ddp} compute.compile=true")),
 )
 GLM4_MOE = {
     "model_type": "glm4_moe",
@@ -507,12 +637,21 @@ WORDS = {
     "s2": "compute.attention=s2",
     "hub": "model.path=me/tiny",
     "two": "data=[demo,file] data.path=chat.jsonl",
+    "gpus": "hardware=single_gpu",
+    "ddp": "hardware.num_processes=2 hardware.strategy=ddp",
+    "fsdp": "hardware.num_processes=2 hardware.strategy=fsdp",
+    "zero2": "hardware.num_processes=2 hardware.strategy=zero2",
+    "zero3": "hardware.num_processes=2 hardware.strategy=zero3",
+    "offload": "hardware.offload=true",
     "stream": "data.streaming=true data.max_samples=null",
+    "short": "stage.max_new_tokens=4 stage.rollout_batch_size=8 stage.batch_size=2 stage.gradient_accumulation_steps=1",
+    "lone": "stage.kl_coefficient=0 stage.kl_target=null",
+    "groups": "stage=grpo stage.group_size=4",
 }
 
 
-# no stage has a spec alone at present
-PRETENDED = {"stage-not-there"}
+# no stage has a spec alone at present, and none is of one process
+PRETENDED = {"stage-not-there", "stage-of-one-process"}
 
 
 def test_the_table_has_every_rule() -> None:
@@ -529,6 +668,15 @@ def test_a_stage_with_a_spec_alone_is_planned_and_not_trained(
     assert refusal.setting == "stage.name=dpo"
     plan = compiled(*BASE, f"model.path={tiny_model}", "stage=dpo", training=False)
     assert [text.partition(" ")[0] for text in plan.warnings] == ["[stage-not-there]"]
+
+
+def test_a_stage_that_rolls_out_is_of_one_process(
+    tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (*BASE, f"model.path={tiny_model}", "hardware.num_processes=2", "hardware.strategy=ddp")
+    monkeypatch.setattr(ranks, "STAGES_ALONE", ("dpo",))
+    assert not refusals(*base)
+    assert [refusal.rule for refusal in refusals(*base, "stage=dpo")] == ["stage-of-one-process"]
 
 
 @pytest.fixture(scope="session")
@@ -633,8 +781,26 @@ def misheaded(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
 
     folder = tmp_path_factory.mktemp("misheaded") / "model"
     shutil.copytree(adapter, folder)
-    save_file({"weight": torch.zeros(1, 33)}, folder / "score_head.safetensors")
+    for head in ("score", "value"):
+        save_file({"weight": torch.zeros(1, 33)}, folder / f"{head}_head.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def judges(tmp_path_factory: pytest.TempPathFactory, adapter: Path, misheaded: Path, tokened: Path) -> dict[str, Path]:
+    """Adapters with a score's head: one that fits, and others that do not."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("judges")
+    for name, start in (("judge", adapter), ("elsewhere/model", adapter), ("worded", tokened)):
+        shutil.copytree(start, folder / name)
+        save_file({"weight": torch.ones(1, 32)}, folder / name / "score_head.safetensors")
+    (folder / "elsewhere" / "plan.yaml").write_text("steps: {load: {fingerprint: another}}")
+    (folder / "begun").mkdir()
+    (folder / "begun" / "plan.yaml").write_text("steps: {load: {fingerprint: another}}")
+    own = {name: folder / name for name in ("judge", "elsewhere", "worded")}
+    return {**own, "headless": adapter, "misjudge": misheaded}
 
 
 @pytest.fixture
@@ -645,6 +811,8 @@ def filled(
     adapter: Path,
     misheaded: Path,
     tokened: Path,
+    judges: dict[str, Path],
+    scoring: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[tuple[str, ...]], list[str]]:
     """Data beside the run, and a row's words as overrides. The hub has the tiny model."""
@@ -668,12 +836,13 @@ def filled(
         paths = {name: f"model.path={path}" for name, path in models.items()}
         saved = {"adapter": adapter, "misheaded": misheaded, "tokened": tokened}
         adapters = {name: f"model.adapter={path}" for name, path in saved.items()}
+        rewards = {name: f"stage.reward_model={path}" for name, path in judges.items()} | {"scored": scoring}
         own = {f"{{{name}}}" for name in (*models, "hub")} & set(words)
         model = [] if own else [f"model.path={tiny_model}"]
         return [
             *BASE,
             *model,
-            *(part for word in words for part in word.format(**paths, **adapters, **WORDS).split()),
+            *(part for word in words for part in word.format(**paths, **adapters, **WORDS, **rewards).split()),
         ]
 
     return filled

@@ -42,6 +42,7 @@ def plan(**changes: Any) -> Train:
     values = {
         "stage": "sft",
         "own": {},
+        "reference": None,
         "learning_rate": 1e-3,
         "num_epochs": 1.0,
         "max_steps": None,
@@ -55,6 +56,15 @@ def plan(**changes: Any) -> Train:
         "logging_steps": 1,
         "save_steps": None,
         "save_total_limit": 1,
+        "eval_steps": None,
+        "load_best_model_at_end": False,
+        "metric_for_best_model": "loss",
+        "early_stopping_patience": None,
+        "early_stopping_threshold": 0.0,
+        "on_bad_update": "stop",
+        "spike_factor": None,
+        "spike_norm": None,
+        "max_skipped_updates": 10,
         "autocast": None,
         "threads": 1,
     }

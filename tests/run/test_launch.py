@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from commands import Command, customized, metrics, steps, wait_for
 
 from factory.execute import __main__ as child_main
 from factory.run.folder import RunFolder
@@ -32,53 +31,6 @@ SAME = (
 FILES = {"plan.yaml", "report.json", "metrics.jsonl", "events.jsonl", "run.log", "model", "checkpoints", ".lock"}
 
 
-class Command:
-    """A running `python -m factory …` in a folder, what it prints collected in a file."""
-
-    def __init__(self, where: Path, *arguments: str, **environment: str):
-        self.output = where / f"screen-{time.monotonic_ns()}.txt"
-        with self.output.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "factory", *arguments],
-                cwd=where,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            )
-
-    def child(self) -> psutil.Process:
-        return wait_for(lambda: next(iter(psutil.Process(self.process.pid).children()), None), 20)
-
-    def ends(self, code: int) -> str:
-        """What it printed; it ends with this exit code."""
-        found = self.process.wait(60)
-        text = self.output.read_text()
-        assert found == code, text
-        assert "Traceback" not in text
-        return " ".join(text.split())  # however the lines were broken
-
-
-def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"nothing within {seconds} s")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """What must repeat bit for bit."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
-    return [{name: line[name] for name in ("step", "loss", "grad_norm", "learning_rate", "tokens")} for line in lines]
-
-
-def steps(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
 @pytest.fixture(scope="module")
 def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -93,21 +45,6 @@ def options(tiny_model: Path) -> tuple[str, ...]:
 def whole(where: Path, options: tuple[str, ...]) -> Path:
     Command(where, *options, "hydra.run.dir=whole").ends(0)
     return where / "whole"
-
-
-@pytest.fixture
-def started(where: Path) -> Iterator[Callable[..., Command]]:
-    """Starts commands, none of which outlives the test."""
-    commands: list[Command] = []
-
-    def start(*arguments: str, **environment: str) -> Command:
-        commands.append(Command(where, *arguments, **environment))
-        return commands[-1]
-
-    yield start
-    for command in commands:
-        command.process.kill()
-        command.process.wait()
 
 
 def test_a_run_leaves_all_its_files(whole: Path) -> None:
@@ -187,24 +124,15 @@ def test_killed_child_then_killed_parent(
     child = command.child()
     wait_for(lambda: RunFolder(folder).checkpoint() != done, 60)
     assert f"Continuing from killed/checkpoints/{done.name}" in " ".join(command.output.read_text().split())
-    command.process.kill()
+    os.kill(child.pid, signal.SIGSTOP)  # so that it outlives its parent for as long as others try
+    try:
+        command.process.kill()
+        command.process.wait(10)
+        assert "[folder-in-use]" in started("resume", "killed").ends(2)
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
-
-
-PATCH = """
-import sys
-if sys.orig_argv[1:3] == ["-m", "factory.execute"]:
-    {code}
-"""
-
-
-def customized(where: Path, name: str, code: str) -> dict[str, str]:
-    """Environment in which the child, and only it, runs this code at its start."""
-    folder = where / name
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(PATCH.format(code=code))
-    return {"PYTHONPATH": str(folder)}
 
 
 def test_a_bug_leaves_its_traceback_in_the_log(
@@ -247,7 +175,7 @@ def test_a_bug_in_the_child_is_told_in_its_report(
         raise RuntimeError("a bug\nin two lines")
 
     monkeypatch.setattr("factory.steps.train.save_model", fails)
-    monkeypatch.setattr(child_main, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(child_main, "end_with_parent", lambda: None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert child_main.main(["run"]) == 1

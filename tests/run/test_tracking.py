@@ -9,8 +9,9 @@ import pytest
 
 from factory.execute.report import write_report
 from factory.run import launch
+from factory.run.folder import RunFolder
 from factory.run.screen import Screen
-from factory.run.tracking import Tracker, connect, flattened
+from factory.run.tracking import Tracker, connect, flattened, loss_figure
 
 Execute = Callable[..., Any]
 LOGGED = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory", "tokens", "epoch")
@@ -104,3 +105,20 @@ def test_without_an_address_nothing_is_sent(execute: Execute) -> None:
     assert tracker.problem is None
     assert tracker._thread is None
     assert not list(Path.cwd().glob("ml*"))
+
+
+@pytest.mark.parametrize(("unit", "words"), [("tokens", "nats per trained token"), ("samples", "mean over the rows")])
+def test_the_figure_says_what_the_loss_is_of(unit: Any, words: str, tmp_path: Path) -> None:
+    """And shows what was measured while training; a loss that was not finite is a gap."""
+    folder = RunFolder(tmp_path)
+    lines = [
+        {"step": 1, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 2, "loss": None, "learning_rate": 1e-3, "eval_loss": 1.5},
+        {"step": 3, "loss": 1.0, "learning_rate": 1e-3, "eval_loss": None},
+    ]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    loss, _ = loss_figure(folder, unit).axes
+    assert loss.get_ylabel() == f"loss ({words})"
+    trained, held_out = loss.lines
+    assert [str(value) for value in trained.get_ydata()] == ["2.0", "nan", "1.0"]
+    assert (list(held_out.get_xdata()), list(held_out.get_ydata())) == ([2], [1.5])

@@ -31,7 +31,7 @@ def _freeze_constants(model: Any) -> None:
             value.requires_grad_(False)
 
 
-def go_on(model: Any, path: str) -> None:
+def go_on(model: Any, path: str) -> Any:
     """Loads a saved adapter. Of a pruned one the matrices become as small as they were saved, by PEFT's own resizing.
 
     PEFT makes them anew in the base's type, in which what is loaded would be rounded.
@@ -40,8 +40,7 @@ def go_on(model: Any, path: str) -> None:
 
     there: Any = AdaLoraConfig.from_pretrained(path)
     if not there.rank_pattern:
-        load(model, path)
-        return
+        return load(model, path)
     types = {name: value.dtype for name, value in model.named_parameters()}
     model.base_model.resize_modules_by_rank_pattern(there.rank_pattern, "default")
     for name, value in model.named_parameters():
@@ -50,6 +49,7 @@ def go_on(model: Any, path: str) -> None:
     _freeze_constants(model)
     load(model, path)
     model.peft_config["default"].rank_pattern = there.rank_pattern  # which PEFT reads a pruned adapter by
+    return model
 
 
 class Allocating(Several):

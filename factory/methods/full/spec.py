@@ -56,10 +56,16 @@ def _clipped_apart(case: Case) -> str | None:
     return "it is read with method.layerwise=true only" if unread else None
 
 
+def _skipped(case: Case) -> str | None:
+    late = case.settings.method.layerwise and case.settings.stage.on_bad_update != "stop"
+    return "what has moved weights already cannot be skipped" if late else None
+
+
 LAYERWISE = (
     Rule("layerwise-accumulation", _accumulated),
     Rule("layerwise-clipping", _clipped_together),
     Rule("layerwise-fp16", _scaled_loss),
+    Rule("layerwise-skip", _skipped),
     Rule("clipping-per-tensor", _clipped_apart),
 )
 RULES = (Rule("nothing-trains", nothing_trains(trainable)), *LAYERWISE)

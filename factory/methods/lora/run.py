@@ -66,9 +66,9 @@ def begin(model: Any, first: dict[str, Any]) -> None:
 
 
 def save(model: Any, settings: Any, folder: Path) -> None:
-    """The adapter as PEFT reads it."""
+    """The trained adapter as PEFT reads it: a stage may hold frozen ones beside it."""
     # "auto" would ask the hub whether the vocabulary has changed
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
 
 
 def export(model: Any, settings: Settings, folder: Path) -> None:
@@ -96,7 +96,7 @@ def export(model: Any, settings: Settings, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def go_on(model: Any, path: str) -> None:
+def go_on(model: Any, path: str) -> Any:
     """Loads a saved adapter's weights into the attached ones; that it is one of them is a rule."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -104,3 +104,4 @@ def go_on(model: Any, path: str) -> None:
     assert not result.unexpected_keys, result.unexpected_keys
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not trained & set(result.missing_keys), sorted(trained & set(result.missing_keys))
+    return model

@@ -52,6 +52,7 @@ KIND: Kind = "pairs"
 UNIT: Unit = "samples"
 SEQUENCES = 2
 READS = "answers"
+METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
 
 
 def resolved(own: dict[str, Any]) -> dict[str, Any]:

@@ -17,4 +17,5 @@ KIND: Kind = "pairs"
 UNIT: Unit = "samples"
 SEQUENCES = 2
 READS = "answers"
+METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
 RULES = ()

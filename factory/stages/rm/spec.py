@@ -22,6 +22,7 @@ KIND: Kind = "pairs"
 UNIT: Unit = "samples"
 SEQUENCES = 2
 READS = "states"
+METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
 WRITES = False
 
 

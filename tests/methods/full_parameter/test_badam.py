@@ -16,8 +16,8 @@ from factory.architecture import architecture
 from factory.methods.badam.run import active
 from factory.methods.badam.spec import blocks, gradients, optimizer_bytes, trainable
 from factory.optimizers.spec import state_bytes
-from factory.steps import train
 from factory.steps.engine import Engine
+from factory.steps.watch import Alive
 
 PLAIN = (
     "method=badam",
@@ -196,15 +196,15 @@ def test_each_period_is_adam_on_its_block(
 def test_a_tensor_that_has_no_gradient_in_its_turn_is_found(
     execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train._watch_gradients
+    original = Alive.look
 
-    def losing(run: Any, state: Any, engine: Engine, **more: Any) -> None:
+    def losing(alive: Alive, run: Any, engine: Engine, **more: Any) -> None:
         grad = engine.trained["model.layers.1.mlp.up_proj.weight"].grad
         if grad is not None:
             grad.zero_()
-        original(run, state, engine, **more)
+        original(alive, run, engine, **more)
 
-    monkeypatch.setattr(train, "_watch_gradients", losing)
+    monkeypatch.setattr(Alive, "look", losing)
     done = execute(*PLAIN, "method.switch_interval=2", "method.order=ascending", "stage.max_steps=4")
     assert not done.run.checks["gradients_alive"]["passed"]
     assert "not model.layers.1.mlp.up_proj.weight" in done.run.checks["gradients_alive"]["detail"]

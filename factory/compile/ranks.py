@@ -1,0 +1,180 @@
+"""Several processes: what of a run can be shared among them, and how it is planned."""
+
+from factory import heads, registry
+from factory.compile import choices
+from factory.compile.rule import Case, Rule
+from factory.plan import Ranks
+from factory.quantizers.spec import stays_quantized
+from factory.ranks import spec
+
+# their optimizers read whole gradients, or draw numbers that must be alike on every rank
+_WHOLE_TENSORS = ("adalora", "galore", "galore_8bit", "apollo", "apollo_mini", "badam", "badam_ratio")
+_ALONE = ("apollo", "apollo_mini", "badam", "badam_ratio")
+STAGES_ALONE = ("ppo", "grpo")
+
+
+def planned(case: Case) -> Ranks:
+    hardware, stage, arch = case.settings.hardware, case.settings.stage, case.arch
+    method = case.settings.method
+    shapes = registry.spec("methods", method.name).trainable(method, arch) | heads.heads(stage.name, arch)
+    return Ranks(
+        strategy=hardware.strategy,
+        processes=hardware.num_processes,
+        nodes=hardware.num_nodes,
+        offload=hardware.offload,
+        configuration=spec.configuration(
+            hardware.strategy,
+            arch,
+            shapes,
+            offload=hardware.offload,
+            unused=any(name.startswith(tuple(arch.parts.values())) for name in shapes) if arch.parts else False,
+            batch_size=stage.batch_size,
+            accumulation=stage.gradient_accumulation_steps,
+            processes=hardware.num_processes,
+            max_grad_norm=stage.max_grad_norm,
+        ),
+        by_node=spec.by_node(hardware.num_processes, hardware.num_nodes),
+    )
+
+
+def notes(case: Case) -> list[str]:
+    hardware = case.settings.hardware
+    if hardware.strategy == "none":
+        return []
+    per = choices.threads(case)
+    found = [
+        f"memory is that of one of {hardware.num_processes} processes; what {hardware.strategy} splits is divided, "
+        "which is not calibrated by measurements"
+    ]
+    if case.device == "cpu":
+        found.append(f"each process has {per} {'thread' if per == 1 else 'threads'}")
+    if hardware.strategy == "zero3":
+        found.append("zero3: each process holds the whole weights until training begins, and splits them then")
+    return found
+
+
+def _nodes_uneven(case: Case) -> str | None:
+    hardware = case.settings.hardware
+    uneven = hardware.num_processes % hardware.num_nodes
+    return f"{hardware.num_processes} processes cannot be spread evenly over them" if uneven else None
+
+
+def _nodes_need_launcher(case: Case) -> str | None:
+    several = case.settings.hardware.num_nodes > 1 and _nodes_uneven(case) is None
+    return "processes are started on this machine only" if several else None
+
+
+def _no_strategy(case: Case) -> str | None:
+    hardware = case.settings.hardware
+    alone = hardware.num_processes > 1 and hardware.strategy == "none"
+    return f"{hardware.num_processes} processes would each train a model of their own" if alone else None
+
+
+def _one_process(case: Case) -> str | None:
+    hardware = case.settings.hardware
+    if hardware.num_processes > 1 or hardware.strategy == "none" or hardware.offload:
+        return None
+    return "there is one process, and nobody to share with"
+
+
+def _more_than_gpus(case: Case) -> str | None:
+    hardware, gpus = case.settings.hardware, case.facts.machine.gpus
+    if case.device != "cuda" or hardware.num_nodes > 1 or hardware.num_processes <= max(1, len(gpus)):
+        return None
+    return f"there {'is one GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'} here"
+
+
+def _offload(case: Case) -> str | None:
+    hardware = case.settings.hardware
+    if not hardware.offload:
+        return None
+    if case.device == "cpu":
+        return "all is in the CPU's memory already"
+    if hardware.strategy not in spec.OFFLOADING:
+        return f"hardware.strategy={hardware.strategy} splits nothing that could be moved"
+    return None
+
+
+def _deepspeed_missing(case: Case) -> str | None:
+    asked = case.settings.hardware.strategy in spec.ZERO
+    return "DeepSpeed is not installed" if asked and "deepspeed" not in case.facts.machine.packages else None
+
+
+def _streamed(case: Case) -> str | None:
+    several = case.settings.hardware.num_processes > 1
+    return "each process would read all of the stream" if several and case.settings.data.streaming else None
+
+
+def _stage_alone(case: Case) -> str | None:
+    stage, hardware = case.settings.stage.name, case.settings.hardware
+    alone = hardware.num_processes > 1 and stage in STAGES_ALONE
+    return f"the rollouts of {stage} are made by one process" if alone else None
+
+
+def _method(case: Case) -> tuple[str, str] | None:
+    hardware, method = case.settings.hardware, case.settings.method
+    name = method.name
+    if hardware.num_processes > 1 and (name in _ALONE or getattr(method, "layerwise", False)):
+        what = (
+            "steps within the backward pass, before gradients are shared"
+            if name not in _ALONE
+            else ("chooses or draws by itself what it updates")
+        )
+        return "method.name", f"{name} {what}"
+    if hardware.strategy in ("fsdp", *spec.ZERO) and name in _WHOLE_TENSORS:
+        return "method.name", f"the optimizer of {name} reads whole gradients, and {hardware.strategy} splits them"
+    return None
+
+
+def _optimizer(case: Case) -> str | None:
+    hardware, optimizer = case.settings.hardware, case.settings.stage.optimizer
+    if hardware.strategy not in ("fsdp", *spec.ZERO) or optimizer in spec.ELEMENTWISE:
+        return None
+    return f"it steps whole tensors or keeps states of its own kind, and {hardware.strategy} splits tensors"
+
+
+def _bad_update(case: Case) -> str | None:
+    asked, strategy = case.settings.stage.on_bad_update, case.settings.hardware.strategy
+    return f"{strategy} cannot leave an update out" if asked != "stop" and strategy in spec.ZERO else None
+
+
+def _precision(case: Case) -> str | None:
+    strategy = case.settings.hardware.strategy
+    half = choices.precision(case)[0] == "fp16" and strategy in ("fsdp", *spec.ZERO)
+    return f"the loss scale is not shared by the parts that {strategy} splits" if half else None
+
+
+def _quantized(case: Case) -> str | None:
+    strategy, asked = case.settings.hardware.strategy, case.settings.method.quantization
+    if "weights" not in spec.SPLIT[strategy] or not stays_quantized(asked, case.model.config):
+        return None
+    if strategy == "zero3":
+        return "quantized weights would stay whole in each process"
+    if asked.bits == 4 and asked.method == "bitsandbytes":
+        return None
+    return "only bitsandbytes' 4 bits can be split"
+
+
+def _compiled(case: Case) -> str | None:
+    strategy = case.settings.hardware.strategy
+    wrong = case.settings.compute.compile and "weights" in spec.SPLIT[strategy]
+    return f"{strategy} gathers each layer's weights around what would be compiled" if wrong else None
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("nodes-uneven", _nodes_uneven),
+    Rule("nodes-need-launcher", _nodes_need_launcher),
+    Rule("ranks-without-strategy", _no_strategy),
+    Rule("strategy-without-ranks", _one_process),
+    Rule("ranks-beyond-gpus", _more_than_gpus),
+    Rule("offload-useless", _offload),
+    Rule("deepspeed-missing", _deepspeed_missing),
+    Rule("ranks-of-a-stream", _streamed),
+    Rule("stage-of-one-process", _stage_alone),
+    Rule("method-of-ranks", _method),
+    Rule("optimizer-of-ranks", _optimizer),
+    Rule("bad-update-of-ranks", _bad_update),
+    Rule("precision-of-ranks", _precision),
+    Rule("quantized-and-split", _quantized),
+    Rule("compiled-and-split", _compiled),
+)

@@ -1,0 +1,62 @@
+"""Rules of what is measured and watched while a run trains."""
+
+from factory import registry
+from factory.compile.rule import Case, Rule
+
+
+def _unmeasured(case: Case) -> str | None:
+    data = case.settings.data
+    if case.settings.stage.eval_steps is None:
+        return None
+    if not case.settings.evaluate.perplexity:
+        return "evaluate.perplexity=false measures nothing on the held-out rows"
+    none = data.validation is None and data.validation_fraction == 0
+    return "data.validation_fraction=0 holds no rows out" if none else None
+
+
+def _unevaluated(case: Case) -> str | tuple[str, str] | None:
+    stage, wrong = case.settings.stage, "stage.eval_steps=null measures nothing while training"
+    if stage.eval_steps is not None:
+        return None
+    if stage.load_best_model_at_end:
+        return wrong
+    return None if stage.early_stopping_patience is None else ("stage.early_stopping_patience", wrong)
+
+
+def _measured(case: Case) -> tuple[str, ...]:
+    """What of the held-out rows can be compared; the first is the default. Answers that are sampled have no loss."""
+    spec = registry.spec("stages", case.settings.stage.name)
+    return (*(() if registry.hook(spec, "MEASURES") else ("loss",)), *registry.hook(spec, "METRICS", ()))
+
+
+def _metric_of_stage(case: Case) -> str | None:
+    stage, there = case.settings.stage, _measured(case)
+    return None if stage.metric_for_best_model in there else f"stage={stage.name} has {', '.join(there)}"
+
+
+def _metric_unread(case: Case) -> str | None:
+    stage = case.settings.stage
+    unread = stage.metric_for_best_model != _measured(case)[0] and stage.eval_steps is None
+    return "no evaluation compares it" if unread else None
+
+
+def _threshold_unread(case: Case) -> str | None:
+    stage = case.settings.stage
+    unread = stage.early_stopping_threshold and stage.early_stopping_patience is None
+    return "no early stopping reads it" if unread else None
+
+
+def _skips_unread(case: Case) -> str | None:
+    """The key's default is no wish."""
+    asked = any(override.startswith("stage.max_skipped_updates=") for override in case.settings.overrides)
+    return "nothing is skipped" if asked and case.settings.stage.on_bad_update == "stop" else None
+
+
+RULES = (
+    Rule("eval-unmeasured", _unmeasured),
+    Rule("best-unevaluated", _unevaluated),
+    Rule("metric-of-stage", _metric_of_stage),
+    Rule("metric-unread", _metric_unread),
+    Rule("threshold-unread", _threshold_unread),
+    Rule("skips-unread", _skips_unread),
+)

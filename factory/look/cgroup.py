@@ -1,0 +1,51 @@
+"""The memory that the system grants a group of processes (a container, a job), and whom it ended for taking more."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# version 2 (one tree), version 1 (a tree of memory's own)
+_LIMITS = ("memory.max", "memory.limit_in_bytes")
+_EVENTS = ("memory.events", "memory.oom_control")
+_NO_LIMIT = 2**60  # bytes: how version 1 says it
+
+
+def limit() -> int | None:
+    """Bytes: the least of the own group's and of those around it; None where there is none."""
+    found = [int(text) for folder in _groups() for text in _read(folder, _LIMITS) if text.strip().isdigit()]
+    return min((count for count in found if count < _NO_LIMIT), default=None)
+
+
+def kills() -> int:
+    """How many processes of the own group were ended for lack of memory; 0 where the system does not count them."""
+    for text in (text for folder in _groups() for text in _read(folder, _EVENTS)):
+        counted = [line.split()[1] for line in text.splitlines() if line.startswith("oom_kill ")]
+        if counted:
+            return int(counted[0])
+    return 0
+
+
+def _groups() -> Iterator[Path]:
+    """The own group's folder, and those around it. Inside of a container its own may be the root."""
+    try:
+        lines = [line.split(":", 2) for line in _OWN.read_text().splitlines()]
+    except OSError:
+        return
+    for _, kinds, path in lines:
+        if kinds not in ("", "memory"):
+            continue
+        root = _ROOT / kinds
+        folder = root / path.lstrip("/")
+        while True:
+            yield folder
+            if folder == root:
+                break
+            folder = folder.parent
+
+
+def _read(folder: Path, names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        try:
+            yield (folder / name).read_text()
+        except OSError:
+            continue

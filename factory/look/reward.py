@@ -1,0 +1,83 @@
+"""A saved reward model: where its files are, whether it is an adapter, what it was trained on."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from factory.facts import RewardFacts
+from factory.look.model import fingerprint_of, head_shapes, local, look_at_adapter, safetensors_shapes
+from factory.refusal import refuse
+from factory.run.folder import RunFolder, read_json
+from factory.schema import Tracking
+
+_RUN_ID = re.compile("[0-9a-f]{32}")
+_WEIGHTS = "model*.safetensors"
+
+
+def look_at_reward(asked: str, tracking: Tracking) -> RewardFacts:
+    """Of a run's folder, its model's, or an MLflow run's id. Raises UserError."""
+    folder = local(asked)
+    if not folder.is_dir() and _RUN_ID.fullmatch(asked):
+        folder = _of_run(asked, tracking)
+    return look_at_saved_reward(folder, asked)
+
+
+def look_at_saved_reward(folder: Path, asked: str) -> RewardFacts:
+    setting = f"stage.reward_model={asked}"
+    run = RunFolder(folder)
+    if not folder.is_dir():
+        raise refuse("reward-model-missing", setting, "there is no such folder")
+    if run.plan.is_file() and not run.model.is_dir():
+        raise refuse("reward-model-missing", setting, "its run has not saved a model")
+    model = run.model if run.model.is_dir() else folder
+    base = _trained_on(RunFolder(model.parent).plan)
+    if (model / "adapter_config.json").is_file():
+        adapter = look_at_adapter(str(model))
+        return RewardFacts(
+            path=adapter.path,
+            adapter=adapter,
+            config=None,
+            shapes=adapter.shapes,
+            heads=adapter.heads,
+            base=base,
+            fingerprint=adapter.fingerprint,
+        )
+    config, weights = read_json(model / "config.json"), sorted(model.glob(_WEIGHTS))
+    if config is None or not weights:
+        raise refuse("reward-model-missing", setting, "there is neither an adapter nor a model in it")
+    heads = head_shapes(model, asked)
+    files = [model / "config.json", *weights, *sorted(model.glob("*_head.safetensors"))]
+    return RewardFacts(
+        path=str(model.resolve()),
+        adapter=None,
+        config=config,
+        shapes={name: shape for file in weights for name, shape in safetensors_shapes(file, asked).items()},
+        heads=heads,
+        base=base,
+        fingerprint=fingerprint_of(files),
+    )
+
+
+def _trained_on(plan: Path) -> str | None:
+    """The fingerprint of the model that a run's plan loads; None where there is none to read."""
+    try:
+        tree = yaml.load(plan.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return str(tree["steps"]["load"]["fingerprint"])
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return None
+
+
+def _of_run(run_id: str, tracking: Tracking) -> Path:
+    """The folder that an MLflow run was written to."""
+    setting = f"stage.reward_model={run_id}"
+    if tracking.uri is None:
+        raise refuse("reward-model-missing", setting, "there is no such folder, and tracking.uri=null knows no runs")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(MlflowClient(tracking.uri).get_run(run_id).data.tags["folder"])
+    except (MlflowException, KeyError):
+        wrong = f"there is no such folder, and no such run at {tracking.uri}"
+        raise refuse("reward-model-missing", setting, wrong) from None

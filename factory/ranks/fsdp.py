@@ -1,0 +1,134 @@
+"""fsdp: torch's `fully_shard` (FSDP2) splits weights, gradients and optimizer, on GPUs and CPUs alike.
+
+The model is split once it is attached, before anything is computed with it: each layer is a unit that is gathered when
+it is called, and all outside of the layers is gathered for the whole pass.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+
+from factory.architecture import Architecture
+from factory.execute import checkpoint
+from factory.execute.context import Run
+from factory.optimizers.several import Several
+from factory.ranks.shared import Root, Shared, about_bytes, swapped
+from factory.ranks.ways import Way
+
+
+class Split(Way):
+    """Of a model that is split over the ranks."""
+
+    def __init__(self, run: Run, model: Any):
+        planned, device = run.plan.steps.train.ranks, run.plan.steps.load.device
+        given = planned.configuration
+        options: dict[str, Any] = {
+            "mesh": init_device_mesh(device, (planned.processes,)),
+            "reshard_after_forward": given["reshard_after_forward"],
+            "offload_policy": CPUOffloadPolicy() if given["offload"] == "cpu" else OffloadPolicy(),
+        }
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        for name in given["units"]:
+            fully_shard(inner.get_submodule(name), **options)
+        self.root = Root(model)
+        fully_shard(self.root, **options)
+        _give_back_memory()
+        whole = [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
+        assert not whole, f"not split: {whole[:3]}"
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        return self.root(function)
+
+    @contextmanager
+    def whole(self, model: Any, names: Iterable[str]) -> Iterator[None]:
+        leads, found = torch.distributed.get_rank() == 0, dict[str, Any]()
+        for name in names:
+            value = _whole(model.get_parameter(name).detach())
+            if leads:
+                found[name] = value.cpu()
+        with swapped(model, found):
+            yield
+
+
+class Fsdp(Shared):
+    def __init__(self, run: Run, model: Any, arch: Architecture):
+        super().__init__(run, model, arch)
+        assert isinstance(run.way, Split), "the model was not split when it was attached"
+        self._split = run.way
+        self.root = run.way.root
+
+    @cached_property
+    def _modules(self) -> list[FSDPModule]:
+        return [module for module in self._split.root.modules() if isinstance(module, FSDPModule)]
+
+    @contextmanager
+    def _syncing(self, last: bool) -> Iterator[None]:
+        """Each micro-batch's gradients are shared: kept whole until the last, they would be as large as ddp's."""
+        self._split.root.set_is_last_backward(last)
+        yield
+
+    def clip(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit)
+        return float(_whole(norm))
+
+    def has_gradient(self, name: str) -> bool:
+        gradient = self.trained[name].grad
+        return gradient is not None and self._world.any(bool(gradient.to_local().any()))
+
+    def write(self, folder: Path) -> None:
+        """Whole tensors, as one process writes them: any number of ranks reads them."""
+        trained = {name: _whole(value.detach()) for name, value in self.trained.items()}
+        state = tree_map(_whole, self.optimizer.state_dict())
+        if self._world.leads:
+            checkpoint.write_whole_tensors(folder, trained, state)
+
+    def needed(self) -> int:
+        return about_bytes(self.trained)
+
+    def read(self, folder: Path) -> None:
+        trained, state = checkpoint.read_whole_tensors(folder, self.trained)
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                value.copy_(_as(value, trained[name]))
+        _split_state(self.optimizer, state)
+        self.optimizer.load_state_dict(state)
+
+
+def _split_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Splits an optimizer's whole state as its parameters are, in place."""
+    if isinstance(optimizer, Several):
+        for inner, own in zip(optimizer.optimizers, state["optimizers"], strict=True):
+            _split_state(inner, own)
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, own in state["state"].items():
+        like = parameters[number]
+        for name, value in own.items():
+            if isinstance(value, torch.Tensor) and value.shape == like.shape:
+                own[name] = _as(like, value)
+
+
+def _as(like: DTensor, value: torch.Tensor) -> DTensor:
+    """A whole tensor, which each rank has read for itself, split as another."""
+    moved = value.to(like.device, like.dtype)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _give_back_memory() -> None:
+    """Gives what held the weights whole back to the system: by the run's environment malloc would keep it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,93 @@
+"""Under an outer launcher (torchrun, Slurm, Ray): this process is a rank, and there is no parent to follow it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from factory.execute.__main__ import REFUSED, execute
+from factory.plan import Plan, to_yaml
+from factory.ranks.world import World, launched
+from factory.refusal import UserError, refuse
+from factory.run.folder import RunFolder, read_json, write_whole
+
+_POLL = 0.5  # seconds
+
+
+def refuse_outer(said: str) -> None:
+    """Raises UserError where a launcher has started this process: it may replay a plan, nothing else."""
+    if launched():
+        raise refuse("outer-launcher", said, "a launcher has started this process as one of its ranks")
+
+
+def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
+    """Executes the plan in the folder, which all ranks reach. A run of the same plan that is there goes on.
+
+    Rank 0 claims the folder and prints what happens. Raises UserError.
+    """
+    asked = plan.steps.train.ranks.processes
+    if world.size != asked:
+        raise refuse("ranks-of-plan", f"WORLD_SIZE={world.size}", f"the plan is for {asked}")
+    world.join(plan.steps.load.device)
+    with folder.claimed() if world.leads else nullcontext():
+        problem, start = None, None
+        if world.leads:
+            try:
+                start = _begin(plan, folder)
+            except UserError as error:
+                problem = error
+        failed, start = world.leaders((problem is not None, start))
+        if problem is not None:
+            raise problem
+        if failed:  # rank 0 says why
+            return REFUSED
+        with _shown(plan, folder) if world.leads else nullcontext():
+            return execute(folder, None if start is None else Path(start), world)
+
+
+def _begin(plan: Plan, folder: RunFolder) -> str | None:
+    """Writes the plan, and says from which checkpoint the run goes on."""
+    there, setting = folder.plan_digest(), f"hydra.run.dir={folder.path}"
+    if there is not None and there != plan.digest():
+        raise refuse("folder-of-another-plan", setting, f"it holds a run of another plan ({there})")
+    if folder.status() == "finished":
+        raise refuse("run-finished", setting, "its run is finished")
+    start = folder.checkpoint()
+    write_whole(folder.plan, to_yaml(plan))
+    for old in (folder.events, folder.report):
+        old.unlink(missing_ok=True)
+    folder.forget_metrics_after((read_json(start / "state.json") or {})["step"] if start else 0)
+    return None if start is None else str(start)
+
+
+@contextmanager
+def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
+    """Prints what the run writes, as the parent would. Nothing is sent to MLflow from here."""
+    from factory.run.launch import Tail, show
+    from factory.run.screen import Screen, plan_panel
+
+    screen, ended = Screen(), threading.Event()
+    screen.print(plan_panel(plan))
+    if plan.tracking.uri:
+        screen.print(f"No process follows this run for {plan.tracking.uri}: {folder.path} holds all that it writes.")
+    files = (Tail(folder.events), Tail(folder.metrics))
+
+    def follow() -> None:
+        while not ended.wait(_POLL):
+            _print()
+
+    def _print() -> None:
+        for line in sorted((line for file in files for line in file.lines()), key=lambda line: line["time"]):
+            show(line, screen)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _print()
+        screen.stop_progress()
+        report = read_json(folder.report) or {}
+        screen.print(report.get("error") or f"{report.get('status', 'ended')}: {folder.path}", soft_wrap=True)

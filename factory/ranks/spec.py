@@ -1,0 +1,132 @@
+"""What each strategy is given, and what of a model it splits among its processes. No torch."""
+
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+from factory.architecture import Architecture, Shape
+from factory.schema import Strategy
+
+# what a process has only its share of
+SPLIT: dict[Strategy, frozenset[str]] = {
+    "none": frozenset(),
+    "ddp": frozenset(),
+    "zero1": frozenset({"optimizer"}),
+    "zero2": frozenset({"optimizer", "gradients"}),
+    "zero3": frozenset({"optimizer", "gradients", "weights"}),
+    "fsdp": frozenset({"optimizer", "gradients", "weights"}),
+}
+ZERO: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
+OFFLOADING: tuple[Strategy, ...] = ("zero2", "zero3", "fsdp")
+# with these, a tensor lies in pieces that do not follow its rows and columns, or its optimizer is another
+ELEMENTWISE = ("adamw", "sgd")
+_LARGEST_BUCKET = 500_000_000  # elements: DeepSpeed's own default, made for models of billions
+_SMALLEST_BUCKET = 65_536
+_DDP_BUCKET_MIB = 25  # torch's default
+
+
+def configuration(
+    strategy: Strategy,
+    arch: Architecture,
+    trained: dict[str, Shape],
+    *,
+    offload: bool,
+    unused: bool,
+    batch_size: int,
+    accumulation: int,
+    processes: int,
+    max_grad_norm: float | None,
+) -> dict[str, Any]:
+    """What the strategy's engine is given, whole. `unused`: some steps do not reach all that trains."""
+    if strategy in ZERO:
+        return _deepspeed(strategy, arch, trained, offload) | {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "train_batch_size": batch_size * accumulation * processes,
+            "gradient_clipping": max_grad_norm or 0.0,
+        }
+    makers: dict[Strategy, Callable[[], dict[str, Any]]] = {
+        "none": dict,
+        "ddp": lambda: {
+            "broadcast_buffers": False,  # they are constants, and read alike by all
+            "init_sync": False,  # so are the weights: a check compares them instead
+            "gradient_as_bucket_view": True,
+            "bucket_cap_mb": _DDP_BUCKET_MIB,
+            "find_unused_parameters": unused,
+        },
+        "fsdp": lambda: {
+            "units": [f"{arch.layers_at}.{index}" for index in range(arch.layers)],
+            "reshard_after_forward": True,
+            "offload": "cpu" if offload else "none",
+        },
+    }
+    return makers[strategy]()
+
+
+def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape], offload: bool) -> dict[str, Any]:
+    """Its buckets are as large as the model needs, not as a model of billions does."""
+    bucket = _bucket(sum(map(prod, trained.values())))
+    zero: dict[str, Any] = {
+        "stage": ZERO.index(strategy) + 1,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": False,
+    }
+    if strategy == "zero3":
+        layer = max((prod_of(arch.layer_tensors(index).values()) for index in range(arch.layers)), default=0)
+        zero |= {
+            "stage3_prefetch_bucket_size": layer,
+            "stage3_max_live_parameters": 2 * layer + prod_of(arch.outside.values()),
+            "stage3_max_reuse_distance": layer,
+            "stage3_param_persistence_threshold": 10 * arch.hidden,
+            "sub_group_size": bucket,
+            "memory_efficient_linear": False,
+            "leaf_module": {"names": list(leaves(arch))},
+        }
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if strategy == "zero3":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def leaves(arch: Architecture) -> tuple[str, ...]:
+    """The mixture-of-experts blocks: fetched whole, as which experts a token goes to differs from rank to rank."""
+    found = (
+        f"{arch.layers_at}.{index}.{name.partition('.experts.')[0]}"
+        for index, block in enumerate(arch.blocks)
+        for name in block.experts
+        if ".experts." in name
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def gathered(arch: Architecture) -> int:
+    """Elements that fsdp and zero3 hold whole at a time: all outside of the layers, one layer, and the next one."""
+    layer = max((prod_of(arch.layer_tensors(index).values()) for index in range(arch.layers)), default=0)
+    return prod_of(arch.outside.values()) + 2 * layer
+
+
+def by_node(processes: int, nodes: int) -> tuple[str, ...]:
+    """What each node does, in words."""
+    each = processes // nodes
+    said = []
+    for node in range(nodes):
+        first = node * each
+        whose = f"rank {first}" if each == 1 else f"ranks {first} to {first + each - 1}"
+        role = "; rank 0 writes the run's folder, to which every node needs a way" if nodes > 1 else ""
+        role = role if node == 0 else "; reads the plan, the data and the model by the same paths"
+        said.append(f"node {node}: {whose}{role}")
+    return tuple(said)
+
+
+def prod_of(shapes: Iterable[Shape]) -> int:
+    return sum(map(prod, shapes))
+
+
+def _bucket(elements: int) -> int:
+    return min(_LARGEST_BUCKET, max(_SMALLEST_BUCKET, elements))

@@ -1,0 +1,99 @@
+"""zero1, zero2, zero3: DeepSpeed splits optimizer, gradients, weights (Rajbhandari et al. 2020, arXiv 1910.02054).
+
+DeepSpeed is called directly: its configuration is the plan's, and what accelerate would add is another one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factory import heads
+from factory.architecture import Architecture
+from factory.execute.context import Run
+from factory.ranks.shared import Root, Shared, about_bytes, swapped
+from factory.ranks.spec import ZERO
+from factory.ranks.ways import Way
+
+_TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
+
+
+class Zero(Shared):
+    def __init__(self, run: Run, model: Any, arch: Architecture):
+        super().__init__(run, model, arch)
+        import deepspeed  # pyright: ignore[reportMissingImports]
+
+        planned, root = self._plan.ranks, Root(model)
+        self._stage_number = ZERO.index(planned.strategy) + 1
+        self._engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=root, optimizer=self.optimizer, config=dict(planned.configuration), dist_init_required=False
+        )
+        assert self._engine.zero_optimization_stage() == self._stage_number, "DeepSpeed chose another stage"
+        self.root = self._engine
+        if self._stage_number == 3:
+            for parameter in _used_from_outside(run, model, arch):
+                deepspeed.zero.register_external_parameter(root, parameter)
+            run.way = Zero3(self._engine)
+
+    def write(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
+
+    def read(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        assert path is not None, f"DeepSpeed found nothing in {folder}"
+
+    def needed(self) -> int:
+        return about_bytes(self.trained)
+
+    def _syncing(self, last: bool) -> AbstractContextManager[Any]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def _backward(self, loss: Any, *, last: bool) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def clip(self) -> float:
+        """DeepSpeed clips in its step; the norm is the one that it will take."""
+        groups = self.optimizer._get_norm_groups() if self._stage_number == 3 else [self.optimizer.scaled_global_norm()]
+        norms = torch.stack([torch.as_tensor(norm, dtype=torch.float64) for norm in groups])
+        return float("nan") if bool((norms < 0).any()) else float(norms.norm())  # -1 stands for what is not finite
+
+    def has_gradient(self, name: str) -> bool:
+        from deepspeed.utils import safe_get_full_grad  # pyright: ignore[reportMissingImports]
+
+        gradient = safe_get_full_grad(self.trained[name])
+        return gradient is not None and bool(gradient.any())
+
+    def apply(self) -> None:
+        self._engine.step()
+
+
+class Zero3(Way):
+    def __init__(self, engine: Any):
+        self._engine = engine
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        return self._engine(function)
+
+    @contextmanager
+    def whole(self, model: Any, names: Iterable[str]) -> Iterator[None]:
+        from deepspeed import zero  # pyright: ignore[reportMissingImports]
+
+        leads, found = torch.distributed.get_rank() == 0, dict[str, Any]()
+        for name in names:
+            parameter = model.get_parameter(name)
+            with zero.GatheredParameters([parameter]):
+                if leads:
+                    found[name] = parameter.detach().cpu().clone()
+        with swapped(model, found):
+            yield
+
+
+def _used_from_outside(run: Run, model: Any, arch: Architecture) -> list[Any]:
+    """Parameters that a loss reads without calling their module: of the language model's head, and the stage's own."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    head = inner.get_output_embeddings()
+    own = [model.get_parameter(name) for name in heads.heads(run.plan.steps.train.stage, arch)]
+    return [*(head.parameters() if head is not None else ()), *own]

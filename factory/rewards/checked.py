@@ -1,0 +1,23 @@
+"""What a function or a server gives for scores."""
+
+from collections.abc import Iterable
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+from factory.refusal import refuse
+
+
+def scores(given: Any, count: int, setting: str) -> list[float]:
+    """`count` finite numbers. Raises UserError."""
+    tolist = getattr(given, "tolist", None)  # of an array or a tensor
+    values = tolist() if callable(tolist) else given
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
+        raise refuse("reward-values", setting, f"it gave {type(given).__name__}, not a list of numbers")
+    values = list(values)
+    if len(values) != count:
+        raise refuse("reward-values", setting, f"it gave {len(values)} scores for {count} answers")
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, Real) or not isfinite(value):
+            raise refuse("reward-values", setting, f"the score of answer {number} of {count} is {value!r}")
+    return [float(value) for value in values]

@@ -1,0 +1,58 @@
+"""Scores by a Python function, of the user's or of TRL's."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from factory.data import function
+from factory.refusal import UserError, refuse
+
+
+def by_function(path: str, _own: dict[str, Any]) -> Any:
+    """`module:function`, called with those of these names that it takes, as TRL's trainers call theirs:
+
+    prompts and completions (texts), completion_ids (tokens), and solution (what the data have for the prompt).
+    """
+    setting = f"stage.reward={path}"
+    found = _said(setting, lambda: function.imported(path))
+    taken = _taken(found)
+
+    def score(prompts: list[str], answers: list[str], ids: list[list[int]], solutions: list[str]) -> Any:
+        given = {"prompts": prompts, "completions": answers, "completion_ids": ids, "solution": solutions}
+        named = {name: values for name, values in given.items() if taken is None or name in taken}
+        return _said(setting, lambda: function.called(path, "it raised", lambda: found(**named)))
+
+    return score
+
+
+def _said(setting: str, call: Callable[[], Any]) -> Any:
+    """What the call gives; what is wrong with the function is said of the reward, not of rows."""
+    try:
+        return call()
+    except UserError as error:
+        raise refuse("reward-function", setting, error.refusals[0].wrong) from None
+
+
+def _taken(found: Callable[..., Any]) -> set[str] | None:
+    """The names of its parameters; None: whatever it is given."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError:  # of a builtin
+        return None
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    return {each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY}
+
+
+def by_trl(name: str, _own: dict[str, Any]) -> Any:
+    """TRL's own, which reads answers as conversations of one message."""
+    path, setting = f"trl.rewards:{name}", f"stage.reward=trl:{name}"
+    found = _said(setting, lambda: function.imported(path))
+
+    def score(_prompts: list[str], answers: list[str], _ids: list[list[int]], solutions: list[str]) -> Any:
+        said = [[{"role": "assistant", "content": answer}] for answer in answers]
+        call = partial(found, completions=said, solution=solutions)
+        return _said(setting, lambda: function.called(path, "it raised", call))
+
+    return score

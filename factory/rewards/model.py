@@ -1,0 +1,43 @@
+"""Scores by a reward model: an adapter on the policy's own base, or a model of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factory import heads
+from factory.plan import Plan
+from factory.refusal import refuse
+from factory.rewards import Reward
+from factory.rollouts import roles
+from factory.stages.rm.run import scores
+
+
+def by_adapter() -> Reward:
+    def reward(model: Any, _answers: Any, _data: Any, batches: list[dict[str, Any]]) -> list[float]:
+        with roles.reward(model):
+            return _scores(model, batches)
+
+    return reward
+
+
+def by_model(plan: Plan, tokenizer: Any) -> Reward:
+    """Reads the weights in the type of the policy's frozen ones. Raises UserError where its tokens are others."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    load = plan.steps.load
+    assert load.reward is not None
+    theirs = AutoTokenizer.from_pretrained(load.reward)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise refuse("reward-tokenizer", f"stage.reward_model={load.reward}", "its tokenizer has other tokens")
+    judge: Any = AutoModelForCausalLM.from_pretrained(load.reward, dtype=getattr(torch, load.dtype))
+    judge = heads.load(judge.to(load.device).requires_grad_(False).eval(), Path(load.reward))
+
+    def reward(_model: Any, _answers: Any, _data: Any, batches: list[dict[str, Any]]) -> list[float]:
+        return _scores(judge, batches)
+
+    return reward
+
+
+def _scores(judge: Any, batches: list[dict[str, Any]]) -> list[float]:
+    return torch.cat([scores(judge, batch) for batch in batches]).tolist()

@@ -1,0 +1,87 @@
+"""Answers that the model samples itself, in batches."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from factory.losses import text_model
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """As the stages' keys; top_k None: all tokens. `greedy`: the likeliest token, nothing is drawn."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    greedy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`ids` end with the token that ended the answer, where it has `ended`."""
+
+    prompt: list[int]
+    ids: list[int]
+    ended: bool
+
+
+@torch.no_grad()
+def sample(
+    model: Any, prompts: Sequence[list[int]], sampling: Sampling, *, pad: int, stops: Sequence[int], device: str
+) -> list[Answer]:
+    """An answer to each prompt, all sampled side by side. What is drawn comes from torch's global generator.
+
+    Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad)
+    seen = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        seen[row, longest - len(prompt) :] = 1
+    drawing: dict[str, Any] = (
+        {}
+        if sampling.greedy
+        else {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or 0,
+        }
+    )
+    inner = text_model(model)
+    with _only_as_asked(inner):
+        given = inner.generate(
+            input_ids=ids.to(device),
+            attention_mask=seen.to(device),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=not sampling.greedy,
+            use_cache=True,
+            pad_token_id=pad,
+            eos_token_id=list(stops),
+            **drawing,
+        )
+    rows = given[:, longest:].tolist()
+    return [answer(prompt, row, stops) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def answer(prompt: list[int], row: list[int], stops: Sequence[int]) -> Answer:
+    """What was generated up to the first token that ends it; what follows there is padding."""
+    end = next((place for place, token in enumerate(row) if token in stops), None)
+    return Answer(prompt, row if end is None else row[: end + 1], end is not None)
+
+
+@contextmanager
+def _only_as_asked(inner: Any) -> Iterator[None]:
+    """Without what the model's generation_config.json says: its penalties and filters would make another policy."""
+    from transformers import GenerationConfig
+
+    own, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own

@@ -1,0 +1,274 @@
+"""The keys and rules of the stages that sample answers and learn from their scores."""
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from factory import heads, registry, schema
+from factory.architecture import Architecture
+from factory.compile import choices
+from factory.compile.rule import Case, Rule
+from factory.plan import BYTES, Dtype
+from factory.rewards import spec as rewards
+from factory.typed import key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(schema.Stage):
+    reward_model: str | None = key(
+        "scores answers: the folder of a run of stage=rm, its model/ folder, or its MLflow run id"
+    )
+    reward: str | None = key(
+        "scores answers without a reward model: module:function, trl:NAME of TRL's, or a server's http://HOST/PATH"
+    )
+    reward_timeout: float = key("seconds that a server has for an answer", above=0)
+    reward_retries: int = key("how often a server that fails is asked again, after 1, 2, 4 … seconds", low=0, high=10)
+    missing_end_penalty: float | None = key(
+        "taken from the score of an answer that has no end within max_new_tokens; null: nothing", above=0
+    )
+    max_new_tokens: int = key("length limit of a sampled answer", low=1)
+    temperature: float = key("the logits are divided by it before an answer is sampled", above=0)
+    top_p: float = key(
+        "an answer's tokens are drawn among the likeliest that have this share together", above=0, high=1
+    )
+    top_k: int | None = key("an answer's tokens are drawn among so many of the likeliest; null: all", low=1)
+    rollout_batch_size: int = key("answers that are sampled in a step, and then trained", low=1)
+    update_epochs: int = key("how often the answers of a step are trained", low=1)
+    clip: float = key(
+        "how far the ratio of new to old probabilities is followed (PPO, arXiv 1707.06347, eq. 7)", above=0
+    )
+
+
+def new_tokens(own: dict[str, Any]) -> int:
+    """Tokens that are sampled after a prompt, at most."""
+    return own["max_new_tokens"]
+
+
+def updates(stage: Settings) -> int:
+    """Optimizer updates in a step."""
+    return stage.update_epochs * stage.rollout_batch_size // (stage.batch_size * stage.gradient_accumulation_steps)
+
+
+def starts_from_weights(case: Case) -> bool:
+    """Whether the trained adapter has taken its start out of the base."""
+    starts = registry.hook(registry.spec("methods", case.settings.method.name), "starts_from_weights")
+    return starts is not None and starts(case.settings.method)
+
+
+def copies_start(case: Case) -> bool:
+    """Whether the reference is an adapter, a frozen copy of the trained one's start, and not the bare base."""
+    return case.model.adapter is not None or starts_from_weights(case)
+
+
+def reads_reference(case: Case) -> bool:
+    """Whether the stage measures how far the policy has moved."""
+    stage = case.settings.stage
+    return registry.spec("stages", stage.name).reads_reference(asdict(stage))
+
+
+# --- what the plan says
+
+
+def notes(case: Case) -> tuple[str, ...]:
+    stage, reward = case.settings.stage, case.facts.reward
+    if reward is None:
+        judge = f"rewards: {stage.reward}"
+    elif reward.adapter is None:
+        judge = f"rewards: the model in {reward.path}, read beside the policy's base: a second set of weights"
+    else:
+        judge = f"rewards: the adapter and the score head in {reward.path}, frozen on the policy's own base"
+    if not reads_reference(case):
+        reference = "reference: none, as nothing measures the distance to it"
+    elif copies_start(case):
+        reference = "reference: the adapter as it starts, frozen, on the policy's own base"
+    else:
+        reference = "reference: the policy's base with its adapters off"
+    return (
+        judge,
+        reference,
+        f"a step: {stage.rollout_batch_size} sampled answers, trained {stage.update_epochs} times in "
+        f"{updates(stage)} updates; the data's own answers are not trained",
+    )
+
+
+def rollout_bytes(own: dict[str, Any], arch: Architecture, dtype: Dtype, prompt: int) -> int:
+    """Keys and values of all answers while they are sampled, and a token's logits with the copies that sampling sorts.
+
+    prompt: tokens before the answers.
+    """
+    answers, length = own["rollout_batch_size"], prompt + own["max_new_tokens"]
+    cache = 2 * arch.layers * arch.kv_heads * arch.head_dim * BYTES[dtype] * length
+    return answers * (cache + 3 * BYTES["float32"] * arch.vocabulary)
+
+
+def reward_bytes(case: Case, trained: Dtype, frozen: Dtype) -> int:
+    """The frozen tensors beside the base: the reward model's, and of the trained adapter its start."""
+    method, reward = case.settings.method, case.facts.reward
+    total = 0
+    if reward is not None:
+        kind = frozen if reward.adapter is None else trained
+        total += BYTES[kind] * sum(map(prod, reward.shapes.values())) + 4 * sum(map(prod, reward.heads.values()))
+    if reads_reference(case) and copies_start(case):
+        shapes = registry.spec("methods", method.name).trainable(method, case.arch)
+        total += BYTES[trained] * sum(map(prod, shapes.values()))
+    return total
+
+
+# --- the rules
+
+
+def _reward(case: Case) -> str | tuple[str, str] | None:
+    stage = case.settings.stage
+    if stage.reward is None and stage.reward_model is None:
+        return "nothing says how good an answer is"
+    if stage.reward is not None and stage.reward_model is not None:
+        return "stage.reward", "stage.reward_model scores the answers too"
+    return None
+
+
+def _reward_form(case: Case) -> str | None:
+    text = case.settings.stage.reward
+    if text is None:
+        return None
+    found = rewards.named(text)
+    if found is None:
+        return "it is neither module:function, trl:NAME nor an http address"
+    unknown = found.kind == "trl" and found.name not in rewards.TRL
+    return f"of TRL's functions {', '.join(rewards.TRL)} can be named" if unknown else None
+
+
+def _reward_package(case: Case) -> str | None:
+    text = case.settings.stage.reward
+    found = rewards.named(text) if text else None
+    if found is None or found.kind != "trl":
+        return None
+    missing = [name for name in rewards.TRL.get(found.name, ()) if name not in case.facts.machine.packages]
+    return f"it needs the package {missing[0]}, which is not installed" if missing else None
+
+
+def _server_alone(case: Case) -> tuple[str, str] | None:
+    """What is said of a server where none is asked: the defaults say nothing."""
+    stage = case.settings.stage
+    if stage.reward is not None and (found := rewards.named(stage.reward)) and found.kind == "server":
+        return None
+    for name in ("reward_timeout", "reward_retries"):
+        if any(override.startswith(f"stage.{name}=") for override in case.settings.overrides):
+            return f"stage.{name}", "no server is asked"
+    return None
+
+
+def _reward_base(case: Case) -> str | None:
+    """A reward adapter stands on the very base that the policy does."""
+    reward = case.facts.reward
+    if reward is None or reward.adapter is None:
+        return None
+    spec = registry.spec("methods", case.settings.method.name)
+    peft = registry.hook(spec, "peft")
+    if peft is None:
+        return f"it is an adapter, and method={case.settings.method.name} trains the weights that it stands on"
+    ours, theirs = peft(case.settings.method, case.arch)["peft_type"], reward.adapter.config.get("peft_type")
+    if ours != theirs:
+        return f"its adapter is of PEFT's type {theirs}, the trained one {ours}: one base cannot carry both"
+    words = [
+        said.get("trainable_token_indices") or None
+        for said in (peft(case.settings.method, case.arch), reward.adapter.config)
+    ]
+    if words[0] != words[1]:
+        return "it was trained with other new tokens"
+    if starts_from_weights(case):
+        return f"method={case.settings.options.get('method')} starts from the base's weights, and leaves it another"
+    if getattr(case.settings.method, "target_experts", False) or reward.adapter.config.get("target_parameters"):
+        return "PEFT cannot hold two adapters of stacked experts"
+    if reward.base is not None and not _same_model(reward.base, case.model.fingerprint):
+        return f"it was trained on another model ({reward.base}, here is {case.model.fingerprint})"
+    if reward.adapter.base is not None and reward.adapter.base != case.model.config:
+        return "its base has stretched positions (base/config.json), this run's has not"
+    return None
+
+
+def _same_model(one: str, other: str) -> bool:
+    """By fingerprints; of the hub's models a plan may know the branch, another the commit."""
+    return one == other or ("@" in one and one.partition("@")[0] == other.partition("@")[0])
+
+
+def _reward_fits(case: Case) -> str | None:
+    reward = case.facts.reward
+    if reward is None:
+        return None
+    score = reward.heads.get("score_head.weight")
+    if score is None:
+        return "there is no score_head.safetensors in it"
+    if reward.adapter is not None and score != (1, heads.width(case.arch)):
+        return f"its score head reads {score[-1]} numbers of a token, this model has {heads.width(case.arch)}"
+    rows = None if reward.config is None else reward.config.get("vocab_size")
+    if rows is not None and rows < case.arch.vocabulary:
+        return f"it has {rows:,} tokens, this model {case.arch.vocabulary:,}"
+    return None
+
+
+def _reference_needs_adapter(case: Case) -> str | None:
+    spec = registry.spec("methods", case.settings.method.name)
+    whole = registry.hook(spec, "peft") is None and reads_reference(case)
+    return f"method={case.settings.method.name} moves the base itself, and no copy of it is kept" if whole else None
+
+
+def _method(case: Case) -> str | None:
+    name = case.settings.method.name
+    return "it chooses ranks by the step, of which each has several updates here" if name == "adalora" else None
+
+
+def _dropout(case: Case) -> str | None:
+    return "dropout is off here" if getattr(case.settings.method, "dropout", 0) else None
+
+
+def _data(case: Case) -> str | tuple[str, str] | None:
+    data = case.settings.data
+    for name, why in (
+        ("streaming", "which prompts a stream gives is not known before they are read"),
+        ("train_on_prompt", "the sampled answers alone are trained"),
+        ("mask_history", "the sampled answers alone are trained"),
+    ):
+        if getattr(data, name):
+            return f"data.{name}", why
+    if choices.packing(case):
+        return "data.packing", "prompts are answered one by one"
+    seen = [name for name, found in case.facts.data.items() if found.images]
+    return ("data.sources", f"{seen[0]} has images") if seen else None
+
+
+def _batches(case: Case) -> str | None:
+    stage = case.settings.stage
+    update = stage.batch_size * stage.gradient_accumulation_steps
+    if stage.rollout_batch_size % update == 0:
+        return None
+    return f"updates of {stage.batch_size} x {stage.gradient_accumulation_steps} answers do not divide it"
+
+
+def _room(case: Case) -> str | None:
+    context = choices.context_length(case)
+    if context is None:
+        return None
+    new, length = case.settings.stage.max_new_tokens, choices.max_length(case, context)
+    if context <= new:
+        return f"the model's context is {context:,} tokens"
+    return (
+        f"with prompts of up to {length:,} tokens it is beyond the context of {context:,}"
+        if length + new > context
+        else None
+    )
+
+
+RULES = (
+    Rule("reward-missing", _reward),
+    Rule("reward-form", _reward_form),
+    Rule("reward-package", _reward_package),
+    Rule("reward-server-keys", _server_alone),
+    Rule("reward-base", _reward_base),
+    Rule("reward-fits", _reward_fits),
+    Rule("reference-needs-adapter", _reference_needs_adapter),
+    Rule("rollout-method", _method),
+    Rule("rollout-dropout", _dropout),
+    Rule("rollout-data", _data),
+    Rule("rollout-batches", _batches),
+    Rule("rollout-room", _room),
+)

@@ -1,0 +1,94 @@
+"""The steps of a stage that samples: which rows are asked, the updates of a rolled batch, and what is measured."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.data import batches
+from factory.data.dataset import Example
+from factory.execute.context import Run
+from factory.losses import sampled_log_probs
+from factory.rewards import Reward
+from factory.rollouts import roles
+from factory.rollouts.rolled import Rolled, parts, roll
+from factory.stages.rows import rows_per_step
+from factory.steps.feed import autocast
+from factory.steps.pack import Dataset
+
+_RATIO_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's may differ by
+
+
+def asked(run: Run, dataset: Dataset, step: int) -> list[Example]:
+    """The rows whose prompts are answered in a step: a function of seed and epoch, as everywhere."""
+    (rows,) = batches.micro_batches(step, len(dataset.train), rows_per_step(run.plan.steps.train), 1, run.plan.seed)
+    return [batches.examples(dataset.train[row])[0] for row in rows]
+
+
+def updates(run: Run, dataset: Dataset, rolled: Rolled, columns: dict[str, Tensor]) -> list[batches.Step]:
+    """The updates of all epochs, the answers in a new order each time, drawn from torch's global generator.
+
+    `columns`, (n, ...) each, go along with the answers; those of tokens are (n, t), and `mask` says which are there.
+    """
+    train, device = run.plan.steps.train, run.plan.steps.load.device
+    size = train.batch_size
+    found = list[batches.Step]()
+    for _ in range(train.own["update_epochs"]):
+        order = torch.randperm(len(rolled.answers)).tolist()
+        for start in range(0, len(order), size * train.gradient_accumulation_steps):
+            rows = order[start : start + size * train.gradient_accumulation_steps]
+            micro = [rows[first : first + size] for first in range(0, len(rows), size)]
+            made = [
+                batches.collate([rolled.examples[row] for row in each], dataset.pad, device)
+                | {"mask": rolled.mask[each]}
+                | {name: values[each] for name, values in columns.items()}
+                for each in micro
+            ]
+            found.append(
+                batches.Step(
+                    made,
+                    sum(len(rolled.examples[row].ids) for row in rows),
+                    int(rolled.mask[rows].sum()),
+                    len(rows),
+                    tells=bool(columns["advantages"][rows].any()),
+                )
+            )
+    return found
+
+
+def tokens(rolled: Rolled) -> int:
+    """Of prompts and answers, each once."""
+    return sum(len(example.ids) for example in rolled.examples)
+
+
+def text(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the model reads, and which tokens are trained."""
+    return {name: batch[name] for name in ("input_ids", "labels")}
+
+
+def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
+    """Before the first update new and old probabilities are equal: else the loss would follow something not learnt."""
+    train = run.plan.steps.train
+    rows = slice(0, train.batch_size)
+    batch = batches.collate(rolled.examples[rows], dataset.pad, run.plan.steps.load.device)
+    roles.without_dropout(model)
+    with autocast(run.plan):
+        again, _ = sampled_log_probs(model, batch, train.own["temperature"])
+    apart = float((again.detach() - rolled.log_probs[rows][rolled.mask[rows]]).abs().max())
+    allowed = _RATIO_ROUNDING[train.autocast or run.plan.steps.load.dtype]
+    run.check("ratio_is_one", apart <= allowed, f"before the first update a token's log-ratio is {apart:.2g} at most")
+
+
+def measure(run: Run, model: Any, dataset: Dataset, reward: Reward, name: str) -> dict[str, float]:
+    """Means over greedy answers to the held-out prompts: reward, KL to the reference, length, share that ended."""
+    rows = [batches.examples(dataset.validation[number])[0] for number in range(len(dataset.validation))]
+    rows.sort(key=lambda row: row.prompt)
+    totals, done = dict[str, float](), 0
+    for part in parts(rows, run.plan.steps.evaluate.batch_size):
+        run.stop_if_asked()
+        rolled = roll(run, model, dataset, reward, part, greedy=True)
+        for key, value in rolled.watched().items():
+            totals[key] = totals.get(key, 0.0) + value * len(part)
+        done += len(part)
+        run.progress(name, done, len(rows))
+    return {key: value / done for key, value in totals.items() if key != "entropy"}

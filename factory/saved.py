@@ -1,0 +1,80 @@
+"""What `run=` names: a run's folder, the model in it or any saved one, or an MLflow run; as a command line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.plan import read_plan
+from factory.refusal import refuse
+from factory.run.folder import RunFolder, read_json
+
+_PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
+_MLFLOW_ID = 32  # hexadecimal digits
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """`path` or `adapter` is the saved model; `overrides` are those that its run was made with."""
+
+    path: str | None
+    adapter: str | None
+    overrides: tuple[str, ...]
+
+
+def saved(run: str, tracking_uri: str | None) -> Saved:
+    """Raises UserError where there is no model."""
+    folder = Path(run)
+    if not folder.exists() and _is_mlflow_id(run):
+        folder = Path(_folder_of(run, tracking_uri))
+    made = RunFolder(folder)
+    if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
+        made = RunFolder(folder.parent)
+    model = made.model if made.plan.is_file() else folder
+    overrides = read_plan(made.plan).overrides if made.plan.is_file() else ()
+    if (model / "adapter_config.json").is_file():
+        if overrides:
+            return Saved(None, str(model), overrides)
+        base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
+        if not base:
+            raise refuse("run-model", f"run={run}", "its adapter_config.json names no base")
+        return Saved(str(base), str(model), ())
+    if (model / "config.json").is_file():
+        return Saved(str(model), None, overrides)
+    wrong = "no model was saved in it yet" if made.plan.is_file() else "there is no run and no saved model"
+    raise refuse("run-model", f"run={run}", wrong)
+
+
+def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """A run's overrides with the user's own over them: an option of a group replaces all that was said of the group."""
+    keys = {_key(text) for text in own}
+    groups = {key for key in keys if "." not in key}
+    kept = (
+        text
+        for text in before
+        if _key(text) not in keys and _key(text).split(".")[0].split("/")[0] not in groups and not _is_place(_key(text))
+    )
+    return (*kept, *own)
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~")
+
+
+def _is_place(key: str) -> bool:
+    return any(key == place or key.startswith((f"{place}.", f"{place}/")) for place in _PLACES)
+
+
+def _is_mlflow_id(run: str) -> bool:
+    return len(run) == _MLFLOW_ID and set(run) <= set("0123456789abcdef")
+
+
+def _folder_of(run: str, tracking_uri: str | None) -> str:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if tracking_uri is None:
+        raise refuse("run-model", f"run={run}", "there is no such folder, and no MLflow to ask (tracking.uri=null)")
+    try:
+        return MlflowClient(tracking_uri).get_run(run).data.tags["folder"]
+    except (MlflowException, KeyError):
+        raise refuse("run-model", f"run={run}", f"there is no such folder, and no such run in {tracking_uri}") from None

@@ -1,0 +1,48 @@
+"""Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300): a prompt's answers against each other."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from factory import schema
+from factory.compile.rule import Case, Rule
+from factory.data.record import Kind
+from factory.rollouts import spec as rollouts
+from factory.stages.loss import Unit
+from factory.typed import key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(rollouts.Settings):
+    loss: Literal["grpo", "dr_grpo"] = key(
+        "grpo: the mean over an answer's tokens, advantages over the group's standard deviation; "
+        "dr_grpo (arXiv 2503.20783): neither"
+    )
+    group_size: int = key("answers to the same prompt, which are judged against each other", low=2)
+    beta: float = key("weight of the KL to the reference in the loss", low=0)
+
+
+KIND: Kind = "messages"
+UNIT: Unit = "samples"
+READS = "answers"
+MEASURES = "reward, KL and length of answers"
+METRICS: tuple[schema.Metric, ...] = ("reward",)
+new_tokens, notes = rollouts.new_tokens, rollouts.notes
+rollout_bytes, reward_bytes = rollouts.rollout_bytes, rollouts.reward_bytes
+
+
+def rows_per_step(own: dict[str, Any]) -> int:
+    return own["rollout_batch_size"] // own["group_size"]
+
+
+def reads_reference(own: dict[str, Any]) -> bool:
+    return own["beta"] > 0
+
+
+def _groups(case: Case) -> str | None:
+    stage = case.settings.stage
+    return (
+        None if stage.rollout_batch_size % stage.group_size == 0 else f"groups of {stage.group_size} do not divide it"
+    )
+
+
+RULES = (*rollouts.RULES, Rule("rollout-groups", _groups))

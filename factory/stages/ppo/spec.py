@@ -1,0 +1,75 @@
+"""Proximal policy optimization of sampled answers (Schulman et al. 2017, 1707.06347; Ouyang et al. 2022, 2203.02155).
+
+One set of base weights is policy, value, reference and reward model in turn (the paper, section 4.3).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from factory import heads as saved
+from factory import schema
+from factory.architecture import Architecture, Shape
+from factory.compile.files import times
+from factory.compile.rule import Case, Rule
+from factory.data.record import Kind
+from factory.rollouts import spec as rollouts
+from factory.stages.loss import Unit
+from factory.typed import key
+
+VALUE = "value_head.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(rollouts.Settings):
+    kl_coefficient: float = key("what each nat that the policy is from its reference costs, at the start", low=0)
+    kl_target: float | None = key(
+        "nats an answer that the KL's coefficient is steered to (arXiv 1909.08593, section 2.2); null: it stays",
+        above=0,
+    )
+    kl_horizon: int = key("answers in which the coefficient may follow: larger is slower", low=1)
+    gamma: float = key("what the next token's reward counts", above=0, high=1)
+    gae_lambda: float = key("of generalized advantages (arXiv 1506.02438, eq. 16)", low=0, high=1)
+    whiten_rewards: bool = key("scale a step's rewards to variance 1")
+    value_clip: float = key("how far a new value is followed from the old", above=0)
+    value_coefficient: float = key("weight of the value's loss beside the policy's", above=0)
+
+
+KIND: Kind = "messages"
+UNIT: Unit = "tokens"
+READS = "answers"
+MEASURES = "reward, KL and length of answers"
+METRICS: tuple[schema.Metric, ...] = ("reward",)
+HEADS_START: saved.Start = "zero"  # what is expected before anything was seen
+new_tokens, notes = rollouts.new_tokens, rollouts.notes
+rollout_bytes, reward_bytes = rollouts.rollout_bytes, rollouts.reward_bytes
+
+
+def heads(arch: Architecture) -> dict[str, Shape]:
+    return {VALUE: (1, saved.width(arch))}
+
+
+def rows_per_step(own: dict[str, Any]) -> int:
+    return own["rollout_batch_size"]
+
+
+def reads_reference(own: dict[str, Any]) -> bool:
+    return own["kl_coefficient"] > 0
+
+
+def _target(case: Case) -> str | None:
+    stage = case.settings.stage
+    return "the coefficient starts at 0 and stays there" if stage.kl_target and not stage.kl_coefficient else None
+
+
+def _value_head(case: Case) -> tuple[str, str] | None:
+    found, wanted = saved.goes_on(VALUE, case.model), heads(case.arch)[VALUE]
+    if found is None or found[1] == wanted:
+        return None
+    return found[0], f"its value_head is {times(found[1])}, {times(wanted)} is needed"
+
+
+RULES = (
+    *rollouts.RULES,
+    Rule("kl-target", _target),
+    Rule("value-head", _value_head),
+)

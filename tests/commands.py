@@ -1,0 +1,74 @@
+"""Whole commands as processes of their own: started, waited for, and cut short."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+class Command:
+    """A running `python -m factory …` in a folder, what it prints collected in a file."""
+
+    def __init__(self, where: Path, *arguments: str, **environment: str):
+        self.output = where / f"screen-{time.monotonic_ns()}.txt"
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "factory", *arguments],
+                cwd=where,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            )
+
+    def child(self) -> psutil.Process:
+        return wait_for(lambda: next(iter(psutil.Process(self.process.pid).children()), None), 20)
+
+    def ends(self, code: int) -> str:
+        """What it printed; it ends with this exit code."""
+        found = self.process.wait(60)
+        text = self.output.read_text()
+        assert found == code, text
+        assert "Traceback" not in text
+        return " ".join(text.split())  # however the lines were broken
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"nothing within {seconds} s")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """What must repeat bit for bit."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
+    return [{name: line[name] for name in ("step", "loss", "grad_norm", "learning_rate", "tokens")} for line in lines]
+
+
+def steps(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+PATCH = """
+import os, sys
+if sys.orig_argv[1:3] == ["-m", "factory.execute"] and os.environ.get("RANK", "0") == "{rank}":
+    {code}
+"""
+
+
+def customized(where: Path, name: str, code: str, rank: int = 0) -> dict[str, str]:
+    """Environment in which the child of this rank, and only it, runs this code at its start."""
+    folder = where / name
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(PATCH.format(code=code, rank=rank))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}

@@ -1,0 +1,135 @@
+"""SIGTERM, wherever it comes: a run that trains saves and ends, one that does not yet ends at once."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_checkpoint import SHORT
+
+import factory.losses
+from factory.execute import executor
+from factory.execute.context import Interrupted, Run
+from factory.run.folder import RunFolder, last_logged
+from factory.steps import align, attach, evaluate, train
+
+Execute = Callable[..., Any]
+RUN = (
+    "method=lora",
+    "method.rank=4",
+    *[text for text in SHORT if "accumulation" not in text],
+    "stage.save_steps=3",
+    "stage.eval_steps=2",
+    "evaluate.batch_size=2",
+)
+UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
+
+
+@pytest.fixture(autouse=True)
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs in this process listen as the child does."""
+    walk, handlers = executor.walk, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def listens(run: Run) -> Any:
+        run.listen()
+        return walk(run)
+
+    monkeypatch.setattr(executor, "walk", listens)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, home: Any, name: str, time: int = 1) -> list[int]:
+    """Sends SIGTERM when the function is called for the given time; returns how often it was called."""
+    original, calls = getattr(home, name), list[int]()
+
+    def asking(*values: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == time:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*values, **more)
+
+    monkeypatch.setattr(home, name, asking)
+    return calls
+
+
+BEFORE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
+    "the data": (align, "align", ()),
+    "the weights": (attach, "materialize", ()),
+    "the reference of dpo": (factory.losses, "sequence_log_probs", ("stage=dpo",)),
+    "the reference of kto": (factory.losses, "sequence_log_probs", ("stage=kto",)),
+    "the first measure": (evaluate, "held_out", ()),
+    "the first measure of rm": (evaluate, "held_out", ("stage=rm",)),
+}
+
+
+@pytest.mark.parametrize("place", BEFORE)
+def test_before_training_it_ends_at_once(place: str, execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, name, words = BEFORE[place]
+    calls = ask(monkeypatch, home, name)
+    with pytest.raises(Interrupted):
+        execute(*words, *RUN)
+    assert len(calls) == 1  # nothing went on
+    assert RunFolder("run").checkpoint() is None and not Path("run/model").exists()
+
+
+def equal(done: Any, whole: Any) -> bool:
+    lines = [[{n: v for n, v in line.items() if n not in UNLIKE} for line in each.metrics] for each in (done, whole)]
+    wanted = dict(whole.model.named_parameters())
+    same = all(torch.equal(value, wanted[name]) for name, value in done.model.named_parameters())
+    return same and lines[0] == lines[1] and done.result["evaluate"] == whole.result["evaluate"]
+
+
+WHILE = {
+    "in a step": (train, "_updates", 5, 5),
+    "while saving": ("save_file", None, 1, 3),
+    "in an evaluation": (train, "held_out", 2, 4),
+    "in the last step": (train, "_updates", 7, 7),
+}
+STAGES = {
+    "sft": (),
+    "sft packed": ("data.packing=true", "data.max_length=256"),
+    "sft streaming": ("data.streaming=true", "data.shuffle_buffer=16"),
+    "pt": ("stage=pt", "data.max_length=64"),
+    "dpo": ("stage=dpo",),
+    "kto": ("stage=kto",),
+    "orpo": ("stage=orpo",),
+    "rm": ("stage=rm",),
+}
+CELLS = [("sft", place) for place in WHILE] + [(stage, "in an evaluation") for stage in STAGES if stage != "sft"]
+
+
+@pytest.mark.parametrize(("stage", "place"), CELLS)
+def test_while_training_it_saves_and_goes_on(
+    stage: str, place: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    options = [*STAGES[stage], *RUN]
+    if "streaming" in stage:
+        options = [text for text in options if "max_samples" not in text]
+    whole = execute(*options, folder="whole")
+    home, name, time, step = WHILE[place]
+    with monkeypatch.context() as patched:
+        ask(patched, *((safetensors.torch, home) if name is None else (home, name)), time)
+        with pytest.raises(Interrupted):
+            execute(*options)
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None and saved.name == f"step-{step:06d}"
+    assert last_logged(saved) == (step - 1 if place in ("in an evaluation", "in the last step") else step)
+    assert equal(execute(*options, resume_from=saved), whole)
+
+
+def test_after_training_nothing_is_lost(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = execute(*RUN, folder="whole")
+    with monkeypatch.context() as patched:
+        ask(patched, evaluate, "held_out", 2)  # train has its own name for it
+        with pytest.raises(Interrupted):
+            execute(*RUN)
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None and saved.name == "step-000007" and Path("run/model").is_dir()
+    assert equal(execute(*RUN, resume_from=saved), whole)

@@ -1,0 +1,88 @@
+"""Ranks that the command starts: they stop together, they end together, and who died first is told first."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import Command, customized, metrics, steps, wait_for
+
+from factory.run.folder import RunFolder
+
+SAME = (
+    "tracking=none",
+    "hardware=cpu",
+    "hardware.num_processes=2",
+    "hardware.strategy=ddp",
+    "precision=fp32",
+    "evaluate.samples=0",
+    "evaluate.perplexity=false",
+    "stage.logging_steps=1",
+    "stage.save_steps=50",
+    "stage.max_steps=1000000",
+    "data.max_samples=40",
+)
+ENDED_WITHIN = 30  # seconds
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+def ranks(command: Command) -> list[psutil.Process]:
+    """Rank 0 first."""
+    found = [each for each in psutil.Process(command.process.pid).children(recursive=True) if "RANK" in each.environ()]
+    return sorted(found, key=lambda each: int(each.environ()["RANK"]))
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
+
+
+def test_ranks_stop_at_the_same_step_and_end_with_each_other(
+    tiny_model: Path, where: Path, started: Callable[..., Command]
+) -> None:
+    folder, same = where / "run", (*SAME, f"model.path={tiny_model}", "hydra.run.dir=run")
+    command = started(*same)
+    wait_for(lambda: steps(folder) >= 3, 90)
+    command.process.send_signal(signal.SIGINT)
+    text = command.ends(130)
+    saved, done = RunFolder(folder).checkpoint(), steps(folder)
+    assert saved is not None and saved.name == f"step-{done:06d}"
+    assert "factory resume run" in text
+    assert json.loads((folder / "report.json").read_text())["status"] == "interrupted"
+
+    command = started("resume", "run")
+    wait_for(lambda: steps(folder) >= done + 3, 90)
+    both, start = ranks(command), time.monotonic()
+    assert len(both) == 2
+    both[1].kill()
+    text = command.ends(1)
+    assert time.monotonic() - start < ENDED_WITHIN
+    assert "[rank-died] Rank 1 of 2 was killed (SIGKILL)" in text
+    assert "Traceback" not in text and "factory resume run" in text
+    assert gone(both)
+    assert json.loads((folder / "report.json").read_text())["status"] == "failed"
+    assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
+
+    command = started(*same, "stage.resume=auto")
+    wait_for(lambda: len(ranks(command)) == 2 and steps(folder) > done + 3, 90)
+    both = ranks(command)
+    command.process.kill()
+    wait_for(lambda: gone(both), 10)
+
+
+def test_the_error_of_the_rank_that_raised_is_told(
+    tiny_model: Path, where: Path, started: Callable[..., Command]
+) -> None:
+    broken = "import factory.steps.engine as module; module.Engine.clip = lambda self: [][3]"
+    environment = customized(where, "broken", broken, rank=1)
+    start = time.monotonic()
+    text = started(*SAME, f"model.path={tiny_model}", "hydra.run.dir=bug", **environment).ends(1)
+    assert time.monotonic() - start < 60 + ENDED_WITHIN
+    assert "[rank-died] Rank 1 of 2: IndexError: list index out of range" in text
+    assert "IndexError" in (where / "bug" / "run.log").read_text()

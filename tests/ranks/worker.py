@@ -1,0 +1,55 @@
+"""One rank of several: executes the plans of a list, one after the other, in one process.
+
+`torchrun … worker.py JOBS.json`; JOBS.json is a list of {folder, stop_at, resume}: the folder has plan.yaml, rank
+`stop_rank` is asked to stop in step `stop_at` (from 1), `resume` goes on from the newest checkpoint. Rank 0 writes
+folder/result.json.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from factory.execute.context import Interrupted, Run
+from factory.execute.executor import walk
+from factory.plan import read_plan
+from factory.ranks.world import World, from_environment
+from factory.run.folder import RunFolder
+from factory.steps import train
+
+_UPDATES = train._updates
+
+
+def work(job: dict[str, Any], world: World) -> None:
+    folder = RunFolder(job["folder"])
+    start = folder.checkpoint() if job.get("resume") else None
+    world.wait()
+    run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=start, started=time.time(), world=world)
+
+    def updates(run: Run, *values: Any) -> Any:
+        if values[3].step + 1 == job.get("stop_at") and world.rank == job.get("stop_rank", 0):
+            run.stopping = True
+        return _UPDATES(run, *values)
+
+    train._updates = updates
+    result: dict[str, Any] = {}
+    try:
+        result, status = walk(run), "finished"
+    except Interrupted:
+        status = "interrupted"
+    if world.leads:
+        found = {"status": status, **result, "checks": run.checks, "memory": run.memory_by_step}
+        (folder.path / "result.json").write_text(json.dumps(found))
+
+
+def main(jobs: list[dict[str, Any]]) -> None:
+    world = from_environment()
+    world.join("cpu")
+    for job in jobs:
+        work(job, world)
+    world.leave()
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

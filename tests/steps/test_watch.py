@@ -1,0 +1,294 @@
+"""Bad updates: none moves a weight unless the user lets it, and each is told with the rows that it came from."""
+
+import json
+from collections.abc import Callable
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import compiled
+from safetensors.torch import load_file
+
+from factory import registry
+from factory.data import batches
+from factory.execute.context import Interrupted
+from factory.execute.report import write_report
+from factory.plan import Train
+from factory.refusal import UserError
+from factory.run import launch
+from factory.run.folder import RunFolder
+from factory.run.screen import Screen
+from factory.steps import train
+from factory.steps.watch import Losses
+
+Execute = Callable[..., Any]
+BAD = 3  # the step whose loss is bad
+RUN = (
+    "method=full",
+    "precision=fp32",
+    "stage.learning_rate=1e-3",
+    "stage.logging_steps=1",
+    "stage.save_steps=1",
+    "stage.save_total_limit=9",
+    "stage.batch_size=2",
+    "stage.max_steps=5",
+    "data.max_samples=20",
+    "data.max_length=200",
+    "evaluate.perplexity=false",
+)
+UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
+
+
+def bend(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float], stage: str = "sft") -> list[dict[str, Any]]:
+    """The losses of these micro-batches of the training (from 1) times a factor; returns the batches as they come."""
+    module, seen = registry.run("stages", stage), list[dict[str, Any]]()
+    original = module.loss
+
+    def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Any:
+        found = original(model, batch, own)
+        if not model.training:  # what is checked before
+            return found
+        seen.append(batch)
+        return type(found)(found.total * factors.get(len(seen), 1.0), found.metrics)
+
+    monkeypatch.setattr(module, "loss", loss)
+    return seen
+
+
+def events(run: Any, name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in run.folder.events.read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
+
+
+def tensors(step: int, folder: str = "run") -> dict[str, Any]:
+    return load_file(RunFolder(folder).checkpoints / f"step-{step:06d}" / "trained.safetensors")
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# --- what is bad
+
+
+@pytest.mark.parametrize(
+    ("changes", "loss", "norm", "wanted"),
+    [
+        ({}, 2.0, 1.0, None),
+        ({}, nan, 1.0, "not-finite"),
+        ({}, inf, 1.0, "not-finite"),
+        ({}, 2.0, inf, "not-finite"),
+        ({}, 1e9, 1e9, None),  # off by default
+        ({"spike_factor": 3.0}, 5.9, 1.0, None),
+        ({"spike_factor": 3.0}, 6.1, 1.0, "loss-spike"),
+        ({"spike_norm": 4.0}, 2.0, 4.0, None),
+        ({"spike_norm": 4.0}, 2.0, 4.1, "gradient-spike"),
+    ],
+)
+def test_what_is_bad(
+    changes: dict[str, Any], loss: float, norm: float, wanted: str | None, train_plan: Callable[..., Train]
+) -> None:
+    """After ten losses of 2."""
+    losses = Losses()
+    for _ in range(10):
+        losses.add(2.0)
+    found = losses.wrong(train_plan(**changes), loss, norm, skips_overflows=False)
+    assert (found and found[0]) == wanted
+
+
+def test_before_the_mean_says_something_nothing_is_a_spike(train_plan: Callable[..., Train]) -> None:
+    losses, plan = Losses(), train_plan(spike_factor=2.0)
+    for _ in range(9):
+        losses.add(1.0)
+        assert losses.wrong(plan, 100.0, 1.0, skips_overflows=False) is None
+    losses.add(1.0)
+    assert losses.wrong(plan, 100.0, 1.0, skips_overflows=False) is not None
+
+
+def test_the_mean_runs_over_the_last_ten(train_plan: Callable[..., Train]) -> None:
+    losses = Losses()
+    values = [3.0, 1.0, 4.0, 1.0, 5.0]
+    for value in values:
+        losses.add(value)
+    wanted = values[0]
+    for value in values[1:]:
+        wanted = wanted + 0.1 * (value - wanted)
+    assert losses.mean == pytest.approx(wanted)
+
+
+def test_of_negative_losses_too(train_plan: Callable[..., Train]) -> None:
+    losses, plan = Losses(), train_plan(spike_factor=3.0)
+    for _ in range(10):
+        losses.add(-1.0)
+    assert losses.wrong(plan, 0.9, 1.0, skips_overflows=False) is None
+    assert losses.wrong(plan, 1.1, 1.0, skips_overflows=False) is not None
+
+
+def test_float16_overflows_are_the_scalers(train_plan: Callable[..., Train]) -> None:
+    assert Losses().wrong(train_plan(), 1.0, inf, skips_overflows=True) is None
+    assert Losses().wrong(train_plan(), nan, inf, skips_overflows=True) is not None
+
+
+# --- what is done about it
+
+
+def test_stop_is_the_default(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        bend(patched, {BAD: nan})
+        with pytest.raises(
+            UserError, match=r"\[not-finite\] step=3: the loss is nan.*its rows: [\d, ]+ of demo"
+        ) as error:
+            execute(*RUN)
+    assert "stage.on_bad_update=skip" in str(error.value)
+    assert [path.name for path in RunFolder("run").whole_checkpoints()][-1] == "step-000002"
+    done = execute(*RUN, folder="whole")
+    dataset, step = done.dataset.train, BAD - 1
+    ((first, second),) = batches.micro_batches(step, len(dataset), 2, 1, done.run.plan.seed)
+    wanted = [row + 1 for number in (first, second) for _, row in dataset.origins(number)]
+    (told,) = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines() if "bad_update" in line]
+    assert [entry["row"] for entry in told["rows"]] == wanted
+    rows = [json.loads(line) for line in (registry._PACKAGE / "demo" / "messages.jsonl").read_text().splitlines()]
+    answers = [str(list(rows[number - 1].values())[-1]) for number in wanted]
+    texts = [done.dataset.train[number].ids for number in (first, second)]
+    import tiny
+
+    assert all(answer in tiny.tokenizer().decode(ids) for answer, ids in zip(answers, texts, strict=True))
+
+
+@pytest.mark.parametrize("policy", ["skip", "warn"])
+def test_an_update_that_is_not_finite_is_never_applied(
+    policy: str, execute: Execute, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bend(monkeypatch, {BAD: nan})
+    done = execute(*RUN, f"stage.on_bad_update={policy}")
+    assert same(tensors(2), tensors(3)) and not same(tensors(3), tensors(4))
+    before, after = (
+        torch.load(RunFolder("run").checkpoints / f"step-{step:06d}" / "optimizer.pt", weights_only=True)
+        for step in (2, 3)
+    )
+    assert str(before["state"]) == str(after["state"])
+    assert [line["loss"] is None for line in done.metrics] == [False, False, True, False, False]
+    assert all(torch.isfinite(value).all() for value in tensors(5).values())
+    write_report(done.run, "finished", done.result, None)
+    report = json.loads(done.run.folder.report.read_text())
+    (event,) = events(done.run, "bad_update")
+    (told,) = report["bad_updates"]["first"]
+    assert (report["bad_updates"]["count"], report["bad_updates"]["skipped"]) == (1, 1)
+    assert (told["step"], told["action"], told["what"], len(told["rows"])) == (3, "skipped", "not-finite", 2)
+    assert told["rows"] == event["rows"]
+    screen = Screen()
+    launch._show(event, screen)
+    for line in done.metrics:
+        launch._show(line, screen)
+    screen.print(launch.report_panel(report, Path("run")))
+    said = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "step 3: the loss is nan" in said and "the update is skipped" in said
+    assert "step 3 loss not finite" in said and "1, 1 of them skipped" in said
+
+
+def test_a_spike_is_applied_where_it_is_only_warned_of(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    spiky = ("stage.spike_norm=1e-9", "stage.max_steps=3")
+    plain = execute(*RUN, "stage.max_steps=3", folder="plain")
+    warned = execute(*RUN, *spiky, "stage.on_bad_update=warn", folder="warned")
+    assert same(tensors(3, "warned"), tensors(3, "plain"))
+    assert warned.run.bad_updates["count"] == 3 and warned.run.bad_updates["skipped"] == 0
+    assert [event["action"] for event in events(warned.run, "bad_update")] == ["applied"] * 3
+    assert plain.run.bad_updates is None
+    with pytest.raises(UserError, match=r"\[gradient-spike\] step=1"):
+        execute(*RUN, *spiky, folder="stopped")
+
+
+def test_a_loss_that_jumps_is_skipped(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    bend(monkeypatch, {12: 50.0})
+    done = execute(
+        *RUN, "stage.max_steps=13", "stage.spike_factor=3", "stage.on_bad_update=skip", "stage.save_total_limit=20"
+    )
+    assert same(tensors(11), tensors(12)) and not same(tensors(12), tensors(13))
+    assert done.run.bad_updates["first"][0]["what"] == "loss-spike"
+
+
+def test_so_many_skips_in_a_row_stop_the_run(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipping = ("stage.on_bad_update=skip", "stage.max_skipped_updates=2")
+    with monkeypatch.context() as patched:
+        bend(patched, {2: nan, 4: nan})
+        assert execute(*RUN, *skipping, folder="apart").run.bad_updates["skipped"] == 2
+    bend(monkeypatch, {2: nan, 3: nan})
+    with pytest.raises(UserError, match=r"\[skipped-in-a-row\].*2 updates in a row were skipped up to step 3"):
+        execute(*RUN, *skipping)
+
+
+def test_what_was_skipped_is_carried_over_a_resume(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*RUN, "stage.on_bad_update=skip", "stage.spike_factor=50")
+    with monkeypatch.context() as patched:
+        bend(patched, {BAD: nan})
+        whole = execute(*options, folder="whole")
+    with monkeypatch.context() as patched:
+        bend(patched, {BAD: nan})
+        original = train._updates
+
+        def stopping(run: Any, *values: Any) -> Any:
+            run.stopping = values[3].step == 3
+            return original(run, *values)
+
+        patched.setattr(train, "_updates", stopping)
+        with pytest.raises(Interrupted):
+            execute(*options)
+    done = execute(*options, resume_from=RunFolder("run").checkpoint())
+    assert done.run.bad_updates == whole.run.bad_updates
+    lines = [[{n: v for n, v in line.items() if n not in UNLIKE} for line in each.metrics] for each in (done, whole)]
+    assert lines[0] == lines[1]
+    assert same(tensors(5), tensors(5, "whole"))
+
+
+def test_the_policy_may_be_set_anew_when_a_run_goes_on() -> None:
+    plans = [
+        compiled(*more, training=False) for more in ((), ("stage.on_bad_update=skip", "stage.max_skipped_updates=3"))
+    ]
+    assert plans[0].digest() == plans[1].digest()
+    assert compiled("stage.spike_norm=9", training=False).digest() != plans[0].digest()
+
+
+# --- whose rows
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data.packing=true",),
+        ("data.streaming=true", "data.shuffle_buffer=7"),
+        ("data.streaming=true", "data.shuffle_buffer=7", "data.packing=true"),
+        ("stage=pt", "data.streaming=true", "data.shuffle_buffer=7"),
+        ("stage=dpo", "stage.loss=simpo", "data.streaming=true", "data.shuffle_buffer=7"),
+        ("stage=kto",),
+        ("stage=rm",),
+    ],
+    ids=" ".join,
+)
+def test_the_rows_are_those_of_the_batch(
+    words: tuple[str, ...], execute: Execute, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    """Every row has a word of its own, which the batch's tokens spell."""
+    stage = next((word.removeprefix("stage=") for word in words if word.startswith("stage=")), "sft")
+    Path("rows.jsonl").write_text("".join(json.dumps(made(stage, number)) + "\n" for number in range(30)))
+    options = [text for text in RUN if "max_samples" not in text]
+    seen = bend(monkeypatch, {BAD: nan}, stage)
+    data = ("data=file", "data.path=rows.jsonl", "stage.learning_rate=1e-4", "evaluate.samples=0")
+    done = execute(*options, *data, "stage.on_bad_update=skip", *words)
+    (told,) = events(done.run, "bad_update")
+    import tiny
+
+    text = tiny.tokenizer().decode(seen[BAD - 1]["input_ids"].flatten().tolist())
+    assert {entry["row"] for entry in told["rows"]} == {n + 1 for n in range(30) if f"#{n:02d}#" in text}
+
+
+def made(stage: str, number: int) -> dict[str, Any]:
+    question, word = f"#{number:02d}# asks", f"#{number:02d}# " + "yes " * (number % 3 + 1)
+    if stage == "pt":
+        return {"text": word}
+    if stage == "sft":
+        return {"instruction": question, "output": word}
+    if stage == "kto":
+        return {"prompt": question, "completion": "yes, surely" if number % 2 else "no", "label": bool(number % 2)}
+    return {"prompt": question, "chosen": word, "rejected": "no"}
