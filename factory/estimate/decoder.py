@@ -93,6 +93,15 @@ def roles(block: Block) -> dict[str, str]:
     return found
 
 
+_FEED_FORWARD = ("gate", "gate_up", "up", "down")
+
+
+def is_plain(block: Block) -> bool:
+    """Whether its attention has queries, keys and values, in one product or three, and one product after them."""
+    found = roles(block)
+    return "out" in found and ("qkv" in found or {"q", "k", "v"} <= found.keys())
+
+
 class Decoder:
     """`trained` are the shapes of what is trained, `beside` adapters' settings; `quantized`: linears dequantize."""
 
@@ -247,6 +256,8 @@ class Layer:
     # --- attention
 
     def attention(self, value: Tensor) -> Tensor:
+        if not is_plain(self.block):
+            return self._other(value)
         query, keys, values = self._heads(value)
         query, keys = (self._head_norm(each, name) for each, name in zip((query, keys), _HEAD_NORMS, strict=True))
         if self.decoder.anatomy.rotary:
@@ -254,6 +265,17 @@ class Layer:
         kernels = {"eager": self._eager, "s2": self._grouped}
         attended = kernels.get(self.decoder.attention, self._fused)(query, keys, values)
         return self.linear(attended, "out")
+
+    def _other(self, value: Tensor) -> Tensor:
+        """What has other layers than queries, keys and values (latent attention, convolutions): roughly, each kept."""
+        tape, made = self.decoder.tape, value
+        for name, (outputs, inputs) in self.block.linears.items():
+            if name in {self.roles.get(role) for role in _FEED_FORWARD}:
+                continue
+            entry = tape.operation([value], self.batch.tokens * inputs, value.size)
+            given = self.decoder.linear(entry, self.at + name, (outputs, inputs))
+            made = tape.operation([made, given], value.count, given.size, saves=(given,))
+        return made
 
     def _heads(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if "qkv" not in self.roles:
@@ -345,6 +367,28 @@ class Layer:
     # --- feed forward
 
     def feed_forward(self, value: Tensor) -> Tensor:
+        if not self.block.experts:
+            return self._dense(value)
+        routed = self._experts(value)
+        return self.decoder.tape.add(routed, self._dense(value)) if "down" in self.roles else routed
+
+    def _experts(self, value: Tensor) -> Tensor:
+        """A gated MLP on each token once for each of its experts; what it is multiplied with is kept."""
+        tape, arch = self.decoder.tape, self.decoder.arch
+        weights = [self.decoder.weight(self.at + name, shape) for name, shape in self.block.experts.items()]
+        count = next(iter(self.block.experts.values()))[0]
+        routed = max(1, round(self.batch.tokens * count * arch.active_expert_share))
+        width = max(1, min(weight.count for weight in weights) // (count * arch.hidden))
+        trains = tuple(weight for weight in weights if weight.trained)
+        size = tape.compute or value.size
+        entry = tape.cast(tape.operation([value], routed * arch.hidden, value.size), size)
+        both = tape.operation([entry], routed * 2 * width, size, saves=(entry,) if trains else (), trains=trains)
+        gate, up = (tape.sliced(both, both.count // 2) for _ in range(2))
+        inner = tape.multiply(self._activated(gate), up)
+        made = tape.operation([inner], routed * arch.hidden, size, saves=(inner,) if trains else ())
+        return tape.operation([made], value.count, size, saves=(made,))
+
+    def _dense(self, value: Tensor) -> Tensor:
         tape = self.decoder.tape
         if "gate_up" in self.roles:
             both = self.linear(value, "gate_up")
@@ -354,7 +398,7 @@ class Layer:
             return self.linear(
                 tape.multiply(self._activated(self.linear(value, "gate")), self.linear(value, "up")), "down"
             )
-        if "up" not in self.roles:
+        if "up" not in self.roles or "down" not in self.roles:
             return tape.pointwise(value)
         return self.linear(self._activated(self.linear(value, "up")), "down")
 

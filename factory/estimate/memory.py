@@ -11,6 +11,7 @@ from typing import Any
 from factory import heads, registry
 from factory.architecture import Architecture, Shape
 from factory.estimate import runtime
+from factory.estimate.decoder import is_plain
 from factory.estimate.step import step
 from factory.optimizers.spec import SCRATCH, state_bytes
 from factory.plan import BYTES, Dtype, Load, Memory, Steps
@@ -163,12 +164,11 @@ def _saving(arch: Architecture, shapes: dict[str, Shape], steps: Steps) -> int:
     return BYTES[kept] * sum(prod(shape) for name, shape in arch.tensors() if name in shapes)
 
 
-_EXPERTS = "mixtures of experts"
-
-
 def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
     if arch.experts():
-        yield _EXPERTS
+        yield "mixtures of experts"
+    if not all(is_plain(block) for block in arch.blocks):
+        yield "layers of another kind than attention with queries, keys and values"
     if arch.parts:
         yield "images"
     if steps.load.device != "cpu":
