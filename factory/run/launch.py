@@ -171,11 +171,15 @@ def _rows(counts: dict[str, Any]) -> str:
     )
 
 
+_WATCHED = ("reward", "kl")  # of a stage that samples, whose loss says little
+
+
 def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
     rate = f"{line['tokens_per_second']:,.0f} tokens/s" if line["tokens_per_second"] else ""
     screen.note("train", f"loss {line['loss']:.3f}  {rate}")
+    watched = "".join(f"{name} {line[name]:.3f}  " for name in _WATCHED if name in line)
     screen.print(
-        f"step {line['step']:>5}  loss {line['loss']:.4f}  learning rate {line['learning_rate']:.2e}  "
+        f"step {line['step']:>5}  loss {line['loss']:.4f}  {watched}learning rate {line['learning_rate']:.2e}  "
         f"{rate}  {size(line['memory'])}"
     )
 
