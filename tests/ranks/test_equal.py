@@ -27,14 +27,15 @@ RUNS: dict[str, tuple[str, ...]] = {
     "tokens": (*LORA, "model.new_tokens=['<a>']", *QUIET),
     "pissa": ("method=pissa", "method.rank=4", *QUIET),
     "adalora": ("method=adalora", *QUIET),
+    "qlora": ("method=qlora", "method.rank=4", *QUIET),
 }
 TORCH = {
     "ddp": ("sft", "dpo", "packed", "kto", "adalora"),
-    "fsdp": ("sft", "dpo", "rm", "experts", "tokens", "pissa"),
+    "fsdp": ("sft", "dpo", "rm", "experts", "tokens", "pissa", "qlora"),
 }
 ZERO = {
     "zero1": ("dpo",),
-    "zero2": ("sft", "dpo"),
+    "zero2": ("sft", "dpo", "qlora"),
     "zero3": ("sft", "dpo", "rm", "experts", "tokens"),
 }
 _WATCHED = 2e-4  # rewards and divergences: differences between sums of some hundred nats, in float32
