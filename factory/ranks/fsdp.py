@@ -51,12 +51,11 @@ class Split(Way):
 
     @contextmanager
     def whole(self, model: Any, names: Iterable[str]) -> Iterator[None]:
-        leads, found = torch.distributed.get_rank() == 0, dict[str, Any]()
-        for name in names:
-            value = _whole(model.get_parameter(name).detach())
-            if leads:
-                found[name] = value.cpu()
-        with swapped(model, found):
+        def gathered(parameter: Any) -> Any:
+            value = _whole(parameter.detach())
+            return value.cpu() if torch.distributed.get_rank() == 0 else None
+
+        with swapped(model, names, gathered):
             yield
 
 
