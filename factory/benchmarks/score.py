@@ -1,0 +1,161 @@
+"""A model's answers: the logits of the four letters after each prompt, the shots of a subject computed once."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.benchmarks.prompts import Prompt, Prompter
+from factory.benchmarks.types import Exam
+from factory.losses import head_of, text_model
+
+Progress = Callable[[int, int | None], None]
+_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats by which a letter's log-probability may differ
+_PAD = 0  # of any id: it stands after all that is read
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """log p(letter | prompt) of each letter; None where the question does not fit. `shots`: with how many."""
+
+    log_probs: tuple[float, ...] | None
+    shots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """In the order of the exam's questions. `shared`: whether what prompts have in common was computed once.
+
+    `apart`: how far a prompt's log-probabilities were from those of the same prompt read whole, in nats; None where
+    there was nothing to share.
+    """
+
+    given: tuple[Given, ...]
+    shared: bool
+    apart: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Prompts that begin with the same `prefix`, and where each stands in the exam."""
+
+    prefix: list[int]
+    prompts: list[tuple[int, Prompt]]
+
+
+def answers(
+    model: Any,
+    prompter: Prompter,
+    exam: Exam,
+    *,
+    batch_size: int,
+    device: Any,
+    progress: Progress,
+    stop: Callable[[], None],
+) -> Answers:
+    """One pass over the questions. `stop` is called before each batch and ends it all by raising.
+
+    At most `batch_size` prompts are in memory at a time, with the keys and values of what they share.
+    """
+    asked = _Asked(model, prompter.letters, device)
+    found = [Given(None, 0)] * len(exam.questions)
+    done, shared, apart = 0, True, None
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for group in _groups(exam, prompter):
+                stop()
+                if apart is None and shared and group.prefix:
+                    apart = asked.apart(group.prefix, group.prompts[0][1].ids)
+                    shared = apart is not None and apart <= asked.rounding
+                cache = asked.read(group.prefix) if shared and group.prefix else None
+                for start in range(0, len(group.prompts), batch_size):
+                    stop()
+                    batch = group.prompts[start : start + batch_size]
+                    rows = asked.log_probs([prompt.ids for _, prompt in batch], cache)
+                    for (at, prompt), row in zip(batch, rows, strict=True):
+                        found[at] = Given(tuple(row), prompt.shots)
+                    done += len(batch)
+                    progress(done, len(exam.questions))
+    finally:
+        model.train(training)
+    return Answers(given=tuple(found), shared=shared and apart is not None, apart=apart)
+
+
+def _groups(exam: Exam, prompter: Prompter) -> Iterator[_Group]:
+    """By subject and by the number of shots that fitted, the longest prompts first: what takes most memory is first."""
+    for _, numbered in groupby(enumerate(exam.questions), key=lambda each: each[1].subject):
+        places, questions = zip(*numbered, strict=True)
+        made = zip(places, prompter.prompts(questions), strict=True)
+        fitting = [(at, prompt) for at, prompt in made if prompt is not None]
+        fitting.sort(key=lambda each: (each[1].shots, len(each[1].ids)), reverse=True)
+        for _, prompts in groupby(fitting, key=lambda each: each[1].shots):
+            group = list(prompts)
+            yield _Group(_shared([prompt.ids for _, prompt in group]), group)
+
+
+def _shared(rows: Sequence[list[int]]) -> list[int]:
+    """What all rows begin with, less than any of them; nothing where there is one row."""
+    if len(rows) == 1:
+        return []
+    return commonprefix([*rows, min(rows, key=len)[:-1]])
+
+
+class _Asked:
+    """A model that is read at the last token of each of several rows."""
+
+    def __init__(self, model: Any, letters: Sequence[int], device: Any) -> None:
+        self._model, self._device = text_model(model), device
+        self._letters, self._head = torch.tensor(letters, device=device), head_of(model)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+        self.rounding = _ROUNDING.get(str(dtype).removeprefix("torch."), _ROUNDING["bfloat16"])
+
+    def read(self, prefix: list[int]) -> Any:
+        """The keys and values of a text that several begin with; None of a model whose memory is of another kind."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+        cache = DynamicCache(config=self._model.config)
+        self._logits([prefix], cache)
+        plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        return cache if plain and cache.get_seq_length() == len(prefix) else None
+
+    def apart(self, prefix: list[int], ids: list[int]) -> float | None:
+        """The largest difference of a letter's log-probability after a cached prefix and after the same text read whole."""
+        cache = self.read(prefix)
+        if cache is None:
+            return None
+        (cached,), (whole,) = self.log_probs([ids], cache), self.log_probs([ids], None)
+        return max(abs(mine - theirs) for mine, theirs in zip(cached, whole, strict=True))
+
+    def log_probs(self, rows: list[list[int]], cache: Any) -> list[list[float]]:
+        """log softmax(logits)[letter] after each row, (rows, letters). `cache`: of what all rows begin with; kept."""
+        if cache is not None:
+            skip = cache.get_seq_length()
+            rows, cache = [ids[skip:] for ids in rows], copy.deepcopy(cache)
+            cache.batch_repeat_interleave(len(rows))
+        logits = self._logits(rows, cache).float()
+        return torch.log_softmax(logits, dim=-1)[:, self._letters].tolist()
+
+    def _logits(self, rows: list[list[int]], cache: Any) -> Tensor:
+        """After each row's last token: (rows, vocabulary).
+
+        Rows are padded at their ends, which no token before looks at; as all begin at the same place, their positions
+        are those that the model counts itself.
+        """
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *[_PAD] * (longest - len(row))] for row in rows], device=self._device)
+        last = torch.tensor([len(row) - 1 for row in rows], device=self._device)
+        options = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
+        places = torch.arange(len(rows), device=self._device), last
+        if self._head is None:
+            return self._model(**options).logits[places]
+        inner = self._model
+        body = inner.base_model if inner.base_model is not inner else inner.model
+        states = body(**options).last_hidden_state[places]
+        return replace(self._head, weight=self._head.weight.to(states.dtype)).logits(states)
