@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from factory.benchmarks.types import LETTERS, Benchmark, Exam, Question
@@ -30,6 +29,13 @@ def turns(made: Benchmark, question: Question, shots: Sequence[Question]) -> lis
     said.append({"role": "user", "content": _body(made, question)})
     said[0]["content"] = made.header.format(subject=made.name_of(question.subject)) + said[0]["content"]
     return said
+
+
+def common(rows: Sequence[list[int]]) -> int:
+    """With how many tokens all rows begin alike: as the first and the last of them in order do."""
+    first, last = min(rows), max(rows)
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(first), len(last)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class Prompter:
         first = self._exam.questions[0]
         count = len(self._exam.shots[first.subject])
         rows = self._encode(self._text(first, count, letter) for letter in LETTERS)
-        shared = len(commonprefix(rows))
+        shared = common(rows)
         letters = tuple(ids[-1] for ids in rows)
         if any(len(ids) != shared + 1 for ids in rows) or len(set(letters)) < len(LETTERS):
             raise self._refusal([ids[shared:] for ids in rows])

@@ -1,4 +1,4 @@
-"""What a model scored: by subject, by category, over all, with what `factory.metrics.bootstrap` compares two runs by."""
+"""What a model scored: by subject, by category, over all; and what `factory.metrics.bootstrap` compares runs by."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -62,8 +62,8 @@ class Row:
 class Result:
     """`rows` in the order of subjects and questions: those of two runs on the same questions stand side by side.
 
-    A question that does not fit into the context counts as answered wrongly. Other fields: as `Exam` and `score.Answers`
-    have them.
+    A question that does not fit into the context counts as answered wrongly. The other fields are those of `Exam` and
+    `score.Answers`.
     """
 
     name: str
@@ -134,16 +134,16 @@ class Result:
         unread = sum(row.given is None for row in self.rows)
         fewer = sum(row.given is not None and row.shots < self.shots for row in self.rows)
         broken = sum(count for entry in self.dropped.values() if isinstance(count := entry["count"], int))
-        all_subjects = len(made.subjects)
+        there = len(made.subjects) - len(self.absent)
         said = {
-            f"{made.title}: {all_subjects - len(self.absent)} of {all_subjects} subjects are in {self.source}.": self.absent,
+            f"{made.title}: {there} of {len(made.subjects)} subjects are in {self.source}.": self.absent,
             f"{made.title}: {self.not_sampled:,} questions are left out by max_samples.": self.not_sampled,
             f"{made.title}: {broken:,} broken rows are left out: {', '.join(self.dropped)}.": broken,
             f"{made.title}: {fewer:,} of {asked:,} questions have fewer than {self.shots} shots before them, "
             "as the context is too short; the first ones are left out.": fewer,
             f"{made.title}: {unread:,} questions do not fit into the context and count as wrong.": unread,
             f"{made.title}: each prompt was read whole, as this model's memory of a text cannot be shared.": (
-                not self.shared and self.shots and len(self.rows) > len(self.subjects)
+                not self.shared and asked > len(self.subjects)
             ),
         }
         return tuple(text for text, true in said.items() if true)

@@ -1,16 +1,16 @@
 """A model's answers: the logits of the four letters after each prompt, the shots of a subject computed once."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from os.path import commonprefix
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from factory.benchmarks.prompts import Prompt, Prompter
+from factory.benchmarks.prompts import Prompt, Prompter, common
 from factory.benchmarks.types import Exam
 from factory.losses import head_of, text_model
 
@@ -89,7 +89,7 @@ def answers(
 
 
 def _groups(exam: Exam, prompter: Prompter) -> Iterator[_Group]:
-    """By subject and by the number of shots that fitted, the longest prompts first: what takes most memory is first."""
+    """By subject and by the number of shots that fitted; the longest prompts first, so that padding is short."""
     for _, numbered in groupby(enumerate(exam.questions), key=lambda each: each[1].subject):
         places, questions = zip(*numbered, strict=True)
         made = zip(places, prompter.prompts(questions), strict=True)
@@ -104,7 +104,7 @@ def _shared(rows: Sequence[list[int]]) -> list[int]:
     """What all rows begin with, less than any of them; nothing where there is one row."""
     if len(rows) == 1:
         return []
-    return commonprefix([*rows, min(rows, key=len)[:-1]])
+    return rows[0][: min(common(rows), min(map(len, rows)) - 1)]
 
 
 class _Asked:
@@ -113,20 +113,28 @@ class _Asked:
     def __init__(self, model: Any, letters: Sequence[int], device: Any) -> None:
         self._model, self._device = text_model(model), device
         self._letters, self._head = torch.tensor(letters, device=device), head_of(model)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+        self._body = self._model
+        if self._head is not None:  # only the last token of each row needs logits
+            base = self._model.base_model
+            self._body = base if base is not self._model else self._model.model
+        named = inspect.signature(self._body.forward).parameters
+        self._cache = "cache" if "cache" in named else "past_key_values"  # its newer name, and its older one
+        kind = torch.device(device).type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
         self.rounding = _ROUNDING.get(str(dtype).removeprefix("torch."), _ROUNDING["bfloat16"])
 
     def read(self, prefix: list[int]) -> Any:
-        """The keys and values of a text that several begin with; None of a model whose memory is of another kind."""
-        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+        """The keys and values of a text that several begin with; None of a model that remembers in another way."""
+        from transformers.cache_utils import DynamicCache
 
         cache = DynamicCache(config=self._model.config)
+        if not _is_keys_and_values(cache):
+            return None
         self._logits([prefix], cache)
-        plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-        return cache if plain and cache.get_seq_length() == len(prefix) else None
+        return cache if _is_keys_and_values(cache) and cache.get_seq_length() == len(prefix) else None
 
     def apart(self, prefix: list[int], ids: list[int]) -> float | None:
-        """The largest difference of a letter's log-probability after a cached prefix and after the same text read whole."""
+        """How far at most a letter's log-probability after a cached prefix is from that after the text read whole."""
         cache = self.read(prefix)
         if cache is None:
             return None
@@ -151,11 +159,18 @@ class _Asked:
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[_PAD] * (longest - len(row))] for row in rows], device=self._device)
         last = torch.tensor([len(row) - 1 for row in rows], device=self._device)
-        options = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
         places = torch.arange(len(rows), device=self._device), last
+        options = {"input_ids": ids, "use_cache": cache is not None}
+        if cache is not None:
+            options[self._cache] = cache
         if self._head is None:
-            return self._model(**options).logits[places]
-        inner = self._model
-        body = inner.base_model if inner.base_model is not inner else inner.model
-        states = body(**options).last_hidden_state[places]
+            return self._body(**options).logits[places]
+        states = self._body(**options).last_hidden_state[places]
         return replace(self._head, weight=self._head.weight.to(states.dtype)).logits(states)
+
+
+def _is_keys_and_values(cache: Any) -> bool:
+    """Whether a token's part in it is apart from the others': a recurrent state has taken the padding in."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
