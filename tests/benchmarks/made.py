@@ -30,8 +30,9 @@ def rows(count: int, seed: int) -> list[Row]:
     for _ in range(count):
         a, b = draws.randrange(100), draws.randrange(100)
         many = ", exactly" * draws.randrange(5)  # of several lengths
-        choices = draws.sample(range(200), 4)
-        found.append((f'What is {a} plus {b}{many}, "in all"?', *map(str, choices), draws.choice("ABCD")))
+        first, second, third, fourth = map(str, draws.sample(range(200), 4))
+        question = f'What is {a} plus {b}{many}, "in all"?'
+        found.append((question, first, second, third, fourth, draws.choice("ABCD")))
     return found
 
 
