@@ -61,6 +61,6 @@ def run(
         dropped=exam.dropped,
         absent=exam.absent,
         not_sampled=exam.not_sampled,
-        shared=found.shared,
+        reading=found.reading,
         apart=found.apart,
     )

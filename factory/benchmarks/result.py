@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Result:
     dropped: dict[str, dict[str, int | list[str]]]
     absent: tuple[str, ...]
     not_sampled: int
-    shared: bool
+    reading: Literal["shared", "whole", "alone"] | None
     apart: float | None
 
     @property
@@ -142,8 +142,11 @@ class Result:
             f"{made.title}: {fewer:,} of {asked:,} questions have fewer than {self.shots} shots before them, "
             "as the context is too short; the first ones are left out.": fewer,
             f"{made.title}: {unread:,} questions do not fit into the context and count as wrong.": unread,
-            f"{made.title}: each prompt was read whole, as this model's memory of a text cannot be shared.": (
-                not self.shared and asked > len(self.subjects)
+            f"{made.title}: each prompt was read whole, as a shared start changes this model's answers.": (
+                self.reading == "whole"
+            ),
+            f"{made.title}: each prompt was read alone, as padding changes this model's answers.": (
+                self.reading == "alone"
             ),
         }
         return tuple(text for text, true in said.items() if true)
@@ -165,6 +168,8 @@ class Result:
             "dropped": self.dropped,
             "absent": list(self.absent),
             "not_sampled": self.not_sampled,
+            "reading": self.reading,
+            "apart": self.apart,
             "notes": list(self.notes),
         }
 

@@ -1,11 +1,11 @@
-"""A model's answers: the logits of the four letters after each prompt, the shots of a subject computed once."""
+"""A model's answers: the logits of the four letters after each prompt, the shots of a subject read once."""
 
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from factory.benchmarks.prompts import Prompt, Prompter, common
 from factory.benchmarks.types import Exam
 from factory.losses import head_of, text_model
 
+# the start of several prompts read once; each prompt read whole, several side by side; each alone
+Reading = Literal["shared", "whole", "alone"]
 Progress = Callable[[int, int | None], None]
 _ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats by which a letter's log-probability may differ
 _PAD = 0  # of any id: it stands after all that is read
@@ -29,14 +31,14 @@ class Given:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """In the order of the exam's questions. `shared`: whether what prompts have in common was computed once.
+    """In the order of the exam's questions. `reading`: how they were read; None where no two had anything in common.
 
-    `apart`: how far a prompt's log-probabilities were from those of the same prompt read whole, in nats; None where
-    there was nothing to share.
+    `apart`: how far log-probabilities after a shared start were from those of the same prompts read whole and alone, in
+    nats; None where it was not tried.
     """
 
     given: tuple[Given, ...]
-    shared: bool
+    reading: Reading | None
     apart: float | None
 
 
@@ -60,24 +62,25 @@ def answers(
 ) -> Answers:
     """One pass over the questions. `stop` is called before each batch and ends it all by raising.
 
-    At most `batch_size` prompts are in memory at a time, with the keys and values of what they share.
+    At most `batch_size` prompts are in memory at a time, with the keys and values of what they share. That this, and
+    padding, change nothing is tried on two prompts of this model; where they do, they are left away.
     """
     asked = _Asked(model, prompter.letters, device)
     found = [Given(None, 0)] * len(exam.questions)
-    done, shared, apart = 0, True, None
+    done, reading, apart = 0, None, None
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             for group in _groups(exam, prompter):
                 stop()
-                if apart is None and shared and group.prefix:
-                    apart = asked.apart(group.prefix, group.prompts[0][1].ids)
-                    shared = apart is not None and apart <= asked.rounding
-                cache = asked.read(group.prefix) if shared and group.prefix else None
-                for start in range(0, len(group.prompts), batch_size):
+                if reading is None and len(group.prompts) > 1:
+                    reading, apart = asked.way(group)
+                cache = asked.read(group.prefix) if reading == "shared" and group.prefix else None
+                size = batch_size if reading in ("shared", "whole") else 1
+                for start in range(0, len(group.prompts), size):
                     stop()
-                    batch = group.prompts[start : start + batch_size]
+                    batch = group.prompts[start : start + size]
                     rows = asked.log_probs([prompt.ids for _, prompt in batch], cache)
                     for (at, prompt), row in zip(batch, rows, strict=True):
                         found[at] = Given(tuple(row), prompt.shots)
@@ -85,7 +88,7 @@ def answers(
                     progress(done, len(exam.questions))
     finally:
         model.train(training)
-    return Answers(given=tuple(found), shared=shared and apart is not None, apart=apart)
+    return Answers(given=tuple(found), reading=reading, apart=apart)
 
 
 def _groups(exam: Exam, prompter: Prompter) -> Iterator[_Group]:
@@ -121,7 +124,7 @@ class _Asked:
         self._cache = "cache" if "cache" in named else "past_key_values"  # its newer name, and its older one
         kind = torch.device(device).type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
-        self.rounding = _ROUNDING.get(str(dtype).removeprefix("torch."), _ROUNDING["bfloat16"])
+        self._rounding = _ROUNDING.get(str(dtype).removeprefix("torch."), _ROUNDING["bfloat16"])
 
     def read(self, prefix: list[int]) -> Any:
         """The keys and values of a text that several begin with; None of a model that remembers in another way."""
@@ -133,13 +136,19 @@ class _Asked:
         self._logits([prefix], cache)
         return cache if _is_keys_and_values(cache) and cache.get_seq_length() == len(prefix) else None
 
-    def apart(self, prefix: list[int], ids: list[int]) -> float | None:
-        """How far at most a letter's log-probability after a cached prefix is from that after the text read whole."""
-        cache = self.read(prefix)
-        if cache is None:
-            return None
-        (cached,), (whole,) = self.log_probs([ids], cache), self.log_probs([ids], None)
-        return max(abs(mine - theirs) for mine, theirs in zip(cached, whole, strict=True))
+    def way(self, group: _Group) -> tuple[Reading, float | None]:
+        """The quickest way to read prompts that gives what each gives alone, and how far apart the quickest of all was.
+
+        Tried on the longest and the shortest of the group, side by side.
+        """
+        rows = [group.prompts[0][1].ids, group.prompts[-1][1].ids]
+        alone = [self.log_probs([ids], None)[0] for ids in rows]
+        apart, cache = None, self.read(group.prefix) if group.prefix else None
+        if cache is not None:
+            apart = _apart(self.log_probs(rows, cache), alone)
+            if apart <= self._rounding:
+                return "shared", apart
+        return "whole" if _apart(self.log_probs(rows, None), alone) <= self._rounding else "alone", apart
 
     def log_probs(self, rows: list[list[int]], cache: Any) -> list[list[float]]:
         """log softmax(logits)[letter] after each row, (rows, letters). `cache`: of what all rows begin with; kept."""
@@ -167,6 +176,11 @@ class _Asked:
             return self._body(**options).logits[places]
         states = self._body(**options).last_hidden_state[places]
         return replace(self._head, weight=self._head.weight.to(states.dtype)).logits(states)
+
+
+def _apart(mine: list[list[float]], theirs: list[list[float]]) -> float:
+    pairs = zip(mine, theirs, strict=True)
+    return max(abs(a - b) for row, other in pairs for a, b in zip(row, other, strict=True))
 
 
 def _is_keys_and_values(cache: Any) -> bool:

@@ -31,7 +31,7 @@ def result(seed: int, skill: float, sizes: dict[str, int] = SUBJECTS, name: str 
         dropped={},
         absent=(),
         not_sampled=0,
-        shared=True,
+        reading="shared",
         apart=0.0,
     )
 
@@ -148,7 +148,7 @@ def test_what_a_reader_must_know_is_said() -> None:
         dropped={"no question": {"count": 2, "first": ["test/arts.csv:3"]}},
         absent=benchmark("cmmlu").subjects[4:],
         not_sampled=1234,
-        shared=False,
+        reading="whole",
     )
     assert told.notes == (
         "CMMLU: 4 of 67 subjects are in here.",
@@ -157,5 +157,7 @@ def test_what_a_reader_must_know_is_said() -> None:
         "CMMLU: 1 of 200 questions have fewer than 5 shots before them, as the context is too short; the first ones "
         "are left out.",
         "CMMLU: 1 questions do not fit into the context and count as wrong.",
-        "CMMLU: each prompt was read whole, as this model's memory of a text cannot be shared.",
+        "CMMLU: each prompt was read whole, as a shared start changes this model's answers.",
     )
+    alone = replace(whole, reading="alone")
+    assert alone.notes == ("CMMLU: each prompt was read alone, as padding changes this model's answers.",)

@@ -81,7 +81,7 @@ def test_the_answers_are_those_of_a_plain_loop(kind: str, questions: int, tmp_pa
     model = model_of(kind).eval()
     result = run("mmlu", tmp_path, model)
     assert len(result.rows) == 3 * questions
-    assert result.shared and result.apart is not None and result.apart < 1e-4
+    assert result.reading == "shared" and result.apart is not None and result.apart < 1e-4
     expected = loop("mmlu", content, model, made.tokenizer())
     assert apart(result, expected) < 1e-4
     given = ["ABCD"[max(range(4), key=values.__getitem__)] for values in expected]
@@ -113,7 +113,7 @@ def test_a_memory_that_is_no_list_of_keys_is_not_shared(tmp_path: Path) -> None:
     content = made.write(tmp_path, "mmlu")
     model = model_of("lfm2", **families.DENSE["lfm2"][0]).eval()
     result = run("mmlu", tmp_path, model)
-    assert not result.shared and result.apart is None
+    assert result.reading == "whole" and result.apart is None
     assert any("read whole" in note for note in result.notes)
     assert apart(result, loop("mmlu", content, model, made.tokenizer())) < 1e-4
 
@@ -130,9 +130,31 @@ def test_a_memory_that_gives_other_answers_is_not_shared(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(score._Asked, "read", spoilt)
     result = run("mmlu", tmp_path, model)
-    assert not result.shared and result.apart is not None and result.apart > 1e-3
+    assert result.reading == "whole" and result.apart is not None and result.apart > 1e-3
     assert any("read whole" in note for note in result.notes)
     assert apart(result, loop("mmlu", content, model, made.tokenizer())) < 1e-5
+
+
+def test_a_model_that_sees_the_padding_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = made.write(tmp_path, "mmlu")
+    model = model_of("llama").eval()
+    logits = score._Asked._logits
+
+    def seeing(asked: Any, rows: list[list[int]], cache: Any) -> Any:
+        padding = torch.tensor([[max(map(len, rows)) - len(row)] for row in rows])
+        return logits(asked, rows, cache) * (1 + padding)
+
+    monkeypatch.setattr(score._Asked, "_logits", seeing)
+    result = run("mmlu", tmp_path, model)
+    assert result.reading == "alone" and any("read alone" in note for note in result.notes)
+    assert apart(result, loop("mmlu", content, model, made.tokenizer())) < 1e-5
+
+
+def test_single_questions_share_nothing(tmp_path: Path) -> None:
+    made.write(tmp_path, "mmlu", questions=1)
+    result = run("mmlu", tmp_path, model_of("llama"))
+    assert result.reading is None and result.apart is None
+    assert not any("read" in note for note in result.notes)
 
 
 def test_an_adapter_answers_too(tmp_path: Path) -> None:
@@ -217,7 +239,7 @@ def test_autocast_around_it_holds(tmp_path: Path) -> None:
     exact = run("mmlu", tmp_path, model)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = run("mmlu", tmp_path, model)
-    assert rounded.shared
+    assert rounded.reading == "shared"
     assert 1e-4 < apart(rounded, [row.log_probs or () for row in exact.rows]) < 0.5
 
 
@@ -270,7 +292,7 @@ def test_a_prompts_start_is_read_once_for_a_subject(tmp_path: Path, monkeypatch:
     run("mmlu", tmp_path, model_of("llama"))
     shared = sum(tokens)
     tokens.clear()
-    monkeypatch.setattr(score._Asked, "apart", lambda *_: None)
+    monkeypatch.setattr(score._Asked, "way", lambda *_: ("whole", None))
     run("mmlu", tmp_path, model_of("llama"))
     assert shared < 0.5 * sum(tokens)
 
