@@ -86,6 +86,8 @@ def answers(
                         found[at] = Given(tuple(row), prompt.shots)
                     done += len(batch)
                     progress(done, len(exam.questions))
+        if done < len(exam.questions):  # the rest does not fit into the context
+            progress(len(exam.questions), len(exam.questions))
     finally:
         model.train(training)
     return Answers(given=tuple(found), reading=reading, apart=apart)

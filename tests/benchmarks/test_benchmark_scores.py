@@ -195,7 +195,9 @@ def test_a_question_longer_than_the_context_counts_as_wrong(tmp_path: Path) -> N
     made.write(tmp_path, "mmlu", questions=6)
     file = tmp_path / "test/astronomy_test.csv"
     made.save(file, [("long " * 300, "1", "2", "3", "4", "A"), *made.rows(5, 1)], None)
-    result = run("mmlu", tmp_path, model_of("llama"), shots=0, context=256)
+    seen = list[int]()
+    result = run("mmlu", tmp_path, model_of("llama"), shots=0, context=256, progress=lambda done, _: seen.append(done))
+    assert seen[-2:] == [17, 18]
     unread = [row for row in result.rows if row.given is None]
     assert [(row.subject, row.number, row.right, row.log_probs) for row in unread] == [("astronomy", 1, False, None)]
     assert result.subjects["astronomy"].count == 6
