@@ -246,6 +246,7 @@ def _archive(hub: Hub) -> Path:
     assert hub.archive is not None
     setting = f"evaluate.path={hub.path}"
     try:
+        hub_rows._refuse_no_network()
         file = Path(hf_hub_download(hub.path, hub.archive, repo_type="dataset"))
     except (HfHubHTTPError, OSError) as error:
         said = str(error).strip().partition("\n")[0].rstrip(".")[:300]

@@ -269,7 +269,7 @@ def test_an_unreachable_hub_is_told_in_a_benchmarks_words(monkeypatch: pytest.Mo
         raise URLError("no route")
 
     monkeypatch.setattr(questions.hub_rows, "_refuse_no_network", unreachable)
-    for name in ("mmlu", "ceval"):
+    for name in NAMES:
         rule, said = refused(name, None)
         assert rule == "benchmark-unreachable" and "no route" in said and "evaluate.path" in said
 
@@ -291,6 +291,7 @@ def test_an_archive_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         asked.append((path, name))
         return str(file)
 
+    monkeypatch.setattr(questions.hub_rows, "_refuse_no_network", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     for _ in range(2):
         exam = read("cmmlu", None, shots=5, max_samples=None)
@@ -304,6 +305,7 @@ def test_an_archive_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.
 
     (tmp_path / "cmmlu_v1_0_1.zip").write_bytes(b"no zip")
     monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(questions.hub_rows, "_refuse_no_network", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "cmmlu_v1_0_1.zip"))
     assert refused("cmmlu", None)[0] == "benchmark-broken"
     assert list((tmp_path / "cache/benchmarks").iterdir()) == []
