@@ -5,8 +5,8 @@ A benchmark is a YAML file here; `questions` reads them and needs no torch; `pro
 
 Where the authors' code leaves a choice, or differs from itself, it is made so:
 - A letter is read as the tokenizer writes it in a solved question: of MMLU with the space before it (as evaluate.py
-  there, not evaluate_hf.py), of the Chinese ones without. What all four have before the letter itself, as a space that is
-  a token of its own, belongs to the prompt.
+  there, not evaluate_hf.py), of the Chinese ones without. What all four have before the letter itself (a space that is
+  a token of its own) belongs to the prompt.
 - The texts are those of the files. Reading them with pandas, as the authors do, makes 0.5 of 0.50 and nan of None.
 - Shots that do not fit into the model's own context are left out from the front, and a question that does not fit
   without any counts as wrong: so the rows of two models stay comparable, one by one.
