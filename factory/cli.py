@@ -24,7 +24,7 @@ from factory.run.folder import RunFolder
 
 REFUSED = 2
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("chat", "serve", "export", "compare", "board", "doctor", "import-config")
+NOT_THERE = ("chat", "serve", "export", "compare", "board", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -346,6 +346,13 @@ def models(arguments: list[str]) -> int:
     return 0
 
 
+def doctor(arguments: list[str]) -> int:
+    """the machine and the installation: what is there, what is missing, what to do; doctor.format=json"""
+    from factory import doctor
+
+    return doctor.main(arguments)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "plan": plan,
@@ -354,6 +361,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume,
     "models": models,
     "explain": explain,
+    "doctor": doctor,
 }
 
 
