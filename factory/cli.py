@@ -87,7 +87,9 @@ def _compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train
 
 
 def plan(arguments: list[str]) -> int:
-    """compile only: the plan, the estimate, and what this machine lacks"""
+    """compile only: the plan, the estimate, and what this machine lacks; --diff A B: what differs between two plans"""
+    if "--diff" in arguments:
+        return _diff(arguments)
     line = compose.parse(arguments)
     if line.multirun:
         raise refuse("plan-of-a-sweep", "-m", "one plan is shown at a time")
@@ -108,6 +110,30 @@ def plan(arguments: list[str]) -> int:
         from factory.run.screen import Screen, plan_panel
 
         Screen().print(plan_panel(made))
+    return 0
+
+
+def _diff(arguments: list[str]) -> int:
+    """Two plans: files, run folders or MLflow run ids."""
+    from factory import diff
+
+    at = arguments.index("--diff")
+    names, rest = arguments[at + 1 : at + 3], [*arguments[:at], *arguments[at + 3 :]]
+    unread = [word for word in rest if not word.startswith(("plan.format=", "tracking.", "tracking="))]
+    unnamed = len(names) < 2 or any("=" in name and not Path(name).exists() for name in names)
+    if unread or unnamed:
+        wrong = "two plans are needed" if unnamed else f"{unread[0]} is not read here"
+        raise refuse("diff-what", f"--diff {' '.join(names)}".strip(), wrong)
+    tree = compose.compose(compose.parse(rest)).tree
+    chosen, problems, _ = settings.read(tree, options={}, overrides=(), run_dir="")
+    if problems:
+        raise UserError(*problems)
+    one, other = (diff.read(name, chosen.tracking.uri) for name in names)
+    found = diff.differences(one, other)
+    if chosen.plan.format == "json":
+        print(json.dumps(diff.as_json(found), ensure_ascii=False))
+    else:
+        print(diff.as_text(found, (names[0], names[1])))
     return 0
 
 
