@@ -116,7 +116,7 @@ def _shown(value: Any) -> str:
 
 
 def _between(one: dict[str, Any], other: dict[str, Any]) -> tuple[Difference, ...]:
-    ours, theirs = dict(_flat(one)), dict(_flat(other))
+    ours, theirs = dict(flat(one)), dict(flat(other))
     return tuple(
         Difference(key, ours.get(key, _ABSENT), theirs.get(key, _ABSENT))
         for key in dict.fromkeys([*ours, *theirs])
@@ -124,11 +124,11 @@ def _between(one: dict[str, Any], other: dict[str, Any]) -> tuple[Difference, ..
     )
 
 
-def _flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """A nested mapping by its leaves; an empty one is a leaf too."""
     for name, value in tree.items():
         where = f"{path}.{name}" if path else name
         if isinstance(value, dict) and value:
-            yield from _flat(value, "" if where == "steps" else where)
+            yield from flat(value, "" if where == "steps" else where)
         else:
             yield where, value
