@@ -23,6 +23,7 @@ from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.folder import RunFolder
 
 REFUSED = 2
+_PRINTING = ("plan", "preview")  # verbs with keys of their own
 # promised by the command line's contract and not built: refused by name
 NOT_THERE = ("chat", "serve", "export", "compare", "board", "import-config")
 
@@ -86,6 +87,19 @@ def _compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train
     return known.exact(made)
 
 
+def _composed(line: compose.CommandLine, verb: str) -> compose.Composed:
+    _refuse_unread(line, verb)
+    return compose.compose(line)
+
+
+def _refuse_unread(line: compose.CommandLine, verb: str) -> None:
+    """The keys of what another verb prints: this one would not look at them."""
+    for text in line.overrides:
+        group = text.lstrip("+").partition(".")[0]
+        if group in _PRINTING and group != verb:
+            raise refuse("key-of-another-verb", text, f"`factory {verb}` does not read it", verb=group)
+
+
 def plan(arguments: list[str]) -> int:
     """compile only: the plan, the estimate, and what this machine lacks; --diff A B: what differs between two plans"""
     if "--diff" in arguments:
@@ -95,7 +109,7 @@ def plan(arguments: list[str]) -> int:
         raise refuse("plan-of-a-sweep", "-m", "one plan is shown at a time")
     if line.hydra_flags:
         return _hydras_own(line)
-    composed = compose.compose(line)
+    composed = _composed(line, "plan")
     made = _compiled(composed, training=False)
     form = composed.tree["plan"]["format"]
     if form == "json":
@@ -146,7 +160,7 @@ def preview(arguments: list[str]) -> int:
         return _hydras_own(line)
     from factory.preview import show
 
-    composed = compose.compose(line)
+    composed = _composed(line, "preview")
     asked = composed.tree.get("preview")
     composed = replace(composed, problems=(*composed.problems, *show.unusable(asked)))
     with contextlib.redirect_stdout(sys.stderr):  # what a data function prints is no part of the preview
@@ -171,11 +185,12 @@ def train(arguments: list[str]) -> int:
     if line.hydra_flags:
         return _hydras_own(line)
     if line.multirun:
+        _refuse_unread(line, "train")
         from factory.run.screen import Screen
         from factory.run.sweep import sweep
 
         return sweep(line, _job, Screen())
-    composed = compose.compose(line)
+    composed = _composed(line, "train")
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
         return _run(composed)
     default = composed.run_dir

@@ -97,16 +97,20 @@ def golden(name: str) -> str:
             made = pretended.compiled(*overrides.split())
         except UserError as error:
             return "\n".join([*head, str(error)]) + "\n"
-    lines = [*head, *_lines(made, {} if name == "default" else _default())]
-    lines += [f"note: {note}" for note in made.notes]
-    lines += [f"warning: {warning}" for warning in made.warnings]
+    lines = [*head, *_lines(made, {} if name == "default" else _values(_default()))]
+    said, usual = _said(made), [] if name == "default" else _said(_default())
+    lines += [line for line in said if line not in usual] + [f"- {line}" for line in usual if line not in said]
     return "\n".join(lines) + "\n"
 
 
 @cache
-def _default() -> dict[str, str]:
+def _default() -> Plan:
     with pretended.facts("cpu"):
-        return _values(pretended.compiled())
+        return pretended.compiled()
+
+
+def _said(made: Plan) -> list[str]:
+    return [f"note: {note}" for note in made.notes] + [f"warning: {warning}" for warning in made.warnings]
 
 
 def _lines(made: Plan, default: dict[str, str]) -> list[str]:

@@ -4,7 +4,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from factory import cli, compose
@@ -48,3 +50,8 @@ def facts(name: str) -> Iterator[None]:
 def compiled(*overrides: str) -> Plan:
     """As `factory plan` does it. Raises UserError."""
     return cli._compiled(compose.compose(compose.parse(list(overrides))), training=False)
+
+
+def compiled_tree(composed: compose.Composed, tree: dict[str, Any]) -> Plan:
+    """The plan of a composed command line with another tree. Raises UserError."""
+    return cli._compiled(replace(composed, tree=tree), training=False)
