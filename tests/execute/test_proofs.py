@@ -33,7 +33,7 @@ Execute = Callable[..., Any]
         "method=lora stage=rm",
         "method=lora compute.attention=s2 compute.group_size=16",
         "method=lora model.rope_scaling=yarn data.max_length=300",
-        "method=lora model.new_tokens=[<tool>] model.pad_vocabulary_to=64",
+        "method=lora model.new_tokens=['<tool>'] model.pad_vocabulary_to=64",
         "method=full precision=fp32",
         "method=full precision=bf16 stage=rm",
         "method=freeze method.num_layers=1 precision=bf16",
