@@ -20,6 +20,7 @@ def memory_as_estimated(reached: int | None, planned: int) -> dict[str, dict[str
     detail = f"{size(reached)} were reached, {size(planned)} estimated ({100 * off:+.0f} %)"
     return {"memory_as_estimated": {"passed": abs(off) <= _NEAR, "detail": detail}}
 
+
 OUT_OF_MEMORY = "out_of_memory"
 
 
