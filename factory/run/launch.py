@@ -179,6 +179,7 @@ _LABELS = {
     "baseline": "measuring before",
     "train": "training",
     "evaluate": "measuring",
+    "reload": "reading what was saved",
 }
 
 
