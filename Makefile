@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types slow bench test-gpu clean
+.PHONY: help setup demo test lint types slow bench test-gpu golden clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,10 @@ bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its ow
 
 test-gpu: $(VENV)/.dev  ## what only a GPU shows
 	$(RUN) -m pytest -m gpu
+
+golden: $(VENV)/.dev  ## write the golden plans and docs/compatibility.md anew, to be seen in git diff
+	$(RUN) tests/plans.py
+	$(RUN) tests/compatibility.py
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)

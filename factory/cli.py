@@ -25,8 +25,9 @@ from factory.run.folder import RunFolder
 from factory.typed import to_tree
 
 REFUSED = 2
+_PRINTING = ("plan", "preview")  # verbs with keys of their own
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("chat", "serve", "export", "compare", "board", "doctor", "import-config")
+NOT_THERE = ("chat", "serve", "export", "compare", "board", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,14 +89,29 @@ def _compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train
     return known.exact(made)
 
 
+def _composed(line: compose.CommandLine, verb: str) -> compose.Composed:
+    _refuse_unread(line, verb)
+    return compose.compose(line)
+
+
+def _refuse_unread(line: compose.CommandLine, verb: str) -> None:
+    """The keys of what another verb prints: this one would not look at them."""
+    for text in line.overrides:
+        group = text.lstrip("+").partition(".")[0]
+        if group in _PRINTING and group != verb:
+            raise refuse("key-of-another-verb", text, f"`factory {verb}` does not read it", verb=group)
+
+
 def plan(arguments: list[str]) -> int:
-    """compile only: the plan, the estimate, and what this machine lacks"""
+    """compile only: the plan, the estimate, and what this machine lacks; --diff A B: what differs between two plans"""
+    if "--diff" in arguments:
+        return _diff(arguments)
     line = compose.parse(arguments)
     if line.multirun:
         raise refuse("plan-of-a-sweep", "-m", "one plan is shown at a time")
     if line.hydra_flags:
         return _hydras_own(line)
-    composed = compose.compose(line)
+    composed = _composed(line, "plan")
     made = _compiled(composed, training=False)
     form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
     changes = [] if fits or form == "yaml" else cheapest(made, None, partial(_anew, line.config_dirs))
@@ -118,6 +134,30 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
+def _diff(arguments: list[str]) -> int:
+    """Two plans: files, run folders or MLflow run ids."""
+    from factory import diff
+
+    at = arguments.index("--diff")
+    names, rest = arguments[at + 1 : at + 3], [*arguments[:at], *arguments[at + 3 :]]
+    unread = [word for word in rest if not word.startswith(("plan.format=", "tracking.", "tracking="))]
+    unnamed = len(names) < 2 or any("=" in name and not Path(name).exists() for name in names)
+    if unread or unnamed:
+        wrong = "two plans are needed" if unnamed else f"{unread[0]} is not read here"
+        raise refuse("diff-what", f"--diff {' '.join(names)}".strip(), wrong)
+    tree = compose.compose(compose.parse(rest)).tree
+    chosen, problems, _ = settings.read(tree, options={}, overrides=(), run_dir="")
+    if problems:
+        raise UserError(*problems)
+    one, other = (diff.read(name, chosen.tracking.uri) for name in names)
+    found = diff.differences(one, other)
+    if chosen.plan.format == "json":
+        print(json.dumps(diff.as_json(found), ensure_ascii=False))
+    else:
+        print(diff.as_text(found, (names[0], names[1])))
+    return 0
+
+
 def preview(arguments: list[str]) -> int:
     """the data steps only: what is trained, token by token, and what is dropped or cut; preview.html=PATH: as a page"""
     line = compose.parse(arguments)
@@ -127,7 +167,7 @@ def preview(arguments: list[str]) -> int:
         return _hydras_own(line)
     from factory.preview import show
 
-    composed = compose.compose(line)
+    composed = _composed(line, "preview")
     asked = composed.tree.get("preview")
     composed = replace(composed, problems=(*composed.problems, *show.unusable(asked)))
     with contextlib.redirect_stdout(sys.stderr):  # what a data function prints is no part of the preview
@@ -152,11 +192,12 @@ def train(arguments: list[str]) -> int:
     if line.hydra_flags:
         return _hydras_own(line)
     if line.multirun:
+        _refuse_unread(line, "train")
         from factory.run.screen import Screen
         from factory.run.sweep import sweep
 
         return sweep(line, _job, Screen())
-    composed = compose.compose(line)
+    composed = _composed(line, "train")
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
         return _run(composed)
     default = composed.run_dir
@@ -353,6 +394,13 @@ def models(arguments: list[str]) -> int:
     return 0
 
 
+def doctor(arguments: list[str]) -> int:
+    """the machine and the installation: what is there, what is missing, what to do; doctor.format=json"""
+    from factory import doctor
+
+    return doctor.main(arguments)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "plan": plan,
@@ -361,6 +409,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume,
     "models": models,
     "explain": explain,
+    "doctor": doctor,
 }
 
 

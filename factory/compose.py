@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> CommandLine:
 
 _SHOWN = 60  # options that are listed by name
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-_FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan")
+_FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
 
 
 def _argument(flag: str, rest: list[str]) -> str:

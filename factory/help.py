@@ -29,6 +29,7 @@ flags
   -m, --multirun          a sweep: method=lora,galore,qlora
   --config-dir DIR        your own options, in folders named as the groups
   --from-plan PLAN        (train) replay a plan file
+  --diff A B              (plan) two plans: files, run folders or MLflow run ids
   --cfg job, --info       Hydra's own: the composed config, its search path
   --help
 

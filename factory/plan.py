@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -258,6 +259,11 @@ class Plan:
 
         Nor of which process computes what: a step's micro-batches are the same, however many ranks share them.
         """
+        text = json.dumps(list(self.decisive().values()), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def decisive(self) -> dict[str, Any]:
+        """What the digest is a hash of."""
         steps = to_tree(self.steps)
         del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"], steps["train"]["threads"]
         steps["train"]["own"].pop("reward_model", None)
@@ -268,8 +274,7 @@ class Plan:
             del source["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
-        text = json.dumps([self.version, self.verb, self.seed, steps], sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps}
 
 
 def to_yaml(plan: Plan) -> str:
@@ -288,9 +293,17 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {"digest": plan.digest(), **tree}
 
 
-def read_plan(path: Path) -> Plan:
+# what each version changed, for whoever has a plan of an older one
+CHANGED: dict[int, str] = {
+    2: "data sets have an origin, a weight and a split, several are mixed or streamed, tools and reasoning are planned",
+    3: "a plan names its verb, and what a preference loss measures the change from",
+    4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
+}
+
+
+def read_plan(path: Path, *, setting: str = "") -> Plan:
     """A plan file, checked against the types and its own digest. Raises UserError."""
-    setting = f"--from-plan {path}"
+    setting = setting or f"--from-plan {path}"
     try:
         tree = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
@@ -300,8 +313,7 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(tree, dict):
         raise refuse("plan-broken", setting, "it is not a YAML mapping")
     if tree.get("version") != VERSION:
-        found = tree.get("version")
-        raise refuse("plan-version", setting, f"it has version {found}, this factory reads version {VERSION}")
+        raise _other_version(setting, tree)
     digest = tree.pop("digest", None)
     reader = Reader()
     plan = reader.record(Plan, tree)
@@ -310,3 +322,14 @@ def read_plan(path: Path) -> Plan:
     if plan.digest() != digest:
         raise refuse("plan-edited", setting, f"its digest is {digest}, its content has {plan.digest()}")
     return plan
+
+
+def _other_version(setting: str, tree: dict[str, Any]) -> UserError:
+    """With what was changed since, and the overrides to compile it again with."""
+    version, overrides = tree.get("version"), tree.get("overrides")
+    wrong = f"it has version {version}, this factory reads version {VERSION}"
+    if isinstance(version, int):
+        since = [f"{number}: {text}" for number, text in CHANGED.items() if number > version]
+        wrong += f" ({'; '.join(since)})" if since else ", which is older"
+    again = shlex.join(map(str, overrides)) if isinstance(overrides, list) else ""
+    return refuse("plan-version", setting, wrong, overrides=f" {again}" if again else "")

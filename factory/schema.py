@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from factory.data.record import Kind
 from factory.typed import key
 
 Auto = Literal["auto"]
@@ -91,7 +90,6 @@ class Source:
     )
     rows: int | None = key("how many rows are published, so that plan needs no network", low=1)
     license: str | None = key("the licence tag of its page")
-    serves: tuple[Kind, ...] = key("what its rows can be trained as; empty: what its format says")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +207,6 @@ class Compute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    name: str = key("this machine (auto, cpu, single_gpu) or a card to plan for")
     device: Literal["auto", "cpu", "cuda"] = key("where to train; auto: a GPU if there is one")
     card: str | None = key("a card's name for planning; training needs that card here")
     compute_capability: float | None = key("the card's CUDA compute capability; null: this machine's", above=0)

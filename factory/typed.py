@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -47,6 +48,9 @@ def key(doc: str, **limits: float) -> Any:
     return dataclasses.field(metadata={"limits": Limits(doc, **limits)})
 
 
+_hints = cache(typing.get_type_hints)
+
+
 class Reader:
     """Converts a tree to dataclasses; `problems` and `bad_keys` collect what was wrong with it."""
 
@@ -60,7 +64,7 @@ class Reader:
             self._bad(path, tree, "a group of keys is needed here", f"set its keys, as in {path}.KEY=VALUE")
             return cls(**{field.name: None for field in dataclasses.fields(cls)})
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         for name in tree:
             if name not in fields:
                 self._unknown(f"{path}.{name}" if path else str(name), tree[name], known_keys(cls, path))
@@ -212,7 +216,7 @@ class Key:
 
 def walk_keys(cls: type, path: str = "") -> Iterator[Key]:
     """Every leaf key of a dataclass; a mapping's name is written `<name>`."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         where, kind = (f"{path}.{field.name}" if path else field.name), hints[field.name]
         if get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]):

@@ -26,6 +26,7 @@ REFUSED = ("method.rnk=3", "seed=x", "data=file", "data.path=nope.jsonl", "stage
         (("plan",), 0),
         (("plan", "model=llama3_8b", "method=qlora", "stage=dpo", "plan.format=json"), 0),
         (("plan", *REFUSED), 2),
+        (("plan", "stage=ppo", "stage.reward=a:b"), 0),
         (("train", *REFUSED), 2),
         (("preview", *REFUSED), 2),
         (("explain", "method.rank"), 0),

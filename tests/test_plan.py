@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import compiled
 
-from factory.plan import VERSION, Plan, read_plan, to_yaml
+from factory.plan import CHANGED, VERSION, Plan, read_plan, to_yaml
 from factory.refusal import UserError
 
 ROWS = "".join(json.dumps({"instruction": f"Say {n}.", "output": f"It is {n}."}) + "\n" for n in range(20))
@@ -168,9 +168,21 @@ def test_a_missing_plan_is_refused(name: str, here: Path) -> None:
     assert _rules(here / name) == ["plan-missing"]
 
 
-def test_another_version_is_refused(made: Made, here: Path) -> None:
-    (here / "plan.yaml").write_text(to_yaml(made()).replace(f"version: {VERSION}", f"version: {VERSION + 1}", 1))
-    assert _rules(here / "plan.yaml") == ["plan-version"]
+def test_each_version_says_what_it_changed() -> None:
+    assert set(CHANGED) == set(range(2, VERSION + 1))
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+def test_another_version_is_refused_with_what_changed(version: int, made: Made, here: Path) -> None:
+    text = to_yaml(made("tracking.experiment='two words'"))
+    (here / "plan.yaml").write_text(text.replace(f"version: {VERSION}", f"version: {version}", 1))
+    with pytest.raises(UserError) as error:
+        read_plan(here / "plan.yaml")
+    (found,) = error.value.refusals
+    assert found.rule == "plan-version"
+    assert (CHANGED[VERSION] in found.wrong) == (version < VERSION)
+    assert "data.path=rows.jsonl" in found.fix  # what to compile again, to be pasted
+    assert "'tracking.experiment='\"'\"'two words'\"'\"''" in found.fix
 
 
 @pytest.mark.parametrize("override", ["stage.learning_rate=1", "method=full", "+seed=3", "hydra.run.dri=x", "data"])

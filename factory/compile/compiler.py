@@ -112,7 +112,7 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         train=_train(case, numbers),
         evaluate=_evaluate(case, notes),
     )
-    notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case)]
+    notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case), *_licences(case)]
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     sizes, capacity = _sizes(case), _capacity(case)
@@ -202,6 +202,14 @@ def _of_stage(case: Case) -> list[str]:
         start = anew if found is None else f"goes on from {heads.file_of(name)} in {found[0]}"
         said.append(f"{name} ({times(shape)}) {start}")
     return said
+
+
+def _licences(case: Case) -> list[str]:
+    """As the pages of the model and of the data sets say; of a folder or file of the user's own nobody knows."""
+    model, sources = case.settings.model, case.settings.data.sources
+    found = [f"{_model_name(case.settings)} {model.license}"] if model.license and model.path == model.hub else []
+    found += [f"{name} {source.license}" for name, source in sources.items() if source.license]
+    return [f"licences: {', '.join(found)}"] if found else []
 
 
 def _of_method(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> list[str]:

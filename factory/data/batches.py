@@ -120,7 +120,7 @@ def collate(
         rows = [sample.example for sample in samples] + mismatched(samples, max_length, others)
     else:
         rows = list(samples)
-    longest = ceil(max(len(row.ids) for row in rows) / _MULTIPLE) * _MULTIPLE
+    longest = padded(max(len(row.ids) for row in rows))
     batch = {
         "input_ids": _padded([row.ids for row in rows], longest, pad, np.int64),
         "labels": _padded([row.labels for row in rows], longest, IGNORED, np.int64),
@@ -136,6 +136,11 @@ def collate(
     if pictures is not None:
         made |= pictures.inputs([row.images for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
     return {name: values.to(device) for name, values in made.items()}
+
+
+def padded(length: int) -> int:
+    """The length that sequences are padded to."""
+    return ceil(length / _MULTIPLE) * _MULTIPLE
 
 
 def mismatched(samples: Sequence[Labelled], max_length: int | None = None, others: Samples = ()) -> list[Example]:

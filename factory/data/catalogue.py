@@ -156,7 +156,6 @@ class _Entry:
             weight=1.0,
             rows=None,
             license=None,
-            serves=(),
         )
 
     def _origin(self) -> tuple[Any, str]:

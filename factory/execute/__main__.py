@@ -67,6 +67,7 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     except Interrupted:
         code, status, error = INTERRUPTED, "interrupted", None
     except Followed:
+        world.leave()
         return FAILED
     except UserError as problem:
         _record(problem, world)
@@ -90,8 +91,9 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     except UserError as problem:
         print(json.dumps({"error": str(problem)}), file=sys.stderr)
         return FAILED
-    if status == "failed":
-        return code if world.size == 1 else _at_once(code)
+    if status == "failed" and world.size > 1:
+        print(error, file=sys.stderr)
+        return _at_once(code)
     world.leave()
     return code
 

@@ -27,6 +27,7 @@ STEPS: tuple[Step, ...] = (
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
+    Step("witness", "proofs:witness", ("model",), ("frozen",)),
     Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
     Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference", "reward"), ("before",)),
     Step(
@@ -35,16 +36,18 @@ STEPS: tuple[Step, ...] = (
         ("model", "arch", "tokenizer", "processor", "dataset", "reference", "reward", "before"),
         ("trained",),
     ),
+    Step("prove", "proofs:prove", ("model", "arch", "dataset", "frozen", "trained"), ("expected",)),
     Step(
         "evaluate",
         "evaluate:after",
         ("model", "tokenizer", "dataset", "reference", "reward", "before", "trained"),
         ("result",),
     ),
+    Step("reload", "proofs:reload", ("expected", "result"), ("proven",)),
 )
 
 
-_TRAINING = ("reward", "reference", "baseline", "train", "evaluate")
+_TRAINING = ("witness", "reward", "reference", "baseline", "train", "prove", "evaluate", "reload")
 # the same without training: what is measured is the model as it was read
 EVALUATION = (
     *(step for step in STEPS if step.name not in _TRAINING),
@@ -65,10 +68,10 @@ def order(steps: tuple[Step, ...]) -> list[Step]:
     return ordered
 
 
-def walk(run: Run) -> Any:
-    """Runs the steps of the plan's verb and returns what the last one gives."""
+def walk(run: Run, steps: tuple[Step, ...] | None = None) -> Any:
+    """Runs the steps, of the plan's verb unless told which, and returns what the last one gives."""
     values: dict[str, Any] = {}
-    ordered = order(_TABLES[run.plan.verb])
+    ordered = order(steps or _TABLES[run.plan.verb])
     for number, step in enumerate(ordered):
         module, _, function = step.function.partition(":")
         with run.step(step.name):

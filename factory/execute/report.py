@@ -6,6 +6,20 @@ from typing import Any
 from factory.execute.context import Run
 from factory.plan import Plan
 from factory.run.folder import write_whole
+from factory.words import size
+
+ADVICE = ("memory_as_estimated",)  # checks that tell how far to trust an estimate: no run fails by them
+_NEAR = 0.1  # of the estimate: what memory_as_estimated allows
+
+
+def memory_as_estimated(reached: int | None, planned: int) -> dict[str, dict[str, Any]]:
+    """Bytes while training, measured and planned; nothing where nothing was measured."""
+    if reached is None:
+        return {}
+    off = (reached - planned) / planned
+    detail = f"{size(reached)} were reached, {size(planned)} estimated ({100 * off:+.0f} %)"
+    return {"memory_as_estimated": {"passed": abs(off) <= _NEAR, "detail": detail}}
+
 
 OUT_OF_MEMORY = "out_of_memory"
 
@@ -35,8 +49,10 @@ def spent(step: str, said: str, reached: int | None) -> dict[str, Any]:
 
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
     report = blank(run.plan, status)
-    report["memory"] |= {"peak_bytes": run.memory_by_step.get(run.plan.verb), "by_step": run.memory_by_step}
-    report |= {**result, "checks": run.checks}
+    peak = run.memory_by_step.get(run.plan.verb)
+    report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
+    advice = memory_as_estimated(peak, run.plan.estimate.memory.total)
+    report |= {**result, "checks": {**run.checks, **advice}}
     if run.bad_updates is not None:
         report["bad_updates"] = run.bad_updates
     if error is not None:

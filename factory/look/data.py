@@ -80,6 +80,9 @@ def _refuse_unread(name: str, source: Source) -> None:
     """Raises UserError for what is said of the set and would be ignored."""
     _refuse_unknown("unknown-column", f"data.sources.{name}.columns", source.columns, formats.STANDARD)
     _refuse_unknown("unknown-tag", f"data.sources.{name}.tags", source.tags, formats.TAGS)
+    if source.origin == "file" and source.rows is not None:
+        wrong = "the rows of a file are counted"
+        raise refuse("data-origin", f"data.sources.{name}.rows={source.rows}", wrong, name=name)
     if source.origin == "hub":
         return
     for key, nothing in (("subset", None), ("split", "train"), ("revision", None)):

@@ -40,6 +40,7 @@ def needs_images(case: Case) -> str | None:
     """A rule's test: whether a part is chosen that text alone never reaches."""
     if any(data.images for data in case.facts.data.values()):
         return None
-    there = {part_of(name, case.arch) for name, _ in case.arch.tensors()}
+    arch = case.arch
+    there = {part_of(name, arch) for name, _ in arch.tensors()}
     unreached = [part for part in case.settings.method.parts if part != "language" and part in there]
     return f"only images train its {' and its '.join(unreached)}, and the data has none" if unreached else None

@@ -245,11 +245,14 @@ def _without_bits(case: Case) -> str | None:
     return "method.quantization.bits=null quantizes nothing" if unread else None
 
 
-def _type_unread(case: Case) -> str | None:
+def _type_unread(case: Case) -> str | tuple[str, str] | None:
     asked = case.settings.method.quantization
-    if asked.type == "nf4" or (asked.method, asked.bits) == ("bitsandbytes", 4):
+    plain = asked.type == "nf4" and asked.double_quantization
+    if plain or (asked.method, asked.bits) == ("bitsandbytes", 4):
         return None
     held = "nothing is quantized" if asked.bits is None else f"here are {asked.bits} bits of {asked.method}"
+    if asked.type == "nf4":
+        return "method.quantization.double_quantization", f"it is a choice of bitsandbytes' 4 bits, and {held}"
     return f"it is a type of bitsandbytes' 4 bits, and {held}"
 
 

@@ -17,10 +17,11 @@ class Ddp(Shared):
         assert agree(run, self.trained), "the ranks start from different weights"
         with warnings.catch_warnings():  # its word for broadcast_buffers is not there in older versions
             warnings.simplefilter("ignore", FutureWarning)
-            self.root = DistributedDataParallel(Root(model), **self._plan.ranks.configuration)
+            self._parallel = DistributedDataParallel(Root(model), **self._plan.ranks.configuration)
+        self.root = self._parallel
 
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self.root.no_sync()
+        return nullcontext() if last else self._parallel.no_sync()
 
     def finish(self) -> None:
         super().finish()

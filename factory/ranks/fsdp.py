@@ -40,7 +40,7 @@ class Split(Way):
         inner = model.get_base_model() if hasattr(model, "peft_config") else model
         for name in given["units"]:
             fully_shard(inner.get_submodule(name), **options)
-        self.root = Root(model)
+        self.root: Any = Root(model)
         fully_shard(self.root, **options)
         _give_back_memory()
         whole = [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
@@ -51,12 +51,11 @@ class Split(Way):
 
     @contextmanager
     def whole(self, model: Any, names: Iterable[str]) -> Iterator[None]:
-        leads, found = torch.distributed.get_rank() == 0, dict[str, Any]()
-        for name in names:
-            value = _whole(model.get_parameter(name).detach())
-            if leads:
-                found[name] = value.cpu()
-        with swapped(model, found):
+        def gathered(parameter: Any) -> Any:
+            value = _whole(parameter.detach())
+            return value.cpu() if torch.distributed.get_rank() == 0 else None
+
+        with swapped(model, names, gathered):
             yield
 
 
@@ -87,10 +86,18 @@ class Fsdp(Shared):
 
     def write(self, folder: Path) -> None:
         """Whole tensors, as one process writes them: any number of ranks reads them."""
-        trained = {name: _whole(value.detach()) for name, value in self.trained.items()}
-        state = tree_map(_whole, self.optimizer.state_dict())
+        trained, state = tree_map(self._kept, (dict(self.trained), self.optimizer.state_dict()))
         if self._world.leads:
             checkpoint.write_whole_tensors(folder, trained, state)
+        del trained, state
+        _give_back_memory()
+
+    def _kept(self, value: Any) -> Any:
+        """A tensor made whole, one at a time: on rank 0 it is kept, in the CPU's memory."""
+        whole = _whole(value.detach()) if isinstance(value, torch.Tensor) else value
+        if not isinstance(whole, torch.Tensor):
+            return whole
+        return whole.cpu() if self._world.leads else None
 
     def needed(self) -> int:
         return about_bytes(self.trained)

@@ -1,6 +1,6 @@
 """What the engines of several ranks have in common."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -83,18 +83,25 @@ def agree(run: Run, tensors: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def swapped(model: Any, tensors: dict[str, Any]) -> Iterator[None]:
-    """These tensors in the places of the parameters of the same names, which come back afterwards."""
+def swapped(model: Any, names: Iterable[str], gathered: Callable[[Any], Any]) -> Iterator[None]:
+    """Whole tensors in the places of these parameters, which come back afterwards; only on the rank that is given any.
+
+    `gathered` makes a parameter whole, called by all ranks together: None on those that do not keep it. Tied parameters
+    stay tied.
+    """
     held: list[tuple[Any, str, Any]] = []
-    made: dict[int, Any] = {}  # tied parameters stay one
+    made: dict[int, Any] = {}
     try:
-        for name, value in tensors.items():
+        for name in names:
             path, _, last = name.rpartition(".")
             module = model.get_submodule(path)
             old = module._parameters[last]
-            held.append((module, last, old))
-            new = made.setdefault(id(old), torch.nn.Parameter(value, requires_grad=old.requires_grad))
-            module._parameters[last] = new
+            if id(old) not in made:
+                value = gathered(old)
+                made[id(old)] = None if value is None else torch.nn.Parameter(value, requires_grad=old.requires_grad)
+            if (new := made[id(old)]) is not None:
+                held.append((module, last, old))
+                module._parameters[last] = new
         yield
     finally:
         for module, last, old in held:

@@ -49,13 +49,19 @@ class World:
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def leave(self) -> None:
-        """At an orderly end, which all ranks reach together."""
-        if self._group is not None:
-            import torch.distributed as dist
+        """At an orderly end, which all ranks reach together unless one has failed."""
+        if self._group is None:
+            return
+        import torch.distributed as dist
 
+        try:
             self.wait()
-            dist.destroy_process_group()
-            self._group = None
+        except RuntimeError as error:
+            if not lost_another(error):
+                raise
+            return
+        dist.destroy_process_group()
+        self._group = None
 
     def sums(self, *values: float) -> tuple[float, ...]:
         """Of each value the sum over the ranks, in float64."""

@@ -81,13 +81,11 @@ class Zero3(Way):
     def whole(self, model: Any, names: Iterable[str]) -> Iterator[None]:
         from deepspeed import zero  # pyright: ignore[reportMissingImports]
 
-        leads, found = torch.distributed.get_rank() == 0, dict[str, Any]()
-        for name in names:
-            parameter = model.get_parameter(name)
+        def gathered(parameter: Any) -> Any:
             with zero.GatheredParameters([parameter]):
-                if leads:
-                    found[name] = parameter.detach().cpu().clone()
-        with swapped(model, found):
+                return parameter.detach().cpu().clone() if torch.distributed.get_rank() == 0 else None
+
+        with swapped(model, names, gathered):
             yield
 
 

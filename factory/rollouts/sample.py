@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from factory.data import batches
 from factory.losses import text_model
 
 
@@ -38,7 +39,7 @@ def sample(
 
     Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode.
     """
-    longest = max(map(len, prompts))
+    longest = batches.padded(max(map(len, prompts)))
     ids = torch.full((len(prompts), longest), pad)
     seen = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):

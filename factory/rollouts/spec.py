@@ -86,8 +86,8 @@ def notes(case: Case) -> tuple[str, ...]:
     return (
         judge,
         reference,
-        f"a step: {stage.rollout_batch_size} sampled answers, trained {stage.update_epochs} times in "
-        f"{updates(stage)} updates; the data's own answers are not trained",
+        f"a step: {stage.rollout_batch_size} sampled answers, trained in {updates(stage)} updates "
+        f"(stage.update_epochs={stage.update_epochs}); the data's own answers are not trained",
     )
 
 

@@ -179,6 +179,7 @@ _LABELS = {
     "baseline": "measuring before",
     "train": "training",
     "evaluate": "measuring",
+    "reload": "reading what was saved",
 }
 
 
@@ -212,11 +213,15 @@ def _rows(counts: dict[str, Any]) -> str:
     )
 
 
+_WATCHED = ("reward", "kl")  # of a stage that samples, whose loss says little
+
+
 def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
     rate = f"{line['tokens_per_second']:,.0f} tokens/s" if line["tokens_per_second"] else ""
     loss = _number(line["loss"])
     screen.note("train", f"loss {loss}  {rate}")
-    learning = f"learning rate {line['learning_rate']:.2e}"
+    watched = "".join(f"{name} {_number(line[name])}  " for name in _WATCHED if name in line)
+    learning = f"{watched}learning rate {line['learning_rate']:.2e}"
     screen.print(f"step {line['step']:>5}  loss {loss}  {learning}  {rate}  {size(line['memory'])}")
     held_out = {name: value for name, value in line.items() if name.startswith("eval_")}
     if held_out:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from factory import registry
+from factory.execute.report import ADVICE
 from factory.models import Row
 from factory.plan import Memory, Plan
 from factory.quantizers.spec import checkpoint_quantizer
@@ -256,7 +257,8 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
             add("before", f"[dim]{_plain(sample['before'].strip())}[/dim]")
         add("after" if "before" in sample else "answer", _plain(sample["after"].strip()))
     for name, check in report.get("checks", {}).items():
-        verdict = "[green]ok[/green] " if check["passed"] else "[red]RED[/red]"
+        red = "[yellow]off[/yellow]" if name in ADVICE else "[red]RED[/red]"
+        verdict = "[green]ok[/green] " if check["passed"] else red
         add("check", f"{verdict} {name}: {_plain(check['detail'])}")
     return Panel(table, title=f"report {folder}", title_align="left", expand=False)
 

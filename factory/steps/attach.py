@@ -78,12 +78,12 @@ def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tupl
     method, held = registry.run("methods", run.plan.steps.attach.method), while_reading(quantization)
     starts = registry.hook(_spec(run), "starts_from_weights")
     from_weights = starts is not None and starts(settings)
-    model = _read(run, config, None if from_weights else held)
+    model = read_weights(run, config, None if from_weights else held)
     grow(model, as_said(run.plan.steps.patch), run.plan.seed)
     arch = as_planned(run, model)
     first = method.initialize(model, settings, run.plan.steps.quantize, arch) if from_weights else {}
     if from_weights and held is not None:
-        model = _read(run, config, held, rest=model)
+        model = read_weights(run, config, held, rest=model)
     after_reading(model, quantization, arch.linears())
     if held is not None:
         _let_go_of_file(model)
@@ -92,7 +92,7 @@ def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tupl
     return model, arch, first
 
 
-def _read(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
+def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
     """The model in the plan's type, quantized as `held` says; with the weights of `rest` instead of the saved ones."""
     import torch
 

@@ -20,7 +20,7 @@ from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
-_HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
+HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
 _MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
 _SLOPE_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # of a gradient's norm
 _LOOKED = 20  # sequences among which one of several documents is sought
@@ -179,7 +179,7 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     tokens = torch.tensor([ids], device=plan.load.device)
     with torch.no_grad(), autocast(run.plan):
         apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
-    allowed = _HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
+    allowed = HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")
 
 

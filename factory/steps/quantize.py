@@ -29,7 +29,10 @@ def quantize(run: Run) -> dict[str, Any]:
     steps = run.plan.steps
     if steps.quantize.bits is None:
         return {"quantization": of_checkpoint(steps.load.config, steps.load.device)}
-    return {"quantization": held(steps.quantize, getattr(torch, steps.train.autocast or steps.load.dtype))}
+    found = held(steps.quantize, getattr(torch, steps.train.autocast or steps.load.dtype))
+    if steps.train.ranks.strategy == "fsdp":  # splits numbers, not bytes
+        found.bnb_4bit_quant_storage = torch.float32
+    return {"quantization": found}
 
 
 def held(plan: Quantization, compute_dtype: Any) -> Any:

@@ -21,7 +21,8 @@ def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, process
     A stage's own heads lie beside it. `processor`: what a vision model's processor has beside the tokenizer, file by
     file.
     """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad or not _adapts(model)]
+    every = model.named_parameters(remove_duplicate=False)  # a tied head is found under both its names
+    names = [name for name, parameter in every if parameter.requires_grad or not _adapts(model)]
     with run.way.whole(model, names):
         if run.world.leads:
             _write(run, model, arch, tokenizer, processor)

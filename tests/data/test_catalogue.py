@@ -180,7 +180,6 @@ def source(**changes: Any) -> Source:
         "weight": 1.0,
         "rows": None,
         "license": None,
-        "serves": (),
     }
     return Source(**{**values, **changes})
 

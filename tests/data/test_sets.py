@@ -72,8 +72,6 @@ def test_an_option_says_what_it_is(name: str) -> None:
     assert re.match(r"# \w.{15,}", lines[1])
     source = sources()[name]
     assert source.license is not None and LICENCE.fullmatch(source.license)
-    assert len(source.serves) == 1
-    assert source.serves[0] == formats.FORMATS[source.format].kind
     assert set(source.columns) <= formats.STANDARD
 
 
@@ -105,9 +103,10 @@ def test_a_row_in_the_published_shape_aligns(name: str) -> None:
     assert not formats.FORMATS[source.format].lacks(set(formats.rename(row, source.columns)))
     record = formats.align(row, source.format, source.columns, source.tags)
     assert record.response[-1]["content"].strip()
-    assert bool(record.rejected) == (source.serves == ("pairs",))
-    assert (record.label is not None) == (source.serves == ("labelled",))
-    assert bool(record.prompt) == (source.serves != ("text",))
+    kind = formats.FORMATS[source.format].kind
+    assert bool(record.rejected) == (kind == "pairs")
+    assert (record.label is not None) == (kind == "labelled")
+    assert bool(record.prompt) == (kind != "text")
 
 
 @pytest.mark.parametrize("name", sorted(FACTS))

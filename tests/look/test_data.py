@@ -37,7 +37,6 @@ def source(**changes: Any) -> Source:
         "weight": 1.0,
         "rows": None,
         "license": None,
-        "serves": (),
     }
     return Source(**{**values, **changes})
 
@@ -165,6 +164,7 @@ def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
         ({"path": "-"}, "data-stdin", "data.sources.mine.path=-", "standard input"),
         ({"path": "row.jsonl"}, "data-missing", "data.sources.mine.path=row.jsonl", "no such file"),
         ({"path": "empty"}, "data-empty", "data.sources.mine.path=empty", "there is no file in it"),
+        ({"path": "rows.jsonl", "rows": 3}, "data-origin", "data.sources.mine.rows=3", "are counted"),
         ({"path": "rows.jsonl", "subset": "en"}, "data-origin", "data.sources.mine.subset=en", "from a file"),
         ({"path": "a:b", "origin": "function", "split": "x"}, "data-origin", "data.sources.mine.split=x", "a function"),
         (
@@ -289,7 +289,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from factory.look.data import look_at_data
 from factory.schema import Source
 values = dict(subset=None, split="train", revision=None, columns={{}}, tags={{}}, folder=None, max_samples=None)
-values |= dict(weight=1.0, rows=None, license=None, serves=())
+values |= dict(weight=1.0, rows=None, license=None)
 look_at_data("a", Source(origin="file", path="rows.jsonl", format="auto", **values), "sft")
 look_at_data("b", Source(origin="hub", path="me/set", format="text", **values), "pt")
 assert not {{"pyarrow", "datasets", "huggingface_hub", "torch", "numpy"}} & set(sys.modules)

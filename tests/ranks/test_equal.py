@@ -23,19 +23,21 @@ RUNS: dict[str, tuple[str, ...]] = {
     "packed": (*FULL, *QUIET, "data.packing=true", "stage.num_epochs=3"),
     "kto": ("stage=kto", *LORA, *QUIET),
     "rm": ("stage=rm", *LORA, *QUIET),
-    "experts": ("{experts}", *FULL, *QUIET),
+    "experts": (*FULL, *QUIET),
     "tokens": (*LORA, "model.new_tokens=['<a>']", *QUIET),
     "pissa": ("method=pissa", "method.rank=4", *QUIET),
     "adalora": ("method=adalora", *QUIET),
+    "tied": (*FULL, *QUIET, "stage.num_epochs=1"),
+    "qlora": ("method=qlora", "method.rank=4", *QUIET),
 }
 TORCH = {
     "ddp": ("sft", "dpo", "packed", "kto", "adalora"),
-    "fsdp": ("sft", "dpo", "rm", "experts", "tokens", "pissa"),
+    "fsdp": ("sft", "dpo", "rm", "experts", "tokens", "pissa", "qlora", "tied"),
 }
 ZERO = {
     "zero1": ("dpo",),
-    "zero2": ("sft", "dpo"),
-    "zero3": ("sft", "dpo", "rm", "experts", "tokens"),
+    "zero2": ("sft", "dpo", "qlora"),
+    "zero3": ("sft", "dpo", "rm", "experts", "tokens", "tied"),
 }
 _WATCHED = 2e-4  # rewards and divergences: differences between sums of some hundred nats, in float32
 CUT = 3  # the step in which a run is stopped
@@ -52,13 +54,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[s
     folder = tmp_path_factory.mktemp("models")
     return {
         "": tiny_model,
+        "tied": tiny.save(folder / "tied", tie_word_embeddings=True),
         "experts": tiny.save(folder / "mixtral", model_type="mixtral", num_local_experts=4, num_experts_per_tok=2),
     }
 
 
 def overrides(name: str, models: dict[str, Path]) -> list[str]:
-    own = [f"model.path={models[name if '{experts}' in RUNS[name] else '']}"]
-    return own + [text for text in RUNS[name] if "{" not in text]
+    return [f"model.path={models.get(name, models[''])}", *RUNS[name]]
 
 
 def jobs(cases: dict[str, tuple[str, ...]], models: dict[str, Path], resumed: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def test_a_function_gets_what_it_takes(parameters: str, names: set[str], written
     path = written(module, f"def score({parameters}):\n    return locals()\n")
     found = by_function(path, {})(*ASKED)
     found |= found.pop("others", {})
-    given = dict(zip(("prompts", "completions", "completion_ids", "solution"), ASKED, strict=True))
+    given: dict[str, Any] = dict(zip(("prompts", "completions", "completion_ids", "solution"), ASKED, strict=True))
     assert {name: found[name] for name in names} == {name: given[name] for name in names}
     assert found.keys() - {"scale"} == names
 
@@ -135,7 +135,7 @@ def test_texts_are_the_answers_without_marks() -> None:
         seen.extend(given)
         return [1.0]
 
-    assert _of_texts(source, tokenizer, "")(None, [Answer(prompt, said, True)], [data], None) == [1.0]
+    assert _of_texts(source, tokenizer, "")(None, [Answer(prompt, said, True)], [data], []) == [1.0]
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert seen == [[text], [" Well."], [said], ["Hello!"]]
 
@@ -168,7 +168,7 @@ def serving() -> Iterator[Callable[..., tuple[str, list[Any]]]]:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            def log_message(self, *_: Any) -> None: ...
+            def log_message(self, format: str, *args: Any) -> None: ...
 
         made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=made.serve_forever, daemon=True).start()

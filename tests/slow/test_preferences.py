@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from factory.execute.report import write_report
+from factory.execute.report import ADVICE, write_report
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,7 @@ def test_held_out_answers_are_judged_better(stage: str, method: str, execute: Ca
     write_report(done.run, "finished", done.result, None)
     report = json.loads(Path("run/report.json").read_text())
     measured = report["evaluate"]
-    assert all(check["passed"] for check in report["checks"].values()), report["checks"]
+    assert all(check["passed"] for name, check in report["checks"].items() if name not in ADVICE), report["checks"]
     assert report["data"]["validation"] >= 10
     assert report["train"]["steps"] == 30 == len(done.losses)
     assert measured["loss"] < measured["loss_before"]

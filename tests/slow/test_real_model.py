@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from factory import compose
-from factory.execute.report import write_report
+from factory.execute.report import ADVICE, write_report
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,7 +64,7 @@ def test_lowers_held_out_perplexity(stage: str, method: str, execute: Callable[.
     report = json.loads(Path("run/report.json").read_text())
     measured = report["evaluate"]
     assert 1 < measured["perplexity"] < measured["perplexity_before"] < 100
-    assert all(check["passed"] for check in report["checks"].values()), report["checks"]
+    assert all(check["passed"] for name, check in report["checks"].items() if name not in ADVICE), report["checks"]
     assert {"trainable_as_planned", "gradients_alive", "rows_accounted"} <= report["checks"].keys()
     assert report["data"]["validation"] >= 4
     assert report["train"]["steps"] == 30 == len(done.losses)

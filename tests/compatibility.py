@@ -1,0 +1,192 @@
+"""What goes with what: every pair of options, and every triple with a method, compiled on pretended facts.
+
+`python tests/compatibility.py` writes docs/compatibility.md anew.
+"""
+
+import copy
+from collections.abc import Iterator
+from functools import cache
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pretended
+
+from factory import compose, registry, schema, settings
+from factory.compile.compiler import compile
+from factory.facts import Facts
+from factory.look import look
+from factory.plan import Plan
+from factory.refusal import catalogue
+from factory.typed import walk_keys
+
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+# a model of a usual architecture, small so that thousands of plans take seconds
+MODEL = ("model=smollm2_135m", "model.architecture.num_hidden_layers=8", "stage.batch_size=2", "tracking=none")
+
+
+def _choices(cls: type, name: str) -> tuple[Any, ...]:
+    """The values of a key that is a choice, without null."""
+    kind = next(key for key in walk_keys(cls) if key.path == name).kind
+    if get_origin(kind) is not Literal:
+        kind = next(each for each in get_args(kind) if get_origin(each) is Literal)
+    return get_args(kind)
+
+
+def _quantizations() -> tuple[str, ...]:
+    libraries, bits = _choices(schema.Quantization, "method"), _choices(schema.Quantization, "bits")
+    return ("none", *(f"{library} {count}" for library in libraries for count in bits))
+
+
+# a factor's name: its values, the first being what the others are looked at with
+FACTORS: dict[str, tuple[str, ...]] = {
+    "method": tuple(compose.options("method")),
+    "stage": ("sft", *(name for name in registry.names("stages") if name != "sft")),
+    "precision": _choices(schema.Precision, "name"),
+    "attention": _choices(schema.Compute, "attention"),
+    "kernels": _choices(schema.Compute, "kernels"),
+    "quantization": _quantizations(),
+    "device": ("cuda", "cpu"),
+}
+_MACHINES = {"cuda": "gpu", "cpu": "cpu"}
+Combination = tuple[tuple[str, str], ...]  # (factor, value), the others at their first
+
+
+def usual(factor: str, method: str) -> str:
+    """What a factor has where nothing is said of it: the first, or of quantization what the method brings."""
+    if factor != "quantization":
+        return FACTORS[factor][0]
+    own = _composed(f"method={method}").tree["method"]["quantization"]
+    return f"{own['method']} {own['bits']}" if own["bits"] else "none"
+
+
+@cache
+def _composed(*overrides: str) -> compose.Composed:
+    return compose.compose(compose.parse([*MODEL, *overrides]))
+
+
+@cache
+def _facts(stage: str, device: str) -> Facts:
+    with pretended.facts(_MACHINES[device]):
+        chosen, _, _ = _read(_composed(f"stage={stage}").tree)
+        return look(chosen, set(), training=False)
+
+
+def _read(tree: dict[str, Any]) -> tuple[settings.Settings, list[Any], set[str]]:
+    return settings.read(tree, options={}, overrides=(), run_dir="somewhere")
+
+
+@cache
+def verdict(given: Combination) -> tuple[str, ...]:
+    """The ids of the rules that refuse the combination; none where there is a plan."""
+    method = dict(given).get("method", "lora")
+    chosen = {factor: usual(factor, method) for factor in FACTORS} | {"method": method} | dict(given)
+    tree = copy.deepcopy(_composed(f"method={method}").tree)
+    rate = tree["stage"]["learning_rate"]
+    tree["stage"] = {**copy.deepcopy(_composed(f"stage={chosen['stage']}").tree["stage"]), "learning_rate": rate}
+    tree["precision"]["name"] = chosen["precision"]
+    tree["compute"] |= {"attention": chosen["attention"], "kernels": chosen["kernels"]}
+    if chosen["quantization"] != usual("quantization", method):
+        library, _, bits = chosen["quantization"].partition(" ")
+        own = tree["method"]["quantization"]
+        own |= {"method": library, "bits": int(bits)} if bits else {"method": "bitsandbytes", "bits": None}
+    read, problems, bad = _read(tree)
+    made = compile(read, _facts(chosen["stage"], chosen["device"]), problems, bad, training=True)
+    return () if isinstance(made, Plan) else tuple(sorted({refusal.rule for refusal in made}))
+
+
+def _values(factor: str) -> list[tuple[str, str]]:
+    return [(factor, value) for value in FACTORS[factor]]
+
+
+def pairs() -> Iterator[Combination]:
+    for one, other in combinations(FACTORS, 2):
+        yield from product(_values(one), _values(other))
+
+
+def triples() -> Iterator[Combination]:
+    """All that contain a method."""
+    for one, other in combinations([factor for factor in FACTORS if factor != "method"], 2):
+        yield from product(_values("method"), _values(one), _values(other))
+
+
+def only_together() -> dict[tuple[str, ...], list[Combination]]:
+    """The triples that are refused for what none of their pairs is, by the rules that refuse them."""
+    found: dict[tuple[str, ...], list[Combination]] = {}
+    for triple in triples():
+        known = {rule for pair in combinations(triple, 2) for rule in verdict(pair)}
+        if new := tuple(rule for rule in verdict(triple) if rule not in known):
+            found.setdefault(new, []).append(triple)
+    return found
+
+
+def page() -> str:
+    """docs/compatibility.md."""
+    found = only_together()
+    lines = [_HEAD, *(line for factor in list(FACTORS)[1:-1] for line in _table(factor)), *_others()]
+    lines += ["## Three together", ""]
+    lines += [
+        f"- {', '.join(rules)}: {'; '.join(' with '.join(value for _, value in each) for each in group)}"
+        for rules, group in found.items()
+    ] or [f"Of the {len(list(triples())):,} triples with a method none is refused for what no pair in it is."]
+    return "\n".join([*lines, "", *_reasons(found)]) + "\n"
+
+
+_HEAD = """# What goes with what
+
+Every pair of options, and every triple with a method, compiled for a decoder of a usual architecture with all optional
+packages, on a machine with a GPU and on one without. `make golden` writes this page; a test holds it.
+
+`yes`: it compiles on both. `GPU`: on a GPU only. Anything else is the rule that refuses it; what the rules say stands
+at the end. What a model's own architecture, the data or a number rules out is not here: `factory plan` tells.
+"""
+
+
+def _table(factor: str) -> list[str]:
+    """What is the same with every method is told in a line."""
+    cells = {
+        value: [_cell((("method", method), (factor, value))) for method in FACTORS["method"]]
+        for value in FACTORS[factor]
+    }
+    same = [f"`{value}` {cell[0]}" for value, cell in cells.items() if len(set(cell)) == 1]
+    lines = [f"## method and {factor}", ""]
+    lines += [f"With every method: {', '.join(same)}.", ""] if same else []
+    if differ := {value: cell for value, cell in cells.items() if len(set(cell)) > 1}:
+        lines += [f"| | {' | '.join(differ)} |", "|---" * (len(differ) + 1) + "|"]
+        lines += [
+            f"| `{FACTORS['method'][row]}` | {' | '.join(each)} |"
+            for row, each in enumerate(zip(*differ.values(), strict=True))
+        ]
+        lines.append("")
+    return lines
+
+
+def _cell(pair: Combination) -> str:
+    if rules := verdict(pair):
+        return ", ".join(rules)
+    return "GPU" if verdict((*pair, ("device", "cpu"))) else "yes"
+
+
+def _others() -> list[str]:
+    """The refused pairs without a method."""
+    refused = [(pair, verdict(pair)) for pair in pairs() if pair[0][0] != "method"]
+    # a value that is refused with everything is told once, by the tables above
+    own = {value: set(verdict((value,))) for pair, _ in refused for value in pair}
+    lines = []
+    for pair, rules in refused:
+        if new := [rule for rule in rules if rule not in own[pair[0]] | own[pair[1]]]:
+            lines.append(f"- {' and '.join(f'{factor} `{value}`' for factor, value in pair)}: {', '.join(new)}")
+    return ["## Pairs without a method", "", *lines, ""]
+
+
+def _reasons(found: dict[tuple[str, ...], list[Combination]]) -> list[str]:
+    rules = {rule for pair in pairs() for rule in verdict(pair)} | {rule for each in found for rule in each}
+    return ["## The rules", "", *(f"- **{rule}**: because {catalogue()[rule].because}" for rule in sorted(rules))]
+
+
+def write() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,254 @@
+"""The proofs of a run are green where all is right, and each is red where its own fault was planted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.execute import checkpoint
+from factory.execute.report import ADVICE, memory_as_estimated
+from factory.run.folder import MANIFEST
+from factory.run.screen import report_panel
+from factory.steps import proofs, train
+
+SHORT = ("stage.max_steps=2", "stage.batch_size=2", "data.max_samples=12", "stage.learning_rate=1e-2")
+FROM_WEIGHTS = "method.rank=4 precision=bf16"
+Execute = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "method=lora precision=fp32",
+        "method=lora precision=pure_bf16 method.dropout=0.1",
+        "method=qlora",
+        "method=dora stage=dpo",
+        f"method=pissa {FROM_WEIGHTS}",
+        f"method=olora {FROM_WEIGHTS}",
+        "method=adalora",
+        "method=vera method.rank=4",
+        "method=ia3",
+        "method=lora stage=rm",
+        "method=lora compute.attention=s2 compute.group_size=16",
+        "method=lora model.rope_scaling=yarn data.max_length=300",
+        "method=lora model.new_tokens=['<tool>'] model.pad_vocabulary_to=64",
+        "method=full precision=fp32",
+        "method=full precision=bf16 stage=rm",
+        "method=freeze method.num_layers=1 precision=bf16",
+        "method=badam precision=bf16 method.switch_interval=1",
+        "method=galore method.rank=4 precision=pure_bf16",
+        "method=llama_pro method.num_new_layers=1",
+    ],
+)
+def test_a_sound_run_is_green(overrides: str, execute: Execute) -> None:
+    checks = execute(*SHORT, *overrides.split()).run.checks
+    assert not {name: check["detail"] for name, check in checks.items() if not check["passed"]}
+    wanted = {"resume_point", "save_reload"} | ({"frozen_unchanged"} if "full" not in overrides else set())
+    assert wanted - {"frozen_unchanged"} <= checks.keys()
+
+
+def test_the_verdicts_say_what_they_compared(execute: Execute) -> None:
+    checks = execute(*SHORT, "method=lora", "precision=fp32").run.checks
+    assert checks["save_reload"]["detail"].startswith("28 of 28 trained tensors are the same, ")
+    assert checks["frozen_unchanged"]["detail"].startswith("21 of 21 frozen tensors ")
+    assert checks["resume_point"]["detail"].startswith("step-000002 of 2 steps opens, with 28 of 28 ")
+
+
+def test_nothing_is_said_of_frozen_tensors_where_there_are_none(execute: Execute) -> None:
+    assert "frozen_unchanged" not in execute(*SHORT, "method=full", "precision=fp32").run.checks
+
+
+def test_a_saved_start_for_another_base_is_not_compared(execute: Execute) -> None:
+    """PiSSA over 4 bits is saved for the whole base, which is not what was trained over."""
+    checks = execute(*SHORT, "method=pissa", FROM_WEIGHTS.split()[0], "method.quantization.bits=4").run.checks
+    assert "save_reload" not in checks and checks["frozen_unchanged"]["passed"]
+
+
+# --- planted faults
+
+
+@pytest.fixture
+def after_saving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any, Any], None]], None]:
+    """Lets something happen to the model or to the run's folder when the model has just been saved."""
+
+    def after_saving(fault: Callable[[Any, Any], None]) -> None:
+        real = train.save_model
+
+        def saving(run: Any, model: Any, *rest: Any) -> None:
+            real(run, model, *rest)
+            fault(run, model)
+
+        monkeypatch.setattr(train, "save_model", saving)
+
+    return after_saving
+
+
+def _red(done: Any) -> set[str]:
+    return {name for name, check in done.run.checks.items() if not check["passed"]}
+
+
+def test_a_frozen_tensor_that_moved(execute: Execute, after_saving: Any) -> None:
+    import torch
+
+    name = "base_model.model.model.layers.1.mlp.up_proj.base_layer.weight"
+
+    def fault(run: Any, model: Any) -> None:
+        with torch.no_grad():
+            model.get_parameter(name)[3, 5] += 1e-6
+
+    after_saving(fault)
+    done = execute(*SHORT, "method=lora", "precision=fp32")
+    assert "frozen_unchanged" in _red(done)
+    assert done.run.checks["frozen_unchanged"]["detail"].endswith(f"; not {name}")
+
+
+def _other_values(run: Any, _model: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = next(file for file in run.folder.model.glob("*.safetensors") if "head" not in file.name)
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[0] += 0.5
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _other_scale(run: Any, _model: Any) -> None:
+    file = run.folder.model / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 160}))
+
+
+def _no_weights(run: Any, _model: Any) -> None:
+    (run.folder.model / "adapter_model.safetensors").unlink()
+
+
+def _half_the_weights(run: Any, _model: Any) -> None:
+    file = run.folder.model / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _a_layer_less(run: Any, _model: Any) -> None:
+    file = run.folder.model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides"),
+    [
+        (_other_values, "method=lora precision=fp32"),
+        (_other_values, "method=full precision=bf16"),
+        (_other_scale, "method=lora precision=fp32"),
+        (_no_weights, "method=lora precision=fp32"),
+        (_half_the_weights, "method=lora precision=fp32"),
+        (_a_layer_less, "method=full precision=fp32"),
+    ],
+)
+def test_what_was_saved_is_not_what_was_trained(
+    fault: Any, overrides: str, execute: Execute, after_saving: Any
+) -> None:
+    after_saving(fault)
+    assert _red(execute(*SHORT, *overrides.split())) == {"save_reload"}
+
+
+def _checkpoint_fault(change: Callable[[Path], None]) -> Callable[[Any, Any], None]:
+    """A change of the last checkpoint that its manifest does not show."""
+
+    def fault(run: Any, _model: Any) -> None:
+        last = run.folder.checkpoint()
+        change(last)
+        manifest = json.loads((last / MANIFEST).read_text())
+        manifest["files"] = {name: (last / name).stat().st_size for name in manifest["files"]}
+        (last / MANIFEST).write_text(json.dumps(manifest))
+
+    return fault
+
+
+def _break_header(folder: Path) -> None:
+    file = folder / "trained.safetensors"
+    file.write_bytes(b"\xff" * 16 + file.read_bytes()[16:])
+
+
+def _break_optimizer(folder: Path) -> None:
+    file = folder / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-64])
+
+
+def _lose_a_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "trained.safetensors")
+    del tensors[sorted(tensors)[0]]
+    save_file(tensors, folder / "trained.safetensors")
+
+
+def _another_step(folder: Path) -> None:
+    state = checkpoint.state_of(folder)
+    (folder / "state.json").write_text(json.dumps(state | {"step": 1}))
+
+
+@pytest.mark.parametrize("change", [_break_header, _break_optimizer, _lose_a_tensor, _another_step])
+def test_a_checkpoint_that_does_not_open(change: Callable[[Path], None], execute: Execute, after_saving: Any) -> None:
+    after_saving(_checkpoint_fault(change))
+    assert _red(execute(*SHORT, "method=lora", "precision=fp32")) == {"resume_point"}
+
+
+def test_no_checkpoint_at_all(execute: Execute, after_saving: Any) -> None:
+    import shutil
+
+    after_saving(lambda run, model: shutil.rmtree(run.folder.checkpoints))
+    assert _red(execute(*SHORT, "method=lora", "precision=fp32")) == {"resume_point"}
+
+
+# --- advice
+
+
+@pytest.mark.parametrize(("reached", "passed"), [(1100, True), (900, True), (1101, False), (899, False)])
+def test_memory_as_estimated(reached: int, passed: bool) -> None:
+    (check,) = memory_as_estimated(reached * 2**20, 1000 * 2**20).values()
+    assert check["passed"] is passed
+    assert f"{(reached - 1000) / 10:+.0f} %" in check["detail"]
+    assert memory_as_estimated(None, 1000) == {}
+
+
+def test_advice_is_never_red() -> None:
+    from rich.console import Console
+
+    check = {"passed": False, "detail": "far off"}
+    report = {
+        "parameters": {"trainable": 1, "total": 2},
+        "memory": {"peak_bytes": 1, "estimated_bytes": 1},
+        "checks": {ADVICE[0]: check, "loss_mask": check},
+    }
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(report_panel(report, Path("run")))
+    lines = shown.get().splitlines()
+    assert ["off" in line for line in lines if ADVICE[0] in line] == [True]
+    assert sum("RED" in line for line in lines) == 1
+
+
+# --- the checksum
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_the_checksum_sees_any_change(dtype: str) -> None:
+    import torch
+
+    kind = getattr(torch, dtype)
+    value = torch.arange(3 * 100_003).remainder(251).to(kind).view(3, -1)
+    known = proofs.checksum(value)
+    assert known == proofs.checksum(value.clone()) and known[0] == (3, 100_003)
+    for row, column in ((0, 0), (1, 77), (2, 100_002)):
+        changed = value.clone()
+        changed[row, column] += 1
+        assert proofs.checksum(changed) != known
+    rows = torch.stack([value[1], value[0], value[2]])
+    assert proofs.checksum(rows) != known
+    assert proofs.checksum(value.view(-1)) != known  # another shape
+
+
+def test_one_bit_of_a_tiny_tensor() -> None:
+    import torch
+
+    assert proofs.checksum(torch.tensor(1.0)) != proofs.checksum(torch.tensor(1.0000001))

@@ -1,0 +1,170 @@
+"""What a plan says of several processes, without starting any."""
+
+import json
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+from conftest import compiled
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory.plan import read_plan, to_yaml
+from factory.ranks.__main__ import died, told
+from factory.ranks.world import VARIABLES, World, from_environment, lost_another
+
+BASE = ("hardware=cpu", "tracking=none", "evaluate.samples=0", "stage.max_steps=2")
+
+
+def plan(model: Path, strategy: str, processes: int = 2, *overrides: str) -> Any:
+    shape = (f"hardware.num_processes={processes}", f"hardware.strategy={strategy}")
+    return compiled(*BASE, f"model.path={model}", *shape, *overrides, training=False)
+
+
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_each_item_is_counted_once_and_all_have_as_many(items: int, ranks: int) -> None:
+    shares = [World(rank=rank, size=ranks).share(list(range(items))) for rank in range(ranks)]
+    assert sorted(item for own, idle in shares for item in own[: len(own) - idle]) == list(range(items))
+    assert len({len(own) for own, _ in shares}) == 1
+    assert all(idle <= 1 for _, idle in shares)
+
+
+def test_a_rank_is_who_the_launcher_says() -> None:
+    assert from_environment({}) == World()
+    assert from_environment({"RANK": "3"}) == World()  # not all that a launcher gives
+    told = dict(zip(VARIABLES, ("3", "8", "1", "host", "29500"), strict=True))
+    assert from_environment(told) == World(rank=3, size=8, local_rank=1)
+
+
+def test_the_digest_is_of_the_steps_micro_batches(tiny_model: Path) -> None:
+    one = plan(tiny_model, "none", 1, "stage.gradient_accumulation_steps=4")
+    two = plan(tiny_model, "ddp", 2, "stage.gradient_accumulation_steps=2")
+    assert one.digest() == two.digest() == plan(tiny_model, "fsdp", 4, "stage.gradient_accumulation_steps=1").digest()
+    assert one.digest() != plan(tiny_model, "ddp", 2, "stage.gradient_accumulation_steps=4").digest()
+    assert one.estimate.flops_per_step == two.estimate.flops_per_step
+
+
+def test_what_is_split_is_divided(tiny_model: Path) -> None:
+    full = ("method=full", "precision=fp32")
+    one = plan(tiny_model, "none", 1, *full).estimate.memory
+    found = {
+        name: plan(tiny_model, name, 4, *full).estimate.memory for name in ("ddp", "zero1", "zero2", "zero3", "fsdp")
+    }
+    divided = {
+        name: tuple(part for part in ("optimizer", "gradients") if getattr(memory, part) * 4 == getattr(one, part))
+        for name, memory in found.items()
+    }
+    both = ("optimizer", "gradients")
+    assert divided == {"ddp": (), "zero1": ("optimizer",), "zero2": both, "zero3": both, "fsdp": both}
+    assert found["ddp"].weights == found["zero2"].weights == one.weights
+    assert one.weights / 4 < found["fsdp"].weights <= one.weights
+    assert found["ddp"].capacity == pytest.approx(one.capacity / 4, rel=0.2)
+
+
+def test_deepspeeds_buckets_are_of_the_models_size(tiny_model: Path, tmp_path: Path) -> None:
+    mixtral = tiny.save(tmp_path / "mixtral", model_type="mixtral", num_local_experts=4)
+    made = plan(mixtral, "zero3", 2, "method=full", "stage.batch_size=3", "stage.max_grad_norm=0.5")
+    given = made.steps.train.ranks.configuration
+    zero = given["zero_optimization"]
+    assert zero["stage"] == 3
+    assert (
+        zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == max(65_536, made.estimate.parameters.trainable)
+    )
+    assert zero["leaf_module"] == {"names": ["model.layers.0.mlp", "model.layers.1.mlp"]}
+    accumulation = made.steps.train.gradient_accumulation_steps
+    assert given["train_batch_size"] == prod((3, accumulation, 2))
+    assert given["gradient_clipping"] == 0.5
+    assert "leaf_module" not in plan(tiny_model, "zero2").steps.train.ranks.configuration["zero_optimization"]
+
+
+def test_each_node_is_named(tiny_model: Path) -> None:
+    said = plan(tiny_model, "ddp", 4, "hardware.num_nodes=2").steps.train.ranks.by_node
+    assert [text.partition(";")[0] for text in said] == ["node 0: ranks 0 to 1", "node 1: ranks 2 to 3"]
+    assert "rank 0 writes" in said[0]
+
+
+def test_a_plan_is_printed_as_the_file_that_is_replayed(
+    tiny_model: Path, command: Callable[..., Any], here: Path
+) -> None:
+    shape = ("hardware.num_processes=2", "hardware.strategy=fsdp", f"model.path={tiny_model}")
+    (here / "plan.yaml").write_text(command("plan", *BASE, *shape, "plan.format=yaml").out)
+    made = read_plan(here / "plan.yaml")
+    assert made.steps.train.ranks.configuration["units"] == ["model.layers.0", "model.layers.1"]
+    assert made.digest() == plan(tiny_model, "fsdp").digest()
+
+
+# --- under an outer launcher
+
+
+@pytest.fixture
+def rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process, as if torchrun had started it as the only one."""
+    for name, value in zip(VARIABLES, ("0", "1", "0", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("rank")
+@pytest.mark.parametrize("arguments", [(), ("train",), ("resume", "run"), ("-m", "seed=1,2")])
+def test_a_rank_only_replays_a_plan(arguments: tuple[str, ...], command: Callable[..., Any]) -> None:
+    said = command(*arguments)
+    assert (said.code, said.rules) == (2, ["outer-launcher"])
+
+
+@pytest.mark.usefixtures("rank")
+def test_a_rank_needs_a_folder_and_as_many_others_as_planned(
+    tiny_model: Path, command: Callable[..., Any], here: Path
+) -> None:
+    (here / "plan.yaml").write_text(to_yaml(plan(tiny_model, "ddp")))
+    assert command("train", "--from-plan=plan.yaml").rules == ["rank-folder"]
+    said = command("train", "--from-plan=plan.yaml", "hydra.run.dir=run")
+    assert (said.code, said.rules) == (2, ["ranks-of-plan"])
+
+
+def test_a_plan_of_several_nodes_needs_a_launcher(tiny_model: Path, command: Callable[..., Any], here: Path) -> None:
+    (here / "plan.yaml").write_text(to_yaml(plan(tiny_model, "ddp", 2, "hardware.num_nodes=2")))
+    said = command("train", "--from-plan=plan.yaml", "hydra.run.dir=run")
+    assert (said.code, said.rules) == (2, ["nodes-need-launcher"])
+
+
+# --- who died first
+
+CLOSED = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:45725"
+
+
+def failure(code: int, at: int = 10) -> Any:
+    return SimpleNamespace(exitcode=code, timestamp=at, message="")
+
+
+def wrote(folder: Path, rank: int, error: str, at: int) -> None:
+    file = folder / "run" / "attempt_0" / str(rank) / "error.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"message": {"message": error, "extraInfo": {"timestamp": str(at)}}}))
+
+
+def test_the_killed_one_comes_before_those_that_lost_it(tmp_path: Path) -> None:
+    wrote(tmp_path, 0, CLOSED, 5)
+    first = died({0: failure(1), 1: failure(-9, at=20)}, tmp_path)
+    assert (first.rank, first.signal) == (1, 9)
+    assert "Rank 1 of 2 was killed (SIGKILL)" in told(first, 2, Path("run.log"))
+
+
+def test_an_error_of_its_own_comes_before_the_loss_of_another(tmp_path: Path) -> None:
+    wrote(tmp_path, 0, CLOSED, 5)
+    wrote(tmp_path, 1, "IndexError: list index out of range", 6)
+    first = died({0: failure(1)}, tmp_path)  # rank 1 has not ended yet
+    assert first.rank == 1
+    assert "Rank 1 of 2: IndexError: list index out of range" in told(first, 2, Path("run.log"))
+
+
+def test_a_rank_that_ended_without_a_word_is_told_too(tmp_path: Path) -> None:
+    first = died({3: failure(7)}, tmp_path)
+    assert first.rank == 3
+    assert "it ended without a word" in told(first, 4, Path("run.log"))
+
+
+def test_a_lost_rank_is_known_by_the_librarys_words() -> None:
+    assert lost_another(CLOSED) and not lost_another("ValueError: no")

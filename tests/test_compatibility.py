@@ -1,0 +1,48 @@
+"""Every pair of options, and every triple with a method, is a plan or a refusal with an id, as the page says."""
+
+import compatibility
+import pytest
+
+from factory.compile import rules
+from factory.compile.rule import Rule
+from factory.refusal import catalogue
+
+
+def test_each_pair_and_each_triple_is_legal_or_refused_by_a_rule() -> None:
+    """What raises would end this; what is refused is refused by a rule whose words stand in the catalogue."""
+    given = [*compatibility.pairs(), *compatibility.triples()]
+    assert len(given) == len(set(given)) > 9000
+    refused = {each: rules for each in given if (rules := compatibility.verdict(each))}
+    assert {rule for found in refused.values() for rule in found} <= catalogue().keys()
+    assert 0.05 < len(refused) / len(given) < 0.5
+
+
+def test_the_page_is_as_the_rules_are() -> None:
+    again = "python tests/compatibility.py writes it anew: see in `git diff` whether each change is meant"
+    assert compatibility.page() == compatibility.PAGE.read_text(encoding="utf-8"), again
+
+
+@pytest.mark.parametrize(
+    ("given", "rules"),
+    [
+        ((("method", "full"), ("quantization", "bitsandbytes 4")), ("quantized-weights",)),
+        ((("method", "lora"), ("quantization", "bitsandbytes 4")), ()),
+        ((("method", "qlora"), ("quantization", "none")), ("qlora-needs-bits",)),
+        ((("precision", "fp16"), ("device", "cpu")), ("fp16-on-cpu",)),
+        ((("precision", "fp32"), ("attention", "flash_attention_2")), ("flash-precision",)),
+    ],
+)
+def test_what_is_known(given: compatibility.Combination, rules: tuple[str, ...]) -> None:
+    assert compatibility.verdict(given) == rules
+
+
+def test_a_rule_about_three_would_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def three(case: rules.Case) -> str | None:
+        chosen = (case.settings.method.name, case.settings.stage.name, case.settings.compute.attention)
+        return "not together" if chosen == ("badam", "pt", "eager") else None
+
+    monkeypatch.setattr(rules, "RULES", (*rules.RULES, Rule("kernels", three)))
+    monkeypatch.setattr(compatibility, "verdict", compatibility.verdict.__wrapped__)
+    wanted = (("method", "badam"), ("stage", "pt"), ("attention", "eager"))
+    monkeypatch.setattr(compatibility, "triples", lambda: iter([wanted]))
+    assert compatibility.only_together() == {("kernels",): [wanted]}
