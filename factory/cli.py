@@ -320,7 +320,7 @@ def evaluate(arguments: list[str]) -> int:
     from factory.run.launch import launch
     from factory.run.screen import Screen
 
-    return launch(made, RunFolder(composed.run_dir), None, Screen())
+    return launch(made, RunFolder(composed.run_dir), None, Screen(), None)
 
 
 def _untrained(line: compose.CommandLine) -> compose.Composed:

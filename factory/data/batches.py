@@ -81,7 +81,7 @@ def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]],
         sum(len(each.ids) for each in found),
         sum(each.trained for each in found),
         sum(len(samples) for samples in counted),
-        idle,
+        idle=idle,
     )
 
 

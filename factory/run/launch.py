@@ -40,10 +40,10 @@ _ENVIRONMENT = {
 FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen, anew: Anew) -> int:
+def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen, anew: Anew | None) -> int:
     """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
 
-    `anew` compiles other overrides, for advice where the memory did not do.
+    `anew` compiles other overrides, where there can be any, for advice where the memory did not do.
     """
     with folder.claimed() as lock:
         write_whole(folder.plan, to_yaml(plan))

@@ -305,3 +305,16 @@ def test_what_is_measured_is_of_greedy_answers(execute: Execute, scoring: str, t
             text = tokenizer.decode(given[0, ids.shape[1] :], skip_special_tokens=True)
             scores.append(text.count("e") / max(1, len(text)))
         assert done.result["evaluate"][name] == pytest.approx(np.mean(scores), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_measuring_between_steps_changes_nothing(stage: str, execute: Execute, scoring: str) -> None:
+    """Greedy answers draw nothing, and the policy trains on as it did."""
+    options = (*STAGES[stage], *LORA, *SHORT, scoring)
+    plain = execute(*options, folder="plain")
+    measured = execute(*options, "stage.eval_steps=1", "stage.metric_for_best_model=reward", folder="measured")
+    names = ("loss", "reward", "kl", "ratio")
+    assert [[line[name] for name in names] for line in measured.metrics] == [
+        [line[name] for name in names] for line in plain.metrics
+    ]
+    assert measured.metrics[-1]["eval_reward"] == pytest.approx(measured.result["evaluate"]["reward"])
