@@ -65,10 +65,14 @@ def _composed(*overrides: str) -> compose.Composed:
     return compose.compose(compose.parse([*MODEL, *overrides]))
 
 
+def _of_stage(stage: str) -> compose.Composed:
+    return _composed(f"stage={stage}", *pretended.NEEDS.get(stage, ()))
+
+
 @cache
 def _facts(stage: str, device: str) -> Facts:
     with pretended.facts(_MACHINES[device]):
-        chosen, _, _ = _read(_composed(f"stage={stage}").tree)
+        chosen, _, _ = _read(_of_stage(stage).tree)
         return look(chosen, set(), training=False)
 
 
@@ -83,7 +87,7 @@ def verdict(given: Combination) -> tuple[str, ...]:
     chosen = {factor: usual(factor, method) for factor in FACTORS} | {"method": method} | dict(given)
     tree = copy.deepcopy(_composed(f"method={method}").tree)
     rate = tree["stage"]["learning_rate"]
-    tree["stage"] = {**copy.deepcopy(_composed(f"stage={chosen['stage']}").tree["stage"]), "learning_rate": rate}
+    tree["stage"] = {**copy.deepcopy(_of_stage(chosen["stage"]).tree["stage"]), "learning_rate": rate}
     tree["precision"]["name"] = chosen["precision"]
     tree["compute"] |= {"attention": chosen["attention"], "kernels": chosen["kernels"]}
     if chosen["quantization"] != usual("quantization", method):

@@ -19,6 +19,13 @@ H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capabi
 OLD = Gpu(name="Tesla T4", memory_bytes=15 * 2**30, compute_capability=7.5)
 _PACKAGES = dict.fromkeys(sorted(set(machine.PACKAGES) - {"torch-npu"}), "1.0")  # which would be another device
 
+# what a stage needs beside its defaults to be legal
+NEEDS: dict[str, tuple[str, ...]] = {
+    "kto": ("stage.batch_size=4",),
+    "ppo": ("stage.reward=trl:think_format_reward", "stage.max_new_tokens=16"),
+    "grpo": ("stage.reward=trl:think_format_reward", "stage.max_new_tokens=16"),
+}
+
 MACHINES = {
     name: Machine(threads=8, available_bytes=32 * 2**30, cpu_bf16=bf16, gpus=gpus, packages=_PACKAGES, hub_token=False)
     for name, bf16, gpus in (

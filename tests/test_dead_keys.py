@@ -23,8 +23,6 @@ from factory.typed import Key, to_tree, walk_keys
 
 # keys that decide what is shown alone; each has a test of its own below
 SCREENS = {"model.family", "plan.format", "preview.format", "preview.rows", "preview.html"}
-# what a method or stage needs to be legal, so that a change of a key is seen by itself
-NEEDS = {"kto": ("stage.batch_size=4",)}
 BASE = ("stage.max_grad_norm=null",)  # layerwise stepping wants it
 
 
@@ -38,7 +36,7 @@ def _contexts() -> Iterator[tuple[tuple[str, ...], Key]]:
         for name in registry.names(kind):
             for found in walk_keys(registry.spec(kind, name).Settings, group):
                 if name in ("lora", "sft") or found.path.split(".")[1] not in common:
-                    yield (f"{group}={name}", *NEEDS.get(name, ()), *BASE), found
+                    yield (f"{group}={name}", *pretended.NEEDS.get(name, ()), *BASE), found
 
 
 CONTEXTS = list(_contexts())
