@@ -40,7 +40,7 @@ def _quantizations() -> tuple[str, ...]:
 
 # a factor's name: its values, the first being what the others are looked at with
 FACTORS: dict[str, tuple[str, ...]] = {
-    "method": tuple(compose.options("method")),
+    "method": tuple(name for name in compose.options("method") if name != "none"),  # which trains nothing
     "stage": ("sft", *(name for name in registry.names("stages") if name != "sft")),
     "precision": _choices(schema.Precision, "name"),
     "attention": _choices(schema.Compute, "attention"),
