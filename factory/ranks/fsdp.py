@@ -4,8 +4,6 @@ The model is split once it is attached, before anything is computed with it: eac
 it is called, and all outside of the layers is gathered for the whole pass.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +20,7 @@ from factory.architecture import Architecture
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.optimizers.several import Several
-from factory.ranks.shared import Root, Shared, about_bytes, swapped
+from factory.ranks.shared import Root, Shared, about_bytes, give_back_memory, swapped
 from factory.ranks.ways import Way
 
 
@@ -42,7 +40,7 @@ class Split(Way):
             fully_shard(inner.get_submodule(name), **options)
         self.root: Any = Root(model)
         fully_shard(self.root, **options)
-        _give_back_memory()
+        give_back_memory()
         whole = [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
         assert not whole, f"not split: {whole[:3]}"
 
@@ -90,7 +88,7 @@ class Fsdp(Shared):
         if self._world.leads:
             checkpoint.write_whole_tensors(folder, trained, state)
         del trained, state
-        _give_back_memory()
+        give_back_memory()
 
     def _kept(self, value: Any) -> Any:
         """A tensor made whole, one at a time: on rank 0 it is kept, in the CPU's memory."""
@@ -133,9 +131,3 @@ def _as(like: DTensor, value: torch.Tensor) -> DTensor:
 
 def _whole(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def _give_back_memory() -> None:
-    """Gives what held the weights whole back to the system: by the run's environment malloc would keep it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)

@@ -64,8 +64,9 @@ def configuration(
 
 
 def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape], offload: bool) -> dict[str, Any]:
-    """Its buckets are as large as the model needs, not as a model of billions does."""
-    bucket = _bucket(sum(map(prod, trained.values())))
+    """Its buckets are of a layer's size: by default they are made for a model of billions, and larger than this one."""
+    layer = max((prod_of(arch.layer_tensors(index).values()) for index in range(arch.layers)), default=0)
+    bucket = _bucket(min(layer, prod_of(trained.values())))
     zero: dict[str, Any] = {
         "stage": ZERO.index(strategy) + 1,
         "reduce_bucket_size": bucket,
@@ -73,13 +74,12 @@ def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape]
         "overlap_comm": False,
     }
     if strategy == "zero3":
-        layer = max((prod_of(arch.layer_tensors(index).values()) for index in range(arch.layers)), default=0)
         zero |= {
             "stage3_prefetch_bucket_size": layer,
             "stage3_max_live_parameters": 2 * layer + prod_of(arch.outside.values()),
             "stage3_max_reuse_distance": layer,
             "stage3_param_persistence_threshold": 10 * arch.hidden,
-            "sub_group_size": bucket,
+            "sub_group_size": 4 * bucket,
             "memory_efficient_linear": False,
             "leaf_module": {"names": list(leaves(arch))},
         }

@@ -13,7 +13,7 @@ import torch
 from factory import heads
 from factory.architecture import Architecture
 from factory.execute.context import Run
-from factory.ranks.shared import Root, Shared, about_bytes, swapped
+from factory.ranks.shared import Root, Shared, about_bytes, give_back_memory, swapped
 from factory.ranks.spec import ZERO
 from factory.ranks.ways import Way
 
@@ -31,6 +31,7 @@ class Zero(Shared):
             model=root, optimizer=self.optimizer, config=dict(planned.configuration), dist_init_required=False
         )
         assert self._engine.zero_optimization_stage() == self._stage_number, "DeepSpeed chose another stage"
+        give_back_memory()
         self.root = self._engine
         if self._stage_number == 3:
             for parameter in _used_from_outside(run, model, arch):

@@ -78,6 +78,9 @@ def test_deepspeeds_buckets_are_of_the_models_size(tiny_model: Path, tmp_path: P
     accumulation = made.steps.train.gradient_accumulation_steps
     assert given["train_batch_size"] == prod((3, accumulation, 2))
     assert given["gradient_clipping"] == 0.5
+    named = compiled("hardware.num_processes=2", "hardware.strategy=zero2", "method=full", training=False)
+    zero = named.steps.train.ranks.configuration["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 3_540_096  # SmolLM2-135M's layer
     assert "leaf_module" not in plan(tiny_model, "zero2").steps.train.ranks.configuration["zero_optimization"]
 
 
