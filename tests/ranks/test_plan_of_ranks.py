@@ -71,9 +71,7 @@ def test_deepspeeds_buckets_are_of_the_models_size(tiny_model: Path, tmp_path: P
     given = made.steps.train.ranks.configuration
     zero = given["zero_optimization"]
     assert zero["stage"] == 3
-    assert (
-        zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == max(65_536, made.estimate.parameters.trainable)
-    )
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == 65_536  # the least
     assert zero["leaf_module"] == {"names": ["model.layers.0.mlp", "model.layers.1.mlp"]}
     accumulation = made.steps.train.gradient_accumulation_steps
     assert given["train_batch_size"] == prod((3, accumulation, 2))
