@@ -69,7 +69,8 @@ def steps(
     for number in range(first, last):
         chosen, idle = share(micro_batches(number, len(samples), batch_size, accumulation, seed))
         made = step([[samples[index] for index in indices] for indices in chosen], collate, idle)
-        yield replace(made, chosen=tuple(index for indices in chosen for index in indices))
+        counted = chosen[: len(chosen) - idle]
+        yield replace(made, chosen=tuple(index for indices in counted for index in indices))
 
 
 def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]], idle: int = 0) -> Step:
