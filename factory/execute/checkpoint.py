@@ -62,6 +62,7 @@ def save(
         raise _cannot_save(run, needed() + in_blocks(pickled_bytes(kept), len(text.encode())), error) from error
     if world.leads:
         _prune(run, keep)
+    world.wait()  # whoever goes on finds it whole
     run.emit("saved", path=str(target), step=state["step"])
     return target
 

@@ -66,7 +66,8 @@ def to_be_skipped(
     if found is None:
         losses.add(loss)
         return False
-    (rule, wrong), rows = found, rows_of(dataset, update)
+    (rule, wrong), by_rank = found, run.world.gathered(rows_of(dataset, update))
+    rows = list(dict.fromkeys(row for own in by_rank for row in own))
     skips = plan.on_bad_update == "skip" or (plan.on_bad_update == "warn" and rule == "not-finite")
     action = "stopped" if plan.on_bad_update == "stop" else "skipped" if skips else "applied"
     said = {
