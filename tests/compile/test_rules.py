@@ -610,6 +610,7 @@ TABLE = (
         compiles("{ddp} stage.on_bad_update=skip"),
         machine=ALL,
     ),
+    row("method-none", "method=none", "method=lora"),
     row("quantized-and-split", "{zero3} {four}", compiles("{fsdp} {four}"), compiles("{zero2} {four}"), machine=ALL),
     row("quantized-and-split", "{fsdp} {eight}", compiles("{ddp} {eight}"), machine=ALL),
     row("compiled-and-split", "{fsdp} compute.compile=true", compiles("{ddp} compute.compile=true")),
@@ -654,7 +655,7 @@ WORDS = {
 
 
 # no stage has a spec alone at present, and none is of one process
-PRETENDED = {"stage-not-there", "stage-of-one-process"}
+PRETENDED = {"stage-not-there", "stage-of-one-process", "evaluate-reference"}  # each tested apart
 
 
 def test_the_table_has_every_rule() -> None:
