@@ -27,9 +27,11 @@ class Zero(Shared):
 
         planned, root = self._plan.ranks, Root(model)
         self._stage_number = ZERO.index(planned.strategy) + 1
-        self._engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=root, optimizer=self.optimizer, config=dict(planned.configuration), dist_init_required=False
+        own: Any = self.optimizer  # any of torch's kind
+        made: tuple[Any, ...] = deepspeed.initialize(
+            model=root, optimizer=own, config=dict(planned.configuration), dist_init_required=False
         )
+        self._engine, self.optimizer, *_ = made
         assert self._engine.zero_optimization_stage() == self._stage_number, "DeepSpeed chose another stage"
         give_back_memory()
         self.root = self._engine
