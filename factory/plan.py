@@ -298,6 +298,7 @@ CHANGED: dict[int, str] = {
     2: "data sets have an origin, a weight and a split, several are mixed or streamed, tools and reasoning are planned",
     3: "a plan names its verb, and what a preference loss measures the change from",
     4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
+    5: "the estimate's memory has more parts, and says when it is highest",
 }
 
 

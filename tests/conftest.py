@@ -156,44 +156,45 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
     return execute
 
 
+def planned_train(**changes: Any) -> Train:
+    values: dict[str, Any] = {
+        "stage": "sft",
+        "own": {},
+        "reference": None,
+        "learning_rate": 1e-2,
+        "num_epochs": 1.0,
+        "max_steps": None,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "optimizer": "adamw",
+        "lr_scheduler": "constant",
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": None,
+        "logging_steps": 1,
+        "save_steps": None,
+        "save_total_limit": 1,
+        "eval_steps": None,
+        "load_best_model_at_end": False,
+        "metric_for_best_model": "loss",
+        "early_stopping_patience": None,
+        "early_stopping_threshold": 0.0,
+        "on_bad_update": "stop",
+        "spike_factor": None,
+        "spike_norm": None,
+        "max_skipped_updates": 10,
+        "autocast": None,
+        "threads": 1,
+        "ranks": Ranks(
+            strategy="none", processes=1, nodes=1, offload=False, configuration={}, by_node=("node 0: rank 0",)
+        ),
+    }
+    return Train(**{**values, **changes})
+
+
 @pytest.fixture
 def train_plan() -> Callable[..., Train]:
-    def train_plan(**changes: Any) -> Train:
-        values: dict[str, Any] = {
-            "stage": "sft",
-            "own": {},
-            "reference": None,
-            "learning_rate": 1e-2,
-            "num_epochs": 1.0,
-            "max_steps": None,
-            "batch_size": 1,
-            "gradient_accumulation_steps": 1,
-            "optimizer": "adamw",
-            "lr_scheduler": "constant",
-            "warmup_ratio": 0.0,
-            "weight_decay": 0.0,
-            "max_grad_norm": None,
-            "logging_steps": 1,
-            "save_steps": None,
-            "save_total_limit": 1,
-            "eval_steps": None,
-            "load_best_model_at_end": False,
-            "metric_for_best_model": "loss",
-            "early_stopping_patience": None,
-            "early_stopping_threshold": 0.0,
-            "on_bad_update": "stop",
-            "spike_factor": None,
-            "spike_norm": None,
-            "max_skipped_updates": 10,
-            "autocast": None,
-            "threads": 1,
-            "ranks": Ranks(
-                strategy="none", processes=1, nodes=1, offload=False, configuration={}, by_node=("node 0: rank 0",)
-            ),
-        }
-        return Train(**{**values, **changes})
-
-    return train_plan
+    return planned_train
 
 
 @pytest.fixture

@@ -164,11 +164,17 @@ def _saving(arch: Architecture, shapes: dict[str, Shape], steps: Steps) -> int:
     return BYTES[kept] * sum(prod(shape) for name, shape in arch.tensors() if name in shapes)
 
 
+# they keep dropout masks, or attention's scores, that the tape does not know
+_ROUGH = frozenset({"falcon", "gpt2", "opt"})
+
+
 def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
     if arch.experts():
         yield "mixtures of experts"
     if not all(is_plain(block) for block in arch.blocks):
         yield "layers of another kind than attention with queries, keys and values"
+    if arch.kind in _ROUGH:
+        yield f"{arch.kind} models"
     if arch.parts:
         yield "images"
     if steps.load.device != "cpu":

@@ -30,9 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "phi3": ALL_HEADS,
     "gpt_neox": ALL_HEADS,
     "bloom": ALL_HEADS,
-    "falcon": ALL_HEADS,
 }
-ROUGH = {"falcon": 0.1}  # what torch keeps where it has no fused kernel is followed only in its largest part
 
 
 @dataclass
@@ -150,7 +148,7 @@ def _peak(plan: Plan, model: Any, ids: Any) -> int:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_what_is_kept_is_what_autograd_keeps(models: Path, kind: str, method: str) -> None:
     plan = _plan(models, kind, f"method={method} stage=pt precision=bf16")
-    assert _estimated(plan).saved == pytest.approx(_measured(plan, peak=False).saved, rel=ROUGH.get(kind, 0.02))
+    assert _estimated(plan).saved == pytest.approx(_measured(plan, peak=False).saved, rel=0.02)
 
 
 @pytest.mark.parametrize(

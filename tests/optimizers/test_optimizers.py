@@ -8,12 +8,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from conftest import planned_train
 from torch import Tensor
 
 from factory.architecture import Architecture, architecture
 from factory.optimizers.run import BUILDERS, build, grouped, plain
 from factory.optimizers.spec import NEEDS_GPU, PACKAGES, STATES, state_bytes
-from factory.plan import Train
 from factory.schema import Optimizer
 
 ON_CPU = sorted(set(STATES) - NEEDS_GPU)
@@ -36,39 +36,6 @@ SHAPES = {
     "model.layers.0.input_layernorm.weight": (64,),
 }
 TABLES = {"step", "qmap1", "qmap2", "RMS"}  # numbers of a tensor, and the maps of 8-bit codes that all share
-
-
-def plan(**changes: Any) -> Train:
-    values = {
-        "stage": "sft",
-        "own": {},
-        "reference": None,
-        "learning_rate": 1e-3,
-        "num_epochs": 1.0,
-        "max_steps": None,
-        "batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "optimizer": "adamw",
-        "lr_scheduler": "constant",
-        "warmup_ratio": 0.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": None,
-        "logging_steps": 1,
-        "save_steps": None,
-        "save_total_limit": 1,
-        "eval_steps": None,
-        "load_best_model_at_end": False,
-        "metric_for_best_model": "loss",
-        "early_stopping_patience": None,
-        "early_stopping_threshold": 0.0,
-        "on_bad_update": "stop",
-        "spike_factor": None,
-        "spike_norm": None,
-        "max_skipped_updates": 10,
-        "autocast": None,
-        "threads": 1,
-    }
-    return Train(**{**values, **changes})
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -100,7 +67,7 @@ def test_what_is_planned_is_what_is_built() -> None:
 @pytest.mark.parametrize("name", ON_CPU)
 def test_the_state_takes_the_planned_bytes(name: str) -> None:
     named = tensors()
-    optimizer = build(named, plan(optimizer=name), ARCH)
+    optimizer = build(named, planned_train(optimizer=name), ARCH)
     give_gradients(named, 1)
     optimizer.step()
     assert held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH)
@@ -110,12 +77,12 @@ def test_the_state_takes_the_planned_bytes(name: str) -> None:
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_saved_state_goes_on_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     named = tensors(dtype)
-    whole = build(named, plan(optimizer=name), ARCH)
+    whole = build(named, planned_train(optimizer=name), ARCH)
     for seed in (1, 2):
         give_gradients(named, seed)
         whole.step()
     again: dict[str, Tensor] = {key: torch.nn.Parameter(value.detach().clone()) for key, value in named.items()}
-    resumed = build(again, plan(optimizer=name), ARCH)
+    resumed = build(again, planned_train(optimizer=name), ARCH)
     resumed.load_state_dict(deepcopy(whole.state_dict()))
     for values, optimizer in ((named, whole), (again, resumed)):
         give_gradients(values, 3)
@@ -170,7 +137,7 @@ def adafactor(g: Any, h: Any) -> tuple[Any, Any]:
 def test_two_steps_are_the_papers(statement: Callable[..., Any]) -> None:
     named = tensors()
     rate, start = 1e-3, {name: value.detach().double().numpy() for name, value in named.items()}
-    optimizer = build(named, plan(optimizer=statement.__name__, learning_rate=rate), ARCH)
+    optimizer = build(named, planned_train(optimizer=statement.__name__, learning_rate=rate), ARCH)
     gradients, after = [], []
     for seed in (1, 2):
         gradients.append(give_gradients(named, seed))
@@ -186,7 +153,7 @@ def test_muon_makes_the_update_of_hidden_matrices_orthogonal() -> None:
     """Newton and Schulz leave singular values around 1; 0.2 times the root of the longer side is their size."""
     named, rate = tensors(), 1e-3
     start = {name: value.detach().clone() for name, value in named.items()}
-    optimizer = build(named, plan(optimizer="muon", learning_rate=rate), ARCH)
+    optimizer = build(named, planned_train(optimizer="muon", learning_rate=rate), ARCH)
     gradients = give_gradients(named, 1)
     optimizer.step()
     for name, value in named.items():
@@ -205,7 +172,7 @@ def test_eight_bits_step_as_more_do(name: str) -> None:
     found = {}
     for chosen in (name, name.removesuffix("_8bit")):
         named = tensors()
-        optimizer = build(named, plan(optimizer=chosen), ARCH)
+        optimizer = build(named, planned_train(optimizer=chosen), ARCH)
         start = {key: value.detach().clone() for key, value in named.items()}
         for seed in range(5):
             give_gradients(named, seed)
@@ -228,7 +195,7 @@ def test_weight_decay_is_of_matrices_and_rates_are_in_proportion() -> None:
 def test_only_what_requires_a_gradient_is_stepped() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     model[0].requires_grad_(False)
-    groups = plain(model, None, plan(), ARCH).param_groups
+    groups = plain(model, None, planned_train(), ARCH).param_groups
     assert {id(value) for group in groups for value in group["params"]} == {
         id(value) for value in model[1].parameters()
     }
