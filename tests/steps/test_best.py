@@ -268,7 +268,7 @@ def test_what_is_measured_is_shown(execute: Execute, capsys: pytest.CaptureFixtu
     done = execute(*BEST)
     screen = Screen()
     for line in done.metrics:
-        launch._show(line, screen)
+        launch.show(line, screen)
     write_report(done.run, "finished", done.result, None)
     screen.print(launch.report_panel(json.loads(done.run.folder.report.read_text()), Path("run")))
     said = " ".join(capsys.readouterr().out.split())

@@ -179,9 +179,9 @@ def test_an_update_that_is_not_finite_is_never_applied(
     assert (told["step"], told["action"], told["what"], len(told["rows"])) == (3, "skipped", "not-finite", 2)
     assert told["rows"] == event["rows"]
     screen = Screen()
-    launch._show(event, screen)
+    launch.show(event, screen)
     for line in done.metrics:
-        launch._show(line, screen)
+        launch.show(line, screen)
     screen.print(launch.report_panel(report, Path("run")))
     said = " ".join(capsys.readouterr().out.replace("│", "").split())
     assert "step 3: the loss is nan" in said and "the update is skipped" in said
