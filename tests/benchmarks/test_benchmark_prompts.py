@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-import made
+import made_questions as made
 import pytest
 
 from factory.benchmarks import NAMES, benchmark

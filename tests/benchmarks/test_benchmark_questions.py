@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import made
+import made_questions as made
 import pytest
 
 from factory.benchmarks import NAMES, benchmark, questions, read

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import families
-import made
+import made_questions as made
 import pytest
 import tiny
 import torch

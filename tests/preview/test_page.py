@@ -6,7 +6,7 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
-import made
+import made_samples as made
 import pytest
 
 from factory.data.dataset import Example, Labelled, Pair

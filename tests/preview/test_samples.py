@@ -3,7 +3,7 @@
 import json
 from itertools import chain
 
-import made
+import made_samples as made
 import pytest
 import tiny
 from hypothesis import given, settings

@@ -3,7 +3,7 @@
 import re
 from io import BytesIO, StringIO, TextIOWrapper
 
-import made
+import made_samples as made
 import pytest
 from rich.console import Console
 
