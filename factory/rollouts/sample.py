@@ -55,7 +55,7 @@ def sample(
         }
     )
     inner = text_model(model)
-    with _only_as_asked(inner):
+    with _only_as_asked(inner), _head_read_once(inner):
         given = inner.generate(
             input_ids=ids.to(device),
             attention_mask=seen.to(device),
@@ -86,3 +86,18 @@ def _only_as_asked(inner: Any) -> Iterator[None]:
         yield
     finally:
         inner.generation_config = own
+
+
+@contextmanager
+def _head_read_once(inner: Any) -> Iterator[None]:
+    """With contiguous states before the head.
+
+    A model's last states are a slice of all, and a frozen weight times such a slice is computed, on a CPU, with a copy of
+    the weight for each row.
+    """
+    head = inner.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: tuple(each.contiguous() for each in states))
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -175,7 +175,6 @@ _LABELS = {
     "align": "preparing the data",
     "pack": "packing",
     "attach": "loading the weights",
-    "reference": "measuring the reference",
     "baseline": "measuring before",
     "train": "training",
     "evaluate": "measuring",
@@ -258,13 +257,18 @@ def _finish(
         return code
     if report["status"] == "interrupted":
         saved = folder.checkpoint() or (folder.model if folder.model.is_dir() else None)
-        kept = f"Saved {saved}." if saved else "Nothing was trained yet."
+        kept = f"Saved {saved}." if saved else _unsaved(folder)
         screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow", soft_wrap=True)
         return INTERRUPTED
     screen.print(report["error"], style="red", soft_wrap=True)
     if folder.checkpoint() is not None:
         screen.print(f"The last whole checkpoint is kept. To continue: {again}", soft_wrap=True)
     return FAILED
+
+
+def _unsaved(folder: RunFolder) -> str:
+    done = max((line["step"] for line in Tail(folder.metrics).lines()), default=0)
+    return f"It was ended at once: {done:,} steps are lost." if done else "Nothing was trained yet."
 
 
 def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def reference(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
         return {"reference": None}
     found = Reference(_kept(run))
     if not found.sums:
+        run.emit("note", text="measuring the reference …")
         _measure(run, model, dataset, found)
         if run.world.leads:
             _keep(run, found)

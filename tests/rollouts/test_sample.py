@@ -52,6 +52,17 @@ def test_padding_is_no_part_of_an_answer(row: list[int], ids: list[int], ended: 
     assert answer([1], row, (2,)) == Answer([1], ids, ended)
 
 
+def test_what_the_head_reads_is_contiguous(model: Any) -> None:
+    """Else torch multiplies a frozen bfloat16 head with a slice of the states by copying the head for each row."""
+    seen = list[bool]()
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, states, __: seen.append(states[0].is_contiguous()))
+    sampled(model, Sampling(3, greedy=True))
+    hook.remove()
+    assert seen == [True, True, True]
+    assert not head._forward_pre_hooks
+
+
 def test_the_draw_is_torchs_global_generators(model: Any) -> None:
     torch.manual_seed(3)
     first, second = (sampled(model, Sampling(6)) for _ in range(2))

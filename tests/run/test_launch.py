@@ -13,6 +13,7 @@ import pytest
 from commands import Command, customized, metrics, steps, wait_for
 
 from factory.execute import __main__ as child_main
+from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.launch import Tail
 
@@ -133,6 +134,13 @@ def test_killed_child_then_killed_parent(
         os.kill(child.pid, signal.SIGCONT)
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
+
+
+@pytest.mark.parametrize(("done", "words"), [(3, "3 steps are lost"), (0, "Nothing was trained yet")])
+def test_what_two_signals_lose_is_said(done: int, words: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, done + 1)))
+    assert words in launch._unsaved(folder)
 
 
 def test_a_bug_leaves_its_traceback_in_the_log(
