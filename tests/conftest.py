@@ -1,5 +1,6 @@
 """Fixtures: a tiny model's folder, and runs of the executor inside the test's own process."""
 
+import gc
 import json
 import os
 import re
@@ -21,6 +22,13 @@ from factory.look import machine as look
 from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
 from factory.run.folder import RunFolder, last_logged
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """A run collects garbage before it reads what it saved: what outlives a module of tests is not looked through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def memory(
         "forward": held + standing + max(rolled, found.forward),
         "backward": held + standing + max(0, found.backward - (whole - gradients)),
         "step": held + gradients + round(SCRATCH.get(train.optimizer, 0) * largest),
-        "saving": held + _saving(expanded, everything, steps),
+        "saving": held + (0 if turns else _saving(expanded, everything, steps)),
     }
     slack = resident = 0
     if load.device == "cpu":
@@ -157,9 +157,12 @@ def _at_one_time(shapes: dict[str, Shape], arch: Architecture) -> dict[str, Shap
 
 
 def _saving(arch: Architecture, shapes: dict[str, Shape], steps: Steps) -> int:
-    """Bytes of the copies that are written: of trained weights of the model, in the type that they computed in."""
+    """Bytes of the copies that are written: of trained weights, in the type that they computed in, in the CPU's memory.
+
+    What trains in turns is held in that type already.
+    """
     kept = steps.train.autocast
-    if kept is None or kept == steps.attach.dtype:
+    if kept is None or kept == steps.attach.dtype or steps.load.device != "cpu":
         return 0
     return BYTES[kept] * sum(prod(shape) for name, shape in arch.tensors() if name in shapes)
 

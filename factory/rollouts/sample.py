@@ -92,8 +92,8 @@ def _only_as_asked(inner: Any) -> Iterator[None]:
 def _head_read_once(inner: Any) -> Iterator[None]:
     """With contiguous states before the head.
 
-    A model's last states are a slice of all, and torch multiplies a frozen bfloat16 weight by such a slice, on a CPU, as
-    a batch with a copy of the weight for each row.
+    A model's last states are a slice of all. Torch multiplies a frozen bfloat16 weight by such a slice, on a CPU, as a
+    batch with a copy of the weight for each row.
     """
     head = inner.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, states: tuple(each.contiguous() for each in states))

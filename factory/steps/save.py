@@ -53,7 +53,8 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
             if run.plan.steps.train.autocast is not None:
                 kept = getattr(torch, run.plan.steps.train.autocast)
                 cast: dict[int, Any] = {}  # tied tensors stay one
-                state = {name: cast.setdefault(value.data_ptr(), value.to(kept)) for name, value in state.items()}
+                for name, value in state.items():  # beside the GPU's memory, which has no room for a second model
+                    state[name] = cast.setdefault(value.data_ptr(), value.to("cpu", kept))
                 model.config.dtype = kept
             model.save_pretrained(aside, state_dict=state)
             _say_dtype(aside / "config.json", next(iter(state.values())).dtype)

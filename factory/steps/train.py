@@ -101,6 +101,7 @@ def train(
             if is_best or stopping or state.stopped_early or _every(plan.save_steps, state.step, total, last=True):
                 state.checks = run.checks
                 engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
+                stopping = run.asked_to_stop()
             if stopping:
                 raise Interrupted
     engine.finish()

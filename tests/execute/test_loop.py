@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import compiled
+from grids import diagonal
 from safetensors.torch import load_file
 from test_methods import FITTING
 from torch.utils._pytree import tree_map
@@ -125,8 +126,7 @@ def test_checkpointed_activations_change_no_loss(method: str, execute: Execute) 
     assert all(check["passed"] for check in recomputed.run.checks.values()), recomputed.run.checks
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
-@pytest.mark.parametrize("method", ["full", "lora", "galore"])
+@pytest.mark.parametrize(("method", "precision"), diagonal(("full", "lora", "galore"), ("fp32", "bf16", "pure_bf16")))
 def test_every_precision_learns_alike(method: str, precision: str, execute: Execute) -> None:
     rank = ["method.rank=8"] if method != "full" else []
     short = (f"method={method}", *PLAIN, *rank, "stage.max_steps=8", "stage.learning_rate=1e-2")
@@ -198,8 +198,7 @@ def test_perplexity_is_the_held_out_rows(stage: str, execute: Execute, tiny_mode
     assert found["perplexity"] != found["perplexity_before"]
 
 
-@pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora", "galore"])
-@pytest.mark.parametrize("stage", ["pt", "sft"])
+@pytest.mark.parametrize(("method", "stage"), diagonal(("full", "freeze", "lora", "qlora", "galore"), ("pt", "sft")))
 def test_the_loss_falls(method: str, stage: str, execute: Execute) -> None:
     rank = ["method.rank=8"] if method in ("lora", "qlora", "galore") else []
     rate = "stage.learning_rate=3e-2" if method != "full" else "stage.learning_rate=1e-2"

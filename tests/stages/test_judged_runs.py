@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grids import diagonal
 from peft import PeftModel
 from test_judged import log_prob
 from test_methods import FITTING, SHORT
@@ -164,8 +165,7 @@ RESUMED = {
 GOES_ON = (*RUN, "stage.gradient_accumulation_steps=2", "stage.weight_decay=0.1", "stage.max_steps=7")
 
 
-@pytest.mark.parametrize("method", RESUMED)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "method"), diagonal(STAGES, RESUMED))
 def test_an_interrupted_run_is_the_uninterrupted_one(
     stage: str, method: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,8 +218,7 @@ def test_a_new_run_measures_anew(execute: Execute, tiny_model: Path, referred: C
 METHODS = ("full", "freeze", "lora", "qlora", "galore", "dora", "pissa", "badam", "adalora", "llama_pro")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "method"), diagonal(STAGES, METHODS))
 def test_every_method_trains_it(stage: str, method: str, execute: Execute) -> None:
     done = execute(f"stage={stage}", f"method={method}", *FITTING[method], *SHORT, "stage.learning_rate=1e-2")
     assert len(done.losses) == 3
@@ -232,8 +231,7 @@ def test_every_method_trains_it(stage: str, method: str, execute: Execute) -> No
         assert done.losses[0] != done.losses[2]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(("method", "precision"), diagonal(("full", "lora", "qlora"), ("bf16", "pure_bf16")))
 def test_the_reference_is_rounded_as_the_model_is(method: str, precision: str, execute: Execute) -> None:
     """In the first step the model is its own reference to the bit: nothing of its rewards is rounding."""
     short = (f"method={method}", *FITTING[method], *RUN, f"precision={precision}", "stage.max_steps=3")

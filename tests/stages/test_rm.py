@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from conftest import compiled, refusals
+from grids import diagonal
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_methods import COUNTS, FITTING
@@ -386,8 +387,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(("case", "precision"), diagonal(RESUMED, ("fp32", "bf16")))
 def test_an_interrupted_run_is_the_uninterrupted_one(
     case: str, precision: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:

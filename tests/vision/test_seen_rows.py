@@ -155,8 +155,8 @@ def test_a_spec_is_sent_to_a_worker_and_hashed(folder: Path, image: Any) -> None
     sent = pickle.loads(pickle.dumps(one))
     assert sent == one
     asked = [record(("<image>What?", "A star."), (image(5),))]
-    assert sent.encoder.encode(asked) == one.encoder().encode(asked)
-    assert len(example(changed.encoder.encode(asked)[0]).ids) < len(example(one.encoder().encode(asked)[0]).ids)
+    assert sent.encoder.encode(asked) == one.encoder.encode(asked)
+    assert len(example(changed.encoder.encode(asked)[0]).ids) < len(example(one.encoder.encode(asked)[0]).ids)
 
 
 def test_both_answers_of_a_pair_see_the_image(folder: Path, image: Any) -> None:

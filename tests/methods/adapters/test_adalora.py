@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from factory.methods.adalora import run as adalora
 from factory.methods.lora.targets import targets
-from factory.steps import train
+from factory.steps.attach import method_settings
 
 START, KEPT, ADAPTERS, STEPS = 6, 2, 14, 20
 PLAIN = (
@@ -120,7 +120,7 @@ def test_the_penalty_is_pefts(execute: Callable[..., Any]) -> None:
     """PEFT adds it to the loss of a model that is given labels; here it is no part of the loss that is shown."""
     done = execute(*PLAIN, "method.orthogonality=0.7", "stage.max_steps=3")
     model = done.model.eval()
-    settings = train.method_settings(done.run)
+    settings = method_settings(done.run)
     ids = torch.tensor([done.dataset.train[0].ids])
     with_it = model(input_ids=ids, labels=ids).loss
     without = model.base_model.model(input_ids=ids, labels=ids).loss

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import diagonal
 
 from factory.execute.context import Interrupted
 from factory.run.folder import RunFolder
@@ -45,8 +46,7 @@ def same(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: line[name] for name in names} for line in metrics]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "precision"), diagonal(METHODS, ("fp32", "bf16", "pure_bf16")))
 def test_an_interrupted_run_is_the_uninterrupted_one(
     method: str, precision: str, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
