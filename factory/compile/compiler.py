@@ -379,11 +379,9 @@ def _times_taken(mixing: str, rows: dict[str, int], weights: dict[str, float]) -
 
 def _capacity(case: Case) -> int:
     hardware, machine = case.settings.hardware, case.facts.machine
-    if hardware.memory_gib is not None:
-        return round(hardware.memory_gib * 2**30)
-    if case.device == "cuda" and machine.gpus:
-        return max(gpu.memory_bytes for gpu in machine.gpus)
-    return machine.available_bytes * hardware.num_nodes // hardware.num_processes
+    if case.device == "cuda" and (hardware.memory is not None or machine.gpus):
+        return hardware.memory or max(gpu.memory_bytes for gpu in machine.gpus)
+    return (hardware.memory or machine.available_bytes) * hardware.num_nodes // hardware.num_processes
 
 
 def _against_memory(made: plan.Plan) -> list[Refusal]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from factory.data import catalogue
 from factory.facts import Facts, FolderFacts
@@ -62,6 +63,13 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         problems=tuple(problems),
         reward=reward,
     )
+
+
+def asked(settings: Settings, bad_keys: set[str]) -> Any:
+    """All that `look` reads of the settings: where two are equal, so is what it finds."""
+    stage, data = settings.stage, settings.data
+    of_stage = stage and (stage.name, stage.resume, getattr(stage, "reward_model", None))
+    return settings.model, data.sources, data.names, of_stage, settings.tracking, settings.run_dir, bad_keys
 
 
 def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:
