@@ -20,7 +20,7 @@ from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
-from factory.typed import to_tree
+from factory.typed import convert, to_tree
 
 REFUSED = 2
 _PRINTING = ("plan", "preview")  # verbs with keys of their own
@@ -94,6 +94,8 @@ def plan(arguments: list[str]) -> int:
     composed = _composed(line, "plan")
     made = _compiled(composed, training=False)
     form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
+    if convert(bool, composed.tree["plan"]["search"]):
+        return _search(made, form, Anew(line.config_dirs))
     changes = [] if fits or form == "yaml" else cheapest(made, None, Anew(line.config_dirs))
     if form == "json":
         from factory.plan import to_json
@@ -111,6 +113,24 @@ def plan(arguments: list[str]) -> int:
         screen.print(plan_panel(made))
         if not fits:
             screen.print(changes_text(changes), soft_wrap=True)
+    return 0
+
+
+def _search(made: Plan, form: str, anew: Anew) -> int:
+    """The best legal settings for the budget."""
+    from factory.run import search
+
+    if form == "yaml":
+        raise refuse("search-as-yaml", "plan.format=yaml", "a table of settings is no plan")
+    found = search.search(made, anew)
+    if form == "json":
+        from factory.plan import to_json
+
+        print(json.dumps({**to_json(made), "search": search.as_json(found)}, ensure_ascii=False))
+    else:
+        from factory.run.screen import Screen
+
+        Screen().print(search.as_text(found), soft_wrap=True)
     return 0
 
 

@@ -13,7 +13,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import Evaluate, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 5
+VERSION = 6
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
@@ -233,11 +233,26 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Of all training steps, between which they are expected to lie."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
+    """`flops_per_step` and `tokens_per_step` are those of sequences that are as long as they may be.
+
+    `seconds` is None where no such run was ever measured on the device.
+    """
+
     parameters: Parameters
     memory: Memory
     steps: Range
     flops_per_step: int
+    tokens_per_step: int
+    seconds: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +314,7 @@ CHANGED: dict[int, str] = {
     3: "a plan names its verb, and what a preference loss measures the change from",
     4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
     5: "the estimate's memory has more parts, and says when it is highest",
+    6: "the estimate has seconds, and the tokens of a step",
 }
 
 

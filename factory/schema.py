@@ -210,7 +210,9 @@ class Hardware:
     device: Literal["auto", "cpu", "cuda"] = key("where to train; auto: a GPU if there is one")
     card: str | None = key("a card's name for planning; training needs that card here")
     compute_capability: float | None = key("the card's CUDA compute capability; null: this machine's", above=0)
-    memory: Bytes | None = key("the card's memory, or on a CPU a node's, as 24GB or 24GiB; null: this machine's", above=0)
+    memory: Bytes | None = key(
+        "the card's memory, or on a CPU a node's, as 24GB or 24GiB; null: this machine's", above=0
+    )
     threads: int | None = key(
         "CPU threads of a process; null: OMP_NUM_THREADS, else the cores at hand, divided among a node's processes",
         low=1,

@@ -20,8 +20,11 @@ from factory.refusal import Refusal, did_you_mean, refusal
 
 
 Bytes = NewType("Bytes", int)  # of memory, said with their unit
-_UNITS = {f"{prefix}{unit}": base**power for power, prefix in enumerate("KMGT", 1)
-          for unit, base in (("B", 1000), ("iB", 1024))}
+_UNITS = {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for unit, base in (("B", 1000), ("iB", 1024))
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,9 @@ class Reader:
     def value(self, kind: Any, value: Any, path: str, limits: Limits | None = None) -> Any:
         if dataclasses.is_dataclass(kind):
             return self.record(typing.cast(type, kind), value, path)
+        record = next((one for one in get_args(kind) if dataclasses.is_dataclass(one)), None)
+        if record is not None and get_origin(kind) is types.UnionType:  # one or null
+            return None if value is None else self.record(typing.cast(type, record), value, path)
         if get_origin(kind) is dict and isinstance(value, dict):
             return {str(name): self.value(get_args(kind)[1], item, f"{path}.{name}") for name, item in value.items()}
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from factory import heads, registry
 from factory.architecture import Architecture, Shape
+from factory.estimate import flops
 from factory.estimate.memory import memory
 from factory.plan import Estimate, Pack, Parameters, Range, Steps, Train
 from factory.stages.rows import rows_per_step
@@ -71,8 +72,9 @@ def estimate(
     rolled = sampled(train.own, arch, steps.load.dtype, length) if sampled else 0
     length += stage.new_tokens(train.own) if sampled else 0
     trained, judged = (registry.hook(stage, name, usual) for name, usual in (("SEQUENCES", 1), ("JUDGED", 0)))
-    per_token = expanded.forward_flops_per_token()
-    backward = per_token * (1 + min(1.0, counted.trainable / counted.total))
+    per_token = flops.forward(expanded, length)
+    a_sample = flops.trained(expanded, shapes, length, steps.patch.activation_checkpointing)
+    a_sample = a_sample * trained + per_token * judged
     return Estimate(
         parameters=counted,
         memory=memory(
@@ -88,7 +90,8 @@ def estimate(
             rolled=rolled,
         ),
         steps=_steps(sizes, pack, train),
-        flops_per_step=round(_flops(train, length, (per_token + backward) * trained + per_token * judged, per_token)),
+        flops_per_step=round(_flops(train, length, a_sample, per_token)),
+        tokens_per_step=length * trained * rows_per_step(train),
     )
 
 

@@ -6,15 +6,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from conftest import compiled, refusals
 
+from factory import compose, settings
 from factory.facts import Gpu
+from factory.look import asked
+from factory.look import look as look_around
 from factory.look import machine as look
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
@@ -343,3 +348,27 @@ def test_without_the_driver_or_a_torch_for_it_there_is_no_amd_card(rocm: Path, m
     assert look.look_at_machine().gpus
     (rocm / "dev" / "kfd").unlink()
     assert look.look_at_machine().gpus == ()
+
+
+def test_where_nothing_else_is_asked_what_is_found_is_the_same(here: Path) -> None:
+    """`asked` names all that `look` reads: without the rest of the settings it finds the same."""
+    composed = compose.compose(compose.parse(["stage=dpo", "hardware=cpu"]))
+    chosen, problems, bad = settings.read(
+        composed.tree, options=composed.options, overrides=composed.overrides, run_dir="run"
+    )
+    assert not problems
+    data = replace(chosen.data, **{field.name: None for field in fields(chosen.data) if field.name in _UNASKED})
+    others = ("method", "precision", "compute", "hardware", "evaluate", "plan", "preview", "seed", "options")
+    stage = SimpleNamespace(name="dpo", resume=None)
+    bare = replace(chosen, data=data, stage=stage, **dict.fromkeys(others))
+    found = look_around(bare, bad, training=False)
+    machine = found.machine  # whose free memory changes
+    assert found == replace(look_around(chosen, bad, training=False), machine=machine)
+    assert asked(bare, bad) == asked(chosen, bad)
+    for override in ("model=smollm2_360m", "data=demo_tools", "stage=sft", "stage.resume=auto", "tracking=none"):
+        other = compose.compose(compose.parse(["stage=dpo", "hardware=cpu", override]))
+        changed, _, _ = settings.read(other.tree, options={}, overrides=(), run_dir="run")
+        assert asked(changed, bad) != asked(chosen, bad), override
+
+
+_UNASKED = {"path", "max_samples", "max_length", "truncation", "packing", "mixing", "validation", "streaming", "tools"}
