@@ -233,18 +233,26 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seconds:
-    """Of all training steps, between which they are expected to lie."""
+class Span:
+    """Two numbers between which one is expected to lie."""
 
     low: float
     high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speed(Span):
+    """Tokens a second after the first step, which takes `start_seconds` longer."""
+
+    start_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """`flops_per_step` and `tokens_per_step` are those of sequences that are as long as they may be.
 
-    `seconds` is None where no such run was ever measured on the device.
+    `tokens` are those of all steps, None where nobody knows how long the rows are; `speed` and `seconds`, of all steps,
+    are None where no run was ever measured on the device.
     """
 
     parameters: Parameters
@@ -252,7 +260,9 @@ class Estimate:
     steps: Range
     flops_per_step: int
     tokens_per_step: int
-    seconds: Seconds | None = None
+    tokens: Range | None
+    speed: Speed | None
+    seconds: Span | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +324,7 @@ CHANGED: dict[int, str] = {
     3: "a plan names its verb, and what a preference loss measures the change from",
     4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
     5: "the estimate's memory has more parts, and says when it is highest",
-    6: "the estimate has seconds, and the tokens of a step",
+    6: "the estimate has tokens, their speed and seconds",
 }
 
 

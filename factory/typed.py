@@ -18,7 +18,6 @@ import yaml
 
 from factory.refusal import Refusal, did_you_mean, refusal
 
-
 Bytes = NewType("Bytes", int)  # of memory, said with their unit
 _UNITS = {
     f"{prefix}{unit}": base**power

@@ -204,17 +204,16 @@ def test_lines_that_differ_at_their_ends_are_composed_as_each_alone(changes: tup
     assert compose_anew((*base, *changes)) == compose.compose(compose.parse([*base, *changes]))
 
 
-def test_lines_that_cannot_be_composed_are_refused_as_each_alone(here: Path) -> None:
-    for wrong in ("method=nowhere", "method.rank=${nowhere}", "method.rank=[1", "=3"):
+@pytest.mark.parametrize("wrong", ["method=nowhere", "method.rank=${nowhere}", "method.rank=[1", "=3"])
+def test_lines_that_cannot_be_composed_are_refused_as_each_alone(wrong: str, here: Path) -> None:
+    def told(composing: Callable[[], compose.Composed]) -> str:
+        try:
+            return "\n".join(map(str, composing().problems))
+        except UserError as error:
+            return str(error)
 
-        def told(composing: Callable[[], compose.Composed]) -> str:
-            try:
-                return "\n".join(map(str, composing().problems))
-            except UserError as error:
-                return str(error)
-
-        alone = told(lambda: compose.compose(compose.parse(["stage=dpo", wrong])))
-        assert alone and told(lambda: compose.Recomposer(())(("stage=dpo", wrong))) == alone
+    alone = told(lambda: compose.compose(compose.parse(["stage=dpo", wrong])))
+    assert alone and told(lambda: compose.Recomposer(())(("stage=dpo", wrong))) == alone
 
 
 def test_a_plus_on_a_key_that_exists_changes_nothing() -> None:

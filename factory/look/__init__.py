@@ -13,6 +13,7 @@ from factory.look.data import look_at_data
 from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
 from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.run import calibration
 from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
 from factory.settings import Settings
 
@@ -55,7 +56,10 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     if settings.stage:
         with collecting():
             folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
+    measured, unmeasured = calibration.read()
     return Facts(
+        measured=measured,
+        unmeasured=unmeasured,
         machine=machine.look_at_machine(),
         model=model,
         data=data,

@@ -1,7 +1,7 @@
 """The best legal settings for a memory budget: changed settings, compiled anew, of which those that fit are ranked.
 
-A way to hold the model is tried with each recomputation, from what was asked to what changes more of the run. Micro-batch
-and rank of the best are raised as long as they fit.
+A way to hold the model is tried with each recomputation, from what was asked to what changes more of the run. The
+micro-batch and the rank of the best are raised as long as they fit.
 """
 
 from collections.abc import Callable, Iterator
@@ -82,7 +82,8 @@ class _Tried:
 
     def __init__(self, plan: Plan, anew: Anew):
         self.plan, self.budget = plan, plan.estimate.memory.capacity
-        self._anew, self._made = anew, {(): plan}
+        self._anew = anew
+        self._made: dict[Overrides, Plan] = {(): plan}
         self.refused = 0
 
     @property
