@@ -11,11 +11,11 @@ from factory.facts import Machine, Measured
 from factory.plan import Estimate, Span, Speed, Steps
 from factory.quantizers.spec import checkpoint_quantizer
 
-# how much slower or faster than what was measured a run may be (docs/measurements.md): one of the same kind, whose
-# tokens take work and whose micro-batches hold tokens like a measured one's; beyond that, by the power of how far apart
-SAME_KIND, OTHER_KIND = 1.3, 2.0
-_FARTHER = 0.25
-_LIKE = 2.0  # times
+# how many times slower or faster than what was measured a run may be (docs/measurements.md): the same model and method
+# again, another model with the same kind of step, another kind
+SAME, SAME_KIND, OTHER_KIND = 1.3, 1.6, 2.0
+_FARTHER, _LIKE = 0.25, 2.0  # and from so many times apart on, this power of it more
+_EQUAL = 1.01  # times the work of a token: the same model and method
 
 
 def device(machine: Machine, steps: Steps, card: str | None = None) -> str:
@@ -60,7 +60,7 @@ def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured
     there = [found for found in there if found.kind == like.kind] or there
     if not there:
         return None
-    nearest = max(_LIKE, min(_apart(found, like) for found in there))
+    nearest = max(_LIKE, min(_apart(found, like) for found in there))  # what is farther tells nothing more
     spans = [bounds(found, like) for found in there if _apart(found, like) <= nearest]
     return Speed(
         low=min(span.low for span in spans) / like.work,
@@ -80,7 +80,8 @@ class Like:
 
 def bounds(found: Measured, like: Like) -> Span:
     """FLOPs a second of such a run, from one that was measured."""
-    wide = SAME_KIND if found.kind == like.kind else OTHER_KIND
+    again = max(found.work, like.work) / min(found.work, like.work) < _EQUAL
+    wide = OTHER_KIND if found.kind != like.kind else SAME if again else SAME_KIND
     wide *= max(1.0, _apart(found, like) / _LIKE) ** _FARTHER
     return Span(low=found.flops_per_second / wide, high=found.flops_per_second * wide)
 

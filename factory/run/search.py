@@ -6,7 +6,7 @@ micro-batch and the rank of the best are raised as long as they fit.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import log
+from math import log, sqrt
 from typing import Any
 
 from factory.plan import Plan
@@ -46,6 +46,12 @@ class Row:
         return self.plan.estimate.flops_per_step / self.plan.estimate.tokens_per_step
 
     @property
+    def cost(self) -> float | None:
+        """Seconds of a token, by the middle of what is expected; None where no run was measured."""
+        speed = self.plan.estimate.speed
+        return None if speed is None else 1 / sqrt(speed.low * speed.high)
+
+    @property
     def sequences(self) -> int:
         train = self.plan.steps.train
         return train.batch_size * train.micro_batches
@@ -61,6 +67,7 @@ class Found:
 
     asked: Plan
     rows: tuple[Row, ...]
+    timed: bool  # whether all rows are compared by their time
     budget: int
     tried: int
     refused: int
@@ -74,7 +81,9 @@ def search(plan: Plan, anew: Anew) -> Found:
     raised = [*(_larger_batch(tried, row) for row in rows[:_RAISED]), *(_higher_rank(tried, row) for row in rows[:1])]
     rows += [row for found in raised for row in found]
     _sort(rows, plan)
-    return Found(asked=plan, rows=tuple(rows), budget=tried.budget, tried=tried.count, refused=tried.refused)
+    return Found(
+        asked=plan, rows=tuple(rows), timed=_timed(rows), budget=tried.budget, tried=tried.count, refused=tried.refused
+    )
 
 
 class _Tried:
@@ -106,13 +115,15 @@ class _Tried:
 
 
 def _sort(rows: list[Row], asked: Plan) -> None:
-    """Less work a token; then what changes less of the run; then larger micro-batches and ranks."""
+    """Less time or work a token; then what changes less of the run; then larger micro-batches and ranks."""
     was = Row(overrides=(), plan=asked, way=0)
-    least = min((row.flops_per_token for row in rows), default=1.0)
+    timed = _timed(rows)
+    costs = {row.overrides: (row.cost if timed else None) or row.flops_per_token for row in rows}
+    least = min(costs.values(), default=1.0)
 
     def order(row: Row) -> tuple[float, ...]:
         return (
-            round(log(row.flops_per_token / least) / log(_APART)),
+            round(log(costs[row.overrides] / least) / log(_APART)),
             row.way,
             row.sequences != was.sequences,
             row.rank != was.rank,
@@ -122,6 +133,10 @@ def _sort(rows: list[Row], asked: Plan) -> None:
         )
 
     rows.sort(key=order)
+
+
+def _timed(rows: list[Row]) -> bool:
+    return bool(rows) and all(row.cost is not None for row in rows)
 
 
 def _ways(tried: _Tried, ways: tuple[Overrides, ...], first: int) -> Iterator[Row]:
@@ -203,11 +218,15 @@ def _largest(tried: _Tried, row: Row, now: int, most: int, change: Callable[[int
             return
 
 
-_ORDER = (
-    "no run of the kind was measured on this device: fewest FLOPs a token first, then what changes less of the run, "
-    "then the larger micro-batch and rank"
-)
-_HEAD = ("memory", "batch", "a step", "rank", "GFLOP/token", "add")
+_THEN = "then what changes less of the run, then the larger micro-batch and rank"
+_ORDER = {
+    True: f"by tokens a second, as runs here suggest, {_THEN}",
+    False: f"by FLOPs a token, as no run was measured on this device, {_THEN}",
+}
+_HEAD = {
+    timed: ("memory", "batch", "a step", "rank", work, "add")
+    for timed, work in ((True, "tokens/s"), (False, "GFLOP/token"))
+}
 
 
 def as_text(found: Found) -> str:
@@ -218,26 +237,26 @@ def as_text(found: Found) -> str:
     rough = found.asked.estimate.memory.uncalibrated
     lines = [
         f"Settings that fit {size(found.budget)}, the best first; {tried}.",
-        f"{_ORDER[0].upper()}{_ORDER[1:]}.",
+        f"Ranked {_ORDER[found.timed]}.",
         *([f"Rough: memory was never measured with {', '.join(rough)}."] if rough else []),
         "",
     ]
-    cells = [_HEAD, *(_cells(row) for row in found.rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEAD) - 1)]
+    cells = [_HEAD[found.timed], *(_cells(row, timed=found.timed) for row in found.rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
     for *numbers, last in cells:
         right = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=True))
         lines.append(f"{right}  {last}")
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    train = row.plan.steps.train
+def _cells(row: Row, *, timed: bool) -> tuple[str, ...]:
+    train, speed = row.plan.steps.train, row.plan.estimate.speed
     return (
         size(row.plan.estimate.memory.total),
         str(train.batch_size),
         str(row.sequences),
         str(row.rank or "-"),
-        f"{row.flops_per_token / 1e9:.3g}",
+        f"{speed.low:,.0f} to {speed.high:,.0f}" if timed and speed else f"{row.flops_per_token / 1e9:.3g}",
         " ".join(row.overrides) or "(nothing: as it is)",
     )
 
@@ -245,7 +264,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def as_json(found: Found) -> dict[str, Any]:
     return {
         "budget_bytes": found.budget,
-        "order": _ORDER,
+        "order": _ORDER[found.timed],
         "tried": found.tried,
         "refused": found.refused,
         "rows": [_tree(row) for row in found.rows],
@@ -266,5 +285,6 @@ def _tree(row: Row) -> dict[str, Any]:
         "rank": row.rank,
         "estimated_bytes": estimate.memory.total,
         "flops_per_token": round(row.flops_per_token),
+        "tokens_per_second": estimate.speed and {"low": estimate.speed.low, "high": estimate.speed.high},
         "seconds": to_tree(estimate.seconds),
     }
