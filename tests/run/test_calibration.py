@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def test_writers_at_once_lose_nothing(here: Path) -> None:
     running = [subprocess.Popen([sys.executable, "-c", code, f"kind {number}"]) for number in range(3)]
     assert [process.wait(60) for process in running] == [0, 0, 0]
     found, _ = calibration.read()
-    assert sorted((run.kind, run.work) for run in found) == [(f"kind {k}", n) for k in range(3) for n in (1, 2, 3, 4, 5)]
+    assert sorted((run.kind, run.work) for run in found) == [
+        (f"kind {k}", n) for k in range(3) for n in (1, 2, 3, 4, 5)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_a_run_is_measured_and_the_next_is_planned_by_it(execute: Callable[..., 
 def _text(panel: Any) -> str:
     from rich.console import Console
 
-    console = Console(width=140, file=None, record=True, quiet=True)
+    console = Console(width=140, file=StringIO(), record=True)
     console.print(panel)
     return console.export_text()
 
