@@ -89,9 +89,8 @@ class Reader:
     def value(self, kind: Any, value: Any, path: str, limits: Limits | None = None) -> Any:
         if dataclasses.is_dataclass(kind):
             return self.record(typing.cast(type, kind), value, path)
-        record = next((one for one in get_args(kind) if dataclasses.is_dataclass(one)), None)
-        if record is not None and get_origin(kind) is types.UnionType:  # one or null
-            return None if value is None else self.record(typing.cast(type, record), value, path)
+        if (optional := _optional_record(kind)) is not None:
+            return None if value is None else self.record(optional, value, path)
         if get_origin(kind) is dict and isinstance(value, dict):
             return {str(name): self.value(get_args(kind)[1], item, f"{path}.{name}") for name, item in value.items()}
         try:
@@ -112,6 +111,12 @@ class Reader:
     def _unknown(self, path: str, value: Any, known: list[str]) -> None:
         self.bad_keys.add(path)
         self.problems.append(unknown_key(path, value, known))
+
+
+def _optional_record(kind: Any) -> type | None:
+    """The dataclass of `Record | None`."""
+    records = [one for one in get_args(kind) if dataclasses.is_dataclass(one)]
+    return typing.cast(type, records[0]) if records and get_origin(kind) is types.UnionType else None
 
 
 def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
@@ -250,6 +255,7 @@ def walk_keys(cls: type, path: str = "") -> Iterator[Key]:
         where, kind = (f"{path}.{field.name}" if path else field.name), hints[field.name]
         if get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]):
             where, kind = f"{where}.<name>", get_args(kind)[1]
+        kind = _optional_record(kind) or kind
         if dataclasses.is_dataclass(kind):
             yield from walk_keys(typing.cast(type, kind), where)
         else:
