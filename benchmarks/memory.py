@@ -186,14 +186,15 @@ def words(case: Case, out: Path) -> list[str]:
     ]
 
 
-def estimated(line: list[str]) -> dict[str, Any]:
+def planned(line: list[str]) -> dict[str, Any]:
+    """The plan's estimate."""
     command = [sys.executable, "-m", "factory", "plan", *line, "plan.format=json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout)["estimate"]["memory"]
+    return json.loads(done.stdout)["estimate"]
 
 
-def measured(line: list[str], folder: Path) -> dict[str, int]:
-    """The report's peaks by step. Raises RuntimeError with the command's words where it did not finish."""
+def finished(line: list[str], folder: Path) -> dict[str, Any]:
+    """The run's report. Raises RuntimeError with the command's words where it did not finish."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "factory", "train", *line, f"hydra.run.dir={folder}"]
     done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
@@ -202,7 +203,7 @@ def measured(line: list[str], folder: Path) -> dict[str, int]:
         found: dict[str, Any] = json.loads(report.read_text()) if report.is_file() else {"status": "refused"}
         if found["status"] != "finished":
             raise RuntimeError(done.stderr[-2000:] + done.stdout[-2000:])
-        return found["memory"]["by_step"]
+        return found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -218,7 +219,7 @@ def table(done: dict[str, dict[str, Any]], chosen: list[Case], out: Path) -> Non
     for case in chosen:
         if "train" not in done.get(case.name, {}):
             continue
-        total, peak = estimated(words(case, out))["total"], done[case.name]["train"]
+        total, peak = planned(words(case, out))["memory"]["total"], done[case.name]["train"]
         errors.append(100 * (total / peak - 1))
         print(f"| {case.name} | {total / 2**20:,.0f} | {peak / 2**20:,.0f} | {errors[-1]:+.1f} % |")
     if errors:
@@ -244,7 +245,7 @@ def main() -> int:
         if case.name in done:
             continue
         try:
-            found: dict[str, Any] = measured(words(case, out), out / "run")
+            found = finished(words(case, out), out / "run")["memory"]["by_step"]
         except RuntimeError as error:
             print(f"{case.name}: {error}", file=sys.stderr, flush=True)
             continue

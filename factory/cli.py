@@ -9,20 +9,18 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from factory import __version__, compose, settings
-from factory.compile.compiler import compile
-from factory.data import known
-from factory.look import look
-from factory.plan import Plan, Verb
+from factory.anew import Anew
+from factory.anew import compiled as _compiled
+from factory.plan import Plan
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
-from factory.typed import to_tree
+from factory.typed import convert, to_tree
 
 REFUSED = 2
 _PRINTING = ("plan", "preview")  # verbs with keys of their own
@@ -71,24 +69,6 @@ def _dispatch(arguments: list[str]) -> int:
     return VERBS[verb](rest)
 
 
-def _compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train") -> Plan:
-    """The plan of a composed tree. Raises UserError with every problem there is."""
-    chosen, problems, bad_keys = settings.read(
-        composed.tree,
-        options=composed.options,
-        overrides=composed.overrides,
-        run_dir=composed.run_dir,
-        bad_groups=composed.bad_groups,
-        verb=verb,
-    )
-    bad_keys |= {problem.setting.partition("=")[0].lstrip("+") for problem in composed.problems}
-    facts = look(chosen, bad_keys, training=training)
-    made = compile(chosen, facts, [*composed.problems, *problems], bad_keys, training=training)
-    if isinstance(made, list):
-        raise UserError(*made)
-    return known.exact(made)
-
-
 def _composed(line: compose.CommandLine, verb: str) -> compose.Composed:
     _refuse_unread(line, verb)
     return compose.compose(line)
@@ -114,7 +94,9 @@ def plan(arguments: list[str]) -> int:
     composed = _composed(line, "plan")
     made = _compiled(composed, training=False)
     form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
-    changes = [] if fits or form == "yaml" else cheapest(made, None, partial(_anew, line.config_dirs))
+    if convert(bool, composed.tree["plan"]["search"]):
+        return _search(made, form, Anew(line.config_dirs))
+    changes = [] if fits or form == "yaml" else cheapest(made, None, Anew(line.config_dirs))
     if form == "json":
         from factory.plan import to_json
 
@@ -131,6 +113,24 @@ def plan(arguments: list[str]) -> int:
         screen.print(plan_panel(made))
         if not fits:
             screen.print(changes_text(changes), soft_wrap=True)
+    return 0
+
+
+def _search(made: Plan, form: str, anew: Anew) -> int:
+    """The best legal settings for the budget."""
+    from factory.run import search
+
+    if form == "yaml":
+        raise refuse("search-as-yaml", "plan.format=yaml", "a table of settings is no plan")
+    found = search.search(made, anew)
+    if form == "json":
+        from factory.plan import to_json
+
+        print(json.dumps({**to_json(made), "search": search.as_json(found)}, ensure_ascii=False))
+    else:
+        from factory.run.screen import Screen
+
+        Screen().print(search.as_text(found), soft_wrap=True)
     return 0
 
 
@@ -227,13 +227,7 @@ def _run(composed: compose.Composed) -> int:
     folder = RunFolder(composed.run_dir)
     resume = composed.tree["stage"]["resume"]
     start = folder.checkpoint() if resume == "auto" else Path(resume) if resume else None
-    return launch(made, folder, start, Screen(), partial(_anew, composed.config_dirs))
-
-
-def _anew(config_dirs: tuple[str, ...], overrides: tuple[str, ...]) -> Plan:
-    """The plan of these overrides. Raises UserError."""
-    line = compose.CommandLine(overrides=overrides, config_dirs=config_dirs)
-    return _compiled(compose.compose(line), training=False)
+    return launch(made, folder, start, Screen(), Anew(composed.config_dirs))
 
 
 def _job(composed: compose.Composed) -> int:
@@ -292,7 +286,7 @@ def _launch_checked(made: Plan, folder: RunFolder, start: Path | None) -> int:
     from factory.run.screen import Screen
 
     verify(made)
-    return launch(made, folder, start, Screen(), partial(_anew, ()))
+    return launch(made, folder, start, Screen(), Anew())
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:

@@ -4,9 +4,11 @@ Every plain `key=value` is composed as `++key=value`, and the composed tree is c
 a key that does not exist is refused in the same way whether it came from the command line, a recipe or a config folder.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ ROOT = _HERE if (_HERE / "conf").is_dir() else _HERE.parent
 CONF = ROOT / "conf"
 T = TypeVar("T")
 GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+_KEYED = (*GROUPS, "plan", "preview")  # what has keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +173,58 @@ def compose(line: CommandLine) -> Composed:
         problems=tuple(ready.problems),
         bad_groups=frozenset(ready.bad_groups),
     )
+
+
+class Recomposer:
+    """Trees of command lines that end in different `key=value`s: Hydra composes what stands before these once.
+
+    The keys are then set as Hydra would, before interpolations are resolved.
+    """
+
+    def __init__(self, config_dirs: tuple[str, ...]):
+        self._config_dirs = config_dirs
+        self._bases: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, overrides: tuple[str, ...]) -> Composed:
+        """As `compose` of these overrides. Raises UserError."""
+        first = len(overrides)
+        while first and _plain_key(overrides[first - 1]) is not None:
+            first -= 1
+        base = self._base(overrides[:first])
+        if base is None:
+            return compose(CommandLine(overrides=overrides, config_dirs=self._config_dirs))
+
+        def changed() -> Composed:
+            from omegaconf import OmegaConf
+
+            config = copy.deepcopy(base)
+            for key, value in filter(None, map(_plain_key, overrides[first:])):
+                OmegaConf.update(config, key, value, merge=True, force_add=True)
+            return _plain(config, config.hydra, overrides, str(config.hydra.run.dir))
+
+        return replace(translated(changed), config_dirs=self._config_dirs)
+
+    def _base(self, overrides: tuple[str, ...]) -> Any:
+        """A config; None where there are problems, which `compose` tells of."""
+        if overrides not in self._bases:
+            ready = prepared(CommandLine(overrides=overrides, config_dirs=self._config_dirs))
+            self._bases[overrides] = None if ready.problems else _composed(ready.overrides)
+        return self._bases[overrides]
+
+
+@cache
+def _plain_key(text: str) -> tuple[str, Any] | None:
+    """The key and the value of an override that sets one key of a group; None of any other, or of a broken one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
+    key, value = override.key_or_group, override.value()
+    plain_one = not override.is_delete() and not override.is_sweep_override() and not isinstance(value, dict | list)
+    return (key, value) if plain_one and key.partition(".")[0] in _KEYED and "." in key else None
 
 
 def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:

@@ -13,6 +13,11 @@ class Gpu:
     name: str
     memory_bytes: int
     compute_capability: float
+    free_bytes: int | None = None  # of its memory; None where nobody says it
+
+    @property
+    def usable_bytes(self) -> int:
+        return self.memory_bytes if self.free_bytes is None else self.free_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +28,24 @@ class Machine:
     gpus: tuple[Gpu, ...]
     packages: dict[str, str]
     hub_token: bool  # whether there is one
+    cpu: str = "CPU"  # its name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a run reached after its first step, which took `start_seconds` longer than another.
+
+    `device`, `precision` and `kind` are as `factory.estimate.speed` names them; `work` are FLOPs of a token,
+    `micro_batch` its tokens.
+    """
+
+    device: str
+    precision: str
+    kind: str
+    work: float
+    micro_batch: float
+    flops_per_second: float
+    start_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,3 +147,5 @@ class Facts:
     folder: FolderFacts
     problems: tuple[Refusal, ...]
     reward: RewardFacts | None = None  # what stage.reward_model names
+    measured: tuple[Measured, ...] = ()  # of runs on this machine, the latest last
+    unmeasured: str | None = None  # what is wrong with where that is kept

@@ -13,7 +13,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import Evaluate, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 5
+VERSION = 6
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
@@ -233,11 +233,36 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Two numbers between which one is expected to lie."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed(Span):
+    """Tokens a second after the first step, which takes `start_seconds` longer."""
+
+    start_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
+    """`flops_per_step` and `tokens_per_step` are those of sequences that are as long as they may be.
+
+    `tokens` are those of all steps, None where nobody knows how long the rows are; `speed` and `seconds`, of all steps,
+    are None where no run was ever measured on the device.
+    """
+
     parameters: Parameters
     memory: Memory
     steps: Range
     flops_per_step: int
+    tokens_per_step: int
+    tokens: Range | None
+    speed: Speed | None
+    seconds: Span | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +324,7 @@ CHANGED: dict[int, str] = {
     3: "a plan names its verb, and what a preference loss measures the change from",
     4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
     5: "the estimate's memory has more parts, and says when it is highest",
+    6: "the estimate has tokens, their speed and seconds",
 }
 
 

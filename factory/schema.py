@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from factory.typed import key
+from factory.typed import Bytes, key
 
 Auto = Literal["auto"]
 Strategy = Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -210,7 +210,9 @@ class Hardware:
     device: Literal["auto", "cpu", "cuda"] = key("where to train; auto: a GPU if there is one")
     card: str | None = key("a card's name for planning; training needs that card here")
     compute_capability: float | None = key("the card's CUDA compute capability; null: this machine's", above=0)
-    memory_gib: float | None = key("the card's memory in GiB; null: this machine's", above=0)
+    memory: Bytes | None = key(
+        "the card's memory, or on a CPU a node's, as 24GB or 24GiB; null: this machine's", above=0
+    )
     threads: int | None = key(
         "CPU threads of a process; null: OMP_NUM_THREADS, else the cores at hand, divided among a node's processes",
         low=1,
@@ -242,6 +244,7 @@ class Tracking:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
     format: Literal["text", "json", "yaml"] = key("how `factory plan` prints; yaml: the file that --from-plan takes")
+    search: bool = key("show the best legal settings that fit hardware.memory, instead of one plan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,16 +6,24 @@ bent into shape silently; what YAML 1.1 and a command line spell differently (`1
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NewType, get_args, get_origin
 
 import yaml
 
 from factory.refusal import Refusal, did_you_mean, refusal
+
+Bytes = NewType("Bytes", int)  # of memory, said with their unit
+_UNITS = {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for unit, base in (("B", 1000), ("iB", 1024))
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,8 @@ class Reader:
     def value(self, kind: Any, value: Any, path: str, limits: Limits | None = None) -> Any:
         if dataclasses.is_dataclass(kind):
             return self.record(typing.cast(type, kind), value, path)
+        if (optional := _optional_record(kind)) is not None:
+            return None if value is None else self.record(optional, value, path)
         if get_origin(kind) is dict and isinstance(value, dict):
             return {str(name): self.value(get_args(kind)[1], item, f"{path}.{name}") for name, item in value.items()}
         try:
@@ -101,6 +111,12 @@ class Reader:
     def _unknown(self, path: str, value: Any, known: list[str]) -> None:
         self.bad_keys.add(path)
         self.problems.append(unknown_key(path, value, known))
+
+
+def _optional_record(kind: Any) -> type | None:
+    """The dataclass of `Record | None`."""
+    records = [one for one in get_args(kind) if dataclasses.is_dataclass(one)]
+    return typing.cast(type, records[0]) if records and get_origin(kind) is types.UnionType else None
 
 
 def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
@@ -158,7 +174,18 @@ def _convert_union(kinds: tuple[Any, ...], value: Any) -> Any:
     raise ValueError(" and ".join(shown))
 
 
+def _bytes(value: Any) -> int:
+    """`24GB` is 24 x 10^9, `24GiB` is 24 x 2^30."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value) if isinstance(value, str) else None
+    units = {name.lower(): size for name, size in _UNITS.items()}
+    if found is None or found[2].lower() not in units:
+        raise ValueError("not a number with a unit, as 24GB or 24GiB")
+    return round(float(found[1]) * units[found[2].lower()])
+
+
 def _convert_scalar(kind: Any, value: Any) -> Any:
+    if kind is Bytes:
+        return _bytes(value)
     if kind is str:
         if isinstance(value, str):
             return value
@@ -186,7 +213,14 @@ def _convert_scalar(kind: Any, value: Any) -> Any:
 
 
 _NOT = {bool: "not true or false", int: "not a whole number", float: "not a number"}
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", types.NoneType: "null"}
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    types.NoneType: "null",
+    Bytes: "an amount as 24GB (10^9 bytes each) or 24GiB (2^30)",
+}
 
 
 def describe(kind: Any, limits: Limits | None = None) -> str:
@@ -221,6 +255,7 @@ def walk_keys(cls: type, path: str = "") -> Iterator[Key]:
         where, kind = (f"{path}.{field.name}" if path else field.name), hints[field.name]
         if get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]):
             where, kind = f"{where}.<name>", get_args(kind)[1]
+        kind = _optional_record(kind) or kind
         if dataclasses.is_dataclass(kind):
             yield from walk_keys(typing.cast(type, kind), where)
         else:

@@ -12,6 +12,22 @@ def size(count: float | None) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB".replace(".0 ", " ")
 
 
+_UNITS = ((86_400, "days"), (3_600, "h"), (60, "min"))  # seconds, from twice of which on they are counted so
+
+
+def duration(seconds: float) -> str:
+    """Seconds, to two digits."""
+    length, unit = next(((length, unit) for length, unit in _UNITS if seconds >= 2 * length), (1, "s"))
+    count = float(f"{seconds / length:.1e}")
+    return f"{count:.0f} {unit}" if count >= 10 or count == round(count) else f"{count:.1f} {unit}"
+
+
+def between(low: str, high: str) -> str:
+    """`30 to 50 s`: a unit that both have is said once."""
+    (number, _, one), (_, _, other) = low.partition(" "), high.partition(" ")
+    return f"{number if one == other else low} to {high}"
+
+
 def program(name: str) -> str:
     """How the program is called from here: by its name, or through this Python where it is not on the PATH."""
     return name if shutil.which(name) else f"{os.path.relpath(sys.executable)} -m {name}"

@@ -185,6 +185,37 @@ def test_a_recipe_is_composed_and_overridden(text: str) -> None:
     assert (plan.steps.align.max_samples, plan.steps.evaluate.samples) == (40, 0)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("method.rank=16", "stage.batch_size=2", "compute.activation_checkpointing=selective"),
+        ("data.sources.demo.tags.role_tag=speaker", "++method.quantization.bits=4", "+seed=3"),
+        ("method=qlora", "method.learning_rate=1e-3"),
+        ("method.rank=${method.alpha}", "method.alpha=32"),
+        ("tracking.uri='sqlite:///a b.db'", "model.revision=null"),
+        ("method.target_modules=[q_proj]", "method.rank=4"),
+    ],
+)
+def test_lines_that_differ_at_their_ends_are_composed_as_each_alone(changes: tuple[str, ...], here: Path) -> None:
+    """`stage.learning_rate` follows `method.learning_rate`, however late that is set."""
+    base = ("stage=dpo", "data.max_length=128", "hydra.run.dir=run")
+    compose_anew = compose.Recomposer(())
+    compose_anew((*base, "method.rank=2", "method.alpha=1"))  # what one line sets, the next must not see
+    assert compose_anew((*base, *changes)) == compose.compose(compose.parse([*base, *changes]))
+
+
+@pytest.mark.parametrize("wrong", ["method=nowhere", "method.rank=${nowhere}", "method.rank=[1", "=3"])
+def test_lines_that_cannot_be_composed_are_refused_as_each_alone(wrong: str, here: Path) -> None:
+    def told(composing: Callable[[], compose.Composed]) -> str:
+        try:
+            return "\n".join(map(str, composing().problems))
+        except UserError as error:
+            return str(error)
+
+    alone = told(lambda: compose.compose(compose.parse(["stage=dpo", wrong])))
+    assert alone and told(lambda: compose.Recomposer(())(("stage=dpo", wrong))) == alone
+
+
 def test_a_plus_on_a_key_that_exists_changes_nothing() -> None:
     digests = {compiled(f"{plus}method.rank=4", training=False).digest() for plus in ("", "+", "++")}
     assert len(digests) == 1

@@ -22,7 +22,7 @@ from factory.settings import NAMED, all_keys
 from factory.typed import Key, to_tree, walk_keys
 
 # keys that decide what is shown alone; each has a test of its own below
-SCREENS = {"model.family", "plan.format", "preview.format", "preview.rows", "preview.html"}
+SCREENS = {"model.family", "plan.format", "plan.search", "preview.format", "preview.rows", "preview.html"}
 BASE = ("stage.max_grad_norm=null",)  # layerwise stepping wants it
 
 
@@ -166,6 +166,14 @@ def test_the_format_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["plan", f"plan.format={form}"]) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] != shown[1]
+
+
+def test_a_search_of_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for asked in ("false", "true"):
+        assert cli.main(["plan", f"plan.search={asked}"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert "the best first" in shown[1] and "the best first" not in shown[0]
 
 
 def test_the_family_of_a_model(tmp_path: Path) -> None:

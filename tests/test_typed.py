@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from factory import compose, settings
-from factory.typed import Limits, Reader, convert, describe
+from factory.typed import Bytes, Limits, Reader, convert, describe
 
 Choice = Literal["constant", "linear", "cosine"]
 
@@ -35,6 +35,11 @@ Choice = Literal["constant", "linear", "cosine"]
         (tuple[int, ...], [1, "2"], (1, 2)),
         (tuple[str, ...] | Literal["all"], ["a"], ("a",)),
         (dict[str, str], {"a": "b"}, {"a": "b"}),
+        (Bytes | None, "24GB", 24 * 10**9),
+        (Bytes | None, "24GiB", 24 * 2**30),
+        (Bytes | None, " 1.5 gb", 1_500_000_000),
+        (Bytes | None, "512MiB", 2**29),
+        (Bytes | None, None, None),
     ],
 )
 def test_is_read_as(kind: Any, value: Any, read: Any) -> None:
@@ -46,6 +51,10 @@ def test_is_read_as(kind: Any, value: Any, read: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "wrong"),
     [
+        (Bytes | None, 24, "not a number with a unit, as 24GB or 24GiB"),
+        (Bytes | None, "24", "not a number with a unit, as 24GB or 24GiB"),
+        (Bytes | None, "24G", "not a number with a unit, as 24GB or 24GiB"),
+        (Bytes | None, "-1GB", "not a number with a unit, as 24GB or 24GiB"),
         (int, 3.5, "not a whole number"),
         (int, True, "not a whole number"),
         (int, "yes", "not a whole number"),

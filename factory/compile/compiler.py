@@ -11,6 +11,7 @@ from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
 from factory.compile.rules import other_base, rules_for
+from factory.estimate import speed
 from factory.facts import DataFacts, Facts
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
@@ -53,7 +54,7 @@ def compile(
     refusals = [refusal for refusal in found if training or not refusal.machine]
     if refusals or not case.known:
         return refusals or found
-    made = _plan(case, tuple(_warning(refusal) for refusal in found))
+    made = _plan(case, tuple(_warning(refusal) for refusal in found), training=training)
     lacking = _against_memory(made)
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
@@ -97,7 +98,7 @@ def _warning(refusal: Refusal) -> str:
     return f"[{refusal.rule}] {refusal.setting}: {refusal.wrong}; {refusal.fix}"
 
 
-def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
+def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan:
     settings, notes = case.settings, list[str]()
     numbers = _numbers(case, notes)
     method, spec = settings.method, registry.spec("methods", settings.method.name)
@@ -115,7 +116,9 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
     notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case), *_licences(case)]
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
-    sizes, capacity = _sizes(case), _capacity(case)
+    if case.facts.unmeasured is not None:
+        warnings += (case.facts.unmeasured,)
+    sizes, capacity = _sizes(case), _capacity(case, training=training)
     frozen = registry.hook(registry.spec("stages", settings.stage.name), "reward_bytes")
     beside = frozen(case, numbers.trained, numbers.frozen) if frozen else 0
     return plan.Plan(
@@ -126,7 +129,15 @@ def _plan(case: Case, warnings: tuple[str, ...]) -> plan.Plan:
         seed=settings.seed,
         steps=steps,
         estimate=estimate(
-            arch=case.arch, spec=spec, method=method, steps=steps, sizes=sizes, capacity=capacity, frozen=beside
+            arch=case.arch,
+            spec=spec,
+            method=method,
+            steps=steps,
+            sizes=sizes,
+            capacity=capacity,
+            frozen=beside,
+            where=speed.device(case.facts.machine, steps, settings.hardware.card),
+            measured=case.facts.measured,
         ),
         notes=tuple(notes),
         warnings=warnings + other_base(case),
@@ -377,13 +388,18 @@ def _times_taken(mixing: str, rows: dict[str, int], weights: dict[str, float]) -
     return {name: max(1.0, draws * weights[name] / sum(weights.values()) / rows[name]) for name in rows}
 
 
-def _capacity(case: Case) -> int:
+def _capacity(case: Case, *, training: bool) -> int:
+    """Bytes for one process: of its card, or its share of a node's memory. What is set is no more than a budget.
+
+    `training`: there is no more than is free, whatever was set.
+    """
     hardware, machine = case.settings.hardware, case.facts.machine
-    if hardware.memory_gib is not None:
-        return round(hardware.memory_gib * 2**30)
-    if case.device == "cuda" and machine.gpus:
-        return max(gpu.memory_bytes for gpu in machine.gpus)
-    return machine.available_bytes * hardware.num_nodes // hardware.num_processes
+    each = max(1, hardware.num_processes // hardware.num_nodes)
+    cards = machine.gpus[:each] if case.device == "cuda" else ()
+    # a card's memory is a process's own
+    free = min((card.usable_bytes for card in cards), default=machine.available_bytes // each)
+    budget = hardware.memory and (hardware.memory if case.device == "cuda" else hardware.memory // each)
+    return (min(budget, free) if training else budget) if budget else free
 
 
 def _against_memory(made: plan.Plan) -> list[Refusal]:

@@ -1,13 +1,15 @@
 """What a run will need, from the architecture alone. Parameters are exact; of memory see `factory.estimate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from types import ModuleType
 from typing import Any
 
 from factory import heads, registry
 from factory.architecture import Architecture, Shape
+from factory.estimate import flops, speed
 from factory.estimate.memory import memory
+from factory.facts import Measured
 from factory.plan import Estimate, Pack, Parameters, Range, Steps, Train
 from factory.stages.rows import rows_per_step
 
@@ -56,8 +58,10 @@ def estimate(
     sizes: Sizes,
     capacity: int,
     frozen: int = 0,
+    where: str = "",
+    measured: tuple[Measured, ...] = (),
 ) -> Estimate:
-    """`frozen`: bytes of what is held beside the model, a reward model's tensors."""
+    """`frozen`: bytes of what is held beside the model, a reward model's tensors. `where` the run would be."""
     pack, train = steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
     counted = parameters(arch, shapes | heads.heads(train.stage, arch))
@@ -71,9 +75,11 @@ def estimate(
     rolled = sampled(train.own, arch, steps.load.dtype, length) if sampled else 0
     length += stage.new_tokens(train.own) if sampled else 0
     trained, judged = (registry.hook(stage, name, usual) for name, usual in (("SEQUENCES", 1), ("JUDGED", 0)))
-    per_token = expanded.forward_flops_per_token()
-    backward = per_token * (1 + min(1.0, counted.trainable / counted.total))
-    return Estimate(
+    per_token = flops.forward(expanded, length)
+    a_sample = flops.trained(expanded, shapes, length, steps.patch.activation_checkpointing)
+    a_sample = a_sample * trained + per_token * judged
+    planned = _steps(sizes, pack, train)
+    made = Estimate(
         parameters=counted,
         memory=memory(
             arch=arch,
@@ -87,9 +93,35 @@ def estimate(
             frozen=frozen,
             rolled=rolled,
         ),
-        steps=_steps(sizes, pack, train),
-        flops_per_step=round(_flops(train, length, (per_token + backward) * trained + per_token * judged, per_token)),
+        steps=planned,
+        flops_per_step=round(_flops(train, length, a_sample, per_token)),
+        tokens_per_step=length * trained * rows_per_step(train),
+        tokens=None if sampled else _tokens(sizes, pack, train, planned, length * trained),
+        speed=None,
+        seconds=None,
     )
+    made = replace(made, speed=speed.speed(made, steps, where, measured))
+    return replace(made, seconds=speed.seconds(made))
+
+
+_FEWEST, _MOST, _MARKS = 6, 3, 64  # bytes of a token, and tokens that a template adds to a row
+
+
+def _tokens(sizes: Sizes, pack: Pack, train: Train, steps: Range, longest: int) -> Range | None:
+    """Of all steps, where no row is dropped; None where neither the rows' bytes are known nor sequences are filled."""
+    rows, sequences = sizes.rows.high, rows_per_step(train)
+    if pack.packing and not pack.isolate_documents and train.max_steps is not None:
+        return Range(low=train.max_steps * sequences * longest, high=train.max_steps * sequences * longest)
+    if sizes.bytes is None or rows is None:
+        return None
+    taken = train.num_epochs if train.max_steps is None else train.max_steps * sequences / rows
+    if pack.packing and train.max_steps is not None:  # a sequence holds several rows, up to its length
+        return Range(low=train.max_steps * sequences * longest // 2, high=train.max_steps * sequences * longest)
+    copies = 1 if pack.packing else ceil(longest / pack.max_length)
+    high = ceil(taken * copies * (sizes.bytes / _MOST + _MARKS * rows))
+    if not pack.packing and steps.high is not None:
+        high = min(high, steps.high * sequences * longest)
+    return Range(low=min(high, ceil(taken * sizes.bytes / _FEWEST)), high=high)
 
 
 def _flops(train: Train, length: int, a_sample: float, forward: float) -> float:

@@ -6,10 +6,12 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 import factory
 from factory import cache as cache_folder
+from factory.estimate import speed
 from factory.plan import Plan, Range
 from factory.schedules import total_steps
 from factory.stages.rows import rows_per_step
@@ -28,7 +30,7 @@ def code() -> str:
     return found.hexdigest()
 
 
-def remember(plan: Plan, sequences: int) -> None:
+def remember(plan: Plan, sequences: int, tokens: int) -> None:
     """Written whole or not at all; a cache that cannot be written is no loss here."""
     path = _path(plan)
     if path is None:
@@ -36,23 +38,37 @@ def remember(plan: Plan, sequences: int) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(sequences))
+        aside.write_text(json.dumps([sequences, tokens]))
         aside.rename(path)
     with suppress(OSError):
         aside.unlink(missing_ok=True)
 
 
 def exact(plan: Plan) -> Plan:
-    """The plan with its number of steps, where its data were prepared before."""
-    path, train = _path(plan), plan.steps.train
-    if train.max_steps is not None or path is None:
+    """The plan with its number of steps, and of whole passes their tokens, where its data were prepared before."""
+    path, train, estimate = _path(plan), plan.steps.train, plan.estimate
+    if path is None:
         return plan
     try:
-        sequences = int(path.read_text())
-    except (OSError, ValueError):
+        sequences, tokens = (int(count) for count in json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
         return plan
-    steps = total_steps(sequences, rows_per_step(train), 1, train.num_epochs, None)
-    return replace(plan, estimate=replace(plan.estimate, steps=Range(low=steps, high=steps)))
+    each = rows_per_step(train)
+    steps = total_steps(sequences, each, 1, train.num_epochs, train.max_steps)
+    estimate = replace(estimate, steps=Range(low=steps, high=steps))
+    if estimate.tokens is not None:
+        passes = train.num_epochs if train.max_steps is None else steps * each / sequences
+        found = Range(low=int(passes) * tokens, high=ceil(passes) * tokens)
+        estimate = replace(estimate, tokens=_narrower(estimate.tokens, found))
+        estimate = replace(estimate, seconds=speed.seconds(estimate))
+    return replace(plan, estimate=estimate)
+
+
+def _narrower(guessed: Range, found: Range) -> Range:
+    """`found` holds; where it is a range, the guess may narrow it."""
+    assert guessed.high is not None and found.high is not None
+    low, high = max(guessed.low, found.low), min(guessed.high, found.high)
+    return Range(low=low, high=high) if low <= high and found.low < found.high else found
 
 
 def _path(plan: Plan) -> Path | None:

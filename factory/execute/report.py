@@ -1,11 +1,13 @@
 """report.json: what happened, with what was planned beside it."""
 
 import json
+from math import sqrt
 from typing import Any
 
 from factory.execute.context import Run
-from factory.plan import Plan
+from factory.plan import Estimate, Plan
 from factory.run.folder import write_whole
+from factory.typed import to_tree
 from factory.words import size
 
 ADVICE = ("memory_as_estimated",)  # checks that tell how far to trust an estimate: no run fails by them
@@ -19,6 +21,21 @@ def memory_as_estimated(reached: int | None, planned: int) -> dict[str, dict[str
     off = (reached - planned) / planned
     detail = f"{size(reached)} were reached, {size(planned)} estimated ({100 * off:+.0f} %)"
     return {"memory_as_estimated": {"passed": abs(off) <= _NEAR, "detail": detail}}
+
+
+def errors(estimate: Estimate, peak: int | None, train: dict[str, Any] | None) -> dict[str, Any]:
+    """Shares by which the estimates were above what came (below: negative): of time, by the middle of its range.
+
+    A run that stopped early has no time to compare.
+    """
+    found: dict[str, Any] = {}
+    if peak:
+        found["memory_error"] = round(estimate.memory.total / peak - 1, 4)
+    seconds = estimate.seconds
+    if seconds is not None and train is not None and train["seconds"] and not train.get("stopped_early"):
+        middle = sqrt(seconds.low * seconds.high)
+        found |= {"seconds": to_tree(seconds), "time_error": round(middle / train["seconds"] - 1, 4)}
+    return found
 
 
 OUT_OF_MEMORY = "out_of_memory"
@@ -53,6 +70,8 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
     report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
     advice = memory_as_estimated(peak, run.plan.estimate.memory.total)
     report |= {**result, "checks": {**run.checks, **advice}}
+    if status == "finished":
+        report["estimate"] = errors(run.plan.estimate, peak, result.get("train"))
     if run.bad_updates is not None:
         report["bad_updates"] = run.bad_updates
     if error is not None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from factory.data import catalogue
 from factory.facts import Facts, FolderFacts
@@ -12,6 +13,7 @@ from factory.look.data import look_at_data
 from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
 from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.run import calibration
 from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
 from factory.settings import Settings
 
@@ -54,7 +56,10 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     if settings.stage:
         with collecting():
             folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
+    measured, unmeasured = calibration.read()
     return Facts(
+        measured=measured,
+        unmeasured=unmeasured,
         machine=machine.look_at_machine(),
         model=model,
         data=data,
@@ -62,6 +67,13 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         problems=tuple(problems),
         reward=reward,
     )
+
+
+def asked(settings: Settings, bad_keys: set[str]) -> Any:
+    """All that `look` reads of the settings: where two are equal, so is what it finds."""
+    stage, data = settings.stage, settings.data
+    of_stage = stage and (stage.name, stage.resume, getattr(stage, "reward_model", None))
+    return settings.model, data.sources, data.names, of_stage, settings.tracking, settings.run_dir, bad_keys
 
 
 def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:

@@ -6,14 +6,30 @@ from pathlib import Path
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # version 2 (one tree), version 1 (a tree of memory's own)
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
+_USED = ("memory.current", "memory.usage_in_bytes")
+_STATISTICS = ("memory.stat",)
 _EVENTS = ("memory.events", "memory.oom_control")
 _NO_LIMIT = 2**60  # bytes: how version 1 says it
 
 
-def limit() -> int | None:
-    """Bytes: the least of the own group's and of those around it; None where there is none."""
-    found = [int(text) for folder in _groups() for text in _read(folder, _LIMITS) if text.strip().isdigit()]
-    return min((count for count in found if count < _NO_LIMIT), default=None)
+def free() -> int | None:
+    """Bytes that may still be taken: the least of the own group's and of those around it; None where there is no limit.
+
+    What the kernel keeps of files in memory is given up when it is needed.
+    """
+    found = []
+    for folder in _groups():
+        limit = next((int(text) for text in _read(folder, _LIMITS) if text.strip().isdigit()), _NO_LIMIT)
+        if limit < _NO_LIMIT:
+            used = next((int(text) for text in _read(folder, _USED) if text.strip().isdigit()), 0)
+            found.append(max(0, limit - max(0, used - _of_files(folder))))
+    return min(found, default=None)
+
+
+def _of_files(folder: Path) -> int:
+    lines = [line.split() for text in _read(folder, _STATISTICS) for line in text.splitlines()]
+    numbers = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
+    return numbers.get("total_inactive_file", numbers.get("inactive_file", 0))  # version 1's total is of all below
 
 
 def kills() -> int:

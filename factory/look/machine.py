@@ -1,9 +1,11 @@
 """The machine: cores, memory, cards, and the packages that a run may need."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 
@@ -31,6 +33,7 @@ PACKAGES: tuple[str, ...] = (
 )
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards
+_DRM = Path("/sys/class/drm")
 _CARD_MEMORY = (1, 2)  # its heap types of a card's own memory, seen by the CPU and not
 
 
@@ -38,16 +41,17 @@ def look_at_machine() -> Machine:
     import psutil
 
     memory = psutil.virtual_memory()
-    limit = cgroup.limit() or memory.total
+    granted = cgroup.free()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
-        available_bytes=min(memory.available, limit),
+        available_bytes=memory.available if granted is None else min(memory.available, granted),
         cpu_bf16=_cpu_has_bf16(),
         gpus=_gpus(),
         packages=_packages(),
         hub_token=_has_hub_token(),
+        cpu=_cpu_name(),
     )
 
 
@@ -87,12 +91,22 @@ def _rocm() -> str | None:
 
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively; without, float32 is faster (docs/measurements.md)."""
+    flags = _of_first_core("flags", "Features")
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+
+
+def _cpu_name() -> str:
+    return _of_first_core("model name") or platform.processor() or platform.machine()
+
+
+def _of_first_core(*names: str) -> str:
+    """What the system says of it by the first of these names; nothing where it does not."""
     try:
         with Path("/proc/cpuinfo").open() as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+            line = next((line for line in file if line.startswith(names)), "")
     except OSError:
-        return False
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+        return ""
+    return line.partition(":")[2].strip()
 
 
 def _gpus() -> tuple[Gpu, ...]:
@@ -103,18 +117,43 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def _nvidia() -> tuple[Gpu, ...]:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not shutil.which("nvidia-smi"):
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or not shutil.which("nvidia-smi"):
         return ()
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    asked = "uuid,name,memory.total,memory.free,compute_cap"
+    query = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
         lines = [line.split(", ") for line in done.stdout.splitlines()]
-        return tuple(
-            Gpu(name=name, memory_bytes=int(mib) * 2**20, compute_capability=float(capability))
-            for name, mib, capability in lines
-        )
+        found = {
+            uuid: Gpu(
+                name=name,
+                memory_bytes=int(mib) * 2**20,
+                compute_capability=float(capability),
+                free_bytes=int(free) * 2**20 if free.isdigit() else None,
+            )
+            for uuid, name, mib, free, capability in lines
+        }
     except (subprocess.SubprocessError, ValueError):
         return ()
+    return tuple(_visible(found, visible))
+
+
+def _visible(cards: dict[str, Gpu], visible: str | None) -> Iterator[Gpu]:
+    """By their numbers or the beginnings of their UUIDs; what names no card ends the list, as in CUDA itself."""
+    if visible is None:
+        yield from cards.values()
+        return
+    every = list(cards.values())
+    for word in (part.strip() for part in visible.split(",")):
+        named = [card for uuid, card in cards.items() if word and uuid.startswith(word)]
+        number = int(word) if word.isdigit() else len(every)
+        if number < len(every):
+            named = [every[number]]
+        if len(named) != 1:
+            return
+        yield named[0]
 
 
 def _amd() -> tuple[Gpu, ...]:
@@ -130,14 +169,25 @@ def _amd() -> tuple[Gpu, ...]:
             continue
         major, minor, step = version // 10_000, version // 100 % 100, version % 100
         banks = [_properties(file) for file in node.glob("mem_banks/*/properties")]
+        whole = sum(bank["size_in_bytes"] for bank in banks if bank.get("heap_type") in _CARD_MEMORY)
+        used = _used(own.get("drm_render_minor"))
         found.append(
             Gpu(
                 name=f"AMD gfx{major}{minor:x}{step:x}",
-                memory_bytes=sum(bank["size_in_bytes"] for bank in banks if bank.get("heap_type") in _CARD_MEMORY),
+                memory_bytes=whole,
                 compute_capability=float(f"{major}.{minor}"),
+                free_bytes=None if used is None else whole - used,
             )
         )
     return tuple(found)
+
+
+def _used(minor: int | None) -> int | None:
+    """Bytes of a card's own memory that are taken; None where the driver does not say."""
+    try:
+        return int((_DRM / f"renderD{minor}" / "device" / "mem_info_vram_used").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _opens(device: Path) -> bool:

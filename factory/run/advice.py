@@ -10,7 +10,7 @@ Anew = Callable[[tuple[str, ...]], Plan]  # the plan of these overrides; raises 
 _SHOWN = 3
 _HALVINGS = 4  # of data.max_length that are tried
 _SHORTEST = 64  # tokens
-_CLEARLY_LESS = 0.98
+CLEARLY_LESS = 0.98  # of what a plan needs: a change that brings less is none
 _MARGIN = 0.9  # of what was there, where the estimate was too low once
 
 
@@ -57,7 +57,7 @@ def _first_that_fits(plan: Plan, variants: Iterator[tuple[str, ...]], reached: i
         except UserError:
             continue
         needed = made.estimate.memory.total
-        if needed > _CLEARLY_LESS * plan.estimate.memory.total:
+        if needed > CLEARLY_LESS * plan.estimate.memory.total:
             continue
         last = Change(overrides, needed, _fits(plan, needed, reached))
         if last.fits:
@@ -77,16 +77,16 @@ def _fits(plan: Plan, needed: int, reached: int | None) -> bool:
 def _kinds(plan: Plan) -> list[Iterator[tuple[str, ...]]]:
     """Kinds of changes, those that leave the result as it is first; of each kind the variants, mildest first."""
     return [
-        _smaller_batches(plan, ()),
+        smaller_batches(plan),
         _recomputed(plan),
-        _smaller_batches(plan, tuple(next(_recomputed(plan), ()))),
+        smaller_batches(plan, tuple(next(_recomputed(plan), ()))),
         _quantized(plan),
         _shorter(plan),
         _all_of_it(plan),
     ]
 
 
-def _smaller_batches(plan: Plan, more: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def smaller_batches(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The same sequences a step, in more and smaller micro-batches; fewer where they cannot be accumulated."""
     train = plan.steps.train
     size, accumulation = train.batch_size, train.gradient_accumulation_steps

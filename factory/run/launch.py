@@ -20,8 +20,10 @@ from factory.execute import memory
 from factory.execute.context import STARTED
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
+from factory.look.machine import look_at_machine
 from factory.plan import Plan, to_yaml
 from factory.refusal import UserError, refusal
+from factory.run import calibration
 from factory.run.advice import Anew, Change, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.screen import Screen, plan_panel, report_panel
@@ -251,6 +253,8 @@ def _finish(
     if tracker.problem:
         screen.print(f"MLflow did not get everything ({tracker.problem}). The run's folder has it all.", style="yellow")
     if report["status"] == "finished":
+        if found := calibration.measured(plan, folder, look_at_machine()):
+            calibration.add(found)
         screen.print(report_panel(report, where))
         if plan.verb == "train" and plan.tracking.parent_run is None:  # a sweep says it once, at its end
             screen.print(_next_commands(plan, folder), soft_wrap=True)

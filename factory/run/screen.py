@@ -14,10 +14,10 @@ from rich.table import Table
 from factory import registry
 from factory.execute.report import ADVICE
 from factory.models import Row
-from factory.plan import Memory, Plan
+from factory.plan import Estimate, Memory, Plan
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
-from factory.words import size
+from factory.words import between, duration, size
 
 _LOG_WIDTH = 120
 _NAMED = 8  # modules that a plan names
@@ -123,6 +123,8 @@ def plan_panel(plan: Plan) -> Panel:
     add("", f"[dim]{parts}[/dim]")
     if memory.uncalibrated:
         add("", f"[dim]rough: never measured with {', '.join(memory.uncalibrated)}[/dim]")
+    if plan.verb == "train":
+        add("time", _time(estimate))
     for note in plan.notes:
         add("note", f"[dim]{note}[/dim]")
     for warning in plan.warnings:
@@ -178,6 +180,16 @@ _INSTANTS = {
 }
 
 
+def _time(estimate: Estimate) -> str:
+    speed, seconds = estimate.speed, estimate.seconds
+    if speed is None:
+        return "not known until a run of this kind of device and precision was measured here"
+    rate = f"{speed.low:,.0f} to {speed.high:,.0f} tokens/s"
+    if seconds is None:
+        return f"{rate}; how long it takes is known after pack"
+    return f"{between(duration(seconds.low), duration(seconds.high))} of training, at {rate}"
+
+
 def _peak(memory: Memory) -> str:
     return _INSTANTS[max(memory.instants, key=lambda name: memory.instants[name])]
 
@@ -224,6 +236,8 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
             f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
             f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
         )
+    if told := _estimates(report.get("estimate", {}), train):
+        add("estimate", told)
     if best := train.get("best"):
         kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
         step = f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
@@ -261,6 +275,18 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
         verdict = "[green]ok[/green] " if check["passed"] else red
         add("check", f"{verdict} {name}: {_plain(check['detail'])}")
     return Panel(table, title=f"report {folder}", title_align="left", expand=False)
+
+
+def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
+    """How far what was estimated is from what came."""
+    told = []
+    if "memory_error" in errors:
+        told.append(f"memory {100 * errors['memory_error']:+.0f} %")
+    if "time_error" in errors:
+        low, high = errors["seconds"]["low"], errors["seconds"]["high"]
+        place = "within" if low <= train["seconds"] <= high else "not within"
+        told.append(f"time {100 * errors['time_error']:+.0f} %, {place} {between(duration(low), duration(high))}")
+    return ", ".join(told)
 
 
 def _change(evaluate: dict[str, Any], name: str) -> str:

@@ -119,6 +119,9 @@ class Session:
         values = {f"{name}_after" if name in watched else name: value for name, value in measured.items()}
         if (peak := report["memory"]["peak_bytes"]) is not None:
             values["peak_bytes"] = peak
+        for name in ("memory_error", "time_error"):
+            if (off := report.get("estimate", {}).get(name)) is not None:
+                values[f"estimate/{name}"] = off
         for name, value in values.items():
             self._client.log_metric(self._run_id, name, value)
         if "perplexity" in values:

@@ -71,9 +71,9 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
     if not len(mixed.train):
         raise _nothing(aligned)
     train = dataset(aligned.sources, mixed.train, pack, aligned.kind)
-    known.remember(plan, len(train))
     validation = dataset(aligned.sources, mixed.validation, alone, aligned.kind)
     tokens = train.counts()
+    known.remember(plan, len(train), tokens["tokens"])
     counts = {**_rows(aligned, mixed), **tokens}
     counts["packing_efficiency"] = round(tokens["tokens"] / (len(train) * pack.max_length), 4) if pack.packing else None
     return Dataset(

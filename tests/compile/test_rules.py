@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -926,6 +926,24 @@ def test_the_card_is_the_capacity(machine: Callable[..., None]) -> None:
     machine(gpus=(H100,))
     assert compiled(training=False).steps.load.device == "cuda"
     assert compiled(training=False).estimate.memory.capacity == H100.memory_bytes
+
+
+def test_what_is_free_is_the_capacity(machine: Callable[..., None], tiny_model: Path) -> None:
+    """Of the cards that the run takes the fullest counts; to train there is no more than is free, whatever is set."""
+    half, other = (replace(H100, free_bytes=count * 2**30) for count in (40, 70))
+    machine(gpus=(other, half, replace(H100, free_bytes=2**30)), packages=ALL["packages"], available_bytes=8 * 2**30)
+
+    def capacity(*overrides: str, training: bool = False) -> int:
+        return compiled(f"model.path={tiny_model}", *overrides, training=training).estimate.memory.capacity
+
+    two = ("hardware.num_processes=2", "hardware.strategy=ddp")
+    assert capacity() == 70 * 2**30
+    assert capacity(*two) == 40 * 2**30
+    assert capacity("hardware=h100_80gb") == 80 * 2**30
+    assert capacity("hardware=h100_80gb", training=True) == 70 * 2**30
+    assert capacity("hardware.memory=24GB", training=True) == 24 * 10**9
+    assert capacity("hardware=cpu") == capacity("hardware=cpu", "hardware.memory=9GB", training=True) == 8 * 2**30
+    assert capacity("hardware=cpu", "hardware.memory=24GB", *two) == 12 * 10**9
 
 
 def test_a_taken_folder_is_refused_or_continued(tiny_model: Path, here: Path) -> None:

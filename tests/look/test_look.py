@@ -6,15 +6,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from conftest import compiled, refusals
 
+from factory import compose, settings
 from factory.facts import Gpu
+from factory.look import asked
+from factory.look import look as look_around
 from factory.look import machine as look
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
@@ -262,23 +267,47 @@ def test_the_machine_is_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"torch", "transformers", "peft"} <= set(machine.packages)
 
 
-def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+CARDS = ("GPU-aa1, NVIDIA H100 80GB HBM3, 81559, 80000, 9.0", "GPU-ab2, Tesla T4, 15360, [N/A], 7.5")
+
+
+@pytest.fixture
+def smi(monkeypatch: pytest.MonkeyPatch, here: Path) -> Callable[[str], None]:
+    """Makes an nvidia-smi of a shell script; what torch was built for is CUDA."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (here / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0'\n")
-    (here / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{here}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0")
-    (gpu,) = look.look_at_machine().gpus
-    assert (gpu.name, gpu.memory_bytes, gpu.compute_capability) == ("NVIDIA H100 80GB HBM3", 81559 * 2**20, 9.0)
-    for broken in ("echo 'no driver' >&2; exit 9", "echo 'NVIDIA GB10, [N/A], 12.1'"):
-        (here / "nvidia-smi").write_text(f"#!/bin/sh\n{broken}\n")
+
+    def made(script: str) -> None:
+        (here / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (here / "nvidia-smi").chmod(0o755)
+
+    return made
+
+
+def test_gpus_are_read_from_nvidia_smi(smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    smi("\n".join(f"echo '{line}'" for line in CARDS))
+    h100, t4 = look.look_at_machine().gpus
+    assert (h100.name, h100.memory_bytes, h100.compute_capability) == ("NVIDIA H100 80GB HBM3", 81559 * 2**20, 9.0)
+    assert h100.usable_bytes == 80000 * 2**20
+    assert (t4.free_bytes, t4.usable_bytes) == (None, 15360 * 2**20)
+    for broken in ("echo 'no driver' >&2; exit 9", "echo 'GPU-c, NVIDIA GB10, [N/A], 1, 12.1'"):
+        smi(broken)
         assert look.look_at_machine().gpus == ()
-    (here / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0'\n")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert look.look_at_machine().gpus == ()
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    smi(f"echo '{CARDS[0]}'")
     monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0+cpu")
     assert look.look_at_machine().gpus == ()
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [("-1", ""), ("", ""), ("0", "H"), ("1", "T"), ("1,0", "TH"), ("GPU-ab", "T"), ("GPU-a", ""), ("1,7,0", "T")],
+)
+def test_only_visible_gpus_count(
+    visible: str, names: str, smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi("\n".join(f"echo '{line}'" for line in CARDS))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert "".join(gpu.name.removeprefix("NVIDIA ")[0] for gpu in look.look_at_machine().gpus) == names
 
 
 @pytest.fixture
@@ -308,6 +337,9 @@ def rocm(monkeypatch: pytest.MonkeyPatch, here: Path) -> Path:
     (here / "torch" / "version.py").write_text("cuda: Optional[str] = None\nhip: Optional[str] = '7.1.25424'\n")
     monkeypatch.setattr(look, "_KFD_NODES", here / "nodes")
     monkeypatch.setattr(look, "_DEVICES", here / "dev")
+    monkeypatch.setattr(look, "_DRM", here / "drm")
+    (here / "drm/renderD128/device").mkdir(parents=True)
+    (here / "drm/renderD128/device/mem_info_vram_used").write_text(f"{3 * 2**30}\n")
     spec = ModuleSpec("torch", None, origin=str(here / "torch" / "__init__.py"))
     monkeypatch.setattr(look.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0" if name == "torch" else None)
@@ -320,7 +352,7 @@ def test_amd_cards_are_read_from_the_driver(rocm: Path) -> None:
     machine = look.look_at_machine()
     assert machine.packages == {"torch": "2.13.0", "rocm": "7.1.25424"}
     assert machine.gpus == (
-        Gpu(name="AMD gfx942", memory_bytes=192 * 2**30, compute_capability=9.4),
+        Gpu(name="AMD gfx942", memory_bytes=192 * 2**30, compute_capability=9.4, free_bytes=189 * 2**30),
         Gpu(name="AMD gfx1030", memory_bytes=16 * 2**30, compute_capability=10.3),
     )
 
@@ -343,3 +375,27 @@ def test_without_the_driver_or_a_torch_for_it_there_is_no_amd_card(rocm: Path, m
     assert look.look_at_machine().gpus
     (rocm / "dev" / "kfd").unlink()
     assert look.look_at_machine().gpus == ()
+
+
+def test_where_nothing_else_is_asked_what_is_found_is_the_same(here: Path) -> None:
+    """`asked` names all that `look` reads: without the rest of the settings it finds the same."""
+    composed = compose.compose(compose.parse(["stage=dpo", "hardware=cpu"]))
+    chosen, problems, bad = settings.read(
+        composed.tree, options=composed.options, overrides=composed.overrides, run_dir="run"
+    )
+    assert not problems
+    data = replace(chosen.data, **{field.name: None for field in fields(chosen.data) if field.name in _UNASKED})
+    others = ("method", "precision", "compute", "hardware", "evaluate", "plan", "preview", "seed", "options")
+    stage = SimpleNamespace(name="dpo", resume=None)
+    bare = replace(chosen, data=data, stage=stage, **dict.fromkeys(others))
+    found = look_around(bare, bad, training=False)
+    machine = found.machine  # whose free memory changes
+    assert found == replace(look_around(chosen, bad, training=False), machine=machine)
+    assert asked(bare, bad) == asked(chosen, bad)
+    for override in ("model=smollm2_360m", "data=demo_tools", "stage=sft", "stage.resume=auto", "tracking=none"):
+        other = compose.compose(compose.parse(["stage=dpo", "hardware=cpu", override]))
+        changed, _, _ = settings.read(other.tree, options={}, overrides=(), run_dir="run")
+        assert asked(changed, bad) != asked(chosen, bad), override
+
+
+_UNASKED = {"path", "max_samples", "max_length", "truncation", "packing", "mixing", "validation", "streaming", "tools"}

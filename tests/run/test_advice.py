@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import compiled
 
-from factory import cli
+from factory.anew import Anew
 from factory.execute import memory
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.plan import Plan
@@ -23,7 +23,7 @@ from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen
 
-ANEW = cache(partial(cli._anew, ()))
+ANEW = cache(Anew())
 GIB = 2**30
 
 

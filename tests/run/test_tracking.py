@@ -64,6 +64,8 @@ def test_everything_is_sent_once(
     measured = report["evaluate"]
     assert {name: run.data.metrics[name] for name in measured} == measured
     assert measured.keys() == {"perplexity_before", "perplexity"}
+    assert run.data.metrics["estimate/memory_error"] == report["estimate"]["memory_error"]
+    assert "estimate/time_error" not in run.data.metrics  # no run was measured before
     assert run.data.metrics["peak_bytes"] == report["memory"]["peak_bytes"]
     wanted = {"model": plan.options["model"], "method": "lora", "stage": "sft", "digest": plan.digest()}
     assert {name: run.data.tags[name] for name in wanted} == wanted

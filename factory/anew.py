@@ -1,0 +1,62 @@
+"""Plans of command lines: composed, looked up, compiled. `Anew` makes many that differ in a few keys."""
+
+from collections.abc import Callable
+from typing import Any
+
+from factory import compose, settings
+from factory.compile.compiler import compile
+from factory.data import known
+from factory.facts import Facts
+from factory.look import asked, look
+from factory.plan import Plan, Verb
+from factory.refusal import UserError
+from factory.settings import Settings
+
+Look = Callable[[Settings, set[str]], Facts]
+
+
+def compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train", facts: Look | None = None) -> Plan:
+    """The plan of a composed tree. Raises UserError with every problem there is."""
+    chosen, problems, bad_keys = settings.read(
+        composed.tree,
+        options=composed.options,
+        overrides=composed.overrides,
+        run_dir=composed.run_dir,
+        bad_groups=composed.bad_groups,
+        verb=verb,
+    )
+    bad_keys |= {problem.setting.partition("=")[0].lstrip("+") for problem in composed.problems}
+    found = facts(chosen, bad_keys) if facts else look(chosen, bad_keys, training=training)
+    made = compile(chosen, found, [*composed.problems, *problems], bad_keys, training=training)
+    if isinstance(made, list):
+        raise UserError(*made)
+    return known.exact(made)
+
+
+class Anew:
+    """The plan of any overrides, as `factory plan` makes it. What is outside is looked up once for all that ask alike.
+
+    `tried` counts the plans, `refused` those that no rule allows.
+    """
+
+    def __init__(self, config_dirs: tuple[str, ...] = ()):
+        self._composed = compose.Recomposer(config_dirs)
+        self._looked: list[tuple[Any, Facts]] = []
+        self.tried = self.refused = 0
+
+    def __call__(self, overrides: tuple[str, ...]) -> Plan:
+        """Raises UserError."""
+        self.tried += 1
+        try:
+            return compiled(self._composed(overrides), training=False, facts=self._look)
+        except UserError:
+            self.refused += 1
+            raise
+
+    def _look(self, chosen: Settings, bad_keys: set[str]) -> Facts:
+        question = asked(chosen, bad_keys)
+        found = next((facts for other, facts in self._looked if other == question), None)
+        if found is None:
+            found = look(chosen, bad_keys, training=False)
+            self._looked.append((question, found))
+        return found

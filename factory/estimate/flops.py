@@ -1,0 +1,54 @@
+"""Floating-point operations of a training step: of what is multiplied with, forward, backward, and once more."""
+
+import re
+from collections.abc import Iterable
+from math import prod
+from typing import Literal
+
+from factory.architecture import Architecture, Shape
+
+
+def forward(arch: Architecture, length: int) -> float:
+    """Of a token in a sequence of `length`: Kaplan et al. 2020, table 1, a multiply-add counted as two.
+
+    2 N of the weights, of which experts count as far as a token passes through them, and 2 layers length width of
+    attention: half of the scores, as the others lie ahead.
+    """
+    return arch.forward_flops_per_token() + _attention(arch, length) * arch.layers
+
+
+def _attention(arch: Architecture, length: int) -> float:
+    return 2 * length * arch.heads * arch.head_dim
+
+
+def _layers(arch: Architecture, length: int, first: int) -> float:
+    """Those of `forward` that are of the layers from `first` on."""
+    return (forward(arch, length) - _head(arch)) * (arch.layers - first) / max(1, arch.layers)
+
+
+def _head(arch: Architecture) -> float:
+    return 2 * arch.vocabulary * arch.hidden
+
+
+def trained(arch: Architecture, shapes: dict[str, Shape], length: int, again: bool | Literal["selective"]) -> float:
+    """Of a token that is trained: forward, the gradients of what flows back, those of weights, and layers made again.
+
+    Nothing flows below the lowest layer that trains. What stands beside the model's own tensors is multiplied with, and
+    has both gradients. Selective recomputation makes no product again.
+    """
+    base = {name for name, _ in arch.tensors()}
+    own = sum(prod(shape) for name, shape in shapes.items() if name in base)
+    beside = sum(map(prod, shapes.values())) - own
+    first = _lowest(arch, shapes)
+    back = _head(arch) + _layers(arch, length, first)
+    weights = forward(arch, 0) * own / arch.parameters() + 6 * beside
+    scores = _attention(arch, length) * (arch.layers - first)  # each product of attention has two gradients
+    return forward(arch, length) + back + weights + scores + (_layers(arch, length, first) if again is True else 0)
+
+
+def _lowest(arch: Architecture, names: Iterable[str]) -> int:
+    """The first layer that something trains in: the first of all where the embedding trains."""
+    at = re.compile(rf"{re.escape(arch.layers_at)}\.(\d+)\.")
+    found = [at.search(name) for name in names if arch.embedding not in name]
+    inside = [int(match[1]) for match in found if match]
+    return min(inside, default=arch.layers) if len(found) == len(list(names)) else 0

@@ -1,0 +1,100 @@
+"""How long a run's steps will take, between two bounds: from its FLOPs, and from what runs before it reached.
+
+Nothing is said of a device, or of numbers of a type, that no run was ever measured with.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from factory import registry
+from factory.facts import Machine, Measured
+from factory.plan import Estimate, Span, Speed, Steps
+from factory.quantizers.spec import checkpoint_quantizer
+
+# how many times slower or faster than what was measured a run may be (docs/measurements.md): the same model and method
+# again, another model with the same kind of step, another kind
+SAME, SAME_KIND, OTHER_KIND = 1.3, 1.6, 2.0
+_FARTHER, _LIKE = 0.25, 2.0  # and from so many times apart on, this power of it more
+_EQUAL = 1.01  # times the work of a token: the same model and method
+
+
+def device(machine: Machine, steps: Steps, card: str | None = None) -> str:
+    """What computes, as a run there would name it. `card` is one that is planned for, whether it is here or not."""
+    processes = f"{steps.train.ranks.processes} x " if steps.train.ranks.processes > 1 else ""
+    if steps.load.device == "cpu":
+        return f"{processes}{machine.cpu}, threads: {steps.train.threads}"
+    here = [gpu.name for gpu in machine.gpus]
+    named = [name for name in here if card and card.lower() in name.lower()] or ([card] if card else here)
+    return f"{processes}{named[0] if named else 'no GPU'}"
+
+
+def precision(steps: Steps) -> str:
+    """What products are computed in."""
+    return steps.train.autocast or steps.load.dtype
+
+
+def kind(steps: Steps) -> str:
+    """The stage, the method, and how its base is held: what two runs share whose FLOPs a second are alike."""
+    quantizer = checkpoint_quantizer(steps.load.config)
+    held = f"{steps.quantize.bits} bits of {steps.quantize.method}" if steps.quantize.bits else quantizer or "whole"
+    compiled = ", compiled" if steps.patch.compile else ""
+    return f"{steps.train.stage}, {steps.attach.method.removeprefix('q')}, {held}{compiled}"
+
+
+def work(estimate: Estimate) -> float:
+    """FLOPs of a token."""
+    return estimate.flops_per_step / estimate.tokens_per_step
+
+
+def micro_batch(estimate: Estimate, steps: Steps) -> float:
+    """Tokens in a micro-batch."""
+    return estimate.tokens_per_step / steps.train.micro_batches
+
+
+def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured, ...]) -> Speed | None:
+    """Tokens a second, from what was measured there that is nearest; None where nothing was."""
+    if estimate.tokens_per_step == 0 or registry.hook(registry.spec("stages", steps.train.stage), "rows_per_step"):
+        return None  # answers are sampled, as long as they come
+    like = Like(kind=kind(steps), work=work(estimate), micro_batch=micro_batch(estimate, steps))
+    there = [found for found in measured if (found.device, found.precision) == (where, precision(steps))]
+    there = [found for found in there if found.kind == like.kind] or there
+    if not there:
+        return None
+    nearest = max(_LIKE, min(_apart(found, like) for found in there))  # what is farther tells nothing more
+    spans = [bounds(found, like) for found in there if _apart(found, like) <= nearest]
+    return Speed(
+        low=min(span.low for span in spans) / like.work,
+        high=max(span.high for span in spans) / like.work,
+        start_seconds=max(found.start_seconds for found in there),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Like:
+    """What of a run its FLOPs a second follow from."""
+
+    kind: str
+    work: float
+    micro_batch: float
+
+
+def bounds(found: Measured, like: Like) -> Span:
+    """FLOPs a second of such a run, from one that was measured."""
+    again = max(found.work, like.work) / min(found.work, like.work) < _EQUAL
+    wide = OTHER_KIND if found.kind != like.kind else SAME if again else SAME_KIND
+    wide *= max(1.0, _apart(found, like) / _LIKE) ** _FARTHER
+    return Span(low=found.flops_per_second / wide, high=found.flops_per_second * wide)
+
+
+def _apart(found: Measured, like: Like) -> float:
+    """How many times the work of a token and the tokens of a micro-batch are those of the other, or its theirs."""
+    pairs = ((found.work, like.work), (found.micro_batch, like.micro_batch))
+    return prod(max(pair) / min(pair) for pair in pairs)
+
+
+def seconds(estimate: Estimate) -> Span | None:
+    """Of all steps; None where their speed, or how many tokens they have, is not known."""
+    found, tokens = estimate.speed, estimate.tokens
+    if found is None or tokens is None or tokens.high is None:
+        return None
+    return Span(low=tokens.low / found.high, high=tokens.high / found.low + found.start_seconds)

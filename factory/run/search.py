@@ -1,0 +1,290 @@
+"""The best legal settings for a memory budget: changed settings, compiled anew, of which those that fit are ranked.
+
+A way to hold the model is tried with each recomputation, from what was asked to what changes more of the run. The
+micro-batch and the rank of the best are raised as long as they fit.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Any
+
+from factory.plan import Plan
+from factory.refusal import UserError
+from factory.run.advice import CLEARLY_LESS, Anew, smaller_batches
+from factory.typed import to_tree
+from factory.words import size
+
+Overrides = tuple[str, ...]
+
+# ways to hold the model, those that change less of the run first; then others than the asked method, for want of it
+_HELD: tuple[Overrides, ...] = (
+    (),
+    ("stage.optimizer=adamw_8bit",),
+    ("method.quantization.bits=8",),
+    ("method.quantization.bits=4",),
+    ("precision=pure_bf16",),
+    ("precision=pure_bf16", "stage.optimizer=adamw_8bit"),
+)
+_OTHERS: tuple[Overrides, ...] = (("method=lora",), ("method=qlora",))
+_RECOMPUTED = (False, "selective", True)  # what costs less time first
+_LARGEST_BATCH, _LARGEST_RANK = 64, 256
+_RAISED = 3  # rows whose micro-batch is raised; the rank is raised of the best alone
+_APART = 1.1  # times the work of a token that is told apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Overrides to add to the command line, and their plan. `way` is how much they change of how the model is held."""
+
+    overrides: Overrides
+    plan: Plan
+    way: int
+
+    @property
+    def flops_per_token(self) -> float:
+        return self.plan.estimate.flops_per_step / self.plan.estimate.tokens_per_step
+
+    @property
+    def cost(self) -> float | None:
+        """Seconds of a token, by the middle of what is expected; None where no run was measured."""
+        speed = self.plan.estimate.speed
+        return None if speed is None else 1 / sqrt(speed.low * speed.high)
+
+    @property
+    def sequences(self) -> int:
+        train = self.plan.steps.train
+        return train.batch_size * train.micro_batches
+
+    @property
+    def rank(self) -> int | None:
+        return self.plan.steps.attach.settings.get("rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Rows, the best first. `budget` is in bytes; `refused` counts those of the tried plans that a rule forbids."""
+
+    asked: Plan
+    rows: tuple[Row, ...]
+    timed: bool  # whether all rows are compared by their time
+    budget: int
+    tried: int
+    refused: int
+
+
+def search(plan: Plan, anew: Anew) -> Found:
+    """`plan` is that of the command line without changes, `anew` makes plans of other overrides."""
+    tried = _Tried(plan, anew)
+    rows = list(_ways(tried, _HELD, 0)) or list(_ways(tried, _OTHERS, len(_HELD)))
+    _sort(rows, plan)
+    raised = [*(_larger_batch(tried, row) for row in rows[:_RAISED]), *(_higher_rank(tried, row) for row in rows[:1])]
+    rows += [row for found in raised for row in found]
+    _sort(rows, plan)
+    return Found(
+        asked=plan, rows=tuple(rows), timed=_timed(rows), budget=tried.budget, tried=tried.count, refused=tried.refused
+    )
+
+
+class _Tried:
+    """The plans of changes, each compiled once."""
+
+    def __init__(self, plan: Plan, anew: Anew):
+        self.plan, self.budget = plan, plan.estimate.memory.capacity
+        self._anew = anew
+        self._made: dict[Overrides, Plan] = {(): plan}
+        self.refused = 0
+
+    @property
+    def count(self) -> int:
+        return len(self._made) + self.refused
+
+    def __call__(self, overrides: Overrides) -> Plan | None:
+        """None where it is not legal."""
+        if overrides not in self._made:
+            try:
+                self._made[overrides] = self._anew((*self.plan.overrides, *overrides))
+            except UserError:
+                self.refused += 1
+                return None
+        return self._made[overrides]
+
+    def fitting(self, overrides: Overrides) -> Plan | None:
+        made = self(overrides)
+        return made if made is not None and made.estimate.memory.fits else None
+
+
+def _sort(rows: list[Row], asked: Plan) -> None:
+    """Less time or work a token; then what changes less of the run; then larger micro-batches and ranks."""
+    was = Row(overrides=(), plan=asked, way=0)
+    timed = _timed(rows)
+    costs = {row.overrides: (row.cost if timed else None) or row.flops_per_token for row in rows}
+    least = min(costs.values(), default=1.0)
+
+    def order(row: Row) -> tuple[float, ...]:
+        return (
+            round(log(costs[row.overrides] / least) / log(_APART)),
+            row.way,
+            row.sequences != was.sequences,
+            row.rank != was.rank,
+            _RECOMPUTED.index(row.plan.steps.patch.activation_checkpointing),
+            -row.plan.steps.train.batch_size,
+            -(row.rank or 0),
+        )
+
+    rows.sort(key=order)
+
+
+def _timed(rows: list[Row]) -> bool:
+    return bool(rows) and all(row.cost is not None for row in rows)
+
+
+def _ways(tried: _Tried, ways: tuple[Overrides, ...], first: int) -> Iterator[Row]:
+    """Each way that takes clearly less than those before it, or is the first that fits."""
+    least = float("inf")
+    for number, own in enumerate(ways, start=first):
+        plain = tried(own)
+        if plain is None or plain.estimate.memory.total > CLEARLY_LESS * least:
+            continue
+        least = plain.estimate.memory.total
+        yield from _recomputed(tried, own, plain, number)
+
+
+def _recomputed(tried: _Tried, own: Overrides, plain: Plan, way: int) -> Iterator[Row]:
+    """With each recomputation the largest micro-batch that fits, up to the one that fits as it was asked for."""
+    for kind in _RECOMPUTED:
+        said = f"compute.activation_checkpointing={str(kind).lower()}"
+        same = plain.steps.patch.activation_checkpointing == kind
+        overrides = own if same else (*own, said)
+        made = tried(overrides)
+        if made is None:
+            continue
+        found = _up_to_asked(tried, overrides, made)
+        if found is not None:
+            yield Row(overrides=found[0], plan=found[1], way=way)
+            if found[0] == overrides:
+                return
+
+
+def _up_to_asked(tried: _Tried, overrides: Overrides, made: Plan) -> tuple[Overrides, Plan] | None:
+    if made.estimate.memory.fits:
+        return overrides, made
+    size = made.steps.train.batch_size
+    for change in smaller_batches(made):
+        smaller = (*overrides, *change)
+        if _at_least(made, _batch(change), size) <= tried.budget and (found := tried.fitting(smaller)):
+            return smaller, found
+    return None
+
+
+def _at_least(made: Plan, batch: int, size: int) -> float:
+    """Bytes below which no smaller micro-batch brings a plan: what grows with it is at most all but what is held."""
+    memory = made.estimate.memory
+    held = memory.weights + memory.optimizer + memory.runtime
+    return held + (memory.total - held) * batch / size
+
+
+def _batch(change: Overrides) -> int:
+    return next(int(text.partition("=")[2]) for text in change if text.startswith("stage.batch_size="))
+
+
+def _larger_batch(tried: _Tried, row: Row) -> Iterator[Row]:
+    """More sequences a step, in one micro-batch."""
+    train = row.plan.steps.train
+    if train.gradient_accumulation_steps > 1:
+        return
+    yield from _largest(tried, row, train.batch_size, _LARGEST_BATCH, lambda number: (f"stage.batch_size={number}",))
+
+
+def _higher_rank(tried: _Tried, row: Row) -> Iterator[Row]:
+    if row.rank:
+        yield from _largest(tried, row, row.rank, _LARGEST_RANK, lambda number: (f"method.rank={number}",))
+
+
+def _largest(tried: _Tried, row: Row, now: int, most: int, change: Callable[[int], Overrides]) -> Iterator[Row]:
+    """The row with the largest of the doubled numbers that fits. What two plans take tells where to look."""
+    numbers, needed = list[int](), row.plan.estimate.memory.total
+    while now * 2 ** (len(numbers) + 1) <= most:
+        numbers.append(now * 2 ** (len(numbers) + 1))
+    first = tried((*row.overrides, *change(numbers[0]))) if numbers else None
+    if first is None or not first.estimate.memory.fits:
+        return
+    each = max(1, first.estimate.memory.total - needed) / now
+    for number in reversed(numbers):
+        guessed = needed + each * (number - now)
+        overrides = (*row.overrides, *change(number))
+        if CLEARLY_LESS * guessed <= tried.budget and (made := tried.fitting(overrides)):
+            yield Row(overrides=overrides, plan=made, way=row.way)
+            return
+
+
+_THEN = "then what changes less of the run, then the larger micro-batch and rank"
+_ORDER = {
+    True: f"by tokens a second, as runs here suggest, {_THEN}",
+    False: f"by FLOPs a token, as no run was measured on this device, {_THEN}",
+}
+_HEAD = {
+    timed: ("memory", "batch", "a step", "rank", work, "add")
+    for timed, work in ((True, "tokens/s"), (False, "GFLOP/token"))
+}
+
+
+def as_text(found: Found) -> str:
+    """A row a line, what to add to the command line at its end, so that it can be copied."""
+    tried = f"{found.tried} plans tried, {found.refused} of them not legal"
+    if not found.rows:
+        return f"Nothing fits {size(found.budget)} ({tried}): a smaller model, or a shorter data.max_length."
+    rough = found.asked.estimate.memory.uncalibrated
+    lines = [
+        f"Settings that fit {size(found.budget)}, the best first; {tried}.",
+        f"Ranked {_ORDER[found.timed]}.",
+        *([f"Rough: memory was never measured with {', '.join(rough)}."] if rough else []),
+        "",
+    ]
+    cells = [_HEAD[found.timed], *(_cells(row, timed=found.timed) for row in found.rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
+    for *numbers, last in cells:
+        right = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=True))
+        lines.append(f"{right}  {last}")
+    return "\n".join(lines)
+
+
+def _cells(row: Row, *, timed: bool) -> tuple[str, ...]:
+    train, speed = row.plan.steps.train, row.plan.estimate.speed
+    return (
+        size(row.plan.estimate.memory.total),
+        str(train.batch_size),
+        str(row.sequences),
+        str(row.rank or "-"),
+        f"{speed.low:,.0f} to {speed.high:,.0f}" if timed and speed else f"{row.flops_per_token / 1e9:.3g}",
+        " ".join(row.overrides) or "(nothing: as it is)",
+    )
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    return {
+        "budget_bytes": found.budget,
+        "order": _ORDER[found.timed],
+        "tried": found.tried,
+        "refused": found.refused,
+        "rows": [_tree(row) for row in found.rows],
+    }
+
+
+def _tree(row: Row) -> dict[str, Any]:
+    steps, estimate = row.plan.steps, row.plan.estimate
+    return {
+        "overrides": list(row.overrides),
+        "digest": row.plan.digest(),
+        "method": row.plan.options.get("method"),
+        "quantization_bits": steps.quantize.bits,
+        "activation_checkpointing": steps.patch.activation_checkpointing,
+        "batch_size": steps.train.batch_size,
+        "gradient_accumulation_steps": steps.train.gradient_accumulation_steps,
+        "sequences_per_step": row.sequences,
+        "rank": row.rank,
+        "estimated_bytes": estimate.memory.total,
+        "flops_per_token": round(row.flops_per_token),
+        "tokens_per_second": estimate.speed and {"low": estimate.speed.low, "high": estimate.speed.high},
+        "seconds": to_tree(estimate.seconds),
+    }

@@ -1,0 +1,118 @@
+"""A run's time: only from what was measured on its device, as a range that is as wide as the two are unlike."""
+
+from dataclasses import replace
+
+import pytest
+from conftest import compiled
+
+from factory.estimate import speed
+from factory.estimate.speed import Like, bounds
+from factory.facts import Machine, Measured
+from factory.plan import Plan, Range
+from factory.words import between, duration
+
+CPU = ("hardware=cpu", "hardware.threads=2", "stage=pt", "data.max_length=512", "precision=bf16", "stage.max_steps=10")
+MACHINE = Machine(threads=2, available_bytes=2**33, cpu_bf16=True, gpus=(), packages={}, hub_token=False, cpu="EPYC")
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return compiled(*CPU, training=False)
+
+
+def _run(plan: Plan, **changes: object) -> Measured:
+    """As if the plan had run, at 100 GFLOP/s."""
+    made = Measured(
+        device=speed.device(MACHINE, plan.steps),
+        precision=speed.precision(plan.steps),
+        kind=speed.kind(plan.steps),
+        work=speed.work(plan.estimate),
+        micro_batch=speed.micro_batch(plan.estimate, plan.steps),
+        flops_per_second=1e11,
+        start_seconds=2.0,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def _speed(plan: Plan, *runs: Measured) -> tuple[float, float] | None:
+    found = speed.speed(plan.estimate, plan.steps, speed.device(MACHINE, plan.steps), runs)
+    work = speed.work(plan.estimate)
+    return None if found is None else (found.low * work / 1e11, found.high * work / 1e11)
+
+
+def test_nothing_is_said_where_nothing_was_measured(plan: Plan) -> None:
+    assert plan.estimate.speed is None and plan.estimate.seconds is None
+    assert _speed(plan) is None
+    assert _speed(plan, _run(plan, device="EPYC, threads: 1"), _run(plan, precision="float32")) is None
+    assert _speed(plan, _run(plan)) is not None
+
+
+def test_the_range_is_wider_for_what_is_less_alike(plan: Plan) -> None:
+    assert _speed(plan, _run(plan)) == pytest.approx((1 / 1.3, 1.3))
+    assert _speed(plan, _run(plan, work=1.5 * _run(plan).work)) == pytest.approx((1 / 1.6, 1.6))
+    assert _speed(plan, _run(plan, kind="sft, galore, whole")) == pytest.approx((1 / 2, 2.0))
+    sixteen = 1.6 * (16 / 2) ** 0.25
+    assert _speed(plan, _run(plan, work=16 * _run(plan).work)) == pytest.approx((1 / sixteen, sixteen))
+
+
+def test_the_nearest_and_the_alike_count(plan: Plan) -> None:
+    """Two of the same differ as they do; one of another kind, or far away, tells nothing beside them."""
+    slower, faster = _run(plan, flops_per_second=5e10), _run(plan, flops_per_second=2e11)
+    assert _speed(plan, slower, faster) == pytest.approx((0.5 / 1.3, 2.0 * 1.3))
+    other = _run(plan, kind="sft, galore, whole", flops_per_second=1e9)
+    far = _run(plan, work=100 * slower.work, flops_per_second=1e13)
+    assert _speed(plan, slower, faster, other, far) == _speed(plan, slower, faster)
+
+
+def test_what_is_measured_of_one_holds_for_itself(plan: Plan) -> None:
+    run = _run(plan)
+    span = bounds(run, Like(kind=run.kind, work=run.work, micro_batch=run.micro_batch))
+    assert span.low < run.flops_per_second < span.high
+
+
+def test_seconds_are_of_all_tokens_and_of_the_first_step(plan: Plan) -> None:
+    """10 steps of 4 sequences of 512 tokens at 100 GFLOP/s."""
+    tokens = 10 * 4 * 512
+    assert plan.estimate.tokens == Range(low=tokens, high=tokens)
+    found = speed.speed(plan.estimate, plan.steps, speed.device(MACHINE, plan.steps), (_run(plan),))
+    seconds = speed.seconds(replace(plan.estimate, speed=found))
+    exact = tokens * speed.work(plan.estimate) / 1e11
+    assert exact == pytest.approx(10 * plan.estimate.flops_per_step / 1e11)
+    assert seconds is not None
+    assert (seconds.low, seconds.high) == pytest.approx((exact / 1.3, exact * 1.3 + 2.0))
+    assert speed.seconds(replace(plan.estimate, speed=found, tokens=None)) is None
+    assert speed.seconds(replace(plan.estimate, speed=found, tokens=Range(low=1, high=None))) is None
+
+
+def test_of_answers_that_are_sampled_no_time_is_said() -> None:
+    words = ("stage=grpo", "stage.reward=trl:think_format_reward", "stage.max_new_tokens=16", "hardware=cpu")
+    plan = compiled(*words, training=False)
+    assert plan.estimate.tokens is None
+    assert _speed(plan, _run(plan)) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("method=lora stage=pt", "pt, lora, whole"),
+        ("method=qlora stage=dpo", "dpo, lora, 4 bits of bitsandbytes"),
+        ("method.quantization.bits=4 stage=dpo", "dpo, lora, 4 bits of bitsandbytes"),
+        ("method=full compute.compile=true", "sft, full, whole, compiled"),
+    ],
+)
+def test_kinds_of_steps(words: str, kind: str) -> None:
+    assert speed.kind(compiled("hardware=cpu", *words.split(), training=False).steps) == kind
+
+
+def test_a_card_that_is_not_here_is_not_the_one_that_is() -> None:
+    plan = compiled("hardware=rtx4090", training=False)
+    assert speed.device(MACHINE, plan.steps, "RTX 4090") == "RTX 4090"
+    assert speed.device(MACHINE, compiled(*CPU, training=False).steps) == "EPYC, threads: 2"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(4.56, 7.8, "4.6 to 7.8 s"), (32, 47, "32 to 47 s"), (50, 150, "50 s to 2.5 min"), (7200, 36_000, "2 to 10 h")],
+)
+def test_durations_are_said_with_one_unit_where_it_is_the_same(low: float, high: float, said: str) -> None:
+    assert between(duration(low), duration(high)) == said

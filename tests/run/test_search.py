@@ -1,0 +1,108 @@
+"""The table of settings for a memory budget: every row is a plan that compiles, fits, and can be pasted."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import compiled
+
+from factory.anew import Anew
+from factory.run.search import Found, as_text, search
+
+GB = 10**9
+LLAMA = ("model=llama3_8b", "hardware=single_gpu", "hardware.memory=24GB")
+
+
+def found(*overrides: str) -> Found:
+    return search(compiled(*overrides, training=False), Anew())
+
+
+@pytest.fixture(scope="module")
+def eight() -> Found:
+    return found(*LLAMA)
+
+
+def test_every_row_can_be_pasted(eight: Found) -> None:
+    """Composed anew from its overrides it is the same plan, with the same memory."""
+    assert len(eight.rows) >= 5
+    for row in eight.rows:
+        made = compiled(*LLAMA, *row.overrides, training=False)
+        assert made.digest() == row.plan.digest()
+        assert made.estimate.memory == row.plan.estimate.memory
+        assert made.estimate.memory.total <= eight.budget == 24 * GB
+
+
+def test_what_changes_less_of_the_run_comes_first(eight: Found) -> None:
+    assert eight.rows[0].overrides == ()
+    ways = [row.way for row in eight.rows]
+    assert ways == sorted(ways)
+    assert {"method.quantization.bits=8"} < {text for row in eight.rows for text in row.overrides}
+
+
+def test_no_doubled_micro_batch_or_rank_would_fit_too(eight: Found) -> None:
+    """Beyond the largest that a row names, the next does not fit."""
+    batches = {row.overrides[0]: row for row in eight.rows if row.sequences > 4}
+    assert batches
+    for row in batches.values():
+        more = (*row.overrides, f"stage.batch_size={2 * row.plan.steps.train.batch_size}")
+        assert not compiled(*LLAMA, *more, training=False).estimate.memory.fits
+    (rank,) = (row.rank for row in eight.rows if row.rank != 8)
+    assert rank
+    assert not compiled(*LLAMA, f"method.rank={2 * rank}", training=False).estimate.memory.fits
+
+
+def test_a_smaller_budget_makes_smaller_micro_batches_of_the_same_step() -> None:
+    """Without anything computed again where that fits, which is less work; with it the micro-batch may be larger."""
+    rows = found(*LLAMA[:2], "hardware.memory=17GiB", "data.packing=true").rows
+    assert {row.sequences for row in rows} == {4}
+    eight_bits = [row for row in rows if row.way == 2 and row.rank == 8]
+    sizes = {row.plan.steps.patch.activation_checkpointing: row.plan.steps.train.batch_size for row in eight_bits}
+    assert sizes == {False: 1, "selective": 2, True: 4}
+    work = [row.flops_per_token for row in eight_bits]
+    assert work[0] == work[1] < 0.8 * work[2]
+
+
+def test_other_methods_only_where_the_asked_one_does_not_fit() -> None:
+    rows = found("hardware=single_gpu", "hardware.memory=700MB", "method=full").rows
+    assert rows and all(row.overrides[0] in ("method=lora", "method=qlora") for row in rows)
+    kept = found("hardware=single_gpu", "hardware.memory=2GB", "method=full").rows
+    assert {row.plan.steps.attach.method for row in kept} == {"full"}
+    assert kept[0].overrides[0] == "stage.optimizer=adamw_8bit"
+
+
+def test_what_no_rule_allows_is_not_shown() -> None:
+    """KTO compares the rows of a micro-batch: one of a single row is refused."""
+    kto = found("stage=kto", "hardware=single_gpu", "hardware.memory=600MB")
+    assert kto.refused > 0 and kto.rows
+    assert min(row.plan.steps.train.batch_size for row in kto.rows) == 2
+
+
+def test_nothing_fits() -> None:
+    nothing = found("hardware=single_gpu", "hardware.memory=100MB")
+    assert nothing.rows == ()
+    assert as_text(nothing).startswith("Nothing fits 95.4 MiB")
+
+
+def test_few_plans_do(eight: Found) -> None:
+    """A plan of 8 billion takes a tenth of a second: the whole search is meant to take less than five."""
+    assert eight.tried <= 20
+
+
+def test_it_is_shown_as_a_table_and_as_json(command: Callable[..., Any]) -> None:
+    words = ("plan", "plan.search=true", "hardware=single_gpu", "hardware.memory=24GB")
+    said = command(*words)
+    assert said.code == 0 and "Settings that fit 22.35 GiB" in said.out
+    tree = json.loads(command(*words, "plan.format=json").out)
+    assert tree.keys() >= {"digest", "steps", "estimate", "search"}
+    first = tree["search"]["rows"][0]
+    assert (first["overrides"], first["digest"], first["rank"]) == ([], tree["digest"], 8)
+    lines = said.out.splitlines()
+    for row in tree["search"]["rows"]:
+        assert any(line.endswith(" ".join(row["overrides"]) or "(nothing: as it is)") for line in lines)
+
+
+def test_it_is_no_plan_file(command: Callable[..., Any]) -> None:
+    said = command("plan", "plan.search=true", "plan.format=yaml")
+    assert (said.code, said.rules) == (2, ["search-as-yaml"])
+    assert command("train", "plan.search=true").rules == ["key-of-another-verb"]
