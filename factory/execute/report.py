@@ -53,6 +53,7 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
     report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
     advice = memory_as_estimated(peak, run.plan.estimate.memory.total)
     report |= {**result, "checks": {**run.checks, **advice}}
+    report["warnings"] = run.heard.summary()
     if run.bad_updates is not None:
         report["bad_updates"] = run.bad_updates
     if error is not None:
