@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types slow bench test-gpu golden clean
+.PHONY: help setup demo test lint types slow bench test-gpu golden compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,9 +35,13 @@ bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its ow
 test-gpu: $(VENV)/.dev  ## what only a GPU shows
 	$(RUN) -m pytest -m gpu
 
-golden: $(VENV)/.dev  ## write the golden plans and docs/compatibility.md anew, to be seen in git diff
+golden: $(VENV)/.dev  ## write the golden plans, docs/compatibility.md and the covering array anew, to be seen in git diff
 	$(RUN) tests/plans.py
 	$(RUN) tests/compatibility.py
+	$(RUN) tests/covering.py write
+
+compat: $(VENV)/.dev  ## execute a covering array of what goes together on a CPU: minutes, a line each
+	$(RUN) tests/covering.py
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)

@@ -4,7 +4,7 @@
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -22,7 +22,7 @@ from factory.typed import walk_keys
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 # a model of a usual architecture, small so that thousands of plans take seconds
-MODEL = ("model=smollm2_135m", "model.architecture.num_hidden_layers=8", "stage.batch_size=2", "tracking=none")
+MODEL = ("model=smollm2_135m", "model.architecture.num_hidden_layers=4", "stage.batch_size=2", "tracking=none")
 
 
 def _choices(cls: type, name: str) -> tuple[Any, ...]:
@@ -46,10 +46,15 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "attention": _choices(schema.Compute, "attention"),
     "kernels": _choices(schema.Compute, "kernels"),
     "quantization": _quantizations(),
+    "packing": ("auto", "true", "false"),
+    "checkpointing": ("false", "true", "selective"),
+    "strategy": get_args(schema.Strategy),
     "device": ("cuda", "cpu"),
 }
-_MACHINES = {"cuda": "gpu", "cpu": "cpu"}
+_MACHINES = {"cuda": "two gpus", "cpu": "cpu"}
+_SAID: dict[str, Any] = {"true": True, "false": False}  # of what is no string
 Combination = tuple[tuple[str, str], ...]  # (factor, value), the others at their first
+Together = dict[tuple[str, ...], list[str]]  # by the rules that refuse them
 
 
 def usual(factor: str, method: str) -> str:
@@ -90,6 +95,10 @@ def verdict(given: Combination) -> tuple[str, ...]:
     tree["stage"] = {**copy.deepcopy(_of_stage(chosen["stage"]).tree["stage"]), "learning_rate": rate}
     tree["precision"]["name"] = chosen["precision"]
     tree["compute"] |= {"attention": chosen["attention"], "kernels": chosen["kernels"]}
+    tree["compute"]["activation_checkpointing"] = _SAID.get(chosen["checkpointing"], chosen["checkpointing"])
+    tree["data"]["packing"] = _SAID.get(chosen["packing"], chosen["packing"])
+    processes = 1 if chosen["strategy"] == "none" else 2
+    tree["hardware"] |= {"strategy": chosen["strategy"], "num_processes": processes}
     if chosen["quantization"] != usual("quantization", method):
         library, _, bits = chosen["quantization"].partition(" ")
         own = tree["method"]["quantization"]
@@ -114,32 +123,62 @@ def triples() -> Iterator[Combination]:
         yield from product(_values("method"), _values(one), _values(other))
 
 
-def only_together() -> dict[tuple[str, ...], list[Combination]]:
+def sampled() -> list[Combination]:
+    """Some of the triples, the same ones each time, with every option in many of them: all of them take minutes."""
+    return list(triples())[::_STRIDE]
+
+
+_STRIDE = 13  # divides no factor's number of options
+
+
+def new_rules(triple: Combination) -> tuple[str, ...]:
+    """The rules that refuse a triple, and none of its pairs."""
+    known = {rule for pair in combinations(triple, 2) for rule in verdict(pair)}
+    return tuple(rule for rule in verdict(triple) if rule not in known)
+
+
+def only_together(given: Iterable[Combination]) -> Together:
     """The triples that are refused for what none of their pairs is, by the rules that refuse them."""
-    found: dict[tuple[str, ...], list[Combination]] = {}
-    for triple in triples():
-        known = {rule for pair in combinations(triple, 2) for rule in verdict(pair)}
-        if new := tuple(rule for rule in verdict(triple) if rule not in known):
-            found.setdefault(new, []).append(triple)
+    found: Together = {}
+    for triple in given:
+        if new := new_rules(triple):
+            found.setdefault(new, []).append(named(triple))
     return found
 
 
-def page() -> str:
-    """docs/compatibility.md."""
-    found = only_together()
+def named(triple: Combination) -> str:
+    """As the page has it."""
+    return " with ".join(value if factor == "method" else f"{factor} {value}" for factor, value in triple)
+
+
+def page(found: Together) -> str:
+    """docs/compatibility.md, with the triples that are refused only together."""
     lines = [_HEAD, *(line for factor in list(FACTORS)[1:-1] for line in _table(factor)), *_others()]
-    lines += ["## Three together", ""]
-    lines += [
-        f"- {', '.join(rules)}: {'; '.join(' with '.join(value for _, value in each) for each in group)}"
-        for rules, group in found.items()
-    ] or [f"Of the {len(list(triples())):,} triples with a method none is refused for what no pair in it is."]
-    return "\n".join([*lines, "", *_reasons(found)]) + "\n"
+    return "\n".join([*lines, *three(found), "", *_reasons(found)]) + "\n"
+
+
+_TOGETHER = "## Three together"
+
+
+def three(found: Together) -> list[str]:
+    """The page's part about triples."""
+    none = f"Of the {len(list(triples())):,} triples with a method none is refused for what no pair in it is."
+    lines = [f"- {', '.join(rules)}: {'; '.join(group)}" for rules, group in found.items()]
+    return [_TOGETHER, "", *(lines or [none])]
+
+
+def read_together(text: str) -> Together:
+    """What a page says of the triples."""
+    part = text.partition(f"{_TOGETHER}\n")[2].partition("\n## ")[0]
+    lines = [line.removeprefix("- ").split(": ", 1) for line in part.splitlines() if line.startswith("- ")]
+    return {tuple(rules.split(", ")): group.split("; ") for rules, group in lines}
 
 
 _HEAD = """# What goes with what
 
 Every pair of options, and every triple with a method, compiled for a decoder of a usual architecture with all optional
-packages, on a machine with a GPU and on one without. `make golden` writes this page; a test holds it.
+packages, on a machine with two GPUs and on one without; a strategy has two processes. `make golden` writes this page;
+a test holds it.
 
 `yes`: it compiles on both. `GPU`: on a GPU only. Anything else is the rule that refuses it; what the rules say stands
 at the end. What a model's own architecture, the data or a number rules out is not here: `factory plan` tells.
@@ -183,13 +222,13 @@ def _others() -> list[str]:
     return ["## Pairs without a method", "", *lines, ""]
 
 
-def _reasons(found: dict[tuple[str, ...], list[Combination]]) -> list[str]:
+def _reasons(found: Together) -> list[str]:
     rules = {rule for pair in pairs() for rule in verdict(pair)} | {rule for each in found for rule in each}
     return ["## The rules", "", *(f"- **{rule}**: because {catalogue()[rule].because}" for rule in sorted(rules))]
 
 
 def write() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(only_together(triples())), encoding="utf-8")
 
 
 if __name__ == "__main__":

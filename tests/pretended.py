@@ -32,6 +32,7 @@ MACHINES = {
         ("cpu", True, ()),
         ("old cpu", False, ()),
         ("gpu", True, (H100,)),
+        ("two gpus", True, (H100, H100)),
         ("old gpu", True, (OLD,)),
     )
 }

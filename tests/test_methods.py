@@ -71,7 +71,7 @@ def test_trains_exactly_what_is_planned(stage: str, method: str, execute: Callab
     assert done.run.plan.estimate.parameters.trainable == count
     assert sum(value.numel() for value in done.model.parameters() if value.requires_grad) == count
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-    assert {"trainable_as_planned", "gradients_alive", "rows_accounted"} <= done.run.checks.keys()
+    assert {"trainable_as_planned", "gradients_alive", "tokens_accounted"} <= done.run.checks.keys()
 
     for name, value in done.model.named_parameters():  # 4-bit weights and adapters too
         same = value.detach().equal(done.start[name])

@@ -27,12 +27,13 @@ def micro_batches(step: int, examples: int, batch_size: int, accumulation: int, 
     """The examples of optimizer step `step` (from 0), by index. Each epoch has every example once."""
     epoch, within = divmod(step, steps_per_epoch(examples, batch_size, accumulation))
     start = within * batch_size * accumulation
-    chosen = _order(examples, seed, epoch)[start : start + batch_size * accumulation].tolist()
+    chosen = order(examples, seed, epoch)[start : start + batch_size * accumulation].tolist()
     return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
 
 
 @lru_cache(maxsize=2)  # the thread that is ahead may be in the next epoch
-def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """In which an epoch trains its examples: their numbers."""
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 

@@ -47,7 +47,7 @@ def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, to
         return []
     verdicts = [
         (
-            "chat_template",
+            "template",
             found.rendered == found.rows,
             f"{found.rendered} of {found.rows} rows are rendered as the tokenizer's own apply_chat_template does",
         )

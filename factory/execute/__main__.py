@@ -47,6 +47,7 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     from factory.execute.checkpoint import refuse_other_layout
     from factory.execute.context import Interrupted, Run
     from factory.execute.executor import walk
+    from factory.execute.heard import hearing
     from factory.execute.report import OUT_OF_MEMORY, spent, write_report
     from factory.execute.verify import verify
     from factory.plan import read_plan
@@ -60,7 +61,8 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
         verify(run.plan)
         refuse_other_layout(run)
         world.join(run.plan.steps.load.device)
-        result = walk(run)
+        with hearing(run.heard):
+            result = walk(run)
         red = [name for name, check in run.checks.items() if not check["passed"]]
         code = FAILED if red else FINISHED
         status, error = "finished", None

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from factory.execute import memory
+from factory.execute.heard import Heard
 from factory.plan import Plan
 from factory.ranks.ways import Way
 from factory.ranks.world import World
@@ -39,6 +40,7 @@ class Run:
     now: str = "start"  # the step that runs
     at_once: bool = False  # whether a signal ends the run where it is: there is nothing to save
     bad_updates: dict[str, Any] | None = None  # of the report, however the run ends
+    heard: Heard = field(default_factory=Heard)  # what libraries warned of
     _shown: float = 0.0
 
     def emit(self, event: str, **values: Any) -> None:

@@ -27,7 +27,7 @@ STEPS: tuple[Step, ...] = (
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
-    Step("witness", "proofs:witness", ("model",), ("frozen",)),
+    Step("witness", "proofs:witness", ("model", "dataset"), ("seen",)),
     Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
     Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference", "reward"), ("before",)),
     Step(
@@ -36,7 +36,7 @@ STEPS: tuple[Step, ...] = (
         ("model", "arch", "tokenizer", "processor", "dataset", "reference", "reward", "before"),
         ("trained",),
     ),
-    Step("prove", "proofs:prove", ("model", "arch", "dataset", "frozen", "trained"), ("expected",)),
+    Step("prove", "proofs:prove", ("model", "arch", "dataset", "reference", "seen", "trained"), ("expected",)),
     Step(
         "evaluate",
         "evaluate:after",

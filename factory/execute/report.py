@@ -72,6 +72,7 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
     report |= {**result, "checks": {**run.checks, **advice}}
     if status == "finished":
         report["estimate"] = errors(run.plan.estimate, peak, result.get("train"))
+    report["warnings"] = run.heard.summary()
     if run.bad_updates is not None:
         report["bad_updates"] = run.bad_updates
     if error is not None:

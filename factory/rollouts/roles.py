@@ -31,7 +31,7 @@ def attach(run: Run, model: Any) -> None:
                 plan.load.reward, REWARD, torch_device=plan.load.device, autocast_adapter_dtype=wide, is_trainable=False
             )
             heads.load_one(model, SCORE, Path(plan.load.reward))
-        if reads_reference(run) and _starts_off_the_base(run):
+        if reads_reference(run) and starts_off_the_base(run):
             _copy_start(model, wide=wide)
     for name, parameter in model.named_parameters():
         if REWARD in name.split(".") or REFERENCE in name.split("."):
@@ -43,7 +43,8 @@ def reads_reference(run: Run) -> bool:
     return registry.spec("stages", train.stage).reads_reference(train.own)
 
 
-def _starts_off_the_base(run: Run) -> bool:
+def starts_off_the_base(run: Run) -> bool:
+    """Whether the model before its first step is not the base with its adapters off."""
     from factory.steps.attach import method_settings
 
     plan = run.plan.steps

@@ -249,6 +249,8 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
             "bad updates",
             f"[yellow]{bad['count']:,}, {bad['skipped']:,} of them skipped (bad_updates in report.json)[/yellow]",
         )
+    if warned := report.get("warnings", {}).get("count"):
+        add("warnings", f"{warned:,} of libraries, in {_plain(str(folder / 'run.log'))}")
     data = report.get("data", {})
     if data:
         dropped = sum(data["dropped"].values())

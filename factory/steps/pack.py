@@ -1,6 +1,6 @@
 """Pack: encoded rows to the sequences that are trained and those that are held out, with the count of every row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,8 +48,7 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
     found = packed(run.plan, aligned, tokenizer)
     counts = found.counts
     if found.stream is None:
-        total = counts["used"] + counts["validation"] + counts["not_sampled"] + sum(counts["dropped"].values())
-        run.check("rows_accounted", total == counts["rows"], f"{total:,} of {counts['rows']:,} rows")
+        run.check("tokens_accounted", *rows_accounted(counts))  # where nothing is trained, this is all
     for look in (proof.loss_mask, proof.images):
         for name, passed, detail in look(run.plan, aligned.sources, aligned.spec, tokenizer):
             run.check(name, passed, detail)
@@ -157,6 +156,12 @@ def _rows(aligned: Aligned, mixed: Mixed) -> dict[str, Any]:
         "dropped": reasons,
         "dropped_rows": {name: entries for name, entries in dropped.items() if entries},
     }
+
+
+def rows_accounted(counts: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether rows = used + validation + not_sampled + all that were dropped."""
+    found = counts["used"] + counts["validation"] + counts["not_sampled"] + sum(counts["dropped"].values())
+    return found == counts["rows"], f"{found:,} of {counts['rows']:,} rows are accounted for"
 
 
 def _nothing(aligned: Aligned) -> Exception:

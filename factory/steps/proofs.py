@@ -7,7 +7,9 @@ the trained one any more, so that two are never in memory together.
 import gc
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from factory import heads, registry
 from factory.architecture import Architecture, Shape
 from factory.execute import checkpoint
 from factory.execute.context import Run
+from factory.plan import BYTES
+from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.folder import MANIFEST, base_config, read_json
 from factory.steps import source
 from factory.steps.attach import method_settings, read_weights
 from factory.steps.evaluate import HEAD_ROUNDING
-from factory.steps.feed import autocast
+from factory.steps.feed import autocast, feed
 from factory.steps.pack import Dataset
 from factory.steps.quantize import after_reading, quantize, while_reading
+from factory.steps.reference import Reference, kept, keys_of
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class
 from factory.vocabulary import as_said
@@ -41,24 +46,44 @@ class Expected:
     losses: list[float]  # nats, of each of the ids but the first
 
 
-def witness(run: Run, model: Any) -> dict[str, Any]:
-    """The frozen tensors as they are before anything is trained or measured."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Before the first step: the frozen tensors, and some tokens' losses in the reference's role, if it has one."""
+
+    frozen: Sums
+    reference: list[float]
+
+
+def witness(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
+    """The model as it is before anything is trained or measured."""
     if not _alone(run):
-        return {"frozen": {}}
-    return {"frozen": checksums(model, frozen_names(model))}
+        return {"seen": Seen({}, [])}
+    return {"seen": Seen(checksums(model, frozen_names(model)), _reference_losses(run, model, dataset))}
 
 
 def prove(
-    run: Run, model: Any, arch: Architecture, dataset: Dataset, frozen: Sums, trained: dict[str, Any]
+    run: Run,
+    model: Any,
+    arch: Architecture,
+    dataset: Dataset,
+    reference: Reference | None,
+    seen: Seen,
+    trained: dict[str, Any],
 ) -> dict[str, Any]:
     """After training, with the trained model at hand."""
     if not _alone(run):
         return {"expected": None}
-    if frozen:  # else there is nothing that could have changed
+    if frozen := seen.frozen:  # else there is nothing that could have changed
         now = checksums(model, frozen)
         moved = [name for name in frozen if now.get(name) != frozen[name]]
         detail = f"{len(frozen) - len(moved)} of {len(frozen)} frozen tensors are as they were before the first step"
         run.check("frozen_unchanged", not moved, detail + _named(moved))
+    if reference is not None:
+        run.check("reference_unchanged", *_numbers_hold(run, model, dataset, reference))
+    elif seen.reference:
+        apart = _apart(_reference_losses(run, model, dataset), seen.reference)
+        detail = f"the reference's losses of single tokens have moved by {apart:.2g} nats at most"
+        run.check("reference_unchanged", apart <= _REFERENCE_ROUNDING[_computed_in(run)], detail)
     names = [name for name, value in model.named_parameters() if value.requires_grad]
     _check_resume_point(run, dict(model.named_parameters()), names, trained["summary"]["steps"])
     ids = dataset.first.ids[:_TOKENS]
@@ -70,13 +95,17 @@ def prove(
 def reload(run: Run, expected: Expected | None, result: dict[str, Any]) -> dict[str, Any]:
     """The saved model, read as anybody else would: the same tensors, the same losses."""
     gc.collect()
-    if expected is not None and exact_reading(run):
-        try:
-            model = read_saved(run)
-            wrong, detail = _compared(run, model, expected)
-        except Exception as error:  # whatever a library raises at what was saved is the verdict
-            wrong, detail = True, f"what was saved cannot be read: {type(error).__name__}: {_first_line(error)}"
-        run.check("save_reload", not wrong, detail)
+    if expected is None or not exact_reading(run):
+        return {"proven": result}
+    model = None
+    try:
+        model = read_saved(run)
+        same, detail = _as_expected(run, model, expected)
+    except Exception as error:  # whatever a library raises at what was saved is the verdict
+        same, detail = False, f"what was saved cannot be read: {_said(error)}"
+    run.check("save_reload", same, detail)
+    if same and _merges(run, model):
+        run.check("merge", *_merged_alike(run, model, expected.ids))
     return {"proven": result}
 
 
@@ -118,6 +147,55 @@ def frozen_names(model: Any) -> list[str]:
     return [name for name, value in model.named_parameters() if not value.requires_grad]
 
 
+# --- the reference
+
+# nats a token, of the same model and the same tokens: on a GPU sums may be taken in another order
+_REFERENCE_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}
+
+
+def _computed_in(run: Run) -> str:
+    return run.plan.steps.train.autocast or run.plan.steps.load.dtype
+
+
+def _reference_losses(run: Run, model: Any, dataset: Dataset) -> list[float]:
+    """By the frozen weights in the reference's role; nothing of a stage that reads none there."""
+    if not hasattr(registry.spec("stages", run.plan.steps.train.stage), "reads_reference"):
+        return []
+    from factory.rollouts import roles
+
+    if not roles.reads_reference(run):
+        return []
+    with roles.reference(model):
+        return token_losses(run, model, dataset.first.ids[:_TOKENS])
+
+
+def _numbers_hold(run: Run, model: Any, dataset: Dataset, reference: Reference) -> tuple[bool, str]:
+    """Whether the numbers that the loss has read of the first batch are still the reference's.
+
+    Where it is the base without its adapter they are measured again. Otherwise it is gone, and they must be those that
+    were written down before the first step.
+    """
+    import torch
+
+    from factory.losses import sequence_log_probs
+    from factory.rollouts import roles
+
+    batch = next(iter(feed(run, dataset, 0, 1))).batches[0]
+    numbers = reference.of(batch)
+    if run.plan.steps.train.reference != "base" or roles.starts_off_the_base(run):
+        written = Reference(kept(run))
+        same = written.sums.keys() >= set(keys_of(batch)) and bool(torch.equal(numbers, written.of(batch)))
+        return (
+            same,
+            f"the numbers of {len(numbers)} sequences are {'' if same else 'not '}those of {run.folder.reference.name}",
+        )
+    with torch.no_grad(), autocast(run.plan), roles.reference(model):
+        again, counts = sequence_log_probs(model, batch)
+    apart = float(((again - numbers).abs() / counts.clamp(min=1)).max())
+    detail = f"the base's log-probabilities of {len(numbers)} sequences have moved by {apart:.2g} nats a token at most"
+    return apart <= _REFERENCE_ROUNDING[_computed_in(run)], detail
+
+
 # --- the checkpoint
 
 
@@ -130,7 +208,7 @@ def _check_resume_point(run: Run, tensors: dict[str, Any], names: list[str], ste
         shapes = opened(last)
         step = checkpoint.state_of(last)["step"]
     except Exception as error:  # whatever a library raises at a file of it is the verdict
-        run.check("resume_point", False, f"{last.name} cannot be opened: {type(error).__name__}: {_first_line(error)}")
+        run.check("resume_point", False, f"{last.name} cannot be opened: {_said(error)}")
         return
     wrong = [name for name in names if shapes.get(name) != tuple(tensors[name].shape)]
     detail = f"{last.name} of {steps} steps opens, with {len(names) - len(wrong)} of {len(names)} trained tensors"
@@ -209,22 +287,50 @@ def read_saved(run: Run) -> Any:
     return model.to(torch.device(plan.load.device)) if plan.quantize.bits is None else model
 
 
-def _compared(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
-    """Whether a model is not what is expected, and how near it is.
+def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
+    """Whether a model is what is expected, and how near it is.
 
     Tensors that are saved in another form are not compared.
     """
-    found = {} if _pruned(model) else checksums(model, expected.trained)
+    import torch
+
+    # over 8-bit weights PEFT reads an adapter in float32, whatever it was saved in
+    dtype = getattr(torch, run.plan.steps.attach.dtype) if hasattr(model, "peft_config") else None
+    found = {} if _pruned(model) else checksums(model, expected.trained, dtype)
     same = [name for name, (shape, _) in expected.trained.items() if name in found and found[name][0] == shape]
     wrong = [name for name in same if found[name] != expected.trained[name]]
     losses = token_losses(run, model, expected.ids)
-    apart = max((abs(one - other) for one, other in zip(losses, expected.losses, strict=True)), default=0.0)
-    plan = run.plan.steps
-    allowed = HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
+    apart, allowed = _apart(losses, expected.losses), HEAD_ROUNDING[_computed_in(run)]
     detail = f"losses of single tokens differ by {apart:.2g} nats at most"
     if same:
         detail = f"{len(same) - len(wrong)} of {len(same)} trained tensors are the same, {detail}"
-    return bool(wrong) or not apart <= allowed, detail + _named(wrong)
+    return not wrong and apart <= allowed, detail + _named(wrong)
+
+
+def _merges(run: Run, model: Any) -> bool:
+    """Whether it is an adapter on a whole base: into a quantized one it could only be merged by quantizing anew."""
+    plan = run.plan.steps
+    quantized = plan.quantize.bits is not None or checkpoint_quantizer(plan.load.config) is not None
+    return hasattr(model, "peft_config") and not quantized
+
+
+def _merged_alike(run: Run, model: Any, ids: list[int]) -> tuple[bool, str]:
+    """Whether the merged weights answer as the adapter on its base did. The model is the merged one afterwards.
+
+    In float32 where that needs no more memory than training did: what the type rounds away hides a wrong scale.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if BYTES["float32"] * total <= run.memory_by_step["train"]:
+        model.float()
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    apart = token_losses(run, model, ids, mixed=False)
+    try:
+        merged = model.merge_and_unload()
+        found = _apart(token_losses(run, merged, ids, mixed=False), apart)
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+        return False, f"the adapter cannot be merged: {_said(error)}"
+    detail = f"merged in {dtype}, losses of single tokens differ by {found:.2g} nats at most"
+    return found <= HEAD_ROUNDING[dtype], detail
 
 
 def _pruned(model: Any) -> bool:
@@ -233,8 +339,8 @@ def _pruned(model: Any) -> bool:
     return any(each.peft_type == "ADALORA" and bool(each.rank_pattern) for each in adapters)
 
 
-def token_losses(run: Run, model: Any, ids: list[int]) -> list[float]:
-    """Of each of the ids but the first, in nats, by the model's own logits."""
+def token_losses(run: Run, model: Any, ids: list[int], *, mixed: bool = True) -> list[float]:
+    """Of each of the ids but the first, in nats, by the model's own logits; `mixed`: as the plan computes them."""
     import torch
 
     from factory.losses import text_model
@@ -242,16 +348,26 @@ def token_losses(run: Run, model: Any, ids: list[int]) -> list[float]:
     tokens = torch.tensor([ids], device=run.plan.steps.load.device)
     training = model.training
     model.eval()
-    with torch.no_grad(), autocast(run.plan):
+    with torch.no_grad(), autocast(run.plan) if mixed else nullcontext():
         logits = text_model(model)(input_ids=tokens, use_cache=False).logits[0, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
     model.train(training)
     return losses.tolist()
 
 
+def _apart(losses: list[float], others: list[float]) -> float:
+    """The largest difference; NaN where there is one in them."""
+    return max((abs(one - other) for one, other in zip(losses, others, strict=True)), default=0.0, key=_nan_is_most)
+
+
+def _nan_is_most(value: float) -> float:
+    return inf if isnan(value) else value
+
+
 def _named(names: list[str]) -> str:
     return f"; not {', '.join(names[:_NAMED])}" if names else ""
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is given")
+def _said(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is given")
+    return f"{type(error).__name__}: {first}"

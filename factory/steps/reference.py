@@ -33,7 +33,7 @@ class Reference:
         """The batch's rows in their order: (rows), float32."""
         import torch
 
-        found = [self.sums[key] for key in _keys(batch)]
+        found = [self.sums[key] for key in keys_of(batch)]
         return torch.tensor(found, dtype=torch.float32, device=batch["input_ids"].device)
 
 
@@ -41,7 +41,7 @@ def reference(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
     """None where the stage's loss reads none."""
     if run.plan.steps.train.reference is None:
         return {"reference": None}
-    found = Reference(_kept(run))
+    found = Reference(kept(run) if run.resume_from is not None else {})
     if not found.sums:
         run.emit("note", text="measuring the reference …")
         _measure(run, model, dataset, found)
@@ -60,7 +60,7 @@ def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
     with torch.no_grad(), autocast(run.plan):
         for done, batch in _batches(run, dataset, total):
             run.stop_if_asked()
-            keys = _keys(batch)
+            keys = keys_of(batch)
             if run.world.any(not found.sums.keys() >= set(keys)):  # ranks call the model together
                 sums, _ = run.way.call(partial(sequence_log_probs, model, batch))
                 found.sums |= zip(keys, sums.tolist(), strict=True)
@@ -82,7 +82,7 @@ def _batches(run: Run, dataset: Dataset, total: int) -> Iterator[tuple[int, dict
         yield total, collate([dataset.validation[number] for number in numbers])
 
 
-def _keys(batch: dict[str, Any]) -> list[bytes]:
+def keys_of(batch: dict[str, Any]) -> list[bytes]:
     """What a row is, whatever it is padded with: its tokens up to the last trained one, and which of them are.
 
     Which images are which row's, only the model knows: such rows are known by all images of their batch, and by their
@@ -100,9 +100,9 @@ def _keys(batch: dict[str, Any]) -> list[bytes]:
     return keys
 
 
-def _kept(run: Run) -> dict[bytes, float]:
-    """What an interrupted run measured: the model is no longer there once it was trained."""
-    if run.resume_from is None or not run.folder.reference.is_file():
+def kept(run: Run) -> dict[bytes, float]:
+    """What the run, or the one that it resumes, measured: the model is no longer there once it was trained."""
+    if not run.folder.reference.is_file():
         return {}
     with np.load(run.folder.reference) as found:
         keys, sums = found["keys"].tobytes(), found["sums"].tolist()

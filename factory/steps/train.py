@@ -12,6 +12,7 @@ from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
+from factory.steps.accounts import check_tokens
 from factory.steps.best import Best
 from factory.steps.engine import Engine
 from factory.steps.engine import engine as engine_of
@@ -110,9 +111,7 @@ def train(
     model.eval()
     save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)
-    if dataset.stream is not None:  # of a prepared set it was checked before training
-        total = counts["used"] + counts["validation"] + sum(counts["dropped"].values())
-        run.check("rows_accounted", total == counts["rows"], f"{total:,} of {counts['rows']:,} rows that were read")
+    check_tokens(run, dataset, counts, state.step, state.tokens)
     return {"trained": {"summary": _summary(run, state, dataset), "data": counts}}
 
 

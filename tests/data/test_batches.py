@@ -254,9 +254,9 @@ def test_a_closed_prefetcher_closes_what_it_reads_from() -> None:
 
 
 def test_a_million_examples_have_an_order_that_is_made_once() -> None:
-    batches._order.cache_clear()
+    batches.order.cache_clear()
     first = micro_batches(0, 1_000_000, 4, 2, 0)
     for step in range(1, 50):
         micro_batches(step, 1_000_000, 4, 2, 0)
-    assert batches._order.cache_info().misses == 1
+    assert batches.order.cache_info().misses == 1
     assert first == micro_batches(0, 1_000_000, 4, 2, 0)

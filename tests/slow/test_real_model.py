@@ -65,6 +65,6 @@ def test_lowers_held_out_perplexity(stage: str, method: str, execute: Callable[.
     measured = report["evaluate"]
     assert 1 < measured["perplexity"] < measured["perplexity_before"] < 100
     assert all(check["passed"] for name, check in report["checks"].items() if name not in ADVICE), report["checks"]
-    assert {"trainable_as_planned", "gradients_alive", "rows_accounted"} <= report["checks"].keys()
+    assert {"trainable_as_planned", "gradients_alive", "tokens_accounted"} <= report["checks"].keys()
     assert report["data"]["validation"] >= 4
     assert report["train"]["steps"] == 30 == len(done.losses)

@@ -39,4 +39,4 @@ def test_prefers_what_is_better_of_pairs_that_were_held_out(method: str, execute
     assert measured["loss"] < 0.4 < measured["loss_before"]
     assert measured["rewards/margin_before"] + 1 < measured["rewards/margin"]
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-    assert {"trainable_as_planned", "gradients_alive", "rows_accounted"} <= done.run.checks.keys()
+    assert {"trainable_as_planned", "gradients_alive", "tokens_accounted"} <= done.run.checks.keys()

@@ -223,7 +223,7 @@ def test_every_method_trains_it(stage: str, method: str, execute: Execute) -> No
     done = execute(f"stage={stage}", f"method={method}", *FITTING[method], *SHORT, "stage.learning_rate=1e-2")
     assert len(done.losses) == 3
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-    assert {"trainable_as_planned", "gradients_alive", "rows_accounted", "loss_mask"} <= done.run.checks.keys()
+    assert {"trainable_as_planned", "gradients_alive", "tokens_accounted", "loss_mask"} <= done.run.checks.keys()
     for name, value in done.model.named_parameters():
         assert value.detach().equal(done.start[name]) != value.requires_grad, name
     if stage in START:

@@ -180,7 +180,7 @@ def test_the_head_trains_beside_every_method(method: str, execute: Execute) -> N
     assert sum(parameters.trainable_by_module.values()) == count
     assert sum(value.numel() for value in done.model.parameters() if value.requires_grad) == count
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-    assert {"trainable_as_planned", "gradients_alive", "rows_accounted", "loss_mask"} <= done.run.checks.keys()
+    assert {"trainable_as_planned", "gradients_alive", "tokens_accounted", "loss_mask"} <= done.run.checks.keys()
     assert "logits_as_model" not in done.run.checks
     for name, value in done.model.named_parameters():
         same = value.detach().equal(done.start[name])

@@ -9,6 +9,7 @@ import pytest
 import seers
 from transformers import AutoProcessor
 
+from factory.data import proof
 from factory.data.batches import collate
 from factory.methods.lora.targets import PREFIX
 from factory.refusal import UserError
@@ -27,6 +28,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return root / kind if (root / kind).is_dir() else seers.save(kind, root / kind)
 
     return base
+
+
+def test_tokens_that_are_not_the_processors_are_red(
+    base: Callable[[str], Path], execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = proof.ids_as_processor
+    monkeypatch.setattr(proof, "ids_as_processor", lambda *args: [1, *real(*args)])
+    done = execute(f"model.path={base('llava')}", *SHORT, "data.max_samples=6", "evaluate.perplexity=false")
+    red = {name for name, check in done.run.checks.items() if not check["passed"]}
+    assert red == {"images_as_processor"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

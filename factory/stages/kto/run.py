@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Of 2n rows, n answers and n mismatched ones, which say how far the model is from its reference."""
     desirable = batch["desirable"]
     answers, mismatched = ({name: values[rows] for name, values in _rows(batch).items()} for rows in _halves(desirable))
-    with torch.no_grad():
+    with torch.no_grad(), _no_casts_kept():
         divergence = kto_divergence(sequence_log_probs(model, mismatched)[0], mismatched["reference"])
     losses, rewards = kto(sequence_log_probs(model, answers)[0], answers["reference"], desirable, divergence, **own)
     wanted, unwanted = rewards[desirable], rewards[~desirable]
@@ -21,6 +23,20 @@ def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
         "kl": (divergence * len(losses), len(losses)),
     }
     return Loss(losses.sum(), metrics)
+
+
+@contextmanager
+def _no_casts_kept() -> Iterator[None]:
+    """Autocast would give the pass with gradients the weights that were cast here.
+
+    That pass, recomputed, casts them itself: selective checkpointing finds more operations than were there before.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _halves(desirable: torch.Tensor) -> tuple[slice, slice]:

@@ -1,0 +1,20 @@
+"""The proofs of a run, by the names that report.json has them under: where each is red, and where it is absent."""
+
+CHECKS: dict[str, str] = {
+    "template": "the text of the first rows is not what the tokenizer's own chat template makes; absent of plain text",
+    "loss_mask": "the trained tokens do not spell the answers; absent of plain text, and where prompts are trained too",
+    "images_as_processor": "tokens of a row with images are not the model's processor's; absent without images",
+    "tokens_accounted": "rows or tokens were lost, or trained twice, between the files and the optimizer",
+    "trainable_as_planned": "as many parameters require a gradient as the plan does not say",
+    "logits_as_model": "the losses are not those of the model's own logits; absent where they do not read the head",
+    "packing_isolation": "the documents of a packed sequence see each other; absent where none are isolated",
+    "ratio_is_one": "before its first update the policy is not the one that answered; absent where nothing is sampled",
+    "gradients_alive": "a trained tensor had no gradient",
+    "frozen_unchanged": "a frozen tensor moved; absent where all are trained",
+    "reference_unchanged": "what the policy's change is measured from has moved; absent where nothing measures it",
+    "ranks_agree": "processes that hold the same weights hold others; absent unless hardware.strategy is ddp",
+    "resume_point": "the last checkpoint does not open, or is of another step",
+    "save_reload": "what was saved is not what was trained; absent where it is saved for another base",
+    "merge": "the merged weights do not answer as the adapter on its base; absent of quantized bases",
+    "memory_as_estimated": "the peak is more than a tenth off the estimate: advice, no run fails by it",
+}

@@ -1,0 +1,77 @@
+"""What libraries warn of during a run is counted, told in the report and left in what the process prints."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from factory.execute.heard import Heard, hearing
+from factory.execute.report import write_report
+from factory.run.screen import report_panel
+
+
+def test_both_ways_are_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    heard = Heard()
+    with hearing(heard):
+        warnings.warn("an old way\nof more lines", FutureWarning, stacklevel=1)
+        logging.getLogger("peft.tuners").warning("no %s matched", "module")
+        logging.getLogger("somebody").error("lost")
+        logging.getLogger("somebody").info("not of interest")
+    assert heard.summary() == {
+        "count": 3,
+        "first": ["FutureWarning: an old way", "peft.tuners: no module matched", "somebody: lost"],
+    }
+    said = capsys.readouterr().err
+    assert "an old way\nof more lines" in said and "no module matched" in said and "lost" in said
+    with hearing(after := Heard()):
+        pass
+    logging.getLogger("somebody").error("lost")
+    assert (heard.count, after.count) == (3, 0)
+
+
+def test_a_library_that_prints_for_itself_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, heard = logging.getLogger("transformers"), Heard()
+    for propagates in (False, True):
+        monkeypatch.setattr(library, "propagate", propagates)
+        with hearing(heard):
+            logging.getLogger("transformers.models").warning("to be initialized: %s", propagates)
+    assert heard.first == [f"transformers.models: to be initialized: {propagates}" for propagates in (False, True)]
+    assert heard.count == 2
+
+
+def test_the_same_is_told_once_and_no_more_than_a_few() -> None:
+    heard = Heard()
+    for number in range(50):
+        heard.add("the same")
+        heard.add(f"number {number}")
+    assert heard.count == 100
+    assert len(heard.first) == 20 and heard.first[:3] == ["the same", "number 0", "number 1"]
+
+
+def test_a_run_tells_of_them(execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test fails by a warning that nothing explains; the report has it, and the screen says how many."""
+    from factory.steps import save
+
+    real, runs = save._write, list[Any]()
+
+    def warning(run: Any, *rest: Any) -> None:
+        real(run, *rest)
+        runs.append(run)
+        warnings.warn("this will go", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(save, "_write", warning)
+    with pytest.raises(AssertionError, match="FutureWarning: this will go"):
+        execute("stage.max_steps=1", "data.max_samples=8", "method.rank=2")
+    (run,) = runs
+    write_report(run, "finished", {}, None)
+    report = json.loads(run.folder.report.read_text())
+    assert "FutureWarning: this will go" in report["warnings"]["first"]
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(report_panel(report, Path("run")))
+    assert f"warnings  {report['warnings']['count']} of libraries, in run/run.log" in shown.get()
