@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 
 from factory.refusal import UserError, refuse
-from factory.schema import Evaluate, Quantization, Strategy, Tracking
+from factory.schema import Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 5
+VERSION = 6
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
@@ -172,6 +172,36 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBenchmark:
+    """`path`: a folder, a hub set's id, or None for the authors' own on the hub.
+
+    `sha256` is of the questions and their shots, and `questions` how many there are; None where only the hub knows.
+    """
+
+    path: str | None
+    questions: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """`stride`: tokens of a window after the first that count. `metrics`: those of generated answers, if any."""
+
+    perplexity: bool
+    stride: int
+    samples: int
+    generation: bool
+    metrics: tuple[str, ...]
+    temperature: float
+    max_new_tokens: int
+    benchmarks: dict[str, PlannedBenchmark]
+    shots: int
+    chat: bool
+    max_samples: int | None
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """The eight steps as a user reads them; the executor orders them by what they need."""
 
@@ -270,7 +300,7 @@ class Plan:
         for name in (*_CHANGE_NO_RESULT, "ranks"):
             del steps["train"][name]
         steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
-        for source in steps["align"]["sources"].values():
+        for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
             del source["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
@@ -299,6 +329,7 @@ CHANGED: dict[int, str] = {
     3: "a plan names its verb, and what a preference loss measures the change from",
     4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
     5: "the estimate's memory has more parts, and says when it is highest",
+    6: "benchmarks, scored answers and windows over long texts are planned",
 }
 
 

@@ -48,6 +48,7 @@ class Row:
 
     subject: str
     number: int
+    text: str
     answer: str
     given: str | None
     log_probs: tuple[float, ...] | None  # of A, B, C and D
@@ -148,11 +149,13 @@ class Result:
     def to_tree(self) -> dict[str, Any]:
         """For a report: plain values, without the rows."""
         return {
-            "benchmark": self.name,
+            "title": self.benchmark.title,
             "source": self.source,
             "signature": self.signature,
             "average": self.benchmark.average,
             "accuracy": self.accuracy,
+            "questions": len(self.rows),
+            "shots": self.shots,
             "overall": _tree(self.overall),
             "categories": {name: _tree(each) for name, each in self.categories.items()},
             "subjects": {
@@ -168,9 +171,12 @@ class Result:
         }
 
     def row_trees(self) -> list[dict[str, Any]]:
-        """For a file: a line a question."""
+        """For a file: a line a question, as `evaluation.rows` has it."""
         return [
             {
+                "id": f"{row.subject}:{row.number}",
+                "scores": {self.name: 100.0 * row.right},
+                "question": row.text,
                 "subject": row.subject,
                 "number": row.number,
                 "answer": row.answer,

@@ -1,6 +1,8 @@
 """What a benchmark is made of, as its YAML file says it."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -101,3 +103,17 @@ class Exam:
     @property
     def benchmark(self) -> Benchmark:
         return benchmark(self.name)
+
+    @property
+    def shots_each(self) -> int:
+        """Solved questions before each: as many for every subject."""
+        return max(map(len, self.shots.values()), default=0)
+
+    def digest(self) -> str:
+        """A hash of what is asked, shots and answers included."""
+        asked = (
+            self.name,
+            [*map(asdict, self.questions)],
+            {name: [*map(asdict, each)] for name, each in self.shots.items()},
+        )
+        return hashlib.sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -22,6 +22,7 @@ import numpy as np
 from factory.benchmarks.result import MEANS, by_subject
 from factory.benchmarks.types import NAMES as BENCHMARKS
 from factory.benchmarks.types import benchmark
+from factory.data.dataset import Dataset, Samples
 from factory.metrics import bootstrap
 from factory.metrics.text import Statistics, bleu4_of, mean_of
 from factory.run.folder import RunFolder, unwritable, write_whole
@@ -59,7 +60,28 @@ def write(file: Path, rows: list[Row]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(file.parent, error) from None
-    write_whole(file, "".join(f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n" for row in rows))
+    write_whole(file, _lines(rows))
+
+
+def _lines(rows: list[Row]) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n" for row in rows)
+
+
+def append(file: Path, rows: list[Row]) -> None:
+    """All in one write, so that a kill leaves none of them or a last one that `read` leaves out. Raises UserError."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab", buffering=0) as opened:
+            opened.write(_lines(rows).encode())
+    except OSError as error:
+        raise unwritable(file, error) from None
+
+
+def ids(samples: Samples) -> list[str]:
+    """What identifies each in another run on the same data: source:row, or of a stream's held-out rows their number."""
+    if not isinstance(samples, Dataset):
+        return [f"held out:{number}" for number in range(len(samples))]
+    return [f"{source}:{row}" for (source, row), *_ in map(samples.origins, range(len(samples)))]
 
 
 def scores(run: Path | str) -> dict[str, dict[str, float]]:
@@ -115,14 +137,19 @@ def measures(run: Path | str) -> dict[str, dict[str, tuple[float, ...]]]:
             found[name] = {row["id"]: (row["scores"]["nats"], row["scores"]["tokens"]) for row in rows}
     for name in (GENERATION, *BENCHMARKS):
         for row in read(folder / f"{name}.jsonl"):
-            for metric, score in row["scores"].items():
-                found.setdefault(metric, {})[row["id"]] = tuple(row.get("sums", {}).get(metric, (score, 1.0)))
+            for metric in row["scores"]:
+                found.setdefault(metric, {})[row["id"]] = sums(row, metric)
     return found
 
 
-def value(metric: str, sums: dict[str, tuple[float, ...]]) -> float:
+def sums(row: Row, metric: str) -> tuple[float, ...]:
+    """What a row adds to the sums that the metric is a function of."""
+    return tuple(row.get("sums", {}).get(metric, (row["scores"][metric], 1.0)))
+
+
+def value(metric: str, by_row: dict[str, tuple[float, ...]]) -> float:
     """The metric over these rows, as `measures` has them."""
-    stacked = _stacked(metric, list(sums), list(sums.values()))
+    stacked = _stacked(metric, list(by_row), list(by_row.values()))
     return _OF.get(metric, mean_of)(stacked.sum(0))
 
 

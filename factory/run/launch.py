@@ -327,7 +327,7 @@ def _addressable() -> str:
     return "" if limit == resource.RLIM_INFINITY else f" (of {size(limit)} that a process may address, ulimit -v)"
 
 
-_MEASURING = ("reference", "baseline", "evaluate")
+_MEASURING = ("reference", "baseline", "evaluate", "score")
 _ADVICE = 3  # lines
 
 
