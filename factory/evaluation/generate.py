@@ -117,7 +117,9 @@ class Kept:
     def read(self) -> list[rows.Row]:
         """What is there of the same answers; else the file begins anew."""
         if (read_json(self._beside) or {}).get("digest") == self.digest:
-            return rows.read(self.file)
+            found = rows.read(self.file)
+            rows.write(self.file, found)  # without a line that was cut, which the next would be joined to
+            return found
         rows.write(self.file, [])
         write_whole(self._beside, json.dumps({"digest": self.digest}) + "\n")
         return []
