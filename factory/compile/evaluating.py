@@ -7,10 +7,6 @@ from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.evaluation import spec
 
-# what is read where there are benchmarks, and where answers are scored
-_OF_BENCHMARKS = ("path", "shots", "chat")
-_OF_GENERATION = ("metrics", "temperature")
-
 
 def stride(asked: schema.Evaluate, length: int) -> int:
     """Tokens of a window after the first that count; unless told otherwise two windows share one token."""
@@ -42,17 +38,18 @@ def _stride_too_long(case: Case) -> str | None:
 
 def _benchmark_keys_unread(case: Case) -> tuple[str, str] | None:
     asked = case.settings.evaluate
-    if asked.benchmarks:
-        return None
-    found = next((name for name in _OF_BENCHMARKS if _asked(case, name)), None)
-    return None if found is None else (f"evaluate.{found}", "no benchmark is asked for")
+    said = {"path": asked.path is not None, "shots": _asked(case, "shots"), "chat": asked.chat}
+    found = next((name for name, there in said.items() if there), None)
+    unread = found is not None and not asked.benchmarks
+    return (f"evaluate.{found}", "no benchmark is asked for") if unread else None
 
 
 def _generation_keys_unread(case: Case) -> tuple[str, str] | None:
-    if case.settings.evaluate.generation:
-        return None
-    found = next((name for name in _OF_GENERATION if _asked(case, name)), None)
-    return None if found is None else (f"evaluate.{found}", "no answers are scored")
+    asked = case.settings.evaluate
+    said = {"metrics": _asked(case, "metrics"), "temperature": asked.temperature != 0}
+    found = next((name for name, there in said.items() if there), None)
+    unread = found is not None and not asked.generation
+    return (f"evaluate.{found}", "no answers are scored") if unread else None
 
 
 def _max_samples_unread(case: Case) -> str | None:
