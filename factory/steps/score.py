@@ -44,7 +44,7 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
         return {"asked": Asked(asked, [], None)}
     prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples)
     if not prompts:
-        raise refuse("nothing-held-out", "evaluate.generation=true", "no row is left to be held out")
+        raise refuse("nothing-to-answer", "evaluate.generation=true", "no row is left to be held out")
     return {"asked": Asked(asked, prompts, generate.scorer(plan.metrics, [each.reference for each in prompts]))}
 
 

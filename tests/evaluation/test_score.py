@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from asking import lettered, questions
 from rich.console import Console
 
+from factory.data.dataset import Example, Labelled, Pair
 from factory.evaluation import generate, rows
 from factory.evaluation.generate import Prompt
 from factory.execute.context import Interrupted
@@ -171,6 +173,25 @@ def test_an_interrupted_evaluation_goes_on(execute: Execute, monkeypatch: pytest
     assert sorted(lines(parts.run, "generation"), key=lambda row: row["id"]) == sorted(
         lines(whole.run, "generation"), key=lambda row: row["id"]
     )
+
+
+def test_what_a_judged_row_gives_for_a_reference() -> None:
+    """Of a pair the chosen answer; a labelled answer where it is wanted."""
+    tokenizer = tiny.tokenizer()
+
+    def example(answer: str) -> Example:
+        asked, said = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("say it", answer))
+        ids = [*asked, *said, 2]
+        return Example(ids, ids, asked=(0, len(asked)), prompt=len(asked))
+
+    pair = Pair(example("well"), example("badly"))
+    labelled = [Labelled(example(text), wanted, 2) for text, wanted in (("no", False), ("yes", True), ("sure", True))]
+    found = generate.prompts([pair, *labelled], tokenizer, most=2)
+    assert [(each.id, each.text, each.reference) for each in found] == [
+        ("held out:0", "say it", "well"),
+        ("held out:2", "say it", "yes"),
+    ]
+    assert found[0].ids == pair.chosen.ids[: pair.chosen.prompt]
 
 
 def test_other_prompts_begin_anew(tmp_path: Path) -> None:
