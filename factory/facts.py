@@ -101,6 +101,15 @@ class RewardFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkFacts:
+    """Where a benchmark's questions are; how many, and a hash of them with their shots, where they are files."""
+
+    path: str | None
+    questions: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
@@ -149,3 +158,4 @@ class Facts:
     reward: RewardFacts | None = None  # what stage.reward_model names
     measured: tuple[Measured, ...] = ()  # of runs on this machine, the latest last
     unmeasured: str | None = None  # what is wrong with where that is kept
+    benchmarks: dict[str, BenchmarkFacts] = field(default_factory=dict)

@@ -272,6 +272,14 @@ def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return _by_head(LinearCrossEntropy, head, _hidden(model, batch, wanted), target, counts)
 
 
+def row_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What each row of the batch adds to `causal_lm`: (rows), in float32 at least."""
+    values, rows = token_log_probs(model, batch)
+    if "weights" in batch:
+        values = values * batch["weights"][:, 1:][_targets(batch)[0]]
+    return -values.new_zeros(len(batch["labels"])).index_add(0, rows, values)
+
+
 def token_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """log p(token | tokens before it) of each trained token, and the row of the batch that it stands in.
 

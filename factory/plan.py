@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from factory.refusal import UserError, refuse
-from factory.schema import Evaluate, Quantization, Strategy, Tracking
+from factory.schema import Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
 VERSION = 6
@@ -172,6 +172,36 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBenchmark:
+    """`path`: a folder, a hub set's id, or None for the authors' own on the hub.
+
+    `sha256` is of the questions and their shots, and `questions` how many there are; None where only the hub knows.
+    """
+
+    path: str | None
+    questions: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """`stride`: tokens of a window after the first that count. `metrics`: those of generated answers, if any."""
+
+    perplexity: bool
+    stride: int
+    samples: int
+    generation: bool
+    metrics: tuple[str, ...]
+    temperature: float
+    max_new_tokens: int
+    benchmarks: dict[str, PlannedBenchmark]
+    shots: int
+    chat: bool
+    max_samples: int | None
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """The eight steps as a user reads them; the executor orders them by what they need."""
 
@@ -295,7 +325,7 @@ class Plan:
         for name in (*_CHANGE_NO_RESULT, "ranks"):
             del steps["train"][name]
         steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
-        for source in steps["align"]["sources"].values():
+        for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
             del source["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
@@ -324,7 +354,7 @@ CHANGED: dict[int, str] = {
     3: "a plan names its verb, and what a preference loss measures the change from",
     4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
     5: "the estimate's memory has more parts, and says when it is highest",
-    6: "the estimate has tokens, their speed and seconds",
+    6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
 }
 
 

@@ -229,8 +229,29 @@ class Hardware:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
     perplexity: bool = key("perplexity of the held-out rows, before and after")
+    stride: int | None = key(
+        "a text longer than data.max_length is read in windows; of each after the first so many tokens count, the rest "
+        "is context; null: all but the token that it shares with the window before",
+        low=1,
+    )
     samples: int = key("held-out prompts to answer before and after training", low=0, high=20)
-    max_new_tokens: int = key("length limit of those answers", low=1)
+    generation: bool = key("answer the held-out prompts, and score the answers against the rows' own")
+    metrics: tuple[str, ...] = key(
+        "what answers are scored by: bleu4, rouge1, rouge2, rougeL, exact_match, or a function as module:function"
+    )
+    temperature: float = key("of the answers that are scored; 0: greedy", low=0)
+    max_new_tokens: int = key("length limit of answers", low=1)
+    benchmarks: tuple[Literal["mmlu", "cmmlu", "ceval"], ...] = key(
+        "multiple choice, answered by the logits of the letters"
+    )
+    path: str | None = key(
+        "where the benchmarks' questions are: a folder in the published layout, or one set's hub id; null: the hub"
+    )
+    shots: int = key("solved questions before each of a benchmark", low=0)
+    chat: bool = key("ask a benchmark's questions as a conversation, by the chat template")
+    max_samples: int | None = key(
+        "at most so many questions of each of a benchmark's subjects, and so many answers to score; null: all", low=1
+    )
     batch_size: int = key("sequences per evaluation batch", low=1)
 
 

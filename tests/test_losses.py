@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from factory import losses
-from factory.losses import LinearCrossEntropy, causal_lm
+from factory.losses import LinearCrossEntropy, causal_lm, row_losses
 
 
 def _problem(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
@@ -181,6 +181,18 @@ def test_causal_lm_is_the_sum_of_surprises(model: Any) -> None:
             if label != -100:
                 total -= row[position, label] - np.log(np.exp(row[position]).sum())
     assert mine == pytest.approx(total, rel=1e-6)
+
+
+def test_rows_add_up_to_the_loss(model: Any) -> None:
+    """Each row's own loss, alone; weights included, and a row of which nothing is trained."""
+    batch = _batch()
+    batch["labels"][2] = -100
+    batch["weights"] = torch.rand(batch["labels"].shape)
+    alone = [causal_lm(model, {name: values[row : row + 1] for name, values in batch.items()}) for row in range(2)]
+    found = row_losses(model, batch)
+    torch.testing.assert_close(found[:2], torch.stack(alone), rtol=1e-5, atol=1e-5)
+    assert found[2] == 0
+    torch.testing.assert_close(found.sum(), causal_lm(model, batch), rtol=1e-6, atol=1e-5)
 
 
 def test_evaluation_computes_no_gradients(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

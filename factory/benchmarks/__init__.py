@@ -14,46 +14,42 @@ Where the authors' code leaves a choice, or differs from itself, it is made so:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory.benchmarks.questions import read
 from factory.benchmarks.result import Result, Row, choice
 from factory.benchmarks.types import NAMES, benchmark
 
-__all__ = ["NAMES", "Result", "benchmark", "read", "run"]
+if TYPE_CHECKING:
+    from factory.benchmarks.prompts import Prompter
+
+__all__ = ["NAMES", "Result", "ask", "benchmark", "read"]
 
 
-def run(
-    name: str,
-    source: str | None,
+def ask(
+    prompter: "Prompter",
     model: Any,
-    tokenizer: Any,
     *,
-    shots: int,
     batch_size: int,
-    max_samples: int | None,
-    context: int | None,
     device: str,
-    chat: bool = False,
+    call: Callable[[Callable[[], Any]], Any] = lambda function: function(),
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     stop: Callable[[], None] = lambda: None,
 ) -> Result:
-    """A model's score on the benchmark (one of NAMES); `source` and `max_samples` as `read` has them.
+    """A model's score on the exam of the prompter.
 
-    shots: solved questions before each, as many as fit into the `context` (in tokens; None: any length). chat: as a
-    conversation by the tokenizer's chat template. The model is called as it is, so an autocast around this call holds.
-    Raises UserError.
+    The model is called as it is, so an autocast around this holds; `call` is what calls one whose weights are split.
     """
-    from factory.benchmarks.prompts import Prompter
     from factory.benchmarks.score import answers
 
-    exam = read(name, source, shots=shots, max_samples=max_samples)
-    prompter = Prompter(tokenizer, exam, chat=chat, context=context)
-    found = answers(model, prompter, exam, batch_size=batch_size, device=device, progress=progress, stop=stop)
+    exam = prompter.exam
+    options = {"batch_size": batch_size, "device": device, "call": call, "progress": progress, "stop": stop}
+    found = answers(model, prompter, exam, **options)
     rows = [
         Row(
             subject=question.subject,
             number=question.number,
+            text=question.text,
             answer=question.answer,
             given=choice(given.log_probs),
             log_probs=given.log_probs,
@@ -62,10 +58,10 @@ def run(
         for question, given in zip(exam.questions, found.given, strict=True)
     ]
     return Result(
-        name=name,
+        name=exam.name,
         source=exam.source,
-        shots=shots,
-        chat=chat,
+        shots=exam.shots_each,
+        chat=prompter.chat,
         rows=tuple(rows),
         dropped=exam.dropped,
         absent=exam.absent,

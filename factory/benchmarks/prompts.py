@@ -53,7 +53,7 @@ class Prompter:
     """
 
     def __init__(self, tokenizer: Any, exam: Exam, *, chat: bool, context: int | None) -> None:
-        self._tokenizer, self._exam, self._chat, self._context = tokenizer, exam, chat, context
+        self._tokenizer, self.exam, self.chat, self._context = tokenizer, exam, chat, context
         if chat and not tokenizer.chat_template:
             raise refuse("benchmark-template", f"evaluate.benchmarks={exam.name}", "the tokenizer has no chat template")
         self._before = [] if chat else _before(tokenizer)
@@ -66,7 +66,7 @@ class Prompter:
         """
         found: list[Prompt | None] = [None] * len(questions)
         waiting = list(range(len(questions)))
-        most = max((len(self._exam.shots[question.subject]) for question in questions), default=0)
+        most = max((len(self.exam.shots[question.subject]) for question in questions), default=0)
         for count in range(most, -1, -1):
             rows = self._encode(self._text(questions[at], count, LETTERS[0]) for at in waiting)
             for at, ids in zip(waiting, rows, strict=True):
@@ -79,9 +79,9 @@ class Prompter:
         return found
 
     def _text(self, question: Question, count: int, letter: str) -> str:
-        made, shots = self._exam.benchmark, self._exam.shots[question.subject]
+        made, shots = self.exam.benchmark, self.exam.shots[question.subject]
         shots = shots[len(shots) - count :]
-        if not self._chat:
+        if not self.chat:
             return text(made, question, shots, letter)
         said = turns(made, question, shots)
         return self._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True) + letter
@@ -93,8 +93,8 @@ class Prompter:
 
     def _find_letters(self) -> tuple[int, ...]:
         """By construction: the prompts that end with each letter differ in their last token alone."""
-        first = self._exam.questions[0]
-        count = len(self._exam.shots[first.subject])
+        first = self.exam.questions[0]
+        count = len(self.exam.shots[first.subject])
         rows = self._encode(self._text(first, count, letter) for letter in LETTERS)
         shared = common(rows)
         letters = tuple(ids[-1] for ids in rows)
@@ -109,7 +109,7 @@ class Prompter:
     def _refusal(self, ends: list[list[int]]) -> Exception:
         shown = ", ".join(str(self._tokenizer.convert_ids_to_tokens(ids)) for ids in ends)
         wrong = f"this tokenizer has no single token for each of A, B, C and D there, but {shown}"
-        return refuse("benchmark-letters", f"evaluate.benchmarks={self._exam.name}", wrong)
+        return refuse("benchmark-letters", f"evaluate.benchmarks={self.exam.name}", wrong)
 
 
 def _before(tokenizer: Any) -> list[int]:

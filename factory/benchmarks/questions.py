@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, groupby, islice, zip_longest
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,28 @@ _NEEDED = ("question", *(letter.lower() for letter in LETTERS), "answer")
 def read(name: str, source: str | None, *, shots: int, max_samples: int | None) -> Exam:
     """The benchmark (one of NAMES) from `source`: a folder, a hub set's id, or None for its own set on the hub.
 
-    `shots` are the first rows of a subject's dev split. With `max_samples`, so many questions in all, taken in turn
-    from each subject: its first ones. Raises UserError.
+    `shots` are the first rows of a subject's dev split. With `max_samples`, so many questions of each subject: its
+    first ones. Raises UserError.
     """
+    check_source(name, source)
     if source is not None and Path(source).is_dir():
         return _exam(name, _Folder(name, Path(source), source), shots, max_samples)
     own = benchmark(name).hub
     if source is None and own.archive is not None:
         return _exam(name, _Folder(name, _archive(own), own.path), shots, max_samples)
     if source is not None:
-        try:
-            hub_rows.check_id(source, f"evaluate.path={source}")
-        except UserError:
-            raise _no_source(name, source, "there is no such folder, and it is no set's id on the hub") from None
         own = replace(own, path=source)
     return _exam(name, _Set(name, own), shots, max_samples)
+
+
+def check_source(name: str, source: str | None) -> None:
+    """Raises UserError where it is neither a folder nor what a hub set's id looks like. Asks no network."""
+    if source is None or Path(source).is_dir():
+        return
+    try:
+        hub_rows.check_id(source, f"evaluate.path={source}")
+    except UserError:
+        raise _no_source(name, source, "there is no such folder, and it is no set's id on the hub") from None
 
 
 class _Folder:
@@ -156,7 +163,8 @@ def _exam(name: str, source: _Folder | _Set, shots: int, max_samples: int | None
     by_subject: dict[str, list[Question]] = {}
     for subject in (each for each in made.subjects if each in source.subjects):
         by_subject[subject] = _scored(source, subject, dropped)
-    taken = sorted(_in_turn(by_subject.values(), max_samples), key=lambda each: (each.subject, each.number))
+    first = (each for questions in by_subject.values() for each in questions[:max_samples])
+    taken = sorted(first, key=lambda each: (each.subject, each.number))
     return Exam(
         name=name,
         source=source.shown,
@@ -166,11 +174,6 @@ def _exam(name: str, source: _Folder | _Set, shots: int, max_samples: int | None
         absent=tuple(subject for subject in made.subjects if subject not in by_subject),
         not_sampled=sum(map(len, by_subject.values())) - len(taken),
     )
-
-
-def _in_turn(lists: Iterable[list[Question]], most: int | None) -> Iterator[Question]:
-    """The first of each list, then the second of each, and so on; at most so many."""
-    return islice((each for each in chain.from_iterable(zip_longest(*lists)) if each is not None), most)
 
 
 def _question(subject: str, number: int, record: Record) -> Question | str:

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from factory.losses import head_of, text_model
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
 Reading = Literal["shared", "whole", "alone"]
 Progress = Callable[[int, int | None], None]
+Call = Callable[[Callable[[], Any]], Any]
 _ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats by which a letter's log-probability may differ
 _PAD = 0  # of any id: it stands after all that is read
 
@@ -57,6 +59,7 @@ def answers(
     *,
     batch_size: int,
     device: Any,
+    call: Call,
     progress: Progress,
     stop: Callable[[], None],
 ) -> Answers:
@@ -65,7 +68,7 @@ def answers(
     At most `batch_size` prompts are in memory at a time, with the keys and values of what they share. That this, and
     padding, change nothing is tried on two prompts of this model; where they do, they are left away.
     """
-    asked = _Asked(model, prompter.letters, device)
+    asked = _Asked(model, prompter.letters, device, call)
     found = [Given(None, 0)] * len(exam.questions)
     done, reading, apart = 0, None, None
     training = model.training
@@ -115,8 +118,8 @@ def _shared(rows: Sequence[list[int]]) -> list[int]:
 class _Asked:
     """A model that is read at the last token of each of several rows."""
 
-    def __init__(self, model: Any, letters: Sequence[int], device: Any) -> None:
-        self._model, self._device = text_model(model), device
+    def __init__(self, model: Any, letters: Sequence[int], device: Any, call: Call) -> None:
+        self._model, self._device, self._call = text_model(model), device, call
         self._letters, self._head = torch.tensor(letters, device=device), head_of(model)
         self._body = self._model
         if self._head is not None:  # only the last token of each row needs logits
@@ -174,6 +177,9 @@ class _Asked:
         options = {"input_ids": ids, "use_cache": cache is not None}
         if cache is not None:
             options[self._cache] = cache
+        return self._call(partial(self._called, options, places))
+
+    def _called(self, options: dict[str, Any], places: tuple[Tensor, Tensor]) -> Tensor:
         if self._head is None:
             return self._body(**options).logits[places]
         states = self._body(**options).last_hidden_state[places]

@@ -1,6 +1,8 @@
 """What a benchmark is made of, as its YAML file says it."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -10,6 +12,7 @@ import yaml
 from factory.typed import Reader
 
 LETTERS = ("A", "B", "C", "D")
+Average = Literal["micro", "macro"]  # over questions, over subjects
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml") if path.stem != "refusals"))
 
@@ -39,7 +42,7 @@ class Benchmark:
     """`average`: the mean that its authors report. A subject may be in several categories."""
 
     title: str
-    average: Literal["micro", "macro"]
+    average: Average
     header: str
     question: str
     choice: str
@@ -100,3 +103,17 @@ class Exam:
     @property
     def benchmark(self) -> Benchmark:
         return benchmark(self.name)
+
+    @property
+    def shots_each(self) -> int:
+        """Solved questions before each: as many for every subject."""
+        return max(map(len, self.shots.values()), default=0)
+
+    def digest(self) -> str:
+        """A hash of what is asked, shots and answers included."""
+        asked = (
+            self.name,
+            [*map(asdict, self.questions)],
+            {name: [*map(asdict, each)] for name, each in self.shots.items()},
+        )
+        return hashlib.sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

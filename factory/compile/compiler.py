@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
-from factory.compile import choices, ranks
+from factory.compile import choices, evaluating, ranks
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
@@ -111,7 +111,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         align=_align(case),
         pack=pack,
         train=_train(case, numbers),
-        evaluate=_evaluate(case, notes),
+        evaluate=_evaluate(case, pack.max_length, notes),
     )
     notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case), *_licences(case)]
     if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
@@ -193,13 +193,24 @@ def _attach(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> plan.Atta
     return plan.Attach(method=method.name, settings=to_tree(method), dtype=numbers.trained, trainable=trainable)
 
 
-def _evaluate(case: Case, notes: list[str]) -> schema.Evaluate:
+def _evaluate(case: Case, length: int, notes: list[str]) -> plan.Evaluate:
     """Without answers where the stage trains no model that writes."""
     asked, stage = case.settings.evaluate, case.settings.stage.name
-    if heads.writes(stage):
-        return asked
-    notes.append(f"evaluate.samples: 0, as a model of stage={stage} gives scores and writes no answers")
-    return replace(asked, samples=0)
+    if not heads.writes(stage):
+        notes.append(f"evaluate.samples: 0, as a model of stage={stage} gives scores and writes no answers")
+    values: dict[str, Any] = to_tree(asked)
+    return plan.Evaluate(
+        **{name: value for name, value in values.items() if name != "path"}
+        | {
+            "stride": evaluating.stride(asked, length),
+            "samples": asked.samples if heads.writes(stage) else 0,
+            "metrics": asked.metrics,
+            "benchmarks": {
+                name: plan.PlannedBenchmark(path=found.path, questions=found.questions, sha256=found.sha256)
+                for name, found in case.facts.benchmarks.items()
+            },
+        }
+    )
 
 
 def _of_stage(case: Case) -> list[str]:

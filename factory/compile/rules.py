@@ -7,7 +7,7 @@ from typing import Any
 
 from factory import registry, templates
 from factory.architecture import text_numbers, traits_of
-from factory.compile import choices, data, files, ranks, watching
+from factory.compile import choices, data, evaluating, files, ranks, watching
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
@@ -283,6 +283,7 @@ RULES: tuple[Rule, ...] = (
     *data.RULES,
     *files.RULES,
     *watching.RULES,
+    *evaluating.RULES,
     Rule("adapter-fits", _adapter_fits),
     Rule("evaluate-reference", _reference_is_past),
     Rule("remote-code", _remote_code),

@@ -106,6 +106,17 @@ def _imported(path: str) -> tuple[ModuleType, Any]:
     return module, found
 
 
+def taken(found: Any) -> set[str] | None:
+    """The names of its parameters; None: whatever it is given."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError:  # of a builtin
+        return None
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    return {each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY}
+
+
 def called(path: str, what: str, call: Any) -> Any:
     """The result of the user's code; what it raises is told with its own last line, not with a traceback of ours.
 

@@ -23,6 +23,7 @@ STEPS: tuple[Step, ...] = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
     Step("align", "align:align", ("tokenizer", "processor"), ("aligned",)),
     Step("pack", "pack:pack", ("aligned", "tokenizer"), ("dataset",)),
+    Step("questions", "score:questions", ("tokenizer", "dataset"), ("asked",)),
     Step("reward", "reward:reward", ("tokenizer",), ("reward",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
@@ -41,8 +42,9 @@ STEPS: tuple[Step, ...] = (
         "evaluate",
         "evaluate:after",
         ("model", "tokenizer", "dataset", "reference", "reward", "before", "trained"),
-        ("result",),
+        ("measured",),
     ),
+    Step("score", "score:score", ("model", "tokenizer", "dataset", "asked", "measured"), ("result",)),
     Step("reload", "proofs:reload", ("expected", "result"), ("proven",)),
 )
 
@@ -51,7 +53,7 @@ _TRAINING = ("witness", "reward", "reference", "baseline", "train", "prove", "ev
 # the same without training: what is measured is the model as it was read
 EVALUATION = (
     *(step for step in STEPS if step.name not in _TRAINING),
-    Step("evaluate", "evaluate:only", ("model", "tokenizer", "dataset"), ("result",)),
+    Step("evaluate", "evaluate:only", ("model", "tokenizer", "dataset"), ("measured",)),
 )
 _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION}
 

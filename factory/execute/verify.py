@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from factory.benchmarks import questions
 from factory.data import read
 from factory.look.machine import PACKAGES, installed_version, look_at_machine
 from factory.look.model import fingerprint_now, look_at_adapter
@@ -12,7 +13,7 @@ from factory.refusal import UserError, refusal
 
 def verify(plan: Plan) -> None:
     """Raises UserError with all that has changed."""
-    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *_packages(plan)]
+    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *_benchmarks(plan), *_packages(plan)]
     if changed:
         again = " ".join(plan.overrides)
         raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))
@@ -57,6 +58,19 @@ def _reward(plan: Plan) -> list[tuple[str, str]]:
     ):
         return []
     return [(f"stage.reward_model={load.reward}", "its files have changed")]
+
+
+def _benchmarks(plan: Plan) -> list[tuple[str, str]]:
+    asked, found = plan.steps.evaluate, list[tuple[str, str]]()
+    for name, each in asked.benchmarks.items():
+        setting = f"evaluate.path={each.path}"
+        if each.path is None or each.sha256 is None:
+            continue
+        if not Path(each.path).is_dir():
+            found.append((setting, "the folder is gone"))
+        elif questions.read(name, each.path, shots=asked.shots, max_samples=asked.max_samples).digest() != each.sha256:
+            found.append((setting, f"its questions of {name} have changed"))
+    return found
 
 
 def _packages(plan: Plan) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from factory.data import catalogue
 from factory.facts import Facts, FolderFacts
 from factory.look import machine
+from factory.look.benchmarks import look_at_benchmark
 from factory.look.data import look_at_data
 from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
@@ -31,7 +32,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         except OSError as error:
             problems.append(refusal("cannot-read", error.filename or "a file", f"it cannot be read ({error.strerror})"))
 
-    model, data, reward = None, {}, None
+    model, data, reward, benchmarks = None, {}, None, {}
     folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_digest=None)
     if not any(key.startswith("model") for key in bad_keys):
         with collecting():
@@ -53,6 +54,10 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     if asked is not None:
         with collecting():
             reward = look_at_reward(asked, settings.tracking)
+    if not any(key.startswith("evaluate") for key in bad_keys):
+        for name in settings.evaluate.benchmarks:
+            with collecting():
+                benchmarks[name] = look_at_benchmark(name, settings.evaluate)
     if settings.stage:
         with collecting():
             folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
@@ -66,6 +71,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         folder=folder,
         problems=tuple(problems),
         reward=reward,
+        benchmarks=benchmarks,
     )
 
 

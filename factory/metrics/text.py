@@ -17,7 +17,8 @@ _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CHINESE = re.compile(f"[{_HAN}]")
 _CHARACTER_OR_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
 _MOSTLY = 0.3  # share of Chinese characters above which there are no words between spaces
-_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+METRICS = ("bleu4", *_ROUGE, "exact_match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ def chinese(texts: Sequence[str]) -> bool:
     return bool(text) and len(_CHINESE.findall(text)) > _MOSTLY * len(text)
 
 
-def score(answers: Sequence[str], references: Sequence[str]) -> dict[str, Metric]:
-    """Every metric of the answers, one reference each. Their language is that of the references."""
+def score(answers: Sequence[str], references: Sequence[str], *, by_character: bool | None = None) -> dict[str, Metric]:
+    """METRICS of the answers, one reference each. Unless told `by_character`, the references' language decides."""
     assert len(answers) == len(references) > 0
-    by_character = chinese(references)
+    by_character = chinese(references) if by_character is None else by_character
     return {
         "bleu4": _bleu(answers, references, "zh" if by_character else "13a"),
         **_rouge(answers, references, by_character=by_character),
@@ -58,13 +59,15 @@ def _bleu(answers: Sequence[str], references: Sequence[str], tokenize: str) -> M
     bleu = BLEU(tokenize=tokenize)
     found = [bleu.corpus_score([answer], [[reference]]) for answer, reference in zip(answers, references, strict=True)]
     statistics = np.array([[*each.counts, *each.totals, each.sys_len, each.ref_len] for each in found], np.float64)
-    orders = len(found[0].counts)
+    return Metric(statistics, bleu4_of, [each.score for each in found], str(bleu.get_signature()))
 
-    def corpus(sums: Statistics) -> float:
-        counts, totals = sums[:orders].astype(int).tolist(), sums[orders : 2 * orders].astype(int).tolist()
-        return BLEU.compute_bleu(counts, totals, int(sums[-2]), int(sums[-1]), smooth_method="exp").score
 
-    return Metric(statistics, corpus, [each.score for each in found], str(bleu.get_signature()))
+def bleu4_of(sums: Statistics) -> float:
+    """Matching n-grams for n = 1 to 4, all n-grams, the answers' length, the references' length: (10) → BLEU-4."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    counts, totals = sums[:4].astype(int).tolist(), sums[4:8].astype(int).tolist()
+    return BLEU.compute_bleu(counts, totals, int(sums[8]), int(sums[9]), smooth_method="exp").score
 
 
 class _Characters:
@@ -79,10 +82,10 @@ def _rouge(answers: Sequence[str], references: Sequence[str], *, by_character: b
     from rouge_score.rouge_scorer import RougeScorer
 
     words: Any = {"tokenizer": _Characters()} if by_character else {"use_stemmer": True}
-    scorer = RougeScorer(list(_ROUGE.values()), **words)
+    scorer = RougeScorer(list(_ROUGE), **words)
     found = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
     signature = f"rouge-score {version('rouge-score')}, f1, {'characters' if by_character else 'words, stemmed'}"
-    return {name: _mean([100 * each[kind].fmeasure for each in found], signature) for name, kind in _ROUGE.items()}
+    return {name: _mean([100 * each[name].fmeasure for each in found], signature) for name in _ROUGE}
 
 
 def _exact(answers: Sequence[str], references: Sequence[str]) -> Metric:
@@ -91,5 +94,9 @@ def _exact(answers: Sequence[str], references: Sequence[str]) -> Metric:
 
 
 def _mean(rows: list[float], signature: str) -> Metric:
-    statistics = np.array([[row, 1.0] for row in rows])
-    return Metric(statistics, lambda sums: float(sums[0] / sums[1]), rows, signature)
+    return Metric(np.array([[row, 1.0] for row in rows]), mean_of, rows, signature)
+
+
+def mean_of(sums: Statistics) -> float:
+    """(sum, how many) → mean."""
+    return float(sums[0] / sums[1])

@@ -8,16 +8,16 @@ from typing import Any
 from factory.refusal import refuse
 
 
-def scores(given: Any, count: int, setting: str) -> list[float]:
-    """`count` finite numbers. Raises UserError."""
+def scores(given: Any, count: int, setting: str, *, rule: str = "reward-values") -> list[float]:
+    """`count` finite numbers. Raises UserError, by the words of `rule`."""
     tolist = getattr(given, "tolist", None)  # of an array or a tensor
     values = tolist() if callable(tolist) else given
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
-        raise refuse("reward-values", setting, f"it gave {type(given).__name__}, not a list of numbers")
+        raise refuse(rule, setting, f"it gave {type(given).__name__}, not a list of numbers")
     values = list(values)
     if len(values) != count:
-        raise refuse("reward-values", setting, f"it gave {len(values)} scores for {count} answers")
+        raise refuse(rule, setting, f"it gave {len(values)} scores for {count} answers")
     for number, value in enumerate(values, start=1):
         if not isinstance(value, Real) or not isfinite(value):
-            raise refuse("reward-values", setting, f"the score of answer {number} of {count} is {value!r}")
+            raise refuse(rule, setting, f"the score of answer {number} of {count} is {value!r}")
     return [float(value) for value in values]

@@ -1,6 +1,5 @@
 """Scores by a Python function, of the user's or of TRL's."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ def by_function(path: str, _own: dict[str, Any]) -> Any:
     """
     setting = f"stage.reward={path}"
     found = _said(setting, lambda: function.imported(path))
-    taken = _taken(found)
+    taken = function.taken(found)
 
     def score(prompts: list[str], answers: list[str], ids: list[list[int]], solutions: list[str]) -> Any:
         given = {"prompts": prompts, "completions": answers, "completion_ids": ids, "solution": solutions}
@@ -32,17 +31,6 @@ def _said(setting: str, call: Callable[[], Any]) -> Any:
         return call()
     except UserError as error:
         raise refuse("reward-function", setting, error.refusals[0].wrong) from None
-
-
-def _taken(found: Callable[..., Any]) -> set[str] | None:
-    """The names of its parameters; None: whatever it is given."""
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except ValueError:  # of a builtin
-        return None
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return None
-    return {each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY}
 
 
 def by_trl(name: str, _own: dict[str, Any]) -> Any:

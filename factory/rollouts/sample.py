@@ -1,8 +1,9 @@
 """Answers that the model samples itself, in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,19 @@ class Answer:
 
 @torch.no_grad()
 def sample(
-    model: Any, prompts: Sequence[list[int]], sampling: Sampling, *, pad: int, stops: Sequence[int], device: str
+    model: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    *,
+    pad: int,
+    stops: Sequence[int],
+    device: str,
+    call: Callable[[Callable[[], Any]], Any] = lambda function: function(),
 ) -> list[Answer]:
     """An answer to each prompt, all sampled side by side. What is drawn comes from torch's global generator.
 
-    Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode.
+    Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode; `call` is what calls
+    one whose weights are split.
     """
     longest = batches.padded(max(map(len, prompts)))
     ids = torch.full((len(prompts), longest), pad)
@@ -56,7 +65,8 @@ def sample(
     )
     inner = text_model(model)
     with _only_as_asked(inner), _head_read_once(inner):
-        given = inner.generate(
+        write = partial(
+            inner.generate,
             input_ids=ids.to(device),
             attention_mask=seen.to(device),
             max_new_tokens=sampling.max_new_tokens,
@@ -66,6 +76,7 @@ def sample(
             eos_token_id=list(stops),
             **drawing,
         )
+        given = call(write)
     rows = given[:, longest:].tolist()
     return [answer(prompt, row, stops) for prompt, row in zip(prompts, rows, strict=True)]
 

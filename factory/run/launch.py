@@ -261,7 +261,7 @@ def _finish(
         return code
     if report["status"] == "interrupted":
         saved = folder.checkpoint() or (folder.model if folder.model.is_dir() else None)
-        kept = f"Saved {saved}." if saved else _unsaved(folder)
+        kept = f"Saved {saved}." if saved else _unsaved(plan, folder)
         screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow", soft_wrap=True)
         return INTERRUPTED
     screen.print(report["error"], style="red", soft_wrap=True)
@@ -270,7 +270,9 @@ def _finish(
     return FAILED
 
 
-def _unsaved(folder: RunFolder) -> str:
+def _unsaved(plan: Plan, folder: RunFolder) -> str:
+    if plan.verb == "evaluate":
+        return "Answers that were given are kept."
     done = max((line["step"] for line in Tail(folder.metrics).lines()), default=0)
     return f"It was ended at once: {done:,} steps are lost." if done else "Nothing was trained yet."
 
@@ -331,7 +333,7 @@ def _addressable() -> str:
     return "" if limit == resource.RLIM_INFINITY else f" (of {size(limit)} that a process may address, ulimit -v)"
 
 
-_MEASURING = ("reference", "baseline", "evaluate")
+_MEASURING = ("reference", "baseline", "evaluate", "score")
 _ADVICE = 3  # lines
 
 

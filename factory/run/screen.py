@@ -14,7 +14,7 @@ from rich.table import Table
 from factory import registry
 from factory.execute.report import ADVICE
 from factory.models import Row
-from factory.plan import Estimate, Memory, Plan
+from factory.plan import Estimate, Evaluate, Memory, Plan
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.words import between, duration, size
@@ -161,8 +161,21 @@ def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         every = f", and every {train.eval_steps:,} steps" if train.eval_steps else ""
         yield "evaluate", f"{measured} before and after{every}"
+    for text in _scoring(plan.steps.evaluate):
+        yield "", text
     if plan.verb == "train" and train.load_best_model_at_end:
         yield "", f"the checkpoint of the best {train.metric_for_best_model} is saved"
+
+
+def _scoring(asked: Evaluate) -> Iterator[str]:
+    after = f"at most {asked.max_samples:,} " if asked.max_samples else ""
+    if asked.generation:
+        how = "greedy" if asked.temperature == 0 else f"drawn at temperature {asked.temperature:g}"
+        yield f"{after}answers to held-out prompts, {how}, by {', '.join(asked.metrics)}"
+    for name, each in asked.benchmarks.items():
+        count = "questions" if each.questions is None else f"{each.questions:,} questions"
+        kind = ", as a conversation" if asked.chat else ""
+        yield f"{name} {asked.shots}-shot{kind}, {count} from {each.path or 'the hub'}"
 
 
 def _number(value: Any) -> str:
@@ -267,6 +280,8 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     for name in ("loss", "rewards/accuracy", "rewards/margin", "reward", "kl", "response_length"):
         if name in evaluate:
             add(name, f"{_change(evaluate, name)} on the held-out rows")
+    for name, text in _scored(evaluate):
+        add(name, text)
     for sample in report.get("samples", []):
         add("prompt", _plain(sample["prompt"].strip()[-600:]))
         if "before" in sample:
@@ -289,6 +304,31 @@ def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
         place = "within" if low <= train["seconds"] <= high else "not within"
         told.append(f"time {100 * errors['time_error']:+.0f} %, {place} {between(duration(low), duration(high))}")
     return ", ".join(told)
+
+
+def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
+    """Answers' scores, and a table of each benchmark's categories."""
+    if how := evaluate.get("generation"):
+        scores = ", ".join(f"{name} {evaluate[name]:.2f}" for name in how["signatures"])
+        yield (
+            "answers",
+            f"[bold]{_plain(scores)}[/bold] of {how['rows']:,} held-out rows, counted by {how['counted_by']}",
+        )
+    for each in evaluate.get("benchmarks", {}).values():
+        average = each["average"]
+        yield each["title"], f"[bold]{each['accuracy']:.2f} %[/bold] [dim]{_plain(each['signature'])}[/dim]"
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in ("category", "subjects", "questions", f"{average} %", "± error"):
+            table.add_column(column, justify="left" if column == "category" else "right", no_wrap=True)
+        for category, mean in {**each["categories"], "all": each["overall"]}.items():
+            numbers = (
+                f"{mean['subjects']}",
+                f"{mean['count']:,}",
+                f"{mean[average]:.2f}",
+                f"{mean[f'{average}_error']:.2f}",
+            )
+            table.add_row(_plain(category), *numbers)
+        yield "", table
 
 
 def _change(evaluate: dict[str, Any], name: str) -> str:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,12 @@ class Session:
         self._sent = max((line["step"] for line in new), default=self._sent)
 
     def finish(self, report: dict[str, Any]) -> None:
-        measured = dict(report.get("evaluate", {}))
+        told = report.get("evaluate", {})
+        measured = {name: value for name, value in told.items() if isinstance(value, int | float)}
         # what a curve of training is called, too, is told apart
         watched = {name.removesuffix("_before") for name in measured} - {"perplexity"}
         values = {f"{name}_after" if name in watched else name: value for name, value in measured.items()}
+        values |= dict(_of_benchmarks(told.get("benchmarks", {})))
         if (peak := report["memory"]["peak_bytes"]) is not None:
             values["peak_bytes"] = peak
         for name in ("memory_error", "time_error"):
@@ -134,6 +136,13 @@ class Session:
         self._client.log_artifact(self._run_id, str(self._folder.report))
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(report["status"], "FAILED")
         self._client.set_terminated(self._run_id, status)
+
+
+def _of_benchmarks(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, each in found.items():
+        yield f"evaluate/{name}", each["accuracy"]
+        for category, mean in each["categories"].items():
+            yield f"evaluate/{name}/{category}", mean[each["average"]]
 
 
 def connect(tracking: Tracking) -> tuple[Any, str]:

@@ -1,15 +1,18 @@
 """Evaluate: perplexity of the held-out rows and a few answers, the same before and after training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from math import exp, inf, isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from factory import registry
 from factory.data import batches
 from factory.data.dataset import Example, alone
+from factory.evaluation import rows
+from factory.evaluation.windows import windows
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.heads import writes
@@ -19,6 +22,7 @@ from factory.steps.feed import autocast, collating, unit
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 
+Item = TypeVar("Item")
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
 HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
 _MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
@@ -56,7 +60,9 @@ def after(
         {"prompt": old["prompt"], "before": old["answer"], "after": new["answer"]}
         for old, new in zip(before["samples"], now["samples"], strict=True)
     ]
-    return {"result": {"train": trained["summary"], "evaluate": evaluate, "samples": samples, "data": trained["data"]}}
+    return {
+        "measured": {"train": trained["summary"], "evaluate": evaluate, "samples": samples, "data": trained["data"]}
+    }
 
 
 def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, An
         _check_head(run, model, dataset)
     found = _measure(run, model, tokenizer, dataset, None, None, "evaluate")
     samples = [{"prompt": each["prompt"], "after": each["answer"]} for each in found.pop("samples")]
-    return {"result": {"evaluate": found, "samples": samples, "data": dataset.counts}}
+    return {"measured": {"evaluate": found, "samples": samples, "data": dataset.counts}}
 
 
 def _measure(
@@ -98,38 +104,74 @@ def held_out(
 
 
 def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None, name: str) -> dict[str, float]:
-    """The mean loss of the held-out rows, each a context, and the means of what the stage watches.
+    """The mean loss of the held-out rows, and the means of what the stage watches. Draws no random number.
 
     Over all their trained tokens, with its exponential, the perplexity; of a stage that judges whole answers over the
-    rows. Draws no random number.
+    rows.
     """
+    if unit(run.plan) == "tokens":
+        loss = _of_tokens(run, model, dataset, name)
+        return {"loss": loss, "perplexity": _exp(loss)}
+    plan, collate = run.plan.steps.train, collating(run, dataset)
+    stage, total, watched = registry.run("stages", plan.stage), 0.0, Watched()
+    samples = [dataset.validation[number] for number in range(len(dataset.validation))]
+    for chosen, counts in _batches(run, samples, name):
+        batch = collate(chosen)
+        if reference is not None:
+            batch["reference"] = reference.of(batch)
+        loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, plan.own).parts())
+        if counts:
+            total += float(loss)
+            watched.add(metrics)
+    total, watched = over_ranks(run.world, total, watched)
+    return {"loss": total / len(samples), **watched.means()}
+
+
+_KEPT = {"baseline": rows.PERPLEXITY_BEFORE, "evaluate": rows.PERPLEXITY}  # not of evaluations while training
+
+
+def _of_tokens(run: Run, model: Any, dataset: Dataset, name: str) -> float:
+    """The mean over all trained tokens of the held-out rows, each once and by its weight, in nats.
+
+    A row is a context; one that is longer than data.max_length is read in windows. What each row adds is kept.
+    """
+    plan, held, collate = run.plan.steps, dataset.validation, collating(run, dataset)
+    stage, length, stride = registry.run("stages", plan.train.stage), plan.pack.max_length, plan.evaluate.stride
+    rows_of = [batches.examples(held[row])[0] for row in range(len(held))]
+    parts = [(row, part) for row, whole in enumerate(rows_of) for part in windows(whole, length, stride)]
+    parts.sort(key=lambda part: len(part[1].ids))  # what stands beside a row changes nothing
+    found = list[tuple[int, float]]()
+    for chosen, counts in _batches(run, parts, name):
+        batch = collate([part for _, part in chosen])
+        losses = _called(run, partial(stage.row_losses, model, batch)).tolist()
+        if counts:
+            found += zip((row for row, _ in chosen), losses, strict=True)
+    nats = [0.0] * len(held)
+    for row, loss in chain.from_iterable(run.world.gathered(found)):
+        nats[row] += loss
+    tokens = [row.trained for row in rows_of]
+    if name in _KEPT and run.world.leads and all(map(isfinite, nats)):
+        each = zip(rows.ids(held), nats, tokens, strict=True)
+        kept = [{"id": row, "scores": {"nats": loss, "tokens": count}} for row, loss, count in each]
+        rows.write(run.folder.evaluation / f"{_KEPT[name]}.jsonl", kept)
+    return sum(nats) / sum(tokens)
+
+
+def _batches(run: Run, samples: list[Item], name: str) -> Iterator[tuple[list[Item], bool]]:
+    """This rank's, and whether each counts: one that is there for company alone does not."""
+    size = run.plan.steps.evaluate.batch_size
+    starts, idle = run.world.share(range(0, len(samples), size))
+    for number, start in enumerate(starts, start=1):
+        run.stop_if_asked()
+        yield samples[start : start + size], number <= len(starts) - idle
+        run.progress(name, number, len(starts))
+
+
+def _called(run: Run, function: Callable[[], Any]) -> Any:
     import torch
 
-    plan, size = run.plan.steps.train, run.plan.steps.evaluate.batch_size
-    stage, collate = registry.run("stages", plan.stage), collating(run, dataset)
-    samples = [dataset.validation[number] for number in range(len(dataset.validation))]
-    by_tokens = unit(run.plan) == "tokens"
-    if by_tokens:  # what stands beside a row changes nothing then
-        samples.sort(key=lambda sample: max(len(each.ids) for each in batches.examples(sample)))
-    starts, idle = run.world.share(range(0, len(samples), size))
-    total, watched, units = 0.0, Watched(), len(samples)
-    if by_tokens:
-        units = sum(each.trained for sample in samples for each in batches.examples(sample))
-    with torch.no_grad():
-        for number, start in enumerate(starts, start=1):
-            run.stop_if_asked()
-            batch = collate(samples[start : start + size])
-            if reference is not None:
-                batch["reference"] = reference.of(batch)
-            with autocast(run.plan):
-                loss, metrics = run.way.call(lambda batch=batch: stage.loss(model, batch, plan.own).parts())
-            if number <= len(starts) - idle:
-                total += float(loss)
-                watched.add(metrics)
-            run.progress(name, number, len(starts))
-    total, watched = over_ranks(run.world, total, watched)
-    loss = total / units
-    return {"loss": loss, **({"perplexity": _exp(loss)} if by_tokens else {}), **watched.means()}
+    with torch.no_grad(), autocast(run.plan):
+        return run.way.call(function)
 
 
 def _exp(loss: float) -> float:

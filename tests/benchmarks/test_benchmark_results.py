@@ -21,7 +21,11 @@ def result(seed: int, skill: float, sizes: dict[str, int] = SUBJECTS, name: str 
         for number in range(1, count + 1):
             answer = truth.choice("ABCD")
             given = answer if draws.random() < skill else draws.choice("ABCD".replace(answer, ""))
-            rows.append(Row(subject=subject, number=number, answer=answer, given=given, log_probs=(-1.0,) * 4, shots=5))
+            rows.append(
+                Row(
+                    subject=subject, number=number, text="?", answer=answer, given=given, log_probs=(-1.0,) * 4, shots=5
+                )
+            )
     return Result(
         name=name,
         source="here",
@@ -124,6 +128,9 @@ def test_the_report_and_the_rows_are_plain() -> None:
     rows = json.loads(json.dumps(found.row_trees(), allow_nan=False))
     assert len(rows) == 200
     assert rows[30] == {
+        "id": "arts:1",
+        "scores": {"cmmlu": 100.0 * found.rows[30].right},
+        "question": "?",
         "subject": "arts",
         "number": 1,
         "answer": found.rows[30].answer,

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from factory import benchmarks
 from factory.benchmarks import score
+from factory.benchmarks.prompts import Prompter
 from factory.refusal import UserError
 
 CONTEXT = 2048
@@ -47,7 +48,11 @@ def model_of(kind: str, **changes: Any) -> Any:
 
 def run(name: str, folder: Path, model: Any, tokenizer: Any = None, **changes: Any) -> benchmarks.Result:
     options: dict[str, Any] = {"shots": 5, "batch_size": 8, "max_samples": None, "context": CONTEXT, "device": "cpu"}
-    return benchmarks.run(name, str(folder), model, tokenizer or made.tokenizer(), **options | changes)
+    options |= changes
+    exam = benchmarks.read(name, str(folder), shots=options.pop("shots"), max_samples=options.pop("max_samples"))
+    chat, context = options.pop("chat", False), options.pop("context")
+    prompter = Prompter(tokenizer or made.tokenizer(), exam, chat=chat, context=context)
+    return benchmarks.ask(prompter, model, **options)
 
 
 def plain(model: Any, prompt: str, space: str, tokenizer: Any) -> list[float]:

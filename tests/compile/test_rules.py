@@ -218,6 +218,58 @@ TABLE = (
         "stage=dpo",
     ),
     row("reference-of-a-stream", "{stream} stage=kto", "stage=kto"),
+    row(
+        "stride-unread",
+        "evaluate.stride=9",
+        "stage=pt evaluate.stride=9",
+    ),
+    row("stride-unread", "stage=pt evaluate.stride=9 data.packing=false", "stage=pt data.packing=false"),
+    row("stride-unread", "stage=pt evaluate.stride=9 evaluate.perplexity=false", "stage=pt evaluate.perplexity=false"),
+    row(
+        "stride-too-long",
+        "stage=pt evaluate.stride=256",
+        "stage=pt evaluate.stride=255",
+        "stage=pt evaluate.stride=63 data.max_length=64",
+    ),
+    row("benchmark-keys-unread", "evaluate.shots=0", compiles("{sums} evaluate.shots=0")),
+    row("benchmark-keys-unread", "evaluate.path=sums", compiles("{sums}")),
+    row("benchmark-keys-unread", "evaluate.chat=true", compiles("{sums} evaluate.chat=true")),
+    row("benchmark-twice", "evaluate.benchmarks=[mmlu,mmlu] evaluate.path=sums", compiles("{sums}")),
+    row("benchmark-path", "evaluate.benchmarks=[mmlu,cmmlu] evaluate.path=me/all", compiles("{all} evaluate.path=all")),
+    row("benchmark-chat", "{bare} stage=pt {sums} evaluate.chat=true", compiles("{bare} stage=pt {sums}")),
+    row("generation-keys-unread", "evaluate.temperature=0.7", "{answers} evaluate.temperature=0.7"),
+    row("generation-keys-unread", "evaluate.metrics=[rouge1]", "{answers} evaluate.metrics=[rouge1]"),
+    row(
+        "max-samples-unread",
+        "evaluate.max_samples=2",
+        "{answers} evaluate.max_samples=2",
+        compiles("{sums} evaluate.max_samples=2"),
+    ),
+    row("nothing-written", "stage=rm {sums}", compiles("stage=dpo {sums}")),
+    row("nothing-written", "stage=rm {answers}", "stage=rm"),
+    row("nothing-to-answer", "stage=pt {answers}", "stage=pt"),
+    row(
+        "nothing-to-answer",
+        "{answers} data.validation_fraction=0",
+        "{two} {answers} data.validation_fraction=0 data.validation=file",
+    ),
+    row(
+        "nothing-to-answer",
+        "{llava} {answers} data=file data.path=seen.jsonl",
+        compiles("{llava} data=file data.path=seen.jsonl"),
+    ),
+    row(
+        "generation-room",
+        "evaluate.generation=true data.max_length=200 evaluate.max_new_tokens=57",
+        "evaluate.generation=true data.max_length=252 evaluate.max_new_tokens=4",
+    ),
+    row("generation-metrics", "{answers} evaluate.metrics=[]", "{answers} evaluate.metrics=[bleu4]"),
+    row("generation-metrics", "{answers} evaluate.metrics=[bleu]", "{answers} evaluate.metrics=[mine:rouge1]"),
+    row(
+        "generation-metrics",
+        "{answers} evaluate.metrics=[rouge1,mine:rouge1]",
+        "{answers} evaluate.metrics=[rougeL,rouge1]",
+    ),
     row("eval-unmeasured", "stage.eval_steps=1 evaluate.perplexity=false", "stage.eval_steps=1"),
     row(
         "eval-unmeasured",
@@ -651,6 +703,9 @@ WORDS = {
     "short": "stage.max_new_tokens=4 stage.rollout_batch_size=8 stage.batch_size=2 stage.gradient_accumulation_steps=1",
     "lone": "stage.kl_coefficient=0 stage.kl_target=null",
     "groups": "stage=grpo stage.group_size=4",
+    "sums": "evaluate.benchmarks=[mmlu] evaluate.path=sums",
+    "all": "evaluate.benchmarks=[mmlu,cmmlu]",
+    "answers": "evaluate.generation=true evaluate.max_new_tokens=4 data.max_length=200",
 }
 
 
@@ -807,6 +862,18 @@ def judges(tmp_path_factory: pytest.TempPathFactory, adapter: Path, misheaded: P
     return {**own, "headless": adapter, "misjudge": misheaded}
 
 
+def _questions(folder: Path, name: str) -> None:
+    """One subject of a benchmark, in its published layout."""
+    shots, asked, header = {
+        "mmlu": ("dev/astronomy_dev.csv", "test/astronomy_test.csv", ""),
+        "cmmlu": ("dev/arts.csv", "test/arts.csv", "number,Question,A,B,C,D,Answer\n"),
+    }[name]
+    for file in (shots, asked):
+        rows = (f"{n},What is {n}?,1,2,3,4,A\n".removeprefix("" if header else f"{n},") for n in range(6))
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(header + "".join(rows))
+
+
 @pytest.fixture
 def filled(
     here: Path,
@@ -834,6 +901,11 @@ def filled(
         ("seen_labelled", {"completion": "Yes.", "label": True}),
     ):
         (here / f"{name}.jsonl").write_text("\n".join(json.dumps({**asked, **said, **places}) for _ in range(20)))
+    for folder, name in (("sums", "mmlu"), ("all/mmlu", "mmlu"), ("all/cmmlu", "cmmlu")):
+        _questions(here / folder, name)
+    (here / "mine.py").write_text(
+        "def rouge1(answers, references):\n    return [float(len(each)) for each in answers]\n"
+    )
     (here / "plain.txt").write_text("\n\n".join(f"The number {n} follows {n - 1}." for n in range(20)))
 
     def filled(words: tuple[str, ...]) -> list[str]:

@@ -19,9 +19,12 @@ from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.data.batches import micro_batches
+from factory.data.dataset import Example
+from factory.evaluation import rows as evaluated
 from factory.steps.engine import Engine
 
 Execute = Callable[..., Any]
+CONTEXT = 256  # of the tiny model
 PLAIN = (
     "precision=fp32",
     "stage.logging_steps=1",
@@ -187,14 +190,25 @@ def test_eight_bit_adamw_keeps_eight_bits(execute: Execute) -> None:
 
 @pytest.mark.parametrize("stage", ["pt", "sft"])
 def test_perplexity_is_the_held_out_rows(stage: str, execute: Execute, tiny_model: Path) -> None:
-    """exp of the mean surprise over the trained tokens of the held-out rows, in float64, before and after."""
+    """exp of the mean surprise over the trained tokens of the held-out rows, in float64, before and after.
+
+    A row longer than the model's context is read in pieces that share one token.
+    """
     done = execute(*FULL, f"stage={stage}", "stage.max_steps=2", "evaluate.perplexity=true")
     rows, found = done.dataset.validation, done.result["evaluate"]
-    assert len(rows) > 1
+    lengths = [len(row.ids) for row in rows]
+    assert len(rows) > 1 and (max(lengths) > CONTEXT) == (stage == "pt")
     for folder, name in ((tiny_model, "perplexity_before"), (done.run.folder.model, "perplexity")):
+        pieces = [
+            Example(row.ids[start : start + CONTEXT], row.labels[start : start + CONTEXT])
+            for row, length in zip(rows, lengths, strict=True)
+            for start in range(0, length - 1, CONTEXT - 1)
+        ]
         with torch.no_grad():
-            total = surprise(fresh(folder, torch.float64), rows).item()
+            total = surprise(fresh(folder, torch.float64), pieces).item()
         assert found[name] == pytest.approx(exp(total / sum(row.trained for row in rows)), rel=1e-5)
+        measured = evaluated.measures(done.run.folder.path)[name]
+        assert evaluated.value(name, measured) == pytest.approx(found[name]) and len(measured) == len(rows)
     assert found["perplexity"] != found["perplexity_before"]
 
 

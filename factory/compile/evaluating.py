@@ -1,0 +1,139 @@
+"""Rules of what is measured once a model is trained, or of one that is evaluated: windows, answers, benchmarks."""
+
+from collections import Counter
+
+from factory import heads, registry, schema
+from factory.compile import choices
+from factory.compile.rule import Case, Rule
+from factory.evaluation import spec
+
+
+def stride(asked: schema.Evaluate, length: int) -> int:
+    """Tokens of a window after the first that count; unless told otherwise two windows share one token."""
+    return length - 1 if asked.stride is None else asked.stride
+
+
+def _asked(case: Case, name: str) -> bool:
+    """Whether somebody set the key: its default is no wish."""
+    return any(text.lstrip("+").startswith(f"evaluate.{name}=") for text in case.settings.overrides)
+
+
+def _stride_unread(case: Case) -> str | None:
+    """Only packed texts are not held to data.max_length."""
+    if case.settings.evaluate.stride is None:
+        return None
+    if not case.settings.evaluate.perplexity:
+        return "no perplexity is measured"
+    text = registry.spec("stages", case.settings.stage.name).KIND == "text"
+    return None if text and choices.packing(case) else "no held-out row is longer than data.max_length"
+
+
+def _stride_too_long(case: Case) -> str | None:
+    context, asked = choices.context_length(case), case.settings.evaluate.stride
+    if context is None or asked is None:
+        return None
+    length = choices.max_length(case, context)
+    return f"windows of {length:,} tokens would leave tokens out" if asked > length - 1 else None
+
+
+def _benchmark_keys_unread(case: Case) -> tuple[str, str] | None:
+    asked = case.settings.evaluate
+    said = {"path": asked.path is not None, "shots": _asked(case, "shots"), "chat": asked.chat}
+    found = next((name for name, there in said.items() if there), None)
+    unread = found is not None and not asked.benchmarks
+    return (f"evaluate.{found}", "no benchmark is asked for") if unread else None
+
+
+def _generation_keys_unread(case: Case) -> tuple[str, str] | None:
+    asked = case.settings.evaluate
+    said = {"metrics": _asked(case, "metrics"), "temperature": asked.temperature != 0}
+    found = next((name for name, there in said.items() if there), None)
+    unread = found is not None and not asked.generation
+    return (f"evaluate.{found}", "no answers are scored") if unread else None
+
+
+def _max_samples_unread(case: Case) -> str | None:
+    asked = case.settings.evaluate
+    unread = asked.max_samples is not None and not asked.benchmarks and not asked.generation
+    return "no benchmark is asked for and no answers are scored" if unread else None
+
+
+def _benchmark_twice(case: Case) -> str | None:
+    return _twice(case.settings.evaluate.benchmarks)
+
+
+def _twice(names: tuple[str, ...]) -> str | None:
+    found = [name for name, count in Counter(names).items() if count > 1]
+    return f"{found[0]} stands there more than once" if found else None
+
+
+def _benchmark_path(case: Case) -> str | None:
+    """A folder may hold several, each in a folder of its own."""
+    asked, found = case.settings.evaluate, case.facts.benchmarks.values()
+    on_hub = asked.path is not None and any(each.sha256 is None for each in found)
+    return "one set on the hub holds one benchmark" if on_hub and len(asked.benchmarks) > 1 else None
+
+
+def _benchmark_template(case: Case) -> str | None:
+    missing = case.settings.model.template == "auto" and case.model.chat_template is False
+    asked = case.settings.evaluate
+    return "the tokenizer of this model has no chat template" if asked.benchmarks and asked.chat and missing else None
+
+
+def _nothing_written(case: Case) -> tuple[str, str] | None:
+    asked, stage = case.settings.evaluate, case.settings.stage.name
+    if heads.writes(stage):
+        return None
+    wrong = f"a model of stage={stage} gives scores"
+    if asked.benchmarks:
+        return "evaluate.benchmarks", wrong
+    return ("evaluate.generation", wrong) if asked.generation else None
+
+
+def _nothing_to_answer(case: Case) -> str | None:
+    data, stage = case.settings.data, case.settings.stage.name
+    if not case.settings.evaluate.generation or not heads.writes(stage):
+        return None
+    if registry.spec("stages", stage).KIND == "text":
+        return f"the plain text of stage={stage} holds no answers"
+    if any(found.images for found in case.facts.data.values()):
+        return "the rows have images, and answers to these are not scored"
+    none = data.validation is None and data.validation_fraction == 0
+    return "data.validation_fraction=0 holds no rows out" if none else None
+
+
+def _no_room(case: Case) -> str | None:
+    asked, context = case.settings.evaluate, choices.context_length(case)
+    if not asked.generation or context is None:
+        return None
+    length = choices.max_length(case, context)
+    beyond = length + asked.max_new_tokens > context
+    return f"with prompts of up to {length:,} tokens it is beyond the context of {context:,}" if beyond else None
+
+
+def _metrics(case: Case) -> str | None:
+    asked = case.settings.evaluate.metrics
+    if not case.settings.evaluate.generation:
+        return None
+    if not asked:
+        return "nothing is left to score by"
+    unknown = [name for name in asked if spec.named(name) is None]
+    if unknown:
+        return f"{unknown[0]} is none of {', '.join(spec.METRICS)}, and no module:function"
+    return _twice(tuple(spec.shown(name) for name in asked))
+
+
+RULES = (
+    Rule("stride-unread", _stride_unread),
+    Rule("stride-too-long", _stride_too_long),
+    Rule("benchmark-keys-unread", _benchmark_keys_unread),
+    Rule("benchmark-twice", _benchmark_twice),
+    Rule("benchmark-path", _benchmark_path),
+    Rule("benchmark-chat", _benchmark_template),
+    Rule("generation-keys-unread", _generation_keys_unread),
+    Rule("max-samples-unread", _max_samples_unread),
+    Rule("nothing-written", _nothing_written),
+    Rule("nothing-to-answer", _nothing_to_answer),
+    Rule("generation-room", _no_room),
+    Rule("generation-metrics", _metrics),
+)

@@ -1,0 +1,161 @@
+"""Answers to held-out prompts and their scores against the rows' own, batch by batch, kept as they are made. No torch.
+
+A second run with the same folder goes on after the batches that are there, if it would make the same rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.data.batches import examples
+from factory.data.dataset import Labelled, Samples
+from factory.evaluation import rows
+from factory.evaluation.function import Score, metric
+from factory.evaluation.spec import named, shown
+from factory.metrics import text
+from factory.run.folder import read_json, write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A held-out row's tokens before its last answer, that as text, and the answer."""
+
+    id: str
+    ids: list[int]
+    text: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """`ended`: with a stop token, before the length limit."""
+
+    text: str
+    ended: bool
+
+
+Answer = Callable[[int, list[list[int]]], list[Answered]]  # a batch's number and its prompts
+
+
+def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
+    """Of a pair the chosen answer is the reference; a labelled answer is one where it is wanted."""
+    found = list[Prompt]()
+    for number, name in enumerate(rows.ids(samples)):
+        if len(found) == most:
+            break
+        sample = samples[number]
+        if isinstance(sample, Labelled) and not sample.label:
+            continue
+        row = examples(sample)[0]
+        asked, answer = row.ids[slice(*row.asked)], row.ids[row.prompt :]
+        decoded = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
+        found.append(Prompt(name, row.ids[: row.prompt], *decoded))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """`by_character`: as the references are Chinese. `functions`: the user's, by the names that the report has."""
+
+    names: tuple[str, ...]
+    by_character: bool
+    functions: dict[str, Score] = field(default_factory=dict)
+
+    def rows(self, asked: Sequence[Prompt], given: Sequence[Answered]) -> list[rows.Row]:
+        """A line of the file for each. Raises UserError where a function of the user's fails."""
+        answers, references = [each.text for each in given], [each.reference for each in asked]
+        own = self._own(answers, references)
+        values = {name: own[name].rows for name in self.names if name in own}
+        told = [each.text for each in asked]
+        values |= {name: function(told, answers, references) for name, function in self.functions.items()}
+        # in the order that was asked for
+        values = {name: values[name] for name in self.names}
+        return [
+            {
+                "id": prompt.id,
+                "scores": {name: scores[at] for name, scores in values.items()},
+                "sums": {"bleu4": own["bleu4"].statistics[at].tolist()} if "bleu4" in self.names else {},
+                "prompt": prompt.text,
+                "reference": prompt.reference,
+                "answer": answer.text,
+                "ended": answer.ended,
+            }
+            for at, (prompt, answer) in enumerate(zip(asked, given, strict=True))
+        ]
+
+    def _own(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, text.Metric]:
+        return text.score(answers, references, by_character=self.by_character)
+
+    def signatures(self) -> dict[str, str]:
+        """What two figures must share to be comparable."""
+        own = self._own(["a"], ["a"])
+        return {name: own[name].signature if name in own else "a function's mean" for name in self.names}
+
+
+def scorer(asked: Sequence[str], references: Sequence[str]) -> Scorer:
+    """Imports the user's functions. Raises UserError."""
+    functions = {shown(name): metric(name) for name in asked if (found := named(name)) and found.kind == "function"}
+    return Scorer(tuple(map(shown, asked)), text.chinese(references), functions)
+
+
+def digest(plan_digest: str, asked: Sequence[Prompt]) -> str:
+    """Of what the rows of an answers' file depend on."""
+    content = [plan_digest, [(each.id, each.ids, each.reference) for each in asked]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class Kept:
+    """The answers' file, and beside it the digest of what it was made for."""
+
+    file: Path
+    digest: str
+
+    def read(self) -> list[rows.Row]:
+        """What is there of the same answers; else the file begins anew."""
+        if (read_json(self._beside) or {}).get("digest") == self.digest:
+            found = rows.read(self.file)
+            rows.write(self.file, found)  # without a line that was cut, which the next would be joined to
+            return found
+        rows.write(self.file, [])
+        write_whole(self._beside, json.dumps({"digest": self.digest}) + "\n")
+        return []
+
+    @property
+    def _beside(self) -> Path:
+        return self.file.with_suffix(".json")
+
+
+def batches(asked: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """The longest first: what does not fit into memory shows at once, and padding is short."""
+    ordered = sorted(asked, key=lambda each: len(each.ids), reverse=True)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def answered(
+    asked: Sequence[Prompt], size: int, there: Sequence[rows.Row], answer: Answer, scorer: Scorer
+) -> Iterator[tuple[list[rows.Row], bool]]:
+    """The rows of each batch, and whether they are new. A batch of which a row is missing is answered again whole."""
+    known = {row["id"]: row for row in there}
+    for number, batch in enumerate(batches(asked, size)):
+        if all(each.id in known for each in batch):
+            yield [known[each.id] for each in batch], False
+            continue
+        given = answer(number, [each.ids for each in batch])
+        yield scorer.rows(batch, given), True
+
+
+def report(found: Sequence[rows.Row], scorer: Scorer) -> tuple[dict[str, float], dict[str, Any]]:
+    """Each metric over the rows, and how it was measured."""
+    sums = {name: {row["id"]: rows.sums(row, name) for row in found} for name in scorer.names}
+    figures = {name: rows.value(name, each) for name, each in sums.items()}
+    return figures, {
+        "rows": len(found),
+        "ended": sum(row["ended"] for row in found),
+        "language": "Chinese" if scorer.by_character else "words between spaces",
+        "counted_by": "characters" if scorer.by_character else "words",
+        "signatures": scorer.signatures(),
+    }

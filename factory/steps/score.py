@@ -1,0 +1,137 @@
+"""Score: benchmarks, and answers to the held-out prompts, of a model that is trained or that is evaluated.
+
+What is asked, and by what it is scored, is made before a weight is read: mistakes in it cost no model load. Several
+ranks each ask everything, as the weights may be split; the first writes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from factory import benchmarks
+from factory.benchmarks.prompts import Prompter
+from factory.evaluation import generate, rows
+from factory.evaluation.generate import Answered, Prompt, Scorer
+from factory.execute.context import Run
+from factory.plan import Plan
+from factory.refusal import refuse
+from factory.steps.feed import autocast
+from factory.steps.pack import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`scorer`: None where no answers are."""
+
+    exams: tuple[Prompter, ...]
+    prompts: list[Prompt]
+    scorer: Scorer | None
+
+
+def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
+    """Reads the questions of the benchmarks and imports the user's metrics. Raises UserError."""
+    plan = run.plan.steps.evaluate
+    with run.world.node_leader_first():  # the others find what the hub gave in the cache
+        exams = [
+            benchmarks.read(name, each.path, shots=plan.shots, max_samples=plan.max_samples)
+            for name, each in plan.benchmarks.items()
+        ]
+    context = _context(run.plan)
+    asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=context) for exam in exams)
+    if not plan.generation:
+        return {"asked": Asked(asked, [], None)}
+    prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples)
+    if not prompts:
+        raise refuse("nothing-to-answer", "evaluate.generation=true", "no row is left to be held out")
+    return {"asked": Asked(asked, prompts, generate.scorer(plan.metrics, [each.reference for each in prompts]))}
+
+
+def _context(plan: Plan) -> int:
+    """What the model reads, in tokens, its positions scaled where they are."""
+    patch = plan.steps.patch
+    return int(patch.context_length * patch.rope_factor)
+
+
+def score(
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, asked: Asked, measured: dict[str, Any]
+) -> dict[str, Any]:
+    model.eval()
+    evaluate = dict(measured["evaluate"])
+    if asked.scorer is not None:
+        figures, how = _answers(run, model, tokenizer, dataset, asked.prompts, asked.scorer)
+        evaluate |= {**figures, "generation": how}
+    if asked.exams:
+        evaluate["benchmarks"] = {exam.exam.name: _asked(run, model, exam) for exam in asked.exams}
+    return {"result": {**measured, "evaluate": evaluate}}
+
+
+def _asked(run: Run, model: Any, prompter: Prompter) -> dict[str, Any]:
+    """A benchmark's figures for the report; its rows go into a file."""
+    name, plan = prompter.exam.name, run.plan.steps
+    with autocast(run.plan):
+        found = benchmarks.ask(
+            prompter,
+            model,
+            batch_size=plan.evaluate.batch_size,
+            device=plan.load.device,
+            call=run.way.call,
+            progress=lambda done, total: run.progress(name, done, total or done),
+            stop=run.stop_if_asked,
+        )
+    if run.world.leads:
+        rows.write(run.folder.evaluation / f"{name}.jsonl", found.row_trees())
+    for note in found.notes:
+        run.emit("note", text=note)
+    return found.to_tree()
+
+
+def _answers(
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, prompts: list[Prompt], scorer: Scorer
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Each metric, and how it was measured. Every batch is in the file as soon as it is answered."""
+    plan = run.plan.steps.evaluate
+    kept = generate.Kept(
+        run.folder.evaluation / f"{rows.GENERATION}.jsonl", generate.digest(run.plan.digest(), prompts)
+    )
+    there = run.world.leaders(kept.read() if run.world.leads else [])
+    if there:
+        run.emit("note", text=f"{len(there):,} of {len(prompts):,} answers are there from before.")
+    found, answer = list[rows.Row](), partial(_batch, run, model, tokenizer, dataset)
+    for batch, new in generate.answered(prompts, plan.batch_size, there, answer, scorer):
+        if new and run.world.leads:
+            rows.append(kept.file, batch)
+        found += batch
+        run.progress("answers", len(found), len(prompts))
+    figures, how = generate.report(found, scorer)
+    cut = len(found) - how["ended"]
+    if cut:
+        run.emit("note", text=f"{cut:,} of {len(found):,} answers reached evaluate.max_new_tokens and were cut there.")
+    return figures, {**how, "temperature": plan.temperature, "max_new_tokens": plan.max_new_tokens}
+
+
+def _batch(
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, prompts: list[list[int]]
+) -> list[Answered]:
+    from factory.rollouts.sample import Sampling, sample
+
+    run.stop_if_asked()
+    plan, device = run.plan.steps.evaluate, run.plan.steps.load.device
+    sampling = Sampling(plan.max_new_tokens, temperature=plan.temperature or 1.0, greedy=plan.temperature == 0)
+    drawing = nullcontext() if sampling.greedy else _drawing(run.plan.seed + number, device)
+    options = {"pad": dataset.pad, "stops": dataset.stops, "device": device, "call": run.way.call}
+    with autocast(run.plan), drawing:
+        given = sample(model, prompts, sampling, **options)
+    texts = tokenizer.batch_decode([each.ids for each in given], skip_special_tokens=True)
+    return [Answered(text.strip(), each.ended) for text, each in zip(texts, given, strict=True)]
+
+
+@contextmanager
+def _drawing(seed: int, device: str) -> Iterator[None]:
+    """A generator of its own for each batch: what is drawn is the same in a run that goes on."""
+    import torch
+
+    with torch.random.fork_rng(devices=[] if device == "cpu" else [torch.cuda.current_device()]):
+        torch.manual_seed(seed)
+        yield
