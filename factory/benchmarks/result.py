@@ -1,14 +1,14 @@
 """What a model scored: by subject, by category, over all; and what `factory.metrics.bootstrap` compares runs by."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
 
-from factory.benchmarks.types import LETTERS, Benchmark, benchmark
+from factory.benchmarks.types import LETTERS, Average, Benchmark, benchmark
 from factory.metrics.text import Metric, Statistics
 
 
@@ -108,15 +108,9 @@ class Result:
     @property
     def metrics(self) -> dict[str, Metric]:
         """{micro, macro}, to be compared with those of another run on the same questions."""
-        subjects, of = list(self.subjects), [row.subject for row in self.rows]
-        statistics = np.zeros((len(self.rows), len(subjects), 2))
-        for place, row in enumerate(self.rows):
-            statistics[place, subjects.index(of[place])] = row.right, 1
-        flat, rows = statistics.reshape(len(self.rows), -1), [100.0 * row.right for row in self.rows]
-        return {
-            kind: Metric(flat, compute, rows, f"{self.signature}, {kind}")
-            for kind, compute in {"micro": _micro, "macro": _macro}.items()
-        }
+        rows = [100.0 * row.right for row in self.rows]
+        flat = by_subject([row.subject for row in self.rows], rows)
+        return {kind: Metric(flat, compute, rows, f"{self.signature}, {kind}") for kind, compute in MEANS.items()}
 
     @property
     def signature(self) -> str:
@@ -219,12 +213,24 @@ def _tree(found: Mean) -> dict[str, float | int]:
     }
 
 
+def by_subject(subjects: Sequence[str], scores: Sequence[float]) -> Statistics:
+    """(rows, 2 x subjects): each row's score and a 1, at the place of its subject. What MEANS are functions of."""
+    places = {subject: place for place, subject in enumerate(dict.fromkeys(subjects))}
+    statistics = np.zeros((len(scores), len(places), 2))
+    for row, (subject, score) in enumerate(zip(subjects, scores, strict=True)):
+        statistics[row, places[subject]] = score, 1
+    return statistics.reshape(len(scores), -1)
+
+
 def _micro(sums: Statistics) -> float:
-    right, count = sums.reshape(-1, 2).sum(0)
-    return float(100 * right / count)
+    total, count = sums.reshape(-1, 2).sum(0)
+    return float(total / count)
 
 
 def _macro(sums: Statistics) -> float:
     """A draw of rows may hold none of a subject: the mean is over those that it holds."""
-    right, count = sums.reshape(-1, 2)[sums.reshape(-1, 2)[:, 1] > 0].T
-    return float(100 * (right / count).mean())
+    total, count = sums.reshape(-1, 2)[sums.reshape(-1, 2)[:, 1] > 0].T
+    return float((total / count).mean())
+
+
+MEANS: dict[Average, Callable[[Statistics], float]] = {"micro": _micro, "macro": _macro}

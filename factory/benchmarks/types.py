@@ -10,6 +10,7 @@ import yaml
 from factory.typed import Reader
 
 LETTERS = ("A", "B", "C", "D")
+Average = Literal["micro", "macro"]  # over questions, over subjects
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml") if path.stem != "refusals"))
 
@@ -39,7 +40,7 @@ class Benchmark:
     """`average`: the mean that its authors report. A subject may be in several categories."""
 
     title: str
-    average: Literal["micro", "macro"]
+    average: Average
     header: str
     question: str
     choice: str

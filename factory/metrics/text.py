@@ -58,13 +58,15 @@ def _bleu(answers: Sequence[str], references: Sequence[str], tokenize: str) -> M
     bleu = BLEU(tokenize=tokenize)
     found = [bleu.corpus_score([answer], [[reference]]) for answer, reference in zip(answers, references, strict=True)]
     statistics = np.array([[*each.counts, *each.totals, each.sys_len, each.ref_len] for each in found], np.float64)
-    orders = len(found[0].counts)
+    return Metric(statistics, bleu4_of, [each.score for each in found], str(bleu.get_signature()))
 
-    def corpus(sums: Statistics) -> float:
-        counts, totals = sums[:orders].astype(int).tolist(), sums[orders : 2 * orders].astype(int).tolist()
-        return BLEU.compute_bleu(counts, totals, int(sums[-2]), int(sums[-1]), smooth_method="exp").score
 
-    return Metric(statistics, corpus, [each.score for each in found], str(bleu.get_signature()))
+def bleu4_of(sums: Statistics) -> float:
+    """Matching n-grams for n = 1 to 4, all n-grams, the answers' length, the references' length: (10) → BLEU-4."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    counts, totals = sums[:4].astype(int).tolist(), sums[4:8].astype(int).tolist()
+    return BLEU.compute_bleu(counts, totals, int(sums[8]), int(sums[9]), smooth_method="exp").score
 
 
 class _Characters:
@@ -91,5 +93,9 @@ def _exact(answers: Sequence[str], references: Sequence[str]) -> Metric:
 
 
 def _mean(rows: list[float], signature: str) -> Metric:
-    statistics = np.array([[row, 1.0] for row in rows])
-    return Metric(statistics, lambda sums: float(sums[0] / sums[1]), rows, signature)
+    return Metric(np.array([[row, 1.0] for row in rows]), mean_of, rows, signature)
+
+
+def mean_of(sums: Statistics) -> float:
+    """(sum, how many) → mean."""
+    return float(sums[0] / sums[1])

@@ -28,6 +28,7 @@ class RunFolder:
         self.log = self.path / "run.log"
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation"  # rows that were measured, in *.jsonl
         self.tracking = self.path / "tracking.json"
         self.lock = self.path / ".lock"
 
