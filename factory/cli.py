@@ -25,9 +25,9 @@ from factory.run.folder import RunFolder
 from factory.typed import to_tree
 
 REFUSED = 2
-_PRINTING = ("plan", "preview")  # verbs with keys of their own
+_PRINTING = ("plan", "preview", "compare")  # verbs with keys of their own
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("chat", "serve", "export", "compare", "board", "import-config")
+NOT_THERE = ("chat", "serve", "export", "board", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -173,6 +173,18 @@ def preview(arguments: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # what a data function prints is no part of the preview
         made = _compiled(composed, training=False)
     return show.show(made, asked)
+
+
+def compare(arguments: list[str]) -> int:
+    """runs side by side: folders, a sweep's folder, MLflow ids, experiment=NAME or a filter; compare.out=page.html"""
+    from factory.compare import show
+
+    read = ("compare.", "tracking.", "tracking=")
+    keys = [word for word in arguments if word.lstrip("+").startswith(read) and not Path(word).exists()]
+    chosen, problems, _ = settings.read(compose.compose(compose.parse(keys)).tree, options={}, overrides=(), run_dir="")
+    if problems:
+        raise UserError(*problems)
+    return show.show([word for word in arguments if word not in keys], chosen.compare, chosen.tracking)
 
 
 def _hydras_own(line: compose.CommandLine) -> int:
@@ -406,6 +418,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan,
     "preview": preview,
     "evaluate": evaluate,
+    "compare": compare,
     "resume": resume,
     "models": models,
     "explain": explain,
