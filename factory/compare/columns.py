@@ -53,6 +53,10 @@ def _count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def _seconds(number: float) -> str:
+    return f"{number:.1f}" if number < 10 else _count(number)
+
+
 def _decimals(number: float) -> str:
     return f"{number:,.3f}"
 
@@ -64,7 +68,7 @@ _TAKEN = (
     Column("trainable", "trainable", _of("parameters", "trainable"), _count, 6),
     PEAK,
     Column("tokens_per_second", "tokens/s", _of("train", "tokens_per_second"), _count, 7),
-    Column("seconds", "seconds", _of("train", "seconds"), _count, 3),
+    Column("seconds", "seconds", _of("train", "seconds"), _seconds, 3),
     Column("final_loss", "last loss", _of("train", "final_loss"), _decimals, 2),
 )
 # what is measured: better where, and how long it is kept; others are neither better nor kept

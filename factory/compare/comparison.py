@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from factory import diff
 from factory.compare.columns import Column, columns
 from factory.compare.judged import Judge, Verdict, listed
+from factory.compare.labels import labels as labels_of
 from factory.compare.runs import Run
-
-_PLACES = ("hydra.", "tracking.", "tracking=")  # where a run goes is not what is compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ class Comparison:
 
 
 def compared(runs: Sequence[Run]) -> Comparison:
-    labels = _labels(runs)
+    labels = labels_of([run.options for run in runs], [run.overrides for run in runs])
     names = labels if all(labels) and len(set(labels)) == len(labels) else tuple(run.name for run in runs)
     called = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     found, judge = columns(runs), Judge(called)
@@ -55,32 +54,6 @@ def compared(runs: Sequence[Run]) -> Comparison:
         planned=tuple(planned),
         notes=tuple(_notes(called, found, verdicts, judge)),
     )
-
-
-def _labels(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Of each run: the options that are not chosen in all, then the overrides that not all were given."""
-    groups = dict.fromkeys(group for run in runs for group in run.options if group != "tracking")
-    known = [run for run in runs if run.options]
-    unlike = [group for group in groups if len({run.options.get(group) for run in known}) > 1]
-    given = [
-        [text for text in run.overrides if not text.startswith(_PLACES) and _key(text) not in groups] for run in runs
-    ]
-    common = set.intersection(*map(set, given)) if given else set[str]()
-    return tuple(
-        " ".join([*_options(run, unlike), *(text for text in told if text not in common)])
-        for run, told in zip(runs, given, strict=True)
-    )
-
-
-def _options(run: Run, groups: Sequence[str]) -> list[str]:
-    """Of a run without a plan, as its command line has them."""
-    if run.options:
-        return [f"{group}={run.options[group]}" for group in reversed(groups) if group in run.options]
-    return [text for text in run.overrides if "." not in _key(text) and text.partition("=")[0] != "tracking"]
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
 
 
 def _notes(runs: Sequence[Run], found: Sequence[Column], verdicts: dict[str, Verdict], judge: Judge) -> list[str]:

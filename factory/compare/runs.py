@@ -116,7 +116,7 @@ def _plan(folder: RunFolder) -> tuple[Plan | None, list[str]]:
         return read_plan(folder.plan), []
     except UserError as error:
         problem = error.refusals[0]
-        return None, [f"its plan cannot be used: {problem.wrong}"]
+        return None, [f"its plan cannot be used: {problem.wrong.partition(' (')[0]}"]
 
 
 def _lines(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:

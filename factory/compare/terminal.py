@@ -14,21 +14,26 @@ from factory.compare.comparison import Comparison
 from factory.compare.written import spreads
 
 _LABEL, _SHORTEST = 44, 14  # columns that a label takes at most, and at least where there is one
-_GAP = 2
+_GAP = 3  # columns between two cells
 _KEYS = 12  # differing keys that are shown
 _NOT_SHOWN = "compare.format=markdown shows all"
 
 
 def shown(found: Comparison, width: int) -> Iterator[Any]:
     """What to print, one after the other."""
+    yield from summary(found, width)
+    yield from _intervals(found)
+    yield from _plans(found)
+
+
+def summary(found: Comparison, width: int) -> Iterator[Any]:
+    """The table, with what its reader must know."""
     columns, left_out = fitting(found, width)
     yield table(found, columns)
     if left_out:
         yield Text(f"Not shown for want of room: {', '.join(column.title for column in left_out)}", style="dim")
     for note in found.notes:
         yield Text(f"- {note}")
-    yield from _intervals(found)
-    yield from _plans(found)
 
 
 def table(found: Comparison, columns: Sequence[Column]) -> Table:

@@ -10,7 +10,7 @@ from factory.typed import to_tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Recorded:
     """`refused`: why it cannot work, in the words of the first refusal. `digest` is None where it has no plan."""
 
     name: str
@@ -34,7 +34,7 @@ class Record:
     overrides: tuple[str, ...]
     config_dirs: tuple[str, ...]
     parent_run: str | None
-    jobs: tuple[Job, ...] = field(default=())
+    jobs: tuple[Recorded, ...] = field(default=())
 
 
 class SweepFolder:
@@ -55,7 +55,7 @@ class SweepFolder:
         tree = read_json(self.record)
         if tree is None:
             return None
-        jobs = [Job(**{**job, "overrides": tuple(job["overrides"])}) for job in tree["jobs"]]
+        jobs = [Recorded(**{**job, "overrides": tuple(job["overrides"])}) for job in tree["jobs"]]
         return Record(
             overrides=tuple(tree["overrides"]),
             config_dirs=tuple(tree["config_dirs"]),
