@@ -13,11 +13,12 @@ from factory.compare import terminal, written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.found import of_folder
 from factory.compare.page import page
+from factory.compare.runs import of_report
 from factory.execute.context import STARTED, append
 from factory.refusal import refuse
 from factory.run import jobs
 from factory.run.folder import RunFolder, read_json, unwritable, write_whole
-from factory.run.jobs import Compile, Job
+from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder
 from factory.run.tracking import connect
@@ -25,10 +26,6 @@ from factory.schema import Sweep, Tracking
 from factory.words import program
 
 _FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
-
-
-class _Stopped(Exception):
-    """Ctrl-C ended a job, and with it the sweep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +69,8 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
         parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
         folder.write(_record(line, listed, parent))
-        stopped = _handed_out(_arguments(ready, parent, folder), folder, listed, verbs, screen)
-        _note_reused(folder, listed)
+        stopped = _handed_out(_arguments(ready, parent, folder), folder, listed, verbs)
+        _note_others(folder, listed)
         return _closed(folder, tracking, parent, stopped, screen)
 
 
@@ -92,6 +89,8 @@ def _listed(
 ) -> list[Job]:
     """The jobs with what is to become of each; empty where they are not known beforehand."""
     composed = compose.jobs(line, ready, str(folder.path))
+    if composed is not None and asked.resume:
+        compile = _beside(compile)
     if composed is None:
         if set_ := [name for name, value in (("resume", asked.resume), ("reuse", asked.reuse)) if value]:
             raise refuse("jobs-unknown", f"sweep.{set_[0]}", "hydra/sweeper decides each job as it goes")
@@ -99,6 +98,11 @@ def _listed(
     found = jobs.compiled(composed, str(folder.path), compile)
     found = jobs.continued(found, folder) if asked.resume else found
     return jobs.reusing(found, folder) if asked.reuse else found
+
+
+def _beside(compile: Compile) -> Compile:
+    """Compiles a job as if nothing were in its folder yet: what is there is looked at by `jobs.continued`."""
+    return lambda composed: compile(replace(composed, run_dir=str(Path(composed.run_dir) / "anew")))
 
 
 def _arguments(ready: compose.Prepared, parent: str | None, folder: SweepFolder) -> list[str]:
@@ -122,29 +126,40 @@ def _first_refusal(job: Job) -> str | None:
     return f"[{job.refusals[0].rule}] {job.refusals[0].setting}: {job.refusals[0].wrong}" if job.refusals else None
 
 
-def _handed_out(arguments: list[str], folder: SweepFolder, listed: Sequence[Job], verbs: Verbs, screen: Screen) -> bool:
-    """Whether it was interrupted."""
-    fates = {job.name: (job.fate, job.reused) for job in listed}
-    where = str(folder.path)
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A job in whichever process a launcher gives it: it is sent there whole, so it holds plain values alone."""
 
-    def task(config: Any) -> float:
+    folder: str
+    fates: dict[str, tuple[Fate, str | None]]
+    verbs: Verbs
+
+    def __call__(self, config: Any) -> float:
         composed = compose.of_job(config)
-        name = jobs.name_of(composed, where)
-        fate, reused = fates.get(name, ("run", None))
+        name = jobs.name_of(composed, self.folder)
+        fate, reused = self.fates.get(name, ("run", None))
         run = RunFolder(reused or composed.run_dir)
         if fate in ("run", "continue", "refuse"):
             words = " ".join(composed.overrides) or "(defaults)"
-            screen.print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
+            Screen().print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
             os.environ[STARTED] = str(time.time())
-            code = verbs.go_on(run) if fate == "continue" else verbs.run(composed)
-            append(SweepFolder(where).outcomes, {"job": name, "code": code})
+            code = self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
+            append(SweepFolder(self.folder).outcomes, {"job": name, "code": code})
             if code == _INTERRUPTED:
-                raise _Stopped
+                raise KeyboardInterrupt  # which Hydra lets through: of an Exception it would go on to the next job
         return _value(run)
+
+
+def _handed_out(arguments: list[str], folder: SweepFolder, listed: Sequence[Job], verbs: Verbs) -> bool:
+    """Whether it was interrupted."""
+    made = _Task(str(folder.path), {job.name: (job.fate, job.reused) for job in listed}, verbs)
+
+    def task(config: Any) -> float:  # Hydra wants a function
+        return made(config)
 
     try:
         compose.hydra_main(task, arguments)
-    except _Stopped:
+    except KeyboardInterrupt:
         return True
     return False
 
@@ -155,16 +170,18 @@ def _value(run: RunFolder) -> float:
     return float(evaluate.get("loss" if "loss" in evaluate else "perplexity", "nan"))
 
 
-def _note_reused(folder: SweepFolder, listed: Sequence[Job]) -> None:
-    """A job that took the result of another ended as that one did; after it, whichever process ran it."""
+def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
+    """How jobs ended that were not run here: as the run that they took the result of, or as they did before."""
     for job in listed:
-        if job.fate != "reuse" or job.reused is None:
-            continue
         ended = folder.ended()
-        inside = Path(job.reused).parent == folder.path
-        outcome = ended.get(Path(job.reused).name) if inside else Outcome(code=0)
-        if outcome is not None:
-            append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": job.reused})
+        if job.fate == "reuse" and job.reused is not None:
+            inside = Path(job.reused).parent == folder.path
+            outcome = ended.get(Path(job.reused).name) if inside else Outcome(code=0)
+            if outcome is not None:
+                append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": job.reused})
+        elif job.fate == "keep" and job.name not in ended:  # the sweep was killed before it could note it
+            report = read_json(RunFolder(folder.path / job.name).report) or {}
+            append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else _FAILED})
 
 
 def _closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped: bool, screen: Screen) -> int:

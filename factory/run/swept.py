@@ -1,6 +1,7 @@
 """A sweep's folder: what it was to do, what it has done. `sweep` writes it, `compare` reads it."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,10 @@ class SweepFolder:
         """The last outcome of each job that ended."""
         if not self.outcomes.is_file():
             return {}
-        lines: list[dict[str, Any]] = [
-            json.loads(text) for text in self.outcomes.read_text(encoding="utf-8").splitlines()
-        ]
+        lines = list[dict[str, Any]]()
+        for text in self.outcomes.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # what a full disk cut short
+                lines.append(json.loads(text))
         return {line["job"]: Outcome(code=line["code"], reused=line.get("reused")) for line in lines}
 
     def names(self) -> list[str]:
