@@ -68,12 +68,13 @@ def found(asked: Asked, tracking: Tracking) -> list[Run]:
             made += of_folder(Path(place))
     if asked.experiments or asked.filters:
         made += _searched(asked, tracking)
-    once = {str(Path(run.where).absolute()): run for run in reversed(made)}
-    made = list(reversed(once.values()))
-    if not made:
+    once = dict[str, Run]()
+    for run in made:
+        once.setdefault(str(Path(run.where).absolute()), run)
+    if not once:
         words = " ".join([*(f"experiment={name}" for name in asked.experiments), *asked.filters, *asked.places])
         raise refuse("compare-found", words, "no run is there", asked=words)
-    return _named(made)
+    return named(list(once.values()))
 
 
 def of_folder(path: Path) -> list[Run]:
@@ -100,7 +101,7 @@ def _jobs(sweep: SweepFolder) -> Iterator[Run]:
             yield runs.of_folder(folder)
 
 
-def _named(made: list[Run]) -> list[Run]:
+def named(made: list[Run]) -> list[Run]:
     """With the shortest names that tell them apart: the ends of their places."""
     parts = [Path(run.where).parts for run in made]
     for length in range(1, max(map(len, parts)) + 1):
@@ -111,9 +112,9 @@ def _named(made: list[Run]) -> list[Run]:
 
 
 def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:
+    client = _client(tracking, " ".join([*asked.experiments, *asked.filters]))
     from mlflow.exceptions import MlflowException
 
-    client = _client(tracking, " ".join([*asked.experiments, *asked.filters]))
     known = {found.name: found.experiment_id for found in client.search_experiments()}
     names = asked.experiments or (tracking.experiment,)
     for name in names:
@@ -135,9 +136,9 @@ def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:
 
 def _of_id(run_id: str, tracking: Tracking) -> Iterator[Run]:
     """An MLflow run, or where it is a sweep's, those that are nested under it."""
+    client = _client(tracking, run_id)
     from mlflow.exceptions import MlflowException
 
-    client = _client(tracking, run_id)
     try:
         made = client.get_run(run_id)
     except MlflowException as error:
