@@ -12,7 +12,7 @@ from factory.compare.runs import Run, Status
 from factory.plan import read_plan
 from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, read_json
-from factory.run.swept import SweepFolder
+from factory.run.swept import Outcome, SweepFolder
 from factory.saved import is_mlflow_id
 from factory.schema import Tracking
 
@@ -98,7 +98,14 @@ def _jobs(sweep: SweepFolder) -> Iterator[Run]:
         elif outcome is None and not RunFolder(folder).plan.is_file():
             yield runs.absent(name, str(folder), "not run", None, overrides)
         else:
-            yield runs.of_folder(folder)
+            yield _as_ended(runs.of_folder(folder), outcome)
+
+
+def _as_ended(run: Run, outcome: Outcome | None) -> Run:
+    """A job that failed without a report of it may have an older one in its folder."""
+    if outcome is None or outcome.code == 0 or run.status != "finished" or run.folder is None:
+        return run
+    return replace(run, status="failed", said=f"see {RunFolder(run.folder).log}")
 
 
 def named(made: list[Run]) -> list[Run]:

@@ -101,6 +101,18 @@ def test_a_sweep_is_its_jobs(tmp_path: Path) -> None:
     assert sweep.ended()["0"].code == 0  # the last one counts
 
 
+def test_a_sweeps_table_goes_by_how_the_jobs_ended(tmp_path: Path) -> None:
+    """Whatever an older attempt left in a job's folder."""
+    for job in ("0", "1"):
+        side_by_side.run(tmp_path / job)
+    (tmp_path / "jobs.jsonl").write_text('{"job": "0", "code": 2}\n{"job": "1", "code": 1}\n')
+    made = runs(tmp_path)
+    assert [(run.status, run.said) for run in made] == [
+        ("refused", f"see {tmp_path / '0' / 'run.log'}"),
+        ("failed", f"see {tmp_path / '1' / 'run.log'}"),
+    ]
+
+
 def test_runs_are_named_by_the_ends_of_their_places_and_come_once(tmp_path: Path) -> None:
     places = [side_by_side.run(tmp_path / day / "12-00") for day in ("monday", "tuesday")]
     assert [run.name for run in runs(*places, places[0])] == ["monday/12-00", "tuesday/12-00"]

@@ -161,3 +161,20 @@ def test_the_verb_writes_prints_and_refuses(command: Callable[..., Any], here: P
     assert command("compare", "a", "compare.fromat=csv").rules == ["unknown-key"]
     assert command("compare", "a", "method=lora").rules == ["compare-what"]
     assert command("train", "compare.format=csv").rules == ["key-of-another-verb"]
+
+
+def test_what_a_stage_measures_is_what_its_runs_are_compared_by(tmp_path: Path) -> None:
+    """The loss where whole answers are judged; each before and after."""
+    judged = {"loss_before": 0.7, "loss": 0.25, "rewards/accuracy": 0.9}
+    written_ = {"perplexity_before": 9.0, "perplexity": 5.0}
+    one, two = side_by_side.run(tmp_path / "a", evaluate=judged), side_by_side.run(tmp_path / "b", evaluate=written_)
+    made = comparison(one, two)
+    shown = [(column.title, [column.text(run) for run in made.runs]) for column in made.columns[6:]]
+    assert shown == [
+        ("loss before", ["0.700", "-"]),
+        ("loss", ["0.250", "-"]),
+        ("rewards/accuracy", ["0.900", "-"]),
+        ("perplexity before", ["-", "9.000"]),
+        ("perplexity", ["-", "5.000"]),
+    ]
+    assert made.verdicts == {}  # of one figure each there is no best
