@@ -14,9 +14,11 @@ from factory.compare.runs import Run
 from factory.diff import flat
 from factory.evaluation import rows
 
-# of `Plan.decisive()`: what the held-out rows are drawn by, and what their tokens, and which of them count, follow from
+# of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
+# what bounds an answer
 _ROWS = ("seed", "align.")
-_TOKENS = (*_ROWS, "pack.", "train.stage")
+_TOKENS = (*_ROWS, "pack.", "train.stage", "evaluate.stride")
+_ANSWERS = (*_ROWS, "evaluate.max_new_tokens", "evaluate.temperature")
 _NO_MATTER = ("pack.packing", "pack.isolate_documents")  # held-out rows stand alone
 _OF_TOKENS = ("perplexity", "loss")
 
@@ -89,7 +91,7 @@ def apart(metric: str, runs: Sequence[Run]) -> str | None:
     if lacking := [run.name for run in runs if run.plan is None]:
         return f"what {listed(lacking)} measured is not known without a plan"
     by_tokens = metric in _OF_TOKENS
-    decided = {run.name: dict(_decisive(run, _TOKENS if by_tokens else _ROWS)) for run in runs}
+    decided = {run.name: dict(_decisive(run, _TOKENS if by_tokens else _ANSWERS)) for run in runs}
     keys = dict.fromkeys(key for each in decided.values() for key in each)
     for key in keys:
         if wrong := _unlike(key, {name: each.get(key) for name, each in decided.items()}):
