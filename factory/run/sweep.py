@@ -1,5 +1,6 @@
 """A sweep: every job is compiled before the first starts, Hydra hands them out, and a comparison closes it."""
 
+import json
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from factory.compare import terminal, written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.found import of_folder
 from factory.compare.page import page
-from factory.compare.runs import of_report
+from factory.compare.runs import Status, of_report
 from factory.execute.context import STARTED, append
 from factory.refusal import refuse
 from factory.run import jobs
@@ -25,7 +26,9 @@ from factory.run.tracking import connect
 from factory.schema import Sweep, Tracking
 from factory.words import program
 
-_FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
+_FAILED, _INTERRUPTED = 1, 130
+_UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
+_TABLE = "table.json"  # the comparison as MLflow shows a table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +202,7 @@ def _closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped
         screen.print(f"Next: {again}  # more of it; compare.out=PAGE.html: the page again", soft_wrap=True)
     if tracking.uri:
         screen.print(f"Next: {program('mlflow')} ui --backend-store-uri {tracking.uri}", soft_wrap=True)
-    if {ended[name].code if name in ended else None for name in folder.names()} - {0, _REFUSED}:
+    if made is not None and {run.status for run in made.runs} & set(_UNDONE):
         screen.print(f"To continue: {program('factory')} -m sweep.resume={folder.path}", soft_wrap=True)
     _close_parent(tracking, parent, folder, made, done)
     return _INTERRUPTED if stopped else 0 if done else _FAILED
@@ -231,13 +234,17 @@ def _close_parent(
         if made is not None:
             client.log_artifact(parent, str(folder.table))
             client.log_artifact(parent, str(folder.page))
-            client.log_table(parent, _as_columns(made), "table.json")
+            client.log_dict(parent, _as_table(made), _TABLE)
+            client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps([{"path": _TABLE, "type": "table"}]))
         client.set_terminated(parent, "FINISHED" if done else "FAILED")
     except Exception as error:  # as above
         print(f"MLflow did not get the table ({type(error).__name__}): {folder.table}", file=sys.stderr)
 
 
-def _as_columns(made: Comparison) -> dict[str, list[Any]]:
-    """As MLflow shows a table: a list a column."""
-    numbers = {column.title: [column.value(run) for run in made.runs] for column in made.columns}
-    return {"run": list(made.names), **numbers, "status": [run.status for run in made.runs]}
+def _as_table(made: Comparison) -> dict[str, list[Any]]:
+    """Whole each time: MLflow's own log_table adds rows to those of the attempt before."""
+    rows = [
+        [made.names[place], *(column.value(run) for column in made.columns), run.status]
+        for place, run in enumerate(made.runs)
+    ]
+    return {"columns": ["run", *(column.title for column in made.columns), "status"], "data": rows}
