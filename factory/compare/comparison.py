@@ -38,7 +38,7 @@ class Comparison:
 
 def compared(runs: Sequence[Run]) -> Comparison:
     labels = labels_of([run.options for run in runs], [run.overrides for run in runs])
-    names = labels if all(labels) and len(set(labels)) == len(labels) else tuple(run.name for run in runs)
+    names = _names(runs, labels)
     called = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     found, judge = columns(runs), Judge(called)
     verdicts = {column.key: made for column in found if (made := judge.verdict(column)) is not None}
@@ -54,6 +54,13 @@ def compared(runs: Sequence[Run]) -> Comparison:
         planned=tuple(planned),
         notes=tuple(_notes(called, found, verdicts, judge)),
     )
+
+
+def _names(runs: Sequence[Run], labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels where each run that is known has one of its own, else the folders' names."""
+    known = [label for run, label in zip(runs, labels, strict=True) if run.options or run.overrides]
+    unlike = all(known) and len(set(known)) == len(known)
+    return tuple(label if unlike and label else run.name for run, label in zip(runs, labels, strict=True))
 
 
 def _notes(runs: Sequence[Run], found: Sequence[Column], verdicts: dict[str, Verdict], judge: Judge) -> list[str]:

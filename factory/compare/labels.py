@@ -8,7 +8,8 @@ _PLACES = ("hydra.", "tracking.", "tracking=")  # where a run goes is not what i
 def labels(options: Sequence[Mapping[str, str]], overrides: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Of each run: the options that are not chosen in all, then the overrides that not all were given.
 
-    `options` are empty where they are not known: those on the command line stand for them.
+    `options` are empty where they are not known: those on the command line stand for them. A run of which neither is
+    known has no label, and takes none from the others.
     """
     groups = dict.fromkeys(group for each in options for group in each if group != "tracking")
     chosen = [each or _named(texts, groups) for each, texts in zip(options, overrides, strict=True)]
@@ -16,7 +17,8 @@ def labels(options: Sequence[Mapping[str, str]], overrides: Sequence[Sequence[st
     given = [
         [text for text in texts if not text.startswith(_PLACES) and _key(text) not in groups] for texts in overrides
     ]
-    common = set.intersection(*map(set, given)) if given else set[str]()
+    known = [set(texts) for each, texts in zip(options, given, strict=True) if each or texts]
+    common = set.intersection(*known) if known else set[str]()
     return tuple(
         " ".join(
             [

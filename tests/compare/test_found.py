@@ -147,6 +147,7 @@ def test_words_that_name_nothing_are_refused(words: tuple[str, ...], rule: str, 
         ),
         ([{"method": "lora"}] * 2, [["a.b=1", "c.d=2"], ["a.b=1", "c.d=3"]], ["c.d=2", "c.d=3"]),
         ([{"method": "lora"}, {}], [["method=lora"], ["method=galore"]], ["method=lora", "method=galore"]),
+        ([{"method": "lora"}] * 2 + [{}], [["a.b=1", "c.d=2"], ["a.b=1"], []], ["c.d=2", "", ""]),
         ([{"method": "lora"}] * 2, [["hydra.run.dir=a", "tracking.uri=b"], []], ["", ""]),
     ],
 )
