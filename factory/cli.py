@@ -6,12 +6,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from factory import __version__, compose, settings
+from factory import __version__, compose, schema, settings
 from factory.anew import Anew
 from factory.anew import compiled as _compiled
 from factory.plan import Plan
@@ -23,9 +24,9 @@ from factory.run.folder import RunFolder
 from factory.typed import convert, to_tree
 
 REFUSED = 2
-_PRINTING = ("plan", "preview")  # verbs with keys of their own
+_PRINTING = ("plan", "preview", "compare")  # verbs with keys of their own
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("chat", "serve", "export", "compare", "board", "import-config")
+NOT_THERE = ("chat", "serve", "export", "board", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,6 +81,8 @@ def _refuse_unread(line: compose.CommandLine, verb: str) -> None:
         group = text.lstrip("+").partition(".")[0]
         if group in _PRINTING and group != verb:
             raise refuse("key-of-another-verb", text, f"`factory {verb}` does not read it", verb=group)
+        if group == "sweep" and not line.multirun:
+            raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
 
 
 def plan(arguments: list[str]) -> int:
@@ -87,10 +90,10 @@ def plan(arguments: list[str]) -> int:
     if "--diff" in arguments:
         return _diff(arguments)
     line = compose.parse(arguments)
-    if line.multirun:
-        raise refuse("plan-of-a-sweep", "-m", "one plan is shown at a time")
     if line.hydra_flags:
         return _hydras_own(line)
+    if line.multirun:
+        return _plan_sweep(line)
     composed = _composed(line, "plan")
     made = _compiled(composed, training=False)
     form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
@@ -134,6 +137,47 @@ def _search(made: Plan, form: str, anew: Anew) -> int:
     return 0
 
 
+def _plan_sweep(line: compose.CommandLine) -> int:
+    """Every job of a sweep with its estimate, or why it is refused. 2 where one is."""
+    _refuse_unread(line, "plan")
+    kept, _ = _of_sweep(line)
+    shared = tuple(text for text in kept.overrides if not text.lstrip("+").startswith("plan."))
+    form = _settings_of([text for text in kept.overrides if text not in shared]).plan.format
+    if form == "yaml":
+        raise refuse("plan-of-a-sweep", "plan.format=yaml", "a file holds one plan")
+    from factory.run import jobs, sweep
+
+    found = sweep.planned(replace(kept, overrides=shared), partial(_compiled, training=False))
+    if form == "json":
+        print(json.dumps(jobs.as_json(found), ensure_ascii=False))
+    else:
+        from factory.run.screen import Screen
+
+        screen = Screen()
+        screen.print(jobs.table(found))
+        screen.print(jobs.summary(found))
+    for job in found:
+        if job.refusals:
+            print(f"\njob {job.name}\n{UserError(*job.refusals)}", file=sys.stderr)
+    return REFUSED if any(job.refusals for job in found) else 0
+
+
+def _of_sweep(line: compose.CommandLine) -> tuple[compose.CommandLine, schema.Sweep]:
+    """The keys of the sweep itself, taken from the line. Raises UserError."""
+    own = [text for text in line.overrides if text.lstrip("+").startswith("sweep.")]
+    kept = tuple(text for text in line.overrides if text not in own)
+    return replace(line, overrides=kept), _settings_of(own).sweep
+
+
+def _settings_of(overrides: Sequence[str]) -> settings.Settings:
+    """The settings of these overrides and the defaults. Raises UserError."""
+    tree = compose.compose(compose.parse(list(overrides))).tree
+    chosen, problems, _ = settings.read(tree, options={}, overrides=(), run_dir="")
+    if problems:
+        raise UserError(*problems)
+    return chosen
+
+
 def _diff(arguments: list[str]) -> int:
     """Two plans: files, run folders or MLflow run ids."""
     from factory import diff
@@ -145,10 +189,7 @@ def _diff(arguments: list[str]) -> int:
     if unread or unnamed:
         wrong = "two plans are needed" if unnamed else f"{unread[0]} is not read here"
         raise refuse("diff-what", f"--diff {' '.join(names)}".strip(), wrong)
-    tree = compose.compose(compose.parse(rest)).tree
-    chosen, problems, _ = settings.read(tree, options={}, overrides=(), run_dir="")
-    if problems:
-        raise UserError(*problems)
+    chosen = _settings_of(rest)
     one, other = (diff.read(name, chosen.tracking.uri) for name in names)
     found = diff.differences(one, other)
     if chosen.plan.format == "json":
@@ -175,6 +216,16 @@ def preview(arguments: list[str]) -> int:
     return show.show(made, asked)
 
 
+def compare(arguments: list[str]) -> int:
+    """runs side by side: folders, a sweep's folder, MLflow ids, experiment=NAME or a filter; compare.out=page.html"""
+    from factory.compare import show
+
+    read = ("compare.", "tracking.", "tracking=")
+    keys = [word for word in arguments if word.lstrip("+").startswith(read) and not Path(word).exists()]
+    chosen = _settings_of(keys)
+    return show.show([word for word in arguments if word not in keys], chosen.compare, chosen.tracking)
+
+
 def _hydras_own(line: compose.CommandLine) -> int:
     """--cfg, --info, completion: Hydra prints and nothing runs."""
     completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
@@ -192,11 +243,7 @@ def train(arguments: list[str]) -> int:
     if line.hydra_flags:
         return _hydras_own(line)
     if line.multirun:
-        _refuse_unread(line, "train")
-        from factory.run.screen import Screen
-        from factory.run.sweep import sweep
-
-        return sweep(line, _job, Screen())
+        return _sweep(line)
     composed = _composed(line, "train")
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
         return _run(composed)
@@ -230,16 +277,29 @@ def _run(composed: compose.Composed) -> int:
     return launch(made, folder, start, Screen(), Anew(composed.config_dirs))
 
 
-def _job(composed: compose.Composed) -> int:
+def _sweep(line: compose.CommandLine) -> int:
+    _refuse_unread(line, "train")
+    from factory.run.screen import Screen
+    from factory.run.sweep import Verbs, sweep
+
+    kept, asked = _of_sweep(line)
+    verbs = Verbs(
+        compile=partial(_compiled, training=True),
+        run=lambda composed: _job(RunFolder(composed.run_dir), partial(_run, composed)),
+        go_on=lambda folder: _job(folder, partial(_go_on, folder)),
+    )
+    return sweep(kept, asked, verbs, Screen())
+
+
+def _job(folder: RunFolder, executed: Callable[[], int]) -> int:
     """One job of a sweep: what ends it must not end the others."""
     try:
-        return _run(composed)
+        return executed()
     except UserError as error:
         code, text = REFUSED, str(error)
         print(text, file=sys.stderr)
     except Exception as error:
-        return _our_mistake(error, Path(composed.run_dir))
-    folder = RunFolder(composed.run_dir)
+        return _our_mistake(error, folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.log.open("a", encoding="utf-8") as log:
         log.write(f"{text}\n")
@@ -344,8 +404,6 @@ def _of_method(text: str) -> bool:
 
 def resume(arguments: list[str]) -> int:
     """continue an interrupted run's FOLDER from its newest whole checkpoint"""
-    from factory.plan import read_plan
-
     refuse_outer(f"resume {' '.join(arguments)}")
     if len(arguments) != 1:
         raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
@@ -354,6 +412,12 @@ def resume(arguments: list[str]) -> int:
         raise refuse("resume-missing", arguments[0], "there is no plan.yaml in it")
     if folder.status() == "finished":
         raise refuse("resume-finished", arguments[0], "the run is finished")
+    return _go_on(folder)
+
+
+def _go_on(folder: RunFolder) -> int:
+    from factory.plan import read_plan
+
     return _launch_checked(read_plan(folder.plan), folder, folder.checkpoint())
 
 
@@ -400,6 +464,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan,
     "preview": preview,
     "evaluate": evaluate,
+    "compare": compare,
     "resume": resume,
     "models": models,
     "explain": explain,

@@ -5,7 +5,7 @@ a key that does not exist is refused in the same way whether it came from the co
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -238,14 +238,56 @@ def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:
     return translated(lambda: (str(config.hydra.sweep.dir), _plain(config, config.hydra, line.overrides, "")))
 
 
+def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | None:
+    """Every job of a sweep, as Hydra will hand them out; None where its sweeper decides them as it goes.
+
+    Raises UserError where one cannot be composed.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    given = {text: parser.parse_override(text) for text in ready.overrides}
+    shared = _composed([text for text, override in given.items() if not override.is_sweep_override()])
+    if shared.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
+        return None
+    own = [text for text, override in given.items() if override.key_or_group.startswith("hydra")]
+    task = [override for text, override in given.items() if text not in own]
+    more = [parser.parse_override(f"{name}={value}") for name, value in (shared.hydra.sweeper.params or {}).items()]
+    (split,) = translated(lambda: BasicSweeper.split_arguments([*more, *task], None))
+    return [_job(line, [*own, f"hydra.sweep.dir={folder}"], texts, number) for number, texts in enumerate(split)]
+
+
+def _job(line: CommandLine, own: list[str], texts: list[str], number: int) -> Composed:
+    from omegaconf import open_dict
+
+    config = _composed([*own, *texts])
+
+    def made() -> Composed:
+        with open_dict(config.hydra.job):  # what the launcher sets
+            config.hydra.job.num, config.hydra.job.id = number, str(number)
+        run_dir = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+        return _plain(config, config.hydra, _asked(texts), str(run_dir))
+
+    return replace(translated(made), config_dirs=line.config_dirs)
+
+
 def of_job(config: Any) -> Composed:
     """What a sweep's job was composed to, inside Hydra's task function."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    given = [str(text) for text in hydra.overrides.task if not str(text).startswith("++tracking.parent_run=")]
-    overrides = tuple(text.removeprefix("++").replace("+recipes=", "recipe=") for text in given)
-    return _plain(config, hydra, overrides, _relative(str(hydra.runtime.output_dir)))
+    return _plain(config, hydra, _asked(hydra.overrides.task), _relative(str(hydra.runtime.output_dir)))
+
+
+def _asked(texts: Iterable[Any]) -> tuple[str, ...]:
+    """A job's overrides as a person would give them, without what the sweep adds."""
+    given = (str(text) for text in texts)
+    return tuple(
+        text.removeprefix("++").replace("+recipes=", "recipe=")
+        for text in given
+        if not text.startswith("++tracking.parent_run=")
+    )
 
 
 def _composed(overrides: list[str]) -> Any:

@@ -3,8 +3,9 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from factory.run.folder import RunFolder
 from factory.typed import plain, to_tree
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
-_ABSENT = "(absent)"
+ABSENT = "(absent)"
 _ASKED = ("options.", "overrides")
 
 
@@ -40,11 +41,38 @@ class Differences:
     rest: tuple[Difference, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A key of plan.yaml, without `steps.`, and its value in each of several plans."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spreads:
+    """As `Differences`, of any number of plans, without what changes no result."""
+
+    asked: tuple[Spread, ...]
+    decisive: tuple[Spread, ...]
+    versions: tuple[Spread, ...]
+
+
+def among(plans: Sequence[Plan]) -> Spreads:
+    """The keys that are not the same in all of the plans."""
+    found = _spread([to_tree(plan) for plan in plans])
+    return Spreads(
+        asked=tuple(each for each in found if each.key.startswith("options.")),
+        decisive=_spread([plan.decisive() for plan in plans]),
+        versions=tuple(each for each in found if _is_version(each.key)),
+    )
+
+
 def differences(one: Plan, other: Plan) -> Differences:
     decisive = _between(one.decisive(), other.decisive())
     decided = {found.key for found in decisive}
     found = [each for each in _between(to_tree(one), to_tree(other)) if each.key not in decided]
-    versions = [each for each in found if each.key.removeprefix("packages.") in MATTER and "packages." in each.key]
+    versions = [each for each in found if _is_version(each.key)]
     asked = [each for each in found if each.key.startswith(_ASKED)]
     return Differences(
         digests=(one.digest(), other.digest()),
@@ -53,6 +81,10 @@ def differences(one: Plan, other: Plan) -> Differences:
         versions=tuple(versions),
         rest=tuple(each for each in found if each not in versions and each not in asked),
     )
+
+
+def _is_version(key: str) -> bool:
+    return key.startswith("packages.") and key.removeprefix("packages.") in MATTER
 
 
 def verdict(found: Differences) -> str:
@@ -100,7 +132,7 @@ def as_text(found: Differences, names: tuple[str, str]) -> str:
     ):
         width = max((len(each.key) for each in group), default=0)
         lines += [title] if group else []
-        lines += [f"  {each.key:<{width}}  {_shown(each.one)} -> {_shown(each.other)}" for each in group]
+        lines += [f"  {each.key:<{width}}  {shown(each.one)} -> {shown(each.other)}" for each in group]
     return "\n".join([*lines, verdict(found)])
 
 
@@ -109,19 +141,22 @@ def as_json(found: Differences) -> dict[str, Any]:
     return {"digests": list(found.digests), "same_result": not (found.decisive or found.versions), **tree}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a plan, for a person."""
     if isinstance(value, list):
         return f"[{','.join(map(plain, value))}]"
     return plain(value)
 
 
 def _between(one: dict[str, Any], other: dict[str, Any]) -> tuple[Difference, ...]:
-    ours, theirs = dict(flat(one)), dict(flat(other))
-    return tuple(
-        Difference(key, ours.get(key, _ABSENT), theirs.get(key, _ABSENT))
-        for key in dict.fromkeys([*ours, *theirs])
-        if (key in ours) != (key in theirs) or ours.get(key) != theirs.get(key)
-    )
+    return tuple(Difference(each.key, *each.values) for each in _spread([one, other]))
+
+
+def _spread(trees: Sequence[dict[str, Any]]) -> tuple[Spread, ...]:
+    """The leaves that are not in all of the trees, or not the same in all."""
+    leaves = [dict(flat(tree)) for tree in trees]
+    found = [Spread(key, tuple(each.get(key, ABSENT) for each in leaves)) for key in dict.fromkeys(chain(*leaves))]
+    return tuple(each for each in found if any(value != each.values[0] for value in each.values[1:]))
 
 
 def flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -249,6 +249,9 @@ class Memory:
     uncalibrated: tuple[str, ...] = ()
 
 
+KNOWN_LATER = "(known after pack)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
     """A number that only the tokenizer can tell: exact when low equals high. `high` is None where nobody knows it."""
@@ -259,7 +262,7 @@ class Range:
     def __str__(self) -> str:
         if self.low == self.high:
             return f"{self.low:,}"
-        return f"{self.low:,} {'or more' if self.high is None else f'to {self.high:,}'} (known after pack)"
+        return f"{self.low:,} {'or more' if self.high is None else f'to {self.high:,}'} {KNOWN_LATER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ class Saved:
 def saved(run: str, tracking_uri: str | None) -> Saved:
     """Raises UserError where there is no model."""
     folder = Path(run)
-    if not folder.exists() and _is_mlflow_id(run):
+    if not folder.exists() and is_mlflow_id(run):
         folder = Path(_folder_of(run, tracking_uri))
     made = RunFolder(folder)
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
@@ -64,7 +64,7 @@ def _is_place(key: str) -> bool:
     return any(key == place or key.startswith((f"{place}.", f"{place}/")) for place in _PLACES)
 
 
-def _is_mlflow_id(run: str) -> bool:
+def is_mlflow_id(run: str) -> bool:
     return len(run) == _MLFLOW_ID and set(run) <= set("0123456789abcdef")
 
 

@@ -273,3 +273,17 @@ class Preview:
     format: Literal["text", "json"] = key("how `factory preview` prints")
     rows: int = key("how many sequences are shown token by token, from the first on", low=0, high=10_000)
     html: str | None = key("a page to write beside what is printed: a path that ends in .html")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare:
+    format: Literal["auto", "text", "markdown", "csv", "json", "html"] = key(
+        "how `factory compare` says it; auto: by the end of compare.out's name, else text"
+    )
+    out: str | None = key("a file for it (.txt, .md, .csv, .json, .html); null: the standard output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    resume: str | None = key("the folder of a sweep to continue: what is finished is kept, the other jobs are run")
+    reuse: bool = key("a job whose plan was executed before takes that run's result instead of running again")

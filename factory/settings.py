@@ -19,6 +19,8 @@ GROUPS: dict[str, type] = {
     "tracking": schema.Tracking,
     "plan": schema.PlanOutput,
     "preview": schema.Preview,
+    "compare": schema.Compare,
+    "sweep": schema.Sweep,
 }
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
@@ -38,6 +40,8 @@ class Settings:
     tracking: schema.Tracking
     plan: schema.PlanOutput
     preview: schema.Preview
+    compare: schema.Compare
+    sweep: schema.Sweep
     seed: int
     options: dict[str, str]
     overrides: tuple[str, ...]

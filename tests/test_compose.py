@@ -261,7 +261,6 @@ def test_a_sweep_with_an_unknown_option_is_refused_before_it_starts(command: Com
     said = command("-m", "method=lora,zzz", "stage=choice(sft,yyy)")
     assert (said.code, said.rules) == (2, ["unknown-option", "unknown-option"])
     assert not list(here.iterdir())
-    assert command("plan", "-m", "method=lora,full").rules == ["plan-of-a-sweep"]
 
 
 def test_a_folder_of_options_that_is_not_there_is_refused(command: Command, here: Path) -> None:

@@ -124,3 +124,16 @@ def test_a_run_of_mlflow(made: Made, here: Path) -> None:
     assert isinstance(client, MlflowClient)
     client.log_artifact(run, str(here / "plan.yaml"))
     assert diff.read(run, uri) == plan
+
+
+def test_of_several_plans_it_is_what_not_all_have_in_common(made: Made) -> None:
+    """Told by pairs and told at once is the same."""
+    plans = [made(), made("method.rank=4"), made("method=full", "seed=7")]
+    found = diff.among(plans)
+    pairs = [diff.differences(plans[0], other) for other in plans[1:]]
+    assert {each.key for each in found.decisive} == {each.key for pair in pairs for each in pair.decisive}
+    values = {each.key: each.values for each in found.decisive}
+    assert values["attach.settings.rank"] == (8, 4, diff.ABSENT)
+    assert values["seed"] == (42, 42, 7)
+    assert [each.key for each in found.asked] == ["options.method"]
+    assert diff.among(plans[:1] * 3) == diff.Spreads(asked=(), decisive=(), versions=())

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import side_by_side
 
 HEAVY = {"torch", "transformers", "mlflow", "peft", "datasets", "accelerate", "bitsandbytes"}
 SCRIPT = f"""
@@ -30,10 +31,13 @@ REFUSED = ("method.rnk=3", "seed=x", "data=file", "data.path=nope.jsonl", "stage
         (("train", *REFUSED), 2),
         (("preview", *REFUSED), 2),
         (("explain", "method.rank"), 0),
+        (("compare", "run"), 0),
         (("--help",), 0),
     ],
 )
 def test_planning_leaves_the_heavy_libraries_alone(arguments: tuple[str, ...], code: int, here: Path) -> None:
+    if "compare" in arguments:
+        side_by_side.run(here / "run", evaluate={"perplexity": 9.0}, nats=[(20.0, 10)])
     subprocess.run([sys.executable, "-c", SCRIPT, *arguments], check=True, capture_output=True, timeout=60)
     found, imported, peak = json.loads((here / "found.json").read_text())
     assert found == code

@@ -340,31 +340,6 @@ def _decimals(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3f}"
 
 
-def runs_table(rows: list[dict[str, Any]]) -> Table:
-    named = (name for name in (rows[0] if rows else ()) if name.endswith(" before"))
-    measured = next(named, "measure before").removesuffix(" before")
-    table = Table(
-        title=f"sweep (before, after: {measured} of the held-out rows)",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in rows[0] if rows else ():
-        left = name in ("job", "method", "set", "status")
-        table.add_column(name.removeprefix(f"{measured} "), justify="left" if left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(_plain(str(value)) for value in row.values()))
-    return table
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "no jobs\n"
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
-    lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
 def _grid() -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", justify="right", no_wrap=True)

@@ -1,139 +1,250 @@
-"""A sweep: Hydra hands out the jobs, each is compiled and launched like a single run, and a table closes it."""
+"""A sweep: every job is compiled before the first starts, Hydra hands them out, and a comparison closes it."""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from factory import compose
+from factory.compare import terminal, written
+from factory.compare.comparison import Comparison, compared
+from factory.compare.found import of_folder
+from factory.compare.page import page
+from factory.compare.runs import Status, of_report
 from factory.execute.context import STARTED, append
+from factory.refusal import refuse
+from factory.run import jobs
 from factory.run.folder import RunFolder, read_json, unwritable, write_whole
-from factory.run.screen import Screen, markdown, runs_table
+from factory.run.jobs import Compile, Fate, Job
+from factory.run.screen import Screen
+from factory.run.swept import Outcome, Record, Recorded, SweepFolder
 from factory.run.tracking import connect
-from factory.schema import Tracking
-from factory.words import program, size
+from factory.schema import Sweep, Tracking
+from factory.words import program
 
-Job = Callable[[compose.Composed], int]
-_INTERRUPTED = 130
-_OUTCOMES = "jobs.jsonl"  # a line a job, whichever process ran it
-_STATUS = {0: "finished", 1: "failed", 2: "refused", 130: "interrupted"}
-
-
-class _Stopped(Exception):
-    """Ctrl-C ended a job, and with it the sweep."""
+_FAILED, _INTERRUPTED = 1, 130
+_UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
+_TABLE = "table.json"  # the comparison as MLflow shows a table
 
 
-def sweep(line: compose.CommandLine, job: Job, screen: Screen) -> int:
-    """Runs every job and returns the exit code: 0 when all finished, 130 when interrupted, else 1."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verbs:
+    """What a job is done with: compiled, run from its start, continued from where it was."""
+
+    compile: Compile
+    run: Callable[[compose.Composed], int]
+    go_on: Callable[[RunFolder], int]
+
+
+def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
+    """Every job, nothing of it executed. Raises UserError where the jobs are not known beforehand."""
     ready = compose.prepared(line)
-    folder, shared = compose.sweep_folder(line, ready)
+    folder, _ = compose.sweep_folder(line, ready)
+    found = compose.jobs(line, ready, folder)
+    if found is None:
+        raise refuse("jobs-unknown", "hydra/sweeper", "it decides each job when it has seen the ones before")
+    return jobs.compiled(found, folder, compile)
+
+
+def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen) -> int:
+    """Runs every job and returns the exit code: 0 when all finished, 130 when interrupted, else 1."""
+    before = SweepFolder(asked.resume).read() if asked.resume else None
+    if asked.resume:
+        line = _recorded(line, asked.resume, before)
+    ready = compose.prepared(line)
+    name, shared = compose.sweep_folder(line, ready)
+    folder = SweepFolder(asked.resume or name)
+    listed = _listed(line, ready, folder, asked, verbs.compile)
+    if listed:
+        screen.print(jobs.table(listed))
+        screen.print(jobs.summary(listed))
+    else:
+        screen.print("hydra/sweeper decides the jobs as it goes: each is compiled when it starts.")
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(Path(folder), error) from None
-    tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
-    parent = _parent_run(tracking, folder, line)
+        raise unwritable(folder.path, error) from None
+    with RunFolder(folder.path).claimed():
+        tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
+        parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
+        folder.write(_record(line, listed, parent))
+        stopped = _handed_out(_arguments(ready, parent, folder), folder, listed, verbs)
+        _note_others(folder, listed)
+        return _closed(folder, tracking, parent, stopped, screen)
+
+
+def _recorded(line: compose.CommandLine, folder: str, before: Record | None) -> compose.CommandLine:
+    """The command line that the sweep was started with."""
+    if before is None:
+        raise refuse("sweep-missing", f"sweep.resume={folder}", "there is no sweep.json in it that can be read")
+    if line.overrides or line.config_dirs:
+        given = " ".join([*line.overrides, *(f"--config-dir {each}" for each in line.config_dirs)])
+        raise refuse("sweep-fixed", given, "a sweep is continued as it was started")
+    return replace(line, overrides=before.overrides, config_dirs=before.config_dirs)
+
+
+def _listed(
+    line: compose.CommandLine, ready: compose.Prepared, folder: SweepFolder, asked: Sweep, compile: Compile
+) -> list[Job]:
+    """The jobs with what is to become of each; empty where they are not known beforehand."""
+    composed = compose.jobs(line, ready, str(folder.path))
+    if composed is not None and asked.resume:
+        compile = _beside(compile)
+    if composed is None:
+        if set_ := [name for name, value in (("resume", asked.resume), ("reuse", asked.reuse)) if value]:
+            raise refuse("jobs-unknown", f"sweep.{set_[0]}", "hydra/sweeper decides each job as it goes")
+        return []
+    found = jobs.compiled(composed, str(folder.path), compile)
+    found = jobs.continued(found, folder) if asked.resume else found
+    return jobs.reusing(found, folder) if asked.reuse else found
+
+
+def _beside(compile: Compile) -> Compile:
+    """Compiles a job as if nothing were in its folder yet: what is there is looked at by `jobs.continued`."""
+    return lambda composed: compile(replace(composed, run_dir=str(Path(composed.run_dir) / "anew")))
+
+
+def _arguments(ready: compose.Prepared, parent: str | None, folder: SweepFolder) -> list[str]:
     nested = [f"++tracking.parent_run={parent}"] if parent else []
-    arguments = [*ready.overrides, *nested, f"hydra.sweep.dir={Path(folder).as_posix()}", "--multirun"]
+    return [*ready.overrides, *nested, f"hydra.sweep.dir={folder.path.as_posix()}", "--multirun"]
 
-    def task(config: Any) -> float:
+
+def _record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None) -> Record:
+    return Record(
+        overrides=line.overrides,
+        config_dirs=line.config_dirs,
+        parent_run=parent,
+        jobs=tuple(
+            Recorded(name=job.name, overrides=job.overrides, digest=job.digest, refused=_first_refusal(job))
+            for job in listed
+        ),
+    )
+
+
+def _first_refusal(job: Job) -> str | None:
+    return f"[{job.refusals[0].rule}] {job.refusals[0].setting}: {job.refusals[0].wrong}" if job.refusals else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A job in whichever process a launcher gives it: it is sent there whole, so it holds plain values alone."""
+
+    folder: str
+    fates: dict[str, tuple[Fate, str | None]]
+    verbs: Verbs
+
+    def __call__(self, config: Any) -> float:
         composed = compose.of_job(config)
-        words = " ".join(composed.overrides) or "(defaults)"
-        screen.print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
-        os.environ[STARTED] = str(time.time())
-        code = job(composed)
-        append(Path(folder) / _OUTCOMES, {"job": Path(composed.run_dir).name, "code": code})
-        if code == _INTERRUPTED:
-            raise _Stopped
-        evaluate = (read_json(RunFolder(composed.run_dir).report) or {}).get("evaluate", {})
-        return float(evaluate.get(_measure(evaluate), "nan"))  # what an optimizing sweeper minimizes
+        name = jobs.name_of(composed, self.folder)
+        fate, reused = self.fates.get(name, ("run", None))
+        run = RunFolder(reused or composed.run_dir)
+        if fate in ("run", "continue", "refuse"):
+            words = " ".join(composed.overrides) or "(defaults)"
+            Screen().print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
+            os.environ[STARTED] = str(time.time())
+            code = self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
+            append(SweepFolder(self.folder).outcomes, {"job": name, "code": code})
+            if code == _INTERRUPTED:
+                raise KeyboardInterrupt  # which Hydra lets through: of an Exception it would go on to the next job
+        return _value(run)
 
-    stopped = False
+
+def _handed_out(arguments: list[str], folder: SweepFolder, listed: Sequence[Job], verbs: Verbs) -> bool:
+    """Whether it was interrupted."""
+    made = _Task(str(folder.path), {job.name: (job.fate, job.reused) for job in listed}, verbs)
+
+    def task(config: Any) -> float:  # Hydra wants a function
+        return made(config)
+
     try:
         compose.hydra_main(task, arguments)
-    except _Stopped:
-        stopped = True
-    rows = summary(Path(folder))
-    screen.print(runs_table(rows))
-    table = Path(folder) / "compare.md"
-    write_whole(table, markdown(rows))
-    screen.print(f"Written to {table}", soft_wrap=True)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _value(run: RunFolder) -> float:
+    """What an optimizing sweeper minimizes: the held-out perplexity, or the loss where whole answers are judged."""
+    evaluate = (read_json(run.report) or {}).get("evaluate", {})
+    return float(evaluate.get("loss" if "loss" in evaluate else "perplexity", "nan"))
+
+
+def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
+    """How jobs ended that were not run here: as the run that they took the result of, or as they did before."""
+    for job in listed:
+        ended = folder.ended()
+        if job.fate == "reuse" and job.reused is not None:
+            inside = Path(job.reused).parent == folder.path
+            outcome = ended.get(Path(job.reused).name) if inside else Outcome(code=0)
+            if outcome is not None:
+                append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": job.reused})
+        elif job.fate == "keep" and job.name not in ended:  # the sweep was killed before it could note it
+            report = read_json(RunFolder(folder.path / job.name).report) or {}
+            append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else _FAILED})
+
+
+def _closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped: bool, screen: Screen) -> int:
+    """Compares what there is, tells of it, and returns the exit code."""
+    ended = folder.ended()
+    done = bool(ended) and all(ended.get(name, Outcome(code=_FAILED)).code == 0 for name in folder.names())
+    made = compared(of_folder(folder.path)) if folder.names() else None
+    if made is not None:
+        write_whole(folder.table, written.markdown(made))
+        write_whole(folder.page, page(made))
+        for each in terminal.summary(made, screen.console.width):
+            screen.print(each)
+        again = f"{program('factory')} compare {folder.path}"
+        screen.print(f"Written to {folder.table} and {folder.page}", soft_wrap=True)
+        screen.print(f"Next: {again}  # more of it; compare.out=PAGE.html: the page again", soft_wrap=True)
     if tracking.uri:
         screen.print(f"Next: {program('mlflow')} ui --backend-store-uri {tracking.uri}", soft_wrap=True)
-    done = all(row["status"] == "finished" for row in rows) and bool(rows)
-    _close_parent(tracking, parent, table, done)
-    return _INTERRUPTED if stopped else 0 if done else 1
+    if made is not None and {run.status for run in made.runs} & set(_UNDONE):
+        screen.print(f"To continue: {program('factory')} -m sweep.resume={folder.path}", soft_wrap=True)
+    _close_parent(tracking, parent, folder, made, done)
+    return _INTERRUPTED if stopped else 0 if done else _FAILED
 
 
-def summary(folder: Path) -> list[dict[str, Any]]:
-    """A row a job: what it ended with, and what its report says where it got as far as that."""
-    lines = (folder / _OUTCOMES).read_text(encoding="utf-8").splitlines() if (folder / _OUTCOMES).exists() else []
-    jobs = {line["job"]: line["code"] for line in map(json.loads, lines)}
-    reports = {name: read_json(folder / name / "report.json") if code != 2 else None for name, code in jobs.items()}
-    common = set.intersection(*[set(report["overrides"]) for report in reports.values() if report] or [set()])
-    measures = {_measure(report.get("evaluate", {})) for report in reports.values() if report} or {"perplexity"}
-    measured = f"{measures.pop()} " if len(measures) == 1 else ""
-    rows = []
-    for name in sorted(reports, key=lambda name: (len(name), name)):
-        report = reports[name] or {"overrides": []}
-        swept = [text for text in report["overrides"] if text not in common and not text.startswith("method=")]
-        options = report.get("options", {})
-        train, evaluate = report.get("train", {}), report.get("evaluate", {})
-        rows.append(
-            {
-                "job": name,
-                "method": options.get("method", "-"),
-                "set": " ".join(swept),
-                "trainable": f"{report['parameters']['trainable']:,}" if "parameters" in report else "-",
-                "memory": size(report.get("memory", {}).get("peak_bytes")),
-                "tokens/s": _number(train.get("tokens_per_second"), 0),
-                f"{measured}before": _told(evaluate, "_before", alone=bool(measured)),
-                "after": _told(evaluate, "", alone=bool(measured)),
-                "status": _STATUS[jobs[name]] + (f", see {name}/run.log" if jobs[name] in (1, 2) else ""),
-            }
-        )
-    unused = all(not row["set"] for row in rows)
-    return [{name: value for name, value in row.items() if name != "set" or not unused} for row in rows]
-
-
-def _measure(evaluate: dict[str, Any]) -> str:
-    """What of the held-out rows a job is compared by: the loss where whole answers are judged."""
-    return "loss" if "loss" in evaluate else "perplexity"
-
-
-def _told(evaluate: dict[str, Any], when: str, *, alone: bool) -> str:
-    """The measure's value; with its name where the jobs have several."""
-    name = _measure(evaluate)
-    number = _number(evaluate.get(f"{name}{when}"), 3)
-    return number if alone or number == "-" else f"{name} {number}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _parent_run(tracking: Tracking, folder: str, line: compose.CommandLine) -> str | None:
+def _parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLine, known: str | None) -> str | None:
     if tracking.uri is None:
         return None
     try:
         client, experiment = connect(tracking)
-        run = client.create_run(experiment, run_name=f"sweep {folder}", tags={"overrides": " ".join(line.overrides)})
+        if known is not None:
+            client.update_run(known, status="RUNNING")
+            return known
+        tags = {"overrides": " ".join(line.overrides)}
+        run = client.create_run(experiment, run_name=f"sweep {folder.path}", tags=tags)
     except Exception as error:  # whatever a server may raise: the jobs run all the same
         print(f"MLflow cannot be reached ({type(error).__name__}); the sweep's folder has it all.", file=sys.stderr)
         return None
     return run.info.run_id
 
 
-def _close_parent(tracking: Tracking, parent: str | None, table: Path, done: bool) -> None:
+def _close_parent(
+    tracking: Tracking, parent: str | None, folder: SweepFolder, made: Comparison | None, done: bool
+) -> None:
     if parent is None:
         return
     try:
         client, _ = connect(tracking)
-        client.log_artifact(parent, str(table))
+        if made is not None:
+            client.log_artifact(parent, str(folder.table))
+            client.log_artifact(parent, str(folder.page))
+            client.log_dict(parent, _as_table(made), _TABLE)
+            client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps([{"path": _TABLE, "type": "table"}]))
         client.set_terminated(parent, "FINISHED" if done else "FAILED")
     except Exception as error:  # as above
-        print(f"MLflow did not get the table ({type(error).__name__}): {table}", file=sys.stderr)
+        print(f"MLflow did not get the table ({type(error).__name__}): {folder.table}", file=sys.stderr)
+
+
+def _as_table(made: Comparison) -> dict[str, list[Any]]:
+    """Whole each time: MLflow's own log_table adds rows to those of the attempt before."""
+    rows = [
+        [made.names[place], *(column.value(run) for column in made.columns), run.status]
+        for place, run in enumerate(made.runs)
+    ]
+    return {"columns": ["run", *(column.title for column in made.columns), "status"], "data": rows}

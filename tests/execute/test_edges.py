@@ -12,8 +12,6 @@ from conftest import compiled
 from factory.execute.verify import verify
 from factory.refusal import UserError
 from factory.run.folder import MANIFEST, RunFolder
-from factory.run.screen import runs_table
-from factory.run.sweep import summary
 
 ONE_STEP = ("stage.max_steps=1", "stage.batch_size=2", "precision=fp32")
 
@@ -77,44 +75,3 @@ def test_a_plan_for_a_gpu_is_not_replayed_without_one(tiny_model: Path) -> None:
     load = replace(plan.steps.load, device="cuda")
     with pytest.raises(UserError, match="there is no GPU here"):
         verify(replace(plan, steps=replace(plan.steps, load=load)))
-
-
-def test_a_sweeps_table_goes_by_how_the_jobs_ended(tmp_path: Path) -> None:
-    old = {"status": "finished", "overrides": ["a=1"], "memory": {"peak_bytes": None}}
-    for job in ("0", "1"):
-        (tmp_path / job).mkdir()
-        (tmp_path / job / "report.json").write_text(json.dumps(old))
-    (tmp_path / "jobs.jsonl").write_text('{"job": "0", "code": 2}\n{"job": "1", "code": 1}\n')
-    assert [row["status"] for row in summary(tmp_path)] == ["refused, see 0/run.log", "failed, see 1/run.log"]
-
-
-JUDGED = {"loss_before": 0.7, "loss": 0.25, "rewards/accuracy": 0.9}
-WRITTEN = {"perplexity_before": 9.0, "perplexity": 5.0}
-
-
-@pytest.mark.parametrize(
-    ("measured", "wanted"),
-    [
-        ((JUDGED, JUDGED), [("loss before", "0.700", "0.250")] * 2),
-        ((WRITTEN, WRITTEN), [("perplexity before", "9.000", "5.000")] * 2),
-        (
-            (JUDGED, WRITTEN),
-            [("before", "loss 0.700", "loss 0.250"), ("before", "perplexity 9.000", "perplexity 5.000")],
-        ),
-        ((WRITTEN, {}), [("perplexity before", "9.000", "5.000"), ("perplexity before", "-", "-")]),
-    ],
-)
-def test_a_sweeps_table_names_what_its_stages_measure(
-    measured: tuple[dict[str, float], ...], wanted: list[tuple[str, str, str]], tmp_path: Path
-) -> None:
-    lines = []
-    for number, evaluate in enumerate(measured):
-        (tmp_path / str(number)).mkdir()
-        report = {"overrides": ["a=1"], "evaluate": evaluate}
-        (tmp_path / str(number) / "report.json").write_text(json.dumps(report))
-        lines.append(json.dumps({"job": str(number), "code": 0}))
-    (tmp_path / "jobs.jsonl").write_text("\n".join(lines))
-    rows = summary(tmp_path)
-    assert [(name, row[name], row["after"]) for (name, *_), row in zip(wanted, rows, strict=True)] == wanted
-    title = str(runs_table(rows).title)
-    assert title.endswith(f"{wanted[0][0].removesuffix('before').strip() or 'measure'} of the held-out rows)")

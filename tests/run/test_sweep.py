@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from factory.plan import Tracking
-from factory.run.screen import size
 from factory.run.tracking import connect
+from factory.words import size
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,15 @@ def test_one_refused_job_stops_no_other(said: str, where: Path) -> None:
     assert "[galore-optimizer]" in said
     folder = where / "swept"
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "0",
         "1",
         "2",
-        "compare.md",
+        "compare.html",
         "jobs.jsonl",
         "multirun.yaml",
+        "sweep.json",
+        "table.md",
     ]
     assert {path.name for path in (folder / "1").iterdir()} == {"run.log"}
     assert "[galore-optimizer]" in (folder / "1" / "run.log").read_text()
@@ -72,19 +75,19 @@ def test_one_refused_job_stops_no_other(said: str, where: Path) -> None:
 
 def test_the_table_holds_what_the_reports_say(said: str, where: Path) -> None:
     folder = where / "swept"
-    lines = [line.strip("| \n").split(" | ") for line in (folder / "compare.md").read_text().splitlines()]
-    names, rows = lines[0], [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-    assert {"method", "trainable", "memory", "tokens/s", "perplexity before", "after", "status"} <= set(names)
-    assert [row["job"] for row in rows] == ["0", "1", "2"]
+    lines = [line.strip("| \n").split(" | ") for line in (folder / "table.md").read_text().splitlines()]
+    names, rows = lines[0], [dict(zip(lines[0], line, strict=True)) for line in lines[2:5]]
+    assert {"trainable", "memory", "tokens/s", "perplexity before", "perplexity", "status"} <= set(names)
+    assert [row["run"] for row in rows] == ["0", "1", "2"]
     assert rows[1]["status"].startswith("refused")
     for job in (0, 2):
         report = json.loads((folder / str(job) / "report.json").read_text())
         assert rows[job]["status"] == "finished"
         assert rows[job]["trainable"] == f"{report['parameters']['trainable']:,}"
         assert rows[job]["memory"] == size(report["memory"]["peak_bytes"])
-        assert rows[job]["after"] == f"{report['evaluate']['perplexity']:,.3f}"
+        assert rows[job]["perplexity"] == f"{report['evaluate']['perplexity']:,.3f}"
         assert rows[job]["perplexity before"] == f"{report['evaluate']['perplexity_before']:,.3f}"
-    assert rows[0]["method"] == "lora" and rows[2]["method"] == "full"
+    assert [row["what differs"] for row in rows] == ["method=lora", "method=galore", "method=full"]
 
 
 def test_the_runs_are_nested_under_one(said: str, where: Path) -> None:
@@ -97,4 +100,5 @@ def test_the_runs_are_nested_under_one(said: str, where: Path) -> None:
     assert sorted(run.data.tags["method"] for run in children) == ["full", "lora"]
     assert parent.info.status == "FAILED"  # one job did not finish
     assert {run.info.status for run in children} == {"FINISHED"}
-    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["compare.md"]
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {"table.md", "compare.html", "table.json"}

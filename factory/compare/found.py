@@ -1,0 +1,213 @@
+"""What the words of `compare` name: folders of runs and sweeps, MLflow runs, an experiment, a filter."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from factory.compare import runs
+from factory.compare.runs import Run, Status
+from factory.plan import read_plan
+from factory.refusal import UserError, refuse
+from factory.run.folder import RunFolder, read_json
+from factory.run.swept import Outcome, SweepFolder
+from factory.saved import is_mlflow_id
+from factory.schema import Tracking
+
+_SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
+_REFUSED = 2
+_PAGE = 200  # runs that MLflow gives at a time
+_STATUS: dict[str, Status] = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "interrupted"}
+_LOGGED = ("loss", "learning_rate", "tokens", "tokens_per_second", "memory", "eval_loss")  # the curves of a page
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command's words, taken apart."""
+
+    places: tuple[str, ...]
+    experiments: tuple[str, ...]
+    filters: tuple[str, ...]
+
+
+def asked(words: Sequence[str]) -> Asked:
+    """Raises UserError for a word that names nothing."""
+    places, experiments, filters = list[str](), list[str](), list[str]()
+    for word in words:
+        if word.startswith("experiment="):
+            experiments.append(word.removeprefix("experiment="))
+        elif Path(word).exists() or is_mlflow_id(word):
+            places.append(word)
+        elif _is_filter(word):
+            filters.append(word)
+        elif "=" in word:
+            raise refuse("compare-what", word, "`factory compare` does not read it")
+        else:
+            places.append(word)  # a folder that is not there is a row of the table
+    if not words or "" in experiments:
+        raise refuse("compare-what", " ".join(words) or "(nothing)", "no run is named")
+    if all(not Path(place).exists() and not is_mlflow_id(place) for place in places) and not (experiments or filters):
+        raise refuse("compare-what", " ".join(places), "there is no such folder, and no filter in it")
+    return Asked(tuple(places), tuple(experiments), tuple(filters))
+
+
+def _is_filter(word: str) -> bool:
+    start, dot, _ = word.partition(".")
+    return bool(dot and start.lower() in _SEARCHED) or any(sign in word for sign in (" = ", " < ", " > ", " LIKE "))
+
+
+def found(asked: Asked, tracking: Tracking) -> list[Run]:
+    """Every run that is meant, once. Raises UserError where there is none, or MLflow cannot be asked."""
+    made = list[Run]()
+    for place in asked.places:
+        if not Path(place).exists() and is_mlflow_id(place):
+            made += _of_id(place, tracking)
+        else:
+            made += of_folder(Path(place))
+    if asked.experiments or asked.filters:
+        made += _searched(asked, tracking)
+    once = dict[str, Run]()
+    for run in made:
+        once.setdefault(str(Path(run.where).absolute()), run)
+    if not once:
+        words = " ".join([*(f"experiment={name}" for name in asked.experiments), *asked.filters, *asked.places])
+        raise refuse("compare-found", words, "no run is there", asked=words)
+    return named(list(once.values()))
+
+
+def of_folder(path: Path) -> list[Run]:
+    """The run in the folder, or the jobs of the sweep."""
+    return list(_jobs(SweepFolder(path))) if SweepFolder(path).is_there() else [runs.of_folder(path)]
+
+
+def _jobs(sweep: SweepFolder) -> Iterator[Run]:
+    record, ended = sweep.read(), sweep.ended()
+    planned = {job.name: job for job in record.jobs} if record else {}
+    for name in sweep.names():
+        job, outcome, folder = planned.get(name), ended.get(name), sweep.path / name
+        overrides = job.overrides if job else ()
+        if outcome is not None and outcome.reused is not None:
+            same = runs.of_folder(Path(outcome.reused))
+            said = "; ".join(filter(None, (f"as {outcome.reused}, whose plan is the same: not run again", same.said)))
+            yield replace(same, name=name, where=str(folder), overrides=overrides or same.overrides, said=said)
+        elif (outcome is not None and outcome.code == _REFUSED) or (outcome is None and job and job.refused):
+            why = job.refused if job and job.refused else f"see {RunFolder(folder).log}"
+            yield runs.absent(name, str(folder), "refused", why, overrides)
+        elif outcome is None and not RunFolder(folder).plan.is_file():
+            yield runs.absent(name, str(folder), "not run", None, overrides)
+        else:
+            yield _as_ended(runs.of_folder(folder), outcome)
+
+
+def _as_ended(run: Run, outcome: Outcome | None) -> Run:
+    """A job that failed without a report of it may have an older one in its folder."""
+    if outcome is None or outcome.code == 0 or run.status != "finished" or run.folder is None:
+        return run
+    return replace(run, status="failed", said=f"see {RunFolder(run.folder).log}")
+
+
+def named(made: list[Run]) -> list[Run]:
+    """With the shortest names that tell them apart: the ends of their places."""
+    parts = [Path(run.where).parts for run in made]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return [replace(run, name=name) for run, name in zip(made, names, strict=True)]
+    return made
+
+
+def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:
+    client = _client(tracking, " ".join([*asked.experiments, *asked.filters]))
+    from mlflow.exceptions import MlflowException
+
+    known = {found.name: found.experiment_id for found in client.search_experiments()}
+    names = asked.experiments or (tracking.experiment,)
+    for name in names:
+        if name not in known:
+            setting = f"experiment={name}"
+            there = ", ".join(sorted(known))
+            raise refuse("compare-tracking", setting, f"{tracking.uri} has no such experiment (it has {there})")
+    chosen, text = [known[name] for name in names], " and ".join(asked.filters)
+    token: str | None = None
+    while True:
+        try:
+            page = client.search_runs(chosen, text, max_results=_PAGE, page_token=token)
+        except MlflowException as error:
+            raise refuse("compare-filter", text, _first_line(error)) from None
+        yield from (_of_mlflow(client, each) for each in page if _is_ours(each))
+        if not (token := page.token):
+            return
+
+
+def _of_id(run_id: str, tracking: Tracking) -> Iterator[Run]:
+    """An MLflow run, or where it is a sweep's, those that are nested under it."""
+    client = _client(tracking, run_id)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        made = client.get_run(run_id)
+    except MlflowException as error:
+        raise refuse("compare-tracking", run_id, f"{tracking.uri} does not give it ({_first_line(error)})") from None
+    if _is_ours(made):
+        yield _of_mlflow(client, made)
+        return
+    text = f"tags.mlflow.parentRunId = '{run_id}'"
+    nested = client.search_runs([made.info.experiment_id], text, max_results=1000, order_by=["attributes.start_time"])
+    yield from (_of_mlflow(client, each) for each in nested)
+
+
+def _is_ours(made: Any) -> bool:
+    """A run with a plan: a sweep's own parent has none."""
+    return "digest" in made.data.tags
+
+
+def _client(tracking: Tracking, setting: str) -> Any:
+    uri = tracking.uri
+    if uri is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()):
+        raise refuse("compare-tracking", setting, f"there is no tracking at tracking.uri={uri or 'null'}")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from factory.run.tracking import connect
+
+    try:
+        return connect(tracking)[0]
+    except Exception as error:  # whatever a server or its database may raise
+        raise refuse("compare-tracking", setting, f"{uri} cannot be reached ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def _of_mlflow(client: Any, made: Any) -> Run:
+    """From its folder where that is here, else from what was logged."""
+    run_id, folder = made.info.run_id, Path(made.data.tags.get("folder", ""))
+    if (read_json(RunFolder(folder).tracking) or {}).get("run_id") == run_id:
+        return runs.of_folder(folder)
+    with tempfile.TemporaryDirectory() as aside:
+        report = read_json(_artifact(client, run_id, "report.json", aside)) or {}
+        try:
+            plan = read_plan(_artifact(client, run_id, "plan.yaml", aside))
+        except UserError:  # told by what is missing in the table
+            plan = None
+    status = runs.of_report(report) if report else _STATUS.get(made.info.status, "failed")
+    return runs.of_mlflow(run_id, status, report, plan, _history(client, run_id))
+
+
+def _artifact(client: Any, run_id: str, name: str, aside: str) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(run_id, name, aside))
+    except (MlflowException, OSError):  # it was not logged, or is gone: the path then holds nothing
+        return Path(aside) / f"no-{name}"
+
+
+def _history(client: Any, run_id: str) -> list[dict[str, Any]]:
+    """Lines as metrics.jsonl has them; seconds by the time of their sending are not known, and left out."""
+    lines: dict[int, dict[str, Any]] = {}
+    for name in _LOGGED:
+        for metric in client.get_metric_history(run_id, name):
+            lines.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+    return [lines[step] for step in sorted(lines)]

@@ -1,0 +1,125 @@
+"""Which run is best, in each column where that can be said, and how sure it is.
+
+A run is best where its interval against every other run leaves out 0: the paired bootstrap (`metrics.bootstrap`) over
+the rows that both have measured, 95 % each. It is found by its figure first, so that of many runs the best is named a
+little too often; the intervals themselves are shown beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from factory.compare.columns import Column
+from factory.compare.runs import Run
+from factory.diff import flat
+from factory.evaluation import rows
+
+# of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
+# what bounds an answer
+_ROWS = ("seed", "align.")
+_TOKENS = (*_ROWS, "pack.", "train.stage", "evaluate.stride")
+_ANSWERS = (*_ROWS, "evaluate.max_new_tokens", "evaluate.temperature")
+_NO_MATTER = ("pack.packing", "pack.isolate_documents")  # held-out rows stand alone
+_OF_TOKENS = ("perplexity", "loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`best` and `leading` are places among the runs: surely best, and best by the figure alone.
+
+    `others` are the compared ones by their place: the other run less the leading one. `why` says why there is no best.
+    """
+
+    leading: int
+    best: int | None
+    others: dict[int, rows.Compared]
+    why: str | None
+
+
+class Judge:
+    """The runs' rows, read once, and the intervals of each pair, drawn once."""
+
+    def __init__(self, runs: Sequence[Run]):
+        self._runs = runs
+        self.unread = dict[int, str]()  # runs whose rows cannot be used, and why
+        self._measures = [self._read(place) for place in range(len(runs))]
+        self._pairs: dict[tuple[int, int], dict[str, rows.Compared]] = {}
+
+    def _read(self, place: int) -> dict[str, Any]:
+        folder = self._runs[place].folder
+        try:
+            return {} if folder is None else rows.measures(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a broken file holds
+            self.unread[place] = f"its evaluation rows cannot be read ({type(error).__name__}: {error})"
+            return {}
+
+    def verdict(self, column: Column) -> Verdict | None:
+        """None where there is nothing to choose from: no better side, or fewer than two runs with a figure."""
+        runs = self._runs
+        values = {place: value for place, run in enumerate(runs) if (value := column.value(run)) is not None}
+        if column.better is None or len(values) < 2:
+            return None
+        leading = (min if column.better == "low" else max)(values, key=values.__getitem__)
+        if runs[leading].status == "red check":
+            return Verdict(leading, None, {}, f"{runs[leading].name} leads, and a check of it is red")
+        if wrong := apart(column.key, [runs[place] for place in values]):
+            return Verdict(leading, None, {}, wrong)
+        if lacking := [runs[place].name for place in values if column.key not in self._measures[place]]:
+            return Verdict(leading, None, {}, f"no rows of it were written by {listed(lacking)}")
+        pairs = {place: self._pair(leading, place).get(column.key) for place in values if place != leading}
+        if lacking := [runs[place].name for place, found in pairs.items() if found is None]:
+            return Verdict(leading, None, {}, f"{runs[leading].name} and {listed(lacking)} have no row in common")
+        others = {place: found for place, found in pairs.items() if found is not None}
+        unsure = [runs[place].name for place, found in others.items() if found.better is not False]
+        if unsure:
+            why = f"the interval of {runs[leading].name}, which leads, against {listed(unsure)} holds 0"
+            return Verdict(leading, None, others, why)
+        return Verdict(leading, leading, others, None)
+
+    def _pair(self, first: int, second: int) -> dict[str, rows.Compared]:
+        if (first, second) not in self._pairs:
+            one, other = self._runs[first].folder, self._runs[second].folder
+            assert one is not None and other is not None
+            self._pairs[first, second] = rows.compared(one, other)
+        return self._pairs[first, second]
+
+
+def apart(metric: str, runs: Sequence[Run]) -> str | None:
+    """Why the figures of these runs cannot be set side by side, if so: other rows, other tokens, another benchmark."""
+    if signatures := {run.name: _signature(metric, run) for run in runs if _signature(metric, run)}:
+        return _unlike("what was asked", signatures)
+    if lacking := [run.name for run in runs if run.plan is None]:
+        return f"what {listed(lacking)} measured is not known without a plan"
+    by_tokens = metric in _OF_TOKENS
+    decided = {run.name: dict(_decisive(run, _TOKENS if by_tokens else _ANSWERS)) for run in runs}
+    keys = dict.fromkeys(key for each in decided.values() for key in each)
+    for key in keys:
+        if wrong := _unlike(key, {name: each.get(key) for name, each in decided.items()}):
+            return wrong
+    return _unlike("the tokenizer", {run.name: run.tokenizer for run in runs}, shown=False) if by_tokens else None
+
+
+def _signature(metric: str, run: Run) -> str | None:
+    found = run.report.get("evaluate", {}).get("benchmarks", {}).get(metric, {})
+    return found.get("signature")
+
+
+def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:
+    assert run.plan is not None
+    leaves = flat(run.plan.decisive())
+    return [(key, value) for key, value in leaves if key.startswith(starts) and key not in _NO_MATTER]
+
+
+def _unlike(what: str, values: dict[str, Any], *, shown: bool = True) -> str | None:
+    first_name, first = next(iter(values.items()))
+    for name, value in values.items():
+        if value != first:
+            told = f" ({first} and {value})" if shown else ""
+            return f"{what} differs between {first_name} and {name}{told}"
+    return None
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first few of many."""
+    shown = list(names[:4]) + ([f"{len(names) - 4} more"] if len(names) > 4 else [])
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))

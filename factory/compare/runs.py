@@ -1,0 +1,185 @@
+"""One run as it is compared: what its folder says, whatever state it is in."""
+
+import fcntl
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from factory.execute.report import ADVICE, blank
+from factory.plan import Plan, read_plan
+from factory.refusal import UserError
+from factory.run.folder import RunFolder, read_json
+
+Status = Literal[
+    "finished", "red check", "failed", "interrupted", "running", "cut short", "refused", "not run", "missing"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """`said` is what a reader must know of it beside its numbers. `folder` is None where there is none here."""
+
+    name: str
+    where: str
+    status: Status
+    said: str | None = None
+    overrides: tuple[str, ...] = ()
+    options: dict[str, str]
+    report: dict[str, Any]
+    plan: Plan | None = None
+    lines: tuple[dict[str, Any], ...] = ()
+    folder: Path | None = None
+    tokenizer: str | None = None
+
+    @property
+    def method(self) -> str | None:
+        return self.options.get("method")
+
+
+def absent(name: str, where: str, status: Status, said: str | None, overrides: tuple[str, ...] = ()) -> Run:
+    """A run of which there is nothing but its name."""
+    return Run(name=name, where=where, status=status, said=said, overrides=overrides, options={}, report={})
+
+
+def of_folder(path: Path) -> Run:
+    """The run in this folder. Nothing is raised for what is missing or broken: it is said."""
+    name, folder = path.name or str(path), RunFolder(path)
+    if not path.is_dir():
+        return absent(name, str(path), "missing", "there is no such folder")
+    if not folder.plan.is_file() and not folder.report.is_file():
+        return absent(name, str(path), "missing", "there is no run in this folder (no plan.yaml, no report.json)")
+    plan, said = _plan(folder)
+    lines, broken = _lines(folder.metrics)
+    said += [f"{broken} lines of metrics.jsonl cannot be read"] if broken else []
+    report = read_json(folder.report)
+    if report is None:
+        status, more = _unreported(folder, plan, lines)
+        said += [more] if more else []
+        report = _so_far(plan, lines)
+    else:
+        status = of_report(report)
+        said += [*_error(report), *_red(report)]
+    told = plan.overrides if plan else report.get("overrides", ())
+    return Run(
+        name=name,
+        where=str(path),
+        status=status,
+        said="; ".join(said) or None,
+        overrides=tuple(map(str, told)),
+        options=plan.options if plan else report.get("options", {}),
+        report=report,
+        plan=plan,
+        lines=lines,
+        folder=path,
+        tokenizer=_tokenizer(folder, plan),
+    )
+
+
+def of_mlflow(
+    run_id: str, status: Status, report: dict[str, Any], plan: Plan | None, lines: list[dict[str, Any]]
+) -> Run:
+    """A run whose folder is elsewhere, from what MLflow was sent of it."""
+    said = ["its folder is not here: from MLflow, without rows"]
+    said += [*_error(report), *_red(report)]
+    return Run(
+        name=run_id,
+        where=run_id,
+        status=status,
+        said="; ".join(said),
+        overrides=tuple(plan.overrides if plan else report.get("overrides", ())),
+        options=plan.options if plan else report.get("options", {}),
+        report=report or _so_far(plan, tuple(lines)),
+        plan=plan,
+        lines=tuple(lines),
+    )
+
+
+def _error(report: dict[str, Any]) -> list[str]:
+    return [str(report["error"]).splitlines()[0].rstrip(".")] if report.get("error") else []
+
+
+def of_report(report: dict[str, Any]) -> Status:
+    status = report.get("status", "failed")
+    return "red check" if status == "finished" and _red(report) else status
+
+
+def _red(report: dict[str, Any]) -> list[str]:
+    """The checks that say the run is not what it should be."""
+    checks = report.get("checks", {}).items()
+    return [f"{name} is red" for name, check in checks if not check["passed"] and name not in ADVICE]
+
+
+def _plan(folder: RunFolder) -> tuple[Plan | None, list[str]]:
+    try:
+        return read_plan(folder.plan), []
+    except UserError as error:
+        problem = error.refusals[0]
+        return None, [f"its plan cannot be used: {problem.wrong.partition(' (')[0]}"]
+
+
+def _lines(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
+    """What was logged, and how many lines are broken; the last may be half written."""
+    if not path.is_file():
+        return (), 0
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    found, broken = list[dict[str, Any]](), 0
+    for text in whole:
+        try:
+            line = json.loads(text)
+            found.append({"step": line["step"], **line})
+        except (ValueError, KeyError, TypeError):
+            broken += 1
+    return tuple(found), broken
+
+
+def _unreported(folder: RunFolder, plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> tuple[Status, str | None]:
+    if folder.report.is_file():
+        return "failed", "its report.json cannot be read"
+    at = f"{lines[-1]['step']:,}" if lines else "0"
+    total = f" of {plan.estimate.steps}" if plan and plan.verb == "train" else ""
+    if _held(folder.lock):
+        return "running", f"it is at step {at}{total}"
+    return "cut short", f"it ended at step {at}{total} without a report"
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds the run's folder (RunFolder.claimed); asked with a shared lock, given back at once."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _so_far(plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """What a report would hold by now."""
+    report = blank(plan, "running") if plan else {}
+    if not lines:
+        return report
+    last = lines[-1]
+    seconds, tokens = last.get("seconds"), last.get("tokens")
+    train = {
+        "steps": last["step"],
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if tokens and seconds else None,
+        "final_loss": last.get("loss"),
+    }
+    peak = max((line["memory"] for line in lines if line.get("memory")), default=None)
+    return {**report, "memory": {**report.get("memory", {}), "peak_bytes": peak}, "train": train}
+
+
+def _tokenizer(folder: RunFolder, plan: Plan | None) -> str | None:
+    """What tells one tokenizer from another: the saved one's vocabulary and rules, else what the weights are."""
+    saved = read_json(folder.model / "tokenizer.json")
+    if saved is not None:
+        rules = {name: value for name, value in saved.items() if name not in ("truncation", "padding")}
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+    if plan is None:
+        return None
+    return f"{plan.steps.load.fingerprint} {' '.join(plan.steps.patch.new_tokens)}".strip()

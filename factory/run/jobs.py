@@ -1,0 +1,201 @@
+"""A sweep's jobs before any of them starts: compiled, told apart, and what is to become of each."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from factory.compare.labels import labels
+from factory.compare.runs import of_report
+from factory.compose import Composed
+from factory.execute.verify import MATTER
+from factory.plan import KNOWN_LATER, Plan, to_json
+from factory.refusal import Refusal, UserError, refuse
+from factory.run.folder import RunFolder, read_json
+from factory.run.swept import SweepFolder
+from factory.typed import to_tree
+from factory.words import size
+
+Compile = Callable[[Composed], Plan]
+Fate = Literal["run", "continue", "keep", "reuse", "refuse"]
+_HOMES = ("outputs", "multirun_sweeps")  # where runs lie by default, and where others of the same plan are sought
+_DEPTHS = ("*", "*/*", "*/*/*")  # of a run's folder under them
+_DIGEST = "digest: "  # how a plan's file starts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """`same` is the first job of the sweep with the same plan; `reused` the folder whose result stands for this job's.
+
+    A job without a plan has `refusals`.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    plan: Plan | None
+    refusals: tuple[Refusal, ...] = ()
+    same: str | None = None
+    fate: Fate = "run"
+    reused: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        return None if self.plan is None else self.plan.digest()
+
+
+def compiled(jobs: Iterable[Composed], folder: str, compile: Compile) -> list[Job]:
+    """Every job of the sweep in this folder with its plan or its refusals, and which of them are the same."""
+    made, first = list[Job](), dict[str, str]()
+    for composed in jobs:
+        name = name_of(composed, folder)
+        try:
+            plan = compile(composed)
+        except UserError as error:
+            refused = Job(name=name, overrides=composed.overrides, plan=None, refusals=error.refusals, fate="refuse")
+            made.append(refused)
+            continue
+        digest = plan.digest()
+        made.append(Job(name=name, overrides=composed.overrides, plan=plan, same=first.get(digest)))
+        first.setdefault(digest, name)
+    return made
+
+
+def name_of(composed: Composed, folder: str) -> str:
+    """A job's place under the sweep's folder."""
+    return Path(composed.run_dir).absolute().relative_to(Path(folder).absolute()).as_posix()
+
+
+def continued(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
+    """What is finished is kept, what was started goes on. Raises UserError where a job was another one then."""
+    ended, found = sweep.ended(), list[Job]()
+    for job in jobs:
+        folder, outcome = RunFolder(sweep.path / job.name), ended.get(job.name)
+        there = folder.plan_digest()
+        if job.plan is not None and there is not None and there != job.digest:
+            wrong = f"job {job.name} was made from the plan {there}, and now has {job.digest}"
+            raise refuse("sweep-changed", f"sweep.resume={sweep.path}", wrong, job=folder.path)
+        if outcome is not None and outcome.reused is not None and outcome.code == 0:
+            found.append(replace(job, fate="keep", reused=outcome.reused))
+        elif job.plan is not None and there is not None:
+            found.append(replace(job, fate="keep" if folder.status() == "finished" else "continue"))
+        else:
+            found.append(job)
+    return found
+
+
+def reusing(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
+    """Jobs whose plan is that of an earlier job, or of a run that is finished and sound, take its result."""
+    waiting = {job.digest: job.plan for job in jobs if job.fate == "run" and job.plan is not None}
+    known = executed(waiting, sweep)
+    found = list[Job]()
+    for job in jobs:
+        where = None if job.digest is None else known.get(job.digest)
+        if job.fate == "run" and job.same is not None:
+            earlier = next(each for each in found if each.name == job.same)
+            where = Path(earlier.reused) if earlier.reused else sweep.path / job.same
+        found.append(replace(job, fate="reuse", reused=str(where)) if job.fate == "run" and where else job)
+    return found
+
+
+def executed(plans: dict[str | None, Plan], sweep: SweepFolder) -> dict[str, Path]:
+    """The newest folder of a run of each of these plans: finished, no check red, with the versions that matter."""
+    homes = [Path(home) for home in _HOMES]
+    files = {path for home in homes for depth in _DEPTHS for path in home.glob(f"{depth}/plan.yaml")}
+    found = dict[str, Path]()
+    for path in sorted(files, key=lambda path: path.stat().st_mtime):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            digest = file.readline().removeprefix(_DIGEST).strip()
+        if digest in plans and path.parent.parent != sweep.path and _sound(path.parent, plans[digest]):
+            found[digest] = path.parent
+    return found
+
+
+def _sound(folder: Path, plan: Plan) -> bool:
+    report = read_json(RunFolder(folder).report)
+    if report is None or of_report(report) != "finished":
+        return False
+    versions = report.get("versions", {})
+    return all(versions.get(name) == plan.packages.get(name) for name in MATTER)
+
+
+def table(jobs: Sequence[Job]) -> Table:
+    told = labels([job.plan.options if job.plan else {} for job in jobs], [job.overrides for job in jobs])
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, title="sweep: the plans", title_justify="left")
+    made.add_column("job", no_wrap=True)
+    if any(told):
+        made.add_column("what differs", overflow="fold", max_width=44)
+    for name in ("trainable", "memory", "steps"):
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("", overflow="fold")
+    for job, label in zip(jobs, told, strict=True):
+        made.add_row(job.name, *([escape(label.replace(" ", "\n"))] if any(told) else []), *_numbers(job), _said(job))
+    if any(job.plan is not None and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs):
+        made.caption, made.caption_justify = f"ranges of steps {KNOWN_LATER}", "left"
+    return made
+
+
+def _numbers(job: Job) -> tuple[str, str, str]:
+    if job.plan is None:
+        return "-", "-", "-"
+    estimate = job.plan.estimate
+    return (
+        f"{estimate.parameters.trainable:,}",
+        size(estimate.memory.total),
+        str(estimate.steps).replace(f" {KNOWN_LATER}", ""),
+    )
+
+
+def _said(job: Job) -> str:
+    if job.plan is None:
+        return f"[yellow]refused[/yellow]: {', '.join(each.rule for each in job.refusals)}"
+    fits = "" if job.plan.estimate.memory.fits else "[bold]does not fit[/bold]"
+    same = f"the same as {job.same}" if job.same else ""
+    return ", ".join(filter(None, [fits, _FATES[job.fate].format(reused=escape(job.reused or "")), same])) or "fits"
+
+
+_FATES: dict[Fate, str] = {
+    "run": "",
+    "continue": "continued from where it was",
+    "keep": "finished before",
+    "reuse": "taken from {reused}",
+    "refuse": "",
+}
+
+
+def summary(jobs: Sequence[Job]) -> str:
+    """How many there are of each kind, in a sentence."""
+    count = {fate: sum(job.fate == fate for job in jobs) for fate in _FATES}
+    parts = [
+        f"{count['run']} to run",
+        *(f"{count[fate]} {words}" for fate, words in _COUNTED.items() if count[fate]),
+    ]
+    again = sum(job.same is not None and job.fate == "run" for job in jobs)
+    hint = f" {again} the same as another: sweep.reuse=true runs it once." if again else ""
+    return f"{len(jobs)} jobs: {', '.join(parts)}.{hint}"
+
+
+_COUNTED: dict[Fate, str] = {
+    "continue": "to continue",
+    "keep": "finished before",
+    "reuse": "taken from a run of the same plan",
+    "refuse": "refused",
+}
+
+
+def as_json(jobs: Sequence[Job]) -> dict[str, Any]:
+    return {
+        "jobs": [
+            {
+                "job": job.name,
+                "overrides": list(job.overrides),
+                "same_as": job.same,
+                "refusals": [to_tree(each) for each in job.refusals],
+                "plan": None if job.plan is None else to_json(job.plan),
+            }
+            for job in jobs
+        ]
+    }

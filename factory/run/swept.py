@@ -1,0 +1,85 @@
+"""A sweep's folder: what it was to do, what it has done. `sweep` writes it, `compare` reads it."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.run.folder import read_json, write_whole
+from factory.typed import to_tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """`refused`: why it cannot work, in the words of the first refusal. `digest` is None where it has no plan."""
+
+    name: str
+    overrides: tuple[str, ...]
+    digest: str | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`reused`: the folder of the run with the same plan whose result stands for this job's."""
+
+    code: int
+    reused: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """sweep.json. `jobs` is empty where the sweeper decides them as it goes."""
+
+    overrides: tuple[str, ...]
+    config_dirs: tuple[str, ...]
+    parent_run: str | None
+    jobs: tuple[Recorded, ...] = field(default=())
+
+
+class SweepFolder:
+    """The names of a sweep's files."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.record = self.path / "sweep.json"
+        self.outcomes = self.path / "jobs.jsonl"  # a line a job that ended, whichever process ran it
+        self.hydra = self.path / "multirun.yaml"
+        self.table = self.path / "table.md"
+        self.page = self.path / "compare.html"
+
+    def is_there(self) -> bool:
+        return any(path.is_file() for path in (self.record, self.outcomes, self.hydra))
+
+    def read(self) -> Record | None:
+        tree = read_json(self.record)
+        if tree is None:
+            return None
+        jobs = [Recorded(**{**job, "overrides": tuple(job["overrides"])}) for job in tree["jobs"]]
+        return Record(
+            overrides=tuple(tree["overrides"]),
+            config_dirs=tuple(tree["config_dirs"]),
+            parent_run=tree["parent_run"],
+            jobs=tuple(jobs),
+        )
+
+    def write(self, record: Record) -> None:
+        write_whole(self.record, json.dumps(to_tree(record), indent=1, ensure_ascii=False) + "\n")
+
+    def ended(self) -> dict[str, Outcome]:
+        """The last outcome of each job that ended."""
+        if not self.outcomes.is_file():
+            return {}
+        lines = list[dict[str, Any]]()
+        for text in self.outcomes.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # what a full disk cut short
+                lines.append(json.loads(text))
+        return {line["job"]: Outcome(code=line["code"], reused=line.get("reused")) for line in lines}
+
+    def names(self) -> list[str]:
+        """Of all jobs that are known, in their order."""
+        record = self.read()
+        planned = [job.name for job in record.jobs] if record else []
+        there = [path.parent.name for path in self.path.glob("*/plan.yaml")]
+        return sorted({*planned, *self.ended(), *there}, key=lambda name: (len(name), name))

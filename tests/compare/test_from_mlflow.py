@@ -1,0 +1,102 @@
+"""Runs are found by experiment, filter and id; those whose folder is elsewhere from what MLflow was sent."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import side_by_side
+
+from factory.compare import found
+from factory.compare.comparison import compared
+from factory.compare.runs import Run
+from factory.plan import read_plan
+from factory.refusal import UserError
+from factory.run.folder import RunFolder
+from factory.run.tracking import Session, connect
+from factory.schema import Tracking
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    """A sweep of two runs, of which the second's folder is gone, and a run by itself."""
+    where = tmp_path_factory.mktemp("tracked")
+    tracking = Tracking(uri=f"sqlite:///{where}/mlflow.db", experiment="tried", parent_run=None)
+    client, experiment = connect(tracking)
+    parent = client.create_run(experiment, run_name="sweep").info.run_id
+    for name, method, perplexity, under in (
+        ("a", "lora", 12.0, parent),
+        ("b", "full", 9.0, parent),
+        ("c", "oft", 40.0, None),
+    ):
+        folder = RunFolder(side_by_side.run(where / name, f"method={method}", evaluate={"perplexity": perplexity}))
+        plan = replace(read_plan(folder.plan), tracking=replace(tracking, parent_run=under))
+        session = Session(plan, folder)
+        session.metrics([json.loads(line) for line in folder.metrics.read_text().splitlines()])
+        run_id = json.loads(folder.tracking.read_text())["run_id"]
+        client.log_metric(run_id, "perplexity", perplexity)
+        client.log_artifact(run_id, str(folder.report))
+        client.set_terminated(run_id)
+    shutil.rmtree(where / "b")
+    return tracking
+
+
+def runs(tracking: Tracking, *words: str) -> dict[str | None, Run]:
+    return {run.method: run for run in found.found(found.asked(words), tracking)}
+
+
+def test_an_experiment_is_its_runs(tracking: Tracking) -> None:
+    made = runs(tracking, "experiment=tried")
+    assert set(made) == {"lora", "full", "oft"}
+    assert {run.status for run in made.values()} == {"finished"}
+    here, gone = made["lora"], made["full"]
+    assert here.folder is not None and here.said is None
+    assert gone.folder is None and "its folder is not here" in str(gone.said)
+    assert gone.report["evaluate"] == {"perplexity": 9.0} and gone.plan is not None
+    assert [line["loss"] for line in gone.lines] == [line["loss"] for line in here.lines]
+    judged = compared(list(made.values())).verdicts["perplexity"]
+    assert judged.best is None  # without rows nobody is
+
+
+def test_a_filter_and_ids_choose(tracking: Tracking) -> None:
+    assert set(runs(tracking, "metrics.perplexity < 20", "tags.method = 'lora'")) == {"lora"}
+    assert set(runs(tracking, "experiment=tried", "metrics.perplexity<20")) == {"lora", "full"}
+    client, experiment = connect(tracking)
+    logged = {run.data.tags.get("method"): run.info.run_id for run in client.search_runs([experiment])}
+    assert set(runs(tracking, logged["oft"])) == {"oft"}
+    assert set(runs(tracking, logged[None])) == {"lora", "full"}  # of the sweep's own run, those under it
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("metrics.perplexity <<< 2",), "compare-filter"),
+        (("metrics.perplexity < 2",), "compare-found"),
+        (("experiment=other",), "compare-tracking"),
+        (("0" * 32,), "compare-tracking"),
+    ],
+    ids=str,
+)
+def test_what_is_not_there_is_refused(words: tuple[str, ...], rule: str, tracking: Tracking) -> None:
+    with pytest.raises(UserError) as caught:
+        runs(tracking, *words)
+    assert [refusal.rule for refusal in caught.value.refusals] == [rule]
+
+
+def test_a_lost_server_is_said(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"\[compare-tracking\].*cannot be reached"):
+        runs(replace(tracking, uri="http://127.0.0.1:9"), "experiment=tried")
+
+
+def test_a_folder_is_known_by_its_run_not_by_its_name(tracking: Tracking, tmp_path: Path) -> None:
+    """Another run in the folder that MLflow names is not taken for it."""
+    client, experiment = connect(tracking)
+    (other,) = client.search_runs([experiment], "tags.method = 'oft'")
+    run_id = client.create_run(experiment, tags={**other.data.tags, "method": "none"}).info.run_id
+    try:
+        (run,) = found.found(found.asked([run_id]), tracking)
+        assert run.folder is None
+    finally:
+        client.delete_run(run_id)

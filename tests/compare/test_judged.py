@@ -1,0 +1,149 @@
+"""A best is named only where the rows say so, and never of figures that measure different things."""
+
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import side_by_side
+
+from factory.compare import found
+from factory.compare.comparison import Comparison, compared
+from factory.compare.judged import Verdict
+
+TOKENS = np.random.default_rng(0).integers(20, 80, 60)
+LOSSES = np.random.default_rng(1).normal(2, 0.3, 60)  # nats a token, of each row
+ROUGE = np.random.default_rng(2).uniform(10, 50, 60)
+
+
+def nats(perplexity: float, noise: float = 0.02, seed: int = 0) -> list[tuple[float, int]]:
+    """Rows with this perplexity, each off the others' by the noise."""
+    sums = TOKENS * (LOSSES + noise * np.random.default_rng(seed).standard_normal(60))
+    sums *= log(perplexity) * TOKENS.sum() / sums.sum()
+    return list(zip(sums.tolist(), TOKENS.tolist(), strict=True))
+
+
+def measured(folder: Path, perplexity: float, *overrides: str, seed: int = 0, **more: Any) -> Path:
+    evaluate = {"perplexity_before": 30.0, "perplexity": perplexity}
+    rows = nats(perplexity, seed=seed)
+    return side_by_side.run(folder, *overrides, **{"evaluate": evaluate, "nats": rows, **more})
+
+
+def comparison(*folders: Path) -> Comparison:
+    return compared(found.named([run for folder in folders for run in found.of_folder(folder)]))
+
+
+def verdict(*folders: Path, metric: str = "perplexity") -> Verdict:
+    return comparison(*folders).verdicts[metric]
+
+
+def test_a_run_that_is_better_in_every_row_is_best(tmp_path: Path) -> None:
+    lora = measured(tmp_path / "a", 12.0)
+    full = measured(tmp_path / "b", 10.0, "method=full", seed=1)
+    qlora = measured(tmp_path / "c", 11.0, "method=qlora", seed=2)
+    made = comparison(lora, full, qlora)
+    assert made.names == ("method=lora", "method=full", "method=qlora")
+    judged = made.verdicts["perplexity"]
+    assert (judged.best, judged.leading, judged.why) == (1, 1, None)
+    assert {place: found.difference.value for place, found in judged.others.items()} == pytest.approx({0: 2.0, 2: 1.0})
+    assert all(found.difference.low > 0 and found.rows == 60 for found in judged.others.values())
+    best = [(column.key, place) for column in made.columns for place in range(3) if made.best(column, place)]
+    assert best == [("perplexity", 1)]  # memory, speed and the loss have none
+
+
+def test_where_one_interval_holds_0_nobody_is_best(tmp_path: Path) -> None:
+    near = measured(tmp_path / "a", 10.02, seed=1)
+    leads = measured(tmp_path / "b", 10.0, "seed=42", "method=full", seed=2)
+    far = measured(tmp_path / "c", 14.0, "method=qlora", seed=3)
+    judged = verdict(near, leads, far)
+    assert (judged.leading, judged.best) == (1, None)
+    assert judged.why is not None and "method=lora" in judged.why and "method=qlora" not in judged.why
+    assert judged.others[0].difference.low < 0 < judged.others[0].difference.high
+    assert judged.others[2].difference.low > 0
+
+
+def test_the_interval_is_that_of_the_paired_differences(tmp_path: Path) -> None:
+    """Of a mean over rows the bootstrap agrees with the normal interval of the differences: s / sqrt(n) * 1.96."""
+    other = ROUGE + np.random.default_rng(3).normal(1, 2, 60)
+    one = side_by_side.run(tmp_path / "a", evaluate={"rougeL": ROUGE.mean()}, scores={"rougeL": ROUGE.tolist()})
+    two = side_by_side.run(
+        tmp_path / "b", "method=full", evaluate={"rougeL": other.mean()}, scores={"rougeL": other.tolist()}
+    )
+    judged = verdict(one, two, metric="rougeL")
+    differences = ROUGE - other
+    half = 1.96 * differences.std(ddof=1) / np.sqrt(60)
+    interval = judged.others[0].difference
+    assert (judged.leading, judged.best) == (1, 1)  # more is better
+    assert interval.value == pytest.approx(differences.mean())
+    assert (interval.low, interval.high) == pytest.approx(
+        (differences.mean() - half, differences.mean() + half), abs=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more", "why"),
+    [
+        (("seed=7",), {}, "seed differs"),
+        (("data.max_samples=50",), {}, "align.max_samples differs"),
+        (("data.max_length=64",), {}, "pack.max_length differs"),
+        (("data.train_on_prompt=true",), {}, "pack.train_on_prompt differs"),
+        (("method=full",), {"tokenizer": "bytes"}, "the tokenizer differs"),
+        (("method=full",), {"nats": ()}, "no rows of it were written by"),
+        (("method=full",), {"checks": {"save_reload": {"passed": False, "detail": ""}}}, "a check of it is red"),
+    ],
+    ids=str,
+)
+def test_figures_that_cannot_be_compared_have_no_best(
+    overrides: tuple[str, ...], more: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    judged = verdict(measured(tmp_path / "a", 12.0), measured(tmp_path / "b", 9.0, *overrides, seed=1, **more))
+    assert (judged.best, judged.others) == (None, {})
+    assert judged.why is not None and why in judged.why
+
+
+@pytest.mark.parametrize("override", ["stage.learning_rate=1e-3", "data.packing=true", "hardware.threads=1"])
+def test_what_changes_no_held_out_token_keeps_figures_comparable(override: str, tmp_path: Path) -> None:
+    assert verdict(measured(tmp_path / "a", 12.0), measured(tmp_path / "b", 9.0, override, seed=1)).best == 1
+
+
+def test_rows_of_other_data_still_let_answers_be_compared(tmp_path: Path) -> None:
+    """Another tokenizer makes perplexities incomparable, and leaves ROUGE as it is."""
+    scores = {"rougeL": ROUGE.tolist()}, {"rougeL": (ROUGE + 5).tolist()}
+    evaluate = [{"perplexity": 12.0, "rougeL": ROUGE.mean()}, {"perplexity": 9.0, "rougeL": ROUGE.mean() + 5}]
+    one = measured(tmp_path / "a", 12.0, evaluate=evaluate[0], scores=scores[0])
+    two = measured(tmp_path / "b", 9.0, "method=full", evaluate=evaluate[1], scores=scores[1], tokenizer="bytes")
+    made = comparison(one, two)
+    assert made.verdicts["perplexity"].best is None
+    assert made.verdicts["rougeL"].best == 1
+
+
+def test_benchmarks_are_compared_by_what_was_asked(tmp_path: Path) -> None:
+    def asked(signature: str, accuracy: float) -> dict[str, Any]:
+        return {"benchmarks": {"mmlu": {"accuracy": accuracy, "signature": signature}}}
+
+    one = side_by_side.run(tmp_path / "a", evaluate=asked("MMLU, 5-shot", 30.0))
+    two = side_by_side.run(tmp_path / "b", "seed=7", evaluate=asked("MMLU, 0-shot", 40.0))
+    judged = verdict(one, two, metric="mmlu")
+    assert judged.best is None and judged.why is not None and "what was asked differs" in judged.why
+
+
+def test_a_plan_of_another_version_is_said_and_compares_nothing(tmp_path: Path) -> None:
+    old = measured(tmp_path / "b", 9.0, "method=full")
+    (old / "plan.yaml").write_text("version: 2\n")
+    made = comparison(measured(tmp_path / "a", 12.0), old)
+    assert made.spreads is None
+    assert any("it has version 2" in note for note in made.notes)
+    assert any("is not known without a plan" in note for note in made.notes)
+
+
+def test_rows_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    broken = measured(tmp_path / "b", 9.0, "method=full")
+    (broken / "evaluation" / "perplexity.jsonl").write_text('{"id": 1}\nnonsense\n')
+    made = comparison(measured(tmp_path / "a", 12.0), broken)
+    assert made.verdicts["perplexity"].best is None
+    assert any("rows cannot be read" in note for note in made.notes)
+
+
+def test_the_rows_make_the_figure(tmp_path: Path) -> None:
+    assert exp(sum(sum_ for sum_, _ in nats(9.0)) / TOKENS.sum()) == pytest.approx(9.0)

@@ -1,0 +1,239 @@
+"""A sweep's jobs are known before one starts, go on where they are not done, and run once where they are the same."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import side_by_side
+
+from factory import compose
+from factory.execute.report import as_json, blank
+from factory.plan import Plan, read_plan, to_yaml
+from factory.refusal import UserError, refuse
+from factory.run import jobs
+from factory.run.folder import RunFolder
+from factory.run.screen import Screen
+from factory.run.sweep import Verbs, sweep
+from factory.run.swept import SweepFolder
+from factory.schema import Sweep
+
+FOLDER = "multirun_sweeps/one/a"
+
+
+def compiled(composed: compose.Composed) -> Plan:
+    if "refused" in composed.overrides:
+        raise refuse("galore-rank", "method.rank=9", "it is too much")
+    return side_by_side.plan(*composed.overrides)
+
+
+class Runs:
+    """What a run leaves, without training. `codes` are what jobs end with, by their place; `log` what was done."""
+
+    def __init__(self, **codes: int):
+        self._codes, self.log = codes, list[str]()
+
+    @property
+    def verbs(self) -> Verbs:
+        return Verbs(compile=self._compile, run=self._run, go_on=self._go_on)
+
+    def _compile(self, composed: compose.Composed) -> Plan:
+        self.log.append("compile")
+        return compiled(composed)
+
+    def _run(self, composed: compose.Composed) -> int:
+        folder = RunFolder(composed.run_dir)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            plan = compiled(composed)
+        except UserError:
+            return 2
+        folder.plan.write_text(to_yaml(plan))
+        return self._ended("run", folder, plan)
+
+    def _go_on(self, folder: RunFolder) -> int:
+        return self._ended("go on", folder, read_plan(folder.plan))
+
+    def _ended(self, what: str, folder: RunFolder, plan: Plan) -> int:
+        self.log.append(f"{what} {folder.path.name}")
+        code = self._codes.get(f"job{folder.path.name}", 0)
+        if code == 0:
+            folder.report.write_text(as_json({**blank(plan, "finished"), "evaluate": {"perplexity": 9.0}}))
+        return code
+
+    @property
+    def done(self) -> list[str]:
+        return [each for each in self.log if each != "compile"]
+
+
+def composed(texts: list[str], folder: str) -> list[compose.Composed]:
+    return [
+        compose.Composed(tree={}, overrides=tuple(text.split()), run_dir=f"{folder}/{at}")
+        for at, text in enumerate(texts)
+    ]
+
+
+Swept = Callable[..., int]
+
+
+@pytest.fixture
+def swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> Swept:
+    """`factory -m` over jobs that are given as they are, with no Hydra to hand them out."""
+    monkeypatch.setenv("COLUMNS", "160")
+    shared = compose.compose(compose.parse(["tracking=none"]))
+
+    def swept(
+        runs: Runs,
+        texts: list[str],
+        folder: str = FOLDER,
+        *,
+        resume: bool = False,
+        reuse: bool = False,
+        known: bool = True,
+    ) -> int:
+        handed = composed(texts, folder)
+        monkeypatch.setattr(compose, "sweep_folder", lambda *_: (folder, shared))
+        monkeypatch.setattr(compose, "jobs", lambda *_: handed if known else None)
+        monkeypatch.setattr(compose, "of_job", lambda config: config)
+        monkeypatch.setattr(compose, "hydra_main", lambda task, _: [task(each) for each in handed])
+        line = compose.CommandLine(overrides=() if resume else ("seed=1",), multirun=True)
+        return sweep(line, Sweep(resume=folder if resume else None, reuse=reuse), runs.verbs, Screen())
+
+    return swept
+
+
+RANKS = ["method.rank=2", "method.rank=4", "method.rank=6"]
+
+
+def test_all_jobs_are_compiled_before_the_first_starts(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Runs()
+    assert swept(runs, ["method=lora", "refused", "method=full"]) == 1
+    assert runs.log == ["compile"] * 3 + ["run 0", "run 2"]
+    plans, _, rest = capsys.readouterr().out.partition("3 jobs: 2 to run, 1 refused.")
+    assert "method=lora" in plans and "2,442,240" in plans and "refused: galore-rank" in plans
+    assert "refused: [galore-rank] method.rank=9: it is too much." in rest
+    tree = json.loads(SweepFolder(FOLDER).record.read_text())
+    assert [job["refused"] is not None for job in tree["jobs"]] == [False, True, False]
+    ended = SweepFolder(FOLDER).ended()
+    assert {name: outcome.code for name, outcome in ended.items()} == {"0": 0, "1": 2, "2": 0}
+
+
+def test_an_interrupted_sweep_stops_and_goes_on_with_what_is_missing(
+    swept: Swept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Runs(job1=130)
+    assert swept(first, RANKS) == 130
+    assert first.done == ["run 0", "run 1"]
+    assert f"-m sweep.resume={FOLDER}" in capsys.readouterr().out
+    second = Runs()
+    assert swept(second, RANKS, resume=True) == 0
+    assert second.done == ["go on 1", "run 2"]
+    SweepFolder(FOLDER).outcomes.unlink()  # killed before it could note how they ended
+    third = Runs()
+    assert swept(third, RANKS, resume=True) == 0
+    assert third.done == [] and len(SweepFolder(FOLDER).ended()) == 3
+
+
+def test_a_failed_job_stops_no_other_and_is_tried_again(swept: Swept) -> None:
+    first, second = Runs(job0=1), Runs()
+    assert swept(first, RANKS[:2]) == 1
+    assert first.done == ["run 0", "run 1"]
+    assert swept(second, RANKS[:2], resume=True) == 0
+    assert second.done == ["go on 0"]
+
+
+def test_a_sweep_that_was_another_is_not_continued(swept: Swept) -> None:
+    assert swept(Runs(job1=1), RANKS[:2]) == 1
+    runs = Runs()
+    with pytest.raises(UserError, match=r"\[sweep-changed\].*job 1 was made from the plan"):
+        swept(runs, [RANKS[0], RANKS[2]], resume=True)
+    with pytest.raises(UserError, match=r"\[sweep-missing\]"):
+        swept(runs, RANKS, "nowhere", resume=True)
+    line = compose.CommandLine(overrides=("seed=1",), multirun=True)
+    with pytest.raises(UserError, match=r"\[sweep-fixed\]"):
+        sweep(line, Sweep(resume=FOLDER, reuse=False), runs.verbs, Screen())
+    assert runs.done == []
+
+
+def test_the_same_job_is_found_and_run_once_when_asked(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Runs()
+    assert swept(runs, [*RANKS[:2], RANKS[0]]) == 0
+    assert len(runs.done) == 3
+    assert "1 the same as another: sweep.reuse=true runs it once" in capsys.readouterr().out
+    again, other = Runs(), "multirun_sweeps/one/b"
+    assert swept(again, [RANKS[2], RANKS[0], RANKS[2]], other, reuse=True) == 0
+    assert again.done == ["run 0"]
+    reused = {name: outcome.reused for name, outcome in SweepFolder(other).ended().items()}
+    assert reused == {"0": None, "1": f"{FOLDER}/2", "2": f"{other}/0"}
+    assert f"as {FOLDER}/2, whose plan is the same" in capsys.readouterr().out
+
+
+def test_a_job_that_takes_a_failed_ones_result_failed(swept: Swept) -> None:
+    assert swept(Runs(job0=1), [RANKS[0], RANKS[0]], reuse=True) == 1
+    assert {name: outcome.code for name, outcome in SweepFolder(FOLDER).ended().items()} == {"0": 1, "1": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "failed"},
+        {"checks": {"save_reload": {"passed": False, "detail": ""}}},
+        {"versions": {"torch": "2.0"}},
+    ],
+    ids=str,
+)
+def test_a_run_that_is_not_sound_is_not_reused(change: dict[str, Any], here: Path) -> None:
+    folder = side_by_side.run(here / "outputs" / "day" / "time", RANKS[0])
+    sweep = SweepFolder("swept")
+    asked = jobs.compiled(composed(RANKS[:1], "swept"), "swept", compiled)
+    assert [job.fate for job in jobs.reusing(asked, sweep)] == ["reuse"]
+    report = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**report, **change}))
+    assert [job.fate for job in jobs.reusing(asked, sweep)] == ["run"]
+
+
+def test_a_sweeper_that_decides_as_it_goes_is_left_to_it(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Runs()
+    assert swept(runs, RANKS[:2], known=False) == 0
+    assert runs.log == ["run 0", "run 1"] and "decides the jobs as it goes" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"\[jobs-unknown\]"):
+        swept(runs, RANKS, reuse=True, known=False)
+
+
+def test_ctrl_c_in_a_job_ends_hydras_sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an exception Hydra would start the next job all the same."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    runs = Runs(job0=130)
+    asked = ("method.rank=2,4", "tracking=none", "hydra.sweep.dir=swept")
+    line = compose.CommandLine(overrides=asked, multirun=True)
+    assert sweep(line, Sweep(resume=None, reuse=False), runs.verbs, Screen()) == 130
+    assert runs.done == ["run 0"]
+
+
+def test_plan_m_shows_every_job_and_runs_none(command: Callable[..., Any], here: Path) -> None:
+    said = command("plan", "-m", "method=lora,galore", "stage.optimizer=muon", "plan.format=json")
+    assert (said.code, said.rules) == (2, ["galore-optimizer"])
+    one, two = json.loads(said.out)["jobs"]
+    assert one["plan"]["estimate"]["parameters"]["trainable"] == 2_442_240
+    assert two["plan"] is None and [found["rule"] for found in two["refusals"]] == ["galore-optimizer"]
+    said = command("plan", "-m", "method.rank=range(2,6,2)", "hydra.sweep.dir=x")
+    assert said.code == 0 and "2 jobs: 2 to run." in said.out
+    assert command("plan", "-m", "seed=1,2", "plan.format=yaml").rules == ["plan-of-a-sweep"]
+    assert command("plan", "sweep.reuse=true").rules == ["sweep-without-multirun"]
+    assert not list(here.iterdir())
+
+
+def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
+    """In number, order, overrides and folders."""
+    subdir = "hydra.sweep.subdir='${hydra.job.override_dirname}'"
+    line = compose.parse(["-m", "method=lora,full", subdir, "seed=range(1,3)"])
+    found = compose.jobs(line, compose.prepared(line), "x")
+    assert found is not None
+    assert [job.overrides for job in found] == [
+        (f"method={method}", f"seed={seed}") for method in ("lora", "full") for seed in (1, 2)
+    ]
+    assert [job.options["method"] for job in found] == ["lora", "lora", "full", "full"]
+    assert len({job.run_dir for job in found}) == 4 and all(job.run_dir.startswith("x/") for job in found)
