@@ -24,19 +24,26 @@ SHORT = (
     "data.validation_fraction=0.3",
     "data.max_length=192",
 )
-RATES = {"full": "stage.learning_rate=1e-5", "lora": "stage.learning_rate=2e-4"}
+METHODS = {
+    "full": ("stage.learning_rate=1e-5",),
+    "freeze": ("method.num_layers=6", "stage.learning_rate=2e-5"),
+    "lora": ("stage.learning_rate=2e-4",),
+    "qlora": ("stage.learning_rate=2e-4",),
+    "galore": ("method.rank=64", "stage.learning_rate=1e-4"),
+    "dora": ("stage.learning_rate=2e-4",),
+}
 STAGES: dict[str, tuple[str, ...]] = {
     "sigmoid": ("stage=dpo",),
     "simpo": ("stage=dpo", "stage.loss=simpo"),
     "orpo": ("stage=orpo",),
     "kto": ("stage=kto", "stage.batch_size=4"),
 }
-CELLS = [(stage, "lora") for stage in STAGES] + [("sigmoid", "full")]
+CELLS = [("simpo", "lora"), *((stage, method) for stage in STAGES if stage != "simpo" for method in METHODS)]
 
 
 @pytest.mark.parametrize(("stage", "method"), CELLS)
 def test_held_out_answers_are_judged_better(stage: str, method: str, execute: Callable[..., Any]) -> None:
-    done = execute(f"method={method}", *SHORT, *STAGES[stage], RATES[method])
+    done = execute(f"method={method}", *SHORT, *STAGES[stage], *METHODS[method])
     write_report(done.run, "finished", done.result, None)
     report = json.loads(Path("run/report.json").read_text())
     measured = report["evaluate"]

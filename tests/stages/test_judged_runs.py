@@ -218,7 +218,8 @@ def test_a_new_run_measures_anew(execute: Execute, tiny_model: Path, referred: C
 METHODS = ("full", "freeze", "lora", "qlora", "galore", "dora", "pissa", "badam", "adalora", "llama_pro")
 
 
-@pytest.mark.parametrize(("stage", "method"), diagonal(STAGES, METHODS))
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_method_trains_it(stage: str, method: str, execute: Execute) -> None:
     done = execute(f"stage={stage}", f"method={method}", *FITTING[method], *SHORT, "stage.learning_rate=1e-2")
     assert len(done.losses) == 3
