@@ -142,7 +142,10 @@ def _plan_sweep(line: compose.CommandLine) -> int:
     _refuse_unread(line, "plan")
     kept, _ = _of_sweep(line)
     shared = tuple(text for text in kept.overrides if not text.lstrip("+").startswith("plan."))
-    form = _settings_of([text for text in kept.overrides if text not in shared]).plan.format
+    asked = _settings_of([text for text in kept.overrides if text not in shared]).plan
+    form = asked.format
+    if asked.search:
+        raise refuse("plan-of-a-sweep", "plan.search=true", "the best settings of one run are sought at a time")
     if form == "yaml":
         raise refuse("plan-of-a-sweep", "plan.format=yaml", "a file holds one plan")
     from factory.run import jobs, sweep

@@ -18,7 +18,7 @@ from factory.refusal import Refusal, UserError, refuse
 from factory.run.folder import RunFolder, read_json
 from factory.run.swept import SweepFolder
 from factory.typed import to_tree
-from factory.words import size
+from factory.words import between, duration, size
 
 Compile = Callable[[Composed], Plan]
 Fate = Literal["run", "continue", "keep", "reuse", "refuse"]
@@ -128,7 +128,7 @@ def table(jobs: Sequence[Job]) -> Table:
     made.add_column("job", no_wrap=True)
     if any(told):
         made.add_column("what differs", overflow="fold", max_width=44)
-    for name in ("trainable", "memory", "steps"):
+    for name in ("trainable", "memory", "steps", "training"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("", overflow="fold")
     for job, label in zip(jobs, told, strict=True):
@@ -138,15 +138,13 @@ def table(jobs: Sequence[Job]) -> Table:
     return made
 
 
-def _numbers(job: Job) -> tuple[str, str, str]:
+def _numbers(job: Job) -> tuple[str, str, str, str]:
     if job.plan is None:
-        return "-", "-", "-"
+        return "-", "-", "-", "-"
     estimate = job.plan.estimate
-    return (
-        f"{estimate.parameters.trainable:,}",
-        size(estimate.memory.total),
-        str(estimate.steps).replace(f" {KNOWN_LATER}", ""),
-    )
+    seconds, steps = estimate.seconds, str(estimate.steps).replace(f" {KNOWN_LATER}", "")
+    time = "?" if seconds is None else between(duration(seconds.low), duration(seconds.high))
+    return f"{estimate.parameters.trainable:,}", size(estimate.memory.total), steps, time
 
 
 def _said(job: Job) -> str:
@@ -173,9 +171,14 @@ def summary(jobs: Sequence[Job]) -> str:
         f"{count['run']} to run",
         *(f"{count[fate]} {words}" for fate, words in _COUNTED.items() if count[fate]),
     ]
+    ranges = [job.plan.estimate.seconds for job in jobs if job.plan is not None and job.fate == "run"]
+    known = [each for each in ranges if each is not None]
+    low, high = sum(each.low for each in known), sum(each.high for each in known)
+    whole = known and len(known) == len(ranges)
+    time = f" Training takes {between(duration(low), duration(high))} in all." if whole else ""
     again = sum(job.same is not None and job.fate == "run" for job in jobs)
     hint = f" {again} the same as another: sweep.reuse=true runs it once." if again else ""
-    return f"{len(jobs)} jobs: {', '.join(parts)}.{hint}"
+    return f"{len(jobs)} jobs: {', '.join(parts)}.{time}{hint}"
 
 
 _COUNTED: dict[Fate, str] = {

@@ -261,7 +261,8 @@ def _finish(
         return code
     if report["status"] == "interrupted":
         saved = folder.checkpoint() or (folder.model if folder.model.is_dir() else None)
-        kept = f"Saved {saved}." if saved else _unsaved(plan, folder)
+        nothing = _unsaved(folder) if plan.verb == "train" else "Answers that were given are kept."
+        kept = f"Saved {saved}." if saved else nothing
         screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow", soft_wrap=True)
         return INTERRUPTED
     screen.print(report["error"], style="red", soft_wrap=True)
@@ -270,9 +271,7 @@ def _finish(
     return FAILED
 
 
-def _unsaved(plan: Plan, folder: RunFolder) -> str:
-    if plan.verb == "evaluate":
-        return "Answers that were given are kept."
+def _unsaved(folder: RunFolder) -> str:
     done = max((line["step"] for line in Tail(folder.metrics).lines()), default=0)
     return f"It was ended at once: {done:,} steps are lost." if done else "Nothing was trained yet."
 

@@ -29,7 +29,9 @@ SAME = (
     "data.max_samples=40",
     "stage.save_steps=50",
 )
-FILES = {"plan.yaml", "report.json", "metrics.jsonl", "events.jsonl", "run.log", "model", "checkpoints", ".lock"}
+FILES = {"plan.yaml", "report.json", "metrics.jsonl", "events.jsonl", "run.log", "model", "checkpoints", ".lock"} | {
+    "evaluation"
+}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import side_by_side
 
 from factory import compose
 from factory.execute.report import as_json, blank
-from factory.plan import Plan, read_plan, to_yaml
+from factory.plan import Plan, Span, read_plan, to_yaml
 from factory.refusal import UserError, refuse
 from factory.run import jobs
 from factory.run.folder import RunFolder
@@ -222,6 +223,7 @@ def test_plan_m_shows_every_job_and_runs_none(command: Callable[..., Any], here:
     said = command("plan", "-m", "method.rank=range(2,6,2)", "hydra.sweep.dir=x")
     assert said.code == 0 and "2 jobs: 2 to run." in said.out
     assert command("plan", "-m", "seed=1,2", "plan.format=yaml").rules == ["plan-of-a-sweep"]
+    assert command("plan", "-m", "seed=1,2", "plan.search=true").rules == ["plan-of-a-sweep"]
     assert command("plan", "sweep.reuse=true").rules == ["sweep-without-multirun"]
     assert not list(here.iterdir())
 
@@ -237,3 +239,12 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     ]
     assert [job.options["method"] for job in found] == ["lora", "lora", "full", "full"]
     assert len({job.run_dir for job in found}) == 4 and all(job.run_dir.startswith("x/") for job in found)
+
+
+def test_a_sweeps_time_is_told_where_every_jobs_is(here: Path) -> None:
+    known, other = jobs.compiled(composed(RANKS[:2], "x"), "x", compiled)
+    assert known.plan is not None and "Training takes" not in jobs.summary([known, other])
+    estimate = replace(known.plan.estimate, seconds=Span(low=10, high=20))
+    timed = replace(known, plan=replace(known.plan, estimate=estimate))
+    assert "2 to run. Training takes 20 to 40 s in all." in jobs.summary([timed, timed])
+    assert "Training takes" not in jobs.summary([timed, other])
