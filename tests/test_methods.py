@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from factory import compose
+from factory.data.dataset import IGNORED
 
 SHORT = ("stage.max_steps=3", "stage.warmup_ratio=0", "stage.batch_size=2", "stage.logging_steps=1", "precision=fp32")
 # what an option needs beside its defaults to fit two layers that are 32 wide, and to train all it may within 3 steps
@@ -114,14 +115,18 @@ def weight_at_start(done: Any, name: str) -> Any:
 
 
 def perplexity(done: Any, folder: Path) -> float:
-    """Of the held-out rows, with the saved model as transformers reads it."""
+    """Of the held-out rows, with the saved model as transformers reads it; long ones in windows that share a token."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model, rows = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), done.dataset.validation
-    total = 0.0
+    total, count, length = 0.0, 0, done.run.plan.steps.pack.max_length
     with torch.no_grad():
         for row in rows:
-            found = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels]))
-            total += found.loss.item() * row.trained
-    return exp(total / sum(row.trained for row in rows))
+            for start in range(0, len(row.ids) - 1, length - 1):
+                ids, labels = (torch.tensor([each[start : start + length]]) for each in (row.ids, row.labels))
+                trained = int((labels[:, 1:] != IGNORED).sum())
+                total += model(input_ids=ids, labels=labels).loss.item() * trained if trained else 0.0
+                count += trained
+    assert count == sum(row.trained for row in rows)
+    return exp(total / count)

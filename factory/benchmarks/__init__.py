@@ -17,13 +17,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from factory.benchmarks.questions import read
-from factory.benchmarks.result import Result, Row, choice
 from factory.benchmarks.types import NAMES, benchmark
 
 if TYPE_CHECKING:
     from factory.benchmarks.prompts import Prompter
+    from factory.benchmarks.result import Result
 
-__all__ = ["NAMES", "Result", "ask", "benchmark", "read"]
+__all__ = ["NAMES", "ask", "benchmark", "read"]
 
 
 def ask(
@@ -35,11 +35,12 @@ def ask(
     call: Callable[[Callable[[], Any]], Any] = lambda function: function(),
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     stop: Callable[[], None] = lambda: None,
-) -> Result:
+) -> "Result":
     """A model's score on the exam of the prompter.
 
     The model is called as it is, so an autocast around this holds; `call` is what calls one whose weights are split.
     """
+    from factory.benchmarks.result import Result, Row, choice
     from factory.benchmarks.score import answers
 
     exam = prompter.exam

@@ -77,9 +77,10 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
 
 def asked(settings: Settings, bad_keys: set[str]) -> Any:
     """All that `look` reads of the settings: where two are equal, so is what it finds."""
-    stage, data = settings.stage, settings.data
+    stage, data, evaluate = settings.stage, settings.data, settings.evaluate
     of_stage = stage and (stage.name, stage.resume, getattr(stage, "reward_model", None))
-    return settings.model, data.sources, data.names, of_stage, settings.tracking, settings.run_dir, bad_keys
+    exams = evaluate.benchmarks and (evaluate.benchmarks, evaluate.path, evaluate.shots, evaluate.max_samples)
+    return settings.model, data.sources, data.names, of_stage, exams, settings.tracking, settings.run_dir, bad_keys
 
 
 def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:

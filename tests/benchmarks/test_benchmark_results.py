@@ -7,8 +7,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from factory.benchmarks import Result, benchmark
-from factory.benchmarks.result import Row, choice, mean
+from factory.benchmarks import benchmark
+from factory.benchmarks.result import Result, Row, choice, mean
 from factory.metrics.bootstrap import difference
 
 SUBJECTS = {"agronomy": 30, "arts": 50, "chinese_history": 80, "ancient_chinese": 40}  # of four of CMMLU's categories

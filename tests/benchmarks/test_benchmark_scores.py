@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from factory import benchmarks
 from factory.benchmarks import score
 from factory.benchmarks.prompts import Prompter
+from factory.benchmarks.result import Result
 from factory.refusal import UserError
 
 CONTEXT = 2048
@@ -46,7 +47,7 @@ def model_of(kind: str, **changes: Any) -> Any:
     return AutoModelForCausalLM.from_config(tiny.config(model_type=kind, **own | changes))
 
 
-def run(name: str, folder: Path, model: Any, tokenizer: Any = None, **changes: Any) -> benchmarks.Result:
+def run(name: str, folder: Path, model: Any, tokenizer: Any = None, **changes: Any) -> Result:
     options: dict[str, Any] = {"shots": 5, "batch_size": 8, "max_samples": None, "context": CONTEXT, "device": "cpu"}
     options |= changes
     exam = benchmarks.read(name, str(folder), shots=options.pop("shots"), max_samples=options.pop("max_samples"))
@@ -63,7 +64,7 @@ def plain(model: Any, prompt: str, space: str, tokenizer: Any) -> list[float]:
     return [float(torch.log_softmax(logits, 0)[ids[-1]]) for ids in ends]
 
 
-def apart(result: benchmarks.Result, expected: Sequence[Sequence[float]]) -> float:
+def apart(result: Result, expected: Sequence[Sequence[float]]) -> float:
     found = torch.tensor([row.log_probs for row in result.rows], dtype=torch.float64)
     return float((found - torch.tensor(expected, dtype=torch.float64)).abs().max())
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import side_by_side
 from rich.console import Console
-from test_judged import ROUGE, comparison, measured
+from test_compare_judged import ROUGE, comparison, measured
 
 from factory.compare import plots, terminal, written
 from factory.compare.comparison import Comparison

@@ -223,7 +223,7 @@ TABLE = (
         "evaluate.stride=9",
         "stage=pt evaluate.stride=9",
     ),
-    row("stride-unread", "stage=pt evaluate.stride=9 data.packing=false", "stage=pt data.packing=false"),
+    row("stride-unread", "stage=pt evaluate.stride=9 data.packing=false", "stage=pt evaluate.stride=9"),
     row("stride-unread", "stage=pt evaluate.stride=9 evaluate.perplexity=false", "stage=pt evaluate.perplexity=false"),
     row(
         "stride-too-long",

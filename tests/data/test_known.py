@@ -54,5 +54,5 @@ def test_a_cache_that_cannot_be_written_is_no_loss(
     plan = compiled(*DATA, *model)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "file"))
-    known.remember(plan, 5)
+    known.remember(plan, 5, 300)
     assert known.exact(plan) == plan

@@ -385,7 +385,7 @@ def test_where_nothing_else_is_asked_what_is_found_is_the_same(here: Path) -> No
     )
     assert not problems
     data = replace(chosen.data, **{field.name: None for field in fields(chosen.data) if field.name in _UNASKED})
-    others = ("method", "precision", "compute", "hardware", "evaluate", "plan", "preview", "seed", "options")
+    others = ("method", "precision", "compute", "hardware", "plan", "preview", "seed", "options")
     stage = SimpleNamespace(name="dpo", resume=None)
     bare = replace(chosen, data=data, stage=stage, **dict.fromkeys(others))
     found = look_around(bare, bad, training=False)
