@@ -9,7 +9,7 @@ KNOWN: dict[str, str] = {
     r"RuntimeWarning: The following rank_pattern keys did not match": "peft looks for LoRA's in a pruned AdaLoRA's",
     r"PeftWarning: Adapter 'default': \d+ LoRA tensor\(s\) have invalid shape": "AdaLoRA gives some matrices no rank",
     r"transformers\.modeling_utils: We strongly recommend passing in an `attention_mask`": "padding comes last",
-    r"transformers\.modeling_rope_utils: (Unrecognized keys|Missing validation|`rope_parameters`)": "of configs of its own",
+    r"transformers\.modeling_rope_utils: (Unrecognized|Missing|`rope_parameters`)": "of configs of its own",
     r"transformers\.modeling_utils: .*LOAD REPORT": "of weights that are missing, which a check is red for",
     r"DeprecationWarning: __array__ implementation doesn't accept": "PaliGemma's processor, of images",
     r"bitsandbytes\.backends\.cpu\.ops: Failed to load CPU gemm_4bit_forward": "a faster one, of the hub",
