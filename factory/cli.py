@@ -11,17 +11,21 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from factory import __version__, compose, schema, settings
 from factory.anew import Anew
 from factory.anew import compiled as _compiled
-from factory.plan import Plan
+from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
 from factory.typed import convert, to_tree
+
+if TYPE_CHECKING:
+    from factory.run.jobs import Job
 
 REFUSED = 2
 _PRINTING = ("plan", "preview", "compare")  # verbs with keys of their own
@@ -94,6 +98,8 @@ def plan(arguments: list[str]) -> int:
         return _hydras_own(line)
     if line.multirun:
         return _plan_sweep(line)
+    if compose.recipe_of_runs(line):
+        return _plan_recipe(line)
     composed = _composed(line, "plan")
     made = _compiled(composed, training=False)
     form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
@@ -141,16 +147,44 @@ def _plan_sweep(line: compose.CommandLine) -> int:
     """Every job of a sweep with its estimate, or why it is refused. 2 where one is."""
     _refuse_unread(line, "plan")
     kept, _ = _of_sweep(line)
-    shared = tuple(text for text in kept.overrides if not text.lstrip("+").startswith("plan."))
-    asked = _settings_of([text for text in kept.overrides if text not in shared]).plan
-    form = asked.format
+    shared, form = _without_form(kept)
+    from factory.run import sweep
+
+    return _show_jobs(sweep.planned(shared, partial(_compiled, training=False)), form)
+
+
+def _plan_recipe(line: compose.CommandLine) -> int:
+    """Every run of a recipe, as far as it is known. 2 where one is refused."""
+    _refuse_unread(line, "plan")
+    shared, form = _without_form(line)
+    from factory.run import chain
+
+    return _show_jobs(chain.planned(shared, partial(_of_recipe, training=False)), form)
+
+
+def _of_recipe(composed: compose.Composed, *, training: bool) -> Plan:
+    """The plan of one of a recipe's runs: of method=none there is nothing but to measure."""
+    return _compiled(composed, training=training, verb=_verb(composed))
+
+
+def _verb(composed: compose.Composed) -> Verb:
+    return "evaluate" if composed.options.get("method") == "none" else "train"
+
+
+def _without_form(line: compose.CommandLine) -> tuple[compose.CommandLine, str]:
+    """The line without plan.*, and how several plans are printed."""
+    shared = tuple(text for text in line.overrides if not text.lstrip("+").startswith("plan."))
+    asked = _settings_of([text for text in line.overrides if text not in shared]).plan
+    if asked.format == "yaml":
+        raise refuse("plan-of-a-sweep", "plan.format=yaml", "a file holds one plan")
     if asked.search:
         raise refuse("plan-of-a-sweep", "plan.search=true", "the best settings of one run are sought at a time")
-    if form == "yaml":
-        raise refuse("plan-of-a-sweep", "plan.format=yaml", "a file holds one plan")
-    from factory.run import jobs, sweep
+    return replace(line, overrides=shared), asked.format
 
-    found = sweep.planned(replace(kept, overrides=shared), partial(_compiled, training=False))
+
+def _show_jobs(found: "Sequence[Job]", form: str) -> int:
+    from factory.run import jobs
+
     if form == "json":
         print(json.dumps(jobs.as_json(found), ensure_ascii=False))
     else:
@@ -247,6 +281,9 @@ def train(arguments: list[str]) -> int:
         return _hydras_own(line)
     if line.multirun:
         return _sweep(line)
+    if compose.recipe_of_runs(line):
+        _refuse_unread(line, "train")
+        return _recipe(line, schema.Sweep(resume=None, reuse=False))
     composed = _composed(line, "train")
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
         return _run(composed)
@@ -282,16 +319,46 @@ def _run(composed: compose.Composed) -> int:
 
 def _sweep(line: compose.CommandLine) -> int:
     _refuse_unread(line, "train")
+    from factory.run import chain
     from factory.run.screen import Screen
     from factory.run.sweep import Verbs, sweep
 
     kept, asked = _of_sweep(line)
+    if asked.resume and chain.is_here(asked.resume):
+        return _recipe(kept, asked)
     verbs = Verbs(
         compile=partial(_compiled, training=True),
         run=lambda composed: _job(RunFolder(composed.run_dir), partial(_run, composed)),
         go_on=lambda folder: _job(folder, partial(_go_on, folder)),
     )
     return sweep(kept, asked, verbs, Screen())
+
+
+def _recipe(line: compose.CommandLine, asked: schema.Sweep) -> int:
+    """Runs that may read each other, one after another."""
+    from factory.run.chain import chain
+    from factory.run.screen import Screen
+    from factory.run.sweep import Verbs
+
+    verbs = Verbs(
+        compile=partial(_of_recipe, training=True),
+        run=lambda composed: _job(RunFolder(composed.run_dir), partial(_run_of_recipe, composed)),
+        go_on=lambda folder: _job(folder, partial(_go_on, folder)),
+    )
+    return chain(line, asked, verbs, Screen())
+
+
+def _run_of_recipe(composed: compose.Composed) -> int:
+    return _measure(composed) if _verb(composed) == "evaluate" else _run(composed)
+
+
+def _measure(composed: compose.Composed) -> int:
+    """A model as it is, in a run's folder."""
+    made = _compiled(composed, training=True, verb="evaluate")
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    return launch(made, RunFolder(composed.run_dir), None, Screen(), None)
 
 
 def _job(folder: RunFolder, executed: Callable[[], int]) -> int:
@@ -373,11 +440,7 @@ def evaluate(arguments: list[str]) -> int:
     composed = _untrained(line)
     if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
         composed = replace(composed, run_dir=_fresh(composed.run_dir))
-    made = _compiled(composed, training=True, verb="evaluate")
-    from factory.run.launch import launch
-    from factory.run.screen import Screen
-
-    return launch(made, RunFolder(composed.run_dir), None, Screen(), None)
+    return _measure(composed)
 
 
 def _untrained(line: compose.CommandLine) -> compose.Composed:

@@ -103,8 +103,34 @@ def listed(found: list[str]) -> str:
     return f"{', '.join(found[: _SHOWN // 4])} … ({len(found)}; `factory models` lists them)"
 
 
-def recipes() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+def recipes(config_dirs: tuple[str, ...] = ()) -> list[str]:
+    """Those of the user's own folders included."""
+    return sorted(_recipe_files(config_dirs))
+
+
+def _recipe_files(config_dirs: tuple[str, ...]) -> dict[str, Path]:
+    folders = [*(Path(folder) for folder in reversed(config_dirs)), ROOT]  # Hydra takes the first that it finds
+    return {path.stem: path for folder in folders for path in (folder / "recipes").glob("*.yaml")}
+
+
+def recipe_of_runs(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
+    """The recipe of several runs that the line names, and its file's content. Raises UserError where it is broken."""
+    for text in line.overrides:
+        name = text.lstrip("+").removeprefix("recipe=")
+        if name != text.lstrip("+") and (found := _of_runs(name, line.config_dirs)) is not None:
+            return name, found
+    return None
+
+
+def _of_runs(name: str, config_dirs: tuple[str, ...]) -> dict[str, Any] | None:
+    """What the recipe's file holds, if it holds runs."""
+    path = _recipe_files(config_dirs).get(name)
+    if path is None or b"runs:" not in path.read_bytes():
+        return None
+    from omegaconf import OmegaConf
+
+    found = translated(lambda: OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    return found if isinstance(found, dict) and "runs" in found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +163,8 @@ def prepared(line: CommandLine) -> Prepared:
             problems.append(_unparsable(text, "there is no key before the ="))
             continue
         if key == "recipe":
-            unknown = _unknown_options("recipe", chosen, recipes())
-            problems += unknown
+            unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
+            problems += unknown or _several_runs(text, chosen, line.config_dirs)
             ready += [] if unknown else [f"+recipes={text.partition('=')[2]}"]
         elif key in GROUPS and not isinstance(chosen, dict) and not override.is_delete():
             unknown = _unknown_options(key, chosen, options(key, line.config_dirs))
@@ -372,6 +398,12 @@ def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]
         for name in names
         if name not in known
     ]
+
+
+def _several_runs(text: str, chosen: Any, config_dirs: tuple[str, ...]) -> list[Refusal]:
+    """Where one run's settings are wanted, a recipe of several has none to give."""
+    found = [name for name in _names(chosen) if _of_runs(name, config_dirs) is not None]
+    return [refusal("recipe-of-runs", text, f"{name} is a recipe of several runs", name=name) for name in found]
 
 
 def _names(chosen: Any) -> list[str]:

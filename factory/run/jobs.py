@@ -31,7 +31,7 @@ _DIGEST = "digest: "  # how a plan's file starts
 class Job:
     """`same` is the first job of the sweep with the same plan; `reused` the folder whose result stands for this job's.
 
-    A job without a plan has `refusals`.
+    A job without a plan has `refusals`. One that reads others (`after`) is planned again when they have ended.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Job:
     same: str | None = None
     fate: Fate = "run"
     reused: str | None = None
+    after: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str | None:
@@ -152,7 +153,9 @@ def _said(job: Job) -> str:
         return f"[yellow]refused[/yellow]: {', '.join(each.rule for each in job.refusals)}"
     fits = "" if job.plan.estimate.memory.fits else "[bold]does not fit[/bold]"
     same = f"the same as {job.same}" if job.same else ""
-    return ", ".join(filter(None, [fits, _FATES[job.fate].format(reused=escape(job.reused or "")), same])) or "fits"
+    fate = _FATES[job.fate].format(reused=escape(job.reused or ""))
+    after = f"again after {' and '.join(job.after)}" if job.after and job.fate == "run" else ""
+    return ", ".join(filter(None, [fits, fate, same, after])) or "fits"
 
 
 _FATES: dict[Fate, str] = {
@@ -196,6 +199,7 @@ def as_json(jobs: Sequence[Job]) -> dict[str, Any]:
                 "job": job.name,
                 "overrides": list(job.overrides),
                 "same_as": job.same,
+                "again_after": list(job.after),
                 "refusals": [to_tree(each) for each in job.refusals],
                 "plan": None if job.plan is None else to_json(job.plan),
             }

@@ -26,7 +26,7 @@ from factory.run.tracking import connect
 from factory.schema import Sweep, Tracking
 from factory.words import program
 
-_FAILED, _INTERRUPTED = 1, 130
+FAILED, INTERRUPTED = 1, 130
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
 _TABLE = "table.json"  # the comparison as MLflow shows a table
 
@@ -54,7 +54,7 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     """Runs every job and returns the exit code: 0 when all finished, 130 when interrupted, else 1."""
     before = SweepFolder(asked.resume).read() if asked.resume else None
     if asked.resume:
-        line = _recorded(line, asked.resume, before)
+        line = recorded(line, asked.resume, before)
     ready = compose.prepared(line)
     name, shared = compose.sweep_folder(line, ready)
     folder = SweepFolder(asked.resume or name)
@@ -70,14 +70,14 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         raise unwritable(folder.path, error) from None
     with RunFolder(folder.path).claimed():
         tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
-        parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
-        folder.write(_record(line, listed, parent))
+        parent = parent_run(tracking, folder, line, before.parent_run if before else None)
+        folder.write(record(line, listed, parent))
         stopped = _handed_out(_arguments(ready, parent, folder), folder, listed, verbs)
         _note_others(folder, listed)
-        return _closed(folder, tracking, parent, stopped, screen)
+        return closed(folder, tracking, parent, stopped, screen)
 
 
-def _recorded(line: compose.CommandLine, folder: str, before: Record | None) -> compose.CommandLine:
+def recorded(line: compose.CommandLine, folder: str, before: Record | None) -> compose.CommandLine:
     """The command line that the sweep was started with."""
     if before is None:
         raise refuse("sweep-missing", f"sweep.resume={folder}", "there is no sweep.json in it that can be read")
@@ -93,7 +93,7 @@ def _listed(
     """The jobs with what is to become of each; empty where they are not known beforehand."""
     composed = compose.jobs(line, ready, str(folder.path))
     if composed is not None and asked.resume:
-        compile = _beside(compile)
+        compile = beside(compile)
     if composed is None:
         if set_ := [name for name, value in (("resume", asked.resume), ("reuse", asked.reuse)) if value]:
             raise refuse("jobs-unknown", f"sweep.{set_[0]}", "hydra/sweeper decides each job as it goes")
@@ -103,7 +103,7 @@ def _listed(
     return jobs.reusing(found, folder) if asked.reuse else found
 
 
-def _beside(compile: Compile) -> Compile:
+def beside(compile: Compile) -> Compile:
     """Compiles a job as if nothing were in its folder yet: what is there is looked at by `jobs.continued`."""
     return lambda composed: compile(replace(composed, run_dir=str(Path(composed.run_dir) / "anew")))
 
@@ -113,19 +113,19 @@ def _arguments(ready: compose.Prepared, parent: str | None, folder: SweepFolder)
     return [*ready.overrides, *nested, f"hydra.sweep.dir={folder.path.as_posix()}", "--multirun"]
 
 
-def _record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None) -> Record:
+def record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None) -> Record:
     return Record(
         overrides=line.overrides,
         config_dirs=line.config_dirs,
         parent_run=parent,
         jobs=tuple(
-            Recorded(name=job.name, overrides=job.overrides, digest=job.digest, refused=_first_refusal(job))
+            Recorded(name=job.name, overrides=job.overrides, digest=job.digest, refused=first_refusal(job))
             for job in listed
         ),
     )
 
 
-def _first_refusal(job: Job) -> str | None:
+def first_refusal(job: Job) -> str | None:
     return f"[{job.refusals[0].rule}] {job.refusals[0].setting}: {job.refusals[0].wrong}" if job.refusals else None
 
 
@@ -148,7 +148,7 @@ class _Task:
             os.environ[STARTED] = str(time.time())
             code = self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
             append(SweepFolder(self.folder).outcomes, {"job": name, "code": code})
-            if code == _INTERRUPTED:
+            if code == INTERRUPTED:
                 raise KeyboardInterrupt  # which Hydra lets through: of an Exception it would go on to the next job
         return _value(run)
 
@@ -184,13 +184,13 @@ def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
                 append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": job.reused})
         elif job.fate == "keep" and job.name not in ended:  # the sweep was killed before it could note it
             report = read_json(RunFolder(folder.path / job.name).report) or {}
-            append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else _FAILED})
+            append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else FAILED})
 
 
-def _closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped: bool, screen: Screen) -> int:
+def closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped: bool, screen: Screen) -> int:
     """Compares what there is, tells of it, and returns the exit code."""
     ended = folder.ended()
-    done = bool(ended) and all(ended.get(name, Outcome(code=_FAILED)).code == 0 for name in folder.names())
+    done = bool(ended) and all(ended.get(name, Outcome(code=FAILED)).code == 0 for name in folder.names())
     made = compared(of_folder(folder.path)) if folder.names() else None
     if made is not None:
         write_whole(folder.table, written.markdown(made))
@@ -205,10 +205,10 @@ def _closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped
     if made is not None and {run.status for run in made.runs} & set(_UNDONE):
         screen.print(f"To continue: {program('factory')} -m sweep.resume={folder.path}", soft_wrap=True)
     _close_parent(tracking, parent, folder, made, done)
-    return _INTERRUPTED if stopped else 0 if done else _FAILED
+    return INTERRUPTED if stopped else 0 if done else FAILED
 
 
-def _parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLine, known: str | None) -> str | None:
+def parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLine, known: str | None) -> str | None:
     if tracking.uri is None:
         return None
     try:

@@ -78,8 +78,9 @@ class SweepFolder:
         return {line["job"]: Outcome(code=line["code"], reused=line.get("reused")) for line in lines}
 
     def names(self) -> list[str]:
-        """Of all jobs that are known, in their order."""
+        """Of all jobs that are known, in their order; those that no record lists by their numbers."""
         record = self.read()
         planned = [job.name for job in record.jobs] if record else []
         there = [path.parent.name for path in self.path.glob("*/plan.yaml")]
-        return sorted({*planned, *self.ended(), *there}, key=lambda name: (len(name), name))
+        others = sorted({*self.ended(), *there} - set(planned), key=lambda name: (len(name), name))
+        return [*planned, *others]

@@ -1,0 +1,294 @@
+"""A recipe of several runs: all compiled first, as far as can be, then run in order; each may read a run before it."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from factory import compose, registry
+from factory.compare.runs import of_report
+from factory.execute.context import STARTED, append
+from factory.plan import Plan
+from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
+from factory.run import jobs
+from factory.run.folder import RunFolder, read_json, unwritable
+from factory.run.jobs import Compile, Job
+from factory.run.screen import Screen
+from factory.run.sweep import FAILED, INTERRUPTED, Verbs, beside, closed, parent_run, record, recorded
+from factory.run.swept import SweepFolder
+from factory.schema import Sweep, Tracking
+
+_REFUSED = 2
+_READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
+_PLAIN = re.compile(r"[\w./-]+")  # what Hydra reads without quotes
+_NAMING = ("stage", "method", "stage.reward_model")  # what a run of a recipe is, where the recipe says it of one
+_OWN = "runs."  # how an override for one run starts
+# keys that may read a run, and what stands in their place while that run has not ended
+_AHEAD: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "stage.reward_model": ("stage.reward=trl:think_format_reward",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One run of the recipe. `reads` is {key: the run whose model it takes}, which `overrides` have not."""
+
+    name: str
+    overrides: tuple[str, ...]
+    reads: dict[str, str]
+
+
+def links(line: compose.CommandLine) -> list[Link]:
+    """The recipe's runs with the command line's overrides. Raises UserError with all that is wrong."""
+    found = compose.recipe_of_runs(line)
+    assert found is not None
+    recipe, content = found
+    if problems := [*_malformed(recipe, content), *_unusable(line, content)]:
+        raise UserError(*problems)
+    given = [text for text in line.overrides if _key(text) != "recipe" and not _key(text).startswith(_OWN)]
+    shared = content.get("shared", [])
+    return [
+        _link(name, texts, [*shared, *texts, *given, *_of_one(line, name)]) for name, texts in content["runs"].items()
+    ]
+
+
+def _link(name: str, texts: Sequence[str], every: Sequence[str]) -> Link:
+    """The last override of a key wins; Hydra would refuse two options of one group."""
+    own = _last_of_each([text for text in every if not _READING.fullmatch(text)])
+    return Link(name=name, overrides=own, reads=_reads(texts))
+
+
+def _last_of_each(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple({_key(text): text for text in texts}.values())
+
+
+def _reads(texts: Sequence[str]) -> dict[str, str]:
+    return {found[1]: found[2] for text in texts if (found := _READING.fullmatch(text))}
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~")
+
+
+def _of_one(line: compose.CommandLine, name: str) -> list[str]:
+    """`runs.NAME.key=value` as `key=value`."""
+    start = f"{_OWN}{name}."
+    return [text.lstrip("+").removeprefix(start) for text in line.overrides if _key(text).startswith(start)]
+
+
+def _malformed(recipe: str, content: Mapping[str, Any]) -> Iterator[Refusal]:
+    runs, file = content["runs"], f"recipe={recipe}"
+    if more := sorted(content.keys() - {"runs", "shared"}):
+        yield refusal("recipe-form", file, f"beside runs its file has {', '.join(more)}")
+    lists = {"shared": content.get("shared", []), **(runs if isinstance(runs, dict) else {"runs": runs})}
+    for name, texts in lists.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) and "=" in text for text in texts):
+            yield refusal("recipe-form", file, f"{name} is no list of overrides, each key=value")
+            return
+    if not isinstance(runs, dict) or not runs:
+        yield refusal("recipe-form", file, "runs is no {name: overrides}")
+        return
+    before = list[str]()
+    for name, texts in runs.items():
+        if not _NAME.fullmatch(str(name)):
+            yield refusal("recipe-form", file, f"{name} cannot be a run's name")
+        for text in texts:
+            yield from _misread(file, str(name), text, before)
+        before.append(str(name))
+
+
+def _misread(file: str, name: str, text: str, before: Sequence[str]) -> Iterator[Refusal]:
+    """What is wrong with an override that reads a run."""
+    found = _READING.fullmatch(text)
+    if found is None:
+        if "${run:" in text:
+            yield refusal("recipe-form", file, f"{text} of {name} is not KEY=${{run:NAME}}")
+    elif found[1] not in _AHEAD:
+        yield refusal("recipe-form", file, f"{found[1]} of {name} cannot read a run, {' and '.join(_AHEAD)} can")
+    elif found[2] not in before:
+        hint = did_you_mean(found[2], before)
+        there = f"the runs before it are {', '.join(before)}" if before else "there is none before it"
+        yield refusal("recipe-order", file, f"{name} reads {found[2]}, and {there}", hint=hint)
+
+
+def _unusable(line: compose.CommandLine, content: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Overrides of the command line that no run, or not every run, can have."""
+    runs = content["runs"] if isinstance(content["runs"], dict) else {}
+    own = {_key(text): name for name, texts in runs.items() for text in texts if isinstance(text, str)}
+    for text in line.overrides:
+        key = _key(text)
+        if key.startswith(_OWN):
+            name = next((name for name in runs if key.startswith(f"{_OWN}{name}.")), None)
+            if name is None:
+                hint = did_you_mean(key.split(".")[1], map(str, runs))
+                yield refusal("recipe-run", text, "the recipe has no such run", hint=hint, known=", ".join(runs))
+            elif (inner := key.removeprefix(f"{_OWN}{name}.")) in _reads(runs[name]) and inner not in compose.GROUPS:
+                yield refusal("recipe-key", text, f"{name} takes it from the run {_reads(runs[name])[inner]}")
+        elif key == "hydra.run.dir":
+            yield refusal("recipe-folder", text, "each of several runs has a folder of its own")
+        elif key in own and key in _NAMING:
+            yield refusal("recipe-key", text, f"{own[key]} has {key} of its own")
+
+
+def is_here(folder: str) -> bool:
+    """Whether it is a recipe's, and not a sweep's."""
+    record = SweepFolder(folder).read()
+    if record is None:
+        return False
+    line = compose.CommandLine(overrides=record.overrides, config_dirs=record.config_dirs)
+    return compose.recipe_of_runs(line) is not None
+
+
+def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
+    """Every run as far as it is known, nothing of it executed. Raises UserError for what is wrong with the recipe."""
+    found = links(line)
+    folder, _ = compose.sweep_folder(*_places(line, found))
+    return [_ahead(link, SweepFolder(folder), line.config_dirs, compile) for link in found]
+
+
+def _places(line: compose.CommandLine, found: Sequence[Link]) -> tuple[compose.CommandLine, compose.Prepared]:
+    """What says where the runs go and are tracked: of the first, as of all."""
+    texts = tuple(text for text in found[0].overrides if _key(text).startswith(("hydra.", "tracking")))
+    bare = replace(line, overrides=texts)
+    return bare, compose.prepared(bare)
+
+
+def _ahead(link: Link, folder: SweepFolder, config_dirs: tuple[str, ...], compile: Compile) -> Job:
+    """Its plan before what it reads is there, or why it is refused."""
+    stands = tuple(text for key in link.reads for text in _AHEAD[key])
+    made = Job(name=link.name, overrides=link.overrides, plan=None, after=tuple(dict.fromkeys(link.reads.values())))
+    try:
+        plan = compile(_composed((*link.overrides, *stands), folder.path / link.name, config_dirs, None))
+    except UserError as error:
+        return replace(made, refusals=error.refusals, fate="refuse")
+    return replace(made, plan=plan)
+
+
+def _composed(
+    overrides: tuple[str, ...], run_dir: Path, config_dirs: tuple[str, ...], parent: str | None
+) -> compose.Composed:
+    nested = (f"tracking.parent_run={parent}",) if parent else ()
+    line = compose.CommandLine(overrides=(*overrides, *nested), config_dirs=config_dirs)
+    return replace(compose.compose(line), overrides=overrides, run_dir=str(run_dir))
+
+
+def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen) -> int:
+    """Runs all of the recipe and returns the exit code: 0 when all finished, 130 when interrupted, else 1.
+
+    2 where a run is refused that reads another, or is read: then none is started.
+    """
+    before = SweepFolder(asked.resume).read() if asked.resume else None
+    line = recorded(line, asked.resume, before) if asked.resume else line
+    if asked.reuse:
+        raise refuse("recipe-reuse", "sweep.reuse=true", "the runs of a recipe may read each other")
+    found = links(line)
+    name, common = compose.sweep_folder(*_places(line, found))
+    folder = SweepFolder(asked.resume or name)
+    compile = beside(verbs.compile) if asked.resume else verbs.compile
+    listed = [_ahead(link, folder, line.config_dirs, compile) for link in found]
+    screen.print(jobs.table(listed))
+    screen.print(jobs.summary(listed))
+    if told := _stuck(listed):
+        print(told, file=sys.stderr)
+        return _REFUSED
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder.path, error) from None
+    with RunFolder(folder.path).claimed():
+        tracking = Tracking(**{field.name: common.tree["tracking"].get(field.name) for field in fields(Tracking)})
+        parent = parent_run(tracking, folder, line, before.parent_run if before else None)
+        folder.write(record(line, listed, parent))
+        runner = _Runner(folder, {job.name: job.plan for job in listed}, verbs, line.config_dirs, parent, screen)
+        stopped = runner.all(found, resumed=bool(asked.resume))
+        return closed(folder, tracking, parent, stopped, screen)
+
+
+def _stuck(listed: Sequence[Job]) -> str:
+    """The refusals of runs that others wait for, or that wait: it would be in vain to start."""
+    read = {name for job in listed for name in job.after}
+    stuck = [job for job in listed if job.refusals and (job.after or job.name in read)]
+    return "\n".join(f"\nrun {job.name}\n{UserError(*job.refusals)}" for job in stuck)
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """What the runs of one recipe are run with. `plans` are those made ahead."""
+
+    folder: SweepFolder
+    plans: Mapping[str, Plan | None]
+    verbs: Verbs
+    config_dirs: tuple[str, ...]
+    parent: str | None
+    screen: Screen
+
+    def all(self, found: Sequence[Link], *, resumed: bool) -> bool:
+        """Whether it was interrupted. What reads a run that did not finish is not started."""
+        done, places = set[str](), dict[str, tuple[str, ...]]()
+        for link in found:
+            if waits := [name for name in link.reads.values() if name not in done]:
+                self._say(f"{link.name} is not started, as {waits[0]}, which it reads, is not done")
+                continue
+            places[link.name] = _start(link, self.plans, places, self.folder)
+            code = self._one(link, places[link.name], resumed=resumed)
+            append(self.folder.outcomes, {"job": link.name, "code": code})
+            if code == INTERRUPTED:
+                return True
+            done |= {link.name} if code == 0 else set()
+        return False
+
+    def _one(self, link: Link, start: tuple[str, ...], *, resumed: bool) -> int:
+        overrides = _last_of_each([*link.overrides, *start, *self._rewarded(link)])
+        self._say(" ".join([f"{self.folder.path / link.name}:", *overrides]))
+        os.environ[STARTED] = str(time.time())
+        try:
+            composed = _composed(overrides, self.folder.path / link.name, self.config_dirs, self.parent)
+            fate = self._fate(link, composed) if resumed else "run"
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return _REFUSED
+        run = RunFolder(composed.run_dir)
+        if fate == "keep":
+            self.screen.print("It is finished, and kept.")
+            return 0 if of_report(read_json(run.report) or {}) == "finished" else FAILED
+        return self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
+
+    def _fate(self, link: Link, composed: compose.Composed) -> jobs.Fate:
+        """Of a run that may have been started before. Raises UserError where it was another one then."""
+        plan = beside(self.verbs.compile)(composed)
+        (job,) = jobs.continued([Job(name=link.name, overrides=composed.overrides, plan=plan)], self.folder)
+        return job.fate
+
+    def _rewarded(self, link: Link) -> tuple[str, ...]:
+        read = link.reads.get("stage.reward_model")
+        return () if read is None else (f"stage.reward_model={_model_of(self.folder, read)}",)
+
+    def _say(self, text: str) -> None:
+        self.screen.print(f"\nrun {text}", style="bold", soft_wrap=True)
+
+
+def _start(
+    link: Link, plans: Mapping[str, Plan | None], places: Mapping[str, tuple[str, ...]], folder: SweepFolder
+) -> tuple[str, ...]:
+    """Where the link's model is: the adapter that the run it reads has left, on that run's own base; or its weights."""
+    read = link.reads.get("model")
+    if read is None:
+        return ()
+    plan, model = plans[read], _model_of(folder, read)
+    assert plan is not None  # a run that is read and refused is never begun
+    if registry.hook(registry.spec("methods", plan.steps.attach.method), "peft") is None:
+        return (f"model.path={model}",)
+    return (*(text for text in places[read] if _key(text) == "model.path"), f"model.adapter={model}")
+
+
+def _model_of(folder: SweepFolder, name: str) -> str:
+    """As Hydra's grammar takes it."""
+    path = RunFolder(folder.path / name).model.as_posix()
+    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
+    return path if _PLAIN.fullmatch(path) else f"'{escaped}'"
