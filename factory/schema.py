@@ -228,7 +228,8 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
-    perplexity: bool = key("perplexity of the held-out rows, before and after")
+    perplexity: bool = key("perplexity of the rows that are measured, before and after")
+    rows: Literal["held_out", "train"] = key("which rows are measured and answered: held-out ones, or all that train")
     stride: int | None = key(
         "a text longer than data.max_length is read in windows; of each after the first so many tokens count, the rest "
         "is context; null: all but the token that it shares with the window before",

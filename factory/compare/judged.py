@@ -16,7 +16,7 @@ from factory.evaluation import rows
 
 # of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
 # what bounds an answer
-_ROWS = ("seed", "align.")
+_ROWS = ("seed", "align.", "evaluate.rows")
 _TOKENS = (*_ROWS, "pack.", "train.stage", "evaluate.stride")
 _ANSWERS = (*_ROWS, "evaluate.max_new_tokens", "evaluate.temperature")
 _NO_MATTER = ("pack.packing", "pack.isolate_documents")  # held-out rows stand alone

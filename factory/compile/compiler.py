@@ -114,7 +114,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         evaluate=_evaluate(case, pack.max_length, notes),
     )
     notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case), *_licences(case)]
-    if settings.data.validation_fraction == 0 and settings.evaluate.perplexity:
+    if evaluating.nothing_measured(settings) and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     if case.facts.unmeasured is not None:
         warnings += (case.facts.unmeasured,)

@@ -6,11 +6,34 @@ from factory import heads, registry, schema
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.evaluation import spec
+from factory.settings import Settings
 
 
 def stride(asked: schema.Evaluate, length: int) -> int:
     """Tokens of a window after the first that count; unless told otherwise two windows share one token."""
     return length - 1 if asked.stride is None else asked.stride
+
+
+def nothing_measured(settings: Settings) -> bool:
+    """Whether there is no row to measure: none is held out, and those that train are not asked for."""
+    data = settings.data
+    return data.validation is None and data.validation_fraction == 0 and settings.evaluate.rows == "held_out"
+
+
+def _trained_rows(case: Case) -> tuple[str, str] | None:
+    data = case.settings.data
+    if case.settings.evaluate.rows == "held_out":
+        return None
+    if data.streaming:
+        return "evaluate.rows", "a stream keeps no row that it has trained"
+    if data.validation is not None:
+        return "evaluate.rows", f"data.validation={data.validation} holds rows out that nothing would measure"
+    held = data.validation_fraction
+    return (
+        ("evaluate.rows", f"data.validation_fraction={held} holds rows out that nothing would measure")
+        if held
+        else None
+    )
 
 
 def _asked(case: Case, name: str) -> bool:
@@ -91,15 +114,14 @@ def _nothing_written(case: Case) -> tuple[str, str] | None:
 
 
 def _nothing_to_answer(case: Case) -> str | None:
-    data, stage = case.settings.data, case.settings.stage.name
+    stage = case.settings.stage.name
     if not case.settings.evaluate.generation or not heads.writes(stage):
         return None
     if registry.spec("stages", stage).KIND == "text":
         return f"the plain text of stage={stage} holds no answers"
     if any(found.images for found in case.facts.data.values()):
         return "the rows have images, and answers to these are not scored"
-    none = data.validation is None and data.validation_fraction == 0
-    return "data.validation_fraction=0 holds no rows out" if none else None
+    return "data.validation_fraction=0 holds no rows out" if nothing_measured(case.settings) else None
 
 
 def _no_room(case: Case) -> str | None:
@@ -124,6 +146,7 @@ def _metrics(case: Case) -> str | None:
 
 
 RULES = (
+    Rule("trained-rows", _trained_rows),
     Rule("stride-unread", _stride_unread),
     Rule("stride-too-long", _stride_too_long),
     Rule("benchmark-keys-unread", _benchmark_keys_unread),

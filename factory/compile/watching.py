@@ -1,17 +1,16 @@
 """Rules of what is measured and watched while a run trains."""
 
 from factory import registry
+from factory.compile.evaluating import nothing_measured
 from factory.compile.rule import Case, Rule
 
 
 def _unmeasured(case: Case) -> str | None:
-    data = case.settings.data
     if case.settings.stage.eval_steps is None:
         return None
     if not case.settings.evaluate.perplexity:
         return "evaluate.perplexity=false measures nothing on the held-out rows"
-    none = data.validation is None and data.validation_fraction == 0
-    return "data.validation_fraction=0 holds no rows out" if none else None
+    return "data.validation_fraction=0 holds no rows out" if nothing_measured(case.settings) else None
 
 
 def _unevaluated(case: Case) -> str | tuple[str, str] | None:

@@ -75,6 +75,7 @@ class Screen:
         self._progress, self._tasks = None, {}
 
 
+_WHOSE = {"held_out": "held-out rows", "train": "rows that train"}
 _REFERENCES = {
     "base": "the base without an adapter",
     "adapter": "the base with the saved adapter",
@@ -154,13 +155,15 @@ def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
     train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
     whole = registry.hook(stage, "UNIT", "tokens") == "samples"
     measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
+    whose = _WHOSE[plan.steps.evaluate.rows]
     if not plan.steps.evaluate.perplexity:
         yield "evaluate", f"no {measured}"
     elif plan.verb == "evaluate":
-        yield "evaluate", f"{measured} of the held-out rows"
+        yield "evaluate", f"{measured} of the {whose}"
     else:
         every = f", and every {train.eval_steps:,} steps" if train.eval_steps else ""
-        yield "evaluate", f"{measured} before and after{every}"
+        of = f" of the {whose}" if plan.steps.evaluate.rows == "train" else ""
+        yield "evaluate", f"{measured}{of} before and after{every}"
     for text in _scoring(plan.steps.evaluate):
         yield "", text
     if plan.verb == "train" and train.load_best_model_at_end:
@@ -275,11 +278,13 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
         for reason, count in data["dropped"].items():
             add("", f"dropped: {_plain(reason)} ({count:,})")
     evaluate = report.get("evaluate", {})
+    # without a held-out row there is a figure of those that train alone
+    whose = _WHOSE["held_out" if data.get("validation", 1) else "train"]
     if "perplexity" in evaluate:
-        add("perplexity", f"[bold]{_change(evaluate, 'perplexity')}[/bold] on the held-out rows")
+        add("perplexity", f"[bold]{_change(evaluate, 'perplexity')}[/bold] on the {whose}")
     for name in ("loss", "rewards/accuracy", "rewards/margin", "reward", "kl", "response_length"):
         if name in evaluate:
-            add(name, f"{_change(evaluate, name)} on the held-out rows")
+            add(name, f"{_change(evaluate, name)} on the {whose}")
     for name, text in _scored(evaluate):
         add(name, text)
     for sample in report.get("samples", []):

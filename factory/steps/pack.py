@@ -26,8 +26,8 @@ _SAME = "the validation set has the same row"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`counts` is the report's `data`; `prompts` are of held-out rows: what a person reads, its ids, and its
-    images.
+    """`counts` is the report's `data`; `prompts` are of the rows that are measured, `validation` (held out, or all that
+    train): what a person reads, its ids, and its images.
 
     A stream has no `train` that is known before: it gives samples while training, and its counts at the end.
     """
@@ -70,7 +70,8 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
     if not len(mixed.train):
         raise _nothing(aligned)
     train = dataset(aligned.sources, mixed.train, pack, aligned.kind)
-    validation = dataset(aligned.sources, mixed.validation, alone, aligned.kind)
+    measured = np.unique(mixed.train) if plan.steps.evaluate.rows == "train" else mixed.validation
+    validation = dataset(aligned.sources, measured, alone, aligned.kind)
     tokens = train.counts()
     known.remember(plan, len(train), tokens["tokens"])
     counts = {**_rows(aligned, mixed), **tokens}

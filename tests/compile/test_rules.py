@@ -247,6 +247,18 @@ TABLE = (
     ),
     row("nothing-written", "stage=rm {sums}", compiles("stage=dpo {sums}")),
     row("nothing-written", "stage=rm {answers}", "stage=rm"),
+    row(
+        "trained-rows",
+        "evaluate.rows=train",
+        "evaluate.rows=train data.validation_fraction=0",
+        "evaluate.rows=train data.validation_fraction=0 stage.eval_steps=1",
+    ),
+    row("trained-rows", "{two} evaluate.rows=train data.validation_fraction=0 data.validation=file", "{two}"),
+    row(
+        "trained-rows",
+        "stage=pt evaluate.rows=train data.validation_fraction=0 data.streaming=true",
+        "stage=pt data.streaming=true",
+    ),
     row("nothing-to-answer", "stage=pt {answers}", "stage=pt"),
     row(
         "nothing-to-answer",
