@@ -5,15 +5,18 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types slow bench test-gpu golden compat clean
+.PHONY: help setup demo table4 test lint types slow bench test-gpu golden compat clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(VENV)/.ready  ## a virtual environment with Factory and the embedded model
 
 demo: setup  ## fine-tune the embedded model on the built-in rows and show what changed
 	$(RUN) -m factory stage.learning_rate=1e-3
+
+table4: setup  ## the paper's Table 4 beside its figures: in small without a GPU (minutes), as it stands with one
+	$(RUN) benchmarks/table4.py
 
 test: $(VENV)/.dev lint types  ## format, lint, types and the whole test suite (CI runs this)
 	$(RUN) -m pytest -n 2 --dist loadfile

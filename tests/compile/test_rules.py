@@ -256,8 +256,8 @@ TABLE = (
     row("trained-rows", "{two} evaluate.rows=train data.validation_fraction=0 data.validation=file", "{two}"),
     row(
         "trained-rows",
-        "stage=pt evaluate.rows=train data.validation_fraction=0 data.streaming=true",
-        "stage=pt data.streaming=true",
+        "stage=pt {stream} evaluate.rows=train data.validation_fraction=0",
+        "stage=pt {stream}",
     ),
     row("nothing-to-answer", "stage=pt {answers}", "stage=pt"),
     row(
