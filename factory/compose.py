@@ -164,7 +164,8 @@ def prepared(line: CommandLine) -> Prepared:
             continue
         if key == "recipe":
             unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
-            problems += unknown or _several_runs(text, chosen, line.config_dirs)
+            unknown = unknown or _several_runs(text, chosen, line.config_dirs)
+            problems += unknown
             ready += [] if unknown else [f"+recipes={text.partition('=')[2]}"]
         elif key in GROUPS and not isinstance(chosen, dict) and not override.is_delete():
             unknown = _unknown_options(key, chosen, options(key, line.config_dirs))

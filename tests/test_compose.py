@@ -54,9 +54,8 @@ def test_an_unknown_key_is_refused_in_a_file_of_options(here: Path) -> None:
     assert compiled(*own, "method=own", training=False).steps.attach.settings["rank"] == 3
 
 
-def test_an_unknown_key_is_refused_in_a_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_key_is_refused_in_a_recipe(here: Path) -> None:
     own = _own(here, "recipes", "# @package _global_\nmethod: {rnk: 3}\nstagee: {}\n")
-    monkeypatch.setattr(compose, "recipes", lambda: ["own"])
     found = refusals(*own, "recipe=own", training=False)
     assert sorted(refusal.setting for refusal in found) == ["method.rnk=3", "stagee={}"]
     assert {refusal.rule for refusal in found} == {"unknown-key"}

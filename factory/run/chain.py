@@ -290,5 +290,5 @@ def _start(
 def _model_of(folder: SweepFolder, name: str) -> str:
     """As Hydra's grammar takes it."""
     path = RunFolder(folder.path / name).model.as_posix()
-    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = path.replace("'", "\\'")
     return path if _PLAIN.fullmatch(path) else f"'{escaped}'"
