@@ -130,7 +130,7 @@ def _of_runs(name: str, config_dirs: tuple[str, ...]) -> dict[str, Any] | None:
     from omegaconf import OmegaConf
 
     found = translated(lambda: OmegaConf.to_container(OmegaConf.load(path), resolve=False))
-    return found if isinstance(found, dict) and "runs" in found else None
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) and "runs" in found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

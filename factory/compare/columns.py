@@ -45,6 +45,17 @@ def _of(*path: str) -> Callable[[Run], float | None]:
     return value
 
 
+def _mean_of(*names: str) -> Callable[[Run], float | None]:
+    """Of scores that are all there (the paper's table 5 has the mean of the three ROUGEs)."""
+
+    def value(run: Run) -> float | None:
+        found = [_of("evaluate", name)(run) for name in names]
+        known = [number for number in found if number is not None]
+        return sum(known) / len(names) if len(known) == len(names) else None
+
+    return value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
@@ -96,6 +107,7 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
         better, keep = _MEASURES.get(name, _OTHER)
         yield Column(name + _BEFORE, f"{name} before", _of("evaluate", name + _BEFORE), _decimals, keep - 5)
         yield Column(name, name, _of("evaluate", name), _decimals, keep, better)
+    yield Column("rouge", "ROUGE", _mean_of("rouge1", "rouge2", "rougeL"), _decimals, 7)
     for when, suffix in ((_BEFORE, " before"), ("", "")):
         benchmarks = dict.fromkeys(name for each in told for name in each.get("benchmarks" + when, {}))
         for name in benchmarks:
