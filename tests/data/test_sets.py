@@ -31,13 +31,16 @@ BUILT_IN = {
 }
 ANSWERS = {  # the set's own column that is trained, where it has another name than ours
     "adgen": "summary",
+    "adgen_test": "summary",
     "cnn_dailymail": "highlights",
+    "cnn_dailymail_test": "highlights",
     "dolly": "response",
     "gsm8k": "answer",
     "metamathqa": "response",
     "openorca": "response",
     "pubmed": "content",
     "xsum": "summary",
+    "xsum_test": "summary",
 }
 LICENCE = re.compile(r"[a-z0-9.-]+(, [a-z0-9.-]+)*")
 
