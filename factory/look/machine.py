@@ -135,7 +135,7 @@ def _nvidia() -> tuple[Gpu, ...]:
             )
             for uuid, name, mib, free, capability in lines
         }
-    except (subprocess.SubprocessError, ValueError):
+    except (OSError, subprocess.SubprocessError, ValueError):
         return ()
     return tuple(_visible(found, visible))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
-from asking import lettered, questions
+from lettered_questions import lettered, questions
 from rich.console import Console
 
 from factory.data.dataset import Example, Labelled, Pair

@@ -65,6 +65,7 @@ class Forked:
     def __init__(self, command: list[str], *, stdout: Any, **_: Any):
         read, write = os.pipe()
         self.returncode: int | None = None
+        self.stdin = None  # closed by nobody: ranks are not started here
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
