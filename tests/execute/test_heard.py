@@ -41,9 +41,7 @@ def test_a_library_that_prints_for_itself_is_counted_once(monkeypatch: pytest.Mo
         monkeypatch.setattr(library, "propagate", propagates)
         with hearing(heard):
             logging.getLogger("transformers.one").warning("to be initialized: %s", propagates)
-    assert heard.first == [
-        f"transformers.one: to be initialized: {propagates}" for propagates in (False, True)
-    ]
+    assert heard.first == [f"transformers.one: to be initialized: {propagates}" for propagates in (False, True)]
     assert heard.count == 2
 
 
