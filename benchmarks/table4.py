@@ -1,8 +1,8 @@
 """The paper's Table 4 on this machine, beside the paper's own figures: `benchmarks/table4.py [key=value …]`.
 
 With a GPU it is `factory recipe=table4` as it stands (give model=…). Without one, in small: the embedded model and the
-built-in texts, some 9,000 tokens in steps of 512, one epoch at a learning rate of 1e-4 (1e-5 moves too little in so few
-steps to tell the methods apart). `--read FOLDER` shows what was run before.
+built-in texts, some 9,000 tokens in steps of 512, one epoch at a learning rate of 1e-4, as there are few steps (the
+paper's is 1e-5). `--read FOLDER` shows what was run before.
 
 Exit code: 1 where a run did not finish, a perplexity is not below the untouched model's, or another method than
 full takes the most memory.
