@@ -35,12 +35,14 @@ def test_both_ways_are_heard(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_library_that_prints_for_itself_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a logger of a new name: MLflow's migrations switch off those that are there."""
+    """By a logger of a new name and level: MLflow's migrations switch off those that are there, a preview is quiet."""
     library, heard = logging.getLogger("transformers"), Heard()
+    of_it = logging.getLogger("transformers.one")
+    of_it.setLevel(logging.WARNING)
     for propagates in (False, True):
         monkeypatch.setattr(library, "propagate", propagates)
         with hearing(heard):
-            logging.getLogger("transformers.one").warning("to be initialized: %s", propagates)
+            of_it.warning("to be initialized: %s", propagates)
     assert heard.first == [f"transformers.one: to be initialized: {propagates}" for propagates in (False, True)]
     assert heard.count == 2
 
