@@ -61,7 +61,7 @@ def pairs_of(row: Row) -> set[compatibility.Combination]:
 
 @cache
 def array() -> tuple[Row, ...]:
-    """The same rows each time. Each is legal; a pair that no legal row was found for is in none."""
+    """The same rows each time. Each is legal; a pair that no legal row was found for is in none (see `write`)."""
     draws, left, rows = random.Random(0), set(legal()), list[Row]()
     while left:
         wanted = min(left)
@@ -193,7 +193,9 @@ def prepared(root: Path) -> Iterator[Path]:
 
 
 def write() -> None:
-    """The array as a table of words, a combination a line."""
+    """The array as a table of words, a combination a line. It must hold every legal pair."""
+    without = legal() - {pair for row in array() for pair in pairs_of(row)}
+    assert not without, f"no legal row was found within {_TRIES} tries for {sorted(without)}"
     lines = [" ".join(factors()), *(said(row) for row in array())]
     FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

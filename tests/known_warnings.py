@@ -12,6 +12,7 @@ KNOWN: dict[str, str] = {
     r"transformers\.modeling_rope_utils: (Unrecognized|Missing|`rope_parameters`)": "of configs of its own",
     r"transformers\.modeling_utils: .*LOAD REPORT": "of weights that are missing, which a check is red for",
     r"DeprecationWarning: __array__ implementation doesn't accept": "PaliGemma's processor, of images",
+    r"transformers\.integrations\.hub_kernels: `\w+` is falling back": "its faster kernels are of other packages",
     r"bitsandbytes\.backends\.cpu\.ops: Failed to load CPU gemm_4bit_forward": "a faster one, of the hub",
     r"bitsandbytes\.autograd\._functions: MatMul8bitLt: inputs will be cast": "LLM.int8 multiplies in float16",
 }

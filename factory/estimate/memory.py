@@ -13,7 +13,7 @@ from factory.architecture import Architecture, Shape
 from factory.estimate import runtime
 from factory.estimate.decoder import is_plain
 from factory.estimate.step import step
-from factory.optimizers.spec import SCRATCH, state_bytes
+from factory.optimizers.spec import scratch, state_bytes
 from factory.plan import BYTES, Dtype, Load, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
@@ -74,7 +74,7 @@ def memory(
     instants = {
         "forward": held + standing + max(rolled, found.forward),
         "backward": held + standing + max(0, found.backward - (whole - gradients)),
-        "step": held + gradients + round(SCRATCH.get(train.optimizer, 0) * largest),
+        "step": held + gradients + scratch(train.optimizer, largest, number, load.device),
         "saving": held + (0 if turns else _saving(expanded, everything, steps)),
     }
     slack = resident = 0

@@ -52,7 +52,20 @@ STATES: dict[str, State] = {
 }
 HIDDEN: dict[str, State] = {"muon": _floats(1)}  # of hidden matrices, where they are treated in another way
 
-SCRATCH: dict[str, float] = {}  # bytes that a step makes and frees, for each element of the largest tensor
+# What a tensor's step makes and frees, in bytes for each element of one in float32, and of one in 16 bits; as torch's
+# profiler counts it (tests/optimizers/test_scratch.py). A fused step makes nothing.
+_SCRATCH: dict[str, tuple[float, float]] = {
+    "adafactor": (8, 16),
+    "muon": (12, 10),
+    "sgd": (4, 2),
+}
+_ON_CPU: dict[str, tuple[float, float]] = {  # bitsandbytes' kernels of a GPU work in place, those of a CPU are torch's
+    "adamw_8bit": (20, 24),
+    "ademamix": (16, 20),
+    "ademamix_8bit": (37, 41),
+    "lion": (12, 16),
+    "lion_8bit": (20, 24),
+}
 
 # what an optimizer needs installed
 PACKAGES = {name: "bitsandbytes" for name in STATES if name not in ("adamw", "adafactor", "muon", "sgd")}
@@ -69,6 +82,13 @@ def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture) -> int:
     return round(
         sum((hidden if is_hidden(tensor, shape, arch) else STATES[name])(shape) for tensor, shape in shapes.items())
     )
+
+
+def scratch(name: str, size: int, dtype_bytes: int, device: str) -> int:
+    """Bytes that the step of a tensor of `size` elements makes and frees."""
+    table = _SCRATCH | (_ON_CPU if device == "cpu" else {})
+    whole, half = table.get(name, (0, 0))
+    return round(size * (whole if dtype_bytes == 4 else half))
 
 
 def _gpu_only(case: Case) -> str | None:

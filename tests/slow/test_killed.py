@@ -45,6 +45,7 @@ SAME = (
     "stage.load_best_model_at_end=true",
     "data.max_samples=40",
 )
+SAMPLED = ("stage.reward=letters_scoring:letters", "stage.max_new_tokens=6", "stage.rollout_batch_size=16")
 STAGES: dict[str, tuple[str, ...]] = {
     "sft": (),
     "sft packed": ("data.packing=true",),
@@ -54,6 +55,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "kto": ("stage=kto",),
     "orpo": ("stage=orpo",),
     "rm": ("stage=rm",),
+    "ppo": ("stage=ppo", *SAMPLED),
+    "grpo": ("stage=grpo", "stage.group_size=4", *SAMPLED),
 }
 KILLS = {"sft": 20}
 UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
@@ -174,6 +177,7 @@ def training(folder: Path) -> int | None:
     return next((json.loads(line)["done"] for line in lines if '"training"' in line), None)
 
 
+@pytest.mark.usefixtures("scoring")
 @pytest.mark.parametrize("stage", STAGES)
 def test_goes_on_however_often(stage: str, tiny_model: Path, tmp_path: Path) -> None:
     gone = {word.removeprefix("~") for word in STAGES[stage] if word.startswith("~")}
