@@ -333,9 +333,9 @@ def _merged_alike(run: Run, model: Any, ids: list[int]) -> tuple[bool, str]:
     apart = token_losses(run, model, ids, mixed=False)
     try:
         merged = model.merge_and_unload()
-        found = _apart(token_losses(run, merged, ids, mixed=False), apart)
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:  # PEFT's many
         return False, f"the adapter cannot be merged: {_said(error)}"
+    found = _apart(token_losses(run, merged, ids, mixed=False), apart)
     detail = f"merged in {dtype}, losses of single tokens differ by {found:.2g} nats at most"
     return found <= HEAD_ROUNDING[dtype], detail
 
