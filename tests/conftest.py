@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import grids
 import pytest
 import tiny
 from commands import Command
@@ -23,6 +24,11 @@ from factory.look import machine as look
 from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
 from factory.run.folder import RunFolder, last_logged
+
+
+@pytest.hookimpl(tryfirst=True)  # before those with a mark are deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    grids.thin(items)
 
 
 @pytest.fixture(scope="module", autouse=True)

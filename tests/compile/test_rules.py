@@ -357,7 +357,7 @@ TABLE = (
     ),
     row(
         "attention-needs-gpu",
-        "compute.attention=flash_attention_2",
+        "compute.attention=flash_attention_2 precision=bf16",
         "compute.attention=sdpa",
         "compute.attention=eager",
         on_gpu("compute.attention=flash_attention_2 {gpu}"),

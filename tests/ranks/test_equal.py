@@ -39,6 +39,8 @@ ZERO = {
     "zero2": ("sft", "dpo", "qlora"),
     "zero3": ("sft", "dpo", "rm", "experts", "tokens", "tied"),
 }
+ALWAYS = {("ddp", "sft"), ("fsdp", "dpo"), ("fsdp", "qlora"), ("zero2", "dpo"), ("zero3", "sft")}  # the others are slow
+RESUMED = {"ddp": False, "fsdp": True, "zero2": False, "zero3": True}  # and whether always
 _WATCHED = 2e-4  # rewards and divergences: differences between sums of some hundred nats, in float32
 CUT = 3  # the step in which a run is stopped
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
@@ -63,13 +65,30 @@ def overrides(name: str, models: dict[str, Path]) -> list[str]:
     return [f"model.path={models.get(name, models[''])}", *RUNS[name]]
 
 
-def jobs(cases: dict[str, tuple[str, ...]], models: dict[str, Path], resumed: tuple[str, ...]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
-        {"folder": f"{strategy}-{name}", "plan": planned(strategy, 2, *overrides(name, models))}
-        for strategy, names in cases.items()
-        for name in names
-    ]
-    for strategy in resumed:
+def cases(table: dict[str, tuple[str, ...]]) -> list[Any]:
+    pairs = [(strategy, name) for strategy, names in table.items() for name in names]
+    return [pytest.param(*pair, marks=() if pair in ALWAYS else pytest.mark.slow) for pair in pairs]
+
+
+def resumed(*strategies: str) -> list[Any]:
+    return [pytest.param(name, marks=() if RESUMED[name] else pytest.mark.slow) for name in strategies]
+
+
+def asked(request: pytest.FixtureRequest) -> list[dict[str, str]]:
+    """The parameters of the tests that are selected: all their runs are made by one group of processes."""
+    items = (getattr(item, "callspec", None) for item in request.session.items if item.path == request.path)
+    return [dict(spec.params) for spec in items if spec is not None]
+
+
+def jobs(
+    table: dict[str, tuple[str, ...]], models: dict[str, Path], wanted: list[dict[str, str]]
+) -> list[dict[str, Any]]:
+    found = list[dict[str, Any]]()
+    for strategy, name in ((each["strategy"], each["name"]) for each in wanted if "name" in each):
+        if strategy in table:
+            plan = planned(strategy, 2, *overrides(name, models))
+            found.append({"folder": f"{strategy}-{name}", "plan": plan})
+    for strategy in (each["strategy"] for each in wanted if "name" not in each and each["strategy"] in table):
         plan = planned(strategy, 2, f"model.path={models['']}", *DROPOUT)
         found += [
             {"folder": f"{strategy}-whole", "plan": plan},
@@ -80,23 +99,23 @@ def jobs(cases: dict[str, tuple[str, ...]], models: dict[str, Path], resumed: tu
 
 
 @pytest.fixture(scope="module")
-def one(where: Path, models: dict[str, Path]) -> dict[str, Left]:
+def one(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> dict[str, Left]:
     """Each run by one process."""
-    names = {name for cases in (TORCH, ZERO) for names in cases.values() for name in names}
+    names = {"sft", *(each["name"] for each in asked(request) if "name" in each)}
     return {name: alone(where / name, planned("none", 1, *overrides(name, models))) for name in sorted(names)}
 
 
 @pytest.fixture(scope="module")
-def by_torch(where: Path, models: dict[str, Path]) -> Path:
+def by_torch(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> Path:
     plan = planned("fsdp", 2, f"model.path={models['']}", *RUNS["sft"])
     cut = {"folder": "fsdp-to-one", "plan": plan, "stop_at": CUT}
-    together(where, [*jobs(TORCH, models, ("ddp", "fsdp")), cut])
+    together(where, [*jobs(TORCH, models, asked(request)), cut])
     return where
 
 
 @pytest.fixture(scope="module")
-def by_deepspeed(where: Path, models: dict[str, Path]) -> Path:
-    together(where, jobs(ZERO, models, ("zero2", "zero3")))
+def by_deepspeed(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> Path:
+    together(where, jobs(ZERO, models, asked(request)))
     return where
 
 
@@ -119,26 +138,26 @@ def assert_equal(found: Left, wanted: Left) -> None:
         )
 
 
-@pytest.mark.parametrize(("strategy", "name"), [(strategy, name) for strategy in TORCH for name in TORCH[strategy]])
+@pytest.mark.parametrize(("strategy", "name"), cases(TORCH))
 def test_torchs_strategies_are_one_process(strategy: str, name: str, by_torch: Path, one: dict[str, Left]) -> None:
     assert_equal(Left(by_torch / f"{strategy}-{name}"), one[name])
 
 
 @needs_deepspeed
-@pytest.mark.parametrize(("strategy", "name"), [(strategy, name) for strategy in ZERO for name in ZERO[strategy]])
+@pytest.mark.parametrize(("strategy", "name"), cases(ZERO))
 def test_deepspeeds_strategies_are_one_process(
     strategy: str, name: str, by_deepspeed: Path, one: dict[str, Left]
 ) -> None:
     assert_equal(Left(by_deepspeed / f"{strategy}-{name}"), one[name])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", resumed("ddp", "fsdp"))
 def test_a_resumed_run_of_torchs_is_the_uninterrupted_one(strategy: str, by_torch: Path) -> None:
     assert_same(Left(by_torch / f"{strategy}-cut"), Left(by_torch / f"{strategy}-whole"))
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+@pytest.mark.parametrize("strategy", resumed("zero2", "zero3"))
 def test_a_resumed_run_of_deepspeeds_is_the_uninterrupted_one(strategy: str, by_deepspeed: Path) -> None:
     assert_same(Left(by_deepspeed / f"{strategy}-cut"), Left(by_deepspeed / f"{strategy}-whole"))
 
