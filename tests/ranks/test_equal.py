@@ -43,7 +43,8 @@ ALWAYS = {("ddp", "sft"), ("fsdp", "dpo"), ("fsdp", "qlora"), ("zero2", "dpo"), 
 RESUMED = {"ddp": False, "fsdp": True, "zero2": False, "zero3": True}  # and whether always
 _WATCHED = 2e-4  # rewards and divergences: differences between sums of some hundred nats, in float32
 CUT = 3  # the step in which a run is stopped
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+HAS_DEEPSPEED = find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +81,15 @@ def asked(request: pytest.FixtureRequest) -> list[dict[str, str]]:
     return [dict(spec.params) for spec in items if spec is not None]
 
 
-def jobs(
-    table: dict[str, tuple[str, ...]], models: dict[str, Path], wanted: list[dict[str, str]]
-) -> list[dict[str, Any]]:
+def jobs(wanted: list[dict[str, str]], models: dict[str, Path]) -> list[dict[str, Any]]:
+    """Those of torch's own strategies first."""
+    there = [each for each in wanted if "strategy" in each and (HAS_DEEPSPEED or each["strategy"] not in ZERO)]
+    there.sort(key=lambda each: each["strategy"] in ZERO)
     found = list[dict[str, Any]]()
-    for strategy, name in ((each["strategy"], each["name"]) for each in wanted if "name" in each):
-        if strategy in table:
-            plan = planned(strategy, 2, *overrides(name, models))
-            found.append({"folder": f"{strategy}-{name}", "plan": plan})
-    for strategy in (each["strategy"] for each in wanted if "name" not in each and each["strategy"] in table):
+    for strategy, name in ((each["strategy"], each["name"]) for each in there if "name" in each):
+        plan = planned(strategy, 2, *overrides(name, models))
+        found.append({"folder": f"{strategy}-{name}", "plan": plan})
+    for strategy in (each["strategy"] for each in there if "name" not in each):
         plan = planned(strategy, 2, f"model.path={models['']}", *DROPOUT)
         found += [
             {"folder": f"{strategy}-whole", "plan": plan},
@@ -106,16 +107,11 @@ def one(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) ->
 
 
 @pytest.fixture(scope="module")
-def by_torch(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> Path:
+def both(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> Path:
+    """The folder with every run of two processes, all made by the same two."""
     plan = planned("fsdp", 2, f"model.path={models['']}", *RUNS["sft"])
     cut = {"folder": "fsdp-to-one", "plan": plan, "stop_at": CUT}
-    together(where, [*jobs(TORCH, models, asked(request)), cut])
-    return where
-
-
-@pytest.fixture(scope="module")
-def by_deepspeed(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> Path:
-    together(where, jobs(ZERO, models, asked(request)))
+    together(where, [*jobs(asked(request), models), cut])
     return where
 
 
@@ -139,27 +135,25 @@ def assert_equal(found: Left, wanted: Left) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "name"), cases(TORCH))
-def test_torchs_strategies_are_one_process(strategy: str, name: str, by_torch: Path, one: dict[str, Left]) -> None:
-    assert_equal(Left(by_torch / f"{strategy}-{name}"), one[name])
+def test_torchs_strategies_are_one_process(strategy: str, name: str, both: Path, one: dict[str, Left]) -> None:
+    assert_equal(Left(both / f"{strategy}-{name}"), one[name])
 
 
 @needs_deepspeed
 @pytest.mark.parametrize(("strategy", "name"), cases(ZERO))
-def test_deepspeeds_strategies_are_one_process(
-    strategy: str, name: str, by_deepspeed: Path, one: dict[str, Left]
-) -> None:
-    assert_equal(Left(by_deepspeed / f"{strategy}-{name}"), one[name])
+def test_deepspeeds_strategies_are_one_process(strategy: str, name: str, both: Path, one: dict[str, Left]) -> None:
+    assert_equal(Left(both / f"{strategy}-{name}"), one[name])
 
 
 @pytest.mark.parametrize("strategy", resumed("ddp", "fsdp"))
-def test_a_resumed_run_of_torchs_is_the_uninterrupted_one(strategy: str, by_torch: Path) -> None:
-    assert_same(Left(by_torch / f"{strategy}-cut"), Left(by_torch / f"{strategy}-whole"))
+def test_a_resumed_run_of_torchs_is_the_uninterrupted_one(strategy: str, both: Path) -> None:
+    assert_same(Left(both / f"{strategy}-cut"), Left(both / f"{strategy}-whole"))
 
 
 @needs_deepspeed
 @pytest.mark.parametrize("strategy", resumed("zero2", "zero3"))
-def test_a_resumed_run_of_deepspeeds_is_the_uninterrupted_one(strategy: str, by_deepspeed: Path) -> None:
-    assert_same(Left(by_deepspeed / f"{strategy}-cut"), Left(by_deepspeed / f"{strategy}-whole"))
+def test_a_resumed_run_of_deepspeeds_is_the_uninterrupted_one(strategy: str, both: Path) -> None:
+    assert_same(Left(both / f"{strategy}-cut"), Left(both / f"{strategy}-whole"))
 
 
 def assert_same(found: Left, wanted: Left) -> None:
@@ -170,9 +164,9 @@ def assert_same(found: Left, wanted: Left) -> None:
         assert torch.equal(value, wanted.weights[name]), name
 
 
-def test_what_two_ranks_began_one_process_ends(by_torch: Path, models: dict[str, Path], one: dict[str, Left]) -> None:
+def test_what_two_ranks_began_one_process_ends(both: Path, models: dict[str, Path], one: dict[str, Left]) -> None:
     plan = planned("none", 1, f"model.path={models['']}", *RUNS["sft"])
-    found = alone(by_torch / "fsdp-to-one", plan, resume=True)
+    found = alone(both / "fsdp-to-one", plan, resume=True)
     assert [line["step"] for line in found.metrics] == list(range(1, STEPS + 1))
     assert_equal(found, one["sft"])
 
