@@ -45,7 +45,12 @@ SAME = (
     "stage.load_best_model_at_end=true",
     "data.max_samples=40",
 )
-SAMPLED = ("stage.reward=letters_scoring:letters", "stage.max_new_tokens=6", "stage.rollout_batch_size=16")
+SAMPLED = (
+    "stage.reward=letters_scoring:letters",
+    "stage.max_new_tokens=6",
+    "stage.rollout_batch_size=16",
+    "~method.dropout",
+)
 STAGES: dict[str, tuple[str, ...]] = {
     "sft": (),
     "sft packed": ("data.packing=true",),
