@@ -535,6 +535,7 @@ TABLE = (
         "method=ia3",
         "method=ia3 method.scaled_inputs=[]",
     ),
+    row("ia3-quantized-precision", "method=ia3 {four} precision=pure_bf16", "method=ia3 {four} precision=bf16"),
     row("ia3-decay", "method=ia3 stage.weight_decay=0.1", "method=ia3 stage.weight_decay=0"),
     # quantizers
     row("quantizer-bits", "{four} {torchao}", compiles("{eight} {torchao}"), "{four}", "{eight}", machine=ALL),

@@ -16,6 +16,14 @@ from several import STEPS, Left, alone, planned, together
 FULL, LORA = ("method=full",), ("method=lora", "method.rank=4")
 QUIET = ("evaluate.perplexity=false",)
 DROPOUT = (*LORA, "method.dropout=0.2", *QUIET)
+BEST = (
+    "stage.eval_steps=2",
+    "stage.save_steps=2",
+    "stage.load_best_model_at_end=true",
+    "stage.learning_rate=2e-2",
+    "stage.num_epochs=6",
+    "data.validation_fraction=0.2",
+)
 # name → what is set beside the strategy
 RUNS: dict[str, tuple[str, ...]] = {
     "sft": (*FULL, "evaluate.samples=1", "evaluate.max_new_tokens=4"),
@@ -29,15 +37,16 @@ RUNS: dict[str, tuple[str, ...]] = {
     "adalora": ("method=adalora", *QUIET),
     "tied": (*FULL, *QUIET, "stage.num_epochs=1"),
     "qlora": ("method=qlora", "method.rank=4", *QUIET),
+    "best": (*FULL, *BEST),
 }
 TORCH = {
-    "ddp": ("sft", "dpo", "packed", "kto", "adalora"),
-    "fsdp": ("sft", "dpo", "rm", "experts", "tokens", "pissa", "qlora", "tied"),
+    "ddp": ("sft", "dpo", "packed", "kto", "adalora", "best"),
+    "fsdp": ("sft", "dpo", "rm", "experts", "tokens", "pissa", "qlora", "tied", "best"),
 }
 ZERO = {
     "zero1": ("dpo",),
-    "zero2": ("sft", "dpo", "qlora"),
-    "zero3": ("sft", "dpo", "rm", "experts", "tokens", "tied"),
+    "zero2": ("sft", "dpo", "qlora", "best"),
+    "zero3": ("sft", "dpo", "rm", "experts", "tokens", "tied", "best"),
 }
 ALWAYS = {("ddp", "sft"), ("fsdp", "dpo"), ("fsdp", "qlora"), ("zero2", "dpo"), ("zero3", "sft")}  # the others are slow
 RESUMED = {"ddp": False, "fsdp": True, "zero2": False, "zero3": True}  # and whether always
@@ -143,6 +152,13 @@ def test_torchs_strategies_are_one_process(strategy: str, name: str, both: Path,
 @pytest.mark.parametrize(("strategy", "name"), cases(ZERO))
 def test_deepspeeds_strategies_are_one_process(strategy: str, name: str, both: Path, one: dict[str, Left]) -> None:
     assert_equal(Left(both / f"{strategy}-{name}"), one[name])
+
+
+@pytest.mark.slow
+def test_the_best_is_not_the_last(one: dict[str, Left]) -> None:
+    """Else nothing of the above would show that all ranks go back to it."""
+    best = one["best"].result["train"]["best"]
+    assert best["step"] < len(one["best"].metrics)
 
 
 @pytest.mark.parametrize("strategy", resumed("ddp", "fsdp"))

@@ -42,4 +42,14 @@ def _decayed(case: Case) -> str | None:
     return "it draws the scales towards 0" if case.settings.stage.weight_decay > 0 else None
 
 
-RULES = (*TARGET_RULES, Rule("ia3-inputs", _scaled_inputs), Rule("ia3-decay", _decayed))
+def _in_float32(case: Case) -> str | None:
+    base, precision = case.settings.method.quantization, case.settings.precision.name
+    return f"with precision={precision}" if base.bits is not None and precision == "pure_bf16" else None
+
+
+RULES = (
+    *TARGET_RULES,
+    Rule("ia3-inputs", _scaled_inputs),
+    Rule("ia3-decay", _decayed),
+    Rule("ia3-quantized-precision", _in_float32),
+)
