@@ -94,15 +94,20 @@ def refuse_other_layout(run: Run) -> None:
         raise refuse("resume-other-ranks", f"stage.resume={run.resume_from}", f"it is {there}, this run is {here}")
 
 
-def write_whole_tensors(folder: Path, trained: dict[str, Any], optimizer: dict[str, Any]) -> None:
+def write_trained(folder: Path, trained: dict[str, Any]) -> None:
+    """Whole tensors; so that any number of ranks reads them."""
     from safetensors.torch import save_file
 
     save_file({name: value.detach() for name, value in trained.items()}, folder / "trained.safetensors")
-    _pickle(optimizer, folder / "optimizer.pt")
+
+
+def write_optimizer(folder: Path, state: dict[str, Any]) -> None:
+    """Of whole tensors too."""
+    _pickle(state, folder / "optimizer.pt")
 
 
 def bytes_of_whole_tensors(trained: dict[str, Any], optimizer: dict[str, Any]) -> int:
-    """What `write_whole_tensors` takes on a disk; nothing is written."""
+    """What `write_trained` and `write_optimizer` take on a disk; nothing is written."""
     header = sum(len(name.encode()) + 160 for name in trained)  # at most: type, shape and place, as JSON
     return in_blocks(header + sum(value.nbytes for value in trained.values()), pickled_bytes(optimizer))
 

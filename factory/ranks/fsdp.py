@@ -83,12 +83,16 @@ class Fsdp(Shared):
         return gradient is not None and self._world.any(bool(gradient.to_local().any()))
 
     def write(self, folder: Path) -> None:
-        """Whole tensors, as one process writes them: any number of ranks reads them."""
-        trained, state = tree_map(self._kept, (dict(self.trained), self.optimizer.state_dict()))
-        if self._world.leads:
-            checkpoint.write_whole_tensors(folder, trained, state)
-        del trained, state
-        give_back_memory()
+        """As one process writes them; rank 0 holds the weights whole, and then the optimizer's state."""
+        for write, split in (
+            (checkpoint.write_trained, dict(self.trained)),
+            (checkpoint.write_optimizer, self.optimizer.state_dict()),
+        ):
+            whole = tree_map(self._kept, split)
+            if self._world.leads:
+                write(folder, whole)
+            del whole
+            give_back_memory()
 
     def _kept(self, value: Any) -> Any:
         """A tensor made whole, one at a time: on rank 0 it is kept, in the CPU's memory."""

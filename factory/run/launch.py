@@ -22,6 +22,7 @@ from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
 from factory.look.machine import look_at_machine
 from factory.plan import Plan, to_yaml
+from factory.ranks.spec import SPLIT
 from factory.refusal import UserError, refusal
 from factory.run import calibration
 from factory.run.advice import Anew, Change, cheapest
@@ -39,6 +40,8 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "PYTHONUNBUFFERED": "1",
 }
+# of weights that are gathered and let go layer by layer, the heap would keep the holes
+_GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20)}
 FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
@@ -106,8 +109,10 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
 
     It holds the folder's lock too: whatever becomes of us, nobody writes beside it.
     """
-    environment = {**_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
-    several = plan.steps.train.ranks.processes > 1
+    planned = plan.steps.train.ranks
+    several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
+    own = {**_ENVIRONMENT, **(_GIVEN_BACK if gathers else {})}
+    environment = {**own, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
     if several:  # a rank's parent is not the command
         environment.setdefault(STARTED, str(psutil.Process().create_time()))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]

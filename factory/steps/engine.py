@@ -59,7 +59,8 @@ class Engine:
     def write(self, folder: Path) -> None:
         """The trained tensors and the optimizer's state."""
         if self._run.world.leads:
-            checkpoint.write_whole_tensors(folder, self.trained, self.optimizer.state_dict())
+            checkpoint.write_trained(folder, self.trained)
+            checkpoint.write_optimizer(folder, self.optimizer.state_dict())
 
     def needed(self) -> int:
         """The bytes that `write` takes on a disk."""
