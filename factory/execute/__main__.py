@@ -34,6 +34,9 @@ def end_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     end_with_parent()
+    from factory.redact import redacting
+
+    sys.stdout, sys.stderr = redacting(sys.stdout), redacting(sys.stderr)  # which are run.log
     from factory.ranks.world import from_environment
     from factory.run.folder import RunFolder
 
