@@ -12,7 +12,8 @@ from factory.tracking.delivery import Delivery
 
 _EVERY = 2.0  # seconds between two batches
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds until a server that failed is asked again
-_PATIENCE = 20.0  # seconds without anything that arrives, when the run is over
+_PATIENCE = 20.0  # seconds without anything that arrives, when the run is over; of a file on a busy machine, more
+_PATIENCE_WITH_FILES = 120.0
 _AGAIN = 5.0  # seconds to try again at the end, where the server answered until then
 
 
@@ -23,6 +24,8 @@ class Tracker:
         self.problem: str | None = None
         self._on = plan.tracking.on
         self._where = plan.tracking.uri or plan.tracking.tool
+        remote = self._where.startswith("http") or plan.tracking.tool == "wandb"
+        self._patience = _PATIENCE if remote else _PATIENCE_WITH_FILES
         self._folder = folder
         self._delivery = Delivery(plan, folder, ledger.of(plan.tracking, folder))
         self._report: dict[str, Any] | None = None
@@ -61,8 +64,8 @@ class Tracker:
         try:
             while self._thread.is_alive():
                 self._thread.join(0.1)
-                if time.monotonic() - max(asked, self._delivery.moved) > _PATIENCE:
-                    self.problem = f"no answer from {self._where} within {_PATIENCE:.0f} s"
+                if time.monotonic() - max(asked, self._delivery.moved) > self._patience:
+                    self.problem = f"no answer within {self._patience:.0f} s"
                     break
         except KeyboardInterrupt:  # who is tired of waiting
             self.problem = "interrupted while sending"
