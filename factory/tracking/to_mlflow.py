@@ -207,8 +207,8 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     assert tracking.mlflow is not None
-    client = MlflowClient(tracking.mlflow)
     with _alone(tracking.mlflow):
+        client = MlflowClient(tracking.mlflow)  # which makes a new database's tables
         return client, _experiment(client, tracking)
 
 

@@ -14,7 +14,8 @@ _EVERY = 2.0  # seconds between two batches
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds until a server that failed is asked again
 _PATIENCE = 20.0  # seconds without anything that arrives, when the run is over; of a file on a busy machine, more
 _PATIENCE_WITH_FILES = 120.0
-_AGAIN = 5.0  # seconds to try again at the end, where the server answered until then
+_AGAIN = 5.0  # seconds to try again at the end, of a server that is not known to be lost
+_LOST = 30.0  # seconds without an answer after which it is
 
 
 class Tracker:
@@ -32,6 +33,7 @@ class Tracker:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._told: str | None = None
+        self._failing: float | None = None  # since when, by time.monotonic()
 
     def wake(self) -> None:
         """There is something to send. The tool's library is imported only now, not while the run is starting."""
@@ -79,7 +81,8 @@ class Tracker:
             arrived = self._tried()
             pause = _FIRST_PAUSE if arrived else min(2 * pause, _LONGEST_PAUSE)
             self._over.wait(_EVERY if arrived else pause / 2)
-        last = time.monotonic() + (_AGAIN if self.problem is None else 0)
+        lost = self._failing is not None and time.monotonic() - self._failing > _LOST
+        last = time.monotonic() + (0 if lost else _AGAIN)
         pause = _FIRST_PAUSE / 2
         while not self._tried(over=True) and time.monotonic() + pause < last:
             time.sleep(pause)
@@ -94,8 +97,9 @@ class Tracker:
                 self._delivery.send()
         except Exception as error:  # whatever a server or its database may raise: told, never fatal
             self.problem = said(error)
+            self._failing = self._failing or time.monotonic()
             return False
-        self.problem = None
+        self.problem = self._failing = None
         return True
 
 

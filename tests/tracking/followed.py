@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import side_by_side
 
+from factory.execute.report import as_json
 from factory.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
 from factory.tracking import delivery
@@ -23,7 +24,10 @@ def run(folder: Path, uri: str | None, *overrides: str, **changes: Any) -> tuple
     where = RunFolder(side_by_side.run(folder, *overrides, **{**measured, **kept}))
     plan = replace(side_by_side.plan(*overrides), tracking=side_by_side.tracking(uri, **changes))
     where.plan.write_text(to_yaml(plan))
-    return plan, where, json.loads(where.report.read_text())
+    report = json.loads(where.report.read_text())
+    report["train"]["first_loss"] = LOSSES[0]
+    where.report.write_text(as_json(report))
+    return plan, where, report
 
 
 def lines(folder: RunFolder) -> list[dict[str, Any]]:

@@ -11,10 +11,7 @@ from conftest import Said
 from followed import LOSSES, Memory, in_memory, lines, more, run
 
 from factory.run import launch
-from factory.run.folder import RunFolder
 from factory.run.screen import Screen
-from factory.run.sweep import record
-from factory.run.swept import SweepFolder
 from factory.tracking import delivery, ledger, tracker
 from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import Tracker
@@ -24,7 +21,7 @@ URI = "http://lost.example:5000"
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
-    for name, seconds in (("_EVERY", 0.02), ("_FIRST_PAUSE", 0.02), ("_AGAIN", 0.3), ("_PATIENCE", 1.0)):
+    for name, seconds in (("_EVERY", 0.02), ("_FIRST_PAUSE", 0.02), ("_AGAIN", 0.2), ("_PATIENCE", 1.0)):
         monkeypatch.setattr(tracker, name, seconds)
     return in_memory(monkeypatch)
 
@@ -113,13 +110,16 @@ def test_a_server_that_hangs_holds_up_no_end(
     assert told is not None and "no answer within" in told["problem"] and told["unsent"] == 5
 
 
-def test_a_resumed_run_sends_what_the_attempt_before_could_not(tmp_path: Path, memory: type[Memory]) -> None:
+def test_a_resumed_run_sends_what_the_attempt_before_could_not(
+    tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And not again what it could, though those steps are computed and written anew, at another time."""
+    monkeypatch.setattr(delivery, "_BATCH", 9)  # a line
     plan, folder, report = run(tmp_path / "run", URI)
-    memory.accepts = 1
+    memory.accepts = 3
     interrupted = Tracker(plan, folder)
     assert interrupted.finish({**report, "status": "interrupted"})
-    assert steps(memory) == [1, 2, 3, 4] and not memory.reports
+    assert steps(memory) == [1, 2, 3] and not memory.reports
     memory.accepts = memory.lost = None
     folder.forget_metrics_after(2)
     template = lines(folder)[-1]
@@ -204,38 +204,3 @@ def test_a_run_without_a_report_was_killed(tmp_path: Path, memory: type[Memory],
     assert command("track", str(folder.path)).code == 0
     assert memory.reports == [None] and len(memory.got) == 4
     assert not folder.report.exists()
-
-
-def test_a_sweep_made_without_its_server_is_sent_whole(
-    here: Path, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a run above its jobs, and the table; twice is once."""
-    from factory.compose import CommandLine
-    from factory.run.jobs import Job
-    from factory.tracking.to_mlflow import connect
-
-    uri = f"sqlite:///{here}/mlflow.db"
-    sweep = SweepFolder("swept")
-    for name, method in (("0", "lora"), ("1", "oft")):
-        plan, _, _ = run(here / "swept" / name, uri, f"method={method}")
-        job = Job(name=name, overrides=(f"method={method}",), plan=plan)
-        sweep.write(record(CommandLine(overrides=("method=lora,oft",)), [job], None))
-    sweep.table.write_text("| a table |\n")
-    sweep.page.write_text("<p>a page</p>")
-    for _ in range(2):
-        said = command("track", "swept")
-        assert (said.code, said.err) == (0, "")
-    client, experiment = connect(plan.tracking)
-    runs = client.search_runs([experiment])
-    (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
-    children = [each for each in runs if each is not parent]
-    assert sorted(each.data.tags["method"] for each in children) == ["lora", "oft"]
-    assert {each.data.tags["mlflow.parentRunId"] for each in children} == {parent.info.run_id}
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
-        "table.md",
-        "compare.html",
-        "table.json",
-    }
-    for each in children:
-        assert [point.value for point in client.get_metric_history(each.info.run_id, "loss")] == list(LOSSES)
-    assert json.loads(RunFolder("swept/0").report.read_text())["tracking"]["unsent"] == 0
