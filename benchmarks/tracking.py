@@ -1,9 +1,9 @@
-"""What tracking costs a training: the same child, logging 100 values a second, beside a parent that tracks and one that does not.
+"""What tracking costs a training: the same child, logging 100 values a second, with a parent that tracks and without.
 
     python benchmarks/tracking.py [--steps N] [--rounds N]
 
-The child multiplies matrices and writes a line of ten values every 0.1 s of its work. Rounds alternate, as a machine's other
-work comes and goes; what counts is the child's CPU seconds a step and the parent's share, then the wall time.
+The child multiplies matrices and writes a line of ten values every 0.1 s of its work. Rounds alternate, as a machine's
+other work comes and goes; what counts is the child's work in a CPU second and the parent's CPU seconds beside it.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def one(plan: Plan, folder: RunFolder, steps: int) -> dict[str, float]:
-    """Follows a child as `launch` does. The first second, in which MLflow is imported, is before the child's measuring."""
+    """Follows a child as `launch` does. MLflow is imported, and the run described, before the measuring."""
     folder.path.mkdir(parents=True)
     folder.plan.write_text(to_yaml(plan))
     tracker, own = Tracker(plan, folder), psutil.Process()

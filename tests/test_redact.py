@@ -109,7 +109,7 @@ def test_what_a_child_prints_is_redacted(tmp_path: Path) -> None:
     assert done.stdout == "out [HF_TOKEN]\n" and done.stderr == "err password=[redacted]"
 
 
-@pytest.mark.parametrize("override", ["tracking.uri=https://me:hunter2@host", "data.path=https://h/x?token=hunter2"])
+@pytest.mark.parametrize("override", ["tracking.uri=https://me:hunter2@host", "data.path='https://h/x?token=hunter2'"])
 def test_no_plan_is_made_of_a_secret(override: str, command: Callable[..., Said], here: Path) -> None:
     said = command("plan", "plan.format=json", *(("data=file",) if "data" in override else ()), override)
     assert said.code == 2 and "secret-in-settings" in said.rules

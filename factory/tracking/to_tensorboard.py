@@ -1,5 +1,7 @@
 """A run in TensorBoard's files: curves, hyperparameters, the plan and the report as text. Written without torch."""
 
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,12 @@ class TensorboardSink:
         self._plan, self._folder, self._ledger = plan, folder, ledger
         ledger.run_id = ledger.run_id or str(_place(plan, folder, ledger))
         # what TensorBoard has of later steps is of an attempt that was cut short before it could be noted
-        self._writer = SummaryWriter(ledger.run_id, purge_step=ledger.step + 1 if ledger.step else None)
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # a loss that is not finite is shown as such
+        self._writer = SummaryWriter(
+            ledger.run_id,
+            purge_step=ledger.step + 1 if ledger.step else None,
+            filename_suffix=f".{time.time_ns()}",  # two files of a second would be one
+        )
 
     def last_step(self) -> int:
         return self._ledger.step

@@ -2,6 +2,8 @@
 
 import json
 import math
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,24 @@ def test_tensorboard_has_the_curves_and_the_hyperparameters(here: Path) -> None:
     assert {"hparams", "text"} <= plugins
 
 
+def kept(file: Path) -> Iterator[bytes]:
+    """The records of wandb's own file: LevelDB's log, in blocks of 32 KiB, after a header of 7 bytes."""
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if kind == 0 or 32768 - at % 32768 < 7:  # the rest of a block
+            at += 32768 - at % 32768
+            continue
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield whole
+            whole = b""
+
+
 def test_wandb_has_the_curves_offline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("HF_TOKEN", "tell-nobody-of-this")
     samples = [{"prompt": "p", "after": "tell-nobody-of-this"}]
@@ -68,12 +84,7 @@ def test_wandb_has_the_curves_offline(here: Path, monkeypatch: pytest.MonkeyPatc
     told = Tracker(plan, folder).finish(report)
     assert told is not None and told["unsent"] == 0, told
     (file,) = (folder.path / "wandb").glob("offline-run-*/*.wandb")
-    store, records = DataStore(), []
-    store.open_for_scan(str(file))
-    while data := store.scan_data():
-        record = Record()
-        record.ParseFromString(data)
-        records.append(record)
+    records = [Record.FromString(data) for data in kept(file)]
     rows = [
         {"".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in records

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from factory.run.sweep import record
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger
 from factory.tracking.delivery import Delivery
-from factory.tracking.to_mlflow import connect, flattened, loss_figure
+from factory.tracking.to_mlflow import _alone, connect, flattened, loss_figure
 from factory.tracking.tracker import Tracker
 
 LOGGED = ("loss", "learning_rate", "tokens", "memory")
@@ -167,9 +168,29 @@ print(json.dumps(Tracker(read_plan(folder.plan), folder).finish(json.loads(folde
 """
 
 
+def test_one_process_at_a_time_opens_a_database(tmp_path: Path) -> None:
+    entered, uri = list[str](), f"sqlite:///{tmp_path}/new.db"
+
+    def second() -> None:
+        with _alone(uri):
+            entered.append("second")
+
+    waiting = threading.Thread(target=second)
+    with _alone(uri):
+        waiting.start()
+        waiting.join(0.2)
+        entered.append("first")
+    waiting.join(5)
+    assert entered == ["first", "second"]
+    with _alone("http://host"), _alone("http://host"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_jobs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
-    made = [run(tmp_path / f"run-{number}", uri) for number in range(2)]
+    made = [run(tmp_path / f"run-{number}", uri) for number in range(4)]
     jobs = [
         subprocess.Popen(
             [sys.executable, "-c", SHARED, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -181,7 +202,7 @@ def test_jobs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
         job.stdin.write("go\n")
         job.stdin.flush()
     told = [json.loads(job.communicate(timeout=240)[0].splitlines()[-1]) for job in jobs]
-    assert [each["unsent"] for each in told] == [0, 0], told
+    assert [each["unsent"] for each in told] == [0, 0, 0, 0], told
     client, experiment = connect(made[0][0].tracking)
     runs = client.search_runs([experiment])
     assert {each.info.run_id for each in runs} == {each["run_id"] for each in told}
