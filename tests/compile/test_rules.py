@@ -376,8 +376,12 @@ TABLE = (
     row("unknown-template", "model.template=chatmll", "model.template=chatml", "model.template=llama3"),
     row("no-chat-template", "{bare}", "{bare} model.template=alpaca", "{bare} stage=pt"),
     row("tracking-address", "tracking=mlflow tracking.uri=./mlruns", "tracking=mlflow tracking.uri=sqlite:///m.db"),
-    row("tracking-address", "tracking.uri=file:///tmp/runs", "tracking.uri=http://localhost:5000"),
-    row("secret-in-settings", "tracking.uri=https://me:secret@host", "tracking=none"),
+    row(
+        "tracking-address",
+        "tracking=mlflow tracking.uri=file:///tmp/runs",
+        "tracking=mlflow tracking.uri=http://localhost:5000",
+    ),
+    row("secret-in-settings", "tracking=mlflow tracking.uri=https://me:secret@host", "tracking=none"),
     row(
         "tracking-folder",
         "tracking=tensorboard tracking.uri=http://h",
