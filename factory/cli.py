@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from factory import __version__, compose, schema, settings
 from factory.anew import Anew
@@ -19,6 +19,7 @@ from factory.anew import compiled as _compiled
 from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
+from factory.redact import redacted
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(redacted(str(error)), file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -227,7 +228,7 @@ def _diff(arguments: list[str]) -> int:
         wrong = "two plans are needed" if unnamed else f"{unread[0]} is not read here"
         raise refuse("diff-what", f"--diff {' '.join(names)}".strip(), wrong)
     chosen = _settings_of(rest)
-    one, other = (diff.read(name, chosen.tracking.uri) for name in names)
+    one, other = (diff.read(name, chosen.tracking.mlflow) for name in names)
     found = diff.differences(one, other)
     if chosen.plan.format == "json":
         print(json.dumps(diff.as_json(found), ensure_ascii=False))
@@ -378,22 +379,21 @@ def _job(folder: RunFolder, executed: Callable[[], int]) -> int:
 
 def _replay(arguments: list[str]) -> int:
     """Executes a plan file as it is. Only places may be changed: hydra.run.dir and tracking."""
-    from factory.compile.rules import untrackable
+    from factory.look.machine import look_at_machine
     from factory.plan import read_plan
+    from factory.tracking.later import unusable
 
     path, rest = _from_plan(arguments)
     made = read_plan(Path(path))
-    run_dir, tracking, problems = None, replace(made.tracking, parent_run=None), list[Refusal]()
+    run_dir, problems, own = None, list[Refusal](), [text for text in rest if _of_tracking(text)]
     for text in rest:
         name, _, value = text.lstrip("+").partition("=")
         if name == "hydra.run.dir" and value:
             run_dir = value
-        elif name in ("tracking.uri", "tracking.experiment"):
-            tracking = replace(tracking, **{name.removeprefix("tracking."): None if value == "null" else value})
-        else:
+        elif text not in own:
             problems.append(refusal("fixed-by-the-plan", text, "a plan is replayed as it is"))
-    if wrong := untrackable(tracking.uri):
-        problems.append(refusal("tracking-address", f"tracking.uri={tracking.uri}", wrong))
+    tracking = replace(made.tracking, parent_run=None, **_chosen_tracking(own))
+    problems += unusable(tracking, look_at_machine().packages)
     if problems:
         raise UserError(*problems)
     if launched():
@@ -407,6 +407,22 @@ def _replay(arguments: list[str]) -> int:
     if folder.plan.exists():
         raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
     return _launch_checked(replace(made, tracking=tracking), folder, None)
+
+
+def _of_tracking(text: str) -> bool:
+    key = text.lstrip("+").partition("=")[0]
+    return key == "tracking" or (key.startswith("tracking.") and key != "tracking.parent_run")
+
+
+def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
+    """The keys of tracking that these overrides set. Raises UserError."""
+    if not texts:
+        return {}
+    chosen = to_tree(_settings_of(texts).tracking)
+    del chosen["parent_run"]
+    if any(text.lstrip("+").startswith("tracking=") for text in texts):
+        return chosen
+    return {name: chosen[name] for name in (text.partition("=")[0].split(".")[1] for text in texts)}
 
 
 def _launch_checked(made: Plan, folder: RunFolder, start: Path | None) -> int:
@@ -454,7 +470,8 @@ def _untrained(line: compose.CommandLine) -> compose.Composed:
     if not named:
         return compose.compose(replace(line, overrides=(*own, "method=none")))
     bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
-    found = saved(named[-1].partition("=")[2], bare.tree["tracking"]["uri"])
+    asked = bare.tree["tracking"]
+    found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
     made = compose.compose(replace(line, overrides=merged(found.overrides, own)))
     method = dict(bare.tree["method"])
     if not any(_of_method(text) for text in own):  # as the run held its base
@@ -485,6 +502,28 @@ def _go_on(folder: RunFolder) -> int:
     from factory.plan import read_plan
 
     return _launch_checked(read_plan(folder.plan), folder, folder.checkpoint())
+
+
+def track(arguments: list[str]) -> int:
+    """send what of a run's or a sweep's FOLDER did not reach its tracking; tracking.uri=ADDRESS for another place"""
+    from factory.look.machine import look_at_machine
+    from factory.run import sweep
+    from factory.tracking import later
+
+    own = [word for word in arguments if _of_tracking(word)]
+    folders = [word for word in arguments if word not in own]
+    if len(folders) != 1:
+        raise refuse("track-what", " ".join(folders) or "(nothing)", "one folder is needed")
+    chosen = _chosen_tracking(own)
+    if problems := later.unusable_in(folders[0], chosen, look_at_machine().packages):
+        raise UserError(*problems)
+    if later.is_sweep(folders[0]):
+        found = sweep.tracked(folders[0], chosen)
+    else:
+        found = [later.of_run(RunFolder(folders[0]), chosen)]
+    for each in found:
+        print(each, file=sys.stderr if each.problem else sys.stdout)
+    return 1 if any(each.problem for each in found) else 0
 
 
 def explain(arguments: list[str]) -> int:
@@ -532,6 +571,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "compare": compare,
     "resume": resume,
+    "track": track,
     "models": models,
     "explain": explain,
     "doctor": doctor,
@@ -544,12 +584,10 @@ def _our_mistake(error: Exception, folder: Path | None = None) -> int:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
+            file.write(redacted("".join(traceback.format_exception(error))))
         where = f"the traceback is in {log}"
     except OSError:
         where = "no log could be written"
-    print(
-        f"Internal error ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {where}",
-        file=sys.stderr,
-    )
+    first = redacted(str(error).splitlines()[0] if str(error) else "")
+    print(f"Internal error ({type(error).__name__}: {first}); {where}", file=sys.stderr)
     return 1

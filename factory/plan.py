@@ -13,7 +13,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 7
+VERSION = 8
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
@@ -360,6 +360,7 @@ CHANGED: dict[int, str] = {
     5: "the estimate's memory has more parts, and says when it is highest",
     6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
     7: "the rows that are measured may be those that train",
+    8: "runs may be logged to TensorBoard or wandb, with what the machine does",
 }
 
 

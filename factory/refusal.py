@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from factory.redact import redacted
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -61,9 +63,10 @@ class UserError(ValueError):
 
 
 def refusal(rule: str, setting: str, wrong: str, **values: Any) -> Refusal:
-    """The rule's refusal; `values` fill the gaps of its words."""
+    """The rule's refusal; `values` fill the gaps of its words. A secret in what was set is not shown."""
     words = catalogue()[rule]
     because, fix = words.because.format_map(values), words.fix.format_map(values)
+    setting, wrong, because, fix = map(redacted, (setting, wrong, because, fix))
     return Refusal(rule=rule, setting=setting, wrong=wrong, because=because, fix=fix, machine=words.machine)
 
 

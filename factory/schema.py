@@ -258,9 +258,24 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracking:
-    uri: str | None = key("the MLflow tracking address; null: none")
-    experiment: str = key("the MLflow experiment")
-    parent_run: str | None = key("the MLflow run this one is nested under (set by sweeps)")
+    tool: Literal["none", "mlflow", "tensorboard", "wandb"] = key("what runs are logged to, beside their folders")
+    uri: str | None = key(
+        "mlflow: the tracking address, null: none; tensorboard: the folder of its files; wandb: a server of your own"
+    )
+    experiment: str = key("the MLflow experiment, TensorBoard's folder for the runs, the project of wandb")
+    parent_run: str | None = key("the run this one is nested under (set by sweeps); of wandb and TensorBoard its group")
+    mode: Literal["online", "offline"] = key("of wandb: send while training, or keep for `wandb sync`")
+    system_metrics: bool = key("log the machine's CPU, memory, disk, network and NVIDIA cards while the run goes on")
+    system_metrics_seconds: float = key("between two looks at the machine", low=0.1)
+
+    @property
+    def mlflow(self) -> str | None:
+        """MLflow's address, where that is what runs are logged to."""
+        return self.uri if self.tool == "mlflow" else None
+
+    @property
+    def on(self) -> bool:
+        return self.tool not in ("none", "mlflow") or self.mlflow is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,16 @@ from factory.evaluation import rows
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
+from factory.schema import Tracking
 
 SHARED = ("hardware=cpu", "tracking=none", "evaluate.samples=0", "stage.max_steps=4")
+
+
+def tracking(uri: str | None, **changes: Any) -> Tracking:
+    """Where the plans that are made here would be logged, by default to MLflow."""
+    tool = "none" if uri is None else "mlflow"
+    values = {"uri": uri, "tool": tool, "experiment": "factory", "parent_run": None, "mode": "online"}
+    return Tracking(**{**values, "system_metrics": False, "system_metrics_seconds": 10.0, **changes})
 
 
 @cache
@@ -43,6 +51,7 @@ def run(
     where.report.write_text(as_json(report))
     lines = [
         {"step": at, "loss": loss, "learning_rate": 1e-3 / at, "tokens": 100 * at, "seconds": 2.0 * at, "memory": 2**30}
+        | {"time": 1.7e9 + 2.0 * at}
         for at, loss in enumerate(losses, start=1)
     ]
     where.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import side_by_side
 from conftest import compiled
 
 from factory import diff
 from factory.plan import Plan, to_yaml
-from factory.schema import Tracking
 
 Made = Callable[..., Plan]
 
@@ -114,10 +114,10 @@ def test_what_cannot_be_compared(
 def test_a_run_of_mlflow(made: Made, here: Path) -> None:
     from mlflow import MlflowClient
 
-    from factory.run.tracking import connect
+    from factory.tracking.to_mlflow import connect
 
     uri = f"sqlite:///{here / 'mlflow.db'}"
-    client, experiment = connect(Tracking(uri=uri, experiment="factory", parent_run=None))
+    client, experiment = connect(side_by_side.tracking(uri))
     run = client.create_run(experiment).info.run_id
     plan = made()
     (here / "plan.yaml").write_text(to_yaml(plan))

@@ -164,11 +164,11 @@ def _is_ours(made: Any) -> bool:
 
 
 def _client(tracking: Tracking, setting: str) -> Any:
-    uri = tracking.uri
+    uri = tracking.mlflow
     if uri is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()):
         raise refuse("compare-tracking", setting, f"there is no tracking at tracking.uri={uri or 'null'}")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from factory.run.tracking import connect
+    from factory.tracking.to_mlflow import connect
 
     try:
         return connect(tracking)[0]

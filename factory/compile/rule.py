@@ -92,7 +92,7 @@ def value_of(settings: Settings, path: str) -> str:
     """A key's value as a user would write it; of data.sources, their names."""
     value: object = settings
     for part in path.split("."):
-        value = getattr(value, part)
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
     if isinstance(value, dict):
         return ",".join(value)
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
 """What goes with what: every rule that is no single method's or stage's own."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from factory.methods import parts
 from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
 from factory.quantizers import spec as quantizers
+from factory.redact import secret_in
+from factory.settings import GROUPS, NAMED
+from factory.tracking import spec as tracking
+from factory.typed import to_tree
 
 # what a choice needs installed: (key, value) → distribution
 NEEDS = {
@@ -188,17 +192,27 @@ def _stage_not_there(case: Case) -> str | None:
     return None if registry.runnable("stages", case.settings.stage.name) else "it can be planned, not yet trained"
 
 
-def _tracking_address(case: Case) -> str | None:
-    return untrackable(case.settings.tracking.uri)
+def _of_tracking(rule: str) -> Callable[[Case], tuple[str, str] | None]:
+    def wrong(case: Case) -> tuple[str, str] | None:
+        found = tracking.problems(case.settings.tracking, case.facts.machine.packages)
+        return next(((key, what) for other, key, what in found if other == rule), None)
+
+    return wrong
 
 
-def untrackable(uri: str | None) -> str | None:
-    """What is wrong with an MLflow address."""
-    if re.match(r"\w+(\+\w+)?://[^/@]*:[^/@]*@", uri or ""):
-        return "there is a password in it, which would be written to plan.yaml and shown"
-    if uri is None or re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://|databricks", uri):
-        return None
-    return "MLflow no longer keeps runs in plain folders"
+def _interval_unread(case: Case) -> str | None:
+    """The key's default is no wish."""
+    asked = any(text.startswith("tracking.system_metrics_seconds=") for text in case.settings.overrides)
+    return "nothing is looked at" if asked and not case.settings.tracking.system_metrics else None
+
+
+def _secret(case: Case) -> tuple[str, str] | None:
+    """The first key whose value holds a password or a token."""
+    where = secret_in({name: to_tree(getattr(case.settings, name)) for name in (*GROUPS, *NAMED)})
+    return (where, _SECRET) if where else None
+
+
+_SECRET = "there is a password or a token in it, which would be written to plan.yaml and shown"
 
 
 def _flash_packing(case: Case) -> str | None:
@@ -266,6 +280,14 @@ def _not_isolated(case: Case) -> str | None:
     return f"a {case.arch.kind} model cannot part packed documents" if wrong else None
 
 
+_TRACKING = (
+    "tracking-address",
+    "tracking-folder",
+    "tracking-wandb-server",
+    "tracking-unread",
+    "tracking-package",
+    "tracking-login",
+)
 RULES: tuple[Rule, ...] = (
     Rule("rope-missing", _rope_missing),
     Rule("new-tokens-never-learn", _new_tokens_never_learn),
@@ -294,7 +316,9 @@ RULES: tuple[Rule, ...] = (
     Rule("unknown-template", _unknown_template),
     Rule("no-chat-template", _no_template),
     Rule("stage-not-there", _stage_not_there),
-    Rule("tracking-address", _tracking_address),
+    Rule("secret-in-settings", _secret),
+    *(Rule(name, _of_tracking(name)) for name in _TRACKING),
+    Rule("tracking-interval", _interval_unread),
     Rule("flash-packing", _flash_packing),
     Rule("flash-precision", _flash_precision),
     Rule("scaled-already", _scaled_already),

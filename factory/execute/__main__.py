@@ -35,10 +35,13 @@ def end_with_parent() -> None:
 def main(arguments: list[str]) -> int:
     end_with_parent()
     from factory.ranks.world import from_environment
+    from factory.redact import redacting
     from factory.run.folder import RunFolder
 
     resume = Path(arguments[1]) if len(arguments) > 1 else None
-    return execute(RunFolder(arguments[0]), resume, from_environment())
+    out, err = redacting(sys.stdout), redacting(sys.stderr)  # which are run.log
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return execute(RunFolder(arguments[0]), resume, from_environment())
 
 
 def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:

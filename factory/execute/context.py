@@ -16,6 +16,7 @@ from factory.execute.heard import Heard
 from factory.plan import Plan
 from factory.ranks.ways import Way
 from factory.ranks.world import World
+from factory.redact import without_secrets
 from factory.run.folder import RunFolder, unwritable
 
 _PROGRESS_EVERY = 0.2  # seconds
@@ -45,7 +46,8 @@ class Run:
 
     def emit(self, event: str, **values: Any) -> None:
         if self.world.leads:
-            append(self.folder.events, {"event": event, "time": round(time.time(), 3), **values})
+            told = without_secrets(values)
+            append(self.folder.events, {"event": event, "time": round(time.time(), 3), **told})
 
     def log(self, line: dict[str, Any]) -> None:
         """A line of metrics."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from factory.execute.context import Run
 from factory.plan import Estimate, Plan
+from factory.redact import without_secrets
 from factory.run.folder import write_whole
 from factory.typed import to_tree
 from factory.words import size
@@ -81,4 +82,4 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
 
 
 def as_json(report: dict[str, Any]) -> str:
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(without_secrets(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -71,13 +71,13 @@ def _trained_on(plan: Path) -> str | None:
 def _of_run(run_id: str, tracking: Tracking) -> Path:
     """The folder that an MLflow run was written to."""
     setting = f"stage.reward_model={run_id}"
-    if tracking.uri is None:
+    if tracking.mlflow is None:
         raise refuse("reward-model-missing", setting, "there is no such folder, and tracking.uri=null knows no runs")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(MlflowClient(tracking.uri).get_run(run_id).data.tags["folder"])
+        return Path(MlflowClient(tracking.mlflow).get_run(run_id).data.tags["folder"])
     except (MlflowException, KeyError):
         wrong = f"there is no such folder, and no such run at {tracking.uri}"
         raise refuse("reward-model-missing", setting, wrong) from None

@@ -10,6 +10,7 @@ from factory.plan import Plan, to_yaml
 from factory.ranks.world import World, launched
 from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, read_json, write_whole
+from factory.words import program
 
 _POLL = 0.5  # seconds
 
@@ -68,8 +69,9 @@ def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
 
     screen, ended = Screen(), threading.Event()
     screen.print(plan_panel(plan))
-    if plan.tracking.uri:
-        screen.print(f"No process follows this run for {plan.tracking.uri}: {folder.path} holds all that it writes.")
+    if plan.tracking.on:
+        where, again = plan.tracking.uri or plan.tracking.tool, f"{program('factory')} track {folder.path}"
+        screen.print(f"No process follows this run for {where}. When it has ended: {again}", soft_wrap=True)
     files = (Tail(folder.events), Tail(folder.metrics))
 
     def follow() -> None:

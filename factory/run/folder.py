@@ -29,7 +29,8 @@ class RunFolder:
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
         self.evaluation = self.path / "evaluation"  # rows that were measured, in *.jsonl
-        self.tracking = self.path / "tracking.json"
+        self.tracking = self.path / "tracking.json"  # what of it was logged elsewhere
+        self.system = self.path / "system.jsonl"  # what the machine did meanwhile
         self.lock = self.path / ".lock"
 
     def plan_digest(self) -> str | None:

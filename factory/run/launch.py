@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,12 +23,15 @@ from factory.look import cgroup
 from factory.look.machine import look_at_machine
 from factory.plan import Plan, to_yaml
 from factory.ranks.spec import SPLIT
+from factory.redact import clean_file
 from factory.refusal import UserError, refusal
 from factory.run import calibration
 from factory.run.advice import Anew, Change, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.screen import Screen, plan_panel, report_panel
-from factory.run.tracking import Tracker
+from factory.tracking.spec import shows
+from factory.tracking.system import Sampler
+from factory.tracking.tracker import Tracker
 from factory.words import program, size
 
 _POLL = 0.1  # seconds
@@ -84,9 +87,10 @@ def _follow(
     """The exit code, who told MLflow, and what was seen of the child."""
     tracker, reached, kills = Tracker(plan, folder), 0, cgroup.kills()
     events, metrics = Tail(folder.events), Tail(folder.metrics)
-    if resume_from is not None:  # seen already, and perhaps not all of it sent when the attempt before was killed
-        tracker.metrics(metrics.lines())
-    with _started(plan, folder, resume_from, lock) as child, _forwarding(child, screen) as asked:
+    if resume_from is not None and metrics.lines():  # shown already, and perhaps not all of it sent
+        tracker.wake()
+    watched = Sampler(folder, plan.tracking.system_metrics_seconds) if plan.tracking.system_metrics else nullcontext()
+    with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child, screen) as asked:
         running = True
         while running:
             reached = max(reached, memory.peak_of(child.pid))
@@ -96,7 +100,10 @@ def _follow(
             lines = metrics.lines()
             for line in sorted([*lines, *events.lines()], key=lambda line: line["time"]):
                 show(line, screen)
-            tracker.metrics(lines)
+            if lines:
+                tracker.wake()
+            if news := tracker.news():
+                screen.print(news, style="yellow", soft_wrap=True)
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
         code = INTERRUPTED if asked and child.returncode < 0 else child.returncode
@@ -253,10 +260,11 @@ def _finish(
         report = _advised(plan, report, anew)
         with suppress(UserError):  # a full disk: the screen says it all the same
             write_whole(folder.report, as_json(report))
-    tracker.finish(report)
+    clean_file(folder.log)  # of what was printed past our streams
+    report = _tracked(tracker, folder, report)
     where, again = folder.path, f"{program('factory')} resume {folder.path}"
     if tracker.problem:
-        screen.print(f"MLflow did not get everything ({tracker.problem}). The run's folder has it all.", style="yellow")
+        screen.print(_unsent(plan, folder, report["tracking"]), style="yellow", soft_wrap=True)
     if report["status"] == "finished":
         if found := calibration.measured(plan, folder, look_at_machine()):
             calibration.add(found)
@@ -274,6 +282,24 @@ def _finish(
     if folder.checkpoint() is not None:
         screen.print(f"The last whole checkpoint is kept. To continue: {again}", soft_wrap=True)
     return FAILED
+
+
+def _tracked(tracker: Tracker, folder: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
+    """The report with what of the run was sent."""
+    told = tracker.finish(report)
+    if told is not None:
+        report = {**report, "tracking": told}
+        with suppress(UserError):  # a full disk: the screen says it all the same
+            write_whole(folder.report, as_json(report))
+    return report
+
+
+def _unsent(plan: Plan, folder: RunFolder, told: dict[str, Any]) -> str:
+    records = told["sent"] + told["unsent"]
+    return (
+        f"{plan.tracking.uri or plan.tracking.tool} did not get {told['unsent']:,} of {records:,} records "
+        f"({told['problem']}). The run's folder has all. To send them: {program('factory')} track {folder.path}"
+    )
 
 
 def _unsaved(folder: RunFolder) -> str:
@@ -348,8 +374,8 @@ def _fit(change: Change) -> str:
 def _next_commands(plan: Plan, folder: RunFolder) -> str:
     factory, method = program("factory"), plan.steps.attach.method
     lines = ["Next:", f"  {factory} train --from-plan {folder.plan}  # the same run again"]
-    if plan.tracking.uri:
-        lines.append(f"  {program('mlflow')} ui --backend-store-uri {plan.tracking.uri}  # curves and tables")
+    if (shown := shows(plan.tracking, folder.path)) is not None:
+        lines.append(f"  {shown}  # curves and tables")
     lines.append(f"  {factory} -m method={method},{'lora' if method == 'qlora' else 'qlora'}  # compare methods")
     lines.append(f"  {factory} data=file data.path=YOURS.jsonl  # your own rows")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """What a person sees, in the terminal and in run.log alike."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from factory.execute.report import ADVICE
 from factory.models import Row
 from factory.plan import Estimate, Evaluate, Memory, Plan
 from factory.quantizers.spec import checkpoint_quantizer
+from factory.redact import redacted, redacting
 from factory.run.advice import Change
 from factory.words import between, duration, size
 
@@ -28,7 +30,7 @@ class Screen:
     """Prints to the terminal and, once a run's folder is claimed, to its log."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=False)
+        self.console = Console(file=redacting(sys.stdout), highlight=False, soft_wrap=False)
         self.log: Console | None = None
         self._progress: Progress | None = None
         self._tasks: dict[str, Any] = {}
@@ -38,11 +40,12 @@ class Screen:
             with suppress(OSError):  # what a full disk did not take
                 self.log.file.close()
         file = log.open("a", encoding="utf-8", buffering=1) if log else None
-        self.log = Console(file=file, width=_LOG_WIDTH, no_color=True, highlight=False) if file else None
+        self.log = Console(file=redacting(file), width=_LOG_WIDTH, no_color=True, highlight=False) if file else None
 
     def print(self, what: Any, *, style: str | None = None, soft_wrap: bool = False) -> None:
         """`soft_wrap` leaves long lines to the terminal, so that a command can be copied whole."""
         markup = not isinstance(what, str)  # a refusal's [rule-id] is no markup
+        what = redacted(what) if isinstance(what, str) else what  # before its lines are broken
         self.console.print(what, style=style, soft_wrap=soft_wrap, markup=markup)
         if self.log is not None:
             with suppress(OSError):  # a full disk must not hide the message from the terminal

@@ -1,7 +1,7 @@
 """A sweep: every job is compiled before the first starts, Hydra hands them out, and a comparison closes it."""
 
-import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,18 +16,23 @@ from factory.compare.found import of_folder
 from factory.compare.page import page
 from factory.compare.runs import Status, of_report
 from factory.execute.context import STARTED, append
+from factory.plan import read_plan
+from factory.redact import redacted
 from factory.refusal import refuse
 from factory.run import jobs
 from factory.run.folder import RunFolder, read_json, unwritable, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder
-from factory.run.tracking import connect
 from factory.schema import Sweep, Tracking
+from factory.tracking import later, ledger
+from factory.tracking.spec import shows
+from factory.tracking.tracker import said
 from factory.words import program
 
 FAILED, INTERRUPTED = 1, 130
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
+_NO_NAME = re.compile(r"[^\w.-]+")
 _TABLE = "table.json"  # the comparison as MLflow shows a table
 
 
@@ -200,8 +205,8 @@ def closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped:
         again = f"{program('factory')} compare {folder.path}"
         screen.print(f"Written to {folder.table} and {folder.page}", soft_wrap=True)
         screen.print(f"Next: {again}  # more of it; compare.out=PAGE.html: the page again", soft_wrap=True)
-    if tracking.uri:
-        screen.print(f"Next: {program('mlflow')} ui --backend-store-uri {tracking.uri}", soft_wrap=True)
+    if (shown := shows(tracking, folder.path / "*")) is not None:
+        screen.print(f"Next: {shown}", soft_wrap=True)
     if made is not None and {run.status for run in made.runs} & set(_UNDONE):
         screen.print(f"To continue: {program('factory')} -m sweep.resume={folder.path}", soft_wrap=True)
     _close_parent(tracking, parent, folder, made, done)
@@ -209,42 +214,96 @@ def closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped:
 
 
 def parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLine, known: str | None) -> str | None:
-    if tracking.uri is None:
-        return None
+    """What the jobs are nested under: a run of its own in MLflow, a name in the other tools."""
+    if not tracking.on or tracking.mlflow is None:
+        return _NO_NAME.sub("_", "_".join(folder.path.parts[-2:])) if tracking.on else None
     try:
-        client, experiment = connect(tracking)
-        if known is not None:
-            client.update_run(known, status="RUNNING")
-            return known
-        tags = {"overrides": " ".join(line.overrides)}
-        run = client.create_run(experiment, run_name=f"sweep {folder.path}", tags=tags)
+        return _parent_in_mlflow(tracking, folder, line.overrides, known)
     except Exception as error:  # whatever a server may raise: the jobs run all the same
-        print(f"MLflow cannot be reached ({type(error).__name__}); the sweep's folder has it all.", file=sys.stderr)
+        again = f"{program('factory')} track {folder.path}"
+        print(f"MLflow cannot be reached ({said(error)}). What it misses is sent by: {again}", file=sys.stderr)
         return None
-    return run.info.run_id
+
+
+def _parent_in_mlflow(tracking: Tracking, folder: SweepFolder, overrides: Sequence[str], known: str | None) -> str:
+    from factory.tracking.to_mlflow import PARENT, connect, outer_run
+
+    client, experiment = connect(tracking)
+    if known is not None:
+        client.update_run(known, status="RUNNING")
+        return known
+    tags = {"overrides": redacted(" ".join(overrides))}
+    if (outer := outer_run(client)) is not None:
+        tags[PARENT] = outer
+    return client.create_run(experiment, run_name=f"sweep {folder.path}", tags=tags).info.run_id
 
 
 def _close_parent(
     tracking: Tracking, parent: str | None, folder: SweepFolder, made: Comparison | None, done: bool
 ) -> None:
-    if parent is None:
+    if parent is None or tracking.mlflow is None:
         return
     try:
-        client, _ = connect(tracking)
-        if made is not None:
-            client.log_artifact(parent, str(folder.table))
-            client.log_artifact(parent, str(folder.page))
-            client.log_dict(parent, _as_table(made), _TABLE)
-            client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps([{"path": _TABLE, "type": "table"}]))
-        client.set_terminated(parent, "FINISHED" if done else "FAILED")
+        _close_in_mlflow(tracking, parent, folder, made, done)
     except Exception as error:  # as above
-        print(f"MLflow did not get the table ({type(error).__name__}): {folder.table}", file=sys.stderr)
+        again = f"{program('factory')} track {folder.path}"
+        print(f"MLflow did not get {folder.table} ({said(error)}). To send it: {again}", file=sys.stderr)
 
 
-def _as_table(made: Comparison) -> dict[str, list[Any]]:
-    """Whole each time: MLflow's own log_table adds rows to those of the attempt before."""
-    rows = [
-        [made.names[place], *(column.value(run) for column in made.columns), run.status]
+def _close_in_mlflow(tracking: Tracking, parent: str, folder: SweepFolder, made: Comparison | None, done: bool) -> None:
+    from factory.tracking.to_mlflow import connect, log_table
+
+    client, _ = connect(tracking)
+    if made is not None:
+        client.log_artifact(parent, str(folder.table))
+        client.log_artifact(parent, str(folder.page))
+        log_table(client, parent, _TABLE, _rows(made))
+    client.set_terminated(parent, "FINISHED" if done else "FAILED")
+
+
+def tracked(place: str, chosen: dict[str, Any]) -> list[later.Sent]:
+    """Sends what of a sweep's runs, and of its own, did not arrive. Raises UserError."""
+    folder, runs = SweepFolder(place), later.runs_of(place)
+    record = folder.read()
+    assert record is not None
+    tracking = later.elsewhere(read_plan(runs[0].plan), chosen, None).tracking
+    if tracking.mlflow is None:
+        return [later.of_run(run, chosen, tracking.parent_run) for run in runs]
+    known = record.parent_run if not chosen else None
+    try:
+        parent = known or _parent_in_mlflow(tracking, folder, record.overrides, None)
+    except Exception as error:  # whatever a server may raise
+        return [later.unreached(run, tracking, said(error)) for run in runs]
+    if known is None and not chosen:
+        folder.write(replace(record, parent_run=parent))
+    sent = [later.of_run(run, chosen, parent) for run in runs]
+    ended = folder.ended()
+    done = bool(ended) and all(ended.get(name, Outcome(code=FAILED)).code == 0 for name in folder.names())
+    made = compared(of_folder(folder.path)) if folder.table.is_file() else None
+    try:
+        _nest(tracking, runs, parent)
+        _close_in_mlflow(tracking, parent, folder, made, done)
+    except Exception as error:  # as above
+        return [*sent, later.unreached(RunFolder(folder.path), tracking, said(error))]
+    return sent
+
+
+def _nest(tracking: Tracking, runs: Sequence[RunFolder], parent: str) -> None:
+    """Runs that were sent when there was no parent to name."""
+    from factory.tracking.to_mlflow import PARENT, connect
+
+    client, _ = connect(tracking)
+    for run in runs:
+        if (run_id := ledger.of(tracking, run).run_id) is not None:
+            client.set_tag(run_id, PARENT, parent)
+
+
+def _rows(made: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": made.names[place],
+            **{column.title: column.value(run) for column in made.columns},
+            "status": run.status,
+        }
         for place, run in enumerate(made.runs)
     ]
-    return {"columns": ["run", *(column.title for column in made.columns), "status"], "data": rows}

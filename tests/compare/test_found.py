@@ -13,9 +13,8 @@ from factory.compare.runs import Run
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.swept import Record, Recorded, SweepFolder
-from factory.schema import Tracking
 
-NONE = Tracking(uri=None, experiment="factory", parent_run=None)
+NONE = side_by_side.tracking(None)
 
 
 def runs(*words: object) -> list[Run]:

@@ -14,15 +14,17 @@ from factory.compare.runs import Run
 from factory.plan import read_plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
-from factory.run.tracking import Session, connect
 from factory.schema import Tracking
+from factory.tracking import ledger
+from factory.tracking.delivery import Delivery
+from factory.tracking.to_mlflow import connect
 
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     """A sweep of two runs, of which the second's folder is gone, and a run by itself."""
     where = tmp_path_factory.mktemp("tracked")
-    tracking = Tracking(uri=f"sqlite:///{where}/mlflow.db", experiment="tried", parent_run=None)
+    tracking = side_by_side.tracking(f"sqlite:///{where}/mlflow.db", experiment="tried")
     client, experiment = connect(tracking)
     parent = client.create_run(experiment, run_name="sweep").info.run_id
     for name, method, perplexity, under in (
@@ -32,12 +34,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     ):
         folder = RunFolder(side_by_side.run(where / name, f"method={method}", evaluate={"perplexity": perplexity}))
         plan = replace(read_plan(folder.plan), tracking=replace(tracking, parent_run=under))
-        session = Session(plan, folder)
-        session.metrics([json.loads(line) for line in folder.metrics.read_text().splitlines()])
-        run_id = json.loads(folder.tracking.read_text())["run_id"]
-        client.log_metric(run_id, "perplexity", perplexity)
-        client.log_artifact(run_id, str(folder.report))
-        client.set_terminated(run_id)
+        Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(json.loads(folder.report.read_text()))
     shutil.rmtree(where / "b")
     return tracking
 

@@ -56,7 +56,7 @@ def on_gpu(overrides: str) -> Legal:
     return Legal(tuple(overrides.split()), WITH_GPU)
 
 
-ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, "deepspeed"), "1")}
+ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, "deepspeed", "tensorboardX", "wandb"), "1")}
 ON_GPU = {"gpus": (H100,), **ALL}
 GPUS = {"gpus": (H100, H100), **ALL}
 
@@ -376,8 +376,39 @@ TABLE = (
     row("unknown-template", "model.template=chatmll", "model.template=chatml", "model.template=llama3"),
     row("no-chat-template", "{bare}", "{bare} model.template=alpaca", "{bare} stage=pt"),
     row("tracking-address", "tracking=mlflow tracking.uri=./mlruns", "tracking=mlflow tracking.uri=sqlite:///m.db"),
-    row("tracking-address", "tracking.uri=file:///tmp/runs", "tracking.uri=http://localhost:5000"),
-    row("tracking-address", "tracking.uri=https://me:secret@host", "tracking=none"),
+    row(
+        "tracking-address",
+        "tracking=mlflow tracking.uri=file:///tmp/runs",
+        "tracking=mlflow tracking.uri=http://localhost:5000",
+    ),
+    row("secret-in-settings", "tracking=mlflow tracking.uri=https://me:secret@host", "tracking=none"),
+    row(
+        "tracking-folder",
+        "tracking=tensorboard tracking.uri=http://h",
+        compiles("tracking=tensorboard tracking.uri=board"),
+        machine=ALL,
+    ),
+    row("tracking-folder", "tracking=tensorboard tracking.uri=null", compiles("tracking=tensorboard"), machine=ALL),
+    row(
+        "tracking-wandb-server",
+        "tracking=wandb tracking.mode=offline tracking.uri=board",
+        compiles("tracking=wandb tracking.mode=offline tracking.uri=http://h"),
+        machine=ALL,
+    ),
+    row(
+        "tracking-unread",
+        "tracking=mlflow tracking.mode=offline",
+        compiles("tracking=wandb tracking.mode=offline"),
+    ),
+    row("tracking-unread", "tracking=none tracking.uri=sqlite:///m.db", compiles("tracking.uri=null")),
+    row("tracking-unread", "tracking=none tracking.system_metrics=true", compiles("tracking=mlflow")),
+    row(
+        "tracking-interval",
+        "tracking=mlflow tracking.system_metrics_seconds=5",
+        compiles("tracking=mlflow tracking.system_metrics=true tracking.system_metrics_seconds=5"),
+    ),
+    row("tracking-package", "tracking=wandb", compiles("tracking=tensorboard"), machine=without("wandb")),
+    row("tracking-login", "tracking=wandb", compiles("tracking=wandb tracking.mode=offline"), machine=ALL),
     row(
         "flash-packing",
         "compute.attention=flash_attention_2 data.packing=true {gpu}",

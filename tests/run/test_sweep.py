@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import side_by_side
 import yaml
 
-from factory.plan import Tracking
-from factory.run.tracking import connect
+from factory.tracking.to_mlflow import connect
 from factory.words import size
 
 
@@ -91,8 +91,7 @@ def test_the_table_holds_what_the_reports_say(said: str, where: Path) -> None:
 
 
 def test_the_runs_are_nested_under_one(said: str, where: Path) -> None:
-    tracking = Tracking(uri=f"sqlite:///{where}/mlflow.db", experiment="factory", parent_run=None)
-    client, experiment = connect(tracking)
+    client, experiment = connect(side_by_side.tracking(f"sqlite:///{where}/mlflow.db"))
     runs = client.search_runs([experiment])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run is not parent]

@@ -21,8 +21,9 @@ from factory.data.dataset import IGNORED, Example, Labelled
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
 from factory.run.folder import RunFolder
-from factory.run.tracking import Tracker, connect
 from factory.steps import reference, train
+from factory.tracking.to_mlflow import connect
+from factory.tracking.tracker import Tracker
 
 Execute = Callable[..., Any]
 STAGES = ("dpo", "orpo", "kto")
@@ -316,7 +317,6 @@ def test_mlflow_gets_what_people_watch(uri: str, execute: Execute) -> None:
     write_report(done.run, "finished", done.result, None)
     report = json.loads(done.run.folder.report.read_text())
     tracker = Tracker(done.run.plan, done.run.folder)
-    tracker.metrics(done.metrics)
     tracker.finish(report)
     assert tracker.problem is None
     client, experiment = connect(done.run.plan.tracking)

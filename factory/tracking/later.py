@@ -1,0 +1,118 @@
+"""`factory track FOLDER`: what of a run, or of a sweep's runs, did not reach its tracking is sent now."""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from factory.execute.report import as_json
+from factory.plan import Plan, read_plan
+from factory.refusal import UserError, refuse
+from factory.run.folder import RunFolder, read_json, write_whole
+from factory.run.swept import SweepFolder
+from factory.schema import Tracking
+from factory.tracking import ledger, spec
+from factory.tracking.delivery import Delivery
+from factory.tracking.tracker import said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """Of one run's folder: records that arrived now, those that the tool has, those that are missing and why."""
+
+    folder: Path
+    where: str
+    new: int
+    sent: int
+    unsent: int
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"{self.folder}: {self.unsent:,} records did not reach {self.where} ({self.problem})"
+        if not self.new:
+            return f"{self.folder}: {self.where} has all {self.sent:,} records already"
+        return f"{self.folder}: {self.new:,} records sent to {self.where}, which now has all {self.sent:,}"
+
+
+def of_run(folder: RunFolder, chosen: dict[str, Any], parent: str | None = None) -> Sent:
+    """Sends what is missing; `chosen` are keys of tracking that are not the plan's. Raises UserError."""
+    if not folder.plan.is_file():
+        raise refuse("track-what", str(folder.path), "there is no plan.yaml in it")
+    made = elsewhere(read_plan(folder.plan, setting=f"track {folder.path}"), chosen, parent)
+    with folder.claimed():
+        return _sent(made, folder)
+
+
+def elsewhere(made: Plan, chosen: dict[str, Any], parent: str | None) -> Plan:
+    """A run that was tracked by nothing goes to MLflow where an address is given."""
+    if "uri" in chosen and not made.tracking.on:
+        chosen = {"tool": "mlflow", **chosen}
+    nested = {"parent_run": parent} if parent else {"parent_run": None} if chosen else {}
+    tracking = replace(made.tracking, **chosen, **nested)
+    if not tracking.on:
+        raise refuse("track-nowhere", f"tracking.tool={tracking.tool}", "the run was not to be tracked")
+    return replace(made, tracking=tracking)
+
+
+def _sent(made: Plan, folder: RunFolder) -> Sent:
+    book = ledger.of(made.tracking, folder)
+    before, missing = ledger.counts(book, folder)
+    where, problem = made.tracking.uri or made.tracking.tool, None
+    if missing:
+        report = read_json(folder.report)
+        book.ended = book.ended or _last_written(folder)
+        try:
+            Delivery(made, folder, book).finish(report)
+        except Exception as error:  # whatever a server may raise
+            problem = said(error)
+    sent, unsent = ledger.counts(book, folder)
+    if missing and (report := read_json(folder.report)) is not None:
+        told = ledger.told(book, sent, unsent)
+        with suppress(UserError):  # the screen says it all the same
+            write_whole(
+                folder.report, as_json({**report, "tracking": {**told, "problem": problem} if problem else told})
+            )
+    return Sent(folder=folder.path, where=where, new=sent - before, sent=sent, unsent=unsent, problem=problem)
+
+
+def unreached(folder: RunFolder, tracking: Tracking, problem: str) -> Sent:
+    """Nothing was sent of it."""
+    sent, unsent = ledger.counts(ledger.of(tracking, folder), folder)
+    where = tracking.uri or tracking.tool
+    return Sent(folder=folder.path, where=where, new=0, sent=sent, unsent=unsent, problem=problem)
+
+
+def _last_written(folder: RunFolder) -> float:
+    files = [path for path in (folder.metrics, folder.report, folder.plan) if path.is_file()]
+    return max(path.stat().st_mtime for path in files)
+
+
+def is_sweep(folder: str) -> bool:
+    return SweepFolder(folder).read() is not None
+
+
+def runs_of(folder: str) -> list[RunFolder]:
+    """Those of a sweep that were started."""
+    sweep = SweepFolder(folder)
+    places = [RunFolder(sweep.path / name) for name in sweep.names()]
+    return [place for place in places if place.plan.is_file()]
+
+
+def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -> list[Any]:
+    """The refusals of where the first run there is to be sent. Raises UserError where there is none."""
+    found = runs_of(folder) if is_sweep(folder) else [RunFolder(folder)]
+    if not found or not found[0].plan.is_file():
+        raise refuse("track-what", folder, "there is no run in it")
+    made = read_plan(found[0].plan, setting=f"track {folder}")
+    return unusable(elsewhere(made, chosen, None).tracking, packages)
+
+
+def unusable(tracking: Tracking, packages: dict[str, str]) -> list[Any]:
+    """The refusals of an address that a plan was not compiled with."""
+    from factory.refusal import refusal
+
+    return [
+        refusal(rule, f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", wrong)
+        for rule, key, wrong in spec.problems(tracking, packages)
+    ]

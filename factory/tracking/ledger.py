@@ -1,0 +1,70 @@
+"""What of a run has reached its tracking: remembered in the run's folder, so that what is missing can be sent later."""
+
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from factory.run.folder import RunFolder, read_json, write_whole
+from factory.schema import Tracking
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """Of one run at one address.
+
+    `key` is known before the tracking gives a `run_id`, `asked` says that it was asked for one; `step` is the last step
+    and `samples` the lines of system.jsonl that were delivered; `described` says so of the parameters, tags and plan,
+    `result` of the report with its figure and tables. Times are seconds since the epoch.
+    """
+
+    tool: str
+    uri: str | None
+    experiment: str
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    asked: bool = False
+    run_id: str | None = None
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+    described: bool = False
+    step: int = 0
+    samples: int = 0
+    result: bool = False
+
+    def write(self, folder: RunFolder) -> None:
+        """Raises UserError where it cannot."""
+        write_whole(folder.tracking, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def of(tracking: Tracking, folder: RunFolder) -> Ledger:
+    """The folder's, or a new one where the run was never logged to this address."""
+    place = {"tool": tracking.tool, "uri": tracking.uri, "experiment": tracking.experiment}
+    known = read_json(folder.tracking) or {}
+    if any(known.get(name) != value for name, value in place.items()):
+        return Ledger(**place)
+    names = {each.name for each in fields(Ledger)}
+    return Ledger(**{name: value for name, value in known.items() if name in names})
+
+
+def whole_lines(path: Any) -> list[dict[str, Any]]:
+    """A file's lines of JSON, without one that is being written or was cut short; none where there is no file."""
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    return [json.loads(line) for line in whole if line]
+
+
+def counts(ledger: Ledger, folder: RunFolder) -> tuple[int, int]:
+    """Records sent and not sent: the run's description, each line of metrics.jsonl and system.jsonl, the result."""
+    steps = [line["step"] for line in whole_lines(folder.metrics)]
+    lines = sum(step <= ledger.step for step in steps)
+    samples = len(whole_lines(folder.system))
+    sent = lines + min(ledger.samples, samples) + ledger.described + ledger.result
+    return sent, len(steps) + samples + 2 - sent
+
+
+def told(ledger: Ledger, sent: int, unsent: int) -> dict[str, Any]:
+    """The report's `tracking`."""
+    return {"tool": ledger.tool, "uri": ledger.uri, "run_id": ledger.run_id, "sent": sent, "unsent": unsent}

@@ -1,0 +1,80 @@
+"""What runs can be logged to, and what is wrong with where. Needs none of the tools."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+
+from factory.schema import Tracking
+from factory.words import program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """`package` is what it needs, `extra` what installs that; `sink` the class that writes, as module:class."""
+
+    package: str
+    extra: str
+    sink: str
+
+
+TOOLS: dict[str, Tool] = {
+    "mlflow": Tool(package="mlflow", extra="", sink="factory.tracking.to_mlflow:MlflowSink"),
+    "tensorboard": Tool(
+        package="tensorboardX", extra="tensorboard", sink="factory.tracking.to_tensorboard:TensorboardSink"
+    ),
+    "wandb": Tool(package="wandb", extra="wandb", sink="factory.tracking.to_wandb:WandbSink"),
+}
+_DATABASE_OR_SERVER = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://|databricks")
+_Problem = tuple[str, str, str]  # rule, key, what is wrong
+
+
+def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Problem]:
+    """What cannot be: (rule, key, what is wrong) of each."""
+    tool, uri = tracking.tool, tracking.uri
+    if tool == "mlflow" and uri is not None and not _DATABASE_OR_SERVER.match(uri):
+        yield "tracking-address", "tracking.uri", "MLflow no longer keeps runs in plain folders"
+    if tool == "tensorboard" and (uri is None or "://" in uri):
+        yield "tracking-folder", "tracking.uri", "TensorBoard's files lie in a folder"
+    if tool == "wandb" and uri is not None and not re.match(r"https?://", uri):
+        yield "tracking-wandb-server", "tracking.uri", "it is no http address"
+    for key, set_, reader in _unread(tracking):
+        if set_:
+            yield "tracking-unread", key, f"tracking.tool={tool} does not read it: {reader} does"
+    if tool in TOOLS and TOOLS[tool].package not in packages:
+        yield "tracking-package", "tracking.tool", f"the package {TOOLS[tool].package} is not installed"
+    elif tool == "wandb" and tracking.mode == "online" and not has_wandb_key(uri):
+        yield "tracking-login", "tracking.mode", "there is no key of wandb here"
+
+
+def _unread(tracking: Tracking) -> Iterator[tuple[str, bool, str]]:
+    tool = tracking.tool
+    yield "tracking.uri", tool == "none" and tracking.uri is not None, "mlflow, tensorboard or wandb"
+    yield "tracking.mode", tool != "wandb" and tracking.mode != "online", "wandb"
+    yield "tracking.system_metrics", not tracking.on and tracking.system_metrics, "what runs are logged to"
+
+
+def shows(tracking: Tracking, folder: Path) -> str | None:
+    """The command that shows what is logged, or the address; None where nothing is."""
+    if tracking.tool == "tensorboard":
+        return f"{program('tensorboard')} --logdir {tracking.uri}"
+    if tracking.tool == "wandb":
+        return f"{program('wandb')} sync {folder}/wandb/offline-run-*" if tracking.mode == "offline" else None
+    if tracking.mlflow is None or tracking.mlflow.startswith("http"):
+        return tracking.mlflow
+    return f"{program('mlflow')} ui --backend-store-uri {tracking.mlflow}"
+
+
+def has_wandb_key(server: str | None) -> bool:
+    """Where wandb looks for one: the environment, or the file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    address = server or os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    host = re.sub(r"https?://|[/:].*", "", re.sub(r"^https?://", "", address))
+    file = Path(os.environ.get("NETRC") or "~/.netrc")
+    try:
+        return netrc(os.path.expanduser(file)).authenticators(host) is not None  # noqa: PTH111  as in wandb
+    except (OSError, NetrcParseError):
+        return False

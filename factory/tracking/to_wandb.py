@@ -1,0 +1,74 @@
+"""A run in Weights & Biases. What wandb took is in the run's folder at once; its own process sends it."""
+
+from typing import Any
+
+import wandb  # pyright: ignore[reportMissingImports]
+
+from factory.execute.report import as_json
+from factory.plan import Plan
+from factory.redact import redacted, without_secrets
+from factory.run.folder import RunFolder
+from factory.tracking.ledger import Ledger
+from factory.tracking.to_mlflow import flattened, measured
+
+_STARTING = 20  # seconds for its server's first answer
+
+
+class WandbSink:
+    """`run_id` is ours to choose: a resumed run goes on in the same one."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, ledger: Ledger):
+        self._plan, self._folder, self._ledger = plan, folder, ledger
+        online, known = plan.tracking.mode == "online", ledger.run_id is not None
+        ledger.run_id = ledger.run_id or ledger.key[:12]
+        server = {} if plan.tracking.uri is None else {"base_url": plan.tracking.uri}
+        settings = wandb.Settings(
+            console="off",  # run.log has it
+            silent=True,
+            x_disable_stats=True,  # tracking.system_metrics decides
+            init_timeout=_STARTING,
+            **server,
+        )
+        self._run = wandb.init(
+            project=plan.tracking.experiment,
+            group=plan.tracking.parent_run,
+            id=ledger.run_id,
+            name=f"{plan.options.get('model', '')} {plan.steps.attach.method} {plan.steps.train.stage}",
+            tags=[plan.steps.attach.method, plan.steps.train.stage],
+            dir=str(folder.path),
+            mode=plan.tracking.mode,
+            resume="allow" if online and known else None,
+            settings=settings,
+        )
+        # the machine's samples have a count of their own
+        self._run.define_metric("system/*", step_metric="system/sample")
+
+    def last_step(self) -> int:
+        return max(self._ledger.step, int(self._run.step or 0))
+
+    def describe(self) -> None:
+        digest, folder = self._plan.digest(), str(self._folder.path)
+        self._run.config.update({**flattened(self._plan), "digest": digest, "folder": folder}, allow_val_change=True)
+        self._artifact("plan", self._folder.plan.name, redacted(self._folder.plan.read_text(encoding="utf-8")))
+
+    def log(self, step: int, when: float, values: dict[str, float]) -> None:
+        if all(name.startswith("system/") for name in values):
+            self._run.log({**values, "system/sample": step, "_timestamp": when})
+        else:
+            self._run.log({**values, "_timestamp": when}, step=step)
+
+    def flush(self) -> None:
+        """Nothing waits here: `log` hands over to wandb's own process, which keeps it in the run's folder."""
+
+    def finish(self, report: dict[str, Any] | None) -> None:
+        if report is not None:
+            told = without_secrets(report)
+            self._run.summary.update({**measured(told), "status": told["status"]})
+            self._artifact("report", self._folder.report.name, as_json(told))
+        self._run.finish(exit_code=0 if report is not None and report["status"] == "finished" else 1)
+
+    def _artifact(self, kind: str, name: str, text: str) -> None:
+        made = wandb.Artifact(f"{kind}-{self._ledger.run_id}", type=kind)
+        with made.new_file(name) as file:
+            file.write(text)
+        self._run.log_artifact(made)

@@ -1,0 +1,96 @@
+"""What TensorBoard and wandb were given, read back from their own files."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from followed import LOSSES, more, run
+
+from factory.tracking.tracker import Tracker
+
+
+def events(folder: Path) -> list[Any]:
+    """Of all files of a run, in the order of their writing."""
+    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401  whose reader it comes with
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    found = []
+    for path in sorted(folder.glob("events.out.*")):
+        data = path.read_bytes()
+        while data:  # length, its checksum, the event, its checksum
+            size = int.from_bytes(data[:8], "little")
+            payload = data[12 : 12 + size]
+            assert int.from_bytes(data[12 + size : 16 + size], "little") == masked_crc32c(payload)
+            found.append(Event.FromString(payload))
+            data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_has_the_curves_and_the_hyperparameters(here: Path) -> None:
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    losses = (4.0, None, 3.0)
+    plan, folder, report = run(here / "run", "board", tool="tensorboard", losses=losses, parent_run="sweep_1")
+    folder.system.write_text(json.dumps({"time": 1.7e9, "values": {"system/cpu_utilization_percentage": 5.0}}) + "\n")
+    told = Tracker(plan, folder).finish({**report, "status": "interrupted", "evaluate": {}})
+    assert told is not None and (told["sent"], told["unsent"]) == (6, 0), told
+    more(folder, 4)
+    resumed = Tracker(plan, folder).finish(report)
+    assert resumed == {**told, "sent": 7}
+    where = Path(told["run_id"])
+    assert where.parent == here / "board" / "factory" / "sweep_1"
+    assert where.name.startswith(f"{here.name}_run_")
+    written = [
+        (value.tag, event.step, value.simple_value, event.wall_time)
+        for event in events(where)
+        for value in event.summary.value
+        if value.WhichOneof("value") == "simple_value"
+    ]
+    curve = [(step, value) for tag, step, value, _ in written if tag == "loss"]
+    assert [step for step, _ in curve] == [1, 2, 3, 4] and math.isnan(curve[1][1])
+    assert [value for _, value in curve if not math.isnan(value)] == [4.0, 3.0, 3.0]
+    assert [each[1:] for each in written if each[0].startswith("system/")] == [(0, 5.0, 1.7e9)]
+    assert {tag: value for tag, _, value, _ in written if tag.startswith("perplexity")} == report["evaluate"]
+    plugins = {value.metadata.plugin_data.plugin_name for event in events(where) for value in event.summary.value}
+    assert {"hparams", "text"} <= plugins
+
+
+def kept(file: Path) -> Iterator[bytes]:
+    """The records of wandb's own file: LevelDB's log, in blocks of 32 KiB, after a header of 7 bytes."""
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if kind == 0 or 32768 - at % 32768 < 7:  # the rest of a block
+            at += 32768 - at % 32768
+            continue
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield whole
+            whole = b""
+
+
+def test_wandb_has_the_curves_offline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("HF_TOKEN", "tell-nobody-of-this")
+    samples = [{"prompt": "p", "after": "tell-nobody-of-this"}]
+    plan, folder, report = run(here / "run", None, tool="wandb", mode="offline", samples=samples)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0, told
+    (file,) = (folder.path / "wandb").glob("offline-run-*/*.wandb")
+    records = [Record.FromString(data) for data in kept(file)]
+    rows = [
+        {"".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert [(row["_step"], row["loss"]) for row in rows if "loss" in row] == list(enumerate(LOSSES, start=1))
+    (first,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (first.run_id, first.project) == (told["run_id"], "factory")
+    assert "tell-nobody" not in file.read_bytes().decode("latin-1")

@@ -1,0 +1,269 @@
+"""MLflow gets everything that a run's folder holds, once; and a run needs no MLflow."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Said
+from followed import LOSSES, run
+
+from factory.compose import CommandLine
+from factory.run.folder import RunFolder
+from factory.run.jobs import Job
+from factory.run.sweep import record
+from factory.run.swept import SweepFolder
+from factory.tracking import ledger
+from factory.tracking.delivery import Delivery
+from factory.tracking.to_mlflow import _alone, connect, flattened, loss_figure
+from factory.tracking.tracker import Tracker
+
+LOGGED = ("loss", "learning_rate", "tokens", "memory")
+ARTIFACTS = {"plan.yaml", "report.json", "loss.png", "perplexity.json", "samples.json", "run.log", "model_card"}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all: making it takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "tell-nobody-of-this")
+    samples = [{"prompt": "p", "before": "b", "after": "tell-nobody-of-this"}]
+    plan, folder, report = run(tmp_path / "run", uri, losses=(4.0, None, 3.0), samples=samples, experiment="once")
+    folder.log.write_text("step 1\nGET https://me:pw@host tell-nobody-of-this\n")
+    (folder.model / "README.md").write_text("# a card")
+    interrupted = Tracker(plan, folder)
+    told = interrupted.finish({**report, "status": "interrupted", "evaluate": {}})
+    assert told is not None and (told["sent"], told["unsent"]) == (5, 0)
+    client, experiment = connect(plan.tracking)
+    (made,) = client.search_runs([experiment])
+    assert (made.info.status, made.info.run_id) == ("KILLED", told["run_id"])
+
+    assert Tracker(plan, folder).finish(report) == told  # as after `factory resume`
+    (made,) = client.search_runs([experiment])
+    assert made.info.status == "FINISHED"
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    for name in LOGGED:
+        history = client.get_metric_history(made.info.run_id, name)
+        points = [(point.step, str(point.value), point.timestamp) for point in history]
+        wanted = [(line["step"], float("nan") if line[name] is None else float(line[name])) for line in lines]
+        assert points == [
+            (step, str(value), round(1000 * line["time"])) for (step, value), line in zip(wanted, lines, strict=True)
+        ]
+    assert {name: made.data.metrics[name] for name in report["evaluate"]} == report["evaluate"]
+    assert made.data.metrics["peak_bytes"] == report["memory"]["peak_bytes"]
+    wanted = {"model": plan.options["model"], "method": "lora", "stage": "sft", "digest": plan.digest()}
+    assert wanted.items() <= made.data.tags.items()
+    assert {"mlflow.user", "mlflow.source.name", "folder"} <= made.data.tags.keys()
+    assert made.data.params == flattened(plan)
+    some = {"train.max_steps": "4", "attach.settings.rank": "8", "packages.torch": plan.packages["torch"]}
+    assert some.items() <= made.data.params.items()
+    (data,) = made.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == ("demo", "training")
+    assert str(plan.steps.align.sources["demo"].sha256).startswith(data.dataset.digest)
+
+    assert {file.path for file in client.list_artifacts(made.info.run_id)} == ARTIFACTS
+    there = Path(client.download_artifacts(made.info.run_id, "", str(tmp_path)))
+    assert (there / "plan.yaml").read_bytes() == folder.plan.read_bytes()
+    assert json.loads((there / "report.json").read_text())["tracking"] == told
+    assert (there / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (there / "model_card" / "README.md").read_text() == "# a card"
+    table = json.loads((there / "perplexity.json").read_text())
+    assert dict(zip(table["columns"], table["data"][0], strict=True)) == {"method": "lora", **report["evaluate"]}
+    assert {each["path"] for each in json.loads(made.data.tags["mlflow.loggedArtifacts"])} == {
+        "perplexity.json",
+        "samples.json",
+    }
+    for name in ("report.json", "run.log", "samples.json"):
+        text = (there / name).read_text()
+        assert "tell-nobody" not in text and "pw@" not in text and ("[HF_TOKEN]" in text)
+
+
+def test_sent_twice_is_there_once(uri: str, tmp_path: Path) -> None:
+    """What arrived, and whose answer was lost, is sent again: MLflow knows it by name, step and time."""
+    plan, folder, report = run(tmp_path / "run", uri, experiment="twice")
+    folder.system.write_text(json.dumps({"time": 1.7e9, "values": {"system/cpu_utilization_percentage": 5.0}}) + "\n")
+    book = ledger.of(plan.tracking, folder)
+    for _ in range(2):
+        sending = Delivery(plan, folder, book)
+        sending._by_another = False  # nobody asks the server how far it is
+        sending.finish(report)
+        book.step = book.samples = 0
+        book.described = book.result = False
+    client, experiment = connect(plan.tracking)
+    (made,) = client.search_runs([experiment])
+    for name, values in (("loss", list(LOSSES)), ("system/cpu_utilization_percentage", [5.0]), ("perplexity", [7.5])):
+        assert [point.value for point in client.get_metric_history(made.info.run_id, name)] == values
+    assert len(made.inputs.dataset_inputs) == 1
+
+
+def test_a_run_whose_making_nobody_heard_of_is_found(uri: str, tmp_path: Path) -> None:
+    plan, folder, report = run(tmp_path / "run", uri, experiment="unheard")
+    book = ledger.of(plan.tracking, folder)
+    Delivery(plan, folder, book).send()
+    made, book.run_id = book.run_id, None
+    Delivery(plan, folder, book).finish(report)
+    assert book.run_id == made
+    client, experiment = connect(plan.tracking)
+    assert len(client.search_runs([experiment])) == 1
+
+
+def test_a_locked_database_is_tried_again(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    plan, folder, report = run(tmp_path / "run", uri, experiment="locked")
+    honest, asked = MlflowClient.log_batch, list[int]()
+
+    def locked(self: Any, *arguments: Any, **named: Any) -> Any:
+        asked.append(1)
+        if len(asked) < 3:
+            raise MlflowException("(sqlite3.OperationalError) database is locked")
+        return honest(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", locked)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0 and len(asked) > 3
+
+
+def test_the_run_of_somebody_around_us_is_left_alone(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLFLOW_RUN_ID, as `mlflow run` exports it, and a run that autologging holds open: ours is beneath the one."""
+    from mlflow import MlflowClient
+
+    plan, folder, report = run(tmp_path / "run", uri, experiment="around")
+    client, experiment = connect(plan.tracking)
+    outer = client.create_run(experiment).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0 and told["run_id"] != outer
+    assert client.get_run(told["run_id"]).data.tags["mlflow.parentRunId"] == outer
+    theirs = client.get_run(outer)
+    assert (theirs.info.status, theirs.data.params, theirs.data.metrics) == ("RUNNING", {}, {})
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)  # of another server
+    plan, folder, report = run(tmp_path / "other", uri, experiment="around")
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0
+    assert "mlflow.parentRunId" not in MlflowClient(uri).get_run(told["run_id"]).data.tags
+
+
+SHARED = """
+import json, sys
+from pathlib import Path
+from factory.plan import read_plan
+from factory.compose import CommandLine
+from factory.run.folder import RunFolder
+from factory.run.jobs import Job
+from factory.run.sweep import record
+from factory.run.swept import SweepFolder
+from factory.tracking.tracker import Tracker
+folder = RunFolder(sys.argv[1])
+print(input(), flush=True)
+print(json.dumps(Tracker(read_plan(folder.plan), folder).finish(json.loads(folder.report.read_text()))))
+"""
+
+
+def test_one_process_at_a_time_opens_a_database(tmp_path: Path) -> None:
+    entered, uri = list[str](), f"sqlite:///{tmp_path}/new.db"
+
+    def second() -> None:
+        with _alone(uri):
+            entered.append("second")
+
+    waiting = threading.Thread(target=second)
+    with _alone(uri):
+        waiting.start()
+        waiting.join(0.2)
+        entered.append("first")
+    waiting.join(5)
+    assert entered == ["first", "second"]
+    with _alone("http://host"), _alone("http://host"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_jobs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new.db"
+    made = [run(tmp_path / f"run-{number}", uri) for number in range(4)]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _, folder, _ in made
+    ]
+    for job in jobs:
+        assert job.stdin is not None
+        job.stdin.write("go\n")
+        job.stdin.flush()
+    told = [json.loads(job.communicate(timeout=240)[0].splitlines()[-1]) for job in jobs]
+    assert [each["unsent"] for each in told] == [0, 0, 0, 0], told
+    client, experiment = connect(made[0][0].tracking)
+    runs = client.search_runs([experiment])
+    assert {each.info.run_id for each in runs} == {each["run_id"] for each in told}
+    for each in runs:
+        assert [point.value for point in client.get_metric_history(each.info.run_id, "loss")] == list(LOSSES)
+
+
+def test_without_an_address_nothing_is_sent(here: Path) -> None:
+    plan, folder, report = run(here / "run", None)
+    tracker = Tracker(plan, folder)
+    tracker.wake()
+    assert tracker.finish(report) is None
+    assert tracker.problem is None and tracker._thread is None
+    assert not folder.tracking.exists() and {path.name for path in here.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize(("unit", "words"), [("tokens", "nats per trained token"), ("samples", "mean over the rows")])
+def test_the_figure_says_what_the_loss_is_of(unit: Any, words: str) -> None:
+    """And shows what was measured while training; a loss that was not finite is a gap."""
+    lines = [
+        {"step": 1, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 2, "loss": None, "learning_rate": 1e-3, "eval_loss": 1.5},
+        {"step": 3, "loss": 1.0, "learning_rate": 1e-3, "eval_loss": None},
+    ]
+    loss, _ = loss_figure(lines, unit).axes
+    assert loss.get_ylabel() == f"loss ({words})"
+    trained, held_out = loss.lines
+    assert [str(value) for value in trained.get_ydata()] == ["2.0", "nan", "1.0"]
+    assert (list(held_out.get_xdata()), list(held_out.get_ydata())) == ([2], [1.5])
+
+
+def test_no_folder_of_another_tool_is_made(here: Path, uri: str) -> None:
+    plan, folder, report = run(here / "run", uri, experiment="clean")
+    Tracker(plan, folder).finish(report)
+    assert not {"wandb", "tensorboard", "mlruns"} & {path.name for path in here.iterdir()}
+    assert RunFolder(folder.path).tracking.is_file()
+
+
+def test_a_sweep_made_without_its_server_is_sent_whole(here: Path, uri: str, command: Callable[..., Said]) -> None:
+    """With a run above its jobs, and the table; twice is once."""
+    sweep = SweepFolder("swept")
+    for name, method in (("0", "lora"), ("1", "oft")):
+        plan, _, _ = run(here / "swept" / name, uri, f"method={method}", experiment="swept")
+        job = Job(name=name, overrides=(f"method={method}",), plan=plan)
+        sweep.write(record(CommandLine(overrides=("method=lora,oft",)), [job], None))
+    sweep.table.write_text("| a table |\n")
+    sweep.page.write_text("<p>a page</p>")
+    for _ in range(2):
+        said = command("track", "swept")
+        assert (said.code, said.err) == (0, "")
+    client, experiment = connect(plan.tracking)
+    runs = client.search_runs([experiment])
+    (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
+    children = [each for each in runs if each is not parent]
+    assert sorted(each.data.tags["method"] for each in children) == ["lora", "oft"]
+    assert {each.data.tags["mlflow.parentRunId"] for each in children} == {parent.info.run_id}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "table.md",
+        "compare.html",
+        "table.json",
+    }
+    for each in children:
+        assert [point.value for point in client.get_metric_history(each.info.run_id, "loss")] == list(LOSSES)
+    assert json.loads(RunFolder("swept/0").report.read_text())["tracking"]["unsent"] == 0
