@@ -137,7 +137,7 @@ def _quantization(case: Case) -> str | None:
 def _package(case: Case) -> str | None:
     name = case.settings.export.quantization
     found = spec.QUANTIZED.get(name or "")
-    if found is None or found.package in case.facts.machine.packages:
+    if found is None or found.package is None or found.package in case.facts.machine.packages:
         return None
     return f"it needs the package {found.package}, which is not installed"
 

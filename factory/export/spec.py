@@ -21,26 +21,25 @@ _BESIDE = 32 * 2**20  # bytes for tokenizer, card and the like, and for what a f
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """`bits` a weight of a linear layer takes with its constants; `format` that has it; `package` that makes it."""
+    """`bits` a weight of a linear layer takes with its constants; `format` that has it; `package` of an extra."""
 
     format: Literal["hf", "gguf"]
     bits: float
-    package: str
-    extra: str | None = None  # of this project, that brings the package
+    package: str | None = None  # that makes it, where it is no dependency
 
 
 # blocks of GGUF: 32 weights with a 16-bit scale (_0), and with a 16-bit minimum too (_1)
 QUANTIZED: dict[str, Quantized] = {
-    "nf4": Quantized("hf", 4.5, "bitsandbytes"),
-    "fp4": Quantized("hf", 4.5, "bitsandbytes"),
-    "int8": Quantized("hf", 8.1, "bitsandbytes"),
-    "gptq": Quantized("hf", 4.2, "auto-round", "auto-round"),
-    "awq": Quantized("hf", 4.2, "auto-round", "auto-round"),
-    "q8_0": Quantized("gguf", 8.5, "gguf"),
-    "q5_1": Quantized("gguf", 6.0, "gguf"),
-    "q5_0": Quantized("gguf", 5.5, "gguf"),
-    "q4_1": Quantized("gguf", 5.0, "gguf"),
-    "q4_0": Quantized("gguf", 4.5, "gguf"),
+    "nf4": Quantized("hf", 4.5),
+    "fp4": Quantized("hf", 4.5),
+    "int8": Quantized("hf", 8.1),
+    "gptq": Quantized("hf", 4.2, "auto-round"),
+    "awq": Quantized("hf", 4.2, "auto-round"),
+    "q8_0": Quantized("gguf", 8.5),
+    "q5_1": Quantized("gguf", 6.0),
+    "q5_0": Quantized("gguf", 5.5),
+    "q4_1": Quantized("gguf", 5.0),
+    "q4_0": Quantized("gguf", 4.5),
 }
 CALIBRATED = ("gptq", "awq")
 BLOCK = 32  # weights of a row that GGUF's types share a scale of

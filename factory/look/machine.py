@@ -30,6 +30,7 @@ PACKAGES: tuple[str, ...] = (
     "trl",
     "math-verify",
     "deepspeed",
+    "auto-round",
 )
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards

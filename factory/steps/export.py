@@ -266,7 +266,7 @@ def _write_hf(
     if plan.quantization in spec.CALIBRATED:
         from factory.export import calibrated
 
-        calibrated.write(plan, model, tokenizer, aside)
+        calibrated.write(plan, model, tokenizer, aside, run.plan.steps.load.device)
     else:
         if plan.quantization is not None:
             model = _in_bits(run, model)
