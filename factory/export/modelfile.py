@@ -24,6 +24,7 @@ class Turn:
     user: str  # before a user's message without a system message
     answer: str  # from the user's message to the answer
     end: str  # after the answer
+    lead: str  # white space that an answer starts with: the model writes it, so Ollama has it with the answer
     default: str | None  # the system message where the conversation has none
 
     def rendered(self, messages: list[Message]) -> str:
@@ -37,7 +38,7 @@ class Turn:
                 text += f"{before}{message['content']}{self.answer}"
                 system = None
             elif message["role"] == "assistant":
-                text += f"{message['content']}{self.end}"
+                text += f"{self.lead}{message['content']}{self.end}"
         return text
 
 
@@ -79,8 +80,7 @@ def turn_of(tokenizer: Any) -> Turn:
     for messages in _CONVERSATIONS:
         if turn.system is None and messages[0]["role"] == "system":
             continue
-        asks = messages[-1]["role"] == "user"
-        if turn.rendered(messages) != _render(tokenizer, messages, asks=asks):
+        if turn.rendered(messages) != _render(tokenizer, messages, asks=True):
             raise _irregular(f"a conversation of {len(messages)} messages would be written otherwise")
     return turn
 
@@ -98,7 +98,7 @@ _CONVERSATIONS = (
     _said(("user", "Hello?")),
     _said(("system", "Be brief."), ("user", "Hello?")),
     _said(("user", "One"), ("assistant", "Two"), ("user", "Three")),
-    _said(("system", "Be kind."), ("user", "One"), ("assistant", "Two"), ("user", "Three"), ("assistant", "Four")),
+    _said(("system", "Be kind."), ("user", "One"), ("assistant", "Two"), ("user", "Three"), ("assistant", "Four"), ("user", "Five")),
 )
 
 
@@ -110,7 +110,8 @@ def _turn(tokenizer: Any) -> Turn:
     first, rest_of_two = _parted(two, _USER)
     answer, after = _parted(rest_of_two, _ANSWER)
     between, last = _parted(after, _AGAIN)
-    if first != head or last != rest or answer != rest:
+    lead = answer.removeprefix(rest)
+    if first != head or last != rest or not answer.startswith(rest) or lead.strip():
         raise ValueError(one)
     whole = _render(tokenizer, _said(("user", _USER), ("assistant", _ANSWER)), asks=False)
     end = whole[whole.index(_ANSWER) + len(_ANSWER) :]
@@ -119,14 +120,14 @@ def _turn(tokenizer: Any) -> Turn:
     user = between[len(end) :]
     try:
         asked = _render(tokenizer, _said(("system", _SYSTEM), ("user", _USER)), asks=True)
-        system, rest = _parted(asked, _SYSTEM)
-        with_system = _parted(rest, _USER)[0]
+        system, after = _parted(asked, _SYSTEM)
+        with_system = _parted(after, _USER)[0]
     except (UserError, ValueError):
-        return Turn(None, "", user, answer, end, None)
+        return Turn(None, "", user, rest, end, lead, None)
     default = None
     if head != user and head.startswith(system) and head.endswith(with_system):
         default = head[len(system) : len(head) - len(with_system)]
-    return Turn(system, with_system, user, answer, end, default)
+    return Turn(system, with_system, user, rest, end, lead, default)
 
 
 def _parted(text: str, mark: str) -> tuple[str, str]:

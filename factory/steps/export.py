@@ -16,7 +16,6 @@ from typing import Any
 
 import factory
 from factory.architecture import Architecture
-from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
 from factory.export import card, gguf, hub, modelfile, spec
 from factory.export.tokens import Tokens, tokens
@@ -35,6 +34,7 @@ _TEXT = (
 )
 _TOKENS = 64
 _MARK = "Qanswer0"
+_SCORE = "score_head"
 # mean nats a token that a type of so many bits may move the losses by; a guard against files that are wrong, not a
 # measure of how good a type is (docs/measurements.md has that)
 _ALLOWED = {"q8_0": 0.1, "int8": 0.3, "q5_1": 0.5, "q5_0": 0.5}
@@ -103,6 +103,7 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
         return {"merged": Merged(model, ids)}
     setting = f"model.adapter={run.plan.steps.load.adapter}"
     before = token_losses(run, model, ids, mixed=False)
+    head = dict(model.named_children()).get(_SCORE)  # of the wrapper, which goes
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
@@ -111,6 +112,8 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     detail = f"merged in float32, losses of single tokens differ by {apart:.2g} nats at most"
     if not apart <= HEAD_ROUNDING["float32"]:
         raise refuse("merge-differs", setting, detail)
+    if head is not None:
+        whole.add_module(_SCORE, head)
     run.check("merge", True, detail)
     return {"merged": Merged(whole, ids)}
 
@@ -187,6 +190,8 @@ def publish(run: Run, written: dict[str, Any]) -> dict[str, Any]:
 def _in_place(run: Run, written: Callable[[Path], None]) -> None:
     """`written` fills a folder beside the wanted one, which then takes its place. Raises UserError; leaves no half."""
     plan = export_of(run)
+    from safetensors import SafetensorError
+
     folder = Path(plan.dir).absolute()
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -204,7 +209,7 @@ def _in_place(run: Run, written: Callable[[Path], None]) -> None:
         fix = "set export.dtype=bfloat16 or float32"
         wrong = f"{error} has numbers that float16 has not"
         raise refuse("export-unfit", f"export.dtype={plan.dtype}", wrong, fix=fix) from None
-    except write_errors() as error:
+    except (OSError, SafetensorError) as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise unwritable(folder, error) from error
@@ -254,9 +259,6 @@ def _write_hf(
 ) -> dict[str, Any]:
     plan, model = export_of(run), merged.model
     model.config.use_cache = True
-    for name in [name for name, _ in model.named_children() if name.endswith("_head") and name != "lm_head"]:
-        if not plan.scores:
-            delattr(model, name)
     _say_stops(run, model, ready.stops)
     if plan.scores:
         model = _classifier(model, tokenizer)
@@ -278,10 +280,17 @@ def _write_hf(
     (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {})), encoding="utf-8")
     if plan.check and not (plan.quantization in spec.CALIBRATED):
         ours = _outputs(run, model, merged.ids)
-        model.to("meta")
+        _let_go(model)
         theirs = _outputs(run, _read(run, aside), merged.ids)
         _check_written(run, ours, theirs, plan.dtype or "bfloat16")
     return told
+
+
+def _let_go(model: Any) -> None:
+    """Frees the weights: two models are never in memory together."""
+    for module in model.modules():
+        for name in module._parameters:
+            module._parameters[name] = None
 
 
 def _outputs(run: Run, model: Any, ids: list[int]) -> list[float]:
@@ -422,7 +431,7 @@ def _classifier(model: Any, tokenizer: Any) -> Any:
         made = _classifier_class(config).from_config(config)
     inner = getattr(model, model.base_model_prefix)
     setattr(made, made.base_model_prefix, inner)
-    made.score.weight = torch.nn.Parameter(model.get_parameter("score_head.weight").detach())
+    made.score.weight = torch.nn.Parameter(model.get_parameter(f"{_SCORE}.weight").detach())
     made.config.architectures = [type(made).__name__]
     left = [name for name, value in made.named_parameters() if value.is_meta]
     assert not left, left
@@ -446,7 +455,7 @@ def _write_gguf(
     if not plan.check:
         return {}
     config = merged.model.config
-    merged.model.to("meta")
+    _let_go(merged.model)
     again = _read_gguf(run, file, config)
     told = _moved(token_losses(run, again, merged.ids, mixed=False), expected)
     if plan.quantization is None:
@@ -463,10 +472,15 @@ def _write_gguf(
 def _read_gguf(run: Run, file: Path, config: Any) -> Any:
     """By transformers' own reader of GGUF; what it does not read of a config (scaled positions) is the model's own."""
     import torch
+    from transformers import AutoConfig
 
-    return model_class(config).from_pretrained(
-        file.parent, gguf_file=file.name, config=config, dtype=torch.float32
-    ).to(run.plan.steps.load.device)
+    kind, device = spec.GGUF[config.model_type].name, run.plan.steps.load.device
+    said = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "sliding_window")}
+    if kind != config.model_type:  # the same mathematics by another name
+        config = AutoConfig.for_model(kind, **said)
+        config._attn_implementation = run.plan.steps.patch.attention
+    kept = {"gguf_file": file.name, "config": config, "dtype": torch.float32}
+    return model_class(config).from_pretrained(file.parent, **kept).to(device)
 
 
 # --- what is told

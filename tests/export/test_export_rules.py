@@ -258,7 +258,7 @@ def test_named_templates_are_said_or_refused() -> None:
             assert [refusal.rule for refusal in error.refusals] == ["export-unfit"]
         else:
             said.add(name)
-    assert {"chatml", "llama3", "mistral", "gemma"} <= said, said
+    assert {"chatml", "llama3", "mistral", "gemma", "qwen3"} <= said, said
     assert len(said) > len(templates.names()) / 2
 
 

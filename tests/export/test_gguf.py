@@ -31,7 +31,8 @@ def test_a_file_is_the_model(kind: str, here: Path) -> None:
     folder = tiny.save(here / "model", **KINDS[kind])
     exported(f"model.path={folder}", "export.dir=out", "export.format=gguf", "export.dtype=float32", "export.check=false")
     wanted = AutoModelForCausalLM.from_pretrained(folder)
-    read = AutoModelForCausalLM.from_pretrained("out", gguf_file="model.gguf", config=wanted.config, dtype=torch.float32)
+    config = {} if kind == "mistral" else {"config": wanted.config}  # a file of it says llama, which it is but in name
+    read = AutoModelForCausalLM.from_pretrained("out", gguf_file="model.gguf", dtype=torch.float32, **config)
     assert (losses(read, IDS) - losses(wanted, IDS)).abs().max() < 1e-5
 
 
