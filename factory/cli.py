@@ -466,7 +466,7 @@ def _untrained(line: compose.CommandLine) -> compose.Composed:
 
 
 def export(arguments: list[str]) -> int:
-    """write run=FOLDER's model, or model=…, to export.dir for others: merged weights, an adapter, GGUF; to the hub too"""
+    """write run=FOLDER's model, or model=…, to export.dir for others: merged weights, an adapter, GGUF; to the hub"""
     line = compose.parse(arguments)
     if line.multirun:
         raise refuse("plan-of-a-sweep", "-m", "one model is exported at a time")

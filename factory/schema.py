@@ -289,12 +289,12 @@ class Compare:
 class Export:
     dir: str | None = key("the folder that `factory export` writes; it is not there until all of it is written")
     format: Literal["hf", "gguf", "adapter"] = key(
-        "hf: whole weights as transformers reads them, an adapter merged into its base; gguf: the same as llama.cpp and "
-        "Ollama read it; adapter: the adapter alone, as PEFT and vLLM read it"
+        "hf: whole weights as transformers reads them, an adapter merged into its base; gguf: the same as llama.cpp "
+        "and Ollama read it; adapter: the adapter alone, as PEFT and vLLM read it"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "the type of the written weights, cast once, at the end; auto: that which the base is stored in, of gguf float16, "
-        "of an adapter as it is"
+        "the type of the written weights, cast once, at the end; auto: that which the base is stored in, of gguf "
+        "float16, of an adapter as it is"
     )
     quantization: ExportQuantization | None = key(
         "weights in fewer bits: of hf nf4, fp4, int8 (bitsandbytes), gptq, awq (the extra auto-round); of gguf q8_0, "

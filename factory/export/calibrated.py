@@ -10,7 +10,10 @@ from typing import Any
 from factory.plan import Export
 from factory.refusal import refuse
 
-_LAYOUTS = {"gptq": ("auto_gptq", True), "awq": ("auto_awq", False)}  # auto-round's name, and whether scales are symmetric
+_LAYOUTS = {
+    "gptq": ("auto_gptq", True),
+    "awq": ("auto_awq", False),
+}  # auto-round's name, and whether scales are symmetric
 _BITS, _GROUP = 4, 128
 _TEXT = Path(__file__).parents[1] / "demo" / "text.jsonl"
 _ROWS, _LENGTH = 128, 512  # sequences, and tokens of each

@@ -64,7 +64,8 @@ def _template(turn: Turn) -> str:
     """Ollama executes it for each pair of prompt and response; a response that is to be written ends it there."""
     before = turn.user
     if turn.system is not None:
-        before = f"{{{{ if .System }}}}{turn.system}{{{{ .System }}}}{turn.with_system}{{{{ else }}}}{turn.user}{{{{ end }}}}"
+        asked = f"{turn.system}{{{{ .System }}}}{turn.with_system}"
+        before = f"{{{{ if .System }}}}{asked}{{{{ else }}}}{turn.user}{{{{ end }}}}"
     return f"{before}{{{{ .Prompt }}}}{turn.answer}{{{{ .Response }}}}{turn.end}"
 
 
@@ -98,7 +99,14 @@ _CONVERSATIONS = (
     _said(("user", "Hello?")),
     _said(("system", "Be brief."), ("user", "Hello?")),
     _said(("user", "One"), ("assistant", "Two"), ("user", "Three")),
-    _said(("system", "Be kind."), ("user", "One"), ("assistant", "Two"), ("user", "Three"), ("assistant", "Four"), ("user", "Five")),
+    _said(
+        ("system", "Be kind."),
+        ("user", "One"),
+        ("assistant", "Two"),
+        ("user", "Three"),
+        ("assistant", "Four"),
+        ("user", "Five"),
+    ),
 )
 
 
@@ -144,4 +152,3 @@ def _render(tokenizer: Any, messages: list[Message], *, asks: bool) -> str:
     except TemplateError as error:
         raise ValueError(str(error)) from None
     return str(text).removeprefix(tokenizer.bos_token) if starts_text(tokenizer) else str(text)
-

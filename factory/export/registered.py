@@ -41,7 +41,12 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         where = f"export.register={plan.export.register}"
         raise refuse("register-failed", where, first[:200].rstrip("."), dir=plan.export.dir) from error
-    return {"name": plan.export.register, "version": made.registered_model_version, "uri": made.model_uri, "run": run_id}
+    return {
+        "name": plan.export.register,
+        "version": made.registered_model_version,
+        "uri": made.model_uri,
+        "run": run_id,
+    }
 
 
 def _run_id(plan: Plan, client: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF holds it: tokens, their types, merges or scores, and the name of how text is split before them."""
+"""A tokenizer as GGUF holds it: tokens, their types, merges or scores, and the name of how text is split before."""
 
 import json
 from dataclasses import dataclass

@@ -151,7 +151,9 @@ def _export_panel(plan: Plan, export: Export) -> Panel:
         kind = "private" if export.private else "public"
         add("push", f"{export.push}, {kind}{'; nothing is uploaded (export.dry_run)' if export.dry_run else ''}")
     if export.format != "adapter":
-        add("memory", f"{size(plan.estimate.memory.weights)} of weights, {size(plan.estimate.memory.capacity)} are free")
+        add(
+            "memory", f"{size(plan.estimate.memory.weights)} of weights, {size(plan.estimate.memory.capacity)} are free"
+        )
     for note in plan.notes:
         add("note", f"[dim]{_plain(note)}[/dim]")
     for warning in plan.warnings:
@@ -169,7 +171,10 @@ def _exported(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "registered", f"{_plain(found['name'])} version {found['version']}"
     if found := told.get("push"):
         done = "would be uploaded" if found["dry_run"] else "uploaded"
-        yield "push", f"{len(found['files']):,} files, {size(sum(found['files'].values()))} {done} to {found['repository']}"
+        yield (
+            "push",
+            f"{len(found['files']):,} files, {size(sum(found['files'].values()))} {done} to {found['repository']}",
+        )
 
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from factory.execute.context import Run
 from factory.export import card, gguf, hub, modelfile, spec
 from factory.export.tokens import Tokens, tokens
 from factory.plan import Export
-from factory.refusal import UserError, refuse
+from factory.refusal import refuse
 from factory.run.folder import base_config, unwritable
 from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
@@ -97,7 +97,7 @@ def attached(run: Run, patched: Any, quantization: Any, ready: Ready) -> dict[st
 
 
 def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The adapter in the weights, in float32, held against the adapter beside them. Raises UserError where they differ."""
+    """The adapter in the weights, in float32, held against that beside them. Raises UserError where they differ."""
     ids = tokenizer(_TEXT)["input_ids"][:_TOKENS]
     if not hasattr(model, "peft_config"):
         return {"merged": Merged(model, ids)}
@@ -107,7 +107,9 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
-        raise refuse("merge-differs", setting, f"it cannot be merged ({type(error).__name__}: {_first(error)})") from error
+        raise refuse(
+            "merge-differs", setting, f"it cannot be merged ({type(error).__name__}: {_first(error)})"
+        ) from error
     apart = _most(token_losses(run, whole, ids, mixed=False), before)
     detail = f"merged in float32, losses of single tokens differ by {apart:.2g} nats at most"
     if not apart <= HEAD_ROUNDING["float32"]:
@@ -278,7 +280,7 @@ def _write_hf(
     for name, content in processor.items():
         (aside / name).write_bytes(content)
     (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {})), encoding="utf-8")
-    if plan.check and not (plan.quantization in spec.CALIBRATED):
+    if plan.check and plan.quantization not in spec.CALIBRATED:
         ours = _outputs(run, model, merged.ids)
         _let_go(model)
         theirs = _outputs(run, _read(run, aside), merged.ids)
@@ -316,7 +318,9 @@ def _read(run: Run, folder: Path) -> Any:
         folder, config=config, dtype="auto", trust_remote_code=trust, output_loading_info=True
     )
     if info["missing_keys"]:
-        raise refuse("export-unfit", f"export.dir={export_of(run).dir}", f"it lacks {min(info['missing_keys'])}", fix=_REPORT)
+        raise refuse(
+            "export-unfit", f"export.dir={export_of(run).dir}", f"it lacks {min(info['missing_keys'])}", fix=_REPORT
+        )
     return model if export_of(run).quantization else model.to(run.plan.steps.load.device)
 
 
@@ -386,9 +390,7 @@ def _in_bits(run: Run, model: Any) -> Any:
     )
     dtype = getattr(torch, plan.dtype or "bfloat16")
     how = held(asked, dtype)
-    how.llm_int8_skip_modules = outside_linears(
-        model.config, trust_remote_code=run.plan.steps.load.trust_remote_code
-    )
+    how.llm_int8_skip_modules = outside_linears(model.config, trust_remote_code=run.plan.steps.load.trust_remote_code)
     device = run.plan.steps.load.device
     made = type(model).from_pretrained(
         None,

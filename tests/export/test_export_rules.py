@@ -63,7 +63,7 @@ def test_a_rule_fires(
 ) -> None:
     packages = look.look_at_machine().packages | {"gptqmodel": "7.0", "optimum": "2.0"}
     packages |= {} if rule == "export-package" else {"auto-round": "0.16"}
-    machine(hub_token=False, packages={name: version for name, version in packages.items()})
+    machine(hub_token=False, packages=dict(packages.items()))
     if rule == "export-package":
         machine(packages={name: version for name, version in packages.items() if name != "auto-round"})
     if rule == "export-space":

@@ -29,7 +29,9 @@ def test_a_file_is_the_model(kind: str, here: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = tiny.save(here / "model", **KINDS[kind])
-    exported(f"model.path={folder}", "export.dir=out", "export.format=gguf", "export.dtype=float32", "export.check=false")
+    exported(
+        f"model.path={folder}", "export.dir=out", "export.format=gguf", "export.dtype=float32", "export.check=false"
+    )
     wanted = AutoModelForCausalLM.from_pretrained(folder)
     config = {} if kind == "mistral" else {"config": wanted.config}  # a file of it says llama, which it is but in name
     read = AutoModelForCausalLM.from_pretrained("out", gguf_file="model.gguf", dtype=torch.float32, **config)
@@ -100,7 +102,7 @@ def test_sentencepiece_has_scores_in_the_order_of_merges() -> None:
 
 
 def test_a_split_that_llama_cpp_has_no_name_for_is_refused() -> None:
-    pattern = [words[0] for words, name in _SPLITS.items() if name == "qwen2"][0]
+    pattern = next(words[0] for words, name in _SPLITS.items() if name == "qwen2")
     parts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"},
         {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},

@@ -12,6 +12,8 @@ import torch
 from exporting import SHORT, exported, files, losses
 from test_methods import FITTING
 
+from factory.execute.report import write_report
+
 Execute = Callable[..., Any]
 TEXT = "A fox and a dog: what do they say?"
 # reads each export, and writes logits and a greedy answer as numbers
@@ -47,6 +49,7 @@ def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
     execute: Execute, here: Path, tiny_model: Path
 ) -> None:
     done = execute("method=lora", "method.rank=4", *SHORT)
+    write_report(done.run, "finished", done.result, None)
     merged = exported("run=run", "export.dir=hf")
     gguf = exported("run=run", "export.dir=gguf", "export.format=gguf")
     exported("run=run", "export.dir=adapter", "export.format=adapter")
@@ -67,7 +70,13 @@ def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
     for name, rounding in (("hf", 1e-4), ("adapter", 1e-4), ("gguf", 0.02)):
         assert (torch.tensor(found[name][0]) - wanted).abs().max() < rounding, name
         assert found[name][1] == found["hf"][1], name
-    assert files("hf") >= {"README.md", "export.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"}
+    assert files("hf") >= {
+        "README.md",
+        "export.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+    }
     assert files("gguf") == {"README.md", "export.json", "Modelfile", "model.gguf"}
     card = (here / "hf" / "README.md").read_text()
     assert all(word in card for word in ("messages.jsonl", "final_loss", "| method | lora |")) and str(here) not in card
@@ -90,12 +99,11 @@ def test_what_a_method_has_trained_is_what_is_written(method: str, execute: Exec
     assert _apart(method, execute) < 2e-3
 
 
+OTHERS = ("pissa", "olora", "rslora", "lora_plus", "adalora", "oft", "ia3", "vera", "loha", "lokr", "loftq", "freeze")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    ["pissa", "olora", "rslora", "lora_plus", "adalora", "oft", "ia3", "vera", "loha", "lokr", "loftq"]
-    + ["freeze", "llama_pro", "galore", "badam"],
-)
+@pytest.mark.parametrize("method", [*OTHERS, "llama_pro", "galore", "badam"])
 def test_the_other_methods(method: str, execute: Execute) -> None:
     assert _apart(method, execute) < 5e-3
 
