@@ -134,13 +134,30 @@ def test_the_kinds_have_a_name_in_gguf() -> None:
 
 @pytest.mark.slow
 def test_llama_cpp_answers_the_same(here: Path, tiny_model: Path) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: it needs a compiler")
+    """llama.cpp itself, by its prebuilt package: the same ids of the text, and the same probabilities."""
+    llama_cpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp: llama.cpp for Python")
     from transformers import AutoModelForCausalLM
 
-    exported(f"model.path={tiny_model}", "export.dir=out", "export.format=gguf", "export.dtype=float32")
-    model = llama_cpp.Llama("out/model.gguf", n_ctx=128, logits_all=True, verbose=False)
-    model.eval(IDS)
-    theirs = torch.tensor(model.scores[: len(IDS)])
-    with torch.no_grad():
-        ours = AutoModelForCausalLM.from_pretrained(tiny_model)(input_ids=torch.tensor([IDS])).logits[0]
-    assert (theirs - ours).abs().max() < 0.02
+    exported(f"model.path={tiny_model}", "export.dir=out", "export.format=gguf")
+    text = "A fox and a dog: what do they say?"
+    ids = tiny.tokenizer()(text)["input_ids"]
+    said = llama_cpp.CommonParams()
+    said.model.path, said.n_ctx, said.n_parallel = "out/model.gguf", 128, 1
+    given = llama_cpp.Server(said).handle_completions(
+        {"prompt": text, "n_predict": 12, "temperature": 0.0, "n_probs": 3}
+    )
+    assert given["usage"]["prompt_tokens"] == len(ids)
+    told = [found["top_logprobs"] for found in given["choices"][0]["logprobs"]["content"]]
+    model, ours = AutoModelForCausalLM.from_pretrained(tiny_model).eval(), []
+    for _ in range(12):
+        with torch.no_grad():
+            values, places = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, -1].float(), -1).topk(3)
+        ours.append((places.tolist(), values.tolist()))
+        ids = [*ids, int(places[0])]
+    assert len(told) > 3  # it does not tell of tokens that are a part of a letter
+    for theirs in told:
+        while ours[0][0][0] != theirs[0]["id"]:
+            ours.pop(0)
+        places, values = ours.pop(0)
+        assert [found["id"] for found in theirs] == places
+        assert [found["logprob"] for found in theirs] == pytest.approx(values, abs=2e-3)
