@@ -507,7 +507,7 @@ def _exported(line: compose.CommandLine) -> compose.Composed:
     }
     options = {**bare.options, "model": composed.options["model"]}
     del options["data"]
-    return replace(composed, tree=tree, options=options)
+    return replace(composed, tree=tree, options=options, overrides=line.overrides)
 
 
 def _of_method(text: str) -> bool:

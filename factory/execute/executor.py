@@ -61,7 +61,7 @@ EXPORT = (
     Step("ready", "export:ready", ("config", "tokenizer"), ("ready",)),
     Step("attach", "export:attached", ("patched", "quantization", "ready"), ("model", "arch")),
     Step("merge", "export:merge", ("model", "tokenizer"), ("merged",)),
-    Step("write", "export:write", ("merged", "arch", "tokenizer", "processor", "ready"), ("written",)),
+    Step("write", "export:write", ("merged", "tokenizer", "processor", "ready"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
 # an adapter is written without its base

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import factory
-from factory.architecture import Architecture
 from factory.execute.context import Run
 from factory.export import card, gguf, hub, modelfile, spec
 from factory.export.tokens import Tokens, tokens
@@ -80,10 +79,12 @@ def ready(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]:
 
 def ends(tokenizer: Any) -> list[int]:
     """The tokens that end an answer: the end of text, and the special token that the chat template ends a turn with."""
+    from jinja2 import TemplateError
+
     found = {tokenizer.eos_token_id}
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        with suppress(Exception):  # a template that takes no such conversation ends no turn
+        with suppress(TemplateError, ValueError, TypeError):  # a template that takes no such conversation ends no turn
             text = str(tokenizer.apply_chat_template(messages, tokenize=False))
             after = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
             special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -120,9 +121,7 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {"merged": Merged(whole, ids)}
 
 
-def write(
-    run: Run, merged: Merged, arch: Architecture, tokenizer: Any, processor: dict[str, bytes], ready: Ready
-) -> dict[str, Any]:
+def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes], ready: Ready) -> dict[str, Any]:
     plan, model = export_of(run), merged.model
     expected = token_losses(run, model, merged.ids, mixed=False)
     told: dict[str, Any] = {}
@@ -131,7 +130,7 @@ def write(
         if plan.format == "gguf":
             told.update(_write_gguf(run, merged, tokenizer, ready, aside, expected))
         else:
-            told.update(_write_hf(run, merged, arch, tokenizer, processor, ready, aside, expected))
+            told.update(_write_hf(run, merged, tokenizer, processor, ready, aside, expected))
 
     _in_place(run, written)
     return {"written": told}
@@ -212,11 +211,11 @@ def _in_place(run: Run, written: Callable[[Path], None]) -> None:
         wrong = f"{error} has numbers that float16 has not"
         raise refuse("export-unfit", f"export.dtype={plan.dtype}", wrong, fix=fix) from None
     except (OSError, SafetensorError) as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():  # whatever came between the two renames
+            old.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -252,7 +251,6 @@ def _forget_the_dead(folder: Path) -> None:
 def _write_hf(
     run: Run,
     merged: Merged,
-    arch: Architecture,
     tokenizer: Any,
     processor: dict[str, bytes],
     ready: Ready,
@@ -265,27 +263,26 @@ def _write_hf(
     if plan.scores:
         model = _classifier(model, tokenizer)
     _cast_all(model, plan.dtype or "bfloat16")
-    told = {} if plan.scores else _moved(token_losses(run, model, merged.ids, mixed=False), expected)
     aside.mkdir(parents=True)
     if plan.quantization in spec.CALIBRATED:
         from factory.export import calibrated
 
         calibrated.write(plan, model, tokenizer, aside, run.plan.steps.load.device)
+        ours = None
     else:
         if plan.quantization is not None:
             model = _in_bits(run, model)
+        ours = _outputs(run, model, merged.ids)
         model.save_pretrained(aside, max_shard_size=plan.shard_size)
         _say_dtype(aside / "config.json", plan.dtype or "bfloat16")
     tokenizer.save_pretrained(aside)
     for name, content in processor.items():
         (aside / name).write_bytes(content)
     (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {})), encoding="utf-8")
-    if plan.check and plan.quantization not in spec.CALIBRATED:
-        ours = _outputs(run, model, merged.ids)
+    if plan.check and ours is not None:
         _let_go(model)
-        theirs = _outputs(run, _read(run, aside), merged.ids)
-        _check_written(run, ours, theirs, plan.dtype or "bfloat16")
-    return told
+        _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), plan.dtype or "bfloat16")
+    return {} if plan.scores or ours is None else _moved(ours, expected)
 
 
 def _let_go(model: Any) -> None:
@@ -352,9 +349,8 @@ def _say_stops(run: Run, model: Any, stops: list[int]) -> None:
 
 def _cast_all(model: Any, dtype: str) -> None:
     """Once, tensor after tensor. Buffers that are computed from the config stay as they are."""
-    cast: dict[int, Any] = {}  # tied tensors stay one
-    for name, value in model.named_parameters():
-        value.data = cast.setdefault(value.data_ptr(), _cast(value.data, dtype, name))
+    for name, value in model.named_parameters():  # tied tensors are one, and come once
+        value.data = _cast(value.data, dtype, name)
 
 
 def _cast(value: Any, dtype: str, name: str) -> Any:

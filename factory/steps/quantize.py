@@ -68,10 +68,10 @@ def after_reading(model: Any, quantization: Any, names: Iterable[str]) -> None:
 def whole(model: Any, dtype: Any) -> Any:
     """The model with every quantized layer as a plain one of the weights that it stands for, in `dtype`."""
     import torch
-    from peft.utils.integrations import dequantize_module_weight
 
-    quantized = [name for name, module in model.named_modules() if _holds_bits(module)]
-    for name in quantized:
+    for name in [name for name, module in model.named_modules() if _holds_bits(module)]:
+        from peft.utils.integrations import dequantize_module_weight
+
         layer = model.get_submodule(name)
         weight = layer.weight.dequantize() if _is_subclass(layer) else dequantize_module_weight(layer)
         plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
