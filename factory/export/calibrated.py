@@ -54,5 +54,6 @@ def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str) -
         seqlen=found[0].shape[1],
         nsamples=len(found),
         device_map=device,
+        enable_torch_compile=False,
     )
     made.quantize_and_save(str(folder), format=layout, max_shard_size=plan.shard_size)
