@@ -14,6 +14,7 @@ from factory.export.tokens import _SPLITS, _scores, _split, tokens
 from factory.refusal import UserError
 
 IDS = list(range(3, 60))
+SLOW = pytest.mark.slow
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama tied": {"tie_word_embeddings": True},
@@ -24,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW if " " in kind else ()) for kind in KINDS])
 def test_a_file_is_the_model(kind: str, here: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -94,7 +94,7 @@ def _apart(method: str, execute: Execute, *words: str) -> float:
     return float((losses(read, ids) - losses(done.model, ids)).abs().max())
 
 
-@pytest.mark.parametrize("method", ["dora", "qlora", "full"])
+@pytest.mark.parametrize("method", ["dora", "qlora", pytest.param("full", marks=pytest.mark.slow)])
 def test_what_a_method_has_trained_is_what_is_written(method: str, execute: Execute) -> None:
     assert _apart(method, execute) < 2e-3
 
@@ -130,7 +130,7 @@ def test_a_reward_model_is_a_classifier_with_its_scores(execute: Execute) -> Non
     assert read.config.num_labels == 1 and "score" not in str(files("out"))
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4), ("int8", 8)])
+@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4), pytest.param("int8", 8, marks=pytest.mark.slow)])
 def test_a_model_in_bits_is_read_in_bits(kind: str, bits: int, here: Path, tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
