@@ -23,15 +23,16 @@ from factory.redact import redacted
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
+from factory.saved import scores
 from factory.typed import convert, to_tree
 
 if TYPE_CHECKING:
     from factory.run.jobs import Job
 
 REFUSED = 2
-_PRINTING = ("plan", "preview", "compare")  # verbs with keys of their own
+_PRINTING = ("plan", "preview", "compare", "export")  # verbs with keys of their own
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("chat", "serve", "export", "board", "import-config")
+NOT_THERE = ("chat", "serve", "board", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -478,7 +479,52 @@ def _untrained(line: compose.CommandLine) -> compose.Composed:
         method["quantization"] = made.tree["method"]["quantization"]
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
     tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
-    return replace(made, tree=tree, options={**made.options, "method": "none"})
+    return replace(made, tree=tree, options={**made.options, "method": "none"}, run=found.run)
+
+
+def export(arguments: list[str]) -> int:
+    """write run=FOLDER's model, or model=…, to export.dir for others: merged weights, an adapter, GGUF; to the hub"""
+    line = compose.parse(arguments)
+    if line.multirun:
+        raise refuse("plan-of-a-sweep", "-m", "one model is exported at a time")
+    if line.hydra_flags:
+        return _hydras_own(line)
+    composed = _exported(line)
+    if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
+        composed = replace(composed, run_dir=_fresh(composed.run_dir))
+    made = _compiled(composed, training=True, verb="export")
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    return launch(made, RunFolder(composed.run_dir), None, Screen(), None)
+
+
+_EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads
+
+
+def _exported(line: compose.CommandLine) -> compose.Composed:
+    """The model of what is named, in float32 and without data; all else as it is by default or as the user says."""
+    for text in line.overrides:
+        group = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
+        if group not in _EXPORTING and not text.lstrip("+").startswith("method.quantization."):
+            raise refuse("export-key", text, "an export does not read it")
+    composed = _untrained(line)
+    place = composed.tree["model"]
+    heads = "rm" if scores(place["adapter"], place["path"]) else "sft"
+    own = tuple(text for text in line.overrides if not text.startswith(("run=", "model=", "model.")))
+    bare = compose.compose(replace(line, overrides=(*own, "method=none", f"stage={heads}", "precision=fp32")))
+    tree = {
+        **bare.tree,
+        "model": {**place, "rope_scaling": "none"},  # the saved config has them
+        "method": composed.tree["method"],
+        "seed": composed.tree["seed"],  # of rows of the embedding that nobody trained
+        "data": {**bare.tree["data"], "sources": {}},
+        "evaluate": {**bare.tree["evaluate"], "perplexity": False, "samples": 0},
+        "export": {**bare.tree["export"], "run": composed.run},
+    }
+    options = {**bare.options, "model": composed.options["model"]}
+    del options["data"]
+    return replace(composed, tree=tree, options=options, overrides=line.overrides)
 
 
 def _of_method(text: str) -> bool:
@@ -569,6 +615,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan,
     "preview": preview,
     "evaluate": evaluate,
+    "export": export,
     "compare": compare,
     "resume": resume,
     "track": track,

@@ -43,6 +43,7 @@ class Composed:
     config_dirs: tuple[str, ...] = ()  # that hold options of the user's own
     problems: tuple[Refusal, ...] = ()
     bad_groups: frozenset[str] = frozenset()  # whose option does not exist: left at its default
+    run: str | None = None  # the folder of the run that `run=` names
 
 
 def parse(argv: list[str]) -> CommandLine:

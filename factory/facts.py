@@ -147,6 +147,15 @@ class FolderFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFacts:
+    """The folder of an export: what is there now, and the free bytes of its disk (None: it cannot be written)."""
+
+    there: Literal["nothing", "export", "other"]
+    free_bytes: int | None
+    calibration: bool | None = None  # whether export.calibration is a file; None: none is named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """`model` is None, and a source is missing, where looking found a problem: then it is in `problems`."""
 
@@ -159,3 +168,4 @@ class Facts:
     measured: tuple[Measured, ...] = ()  # of runs on this machine, the latest last
     unmeasured: str | None = None  # what is wrong with where that is kept
     benchmarks: dict[str, BenchmarkFacts] = field(default_factory=dict)
+    export: ExportFacts | None = None  # of the verb `export`, where its folder is named

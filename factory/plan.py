@@ -10,14 +10,16 @@ from typing import Any, Literal
 import yaml
 
 from factory.refusal import UserError, refuse
-from factory.schema import Quantization, Strategy, Tracking
+from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
 VERSION = 8
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
+# of `export`: all but the places
+_OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfile", "base", "scores")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
-Verb = Literal["train", "evaluate"]
+Verb = Literal["train", "evaluate", "export"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
@@ -203,6 +205,33 @@ class Evaluate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What is written of a model, and where.
+
+    `dtype` is of the weights that are not quantized; None: of an adapter, as it is. `bytes` are what the folder will
+    take. `run` is the folder of the run whose model it is; `scores` whether it is a reward model.
+    """
+
+    dir: str
+    format: Literal["hf", "gguf", "adapter"]
+    dtype: Dtype | None
+    quantization: ExportQuantization | None
+    calibration: str | None
+    shard_size: int
+    modelfile: bool
+    base: str | None
+    overwrite: bool
+    check: bool
+    push: str | None
+    private: bool
+    dry_run: bool
+    register: str | None
+    run: str | None
+    scores: bool
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """The eight steps as a user reads them; the executor orders them by what they need."""
 
@@ -307,6 +336,7 @@ class Plan:
     overrides: tuple[str, ...]
     seed: int
     steps: Steps
+    export: Export | None  # of the verb `export`
     estimate: Estimate
     notes: tuple[str, ...]  # what `auto` chose, and why
     warnings: tuple[str, ...]
@@ -333,7 +363,10 @@ class Plan:
             del source["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
-        return {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps}
+        found = {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps}
+        if self.export is None:
+            return found
+        return found | {"export": {name: getattr(self.export, name) for name in _OF_WHAT_IS_WRITTEN}}
 
 
 def to_yaml(plan: Plan) -> str:
@@ -360,7 +393,7 @@ CHANGED: dict[int, str] = {
     5: "the estimate's memory has more parts, and says when it is highest",
     6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
     7: "the rows that are measured may be those that train",
-    8: "runs may be logged to TensorBoard or wandb, with what the machine does",
+    8: "runs may be logged to TensorBoard or wandb, with what the machine does; a plan may be of an export",
 }
 
 

@@ -14,11 +14,12 @@ _MLFLOW_ID = 32  # hexadecimal digits
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """`path` or `adapter` is the saved model; `overrides` are those that its run was made with."""
+    """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder."""
 
     path: str | None
     adapter: str | None
     overrides: tuple[str, ...]
+    run: str | None = None
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -31,15 +32,16 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
         made = RunFolder(folder.parent)
     model = made.model if made.plan.is_file() else folder
     overrides = read_plan(made.plan).overrides if made.plan.is_file() else ()
+    of_run = str(made.path) if made.plan.is_file() else None
     if (model / "adapter_config.json").is_file():
-        if overrides:
-            return Saved(None, str(model), overrides)
+        if of_run is not None:
+            return Saved(None, str(model), overrides, of_run)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base")
         return Saved(str(base), str(model), ())
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides)
+        return Saved(str(model), None, overrides, of_run)
     wrong = "no model was saved in it yet" if made.plan.is_file() else "there is no run and no saved model"
     raise refuse("run-model", f"run={run}", wrong)
 
@@ -62,6 +64,11 @@ def _key(text: str) -> str:
 
 def _is_place(key: str) -> bool:
     return any(key == place or key.startswith((f"{place}.", f"{place}/")) for place in _PLACES)
+
+
+def scores(adapter: str | None, path: str | None) -> bool:
+    """Whether a saved model, an adapter or whole weights, is a reward model."""
+    return any((Path(folder) / "score_head.safetensors").is_file() for folder in (adapter, path) if folder)
 
 
 def is_mlflow_id(run: str) -> bool:

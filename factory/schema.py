@@ -24,6 +24,7 @@ Optimizer = Literal[
     "muon",
     "sgd",
 ]
+ExportQuantization = Literal["nf4", "fp4", "int8", "gptq", "awq", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 Metric = Literal["loss", "rewards/accuracy", "rewards/margin", "reward"]
 Format = Literal[
     "auto",
@@ -297,6 +298,36 @@ class Compare:
         "how `factory compare` says it; auto: by the end of compare.out's name, else text"
     )
     out: str | None = key("a file for it (.txt, .md, .csv, .json, .html); null: the standard output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    dir: str | None = key("the folder that `factory export` writes; it is not there until all of it is written")
+    format: Literal["hf", "gguf", "adapter"] = key(
+        "hf: whole weights as transformers reads them, an adapter merged into its base; gguf: the same as llama.cpp "
+        "and Ollama read it; adapter: the adapter alone, as PEFT and vLLM read it"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "the type of the written weights, cast once, at the end; auto: that which the base is stored in, of gguf "
+        "float16, of an adapter as it is"
+    )
+    quantization: ExportQuantization | None = key(
+        "weights in fewer bits: of hf nf4, fp4, int8 (bitsandbytes), gptq, awq (the extra auto-round); of gguf q8_0, "
+        "q5_1, q5_0, q4_1, q4_0"
+    )
+    calibration: str | None = key("gptq and awq: a text file, a line each, to set the scales by; null: built-in text")
+    shard_size: Bytes = key("hf: the most that one safetensors file holds, as 5GB", above=0)
+    modelfile: bool = key("gguf: write an Ollama Modelfile with the chat template beside it")
+    base: str | None = key(
+        "adapter: what its adapter_config.json names as its base, as owner/name; null: where the run read it"
+    )
+    overwrite: bool = key("replace an export that is there; the hub's files too, with export.push")
+    check: bool = key("read what was written anew, before it takes its place, and compare its losses")
+    push: str | None = key("the hub's repository to upload the folder to, as owner/name")
+    private: bool = key("a repository that export.push makes is private")
+    dry_run: bool = key("export.push: write the folder, say what would be uploaded, and upload nothing")
+    register: str | None = key("the name to register the model under in MLflow, with its signature")
+    run: str | None = key("the run's folder that the model card is written from (set by run=)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ GROUPS: dict[str, type] = {
     "plan": schema.PlanOutput,
     "preview": schema.Preview,
     "compare": schema.Compare,
+    "export": schema.Export,
     "sweep": schema.Sweep,
 }
 # the groups whose keys depend on the name inside them
@@ -41,6 +42,7 @@ class Settings:
     plan: schema.PlanOutput
     preview: schema.Preview
     compare: schema.Compare
+    export: schema.Export
     sweep: schema.Sweep
     seed: int
     options: dict[str, str]

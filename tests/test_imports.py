@@ -32,6 +32,7 @@ REFUSED = ("method.rnk=3", "seed=x", "data=file", "data.path=nope.jsonl", "stage
         (("preview", *REFUSED), 2),
         (("explain", "method.rank"), 0),
         (("compare", "run"), 0),
+        (("export", "export.format=zzz"), 2),
         (("--help",), 0),
     ],
 )

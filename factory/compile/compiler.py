@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
-from factory.compile import choices, evaluating, ranks
+from factory.compile import choices, evaluating, exporting, ranks
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
@@ -48,6 +48,8 @@ def compile(
     found = [*problems, *facts.problems, *found]
     if settings.method is not None or settings.stage is not None:
         rules = rules_for(settings.method and settings.method.name, settings.stage and settings.stage.name)
+        if settings.verb == "export":
+            rules = (*rules, *exporting.RULES)
         found += [
             refusal for rule in rules if rule.applies(bad_keys, case) and (refusal := rule.check(case)) is not None
         ]
@@ -116,6 +118,8 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
     notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case), *_licences(case)]
     if evaluating.nothing_measured(settings) and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
+    if settings.verb == "export":  # of the rest nothing is done
+        notes, warnings = exporting.notes(case), warnings + exporting.warnings(case)
     if case.facts.unmeasured is not None:
         warnings += (case.facts.unmeasured,)
     sizes, capacity = _sizes(case), _capacity(case, training=training)
@@ -128,6 +132,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         overrides=settings.overrides,
         seed=settings.seed,
         steps=steps,
+        export=exporting.planned(case) if settings.verb == "export" else None,
         estimate=estimate(
             arch=case.arch,
             spec=spec,

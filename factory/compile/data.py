@@ -8,7 +8,8 @@ INTERLEAVED = ("interleave_under", "interleave_over")
 
 
 def _no_data(case: Case) -> str | None:
-    return None if case.settings.data.sources else "no data set is selected"
+    unread = case.settings.verb == "export"
+    return None if case.settings.data.sources or unread else "no data set is selected"
 
 
 def _path_unread(case: Case) -> str | None:

@@ -252,7 +252,7 @@ def _rope_missing(case: Case) -> str | None:
 
 def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
     arch, method = case.arch, case.settings.method
-    if not arch.new_rows:
+    if not arch.new_rows or case.settings.verb != "train":  # they were trained already
         return None
     trained = registry.spec("methods", method.name).trainable(method, arch)
     head = f"{arch.head}.weight"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.execute.context import Run
-from factory.plan import Verb
+from factory.plan import Plan, Verb
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,27 @@ EVALUATION = (
     *(step for step in STEPS if step.name not in _TRAINING),
     Step("evaluate", "evaluate:only", ("model", "tokenizer", "dataset"), ("measured",)),
 )
-_TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION}
+# a model is read as it is evaluated, and written in another form; what can be refused is, before its weights are read
+EXPORT = (
+    *(step for step in STEPS if step.name in ("load", "patch", "quantize")),
+    Step("ready", "export:ready", ("config", "tokenizer"), ("ready",)),
+    Step("attach", "export:attached", ("patched", "quantization", "ready"), ("model", "arch")),
+    Step("merge", "export:merge", ("model", "tokenizer"), ("merged",)),
+    Step("write", "export:write", ("merged", "tokenizer", "processor", "ready"), ("written",)),
+    Step("publish", "export:publish", ("written",), ("result",)),
+)
+# an adapter is written without its base
+ADAPTER = (
+    *(step for step in EXPORT if step.name in ("load", "ready")),
+    Step("write", "export:copy", ("tokenizer", "ready"), ("written",)),
+    Step("publish", "export:publish", ("written",), ("result",)),
+)
+_TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION, "export": EXPORT}
+
+
+def of_plan(plan: Plan) -> tuple[Step, ...]:
+    """The steps that the plan's verb takes."""
+    return ADAPTER if plan.export is not None and plan.export.format == "adapter" else _TABLES[plan.verb]
 
 
 def order(steps: tuple[Step, ...]) -> list[Step]:
@@ -73,7 +93,7 @@ def order(steps: tuple[Step, ...]) -> list[Step]:
 def walk(run: Run, steps: tuple[Step, ...] | None = None) -> Any:
     """Runs the steps, of the plan's verb unless told which, and returns what the last one gives."""
     values: dict[str, Any] = {}
-    ordered = order(steps or _TABLES[run.plan.verb])
+    ordered = order(steps or of_plan(run.plan))
     for number, step in enumerate(ordered):
         module, _, function = step.function.partition(":")
         with run.step(step.name):

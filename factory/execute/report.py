@@ -67,11 +67,12 @@ def spent(step: str, said: str, reached: int | None) -> dict[str, Any]:
 
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
     report = blank(run.plan, status)
-    peak = run.memory_by_step.get(run.plan.verb)
+    exports = run.plan.verb == "export"  # whose estimate is that of a forward pass
+    peak = max(run.memory_by_step.values(), default=None) if exports else run.memory_by_step.get(run.plan.verb)
     report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
-    advice = memory_as_estimated(peak, run.plan.estimate.memory.total)
+    advice = {} if exports else memory_as_estimated(peak, run.plan.estimate.memory.total)
     report |= {**result, "checks": {**run.checks, **advice}}
-    if status == "finished":
+    if status == "finished" and not exports:
         report["estimate"] = errors(run.plan.estimate, peak, result.get("train"))
     report["warnings"] = run.heard.summary()
     if run.bad_updates is not None:

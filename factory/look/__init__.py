@@ -1,13 +1,15 @@
 """Settings to facts: everything that planning reads from outside. No torch, no weights; the hub only when needed."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from factory.data import catalogue
-from factory.facts import Facts, FolderFacts
+from factory.export.spec import is_export
+from factory.facts import ExportFacts, Facts, FolderFacts
 from factory.look import machine
 from factory.look.benchmarks import look_at_benchmark
 from factory.look.data import look_at_data
@@ -63,6 +65,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
             folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
     measured, unmeasured = calibration.read()
     return Facts(
+        export=look_at_export(settings),
         measured=measured,
         unmeasured=unmeasured,
         machine=machine.look_at_machine(),
@@ -81,6 +84,19 @@ def asked(settings: Settings, bad_keys: set[str]) -> Any:
     of_stage = stage and (stage.name, stage.resume, getattr(stage, "reward_model", None))
     exams = evaluate.benchmarks and (evaluate.benchmarks, evaluate.path, evaluate.shots, evaluate.max_samples)
     return settings.model, data.sources, data.names, of_stage, exams, settings.tracking, settings.run_dir, bad_keys
+
+
+def look_at_export(settings: Settings) -> ExportFacts | None:
+    if settings.verb != "export" or not settings.export.dir:
+        return None
+    path = Path(settings.export.dir).absolute()
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    holds = path.is_dir() and any(path.iterdir())
+    return ExportFacts(
+        there="export" if is_export(path) else "other" if holds or path.is_file() else "nothing",
+        free_bytes=shutil.disk_usage(nearest).free if nearest.is_dir() and os.access(nearest, os.W_OK) else None,
+        calibration=Path(settings.export.calibration).is_file() if settings.export.calibration else None,
+    )
 
 
 def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:

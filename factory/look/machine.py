@@ -32,6 +32,7 @@ PACKAGES: tuple[str, ...] = (
     "deepspeed",
     "tensorboardX",
     "wandb",
+    "auto-round",
 )
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards

@@ -193,6 +193,9 @@ _LABELS = {
     "train": "training",
     "evaluate": "measuring",
     "reload": "reading what was saved",
+    "merge": "merging",
+    "write": "writing",
+    "publish": "publishing",
 }
 
 
@@ -274,7 +277,9 @@ def _finish(
         return code
     if report["status"] == "interrupted":
         saved = folder.checkpoint() or (folder.model if folder.model.is_dir() else None)
-        nothing = _unsaved(folder) if plan.verb == "train" else "Answers that were given are kept."
+        nothing = {"train": _unsaved(folder), "export": "Nothing was written."}.get(
+            plan.verb, "Answers that were given are kept."
+        )
         kept = f"Saved {saved}." if saved else nothing
         screen.print(f"Interrupted. {kept} To continue: {again}", style="yellow", soft_wrap=True)
         return INTERRUPTED

@@ -15,7 +15,7 @@ from rich.table import Table
 from factory import registry
 from factory.execute.report import ADVICE
 from factory.models import Row
-from factory.plan import Estimate, Evaluate, Memory, Plan
+from factory.plan import Estimate, Evaluate, Export, Memory, Plan
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.redact import redacted, redacting
 from factory.run.advice import Change
@@ -92,6 +92,8 @@ def plan_panel(plan: Plan) -> Panel:
     share = 100 * counted.trainable / counted.total
     table = _grid()
     add = table.add_row
+    if plan.export is not None:
+        return _export_panel(plan, plan.export)
     add(
         "load",
         f"{plan.options.get('model', '')}  {counted.total:,} parameters, {steps.load.dtype} on {steps.load.device}",
@@ -134,6 +136,48 @@ def plan_panel(plan: Plan) -> Panel:
     for warning in plan.warnings:
         add("warning", f"[yellow]{_plain(warning)}[/yellow]")
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _export_panel(plan: Plan, export: Export) -> Panel:
+    steps, table = plan.steps, _grid()
+    add, total = table.add_row, plan.estimate.parameters.total
+    add("load", f"{plan.options.get('model', '')}  {total:,} parameters, {steps.load.dtype} on {steps.load.device}")
+    if export.format != "adapter":
+        add("quantize", _quantization(plan))
+    if steps.load.adapter:
+        add("adapter" if export.format == "adapter" else "merge", _plain(steps.load.adapter))
+    types = export.quantization or export.dtype
+    add("write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {_plain(export.dir)}")
+    if export.register:
+        add("register", f"{_plain(export.register)} in {plan.tracking.uri}")
+    if export.push:
+        kind = "private" if export.private else "public"
+        add("push", f"{export.push}, {kind}{'; nothing is uploaded (export.dry_run)' if export.dry_run else ''}")
+    if export.format != "adapter":
+        add(
+            "memory", f"{size(plan.estimate.memory.weights)} of weights, {size(plan.estimate.memory.capacity)} are free"
+        )
+    for note in plan.notes:
+        add("note", f"[dim]{_plain(note)}[/dim]")
+    for warning in plan.warnings:
+        add("warning", f"[yellow]{_plain(warning)}[/yellow]")
+    return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _exported(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was written, and where it went."""
+    files = told["files"]
+    yield "written", f"[bold]{_plain(told['dir'])}[/bold]  {len(files):,} files, {size(sum(files.values()))}"
+    if "mean_nats" in told:
+        yield "", f"[dim]the type moves losses by {told['mean_nats']:.2g} nats a token on average[/dim]"
+    if found := told.get("registered"):
+        yield "registered", f"{_plain(found['name'])} version {found['version']}"
+    if found := told.get("push"):
+        done = "would be uploaded" if found["dry_run"] else "uploaded"
+        yield (
+            "push",
+            f"{len(found['files']):,} files, {size(sum(found['files'].values()))} {done} to {found['repository']}",
+        )
 
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -244,10 +288,15 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     parameters, memory = report["parameters"], report["memory"]
     trained = f"{parameters['trainable']:,} trained of " if train else ""
     add("parameters", f"{trained}{parameters['total']:,}")
-    when = "while training" if train else "while measuring"
-    off = 100 * (memory["estimated_bytes"] / memory["peak_bytes"] - 1)
-    estimated = f"estimated {size(memory['estimated_bytes'])}, {off:+.0f} %"
-    add("memory", f"peak {size(memory['peak_bytes'])} {when} ({estimated})")
+    if told := report.get("export"):
+        add("memory", f"peak {size(memory['peak_bytes'])}")
+        for name, text in _exported(told):
+            add(name, text)
+    else:
+        when = "while training" if train else "while measuring"
+        off = 100 * (memory["estimated_bytes"] / memory["peak_bytes"] - 1)
+        estimated = f"estimated {size(memory['estimated_bytes'])}, {off:+.0f} %"
+        add("memory", f"peak {size(memory['peak_bytes'])} {when} ({estimated})")
     if train:
         add(
             "training",

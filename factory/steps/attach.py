@@ -14,14 +14,15 @@ from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.kernels import compile_layers, recompute, replace_kernels
 from factory.steps.pack import Dataset
-from factory.steps.quantize import after_reading, while_reading
+from factory.steps.quantize import after_reading, while_reading, whole
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
 from factory.typed import Reader
 from factory.vocabulary import as_said, grown
 
 
-def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[str, Any]:
+def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None) -> dict[str, Any]:
+    """`dataset`: only so that a mistake in the rows is found before."""
     import torch
 
     plan = run.plan.steps
@@ -31,6 +32,8 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset) -> dict[
     torch.set_num_threads(plan.train.threads)
     settings, method = method_settings(run), registry.run("methods", plan.attach.method)
     model, arch, first = materialize(run, patched, quantization, settings)
+    if run.plan.export is not None:
+        model = whole(model, getattr(torch, plan.load.dtype))
     model = method.attach(model, settings, plan.attach, arch)
     if first:
         method.begin(model, first)

@@ -65,6 +65,46 @@ def after_reading(model: Any, quantization: Any, names: Iterable[str]) -> None:
     keep_gradients(model)
 
 
+def whole(model: Any, dtype: Any) -> Any:
+    """The model with every quantized layer as a plain one of the weights that it stands for, in `dtype`."""
+    import torch
+
+    for name in [name for name, module in model.named_modules() if _holds_bits(module)]:
+        from peft.utils.integrations import dequantize_module_weight
+
+        layer = model.get_submodule(name)
+        weight = layer.weight.dequantize() if _is_subclass(layer) else dequantize_module_weight(layer)
+        plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
+        plain.weight = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        if layer.bias is not None:
+            plain.bias = torch.nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+        model.set_submodule(name, plain)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if getattr(model, flag, False):
+            setattr(model, flag, False)
+    return model
+
+
+# of bitsandbytes, hqq, quanto: layers of their own
+_LAYERS = ("Linear4bit", "Linear8bitLt", "HQQLinear", "QLinear")
+
+
+def _holds_bits(module: Any) -> bool:
+    return type(module).__name__ in _LAYERS or _is_subclass(module)
+
+
+def _is_subclass(module: Any) -> bool:
+    """Whether a layer's weight is a tensor of another library's kind, as torchao's and quanto's are."""
+    import torch
+
+    weight = getattr(module, "weight", None)
+    own = isinstance(module, torch.nn.Linear) and weight is not None
+    return own and type(weight).__module__.partition(".")[0] in ("torchao", "optimum")
+
+
 def keep_gradients(model: Any) -> None:
     """On CPUs with avx512_bf16, bitsandbytes repacks 4-bit weights during evaluation; gradients are lost from then."""
     if "bitsandbytes" not in sys.modules:  # its import takes seconds, and a model of its layers has imported it

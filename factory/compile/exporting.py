@@ -1,0 +1,217 @@
+"""Rules of an export, and what the plan says of it."""
+
+import re
+from math import prod
+
+from factory import plan
+from factory.architecture import text_numbers
+from factory.compile.rule import Case, Rule
+from factory.export import spec
+from factory.quantizers.spec import checkpoint_quantizer
+from factory.words import size
+
+SCORE = "score_head.weight"
+
+
+def scores(case: Case) -> bool:
+    """Whether the model is a reward model: a head of scores lies beside its weights or its adapter."""
+    there = case.model.adapter.heads if case.model.adapter else {}
+    return SCORE in there or SCORE in case.model.heads
+
+
+def planned(case: Case) -> plan.Export:
+    asked = case.settings.export
+    assert asked.dir is not None  # a rule
+    dtype = spec.dtype_of(asked.dtype, asked.format, case.model.config)
+    return plan.Export(
+        dir=asked.dir,
+        format=asked.format,
+        dtype=dtype,
+        quantization=asked.quantization,
+        calibration=asked.calibration,
+        shard_size=asked.shard_size,
+        modelfile=asked.modelfile and asked.format == "gguf",
+        base=asked.base,
+        overwrite=asked.overwrite,
+        check=asked.check,
+        push=asked.push,
+        private=asked.private,
+        dry_run=asked.dry_run,
+        register=asked.register,
+        run=asked.run,
+        scores=scores(case),
+        bytes=_bytes(case),
+    )
+
+
+def notes(case: Case) -> list[str]:
+    """What becomes of the parts of a run that are no weights of its model."""
+    asked, found = case.settings.export, list[str]()
+    heads = {**case.model.heads, **(case.model.adapter.heads if case.model.adapter else {})}
+    left = [name for name in heads if name != SCORE]
+    if left and asked.format != "adapter":
+        found.append(f"left out: {', '.join(left)}, which only training reads")
+    if scores(case) and asked.format == "hf":
+        found.append("a reward model: written as a sequence classifier with one label, whose logit is the score")
+    if asked.format == "hf" and case.model.adapter is None:
+        found.append("nothing to merge: there is no adapter")
+    if case.settings.method.quantization.bits is not None and case.model.adapter is not None:
+        found.append("merged into the quantized weights that it was trained over, made whole in float32")
+    return found
+
+
+def warnings(case: Case) -> tuple[str, ...]:
+    numbers = text_numbers(case.model.config)
+    window = numbers.get("sliding_window") if numbers.get("use_sliding_window", True) else None
+    if case.settings.export.format != "gguf" or not window:
+        return ()
+    return (f"export.format=gguf: llama.cpp has no sliding window here; beyond {window:,} tokens answers differ",)
+
+
+def _bytes(case: Case) -> int:
+    asked, adapter = case.settings.export, case.model.adapter
+    dtype = spec.dtype_of(asked.dtype, asked.format, case.model.config)
+    elements = sum(prod(shape) for shape in adapter.shapes.values()) if adapter else 0
+    return spec.bytes_of(case.arch, asked.format, dtype, asked.quantization, elements)
+
+
+def _dir(case: Case) -> str | None:
+    return None if case.settings.export.dir else "it is not set"
+
+
+def _there(case: Case) -> str | None:
+    found, asked = case.facts.export, case.settings.export
+    return "there is an export in it" if found and found.there == "export" and not asked.overwrite else None
+
+
+def _not_ours(case: Case) -> str | None:
+    found = case.facts.export
+    return "there is something in it that no export has written" if found and found.there == "other" else None
+
+
+def _unwritable(case: Case) -> str | None:
+    found = case.facts.export
+    return "its folder cannot be written" if found and found.free_bytes is None else None
+
+
+def _space(case: Case) -> str | None:
+    found = case.facts.export
+    if found is None or found.free_bytes is None or _quantization(case) or _no_adapter(case):
+        return None
+    needed = _bytes(case)
+    if case.settings.export.quantization in spec.CALIBRATED:  # what is quantized is read from a whole copy
+        needed += spec.bytes_of(case.arch, "hf", "bfloat16", None, 0)
+    free = found.free_bytes
+    return f"about {size(needed)} are written, {size(free)} are free there" if needed > free else None
+
+
+def _no_adapter(case: Case) -> str | None:
+    none = case.settings.export.format == "adapter" and case.model.adapter is None
+    return "there is no adapter: the weights themselves were trained" if none else None
+
+
+def _family(case: Case) -> str | None:
+    """What llama.cpp computes as transformers does."""
+    if case.settings.export.format != "gguf":
+        return None
+    kind, config = case.arch.kind, case.model.config
+    if kind not in spec.GGUF:
+        return f"a {kind} model is not among {', '.join(spec.GGUF)}"
+    if (way := spec.rope(config)["rope_type"]) not in spec.GGUF_ROPE:
+        return f"its positions are stretched by {way}, llama.cpp has {', '.join(spec.GGUF_ROPE[1:])}"
+    if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+        return f"its layers compute with {act}, llama.cpp with silu"
+    return "a reward model's scores have no place in it" if scores(case) else None
+
+
+def _quantization(case: Case) -> str | None:
+    asked = case.settings.export
+    if asked.quantization is None:
+        return None
+    found = spec.QUANTIZED[asked.quantization]
+    if asked.format != found.format:
+        return f"it is one of export.format={found.format}"
+    return "the head of scores is lost in it" if scores(case) else None
+
+
+def _package(case: Case) -> str | None:
+    name = case.settings.export.quantization
+    found = spec.QUANTIZED.get(name or "")
+    if found is None or found.package is None or found.package in case.facts.machine.packages:
+        return None
+    return f"it needs the package {found.package}, which is not installed"
+
+
+def _unread(case: Case) -> tuple[str, str] | None:
+    """A key that somebody set and that this export would not look at."""
+    asked = case.settings.export
+    adapter, gguf = asked.format == "adapter", asked.format == "gguf"
+    unread = {
+        "dtype": (gguf and asked.quantization is not None, f"export.quantization={asked.quantization} says it"),
+        "shard_size": (asked.format != "hf", f"export.format={asked.format} writes one file"),
+        "modelfile": (not gguf, "only export.format=gguf has one"),
+        "base": (not adapter, "only export.format=adapter names its base"),
+        "calibration": (asked.quantization not in spec.CALIBRATED, "only gptq and awq read it"),
+        "private": (asked.push is None, "nothing is uploaded (export.push)"),
+        "dry_run": (asked.push is None, "nothing is uploaded (export.push)"),
+        "check": (adapter, "an adapter is written as it is"),
+    }
+    for name, (is_unread, why) in unread.items():
+        if is_unread and any(text.lstrip("+").startswith(f"export.{name}=") for text in case.settings.overrides):
+            return f"export.{name}", why
+    return None
+
+
+def _unmergeable(case: Case) -> str | None:
+    """Adapters over weights that no library makes whole again."""
+    name = checkpoint_quantizer(case.model.config)
+    if name in (None, "bitsandbytes", "fp8", "mxfp4", "compressed-tensors") or case.settings.export.format == "adapter":
+        return None
+    return f"its weights lie quantized by {name}, and are not made whole here"
+
+
+def _push(case: Case) -> str | None:
+    push = case.settings.export.push
+    return None if push is None or re.fullmatch(r"[\w.-]+/[\w.-]+", push) else "it is not written as owner/name"
+
+
+def _token(case: Case) -> str | None:
+    asked = case.settings.export
+    return (
+        "there is no hub token here" if asked.push and not asked.dry_run and not case.facts.machine.hub_token else None
+    )
+
+
+def _register(case: Case) -> str | None:
+    asked = case.settings.export
+    if asked.register is None:
+        return None
+    if case.settings.tracking.uri is None:
+        return "there is no MLflow to ask (tracking.uri=null)"
+    if asked.format != "hf" or asked.quantization is not None or scores(case):
+        return "a model that writes, of export.format=hf and not quantized, is registered"
+    return None
+
+
+def _calibration(case: Case) -> str | None:
+    found = case.facts.export
+    return "there is no such file" if found and found.calibration is False else None
+
+
+RULES = (
+    Rule("export-dir", _dir),
+    Rule("export-there", _there),
+    Rule("export-not-ours", _not_ours),
+    Rule("export-unwritable", _unwritable),
+    Rule("export-space", _space),
+    Rule("export-no-adapter", _no_adapter),
+    Rule("export-family", _family),
+    Rule("export-quantization", _quantization),
+    Rule("export-package", _package),
+    Rule("export-unread", _unread),
+    Rule("export-unmergeable", _unmergeable),
+    Rule("export-push", _push),
+    Rule("export-token", _token),
+    Rule("export-register", _register),
+    Rule("export-calibration", _calibration),
+)

@@ -1,0 +1,59 @@
+"""Weights in 4 bits in the layouts of GPTQ and AWQ, their scales set by what the model makes of real text.
+
+The maintained `auto-round` package (SignRound, Cheng et al. 2023, arXiv 2309.05516) sets and packs them, on a CPU too;
+vLLM and transformers (with gptqmodel) read both layouts.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from factory.plan import Export
+from factory.refusal import refuse
+
+_LAYOUTS = {
+    "gptq": ("auto_gptq", True),
+    "awq": ("auto_awq", False),
+}  # auto-round's name, and whether scales are symmetric
+_BITS, _GROUP = 4, 128
+_TEXT = Path(__file__).parents[1] / "demo" / "text.jsonl"
+_ROWS, _LENGTH = 128, 512  # sequences, and tokens of each
+
+
+def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
+    """Sequences of (1, length) ids, cut from the text end to end. Raises UserError where there is too little of it."""
+    import json
+
+    import torch
+
+    if plan.calibration:
+        text = Path(plan.calibration).read_text(encoding="utf-8", errors="replace")
+    else:
+        text = "\n".join(json.loads(line)["text"] for line in _TEXT.read_text(encoding="utf-8").splitlines())
+    length = min(_LENGTH, context)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: _ROWS * length]
+    whole = len(ids) // length
+    if not whole:
+        wrong = f"the text has {len(ids):,} tokens"
+        raise refuse("export-unfit", f"export.calibration={plan.calibration}", wrong, fix=f"give {length:,} at least")
+    return [torch.tensor([ids[number * length : (number + 1) * length]]) for number in range(whole)]
+
+
+def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str) -> None:
+    from auto_round import AutoRound  # pyright: ignore[reportMissingImports]
+
+    assert plan.quantization is not None
+    layout, symmetric = _LAYOUTS[plan.quantization]
+    found = rows(plan, tokenizer, model.config.max_position_embeddings)
+    made = AutoRound(
+        model,
+        tokenizer,
+        bits=_BITS,
+        group_size=_GROUP,
+        sym=symmetric,
+        dataset=found,
+        seqlen=found[0].shape[1],
+        nsamples=len(found),
+        device_map=device,
+        enable_torch_compile=False,
+    )
+    made.quantize_and_save(str(folder), format=layout, max_shard_size=plan.shard_size)

@@ -1,0 +1,123 @@
+"""The model card of an export: what was trained on what, how, and what came of it. No path of this machine is in it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from factory.plan import Plan, PlannedSource, read_plan
+from factory.run.folder import RunFolder, read_json
+from factory.typed import plain
+
+_TRAINING = ("stage", "learning_rate", "lr_scheduler", "optimizer", "batch_size", "gradient_accumulation_steps")
+_FIGURES = ("perplexity_before", "perplexity", "bleu4", "rouge1", "rouge2", "rougeL", "exact_match", "loss", "reward")
+
+
+def card(plan: Plan, reading: str) -> str:
+    """Of an export's plan; of the run that it names, if any. `reading`: how the files are read."""
+    export = plan.export
+    assert export is not None
+    of_run = RunFolder(export.run) if export.run else None
+    made = read_plan(of_run.plan) if of_run else None
+    report = (read_json(of_run.report) or {}) if of_run else {}
+    base = base_name(made or plan)
+    parts = [
+        f"---\n{yaml.safe_dump(_front(plan, made, base), sort_keys=False, allow_unicode=True)}---\n",
+        f"# {title(plan, made)}\n",
+        f"{_what(plan, made, base)}\n",
+        *([_data(made), _plan(made), _results(report)] if made else []),
+        f"## Reading it\n\n{reading}\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def title(plan: Plan, made: Plan | None) -> str:
+    model = (made or plan).options.get("model", "model")
+    return f"{model} {made.steps.attach.method} {made.steps.train.stage}" if made else model
+
+
+def base_name(plan: Plan) -> str:
+    """A hub id, or a folder's own name: its place is nobody's business."""
+    load = plan.steps.load
+    if load.source == "hub":
+        return load.path
+    return Path(load.path).name if load.source != "package" else plan.options.get("model", Path(load.path).name)
+
+
+def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
+    export = plan.export
+    assert export is not None
+    sets = made.steps.align.sources.values() if made else ()
+    hub = [source.path for source in sets if source.origin == "hub"]
+    front: dict[str, Any] = {
+        "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
+        "pipeline_tag": "text-classification" if export.scores else "text-generation",
+        "tags": ["factory", *([made.steps.attach.method, made.steps.train.stage] if made else [])],
+    }
+    if plan.steps.load.source == "hub":
+        front["base_model"] = base
+    if hub:
+        front["datasets"] = hub
+    return front
+
+
+def _what(plan: Plan, made: Plan | None, base: str) -> str:
+    export = plan.export
+    assert export is not None
+    forms = {
+        "hf": "whole weights in the format of transformers",
+        "gguf": "one GGUF file for llama.cpp and Ollama",
+        "adapter": "an adapter in the format of PEFT",
+    }
+    types = f", {export.quantization or export.dtype}" if export.quantization or export.dtype else ""
+    trained = f"{base}, fine-tuned by Factory" if made else base
+    return f"{trained}: {forms[export.format]}{types}."
+
+
+def _data(made: Plan) -> str:
+    rows = [_source(name, source) for name, source in made.steps.align.sources.items()]
+    held = made.steps.align.validation_fraction
+    beside = f"\n{100 * held:g} % of the rows were held out.\n" if held and made.steps.align.validation is None else ""
+    return f"## Data\n\n{_table(('set', 'from', 'format', 'bytes', 'sha256'), rows)}{beside}"
+
+
+def _source(name: str, source: PlannedSource) -> tuple[str, ...]:
+    place = source.path if source.origin != "file" else Path(source.path).name
+    return name, f"{source.origin} {place}", source.format, f"{source.bytes:,}", (source.sha256 or "")[:16]
+
+
+def _plan(made: Plan) -> str:
+    train = made.steps.train
+    counted = made.estimate.parameters
+    rows = [
+        ("plan", made.digest()),
+        ("seed", str(made.seed)),
+        ("method", made.steps.attach.method),
+        ("trained parameters", f"{counted.trainable:,} of {counted.total:,}"),
+        ("quantized base", f"{made.steps.quantize.bits} bits" if made.steps.quantize.bits else "no"),
+        ("chat template", made.steps.pack.template),
+        ("tokens a sequence", f"{made.steps.pack.max_length:,}"),
+        *((name.replace("_", " "), plain(getattr(train, name))) for name in _TRAINING),
+        *((f"method.{name}", plain(value)) for name, value in made.steps.attach.settings.items() if _tells(value)),
+    ]
+    return f"## Plan\n\n{_table(('', ''), rows)}"
+
+
+def _tells(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _results(report: dict[str, Any]) -> str:
+    train, measured = report.get("train", {}), report.get("evaluate", {})
+    rows = [(name, f"{measured[name]:.4g}") for name in _FIGURES if isinstance(measured.get(name), int | float)]
+    if train:
+        rows += [("steps", f"{train['steps']:,}"), ("tokens", f"{train['tokens']:,}")]
+        rows += [(name, f"{train[name]:.4g}") for name in ("first_loss", "final_loss") if train.get(name) is not None]
+    for name, each in measured.get("benchmarks", {}).items():
+        rows.append((name, f"{each['accuracy']:.2f} %"))
+    return f"## Results\n\n{_table(('', ''), rows)}" if rows else ""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines)

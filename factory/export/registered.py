@@ -1,0 +1,61 @@
+"""A written model in MLflow's registry, with its signature: what is served and promoted from there."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from factory.plan import Plan
+from factory.refusal import refuse
+from factory.run.folder import RunFolder, read_json
+from factory.run.tracking import connect
+
+_NEEDS = ("transformers", "torch", "accelerate", "safetensors")
+
+
+def register(plan: Plan, folder: Path) -> dict[str, Any]:
+    """A new version of the model, under the MLflow run that trained it if the tracking server knows that.
+
+    The task, and with it the signature, is a chat's where there is a chat template. Raises UserError.
+    """
+    import mlflow
+    import mlflow.transformers
+    from mlflow.exceptions import MlflowException
+
+    assert plan.export is not None and plan.export.register is not None and plan.tracking.uri is not None
+    chat = (folder / "chat_template.jinja").is_file()
+    try:
+        client, experiment = connect(plan.tracking)
+        mlflow.set_tracking_uri(plan.tracking.uri)
+        known = _run_id(plan, client)
+        run_id = known or client.create_run(experiment, run_name=f"export {folder.name}").info.run_id
+        with mlflow.start_run(run_id=run_id):
+            made = mlflow.transformers.log_model(
+                transformers_model=str(folder),
+                name="model",
+                task="llm/v1/chat" if chat else "llm/v1/completions",
+                registered_model_name=plan.export.register,
+                pip_requirements=[f"{name}=={version(name)}" for name in _NEEDS],
+                metadata={"plan_digest": plan.digest()},
+            )
+    except (MlflowException, OSError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        where = f"export.register={plan.export.register}"
+        raise refuse("register-failed", where, first[:200].rstrip("."), dir=plan.export.dir) from error
+    return {
+        "name": plan.export.register,
+        "version": made.registered_model_version,
+        "uri": made.model_uri,
+        "run": run_id,
+    }
+
+
+def _run_id(plan: Plan, client: Any) -> str | None:
+    """Of the run that trained the model, where this server has it."""
+    from mlflow.exceptions import MlflowException
+
+    assert plan.export is not None
+    found = read_json(RunFolder(plan.export.run).tracking) if plan.export.run else None
+    try:
+        return client.get_run(found["run_id"]).info.run_id if found else None
+    except (MlflowException, KeyError):
+        return None

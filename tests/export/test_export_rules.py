@@ -1,0 +1,271 @@
+"""What an export refuses before anything is loaded, and that it leaves nothing half written."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from exporting import HERE, SHORT, exported, files, planned
+
+from factory.compile import exporting as rules
+from factory.export import gguf, hub, modelfile
+from factory.export.spec import is_export
+from factory.look import machine as look
+from factory.plan import read_plan, to_yaml
+from factory.refusal import UserError
+from factory.steps.export import _forget_the_dead
+
+GEMMA = "gemma"
+# rule → words; what machine they need is in PRETENDED
+FIRES: dict[str, tuple[str, ...]] = {
+    "export-dir": (),
+    "export-there": ("export.dir=there",),
+    "export-not-ours": ("export.dir=other", "export.overwrite=true"),
+    "export-no-adapter": ("export.dir=x", "export.format=adapter"),
+    "export-family": ("export.dir=x", "export.format=gguf", "model.path=gemma"),
+    "export-quantization": ("export.dir=x", "export.quantization=q8_0"),
+    "export-unread": ("export.dir=x", "export.dry_run=true"),
+    "export-push": ("export.dir=x", "export.push=mine", "export.dry_run=true"),
+    "export-token": ("export.dir=x", "export.push=me/mine"),
+    "export-register": ("export.dir=x", "export.register=mine"),
+    "export-calibration": ("export.dir=x", "export.quantization=gptq", "export.calibration=nowhere.txt"),
+    "export-package": ("export.dir=x", "export.quantization=gptq"),
+    "export-unmergeable": ("export.dir=x", "model.path=gptq"),
+    "export-space": ("export.dir=x",),
+    "export-unwritable": ("export.dir=file/x",),
+}
+
+
+def put(here: Path, words: tuple[str, ...]) -> None:
+    """An export, a folder of something else, a file, and the model of another kind that the words name."""
+    (here / "there").mkdir()
+    (here / "there" / "export.json").write_text('{"written_by": "factory export"}')
+    (here / "other").mkdir()
+    (here / "other" / "thesis.txt").write_text("years")
+    (here / "file").write_text("")
+    if "model.path=gemma" in words:
+        tiny.save(here / "gemma", model_type="gemma", head_dim=8)
+    if "model.path=gptq" not in words:
+        return
+    tiny.save(here / "gptq")
+    config = json.loads((here / "gptq" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (here / "gptq" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("rule", FIRES)
+def test_a_rule_fires(
+    rule: str, here: Path, tiny_model: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(here, FIRES[rule])
+    packages = look.look_at_machine().packages | {"gptqmodel": "7.0", "optimum": "2.0"}
+    packages |= {} if rule == "export-package" else {"auto-round": "0.16"}
+    machine(hub_token=False, packages=dict(packages.items()))
+    if rule == "export-package":
+        machine(packages={name: version for name, version in packages.items() if name != "auto-round"})
+    if rule == "export-space":
+        monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage(1000))
+    own = any(word.startswith("model.path=") for word in FIRES[rule])
+    with pytest.raises(UserError) as error:
+        planned(*(() if own else (f"model.path={tiny_model}",)), *FIRES[rule])
+    found = [refusal.rule for refusal in error.value.refusals]
+    assert rule in found, found
+    assert found == [rule] or rule in ("export-unmergeable", "export-calibration"), found
+
+
+class _Usage:
+    def __init__(self, free: int):
+        self.total, self.used, self.free = 10**12, 0, free
+
+
+def test_each_rule_has_a_case() -> None:
+    assert set(FIRES) == {rule.id for rule in rules.RULES}
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("method=lora",), "export-key"),
+        (("data.max_samples=3",), "export-key"),
+        (("export.dir=x", "precision=fp32"), "export-key"),
+        (("run=nowhere", "export.dir=x"), "run-model"),
+        (("-m", "export.dir=x,y"), "plan-of-a-sweep"),
+        (("export.dri=x",), "unknown-key"),
+        (("export.format=safetensors",), "bad-value"),
+        (("export.shard_size=big",), "bad-value"),
+        (("export.shard_size=0GB",), "bad-value"),
+    ],
+)
+def test_wrong_words(words: tuple[str, ...], rule: str, command: Callable[..., Any], tiny_model: Path) -> None:
+    said = command("export", f"model.path={tiny_model}", *HERE, *words)
+    assert said.code == 2 and rule in said.rules, said.err
+    assert not list(Path().iterdir())
+
+
+def test_its_keys_are_its_own(command: Callable[..., Any]) -> None:
+    assert command("train", "export.dir=x").rules == ["key-of-another-verb"]
+    assert command("plan", "export.format=gguf").rules == ["key-of-another-verb"]
+
+
+def test_an_export_replaces_an_export_and_nothing_else(here: Path, tiny_model: Path) -> None:
+    words = (f"model.path={tiny_model}", "export.dir=out", "export.check=false")
+    exported(*words)
+    Path("out/left.txt").write_text("of the old one")
+    with pytest.raises(UserError, match="export-there"):
+        exported(*words)
+    exported(*words, "export.overwrite=true")
+    assert is_export(Path("out")) and "left.txt" not in files("out") and not list(here.glob(".out*"))
+
+
+@pytest.mark.parametrize("fails", ["space", "broken"])
+def test_a_full_disk_leaves_what_was_there(fails: str, here: Path, tiny_model: Path, monkeypatch: Any) -> None:
+    words = (f"model.path={tiny_model}", "export.dir=out", "export.format=gguf", "export.check=false")
+    exported(*words)
+    before = Path("out/model.gguf").read_bytes()
+
+    def full(path: Path, *others: Any, **named: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device") if fails == "space" else ZeroDivisionError
+
+    monkeypatch.setattr(gguf, "write", full)
+    with pytest.raises(UserError if fails == "space" else ZeroDivisionError):
+        exported(*words, "export.overwrite=true")
+    assert Path("out/model.gguf").read_bytes() == before and not list(here.glob(".out*"))
+
+
+def test_what_a_killed_export_left_is_removed(here: Path) -> None:
+    dead = 4_999_999  # above the system's largest
+    for name in (f".out.{dead}", f".out.{os.getpid()}", ".out.words", f".lost.{dead}.old"):
+        Path(name).mkdir()
+    _forget_the_dead(Path("out"))
+    _forget_the_dead(Path("lost"))  # killed between two renames: the old one comes back
+    assert {path.name for path in here.iterdir()} == {f".out.{os.getpid()}", ".out.words", "lost"}
+
+
+def test_a_plan_of_an_export_is_a_file(here: Path, tiny_model: Path) -> None:
+    made = planned(f"model.path={tiny_model}", "export.dir=out")
+    Path("plan.yaml").write_text(to_yaml(made))
+    assert read_plan(Path("plan.yaml")) == made and made.export is not None
+    assert made.export.dtype == "float32" and made.export.bytes > 4 * 51_360
+    elsewhere = replace(made, export=replace(made.export, dir="elsewhere", push="me/mine"))
+    assert elsewhere.digest() == made.digest()
+    assert replace(made, export=replace(made.export, dtype="float16")).digest() != made.digest()
+
+
+# --- each key of the schema changes something, or is refused (tests/test_dead_keys.py)
+
+KEYS = {
+    "export.dtype=bfloat16": "dtype",
+    "export.quantization=nf4": "quantization",
+    "export.shard_size=1GB": "shard_size",
+    "export.overwrite=true": "overwrite",
+    "export.check=false": "check",
+}
+
+
+def test_a_key_changes_the_plan(here: Path, tiny_model: Path) -> None:
+    base = (f"model.path={tiny_model}", "export.dir=out")
+    ours = planned(*base).export
+    for word, name in KEYS.items():
+        assert getattr(ours, name) != getattr(planned(*base, word).export, name), word
+
+
+def test_the_keys_of_an_adapter_and_of_a_modelfile(execute: Callable[..., Any], here: Path) -> None:
+    execute("method=lora", "method.rank=4", *SHORT)
+    words = ("run=run", "export.format=adapter", "export.base=me/base", "export.dtype=bfloat16")
+    told = exported(*words, "export.dir=adapter")
+    assert told["quantization"] is None and Path("adapter/adapter_model.safetensors").stat().st_size < 25_000
+    assert json.loads(Path("adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "me/base"
+    exported("run=run", "export.format=gguf", "export.modelfile=false", "export.dir=gguf", "export.check=false")
+    assert "Modelfile" not in files("gguf")
+
+
+# --- the hub
+
+
+class FakeApi:
+    there: tuple[str, ...] = ()
+    did: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012
+
+    def repo_exists(self, repo: str) -> bool:
+        return bool(self.there)
+
+    def list_repo_files(self, repo: str) -> list[str]:
+        return list(self.there)
+
+    def create_repo(self, repo: str, **named: Any) -> None:
+        self.did.append(("create", {"repo": repo, **named}))
+
+    def upload_folder(self, **named: Any) -> Any:
+        self.did.append(("upload", named))
+        return type("Commit", (), {"oid": "abc"})()
+
+
+def test_a_folder_is_pushed(here: Path, tiny_model: Path, machine: Callable[..., None], monkeypatch: Any) -> None:
+    import huggingface_hub
+
+    machine(hub_token=True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "did", [])
+    words = (f"model.path={tiny_model}", "export.push=me/mine", "export.check=false")
+    told = exported(*words, "export.dir=dry", "export.dry_run=true")["push"]
+    assert told["dry_run"] and set(told["files"]) == files("dry") and not FakeApi.did
+    told = exported(*words, "export.dir=out", "export.private=false")["push"]
+    assert told["commit"] == "abc" and [name for name, _ in FakeApi.did] == ["create", "upload"]
+    assert FakeApi.did[0][1]["private"] is False
+    monkeypatch.setattr(FakeApi, "there", ("model.safetensors",))
+    with pytest.raises(UserError, match="push-there"):
+        exported(*words, "export.dir=again")
+    assert not Path("again").exists()
+    hub.check(planned(*words, "export.dir=again", "export.overwrite=true").export)  # type: ignore[arg-type]
+
+
+# --- the Modelfile
+
+
+def _with(name: str) -> Any:
+    import copy
+
+    from factory import templates
+
+    made = copy.deepcopy(tiny.tokenizer())
+    made.chat_template = templates.read(name)
+    return made
+
+
+def test_chatml_in_ollamas_words() -> None:
+    text = modelfile.text_of(_with("chatml"), ["<|im_end|>"])
+    assert text == (
+        "FROM ./model.gguf\n"
+        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n<|im_start|>user\n{{ else }}'
+        "<|im_start|>user\n{{ end }}{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"
+        '{{ .Response }}<|im_end|>\n"""\n'
+        'PARAMETER stop "<|im_end|>"\n'
+    )
+
+
+def test_named_templates_are_said_or_refused() -> None:
+    from factory import templates
+
+    said = set()
+    for name in templates.names():
+        try:
+            modelfile.turn_of(_with(name))
+        except UserError as error:
+            assert [refusal.rule for refusal in error.refusals] == ["export-unfit"]
+        else:
+            said.add(name)
+    assert {"chatml", "llama3", "mistral", "gemma", "qwen3"} <= said, said
+    assert len(said) > len(templates.names()) / 2
+
+
+def test_a_template_of_no_form_is_refused() -> None:
+    made = _with("chatml")
+    made.chat_template = "{{ messages | length }}{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match="Ollama cannot say the chat template"):
+        modelfile.turn_of(made)

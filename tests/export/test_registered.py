@@ -1,0 +1,34 @@
+"""MLflow's registry has the model with its signature, under the run that trained it, and answers from there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exporting import SHORT, exported
+
+from factory.run.folder import RunFolder, write_whole
+from factory.run.tracking import connect
+from factory.schema import Tracking
+
+URI = "sqlite:///mlflow.db"
+
+
+@pytest.mark.slow
+def test_a_model_is_registered_under_its_run(execute: Callable[..., Any], here: Path) -> None:
+    import mlflow
+
+    execute("method=lora", "method.rank=4", *SHORT)
+    client, experiment = connect(Tracking(uri=URI, experiment="factory", parent_run=None))
+    trained = client.create_run(experiment).info.run_id
+    write_whole(RunFolder("run").tracking, f'{{"run_id": "{trained}"}}')
+    words = ("run=run", "tracking=mlflow", f"tracking.uri={URI}", "export.check=false", "export.register=mine")
+    told = exported(*words, "export.dir=out")["registered"]
+    assert (told["name"], int(told["version"]), told["run"]) == ("mine", 1, trained)
+    again = exported(*words, "export.dir=again")["registered"]
+    assert int(again["version"]) == 2
+    model = mlflow.pyfunc.load_model("models:/mine/1")
+    assert {column.name for column in model.metadata.signature.inputs} >= {"messages"}
+    given = model.predict({"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 4})
+    assert given[0]["choices"][0]["message"]["role"] == "assistant"
+    assert client.get_run(trained).info.status == "FINISHED"

@@ -1,0 +1,150 @@
+"""What is exported of a run answers as the run did: read by plain libraries, in a process that has no Factory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exporting import SHORT, exported, files, losses
+from test_methods import FITTING
+
+from factory.execute.report import write_report
+
+Execute = Callable[..., Any]
+TEXT = "A fox and a dog: what do they say?"
+# reads each export, and writes logits and a greedy answer as numbers
+READER = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+assert "factory" not in sys.modules
+base, text = sys.argv[1:3]
+tokenizer = AutoTokenizer.from_pretrained("hf")
+ids = tokenizer(text, return_tensors="pt").input_ids
+load = AutoModelForCausalLM.from_pretrained
+models = {
+    "hf": load("hf", dtype="auto"),
+    "gguf": load("gguf", gguf_file="model.gguf", dtype=torch.float32),
+    "adapter": PeftModel.from_pretrained(load(base), "adapter"),
+}
+found = {}
+for name, model in models.items():
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids).logits[0].float().tolist()
+    given = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
+    found[name] = [logits, tokenizer.decode(given[0])]
+own = AutoTokenizer.from_pretrained("gguf", gguf_file="model.gguf")
+found["ids"] = [ids[0].tolist(), own(text).input_ids]
+json.dump(found, open("found.json", "w"))
+"""
+
+
+def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
+    execute: Execute, here: Path, tiny_model: Path
+) -> None:
+    done = execute("method=lora", "method.rank=4", *SHORT)
+    write_report(done.run, "finished", done.result, None)
+    merged = exported("run=run", "export.dir=hf")
+    gguf = exported("run=run", "export.dir=gguf", "export.format=gguf")
+    exported("run=run", "export.dir=adapter", "export.format=adapter")
+    assert merged["checks"].keys() == {"trainable_as_planned", "merge", "written"}
+    for told in (merged, gguf):
+        assert all(check["passed"] for check in told["checks"].values()), told["checks"]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(here)}
+    subprocess.run(
+        [sys.executable, "-c", READER, str(tiny_model), TEXT], check=True, cwd=here, env=environment, timeout=300
+    )
+    found = json.loads((here / "found.json").read_text())
+    ids, own = found.pop("ids")
+    assert ids == own
+    with torch.no_grad():
+        wanted = done.model.eval()(input_ids=torch.tensor([ids])).logits[0].float()
+    base = torch.tensor(found["hf"][0])
+    assert (wanted - base).abs().max() < 1e-4
+    for name, rounding in (("hf", 1e-4), ("adapter", 1e-4), ("gguf", 0.02)):
+        assert (torch.tensor(found[name][0]) - wanted).abs().max() < rounding, name
+        assert found[name][1] == found["hf"][1], name
+    assert files("hf") >= {
+        "README.md",
+        "export.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+    }
+    assert files("gguf") == {"README.md", "export.json", "Modelfile", "model.gguf"}
+    card = (here / "hf" / "README.md").read_text()
+    assert all(word in card for word in ("messages.jsonl", "final_loss", "| method | lora |")) and str(here) not in card
+
+
+def _apart(method: str, execute: Execute, *words: str) -> float:
+    from transformers import AutoModelForCausalLM
+
+    done = execute(f"method={method}", *FITTING[method], *SHORT, *words)
+    told = exported("run=run", "export.dir=out", "export.dtype=float32")
+    assert told["checks"]["written"]["passed"]
+    ids = done.dataset.first.ids[:48]
+    read = AutoModelForCausalLM.from_pretrained("out")
+    assert read.config.vocab_size == done.model.get_input_embeddings().weight.shape[0]
+    return float((losses(read, ids) - losses(done.model, ids)).abs().max())
+
+
+@pytest.mark.parametrize("method", ["dora", "qlora", pytest.param("full", marks=pytest.mark.slow)])
+def test_what_a_method_has_trained_is_what_is_written(method: str, execute: Execute) -> None:
+    assert _apart(method, execute) < 2e-3
+
+
+OTHERS = ("pissa", "olora", "rslora", "lora_plus", "adalora", "oft", "ia3", "vera", "loha", "lokr", "loftq", "freeze")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*OTHERS, "llama_pro", "galore", "badam"])
+def test_the_other_methods(method: str, execute: Execute) -> None:
+    assert _apart(method, execute) < 5e-3
+
+
+def test_new_tokens_are_merged_into_a_larger_embedding(execute: Execute) -> None:
+    assert _apart("lora", execute, "model.new_tokens=['<a>','<b>']") < 2e-3
+
+
+def test_a_reward_model_is_a_classifier_with_its_scores(execute: Execute) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from factory import heads
+    from factory.losses import text_model
+
+    done = execute("method=lora", "method.rank=4", "stage=rm", *SHORT[:-1], "data.max_samples=16")
+    told = exported("run=run", "export.dir=out")
+    assert told["checks"]["written"]["passed"]
+    ids = torch.tensor([done.dataset.first.ids[:40]])
+    read = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    with torch.no_grad():
+        hidden = text_model(done.model).base_model(input_ids=ids).last_hidden_state
+        wanted = heads.apply(done.model, "score_head.weight", hidden[0, -1])
+        assert torch.allclose(read(input_ids=ids).logits[0], wanted, atol=1e-4)
+    assert read.config.num_labels == 1 and "score" not in str(files("out"))
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4), pytest.param("int8", 8, marks=pytest.mark.slow)])
+def test_a_model_in_bits_is_read_in_bits(kind: str, bits: int, here: Path, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    told = exported(f"model.path={tiny_model}", "export.dir=out", f"export.quantization={kind}")
+    assert told["checks"]["written"]["passed"]
+    read = AutoModelForCausalLM.from_pretrained("out")
+    assert getattr(read, f"is_loaded_in_{bits}bit")
+    assert "4bit" in type(read.model.layers[0].mlp.up_proj).__name__ or bits == 8
+
+
+def test_shards_are_as_large_as_is_said(here: Path, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    exported(f"model.path={tiny_model}", "export.dir=out", "export.shard_size=100kB", "export.dtype=bfloat16")
+    shards = sorted(Path("out").glob("model-*.safetensors"))
+    assert len(shards) > 1 and all(shard.stat().st_size < 110_000 for shard in shards)
+    assert AutoModelForCausalLM.from_pretrained("out", dtype="auto").dtype == torch.bfloat16
