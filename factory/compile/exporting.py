@@ -186,8 +186,8 @@ def _register(case: Case) -> str | None:
     asked = case.settings.export
     if asked.register is None:
         return None
-    if case.settings.tracking.uri is None:
-        return "there is no MLflow to ask (tracking.uri=null)"
+    if case.settings.tracking.mlflow is None:
+        return "runs are not logged to MLflow (tracking.tool, tracking.uri)"
     if asked.format != "hf" or asked.quantization is not None or scores(case):
         return "a model that writes, of export.format=hf and not quantized, is registered"
     return None

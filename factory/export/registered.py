@@ -7,7 +7,7 @@ from typing import Any
 from factory.plan import Plan
 from factory.refusal import refuse
 from factory.run.folder import RunFolder, read_json
-from factory.run.tracking import connect
+from factory.tracking.to_mlflow import connect
 
 _NEEDS = ("transformers", "torch", "accelerate", "safetensors")
 
@@ -18,18 +18,18 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
     The task, and with it the signature, is a chat's where there is a chat template. Raises UserError.
     """
     import mlflow
-    import mlflow.transformers
+    from mlflow import transformers
     from mlflow.exceptions import MlflowException
 
-    assert plan.export is not None and plan.export.register is not None and plan.tracking.uri is not None
+    assert plan.export is not None and plan.export.register is not None and plan.tracking.mlflow is not None
     chat = (folder / "chat_template.jinja").is_file()
     try:
         client, experiment = connect(plan.tracking)
-        mlflow.set_tracking_uri(plan.tracking.uri)
+        mlflow.set_tracking_uri(plan.tracking.mlflow)
         known = _run_id(plan, client)
         run_id = known or client.create_run(experiment, run_name=f"export {folder.name}").info.run_id
         with mlflow.start_run(run_id=run_id):
-            made = mlflow.transformers.log_model(
+            made = transformers.log_model(
                 transformers_model=str(folder),
                 name="model",
                 task="llm/v1/chat" if chat else "llm/v1/completions",

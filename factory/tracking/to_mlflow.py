@@ -208,8 +208,23 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
         logging.getLogger(name).setLevel(logging.WARNING)
     assert tracking.mlflow is not None
     with _alone(tracking.mlflow):
-        client = MlflowClient(tracking.mlflow)  # which makes a new database's tables
+        _make(_database(tracking.mlflow))
+        client = MlflowClient(tracking.mlflow)
         return client, _experiment(client, tracking)
+
+
+def _make(database: Path | None) -> None:
+    """A new sqlite file with MLflow's tables, under its name when it is whole: one that was half made stays broken."""
+    if database is None or database.exists():
+        return
+    from mlflow import MlflowClient
+
+    aside = database.with_name(f".{database.name}.{os.getpid()}")
+    try:
+        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+        aside.rename(database)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _experiment(client: Any, tracking: Tracking) -> str:

@@ -8,8 +8,7 @@ import pytest
 from exporting import SHORT, exported
 
 from factory.run.folder import RunFolder, write_whole
-from factory.run.tracking import connect
-from factory.schema import Tracking
+from factory.tracking.to_mlflow import connect
 
 URI = "sqlite:///mlflow.db"
 
@@ -19,7 +18,7 @@ def test_a_model_is_registered_under_its_run(execute: Callable[..., Any], here: 
     import mlflow
 
     execute("method=lora", "method.rank=4", *SHORT)
-    client, experiment = connect(Tracking(uri=URI, experiment="factory", parent_run=None))
+    client, experiment = connect(compiled("hardware=cpu", f"tracking.uri={URI}", training=False).tracking)
     trained = client.create_run(experiment).info.run_id
     write_whole(RunFolder("run").tracking, f'{{"run_id": "{trained}"}}')
     words = ("run=run", "tracking=mlflow", f"tracking.uri={URI}", "export.check=false", "export.register=mine")
