@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import compiled
 from exporting import SHORT, exported
 
 from factory.run.folder import RunFolder, write_whole
