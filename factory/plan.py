@@ -17,7 +17,7 @@ VERSION = 7
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
-Verb = Literal["train", "evaluate"]
+Verb = Literal["train", "evaluate", "chat", "serve"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number

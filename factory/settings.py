@@ -21,6 +21,10 @@ GROUPS: dict[str, type] = {
     "preview": schema.Preview,
     "compare": schema.Compare,
     "sweep": schema.Sweep,
+    "engine": schema.Engine,
+    "generation": schema.Generation,
+    "chat": schema.Chat,
+    "serve": schema.Serve,
 }
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
@@ -42,6 +46,10 @@ class Settings:
     preview: schema.Preview
     compare: schema.Compare
     sweep: schema.Sweep
+    engine: schema.Engine
+    generation: schema.Generation
+    chat: schema.Chat
+    serve: schema.Serve
     seed: int
     options: dict[str, str]
     overrides: tuple[str, ...]

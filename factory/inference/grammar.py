@@ -1,0 +1,56 @@
+"""Answers that are held to JSON, by xgrammar (the extra `grammar`): which tokens may come next."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from factory.inference.room import Room
+
+_KEPT = 32  # schemas whose grammar is kept
+
+
+class Grammar:
+    """Of one answer."""
+
+    def __init__(self, compiled: Any, rows: int, stops: list[int]):
+        import xgrammar
+
+        self._own: Any = xgrammar
+        self._matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=stops)
+        self._bits = xgrammar.allocate_token_bitmask(1, rows)
+
+    def mask(self, logits: Any) -> None:
+        self._matcher.fill_next_token_bitmask(self._bits)
+        self._own.apply_token_bitmask_inplace(logits[None], self._bits.to(logits.device))
+
+    def accept(self, token: int) -> None:
+        self._matcher.accept_token(token)
+
+
+def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
+    """None: any JSON. Raises ImportError without the package, ValueError for a schema that it does not take."""
+    compiler, rows = _compiler(room)
+    try:
+        if schema is None:
+            compiled = compiler.compile_builtin_json_grammar()
+        else:
+            compiled = _compiled(compiler, json.dumps(schema, sort_keys=True))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+    return Grammar(compiled, rows, sorted(room.prompts.stops))
+
+
+@lru_cache(maxsize=4)
+def _compiler(room: Room) -> tuple[Any, int]:
+    import xgrammar
+
+    rows = room.plan.steps.patch.vocabulary
+    info = xgrammar.TokenizerInfo.from_huggingface(
+        room.prompts.tokenizer, vocab_size=rows, stop_token_ids=sorted(room.prompts.stops)
+    )
+    return xgrammar.GrammarCompiler(info), rows
+
+
+@lru_cache(maxsize=_KEPT)
+def _compiled(compiler: Any, schema: str) -> Any:
+    return compiler.compile_json_schema(schema)
