@@ -475,7 +475,9 @@ def _untrained(
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
     if base:
         if not found.overrides and found.adapter is None:
-            raise refuse("chat-compare", named[-1], "of a saved model without its run nobody knows what it started from")
+            raise refuse(
+                "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
+            )
         places = {} if found.overrides else {"path": found.path}
     tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
     return replace(made, tree=tree, options={**made.options, "method": "none"})

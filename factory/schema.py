@@ -323,7 +323,9 @@ class Serve:
     port: int = key("the port to listen on; 0: any free one", low=0, high=65535)
     api_key: str | None = key("what clients must send; null: what the environment variable FACTORY_API_KEY has, if any")
     name: str | None = key("the name of the model for clients; null: that of its folder or option")
-    adapters: dict[str, str] = key("further adapters of the same base by the name that clients ask with: {name: folder}")
+    adapters: dict[str, str] = key(
+        "further adapters of the same base by the name that clients ask with: {name: folder}"
+    )
     max_body: Bytes = key("the largest request, as 20MiB", above=0)
     image_hosts: tuple[str, ...] = key("hosts that images may be fetched from; none: images come within requests alone")
     grace: float = key("seconds that answers get to end in when the server is stopped", low=0)

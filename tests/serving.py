@@ -21,7 +21,9 @@ def room_of(verb: Any, *words: str) -> tuple[Room, Any]:
     (side,) = asked.sides(asked.named_run(own), ())
     plan, settings = cli._to_write(verb, line, own, side)
     told: list[str] = []
-    return opened(plan, settings.engine, settings.serve.adapters, settings.serve.name or side.title, told.append), settings
+    return opened(
+        plan, settings.engine, settings.serve.adapters, settings.serve.name or side.title, told.append
+    ), settings
 
 
 @dataclass

@@ -21,7 +21,9 @@ _STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was
 _TAKEN = ("model", "precision", "hardware", "compute.kernels", "data.reasoning", "data.tools", "data.max_length")
 _NOT_TAKEN = ("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload")
 SECRET = "serve.api_key"
-NOWHERE = str(Path(tempfile.gettempdir()) / "factory-writes-no-folder")  # what a plan has where its run's folder would be
+NOWHERE = str(
+    Path(tempfile.gettempdir()) / "factory-writes-no-folder"
+)  # what a plan has where its run's folder would be
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,5 +137,3 @@ def with_run(line: Line, run: str | None) -> tuple[str, ...]:
 
 def named_run(line: Line) -> str | None:
     return next((text.partition("=")[2] for text in reversed(line.overrides) if text.startswith("run=")), None)
-
-

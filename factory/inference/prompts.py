@@ -19,6 +19,7 @@ from factory.plan import Pack
 _MARKS = [chr(code) for code in range(0xE000, 0xE100)]  # for private use: no template and hardly a text has one
 _MEDIA = re.compile(r"<(?=(?:image|video|audio)>)")
 _PROBE = "What is it?"
+_ENDLESS = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,9 @@ class Prompts:
     """Of one tokenizer, as the plan's `pack` says. `chats`: whether it has a chat template."""
 
     def __init__(self, tokenizer: Any, pack: Pack, images: ImageSpec | None, more_stops: Sequence[int] = ()):
-        self.tokenizer, self._pack, self._images = tokenizer, replace(pack, packing=False), images
+        # data.max_length is of rows: the context alone limits what is asked here
+        self.tokenizer, self._images = tokenizer, images
+        self._pack = replace(pack, packing=False, max_length=_ENDLESS)
         self.chats = bool(tokenizer.chat_template)
         self._more_stops = more_stops
 
@@ -85,16 +88,31 @@ class Prompts:
         return self.pictures.inputs([tuple(images)], np.array([list(ids)]))
 
     @cached_property
+    def _ending(self) -> tuple[int | None, str | None]:
+        """What ends an answer in training: a token of its own, or else a text that the tokenizer spells in pieces."""
+        answer = "It is one."
+        if not self.chats:
+            return None, None
+        record = _record(Conversation(messages=_exchange(answer)))
+        (row,) = self._spec.encoder.encode([record])
+        if isinstance(row, BadRow):
+            return None, None
+        last = row.tokens.ids[row.tokens.spans[-1][1] - 1]
+        if last in self.tokenizer.all_special_ids or last in self.tokenizer.added_tokens_decoder:
+            return last, None
+        rendered = self._spec.encoder.renderer(record).render(record.prompt, ())
+        end = rendered.text[rendered.answers[-1].start : rendered.answers[-1].end].partition(answer)[2].strip()
+        return None, end or None
+
+    @cached_property
     def stops(self) -> frozenset[int]:
-        """The end of text, and what ends an answer in training where that is a token of its own."""
-        found = {self.tokenizer.eos_token_id, *self._more_stops}
-        if self.chats:
-            (row,) = self._spec.encoder.encode([_record(Conversation(messages=_exchange("It is one.")))])
-            if not isinstance(row, BadRow):
-                last = row.tokens.ids[row.tokens.spans[-1][1] - 1]
-                if last in self.tokenizer.all_special_ids or last in self.tokenizer.added_tokens_decoder:
-                    found.add(last)
-        return frozenset(found)
+        """Tokens that end an answer: the end of text, and training's own."""
+        return frozenset({self.tokenizer.eos_token_id, *self._more_stops, *filter(None, self._ending[:1])})
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Texts that do, of a template whose end of turn is no token."""
+        return tuple(filter(None, self._ending[1:]))
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:

@@ -103,7 +103,7 @@ class Room:
         if len(ids) >= self.context:
             raise BadRow(f"{len(ids):,} tokens leave no room in a context of {self.context:,}")
         stream = self.engine.generate(self.request(ids, sampling, name, conversation.images))
-        writer = Writer(self.prompts.tokenizer, stops)
+        writer = Writer(self.prompts.tokenizer, (*stops, *self.prompts.stop_texts))
         try:
             for event in stream:
                 if isinstance(event, Done):

@@ -171,5 +171,3 @@ class Slots:
                 held[:rows, :, :width] = held[:rows, :, self.start : self.used]
         self.start, self.used = 0, width
         self._tell()
-
-

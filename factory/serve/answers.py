@@ -208,9 +208,7 @@ def told(room: Room, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         known = "\ufffd" not in text  # of half a character the text does not tell
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if known else None}
 
-    return [
-        {**entry(each.id, each.logprob), "top_logprobs": [entry(*other) for other in each.top]} for each in tokens
-    ]
+    return [{**entry(each.id, each.logprob), "top_logprobs": [entry(*other) for other in each.top]} for each in tokens]
 
 
 def told_plainly(room: Room, tokens: Sequence[Token], at: int) -> dict[str, Any]:

@@ -31,7 +31,9 @@ _RETRY = 2  # seconds
 
 def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str | None) -> Guard:
     """The application of a room. `key`: what clients must send."""
-    made = FastAPI(title="Factory", version=__version__, docs_url=None, redoc_url=None, default_response_class=errors.Json)
+    made = FastAPI(
+        title="Factory", version=__version__, docs_url=None, redoc_url=None, default_response_class=errors.Json
+    )
     metrics = Metrics(room.engine)
     one = ThreadPoolExecutor(1, "tokenizer")
     desk = Desk(room, generation, Fetcher(serve.image_hosts, serve.max_body), one)

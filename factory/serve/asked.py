@@ -44,7 +44,8 @@ class Desk:
         )
 
     def stops(self, asked: wire.Drawn) -> list[str]:
-        return asked.stops if asked.stop is not None else list(self.generation.stop)
+        own = self.room.prompts.stop_texts if isinstance(asked, wire.ChatRequest) else ()
+        return [*(asked.stops if asked.stop is not None else self.generation.stop), *own]
 
     def requests(
         self,
@@ -90,7 +91,9 @@ class Desk:
     async def conversation(self, messages: Sequence[wire.Message], tools: Sequence[wire.Tool] = ()) -> Conversation:
         """Raises ApiError."""
         if not self.room.prompts.chats:
-            raise bad("This model has no chat template: use /v1/completions, or serve it with model.template.", "messages")
+            raise bad(
+                "This model has no chat template: use /v1/completions, or serve it with model.template.", "messages"
+            )
         made, images, places = list[Message](), list[str](), set[tuple[int, int]]()
         for number, message in enumerate(messages):
             param = f"messages.{number}"
@@ -162,5 +165,3 @@ def _arguments(text: str, param: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise bad("The arguments of a call are a JSON object, as text.", f"{param}.function.arguments")
     return found
-
-

@@ -51,7 +51,7 @@ def unknown_model(name: str, known: list[str]) -> ApiError:
 
 def too_long(tokens: int, context: int, param: str) -> ApiError:
     return bad(
-        f"The prompt has {tokens:,} tokens, and the context of {context:,} must have room for an answer too. Shorten it.",
+        f"The prompt has {tokens:,} tokens, and the context of {context:,} needs room for an answer too: shorten it.",
         param,
         "context_length_exceeded",
     )

@@ -81,7 +81,7 @@ class Fetcher:
 
     def _closed(self, host: str, param: str) -> ApiError:
         return bad(
-            f"Images are not fetched from {host[:100]}: send them as data: URLs, or allow the host by serve.image_hosts.",
+            f"Images are not fetched from {host[:100]}: send data: URLs, or allow the host by serve.image_hosts.",
             param,
             "image_url_not_allowed",
         )

@@ -33,7 +33,10 @@ class Metrics:
             "factory_http_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
         )
         self.first_token = Histogram(
-            "factory_first_token_seconds", "From a request to its first token.", buckets=_SECONDS, registry=self._registry
+            "factory_first_token_seconds",
+            "From a request to its first token.",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self.whole = Histogram(
             "factory_answer_seconds", "From a request to its last token.", buckets=_SECONDS, registry=self._registry

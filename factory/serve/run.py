@@ -1,5 +1,6 @@
 """Listening, and the end of it: whoever is being answered when the server is stopped gets an end that can be read."""
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -15,6 +16,7 @@ from factory.refusal import UserError, refusal, refuse
 from factory.serve.app import app
 
 KEY = "FACTORY_API_KEY"  # the environment variable
+_BACKLOG = 1024  # connections that wait to be taken
 _AFTER = 5  # seconds for the last events to be sent, once the engine has ended
 
 
@@ -45,7 +47,7 @@ def _own(host: str) -> bool:
 
 
 def listening(serve: schema.Serve) -> socket.socket:
-    """Before the weights are read: a port that is taken costs nothing then. Raises UserError."""
+    """Bound before the weights are read: a port that is taken costs nothing then. Raises UserError."""
     family = socket.AF_INET6 if ":" in serve.host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,9 +55,13 @@ def listening(serve: schema.Serve) -> socket.socket:
         found.bind((serve.host, serve.port))
     except OSError as error:
         found.close()
-        setting = f"serve.host={serve.host} serve.port={serve.port}"
-        raise refuse("serve-address", setting, f"it cannot be listened on ({error.strerror or error})") from None
+        raise _taken(serve, error) from None
     return found
+
+
+def _taken(serve: schema.Serve, error: OSError) -> UserError:
+    setting = f"serve.host={serve.host} serve.port={serve.port}"
+    return refuse("serve-address", setting, f"it cannot be listened on ({error.strerror or error})")
 
 
 class Server(uvicorn.Server):
@@ -87,13 +93,15 @@ def server(room: Room, generation: schema.Generation, serve: schema.Serve, secre
 
 def run(room: Room, generation: schema.Generation, serve: schema.Serve, secret: str | None, at: socket.socket) -> int:
     """Serves until a signal ends it."""
+    try:
+        at.listen(_BACKLOG)
+    except OSError as error:
+        raise _taken(serve, error) from None
     host, port = at.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     to_stderr(f"Serving {', '.join(room.names)} at http://{shown}:{port}/v1 (Ctrl-C ends it)")
     made = server(room, generation, serve, secret)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
         made.run(sockets=[at])
-    except KeyboardInterrupt:  # uvicorn raises the signal again once it has ended
-        pass
     room.engine.stop(0)
     return 0

@@ -1,6 +1,7 @@
 """The verb: a compiled plan to a server that listens."""
 
 import importlib.util
+import warnings
 
 from factory import schema
 from factory.inference import asked
@@ -16,6 +17,7 @@ def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -
 
     serve, secret = settings.serve, run.key(secret or settings.serve.api_key)
     engine_is_there(settings.engine)
+    unheard()
     run.unusable(serve, secret)
     name = serve.name or (side.title if side.run else plan.options.get("model", "model"))
     if name in serve.adapters:
@@ -24,6 +26,12 @@ def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -
         to_stderr(f"Reading {name} …")
         room = opened(plan, settings.engine, serve.adapters, name, to_stderr)
         return run.run(room, settings.generation, serve, secret, at)
+
+
+def unheard() -> None:
+    """What libraries say of their own next releases is nothing for who talks to a model."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
 
 
 def engine_is_there(engine: schema.Engine) -> None:
