@@ -24,6 +24,8 @@ from factory.typed import Key, to_tree, walk_keys
 # keys that decide what is shown alone; each has a test of its own below
 SCREENS = {"model.family", "plan.format", "plan.search", "preview.format", "preview.rows", "preview.html"}
 SCREENS |= {"compare.format", "compare.out", "sweep.resume", "sweep.reuse"}
+# of what writes: tests/inference/test_writing_asked.py
+SCREENS |= {found.path for found in all_keys() if found.path.startswith(("engine.", "generation.", "chat.", "serve."))}
 BASE = ("stage.max_grad_norm=null",)  # layerwise stepping wants it
 
 

@@ -272,7 +272,6 @@ class Embedded:
     """The engine. `scores` gives a reward model's scores of a row of tokens, where it is one."""
 
     model: Model
-    adapters: tuple[str, ...]
     numbers: Numbers
     most: int
     queue: int
@@ -286,6 +285,10 @@ class Embedded:
     @property
     def context(self) -> int:
         return self.numbers.context
+
+    @property
+    def grammars(self) -> bool:
+        return True
 
     def _lane(self, request: Request) -> Lane:
         kind = Together if self.model.side_by_side else Alone

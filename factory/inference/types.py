@@ -125,10 +125,13 @@ class Load:
 
 
 class Engine(Protocol):
-    """`context`: the most tokens of a prompt and its answer. `adapters`: the names it can be asked with."""
+    """`context`: the most tokens of a prompt and its answer. `grammars`: whether it asks `Request.allowed`."""
 
-    context: int
-    adapters: tuple[str, ...]
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def grammars(self) -> bool: ...
 
     def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
         """Raises Overloaded, or Stopping."""

@@ -76,6 +76,8 @@ class Desk:
     def _grammar(self, format: wire.ResponseFormat | None) -> Any:
         if format is None or format.type == "text":
             return None
+        if not self.room.engine.grammars:
+            raise bad("This engine does not hold answers to a schema: serve with engine=transformers.", "response_format")
         asked = format.json_schema.schema_ if format.json_schema else None
         try:
             return grammar(self.room, asked)

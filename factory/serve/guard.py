@@ -24,12 +24,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        started = False
 
         async def counted(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 self._count(scope["path"], message["status"])
             await send(message)
 
@@ -40,21 +37,31 @@ class Guard:
         if not said.isdigit() or int(said) > self._most:
             await errors.too_large(self._most).response()(scope, receive, counted)
             return
-        read = 0
+        body = await self._body(receive)
+        if body is None:
+            await errors.too_large(self._most).response()(scope, receive, counted)
+            return
+        given = False
 
-        async def limited() -> MutableMapping[str, Any]:
-            nonlocal read
+        async def replayed() -> MutableMapping[str, Any]:
+            nonlocal given
+            if given:
+                return await receive()  # the client's leaving
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replayed, counted)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """All of it; None where it is too large: what its sender said of its size is no proof."""
+        body = bytearray()
+        while True:
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._most:
-                raise _TooLarge
-            return message
-
-        try:
-            await self._app(scope, limited, counted)
-        except _TooLarge:
-            if not started:
-                await errors.too_large(self._most).response()(scope, receive, counted)
+            body += message.get("body", b"")
+            if len(body) > self._most:
+                return None
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return bytes(body)
 
     def _allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
         if self._key is None or path in OPEN:
@@ -62,6 +69,3 @@ class Guard:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(given.strip(), self._key) and kind.lower() == b"bearer"
 
-
-class _TooLarge(Exception):
-    pass

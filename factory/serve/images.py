@@ -73,7 +73,7 @@ class Fetcher:
             number = await _number(host)
         except (OSError, UnicodeError):
             raise bad(f"The host {host[:100]} cannot be found.", param, "invalid_image_url") from None
-        if not all(ipaddress.ip_address(each).is_global for each in number):
+        if not all(_public(ipaddress.ip_address(each)) for each in number):
             raise bad("The image's host is at a private address.", param, "invalid_image_url")
         shown = f"[{number[0]}]" if ":" in number[0] else number[0]
         where = parts._replace(netloc=f"{shown}:{port}" if port else shown)
@@ -85,6 +85,11 @@ class Fetcher:
             param,
             "image_url_not_allowed",
         )
+
+
+def _public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    inner = getattr(address, "ipv4_mapped", None)
+    return address.is_global and not address.is_multicast and (inner is None or _public(inner))
 
 
 async def _number(host: str) -> list[str]:

@@ -19,7 +19,6 @@ def embedded(run: Opening, config: Any, tokenizer: Any, processor: Any, model: A
     model = with_adapters(model, run.adapters)
     made = Embedded(
         Model(model, plan.steps.load.device, partial(autocast, plan)),
-        adapters=tuple(getattr(model, "peft_config", {})),
         numbers=Numbers(asked.prefill, context(run)),
         most=asked.batch,
         queue=asked.queue,

@@ -49,7 +49,7 @@ def engine() -> Iterator[Callable[..., Embedded]]:
 
     def start(model: Any = None, *, prefill: int = 16, most: int = 4, queue: int = 100) -> Embedded:
         of = Model(tiny_model() if model is None else model, "cpu", contextlib.nullcontext)
-        made.append(Embedded(of, (), Numbers(prefill, 256), most, queue))
+        made.append(Embedded(of, Numbers(prefill, 256), most, queue))
         return made[-1]
 
     yield start

@@ -193,8 +193,9 @@ def test_a_bad_request_is_a_400_with_what_is_wrong(name: str, client: Any, serve
     body = {"model": "tiny", "messages": HI, "max_tokens": 2, **changes}
     if name == "half a character":  # which the client cannot send
         with served.http() as http:
-            found = http.post("/v1/chat/completions", content=json.dumps(body))
-        assert found.status_code == 400 and found.json()["error"]["param"]
+            kind = {"Content-Type": "application/json"}
+            found = http.post("/v1/chat/completions", content=json.dumps(body), headers=kind)
+        assert found.status_code == 400 and found.json()["error"]["param"] == "messages.0.content"
         return
     with pytest.raises(openai.BadRequestError) as raised:
         client.chat.completions.create(**body)
@@ -256,7 +257,7 @@ def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[
     ]
     client.chat.completions.create(model="tiny", messages=messages, tools=[TOOL])
     text = opened[0].prompts.tokenizer.decode(seen[0].ids)
-    assert "Action: look_up" in text and "Observation: the sea's fall" in text
+    assert "Action: look_up" in text and "<|im_start|>tool\nthe sea's fall" in text
 
 
 def test_json_is_held_to_or_refused(client: Any) -> None:
