@@ -229,7 +229,9 @@ def _pieces(talk: Talk, speakers: list[Speaker], number: int) -> Iterator[Piece 
     try:
         yield from speaker.room.answer(talk.conversation(number), talk.sampling(), speaker.name, talk.generation.stop)
     except BadRow as error:
-        raise Wrong(f"{speaker.title} cannot be asked: {error} (/undo takes a message back, /clear all)") from None
+        raise Wrong(
+            f"{speaker.title} cannot be asked: {error}; the message is taken back, /clear begins anew"
+        ) from None
 
 
 def _written(talk: Talk, speakers: list[Speaker], number: int) -> Said:

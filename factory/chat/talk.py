@@ -33,7 +33,7 @@ class Wrong(ValueError):
 
 @dataclass(slots=True)
 class Talk:
-    """`sides`: what each model has seen, in the order of the models: the questions are the same, the answers their own."""
+    """`sides`: what each model has seen, in the models' order: the questions are the same, the answers their own."""
 
     generation: schema.Generation
     system: str | None
@@ -73,12 +73,10 @@ class Talk:
                 side.append({"role": "tool", "content": text, "name": call["name"]})
 
     def _open_call(self, side: list[Message]) -> ToolCall | None:
-        results = 0
-        for message in reversed(side):
+        for results, message in enumerate(reversed(side)):
             if message["role"] != "tool":
                 calls = message.get("tool_calls", [])
                 return calls[results] if results < len(calls) else None
-            results += 1
         return None
 
     def _say(self, message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Logits to a token, by each answer's own settings and its own random numbers: who else writes beside it changes none."""
+"""Logits to a token, by each answer's own settings and random numbers: who else writes beside it changes none."""
 
 from collections.abc import Sequence
 from typing import Any

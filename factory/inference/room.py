@@ -25,11 +25,11 @@ EMBEDDED = (
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization"), ("model", "arch")),
-    Step("write", "write:embedded", ("config", "tokenizer", "processor", "model"), ("room",)),
+    Step("write", "write:embedded", ("tokenizer", "processor", "model"), ("room",)),
 )
 VLLM = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
-    Step("write", "write:vllm", ("config", "tokenizer", "processor"), ("room",)),
+    Step("write", "write:vllm", ("tokenizer",), ("room",)),
 )
 _STEPS = {"transformers": EMBEDDED, "vllm": VLLM}
 OWN = "default"  # the adapter of the plan
@@ -74,7 +74,7 @@ class Room:
     engine: Engine
     prompts: Prompts
     names: dict[str, str | None]
-    warned: Sequence[str] = ()
+    capacity: int  # answers that may be asked for at a time
 
     @property
     def context(self) -> int:

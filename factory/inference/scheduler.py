@@ -1,4 +1,4 @@
-"""Who writes when: a queue with an end, answers that join and leave between two tokens, and an end that cuts nobody off.
+"""Who writes when: a queue with an end, answers that join and leave between two tokens, and an end for all.
 
 One thread runs the model. Between two tokens of those who write it reads a stretch of a prompt that waits, so that a
 long prompt holds nobody up for longer than that.
@@ -120,7 +120,12 @@ class Scheduler:
             ticket.tell(Done("cancelled"))
         while self._waiting and self._running < self._most:
             ticket = self._waiting.popleft()
-            self._lane_of(ticket.request).admit(ticket)
+            try:
+                self._lane_of(ticket.request).admit(ticket)
+            except Exception as error:  # of this one alone
+                _log.exception("a request was not taken")
+                ticket.tell(Done("error", f"{type(error).__name__}: {error}"))
+                continue
             self._running += 1
             self._prompt_tokens += len(ticket.request.ids)
 

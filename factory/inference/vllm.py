@@ -1,4 +1,4 @@
-"""engine=vllm: vLLM's own scheduler and kernels behind our interface. Adapters are loaded beside the base, not merged."""
+"""engine=vllm: vLLM's own scheduler and kernels behind our interface. Adapters stand beside the base, unmerged."""
 
 from collections.abc import Callable, Sequence
 from itertools import count

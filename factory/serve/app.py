@@ -161,7 +161,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
 def _with_calls(desk: Desk, asked: wire.ChatRequest, begun: str, tools: Sequence[dict[str, Any]], part: Delta) -> Delta:
     """An answer with its calls told apart. Its text has those of special tokens, which a client does not see."""
     plain = desk.room.prompts.tokenizer.decode([token.id for token in part.tokens], skip_special_tokens=True)
-    if not part.text.startswith(plain[:1]) or len(plain) > len(part.text):
+    if len(plain) > len(part.text):  # a stop text has cut it
         plain = part.text
     read = calls.read(begun + part.text, begun + plain, desk.room.prompts.tool_format, tools)
     if not read.calls:

@@ -58,6 +58,8 @@ class Desk:
     ) -> list[Request]:
         """`n` of each prompt. A seed gives each another answer, and all the same ones again."""
         made = list[Request]()
+        if len(prompts) * (asked.n or 1) > self.room.capacity:
+            raise bad(f"More than {self.room.capacity} answers cannot be asked for at a time.", "n")
         for ids in prompts:
             self.fits(ids, param)
             for number in range(asked.n or 1):
@@ -77,7 +79,9 @@ class Desk:
         if format is None or format.type == "text":
             return None
         if not self.room.engine.grammars:
-            raise bad("This engine does not hold answers to a schema: serve with engine=transformers.", "response_format")
+            raise bad(
+                "This engine does not hold answers to a schema: serve with engine=transformers.", "response_format"
+            )
         asked = format.json_schema.schema_ if format.json_schema else None
         try:
             return grammar(self.room, asked)

@@ -68,4 +68,3 @@ class Guard:
             return True
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(given.strip(), self._key) and kind.lower() == b"bearer"
-

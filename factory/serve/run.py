@@ -1,9 +1,9 @@
 """Listening, and the end of it: whoever is being answered when the server is stopped gets an end that can be read."""
 
-import contextlib
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import threading
 from types import FrameType
@@ -101,7 +101,8 @@ def run(room: Room, generation: schema.Generation, serve: schema.Serve, secret: 
     shown = f"[{host}]" if ":" in host else host
     to_stderr(f"Serving {', '.join(room.names)} at http://{shown}:{port}/v1 (Ctrl-C ends it)")
     made = server(room, generation, serve, secret)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
-        made.run(sockets=[at])
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the one that ended it again, once it has ended
+        signal.signal(number, lambda *_: None)
+    made.run(sockets=[at])
     room.engine.stop(0)
     return 0

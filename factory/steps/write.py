@@ -12,7 +12,7 @@ from factory.steps import source
 from factory.steps.feed import autocast
 
 
-def embedded(run: Opening, config: Any, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
+def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
     from factory.inference.embedded import Embedded, Model, Numbers
 
     plan, asked = run.plan, run.engine
@@ -27,20 +27,26 @@ def embedded(run: Opening, config: Any, tokenizer: Any, processor: Any, model: A
     own = made.model.inner.generation_config
     stops = getattr(own, "eos_token_id", None)
     more = stops if isinstance(stops, list) else [stops] if stops is not None else []
-    return {"room": Room(plan, made, prompts(run, config, tokenizer, processor, more), {})}
+    return {"room": Room(plan, made, prompts(run, tokenizer, processor, more), {}, _capacity(run))}
 
 
-def vllm(run: Opening, config: Any, tokenizer: Any, processor: Any) -> dict[str, Any]:
+def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:
     from factory.inference.vllm import Vllm
 
     plan, adapters = run.plan, dict(run.adapters)
+    for name, folder in adapters.items():
+        _is_adapter(name, folder)
     if plan.steps.load.adapter is not None:
         adapters[OWN] = plan.steps.load.adapter
     made = Vllm(source.folder(run), plan, run.engine, adapters, context(run))
-    return {"room": Room(plan, made, prompts(run, config, tokenizer, processor, ()), {})}
+    return {"room": Room(plan, made, prompts(run, tokenizer, {}, ()), {}, _capacity(run))}
 
 
-def prompts(run: Opening, config: Any, tokenizer: Any, processor: Any, stops: Any) -> Prompts:
+def _capacity(run: Opening) -> int:
+    return run.engine.batch + run.engine.queue
+
+
+def prompts(run: Opening, tokenizer: Any, processor: Any, stops: Any) -> Prompts:
     images = image_spec(run.plan.steps.load.config.get("model_type", ""), processor, tokenizer)
     return Prompts(tokenizer, run.plan.steps.pack, images, stops)
 
@@ -55,14 +61,18 @@ def context(run: Opening) -> int:
 def with_adapters(model: Any, adapters: dict[str, str]) -> Any:
     """The model with further adapters beside its own. Raises UserError for one that is not of this base."""
     for name, folder in adapters.items():
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", "there is no adapter_config.json in it")
+        _is_adapter(name, folder)
         try:
             model = _with_one(model, name, folder)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", first[:200].rstrip(".: ")) from error
     return model.requires_grad_(False)
+
+
+def _is_adapter(name: str, folder: str) -> None:
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", "there is no adapter_config.json in it")
 
 
 def _with_one(model: Any, name: str, folder: str) -> Any:

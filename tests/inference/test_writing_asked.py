@@ -76,7 +76,8 @@ def _words(text: str) -> list[str]:
 def test_attention_that_takes_no_mask_is_refused_and_another_engine_has_its_own(
     machine: Callable[..., None], tiny_model: Path
 ) -> None:
-    from test_rules import H100, HERE as INSTALLED
+    from test_rules import H100
+    from test_rules import HERE as INSTALLED
 
     machine(gpus=(H100,), packages=INSTALLED | {"flash-attn": "2.8"})
     flash = (f"model.path={tiny_model}", "tracking=none", "compute.attention=flash_attention_2", "precision=bf16")
@@ -146,9 +147,7 @@ def test_a_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_an_address_that_others_reach_needs_a_key(host: str, secret: str | None, rules: list[str]) -> None:
-    serve = schema.Serve(
-        host=host, port=0, api_key=None, name=None, adapters={}, max_body=1, image_hosts=(), grace=1.0
-    )
+    serve = schema.Serve(host=host, port=0, api_key=None, name=None, adapters={}, max_body=1, image_hosts=(), grace=1.0)
     try:
         run.unusable(serve, secret)
         found = []

@@ -1,4 +1,4 @@
-"""The embedded engine: answers that share a batch are those that `generate` gives one by one, whoever joins or leaves."""
+"""The embedded engine: answers that share a batch are those of `generate` one by one, whoever joins or leaves."""
 
 import contextlib
 import threading
@@ -58,9 +58,7 @@ def engine() -> Iterator[Callable[..., Embedded]]:
 
 
 def alone(model: Any, ids: tuple[int, ...], most: int = 14) -> list[int]:
-    given = model.generate(
-        torch.tensor([ids]), max_new_tokens=most, do_sample=False, eos_token_id=STOP, pad_token_id=0
-    )
+    given = model.generate(torch.tensor([ids]), max_new_tokens=most, do_sample=False, eos_token_id=STOP, pad_token_id=0)
     found = given[0, len(ids) :].tolist()
     return found[: found.index(STOP)] if STOP in found else found
 

@@ -117,7 +117,7 @@ def test_calls_are_read_as_the_model_writes_them(form: str, pack: Pack) -> None:
 
 def test_the_format_of_a_template_of_its_own_is_found(pack: Pack) -> None:
     folder = Path(__file__).parents[1] / "data" / "chat_templates"
-    made, tokenizer = prompts_of("auto", pack)
+    _, tokenizer = prompts_of("auto", pack)
     tokenizer.chat_template = (folder / "qwen3.jinja").read_text()
     from factory.data.tools import FORMATS
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from serving import TINY, Serving, room_of, serving
 
 from factory.data.tools import FORMATS
@@ -348,3 +350,53 @@ def test_no_page_of_another_site_may_read_answers(served: Serving) -> None:
         found = http.get("/v1/models", headers={"Origin": "https://evil.example"})
         asked = http.options("/v1/models", headers={"Origin": "https://evil.example"})
     assert not any(name.startswith("access-control") for name in {**found.headers, **asked.headers})
+
+
+# --- whatever is sent, the server does not fail
+
+_NAMES = (
+    *("model", "messages", "prompt", "input", "role", "content", "type", "text", "image_url", "url", "stop", "n"),
+    *("temperature", "top_p", "seed", "max_tokens", "stream", "logprobs", "top_logprobs", "tools", "tool_choice"),
+    *("function", "name", "parameters", "arguments", "tool_calls", "response_format", "encoding_format", "echo"),
+)
+_WORDS = st.one_of(
+    st.sampled_from(["tiny", "user", "assistant", "tool", "system", "text", "function", "Hi", "", "auto", "\x00", "é"]),
+    st.text(max_size=5),
+)
+_LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(-1, 3), _WORDS, st.just(2**70))
+_ANY = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4)),
+    max_leaves=8,
+)
+_MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": st.one_of(_WORDS, _ANY)}
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    path=st.sampled_from(["chat/completions", "completions", "embeddings", "score"]),
+    messages=st.one_of(_MESSAGES, _ANY),
+    text=st.one_of(_WORDS, st.lists(st.integers(-1, 600), max_size=4), _ANY),
+    more=st.dictionaries(st.sampled_from(_NAMES), _ANY, max_size=2),
+)
+def test_whatever_is_sent_the_server_does_not_fail(
+    path: str, messages: Any, text: Any, more: dict[str, Any], served: Serving
+) -> None:
+    own = {"chat/completions": "messages", "score": "messages", "completions": "prompt", "embeddings": "input"}[path]
+    body = {"model": "tiny", own: messages if own == "messages" else text}
+    body |= {"max_tokens": 1} if "completions" in path else {}
+    with served.http() as http:
+        found = http.post(
+            f"/v1/{path}",
+            content=json.dumps({**body, **more}),
+            headers={"Content-Type": "application/json"},
+        )
+    assert found.status_code in (200, 400, 404, 429), found.text
+    if found.status_code != 200:
+        assert found.json()["error"]["message"]

@@ -103,4 +103,3 @@ def test_a_model_that_scores_nothing_says_so(tiny_model: Path) -> None:
         answer = http.post("/v1/score", json=body)
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported"
     room.engine.stop(0)
-

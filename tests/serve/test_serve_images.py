@@ -49,9 +49,7 @@ def net(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     real = httpx.AsyncClient
     monkeypatch.setattr(images, "_number", number)
-    monkeypatch.setattr(
-        images.httpx, "AsyncClient", lambda **more: real(transport=httpx.MockTransport(answer), **more)
-    )
+    monkeypatch.setattr(images.httpx, "AsyncClient", lambda **more: real(transport=httpx.MockTransport(answer), **more))
     return found
 
 
