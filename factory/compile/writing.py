@@ -4,6 +4,7 @@ from factory import heads
 from factory.compile.rule import Case, Rule
 from factory.plan import Verb
 
+GROUPS = ("engine", "generation")  # that they alone read
 WRITES: tuple[Verb, ...] = ("chat", "serve")
 _MASKED = ("auto", "eager", "sdpa")
 

@@ -62,7 +62,7 @@ class Numbers:
 
 
 class Model:
-    """The forward pass of a model (PEFT's wrapper or not). `using` sets an adapter by name."""
+    """The forward pass of a model, PEFT's wrapper or not."""
 
     def __init__(self, model: Any, device: str, autocast: Callable[[], AbstractContextManager[Any]]):
         self.model, self.inner, self.device, self._autocast = model, text_model(model), device, autocast
@@ -103,7 +103,8 @@ class Model:
     def states(self, ids: Tensor) -> Tensor:
         """The last states of one row: (tokens, width)."""
         with torch.no_grad(), self._autocast():
-            decoder = self.inner.base_model
+            # as the losses find it (factory/losses.py)
+            decoder = self.inner.base_model if self.inner.base_model is not self.inner else self.inner.model
             return decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state[0]
 
 

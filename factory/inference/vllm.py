@@ -114,8 +114,13 @@ class Vllm:
             **more,
         )
         self.context = context
+        try:
+            engine = LLMEngine.from_engine_args(arguments)
+        except (ValueError, RuntimeError, OSError) as error:  # it has no class of its own
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise refuse("engine-vllm-start", f"engine={asked.name}", first[:300].rstrip(".: ")) from error
         lane: Lane = VllmLane(
-            LLMEngine.from_engine_args(arguments),
+            engine,
             {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)},
         )
         self._scheduler = Scheduler(lambda _: lane, lambda: [lane], asked.batch, asked.queue)
