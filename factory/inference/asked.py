@@ -12,13 +12,13 @@ from factory.refusal import Refusal, UserError, did_you_mean, refusal
 _GROUPS = ("model", "precision", "tracking", "engine", "generation")
 _KEYS = (
     *("hardware.device", "hardware.card", "hardware.compute_capability", "hardware.memory", "hardware.threads"),
-    *("compute.attention", "compute.kernels"),
+    *("compute.attention",),
     *("data.reasoning", "data.tools"),
     *("seed", "run", "stage", "hardware"),
 )
 _STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was trained writes
 # of a run: what its model is, and how it is read and told things
-_TAKEN = ("model", "precision", "hardware", "compute.kernels", "data.reasoning", "data.tools", "data.max_length")
+_TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools", "data.max_length")
 _NOT_TAKEN = ("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload")
 SECRET = "serve.api_key"
 NOWHERE = str(

@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.inference.types import Allowed, Sampling, Token
+from factory.inference.types import Allowed, Done, Sampling, Token
+
+
+_FIRST = 512  # of the likeliest tokens
+_COLDEST = 1e-5  # below it numbers leave float32, and the likeliest token is all there is
 
 
 class Drawer:
@@ -45,20 +49,48 @@ class Drawer:
 
     def _drawn(self, logits: Tensor) -> int:
         """First top_k, then top_p: the fewest of the likeliest that have this probability together."""
-        sampling = self._sampling
-        values, ids = (logits.cpu() / sampling.temperature).sort(descending=True)
+        sampling, logits = self._sampling, _cooled(logits.cpu(), self._sampling.temperature)
+        if sampling.top_k is None and sampling.top_p == 1:
+            return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
         if sampling.top_k is not None:
-            values = values[: sampling.top_k]
-        chances = values.softmax(-1)
-        if sampling.top_p < 1:
-            before = chances.cumsum(-1) - chances
-            chances = torch.where(before < sampling.top_p, chances, 0.0)
+            values, ids = logits.topk(min(sampling.top_k, len(logits)))
+            chances = values.softmax(-1)
+        else:
+            chances, ids = _likeliest(logits.softmax(-1), sampling.top_p)
+        before = chances.cumsum(-1) - chances
+        chances = torch.where(before < sampling.top_p, chances, 0.0)
         return int(ids[torch.multinomial(chances, 1, generator=self._generator)])
 
 
-def draw(drawers: Sequence[Drawer], logits: Any) -> list[Token]:
-    """A token of each row. logits: (rows, vocabulary)."""
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return (logits - logits.max()) / max(temperature, _COLDEST)
+
+
+def _likeliest(chances: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Enough of the likeliest, in their order, to have this share: to sort a whole vocabulary takes milliseconds."""
+    found = chances.topk(min(_FIRST, len(chances)))
+    return (found.values, found.indices) if float(found.values.sum()) >= share else tuple(chances.sort(descending=True))
+
+
+def _likeliest(chances: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Enough of the likeliest, in their order, to have this share: to sort a whole vocabulary takes milliseconds."""
+    found = chances.topk(min(_FIRST, len(chances)))
+    if float(found.values.sum()) < share:
+        found = chances.sort(descending=True)
+    return found.values, found.indices
+
+
+def draw(drawers: Sequence[Drawer], logits: Any) -> list[Token | Done]:
+    """A token of each row, or what ends the one that cannot be drawn. logits: (rows, vocabulary)."""
     if all(drawer.plain for drawer in drawers):
         return [Token(token) for token in logits.argmax(-1).tolist()]
     logits = logits.float()
-    return [drawer.draw(row) for drawer, row in zip(drawers, logits, strict=True)]
+    return [_drawn(drawer, row) for drawer, row in zip(drawers, logits, strict=True)]
+
+
+def _drawn(drawer: Drawer, logits: Tensor) -> Token | Done:
+    """What fails of one answer, as its grammar, fails of that one alone."""
+    try:
+        return drawer.draw(logits)
+    except (RuntimeError, ValueError) as error:
+        return Done("error", f"{type(error).__name__}: {error}")

@@ -208,14 +208,17 @@ class Together:
             self._slots.add(reading.slots, len(request.ids))
             self._rows.append(row)
 
-    def _tell(self, row: Row, token: Token) -> bool:
+    def _tell(self, row: Row, token: Token | Done) -> bool:
         """Whether that ends it."""
         return told(row, token, self._numbers.context)
 
 
-def told(row: Row, token: Token, context: int) -> bool:
+def told(row: Row, token: Token | Done, context: int) -> bool:
     """Tells of a row's next token; whether that ends the answer."""
     request = row.ticket.request
+    if isinstance(token, Done):
+        row.ticket.tell(token)
+        return True
     if token.id in request.stops:
         row.ticket.tell(Done("stop"))
         return True

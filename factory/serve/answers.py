@@ -20,10 +20,12 @@ T = TypeVar("T")
 _RETRY = 2  # seconds
 
 
-async def events(room: Room, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Event]]:
-    """Of all of them, each with its number. Leaving early cancels what still runs. Raises ApiError."""
+async def events(room: Room, requests: Sequence[Request], tickets: list[Ticket]) -> AsyncIterator[tuple[int, Event]]:
+    """Of all of them, each with its number. Leaving early cancels what still runs. Raises ApiError.
+
+    `tickets`: an empty list for those of the requests, by which one may be cancelled.
+    """
     loop, found = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
-    tickets = list[Ticket]()
 
     def teller(number: int) -> Callable[[Event], None]:
         def tell(event: Event) -> None:
@@ -81,8 +83,8 @@ async def shown(
     """The texts as they grow. `special`: with the texts of special tokens. A last one of each answer is `done`."""
     writers = [Writer(room.prompts.tokenizer, stops, special=special) for _ in requests]
     held: list[list[Token]] = [[] for _ in requests]
-    ended = set[int]()
-    async with aclosing(events(room, requests)) as found:
+    ended, tickets = set[int](), list[Ticket]()
+    async with aclosing(events(room, requests, tickets)) as found:
         async for number, event in found:
             if number in ended:
                 continue
@@ -96,6 +98,7 @@ async def shown(
                     held[number] = []
                 if writer.ended:
                     ended.add(number)
+                    tickets[number].cancel()
             else:
                 if event.reason == "error":
                     raise errors.broken()

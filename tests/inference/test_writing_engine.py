@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
+from factory.inference.draw import Drawer
 from factory.inference.embedded import Embedded, Model, Numbers
 from factory.inference.types import Done, Overloaded, Request, Sampling, Stopping, Token
 
@@ -129,6 +131,52 @@ def test_a_seed_gives_the_same_answer_whoever_writes_beside_it(engine: Callable[
     beside = made.batch([asked(each, seed=3, **own) for each in ids])[0]
     assert ids_of(alone_) == ids_of(beside) != ids_of(other)
     assert ids_of(made.batch([asked(ids[0], **own)])[0]) != ids_of(made.batch([asked(ids[0], **own)])[0])
+
+
+def test_the_coldest_answer_is_the_greedy_one_and_the_likeliest_alone_are_drawn(
+    engine: Callable[..., Embedded],
+) -> None:
+    made, (ids,) = engine(), prompts((9,))
+    greedy = ids_of(made.batch([asked(ids)])[0])
+    for own in ({"temperature": 1e-300}, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}):
+        assert ids_of(made.batch([asked(ids, seed=1, **own)])[0]) == greedy
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """Of four tokens with known chances, with top_k and top_p as their definitions say."""
+    chances = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    for sampling, wanted in (
+        ({}, {0: 0.1, 1: 0.4, 2: 0.2, 3: 0.3}),
+        ({"top_k": 2}, {1: 4 / 7, 3: 3 / 7}),
+        ({"top_p": 0.75}, {1: 4 / 9, 3: 3 / 9, 2: 2 / 9}),
+        ({"top_p": 0.7}, {1: 4 / 7, 3: 3 / 7}),
+    ):
+        drawer = Drawer(Sampling(max_tokens=1, temperature=1.0, seed=1, **sampling), None)  # type: ignore[arg-type]
+        drawn = [drawer.draw(chances.log()).id for _ in range(4000)]
+        assert {token: drawn.count(token) / 4000 for token in set(drawn)} == pytest.approx(wanted, abs=0.03)
+
+
+class _Failing:
+    """A grammar that fails at the second token."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def mask(self, logits: Any) -> None:
+        self.seen += 1
+        if self.seen == 2:
+            raise ValueError("no such state")
+
+    def accept(self, token: int) -> None:
+        pass
+
+
+def test_an_answer_whose_grammar_fails_ends_alone(engine: Callable[..., Embedded]) -> None:
+    model = tiny_model()
+    broken = replace(asked(prompts()[0]), allowed=_Failing())
+    (tokens, done), other = engine(model).batch([broken, asked(prompts()[1])])
+    assert len(tokens) == 1 and done == Done("error", "ValueError: no such state")
+    assert ids_of(other) == alone(model, prompts()[1])
 
 
 def test_probabilities_are_the_models_own(engine: Callable[..., Embedded]) -> None:
