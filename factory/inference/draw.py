@@ -8,7 +8,6 @@ from torch import Tensor
 
 from factory.inference.types import Allowed, Done, Sampling, Token
 
-
 _FIRST = 512  # of the likeliest tokens
 _COLDEST = 1e-5  # below it numbers leave float32, and the likeliest token is all there is
 
