@@ -6,8 +6,6 @@ from typing import Any
 
 from factory.inference.room import Room
 
-_KEPT = 32  # schemas whose grammar is kept
-
 
 class Grammar:
     """Of one answer."""
@@ -24,7 +22,8 @@ class Grammar:
         self._own.apply_token_bitmask_inplace(logits[None], self._bits.to(logits.device))
 
     def accept(self, token: int) -> None:
-        self._matcher.accept_token(token)
+        if not self._matcher.accept_token(token):
+            raise ValueError("the grammar does not take the token that it allowed")
 
 
 def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
@@ -34,7 +33,7 @@ def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
         if schema is None:
             compiled = compiler.compile_builtin_json_grammar()
         else:
-            compiled = _compiled(compiler, json.dumps(schema, sort_keys=True))
+            compiled = compiler.compile_json_schema(json.dumps(schema))
     except RuntimeError as error:
         raise ValueError(str(error)) from None
     return Grammar(compiled, rows, sorted(room.prompts.stops))
@@ -42,6 +41,7 @@ def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
 
 @lru_cache(maxsize=4)
 def _compiler(room: Room) -> tuple[Any, int]:
+    """It keeps the grammars that it made."""
     import xgrammar
 
     rows = room.plan.steps.patch.vocabulary
@@ -49,8 +49,3 @@ def _compiler(room: Room) -> tuple[Any, int]:
         room.prompts.tokenizer, vocab_size=rows, stop_token_ids=sorted(room.prompts.stops)
     )
     return xgrammar.GrammarCompiler(info), rows
-
-
-@lru_cache(maxsize=_KEPT)
-def _compiled(compiler: Any, schema: str) -> Any:
-    return compiler.compile_json_schema(schema)

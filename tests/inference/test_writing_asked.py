@@ -12,7 +12,9 @@ from test_saved import SHORT
 
 import factory
 from factory import cli, compose, schema
+from factory.facts import Gpu
 from factory.inference import asked
+from factory.look import machine as look
 from factory.plan import to_yaml
 from factory.refusal import UserError
 from factory.serve import run
@@ -49,7 +51,7 @@ def refused(verb: Any, *words: str) -> list[str]:
         ("chat", "method.quantization.bits=4", []),
         ("serve", "serve.name=a serve.adapters={a: x}", ["serve-name"]),
         ("serve", "serve.port=70000 generation.top_p=0 engine.batch=0", ["bad-value"] * 3),
-        ("chat", "data=alpaca stage=dpo method.rank=3 evaluate.samples=3", ["writes-unread"] * 3),
+        ("chat", "data=alpaca method.rank=3 evaluate.samples=3", ["writes-unread"] * 3),
         ("chat", "stage=dpo", ["writes-untrained"]),
         ("chat", "serve.port=1", ["writes-unread"]),
         ("serve", "chat.system=x", ["writes-unread"]),
@@ -58,8 +60,7 @@ def refused(verb: Any, *words: str) -> list[str]:
     ],
 )
 def test_what_is_refused(verb: str, words: str, rules: list[str], tiny_model: Path) -> None:
-    found = refused(verb, f"model.path={tiny_model}", *HERE, *_words(words))
-    assert sorted(found) == sorted(rules) or (words.startswith("data=") and set(found) == {"writes-unread"})
+    assert refused(verb, f"model.path={tiny_model}", *HERE, *_words(words)) == rules
 
 
 def _words(text: str) -> list[str]:
@@ -76,10 +77,8 @@ def _words(text: str) -> list[str]:
 def test_attention_that_takes_no_mask_is_refused_and_another_engine_has_its_own(
     machine: Callable[..., None], tiny_model: Path
 ) -> None:
-    from test_rules import H100
-    from test_rules import HERE as INSTALLED
-
-    machine(gpus=(H100,), packages=INSTALLED | {"flash-attn": "2.8"})
+    card = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
+    machine(gpus=(card,), packages=look.look_at_machine().packages | {"flash-attn": "2.8"})
     flash = (f"model.path={tiny_model}", "tracking=none", "compute.attention=flash_attention_2", "precision=bf16")
     assert refused("chat", *flash) == ["writes-attention"]
     assert refused("chat", *flash, "engine=vllm") == []
