@@ -442,6 +442,7 @@ def evaluate(arguments: list[str]) -> int:
         raise refuse("plan-of-a-sweep", "-m", "one model is evaluated at a time")
     if line.hydra_flags:
         return _hydras_own(line)
+    _refuse_unread(line, "evaluate")
     composed = _untrained(line)
     if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
         composed = replace(composed, run_dir=_fresh(composed.run_dir))

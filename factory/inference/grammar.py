@@ -33,7 +33,8 @@ def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
         if schema is None:
             compiled = compiler.compile_builtin_json_grammar()
         else:
-            compiled = compiler.compile_json_schema(json.dumps(schema))
+            # small models write space for ever where they may
+            compiled = compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
     return Grammar(compiled, rows, sorted(room.prompts.stops))
