@@ -11,7 +11,7 @@ class Grammar:
     """Of one answer."""
 
     def __init__(self, compiled: Any, rows: int, stops: list[int]):
-        import xgrammar
+        import xgrammar  # pyright: ignore[reportMissingImports]
 
         self._own: Any = xgrammar
         self._matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=stops)
@@ -43,7 +43,7 @@ def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
 @lru_cache(maxsize=4)
 def _compiler(room: Room) -> tuple[Any, int]:
     """It keeps the grammars that it made."""
-    import xgrammar
+    import xgrammar  # pyright: ignore[reportMissingImports]
 
     rows = room.plan.steps.patch.vocabulary
     info = xgrammar.TokenizerInfo.from_huggingface(

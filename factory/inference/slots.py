@@ -77,7 +77,7 @@ class Slots:
     """`cache` is what the model is given. `lengths` are the tokens of each row, in the order of the rows."""
 
     def __init__(self) -> None:
-        self.cache = Cache(layer_class_to_replicate=self._layer)
+        self.cache = Cache(layer_class_to_replicate=self._layer)  # type: ignore[arg-type]  # what makes one
         self.lengths: list[int] = []
         self.start = self.used = 0
 

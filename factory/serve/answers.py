@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ T = TypeVar("T")
 _RETRY = 2  # seconds
 
 
-async def events(room: Room, requests: Sequence[Request], tickets: list[Ticket]) -> AsyncIterator[tuple[int, Event]]:
+async def events(room: Room, requests: Sequence[Request], tickets: list[Ticket]) -> AsyncGenerator[tuple[int, Event]]:
     """Of all of them, each with its number. Leaving early cancels what still runs. Raises ApiError.
 
     `tickets`: an empty list for those of the requests, by which one may be cancelled.

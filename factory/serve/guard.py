@@ -17,7 +17,8 @@ class Guard:
     """`key`: None lets everybody in. `most`: bytes of a body."""
 
     def __init__(self, app: App, key: str | None, most: int, count: Callable[[str, int], None]):
-        self._app, self._key, self._most, self._count = app, key and key.encode(), most, count
+        self._app, self._most, self._count = app, most, count
+        self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

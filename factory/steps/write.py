@@ -31,7 +31,7 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
 
 
 def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:
-    from factory.inference.vllm import Vllm
+    from factory.inference.vllm_engine import Vllm
 
     plan, adapters = run.plan, dict(run.adapters)
     for name, folder in adapters.items():

@@ -72,7 +72,7 @@ def test_commands_of_a_terminal(talk: Callable[..., Any], here: Path) -> None:
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(
     talk: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = show._pieces
+    real: Any = show._pieces
     asked = 0
 
     def interrupted(*given: Any) -> Any:

@@ -18,6 +18,7 @@ from factory.look import machine as look
 from factory.plan import to_yaml
 from factory.refusal import UserError
 from factory.serve import run
+from factory.typed import Bytes
 
 Said = Any
 HERE = ("hardware=cpu", "tracking=none")
@@ -99,7 +100,7 @@ def test_the_model_of_a_run_is_read_whatever_became_of_its_rows(
     execute("method=lora", "data=file", f"data.path={rows}", "data.tools=qwen", *SHORT)
     rows.unlink()
     plan, _, _ = planned("chat", "run=run")
-    assert plan.steps.load.adapter == "run/model" and plan.steps.load.dtype == "float32"
+    assert Path(plan.steps.load.adapter) == here / "run" / "model" and plan.steps.load.dtype == "float32"
     assert plan.steps.pack.tools == "qwen" and plan.verb == "chat"
     with pytest.raises(UserError, match=r"\[run-model\]"):
         planned("chat", "run=nowhere", "tracking=none")
@@ -146,7 +147,9 @@ def test_a_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_an_address_that_others_reach_needs_a_key(host: str, secret: str | None, rules: list[str]) -> None:
-    serve = schema.Serve(host=host, port=0, api_key=None, name=None, adapters={}, max_body=1, image_hosts=(), grace=1.0)
+    serve = schema.Serve(
+        host=host, port=0, api_key=None, name=None, adapters={}, max_body=Bytes(1), image_hosts=(), grace=1.0
+    )
     try:
         run.unusable(serve, secret)
         found = []

@@ -126,7 +126,7 @@ def test_the_context_ends_an_answer(engine: Callable[..., Embedded]) -> None:
 
 def test_a_seed_gives_the_same_answer_whoever_writes_beside_it(engine: Callable[..., Embedded]) -> None:
     made, ids = engine(), prompts()
-    own = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}
+    own: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}
     alone_, other = (made.batch([asked(ids[0], seed=seed, **own)])[0] for seed in (3, 4))
     beside = made.batch([asked(each, seed=3, **own) for each in ids])[0]
     assert ids_of(alone_) == ids_of(beside) != ids_of(other)
@@ -259,7 +259,7 @@ def test_adapters_of_one_base_answer_side_by_side(engine: Callable[..., Embedded
     from peft import LoraConfig, get_peft_model
 
     base = tiny_model()
-    wanted = {None: alone(base, prompts()[0])}
+    wanted: dict[str | None, list[int]] = {None: alone(base, prompts()[0])}
     config = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, r=4, lora_alpha=32)
     model: Any = get_peft_model(base, config, adapter_name="one")
     model.add_adapter("two", config)

@@ -201,7 +201,8 @@ def test_a_bad_request_is_a_400_with_what_is_wrong(name: str, client: Any, serve
         return
     with pytest.raises(openai.BadRequestError) as raised:
         client.chat.completions.create(**body)
-    assert raised.value.body["message"] and (param is None or raised.value.body["param"] == param), raised.value.body
+    told: Any = raised.value.body
+    assert told["message"] and (param is None or told["param"] == param), told
 
 
 def test_an_unknown_model_is_a_404(client: Any) -> None:
@@ -266,7 +267,7 @@ def test_json_is_held_to_or_refused(client: Any) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     try:
-        import xgrammar  # noqa: F401
+        import xgrammar  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         with pytest.raises(openai.BadRequestError, match="factory\\[grammar\\]"):
             client.chat.completions.create(model="tiny", messages=HI, response_format=form)
@@ -378,7 +379,9 @@ _MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     path=st.sampled_from(["chat/completions", "completions", "embeddings", "score"]),
     messages=st.one_of(_MESSAGES, _ANY),

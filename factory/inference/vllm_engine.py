@@ -28,7 +28,7 @@ class VllmLane:
         return len(self._tickets)
 
     def admit(self, ticket: Ticket) -> None:
-        from vllm import TokensPrompt
+        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
 
         name, request = str(next(self._numbers)), ticket.request
         self._tickets[name] = ticket
@@ -61,8 +61,8 @@ class VllmLane:
 
 
 def _sampling(request: Request) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     asked = request.sampling
     return SamplingParams(
@@ -92,8 +92,8 @@ class Vllm:
     grammars = False
 
     def __init__(self, path: str, plan: Plan, asked: schema.Engine, adapters: dict[str, str], context: int):
-        from vllm import EngineArgs, LLMEngine
-        from vllm.lora.request import LoRARequest
+        from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         load, more = plan.steps.load, dict[str, Any]()
         if asked.memory_fraction is not None:
