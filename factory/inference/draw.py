@@ -68,12 +68,6 @@ def _cooled(logits: Tensor, temperature: float) -> Tensor:
 def _likeliest(chances: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Enough of the likeliest, in their order, to have this share: to sort a whole vocabulary takes milliseconds."""
     found = chances.topk(min(_FIRST, len(chances)))
-    return (found.values, found.indices) if float(found.values.sum()) >= share else tuple(chances.sort(descending=True))
-
-
-def _likeliest(chances: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Enough of the likeliest, in their order, to have this share: to sort a whole vocabulary takes milliseconds."""
-    found = chances.topk(min(_FIRST, len(chances)))
     if float(found.values.sum()) < share:
         found = chances.sort(descending=True)
     return found.values, found.indices
