@@ -27,12 +27,15 @@ from factory.saved import scores
 from factory.typed import convert, to_tree
 
 if TYPE_CHECKING:
+    from factory.inference import asked
     from factory.run.jobs import Job
 
 REFUSED = 2
-_PRINTING = ("plan", "preview", "compare", "export")  # verbs with keys of their own
+# the verbs that read a group of keys of their own
+_OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve")}
+_OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("chat", "serve", "board", "import-config")
+NOT_THERE = ("board", "import-config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,9 +87,11 @@ def _composed(line: compose.CommandLine, verb: str) -> compose.Composed:
 def _refuse_unread(line: compose.CommandLine, verb: str) -> None:
     """The keys of what another verb prints: this one would not look at them."""
     for text in line.overrides:
-        group = text.lstrip("+").partition(".")[0]
-        if group in _PRINTING and group != verb:
-            raise refuse("key-of-another-verb", text, f"`factory {verb}` does not read it", verb=group)
+        group = text.lstrip("+").partition("=")[0].partition(".")[0]
+        if group in _OWN and verb not in _OWN[group]:
+            shown = text if group != "serve" else text.partition("=")[0]  # which may be a secret
+            wrong = f"`factory {verb}` does not read it"
+            raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(_OWN[group]))
         if group == "sweep" and not line.multirun:
             raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
 
@@ -454,14 +459,23 @@ def evaluate(arguments: list[str]) -> int:
         raise refuse("plan-of-a-sweep", "-m", "one model is evaluated at a time")
     if line.hydra_flags:
         return _hydras_own(line)
+    _refuse_unread(line, "evaluate")
     composed = _untrained(line)
     if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides):
         composed = replace(composed, run_dir=_fresh(composed.run_dir))
     return _measure(composed)
 
 
-def _untrained(line: compose.CommandLine) -> compose.Composed:
-    """What the user says, over what the run that is named was made with; its method's own keys are of no use."""
+def _untrained(
+    line: compose.CommandLine,
+    taken: Callable[[tuple[str, ...]], tuple[str, ...]] = lambda overrides: overrides,
+    *,
+    base: bool = False,
+) -> compose.Composed:
+    """What the user says, over what the run that is named was made with; its method's own keys are of no use.
+
+    `taken`: what of the run's overrides counts. `base`: the model that the run started from, instead of its own.
+    """
     from factory.saved import merged, saved
 
     named = [text for text in line.overrides if text.startswith("run=")]
@@ -473,11 +487,17 @@ def _untrained(line: compose.CommandLine) -> compose.Composed:
     bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
     asked = bare.tree["tracking"]
     found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
-    made = compose.compose(replace(line, overrides=merged(found.overrides, own)))
+    made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own)))
     method = dict(bare.tree["method"])
     if not any(_of_method(text) for text in own):  # as the run held its base
         method["quantization"] = made.tree["method"]["quantization"]
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
+    if base:
+        if not found.overrides and found.adapter is None:
+            raise refuse(
+                "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
+            )
+        places = {} if found.overrides else {"path": found.path}
     tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
     return replace(made, tree=tree, options={**made.options, "method": "none"}, run=found.run)
 
@@ -529,6 +549,61 @@ def _exported(line: compose.CommandLine) -> compose.Composed:
 
 def _of_method(text: str) -> bool:
     return text.lstrip("+").startswith(("method.", "tracking."))
+
+
+def chat(arguments: list[str]) -> int:
+    """a conversation with a model or run=FOLDER in the terminal; compare=[base,run]: two of them side by side"""
+    from factory.inference import asked
+
+    line = compose.parse(arguments)
+    if line.hydra_flags:
+        return _hydras_own(line)
+    own = _taken_apart("chat", line)
+    compared = [text for text in own.overrides if text.lstrip("+").startswith("chat.compare=")]
+    chosen = _settings_of(compared).chat.compare if compared else ()
+    sides = asked.sides(asked.named_run(own), chosen)
+    made = [_to_write("chat", line, own, side) for side in sides]
+    from factory.chat import show
+
+    return show.show([show.Asked(side, plan) for side, (plan, _) in zip(sides, made, strict=True)], made[0][1])
+
+
+def serve(arguments: list[str]) -> int:
+    """an OpenAI-style API (chat, completions, embeddings, scores) for a model or run=FOLDER, on 127.0.0.1:8000"""
+    from factory.inference import asked
+
+    line = compose.parse(arguments)
+    if line.hydra_flags:
+        return _hydras_own(line)
+    own = _taken_apart("serve", line)
+    (side,) = asked.sides(asked.named_run(own), ())
+    made, chosen = _to_write("serve", line, own, side)
+    from factory.serve import show
+
+    return show.show(made, chosen, side, own.secret)
+
+
+def _taken_apart(verb: Verb, line: compose.CommandLine) -> "asked.Line":
+    from factory.inference import asked
+
+    if line.multirun:
+        raise refuse("plan-of-a-sweep", "-m", f"one `factory {verb}` runs at a time")
+    return asked.taken_apart(verb, line.overrides)
+
+
+def _to_write(
+    verb: Verb, line: compose.CommandLine, own: "asked.Line", side: "asked.Side"
+) -> tuple[Plan, settings.Settings]:
+    """The plan of a model that writes, and the settings beside it. Nothing is written into a folder."""
+    from factory.inference import asked
+
+    words = replace(line, overrides=asked.with_run(own, side.run))
+    composed = replace(_untrained(words, asked.of_run, base=side.base), run_dir=asked.NOWHERE)
+    made = _compiled(composed, training=True, verb=verb)
+    chosen, _, _ = settings.read(
+        composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir, verb=verb
+    )
+    return made, chosen
 
 
 def resume(arguments: list[str]) -> int:
@@ -616,6 +691,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "preview": preview,
     "evaluate": evaluate,
     "export": export,
+    "chat": chat,
+    "serve": serve,
     "compare": compare,
     "resume": resume,
     "track": track,

@@ -39,6 +39,7 @@ examples
   factory data=file data.path=rows.jsonl                  your own data
   factory preview data=file data.path=rows.jsonl          which of its tokens are trained, and what is dropped
   factory -m method=lora,galore,qlora                     compare methods
+  factory chat run=outputs/DATE/TIME                      talk to what was trained
 """
 
 

@@ -19,7 +19,7 @@ _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_
 # of `export`: all but the places
 _OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfile", "base", "scores")
 LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
-Verb = Literal["train", "evaluate", "export"]
+Verb = Literal["train", "evaluate", "export", "chat", "serve"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
@@ -393,7 +393,7 @@ CHANGED: dict[int, str] = {
     5: "the estimate's memory has more parts, and says when it is highest",
     6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
     7: "the rows that are measured may be those that train",
-    8: "runs may be logged to TensorBoard or wandb, with what the machine does; a plan may be of an export",
+    8: "runs may be logged to TensorBoard or wandb, with what the machine does; a plan may be of an export, of chat or of serve",
 }
 
 

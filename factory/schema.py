@@ -334,3 +334,44 @@ class Export:
 class Sweep:
     resume: str | None = key("the folder of a sweep to continue: what is finished is kept, the other jobs are run")
     reuse: bool = key("a job whose plan was executed before takes that run's result instead of running again")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    name: Literal["transformers", "vllm"] = key("what writes answers in chat and serve")
+    batch: int = key("answers that are written side by side", low=1)
+    prefill: int = key("tokens of prompts that are read between two tokens of the answers", low=1)
+    queue: int = key("requests that may wait; the next one is refused, with the time to come again", low=0)
+    memory_fraction: float | None = key("share of the memory that vllm takes; null: what is needed", above=0, high=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    temperature: float = key("0: always the likeliest token; higher: bolder", low=0)
+    top_p: float = key("draw from the fewest likeliest tokens that have this probability together", above=0, high=1)
+    top_k: int | None = key("draw from so many of the likeliest tokens; null: from all", low=1)
+    max_tokens: int = key("length limit of an answer; the context is another", low=1)
+    seed: int | None = key("the same seed, the same answer; null: another each time", low=0, high=2**32 - 1)
+    stop: tuple[str, ...] = key("texts that end an answer, which they are not part of")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    system: str | None = key("the system message that a conversation begins with")
+    compare: tuple[str, ...] = key(
+        "two models side by side: base (what the run started from), run (what run= names), or others as run= takes them"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    host: str = key("the address to listen on; another than this machine's own needs serve.api_key")
+    port: int = key("the port to listen on; 0: any free one", low=0, high=65535)
+    api_key: str | None = key("what clients must send; null: what the environment variable FACTORY_API_KEY has, if any")
+    name: str | None = key("the name of the model for clients; null: that of its folder or option")
+    adapters: dict[str, str] = key(
+        "further adapters of the same base by the name that clients ask with: {name: folder}"
+    )
+    max_body: Bytes = key("the largest request, as 20MiB", above=0)
+    image_hosts: tuple[str, ...] = key("hosts that images may be fetched from; none: images come within requests alone")
+    grace: float = key("seconds that answers get to end in when the server is stopped", low=0)

@@ -22,6 +22,10 @@ GROUPS: dict[str, type] = {
     "compare": schema.Compare,
     "export": schema.Export,
     "sweep": schema.Sweep,
+    "engine": schema.Engine,
+    "generation": schema.Generation,
+    "chat": schema.Chat,
+    "serve": schema.Serve,
 }
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
@@ -44,6 +48,10 @@ class Settings:
     compare: schema.Compare
     export: schema.Export
     sweep: schema.Sweep
+    engine: schema.Engine
+    generation: schema.Generation
+    chat: schema.Chat
+    serve: schema.Serve
     seed: int
     options: dict[str, str]
     overrides: tuple[str, ...]

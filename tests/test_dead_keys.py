@@ -25,6 +25,8 @@ from factory.typed import Key, to_tree, walk_keys
 SCREENS = {"model.family", "plan.format", "plan.search", "preview.format", "preview.rows", "preview.html"}
 SCREENS |= {"compare.format", "compare.out", "sweep.resume", "sweep.reuse"}
 SCREENS |= {found.path for found in all_keys() if found.path.startswith("export.")}  # tests/export/test_export_rules.py
+# of what writes: tests/inference/test_writing_asked.py
+SCREENS |= {found.path for found in all_keys() if found.path.startswith(("engine.", "generation.", "chat.", "serve."))}
 BASE = ("stage.max_grad_norm=null",)  # layerwise stepping wants it
 
 

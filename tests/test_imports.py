@@ -30,6 +30,8 @@ REFUSED = ("method.rnk=3", "seed=x", "data=file", "data.path=nope.jsonl", "stage
         (("plan", "stage=ppo", "stage.reward=a:b"), 0),
         (("train", *REFUSED), 2),
         (("preview", *REFUSED), 2),
+        (("chat", *REFUSED), 2),
+        (("serve", "serve.port=x"), 2),
         (("explain", "method.rank"), 0),
         (("compare", "run"), 0),
         (("export", "export.format=zzz"), 2),

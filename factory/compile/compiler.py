@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
-from factory.compile import choices, evaluating, exporting, ranks
+from factory.compile import choices, evaluating, exporting, ranks, writing
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
@@ -92,6 +92,12 @@ def _model_name(settings: Settings) -> str:
     return settings.options.get("model", "") if own else settings.model.path.rstrip("/").rpartition("/")[2]
 
 
+def _options(settings: Settings) -> dict[str, str]:
+    """Of the groups that the verb reads."""
+    unread = () if settings.verb in writing.WRITES else writing.GROUPS
+    return {group: option for group, option in settings.options.items() if group not in unread}
+
+
 def _nothing(method: Any, arch: Architecture) -> tuple[str, ...]:
     return ()
 
@@ -128,7 +134,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
     return plan.Plan(
         version=plan.VERSION,
         verb=settings.verb,
-        options=settings.options | {"model": _model_name(settings)},
+        options=_options(settings) | {"model": _model_name(settings)},
         overrides=settings.overrides,
         seed=settings.seed,
         steps=steps,

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory import registry, templates
 from factory.architecture import text_numbers, traits_of
-from factory.compile import choices, data, evaluating, files, ranks, watching
+from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
@@ -183,7 +183,8 @@ def _unknown_template(case: Case) -> str | None:
 
 
 def _no_template(case: Case) -> str | None:
-    needs = registry.spec("stages", case.settings.stage.name).KIND != "text"
+    # what has none is served for completions
+    needs = registry.spec("stages", case.settings.stage.name).KIND != "text" and case.settings.verb != "serve"
     missing = case.settings.model.template == "auto" and case.model.chat_template is False
     return "the tokenizer of this model has no chat template" if needs and missing else None
 
@@ -306,6 +307,7 @@ RULES: tuple[Rule, ...] = (
     *files.RULES,
     *watching.RULES,
     *evaluating.RULES,
+    *writing.RULES,
     Rule("adapter-fits", _adapter_fits),
     Rule("evaluate-reference", _reference_is_past),
     Rule("remote-code", _remote_code),

@@ -5,6 +5,7 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +186,19 @@ class Encoder:
                 made.append(error)
         return made
 
-    def prompt(self, record: Record) -> list[int]:
-        """What a model is given to answer; of a text, all of it. Raises BadRow."""
+    def prompt(self, record: Record, cut: str = "") -> list[int]:
+        """What a model is given to answer; of a text, all of it. Raises BadRow.
+
+        Where the character `cut` stands, it is taken away, and no token reaches over the place.
+        """
         if self._kind == "text":
             return self._texts.documents([record.response[0]["content"]])[0]
         text = self.renderer(record).prompt(record.prompt, record.tools, images=media(record))
         if self._images is not None:
             text = self._images.prompt(text, record.images)
+        if cut and cut in text:
+            *parts, last = text.split(cut)
+            return self._texts.pieces("".join([*parts, last]), [*accumulate(map(len, parts))]).ids
         (placed,) = self._texts.encode([text])
         return placed.ids
 

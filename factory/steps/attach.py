@@ -21,8 +21,8 @@ from factory.typed import Reader
 from factory.vocabulary import as_said, grown
 
 
-def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None) -> dict[str, Any]:
-    """`dataset`: only so that a mistake in the rows is found before."""
+def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Takes the dataset only to come after it: a mistake in the rows costs no weights."""
     import torch
 
     plan = run.plan.steps

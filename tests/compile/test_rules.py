@@ -14,7 +14,7 @@ from families import KINDS, built_of, roomy
 
 import factory
 from factory import registry
-from factory.compile import ranks
+from factory.compile import ranks, writing
 from factory.compile.rules import all_rules
 from factory.facts import Gpu
 from factory.look import machine as look
@@ -755,6 +755,7 @@ WORDS = {
 
 # no stage has a spec alone at present, and none is of one process
 PRETENDED = {"stage-not-there", "stage-of-one-process", "evaluate-reference"}  # each tested apart
+PRETENDED |= {rule.id for rule in writing.RULES}  # of chat and serve: tests/inference/test_writing_asked.py
 
 
 def test_the_table_has_every_rule() -> None:

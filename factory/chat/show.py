@@ -1,0 +1,336 @@
+"""The terminal of a conversation: lines are read, answers are written as they come, two of them side by side."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from factory.chat.talk import HELP, Talk, Wrong
+from factory.data.record import BadRow, ToolCall
+from factory.inference import asked, calls
+from factory.inference.room import Piece, Room, opened, to_stderr
+from factory.inference.types import Done
+from factory.plan import Plan
+from factory.serve.show import engine_is_there, unheard
+from factory.settings import Settings
+
+_BLOCK = '"""'
+# what moves a cursor or rings a bell is no part of an answer
+_SILENT = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    side: asked.Side
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A model under the name that it is shown with. `name` is the one that its room knows it by."""
+
+    title: str
+    room: Room
+    name: str
+
+
+@dataclass(slots=True)
+class Said:
+    """An answer, or as much of it as there is."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    cut: bool = False
+
+
+def show(sides: list[Asked], settings: Settings) -> int:
+    """Holds the conversation. Raises UserError before it begins."""
+    engine_is_there(settings.engine)
+    unheard()
+    speakers = speakers_of(sides, settings)
+    talk = Talk(settings.generation, settings.chat.system, len(speakers))
+    try:
+        if not sys.stdin.isatty():
+            return _piped(talk, speakers)
+        return _terminal(talk, speakers)
+    finally:
+        for speaker in speakers:
+            speaker.room.engine.stop(0)
+
+
+def speakers_of(sides: list[Asked], settings: Settings) -> list[Speaker]:
+    """Models that differ in an adapter alone share their base."""
+    found, rooms = list[Speaker](), dict[str, Room]()
+    for each in sorted(sides, key=lambda each: each.plan.steps.load.adapter is None):  # those with an adapter first
+        of_base = _base(each.plan)
+        title = each.side.title
+        if each.plan.steps.load.adapter is None and of_base in rooms:
+            room = rooms[of_base]
+            name = next((name for name, adapter in room.names.items() if adapter is None), None)
+            if name is not None:
+                found.append(Speaker(title, room, name))
+                continue
+        to_stderr(f"Reading {title} …")
+        room = opened(each.plan, settings.engine, {}, title, to_stderr)
+        rooms.setdefault(of_base, room)
+        found.append(Speaker(title, room, title))
+    order = [each.side.title for each in sides]
+    return sorted(found, key=lambda speaker: order.index(speaker.title))
+
+
+def _base(plan: Plan) -> str:
+    """The same of models that have the same weights below their adapters, in the same numbers."""
+    steps = plan.steps
+    load = replace(steps.load, adapter=None, adapter_fingerprint=None)
+    return repr((load, steps.patch, steps.quantize, steps.pack, steps.train.autocast))
+
+
+def _piped(talk: Talk, speakers: list[Speaker]) -> int:
+    """All of the input is one message; the answer, and nothing else, goes to the output."""
+    text = sys.stdin.read().strip()
+    if not text:
+        to_stderr("Nothing was asked: the input is empty.")
+        return 2
+    talk.ask(text)
+    for number, speaker in enumerate(speakers):
+        if len(speakers) > 1:
+            print(f"{'' if number == 0 else chr(10)}{speaker.title}:")
+        try:
+            said = _written(talk, speakers, number)
+        except Wrong as error:
+            to_stderr(str(error))
+            return 1
+        print("")
+        if told := _after(said):
+            to_stderr(told.strip())
+        talk.answered(number, said.text, said.calls)
+    return 0
+
+
+def _terminal(talk: Talk, speakers: list[Speaker]) -> int:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  lines can be edited, and are remembered
+    named = " and ".join(speaker.title for speaker in speakers)
+    print(f"{named}: context {speakers[0].room.context:,} tokens. /help lists the commands.")
+    for line in _lines():
+        try:
+            if not line.startswith("/"):
+                talk.ask(line)
+            elif not _command(talk, speakers, line):
+                return 0
+            _answer(talk, speakers)
+        except Wrong as error:
+            print(error)
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    """What the user says, until the input ends. Ctrl-C throws a line away."""
+    while True:
+        try:
+            line = _whole(input)
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D ends the conversation)")
+            continue
+        if line.strip():
+            yield line
+
+
+def _whole(read: Callable[[str], str]) -> str:
+    """One line, or several: between lines of three quotes, or where one ends with a backslash."""
+    line = read("> ")
+    if line.strip().startswith(_BLOCK):
+        found = [line.strip().removeprefix(_BLOCK)]
+        while not found[-1].rstrip().endswith(_BLOCK):
+            found.append(read(". "))
+        found[-1] = found[-1].rstrip().removesuffix(_BLOCK)
+        return "\n".join(found).strip("\n")
+    while line.endswith("\\"):
+        line = line[:-1] + "\n" + read(". ")
+    return line
+
+
+def _command(talk: Talk, speakers: list[Speaker], line: str) -> bool:
+    """False where the conversation ends. Raises Wrong."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name in ("/exit", "/quit"):
+        return False
+    if name not in _COMMANDS:
+        raise Wrong(f"there is no {name}; /help lists the commands (a message may begin with a space and a /)")
+    if told := _COMMANDS[name](talk, speakers, rest):
+        print(told)
+    return True
+
+
+def _system(talk: Talk, _: list[Speaker], rest: str) -> str:
+    talk.system = rest or None
+    return "There is no system message." if talk.system is None else "The system message is set."
+
+
+def _cleared(talk: Talk, _: list[Speaker], rest: str) -> str:
+    talk.clear()
+    return "The conversation begins anew."
+
+
+def _again(talk: Talk, _: list[Speaker], rest: str) -> str:
+    talk.undo(question=False)
+    return ""
+
+
+def _undone(talk: Talk, _: list[Speaker], rest: str) -> str:
+    talk.undo(question=True)
+    return "The last message is taken back."
+
+
+def _given(talk: Talk, _: list[Speaker], rest: str) -> str:
+    talk.result(rest)
+    return ""
+
+
+_COMMANDS: dict[str, Callable[[Talk, list[Speaker], str], str]] = {
+    "/help": lambda talk, speakers, rest: HELP,
+    "/system": _system,
+    "/set": lambda talk, speakers, rest: talk.set(rest),
+    "/tools": lambda talk, speakers, rest: f"{talk.read_tools(rest)} tools.",
+    "/result": _given,
+    "/regenerate": _again,
+    "/undo": _undone,
+    "/clear": _cleared,
+    "/save": lambda talk, speakers, rest: f"Saved to {talk.save(rest, [each.title for each in speakers])}.",
+}
+
+
+def _answer(talk: Talk, speakers: list[Speaker]) -> None:
+    """Of each model that is asked something. What Ctrl-C leaves of an answer counts as said."""
+    waiting = [number for number in range(len(speakers)) if talk.waits(number)]
+    if not waiting:
+        return
+    try:
+        if len(waiting) == 1:
+            found = [_written(talk, speakers, waiting[0])]
+            print(_after(found[0]))
+        else:
+            found = _side_by_side(talk, speakers)
+    except Wrong:
+        talk.undo(question=True)  # nothing answers it, and nothing more could be said after it
+        raise
+    for number, said in zip(waiting, found, strict=True):
+        talk.answered(number, said.text, said.calls)
+
+
+def _pieces(talk: Talk, speakers: list[Speaker], number: int) -> Iterator[Piece | Done]:
+    """Raises Wrong where there can be no answer."""
+    speaker = speakers[number]
+    try:
+        yield from speaker.room.answer(talk.conversation(number), talk.sampling(), speaker.name, talk.generation.stop)
+    except BadRow as error:
+        raise Wrong(
+            f"{speaker.title} cannot be asked: {error}; the message is taken back, /clear begins anew"
+        ) from None
+
+
+def _written(talk: Talk, speakers: list[Speaker], number: int) -> Said:
+    """An answer as it comes, on the output."""
+    said, pieces = Said(), _pieces(talk, speakers, number)
+    try:
+        for piece in pieces:
+            _take(said, piece)
+            if isinstance(piece, Piece):
+                sys.stdout.write(_visible(piece.text))
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        said.cut = True
+    finally:
+        pieces.close()  # type: ignore[attr-defined]
+    return _called(talk, speakers[number], said)
+
+
+def _side_by_side(talk: Talk, speakers: list[Speaker]) -> list[Said]:
+    """Answers in columns, all as they come: each is read by a thread of its own."""
+    import threading
+
+    from rich.console import Console
+    from rich.live import Live
+
+    said = [Said() for _ in speakers]
+    failed, stop = list[Wrong](), threading.Event()
+
+    def read(number: int) -> None:
+        pieces = _pieces(talk, speakers, number)
+        try:
+            for piece in pieces:
+                _take(said[number], piece)
+                if stop.is_set():
+                    said[number].cut = True
+                    return
+        except Wrong as error:
+            failed.append(error)
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+
+    threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(len(speakers))]
+    with Live(_columns(speakers, said), console=Console(highlight=False), refresh_per_second=8) as live:
+        for thread in threads:
+            thread.start()
+        try:
+            while any(thread.is_alive() for thread in threads):
+                threads[0].join(0.1)
+                threads[-1].join(0.02)
+                live.update(_columns(speakers, said))
+        except KeyboardInterrupt:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        found = [_called(talk, speaker, each) for speaker, each in zip(speakers, said, strict=True)]
+        live.update(_columns(speakers, found))
+    if failed:
+        raise failed[0]
+    return found
+
+
+def _columns(speakers: list[Speaker], said: list[Said]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(expand=True, show_lines=False)
+    for speaker in speakers:
+        table.add_column(speaker.title, ratio=1)
+    table.add_row(*(Text(_visible(each.text) + _after(each)) for each in said))
+    return table
+
+
+def _take(said: Said, piece: Piece | Done) -> None:
+    if isinstance(piece, Piece):
+        said.text += piece.text
+    elif piece.reason == "error":
+        raise Wrong(f"the model failed: {piece.error}")
+    else:
+        said.cut = piece.reason == "length"
+
+
+def _called(talk: Talk, speaker: Speaker, said: Said) -> Said:
+    """With the calls of tools told apart."""
+    if not talk.tools:
+        return said
+    read = calls.read(said.text, said.text, speaker.room.prompts.tool_format, talk.tools)
+    return Said(read.text.strip(), read.calls, said.cut) if read.calls else said
+
+
+def _after(said: Said) -> str:
+    """What is told beside the text."""
+    import json
+
+    told = "".join(
+        f"\n[calls {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)}); /result TEXT answers it]"
+        for call in said.calls
+    )
+    return _visible(told) + (" […]" if said.cut else "")
+
+
+def _visible(text: str) -> str:
+    return text.translate(_SILENT)

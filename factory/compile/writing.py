@@ -1,0 +1,62 @@
+"""Rules of models that write: chat and serve."""
+
+from factory import heads
+from factory.compile.rule import Case, Rule
+from factory.plan import Verb
+
+GROUPS = ("engine", "generation")  # that they alone read
+WRITES: tuple[Verb, ...] = ("chat", "serve")
+_MASKED = ("auto", "eager", "sdpa")
+
+
+def _writes(case: Case) -> bool:
+    return case.settings.verb in WRITES
+
+
+def _scores(case: Case) -> str | None:
+    stage = case.settings.stage.name
+    return (
+        f"a model of stage={stage} gives scores" if case.settings.verb == "chat" and not heads.writes(stage) else None
+    )
+
+
+def _attention(case: Case) -> str | None:
+    asked, engine = case.settings.compute.attention, case.settings.engine.name
+    wrong = _writes(case) and engine == "transformers" and asked not in _MASKED
+    return f"engine={engine} does not write with it" if wrong else None
+
+
+def _engine_key(case: Case) -> str | None:
+    engine = case.settings.engine
+    unread = engine.name == "transformers" and engine.memory_fraction is not None
+    return f"engine={engine.name} does not read it" if _writes(case) and unread else None
+
+
+def _vllm_weights(case: Case) -> tuple[str, str] | None:
+    settings = case.settings
+    if not _writes(case) or settings.engine.name != "vllm":
+        return None
+    wrong = "engine=vllm cannot do that"
+    if settings.method.quantization.bits is not None:
+        return "method.quantization.bits", wrong
+    if settings.model.new_tokens:
+        return "model.new_tokens", wrong
+    if settings.model.rope_scaling != "none":
+        return "model.rope_scaling", wrong
+    return None if heads.writes(settings.stage.name) else ("stage.name", wrong)
+
+
+def _names(case: Case) -> str | None:
+    serve = case.settings.serve
+    if case.settings.verb != "serve":
+        return None
+    return f"{serve.name} names two models" if serve.name in serve.adapters else None
+
+
+RULES = (
+    Rule("writes-scores", _scores),
+    Rule("writes-attention", _attention),
+    Rule("engine-key", _engine_key),
+    Rule("engine-vllm-weights", _vllm_weights),
+    Rule("serve-name", _names),
+)

@@ -1,0 +1,139 @@
+"""The command line of a verb that writes: which keys it reads, what it takes over from a run, which models it is of."""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.plan import Verb
+from factory.refusal import Refusal, UserError, did_you_mean, refusal
+
+# what chat and serve read beside the group of their own name: whole groups, and single keys of others
+_GROUPS = ("model", "precision", "tracking", "engine", "generation")
+_KEYS = (
+    *("hardware.device", "hardware.card", "hardware.compute_capability", "hardware.memory", "hardware.threads"),
+    *("compute.attention",),
+    *("data.reasoning", "data.tools"),
+    *("seed", "run", "stage", "hardware"),
+)
+_STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was trained writes
+# of a run: what its model is, and how it is read and told things
+_TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools", "data.max_length")
+_NOT_TAKEN = ("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload")
+SECRET = "serve.api_key"
+NOWHERE = str(
+    Path(tempfile.gettempdir()) / "factory-writes-no-folder"
+)  # what a plan has where its run's folder would be
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The overrides of a verb, without `serve.api_key`, which is in no plan and in no message."""
+
+    overrides: tuple[str, ...]
+    secret: str | None
+
+
+def taken_apart(verb: Verb, overrides: Iterable[str]) -> Line:
+    """Raises UserError for what the verb does not read."""
+    kept, secret, problems = list[str](), None, list[Refusal]()
+    for text in overrides:
+        name, _, value = text.lstrip("+").partition("=")
+        if verb == "chat" and name == "compare":
+            name, text = "chat.compare", f"chat.compare={value}"
+        if name == SECRET and verb == "serve":
+            secret = _unquoted(value)
+        elif not _read(verb, name):
+            problems.append(_unread(verb, text, name))
+        elif name == "stage" and value not in _STAGES:
+            problems.append(refusal("writes-untrained", text, f"`factory {verb}` trains no stage", verb=verb))
+        else:
+            kept.append(text)
+    if problems:
+        raise UserError(*problems)
+    return Line(tuple(kept), secret if secret not in ("", "null") else None)
+
+
+def _read(verb: Verb, name: str) -> bool:
+    group = name.partition(".")[0]
+    return group in (*_GROUPS, verb) or name in _KEYS or name.startswith(("method.quantization", "hydra.searchpath"))
+
+
+def _unread(verb: Verb, text: str, name: str) -> Refusal:
+    shown = f"{SECRET}=…" if name == SECRET else text
+    known = (*_GROUPS, *_KEYS, verb, "method.quantization")
+    return refusal(
+        "writes-unread",
+        shown,
+        f"`factory {verb}` does not read it",
+        verb=verb,
+        hint=did_you_mean(name, known),
+        known=", ".join((*_GROUPS, verb)),
+    )
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
+def of_run(overrides: Iterable[str]) -> tuple[str, ...]:
+    """What a run's overrides say of its model; the data that it was trained on need not be there any more."""
+    found = [text for text in overrides if _taken(text.partition("=")[0].lstrip("+~"))]
+    stage = next((text for text in overrides if text.lstrip("+") == "stage=rm"), None)
+    return (*found, stage) if stage else tuple(found)
+
+
+def _taken(key: str) -> bool:
+    return key not in _NOT_TAKEN and any(key == name or key.startswith(f"{name}.") for name in _TAKEN)
+
+
+BASE, RUN = "base", "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the models of a conversation: what `run=` names (None: the model option), or what that started from."""
+
+    title: str
+    run: str | None
+    base: bool = False
+
+
+def sides(run: str | None, compare: tuple[str, ...]) -> list[Side]:
+    """Raises UserError."""
+    if not compare:
+        return [Side(name_of(run) or "model", run)]
+    setting = f"chat.compare=[{','.join(compare)}]"
+    if len(compare) != 2:
+        raise UserError(refusal("chat-compare", setting, f"{len(compare)} models are named"))
+    others = [name for name in compare if name not in (BASE, RUN)]
+    if RUN in compare and run is None:
+        raise UserError(refusal("chat-compare", setting, "`run` is what run= names, and it is not set"))
+    of_base = run or (others[0] if others else None)
+    if compare[0] == compare[1]:
+        raise UserError(refusal("chat-compare", setting, "both are the same"))
+    return [
+        Side(BASE, of_base, base=True)
+        if name == BASE
+        else Side(name_of(run) or RUN, run)
+        if name == RUN
+        else Side(name_of(name) or name, name)
+        for name in compare
+    ]
+
+
+def name_of(run: str | None) -> str | None:
+    """The last name of a path that says something: not that of the folder that every run has its model in."""
+    if run is None:
+        return None
+    path = Path(run).resolve() if Path(run).exists() else Path(run)
+    return path.parent.name if path.name == "model" else path.name
+
+
+def with_run(line: Line, run: str | None) -> tuple[str, ...]:
+    own = tuple(text for text in line.overrides if not text.lstrip("+").startswith("run="))
+    return own if run is None else (*own, f"run={run}")
+
+
+def named_run(line: Line) -> str | None:
+    return next((text.partition("=")[2] for text in reversed(line.overrides) if text.startswith("run=")), None)

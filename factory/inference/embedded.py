@@ -1,0 +1,344 @@
+"""engine=transformers: the model that the steps made, with keys and values of our own for many answers at a time.
+
+transformers' continuous batching writes 3 tokens a second on a CPU (docs/measurements.md), and `generate` lets nobody
+join. So the loop is ours; the forward pass, its masks and positions are the model's.
+"""
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from factory.inference.draw import Drawer, draw
+from factory.inference.scheduler import Lane, Scheduler
+from factory.inference.slots import Slots
+from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, batched
+from factory.losses import text_model
+
+_KEPT_PREFIX = 16  # tokens that two prompts must share before what was read of the first is used again
+# layers whose state is keys and values alone: those of others cannot be cut or shifted
+_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
+# models that keep the positions of a prompt's images to themselves, or attend to images from aside
+_ALONE = {"mllama", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
+
+
+def side_by_side(config: Any) -> bool:
+    """Whether answers of this model can be written in one batch; else one after the other."""
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ["full_attention"]
+    return set(kinds) <= _WITH_KEYS and config.model_type not in _ALONE
+
+
+@dataclass(slots=True)
+class Row:
+    """An answer that is written. `last` is its newest token, which the model has not read yet."""
+
+    ticket: Ticket
+    drawer: Drawer
+    last: int = 0
+    written: int = 0
+
+
+@dataclass(slots=True)
+class Reading:
+    """A prompt that is being read: `done` of its tokens."""
+
+    ticket: Ticket
+    slots: Slots
+    done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How much at a time: `prefill` tokens of prompts between two tokens of those who write."""
+
+    prefill: int
+    context: int
+
+
+class Model:
+    """The forward pass of a model, PEFT's wrapper or not."""
+
+    def __init__(self, model: Any, device: str, autocast: Callable[[], AbstractContextManager[Any]]):
+        self.model, self.inner, self.device, self._autocast = model, text_model(model), device, autocast
+        takes = inspect.signature(self.inner.forward).parameters
+        self._cache = "cache" if "cache" in takes else "past_key_values"  # its name in older releases
+        self._positions = "position_ids" in takes
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.side_by_side = side_by_side(self.inner.config)
+        self._adapter: str | None = None
+        model.eval()
+        if hasattr(model, "peft_config"):
+            self._adapter = model.active_adapter
+
+    def use(self, adapter: str | None) -> None:
+        """None: the base alone."""
+        if not hasattr(self.model, "peft_config") or adapter == self._adapter:
+            return
+        if adapter is None:
+            self.model.base_model.disable_adapter_layers()
+        else:
+            if self._adapter is None:
+                self.model.base_model.enable_adapter_layers()
+            self.model.set_adapter(adapter)
+            self.model.requires_grad_(False)
+        self._adapter = adapter
+
+    def logits(self, ids: Tensor, cache: Any, mask: Tensor | None, positions: Tensor | None, more: Any) -> Tensor:
+        """Of the last token of each row: (rows, vocabulary). `cache` then holds all of them."""
+        given: dict[str, Any] = {"input_ids": ids.to(self.device), self._cache: cache, "use_cache": True, **self._last}
+        if mask is not None:
+            given["attention_mask"] = mask.to(self.device)
+        if positions is not None and self._positions:
+            given["position_ids"] = positions.to(self.device)
+        given |= {name: value.to(self.device) for name, value in more.items()}
+        with torch.no_grad(), self._autocast():
+            return self.inner(**given).logits[:, -1]
+
+    def states(self, ids: Tensor) -> Tensor:
+        """The last states of one row: (tokens, width)."""
+        with torch.no_grad(), self._autocast():
+            # as the losses find it (factory/losses.py)
+            decoder = self.inner.base_model if self.inner.base_model is not self.inner else self.inner.model
+            return decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state[0]
+
+
+class Together:
+    """A lane of one adapter, whose answers share one batch."""
+
+    def __init__(self, model: Model, adapter: str | None, numbers: Numbers):
+        self._model, self._adapter, self._numbers = model, adapter, numbers
+        self._slots = Slots()
+        self._rows: list[Row] = []
+        self._reading: deque[Reading] = deque()
+        self._read: tuple[tuple[int, ...], Slots] = ((), Slots())  # the last prompt, and what was read of it
+
+    @property
+    def busy(self) -> int:
+        return len(self._rows) + len(self._reading)
+
+    def admit(self, ticket: Ticket) -> None:
+        slots = Slots()
+        slots.begin()
+        self._reading.append(Reading(ticket, slots))
+
+    def step(self) -> int:
+        self._model.use(self._adapter)
+        written = self._read_prompts()
+        if not self._rows:
+            return written
+        ids = torch.tensor([[row.last] for row in self._rows])
+        positions = torch.tensor([[length] for length in self._slots.lengths])
+        logits = self._model.logits(ids, self._slots.cache, self._slots.mask(), positions, {})
+        self._slots.advance()
+        tokens = draw([row.drawer for row in self._rows], logits)
+        ended = [at for at, token in enumerate(tokens) if self._tell(self._rows[at], token)]
+        self._leave(ended)
+        return written + len(tokens)
+
+    def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
+        for reading in [each for each in self._reading if which(each.ticket)]:
+            self._reading.remove(reading)
+            reading.ticket.tell(done)
+        leaving = [at for at, row in enumerate(self._rows) if which(row.ticket)]
+        for at in leaving:
+            self._rows[at].ticket.tell(done)
+        self._leave(leaving)
+
+    def _leave(self, which: list[int]) -> None:
+        """From the last on, whose place the last row of all takes."""
+        if len(which) == len(self._rows):  # whatever state they are in
+            self._rows, self._slots = [], Slots()
+            return
+        for at in reversed(which):
+            self._slots.remove(at)
+            self._rows[at] = self._rows[-1]
+            self._rows.pop()
+
+    def _read_prompts(self) -> int:
+        """As many tokens of prompts as may be read between two tokens; returns the first tokens that there were."""
+        room, first = self._numbers.prefill, 0
+        while self._reading and room > 0:
+            reading = self._reading[0]
+            request = reading.ticket.request
+            if reading.done == 0:
+                self._again(reading)
+            size = len(request.ids) - reading.done
+            if not request.inputs:  # a prompt with images is read whole
+                size = min(size, room)
+            start, reading.done = reading.done, reading.done + size
+            room -= size
+            ids = torch.tensor([request.ids[start : reading.done]])
+            positions = torch.arange(start, reading.done)[None]
+            logits = self._model.logits(ids, reading.slots.cache, None, positions, request.inputs if not start else {})
+            reading.slots.advance(size)
+            if reading.done == len(request.ids):
+                self._reading.popleft()
+                self._begin(reading, logits)
+                first += 1
+        return first
+
+    def _again(self, reading: Reading) -> None:
+        """What the last prompt begins with too is not read twice: other answers to it, a conversation that goes on."""
+        known, slots = self._read
+        request = reading.ticket.request
+        if request.inputs:
+            return
+        shared = next(
+            (at for at, (one, other) in enumerate(zip(known, request.ids, strict=False)) if one != other),
+            min(len(known), len(request.ids)),
+        )
+        shared = min(shared, len(request.ids) - 1)  # the last token's logits are wanted
+        if shared >= _KEPT_PREFIX:
+            made = Slots()
+            made.add(slots, shared)
+            reading.slots, reading.done = made, shared
+
+    def _begin(self, reading: Reading, logits: Tensor) -> None:
+        request = reading.ticket.request
+        row = Row(reading.ticket, Drawer(request.sampling, request.allowed))
+        self._read = ((), Slots()) if request.inputs else (request.ids, reading.slots)
+        (token,) = draw([row.drawer], logits)
+        if not self._tell(row, token):
+            self._slots.add(reading.slots, len(request.ids))
+            self._rows.append(row)
+
+    def _tell(self, row: Row, token: Token | Done) -> bool:
+        """Whether that ends it."""
+        return told(row, token, self._numbers.context)
+
+
+def told(row: Row, token: Token | Done, context: int) -> bool:
+    """Tells of a row's next token; whether that ends the answer."""
+    request = row.ticket.request
+    if isinstance(token, Done):
+        row.ticket.tell(token)
+        return True
+    if token.id in request.stops:
+        row.ticket.tell(Done("stop"))
+        return True
+    row.ticket.tell(token)
+    row.last, row.written = token.id, row.written + 1
+    if row.written >= request.sampling.max_tokens or len(request.ids) + row.written >= context:
+        row.ticket.tell(Done("length"))
+        return True
+    return False
+
+
+class Alone:
+    """A lane of a model whose answers cannot share a batch: one is written, the others wait."""
+
+    def __init__(self, model: Model, adapter: str | None, numbers: Numbers):
+        self._model, self._adapter, self._numbers = model, adapter, numbers
+        self._waiting: deque[Ticket] = deque()
+        self._row: Row | None = None
+        self._cache: Any = None
+
+    @property
+    def busy(self) -> int:
+        return len(self._waiting) + (self._row is not None)
+
+    def admit(self, ticket: Ticket) -> None:
+        self._waiting.append(ticket)
+
+    def step(self) -> int:
+        self._model.use(self._adapter)
+        if self._row is None:
+            if not self._waiting:
+                return 0
+            ticket = self._waiting.popleft()
+            row, request = Row(ticket, Drawer(ticket.request.sampling, ticket.request.allowed)), ticket.request
+            self._cache = DynamicCache(config=self._model.inner.config)
+            logits = self._model.logits(torch.tensor([request.ids]), self._cache, None, None, request.inputs)
+        else:
+            row = self._row
+            logits = self._model.logits(torch.tensor([[row.last]]), self._cache, None, None, {})
+        (token,) = draw([row.drawer], logits)
+        self._row = None if told(row, token, self._numbers.context) else row
+        return 1
+
+    def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
+        for ticket in [each for each in self._waiting if which(each)]:
+            self._waiting.remove(ticket)
+            ticket.tell(done)
+        if self._row is not None and which(self._row.ticket):
+            self._row.ticket.tell(done)
+            self._row = None
+
+
+@dataclass(slots=True)
+class Embedded:
+    """The engine. `scores` gives a reward model's scores of a row of tokens, where it is one."""
+
+    model: Model
+    numbers: Numbers
+    most: int
+    queue: int
+    scores: Callable[[Any, Tensor], float] | None = None
+    _lanes: dict[str | None, Lane] = field(default_factory=dict)
+    _scheduler: Scheduler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._scheduler = Scheduler(self._lane, lambda: list(self._lanes.values()), self.most, self.queue)
+
+    @property
+    def context(self) -> int:
+        return self.numbers.context
+
+    @property
+    def grammars(self) -> bool:
+        return True
+
+    def _lane(self, request: Request) -> Lane:
+        kind = Together if self.model.side_by_side else Alone
+        if request.adapter not in self._lanes:
+            self._lanes[request.adapter] = kind(self.model, request.adapter, self.numbers)
+        return self._lanes[request.adapter]
+
+    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
+        return self._scheduler.submit(request, tell)
+
+    def generate(self, request: Request) -> Stream:
+        return self._scheduler.generate(request)
+
+    def batch(self, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
+        return batched(self, requests)
+
+    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
+        return [self._embedded(row, adapter) for row in rows]
+
+    def _embedded(self, row: Sequence[int], adapter: str | None) -> list[float]:
+        def made() -> list[float]:
+            self.model.use(adapter)
+            states = self.model.states(torch.tensor([list(row)])).float().mean(0)
+            return (states / states.norm().clamp_min(1e-12)).tolist()
+
+        found = self._scheduler.call(made)
+        assert isinstance(found, list)
+        return found
+
+    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+        if self.scores is None:
+            raise NotImplementedError
+        return [self._scored(row, adapter) for row in rows]
+
+    def _scored(self, row: Sequence[int], adapter: str | None) -> float:
+        def made() -> float:
+            assert self.scores is not None
+            self.model.use(adapter)
+            return self.scores(self.model, torch.tensor([list(row)]))
+
+        found = self._scheduler.call(made)
+        assert isinstance(found, float)
+        return found
+
+    def count(self) -> Load:
+        return self._scheduler.count()
+
+    def stop(self, grace: float) -> None:
+        self._scheduler.stop(grace)

@@ -1,0 +1,199 @@
+"""Messages to the tokens that training saw for the same messages: rendered and tokenized by the data worker's encoder.
+
+One thing differs. In training the text of a special token in a message becomes that token, and the row is counted; what
+a client sends must never end a turn or begin one, so here it stays a text.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from factory.data.encoding import Encoder, EncoderSpec, spec_of
+from factory.data.images import ImageSpec, Pictures
+from factory.data.record import BadRow, Message, Record
+from factory.data.tools import FORMATS, ToolFormat, bare
+from factory.plan import Pack
+
+_MARKS = [chr(code) for code in range(0xE000, 0xE100)]  # for private use: no template and hardly a text has one
+_MEDIA = re.compile(r"<(?=(?:image|video|audio)>)")
+_PROBE = "What is it?"
+_ENDLESS = 2**31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """`<image>` in a content stands where the next of `images` belongs, if it is one of `places` (message, character).
+
+    Any other is a client's text.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    images: tuple[str, ...] = ()
+    places: frozenset[tuple[int, int]] = frozenset()
+
+
+class Prompts:
+    """Of one tokenizer, as the plan's `pack` says. `chats`: whether it has a chat template."""
+
+    def __init__(self, tokenizer: Any, pack: Pack, images: ImageSpec | None, more_stops: Sequence[int] = ()):
+        # data.max_length is of rows: the context alone limits what is asked here
+        self.tokenizer, self._images = tokenizer, images
+        self._pack = replace(pack, packing=False, max_length=_ENDLESS)
+        self.chats = bool(tokenizer.chat_template)
+        self._more_stops = more_stops
+
+    @cached_property
+    def _spec(self) -> EncoderSpec:
+        return spec_of(self.tokenizer, self._pack, "messages", self._images)
+
+    @cached_property
+    def _plain(self) -> Encoder:
+        return spec_of(self.tokenizer, self._pack, "text").encoder
+
+    @cached_property
+    def pictures(self) -> Pictures | None:
+        images = self._images
+        return None if images is None else Pictures(lambda: images.processor_of(self.tokenizer))
+
+    def chat(self, conversation: Conversation) -> list[int]:
+        """What the model is given to answer. Raises BadRow with what the chat template does not take."""
+        record = _record(conversation)
+        mark = next((each for each in _MARKS if not _holds(record, each)), None)
+        if mark is None:
+            raise BadRow("the texts have too many private-use characters")
+        return self._spec.encoder.prompt(self._guarded(conversation, mark), mark)
+
+    def text(self, text: str) -> list[int]:
+        """A text that goes on, with what the tokenizer puts before one: its special tokens are tokens."""
+        return self._plain.prompt(Record(prompt=(), response=({"role": "assistant", "content": text},)))
+
+    def answered(self, conversation: Conversation) -> list[int]:
+        """A conversation up to the end of its last answer, as a reward model reads it. Raises BadRow."""
+        *before, last = conversation.messages
+        record = replace(_record(conversation), prompt=tuple(before), response=(last,))
+        (row,) = self._spec.encoder.encode([record])
+        if isinstance(row, BadRow):
+            raise row
+        return row.tokens.ids[: row.tokens.spans[-1][1]]
+
+    def inputs(self, ids: Sequence[int], images: Sequence[str]) -> dict[str, Any]:
+        """The tensors that the model takes beside the ids of a prompt with images."""
+        import numpy as np
+
+        if not images or self.pictures is None:
+            return {}
+        return self.pictures.inputs([tuple(images)], np.array([list(ids)]))
+
+    @cached_property
+    def _ending(self) -> tuple[int | None, str | None]:
+        """What ends an answer in training: a token of its own, or else a text that the tokenizer spells in pieces."""
+        answer = "It is one."
+        if not self.chats:
+            return None, None
+        record = _record(Conversation(messages=_exchange(answer)))
+        (row,) = self._spec.encoder.encode([record])
+        if isinstance(row, BadRow):
+            return None, None
+        last = row.tokens.ids[row.tokens.spans[-1][1] - 1]
+        if last in self.tokenizer.all_special_ids or last in self.tokenizer.added_tokens_decoder:
+            return last, None
+        rendered = self._spec.encoder.renderer(record).render(record.prompt, ())
+        end = rendered.text[rendered.answers[-1].start : rendered.answers[-1].end].partition(answer)[2].strip()
+        return None, end or None
+
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """Tokens that end an answer: the end of text, and training's own."""
+        return frozenset({self.tokenizer.eos_token_id, *self._more_stops, *filter(None, self._ending[:1])})
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Texts that do, of a template whose end of turn is no token."""
+        return tuple(filter(None, self._ending[1:]))
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How this model's calls read; None where its own way is none that is known."""
+        if not self.chats:
+            return None
+        if self._pack.tools != "auto":
+            return FORMATS[self._pack.tools]
+        call = {"name": "look_up", "arguments": {"key": "one"}}
+        tool = {"name": "look_up", "description": "Looks it up.", "parameters": {"type": "object", "properties": {}}}
+        asked: Message = {"role": "user", "content": _PROBE}
+        answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}  # type: ignore[list-item]
+        record = Record(prompt=(asked,), response=(answer,), tools=(tool,))
+        try:
+            rendered = self._spec.encoder.renderer(record).render([asked, answer], (tool,))
+        except BadRow:
+            return None
+        last = rendered.answers[-1]
+        text = rendered.text[last.start : last.end]
+        for ending in sorted(self._spec.specials, key=len, reverse=True):
+            text = text.rstrip().removesuffix(ending)
+        return next((form for form in FORMATS.values() if form.parse(text) == [call]), None)
+
+    def _guarded(self, conversation: Conversation, mark: str) -> Record:
+        """With a mark within each special token's text, at which it is cut in two."""
+        special = self._spec.encoder.special
+
+        def guard(text: str) -> str:
+            if special is not None:
+                text = special.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", text)
+            return text
+
+        messages = list[Message]()
+        for number, message in enumerate(conversation.messages):
+            places = {at for index, at in conversation.places if index == number}
+            made: Message = {**message, "content": guard(_without_media(message["content"], places, mark))}
+            if "reasoning" in made:
+                made["reasoning"] = guard(made["reasoning"])
+            if "tool_calls" in made:
+                made["tool_calls"] = _each_text(made["tool_calls"], guard)
+            messages.append(made)
+        tools = tuple(_each_text(bare(tool), guard) for tool in conversation.tools)
+        return replace(_record(conversation), prompt=tuple(messages), tools=tools)
+
+
+def _record(conversation: Conversation) -> Record:
+    tools = tuple(bare(tool) for tool in conversation.tools)
+    return Record(prompt=conversation.messages, response=(), tools=tools, images=conversation.images)
+
+
+def _exchange(answer: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": answer})
+
+
+def _without_media(text: str, places: set[int], mark: str) -> str:
+    """Of places for images, those that a client only wrote."""
+    return _MEDIA.sub(lambda found: "<" if found.start() in places else f"<{mark}", text)
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Changes every text in it, names too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(str(name)): _each_text(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each_text(item, change) for item in value]
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield str(name)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _holds(record: Record, mark: str) -> bool:
+    return any(mark in text for text in _texts([*record.prompt, *record.tools]))

@@ -1,0 +1,151 @@
+"""A model that is ready to write: what chat and serve ask. One room of one plan, whichever engine is in it.
+
+The weights come from the same steps as in training (load, patch, quantize, attach); vLLM reads them itself, from the
+folder that `load` found.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from factory import schema
+from factory.data.record import BadRow
+from factory.execute.context import Run
+from factory.execute.executor import Step, walk
+from factory.execute.heard import hearing
+from factory.inference.prompts import Conversation, Prompts
+from factory.inference.text import Writer
+from factory.inference.types import Done, Engine, Request, Sampling, Token
+from factory.plan import Plan
+from factory.run.folder import RunFolder
+
+EMBEDDED = (
+    Step("load", "load:load", (), ("config", "tokenizer", "processor")),
+    Step("patch", "patch:patch", ("config",), ("patched",)),
+    Step("quantize", "quantize:quantize", (), ("quantization",)),
+    Step("attach", "attach:attach", ("patched", "quantization"), ("model", "arch")),
+    Step("write", "write:embedded", ("tokenizer", "processor", "model"), ("room",)),
+)
+VLLM = (
+    Step("load", "load:load", (), ("config", "tokenizer", "processor")),
+    Step("write", "write:vllm", ("tokenizer",), ("room",)),
+)
+_STEPS = {"transformers": EMBEDDED, "vllm": VLLM}
+OWN = "default"  # the adapter of the plan
+
+
+@dataclass(slots=True, kw_only=True)
+class Opening(Run):
+    """The walk of a plan that ends in a room. It writes no files: what it tells goes to `tell`."""
+
+    engine: schema.Engine
+    adapters: dict[str, str]  # further ones: folders by name
+    tell: Callable[[str], None]
+
+    def emit(self, event: str, **values: Any) -> None:
+        if event == "note":
+            self.tell(values["text"])
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token added to an answer's text."""
+
+    text: str
+    token: Token
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer, or as much as there is. `raw` is its text with the special tokens."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    done: Done | None = None
+    raw: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Room:
+    """`names`: the adapter behind each name that a client may ask with, None: the base."""
+
+    plan: Plan
+    engine: Engine
+    prompts: Prompts
+    names: dict[str, str | None]
+    capacity: int  # answers that may be asked for at a time
+
+    @property
+    def context(self) -> int:
+        return self.engine.context
+
+    def request(
+        self, ids: Sequence[int], sampling: Sampling, name: str, images: Sequence[str] = (), allowed: Any = None
+    ) -> Request:
+        """Of a prompt that leaves room for an answer."""
+        assert len(ids) < self.context
+        room = min(sampling.max_tokens, self.context - len(ids))
+        return Request(
+            ids=tuple(ids),
+            sampling=replace(sampling, max_tokens=room),
+            stops=self.prompts.stops,
+            adapter=self.names[name],
+            inputs=self.prompts.inputs(ids, images),
+            allowed=allowed,
+        )
+
+    def answer(
+        self, conversation: Conversation, sampling: Sampling, name: str, stops: Sequence[str] = ()
+    ) -> Iterator[Piece | Done]:
+        """As it is written; leaving the loop early cancels it. Raises BadRow."""
+        ids = self.prompts.chat(conversation)
+        if len(ids) >= self.context:
+            raise BadRow(f"{len(ids):,} tokens leave no room in a context of {self.context:,}")
+        stream = self.engine.generate(self.request(ids, sampling, name, conversation.images))
+        writer = Writer(self.prompts.tokenizer, (*stops, *self.prompts.stop_texts))
+        try:
+            for event in stream:
+                if isinstance(event, Done):
+                    rest = writer.finish()
+                    if rest:
+                        yield Piece(rest, Token(-1))
+                    yield event
+                    return
+                yield Piece(writer.feed(event.id), event)
+                if writer.ended:
+                    yield Done("stop")
+                    return
+        finally:
+            stream.close()
+
+
+def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: str, tell: Callable[[str], None]) -> Room:
+    """Walks the plan. Raises UserError."""
+    import time
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    run = Opening(
+        plan=plan,
+        folder=RunFolder("."),
+        resume_from=None,
+        started=time.time(),
+        engine=engine,
+        adapters=adapters,
+        tell=tell,
+    )
+    with hearing(run.heard):
+        room: Room = walk(run, _STEPS[engine.name])
+    own = {name: OWN if plan.steps.load.adapter else None}
+    base = plan.options.get("model", "base")
+    if plan.steps.load.adapter and base not in {name, *adapters}:
+        own[base] = None
+    room.names = own | {each: each for each in adapters}
+    return room
+
+
+def to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,155 @@
+"""Who writes when: a queue with an end, answers that join and leave between two tokens, and an end for all.
+
+One thread runs the model. Between two tokens of those who write it reads a stretch of a prompt that waits, so that a
+long prompt holds nobody up for longer than that.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from factory.inference.types import Done, Event, Load, Overloaded, Request, Stopping, Stream, Ticket
+
+_log = logging.getLogger(__name__)
+
+
+class Lane(Protocol):
+    """Answers that are written side by side. All of it runs in the scheduler's thread."""
+
+    @property
+    def busy(self) -> int:
+        """How many write, or have their prompt read."""
+        ...
+
+    def admit(self, ticket: Ticket) -> None: ...
+
+    def step(self) -> int:
+        """A stretch of a prompt and a token of each who writes; returns how many tokens there were."""
+        ...
+
+    def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
+        """Ends those answers."""
+        ...
+
+
+class Scheduler:
+    """`lane_of` gives the lane of a request; `most` answers are written at a time, on all lanes; `queue` may wait."""
+
+    def __init__(self, lane_of: Callable[[Request], Lane], lanes: Callable[[], list[Lane]], most: int, queue: int):
+        self._lane_of, self._lanes, self._most, self._limit = lane_of, lanes, most, queue
+        self._waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+        self._running = self._tokens = self._prompt_tokens = 0
+        self._closing: float | None = None  # when, by time.monotonic, what still runs is cut
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
+        ticket = Ticket(request, tell)
+        with self._changed:
+            if self._closing is not None:
+                raise Stopping
+            # one that finds a free place does not wait
+            if len(self._waiting) >= self._limit + max(0, self._most - self._running):
+                raise Overloaded
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def generate(self, request: Request) -> Stream:
+        return Stream(self.submit, request)
+
+    def call(self, function: Callable[[], object]) -> object:
+        """Runs the function in the thread that has the model, between two tokens, and returns what it gives."""
+        done, found = threading.Event(), list[object]()
+
+        def job() -> None:
+            try:
+                found.append(function())
+            except Exception as error:
+                found.append(error)
+            done.set()
+
+        with self._changed:
+            if self._closing is not None:
+                raise Stopping
+            if len(self._jobs) >= self._limit + self._most:
+                raise Overloaded
+            self._jobs.append(job)
+            self._changed.notify_all()
+        done.wait()
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def count(self) -> Load:
+        with self._changed:
+            return Load(self._running, len(self._waiting), self._tokens, self._prompt_tokens)
+
+    def stop(self, grace: float) -> None:
+        with self._changed:
+            if self._closing is None:
+                self._closing = time.monotonic() + grace
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._running and not self._jobs and self._closing is None:
+                    self._changed.wait()
+                self._admit()
+                job = self._jobs.popleft() if self._jobs else None
+                cut = self._closing is not None and time.monotonic() >= self._closing
+                idle = not self._running and not self._waiting
+            if job is not None:
+                job()
+            elif cut or (idle and self._closing is not None):
+                self._end(Done("length"), lambda _: True)
+                return
+            self._step()
+
+    def _admit(self) -> None:
+        """In the order in which they came. One that was cancelled while it waited is told so."""
+        for ticket in [each for each in self._waiting if each.cancelled]:
+            self._waiting.remove(ticket)
+            ticket.tell(Done("cancelled"))
+        while self._waiting and self._running < self._most:
+            ticket = self._waiting.popleft()
+            try:
+                self._lane_of(ticket.request).admit(ticket)
+            except Exception as error:  # of this one alone
+                _log.exception("a request was not taken")
+                ticket.tell(Done("error", f"{type(error).__name__}: {error}"))
+                continue
+            self._running += 1
+            self._prompt_tokens += len(ticket.request.ids)
+
+    def _step(self) -> None:
+        for lane in self._lanes():
+            if not lane.busy:
+                continue
+            try:
+                lane.end(Done("cancelled"), lambda ticket: ticket.cancelled)
+                written = lane.step()
+            except Exception as error:  # of one lane's answers: the others go on
+                _log.exception("the engine failed")
+                lane.end(Done("error", f"{type(error).__name__}: {error}"), lambda _: True)
+                written = 0
+            with self._changed:
+                self._tokens += written
+        with self._changed:
+            self._running = sum(lane.busy for lane in self._lanes())
+
+    def _end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
+        for lane in self._lanes():
+            lane.end(done, which)
+        with self._changed:
+            waiting, self._waiting = list(self._waiting), deque()
+            self._running = 0
+        for ticket in waiting:
+            ticket.tell(done)

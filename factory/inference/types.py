@@ -1,0 +1,169 @@
+"""What an engine takes and gives, whatever library is behind it. No torch."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Reason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """temperature 0: the likeliest token. top_k None: all. seed None: another answer each time.
+
+    `top_logprobs`: so many of the likeliest tokens are told with each; None: no probability is.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """`stops` are tokens that end the answer. `adapter`: by the name that the engine knows it by; None: the base.
+
+    `inputs` are a processor's tensors beside the ids, of a prompt with images. `allowed` is asked, before each token,
+    which tokens may come; None: all.
+    """
+
+    ids: tuple[int, ...]
+    sampling: Sampling
+    stops: frozenset[int]
+    adapter: str | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    allowed: "Allowed | None" = None
+
+
+class Allowed(Protocol):
+    """A grammar's state along one answer."""
+
+    def mask(self, logits: Any) -> None:
+        """Sets what may not come to -inf, in place: (vocabulary)."""
+        ...
+
+    def accept(self, token: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """`logprob` is under the model itself, whatever was drawn by; `top` the likeliest, with theirs."""
+
+    id: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last event of an answer. `stop`: with a stop token, which is not among the tokens."""
+
+    reason: Reason
+    error: str | None = None
+
+
+Event = Token | Done
+
+
+class Overloaded(Exception):
+    """As many wait as may wait."""
+
+
+class Stopping(Exception):
+    """The engine takes no more."""
+
+
+class Ticket:
+    """One answer that is being written. `tell` is called from the engine's thread, and last with Done."""
+
+    __slots__ = ("_cancelled", "request", "tell")
+
+    def __init__(self, request: Request, tell: Callable[[Event], None]):
+        self.request, self.tell = request, tell
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Its place is free before the next token."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+
+class Stream:
+    """The events of one answer, in the thread that asks. Leaving the loop early cancels it (`with closing(stream)`)."""
+
+    def __init__(self, submit: Callable[[Request, Callable[[Event], None]], Ticket], request: Request):
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.ticket = submit(request, self._events.put)
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            event = self._events.get()
+            yield event
+            if isinstance(event, Done):
+                return
+
+    def close(self) -> None:
+        self.ticket.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is."""
+
+    running: int
+    waiting: int
+    tokens: int  # that were written since it began
+    prompt_tokens: int
+
+
+class Engine(Protocol):
+    """`context`: the most tokens of a prompt and its answer. `grammars`: whether it asks `Request.allowed`."""
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def grammars(self) -> bool: ...
+
+    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
+        """Raises Overloaded, or Stopping."""
+        ...
+
+    def generate(self, request: Request) -> Stream: ...
+
+    def batch(self, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
+        """All of them, in their order."""
+        ...
+
+    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
+        """Of each row of tokens the mean of its last states, of length 1. Raises NotImplementedError."""
+        ...
+
+    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+        """Of each row the reward model's score at its last token. Raises NotImplementedError."""
+        ...
+
+    def count(self) -> Load: ...
+
+    def stop(self, grace: float) -> None:
+        """Takes no more, and ends in `grace` seconds: who is not done by then is cut, with reason `length`."""
+        ...
+
+
+def batched(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
+    """`batch` of an engine, by its `generate`."""
+    streams = [engine.generate(request) for request in requests]
+    found = list[tuple[list[Token], Done]]()
+    for stream in streams:
+        *tokens, last = stream
+        assert isinstance(last, Done)
+        found.append(([token for token in tokens if isinstance(token, Token)], last))
+    return found

@@ -1,0 +1,162 @@
+"""engine=vllm: vLLM's own scheduler and kernels behind our interface. Adapters stand beside the base, unmerged."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+from factory import schema
+from factory.inference.scheduler import Lane, Scheduler
+from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, batched
+from factory.look.model import look_at_adapter
+from factory.plan import Plan
+from factory.refusal import refuse
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its kernels have room for
+_REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}
+
+
+class VllmLane:
+    """All answers: vLLM puts them into batches itself. `adapters` are its own requests for them, by name."""
+
+    def __init__(self, engine: Any, adapters: dict[str, Any]):
+        self._engine, self._adapters = engine, adapters
+        self._tickets: dict[str, Ticket] = {}
+        self._numbers = count()
+
+    @property
+    def busy(self) -> int:
+        return len(self._tickets)
+
+    def admit(self, ticket: Ticket) -> None:
+        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
+
+        name, request = str(next(self._numbers)), ticket.request
+        self._tickets[name] = ticket
+        adapter = None if request.adapter is None else self._adapters[request.adapter]
+        prompt = TokensPrompt(prompt_token_ids=list(request.ids))
+        self._engine.add_request(name, prompt, _sampling(request), lora_request=adapter)
+
+    def step(self) -> int:
+        written = 0
+        for output in self._engine.step():
+            ticket = self._tickets.get(output.request_id)
+            if ticket is None:
+                continue
+            (answer,) = output.outputs
+            for at, token in enumerate(answer.token_ids):
+                if token not in ticket.request.stops:
+                    ticket.tell(_token(token, answer.logprobs[at] if answer.logprobs else None, ticket.request))
+                    written += 1
+            if output.finished:
+                del self._tickets[output.request_id]
+                ticket.tell(Done(_REASONS.get(answer.finish_reason, "error"), None))  # type: ignore[arg-type]
+        return written
+
+    def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
+        leaving = [name for name, ticket in self._tickets.items() if which(ticket)]
+        if leaving:
+            self._engine.abort_request(leaving)
+        for name in leaving:
+            self._tickets.pop(name).tell(done)
+
+
+def _sampling(request: Request) -> Any:
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+    asked = request.sampling
+    return SamplingParams(
+        max_tokens=asked.max_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k or 0,
+        seed=asked.seed,
+        logprobs=asked.top_logprobs,
+        stop_token_ids=sorted(request.stops),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _token(token: int, logs: Any, request: Request) -> Token:
+    """vLLM tells the drawn token beside the likeliest."""
+    if logs is None:
+        return Token(token)
+    best = sorted(logs.items(), key=lambda pair: pair[1].logprob, reverse=True)[: request.sampling.top_logprobs or 0]
+    return Token(token, logs[token].logprob, tuple((other, each.logprob) for other, each in best))
+
+
+class Vllm:
+    """The engine of a model's folder or hub id. `adapters`: folders by name."""
+
+    grammars = False
+
+    def __init__(self, path: str, plan: Plan, asked: schema.Engine, adapters: dict[str, str], context: int):
+        from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+        load, more = plan.steps.load, dict[str, Any]()
+        if asked.memory_fraction is not None:
+            more["gpu_memory_utilization"] = asked.memory_fraction
+        if adapters:
+            more |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": _rank(adapters)}
+        arguments = EngineArgs(
+            model=path,
+            tokenizer=path,
+            revision=load.revision,
+            dtype=load.dtype,
+            seed=plan.seed,
+            max_model_len=context,
+            max_num_seqs=asked.batch,
+            max_num_batched_tokens=max(asked.prefill, asked.batch),
+            enable_chunked_prefill=True,
+            trust_remote_code=load.trust_remote_code,
+            **more,
+        )
+        self.context = context
+        try:
+            engine = LLMEngine.from_engine_args(arguments)
+        except (ValueError, RuntimeError, OSError) as error:  # it has no class of its own
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise refuse("engine-vllm-start", f"engine={asked.name}", first[:300].rstrip(".: ")) from error
+        lane: Lane = VllmLane(
+            engine,
+            {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)},
+        )
+        self._scheduler = Scheduler(lambda _: lane, lambda: [lane], asked.batch, asked.queue)
+
+    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
+        return self._scheduler.submit(request, tell)
+
+    def generate(self, request: Request) -> Stream:
+        return self._scheduler.generate(request)
+
+    def batch(self, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
+        return batched(self, requests)
+
+    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
+        raise NotImplementedError
+
+    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+        raise NotImplementedError
+
+    def count(self) -> Load:
+        return self._scheduler.count()
+
+    def stop(self, grace: float) -> None:
+        self._scheduler.stop(grace)
+
+
+def _rank(adapters: dict[str, str]) -> int:
+    """Of the largest. Raises UserError for one that is no plain LoRA."""
+    largest = 1
+    for name, path in adapters.items():
+        config = look_at_adapter(path).config
+        if config.get("peft_type") != "LORA" or config.get("use_dora"):
+            wrong = f"engine=vllm reads plain LoRA alone, and {name} is {config.get('peft_type')}"
+            raise refuse("serve-adapter", f"serve.adapters.{name}={path}", wrong)
+        largest = max(largest, config.get("r", 1), *(config.get("rank_pattern") or {}).values(), 1)
+    found = next((rank for rank in _RANKS if rank >= largest), None)
+    if found is None:
+        raise refuse("serve-adapter", "engine=vllm", f"a rank of {largest} is more than its kernels have room for")
+    return found

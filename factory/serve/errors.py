@@ -1,0 +1,89 @@
+"""What a client is told when something cannot be done: OpenAI's shape, by which its clients raise their own classes."""
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+
+class Json(Response):
+    """In ASCII: what cannot be encoded is escaped instead of breaking the answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
+
+
+class ApiError(Exception):
+    """`param`: the field that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self) -> Json:
+        return Json(self.body, status_code=self.status, headers=self.headers)
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def unknown_model(name: str, known: list[str]) -> ApiError:
+    return ApiError(
+        404,
+        f"The model {name[:100]!r} is not served here. Served are: {', '.join(known)}.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def too_long(tokens: int, context: int, param: str) -> ApiError:
+    return bad(
+        f"The prompt has {tokens:,} tokens, and the context of {context:,} needs room for an answer too: shorten it.",
+        param,
+        "context_length_exceeded",
+    )
+
+
+def overloaded(seconds: int) -> ApiError:
+    return ApiError(
+        429,
+        f"As many requests wait as may wait. Come again in {seconds} s.",
+        code="rate_limit_exceeded",
+        kind="rate_limit_error",
+        headers={"Retry-After": str(seconds)},
+    )
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "The server is being stopped.", code="stopping", kind="server_error")
+
+
+def no_key() -> ApiError:
+    return ApiError(
+        401,
+        "The key is missing or wrong: send it as `Authorization: Bearer KEY`.",
+        code="invalid_api_key",
+        kind="authentication_error",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def too_large(most: int) -> ApiError:
+    return ApiError(413, f"The request has more than {most:,} bytes (serve.max_body).", code="request_too_large")
+
+
+def broken() -> ApiError:
+    return ApiError(500, "The server failed; its log has the reason.", code="internal_error", kind="server_error")

@@ -1,0 +1,71 @@
+"""Before a request is read: its key and its size. Plain ASGI, so that a client's leaving is seen behind it."""
+
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from factory.serve import errors
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+OPEN = ("/health",)  # what is answered without a key
+
+
+class Guard:
+    """`key`: None lets everybody in. `most`: bytes of a body."""
+
+    def __init__(self, app: App, key: str | None, most: int, count: Callable[[str, int], None]):
+        self._app, self._most, self._count = app, most, count
+        self._key = None if key is None else key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+
+        async def counted(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self._count(scope["path"], message["status"])
+            await send(message)
+
+        if not self._allowed(scope["path"], headers):
+            await errors.no_key().response()(scope, receive, counted)
+            return
+        said = headers.get(b"content-length", b"0")
+        if not said.isdigit() or int(said) > self._most:
+            await errors.too_large(self._most).response()(scope, receive, counted)
+            return
+        body = await self._body(receive)
+        if body is None:
+            await errors.too_large(self._most).response()(scope, receive, counted)
+            return
+        given = False
+
+        async def replayed() -> MutableMapping[str, Any]:
+            nonlocal given
+            if given:
+                return await receive()  # the client's leaving
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replayed, counted)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """All of it; None where it is too large: what its sender said of its size is no proof."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._most:
+                return None
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return bytes(body)
+
+    def _allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        if self._key is None or path in OPEN:
+            return True
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        return hmac.compare_digest(given.strip(), self._key) and kind.lower() == b"bearer"

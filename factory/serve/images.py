@@ -1,0 +1,97 @@
+"""Images of a request: within it, or fetched from a host that was allowed by name, and from no private address."""
+
+import asyncio
+import base64
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from factory.serve.errors import ApiError, bad
+
+_DATA = re.compile(r"data:image/(?:png|jpeg|jpg|webp|gif|bmp);base64,[A-Za-z0-9+/=\s]*", re.IGNORECASE)
+_REDIRECTS, _SECONDS = 3, 10.0
+
+
+class Fetcher:
+    """`hosts`: those that are allowed. `most`: bytes of one image."""
+
+    def __init__(self, hosts: Sequence[str], most: int):
+        self._hosts, self._most = frozenset(host.lower() for host in hosts), most
+
+    async def image(self, url: str, param: str) -> str:
+        """As a data: URL. Raises ApiError."""
+        if url[:5].lower() == "data:":
+            if not _DATA.fullmatch(url):
+                raise bad("A data: URL must be of an image, in base64.", param, "invalid_image_url")
+            return url
+        for _ in range(_REDIRECTS + 1):
+            found = await self._once(url, param)
+            if not isinstance(found, httpx.URL):
+                return found
+            url = str(found)
+        raise bad("The image's address leads on too often.", param, "invalid_image_url")
+
+    async def _once(self, url: str, param: str) -> "str | httpx.URL":
+        """The image, or where it is instead."""
+        host, pinned = await self._checked(url, param)
+        try:
+            async with (
+                httpx.AsyncClient(timeout=_SECONDS, follow_redirects=False, trust_env=False) as client,
+                client.stream(
+                    "GET", pinned, headers={"Host": host, "Accept": "image/*"}, extensions={"sni_hostname": host}
+                ) as response,
+            ):
+                if response.is_redirect:
+                    return httpx.URL(urljoin(url, response.headers.get("location", "")))
+                if response.status_code != 200:
+                    raise bad(f"The image's host answered {response.status_code}.", param, "invalid_image_url")
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > self._most:
+                        raise bad(f"The image has more than {self._most:,} bytes.", param, "invalid_image_url")
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            raise bad("The image could not be fetched.", param, "invalid_image_url") from None
+        return "data:image/png;base64," + base64.b64encode(bytes(body)).decode()
+
+    async def _checked(self, url: str, param: str) -> tuple[str, str]:
+        """The host, and the address with the number that its name stood for when it was looked at: it cannot change."""
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").lower(), parts.port
+        except ValueError:
+            raise bad("The image's address cannot be read.", param, "invalid_image_url") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise bad("An image is a data: URL, or at an http(s) address.", param, "invalid_image_url")
+        if host not in self._hosts:
+            raise self._closed(host, param)
+        try:
+            number = await _number(host)
+        except (OSError, UnicodeError):
+            raise bad(f"The host {host[:100]} cannot be found.", param, "invalid_image_url") from None
+        if not all(_public(ipaddress.ip_address(each)) for each in number):
+            raise bad("The image's host is at a private address.", param, "invalid_image_url")
+        shown = f"[{number[0]}]" if ":" in number[0] else number[0]
+        where = parts._replace(netloc=f"{shown}:{port}" if port else shown)
+        return host, where.geturl()
+
+    def _closed(self, host: str, param: str) -> ApiError:
+        return bad(
+            f"Images are not fetched from {host[:100]}: send data: URLs, or allow the host by serve.image_hosts.",
+            param,
+            "image_url_not_allowed",
+        )
+
+
+def _public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    inner = getattr(address, "ipv4_mapped", None)
+    return address.is_global and not address.is_multicast and (inner is None or _public(inner))
+
+
+async def _number(host: str) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(each[4][0]) for each in found]

@@ -1,0 +1,40 @@
+"""The verb: a compiled plan to a server that listens."""
+
+import importlib.util
+import warnings
+
+from factory import schema
+from factory.inference import asked
+from factory.plan import Plan
+from factory.refusal import refuse
+from factory.settings import Settings
+
+
+def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -> int:
+    """Refuses what cannot work before a weight is read. Raises UserError."""
+    from factory.inference.room import opened, to_stderr
+    from factory.serve import run
+
+    serve, secret = settings.serve, run.key(secret or settings.serve.api_key)
+    engine_is_there(settings.engine)
+    unheard()
+    run.unusable(serve, secret)
+    name = serve.name or (side.title if side.run else plan.options.get("model", "model"))
+    if name in serve.adapters:
+        raise refuse("serve-name", f"serve.adapters.{name}", "the model that is served has the same name")
+    with run.listening(serve) as at:
+        to_stderr(f"Reading {name} …")
+        room = opened(plan, settings.engine, serve.adapters, name, to_stderr)
+        return run.run(room, settings.generation, serve, secret, at)
+
+
+def unheard() -> None:
+    """What libraries say of their own next releases is nothing for who talks to a model."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
+
+
+def engine_is_there(engine: schema.Engine) -> None:
+    """Raises UserError where its package is not installed."""
+    if engine.name == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise refuse("engine-vllm-missing", "engine=vllm", "vllm is not installed")

@@ -1,0 +1,98 @@
+"""Write: the last step of chat and serve: a model that was read, or its folder, as a room that answers."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from factory.data.images import image_spec
+from factory.inference.prompts import Prompts
+from factory.inference.room import OWN, Opening, Room
+from factory.refusal import refuse
+from factory.steps import source
+from factory.steps.feed import autocast
+
+
+def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
+    from factory.inference.embedded import Embedded, Model, Numbers
+
+    plan, asked = run.plan, run.engine
+    model = with_adapters(model, run.adapters)
+    made = Embedded(
+        Model(model, plan.steps.load.device, partial(autocast, plan)),
+        numbers=Numbers(asked.prefill, context(run)),
+        most=asked.batch,
+        queue=asked.queue,
+        scores=_score if plan.steps.train.stage == "rm" else None,
+    )
+    own = made.model.inner.generation_config
+    stops = getattr(own, "eos_token_id", None)
+    more = stops if isinstance(stops, list) else [stops] if stops is not None else []
+    return {"room": Room(plan, made, prompts(run, tokenizer, processor, more), {}, _capacity(run))}
+
+
+def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:
+    from factory.inference.vllm_engine import Vllm
+
+    plan, adapters = run.plan, dict(run.adapters)
+    for name, folder in adapters.items():
+        _is_adapter(name, folder)
+    if plan.steps.load.adapter is not None:
+        adapters[OWN] = plan.steps.load.adapter
+    made = Vllm(source.folder(run), plan, run.engine, adapters, context(run))
+    return {"room": Room(plan, made, prompts(run, tokenizer, {}, ()), {}, _capacity(run))}
+
+
+def _capacity(run: Opening) -> int:
+    return run.engine.batch + run.engine.queue
+
+
+def prompts(run: Opening, tokenizer: Any, processor: Any, stops: Any) -> Prompts:
+    images = image_spec(run.plan.steps.load.config.get("model_type", ""), processor, tokenizer)
+    return Prompts(tokenizer, run.plan.steps.pack, images, stops)
+
+
+def context(run: Opening) -> int:
+    """Tokens of a prompt and its answer: what the positions were made for, stretched where they are."""
+    patch = run.plan.steps.patch
+    factor = patch.rope_factor if patch.rope_scaling != "none" else 1.0
+    return round(patch.context_length * factor)
+
+
+def with_adapters(model: Any, adapters: dict[str, str]) -> Any:
+    """The model with further adapters beside its own. Raises UserError for one that is not of this base."""
+    for name, folder in adapters.items():
+        _is_adapter(name, folder)
+        try:
+            model = _with_one(model, name, folder)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", first[:200].rstrip(".: ")) from error
+    return model.requires_grad_(False)
+
+
+def _is_adapter(name: str, folder: str) -> None:
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", "there is no adapter_config.json in it")
+
+
+def _with_one(model: Any, name: str, folder: str) -> Any:
+    from peft import PeftModel
+
+    if not hasattr(model, "peft_config"):
+        return PeftModel.from_pretrained(model, folder, adapter_name=name)
+    model.load_adapter(folder, adapter_name=name)
+    return model
+
+
+def _score(model: Any, ids: Any) -> float:
+    """At the row's last token."""
+    import torch
+
+    from factory.data.dataset import IGNORED
+    from factory.stages.rm.run import scores
+
+    ids = ids.to(model.device)
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -1] = ids[:, -1]
+    with torch.inference_mode():
+        return float(scores(model.model, {"input_ids": ids, "labels": labels})[0])

@@ -1,0 +1,109 @@
+"""The terminal: lines in, answers out, piped or typed, of one model and of two."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_saved import SHORT
+
+from factory.chat import show
+
+GREEDY = ("tracking=none", "generation.temperature=0", "generation.max_tokens=6")
+
+
+class Input(io.StringIO):
+    """What is typed. An exception among the lines is raised where it would be read."""
+
+    def __init__(self, text: str, *, terminal: bool):
+        super().__init__(text)
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.fixture
+def talk(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Callable[..., Any]:
+    def talk(text: str, *words: str, terminal: bool = False) -> Any:
+        monkeypatch.setattr(sys, "stdin", Input(text, terminal=terminal))
+        of = () if any(word.startswith("run=") for word in words) else (f"model.path={tiny_model}", "hardware=cpu")
+        return command("chat", *of, "precision=fp32", *GREEDY, *words)
+
+    return talk
+
+
+def test_a_pipe_gets_the_answer_and_nothing_else(talk: Callable[..., Any]) -> None:
+    said = talk("Hi\n")
+    assert said.code == 0 and said.out.strip() and "Reading" not in said.out and "context" not in said.out
+    assert talk("Hi\n").out == said.out
+    assert talk("  \n").code == 2
+    long = talk("Hi " * 300)
+    assert long.code == 1 and "leave no room" in long.err
+
+
+def test_commands_of_a_terminal(talk: Callable[..., Any], here: Path) -> None:
+    lines = [
+        "/help",
+        "Hi",
+        "/regenerate",
+        "/system Be brief.",
+        "/set max_tokens=2",
+        "/nonsense",
+        '"""one',
+        'two"""',
+        "three \\",
+        "four",
+        "/save talk.jsonl",
+        "/clear",
+        "/exit",
+        "never read",
+    ]
+    said = talk("\n".join(lines), terminal=True)
+    assert said.code == 0
+    for wanted in ("/regenerate  ", "The system message is set.", "max_tokens=2", "there is no /nonsense", "Saved to"):
+        assert wanted in said.out
+    saved = (here / "talk.jsonl").read_text()
+    assert '"content": "one\\ntwo"' in saved and '"content": "three \\nfour"' in saved and "never read" not in saved
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(
+    talk: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Any = show._pieces
+    asked = 0
+
+    def interrupted(*given: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        pieces = real(*given)
+        try:
+            yield next(pieces)
+            if asked == 1:
+                raise KeyboardInterrupt
+            yield from pieces
+        finally:
+            pieces.close()
+
+    monkeypatch.setattr(show, "_pieces", interrupted)
+    said = talk("Hi\nAgain\n", terminal=True)
+    assert said.code == 0 and asked == 2
+    assert said.out.count("[…]") == 2  # cut by Ctrl-C, and by its length
+
+
+def test_two_models_side_by_side(talk: Callable[..., Any], execute: Callable[..., Any]) -> None:
+    """The base and what was trained of it, on one copy of the weights."""
+    execute("method=lora", "stage.max_steps=3", "stage.learning_rate=1e-1", *SHORT[2:])
+    said = talk("Hi\n", "run=run", "compare=[base,run]")
+    _, base, run = said.out.replace("run:", "base:").split("base:")
+    assert said.code == 0 and base.strip() != run.strip()
+    assert said.err.count("Reading") == 1
+    assert talk("Hi\n", "run=run").out.strip() == run.strip()
+    typed = talk("Hi\n", "run=run", "compare=[run,base]", terminal=True)
+    assert typed.code == 0 and typed.out.index("run") < typed.out.index("base")
+
+
+def test_nothing_of_an_answer_moves_the_cursor() -> None:
+    assert show._visible("a\x1b[2Jb\x07\tc\nd\x9be") == "a[2Jb\tc\nde"

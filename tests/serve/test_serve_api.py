@@ -1,0 +1,405 @@
+"""The API before a tiny model, through the official client: what it gives, and the classes that it raises."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import TINY, Serving, room_of, serving
+
+from factory.data.tools import FORMATS
+from factory.inference.types import Done, Request, Token
+
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+TOOL: Any = {"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": {}}}
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_model: Path) -> Iterator[tuple[Any, Any]]:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", "engine.batch=16", *TINY)
+    yield room, settings
+    room.engine.stop(0)
+
+
+@pytest.fixture(scope="module")
+def served(opened: tuple[Any, Any]) -> Iterator[Serving]:
+    with serving(*opened) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served: Serving) -> Any:
+    return served.client()
+
+
+@pytest.fixture
+def speaking(opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Request]]:
+    """An engine that says what the test wants; returns the requests that it is sent."""
+    room, _ = opened
+
+    def say(text: str) -> list[Request]:
+        seen = list[Request]()
+
+        def submit(request: Request, tell: Callable[[Any], None]) -> Any:
+            seen.append(request)
+            for token in room.prompts.tokenizer(text, add_special_tokens=False)["input_ids"]:
+                tell(Token(token))
+            tell(Done("stop"))
+            return _Ticket()
+
+        monkeypatch.setattr(type(room.engine), "submit", lambda self, request, tell: submit(request, tell))
+        return seen
+
+    return say
+
+
+class _Ticket:
+    def cancel(self) -> None:
+        pass
+
+
+def test_an_answer_is_the_models_greedy_one(client: Any, opened: tuple[Any, Any]) -> None:
+    import torch
+
+    room, _ = opened
+    found = client.chat.completions.create(model="tiny", messages=HI, max_tokens=8)
+    ids = room.prompts.tokenizer.apply_chat_template(HI, add_generation_prompt=True, return_dict=False)
+    model = room.engine.model.inner
+    given = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0)
+    wanted = room.prompts.tokenizer.decode(given[0, len(ids) :], skip_special_tokens=True)
+    assert found.choices[0].message.content == wanted and found.choices[0].finish_reason == "length"
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (len(ids), 8)
+
+
+def test_a_stream_is_the_answer_in_pieces_with_its_usage(client: Any) -> None:
+    whole = client.chat.completions.create(model="tiny", messages=HI, max_tokens=8)
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny", messages=HI, max_tokens=8, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    *parts, last = chunks
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert parts[0].choices[0].delta.role == "assistant" and parts[-1].choices[0].finish_reason == "length"
+    assert last.choices == [] and last.usage == whole.usage
+    assert len(parts) > 3
+
+
+def test_several_answers_of_a_seed_differ_and_come_again(client: Any) -> None:
+    def asked() -> list[str]:
+        found = client.chat.completions.create(model="tiny", messages=HI, n=3, seed=5, temperature=1.5, max_tokens=8)
+        assert [choice.index for choice in found.choices] == [0, 1, 2]
+        return [choice.message.content for choice in found.choices]
+
+    assert asked() == asked() and len(set(asked())) == 3
+
+
+def test_a_stop_text_ends_an_answer(client: Any) -> None:
+    whole = client.chat.completions.create(model="tiny", messages=HI, max_tokens=12).choices[0].message.content
+    stop = whole[4:6]
+    found = client.chat.completions.create(model="tiny", messages=HI, max_tokens=12, stop=[stop]).choices[0]
+    assert found.message.content == whole.partition(stop)[0] and found.finish_reason == "stop"
+
+
+def test_probabilities(client: Any) -> None:
+    found = client.chat.completions.create(model="tiny", messages=HI, max_tokens=3, logprobs=True, top_logprobs=2)
+    told = found.choices[0].logprobs.content
+    assert [len(each.top_logprobs) for each in told] == [2, 2, 2]
+    assert all(each.logprob == each.top_logprobs[0].logprob < 0 for each in told)
+    plain = client.completions.create(model="tiny", prompt="The sea", max_tokens=3, logprobs=2).choices[0].logprobs
+    assert len(plain.tokens) == len(plain.token_logprobs) == len(plain.top_logprobs) == 3
+
+
+def test_completions_of_texts_and_of_tokens(client: Any, opened: tuple[Any, Any]) -> None:
+    ids = opened[0].prompts.text("The sea")
+    by_text, by_ids = (
+        client.completions.create(model="tiny", prompt=prompt, max_tokens=5).choices[0].text
+        for prompt in ("The sea", ids)
+    )
+    several = client.completions.create(model="tiny", prompt=["The sea", "Bread"], n=2, max_tokens=5, echo=True)
+    assert by_text == by_ids
+    assert [choice.text for choice in several.choices[:2]] == [f"The sea{by_text}"] * 2
+    assert all(choice.text.startswith("Bread") for choice in several.choices[2:])
+
+
+def test_embeddings_are_of_length_one_in_both_forms(client: Any) -> None:
+    found = client.embeddings.create(model="tiny", input=["The sea", "Bread"])  # the client asks in base64
+    plain = client.embeddings.create(model="tiny", input="The sea", encoding_format="float")
+    one, other = (each.embedding for each in found.data)
+    assert sum(value * value for value in one) == pytest.approx(1, abs=1e-5)
+    assert one == pytest.approx(plain.data[0].embedding, abs=1e-6) and one != other and len(one) == 32
+
+
+def test_models_health_and_metrics(client: Any, served: Serving) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").max_model_len == 256
+    with served.http() as http:
+        assert http.get("/health").json() == {"status": "ok"}
+        http.get("/made/up")
+        text = http.get("/metrics").text
+    for wanted in ("factory_generated_tokens_total", 'path="/v1/chat/completions",status="200"', 'path="other"'):
+        assert wanted in text
+    assert "/made/up" not in text
+
+
+BAD: dict[str, tuple[dict[str, Any], str | None]] = {
+    "a field that nothing reads": ({"extra_body": {"top_kk": 3}}, "top_kk"),
+    "a value out of range": ({"temperature": -1}, "temperature"),
+    "a penalty that is not there": ({"presence_penalty": 1.0}, "presence_penalty"),
+    "a role that is none": ({"messages": [{"role": "wizard", "content": "Hi"}]}, "messages.0.role"),
+    "no message": ({"messages": []}, "messages"),
+    "a message of nothing": ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    "a system message at the end of a talk that the template does not take": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        None,
+    ),
+    "an image": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]}
+            ]
+        },
+        "messages.0.content",
+    ),
+    "too long": ({"messages": [{"role": "user", "content": "Hi " * 300}]}, "messages"),
+    "a tool nobody offered": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+        "tool_choice",
+    ),
+    "arguments that are no object": (
+        {
+            "messages": [
+                *HI,
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"id": "a", "type": "function", "function": {"name": "x", "arguments": "[1]"}},
+                    ],
+                },
+            ]
+        },
+        "messages.1.tool_calls.0.function.arguments",
+    ),
+    "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_a_400_with_what_is_wrong(name: str, client: Any, served: Serving) -> None:
+    changes, param = BAD[name]
+    body = {"model": "tiny", "messages": HI, "max_tokens": 2, **changes}
+    if name == "half a character":  # which the client cannot send
+        with served.http() as http:
+            kind = {"Content-Type": "application/json"}
+            found = http.post("/v1/chat/completions", content=json.dumps(body), headers=kind)
+        assert found.status_code == 400 and found.json()["error"]["param"] == "messages.0.content"
+        return
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(**body)
+    told: Any = raised.value.body
+    assert told["message"] and (param is None or told["param"] == param), told
+
+
+def test_an_unknown_model_is_a_404(client: Any) -> None:
+    for ask in (client.chat.completions, client.completions):
+        words = {"messages": HI} if ask is client.chat.completions else {"prompt": "Hi"}
+        with pytest.raises(openai.NotFoundError, match=r"Served are: tiny"):
+            ask.create(model="gpt", **words)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 400), (b"\xff", 400), (b'{"a":' * 3000, 400), (b"[]", 400), (b'{"model": NaN}', 400), (b"", 400)],
+)
+def test_what_is_no_request_is_told_so(body: bytes, status: int, served: Serving) -> None:
+    with served.http() as http:
+        found = http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        assert found.status_code == status and found.json()["error"]["message"]
+        assert http.get("/nowhere").json()["error"]["code"] == "not_found"
+        assert http.get("/v1/chat/completions").status_code == 405
+
+
+def test_a_called_tool_is_told_apart(client: Any, speaking: Callable[[str], list[Request]]) -> None:
+    text = FORMATS["default"].calls([{"name": "look_up", "arguments": {"word": "ebb"}}])
+    speaking(f"Let me see.\n{text}")
+    found = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL]).choices[0]
+    (call,) = found.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("look_up", {"word": "ebb"})
+    assert found.finish_reason == "tool_calls" and found.message.content == "Let me see."
+    streamed = list(client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], stream=True))
+    deltas = [chunk.choices[0].delta for chunk in streamed]
+    assert [delta.tool_calls[0].function.name for delta in deltas if delta.tool_calls] == ["look_up"]
+    none = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], tool_choice="none").choices[0]
+    assert none.message.tool_calls is None and "Action" in none.message.content
+
+
+def test_a_call_is_begun_where_it_is_required(client: Any, speaking: Callable[[str], list[Request]]) -> None:
+    seen = speaking('{"word": "ebb"}')
+    choice = {"type": "function", "function": {"name": "look_up"}}
+    found = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], tool_choice=choice).choices[0]
+    assert found.message.tool_calls[0].function.name == "look_up" and not found.message.content
+    plain = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL])
+    assert plain.choices[0].message.tool_calls is None
+    assert len(seen[0].ids) > len(seen[1].ids)
+
+
+def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[Request]], opened: Any) -> None:
+    seen = speaking("It falls.")
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "ebb"}'}}
+    messages = [
+        *HI,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "the sea's fall"},
+    ]
+    client.chat.completions.create(model="tiny", messages=messages, tools=[TOOL])
+    text = opened[0].prompts.tokenizer.decode(seen[0].ids)
+    assert "Action: look_up" in text and "<|im_start|>tool\nthe sea's fall" in text
+
+
+def test_json_is_held_to_or_refused(client: Any) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    try:
+        import xgrammar  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        with pytest.raises(openai.BadRequestError, match="factory\\[grammar\\]"):
+            client.chat.completions.create(model="tiny", messages=HI, response_format=form)
+        return
+    found = client.chat.completions.create(model="tiny", messages=HI, response_format=form, max_tokens=60)
+    assert json.loads(found.choices[0].message.content)["n"] in (1, 2)
+
+
+def test_sixteen_clients_get_what_each_alone_gets(client: Any) -> None:
+    questions = [[{"role": "user", "content": f"Question {number} of {number * 7}"}] for number in range(16)]
+
+    def asked(messages: Any) -> str:
+        return client.chat.completions.create(model="tiny", messages=messages, max_tokens=10).choices[0].message.content
+
+    alone = [asked(each) for each in questions]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(asked, questions)) == alone
+
+
+def test_a_client_that_leaves_frees_its_place(served: Serving, client: Any, opened: tuple[Any, Any]) -> None:
+    import time
+
+    stream = client.chat.completions.create(model="tiny", messages=HI, max_tokens=200, stream=True)
+    next(iter(stream))
+    stream.close()
+    engine, end = opened[0].engine, time.monotonic() + 10
+    while engine.count().running and time.monotonic() < end:
+        time.sleep(0.005)
+    before = engine.count().tokens
+    time.sleep(0.05)
+    assert engine.count().running == 0 and engine.count().tokens == before
+
+
+def test_one_that_waits_for_a_whole_answer_and_leaves_frees_it_too(served: Serving, opened: tuple[Any, Any]) -> None:
+    import time
+
+    import httpx
+
+    engine = opened[0].engine
+    start = engine.count().tokens
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        body = {"model": "tiny", "prompt": "The sea", "max_tokens": 240, "n": 8, "temperature": 1}
+        http.post("/v1/completions", json=body, timeout=0.05)
+    end = time.monotonic() + 10
+    while engine.count().running and time.monotonic() < end:
+        time.sleep(0.005)
+    assert engine.count().running == 0 and engine.count().tokens - start < 8 * 240
+
+
+def test_a_key_is_asked_for(opened: tuple[Any, Any]) -> None:
+    with serving(*opened, key="s3cret") as found:
+        for wrong in ("none", "s3cre", "s3cret2", "é"):
+            with found.http() as http:
+                headers = {"Authorization": f"Bearer {wrong}".encode()}
+                assert http.get("/v1/models", headers=headers).status_code == 401
+        with pytest.raises(openai.AuthenticationError):
+            found.client().chat.completions.create(model="tiny", messages=HI)
+        assert found.client("s3cret").models.list().data
+        with found.http() as http:
+            assert http.get("/health").status_code == 200
+            assert http.get("/metrics").status_code == 401
+
+
+def test_a_body_has_a_limit(opened: tuple[Any, Any]) -> None:
+    with serving(*opened, max_body=2000) as found, found.http() as http:
+        big = json.dumps({"model": "tiny", "prompt": "x" * 3000})
+
+        def parts() -> Iterator[bytes]:
+            yield big.encode()
+
+        for content in (big, parts()):  # whose size is told, and whose is not
+            answer = http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+            assert answer.status_code == 413 and answer.json()["error"]["code"] == "request_too_large"
+        with pytest.raises(openai.APIStatusError) as raised:
+            found.client().completions.create(model="tiny", prompt="x" * 3000)
+        assert raised.value.status_code == 413
+
+
+def test_no_page_of_another_site_may_read_answers(served: Serving) -> None:
+    with served.http() as http:
+        found = http.get("/v1/models", headers={"Origin": "https://evil.example"})
+        asked = http.options("/v1/models", headers={"Origin": "https://evil.example"})
+    assert not any(name.startswith("access-control") for name in {**found.headers, **asked.headers})
+
+
+# --- whatever is sent, the server does not fail
+
+_NAMES = (
+    *("model", "messages", "prompt", "input", "role", "content", "type", "text", "image_url", "url", "stop", "n"),
+    *("temperature", "top_p", "seed", "max_tokens", "stream", "logprobs", "top_logprobs", "tools", "tool_choice"),
+    *("function", "name", "parameters", "arguments", "tool_calls", "response_format", "encoding_format", "echo"),
+)
+_WORDS = st.one_of(
+    st.sampled_from(["tiny", "user", "assistant", "tool", "system", "text", "function", "Hi", "", "auto", "\x00", "é"]),
+    st.text(max_size=5),
+)
+_LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(-1, 3), _WORDS, st.just(2**70))
+_ANY = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4)),
+    max_leaves=8,
+)
+_MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": st.one_of(_WORDS, _ANY)}
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    path=st.sampled_from(["chat/completions", "completions", "embeddings", "score"]),
+    messages=st.one_of(_MESSAGES, _ANY),
+    text=st.one_of(_WORDS, st.lists(st.integers(-1, 600), max_size=4), _ANY),
+    more=st.dictionaries(st.sampled_from(_NAMES), _ANY, max_size=2),
+)
+def test_whatever_is_sent_the_server_does_not_fail(
+    path: str, messages: Any, text: Any, more: dict[str, Any], served: Serving
+) -> None:
+    own = {"chat/completions": "messages", "score": "messages", "completions": "prompt", "embeddings": "input"}[path]
+    body = {"model": "tiny", own: messages if own == "messages" else text}
+    body |= {"max_tokens": 1} if "completions" in path else {}
+    with served.http() as http:
+        found = http.post(
+            f"/v1/{path}",
+            content=json.dumps({**body, **more}),
+            headers={"Content-Type": "application/json"},
+        )
+    assert found.status_code in (200, 400, 404, 429), found.text
+    if found.status_code != 200:
+        assert found.json()["error"]["message"]

@@ -1,0 +1,105 @@
+"""More clients than there is room for, an end in the middle of streams, adapters by name, a reward model's scores."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from serving import TINY, room_of, serving
+
+from factory.refusal import UserError
+
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+
+
+def test_more_than_may_wait_are_told_when_to_come_again(tiny_model: Path) -> None:
+    words = (f"model.path={tiny_model}", "serve.name=tiny", "engine.batch=1", "engine.queue=0", *TINY)
+    room, settings = room_of("serve", *words)
+    with serving(room, settings) as found:
+        client = found.client()
+        stream = client.chat.completions.create(model="tiny", messages=HI, max_tokens=240, stream=True)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as raised:
+            client.chat.completions.create(model="tiny", messages=HI)
+        assert int(raised.value.response.headers["retry-after"]) > 0
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(model="tiny", messages=HI, stream=True)
+        stream.close()
+    room.engine.stop(0)
+
+
+@pytest.mark.parametrize("grace", [0.0, 30.0])
+def test_a_stream_ends_well_when_the_server_is_stopped(grace: float, tiny_model: Path) -> None:
+    """In the grace it is written to its end; after it, it is cut with a last event that says so."""
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY)
+    with serving(room, settings, grace=grace) as found:
+        stream = iter(
+            found.client().chat.completions.create(
+                model="tiny", messages=HI, max_tokens=200, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        next(stream)
+        found.server.handle_exit(2, None)
+        *_, last, usage = list(stream)
+        found.thread.join(20)
+        assert not found.thread.is_alive()
+    assert last.choices[0].finish_reason == "length"
+    assert usage.usage.completion_tokens == 200 if grace else usage.usage.completion_tokens < 200
+
+
+def test_adapters_of_one_base_by_name(execute: Callable[..., Any], tiny_model: Path) -> None:
+    from factory.inference import asked
+
+    short = ("stage.max_steps=3", "stage.learning_rate=5e-2", "data.max_samples=20", "precision=fp32")
+    for name, seed in (("one", 1), ("two", 2)):
+        execute("method=lora", f"seed={seed}", *short, folder=name)
+    words = ("run=one", "serve.adapters={other: two/model}", *TINY)
+    room, settings = room_of("serve", *words)
+    assert room.names == {"one": "default", "llama": None, "other": "other"}
+    with serving(room, settings) as found:
+        client = found.client()
+        texts = {
+            name: client.chat.completions.create(model=name, messages=HI).choices[0].message.content
+            for name in room.names
+        }
+        assert {model.id: model.model_extra.get("parent") for model in client.models.list()} == {
+            "one": "llama",
+            "llama": None,
+            "other": "llama",
+        }
+    room.engine.stop(0)
+    assert len(set(texts.values())) == 3
+    # each as it is alone
+    for name, run in (("one", "one"), ("other", "two/model")):
+        alone, settings = room_of("serve", f"run={run}", *TINY)
+        with serving(alone, settings) as found:
+            answer = found.client().chat.completions.create(model=asked.name_of(run), messages=HI)
+            assert answer.choices[0].message.content == texts[name]
+        alone.engine.stop(0)
+    with pytest.raises(UserError, match=r"\[serve-adapter\].*no adapter_config.json"):
+        room_of("serve", "run=one", "serve.adapters={x: nowhere}", *TINY)
+
+
+def test_a_reward_models_scores(judge: Path, tiny_model: Path) -> None:
+    """Those that the model gave in training: of the better answer's letters it was taught to give more."""
+    room, settings = room_of("serve", f"run={judge}", "serve.name=judge", *TINY[:3])
+    talk = [*HI, {"role": "assistant", "content": "aaaa"}]
+    with serving(room, settings) as found, found.http() as http:
+        one = http.post("/v1/score", json={"model": "judge", "messages": talk}).json()
+        both = http.post("/v1/score", json={"model": "judge", "messages": [talk, [*HI, {**talk[1], "content": "z"}]]})
+        assert len(one["data"]) == 1 and len(both.json()["data"]) == 2
+        assert one["data"][0]["score"] == pytest.approx(both.json()["data"][0]["score"], abs=1e-5)
+        assert one["data"][0]["score"] != both.json()["data"][1]["score"]
+        bad = http.post("/v1/score", json={"model": "judge", "messages": [*HI, *HI]})
+        assert bad.status_code == 400
+    room.engine.stop(0)
+
+
+def test_a_model_that_scores_nothing_says_so(tiny_model: Path) -> None:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY)
+    with serving(room, settings) as found, found.http() as http:
+        body = {"model": "tiny", "messages": [*HI, {"role": "assistant", "content": "a"}]}
+        answer = http.post("/v1/score", json=body)
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported"
+    room.engine.stop(0)

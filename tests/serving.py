@@ -1,0 +1,62 @@
+"""A server of a tiny model within the test's own process, and the official client before it."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from factory import cli, compose, schema
+from factory.inference import asked
+from factory.inference.room import Room, opened
+
+TINY = ("hardware=cpu", "tracking=none", "precision=fp32", "generation.temperature=0", "generation.max_tokens=12")
+
+
+def room_of(verb: Any, *words: str) -> tuple[Room, Any]:
+    """What a command line opens, and its settings."""
+    line = compose.parse(list(words))
+    own = cli._taken_apart(verb, line)
+    (side,) = asked.sides(asked.named_run(own), ())
+    plan, settings = cli._to_write(verb, line, own, side)
+    told: list[str] = []
+    return opened(
+        plan, settings.engine, settings.serve.adapters, settings.serve.name or side.title, told.append
+    ), settings
+
+
+@dataclass
+class Serving:
+    url: str
+    room: Room
+    server: Any
+    thread: threading.Thread
+
+    def client(self, key: str = "none", **more: Any) -> Any:
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **more)
+
+    def http(self) -> Any:
+        import httpx
+
+        return httpx.Client(base_url=self.url, timeout=60)
+
+
+@contextmanager
+def serving(room: Room, settings: Any, key: str | None = None, **changes: Any) -> Iterator[Serving]:
+    from factory.serve.run import listening, server
+
+    asked: schema.Serve = replace(settings.serve, port=0, **changes)
+    with listening(asked) as at:
+        made = server(room, settings.generation, asked, key)
+        thread = threading.Thread(target=made.run, kwargs={"sockets": [at]}, daemon=True)
+        thread.start()
+        while not made.started:
+            time.sleep(0.005)
+        try:
+            yield Serving(f"http://127.0.0.1:{at.getsockname()[1]}", room, made, thread)
+        finally:
+            made.should_exit = True
+            thread.join(20)
