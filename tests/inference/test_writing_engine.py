@@ -138,7 +138,8 @@ def test_the_coldest_answer_is_the_greedy_one_and_the_likeliest_alone_are_drawn(
 ) -> None:
     made, (ids,) = engine(), prompts((9,))
     greedy = ids_of(made.batch([asked(ids)])[0])
-    for own in ({"temperature": 1e-300}, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}):
+    cold: list[dict[str, Any]] = [{"temperature": 1e-300}]
+    for own in [*cold, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}]:
         assert ids_of(made.batch([asked(ids, seed=1, **own)])[0]) == greedy
 
 
