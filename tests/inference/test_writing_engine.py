@@ -153,8 +153,8 @@ def test_draws_follow_the_probabilities() -> None:
         ({"top_p": 0.65}, {1: 4 / 7, 3: 3 / 7}),
     ):
         drawer = Drawer(Sampling(max_tokens=1, temperature=1.0, seed=1, **sampling), None)  # type: ignore[arg-type]
-        drawn = [drawer.draw(chances.log()).id for _ in range(4000)]
-        assert {token: drawn.count(token) / 4000 for token in set(drawn)} == pytest.approx(wanted, abs=0.03)
+        drawn = [drawer.draw(chances.log()).id for _ in range(800)]
+        assert {token: drawn.count(token) / 800 for token in set(drawn)} == pytest.approx(wanted, abs=0.06)
 
 
 class _Failing:
