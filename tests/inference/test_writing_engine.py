@@ -138,7 +138,8 @@ def test_the_coldest_answer_is_the_greedy_one_and_the_likeliest_alone_are_drawn(
 ) -> None:
     made, (ids,) = engine(), prompts((9,))
     greedy = ids_of(made.batch([asked(ids)])[0])
-    for own in ({"temperature": 1e-300}, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}):
+    cold: list[dict[str, Any]] = [{"temperature": 1e-300}]
+    for own in [*cold, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}]:
         assert ids_of(made.batch([asked(ids, seed=1, **own)])[0]) == greedy
 
 
@@ -152,8 +153,8 @@ def test_draws_follow_the_probabilities() -> None:
         ({"top_p": 0.65}, {1: 4 / 7, 3: 3 / 7}),
     ):
         drawer = Drawer(Sampling(max_tokens=1, temperature=1.0, seed=1, **sampling), None)  # type: ignore[arg-type]
-        drawn = [drawer.draw(chances.log()).id for _ in range(4000)]
-        assert {token: drawn.count(token) / 4000 for token in set(drawn)} == pytest.approx(wanted, abs=0.03)
+        drawn = [drawer.draw(chances.log()).id for _ in range(800)]
+        assert {token: drawn.count(token) / 800 for token in set(drawn)} == pytest.approx(wanted, abs=0.06)
 
 
 class _Failing:

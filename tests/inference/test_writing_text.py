@@ -16,7 +16,7 @@ def written(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], bool]:
     return [*pieces, writer.finish()], writer.ended
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\ufffd"), max_size=30))
 def test_the_pieces_are_the_text(text: str) -> None:
     pieces, _ = written(text)
@@ -24,7 +24,7 @@ def test_the_pieces_are_the_text(text: str) -> None:
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.text("ab cé", max_size=30), st.text("ab cé", min_size=1, max_size=4))
 def test_nothing_of_a_stop_text_is_shown(text: str, stop: str) -> None:
     pieces, ended = written(text, (stop,))
