@@ -30,7 +30,7 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
         run_id = known or client.create_run(experiment, run_name=f"export {folder.name}").info.run_id
         with mlflow.start_run(run_id=run_id):
             made = transformers.log_model(
-                transformers_model=str(folder),
+                transformers_model=_read(folder),  # of a folder's path MLflow 3.17 fails on transformers 5
                 name="model",
                 task="llm/v1/chat" if chat else "llm/v1/completions",
                 registered_model_name=plan.export.register,
@@ -46,6 +46,15 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
         "version": made.registered_model_version,
         "uri": made.model_uri,
         "run": run_id,
+    }
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return {
+        "model": AutoModelForCausalLM.from_pretrained(folder),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
     }
 
 
