@@ -272,7 +272,7 @@ def test_a_folder_of_options_that_is_not_there_is_refused(command: Command, here
     ("arguments", "rule"),
     [
         (("trian",), "unknown-verb"),
-        (("export",), "unknown-verb"),
+        (("board",), "unknown-verb"),
         (("explain",), "explain-what"),
         (("explain", "method.rnk"), "unknown-key"),
         (("resume",), "resume-what"),
