@@ -393,7 +393,7 @@ CHANGED: dict[int, str] = {
     5: "the estimate's memory has more parts, and says when it is highest",
     6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
     7: "the rows that are measured may be those that train",
-    8: "runs may be logged to TensorBoard or wandb, with what the machine does; a plan may be of an export, of chat or of serve",
+    8: "runs may be logged to TensorBoard or wandb, with what the machine does; plans of export, chat and serve",
 }
 
 
