@@ -96,7 +96,13 @@ def apart(metric: str, runs: Sequence[Run]) -> str | None:
     for key in keys:
         if wrong := _unlike(key, {name: each.get(key) for name, each in decided.items()}):
             return wrong
-    return _unlike("the tokenizer", {run.name: run.tokenizer for run in runs}, shown=False) if by_tokens else None
+    return _unlike("the tokenizer", _tokenizers(runs), shown=False) if by_tokens else None
+
+
+def _tokenizers(runs: Sequence[Run]) -> dict[str, str | None]:
+    """Where a run saved none, that of another run on the same base."""
+    of_base = {run.base: run.tokenizer for run in runs if run.tokenizer is not None}
+    return {run.name: run.tokenizer or of_base.get(run.base, run.base) for run in runs}
 
 
 def _signature(metric: str, run: Run) -> str | None:

@@ -31,7 +31,8 @@ class Run:
     plan: Plan | None = None
     lines: tuple[dict[str, Any], ...] = ()
     folder: Path | None = None
-    tokenizer: str | None = None
+    tokenizer: str | None = None  # the saved one's vocabulary and rules
+    base: str | None = None  # the weights and the tokens that are added to them, from which it follows too
 
     @property
     def method(self) -> str | None:
@@ -73,7 +74,8 @@ def of_folder(path: Path) -> Run:
         plan=plan,
         lines=lines,
         folder=path,
-        tokenizer=_tokenizer(folder, plan),
+        tokenizer=_tokenizer(folder),
+        base=_base(plan),
     )
 
 
@@ -174,12 +176,14 @@ def _so_far(plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> dict[str, A
     return {**report, "memory": {**report.get("memory", {}), "peak_bytes": peak}, "train": train}
 
 
-def _tokenizer(folder: RunFolder, plan: Plan | None) -> str | None:
-    """What tells one tokenizer from another: the saved one's vocabulary and rules, else what the weights are."""
+def _tokenizer(folder: RunFolder) -> str | None:
+    """What tells one saved tokenizer from another. A run that only measures saves none."""
     saved = read_json(folder.model / "tokenizer.json")
-    if saved is not None:
-        rules = {name: value for name, value in saved.items() if name not in ("truncation", "padding")}
-        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
-    if plan is None:
+    if saved is None:
         return None
-    return f"{plan.steps.load.fingerprint} {' '.join(plan.steps.patch.new_tokens)}".strip()
+    rules = {name: value for name, value in saved.items() if name not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _base(plan: Plan | None) -> str | None:
+    return None if plan is None else f"{plan.steps.load.fingerprint} {' '.join(plan.steps.patch.new_tokens)}".strip()

@@ -107,6 +107,12 @@ def test_what_changes_no_held_out_token_keeps_figures_comparable(override: str, 
     assert verdict(measured(tmp_path / "a", 12.0), measured(tmp_path / "b", 9.0, override, seed=1)).best == 1
 
 
+def test_a_run_that_saved_no_tokenizer_has_that_of_its_base(tmp_path: Path) -> None:
+    """As one has that only measures."""
+    one = measured(tmp_path / "a", 12.0, tokenizer=None)
+    assert verdict(one, measured(tmp_path / "b", 9.0, "method=full", seed=1)).best == 1
+
+
 def test_rows_of_other_data_still_let_answers_be_compared(tmp_path: Path) -> None:
     """Another tokenizer makes perplexities incomparable, and leaves ROUGE as it is."""
     scores = {"rougeL": ROUGE.tolist()}, {"rougeL": (ROUGE + 5).tolist()}
