@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
+from allocated import most_allocated
 from conftest import compiled
 
 from factory import registry
@@ -130,18 +131,7 @@ def _loss(plan: Plan, model: Any, ids: Any) -> Any:
 
 
 def _peak(plan: Plan, model: Any, ids: Any) -> int:
-    """From the events of torch's profiler, one for each block that its allocator gives or takes."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        _loss(plan, model, ids).backward()
-    assert found.profiler is not None and found.profiler.kineto_results is not None
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+    return most_allocated(lambda: _loss(plan, model, ids).backward())
 
 
 @pytest.mark.parametrize("kind", KINDS)

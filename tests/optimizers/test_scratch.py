@@ -4,26 +4,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from allocated import most_allocated
 
 from factory.optimizers.spec import NEEDS_GPU, STATES, scratch
 
 SIDE = 256
-
-
-def most_allocated(optimizer: Any) -> int:
-    """Bytes that are there at most beside those before, within a step."""
-    import torch
-
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
-        optimizer.step()
-    assert profiled.profiler is not None
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 @pytest.mark.parametrize("number", [4, 2])
@@ -41,4 +26,6 @@ def test_scratch_is_what_a_step_allocates_on_a_cpu(name: str, number: int) -> No
     for _ in range(2):  # the state is made in the first
         weight.grad = torch.randn_like(weight)
         optimizer.step()
-    assert most_allocated(optimizer) == pytest.approx(scratch(name, weight.numel(), number, "cpu"), rel=0.02, abs=2000)
+    assert most_allocated(optimizer.step) == pytest.approx(
+        scratch(name, weight.numel(), number, "cpu"), rel=0.02, abs=2000
+    )

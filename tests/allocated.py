@@ -1,0 +1,19 @@
+"""Memory as torch's CPU allocator gives and takes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def most_allocated(work: Callable[[], Any]) -> int:
+    """Bytes that are there at most beside those before, while it works: by the events of torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    assert found.profiler is not None and found.profiler.kineto_results is not None
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
