@@ -16,5 +16,6 @@ CHECKS: dict[str, str] = {
     "resume_point": "the last checkpoint does not open, or is of another step",
     "save_reload": "what was saved is not what was trained; absent where it is saved for another base",
     "merge": "the merged weights do not answer as the adapter on its base; absent of quantized bases",
+    "written": "what an export wrote, read anew, answers otherwise; absent of adapters, gptq and awq",
     "memory_as_estimated": "the peak is more than a tenth off the estimate: advice, no run fails by it",
 }

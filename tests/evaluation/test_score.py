@@ -16,7 +16,8 @@ from factory.evaluation.generate import Prompt
 from factory.execute.context import Interrupted
 from factory.metrics import text
 from factory.refusal import UserError
-from factory.run import screen, tracking
+from factory.run import screen
+from factory.tracking import to_mlflow
 
 Execute = Callable[..., Any]
 RUN = (
@@ -67,7 +68,7 @@ def test_a_benchmark_is_asked_after_training(execute: Execute, letters: Path, he
     assert rows.value("mmlu", measured["mmlu"]) == pytest.approx(found["accuracy"])
     assert all(set(row["log_probs"]) == set("ABCD") and row["question"].startswith("What") for row in kept)
     assert list(found["categories"]) == ["STEM", "humanities"]
-    sent = dict(tracking._of_benchmarks(done.result["evaluate"]["benchmarks"]))
+    sent = dict(to_mlflow._of_benchmarks(done.result["evaluate"]["benchmarks"]))
     assert sent["evaluate/mmlu"] == found["accuracy"] and set(sent) >= {"evaluate/mmlu/STEM"}
     shown = Console(width=120, record=True, file=(here / "screen").open("w"))
     for _, what in screen._scored(done.result["evaluate"]):

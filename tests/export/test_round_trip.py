@@ -13,6 +13,7 @@ from exporting import SHORT, exported, files, losses
 from test_methods import FITTING
 
 from factory.execute.report import write_report
+from factory.refusal import UserError
 
 Execute = Callable[..., Any]
 TEXT = "A fox and a dog: what do they say?"
@@ -139,6 +140,28 @@ def test_a_model_in_bits_is_read_in_bits(kind: str, bits: int, here: Path, tiny_
     read = AutoModelForCausalLM.from_pretrained("out")
     assert getattr(read, f"is_loaded_in_{bits}bit")
     assert "4bit" in type(read.model.layers[0].mlp.up_proj).__name__ or bits == 8
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_a_file_that_is_not_what_was_written_leaves_nothing(
+    form: str, here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that is read anew for the check `written` has another last norm."""
+    from factory.steps import export
+
+    reading = {"hf": "_read", "gguf": "_read_gguf"}[form]
+    original = getattr(export, reading)
+
+    def other(*given: Any) -> Any:
+        model = original(*given)
+        with torch.no_grad():
+            model.get_decoder().norm.weight.mul_(30)
+        return model
+
+    monkeypatch.setattr(export, reading, other)
+    with pytest.raises(UserError, match="export-unfit"):
+        exported(f"model.path={tiny_model}", "export.dir=out", f"export.format={form}")
+    assert [path.name for path in here.iterdir()] == ["export-run"]
 
 
 def test_shards_are_as_large_as_is_said(here: Path, tiny_model: Path) -> None:
