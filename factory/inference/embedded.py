@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from factory.inference.draw import Drawer, draw
 from factory.inference.scheduler import Lane, Scheduler
 from factory.inference.slots import Slots
-from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, batched
+from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, Unable, batched
 from factory.losses import text_model
 
 _KEPT_PREFIX = 16  # tokens that two prompts must share before what was read of the first is used again
@@ -324,7 +324,7 @@ class Embedded:
 
     def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
         if self.scores is None:
-            raise NotImplementedError
+            raise Unable
         return [self._scored(row, adapter) for row in rows]
 
     def _scored(self, row: Sequence[int], adapter: str | None) -> float:

@@ -74,6 +74,10 @@ class Overloaded(Exception):
     """As many wait as may wait."""
 
 
+class Unable(Exception):
+    """The engine, or the model that it holds, cannot do this at all."""
+
+
 class Stopping(Exception):
     """The engine takes no more."""
 
@@ -144,11 +148,11 @@ class Engine(Protocol):
         ...
 
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
-        """Of each row of tokens the mean of its last states, of length 1. Raises NotImplementedError."""
+        """Of each row of tokens the mean of its last states, of length 1. Raises Unable."""
         ...
 
     def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
-        """Of each row the reward model's score at its last token. Raises NotImplementedError."""
+        """Of each row the reward model's score at its last token. Raises Unable."""
         ...
 
     def count(self) -> Load: ...

@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import schema
 from factory.inference.scheduler import Lane, Scheduler
-from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, batched
+from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, Unable, batched
 from factory.look.model import look_at_adapter
 from factory.plan import Plan
 from factory.refusal import refuse
@@ -135,10 +135,10 @@ class Vllm:
         return batched(self, requests)
 
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
-        raise NotImplementedError
+        raise Unable
 
     def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
-        raise NotImplementedError
+        raise Unable
 
     def count(self) -> Load:
         return self._scheduler.count()

@@ -18,7 +18,7 @@ from factory import __version__, schema
 from factory.data.record import BadRow
 from factory.inference import calls
 from factory.inference.room import Room
-from factory.inference.types import Overloaded, Stopping
+from factory.inference.types import Overloaded, Stopping, Unable
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
 from factory.serve.asked import Desk
@@ -263,7 +263,7 @@ def _answered(desk: Desk, conversation: Any) -> list[int]:
 async def _of_engine(work: Callable[..., Any], rows: Sequence[Sequence[int]], adapter: str | None) -> Any:
     try:
         return await asyncio.to_thread(work, rows, adapter)
-    except NotImplementedError:
+    except Unable:
         raise errors.bad("The model that is served cannot do that.", "model", "unsupported") from None
     except Overloaded:
         raise errors.overloaded(_RETRY) from None
