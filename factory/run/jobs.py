@@ -125,7 +125,7 @@ def _sound(folder: Path, plan: Plan) -> bool:
 
 def table(jobs: Sequence[Job]) -> Table:
     told = labels([job.plan.options if job.plan else {} for job in jobs], [job.overrides for job in jobs])
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, title="sweep: the plans", title_justify="left")
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="sweep: the plans", title_justify="left")
     made.add_column("job", no_wrap=True)
     if any(told):
         made.add_column("what differs", overflow="fold", max_width=44)
@@ -133,10 +133,16 @@ def table(jobs: Sequence[Job]) -> Table:
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("", overflow="fold")
     for job, label in zip(jobs, told, strict=True):
-        made.add_row(job.name, *([escape(label.replace(" ", "\n"))] if any(told) else []), *_numbers(job), _said(job))
+        made.add_row(job.name, *([escape(_in_lines(label))] if any(told) else []), *_numbers(job), _said(job))
     if any(job.plan is not None and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs):
         made.caption, made.caption_justify = f"ranges of steps {KNOWN_LATER}", "left"
     return made
+
+
+def _in_lines(label: str) -> str:
+    """`method=lora method.rank=8` as `method=lora` and `rank=8`: a terminal of 80 columns has no room for the group."""
+    pairs = (text.partition("=") for text in label.split(" "))
+    return "\n".join(f"{key.rpartition('.')[2]}{equals}{value}" for key, equals, value in pairs)
 
 
 def _numbers(job: Job) -> tuple[str, str, str, str]:

@@ -234,6 +234,15 @@ def test_a_path_is_quoted_as_hydra_reads_it(here: Path) -> None:
         assert tree["model"]["adapter"] == f"{name}/one/model"
 
 
+# what the paper's Table 2 crosses out, and Unsloth, which is not there
+NEVER = {
+    "table2": [
+        *(f"{method}.quantization" for method in ("freeze", "galore")),
+        *(f"{method}.unsloth" for method in ("freeze", "galore", "lora", "dora", "lora_plus", "pissa")),
+    ]
+}
+
+
 @pytest.mark.parametrize("name", compose.recipes())
 def test_every_recipe_can_be_planned_without_a_network(name: str) -> None:
     """Each run has a plan, those that read another as far as it is known."""
@@ -243,7 +252,8 @@ def test_every_recipe_can_be_planned_without_a_network(name: str) -> None:
             pretended.compiled(f"recipe={name}")
             return
         found = chain.planned(line, partial(cli._of_recipe, training=False))
-    assert found and [job.refusals for job in found] == [()] * len(found)
+    assert found and {job.name for job in found if job.refusals} == set(NEVER.get(name, ()))
+
 
 
 def test_two_runs_that_are_executed(execute: Callable[..., Done], line: Line, tiny_model: Path) -> None:
