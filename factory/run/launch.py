@@ -28,8 +28,8 @@ from factory.refusal import UserError, refusal
 from factory.run import calibration
 from factory.run.advice import Anew, Change, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
+from factory.run.next_commands import next_commands
 from factory.run.screen import Screen, plan_panel, report_panel
-from factory.tracking.spec import shows
 from factory.tracking.system import Sampler
 from factory.tracking.tracker import Tracker
 from factory.words import program, size
@@ -272,8 +272,10 @@ def _finish(
         if found := calibration.measured(plan, folder, look_at_machine()):
             calibration.add(found)
         screen.print(report_panel(report, where))
-        if plan.verb == "train" and plan.tracking.parent_run is None:  # a sweep says it once, at its end
-            screen.print(_next_commands(plan, folder), soft_wrap=True)
+        if plan.tracking.parent_run is None and (
+            onward := next_commands(plan, folder)
+        ):  # a sweep says it once, at its end
+            screen.print(onward, soft_wrap=True)
         return code
     if report["status"] == "interrupted":
         saved = folder.checkpoint() or (folder.model if folder.model.is_dir() else None)
@@ -374,13 +376,3 @@ _ADVICE = 3  # lines
 
 def _fit(change: Change) -> str:
     return f"estimated {size(change.estimated_bytes)}, {'fits' if change.fits else 'less, and still too much'}"
-
-
-def _next_commands(plan: Plan, folder: RunFolder) -> str:
-    factory, method = program("factory"), plan.steps.attach.method
-    lines = ["Next:", f"  {factory} train --from-plan {folder.plan}  # the same run again"]
-    if (shown := shows(plan.tracking, folder.path)) is not None:
-        lines.append(f"  {shown}  # curves and tables")
-    lines.append(f"  {factory} -m method={method},{'lora' if method == 'qlora' else 'qlora'}  # compare methods")
-    lines.append(f"  {factory} data=file data.path=YOURS.jsonl  # your own rows")
-    return "\n".join(lines)

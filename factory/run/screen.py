@@ -294,8 +294,11 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
             add(name, text)
     else:
         when = "while training" if train else "while measuring"
-        off = 100 * (memory["estimated_bytes"] / memory["peak_bytes"] - 1)
-        estimated = f"estimated {size(memory['estimated_bytes'])}, {off:+.0f} %"
+        rows = memory.get("estimated_for", {})
+        expected = rows.get("bytes", memory["estimated_bytes"])
+        where = f" for rows of up to {rows['longest_row']:,} tokens" if rows else ""
+        off = 100 * (expected / memory["peak_bytes"] - 1)
+        estimated = f"estimated {size(expected)}{where}, {round(off):+d} %"
         add("memory", f"peak {size(memory['peak_bytes'])} {when} ({estimated})")
     if train:
         add(
@@ -355,11 +358,11 @@ def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
     """How far what was estimated is from what came."""
     told = []
     if "memory_error" in errors:
-        told.append(f"memory {100 * errors['memory_error']:+.0f} %")
+        told.append(f"memory {round(100 * errors['memory_error']):+d} %")
     if "time_error" in errors:
         low, high = errors["seconds"]["low"], errors["seconds"]["high"]
         place = "within" if low <= train["seconds"] <= high else "not within"
-        told.append(f"time {100 * errors['time_error']:+.0f} %, {place} {between(duration(low), duration(high))}")
+        told.append(f"time {round(100 * errors['time_error']):+d} %, {place} {between(duration(low), duration(high))}")
     return ", ".join(told)
 
 

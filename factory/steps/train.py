@@ -31,6 +31,7 @@ class State:
     best: Best
     step: int = 0
     tokens: int = 0
+    longest: int = 0  # tokens of a row of a batch, with what pads it
     seconds: float = 0.0  # without those of evaluations
     first_loss: float | None = None
     last_loss: float | None = None
@@ -81,6 +82,7 @@ def train(
             loss, watched, norm = _updates(run, engine, turn, reference, state, dataset, rate, total)
             state.step += 1
             state.tokens += turn.tokens
+            state.longest = max(state.longest, _longest(turn))
             state.seconds, state.position = time.monotonic() - clock, turn.position
             state.last_loss = state.last_loss if loss is None else loss
             if state.first_loss is None:
@@ -237,11 +239,16 @@ def _line(
     }
 
 
+def _longest(turn: Turn) -> int:
+    return max((batch["input_ids"].shape[-1] for step in turn.updates for batch in step.batches), default=0)
+
+
 def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
     return {
         "steps": state.step,
         "epochs": _epoch(run, state, dataset),
         "tokens": state.tokens,
+        "longest_row": state.longest,
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 2) if state.seconds else None,
         "first_loss": state.first_loss,

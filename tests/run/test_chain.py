@@ -255,7 +255,6 @@ def test_every_recipe_can_be_planned_without_a_network(name: str) -> None:
     assert found and {job.name for job in found if job.refusals} == set(NEVER.get(name, ()))
 
 
-
 def test_two_runs_that_are_executed(execute: Callable[..., Done], line: Line, tiny_model: Path) -> None:
     """The preferences go on from what the instructions have left: the second run starts with that adapter."""
     import torch
