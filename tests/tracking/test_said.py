@@ -1,0 +1,30 @@
+"""What of an error is told to a person."""
+
+import errno
+import socket
+
+import pytest
+
+from factory.tracking.tracker import said
+
+
+def test_of_a_lost_server_what_the_system_said() -> None:
+    """Not what requests, urllib3 and MLflow quote of each other around it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.rest_utils import MlflowHostCreds, http_request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(MlflowException) as raised:
+        http_request(MlflowHostCreds(host), "/api", "GET", max_retries=0, timeout=5)
+    assert len(str(raised.value)) > 150
+    assert said(raised.value) == "ConnectionRefusedError: Connection refused"
+
+
+def test_of_other_errors_their_first_line() -> None:
+    assert said(ValueError("\n  one\ntwo")) == "ValueError: one"
+    assert said(ValueError()) == "ValueError"
+    assert said(OSError(errno.ENOSPC, "No space left on device")) == "OSError: No space left on device"
+    assert said(OSError("no number")) == "OSError: no number"
+    assert "secret" not in said(ValueError("http://me:secret@host/x"))
