@@ -1,6 +1,7 @@
 """A sweep's jobs are known before one starts, go on where they are not done, and run once where they are the same."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -226,6 +227,15 @@ def test_plan_m_shows_every_job_and_runs_none(command: Callable[..., Any], here:
     assert command("plan", "-m", "seed=1,2", "plan.search=true").rules == ["plan-of-a-sweep"]
     assert command("plan", "sweep.reuse=true").rules == ["sweep-without-multirun"]
     assert not list(here.iterdir())
+
+
+def test_a_sweep_leaves_the_loggers_of_libraries_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's own way of being quiet is to switch off every logger there is, in the whole process."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    library, level = logging.getLogger("some.library"), logging.getLogger().level
+    line = compose.CommandLine(overrides=("seed=1,2", "tracking=none", "hydra.sweep.dir=swept"), multirun=True)
+    assert sweep(line, Sweep(resume=None, reuse=False), Runs().verbs, Screen()) == 0
+    assert not library.disabled and logging.getLogger().level == level
 
 
 def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
