@@ -13,7 +13,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 9
+VERSION = 8
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -311,25 +311,15 @@ class Speed(Span):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForLength:
-    """Bytes where the longest row has so many tokens."""
-
-    length: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """`flops_per_step` and `tokens_per_step` are those of sequences that are as long as they may be.
 
     `tokens` are those of all steps, None where nobody knows how long the rows are; `speed` and `seconds`, of all steps,
-    are None where no run was ever measured on the device. `memory_by_length` is its total where the rows are shorter,
-    rising; empty where sequences are filled or their length is another matter than the rows'.
+    are None where no run was ever measured on the device.
     """
 
     parameters: Parameters
     memory: Memory
-    memory_by_length: tuple[ForLength, ...]
     steps: Range
     flops_per_step: int
     tokens_per_step: int
@@ -404,7 +394,6 @@ CHANGED: dict[int, str] = {
     6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
     7: "the rows that are measured may be those that train",
     8: "runs may be logged to TensorBoard or wandb, with what the machine does; plans of export, chat and serve",
-    9: "the estimate of memory says what it is where the rows are shorter",
 }
 
 

@@ -93,12 +93,6 @@ class Reader:
             return None if value is None else self.record(optional, value, path)
         if get_origin(kind) is dict and isinstance(value, dict):
             return {str(name): self.value(get_args(kind)[1], item, f"{path}.{name}") for name, item in value.items()}
-        if (
-            get_origin(kind) is tuple
-            and dataclasses.is_dataclass(get_args(kind)[0])
-            and isinstance(value, list | tuple)
-        ):
-            return tuple(self.value(get_args(kind)[0], item, f"{path}.{at}") for at, item in enumerate(value))
         try:
             value = convert(kind, value)
             numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else []

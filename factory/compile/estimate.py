@@ -1,7 +1,6 @@
 """What a run will need, from the architecture alone. Parameters are exact; of memory see `factory.estimate`."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil, prod
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,7 @@ from factory.architecture import Architecture, Shape
 from factory.estimate import flops, speed
 from factory.estimate.memory import memory
 from factory.facts import Measured
-from factory.plan import Estimate, ForLength, Pack, Parameters, Range, Steps, Train
+from factory.plan import Estimate, Pack, Parameters, Range, Steps, Train
 from factory.stages.rows import rows_per_step
 
 
@@ -80,23 +79,20 @@ def estimate(
     a_sample = flops.trained(expanded, shapes, length, steps.patch.activation_checkpointing)
     a_sample = a_sample * trained + per_token * judged
     planned = _steps(sizes, pack, train)
-    of_length = partial(
-        memory,
-        arch=arch,
-        spec=spec,
-        method=method,
-        steps=steps,
-        shapes=shapes,
-        rows=train.batch_size * trained,
-        capacity=capacity,
-        frozen=frozen,
-        rolled=rolled,
-    )
-    lengths = () if pack.packing or sampled else sorted({ceil(share * length) for share in _SHARES})
     made = Estimate(
         parameters=counted,
-        memory=of_length(length=length),
-        memory_by_length=tuple(ForLength(length=each, bytes=of_length(length=each).total) for each in lengths),
+        memory=memory(
+            arch=arch,
+            spec=spec,
+            method=method,
+            steps=steps,
+            shapes=shapes,
+            rows=train.batch_size * trained,
+            length=length,
+            capacity=capacity,
+            frozen=frozen,
+            rolled=rolled,
+        ),
         steps=planned,
         flops_per_step=round(_flops(train, length, a_sample, per_token)),
         tokens_per_step=length * trained * rows_per_step(train),
@@ -108,7 +104,6 @@ def estimate(
     return replace(made, seconds=speed.seconds(made))
 
 
-_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of the longest sequence that may come: how long the longest is that does
 _FEWEST, _MOST, _MARKS = 6, 3, 64  # bytes of a token, and tokens that a template adds to a row
 
 

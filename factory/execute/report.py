@@ -1,7 +1,6 @@
 """report.json: what happened, with what was planned beside it."""
 
 import json
-from bisect import bisect
 from math import sqrt
 from typing import Any
 
@@ -16,48 +15,29 @@ ADVICE = ("memory_as_estimated",)  # checks that tell how far to trust an estima
 _NEAR = 0.1  # of the estimate: what memory_as_estimated allows
 
 
-def for_rows(estimate: Estimate, longest: int | None) -> dict[str, int]:
-    """The report's `estimated_for`: bytes by the same formulas where the longest row has that many tokens.
-
-    Empty where it is as long as was planned for, or its length is not what memory goes by.
-    """
-    known = estimate.memory_by_length
-    if not longest or not known or longest >= known[-1].length:
-        return {}
-    at = max(1, bisect(known, longest, key=lambda each: each.length))
-    short, long = known[at - 1], known[at]
-    share = (longest - short.length) / (long.length - short.length)
-    return {"longest_row": longest, "bytes": round(short.bytes + share * (long.bytes - short.bytes))}
-
-
-def memory_as_estimated(reached: int | None, planned: int, longest: int | None) -> dict[str, dict[str, Any]]:
-    """Bytes while training, measured and planned; nothing where nothing was measured. `longest` row, where known."""
+def memory_as_estimated(reached: int | None, planned: int, longest: int | None = None) -> dict[str, dict[str, Any]]:
+    """Bytes while training, measured and planned; nothing where nothing was measured. `longest`: tokens of a row."""
     if reached is None:
         return {}
     off = (reached - planned) / planned
-    where = f" for rows of up to {longest:,} tokens" if longest else ""
-    detail = f"{size(reached)} were reached, {size(planned)} estimated{where} ({round(100 * off):+d} %)"
+    rows = f" for rows of up to {longest:,} tokens" if longest else ""
+    detail = f"{size(reached)} were reached, {size(planned)} estimated{rows} ({round(100 * off):+d} %)"
     return {"memory_as_estimated": {"passed": abs(off) <= _NEAR, "detail": detail}}
 
 
-def errors(estimate: Estimate, memory: dict[str, Any], train: dict[str, Any] | None) -> dict[str, Any]:
+def errors(estimate: Estimate, peak: int | None, train: dict[str, Any] | None) -> dict[str, Any]:
     """Shares by which the estimates were above what came (below: negative): of time, by the middle of its range.
 
-    `memory` is the report's. A run that stopped early has no time to compare.
+    A run that stopped early has no time to compare.
     """
     found: dict[str, Any] = {}
-    if peak := memory["peak_bytes"]:
-        found["memory_error"] = round(_expected(memory) / peak - 1, 4)
+    if peak:
+        found["memory_error"] = round(estimate.memory.total / peak - 1, 4)
     seconds = estimate.seconds
     if seconds is not None and train is not None and train["seconds"] and not train.get("stopped_early"):
         middle = sqrt(seconds.low * seconds.high)
         found |= {"seconds": to_tree(seconds), "time_error": round(middle / train["seconds"] - 1, 4)}
     return found
-
-
-def _expected(memory: dict[str, Any]) -> int:
-    """Bytes, for the rows that came."""
-    return memory.get("estimated_for", {}).get("bytes", memory["estimated_bytes"])
 
 
 OUT_OF_MEMORY = "out_of_memory"
@@ -91,13 +71,10 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
     exports = run.plan.verb == "export"  # whose estimate is that of a forward pass
     peak = max(run.memory_by_step.values(), default=None) if exports else run.memory_by_step.get(run.plan.verb)
     report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
-    told = for_rows(run.plan.estimate, result.get("train", {}).get("longest_row"))
-    report["memory"] |= {"estimated_for": told} if told else {}
-    expected, longest = _expected(report["memory"]), told.get("longest_row")
-    advice = {} if exports else memory_as_estimated(peak, expected, longest)
+    advice = {} if exports else memory_as_estimated(peak, run.plan.estimate.memory.total)
     report |= {**result, "checks": {**run.checks, **advice}}
     if status == "finished" and not exports:
-        report["estimate"] = errors(run.plan.estimate, report["memory"], result.get("train"))
+        report["estimate"] = errors(run.plan.estimate, peak, result.get("train"))
     report["warnings"] = run.heard.summary()
     if run.bad_updates is not None:
         report["bad_updates"] = run.bad_updates

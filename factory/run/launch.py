@@ -30,6 +30,7 @@ from factory.run.advice import Anew, Change, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.next_commands import next_commands
 from factory.run.screen import Screen, plan_panel, report_panel
+from factory.run.shorter import for_the_rows
 from factory.tracking.system import Sampler
 from factory.tracking.tracker import Tracker
 from factory.words import program, size
@@ -262,6 +263,10 @@ def _finish(
     if OUT_OF_MEMORY in report:
         report = _advised(plan, report, anew)
         with suppress(UserError):  # a full disk: the screen says it all the same
+            write_whole(folder.report, as_json(report))
+    elif report["status"] == "finished":
+        report = for_the_rows(plan, report, anew)
+        with suppress(UserError):
             write_whole(folder.report, as_json(report))
     clean_file(folder.log)  # of what was printed past our streams
     report = _tracked(tracker, folder, report)

@@ -205,10 +205,10 @@ def test_no_checkpoint_at_all(execute: Execute, after_saving: Any) -> None:
 
 @pytest.mark.parametrize(("reached", "passed"), [(1100, True), (900, True), (1101, False), (899, False)])
 def test_memory_as_estimated(reached: int, passed: bool) -> None:
-    (check,) = memory_as_estimated(reached * 2**20, 1000 * 2**20, None).values()
+    (check,) = memory_as_estimated(reached * 2**20, 1000 * 2**20).values()
     assert check["passed"] is passed
     assert f"{(reached - 1000) / 10:+.0f} %" in check["detail"]
-    assert memory_as_estimated(None, 1000, None) == {}
+    assert memory_as_estimated(None, 1000) == {}
 
 
 def test_advice_is_never_red() -> None:

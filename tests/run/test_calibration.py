@@ -136,14 +136,8 @@ def test_errors_are_signed_shares_of_what_came() -> None:
     """Of time, by the middle of the range: 10 to 40 s is 20 s."""
     estimate = replace(compiled("hardware=cpu", training=False).estimate, seconds=Span(low=10, high=40))
     total = estimate.memory.total
-
-    def at(peak: int | None) -> dict[str, Any]:
-        return {"peak_bytes": peak, "estimated_bytes": total}
-
-    found = errors(estimate, at(2 * total), {"seconds": 10.0})
+    found = errors(estimate, 2 * total, {"seconds": 10.0})
     assert (found["memory_error"], found["time_error"]) == (-0.5, 1.0)
-    assert errors(estimate, at(total), {"seconds": 25.0})["time_error"] == -0.2
-    assert "time_error" not in errors(estimate, at(total), {"seconds": 25.0, "stopped_early": True})
-    assert errors(replace(estimate, seconds=None), at(None), None) == {}
-    rows = {"longest_row": 10, "bytes": total // 2}
-    assert errors(estimate, at(total) | {"estimated_for": rows}, None) == {"memory_error": -0.5}
+    assert errors(estimate, total, {"seconds": 25.0})["time_error"] == -0.2
+    assert "time_error" not in errors(estimate, total, {"seconds": 25.0, "stopped_early": True})
+    assert errors(replace(estimate, seconds=None), None, None) == {}

@@ -1,0 +1,41 @@
+"""A finished run beside the estimate for the rows that came: a plan knows no more than how long they may be."""
+
+from dataclasses import replace
+from typing import Any
+
+from factory.execute.report import errors, memory_as_estimated
+from factory.plan import Plan
+from factory.refusal import UserError
+from factory.run.advice import Anew
+
+
+def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str, Any]:
+    """The report, held against the same plan of rows that are no longer than the longest batch was.
+
+    As it was where sequences are filled, a row was as long as may be, or the overrides give another plan now.
+    """
+    longest, peak = report.get("train", {}).get("longest_row"), report["memory"]["peak_bytes"]
+    if anew is None or not peak or not longest or plan.steps.pack.packing or longest >= plan.steps.pack.max_length:
+        return report
+    try:
+        made = anew((*plan.overrides, f"data.max_length={longest}"))
+    except UserError:
+        return report
+    if _as_long(made, plan).digest() != plan.digest():
+        return report
+    estimate = made.estimate
+    checks = memory_as_estimated(peak, estimate.memory.total, longest)
+    memory_error = errors(estimate, peak, None)
+    return {
+        **report,
+        "memory": {**report["memory"], "estimated_for": {"longest_row": longest, "bytes": estimate.memory.total}},
+        "checks": {**report.get("checks", {}), **checks},
+        "estimate": {**report.get("estimate", {}), **memory_error},
+    }
+
+
+def _as_long(made: Plan, plan: Plan) -> Plan:
+    """With what follows from the length as `plan` has it."""
+    pack = replace(made.steps.pack, max_length=plan.steps.pack.max_length)
+    evaluate = replace(made.steps.evaluate, stride=plan.steps.evaluate.stride)
+    return replace(made, steps=replace(made.steps, pack=pack, evaluate=evaluate))

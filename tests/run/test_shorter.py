@@ -1,0 +1,52 @@
+"""A finished run is held against the estimate of the rows that came."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from conftest import compiled
+
+from factory.anew import Anew
+from factory.data.batches import padded
+from factory.plan import Plan
+from factory.run.shorter import for_the_rows
+
+LINE = ("hardware=cpu", "data.max_length=512")
+
+
+def _report(plan: Plan, peak: int, longest: int) -> dict[str, Any]:
+    memory = {"peak_bytes": peak, "estimated_bytes": plan.estimate.memory.total}
+    return {"memory": memory, "train": {"longest_row": longest}, "checks": {"template": {}}, "estimate": {"time": 1}}
+
+
+def test_the_estimate_is_that_of_a_plan_of_such_rows(here: Path) -> None:
+    plan = compiled(*LINE, training=False)
+    shorter = compiled(*LINE, "data.max_length=64", training=False).estimate.memory.total
+    assert shorter < 0.8 * plan.estimate.memory.total
+    told = for_the_rows(plan, _report(plan, shorter, 64), Anew())
+    assert told["memory"]["estimated_for"] == {"longest_row": 64, "bytes": shorter}
+    assert told["memory"]["estimated_bytes"] == plan.estimate.memory.total
+    assert told["estimate"] == {"time": 1, "memory_error": 0.0}
+    check = told["checks"].pop("memory_as_estimated")
+    assert check["passed"] and "for rows of up to 64 tokens (+0 %)" in check["detail"]
+    assert told["checks"] == {"template": {}}
+    off = for_the_rows(plan, _report(plan, 2 * shorter, 64), Anew())
+    assert not off["checks"]["memory_as_estimated"]["passed"]
+
+
+def test_what_is_not_known_changes_nothing(here: Path) -> None:
+    plan = compiled(*LINE, training=False)
+    report = _report(plan, 10**9, 64)
+    assert for_the_rows(plan, report, None) is report
+    assert for_the_rows(replace(plan, seed=plan.seed + 1), report, Anew()) is report  # of other overrides
+    for longest in (0, 512):
+        as_long = _report(plan, 10**9, longest)
+        assert for_the_rows(plan, as_long, Anew()) is as_long
+    packed = compiled("hardware=cpu", "stage=pt", training=False)
+    assert for_the_rows(packed, report, Anew()) is report
+
+
+def test_a_run_tells_how_long_its_rows_were(execute: Callable[..., Any]) -> None:
+    done = execute("stage.num_epochs=1", "stage.batch_size=16", "data.max_samples=12", "method=lora")
+    assert done.result["train"]["longest_row"] == padded(max(len(row.ids) for row in done.dataset.train))
