@@ -204,9 +204,9 @@ def compose(line: CommandLine) -> Composed:
 
 
 class Recomposer:
-    """Trees of command lines that end in different `key=value`s: Hydra composes what stands before these once.
+    """Trees of command lines that differ in `key=value`s: Hydra composes what else stands there once.
 
-    The keys are then set as Hydra would, before interpolations are resolved.
+    The keys are then set in their order, as Hydra does after all groups, before interpolations are resolved.
     """
 
     def __init__(self, config_dirs: tuple[str, ...]):
@@ -215,10 +215,7 @@ class Recomposer:
 
     def __call__(self, overrides: tuple[str, ...]) -> Composed:
         """As `compose` of these overrides. Raises UserError."""
-        first = len(overrides)
-        while first and _plain_key(overrides[first - 1]) is not None:
-            first -= 1
-        base = self._base(overrides[:first])
+        base = self._base(tuple(text for text in overrides if _plain_key(text) is None))
         if base is None:
             return compose(CommandLine(overrides=overrides, config_dirs=self._config_dirs))
 
@@ -226,7 +223,7 @@ class Recomposer:
             from omegaconf import OmegaConf
 
             config = copy.deepcopy(base)
-            for key, value in filter(None, map(_plain_key, overrides[first:])):
+            for key, value in filter(None, map(_plain_key, overrides)):
                 OmegaConf.update(config, key, value, merge=True, force_add=True)
             return _plain(config, config.hydra, overrides, str(config.hydra.run.dir))
 

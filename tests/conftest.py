@@ -51,9 +51,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+COMPOSED = compose.Recomposer(())
+
+
 def compiled(*overrides: str, training: bool = True) -> Plan:
     """The plan of a command line. Raises UserError."""
-    composed = compose.compose(compose.parse(list(overrides)))
+    line = compose.parse(list(overrides))
+    composed = compose.compose(line) if line.config_dirs else COMPOSED(line.overrides)
     return cli._compiled(composed, training=training)
 
 
