@@ -99,7 +99,9 @@ class Vllm:
         if asked.memory_fraction is not None:
             more["gpu_memory_utilization"] = asked.memory_fraction
         if adapters:
-            more |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": _rank(adapters)}
+            # One slot stays empty: a request of the base has the number -1, which vLLM's kernels for a CPU take for the
+            # last slot, so that in a batch with others the base answered as an adapter.
+            more |= {"enable_lora": True, "max_loras": len(adapters) + 1, "max_lora_rank": _rank(adapters)}
         arguments = EngineArgs(
             model=path,
             tokenizer=path,
