@@ -234,12 +234,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/memory"), help="results and models (outputs/memory)")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="cases whose names hold one of these")
+    parser.add_argument("--without", nargs="+", default=[], metavar="WORD", help="none whose names hold one of these")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
     chosen = [case for case in cases() if any(word in case.name for word in options.only)]
+    chosen = [case for case in chosen if not any(word in case.name for word in options.without)]
     done = read(results)
     for case in [] if options.table else chosen:
         if case.name in done:
