@@ -14,7 +14,7 @@ _LAYOUTS = {
     "gptq": ("auto_gptq", True),
     "awq": ("auto_awq", False),
 }  # auto-round's name, and whether scales are symmetric
-_BITS, _GROUP = 4, 128
+_BITS, _GROUPS = 4, (128, 64, 32)  # columns that share a scale, as many as divide every layer's
 _TEXT = Path(__file__).parents[1] / "demo" / "text.jsonl"
 _ROWS, _LENGTH = 128, 512  # sequences, and tokens of each
 
@@ -38,17 +38,34 @@ def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
     return [torch.tensor([ids[number * length : (number + 1) * length]]) for number in range(whole)]
 
 
+def _group(quantization: str, model: Any) -> int:
+    """Raises UserError where there is none: what is left over at a row's end has no place in the layouts."""
+    import torch
+
+    head = model.get_output_embeddings()
+    linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear) and each is not head]
+    widths = sorted({each.in_features for each in linear})
+    for group in _GROUPS:
+        if not any(width % group for width in widths):
+            return group
+    wrong = (
+        f"layers have {', '.join(map(str, widths))} columns, and no group of {', '.join(map(str, _GROUPS))} divides all"
+    )
+    raise refuse("export-unfit", f"export.quantization={quantization}", wrong, fix="set export.quantization=nf4")
+
+
 def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str) -> None:
     from auto_round import AutoRound  # pyright: ignore[reportMissingImports]
 
     assert plan.quantization is not None
     layout, symmetric = _LAYOUTS[plan.quantization]
+    group = _group(plan.quantization, model)
     found = rows(plan, tokenizer, model.config.max_position_embeddings)
     made = AutoRound(
         model,
         tokenizer,
         bits=_BITS,
-        group_size=_GROUP,
+        group_size=group,
         sym=symmetric,
         dataset=found,
         seqlen=found[0].shape[1],
@@ -57,3 +74,13 @@ def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str) -
         enable_torch_compile=False,
     )
     made.quantize_and_save(str(folder), format=layout, max_shard_size=plan.shard_size)
+    _up(folder)
+
+
+def _up(folder: Path) -> None:
+    """auto-round writes into a folder of its own within."""
+    (config,) = folder.rglob("config.json")
+    if config.parent != folder:
+        for file in list(config.parent.iterdir()):
+            file.replace(folder / file.name)
+        config.parent.rmdir()

@@ -1,5 +1,6 @@
 """Logits to a token, by each answer's own settings and random numbers: who else writes beside it changes none."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from factory.inference.types import Allowed, Done, Sampling, Token
 
+_log = logging.getLogger(__name__)
 _FIRST = 512  # of the likeliest tokens
 _COLDEST = 1e-5  # below it numbers leave float32, and the likeliest token is all there is
 
@@ -56,8 +58,9 @@ class Drawer:
             chances = values.softmax(-1)
         else:
             chances, ids = _likeliest(logits.softmax(-1), sampling.top_p)
-        before = chances.cumsum(-1) - chances
-        chances = torch.where(before < sampling.top_p, chances, 0.0)
+        kept = chances.cumsum(-1) - chances < sampling.top_p
+        kept[0] = True  # a share that float32 takes for nothing is the likeliest token's alone
+        chances = torch.where(kept, chances, 0.0)
         return int(ids[torch.multinomial(chances, 1, generator=self._generator)])
 
 
@@ -86,4 +89,5 @@ def _drawn(drawer: Drawer, logits: Tensor) -> Token | Done:
     try:
         return drawer.draw(logits)
     except (RuntimeError, ValueError) as error:
+        _log.exception("an answer could not be drawn")
         return Done("error", f"{type(error).__name__}: {error}")

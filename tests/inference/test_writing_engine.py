@@ -139,7 +139,7 @@ def test_the_coldest_answer_is_the_greedy_one_and_the_likeliest_alone_are_drawn(
     made, (ids,) = engine(), prompts((9,))
     greedy = ids_of(made.batch([asked(ids)])[0])
     cold: list[dict[str, Any]] = [{"temperature": 1e-300}]
-    for own in [*cold, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}]:
+    for own in [*cold, {"temperature": 2.0, "top_k": 1}, *({"temperature": 2.0, "top_p": p} for p in (1e-9, 1e-300))]:
         assert ids_of(made.batch([asked(ids, seed=1, **own)])[0]) == greedy
 
 
@@ -172,12 +172,16 @@ class _Failing:
         pass
 
 
-def test_an_answer_whose_grammar_fails_ends_alone(engine: Callable[..., Embedded]) -> None:
+def test_an_answer_whose_grammar_fails_ends_alone(
+    engine: Callable[..., Embedded], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client is told that the log has the reason."""
     model = tiny_model()
     broken = replace(asked(prompts()[0]), allowed=_Failing())
     (tokens, done), other = engine(model).batch([broken, asked(prompts()[1])])
     assert len(tokens) == 1 and done == Done("error", "ValueError: no such state")
     assert ids_of(other) == alone(model, prompts()[1])
+    assert "no such state" in caplog.text
 
 
 def test_probabilities_are_the_models_own(engine: Callable[..., Embedded]) -> None:

@@ -1,0 +1,80 @@
+"""Weights in the layouts of GPTQ and AWQ are the run's own, unpacked as those layouts are published."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from exporting import SHORT, exported
+
+from factory.execute.report import write_report
+from factory.refusal import UserError
+
+Array = np.ndarray[Any, Any]
+AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where each of eight columns lies in its word (AutoAWQ's gemm kernels)
+
+
+def _nibbles(packed: Array, axis: int) -> Array:
+    """Eight numbers of 4 bits of each word, the lowest first, along the axis."""
+    words = packed.astype(np.int64) & 0xFFFFFFFF
+    parts = np.stack([(words >> (4 * place)) & 15 for place in range(8)], axis=axis + 1)
+    shape = list(packed.shape)
+    shape[axis] *= 8
+    return parts.reshape(shape)
+
+
+def _gptq(at: Callable[[str], Array]) -> Array:
+    """(rows, columns). AutoGPTQ holds each zero point less one."""
+    numbers, zeros, scales = _nibbles(at("qweight"), 0), _nibbles(at("qzeros"), 1) + 1, at("scales").astype(np.float32)
+    group = at("g_idx")
+    return ((numbers - zeros[group]) * scales[group]).T
+
+
+def _awq(at: Callable[[str], Array]) -> Array:
+    def columns(name: str) -> Array:
+        found = _nibbles(at(name), 1)
+        return found.reshape(found.shape[0], -1, 8)[:, :, AWQ_ORDER].reshape(found.shape)
+
+    numbers, zeros, scales = columns("qweight"), columns("qzeros"), at("scales").astype(np.float32)
+    group = np.arange(len(numbers)) // (len(numbers) // len(scales))
+    return ((numbers - zeros[group]) * scales[group]).T
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "unpacked"), [("gptq", _gptq), ("awq", _awq)])
+def test_the_weights_are_the_runs_own(
+    layout: str, unpacked: Callable[..., Array], execute: Callable[..., Any], tmp_path: Path
+) -> None:
+    """To the rounding of 4 bits. 192 columns are no multiple of 128."""
+    pytest.importorskip("auto_round")
+    from safetensors.numpy import load_file
+
+    model = tiny.save(tmp_path / "even", hidden_size=192, intermediate_size=384)
+    done = execute(f"model.path={model}", "method=lora", *SHORT)
+    write_report(done.run, "finished", done.result, None)
+    text = tmp_path / "text.txt"
+    rows = (Path(tiny.DEMO) / "text.jsonl").read_text().splitlines()
+    text.write_text("\n".join(json.loads(row)["text"] for row in rows)[:20_000])
+    exported("run=run", "export.dir=whole", "export.dtype=float32")
+    exported("run=run", "export.dir=few", f"export.quantization={layout}", f"export.calibration={text}")
+    few, whole = load_file("few/model.safetensors"), load_file("whole/model.safetensors")
+    assert json.loads(Path("few/config.json").read_text())["quantization_config"]["group_size"] == 64
+    packed = [name.removesuffix(".qweight") for name in few if name.endswith(".qweight")]
+    assert len(packed) == 2 * 7
+    for name in packed:
+        weight = whole[f"{name}.weight"]
+        off = unpacked(lambda part, name=name: few[f"{name}.{part}"]) - weight
+        assert np.linalg.norm(off) < 0.2 * np.linalg.norm(weight), name
+
+
+def test_columns_that_no_group_divides_are_refused() -> None:
+    from transformers import AutoModelForCausalLM
+
+    from factory.export import calibrated
+
+    model = AutoModelForCausalLM.from_config(tiny.config(hidden_size=40, num_attention_heads=2, intermediate_size=64))
+    with pytest.raises(UserError, match="40, 64 columns"):
+        calibrated._group("awq", model)
