@@ -109,7 +109,8 @@ def cases() -> list[Case]:
     kinds = ("qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "neox", "falcon", "bloom")
     found += [Case(kind, "pt", method, 512, 2) for kind in kinds for method in ("lora", "full")]
     for method in ("oft", "ia3", "vera", "adalora", "loha", "lokr", "pissa", "badam", "apollo", "llama_pro"):
-        found.append(Case("deep", "pt", method, 512, 2))
+        # of blocks that train in turn, the first layer's keeps the most activations
+        found.append(Case("deep", "pt", method, 512, 2, "method.order=ascending" if method == "badam" else ""))
     return found
 
 

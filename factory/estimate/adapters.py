@@ -89,10 +89,12 @@ def oft(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:
     size, wanted = own.size, value.size
     compute = tape.compute or size
     blocks = own.inputs * own.method.block_size  # elements of all blocks' matrices
-    terms = (own.method.neumann_terms or 3) + 2
+    narrow = compute != size
+    terms = (own.method.neumann_terms or 3) + (2 if narrow else -1)  # powers and their sum; autocast's copies of them
     kept = tape.new(terms * blocks, compute)
-    wide = tape.cast(value, size)
-    low = tape.pointwise(tape.cast(wide, compute))  # its blocks lie one after the other
+    low = tape.cast(value, size)
+    if narrow:  # a copy, whose blocks lie one after the other
+        low = tape.pointwise(tape.cast(low, compute))
     turned = tape.operation([low], low.count, compute, saves=(low, kept), trains=tuple(own.tensors.values()))
     return base(tape.cast(tape.pointwise(turned), wanted))
 

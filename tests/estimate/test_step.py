@@ -158,6 +158,7 @@ def test_what_is_kept_is_what_autograd_keeps(models: Path, kind: str, method: st
         "method=ia3 precision=bf16",
         "method=loha precision=bf16",
         "method=lokr precision=bf16",
+        *(f"method={method} precision=fp32" for method in ("oft", "vera", "ia3", "loha", "lokr")),
     ],
 )
 def test_a_step_is_what_torch_allocates(models: Path, words: str) -> None:
