@@ -340,7 +340,11 @@ class Layer:
         tape = self.decoder.tape
         if self.decoder.group is None or self.batch.length <= self.decoder.group:
             return self._fused(query, keys, values)
-        query, keys, values = (tape.pointwise(each) for each in self._compute(query, keys, values))
+        query, keys, values = self._compute(query, keys, values)
+        sharing = self.decoder.arch.heads // self.decoder.arch.kv_heads
+        if (self.decoder.arch.heads // 2) % sharing:  # heads of both halves share keys: each gets its own
+            keys, values = (tape.operation([each], each.count * sharing, each.size) for each in (keys, values))
+        query, keys, values = (tape.pointwise(each) for each in (query, keys, values))
         return tape.pointwise(tape.pointwise(self._fused(query, keys, values)))
 
     def _eager(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
