@@ -1,5 +1,7 @@
 """Parameters to the last one, memory that follows from them, steps that the loop will take."""
 
+from pathlib import Path
+
 import pytest
 from conftest import compiled
 
@@ -162,7 +164,9 @@ def test_steps_are_at_most_those_of_all_rows(epochs: float, batch: int, accumula
     assert found.low <= found.high == total_steps(36, batch, accumulation, epochs, None)
 
 
-def test_steps_are_exact_or_a_range() -> None:
+def test_steps_are_exact_or_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of data that were not prepared before."""
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path))
     exact = estimate("stage.max_steps=7", "stage.num_epochs=9").steps
     assert (exact.low, exact.high) == (7, 7)
     for overrides in ((), ("stage=pt",), ("data.packing=true",)):
