@@ -24,7 +24,7 @@ from factory.run.folder import base_config, unwritable
 from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
-from factory.steps.proofs import token_losses
+from factory.steps.proofs import UNMERGEABLE, token_losses
 from factory.steps.walk import model_class, sees
 
 _TEXT = (
@@ -107,7 +107,7 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     head = dict(model.named_children()).get(_SCORE)  # of the wrapper, which goes
     try:
         whole = model.merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+    except UNMERGEABLE as error:
         raise refuse(
             "merge-differs", setting, f"it cannot be merged ({type(error).__name__}: {_first(error)})"
         ) from error

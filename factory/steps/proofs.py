@@ -314,6 +314,15 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
     return not wrong and apart <= allowed, detail + _named(wrong)
 
 
+UNMERGEABLE = (
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    AttributeError,
+    TypeError,
+)  # what PEFT raises of an adapter that it cannot merge
+
+
 def _merges(run: Run, model: Any) -> bool:
     """Whether it is an adapter on a whole base: into a quantized one it could only be merged by quantizing anew."""
     plan = run.plan.steps
@@ -333,7 +342,7 @@ def _merged_alike(run: Run, model: Any, ids: list[int]) -> tuple[bool, str]:
     apart = token_losses(run, model, ids, mixed=False)
     try:
         merged = model.merge_and_unload()
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:  # PEFT's many
+    except UNMERGEABLE as error:
         return False, f"the adapter cannot be merged: {_said(error)}"
     found = _apart(token_losses(run, merged, ids, mixed=False), apart)
     detail = f"merged in {dtype}, losses of single tokens differ by {found:.2g} nats at most"
