@@ -103,7 +103,10 @@ def is_plain(block: Block) -> bool:
 
 
 class Decoder:
-    """`trained` are the shapes of what is trained, `beside` adapters' settings; `quantized`: linears dequantize."""
+    """`trained` are the shapes of what is trained; `quantized`: linears dequantize.
+
+    `turns` are the layers before which the heap gives back what is free.
+    """
 
     def __init__(
         self,
@@ -117,10 +120,12 @@ class Decoder:
         group: int | None,
         quantized: bool,
         checkpointing: bool | Literal["selective"],
+        turns: range,
     ):
         self.tape, self.arch, self.numbers, self.quantized = tape, arch, numbers, quantized
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())
-        self.method, self.attention, self.group, self.checkpointing = method, attention, group, checkpointing
+        self.method, self.attention, self.group = method, attention, group
+        self.checkpointing, self.turns = checkpointing, turns
         self._trained = trained
         self._beside = _adapters(trained, numbers.trained)
         self._weights: dict[str, Weight] = {}
@@ -145,9 +150,12 @@ class Decoder:
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
             if self.checkpointing:
-                hidden = tape.checkpoint(layer, hidden, selective=self.checkpointing == "selective")
+                before = tape.ledger.give_back if index in self.turns else None
+                hidden = tape.checkpoint(layer, hidden, selective=self.checkpointing == "selective", before=before)
             else:
                 hidden = layer(hidden)
+        if self.turns:
+            tape.ledger.give_back()
         return self.norm(hidden, self._last_norm(), arch.hidden)
 
     def _last_norm(self) -> dict[str, Shape]:

@@ -8,16 +8,30 @@ the heap is a quarter higher than what is ever held at once.
 
 from bisect import bisect_left, insort
 
+from factory.plan import Patch
+
 _ALIGNMENT, _SMALLEST, _UNIT, _HEADER = 64, 32, 16, 16  # bytes
+
+_TURNS = 8  # of a pass: more cost time in pages that come back, fewer leave more holes
 
 Place = tuple[int, int]  # start and size, in bytes
 
 
+def gives_back(patch: Patch, layers: int) -> range:
+    """The layers before which what is free goes back to the system: some of those that are recomputed.
+
+    Each leaves its input behind in a hole that a larger tensor had left, and the heap would grow by that tensor from
+    layer to layer. Compiled layers cannot be interrupted.
+    """
+    return range(0, layers if patch.activation_checkpointing and not patch.compile else 0, max(1, layers // _TURNS))
+
+
 class Heap:
-    """`top` is where it ends, in bytes; it never shrinks."""
+    """`top` is where it ends, in bytes; it never shrinks. `peak` is the most that was resident of it."""
 
     def __init__(self) -> None:
-        self.top = 0
+        self.top = self.peak = 0
+        self._given_back = 0  # bytes
         self._free: list[tuple[int, int]] = []  # (size, start), sorted
         self._starts: dict[int, int] = {}  # of free stretches: start to size
         self._ends: dict[int, int] = {}  # end to start
@@ -54,7 +68,15 @@ class Heap:
         if start < self.top:
             self._forget(self.top - start, start)
         self.top = start + size
+        self.peak = max(self.peak, self.top - self._given_back)
         return start, size
+
+    def give_back(self) -> None:
+        """What is free is not resident any more (malloc_trim): to use it again is as to grow."""
+        self._given_back += sum(size for size, _ in self._free)
+        self._free.clear()
+        self._starts.clear()
+        self._ends.clear()
 
     def give(self, start: int, size: int) -> None:
         if (before := self._ends.get(start)) is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.estimate.decoder import Decoder, Numbers, Shapes
-from factory.estimate.heap import Heap
+from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
 from factory.plan import BYTES, Steps
@@ -21,7 +21,7 @@ _LOSSES = {"tokens": cross_entropy, "answers": log_probs}
 class Step:
     """Bytes beside weights and the optimizer's state. `saved`: at the forward pass's end; `forward`, `backward`: most.
 
-    `heap` is how high glibc's heap is after two steps, with the optimizer's state in it; 0 on a GPU.
+    `heap` is how much of glibc's heap was resident in two steps, with the optimizer's state in it; 0 on a GPU.
     """
 
     saved: int
@@ -69,6 +69,7 @@ def step(
         group=steps.patch.group_size,
         quantized=stays_quantized(steps.quantize, steps.load.config),
         checkpointing=steps.patch.activation_checkpointing,
+        turns=gives_back(steps.patch, len(arch.blocks)),
     )
     batch = Shapes(rows=rows, length=length)
     there = [Storage(tape.ledger, count) for count in standing]
@@ -79,7 +80,7 @@ def step(
         if tape.ledger.heap is None:
             return first
         _once(tape, decoder, batch, reads)
-    return replace(first, heap=tape.ledger.heap.top)
+    return replace(first, heap=tape.ledger.heap.peak)
 
 
 @contextmanager

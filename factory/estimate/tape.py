@@ -37,6 +37,10 @@ class Ledger:
             for place in places:
                 self.heap.give(*place)
 
+    def give_back(self) -> None:
+        if self.heap is not None:
+            self.heap.give_back()
+
     def pass_by(self, *counts: int) -> None:
         """Scratch that goes at once."""
         places = [(count, self.add(count)) for count in counts if count]
@@ -293,8 +297,20 @@ class Tape:
 
     # --- checkpoints
 
-    def checkpoint(self, layer: Callable[[Tensor], Tensor], value: Tensor, *, selective: bool) -> Tensor:
-        """A layer whose operations are done again in the backward pass. `selective`: what products gave is kept."""
+    def checkpoint(
+        self,
+        layer: Callable[[Tensor], Tensor],
+        value: Tensor,
+        *,
+        selective: bool,
+        before: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """A layer whose operations are done again in the backward pass. `selective`: what products gave is kept.
+
+        `before` is called each time that the layer runs.
+        """
+        if before is not None:
+            before()
         if not self.recording:
             return layer(value)
         first = len(self.nodes)
@@ -308,6 +324,8 @@ class Tape:
         source, count, size = value.node, value.count, value.size
 
         def backward(gradient: Storage) -> list[Gradient]:
+            if before is not None:
+                before()
             outer, self.nodes = self.nodes, []
             entry = Tensor(kept[0], count, size)
             ends: list[Gradient] = [None]

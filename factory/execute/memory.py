@@ -15,7 +15,7 @@ _EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "Ca
 
 def reset_peak(device: str) -> None:
     """Begins a stretch: what earlier ones freed goes back to the system first, so that a peak is the stretch's own."""
-    _trim()
+    give_back()
     if device == "cuda":
         if "torch" in sys.modules:
             import torch
@@ -27,8 +27,8 @@ def reset_peak(device: str) -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def _trim() -> None:
-    """glibc keeps what was freed, as MALLOC_TRIM_THRESHOLD_ asks (run/launch.py), unless it is told to let go."""
+def give_back() -> None:
+    """What is free goes back to the system: glibc keeps it (run/launch.py) until it is told to."""
     if sys.platform == "linux":
         with suppress(AttributeError):  # musl has no such call, and keeps less
             ctypes.CDLL(None).malloc_trim(0)

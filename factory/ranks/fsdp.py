@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_map
 from factory.architecture import Architecture
 from factory.execute import checkpoint
 from factory.execute.context import Run
+from factory.execute.memory import give_back
 from factory.optimizers.several import Several
-from factory.ranks.shared import Root, Shared, about_bytes, give_back_memory, swapped
+from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.ways import Way
 
 
@@ -40,7 +41,7 @@ class Split(Way):
             fully_shard(inner.get_submodule(name), **options)
         self.root: Any = Root(model)
         fully_shard(self.root, **options)
-        give_back_memory()
+        give_back()
         whole = [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
         assert not whole, f"not split: {whole[:3]}"
 
@@ -92,7 +93,7 @@ class Fsdp(Shared):
             if self._world.leads:
                 write(folder, whole)
             del whole
-            give_back_memory()
+            give_back()
 
     def _kept(self, value: Any) -> Any:
         """A tensor made whole, one at a time: on rank 0 it is kept, in the CPU's memory."""

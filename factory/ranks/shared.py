@@ -1,7 +1,5 @@
 """What the engines of several ranks have in common."""
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -108,9 +106,3 @@ def swapped(model: Any, names: Iterable[str], gathered: Callable[[Any], Any]) ->
     finally:
         for module, last, old in held:
             module._parameters[last] = old
-
-
-def give_back_memory() -> None:
-    """Gives what held the weights whole back to the system: by the run's environment malloc would keep it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)

@@ -13,7 +13,8 @@ import torch
 from factory import heads
 from factory.architecture import Architecture
 from factory.execute.context import Run
-from factory.ranks.shared import Root, Shared, about_bytes, give_back_memory, swapped
+from factory.execute.memory import give_back
+from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.spec import ZERO
 from factory.ranks.ways import Way
 
@@ -33,7 +34,7 @@ class Zero(Shared):
         )
         self._engine, self.optimizer, *_ = made
         assert self._engine.zero_optimization_stage() == self._stage_number, "DeepSpeed chose another stage"
-        give_back_memory()
+        give_back()
         self.root = self._engine
         if self._stage_number == 3:
             for parameter in _used_from_outside(run, model, arch):

@@ -46,7 +46,7 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None = 
     _add_heads(run, model, arch, dtype)
     if beside := registry.hook(registry.run("stages", plan.train.stage), "attach"):
         beside(run, model)
-    recompute(model, plan.patch)
+    recompute(model, plan, arch)
     compile_layers(model, plan.patch, arch)
     _check_trainable(run, model, settings, arch)
     if plan.train.ranks.strategy == "fsdp":

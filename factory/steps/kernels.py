@@ -1,11 +1,18 @@
 """How a built model computes: replacement kernels, recomputed activations, compiled layers."""
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import cycle
 from typing import Any
 
 from factory.architecture import Architecture
-from factory.plan import Patch
+from factory.estimate.heap import gives_back
+from factory.execute.memory import give_back
+from factory.plan import Patch, Steps
 from factory.refusal import refuse
+
+# of a checkpointed layer: what it runs in at first, and when it runs again
+Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 
 def replace_kernels(model: Any, plan: Patch) -> None:
@@ -20,17 +27,44 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     monkey_patch._apply_liger_kernel_to_instance(model=model)
 
 
-def recompute(model: Any, plan: Patch) -> None:
+def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
     """Activations are dropped after the forward pass and computed again; `selective` keeps the results of matmuls."""
-    if not plan.activation_checkpointing:
+    if not plan.patch.activation_checkpointing:
         return
+    contexts = _selective if plan.patch.activation_checkpointing == "selective" else _plain
+    layers = _inner(model).get_submodule(arch.layers_at)
+    turns = gives_back(plan.patch, len(layers)) if plan.load.device == "cpu" else range(0)
     options: dict[str, Any] = {"use_reentrant": False}
-    if plan.activation_checkpointing == "selective":
-        from torch.utils.checkpoint import create_selective_checkpoint_contexts
-
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _dear())
+    if turns:
+        layers[-1].register_forward_hook(lambda *_: give_back())
+        places = cycle(range(len(layers)))  # layers run in their order
+        options["context_fn"] = lambda: _with_room(contexts()) if next(places) in turns else contexts()
+    elif contexts is _selective:
+        options["context_fn"] = contexts
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model.disable_input_require_grads()  # made for reentrant ones: with them all that is frozen is walked back too
+
+
+def _plain() -> Contexts:
+    return nullcontext(), nullcontext()
+
+
+def _selective() -> Contexts:
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+    return create_selective_checkpoint_contexts(_dear())
+
+
+def _with_room(contexts: Contexts) -> Contexts:
+    first, again = (_after_giving_back(context) for context in contexts)
+    return first, again
+
+
+@contextmanager
+def _after_giving_back(context: AbstractContextManager[Any]) -> Iterator[None]:
+    give_back()
+    with context:
+        yield
 
 
 def _dear() -> list[Any]:
@@ -53,6 +87,9 @@ def compile_layers(model: Any, plan: Patch, arch: Architecture) -> None:
     """Each decoder layer alone: of the whole model, transformers would always build the mask of packed sequences."""
     if not plan.compile:
         return
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    for layer in inner.get_submodule(arch.layers_at):
+    for layer in _inner(model).get_submodule(arch.layers_at):
         layer.compile()
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
