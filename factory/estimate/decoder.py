@@ -120,7 +120,7 @@ class Decoder:
         group: int | None,
         quantized: bool,
         checkpointing: bool | Literal["selective"],
-        turns: range,
+        turns: range = range(0),
     ):
         self.tape, self.arch, self.numbers, self.quantized = tape, arch, numbers, quantized
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())

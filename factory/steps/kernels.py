@@ -37,7 +37,7 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
     options: dict[str, Any] = {"use_reentrant": False}
     if turns:
         layers[-1].register_forward_hook(lambda *_: give_back())
-        places = cycle(range(len(layers)))  # layers run in their order
+        places = cycle(range(len(layers)))  # layers run in their order (an image's tower, before them, in its own)
         options["context_fn"] = lambda: _with_room(contexts()) if next(places) in turns else contexts()
     elif contexts is _selective:
         options["context_fn"] = contexts

@@ -110,7 +110,7 @@ def _peak(plan: Plan) -> int:
     settings = method_settings(SimpleNamespace(plan=plan))  # type: ignore[arg-type]
     model, kind = _model(plan, settings), getattr(torch, steps.train.autocast or steps.load.dtype)
     with _faked(plan, model):
-        recompute(model, steps.patch)
+        recompute(model, steps, architecture(steps.load.config))
         model.train()
         optimizer = plain(model, settings, steps.train, architecture(steps.load.config))
         for value in (*model.parameters(), *model.buffers()):

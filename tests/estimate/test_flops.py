@@ -47,7 +47,7 @@ def _counted(method: str, length: int, again: bool | str = False) -> float:
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").requires_grad_(False)
     attach = registry.run("methods", method).attach
     model = attach(model, _method(words), _plan(words).steps.attach, architecture(CONFIG))
-    recompute(model, _plan(words).steps.patch)
+    recompute(model, _plan(words).steps, architecture(CONFIG))
     model.train()
     ids = torch.zeros(1, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counted:

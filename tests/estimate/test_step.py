@@ -101,7 +101,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, steps.attach.dtype))
-    recompute(model, steps.patch)
+    recompute(model, steps, arch)
     model.train()
     held = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers())}
     kept: dict[int, Any] = {}

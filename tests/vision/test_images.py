@@ -106,7 +106,7 @@ def test_recomputed_activations_give_the_same_gradients(kind: str, parts: tuple[
         layers = model.get_base_model().get_submodule(arch.layers_at)
         layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append("computed"))
         if again:
-            recompute(model, plan.steps.patch)
+            recompute(model, plan.steps, arch)
         causal_lm(model.train(), sights.batch(kind)).backward()
         assert len(calls) == 1 + again
         slopes.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
@@ -145,7 +145,8 @@ def test_what_is_frozen_is_not_walked_back(kind: str) -> None:
         arch = architecture(model.config.to_dict())
         for name in arch.layer_tensors(1):
             model.get_parameter(name).requires_grad_(True)
-        recompute(model, SimpleNamespace(activation_checkpointing=again))  # type: ignore[arg-type]
+        patch = SimpleNamespace(activation_checkpointing=again, compile=False)
+        recompute(model, SimpleNamespace(patch=patch, load=SimpleNamespace(device="cpu")), arch)  # type: ignore[arg-type]
         for name in arch.linears() | arch.part_linears:
 
             def look(_module: Any, _given: Any, out: Any, name: str = name, graph: set[str] = graph) -> None:

@@ -1,0 +1,59 @@
+"""What is resident of glibc's heap, and when it is given back."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from factory.estimate.heap import Heap, gives_back
+
+MIB = 2**20
+
+
+def grown(turns: bool) -> int:
+    """MiB resident at most where each of 20 layers leaves 13, and something small in a hole of 12."""
+    heap = Heap()
+    for _ in range(20):
+        place = heap.take(12 * MIB)
+        heap.take(13 * MIB)
+        heap.give(*place)
+        heap.take_small(32)
+        if turns:
+            heap.give_back()
+    return round(heap.peak / MIB)
+
+
+def test_what_is_given_back_is_not_resident() -> None:
+    assert grown(turns=True) == 20 * 13 + 12
+    assert grown(turns=False) == 20 * (13 + 12)
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(2, [0, 1]), (30, [*range(0, 30, 3)])])
+def test_the_heap_is_given_back_where_layers_are_recomputed(layers: int, expected: list[int]) -> None:
+    def turns(kept: bool | str, *, compiled: bool = False) -> list[int]:
+        patch: Any = SimpleNamespace(activation_checkpointing=kept, compile=compiled)
+        return [*gives_back(patch, layers)]
+
+    assert turns(True) == turns("selective") == expected
+    assert turns(False) == turns(True, compiled=True) == []
+
+
+@pytest.mark.parametrize("kept", ["true", "selective"])
+def test_before_a_layer_runs_for_the_first_time_and_again(
+    kept: str, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from factory.steps import kernels
+
+    short = ("stage.max_steps=1", "data.max_samples=16", "precision=fp32")
+    done = execute("method=full", f"compute.activation_checkpointing={kept}", *short)
+    times: list[int] = []
+    monkeypatch.setattr(kernels, "give_back", lambda: times.append(len(times)))
+    tokens = torch.tensor([done.dataset.train[0].ids])
+    loss = done.model.train()(input_ids=tokens, labels=tokens).loss
+    layers = len(done.model.model.layers)
+    assert len(times) == layers + 1  # and after the last
+    loss.backward()
+    assert len(times) == 2 * layers + 1
