@@ -18,7 +18,7 @@ def grown(turns: bool) -> int:
         place = heap.take(12 * MIB)
         heap.take(13 * MIB)
         heap.give(*place)
-        heap.take_small(32)
+        heap.take_small(1024)
         if turns:
             heap.give_back()
     return round(heap.peak / MIB)
