@@ -16,6 +16,7 @@ def test_what_is_given_back_is_not_resident(back: bool, resident: int) -> None:
     """A tensor's hole does not hold another of its size: that one lies at the end, beside the hole or in its place."""
     heap = Heap()
     first = heap.take(12 * MIB)
+    heap.take_small(32)  # in the rest beside it
     heap.take(13 * MIB)
     heap.give(*first)
     if back:
