@@ -1,9 +1,11 @@
-"""What tracking costs a training: the same child, logging 100 values a second, with a parent that tracks and without.
+"""What tracking costs a training that uses all cores: its speed while 100 values a second are sent, and while none are.
 
-    python benchmarks/tracking.py [--steps N] [--rounds N]
+    python benchmarks/tracking.py [--turns N] [--seconds S] [--threads T]
 
-The child multiplies matrices and writes a line of ten values every 0.1 s of its work. Rounds alternate, as a machine's
-other work comes and goes; what counts is the child's work in a CPU second and the parent's CPU seconds beside it.
+One child multiplies matrices without a pause and writes a line of ten values every 0.1 s: for some seconds where its
+parent sends them to MLflow (sqlite), for as long beside it, in the order of ABBA. Neighbouring windows are compared, so
+that what else the machine does takes part in both. Of each window the first seconds are left out: the parent is still
+busy with the one before.
 """
 
 import argparse
@@ -21,63 +23,73 @@ from factory import compose
 from factory.anew import compiled
 from factory.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
+from factory.tracking import tracker as tracking
 from factory.tracking.ledger import counts, of
-from factory.tracking.tracker import Tracker
 
 CHILD = """
-import json, os, sys, time
-import numpy as np
-steps, path = int(sys.argv[1]), sys.argv[2]
-a = np.random.default_rng(0).normal(size=(256, 256)).astype("float32")
-products = 0
-def work(seconds):
-    global a
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        a @ a
-        globals()["products"] += 1
-work(0.5)
-products, start, cpu = 0, time.time(), time.process_time()
-for step in range(1, steps + 1):
-    work(0.1)
-    line = {"step": step, "time": time.time(), "loss": 1 / step, "learning_rate": 1e-4}
-    line |= {f"watched_{n}": float(n * step) for n in range(8)}
-    with open(path, "ab", buffering=0) as file:
-        file.write(json.dumps(line).encode() + b"\\n")
-print(json.dumps({"products": products, "cpu": time.process_time() - cpu, "wall": time.time() - start}))
+import json, sys, time
+import torch
+turns, seconds, left_out, threads = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(threads)
+a = torch.randn(384, 384)
+files = [open(path, "ab", buffering=0) for path in sys.argv[5:7]]
+def work(until):
+    done = 0
+    while time.monotonic() < until:
+        torch.mm(a, a)
+        done += 1
+    return done
+work(time.monotonic() + 2)
+step, found, written = 0, [], [0, 0]
+for which in [0, 1, 1, 0] * turns:
+    began, done = time.monotonic(), 0
+    next_line = began
+    while next_line < began + seconds:
+        next_line += 0.1
+        products = work(next_line)
+        done += products if next_line > began + left_out else 0
+        step += 1
+        written[which] += 1
+        line = {"step": step, "time": time.time(), "loss": 1 / step, "learning_rate": 1e-4}
+        line |= {f"watched_{n}": float(n * step) for n in range(8)}
+        files[which].write(json.dumps(line).encode() + b"\\n")
+    found.append(done)
+print(json.dumps({"products": found, "written": written}))
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300, help="lines of ten values, 0.1 CPU seconds apart")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=8, help="of four windows each")
+    parser.add_argument("--seconds", type=float, default=20, help="of a window")
+    parser.add_argument("--threads", type=int, default=psutil.cpu_count(), help="of the child (all cores)")
     asked = parser.parse_args()
+    left_out = tracking._EVERY + 2
     with tempfile.TemporaryDirectory() as place:
         base = compiled(compose.compose(compose.parse(["hardware=cpu"])), training=False)
-        address = f"sqlite:///{place}/mlflow.db"
-        found: dict[str, list[dict[str, float]]] = {"none": [], "mlflow": []}
-        for number in range(asked.rounds):
-            for tool, uri in (("none", None), ("mlflow", address)):
-                tracking = replace(base.tracking, tool=tool, uri=uri)
-                plan = replace(base, tracking=tracking)
-                found[tool].append(one(plan, RunFolder(f"{place}/{tool}-{number}"), asked.steps))
-                print(tool, {name: round(value, 3) for name, value in found[tool][-1].items()}, flush=True)
-    rates = {tool: statistics.median(each["products_a_cpu_second"] for each in rows) for tool, rows in found.items()}
-    parent = statistics.median(each["parent_share"] for each in found["mlflow"])
-    print(f"work of the child in a CPU second: {100 * (rates['mlflow'] / rates['none'] - 1):+.2f} % with MLflow")
-    print(f"the parent's CPU seconds: {100 * parent:.2f} % of the child's")
+        on = replace(base.tracking, tool="mlflow", uri=f"sqlite:///{place}/mlflow.db")
+        found, share = measured(replace(base, tracking=on), RunFolder(f"{place}/run"), asked, left_out)
+    for number, products in enumerate(found):
+        print(f"window {number + 1:3} {'sent' if number % 4 in (0, 3) else 'not '}  {products} products")
+    pairs = zip(found[0::2], found[1::2], strict=True)
+    changes = [
+        100 * ((one / other if number % 2 == 0 else other / one) - 1) for number, (one, other) in enumerate(pairs)
+    ]
+    error = statistics.stdev(changes) / len(changes) ** 0.5
+    print(f"speed while values are sent: {statistics.mean(changes):+.2f} % ± {error:.2f} (standard error)")
+    print(f"the parent's CPU seconds: {100 * share:.2f} % of a core while values are sent")
 
 
-def one(plan: Plan, folder: RunFolder, steps: int) -> dict[str, float]:
-    """Follows a child as `launch` does. MLflow is imported, and the run described, before the measuring."""
+def measured(plan: Plan, folder: RunFolder, asked: argparse.Namespace, left_out: float) -> tuple[list[int], float]:
+    """Products in each window, and the parent's share of a core. It follows a child as `launch` does."""
     folder.path.mkdir(parents=True)
     folder.plan.write_text(to_yaml(plan))
-    tracker, own = Tracker(plan, folder), psutil.Process()
+    tracker, own = tracking.Tracker(plan, folder), psutil.Process()
     tracker.wake()
-    while plan.tracking.on and not tracker._delivery.ledger.described:
+    while not tracker._delivery.ledger.described:  # MLflow is imported, and the run described, before the measuring
         time.sleep(0.1)
-    command = [sys.executable, "-c", CHILD, str(steps), str(folder.metrics)]
+    numbers = map(str, (asked.turns, asked.seconds, left_out, asked.threads))
+    command = [sys.executable, "-c", CHILD, *numbers, str(folder.metrics), str(folder.path / "beside.jsonl")]
     before, started = own.cpu_times(), time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while child.poll() is None:
@@ -86,15 +98,10 @@ def one(plan: Plan, folder: RunFolder, steps: int) -> dict[str, float]:
     assert child.stdout is not None
     told = json.loads(child.stdout.read())
     tracker.finish(None)
-    if plan.tracking.on:
-        sent, unsent = counts(of(plan.tracking, folder), folder)
-        assert (sent, unsent) == (steps + 2, 0), (sent, unsent)
-    return {
-        "products_a_cpu_second": told["products"] / told["cpu"],
-        "values_a_second": 10 * steps / told["wall"],
-        "wall": seconds,
-        "parent_share": (after.user - before.user + after.system - before.system) / told["cpu"],
-    }
+    sent, unsent = counts(of(plan.tracking, folder), folder)
+    assert (sent, unsent) == (told["written"][0] + 2, 0), (sent, unsent, told["written"])
+    share = (after.user - before.user + after.system - before.system) / (seconds / 2)
+    return told["products"], share
 
 
 if __name__ == "__main__":
