@@ -24,7 +24,7 @@ from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
 from factory.saved import scores
-from factory.typed import convert, to_tree
+from factory.typed import Reader, convert, to_tree
 
 if TYPE_CHECKING:
     from factory.inference import asked
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 REFUSED = 2
 # the verbs that read a group of keys of their own
-_OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve")}
+_OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
 _OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
 # promised by the command line's contract and not built: refused by name
-NOT_THERE = ("board", "import-config")
+NOT_THERE = ("import-config",)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +89,7 @@ def _refuse_unread(line: compose.CommandLine, verb: str) -> None:
     for text in line.overrides:
         group = text.lstrip("+").partition("=")[0].partition(".")[0]
         if group in _OWN and verb not in _OWN[group]:
-            shown = text if group != "serve" else text.partition("=")[0]  # which may be a secret
+            shown = text if group not in ("serve", "board") else text.partition("=")[0]  # which may be a secret
             wrong = f"`factory {verb}` does not read it"
             raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(_OWN[group]))
         if group == "sweep" and not line.multirun:
@@ -583,6 +583,24 @@ def serve(arguments: list[str]) -> int:
     return show.show(made, chosen, side, own.secret)
 
 
+def board(arguments: list[str]) -> int:
+    """the page in the browser: configure, preview, train, compare, chat, export, on 127.0.0.1:7860"""
+    line = compose.parse(arguments)
+    if line.multirun:
+        raise refuse("plan-of-a-sweep", "-m", "one page is opened at a time")
+    if line.hydra_flags:
+        return _hydras_own(line)
+    asked = _composed(line, "board").tree["board"]
+    reader = Reader()
+    chosen = reader.record(schema.Board, asked, "board")
+    if reader.problems:
+        raise UserError(*reader.problems)
+    from factory.board import server
+
+    server.serve(chosen, line.config_dirs)
+    return 0
+
+
 def _taken_apart(verb: Verb, line: compose.CommandLine) -> "asked.Line":
     from factory.inference import asked
 
@@ -693,6 +711,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "chat": chat,
     "serve": serve,
+    "board": board,
     "compare": compare,
     "resume": resume,
     "track": track,

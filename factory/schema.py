@@ -375,3 +375,15 @@ class Serve:
     max_body: Bytes = key("the largest request, as 20MiB", above=0)
     image_hosts: tuple[str, ...] = key("hosts that images may be fetched from; none: images come within requests alone")
     grace: float = key("seconds that answers get to end in when the server is stopped", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    host: str = key("the address of the page; another than this machine's own needs board.password")
+    port: int = key("the port of the page; 0: any free one", low=0, high=65535)
+    password: str | None = key(
+        "of who opens it; null: what the environment variable FACTORY_BOARD_PASSWORD has, if any"
+    )
+    share: bool = key("a public address through Gradio's tunnel; it needs board.password")
+    folders: tuple[str, ...] = key("what paths that are given in the page may name: these folders and what is in them")
+    open: bool = key("open the page in this machine's browser")

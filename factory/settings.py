@@ -26,6 +26,7 @@ GROUPS: dict[str, type] = {
     "generation": schema.Generation,
     "chat": schema.Chat,
     "serve": schema.Serve,
+    "board": schema.Board,
 }
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
@@ -52,6 +53,7 @@ class Settings:
     generation: schema.Generation
     chat: schema.Chat
     serve: schema.Serve
+    board: schema.Board
     seed: int
     options: dict[str, str]
     overrides: tuple[str, ...]

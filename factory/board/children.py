@@ -1,0 +1,128 @@
+"""Verbs that the page runs for an answer: their words, their page, or a server to talk to. They end with the server."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+_PATIENCE = 300.0  # seconds until a model must be loaded
+_TAIL = 4_000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A verb's exit code and what it printed."""
+
+    code: int
+    text: str
+
+
+@dataclass(slots=True)
+class Server:
+    process: subprocess.Popen[bytes]
+    address: str
+    printed: Path
+
+
+class Children:
+    """`folder` is where their output lies."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._servers: dict[tuple[str, ...], Server] = {}
+        self._starting = threading.Lock()
+
+    def aside(self, name: str) -> Path:
+        """A place for a file of the page's own."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{time.time_ns()}-{name}"
+
+    def run(self, words: list[str]) -> Ended:
+        done = subprocess.run(
+            [sys.executable, "-m", "factory", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=_environment(),
+        )
+        return Ended(done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace"))
+
+    def lines(self, words: list[str]) -> Iterator[Ended]:
+        """What it printed so far (code -1), as it comes; at last with its code."""
+        printed = self.aside("out")
+        with printed.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "factory", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+            )
+        try:
+            while process.poll() is None:
+                time.sleep(0.5)
+                yield Ended(-1, _end(printed))
+            yield Ended(process.returncode, _end(printed))
+        finally:  # who looked has gone
+            if process.poll() is None:
+                process.terminate()
+            printed.unlink(missing_ok=True)
+
+    def served(self, words: tuple[str, ...]) -> Server:
+        """`factory serve` of these words, started where it is not there. Raises RuntimeError with what it said."""
+        with self._starting:
+            known = self._servers.get(words)
+            if known is not None and known.process.poll() is None:
+                return known
+            made = self._servers[words] = self._serve(words)
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            if made.process.poll() is not None:
+                raise RuntimeError(_end(made.printed))
+            try:
+                if httpx.get(f"{made.address}/health", timeout=5).status_code == httpx.codes.OK:
+                    return made
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.3)
+        made.process.terminate()
+        raise RuntimeError(_end(made.printed))
+
+    def _serve(self, words: tuple[str, ...]) -> Server:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        printed = self.aside("served")
+        with printed.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "factory", "serve", *words, f"serve.port={port}"],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+            )
+        return Server(process, f"http://127.0.0.1:{port}", printed)
+
+    def keep(self, wanted: set[tuple[str, ...]]) -> None:
+        """Stops the servers of other words: a model that nobody talks to holds no memory."""
+        for words, server in list(self._servers.items()):
+            if words not in wanted:
+                server.process.terminate()
+                del self._servers[words]
+
+    def close(self) -> None:
+        self.keep(set())
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def _end(printed: Path) -> str:
+    return printed.read_text("utf-8", "replace")[-_TAIL:]

@@ -1,0 +1,100 @@
+"""A form as data: what the schema and the groups say of each key, with its value in a composed tree.
+
+A method's or a stage's own keys are those of its Settings, so that its YAML and its spec are all that a new one needs.
+"""
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from factory import compose, registry, settings
+from factory.typed import Key, Limits, describe, plain, walk_keys
+
+Kind = Literal["flag", "choice", "several", "text"]
+# what has a form; the first are chosen by option alone
+CHOSEN = ("model", "method", "stage", "data", "precision", "hardware")
+FORMS = ("stage", "method", "data", "model", "precision", "compute", "hardware", "evaluate", "tracking")
+_OF_OPTIONS = ("model.architecture", "method.name", "stage.name", "data.sources", "tracking.parent_run")
+_FLAG = ("true", "false")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A key: `value` as it is typed on the command line, `choices` of a choice or of several, `type` in words."""
+
+    path: str
+    kind: Kind
+    doc: str
+    type: str
+    value: str
+    choices: tuple[str, ...] = ()
+
+
+def fields(group: str, tree: dict[str, Any]) -> list[Field]:
+    """Of a group's keys, in the schema's order. What an option alone can know has none."""
+    shown = (key for key in _keys(group, tree) if not key.path.startswith(_OF_OPTIONS) and "<" not in key.path)
+    return [_field(key, _at(tree, key.path)) for key in shown]
+
+
+def _keys(group: str, tree: dict[str, Any]) -> Iterator[Key]:
+    if group in settings.NAMED:
+        return walk_keys(registry.spec(settings.NAMED[group], tree[group]["name"]).Settings, group)
+    return walk_keys(settings.GROUPS[group], group)
+
+
+def _at(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _field(key: Key, value: Any) -> Field:
+    kind, choices = _widget(key.kind)
+    limits = key.limits or Limits("")
+    return Field(
+        path=key.path,
+        kind=kind,
+        doc=limits.doc,
+        type=describe(key.kind, key.limits),
+        value=as_typed(value),
+        choices=choices,
+    )
+
+
+def _widget(kind: Any) -> tuple[Kind, tuple[str, ...]]:
+    """What a key of this type is set by, and from which choices."""
+    if kind is bool:
+        return "flag", _FLAG
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return "several", tuple(map(plain, get_args(get_args(kind)[0])))
+    parts = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    choices: list[str] = []
+    for part in parts:
+        if get_origin(part) is Literal:
+            choices += map(plain, get_args(part))
+        elif part is bool:
+            choices += _FLAG
+        elif part is types.NoneType:
+            choices.append("null")
+        else:  # a number or a text: typed
+            return "text", ()
+    return "choice", tuple(dict.fromkeys(choices))
+
+
+def as_typed(value: Any) -> str:
+    """A value as the command line has it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}: {as_typed(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(as_typed, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return plain(value)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+@cache
+def options(group: str, config_dirs: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return tuple(compose.options(group, config_dirs))

@@ -1,0 +1,98 @@
+"""The page: a header, and a tab a module. What all tabs share is `Page`; what one typed is in its session."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from factory.board import shown
+from factory.board.children import Children
+from factory.board.planned import Planner
+from factory.board.runs import Runs
+from factory.board.said import LANGUAGES, words
+from factory.board.tabs import chat, compare, configure, export, preview, train
+
+_TABS = {
+    "configure": configure.build,
+    "preview": preview.build,
+    "runs": train.build,
+    "compare": compare.build,
+    "chat": chat.build,
+    "export": export.build,
+}
+_DARK = "() => { document.body.classList.toggle('dark'); }"
+
+
+@dataclass(slots=True)
+class Page:
+    """`overrides` is the form's state; `formed` counts how often it was changed from elsewhere than its own fields.
+
+    `told` are components whose words follow the language: which property is which text.
+    """
+
+    planner: Planner
+    runs: Runs
+    children: Children
+    folders: tuple[Path, ...]
+    blocks: Any = None
+    language: Any = None
+    overrides: Any = None
+    formed: Any = None
+    selected: Any = None  # the tab
+    told: list[tuple[Any, dict[str, str]]] = field(default_factory=list)
+
+    def say(self, component: Any, **properties: str) -> Any:
+        """Its label, value or placeholder are texts by these names, in whatever language is chosen."""
+        self.told.append((component, properties))
+        return component
+
+    def text(self, name: str) -> str:
+        """Of a component that is just being made."""
+        return words("en")(name)
+
+
+def page(planner: Planner, runs: Runs, children: Children, folders: tuple[Path, ...]) -> Any:
+    """The whole of it, to be launched."""
+    made = Page(planner=planner, runs=runs, children=children, folders=folders)
+    with gr.Blocks(title="Factory", analytics_enabled=False, fill_width=True) as blocks:
+        made.blocks = blocks
+        made.overrides, made.formed = gr.State(()), gr.State(0)
+        with gr.Row(equal_height=True):
+            gr.Markdown("# Factory", elem_id="title")
+            made.language = gr.Radio(
+                [(name, code) for code, name in LANGUAGES.items()],
+                value="en",
+                label=made.text("language"),
+                elem_id="language",
+                scale=0,
+                min_width=330,
+            )
+            made.say(made.language, label="language")
+            theme = made.say(gr.Button(made.text("theme"), scale=0, min_width=150, elem_id="theme"), value="theme")
+        theme.click(None, js=_DARK)
+        with gr.Tabs(selected="configure") as made.selected:
+            for name, build in _TABS.items():
+                with gr.Tab(made.text(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as tab:
+                    made.say(tab, label=f"tab.{name}")
+                    build(made)
+        _speak(made)
+    return blocks
+
+
+def _speak(made: Page) -> None:
+    """A change of the language reaches every text that stands outside of what is drawn anew."""
+
+    def speak(language: str) -> list[Any]:
+        say = words(language)
+        spoken: list[dict[str, Any]] = [
+            {name: say(text) for name, text in properties.items()} for _, properties in made.told
+        ]
+        return [gr.update(**properties) for properties in spoken]
+
+    made.language.change(speak, made.language, [component for component, _ in made.told], show_progress="hidden")
+
+
+Build = Callable[[Page], None]
+STYLE = shown.CSS

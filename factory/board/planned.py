@@ -1,0 +1,114 @@
+"""What a form's state comes to, as fast as one types: its plan, or every problem with what would mend it."""
+
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory import compose
+from factory.anew import Anew
+from factory.board.line import Overrides, changed, name_of
+from factory.plan import Plan
+from factory.refusal import Refusal, UserError, refusal
+from factory.run.advice import cheapest
+
+_OVERRIDE = re.compile(r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)=([\w.+\-]+(?<!\.)|\[[^\]]*\])")
+_TRIED = 4  # of what a refusal's words offer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """`tree` is the composed config, None where it cannot be composed; of `plan` and `problems` one is there."""
+
+    overrides: Overrides
+    tree: dict[str, Any] | None
+    options: dict[str, str]
+    plan: Plan | None
+    problems: tuple[Refusal, ...] = ()
+
+    def of(self, path: str) -> list[Refusal]:
+        """The problems of a key, or of a group's option."""
+        return [problem for problem in self.problems if path in problem_keys(problem)]
+
+
+def problem_keys(problem: Refusal) -> list[str]:
+    """The keys that a refusal names as set: `method=qlora, precision=fp16` names two."""
+    return [found[1] for found in re.finditer(r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)=", problem.setting)]
+
+
+class Planner:
+    """Shared by all who have the page open: it holds what was looked up, and nothing of anybody's form."""
+
+    def __init__(self, folders: tuple[Path, ...], config_dirs: tuple[str, ...] = ()):
+        self._folders, self._config_dirs = tuple(folder.resolve() for folder in folders), config_dirs
+        self._anew, self._recomposed = Anew(config_dirs), compose.Recomposer(config_dirs)
+        self._busy = threading.Lock()  # Hydra composes one config at a time
+
+    def __call__(self, overrides: Overrides) -> Planned:
+        with self._busy:
+            return self._planned(overrides)
+
+    def _planned(self, overrides: Overrides) -> Planned:
+        tree, options = None, dict[str, str]()
+        try:
+            composed = self._recomposed(overrides)
+            tree, options = composed.tree, composed.options
+            outside = [*self._outside(overrides)]
+            if outside:
+                raise UserError(*outside)
+            plan = self._anew(overrides)
+        except UserError as error:
+            return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
+        return Planned(overrides=overrides, tree=tree, options=options, plan=plan)
+
+    def _outside(self, overrides: Overrides) -> Iterator[Refusal]:
+        """What names a place that the page may not touch."""
+        for text in overrides:
+            value = text.partition("=")[2].strip("'\"")
+            if not self.allows(value):
+                shown = ", ".join(map(str, self._folders))
+                yield refusal("board-folder", text, "it lies outside", folders=shown)
+
+    def allows(self, value: str) -> bool:
+        """Whether a text is no path, or one inside of the page's folders."""
+        if not value.startswith(("/", "~")) and ".." not in value:
+            return True
+        place = Path(value).expanduser().resolve()
+        return any(place.is_relative_to(folder) for folder in self._folders)
+
+    def fixes(self, planned: Planned, problem: Refusal) -> list[Overrides]:
+        """The states that a refusal's own words lead to, and the one without what was set: those that mend it."""
+        given = {name_of(text) for text in planned.overrides}
+        removed = [changed(planned.overrides, key, None) for key in problem_keys(problem) if key in given]
+        offered = [changed(planned.overrides, *found.groups()) for found in _OVERRIDE.finditer(problem.fix)]
+        found: list[Overrides] = []
+        for overrides in (*offered[:_TRIED], *removed):
+            if overrides in (planned.overrides, *found):
+                continue
+            then = self(overrides).problems
+            solved = not any((other.rule, other.setting) == (problem.rule, problem.setting) for other in then)
+            found += [overrides] if solved and len(then) < len(planned.problems) else []
+        return found
+
+    def that_fit(self, planned: Planned) -> list[tuple[Overrides, int, bool]]:
+        """The cheapest changes that need less memory: the state, its bytes, whether it fits."""
+        if planned.plan is None or planned.plan.estimate.memory.fits:
+            return []
+        with self._busy:
+            found = cheapest(planned.plan, None, self._anew)
+        return [(_with(planned.overrides, change.overrides), change.estimated_bytes, change.fits) for change in found]
+
+
+def _with(overrides: Overrides, more: Iterable[str]) -> Overrides:
+    for text in more:
+        overrides = changed(overrides, name_of(text), text.partition("=")[2])
+    return overrides
+
+
+def difference(before: Overrides, after: Overrides) -> str:
+    """What a fix changes, as a button says it: `precision=bf16`, or `- method.rank` where a key goes."""
+    new = [text for text in after if text not in before]
+    gone = [f"- {name_of(text)}" for text in before if name_of(text) not in {name_of(other) for other in after}]
+    return " ".join([*new, *gone])

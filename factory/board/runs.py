@@ -1,0 +1,247 @@
+"""Runs as the page shows them: found in their folders, started as `factory train`, stopped, gone on with, queued.
+
+A run is a process of its own that outlives the page and the server; what is known of it is read from its folder. So a
+run that a terminal started is there too.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from factory.board.line import Overrides
+from factory.run.folder import RunFolder, read_json, write_whole
+from factory.tracking.ledger import whole_lines
+
+State = Literal["queued", "starting", "running", "finished", "failed", "interrupted", "refused"]
+_POLL = 1.0  # seconds between two looks at the queue
+_LOCKS = Path("/proc/locks")
+_LOG = 20_000  # characters at the end of a log that are shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A run in the list. `started` is in seconds since the epoch."""
+
+    folder: str
+    state: State
+    started: float
+    overrides: Overrides
+
+
+class Runs:
+    """Of one folder, as outputs/. `own` of it is where the page keeps its queue and what its runs printed."""
+
+    def __init__(self, outputs: Path, sweeps: Path):
+        self.outputs, self._sweeps = outputs, sweeps
+        self._own = outputs / ".board"
+        self._queue_file = self._own / "queue.json"
+        self._changing = threading.Lock()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    # --- what there is
+
+    def all(self) -> list[Shown]:
+        """Newest first."""
+        places = [*self.outputs.glob("*/*/plan.yaml"), *self._sweeps.glob("**/plan.yaml")]
+        found = [self._shown(path.parent) for path in places]
+        known = {each.folder for each in found}
+        waiting = [each for each in self._asked() if each.folder not in known]
+        return sorted([*waiting, *found], key=lambda each: each.started, reverse=True)
+
+    def _shown(self, folder: Path) -> Shown:
+        plan = folder / "plan.yaml"
+        return Shown(
+            folder=str(folder), state=self.state(str(folder)), started=plan.stat().st_mtime, overrides=_said(plan)
+        )
+
+    def state(self, folder: str) -> State:
+        run = RunFolder(folder)
+        if _is_locked(run.lock):
+            return "running"
+        status = run.status()
+        if status is not None:
+            return "finished" if status == "finished" else "interrupted" if status == "interrupted" else "failed"
+        if run.plan.is_file():
+            return "interrupted"  # it was killed before it could say
+        for entry in self._queue():
+            if entry["folder"] == folder:
+                return "queued"
+        child = self._children.get(folder)
+        return "starting" if child is not None and child.poll() is None else "refused"
+
+    def metrics(self, folder: str) -> list[dict[str, Any]]:
+        return whole_lines(RunFolder(folder).metrics)
+
+    def progress(self, folder: str) -> dict[str, tuple[int, int]]:
+        """Done and all of each stretch of work that was begun."""
+        lines = [line for line in whole_lines(RunFolder(folder).events) if line.get("event") == "progress"]
+        return {line["name"]: (line["done"], line["total"]) for line in lines}
+
+    def report(self, folder: str) -> dict[str, Any] | None:
+        return read_json(RunFolder(folder).report)
+
+    def log(self, folder: str) -> str:
+        """The end of what the run printed; of one that was refused, why."""
+        for path in (RunFolder(folder).log, self._printed(folder)):
+            if path.is_file() and path.stat().st_size:
+                return path.read_text("utf-8", "replace")[-_LOG:]
+        return ""
+
+    # --- what is done
+
+    def start(self, overrides: Overrides, verb: str = "train") -> str:
+        """Starts it, or puts it in the queue behind what the page has started. Returns its folder."""
+        with self._changing:
+            folder = self._new_folder()
+            entry = {"folder": folder, "words": [verb, *overrides, f"hydra.run.dir={folder}"]}
+            write_whole(self._asked_file(folder), json.dumps(entry))
+            self._write_queue([*self._queue(), entry])
+        self.next()
+        return folder
+
+    def next(self) -> None:
+        """Starts the queue's first where nothing that it waits for is still going on."""
+        with self._changing:
+            waiting = self._queue()
+            if waiting and not any(child.poll() is None for child in self._children.values()) and not self._own_alive():
+                first, *rest = waiting
+                self._spawn(first)
+                self._write_queue(rest)
+
+    def stop(self, folder: str) -> bool:
+        """Ends it as Ctrl-C does: the checkpoint is kept. Whether there was something to stop."""
+        with self._changing:
+            waiting = self._queue()
+            if any(entry["folder"] == folder for entry in waiting):
+                self._write_queue([entry for entry in waiting if entry["folder"] != folder])
+                return True
+        process = _of_run(folder)
+        if process is not None:
+            os.kill(process, signal.SIGINT)
+        return process is not None
+
+    def resume(self, folder: str) -> None:
+        """Goes on from the newest whole checkpoint."""
+        with self._changing:
+            self._write_queue([*self._queue(), {"folder": folder, "words": ["resume", folder]}])
+        self.next()
+
+    def keep_going(self) -> None:
+        """Looks at the queue for as long as the server lives."""
+
+        def look() -> None:
+            while not threading.Event().wait(_POLL):
+                self.next()
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def _spawn(self, entry: dict[str, Any]) -> None:
+        folder = entry["folder"]
+        with self._printed(folder).open("wb") as out:
+            self._children[folder] = subprocess.Popen(
+                [sys.executable, "-m", "factory", *entry["words"]],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # it outlives the server
+                env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+            )
+        write_whole(self._own / "last.json", json.dumps({"folder": folder, "process": self._children[folder].pid}))
+
+    def _own_alive(self) -> bool:
+        """Whether what a server before this one started still runs."""
+        last = read_json(self._own / "last.json")
+        return last is not None and _of_run(last["folder"]) is not None
+
+    def _new_folder(self) -> str:
+        now = datetime.now()
+        base = self.outputs / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}"
+        folder, number = base, 1
+        while folder.exists() or self._asked_file(str(folder)).exists():
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
+        return str(folder)
+
+    def _asked_file(self, folder: str) -> Path:
+        self._own.mkdir(parents=True, exist_ok=True)
+        return self._own / f"{'_'.join(Path(folder).parts[-2:])}.json"
+
+    def _printed(self, folder: str) -> Path:
+        return self._asked_file(folder).with_suffix(".out")
+
+    def _asked(self) -> Iterator[Shown]:
+        """What the page was asked for, whatever became of it."""
+        for path in self._own.glob("*_*.json"):
+            entry = read_json(path)
+            if entry is None or "words" not in entry:
+                continue
+            overrides = tuple(word for word in entry["words"][1:] if not word.startswith("hydra.run.dir="))
+            yield Shown(
+                folder=entry["folder"],
+                state=self.state(entry["folder"]),
+                started=path.stat().st_mtime,
+                overrides=overrides,
+            )
+
+    def _queue(self) -> list[dict[str, Any]]:
+        return (read_json(self._queue_file) or {}).get("waiting", [])
+
+    def _write_queue(self, waiting: list[dict[str, Any]]) -> None:
+        self._own.mkdir(parents=True, exist_ok=True)
+        write_whole(self._queue_file, json.dumps({"waiting": waiting}))
+
+
+def _said(plan: Path) -> Overrides:
+    """The overrides of a plan file, from its head: the whole is not read for a list."""
+    found, inside = list[str](), False
+    try:
+        with plan.open(encoding="utf-8") as file:
+            for line in file:
+                if inside and line.startswith("- "):
+                    found.append(line[2:].strip().strip("'\""))
+                elif inside:
+                    break
+                inside = inside or line.startswith("overrides:")
+    except (OSError, UnicodeDecodeError):
+        return ()
+    return tuple(text for text in found if not text.startswith("hydra.run.dir="))
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether a process writes this run. Where the system lists its locks ours is not tried: it might be in the way."""
+    try:
+        number = lock.stat().st_ino
+        if _LOCKS.is_file():
+            return any(f":{number} " in line for line in _LOCKS.read_text().splitlines())
+        with lock.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _of_run(folder: str) -> int | None:
+    """The process that leads the run in the folder: the command, not its child. None where none is there."""
+    import psutil
+
+    wanted = Path(folder).resolve()
+    for process in psutil.process_iter(["cmdline", "ppid", "cwd"]):
+        line = process.info["cmdline"] or []
+        if any(name in line for name in ("factory.execute", "factory.ranks")):
+            places = [Path(process.info["cwd"] or ".") / word for word in line[1:]]
+            if any(place.resolve() == wanted for place in places):
+                return process.info["ppid"]
+        if "factory" in line and f"hydra.run.dir={folder}" in line:
+            return process.pid
+    return None

@@ -1,0 +1,34 @@
+"""The page's words in three languages. Keys and refusals stay in English: they are what is typed and searched for.
+
+`words/LANGUAGE.yaml` has the same names in each; `docs` there are the keys' meanings, whose English is the schema's.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LANGUAGES = {"en": "English", "zh": "中文", "ru": "Русский"}
+_FOLDER = Path(__file__).parent / "words"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    language: str
+    texts: dict[str, str]
+    docs: dict[str, str]
+
+    def __call__(self, name: str, **values: Any) -> str:
+        return self.texts[name].format_map(values)
+
+    def doc(self, path: str, english: str) -> str:
+        """A key's meaning."""
+        return self.docs.get(path, english)
+
+
+@cache
+def words(language: str) -> Words:
+    content = yaml.safe_load((_FOLDER / f"{language}.yaml").read_text("utf-8"))
+    return Words(language=language, texts=content["texts"], docs=content.get("docs") or {})

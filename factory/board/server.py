@@ -1,0 +1,70 @@
+"""Opens the page: where it listens, who may come in, what it may touch."""
+
+import atexit
+import hmac
+import os
+from pathlib import Path
+
+from factory.board.children import Children
+from factory.board.planned import Planner
+from factory.board.runs import Runs
+from factory.refusal import UserError, refuse
+from factory.schema import Board
+
+PASSWORD = "FACTORY_BOARD_PASSWORD"
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
+
+
+def check(board: Board) -> str | None:
+    """The password. Raises UserError where the address needs one."""
+    password = board.password or os.environ.get(PASSWORD)
+    if password is None and (board.host not in _LOCAL or board.share):
+        what = f"board.host={board.host}" if board.host not in _LOCAL else "board.share=true"
+        raise refuse("board-password", what, "it needs a password")
+    return password
+
+
+def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
+    """Until it is interrupted. Raises UserError."""
+    password = check(board)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+    from factory.board import page
+
+    folders = tuple(Path(folder).resolve() for folder in board.folders)
+    uploads = (_OUTPUTS / ".board" / "uploads").resolve()
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    children, runs = Children(_OUTPUTS / ".board" / "aside"), Runs(_OUTPUTS, _SWEEPS)
+    atexit.register(children.close)
+    planner = Planner((*folders, uploads), config_dirs)
+    planner(())  # the first composing is the slow one
+    runs.keep_going()
+    blocks = page.page(planner, runs, children, folders)
+    blocks.queue(default_concurrency_limit=8)
+    try:
+        blocks.launch(
+            server_name=board.host,
+            server_port=board.port,
+            share=board.share,
+            auth=None if password is None else (lambda _, given: _knows(password, given)),
+            inbrowser=board.open,
+            css=page.STYLE,
+            footer_links=[],
+            quiet=True,
+            show_error=True,
+            ssr_mode=False,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise _taken(board, error) from None
+    print(f"Factory's page is at {blocks.local_url}  (Ctrl-C stops the page; runs go on)", flush=True)
+    blocks.block_thread()
+
+
+def _knows(password: str, given: str) -> bool:
+    return hmac.compare_digest(given.encode(), password.encode())
+
+
+def _taken(board: Board, error: OSError) -> UserError:
+    return refuse("board-port", f"board.port={board.port}", f"nothing can listen there ({error})")

@@ -1,0 +1,135 @@
+"""The page's HTML. Whatever comes from data, logs or people is escaped here."""
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from factory.board.planned import Planned
+from factory.board.said import Words
+from factory.plan import Estimate, Memory, Range
+from factory.refusal import Refusal
+from factory.words import between, duration, size
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
+CSS = """
+.gradio-container { max-width: 1500px !important; margin: auto; }
+.f-form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 10px !important; }
+@media (min-width: 900px) { .f-side { position: sticky; top: 8px; align-self: flex-start; } }
+.f-bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden;
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
+.f-bar span { display: block; height: 100%; min-width: 1px; }
+.f-parts { display: flex; flex-wrap: wrap; gap: 2px 12px; font-size: 12px; margin: 6px 0 2px; }
+.f-parts i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 4px; }
+.f-plan { font-size: 14px; }
+.f-plan dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margin: 8px 0; }
+.f-plan dt { color: var(--body-text-color-subdued); }
+.f-plan dd { margin: 0; overflow-wrap: anywhere; }
+.f-over { color: #b91c1c; font-weight: 600; } .dark .f-over { color: #fca5a5; }
+.f-problem { border-left: 4px solid #dc2626; padding: 4px 10px; margin: 2px 0; font-size: 13px; overflow-wrap: anywhere;
+  background: var(--background-fill-secondary); }
+.f-problem code { font-size: 12px; }
+.f-warning { border-left: 4px solid #d97706; padding: 4px 10px; margin: 4px 0; font-size: 13px; overflow-wrap: anywhere;
+  background: var(--background-fill-secondary); }
+.f-log { font-family: var(--font-mono); font-size: 12px; white-space: pre-wrap; overflow: auto; max-height: 380px;
+  border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; }
+.f-good { color: #15803d; } .dark .f-good { color: #86efac; }
+.f-bad { color: #b91c1c; } .dark .f-bad { color: #fca5a5; }
+"""
+_COLOURS = ("#2563eb", "#0891b2", "#7c3aed", "#16a34a", "#ca8a04", "#ea580c", "#94a3b8", "#64748b")
+
+
+def plan(planned: Planned, say: Words) -> str:
+    """The estimate beside the machine, or how many problems there are."""
+    if planned.plan is None:
+        count = say("problems", count=len(planned.problems))
+        return f'<div class="f-plan" role="status"><p class="f-over">{escape(count)}</p></div>'
+    estimate, warnings = planned.plan.estimate, planned.plan.warnings
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _rows(estimate, say))
+    told = "".join(f'<div class="f-warning">{escape(str(warning))}</div>' for warning in warnings)
+    return f'<div class="f-plan" role="status">{memory(estimate.memory, say)}<dl>{rows}</dl>{told}</div>'
+
+
+def memory(found: Memory, say: Words) -> str:
+    """A bar as wide as what is there, or as what is needed where that is more."""
+    whole = max(found.total, found.capacity)
+    parts = [(name, getattr(found, name), colour) for name, colour in zip(_PARTS, _COLOURS, strict=True)]
+    scale = found.total / (sum(count for _, count, _ in parts) or 1)  # they are not all there at one moment
+    bar = "".join(
+        f'<span style="width:{100 * count * scale / whole:.2f}%;background:{colour}" title="{escape(name)}"></span>'
+        for name, count, colour in parts
+        if count
+    )
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(say(f"memory.{name}"))} {size(count)}</span>'
+        for name, count, colour in parts
+        if count
+    )
+    verdict, style = ("fits", "f-good") if found.fits else ("does_not_fit", "f-over")
+    used = say("of_capacity", used=size(found.total), capacity=size(found.capacity))
+    head = f'{escape(say("memory"))}: {escape(used)}, <span class="{style}">{escape(say(verdict))}</span>'
+    return (
+        f'<div>{head}</div><div class="f-bar" role="img" aria-label="{escape(used)}">{bar}</div>'
+        f'<div class="f-parts">{legend}</div>'
+    )
+
+
+def _rows(estimate: Estimate, say: Words) -> Iterable[tuple[str, str]]:
+    counted = estimate.parameters
+    share = f"{100 * counted.trainable / counted.total:.2f} %"
+    trained = say("parameters_of", trained=f"{counted.trainable:,}", total=f"{counted.total:,}", share=share)
+    yield say("parameters"), trained
+    yield say("steps"), _between(estimate.steps, say)
+    if estimate.tokens is not None:
+        yield say("tokens"), _between(estimate.tokens, say)
+    if estimate.seconds is None:
+        yield say("time"), say("unknown_time")
+    else:
+        yield say("time"), between(duration(estimate.seconds.low), duration(estimate.seconds.high))
+
+
+def _between(found: Range, say: Words) -> str:
+    if found.low == found.high:
+        return f"{found.low:,}"
+    return f"{between(f'{found.low:,}', f'{found.high:,}')} ({say('after_pack')})"
+
+
+def problem(found: Refusal, say: Words) -> str:
+    return (
+        f'<div class="f-problem" role="alert"><b>{escape(found.setting)}</b>: {escape(found.wrong)}<br>'
+        f"{escape(say('because'))} {escape(found.because)}<br>"
+        f"{escape(say('fix'))}: {escape(found.fix)} <code>[{escape(found.rule)}]</code></div>"
+    )
+
+
+def log(text: str) -> str:
+    return f'<div class="f-log" tabindex="0">{escape(text)}</div>'
+
+
+def checks(report: dict[str, Any], say: Words) -> str:
+    """What the run proved of itself."""
+    rows = "".join(
+        f'<li><span class="f-{"good" if found["passed"] else "bad"}">{"✓" if found["passed"] else "✗"}</span> '
+        f"<b>{escape(name)}</b>: {escape(str(found['detail']))}</li>"
+        for name, found in report.get("checks", {}).items()
+    )
+    return f"<div><b>{escape(say('checks'))}</b><ul>{rows}</ul></div>" if rows else ""
+
+
+def inner_page(html: str) -> str:
+    """A page of its own, which can reach nothing of this one: its own script runs, without this page's origin."""
+    return (
+        f'<iframe srcdoc="{escape(html)}" sandbox="allow-scripts" title="page" '
+        'style="width:100%;height:78vh;border:1px solid var(--border-color-primary);border-radius:6px;'
+        'background:white"></iframe>'
+    )
+
+
+def waiting(text: str) -> str:
+    return f'<p role="status">{escape(text)}</p>'
+
+
+def progress(text: str, share: float) -> str:
+    return (
+        f'<p role="status">{escape(text)}</p><div class="f-bar"><span style="width:{100 * share:.1f}%;'
+        'background:var(--color-accent)"></span></div>'
+    )

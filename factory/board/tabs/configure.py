@@ -1,0 +1,275 @@
+"""Configure: options, the keys of one group at a time, the estimate, the command line. All of it from the schema."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from factory import compose
+from factory.board import fields, file, line, shown
+from factory.board.line import Overrides
+from factory.board.planned import Planned, difference
+from factory.board.said import Words, words
+from factory.refusal import UserError
+
+if TYPE_CHECKING:
+    from factory.board.page import Page
+
+_NO_RECIPE = ""
+
+
+def build(page: "Page") -> None:
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            chosen = _options(page)
+            group = gr.Radio(
+                [(page.text(f"group.{name}"), name) for name in fields.FORMS],
+                value=fields.FORMS[0],
+                label=page.text("settings_of"),
+                elem_id="group",
+            )
+            page.say(group, label="settings_of")
+            form = gr.Column()
+        with gr.Column(scale=2, min_width=320, elem_classes="f-side"):
+            estimate = gr.HTML(elem_id="plan")
+            elsewhere = gr.Column()
+            command = page.say(
+                gr.Textbox(label=page.text("command"), info=page.text("command_info"), lines=3, max_lines=8,
+                           elem_id="command", submit_btn=True),
+                label="command", info="command_info",
+            )  # fmt: skip
+            with gr.Row():
+                start = page.say(gr.Button(page.text("start"), variant="primary", elem_id="start"), value="start")
+                reset = page.say(gr.Button(page.text("reset"), elem_id="reset"), value="reset")
+            message = gr.Markdown(elem_id="message")
+            with gr.Row():
+                save = page.say(gr.DownloadButton(page.text("save_yaml"), elem_id="save"), label="save_yaml")
+                load = page.say(
+                    gr.UploadButton(page.text("load_yaml"), file_types=[".yaml", ".yml"], elem_id="load"),
+                    label="load_yaml",
+                )
+            upload = page.say(gr.File(label=page.text("upload"), elem_id="upload", height=110), label="upload")
+    problems = gr.State(())  # which are shown: the form is drawn anew only where they change
+
+    def seen(overrides: Overrides, language: str) -> tuple[Any, ...]:
+        planned = page.planner(overrides)
+        marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
+        return shown.plan(planned, words(language)), line.command(overrides), marks
+
+    def look(*inputs: Any) -> tuple[Any, ...]:
+        return seen(*inputs)
+
+    outputs = [estimate, command, problems]
+    gr.on(
+        [page.blocks.load, page.overrides.change, page.language.change],
+        look,
+        [page.overrides, page.language],
+        outputs,
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+    gr.on([page.formed.change], _values(chosen), page.overrides, list(chosen.values()), show_progress="hidden")
+    for name, component in chosen.items():
+        component.input(
+            _set(name), [page.overrides, page.formed, component], [page.overrides, page.formed], show_progress="hidden"
+        )
+    command.submit(_pasted, [command, page.overrides, page.formed], [page.overrides, page.formed, message])
+    reset.click(lambda formed: ((), formed + 1), page.formed, [page.overrides, page.formed])
+    load.upload(_loaded, [load, page.overrides, page.formed], [page.overrides, page.formed, message])
+    upload.upload(_own_rows, [upload, page.overrides, page.formed], [page.overrides, page.formed])
+    page.overrides.change(lambda overrides: _saved(page, overrides), page.overrides, save, show_progress="hidden")
+    start.click(
+        lambda overrides, language: _start(page, overrides, words(language)),
+        [page.overrides, page.language],
+        [message, page.selected],
+    )
+    with form:
+        _form(page, group, problems, outputs)
+    with elsewhere:
+        _elsewhere(page, group, problems)
+
+
+def _options(page: "Page") -> dict[str, Any]:
+    """The groups that are chosen by option, and the recipes of one run."""
+    chosen: dict[str, Any] = {}
+    with gr.Row():
+        recipes = [name for name in compose.recipes() if compose.recipe_of_runs(_line(name)) is None]
+        chosen["recipe"] = page.say(
+            gr.Dropdown([("-", _NO_RECIPE), *recipes], value=_NO_RECIPE, label=page.text("recipe"), elem_id="recipe"),
+            label="recipe",
+        )
+        chosen["model"] = page.say(_dropdown(page, "model"), label="model")
+    with gr.Row():
+        for name in ("method", "stage"):
+            chosen[name] = page.say(_dropdown(page, name), label=name)
+    with gr.Row():
+        for name in ("data", "precision", "hardware"):
+            chosen[name] = page.say(_dropdown(page, name), label=name)
+    return chosen
+
+
+def _line(recipe: str) -> compose.CommandLine:
+    return compose.CommandLine(overrides=(f"recipe={recipe}",))
+
+
+def _dropdown(page: "Page", group: str) -> Any:
+    several = group == "data"
+    default = _defaults()[group]
+    return gr.Dropdown(
+        list(fields.options(group)),
+        value=[default] if several else default,
+        multiselect=several,
+        filterable=True,
+        label=page.text(group),
+        elem_id=f"option-{group}",
+        min_width=160,
+    )
+
+
+def _defaults() -> dict[str, str]:
+    return compose.compose(compose.CommandLine(overrides=())).options
+
+
+def _set(group: str) -> Any:
+    def chosen(overrides: Overrides, formed: int, value: Any) -> tuple[Overrides, int]:
+        if value == _NO_RECIPE or value == []:
+            return line.changed(overrides, group, None), formed + 1
+        text = value if isinstance(value, str) else value[0] if len(value) == 1 else line.listed(value)
+        return line.changed(overrides, group, text), formed + 1
+
+    return chosen
+
+
+def _values(chosen: dict[str, Any]) -> Any:
+    """The dropdowns after the state was changed by something else."""
+
+    def values(overrides: Overrides) -> list[Any]:
+        given = {line.name_of(text): text.partition("=")[2] for text in overrides}
+        found = _defaults() | given
+        found.setdefault("recipe", _NO_RECIPE)
+        return [found[name].strip("[]").split(",") if name == "data" else found[name] for name in chosen]
+
+    return values
+
+
+# --- the form
+
+
+def _form(page: "Page", group: Any, problems: Any, outputs: list[Any]) -> None:
+    anew = [page.blocks.load, page.formed.change, group.change, problems.change, page.language.change]
+
+    @gr.render([page.overrides, group, page.language], triggers=anew, show_progress="hidden")
+    def draw(overrides: Overrides, group: str, language: str) -> None:
+        planned, say = page.planner(overrides), words(language)
+        if planned.tree is None:
+            return
+        given = {line.name_of(text) for text in overrides}
+        for problem in planned.of(group):
+            _problem(page, planned, problem, say)
+        with gr.Row(elem_classes="f-form"):
+            for each in fields.fields(group, planned.tree):
+                with gr.Column(min_width=260):
+                    _field(page, each, say, is_set=each.path in given)
+                    for problem in planned.of(each.path):
+                        _problem(page, planned, problem, say)
+
+
+def _field(page: "Page", each: fields.Field, say: Words, *, is_set: bool) -> None:
+    label = f"{each.path.partition('.')[2]}{'  ●' if is_set else ''}"
+    info = f"{say.doc(each.path, each.doc)} ({each.type})" if each.kind == "text" else say.doc(each.path, each.doc)
+    common: dict[str, Any] = {"label": label, "info": info, "key": each.path, "elem_id": f"key-{each.path}",
+                              "interactive": True, "preserved_by_key": None}  # fmt: skip
+    if each.kind == "flag":
+        made: Any = gr.Checkbox(value=each.value == "true", **common)
+        typed = lambda value: "true" if value else "false"  # noqa: E731
+    elif each.kind == "choice":
+        made = gr.Dropdown(list(each.choices), value=each.value, **common)
+        typed = str
+    elif each.kind == "several":
+        made = gr.Dropdown(list(each.choices), value=_items(each.value), multiselect=True, **common)
+        typed = line.listed
+    else:
+        made = gr.Textbox(value=each.value, lines=1, max_lines=4, **common)
+        typed = line.spelt
+
+    def edited(overrides: Overrides, value: Any) -> Overrides:
+        text = typed(value)
+        return line.changed(overrides, each.path, None if text in ("", "''") else text)
+
+    listened = [made.input, made.blur, made.submit] if each.kind == "text" else [made.input]
+    gr.on(listened, edited, [page.overrides, made], page.overrides, show_progress="hidden", trigger_mode="always_last")
+
+
+def _items(value: str) -> list[str]:
+    return [item for item in value.strip("[]").split(",") if item]
+
+
+def _problem(page: "Page", planned: Planned, problem: Any, say: Words) -> None:
+    gr.HTML(shown.problem(problem, say))
+    fixes = page.planner.fixes(planned, problem)
+    if not fixes:
+        return
+    with gr.Row():
+        for number, overrides in enumerate(fixes):
+            button = gr.Button(difference(planned.overrides, overrides), size="sm", elem_id=f"fix-{number}")
+
+            def mended(formed: int, overrides: Overrides = overrides) -> tuple[Overrides, int]:
+                return overrides, formed + 1
+
+            button.click(mended, page.formed, [page.overrides, page.formed], show_progress="hidden")
+
+
+def _elsewhere(page: "Page", group: Any, problems: Any) -> None:
+    """What no field of the form that is open can show, and what would make it fit."""
+
+    anew = [problems.change, group.change, page.language.change]
+
+    @gr.render([page.overrides, group, page.language], triggers=anew, show_progress="hidden")
+    def draw(overrides: Overrides, group: str, language: str) -> None:
+        planned, say = page.planner(overrides), words(language)
+        there = [] if planned.tree is None else [group, *(each.path for each in fields.fields(group, planned.tree))]
+        beside = [problem for path in there for problem in planned.of(path)]
+        for problem in planned.problems:
+            if problem not in beside:
+                _problem(page, planned, problem, say)
+
+
+# --- from elsewhere
+
+
+def _pasted(text: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
+    try:
+        return line.read(text), formed + 1, ""
+    except UserError as error:
+        return overrides, formed, f"```\n{error}\n```"
+
+
+def _loaded(path: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
+    try:
+        return file.read(Path(path).read_text("utf-8")), formed + 1, ""
+    except (UserError, UnicodeDecodeError) as error:
+        return overrides, formed, f"```\n{error}\n```"
+
+
+def _own_rows(path: str, overrides: Overrides, formed: int) -> tuple[Overrides, int]:
+    return line.changed(line.changed(overrides, "data", "file"), "data.path", line.spelt(path)), formed + 1
+
+
+def _saved(page: "Page", overrides: Overrides) -> str | None:
+    """A file to download."""
+    planned = page.planner(overrides)
+    if planned.tree is None:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="factory-"))
+    (folder / "settings.yaml").write_text(file.written(overrides, planned.tree), encoding="utf-8")
+    return str(folder / "settings.yaml")
+
+
+def _start(page: "Page", overrides: Overrides, say: Words) -> tuple[str, Any]:
+    planned = page.planner(overrides)
+    if planned.plan is None:
+        return say("not_started"), gr.update()
+    folder = page.runs.start(overrides)
+    text = "queued" if page.runs.state(folder) == "queued" else "started"
+    return say(text, folder=folder), gr.update(selected="runs")

@@ -1,0 +1,56 @@
+"""Export: `factory export` of a run, with what it prints while it works."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import gradio as gr
+
+from factory.board import shown
+from factory.board.line import spelt
+from factory.board.said import words
+from factory.board.tabs.train import named
+from factory.refusal import refusal
+from factory.schema import Export
+
+if TYPE_CHECKING:
+    from factory.board.page import Page
+
+
+def build(page: "Page") -> None:
+    with gr.Row():
+        run = page.say(gr.Dropdown([], label=page.text("run"), elem_id="export-of"), label="run")
+        form = page.say(
+            gr.Dropdown(
+                list(get_args(get_type_hints(Export)["format"])),
+                label=page.text("export_format"),
+                elem_id="export-format",
+            ),
+            label="export_format",
+        )
+        place = page.say(gr.Textbox(label=page.text("export_dir"), elem_id="export-dir"), label="export_dir")
+    go = page.say(gr.Button(page.text("export_run"), variant="primary", elem_id="export-run"), value="export_run")
+    state, out = gr.HTML(elem_id="export-state"), gr.HTML(elem_id="export-log")
+
+    def finished(language: str, chosen: str | None) -> Any:
+        return gr.update(choices=named(page.runs, words(language), ("finished",)), value=chosen)
+
+    page.selected.change(finished, [page.language, run], run, show_progress="hidden")
+    run.input(lambda folder: f"exports/{Path(folder).name}", run, place, show_progress="hidden")
+
+    def export(folder: str, form: str, place: str, language: str) -> Iterator[tuple[str, str]]:
+        say = words(language)
+        if not page.planner.allows(place):
+            folders = ", ".join(map(str, page.folders))
+            yield (
+                "",
+                shown.problem(refusal("board-folder", f"export.dir={place}", "it lies outside", folders=folders), say),
+            )
+            return
+        for done in page.children.lines(
+            ["export", f"run={spelt(folder)}", f"export.dir={spelt(place)}", f"export.format={form}"]
+        ):
+            ended = say("done") if done.code == 0 else say("failed", code=done.code)
+            yield shown.waiting(say("export_wait") if done.code == -1 else ended), shown.log(done.text)
+
+    go.click(export, [run, form, place, page.language], [state, out])
