@@ -12,13 +12,15 @@ from factory.board.children import Children
 from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.said import LANGUAGES, words
-from factory.board.tabs import chat, compare, configure, export, preview, train
+from factory.board.tabs import chat, compare, configure, evaluate, export, preview, train
+from factory.board.votes import Votes
 
 _TABS = {
     "configure": configure.build,
     "preview": preview.build,
     "runs": train.build,
     "compare": compare.build,
+    "evaluate": evaluate.build,
     "chat": chat.build,
     "export": export.build,
 }
@@ -35,12 +37,14 @@ class Page:
     planner: Planner
     runs: Runs
     children: Children
+    votes: Votes
     folders: tuple[Path, ...]
     blocks: Any = None
     language: Any = None
     overrides: Any = None
     formed: Any = None
     selected: Any = None  # the tab
+    current: Any = None  # the run that was started last
     told: list[tuple[Any, dict[str, str]]] = field(default_factory=list)
 
     def say(self, component: Any, **properties: str) -> Any:
@@ -53,12 +57,12 @@ class Page:
         return words("en")(name)
 
 
-def page(planner: Planner, runs: Runs, children: Children, folders: tuple[Path, ...]) -> Any:
+def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders: tuple[Path, ...]) -> Any:
     """The whole of it, to be launched."""
-    made = Page(planner=planner, runs=runs, children=children, folders=folders)
+    made = Page(planner=planner, runs=runs, children=children, votes=votes, folders=folders)
     with gr.Blocks(title="Factory", analytics_enabled=False, fill_width=True) as blocks:
         made.blocks = blocks
-        made.overrides, made.formed = gr.State(()), gr.State(0)
+        made.overrides, made.formed, made.current = gr.State(()), gr.State(0), gr.State(None)
         with gr.Row(equal_height=True):
             gr.Markdown("# Factory", elem_id="title")
             made.language = gr.Radio(

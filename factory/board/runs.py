@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -76,7 +76,12 @@ class Runs:
             if entry["folder"] == folder:
                 return "queued"
         child = self._children.get(folder)
-        return "starting" if child is not None and child.poll() is None else "refused"
+        if (child is not None and child.poll() is None) or _of_run(folder) is not None:
+            return "starting" if not Path(folder).is_dir() else "running"
+        jobs = [self.state(str(path.parent)) for path in Path(folder).glob("*/plan.yaml")]  # of a sweep
+        if not jobs:
+            return "refused"
+        return "finished" if set(jobs) == {"finished"} else "failed"
 
     def metrics(self, folder: str) -> list[dict[str, Any]]:
         return whole_lines(RunFolder(folder).metrics)
@@ -100,9 +105,16 @@ class Runs:
 
     def start(self, overrides: Overrides, verb: str = "train") -> str:
         """Starts it, or puts it in the queue behind what the page has started. Returns its folder."""
+        return self._put(self.outputs, lambda folder: [verb, *overrides, f"hydra.run.dir={folder}"])
+
+    def sweep(self, overrides: Overrides) -> str:
+        """The same of several runs in one command. Returns their folder."""
+        return self._put(self._sweeps, lambda folder: ["-m", *overrides, f"hydra.sweep.dir={folder}"])
+
+    def _put(self, parent: Path, words: Callable[[str], list[str]]) -> str:
         with self._changing:
-            folder = self._new_folder()
-            entry = {"folder": folder, "words": [verb, *overrides, f"hydra.run.dir={folder}"]}
+            folder = self._new_folder(parent)
+            entry = {"folder": folder, "words": words(folder)}
             write_whole(self._asked_file(folder), json.dumps(entry))
             self._write_queue([*self._queue(), entry])
         self.next()
@@ -162,9 +174,9 @@ class Runs:
         last = read_json(self._own / "last.json")
         return last is not None and _of_run(last["folder"]) is not None
 
-    def _new_folder(self) -> str:
+    def _new_folder(self, parent: Path) -> str:
         now = datetime.now()
-        base = self.outputs / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}"
+        base = parent / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}"
         folder, number = base, 1
         while folder.exists() or self._asked_file(str(folder)).exists():
             number += 1
@@ -184,7 +196,7 @@ class Runs:
             entry = read_json(path)
             if entry is None or "words" not in entry:
                 continue
-            overrides = tuple(word for word in entry["words"][1:] if not word.startswith("hydra.run.dir="))
+            overrides = tuple(word for word in entry["words"][1:] if not word.startswith("hydra."))
             yield Shown(
                 folder=entry["folder"],
                 state=self.state(entry["folder"]),
@@ -242,6 +254,6 @@ def _of_run(folder: str) -> int | None:
             places = [Path(process.info["cwd"] or ".") / word for word in line[1:]]
             if any(place.resolve() == wanted for place in places):
                 return process.info["ppid"]
-        if "factory" in line and f"hydra.run.dir={folder}" in line:
+        if "factory" in line and {f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"} & {*line}:
             return process.pid
     return None

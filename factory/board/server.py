@@ -8,6 +8,7 @@ from pathlib import Path
 from factory.board.children import Children
 from factory.board.planned import Planner
 from factory.board.runs import Runs
+from factory.board.votes import Votes
 from factory.refusal import UserError, refuse
 from factory.schema import Board
 
@@ -40,7 +41,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     planner = Planner((*folders, uploads), config_dirs)
     planner(())  # the first composing is the slow one
     runs.keep_going()
-    blocks = page.page(planner, runs, children, folders)
+    blocks = page.page(planner, runs, children, Votes(_OUTPUTS / ".board" / "votes.jsonl"), folders)
     blocks.queue(default_concurrency_limit=8)
     try:
         blocks.launch(

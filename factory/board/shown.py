@@ -12,8 +12,11 @@ from factory.words import between, duration, size
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 CSS = """
-.gradio-container { max-width: 1500px !important; margin: auto; }
-.f-form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 10px !important; }
+.gradio-container { width: 100% !important; max-width: 1500px !important; margin: auto; }
+.gradio-container main, .gradio-container .main { width: 100% !important; }
+#title { min-width: 140px; }
+.f-form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr));
+  gap: 10px !important; }
 @media (min-width: 900px) { .f-side { position: sticky; top: 8px; align-self: flex-start; } }
 .f-bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
@@ -113,6 +116,13 @@ def checks(report: dict[str, Any], say: Words) -> str:
         for name, found in report.get("checks", {}).items()
     )
     return f"<div><b>{escape(say('checks'))}</b><ul>{rows}</ul></div>" if rows else ""
+
+
+def figures(report: dict[str, Any], say: Words) -> str:
+    """What a run measured."""
+    found = {name: value for name, value in report.get("evaluate", {}).items() if isinstance(value, int | float)}
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{value:.5g}</dd>" for name, value in found.items())
+    return f'<div class="f-plan"><b>{escape(say("result"))}</b><dl>{rows}</dl></div>' if rows else ""
 
 
 def inner_page(html: str) -> str:

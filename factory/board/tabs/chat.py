@@ -1,6 +1,7 @@
 """Chat: with any run, and another beside it, over `factory serve`: the same prompts, sampling and streams."""
 
 import json
+import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,13 @@ def build(page: "Page") -> None:
                                label="chat_temperature")  # fmt: skip
         tokens = page.say(gr.Slider(1, 2048, value=128, step=1, label=page.text("chat_tokens"), elem_id="chat-tokens"),
                           label="chat_tokens")  # fmt: skip
+    with gr.Row():
+        blind = page.say(gr.Checkbox(False, label=page.text("vote_blind"), elem_id="vote-blind"), label="vote_blind")
+        votes = [
+            page.say(gr.Button(page.text(f"vote_{vote}"), size="sm", elem_id=f"vote-{vote}"), value=f"vote_{vote}")
+            for vote in ("left", "tie", "right")
+        ]
+    verdict = gr.Markdown(elem_id="verdict")
     loaded = gr.State((None, None))  # the words of `factory serve`, a side each
 
     def models(language: str, one: str | None, other: str | None) -> tuple[Any, Any]:
@@ -57,10 +65,12 @@ def build(page: "Page") -> None:
 
     page.selected.change(models, [page.language, left, right], [left, right], show_progress="hidden")
 
-    def loading(one: str, other: str, overrides: Overrides, language: str) -> Iterator[tuple[Any, str]]:
+    def loading(one: str, other: str, overrides: Overrides, blind: bool, language: str) -> Iterator[tuple[Any, str]]:
         say = words(language)
         yield (None, None), say("chat_loading")
         sides = (_words(page, one, other, overrides), _words(page, other, one, overrides))
+        if blind and None not in sides and random.random() < 0.5:
+            sides = sides[::-1]
         page.children.keep({side for side in sides if side is not None})
         try:
             for side in filter(None, sides):
@@ -70,7 +80,23 @@ def build(page: "Page") -> None:
             return
         yield sides, say("chat_ready")
 
-    load.click(loading, [left, right, page.overrides, page.language], [loaded, state])
+    load.click(loading, [left, right, page.overrides, blind, page.language], [loaded, state])
+
+    def voted(vote: str, sides: Any, talks: tuple[Talk, Talk], language: str) -> str:
+        say = words(language)
+        if None in sides or not all(talks):
+            return say("vote_first")
+        names = [" ".join(side) or _BASE for side in sides]
+        page.votes.add(vote, names, [_message(turn) for turn in talks[0] if turn["role"] == "user"])
+        counted = "  \n".join(f"{name}: {won} / {all_}" for name, (won, all_) in page.votes.counted(names).items())
+        return say("vote_was", left=names[0], right=names[1]) + "  \n" + counted
+
+    for vote, button in zip(("left", "tie", "right"), votes, strict=True):
+
+        def given(sides: Any, one: Talk, other: Talk, language: str, vote: str = vote) -> str:
+            return voted(vote, sides, (one, other), language)
+
+        button.click(given, [loaded, *talks, page.language], verdict)
 
     def answer(
         text: str, sides: Any, one: Talk, other: Talk, system: str, temperature: float, tokens: int, language: str

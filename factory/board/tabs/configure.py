@@ -11,6 +11,7 @@ from factory.board import fields, file, line, shown
 from factory.board.line import Overrides
 from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
+from factory.board.tabs import form
 from factory.refusal import UserError
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ def build(page: "Page") -> None:
                 elem_id="group",
             )
             page.say(group, label="settings_of")
-            form = gr.Column()
+            keys = gr.Column()
         with gr.Column(scale=2, min_width=320, elem_classes="f-side"):
             estimate = gr.HTML(elem_id="plan")
             elsewhere = gr.Column()
             command = page.say(
-                gr.Textbox(label=page.text("command"), info=page.text("command_info"), lines=3, max_lines=8,
+                gr.Textbox(label=page.text("command"), info=page.text("command_info"), lines=1, max_lines=8,
                            elem_id="command", submit_btn=True),
                 label="command", info="command_info",
             )  # fmt: skip
@@ -82,9 +83,9 @@ def build(page: "Page") -> None:
     start.click(
         lambda overrides, language: _start(page, overrides, words(language)),
         [page.overrides, page.language],
-        [message, page.selected],
+        [message, page.selected, page.current],
     )
-    with form:
+    with keys:
         _form(page, group, problems, outputs)
     with elsewhere:
         _elsewhere(page, group, problems)
@@ -170,39 +171,9 @@ def _form(page: "Page", group: Any, problems: Any, outputs: list[Any]) -> None:
         with gr.Row(elem_classes="f-form"):
             for each in fields.fields(group, planned.tree):
                 with gr.Column(min_width=260):
-                    _field(page, each, say, is_set=each.path in given)
+                    form.draw(each, say, page.overrides, is_set=each.path in given)
                     for problem in planned.of(each.path):
                         _problem(page, planned, problem, say)
-
-
-def _field(page: "Page", each: fields.Field, say: Words, *, is_set: bool) -> None:
-    label = f"{each.path.partition('.')[2]}{'  ●' if is_set else ''}"
-    info = f"{say.doc(each.path, each.doc)} ({each.type})" if each.kind == "text" else say.doc(each.path, each.doc)
-    common: dict[str, Any] = {"label": label, "info": info, "key": each.path, "elem_id": f"key-{each.path}",
-                              "interactive": True, "preserved_by_key": None}  # fmt: skip
-    if each.kind == "flag":
-        made: Any = gr.Checkbox(value=each.value == "true", **common)
-        typed = lambda value: "true" if value else "false"  # noqa: E731
-    elif each.kind == "choice":
-        made = gr.Dropdown(list(each.choices), value=each.value, **common)
-        typed = str
-    elif each.kind == "several":
-        made = gr.Dropdown(list(each.choices), value=_items(each.value), multiselect=True, **common)
-        typed = line.listed
-    else:
-        made = gr.Textbox(value=each.value, lines=1, max_lines=4, **common)
-        typed = line.spelt
-
-    def edited(overrides: Overrides, value: Any) -> Overrides:
-        text = typed(value)
-        return line.changed(overrides, each.path, None if text in ("", "''") else text)
-
-    listened = [made.input, made.blur, made.submit] if each.kind == "text" else [made.input]
-    gr.on(listened, edited, [page.overrides, made], page.overrides, show_progress="hidden", trigger_mode="always_last")
-
-
-def _items(value: str) -> list[str]:
-    return [item for item in value.strip("[]").split(",") if item]
 
 
 def _problem(page: "Page", planned: Planned, problem: Any, say: Words) -> None:
@@ -266,10 +237,10 @@ def _saved(page: "Page", overrides: Overrides) -> str | None:
     return str(folder / "settings.yaml")
 
 
-def _start(page: "Page", overrides: Overrides, say: Words) -> tuple[str, Any]:
+def _start(page: "Page", overrides: Overrides, say: Words) -> tuple[str, Any, Any]:
     planned = page.planner(overrides)
     if planned.plan is None:
-        return say("not_started"), gr.update()
+        return say("not_started"), gr.update(), gr.update()
     folder = page.runs.start(overrides)
     text = "queued" if page.runs.state(folder) == "queued" else "started"
-    return say(text, folder=folder), gr.update(selected="runs")
+    return say(text, folder=folder), gr.update(selected="runs"), folder

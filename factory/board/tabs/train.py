@@ -79,8 +79,11 @@ def build(page: "Page") -> None:
 
     outputs = [run, state, loss, rate, speed, memory, result, log]
     given = [run, smoothing, page.language]
-    gr.on([page.blocks.load, timer.tick, run.input, smoothing.change, page.language.change, page.selected.change], look, given, outputs,
-          show_progress="hidden", trigger_mode="always_last")  # fmt: skip
+    anew = [page.blocks.load, timer.tick, run.input, smoothing.change, page.language.change, page.selected.change]
+    gr.on(anew, look, given, outputs, show_progress="hidden", trigger_mode="always_last")
+
+    started = [page.current, smoothing, page.language]
+    page.current.change(look, started, outputs, show_progress="hidden")
 
     def asked(folder: str | None, language: str) -> str:
         stopped = folder is not None and page.runs.stop(folder)

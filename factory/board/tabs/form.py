@@ -1,0 +1,57 @@
+"""One key of a form: how it is set, by its type."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from factory.board import line
+from factory.board.fields import Field
+from factory.board.line import Overrides
+from factory.board.said import Words
+
+_SET = "\u25cf"  # a mark beside what is not at its default
+Typed = Callable[[Any], str]  # a component's value as it is typed on the command line
+
+
+def draw(each: Field, say: Words, overrides: Any, *, is_set: bool) -> None:
+    """Its component; what is typed into it goes into the state `overrides`."""
+    name, meaning = each.path.partition(".")[2], say.doc(each.path, each.doc)
+    made, typed = _MADE[each.kind](
+        each,
+        label=f"{name}  {_SET}" if is_set else name,
+        info=f"{meaning} ({each.type})" if each.kind == "text" else meaning,
+        key=each.path,
+        elem_id=f"key-{each.path}",
+        interactive=True,
+        preserved_by_key=None,
+    )
+    drawn = typed(made.value)
+
+    def edited(before: Overrides, value: Any) -> Overrides:
+        text = typed(value)
+        default = text in ("", "''") or (text == drawn and not is_set)  # left as it was: nothing is set
+        return line.changed(before, each.path, None if default else text)
+
+    listened = [made.input, made.blur, made.submit] if each.kind == "text" else [made.input]
+    gr.on(listened, edited, [overrides, made], overrides, show_progress="hidden", trigger_mode="always_last")
+
+
+def _flag(each: Field, **common: Any) -> tuple[Any, Typed]:
+    return gr.Checkbox(value=each.value == "true", **common), lambda value: "true" if value else "false"
+
+
+def _choice(each: Field, **common: Any) -> tuple[Any, Typed]:
+    return gr.Dropdown(list(each.choices), value=each.value, **common), str
+
+
+def _several(each: Field, **common: Any) -> tuple[Any, Typed]:
+    chosen = [item for item in each.value.strip("[]").split(",") if item]
+    return gr.Dropdown(list(each.choices), value=chosen, multiselect=True, **common), line.listed
+
+
+def _text(each: Field, **common: Any) -> tuple[Any, Typed]:
+    return gr.Textbox(value=each.value, lines=1, max_lines=4, **common), line.spelt
+
+
+_MADE = {"flag": _flag, "choice": _choice, "several": _several, "text": _text}
