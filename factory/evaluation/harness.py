@@ -238,7 +238,7 @@ def ask(tasks: Tasks, model: Any, *, limit: int | None, chat: bool, device: str)
     with _seeded(tasks.seed, device), _cut() as cut:
         try:
             options: dict[str, Any] = {"limit": limit, "bootstrap_iters": _DRAWS, "log_samples": True}
-            found = evaluate(
+            found: Any = evaluate(
                 model,
                 tasks.loaded,
                 **options,

@@ -11,6 +11,7 @@ import torch
 from lm_eval.api.model import CacheHook  # pyright: ignore[reportMissingImports]
 from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
+_HFLM: Any = HFLM  # whose decorator hides what it takes
 Call = Callable[[Callable[[], Any]], Any]
 Progress = Callable[[int, int], None]
 
@@ -54,7 +55,7 @@ class Counted(CacheHook):
         self._progress(self.done, self.total)
 
 
-class Loaded(HFLM):
+class Loaded(_HFLM):
     """The library's own way to ask a transformers model, without its bars."""
 
     def __init__(self, called: Called, tokenizer: Any, *, batch_size: int, context: int, progress: Progress):

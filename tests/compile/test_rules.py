@@ -254,6 +254,7 @@ TABLE = (
     ),
     row("nothing-written", "stage=rm {sums}", compiles("stage=dpo {sums}")),
     row("nothing-written", "stage=rm {answers}", "stage=rm"),
+    row("nothing-written", "stage=rm {tasks}", compiles("stage=dpo {tasks}"), machine=ALL),
     row(
         "trained-rows",
         "evaluate.rows=train",

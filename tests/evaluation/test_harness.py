@@ -5,6 +5,7 @@ The tasks are files of the test's own (`own_tasks`), so that no network is asked
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_the_figures_are_those_of_a_plain_loop(execute: Execute, mine: str, here
 
 
 def test_the_model_is_asked_as_it_is_and_nothing_of_it_changes(execute: Execute, mine: str) -> None:
-    """It stays the one that is loaded, what training draws next stays the same, and what it is asked is one path."""
+    """The weights that are trained beside the tasks are those that are trained without them."""
     import torch
 
     plain = execute(*RUN)
@@ -209,6 +210,21 @@ def test_what_was_asked_tells_which_figures_compare(planned: PlannedHarness) -> 
         said = apart("sums/acc", [first, other])
         assert said is not None and "what was asked differs" in said
     assert apart("sums/acc", [told(shots=0), told(shots=0, seed=1)]) is None  # nothing is drawn
+
+
+def test_nobody_else_draws_otherwise_for_it(planned: PlannedHarness) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    def state() -> Any:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # pyright: ignore
+
+    before, threads = state(), os.environ.get("DISABLE_MULTIPROC")
+    read = harness.read(planned, seed=0, chat=None, context=256)
+    harness.ask(read, Pretended({("sums", at): 1.0 for at in range(6)}), limit=None, chat=False, device="cpu")
+    assert state() == before and os.environ.get("DISABLE_MULTIPROC") == threads
 
 
 # --- what is wrong costs no model
