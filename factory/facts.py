@@ -110,6 +110,14 @@ class BenchmarkFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HarnessFacts:
+    """The user's folder of task files for lm-evaluation-harness, and a hash of these."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
@@ -168,4 +176,5 @@ class Facts:
     measured: tuple[Measured, ...] = ()  # of runs on this machine, the latest last
     unmeasured: str | None = None  # what is wrong with where that is kept
     benchmarks: dict[str, BenchmarkFacts] = field(default_factory=dict)
+    harness: HarnessFacts | None = None  # what evaluate.harness_path names
     export: ExportFacts | None = None  # of the verb `export`, where its folder is named

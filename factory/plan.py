@@ -186,6 +186,19 @@ class PlannedBenchmark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedHarness:
+    """What lm-evaluation-harness asks. `tasks`: names of its tasks, groups and tags, or of the user's.
+
+    `path` is the user's folder of task files, `sha256` a hash of these. `shots` None: as each task's file says.
+    """
+
+    tasks: tuple[str, ...]
+    path: str | None
+    sha256: str | None
+    shots: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
     """`stride`: tokens of a window after the first that count. `metrics`: those of generated answers, if any."""
 
@@ -200,6 +213,7 @@ class Evaluate:
     benchmarks: dict[str, PlannedBenchmark]
     shots: int
     chat: bool
+    harness: PlannedHarness | None
     max_samples: int | None
     batch_size: int
 
@@ -361,6 +375,8 @@ class Plan:
         steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
             del source["path"]
+        if steps["evaluate"]["harness"] is not None:
+            del steps["evaluate"]["harness"]["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
         found = {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps}

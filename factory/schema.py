@@ -250,9 +250,18 @@ class Evaluate:
         "where the benchmarks' questions are: a folder in the published layout, or one set's hub id; null: the hub"
     )
     shots: int = key("solved questions before each of a benchmark", low=0)
-    chat: bool = key("ask a benchmark's questions as a conversation, by the chat template")
+    chat: bool = key("ask the questions of benchmarks and of harness as a conversation, by the chat template")
+    harness: tuple[str, ...] = key(
+        "tasks, groups and tags of lm-evaluation-harness (the package lm-eval) to ask, by their names there"
+    )
+    harness_path: str | None = key("a folder of task files (YAML) of your own, for evaluate.harness to name")
+    harness_shots: int | None = key(
+        "solved questions before each of evaluate.harness; null: as many as each task's own file says", low=0
+    )
     max_samples: int | None = key(
-        "at most so many questions of each of a benchmark's subjects, and so many answers to score; null: all", low=1
+        "at most so many questions of each of a benchmark's subjects and of each task of harness, and so many answers "
+        "to score; null: all",
+        low=1,
     )
     batch_size: int = key("sequences per evaluation batch", low=1)
 

@@ -100,7 +100,10 @@ _OTHER: tuple[Better | None, int] = (None, 4)
 
 
 def _measured(runs: list[Run]) -> Iterator[Column]:
-    """The numbers of the reports' `evaluate`, each before and after; benchmarks by their accuracy."""
+    """The numbers of the reports' `evaluate`, each before and after; benchmarks by their accuracy.
+
+    Of lm-evaluation-harness the tasks that stand in no group, and the groups.
+    """
     told = [run.report.get("evaluate", {}) for run in runs]
     names = dict.fromkeys(name for each in told for name, value in each.items() if _is_number(value))
     for name in dict.fromkeys(name.removesuffix(_BEFORE) for name in names):
@@ -117,3 +120,12 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
                 yield Column(name + when, name + suffix, value, _decimals, keep - 5)
             else:
                 yield Column(name, name, value, _decimals, keep, better)
+    for task, metric, better in dict.fromkeys(
+        (task, metric, figure["better"])
+        for each in told
+        for task, found in each.get("harness", {}).items()
+        if found["group"] is None
+        for metric, figure in found["metrics"].items()
+    ):
+        name, value = f"{task}/{metric}", _of("evaluate", "harness", task, "metrics", metric, "value")
+        yield Column(name, name, value, _decimals, _ACCURACY[1], better)

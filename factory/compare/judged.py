@@ -106,8 +106,10 @@ def _tokenizers(runs: Sequence[Run]) -> dict[str, str | None]:
 
 
 def _signature(metric: str, run: Run) -> str | None:
-    found = run.report.get("evaluate", {}).get("benchmarks", {}).get(metric, {})
-    return found.get("signature")
+    """Of a benchmark, or of a task of lm-evaluation-harness, whose metrics are TASK/METRIC."""
+    measured = run.report.get("evaluate", {})
+    of_task = measured.get("harness", {}).get(metric.partition("/")[0], {})
+    return measured.get("benchmarks", {}).get(metric, of_task).get("signature")
 
 
 def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:

@@ -211,7 +211,7 @@ def _evaluate(case: Case, length: int, notes: list[str]) -> plan.Evaluate:
         notes.append(f"evaluate.samples: 0, as a model of stage={stage} gives scores and writes no answers")
     values: dict[str, Any] = to_tree(asked)
     return plan.Evaluate(
-        **{name: value for name, value in values.items() if name != "path"}
+        **{name: value for name, value in values.items() if name not in ("path", "harness_path", "harness_shots")}
         | {
             "stride": evaluating.stride(asked, length),
             "samples": asked.samples if heads.writes(stage) else 0,
@@ -220,7 +220,20 @@ def _evaluate(case: Case, length: int, notes: list[str]) -> plan.Evaluate:
                 name: plan.PlannedBenchmark(path=found.path, questions=found.questions, sha256=found.sha256)
                 for name, found in case.facts.benchmarks.items()
             },
+            "harness": _harness(case),
         }
+    )
+
+
+def _harness(case: Case) -> plan.PlannedHarness | None:
+    asked, found = case.settings.evaluate, case.facts.harness
+    if not asked.harness:
+        return None
+    return plan.PlannedHarness(
+        tasks=asked.harness,
+        path=found and found.path,
+        sha256=found and found.sha256,
+        shots=asked.harness_shots,
     )
 
 

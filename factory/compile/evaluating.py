@@ -61,10 +61,26 @@ def _stride_too_long(case: Case) -> str | None:
 
 def _benchmark_keys_unread(case: Case) -> tuple[str, str] | None:
     asked = case.settings.evaluate
-    said = {"path": asked.path is not None, "shots": _asked(case, "shots"), "chat": asked.chat}
+    said = {"path": asked.path is not None, "shots": _asked(case, "shots"), "chat": asked.chat and not asked.harness}
     found = next((name for name, there in said.items() if there), None)
     unread = found is not None and not asked.benchmarks
     return (f"evaluate.{found}", "no benchmark is asked for") if unread else None
+
+
+def _harness_keys_unread(case: Case) -> tuple[str, str] | None:
+    asked = case.settings.evaluate
+    said = {"harness_path": asked.harness_path is not None, "harness_shots": asked.harness_shots is not None}
+    found = next((name for name, there in said.items() if there), None)
+    return (f"evaluate.{found}", "no task is asked for") if found is not None and not asked.harness else None
+
+
+def _harness_package(case: Case) -> str | None:
+    missing = case.settings.evaluate.harness and "lm-eval" not in case.facts.machine.packages
+    return "the package lm-eval, which has these tasks, is not installed" if missing else None
+
+
+def _harness_twice(case: Case) -> str | None:
+    return _twice(case.settings.evaluate.harness)
 
 
 def _generation_keys_unread(case: Case) -> tuple[str, str] | None:
@@ -77,8 +93,9 @@ def _generation_keys_unread(case: Case) -> tuple[str, str] | None:
 
 def _max_samples_unread(case: Case) -> str | None:
     asked = case.settings.evaluate
-    unread = asked.max_samples is not None and not asked.benchmarks and not asked.generation
-    return "no benchmark is asked for and no answers are scored" if unread else None
+    read = asked.benchmarks or asked.harness or asked.generation
+    unread = asked.max_samples is not None and not read
+    return "no benchmark or task is asked for and no answers are scored" if unread else None
 
 
 def _benchmark_twice(case: Case) -> str | None:
@@ -100,7 +117,8 @@ def _benchmark_path(case: Case) -> str | None:
 def _benchmark_template(case: Case) -> str | None:
     missing = case.settings.model.template == "auto" and case.model.chat_template is False
     asked = case.settings.evaluate
-    return "the tokenizer of this model has no chat template" if asked.benchmarks and asked.chat and missing else None
+    conversations = asked.chat and (asked.benchmarks or asked.harness)
+    return "the tokenizer of this model has no chat template" if conversations and missing else None
 
 
 def _nothing_written(case: Case) -> tuple[str, str] | None:
@@ -108,9 +126,9 @@ def _nothing_written(case: Case) -> tuple[str, str] | None:
     if heads.writes(stage):
         return None
     wrong = f"a model of stage={stage} gives scores"
-    if asked.benchmarks:
-        return "evaluate.benchmarks", wrong
-    return ("evaluate.generation", wrong) if asked.generation else None
+    said = {"benchmarks": asked.benchmarks, "harness": asked.harness, "generation": asked.generation}
+    found = next((name for name, there in said.items() if there), None)
+    return None if found is None else (f"evaluate.{found}", wrong)
 
 
 def _nothing_to_answer(case: Case) -> str | None:
@@ -151,6 +169,9 @@ RULES = (
     Rule("stride-too-long", _stride_too_long),
     Rule("benchmark-keys-unread", _benchmark_keys_unread),
     Rule("benchmark-twice", _benchmark_twice),
+    Rule("harness-keys-unread", _harness_keys_unread),
+    Rule("harness-package", _harness_package),
+    Rule("harness-twice", _harness_twice),
     Rule("benchmark-path", _benchmark_path),
     Rule("benchmark-chat", _benchmark_template),
     Rule("generation-keys-unread", _generation_keys_unread),

@@ -39,6 +39,7 @@ _SERVES = {
     "dev": "make test",
     "flash-attn": "compute.attention=flash_attention_2 on a GPU",
     "gptq": "GPTQ checkpoints",
+    "harness": "evaluate.harness: tasks of lm-evaluation-harness",
     "hqq": "method.quantization.method=hqq",
     "liger": "compute.kernels=liger on a GPU",
     "quanto": "method.quantization.method=quanto",

@@ -7,6 +7,7 @@ each row adds to the sums that it is a function of. No torch.
 |---|---|---|
 | perplexity.jsonl, perplexity_before.jsonl | source:row | nats and tokens, whose sums make the perplexity |
 | generation.jsonl | source:row | bleu4, rouge1, rouge2, rougeL, exact_match, the user's own |
+| harness.jsonl | task:number | TASK/METRIC of lm-evaluation-harness, where it is a mean and more is better |
 | mmlu.jsonl, cmmlu.jsonl, ceval.jsonl | subject:number | 100 where it is right, else 0, by the benchmark's name |
 """
 
@@ -29,6 +30,7 @@ from factory.run.folder import RunFolder, unwritable, write_whole
 
 Row = dict[str, Any]
 PERPLEXITY, PERPLEXITY_BEFORE, GENERATION = "perplexity", "perplexity_before", "generation"
+HARNESS = "harness"
 LOWER_IS_BETTER = frozenset({PERPLEXITY, PERPLEXITY_BEFORE})
 
 
@@ -135,7 +137,7 @@ def measures(run: Path | str) -> dict[str, dict[str, tuple[float, ...]]]:
     for name in (PERPLEXITY, PERPLEXITY_BEFORE):
         if rows := read(folder / f"{name}.jsonl"):
             found[name] = {row["id"]: (row["scores"]["nats"], row["scores"]["tokens"]) for row in rows}
-    for name in (GENERATION, *BENCHMARKS):
+    for name in (GENERATION, HARNESS, *BENCHMARKS):
         for row in read(folder / f"{name}.jsonl"):
             for metric in row["scores"]:
                 found.setdefault(metric, {})[row["id"]] = sums(row, metric)

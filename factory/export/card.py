@@ -115,6 +115,8 @@ def _results(report: dict[str, Any]) -> str:
         rows += [(name, f"{train[name]:.4g}") for name in ("first_loss", "final_loss") if train.get(name) is not None]
     for name, each in measured.get("benchmarks", {}).items():
         rows.append((name, f"{each['accuracy']:.2f} %"))
+    for name, each in measured.get("harness", {}).items():
+        rows += [(f"{name}, {metric}", f"{figure['value']:.4f}") for metric, figure in each["metrics"].items()]
     return f"## Results\n\n{_table(('', ''), rows)}" if rows else ""
 
 

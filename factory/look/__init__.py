@@ -13,6 +13,7 @@ from factory.facts import ExportFacts, Facts, FolderFacts
 from factory.look import machine
 from factory.look.benchmarks import look_at_benchmark
 from factory.look.data import look_at_data
+from factory.look.harness import look_at_harness
 from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
 from factory.refusal import Refusal, UserError, refusal, refuse
@@ -34,7 +35,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         except OSError as error:
             problems.append(refusal("cannot-read", error.filename or "a file", f"it cannot be read ({error.strerror})"))
 
-    model, data, reward, benchmarks = None, {}, None, {}
+    model, data, reward, benchmarks, harness = None, {}, None, {}, None
     folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_digest=None)
     if not any(key.startswith("model") for key in bad_keys):
         with collecting():
@@ -60,6 +61,9 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         for name in settings.evaluate.benchmarks:
             with collecting():
                 benchmarks[name] = look_at_benchmark(name, settings.evaluate)
+        if settings.evaluate.harness and settings.evaluate.harness_path is not None:
+            with collecting():
+                harness = look_at_harness(settings.evaluate.harness_path)
     if settings.stage:
         with collecting():
             folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
@@ -75,6 +79,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         problems=tuple(problems),
         reward=reward,
         benchmarks=benchmarks,
+        harness=harness,
     )
 
 
@@ -83,7 +88,9 @@ def asked(settings: Settings, bad_keys: set[str]) -> Any:
     stage, data, evaluate = settings.stage, settings.data, settings.evaluate
     of_stage = stage and (stage.name, stage.resume, getattr(stage, "reward_model", None))
     exams = evaluate.benchmarks and (evaluate.benchmarks, evaluate.path, evaluate.shots, evaluate.max_samples)
-    return settings.model, data.sources, data.names, of_stage, exams, settings.tracking, settings.run_dir, bad_keys
+    tasks = evaluate.harness and evaluate.harness_path
+    told = (settings.model, data.sources, data.names, of_stage, exams, tasks, settings.tracking, settings.run_dir)
+    return *told, bad_keys
 
 
 def look_at_export(settings: Settings) -> ExportFacts | None:

@@ -33,6 +33,7 @@ PACKAGES: tuple[str, ...] = (
     "tensorboardX",
     "wandb",
     "auto-round",
+    "lm-eval",
 )
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards

@@ -12,7 +12,7 @@ from rich.table import Table
 from factory.compare.labels import labels
 from factory.compare.runs import of_report
 from factory.compose import Composed
-from factory.execute.verify import MATTER
+from factory.execute.verify import matter
 from factory.plan import KNOWN_LATER, Plan, to_json
 from factory.refusal import Refusal, UserError, refuse
 from factory.run.folder import RunFolder, read_json
@@ -120,7 +120,7 @@ def _sound(folder: Path, plan: Plan) -> bool:
     if report is None or of_report(report) != "finished":
         return False
     versions = report.get("versions", {})
-    return all(versions.get(name) == plan.packages.get(name) for name in MATTER)
+    return all(versions.get(name) == plan.packages.get(name) for name in matter(plan))
 
 
 def table(jobs: Sequence[Job]) -> Table:

@@ -226,6 +226,10 @@ def _scoring(asked: Evaluate) -> Iterator[str]:
         count = "questions" if each.questions is None else f"{each.questions:,} questions"
         kind = ", as a conversation" if asked.chat else ""
         yield f"{name} {asked.shots}-shot{kind}, {count} from {each.path or 'the hub'}"
+    if asked.harness is not None:
+        each = "each with its own shots" if asked.harness.shots is None else f"{asked.harness.shots}-shot"
+        kind = ", as a conversation" if asked.chat else ""
+        yield f"{', '.join(asked.harness.tasks)} of lm-evaluation-harness, {each}{kind}"
 
 
 def _number(value: Any) -> str:
@@ -389,6 +393,24 @@ def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
             )
             table.add_row(_plain(category), *numbers)
         yield "", table
+    if tasks := evaluate.get("harness"):
+        yield "lm-eval", _of_tasks(tasks)
+
+
+def _of_tasks(tasks: dict[str, Any]) -> Table:
+    """Of lm-evaluation-harness, in its own units."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("task", "metric", "value", "± error", "shots", "questions"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    for name, each in tasks.items():
+        of = "" if each["questions"] == each["of"] else f" of {each['of']:,}"
+        shots = each["shots"] if isinstance(each["shots"], int) else " or ".join(map(str, each["shots"]))
+        indent = "  " if each["group"] else ""
+        for metric, figure in each["metrics"].items():
+            error = "" if figure["error"] is None else f"{figure['error']:.4f}"
+            counts = (f"{shots}", f"{each['questions']:,}{of}")
+            table.add_row(indent + _plain(name), _plain(metric), f"{figure['value']:.4f}", error, *counts)
+    return table
 
 
 def _change(evaluate: dict[str, Any], name: str) -> str:

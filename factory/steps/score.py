@@ -1,10 +1,10 @@
-"""Score: benchmarks, and answers to the held-out prompts, of a model that is trained or that is evaluated.
+"""Score: benchmarks, tasks of lm-eval, answers to held-out prompts, of a model that is trained or evaluated.
 
 What is asked, and by what it is scored, is made before a weight is read: mistakes in it cost no model load. Several
 ranks each ask everything, as the weights may be split; the first writes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 
 from factory import benchmarks
 from factory.benchmarks.prompts import Prompter
-from factory.evaluation import generate, rows
+from factory.evaluation import generate, harness, rows
 from factory.evaluation.generate import Answered, Prompt, Scorer
 from factory.execute.context import Run
 from factory.plan import Plan
@@ -23,29 +23,45 @@ from factory.steps.pack import Dataset
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`scorer`: None where no answers are."""
+    """`scorer`: None where no answers are; `tasks`: None where none of lm-evaluation-harness are."""
 
     exams: tuple[Prompter, ...]
+    tasks: harness.Tasks | None
     prompts: list[Prompt]
     scorer: Scorer | None
 
 
 def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
-    """Reads the questions of the benchmarks and imports the user's metrics. Raises UserError."""
+    """Reads the questions of benchmarks and tasks, and imports the user's metrics. Raises UserError."""
     plan = run.plan.steps.evaluate
     with run.world.node_leader_first():  # the others find what the hub gave in the cache
         exams = [
             benchmarks.read(name, each.path, shots=plan.shots, max_samples=plan.max_samples)
             for name, each in plan.benchmarks.items()
         ]
+        tasks = _tasks(run, tokenizer)
     context = _context(run.plan)
     asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=context) for exam in exams)
     if not plan.generation:
-        return {"asked": Asked(asked, [], None)}
+        return {"asked": Asked(asked, tasks, [], None)}
     prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples)
     if not prompts:
         raise refuse("nothing-to-answer", "evaluate.generation=true", "no row is left to be held out")
-    return {"asked": Asked(asked, prompts, generate.scorer(plan.metrics, [each.reference for each in prompts]))}
+    return {"asked": Asked(asked, tasks, prompts, generate.scorer(plan.metrics, [each.reference for each in prompts]))}
+
+
+def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
+    plan = run.plan.steps.evaluate
+    if plan.harness is None:
+        return None
+
+    def chat(said: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As the library's own model does it: without a turn for the answer the last one is left open."""
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return tokenizer.apply_chat_template(said, tokenize=False, **options)
+
+    context = _context(run.plan)
+    return harness.read(plan.harness, seed=run.plan.seed, chat=chat if plan.chat else None, context=context)
 
 
 def _context(plan: Plan) -> int:
@@ -64,7 +80,47 @@ def score(
         evaluate |= {**figures, "generation": how}
     if asked.exams:
         evaluate["benchmarks"] = {exam.exam.name: _asked(run, model, exam) for exam in asked.exams}
+    if asked.tasks is not None:
+        evaluate["harness"] = _of_tasks(run, model, tokenizer, asked.tasks)
     return {"result": {**measured, "evaluate": evaluate}}
+
+
+def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dict[str, Any]:
+    """The figures of each task for the report; their questions go into a file."""
+    import torch
+
+    from factory.evaluation.harness_model import Called, Loaded
+    from factory.losses import text_model
+
+    plan, device = run.plan.steps.evaluate, run.plan.steps.load.device
+
+    def call(function: Callable[[], Any]) -> Any:
+        """Mixed precision is set here, within what the library sets: none."""
+
+        def within() -> Any:
+            with autocast(run.plan):
+                return function()
+
+        return run.way.call(within)
+
+    found = harness.ask(
+        tasks,
+        Loaded(
+            Called(text_model(model), torch.device(device), call, run.stop_if_asked),
+            tokenizer,
+            batch_size=plan.batch_size,
+            context=_context(run.plan),
+            progress=partial(run.progress, rows.HARNESS),
+        ),
+        limit=plan.max_samples,
+        chat=plan.chat,
+        device=device,
+    )
+    if run.world.leads:
+        rows.write(run.folder.evaluation / f"{rows.HARNESS}.jsonl", found.rows)
+    for note in (*tasks.notes, *found.notes):
+        run.emit("note", text=note)
+    return found.tree
 
 
 def _asked(run: Run, model: Any, prompter: Prompter) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from factory.tracking.ledger import Ledger, whole_lines
 from factory.typed import plain, to_tree
 
 _LONGEST_PARAMETER = 6000
+_NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a metric may hold
 PARENT = "mlflow.parentRunId"
 _KEY = "factory.key"  # the tag by which a run is found that was created when nobody heard the answer
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -131,6 +133,7 @@ def measured(report: dict[str, Any]) -> dict[str, float]:
     watched = {name.removesuffix("_before") for name in numbers} - {"perplexity"}
     values: dict[str, float] = {f"{name}_after" if name in watched else name: value for name, value in numbers.items()}
     values |= dict(_of_benchmarks(found.get("benchmarks", {})))
+    values |= dict(_of_harness(found.get("harness", {})))
     if (peak := report["memory"]["peak_bytes"]) is not None:
         values["peak_bytes"] = peak
     for name in ("memory_error", "time_error"):
@@ -144,6 +147,16 @@ def _of_benchmarks(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"evaluate/{name}", each["accuracy"]
         for category, mean in each["categories"].items():
             yield f"evaluate/{name}/{category}", mean[each["average"]]
+
+
+def _of_harness(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """By the library's own names, but for what MLflow takes in none."""
+    for task, each in found.items():
+        for metric, figure in each["metrics"].items():
+            name = _NO_NAME.sub("_", f"evaluate/{task}/{metric}")
+            yield name, figure["value"]
+            if figure["error"] is not None:
+                yield f"{name}_stderr", figure["error"]
 
 
 def _tags(plan: Plan, folder: RunFolder) -> dict[str, str]:

@@ -56,7 +56,7 @@ def on_gpu(overrides: str) -> Legal:
     return Legal(tuple(overrides.split()), WITH_GPU)
 
 
-ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, "deepspeed", "tensorboardX", "wandb"), "1")}
+ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, "deepspeed", "lm-eval", "tensorboardX", "wandb"), "1")}
 ON_GPU = {"gpus": (H100,), **ALL}
 GPUS = {"gpus": (H100, H100), **ALL}
 
@@ -234,6 +234,13 @@ TABLE = (
     row("benchmark-keys-unread", "evaluate.shots=0", compiles("{sums} evaluate.shots=0")),
     row("benchmark-keys-unread", "evaluate.path=sums", compiles("{sums}")),
     row("benchmark-keys-unread", "evaluate.chat=true", compiles("{sums} evaluate.chat=true")),
+    row(
+        "benchmark-chat", "{bare} stage=pt {tasks} evaluate.chat=true", compiles("{bare} stage=pt {tasks}"), machine=ALL
+    ),
+    row("harness-keys-unread", "evaluate.harness_shots=2", compiles("{tasks} evaluate.harness_shots=2")),
+    row("harness-keys-unread", "evaluate.harness_path=sums", compiles("{tasks} evaluate.harness_path=tasks")),
+    row("harness-package", "{tasks}", compiles("{tasks} evaluate.chat=true"), machine=without("lm-eval")),
+    row("harness-twice", "evaluate.harness=[piqa,piqa]", compiles("{tasks} evaluate.max_samples=2"), machine=ALL),
     row("benchmark-twice", "evaluate.benchmarks=[mmlu,mmlu] evaluate.path=sums", compiles("{sums}")),
     row("benchmark-path", "evaluate.benchmarks=[mmlu,cmmlu] evaluate.path=me/all", compiles("{all} evaluate.path=all")),
     row("benchmark-chat", "{bare} stage=pt {sums} evaluate.chat=true", compiles("{bare} stage=pt {sums}")),
@@ -247,6 +254,7 @@ TABLE = (
     ),
     row("nothing-written", "stage=rm {sums}", compiles("stage=dpo {sums}")),
     row("nothing-written", "stage=rm {answers}", "stage=rm"),
+    row("nothing-written", "stage=rm {tasks}", compiles("stage=dpo {tasks}"), machine=ALL),
     row(
         "trained-rows",
         "evaluate.rows=train",
@@ -748,6 +756,7 @@ WORDS = {
     "lone": "stage.kl_coefficient=0 stage.kl_target=null",
     "groups": "stage=grpo stage.group_size=4",
     "sums": "evaluate.benchmarks=[mmlu] evaluate.path=sums",
+    "tasks": "evaluate.harness=[arc_easy,hellaswag]",
     "all": "evaluate.benchmarks=[mmlu,cmmlu]",
     "answers": "evaluate.generation=true evaluate.max_new_tokens=4 data.max_length=200",
 }
@@ -948,6 +957,8 @@ def filled(
         (here / f"{name}.jsonl").write_text("\n".join(json.dumps({**asked, **said, **places}) for _ in range(20)))
     for folder, name in (("sums", "mmlu"), ("all/mmlu", "mmlu"), ("all/cmmlu", "cmmlu")):
         _questions(here / folder, name)
+    (here / "tasks").mkdir()
+    (here / "tasks" / "own.yaml").write_text("task: own\n")
     (here / "mine.py").write_text(
         "def rouge1(answers, references):\n    return [float(len(each)) for each in answers]\n"
     )

@@ -21,6 +21,8 @@ from factory.facts import Gpu
 from factory.look import asked
 from factory.look import look as look_around
 from factory.look import machine as look
+from factory.look.harness import look_at_harness
+from factory.refusal import UserError
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
 Change = Callable[[Path], object]
@@ -399,3 +401,21 @@ def test_where_nothing_else_is_asked_what_is_found_is_the_same(here: Path) -> No
 
 
 _UNASKED = {"path", "max_samples", "max_length", "truncation", "packing", "mixing", "validation", "streaming", "tools"}
+
+
+def test_a_folder_of_task_files(here: Path) -> None:
+    """Of lm-evaluation-harness: changed with its YAML and its code, not with what else lies there."""
+    asked = here / "mine"
+    with pytest.raises(UserError, match=r"\[harness-path\] evaluate\.harness_path=.*: there is no such folder"):
+        look_at_harness(str(asked))
+    (asked / "sums").mkdir(parents=True)
+    (asked / "asked.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"\[harness-path\] .*: it holds no \.yaml file"):
+        look_at_harness("mine")
+    (asked / "sums" / "one.yaml").write_text("task: one")
+    found = look_at_harness("mine")
+    assert found.path == str(asked)
+    (asked / "asked.jsonl").write_text("{} {}")
+    assert look_at_harness("mine") == found
+    (asked / "sums" / "score.py").write_text("def score(items): ...")
+    assert look_at_harness("mine").sha256 != found.sha256
