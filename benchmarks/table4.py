@@ -2,7 +2,7 @@
 
 With a GPU it is `factory recipe=table4` as it stands (give model=…). Without one, in small: the embedded model and the
 built-in texts, some 9,000 tokens in steps of 512, one epoch at a learning rate of 1e-4, as there are few steps (the
-paper's is 1e-5). `--read FOLDER` shows what was run before.
+paper's is 1e-5); in float32 where the CPU has no bfloat16. `--read FOLDER` shows what was run before.
 
 Exit code: 1 where a run did not finish, a perplexity is not below the untouched model's, or another method than
 full takes the most memory.
@@ -22,9 +22,11 @@ from rich.table import Table
 from factory.compare.columns import PEAK, PERPLEXITY, columns
 from factory.compare.found import of_folder
 from factory.compare.runs import Run
+from factory.look.machine import cpu_has_bf16
 
 PAPER = Path(__file__).with_name("paper_table4.yaml")
 SMALL = ("data=demo", "hardware=cpu", "stage.learning_rate=1e-4", "stage.logging_steps=1", "tracking=none")
+WIDE = "precision=fp32"  # a CPU without bfloat16 instructions takes hours to pretend that it had them
 GB, BILLION = 1e9, 1e9
 Figures = tuple[float | None, ...]  # trainable parameters in billions, memory in GB, tokens a second, perplexity
 TITLES = ("trainable", "memory", "tokens/s", "perplexity")
@@ -43,7 +45,7 @@ def main() -> int:
     reader.add_argument("overrides", nargs="*")
     asked = reader.parse_args()
     folder = asked.read or Path(datetime.now().strftime("multirun_sweeps/table4-%Y-%m-%d-%H-%M-%S"))
-    small = () if has_gpu() else SMALL
+    small = () if has_gpu() else (*SMALL, *([] if cpu_has_bf16() else [WIDE]))
     code = 0
     if asked.read is None:
         given = [*small, *asked.overrides, f"hydra.sweep.dir={folder}"]

@@ -51,7 +51,7 @@ def look_at_machine() -> Machine:
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
         available_bytes=memory.available if granted is None else min(memory.available, granted),
-        cpu_bf16=_cpu_has_bf16(),
+        cpu_bf16=cpu_has_bf16(),
         gpus=_gpus(),
         packages=_packages(),
         hub_token=_has_hub_token(),
@@ -93,7 +93,7 @@ def _rocm() -> str | None:
     return found[1] if found else None
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively; without, float32 is faster (docs/measurements.md)."""
     flags = _of_first_core("flags", "Features")
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
