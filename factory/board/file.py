@@ -47,6 +47,7 @@ def read(text: str) -> Overrides:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise refuse("board-line", "the file", str(error).replace("\n", " "), wanted=_WANTED) from None
+    content = {} if content is None and text.startswith(_HEAD) else content
     if not isinstance(content, dict) or "runs" in content:
         raise refuse("board-line", "the file", "it has no settings of one run", wanted=_WANTED)
     return (*_chosen(content.pop("defaults", [])), *_keys(content, ""))

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from factory import compose
@@ -10,7 +11,7 @@ from factory.refusal import refuse
 from factory.words import program
 
 Overrides = tuple[str, ...]
-_BARE = re.compile(r"[\w./:@%+\-]+( [\w./:@%+\-]+)*")  # what Hydra's grammar takes without quotes
+_BARE = re.compile(r"[\w./:@%+\-]+( [\w./:@%+\-]+)*", re.ASCII)  # what Hydra's grammar takes without quotes
 _LIST = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 
 
@@ -38,7 +39,8 @@ def spelt(text: str) -> str:
     text = text.strip()
     if _BARE.fullmatch(text) or _LIST.fullmatch(text):
         return text
-    inner = text.replace("\\", "\\\\").replace("'", "\\'")
+    doubled = re.sub(r"\\+(?='|$)", lambda found: 2 * found[0], text)  # elsewhere a backslash is itself
+    inner = doubled.replace("'", "\\'")
     return f"'{inner}'"
 
 
@@ -57,9 +59,7 @@ def read(text: str) -> Overrides:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
         raise refuse("board-line", text, f"{error}", wanted="a quote that opens must close") from None
-    words = [word for word in words if word != "$"]
-    while words and _is_program(words[0]):
-        words.pop(0)
+    words = _after_program([word for word in words if word != "$"])
     if words and re.fullmatch(r"[a-z-]+", words[0]) and not words[0].startswith("-"):
         if words[0] not in ("train", "plan", "preview"):
             raise refuse("board-line", words[0], "it is another verb's", wanted="the form is of what is trained")
@@ -70,6 +70,10 @@ def read(text: str) -> Overrides:
     return line.overrides
 
 
-def _is_program(word: str) -> bool:
-    """`factory`, `python -m factory`, and variables before them."""
-    return word in ("-m", "factory") or re.fullmatch(r".*python[\d.]*|.*/factory|[A-Z_]+=.*", word) is not None
+def _after_program(words: list[str]) -> list[str]:
+    """Without `factory`, `python -m factory`, and variables before them."""
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if len(words) > 2 and re.fullmatch(r".*python[\d.]*", words[0]) and words[1] == "-m":
+        words = words[2:]
+    return words[1:] if words and Path(words[0]).name == "factory" else words

@@ -13,6 +13,7 @@ from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
 from factory.board.tabs import form
 from factory.refusal import UserError
+from factory.words import size
 
 if TYPE_CHECKING:
     from factory.board.page import Page
@@ -31,6 +32,7 @@ def build(page: "Page") -> None:
                 elem_id="group",
             )
             page.say(group, label="settings_of")
+            page.language.change(_groups, page.language, group, show_progress="hidden")
             keys = gr.Column()
         with gr.Column(scale=2, min_width=320, elem_classes="f-side"):
             estimate = gr.HTML(elem_id="plan")
@@ -110,6 +112,10 @@ def _options(page: "Page") -> dict[str, Any]:
     return chosen
 
 
+def _groups(language: str) -> Any:
+    return gr.update(choices=[(words(language)(f"group.{name}"), name) for name in fields.FORMS])
+
+
 def _line(recipe: str) -> compose.CommandLine:
     return compose.CommandLine(overrides=(f"recipe={recipe}",))
 
@@ -183,27 +189,47 @@ def _problem(page: "Page", planned: Planned, problem: Any, say: Words) -> None:
         return
     with gr.Row():
         for number, overrides in enumerate(fixes):
-            button = gr.Button(difference(planned.overrides, overrides), size="sm", elem_id=f"fix-{number}")
-
-            def mended(formed: int, overrides: Overrides = overrides) -> tuple[Overrides, int]:
-                return overrides, formed + 1
-
-            button.click(mended, page.formed, [page.overrides, page.formed], show_progress="hidden")
+            _to(page, overrides, difference(planned.overrides, overrides), elem_id=f"fix-{number}")
 
 
 def _elsewhere(page: "Page", group: Any, problems: Any) -> None:
     """What no field of the form that is open can show, and what would make it fit."""
+    anew = [page.blocks.load, page.overrides.change, problems.change, group.change, page.language.change]
+    asked = gr.State(())  # the settings that it was asked of what would make them fit
 
-    anew = [problems.change, group.change, page.language.change]
-
-    @gr.render([page.overrides, group, page.language], triggers=anew, show_progress="hidden")
-    def draw(overrides: Overrides, group: str, language: str) -> None:
+    @gr.render([page.overrides, group, page.language, asked], triggers=[*anew, asked.change], show_progress="hidden")
+    def draw(overrides: Overrides, group: str, language: str, asked_of: Overrides) -> None:
         planned, say = page.planner(overrides), words(language)
         there = [] if planned.tree is None else [group, *(each.path for each in fields.fields(group, planned.tree))]
         beside = [problem for path in there for problem in planned.of(path)]
         for problem in planned.problems:
             if problem not in beside:
                 _problem(page, planned, problem, say)
+        if planned.plan is None or planned.plan.estimate.memory.fits:
+            return
+        if asked_of == ("asked", *overrides):
+            _that_fit(page, planned, say)
+        else:
+            gr.Button(say("make_it_fit"), size="sm", elem_id="make-it-fit").click(
+                lambda: ("asked", *overrides), None, asked
+            )
+
+
+def _that_fit(page: "Page", planned: Planned, say: Words) -> None:
+    found = page.planner.that_fit(planned)
+    if not found:
+        gr.HTML(shown.waiting(say("nothing_fits")))
+    for overrides, needed, fits in found:
+        verdict = say("fits" if fits else "does_not_fit")
+        _to(page, overrides, f"{difference(planned.overrides, overrides)}: {size(needed)}, {verdict}")
+
+
+def _to(page: "Page", overrides: Overrides, text: str, **more: Any) -> None:
+    """A button that leads to other settings."""
+    button = gr.Button(text, size="sm", **more)
+    button.click(
+        lambda formed: (overrides, formed + 1), page.formed, [page.overrides, page.formed], show_progress="hidden"
+    )
 
 
 # --- from elsewhere

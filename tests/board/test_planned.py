@@ -1,0 +1,84 @@
+"""What a form comes to: a plan, or problems beside their fields with buttons that mend them."""
+
+from pathlib import Path
+
+import pytest
+
+from factory.board import fields
+from factory.board.planned import Planner, difference
+from factory.settings import all_keys
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
+    return Planner((tmp_path_factory.mktemp("allowed"),))
+
+
+def test_the_plan_is_that_of_the_command_line(planner: Planner) -> None:
+    planned = planner(("method=qlora", "model=llama3_8b", "hardware=a100_40gb"))
+    assert planned.plan is not None and planned.plan.estimate.parameters.total == 8_030_261_248
+    assert planned.options["method"] == "qlora" and not planned.problems
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "fixes"),
+    [
+        (("hardware=cpu", "precision=fp16"), "precision.name", {"precision=bf16", "precision=fp32"}),
+        (("method.rank=many",), "method.rank", {"- method.rank"}),
+        (("stage.learning_rte=1",), "stage.learning_rte", {"- stage.learning_rte"}),
+        (("method=galore", "method.alpha=1"), "method.alpha", {"- method.alpha"}),
+    ],
+)
+def test_a_problem_stands_beside_its_key_and_can_be_mended(
+    planner: Planner, overrides: tuple[str, ...], key: str, fixes: set[str]
+) -> None:
+    planned = planner(overrides)
+    assert planned.plan is None
+    (problem,) = planned.of(key)
+    found = planner.fixes(planned, problem)
+    assert fixes <= {difference(overrides, fixed) for fixed in found}
+    assert all(not planner(fixed).problems for fixed in found)
+
+
+def test_what_would_fit(planner: Planner) -> None:
+    planned = planner(("hardware=cpu", "hardware.memory=2GB"))
+    found = planner.that_fit(planned)
+    assert found
+    for overrides, needed, fits in found:
+        again = planner(overrides).plan
+        assert again is not None and again.estimate.memory.total == needed and again.estimate.memory.fits == fits
+
+
+def test_a_place_outside_is_refused(planner: Planner, tmp_path: Path) -> None:
+    for path in ("/etc/passwd", "~/.ssh/id_rsa", "../../x.jsonl", str(tmp_path / "x.jsonl")):
+        planned = planner(("data=file", f"data.path={path}"))
+        assert [problem.rule for problem in planned.problems] == ["board-folder"], path
+    inside = planner._folders[0] / "x.jsonl"
+    inside.write_text('{"text": "a"}\n', encoding="utf-8")
+    assert "board-folder" not in [problem.rule for problem in planner(("data=file", f"data.path={inside}")).problems]
+    inside.with_name("link").symlink_to("/etc/passwd")
+    problems = planner(("data=file", f"data.path={inside.with_name('link')}")).problems
+    assert [problem.rule for problem in problems] == ["board-folder"]
+
+
+def test_a_form_has_every_key_of_its_group(planner: Planner) -> None:
+    """So what a method's or a stage's spec adds is there, with its meaning."""
+    tree = planner(("method=galore", "stage=dpo")).tree
+    assert tree is not None
+    for group in fields.FORMS:
+        shown = fields.fields(group, tree)
+        assert all(each.doc and each.type for each in shown)
+        assert len({each.path for each in shown}) == len(shown)
+    assert {"method.update_interval", "stage.beta"} <= {
+        each.path for group in ("method", "stage") for each in fields.fields(group, tree)
+    }
+    known = {key.path for key in all_keys()}
+    assert {each.path for group in fields.FORMS for each in fields.fields(group, tree)} <= known
+
+
+def test_a_value_stands_as_it_is_typed(planner: Planner) -> None:
+    """Typing what is shown changes nothing."""
+    tree = planner(()).tree
+    assert tree is not None
+    typed = tuple(f"{each.path}={each.value}" for group in fields.FORMS for each in fields.fields(group, tree))
+    assert planner(typed).tree == tree

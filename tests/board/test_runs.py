@@ -1,0 +1,75 @@
+"""Runs outlive the page: they are found, followed, stopped and gone on with by their folders."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from factory.board.runs import Runs
+from factory.board.votes import Votes
+
+SHORT = ("stage.max_steps=4", "stage.logging_steps=1", "tracking=none", "evaluate.samples=0", "data.max_length=256",
+         "data.max_samples=20", "evaluate.perplexity=false", "stage.batch_size=1")  # fmt: skip
+
+
+def _until(runs: Runs, folder: str, states: set[str], seconds: float = 240) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        runs.next()
+        if (state := runs.state(folder)) in states:
+            return state
+        time.sleep(0.2)
+    raise AssertionError(f"{runs.state(folder)} after {seconds} s: {runs.log(folder)}")
+
+
+def test_a_run_is_queued_started_and_found_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = Runs(Path("outputs"), Path("multirun_sweeps"))
+    words = (f"model.path={tiny_model}", *SHORT)
+    first, refused, third = runs.start(words), runs.start(("method.rank=x",)), runs.start(words)
+    assert len({first, refused, third}) == 3
+    assert [runs.state(folder) for folder in (refused, third)] == ["queued", "queued"]
+    assert runs.stop(third) and runs.state(third) == "refused"  # it never began
+    assert _until(runs, first, {"finished", "failed", "refused"}) == "finished"
+    assert [line["step"] for line in runs.metrics(first)] == [1, 2, 3, 4]
+    assert runs.progress(first)["train"] == (4, 4)
+    assert runs.report(first) is not None and "saved" in runs.log(first)
+    assert _until(runs, refused, {"refused"}) == "refused" and "bad-value" in runs.log(refused)
+    again = Runs(Path("outputs"), Path("multirun_sweeps"))  # a server that was started anew
+    found = {each.folder: each for each in again.all()}
+    assert found[first].state == "finished" and found[first].overrides == words
+    assert found[refused].state == "refused" and again.log(refused)
+
+
+def test_a_run_is_stopped_with_a_checkpoint_and_goes_on(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = Runs(Path("outputs"), Path("multirun_sweeps"))
+    folder = runs.start((f"model.path={tiny_model}", *SHORT, "stage.max_steps=3000", "stage.save_steps=null"))
+    deadline = time.monotonic() + 240
+    while len(runs.metrics(folder)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert runs.state(folder) == "running"
+    other = Runs(Path("outputs"), Path("multirun_sweeps"))  # who did not start it can stop it
+    assert other.state(folder) == "running" and other.stop(folder)
+    assert _until(runs, folder, {"interrupted", "failed", "finished"}) == "interrupted"
+    step = json.loads((Path(folder) / "report.json").read_text())["train"]["steps"]
+    runs.resume(folder)
+    deadline = time.monotonic() + 240
+    while runs.metrics(folder)[-1]["step"] <= step and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert runs.metrics(folder)[-1]["step"] > step
+    assert runs.stop(folder)
+    _until(runs, folder, {"interrupted"})
+
+
+def test_votes_are_counted_between_two(tmp_path: Path) -> None:
+    votes = Votes(tmp_path / "votes.jsonl")
+    for vote, names in (("left", ["a", "b"]), ("left", ["b", "a"]), ("tie", ["a", "b"]), ("right", ["a", "b"]),
+                        ("left", ["a", "c"])):  # fmt: skip
+        votes.add(vote, names, [])
+    assert votes.counted(["a", "b"]) == {"a": (1.5, 4), "b": (2.5, 4)}
