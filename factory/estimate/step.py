@@ -11,7 +11,7 @@ from factory.estimate.decoder import Decoder, Numbers, Shapes
 from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
-from factory.plan import BYTES, Steps
+from factory.plan import BYTES, Patch, Steps
 from factory.quantizers.spec import stays_quantized
 
 _LOSSES = {"tokens": cross_entropy, "answers": log_probs}
@@ -57,21 +57,48 @@ def step(
         trained=BYTES[steps.load.dtype if copied else steps.attach.dtype],
         compute=None if compute is None else BYTES[compute],
     )
-    ledger = Ledger(Heap() if steps.load.device == "cpu" else None)
-    tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
+    quantized = stays_quantized(steps.quantize, steps.load.config)
+    asked = (arch, trained, numbers, method, steps.patch, quantized, Shapes(rows=rows, length=length), reads)
+    more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states))
+    key = repr((*asked, *more))  # most plans after the first differ in what no tensor's size follows from
+    if key not in _walked:
+        if len(_walked) == _KEPT:
+            del _walked[next(iter(_walked))]
+        _walked[key] = _walk(*asked, *more)
+    return _walked[key]
+
+
+_KEPT = 64
+_walked: dict[str, Step] = {}
+
+
+def _walk(
+    arch: Architecture,
+    trained: dict[str, Shape],
+    numbers: Numbers,
+    method: Any,
+    patch: Patch,
+    quantized: bool,
+    batch: Shapes,
+    reads: str,
+    in_heap: bool,
+    frees_gradients: bool,
+    standing: tuple[int, ...],
+    states: tuple[int, ...],
+) -> Step:
+    tape = Tape(numbers.compute, Ledger(Heap() if in_heap else None), frees_gradients=frees_gradients)
     decoder = Decoder(
         tape,
         arch,
         trained,
         numbers,
         method=method,
-        attention=steps.patch.attention,
-        group=steps.patch.group_size,
-        quantized=stays_quantized(steps.quantize, steps.load.config),
-        checkpointing=steps.patch.activation_checkpointing,
-        turns=gives_back(steps.patch, len(arch.blocks)),
+        attention=patch.attention,
+        group=patch.group_size,
+        quantized=quantized,
+        checkpointing=patch.activation_checkpointing,
+        turns=gives_back(patch, len(arch.blocks)),
     )
-    batch = Shapes(rows=rows, length=length)
     there = [Storage(tape.ledger, count) for count in standing]
     with _uncollected():
         first = _once(tape, decoder, batch, reads)

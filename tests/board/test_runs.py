@@ -1,6 +1,5 @@
 """Runs outlive the page: they are found, followed, stopped and gone on with by their folders."""
 
-import json
 import time
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on(
     other = Runs(Path("outputs"), Path("multirun_sweeps"))  # who did not start it can stop it
     assert other.state(folder) == "running" and other.stop(folder)
     assert _until(runs, folder, {"interrupted", "failed", "finished"}) == "interrupted"
-    step = json.loads((Path(folder) / "report.json").read_text())["train"]["steps"]
+    step = runs.metrics(folder)[-1]["step"]
     runs.resume(folder)
     deadline = time.monotonic() + 240
     while runs.metrics(folder)[-1]["step"] <= step and time.monotonic() < deadline:
