@@ -272,7 +272,11 @@ def test_a_folder_of_options_that_is_not_there_is_refused(command: Command, here
     ("arguments", "rule"),
     [
         (("trian",), "unknown-verb"),
-        (("board",), "unknown-verb"),
+        (("import-config",), "unknown-verb"),
+        (("board", "board.host=0.0.0.0"), "board-password"),
+        (("board", "board.share=true"), "board-password"),
+        (("board", "board.port=x"), "bad-value"),
+        (("plan", "board.port=1"), "key-of-another-verb"),
         (("explain",), "explain-what"),
         (("explain", "method.rnk"), "unknown-key"),
         (("resume",), "resume-what"),
