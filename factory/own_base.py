@@ -64,7 +64,7 @@ def save(folder: Path, taken: dict[str, tuple[Any, Any]], own: OwnBase) -> None:
 
 
 def rest(weight: Any, scale: float, b: Any, a: Any) -> Any:
-    """The weight, (out, in) in float32, without scale · BA: to the bit the same of the same numbers on the same device."""
+    """The weight, (out, in) in float32, without scale · BA: the same to the bit on the same device."""
     return weight - scale * b.contiguous() @ a.contiguous()
 
 

@@ -49,12 +49,12 @@ def planned(case: Case) -> plan.Export:
     )
 
 
-def own_base(case: Case) -> Literal["rebuilt", "near"] | None:
+def own_base(case: Case) -> Literal["rebuilt", "published"] | None:
     """What becomes of the base that an adapter has to itself; None: it has none."""
     if not _has_own_base(case):
         return None
     merged = case.settings.export.format != "adapter"
-    return "rebuilt" if merged and case.settings.method.quantization.bits is not None else "near"
+    return "rebuilt" if merged and case.settings.method.quantization.bits is not None else "published"
 
 
 def _has_own_base(case: Case) -> bool:
@@ -81,20 +81,26 @@ def notes(case: Case) -> list[str]:
         found.append("a reward model: written as a sequence classifier with one label, whose logit is the score")
     if asked.format == "hf" and case.model.adapter is None:
         found.append("nothing to merge: there is no adapter")
-    if own_base(case) == "rebuilt":
-        found.append(f"merged into the run's own base, made again from {OWN_BASE}: quantized without the adapter's start")
-    elif case.settings.method.quantization.bits is not None and case.model.adapter is not None and asked.format != "adapter":
-        found.append("merged into the quantized weights that it was trained over, made whole in float32")
+    if asked.format != "adapter" and case.model.adapter is not None:
+        found += _merged_into(case)
     return found
 
 
+def _merged_into(case: Case) -> list[str]:
+    if own_base(case) == "rebuilt":
+        return [f"merged into the run's own base, quantized without the adapter's start: made again of {OWN_BASE}"]
+    if case.settings.method.quantization.bits is None:
+        return []
+    return ["merged into the quantized weights that it was trained over, made whole in float32"]
+
+
 def warnings(case: Case) -> tuple[str, ...]:
-    return (*_window(case), *_near(case))
+    return (*_window(case), *_not_as_trained(case))
 
 
-def _near(case: Case) -> tuple[str, ...]:
+def _not_as_trained(case: Case) -> tuple[str, ...]:
     """Where another base stands in the place of the one that the adapter was trained over."""
-    if own_base(case) != "near":
+    if own_base(case) != "published":
         return ()
     assert case.model.adapter is not None
     asked, own = case.settings.export, case.model.adapter.own_base
@@ -103,14 +109,14 @@ def _near(case: Case) -> tuple[str, ...]:
     if asked.format == "adapter":
         told = "how far is not measured (export.check=false)" if measured and not asked.check else told
         return (
-            "export.format=adapter: what it was trained over is quantized weights without the adapter's start, which no "
-            "adapter carries. It is near on the published weights in full precision, and further off on these quantized; "
-            f"{told}. export.format=hf is exact",
+            "export.format=adapter: it was trained over quantized weights without the adapter's start, which it cannot "
+            "carry: on the published weights, quantized or not, it is another model; "
+            f"{told}{'; exact is export.format=hf' if own is not None else ''}",
         )
     exact = f"; exact is {_words(own.quantization)}" if own is not None else ""
     return (
-        "method.quantization.bits=null: merged into the published weights, which are near those that were trained over: "
-        f"these were quantized without the adapter's start; {told}{exact}",
+        "method.quantization.bits=null: merged into the published weights, and not those that it was trained "
+        f"over, which were quantized without the adapter's start; {told}{exact}",
     )
 
 

@@ -70,11 +70,11 @@ ADAPTER = (
     Step("write", "export:copy", ("tokenizer", "ready"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
-# but where no base that people have is the one that it was trained over: how far each is from that is measured
-ADAPTER_NEAR = (
+# but where no base that people have is the one that it was trained over: how far each is from it is measured
+MEASURED_ADAPTER = (
     *(step for step in EXPORT if step.name in ("load", "patch", "quantize", "ready")),
-    Step("near", "apart:near", ("patched", "quantization", "ready"), ("near",)),
-    Step("write", "export:copy_near", ("tokenizer", "ready", "near"), ("written",)),
+    Step("measure", "apart:adapter", ("patched", "quantization", "ready"), ("apart",)),
+    Step("write", "export:copy_measured", ("tokenizer", "ready", "apart"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
 _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION, "export": EXPORT}
@@ -83,7 +83,7 @@ _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION,
 def of_plan(plan: Plan) -> tuple[Step, ...]:
     """The steps that the plan's verb takes."""
     if plan.export is not None and plan.export.format == "adapter":
-        return ADAPTER if plan.export.own_base is None else ADAPTER_NEAR
+        return ADAPTER if plan.export.own_base is None else MEASURED_ADAPTER
     return _TABLES[plan.verb]
 
 

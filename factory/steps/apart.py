@@ -16,7 +16,7 @@ from factory.steps.proofs import token_losses
 
 # mean nats a token that another base may move the losses by, by the bits of the run's own: a guard against what is
 # wrong, not a measure of how good it is
-_NEAR = {4: 1.5, 8: 0.3}
+_PUBLISHED = {4: 1.5, 8: 0.3}
 _IN_INTEGERS = ("bitsandbytes", 8)  # computes with 8-bit activations too (LLM.int8), an export with whole ones
 _WHOLE, _QUANTIZED = "in full precision", "quantized"
 
@@ -40,29 +40,29 @@ def merged(run: Run, model: Any) -> str:
         return ""
     if own is None:
         run.emit("note", text="The run left no losses: how far this is from it is not known.")
-        return "" if plan.own_base == "rebuilt" else _UNKNOWN
+        return _UNKNOWN if plan.own_base == "published" else ""
     apart = moved(token_losses(run, model, list(own.ids), mixed=False), list(own.losses))
-    if plan.own_base == "near":
+    if plan.own_base == "published":
         _check(run, {_WHOLE: apart}, own)
         return f"{_NOT_EXACT}: {_figures({_WHOLE: apart})}."
     quantization, rounding = own.quantization, HEAD_ROUNDING[own.computed_in]
     if (quantization.method, quantization.bits) == _IN_INTEGERS:
-        found, allowed = apart["mean_nats"], _NEAR[8]
+        found, allowed = apart["mean_nats"], _PUBLISHED[8]
     else:
         found, allowed = apart["most_nats"], rounding
     detail = (
-        f"on its own base made again, losses of single tokens differ from the run's by {apart['mean_nats']:.2g} nats on "
-        f"average, {apart['most_nats']:.2g} at most"
+        f"on its own base, made again, token losses differ from the run's by {apart['mean_nats']:.2g} nats "
+        f"on average, {apart['most_nats']:.2g} at most"
     )
     _hold(run, detail, found, allowed)
     return ""
 
 
-def near(run: Run, patched: Any, quantization: Any, ready: Any) -> dict[str, Any]:
+def adapter(run: Run, patched: Any, quantization: Any, ready: Any) -> dict[str, Any]:
     """An adapter on the bases that people have, each read in its turn. Takes what is ready only to come after it."""
     own, found = _own_base(run), dict[str, dict[str, float]]()
     if own is None or not _export(run).check:
-        return {"near": {"figures": found, "card": _UNKNOWN}}
+        return {"apart": {"figures": found, "card": _UNKNOWN}}
     bases = {_WHOLE: None} | ({_QUANTIZED: quantization} if run.plan.steps.quantize.bits is not None else {})
     for name, held in bases.items():
         model = attach(run, copy.deepcopy(patched), held, None)["model"]
@@ -70,26 +70,26 @@ def near(run: Run, patched: Any, quantization: Any, ready: Any) -> dict[str, Any
         del model
         gc.collect()
     _check(run, found, own)
-    return {"near": {"figures": found, "card": f"{_NOT_EXACT}: {_figures(found)}."}}
+    return {"apart": {"figures": found, "card": f"{_NOT_EXACT}: {_figures(found)}."}}
 
 
 _NOT_EXACT = (
     "It was trained over quantized weights without what its adapter took out of them at its start. Over the published "
-    "weights it is near the trained model, and not it"
+    "weights it is another model than the trained one"
 )
 _UNKNOWN = f"{_NOT_EXACT}; how far is not measured."
 
 
 def _check(run: Run, found: dict[str, dict[str, float]], own: OwnBase) -> None:
-    """The tolerance is that of the first: of the published weights in full precision."""
+    """The tolerance is that of the published weights in full precision."""
     assert own.quantization.bits is not None
-    detail = f"near, and not as it was trained: {_figures(found)}"
-    _hold(run, detail, found[_WHOLE]["mean_nats"], _NEAR[own.quantization.bits])
+    detail = f"not as it was trained: {_figures(found)}"
+    _hold(run, detail, found[_WHOLE]["mean_nats"], _PUBLISHED[own.quantization.bits])
 
 
 def _figures(found: dict[str, dict[str, float]]) -> str:
     each = [
-        f"on these {name} losses of single tokens differ by {apart['mean_nats']:.2g} nats on average, "
+        f"on the published weights {name} token losses differ from the run's by {apart['mean_nats']:.2g} nats on average, "
         f"{apart['most_nats']:.2g} at most"
         for name, apart in found.items()
     ]

@@ -22,7 +22,7 @@ from factory.export.tokens import Tokens, tokens
 from factory.plan import Export
 from factory.refusal import refuse
 from factory.run.folder import base_config, unwritable
-from factory.steps import apart
+from factory.steps import apart as far
 from factory.steps.attach import attach, rebuilds
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
@@ -48,7 +48,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A whole model in float32, the ids that what is written of it is compared on, and what the card says of its base."""
+    """A whole model in float32, the ids that what is written of it is compared on, what the card says of its base."""
 
     model: Any
     ids: list[int]
@@ -112,14 +112,14 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
         raise refuse(
             "merge-differs", setting, f"it cannot be merged ({type(error).__name__}: {_first(error)})"
         ) from error
-    differ = apart.most(token_losses(run, whole, ids, mixed=False), before)
+    differ = far.most(token_losses(run, whole, ids, mixed=False), before)
     detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
     if not differ <= HEAD_ROUNDING["float32"]:
         raise refuse("merge-differs", setting, detail)
     if head is not None:
         whole.add_module(_SCORE, head)
     run.check("merge", True, detail)
-    return {"merged": Merged(whole, ids, apart.merged(run, whole))}
+    return {"merged": Merged(whole, ids, far.merged(run, whole))}
 
 
 def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes], ready: Ready) -> dict[str, Any]:
@@ -137,12 +137,12 @@ def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes],
     return {"written": told}
 
 
-def copy_near(run: Run, tokenizer: Any, ready: Ready, near: dict[str, Any]) -> dict[str, Any]:
+def copy_measured(run: Run, tokenizer: Any, ready: Ready, apart: dict[str, Any]) -> dict[str, Any]:
     """An adapter that has a base to itself, with what was found of it on the published one."""
-    return copy(run, tokenizer, ready, near)
+    return copy(run, tokenizer, ready, apart)
 
 
-def copy(run: Run, tokenizer: Any, ready: Ready, near: dict[str, Any] | None = None) -> dict[str, Any]:
+def copy(run: Run, tokenizer: Any, ready: Ready, apart: dict[str, Any] | None = None) -> dict[str, Any]:
     """The adapter as PEFT reads it, with the files that its base must be read with."""
     from safetensors.torch import load_file, save_file
 
@@ -164,10 +164,12 @@ def copy(run: Run, tokenizer: Any, ready: Ready, near: dict[str, Any] | None = N
         if plan.dtype is not None:
             cast = {name: _cast(value, plan.dtype, name) for name, value in load_file(weights).items()}
             save_file(cast, weights, metadata={"format": "pt"})
-        (aside / "README.md").write_text(card.card(run.plan, _reading(plan, said), near["card"] if near else ""), encoding="utf-8")
+        (aside / "README.md").write_text(
+            card.card(run.plan, _reading(plan, said), apart["card"] if apart else ""), encoding="utf-8"
+        )
 
     _in_place(run, written)
-    return {"written": {"near": near["figures"]} if near else {}}
+    return {"written": {"apart": apart["figures"]} if apart else {}}
 
 
 def publish(run: Run, written: dict[str, Any]) -> dict[str, Any]:
@@ -288,7 +290,7 @@ def _write_hf(
     if plan.check and ours is not None:
         _let_go(model)
         _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), plan.dtype or "bfloat16")
-    return {} if plan.scores or ours is None else apart.moved(ours, expected)
+    return {} if plan.scores or ours is None else far.moved(ours, expected)
 
 
 def _let_go(model: Any) -> None:
@@ -331,7 +333,7 @@ _REPORT = "report it with the plan: nothing was put in its place"
 
 
 def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str) -> None:
-    differ = apart.most(ours, theirs)
+    differ = far.most(ours, theirs)
     what = "scores" if export_of(run).scores else "losses of single tokens"
     detail = f"read anew, {what} differ by {differ:.2g} at most"
     if not differ <= HEAD_ROUNDING[dtype]:
@@ -461,7 +463,7 @@ def _write_gguf(
     config = merged.model.config
     _let_go(merged.model)
     again = _read_gguf(run, file, config)
-    told = apart.moved(token_losses(run, again, merged.ids, mixed=False), expected)
+    told = far.moved(token_losses(run, again, merged.ids, mixed=False), expected)
     if plan.quantization is None:
         allowed, found = HEAD_ROUNDING[plan.dtype or "float16"], told["most_nats"]
     else:

@@ -48,7 +48,8 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
             method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
             method.export(model, settings, aside)
             if _has_own_base(run):
-                _save_own_base(run, model, tokenizer, *method.taken(model, settings), aside)
+                scale, taken = method.taken(model, settings)
+                _save_own_base(run, model, tokenizer, scale, taken, aside)
             if _stretched(run):
                 _save_base_config(run, model.get_base_model().config, base_config(aside).parent)
         else:
@@ -157,8 +158,8 @@ def _adapter(run: Run) -> tuple[list[str], list[str]]:
         ]
     if _has_own_base(run):
         why.append(
-            "base: it was quantized without the adapter's start, so on the published one PEFT gives a model that is near "
-            "this one; `factory export run=…` writes this one"
+            "base: it was quantized without the adapter's start, so on the published one PEFT gives another "
+            "model; `factory export run=…` writes this one"
         )
     if patch.vocabulary != patch.rows:
         lines.append(f"base.resize_token_embeddings({patch.vocabulary})")
