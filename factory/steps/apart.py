@@ -89,8 +89,8 @@ def _check(run: Run, found: dict[str, dict[str, float]], own: OwnBase) -> None:
 
 def _figures(found: dict[str, dict[str, float]]) -> str:
     each = [
-        f"on the published weights {name} token losses differ from the run's by {apart['mean_nats']:.2g} nats on average, "
-        f"{apart['most_nats']:.2g} at most"
+        f"on the published weights {name} token losses differ from the run's by {apart['mean_nats']:.2g} nats "
+        f"on average, {apart['most_nats']:.2g} at most"
         for name, apart in found.items()
     ]
     return "; ".join(each)
