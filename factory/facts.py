@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from factory.architecture import Architecture, Shape
 from factory.data.record import Kind
+from factory.own_base import OwnBase
 from factory.refusal import Refusal
 
 
@@ -64,6 +65,7 @@ class AdapterFacts:
     tokens: dict[str, int]  # the ids that its tokenizer gives the tokens which were added to it
     fingerprint: str
     heads: dict[str, Shape] = field(default_factory=dict)  # that a stage trained beside it
+    own_base: OwnBase | None = None  # that it has to itself; None: it stands on the published one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +163,7 @@ class ExportFacts:
     there: Literal["nothing", "export", "other"]
     free_bytes: int | None
     calibration: bool | None = None  # whether export.calibration is a file; None: none is named
+    started: bool = False  # whether the run's method took its start out of weights that were quantized then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,7 +223,9 @@ class Export:
     """What is written of a model, and where.
 
     `dtype` is of the weights that are not quantized; None: of an adapter, as it is. `bytes` are what the folder will
-    take. `run` is the folder of the run whose model it is; `scores` whether it is a reward model.
+    take. `run` is the folder of the run whose model it is; `scores` whether it is a reward model. `own_base` is of an
+    adapter whose start was taken out of its base before that was quantized: `rebuilt` as the run had it, or `published`
+    weights in its place; None: its base is as it was published.
     """
 
     dir: str
@@ -243,6 +245,7 @@ class Export:
     run: str | None
     scores: bool
     bytes: int
+    own_base: Literal["rebuilt", "published"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

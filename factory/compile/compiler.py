@@ -172,7 +172,7 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
         reward_fingerprint=case.facts.reward and case.facts.reward.fingerprint,
         config=model.config,
         device="cuda" if case.device == "cuda" else "cpu",
-        dtype=numbers.frozen,
+        dtype=exporting.read_as(case) or numbers.frozen,
     )
 
 

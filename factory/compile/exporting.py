@@ -2,12 +2,16 @@
 
 import re
 from math import prod
+from typing import Literal
 
 from factory import plan
 from factory.architecture import text_numbers
 from factory.compile.rule import Case, Rule
 from factory.export import spec
+from factory.own_base import FILE as OWN_BASE
 from factory.quantizers.spec import checkpoint_quantizer
+from factory.schema import Quantization
+from factory.typed import plain, to_tree
 from factory.words import size
 
 SCORE = "score_head.weight"
@@ -41,7 +45,29 @@ def planned(case: Case) -> plan.Export:
         run=asked.run,
         scores=scores(case),
         bytes=_bytes(case),
+        own_base=own_base(case),
     )
+
+
+def own_base(case: Case) -> Literal["rebuilt", "published"] | None:
+    """What becomes of the base that an adapter has to itself; None: it has none."""
+    if not _has_own_base(case):
+        return None
+    merged = case.settings.export.format != "adapter"
+    return "rebuilt" if merged and case.settings.method.quantization.bits is not None else "published"
+
+
+def _has_own_base(case: Case) -> bool:
+    there, found = case.model.adapter, case.facts.export
+    return there is not None and (there.own_base is not None or (found is not None and found.started))
+
+
+def read_as(case: Case) -> plan.Dtype | None:
+    """The type that the weights must be read in, where it matters: a base that is made again as the run has made it."""
+    there = case.model.adapter
+    if case.settings.verb != "export" or own_base(case) != "rebuilt" or there is None or there.own_base is None:
+        return None
+    return there.own_base.dtype
 
 
 def notes(case: Case) -> list[str]:
@@ -55,12 +81,51 @@ def notes(case: Case) -> list[str]:
         found.append("a reward model: written as a sequence classifier with one label, whose logit is the score")
     if asked.format == "hf" and case.model.adapter is None:
         found.append("nothing to merge: there is no adapter")
-    if case.settings.method.quantization.bits is not None and case.model.adapter is not None:
-        found.append("merged into the quantized weights that it was trained over, made whole in float32")
+    if asked.format != "adapter" and case.model.adapter is not None:
+        found += _merged_into(case)
     return found
 
 
+def _merged_into(case: Case) -> list[str]:
+    if own_base(case) == "rebuilt":
+        return [f"merged into the run's own base, quantized without the adapter's start: made again of {OWN_BASE}"]
+    if case.settings.method.quantization.bits is None:
+        return []
+    return ["merged into the quantized weights that it was trained over, made whole in float32"]
+
+
 def warnings(case: Case) -> tuple[str, ...]:
+    return (*_window(case), *_not_as_trained(case))
+
+
+def _not_as_trained(case: Case) -> tuple[str, ...]:
+    """Where another base stands in the place of the one that the adapter was trained over."""
+    if own_base(case) != "published":
+        return ()
+    assert case.model.adapter is not None
+    asked, own = case.settings.export, case.model.adapter.own_base
+    measured = own is not None and own.losses
+    told = "the report says how far" if measured else "how far is not known, as its run left no losses to compare with"
+    if asked.format == "adapter":
+        told = "how far is not measured (export.check=false)" if measured and not asked.check else told
+        return (
+            "export.format=adapter: it was trained over quantized weights without the adapter's start, which it cannot "
+            "carry: on the published weights, quantized or not, it is another model; "
+            f"{told}{'; exact is export.format=hf' if own is not None else ''}",
+        )
+    exact = f"; exact is {_words(own.quantization)}" if own is not None else ""
+    return (
+        "method.quantization.bits=null: merged into the published weights, and not those that it was trained "
+        f"over, which were quantized without the adapter's start; {told}{exact}",
+    )
+
+
+def _words(quantization: Quantization) -> str:
+    """As on the command line."""
+    return " ".join(f"method.quantization.{name}={plain(value)}" for name, value in to_tree(quantization).items())
+
+
+def _window(case: Case) -> tuple[str, ...]:
     numbers = text_numbers(case.model.config)
     window = numbers.get("sliding_window") if numbers.get("use_sliding_window", True) else None
     if case.settings.export.format != "gguf" or not window:
@@ -154,7 +219,7 @@ def _unread(case: Case) -> tuple[str, str] | None:
         "calibration": (asked.quantization not in spec.CALIBRATED, "only gptq and awq read it"),
         "private": (asked.push is None, "nothing is uploaded (export.push)"),
         "dry_run": (asked.push is None, "nothing is uploaded (export.push)"),
-        "check": (adapter, "an adapter is written as it is"),
+        "check": (adapter and own_base(case) is None, "an adapter is written as it is"),
     }
     for name, (is_unread, why) in unread.items():
         if is_unread and any(text.lstrip("+").startswith(f"export.{name}=") for text in case.settings.overrides):
@@ -168,6 +233,17 @@ def _unmergeable(case: Case) -> str | None:
     if name in (None, "bitsandbytes", "fp8", "mxfp4", "compressed-tensors") or case.settings.export.format == "adapter":
         return None
     return f"its weights lie quantized by {name}, and are not made whole here"
+
+
+def _other_base(case: Case) -> str | None:
+    """Where weights would be quantized in the place of the adapter's own, and these are not them."""
+    if own_base(case) != "rebuilt":
+        return None
+    assert case.model.adapter is not None
+    own, asked = case.model.adapter.own_base, case.settings.method.quantization
+    if own is None:
+        return f"there is no {OWN_BASE} beside its adapter to make its base of"
+    return None if own.quantization == asked else f"its base was quantized by {_words(own.quantization)}"
 
 
 def _push(case: Case) -> str | None:
@@ -210,6 +286,7 @@ RULES = (
     Rule("export-package", _package),
     Rule("export-unread", _unread),
     Rule("export-unmergeable", _unmergeable),
+    Rule("export-own-base", _other_base),
     Rule("export-push", _push),
     Rule("export-token", _token),
     Rule("export-register", _register),

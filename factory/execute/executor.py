@@ -70,12 +70,21 @@ ADAPTER = (
     Step("write", "export:copy", ("tokenizer", "ready"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
+# but where no base that people have is the one that it was trained over: how far each is from it is measured
+MEASURED_ADAPTER = (
+    *(step for step in EXPORT if step.name in ("load", "patch", "quantize", "ready")),
+    Step("measure", "apart:adapter", ("patched", "quantization", "ready"), ("apart",)),
+    Step("write", "export:copy_measured", ("tokenizer", "ready", "apart"), ("written",)),
+    Step("publish", "export:publish", ("written",), ("result",)),
+)
 _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION, "export": EXPORT}
 
 
 def of_plan(plan: Plan) -> tuple[Step, ...]:
     """The steps that the plan's verb takes."""
-    return ADAPTER if plan.export is not None and plan.export.format == "adapter" else _TABLES[plan.verb]
+    if plan.export is not None and plan.export.format == "adapter":
+        return ADAPTER if plan.export.own_base is None else MEASURED_ADAPTER
+    return _TABLES[plan.verb]
 
 
 def order(steps: tuple[Step, ...]) -> list[Step]:

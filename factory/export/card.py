@@ -13,19 +13,23 @@ _TRAINING = ("stage", "learning_rate", "lr_scheduler", "optimizer", "batch_size"
 _FIGURES = ("perplexity_before", "perplexity", "bleu4", "rouge1", "rouge2", "rougeL", "exact_match", "loss", "reward")
 
 
-def card(plan: Plan, reading: str) -> str:
-    """Of an export's plan; of the run that it names, if any. `reading`: how the files are read."""
+def card(plan: Plan, reading: str, base: str = "") -> str:
+    """Of an export's plan; of the run that it names, if any.
+
+    `reading`: how the files are read; `base`: what is to be known of the base, where it is not the one trained over.
+    """
     export = plan.export
     assert export is not None
     of_run = RunFolder(export.run) if export.run else None
     made = read_plan(of_run.plan) if of_run else None
     report = (read_json(of_run.report) or {}) if of_run else {}
-    base = base_name(made or plan)
+    name = base_name(made or plan)
     parts = [
-        f"---\n{yaml.safe_dump(_front(plan, made, base), sort_keys=False, allow_unicode=True)}---\n",
+        f"---\n{yaml.safe_dump(_front(plan, made, name), sort_keys=False, allow_unicode=True)}---\n",
         f"# {title(plan, made)}\n",
-        f"{_what(plan, made, base)}\n",
+        f"{_what(plan, made, name)}\n",
         *([_data(made), _plan(made), _results(report)] if made else []),
+        f"## The base\n\n{base}\n" if base else "",
         f"## Reading it\n\n{reading}\n",
     ]
     return "\n".join(part for part in parts if part)

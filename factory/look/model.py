@@ -11,7 +11,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from factory import heads, schema
+from factory import heads, own_base, schema
 from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
 from factory.look.walked import gguf_config, walked
@@ -211,7 +211,7 @@ def look_at_adapter(path: str) -> AdapterFacts:
         raise refuse("adapter-missing", setting, "there is no adapter_model.safetensors in it")
     base = base_config(folder)
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors", *([base] if base.is_file() else [])]
-    files += sorted(folder.glob(heads.FILES))
+    files += sorted((*folder.glob(heads.FILES), *folder.glob(own_base.FILE)))
     return AdapterFacts(
         path=str(folder.resolve()),
         config=config,
@@ -220,8 +220,20 @@ def look_at_adapter(path: str) -> AdapterFacts:
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
         tokens=added_tokens(folder),
         heads=head_shapes(folder, path),
+        own_base=_own_base(folder, path),
         fingerprint=fingerprint_of(files),
     )
+
+
+def _own_base(folder: Path, shown: str) -> own_base.OwnBase | None:
+    """What lies beside an adapter about a base that it has to itself; None: nothing."""
+    file = folder / own_base.FILE
+    if not file.is_file():
+        return None
+    safetensors_shapes(file, shown)  # whether all of it is there
+    if (found := own_base.said(_header(file)[1])) is None:
+        raise _broken(shown, file.name, "its header does not say how the base was made")
+    return found
 
 
 def head_shapes(folder: Path, shown: str) -> dict[str, Shape]:
@@ -295,9 +307,7 @@ def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
     """The tensors' shapes by the file's header, which must fit its length (8 bytes of length, JSON header, tensors)."""
     size = file.stat().st_size
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(min(length, size)))
+        length, header = _header(file)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         shapes = {name: tuple(int(number) for number in entry["shape"]) for name, entry in tensors.items()}
@@ -306,6 +316,13 @@ def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
     if size != end:
         raise _broken(shown, file.name, f"{size:,} bytes long where its header says {end:,}")
     return shapes
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """The header of a safetensors file, and its length in bytes."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        return length, json.loads(opened.read(min(length, file.stat().st_size)))
 
 
 def _check_shards(folder: Path, there: set[str], shown: str) -> None:

@@ -17,5 +17,6 @@ A run has `attach(model, settings, plan, arch)` and `optimizer(model, settings, 
 - `begin_step(optimizer, settings, step, total)` where what trains changes from step to step,
 - `penalty(model, settings)`, a number whose gradient is added to the loss's once in each step,
 - `export(model, settings, folder)` of an adapter, and `go_on(model, path)` from a saved one: the model with it,
-- `initialize(model, settings, quantize, arch)` and `begin(model, first)` of one that starts from the whole weights.
+- `initialize(model, settings, quantize, arch)`, whose result `begin(model, started)` is given, of one that starts from
+  the whole weights, and `taken(model, settings)`: the scale and the pairs B, A that it took out of them.
 """

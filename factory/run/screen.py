@@ -144,6 +144,11 @@ def _export_panel(plan: Plan, export: Export) -> Panel:
     add("load", f"{plan.options.get('model', '')}  {total:,} parameters, {steps.load.dtype} on {steps.load.device}")
     if export.format != "adapter":
         add("quantize", _quantization(plan))
+    if export.own_base is not None:
+        add(
+            "base",
+            {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[export.own_base],
+        )
     if steps.load.adapter:
         add("adapter" if export.format == "adapter" else "merge", _plain(steps.load.adapter))
     types = export.quantization or export.dtype
@@ -170,6 +175,8 @@ def _exported(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "written", f"[bold]{_plain(told['dir'])}[/bold]  {len(files):,} files, {size(sum(files.values()))}"
     if "mean_nats" in told:
         yield "", f"[dim]the type moves losses by {told['mean_nats']:.2g} nats a token on average[/dim]"
+    for name, found in told.get("apart", {}).items():
+        yield "", f"[dim]on published weights {name} {found['mean_nats']:.2g} nats a token off the run on average[/dim]"
     if found := told.get("registered"):
         yield "registered", f"{_plain(found['name'])} version {found['version']}"
     if found := told.get("push"):

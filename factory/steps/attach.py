@@ -2,11 +2,12 @@
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory import heads, registry
+from factory import heads, own_base, registry
 from factory.architecture import FAMILIES, Architecture, architecture
 from factory.execute.context import Run
 from factory.quantizers.spec import stays_quantized
@@ -31,12 +32,12 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None = 
     torch.manual_seed(run.plan.seed)
     torch.set_num_threads(plan.train.threads)
     settings, method = method_settings(run), registry.run("methods", plan.attach.method)
-    model, arch, first = materialize(run, patched, quantization, settings)
+    model, arch, started = materialize(run, patched, quantization, settings)
     if run.plan.export is not None:
-        model = whole(model, getattr(torch, plan.load.dtype))
+        model = whole(model, torch.float32).float()
     model = method.attach(model, settings, plan.attach, arch)
-    if first:
-        method.begin(model, first)
+    if started is not None:
+        method.begin(model, started)
     if plan.load.adapter is not None:
         model = method.go_on(model, plan.load.adapter)
     dtype = getattr(torch, plan.attach.dtype)
@@ -73,26 +74,39 @@ def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:
     )
 
 
-def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tuple[Any, Architecture, dict[str, Any]]:
-    """The one place where weights are read. The model, what it is, and where the method's own tensors start, by name.
+def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tuple[Any, Architecture, Any]:
+    """The one place where weights are read. The model, what it is, and how the method's own tensors start, or None.
 
-    A method that starts from the weights gets them whole: what it leaves of them is then quantized.
+    A method that starts from the weights gets them whole: what it leaves of them is then quantized. So is what such a
+    method had left of them in the run that an export is of.
     """
     method, held = registry.run("methods", run.plan.steps.attach.method), while_reading(quantization)
-    starts = registry.hook(_spec(run), "starts_from_weights")
-    from_weights = starts is not None and starts(settings)
-    model = read_weights(run, config, None if from_weights else held)
+    from_weights, again = starts_from_weights(run), rebuilds(run)
+    model = read_weights(run, config, None if from_weights or again else held)
     grow(model, as_said(run.plan.steps.patch), run.plan.seed)
     arch = as_planned(run, model)
-    first = method.initialize(model, settings, run.plan.steps.quantize, arch) if from_weights else {}
-    if from_weights and held is not None:
+    started = method.initialize(model, settings, run.plan.steps.quantize, arch) if from_weights else None
+    if again:
+        own_base.take_out(model, Path(run.plan.steps.load.adapter or ""))
+    if (from_weights or again) and held is not None:
         model = read_weights(run, config, held, rest=model)
     after_reading(model, quantization, arch.linears())
     if held is not None:
         _let_go_of_file(model)
     replace_kernels(model, run.plan.steps.patch)
     model.requires_grad_(False)
-    return model, arch, first
+    return model, arch, started
+
+
+def starts_from_weights(run: Run) -> bool:
+    """Whether the run's method takes its start out of the weights."""
+    starts = registry.hook(_spec(run), "starts_from_weights")
+    return starts is not None and starts(method_settings(run))
+
+
+def rebuilds(run: Run) -> bool:
+    """Whether an export makes again the base that an adapter has to itself."""
+    return run.plan.export is not None and run.plan.export.own_base == "rebuilt"
 
 
 def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:

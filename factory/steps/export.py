@@ -15,23 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import factory
+from factory import own_base
 from factory.execute.context import Run
 from factory.export import card, gguf, hub, modelfile, spec
 from factory.export.tokens import Tokens, tokens
 from factory.plan import Export
 from factory.refusal import refuse
 from factory.run.folder import base_config, unwritable
-from factory.steps.attach import attach
+from factory.steps import apart as far
+from factory.steps.attach import attach, rebuilds
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
 from factory.steps.proofs import UNMERGEABLE, token_losses
 from factory.steps.walk import model_class, sees
 
-_TEXT = (
-    "The model that was trained is written in another form, and must answer as it did before. Numbers: 3.14, 2026; "
-    "names: Ada, Élise, 李; code: for i in range(10): print(i * i). A fox jumps over the dog, and the day goes on."
-)
-_TOKENS = 64
 _MARK = "Qanswer0"
 _SCORE = "score_head"
 # mean nats a token that a type of so many bits may move the losses by; a guard against files that are wrong, not a
@@ -51,10 +48,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A whole model in float32, and the ids that what is written of it is compared on."""
+    """A whole model in float32, the ids that what is written of it is compared on, what the card says of its base."""
 
     model: Any
     ids: list[int]
+    base: str = ""
 
 
 def export_of(run: Run) -> Export:
@@ -94,12 +92,15 @@ def ends(tokenizer: Any) -> list[int]:
 
 def attached(run: Run, patched: Any, quantization: Any, ready: Ready) -> dict[str, Any]:
     """The model as it was trained: the base made whole, the adapter over it."""
-    return attach(run, patched, quantization, None)
+    found = attach(run, patched, quantization, None)
+    if rebuilds(run):
+        own_base.forget_the_start(found["model"])
+    return found
 
 
 def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     """The adapter in the weights, in float32, held against that beside them. Raises UserError where they differ."""
-    ids = tokenizer(_TEXT)["input_ids"][:_TOKENS]
+    ids = own_base.ids(tokenizer)
     if not hasattr(model, "peft_config"):
         return {"merged": Merged(model, ids)}
     setting = f"model.adapter={run.plan.steps.load.adapter}"
@@ -111,14 +112,14 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
         raise refuse(
             "merge-differs", setting, f"it cannot be merged ({type(error).__name__}: {_first(error)})"
         ) from error
-    apart = _most(token_losses(run, whole, ids, mixed=False), before)
-    detail = f"merged in float32, losses of single tokens differ by {apart:.2g} nats at most"
-    if not apart <= HEAD_ROUNDING["float32"]:
+    differ = far.most(token_losses(run, whole, ids, mixed=False), before)
+    detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
+    if not differ <= HEAD_ROUNDING["float32"]:
         raise refuse("merge-differs", setting, detail)
     if head is not None:
         whole.add_module(_SCORE, head)
     run.check("merge", True, detail)
-    return {"merged": Merged(whole, ids)}
+    return {"merged": Merged(whole, ids, far.merged(run, whole))}
 
 
 def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes], ready: Ready) -> dict[str, Any]:
@@ -136,7 +137,12 @@ def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes],
     return {"written": told}
 
 
-def copy(run: Run, tokenizer: Any, ready: Ready) -> dict[str, Any]:
+def copy_measured(run: Run, tokenizer: Any, ready: Ready, apart: dict[str, Any]) -> dict[str, Any]:
+    """An adapter that has a base to itself, with what was found of it on the published one."""
+    return copy(run, tokenizer, ready, apart)
+
+
+def copy(run: Run, tokenizer: Any, ready: Ready, apart: dict[str, Any] | None = None) -> dict[str, Any]:
     """The adapter as PEFT reads it, with the files that its base must be read with."""
     from safetensors.torch import load_file, save_file
 
@@ -158,10 +164,12 @@ def copy(run: Run, tokenizer: Any, ready: Ready) -> dict[str, Any]:
         if plan.dtype is not None:
             cast = {name: _cast(value, plan.dtype, name) for name, value in load_file(weights).items()}
             save_file(cast, weights, metadata={"format": "pt"})
-        (aside / "README.md").write_text(card.card(run.plan, _reading(plan, said)), encoding="utf-8")
+        (aside / "README.md").write_text(
+            card.card(run.plan, _reading(plan, said), apart["card"] if apart else ""), encoding="utf-8"
+        )
 
     _in_place(run, written)
-    return {"written": {}}
+    return {"written": {"apart": apart["figures"]} if apart else {}}
 
 
 def publish(run: Run, written: dict[str, Any]) -> dict[str, Any]:
@@ -278,11 +286,11 @@ def _write_hf(
     tokenizer.save_pretrained(aside)
     for name, content in processor.items():
         (aside / name).write_bytes(content)
-    (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {})), encoding="utf-8")
+    (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {}), merged.base), encoding="utf-8")
     if plan.check and ours is not None:
         _let_go(model)
         _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), plan.dtype or "bfloat16")
-    return {} if plan.scores or ours is None else _moved(ours, expected)
+    return {} if plan.scores or ours is None else far.moved(ours, expected)
 
 
 def _let_go(model: Any) -> None:
@@ -325,10 +333,10 @@ _REPORT = "report it with the plan: nothing was put in its place"
 
 
 def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str) -> None:
-    apart = _most(ours, theirs)
+    differ = far.most(ours, theirs)
     what = "scores" if export_of(run).scores else "losses of single tokens"
-    detail = f"read anew, {what} differ by {apart:.2g} at most"
-    if not apart <= HEAD_ROUNDING[dtype]:
+    detail = f"read anew, {what} differ by {differ:.2g} at most"
+    if not differ <= HEAD_ROUNDING[dtype]:
         raise refuse("export-unfit", f"export.format={export_of(run).format}", detail, fix=_REPORT)
     run.check("written", True, detail)
 
@@ -449,13 +457,13 @@ def _write_gguf(
     gguf.write(file, merged.model, ready.tokens, tokenizer.chat_template, plan, name=card.base_name(run.plan))
     if ready.modelfile is not None:
         (aside / spec.MODELFILE).write_text(ready.modelfile, encoding="utf-8")
-    (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {})), encoding="utf-8")
+    (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {}), merged.base), encoding="utf-8")
     if not plan.check:
         return {}
     config = merged.model.config
     _let_go(merged.model)
     again = _read_gguf(run, file, config)
-    told = _moved(token_losses(run, again, merged.ids, mixed=False), expected)
+    told = far.moved(token_losses(run, again, merged.ids, mixed=False), expected)
     if plan.quantization is None:
         allowed, found = HEAD_ROUNDING[plan.dtype or "float16"], told["most_nats"]
     else:
@@ -482,18 +490,6 @@ def _read_gguf(run: Run, file: Path, config: Any) -> Any:
 
 
 # --- what is told
-
-
-def _moved(losses: list[float], before: list[float]) -> dict[str, float]:
-    """What the written type moves, in nats a token: on average, and at most."""
-    apart = [abs(one - other) for one, other in zip(losses, before, strict=True)]
-    return {"mean_nats": sum(apart) / max(1, len(apart)), "most_nats": _most(losses, before)}
-
-
-def _most(losses: list[float], others: list[float]) -> float:
-    """The largest difference; infinite where one is no number."""
-    apart = [abs(one - other) for one, other in zip(losses, others, strict=True)]
-    return max((float("inf") if value != value else value for value in apart), default=0.0)
 
 
 def _first(error: Exception) -> str:

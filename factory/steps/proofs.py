@@ -21,7 +21,7 @@ from factory.plan import BYTES
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.folder import MANIFEST, base_config, read_json
 from factory.steps import source
-from factory.steps.attach import method_settings, read_weights
+from factory.steps.attach import read_weights, starts_from_weights
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.feed import autocast, feed
 from factory.steps.pack import Dataset
@@ -244,9 +244,7 @@ def exact_reading(run: Run) -> bool:
     Not where an adapter starts from the weights and what it leaves of them was quantized: it is saved for the base as
     it was.
     """
-    plan = run.plan.steps
-    starts = registry.hook(registry.spec("methods", plan.attach.method), "starts_from_weights")
-    return not (plan.quantize.bits and starts is not None and starts(method_settings(run)))
+    return not (run.plan.steps.quantize.bits and starts_from_weights(run))
 
 
 def saved_type(run: Run, model: Any) -> Any:

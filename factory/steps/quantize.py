@@ -68,6 +68,7 @@ def after_reading(model: Any, quantization: Any, names: Iterable[str]) -> None:
 def whole(model: Any, dtype: Any) -> Any:
     """The model with every quantized layer as a plain one of the weights that it stands for, in `dtype`."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     for name in [name for name, module in model.named_modules() if _holds_bits(module)]:
         from peft.utils.integrations import dequantize_module_weight
@@ -75,6 +76,9 @@ def whole(model: Any, dtype: Any) -> Any:
         layer = model.get_submodule(name)
         weight = layer.weight.dequantize() if _is_subclass(layer) else dequantize_module_weight(layer)
         plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
+        if turned := getattr(layer, "source_cls", None) is Conv1D:  # GPT-2's, which bitsandbytes has turned
+            plain = Conv1D(weight.shape[0], weight.shape[1])
+        weight = weight.T.contiguous() if turned else weight
         plain.weight = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
         if layer.bias is not None:
             plain.bias = torch.nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)

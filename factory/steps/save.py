@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from factory import heads, registry
+from factory import heads, own_base, registry
 from factory.architecture import Architecture
 from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
 from factory.run.folder import base_config, unwritable
-from factory.steps.attach import method_settings
+from factory.steps.attach import method_settings, starts_from_weights
+from factory.steps.proofs import token_losses
 
 
 def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
@@ -44,7 +45,11 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         for name, content in processor.items():
             (aside / name).write_bytes(content)
         if _adapts(model):
-            registry.run("methods", run.plan.steps.attach.method).export(model, method_settings(run), aside)
+            method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
+            method.export(model, settings, aside)
+            if _has_own_base(run):
+                scale, taken = method.taken(model, settings)
+                _save_own_base(run, model, tokenizer, scale, taken, aside)
             if _stretched(run):
                 _save_base_config(run, model.get_base_model().config, base_config(aside).parent)
         else:
@@ -72,6 +77,30 @@ def _say_dtype(file: Path, dtype: Any) -> None:
     """transformers writes the type that the weights are trained in, not that which they are saved in."""
     config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _has_own_base(run: Run) -> bool:
+    """Whether the adapter stands on a base of its own: its start left the weights before they were quantized."""
+    return run.plan.steps.quantize.bits is not None and starts_from_weights(run)
+
+
+def _save_own_base(
+    run: Run, model: Any, tokenizer: Any, scale: float, taken: dict[str, tuple[Any, Any]], folder: Path
+) -> None:
+    """What an export makes that base of, and some of the losses that it must come to."""
+    plan, ids, losses = run.plan.steps, list[int](), list[float]()
+    if plan.train.ranks.strategy == "none":  # else a process may hold a part of the model
+        ids = own_base.ids(tokenizer)
+        losses = token_losses(run, model, ids)
+    said = own_base.OwnBase(
+        scale=scale,
+        dtype=plan.load.dtype,
+        quantization=plan.quantize,
+        computed_in=plan.train.autocast or plan.load.dtype,
+        ids=tuple(ids),
+        losses=tuple(losses),
+    )
+    own_base.save(folder, taken, said)
 
 
 def _stretched(run: Run) -> bool:
@@ -127,6 +156,11 @@ def _adapter(run: Run) -> tuple[list[str], list[str]]:
             'config = AutoConfig.from_pretrained("THIS_FOLDER/base")',
             'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)',
         ]
+    if _has_own_base(run):
+        why.append(
+            "base: it was quantized without the adapter's start, so on the published one PEFT gives another "
+            "model; `factory export run=…` writes this one"
+        )
     if patch.vocabulary != patch.rows:
         lines.append(f"base.resize_token_embeddings({patch.vocabulary})")
         why.append(f"vocabulary: {patch.vocabulary:,} rows; its base is resized to them")

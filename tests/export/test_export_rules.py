@@ -35,6 +35,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "export-register": ("export.dir=x", "export.register=mine"),
     "export-calibration": ("export.dir=x", "export.quantization=gptq", "export.calibration=nowhere.txt"),
     "export-package": ("export.dir=x", "export.quantization=gptq"),
+    "export-own-base": ("export.dir=x", "model.adapter=started", "method.quantization.bits=8"),
     "export-unmergeable": ("export.dir=x", "model.path=gptq"),
     "export-space": ("export.dir=x",),
     "export-unwritable": ("export.dir=file/x",),
@@ -50,12 +51,30 @@ def put(here: Path, words: tuple[str, ...]) -> None:
     (here / "file").write_text("")
     if "model.path=gemma" in words:
         tiny.save(here / "gemma", model_type="gemma", head_dim=8)
+    if "model.adapter=started" in words:
+        _start_over_four_bits(here / "started")
     if "model.path=gptq" not in words:
         return
     tiny.save(here / "gptq")
     config = json.loads((here / "gptq" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     (here / "gptq" / "config.json").write_text(json.dumps(config))
+
+
+def _start_over_four_bits(folder: Path) -> None:
+    """What is read of an adapter that has a base to itself."""
+    import torch
+    from safetensors.torch import save_file
+
+    from factory.own_base import OwnBase, save
+    from factory.schema import Quantization
+
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    save_file({"base_model.model.a.lora_A.weight": torch.zeros(2, 4)}, folder / "adapter_model.safetensors")
+    four = Quantization(method="bitsandbytes", bits=4, type="nf4", double_quantization=True)
+    own = OwnBase(scale=2, dtype="float32", quantization=four, computed_in="float32", ids=(), losses=())
+    save(folder, {}, own)
 
 
 @pytest.mark.parametrize("rule", FIRES)

@@ -109,12 +109,6 @@ def test_the_other_methods(method: str, execute: Execute) -> None:
     assert _apart(method, execute) < 5e-3
 
 
-@pytest.mark.slow
-def test_a_start_over_a_quantized_base_is_near(execute: Execute) -> None:
-    """LoftQ quantizes what its start leaves of a weight; an export has the weight quantized as it was published."""
-    assert _apart("loftq", execute) < 5e-2
-
-
 def test_new_tokens_are_merged_into_a_larger_embedding(execute: Execute) -> None:
     assert _apart("lora", execute, "model.new_tokens=['<a>','<b>']") < 2e-3
 

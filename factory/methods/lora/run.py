@@ -4,13 +4,13 @@ from typing import Any
 
 from factory import registry
 from factory.architecture import Architecture
-from factory.methods.lora.spec import Settings, starts_from_weights
-from factory.methods.lora.start import initialize
+from factory.methods.lora.spec import Settings, scaling, starts_from_weights
+from factory.methods.lora.start import Pair, Started, initialize
 from factory.methods.lora.targets import Adapter, targets
 from factory.optimizers.run import plain
 from factory.plan import Attach, Train
 
-__all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer"]
+__all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer", "taken"]
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -55,14 +55,19 @@ def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -
     return plain(model, settings, plan, arch, ratio=ratio)
 
 
-def begin(model: Any, first: dict[str, Any]) -> None:
-    """Puts A and B where they start, by the names of the parameters; `export` needs it once more."""
+def begin(model: Any, started: Started) -> None:
+    """Puts A and B where they start; what is saved needs it once more."""
     import torch
 
     with torch.no_grad():
-        for name, value in first.items():
+        for name, value in started.first.items():
             model.get_parameter(name).copy_(value)
-    model.adapter_start = first
+    model.adapter_start = started
+
+
+def taken(model: Any, settings: Settings) -> tuple[float, dict[str, Pair]]:
+    """What was taken out of the base's weights: so many times BA, B and A by the layers' names."""
+    return scaling(settings), model.adapter_start.taken
 
 
 def save(model: Any, settings: Any, folder: Path) -> None:
@@ -85,7 +90,7 @@ def export(model: Any, settings: Settings, folder: Path) -> None:
     if not starts_from_weights(settings):
         return
     weights = load_file(folder / WEIGHTS)
-    for name, value in model.adapter_start.items():
+    for name, value in model.adapter_start.first.items():
         key = name.replace(".default.", ".")
         trained, start = weights[key], value.to(weights[key])
         both = [trained, start] if ".lora_A." in key else [trained, -start]

@@ -1,9 +1,11 @@
 """Adapters that start from the weights: A and B take a part out of them, the base keeps the rest.
 
-Each start gives what the base keeps, B and A, of a weight as (out, in): base + scale · BA is, or is near, the weight.
+Each start gives B and A of a weight as (out, in), and the pair that is taken out of it, None where nothing is: what the
+base keeps, quantized or not, and scale · BA together are, or are near, the weight.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +14,26 @@ from torch import Tensor
 from factory.architecture import Architecture
 from factory.methods.lora.spec import Settings, scaling, targets
 from factory.methods.lora.targets import PREFIX
+from factory.own_base import rest, turned
 from factory.schema import Quantization
 
 Round = Callable[[Tensor], Tensor]  # what quantizing and dequantizing makes of a weight
-Start = Callable[[Tensor, Settings, Round], tuple[Tensor, Tensor, Tensor]]
+Pair = tuple[Tensor, Tensor]  # B and A
+Start = Callable[[Tensor, Settings, Round], tuple[Pair, Pair | None]]
 
 
-def principal(weight: Tensor, rank: int, scale: float, iterations: int | None = None) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Started:
+    """`first` is where A and B start, by their parameters' names; `taken` what left the weights, by the layers' names.
+
+    `taken` is kept in the machine's own memory: nothing reads it before the adapter is saved.
+    """
+
+    first: dict[str, Tensor]
+    taken: dict[str, Pair]
+
+
+def principal(weight: Tensor, rank: int, scale: float, iterations: int | None = None) -> Pair:
     """B and A whose scaled product is the nearest matrix of that rank; about so, by a randomized SVD's iterations."""
     if iterations is None:
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
@@ -29,28 +44,30 @@ def principal(weight: Tensor, rank: int, scale: float, iterations: int | None = 
     return u[:, :rank] * root, root[:, None] * vt[:rank]
 
 
-def pissa(weight: Tensor, method: Settings, rounded: Round) -> tuple[Tensor, Tensor, Tensor]:
+def pissa(weight: Tensor, method: Settings, rounded: Round) -> tuple[Pair, Pair | None]:
     """The principal singular values and vectors (Meng et al. 2024, PiSSA, equations 2 to 4)."""
-    b, a = principal(weight, method.rank, scaling(method), method.iterations)
-    return weight - scaling(method) * b @ a, b, a
+    pair = principal(weight, method.rank, scaling(method), method.iterations)
+    return pair, pair
 
 
-def olora(weight: Tensor, method: Settings, rounded: Round) -> tuple[Tensor, Tensor, Tensor]:
+def olora(weight: Tensor, method: Settings, rounded: Round) -> tuple[Pair, Pair | None]:
     """The first columns of Q and rows of R (Büyükakyüz 2024, OLoRA)."""
     q, r = torch.linalg.qr(weight)
-    b, a = q[:, : method.rank], r[: method.rank]
-    return weight - scaling(method) * b @ a, b, a
+    pair = q[:, : method.rank], r[: method.rank]
+    return pair, pair
 
 
-def loftq(weight: Tensor, method: Settings, rounded: Round) -> tuple[Tensor, Tensor, Tensor]:
-    """Rounding and SVD in turn, until both together are near the weight (Li et al. 2023, LoftQ, algorithm 1)."""
+def loftq(weight: Tensor, method: Settings, rounded: Round) -> tuple[Pair, Pair | None]:
+    """Rounding and SVD in turn, until both together are near the weight (Li et al. 2023, LoftQ, algorithm 1).
+
+    The pair that is taken out is the turn's before: A and B start as what its rounding has lost.
+    """
     assert method.iterations is not None  # a rule
-    base = weight
-    b, a = principal(weight - rounded(base), method.rank, scaling(method))
+    taken, pair = None, principal(weight - rounded(weight), method.rank, scaling(method))
     for _ in range(method.iterations - 1):
-        base = weight - scaling(method) * b @ a
-        b, a = principal(weight - rounded(base), method.rank, scaling(method))
-    return base, b, a
+        taken = pair
+        pair = principal(weight - rounded(rest(weight, scaling(method), *taken)), method.rank, scaling(method))
+    return pair, taken
 
 
 STARTS: dict[str, Start] = {"pissa": pissa, "olora": olora, "loftq": loftq}
@@ -70,20 +87,20 @@ def round_trip(weight: Tensor, quantize: Quantization, dtype: torch.dtype) -> Te
     return functional.dequantize_4bit(packed, state).float()
 
 
-def initialize(model: Any, method: Settings, quantize: Quantization, arch: Architecture) -> dict[str, Tensor]:
-    """Takes the start of A and B out of the model's weights; returns it by the names that the parameters will have."""
-    from transformers.pytorch_utils import Conv1D
-
-    first: dict[str, Tensor] = {}
+def initialize(model: Any, method: Settings, quantize: Quantization, arch: Architecture) -> Started:
+    """Takes the start of A and B out of the model's weights."""
+    started = Started({}, {})
     for name in targets(method, arch):
         module = model.get_submodule(name)
-        turned = isinstance(module, Conv1D)  # its weight lies as (in, out)
         held = module.weight.data
-        weight = held.T.float() if turned else held.float()
-        rest, b, a = STARTS[method.initialization](
+        weight = held.T.float() if turned(module) else held.float()
+        (b, a), taken = STARTS[method.initialization](
             weight, method, lambda value, dtype=held.dtype: round_trip(value, quantize, dtype)
         )
-        held.copy_(rest.T if turned else rest)
-        first[f"{PREFIX}{name}.lora_A.default.weight"] = a.contiguous()
-        first[f"{PREFIX}{name}.lora_B.default.weight"] = b.contiguous()
-    return first
+        if taken is not None:
+            left = rest(weight, scaling(method), *taken)
+            held.copy_(left.T if turned(module) else left)
+            started.taken[name] = (taken[0].cpu().contiguous(), taken[1].cpu().contiguous())
+        started.first[f"{PREFIX}{name}.lora_A.default.weight"] = a.contiguous()
+        started.first[f"{PREFIX}{name}.lora_B.default.weight"] = b.contiguous()
+    return started

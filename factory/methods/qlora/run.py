@@ -1,3 +1,3 @@
-from factory.methods.lora.run import attach, begin, export, go_on, initialize, optimizer
+from factory.methods.lora.run import attach, begin, export, go_on, initialize, optimizer, taken
 
-__all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer"]
+__all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer", "taken"]
