@@ -157,7 +157,7 @@ def _plan_sweep(line: compose.CommandLine) -> int:
     shared, form = _without_form(kept)
     from factory.run import sweep
 
-    return _show_jobs(sweep.planned(shared, partial(_compiled, training=False)), form)
+    return _show_jobs(*sweep.planned(shared, partial(_compiled, training=False)), form)
 
 
 def _plan_recipe(line: compose.CommandLine) -> int:
@@ -166,7 +166,7 @@ def _plan_recipe(line: compose.CommandLine) -> int:
     shared, form = _without_form(line)
     from factory.run import chain
 
-    return _show_jobs(chain.planned(shared, partial(_of_recipe, training=False)), form)
+    return _show_jobs(chain.planned(shared, partial(_of_recipe, training=False)), True, form)
 
 
 def _of_recipe(composed: compose.Composed, *, training: bool) -> Plan:
@@ -189,17 +189,18 @@ def _without_form(line: compose.CommandLine) -> tuple[compose.CommandLine, str]:
     return replace(line, overrides=shared), asked.format
 
 
-def _show_jobs(found: "Sequence[Job]", form: str) -> int:
+def _show_jobs(found: "Sequence[Job]", known: bool, form: str) -> int:
+    """`known`: whether these are the jobs, and not two of those that a sweeper may choose."""
     from factory.run import jobs
 
     if form == "json":
-        print(json.dumps(jobs.as_json(found), ensure_ascii=False))
+        print(json.dumps({**jobs.as_json(found), "known": known}, ensure_ascii=False))
     else:
         from factory.run.screen import Screen
 
         screen = Screen()
         screen.print(jobs.table(found))
-        screen.print(jobs.summary(found))
+        screen.print(jobs.summary(found) if known else jobs.AS_IT_GOES)
     for job in found:
         if job.refusals:
             print(f"\njob {job.name}\n{UserError(*job.refusals)}", file=sys.stderr)

@@ -22,6 +22,7 @@ CONF = ROOT / "conf"
 T = TypeVar("T")
 GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
 _KEYED = (*GROUPS, "plan", "preview")  # what has keys
+PLUGINS = {"hydra/launcher": ("joblib", "ray", "submitit"), "hydra/sweeper": ("optuna",)}  # with an extra of ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,7 @@ class Prepared:
 
 def prepared(line: CommandLine) -> Prepared:
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
     missing = [folder for folder in line.config_dirs if not Path(folder).is_dir()]
@@ -163,6 +165,14 @@ def prepared(line: CommandLine) -> Prepared:
         if not key:
             problems.append(_unparsable(text, "there is no key before the ="))
             continue
+        if isinstance(chosen, Glob):
+            known = _globbed(key, line.config_dirs)
+            found = chosen.filter(known)
+            if not found:
+                problems += [_no_option(text, "none is named like that", known)]
+                continue
+            text = f"{text.partition('=')[0]}={','.join(found)}"
+            chosen = parser.parse_override(text).value()
         if key == "recipe":
             unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
             unknown = unknown or _several_runs(text, chosen, line.config_dirs)
@@ -176,7 +186,7 @@ def prepared(line: CommandLine) -> Prepared:
         elif key == "hydra.searchpath":
             search += chosen if isinstance(chosen, list) else [chosen]
         elif key.startswith("hydra") or override.is_delete():
-            if key in ("hydra/launcher", "hydra/sweeper") and not line.multirun:
+            if key in PLUGINS and not line.multirun:
                 problems.append(refusal("launcher-without-multirun", text, "it only works in a sweep"))
             ready.append(text)
         else:
@@ -185,6 +195,17 @@ def prepared(line: CommandLine) -> Prepared:
     search = [ROOT.as_uri(), *(folder.as_uri() for folder in folders), *search]
     ready.append(f"hydra.searchpath=[{','.join(search)}]")
     return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
+
+
+def _globbed(group: str, config_dirs: tuple[str, ...]) -> list[str]:
+    """What a glob chooses from. Hydra would take private options too, and recipes of runs, which are no jobs."""
+    if group == "recipe":
+        return [name for name in recipes(config_dirs) if _of_runs(name, config_dirs) is None]
+    return options(group, config_dirs) if group in GROUPS else []
+
+
+def _no_option(text: str, wrong: str, known: list[str], hint: str = "", other: str = "") -> Refusal:
+    return refusal("unknown-option", text, wrong, known=listed(known) or "none", hint=hint, other=other)
 
 
 def compose(line: CommandLine) -> Composed:
@@ -263,8 +284,20 @@ def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:
     return translated(lambda: (str(config.hydra.sweep.dir), _plain(config, config.hydra, line.overrides, "")))
 
 
-def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | None:
-    """Every job of a sweep, as Hydra will hand them out; None where its sweeper decides them as it goes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choosing:
+    """What is known of a sweep whose jobs are chosen one by one, by the results of those before.
+
+    `ends`: two that may be chosen, with every swept key at its first value and at its last. `again`: the overrides with
+    which the same are chosen another time; None where the sweeper takes no seed.
+    """
+
+    ends: tuple[Composed, ...]
+    again: tuple[str, ...] | None
+
+
+def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | Choosing:
+    """Every job of a sweep, as Hydra will hand them out, where its sweeper does not choose them as it goes.
 
     Raises UserError where one cannot be composed.
     """
@@ -274,13 +307,44 @@ def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | No
     parser = OverridesParser.create()
     given = {text: parser.parse_override(text) for text in ready.overrides}
     shared = _composed([text for text, override in given.items() if not override.is_sweep_override()])
-    if shared.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
-        return None
+    sweeper = shared.hydra.sweeper
     own = [text for text, override in given.items() if override.key_or_group.startswith("hydra")]
     task = [override for text, override in given.items() if text not in own]
-    more = [parser.parse_override(f"{name}={value}") for name, value in (shared.hydra.sweeper.params or {}).items()]
-    (split,) = translated(lambda: BasicSweeper.split_arguments([*more, *task], None))
-    return [_job(line, [*own, f"hydra.sweep.dir={folder}"], texts, number) for number, texts in enumerate(split)]
+    params = sweeper.get("params") or {}
+    task = [*(parser.parse_override(f"{name}={value}") for name, value in params.items()), *task]
+    own.append(f"hydra.sweep.dir={folder}")
+    if sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
+        return _choosing(line, shared, folder, own, task)
+    if endless := [each.input_line for each in task if each.is_sweep_override() and not each.is_discrete_sweep()]:
+        raise refuse("interval-of-jobs", str(endless[0]).lstrip("+"), "an interval has no end of values")
+    (split,) = translated(lambda: BasicSweeper.split_arguments(task, None))
+    return [_job(line, own, texts, number) for number, texts in enumerate(split)]
+
+
+def _choosing(line: CommandLine, shared: Any, folder: str, own: list[str], task: list[Any]) -> Choosing:
+    """Raises UserError where it would look for the worst."""
+    direction = shared.hydra.sweeper.get("direction", "minimize")
+    if getattr(direction, "name", direction) != "minimize":
+        said = f"hydra.sweeper.direction={getattr(direction, 'name', direction)}"
+        raise refuse("sweeper-direction", said, "a job tells one figure, and less of it is better")
+    texts = {"first": [_end(each, 0) for each in task], "last": [_end(each, -1) for each in task]}
+    if texts["first"] == texts["last"]:
+        del texts["last"]
+    ends = (replace(_job(line, own, each, 0), run_dir=f"{folder}/{name}") for name, each in texts.items())
+    sampler: Any = shared.hydra.sweeper.get("sampler") or {}
+    given = sampler.get("seed")
+    again = (f"hydra.sweeper.sampler.seed={shared.seed if given is None else given}",) if "seed" in sampler else None
+    return Choosing(ends=tuple(ends), again=again)
+
+
+def _end(override: Any, at: int) -> str:
+    """An override of one value: a swept one's first or last."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return f"{key}={override.get_value_element_as_str()}"
+    if override.is_discrete_sweep():
+        return f"{key}={list(override.sweep_string_iterator())[at]}"
+    return f"{key}={(override.value().start, override.value().end)[at]}"
 
 
 def _job(line: CommandLine, own: list[str], texts: list[str], number: int) -> Composed:
@@ -375,7 +439,17 @@ def translated(composing: Callable[[], T]) -> T:
 
     try:
         return composing()
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except Exception as error:
+        own = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+        if not own and "full_key: " not in str(error):  # what OmegaConf itself fails at names the key
+            raise
+        group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+        if group in PLUGINS:
+            known = ", ".join(sorted(getattr(error, "options", None) or ()))
+            package = name.partition("_")[0]
+            hint = f"pip install 'factory[{package}]', or " if package in PLUGINS[group] else ""
+            wrong = "no such plugin is installed"
+            raise refuse("no-plugin", f"{group}={name}", wrong, known=known, hint=hint) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         where = getattr(error, "full_key", None) or "the configuration"
         wrong = lines[0].rstrip(".") if lines else type(error).__name__
@@ -385,15 +459,9 @@ def translated(composing: Callable[[], T]) -> T:
 def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]:
     several = group in ("data", "recipe")  # of the others one option is chosen, the last of a list would win in silence
     names = [str(chosen)] if isinstance(chosen, list) and not several else _names(chosen)
+    other = ", or set model.path to a folder or hub id" if group == "model" else ""
     return [
-        refusal(
-            "unknown-option",
-            f"{group}={name}",
-            f"there is no such {group}",
-            known=listed(known),
-            hint=did_you_mean(name, known),
-            other=", or set model.path to a folder or hub id" if group == "model" else "",
-        )
+        _no_option(f"{group}={name}", f"there is no such {group}", known, did_you_mean(name, known), other)
         for name in names
         if name not in known
     ]

@@ -87,7 +87,7 @@ def _jobs(sweep: SweepFolder) -> Iterator[Run]:
     planned = {job.name: job for job in record.jobs} if record else {}
     for name in sweep.names():
         job, outcome, folder = planned.get(name), ended.get(name), sweep.path / name
-        overrides = job.overrides if job else ()
+        overrides = job.overrides if job else outcome.overrides if outcome else ()
         if outcome is not None and outcome.reused is not None:
             same = runs.of_folder(Path(outcome.reused))
             said = "; ".join(filter(None, (f"as {outcome.reused}, whose plan is the same: not run again", same.said)))

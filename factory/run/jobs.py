@@ -22,6 +22,10 @@ from factory.words import between, duration, size
 
 Compile = Callable[[Composed], Plan]
 Fate = Literal["run", "continue", "keep", "reuse", "refuse"]
+AS_IT_GOES = (
+    "hydra/sweeper chooses each job when it has seen those before: none is known yet, each is compiled when it starts. "
+    "Shown are two that it may choose: every swept key at its first value, and at its last."
+)
 _HOMES = ("outputs", "multirun_sweeps")  # where runs lie by default, and where others of the same plan are sought
 _DEPTHS = ("*", "*/*", "*/*/*")  # of a run's folder under them
 _DIGEST = "digest: "  # how a plan's file starts
@@ -134,8 +138,13 @@ def table(jobs: Sequence[Job]) -> Table:
     made.add_column("", overflow="fold")
     for job, label in zip(jobs, told, strict=True):
         made.add_row(job.name, *([escape(_in_lines(label))] if any(told) else []), *_numbers(job), _said(job))
-    if any(job.plan is not None and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs):
-        made.caption, made.caption_justify = f"ranges of steps {KNOWN_LATER}", "left"
+    later = any(job.plan is not None and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs)
+    lines = [f"ranges of steps {KNOWN_LATER}"] if later else []
+    for rule in dict.fromkeys(refusal.rule for job in jobs for refusal in job.refusals):
+        names = (job.name for job in jobs if rule in [refusal.rule for refusal in job.refusals])
+        lines.append(f"refused by {escape(f'[{rule}]')}: {', '.join(names)}")
+    if lines:
+        made.caption, made.caption_justify = "\n".join(lines), "left"
     return made
 
 
@@ -156,7 +165,7 @@ def _numbers(job: Job) -> tuple[str, str, str, str]:
 
 def _said(job: Job) -> str:
     if job.plan is None:
-        return f"[yellow]refused[/yellow]: {', '.join(each.rule for each in job.refusals)}"
+        return "[yellow]refused[/yellow]"  # by which rules stands below: a narrow terminal would break their names
     fits = "" if job.plan.estimate.memory.fits else "[bold]does not fit[/bold]"
     same = f"the same as {job.same}" if job.same else ""
     fate = _FATES[job.fate].format(reused=escape(job.reused or ""))

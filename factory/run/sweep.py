@@ -1,11 +1,14 @@
 """A sweep: every job is compiled before the first starts, Hydra hands them out, and a comparison closes it."""
 
+import json
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from factory.compare.found import of_folder
 from factory.compare.page import page
 from factory.compare.runs import Status, of_report
 from factory.execute.context import STARTED, append
+from factory.look.machine import look_at_machine
 from factory.plan import read_plan
 from factory.redact import redacted
-from factory.refusal import refuse
+from factory.refusal import UserError, refusal, refuse
 from factory.run import jobs
 from factory.run.folder import RunFolder, read_json, unwritable, write_whole
 from factory.run.jobs import Compile, Fate, Job
@@ -45,14 +49,13 @@ class Verbs:
     go_on: Callable[[RunFolder], int]
 
 
-def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
-    """Every job, nothing of it executed. Raises UserError where the jobs are not known beforehand."""
+def planned(line: compose.CommandLine, compile: Compile) -> tuple[list[Job], bool]:
+    """Every job, nothing of it executed, and whether it is every one: else two of those that a sweeper may choose."""
     ready = compose.prepared(line)
     folder, _ = compose.sweep_folder(line, ready)
     found = compose.jobs(line, ready, folder)
-    if found is None:
-        raise refuse("jobs-unknown", "hydra/sweeper", "it decides each job when it has seen the ones before")
-    return jobs.compiled(found, folder, compile)
+    known = not isinstance(found, compose.Choosing)
+    return jobs.compiled(found if known else found.ends, folder, compile), known
 
 
 def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen) -> int:
@@ -63,12 +66,15 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     ready = compose.prepared(line)
     name, shared = compose.sweep_folder(line, ready)
     folder = SweepFolder(asked.resume or name)
-    listed = _listed(line, ready, folder, asked, verbs.compile)
-    if listed:
+    found = compose.jobs(line, ready, str(folder.path))
+    if isinstance(found, compose.Choosing):
+        again, listed = _chosen_again(found, asked), list[Job]()
+        screen.print(jobs.table(jobs.compiled(found.ends, str(folder.path), verbs.compile)))
+        screen.print(jobs.AS_IT_GOES)
+    else:
+        again, listed = (), _listed(found, folder, asked, verbs.compile)
         screen.print(jobs.table(listed))
         screen.print(jobs.summary(listed))
-    else:
-        screen.print("hydra/sweeper decides the jobs as it goes: each is compiled when it starts.")
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,9 +83,19 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
         parent = parent_run(tracking, folder, line, before.parent_run if before else None)
         folder.write(record(line, listed, parent))
-        stopped = _handed_out(_arguments(ready, parent, folder), folder, listed, verbs)
+        task = _Task(
+            folder=str(folder.path),
+            fates={job.name: (job.fate, job.reused) for job in listed},
+            verbs=verbs,
+            resumed=bool(asked.resume),
+            gpus=len(look_at_machine().gpus),
+        )
+        ended, problem = _handed_out([*(again or ()), *_arguments(ready, parent, folder)], task)
         _note_others(folder, listed)
-        return closed(folder, tracking, parent, stopped, screen)
+        code = closed(folder, tracking, parent, ended == INTERRUPTED, screen, goes_on=again is not None)
+        if problem is not None:
+            raise problem
+        return code or ended
 
 
 def recorded(line: compose.CommandLine, folder: str, before: Record | None) -> compose.CommandLine:
@@ -92,20 +108,20 @@ def recorded(line: compose.CommandLine, folder: str, before: Record | None) -> c
     return replace(line, overrides=before.overrides, config_dirs=before.config_dirs)
 
 
-def _listed(
-    line: compose.CommandLine, ready: compose.Prepared, folder: SweepFolder, asked: Sweep, compile: Compile
-) -> list[Job]:
-    """The jobs with what is to become of each; empty where they are not known beforehand."""
-    composed = compose.jobs(line, ready, str(folder.path))
-    if composed is not None and asked.resume:
-        compile = beside(compile)
-    if composed is None:
-        if set_ := [name for name, value in (("resume", asked.resume), ("reuse", asked.reuse)) if value]:
-            raise refuse("jobs-unknown", f"sweep.{set_[0]}", "hydra/sweeper decides each job as it goes")
-        return []
-    found = jobs.compiled(composed, str(folder.path), compile)
+def _listed(composed: Sequence[compose.Composed], folder: SweepFolder, asked: Sweep, compile: Compile) -> list[Job]:
+    """The jobs with what is to become of each."""
+    found = jobs.compiled(composed, str(folder.path), beside(compile) if asked.resume else compile)
     found = jobs.continued(found, folder) if asked.resume else found
     return jobs.reusing(found, folder) if asked.reuse else found
+
+
+def _chosen_again(found: compose.Choosing, asked: Sweep) -> tuple[str, ...] | None:
+    """The overrides with which a sweeper chooses the same jobs again. Raises UserError where that is asked in vain."""
+    if asked.reuse:
+        raise refuse("jobs-unknown", "sweep.reuse", "hydra/sweeper chooses each job as it goes")
+    if asked.resume and found.again is None:
+        raise refuse("jobs-unknown", "sweep.resume", "hydra/sweeper takes no seed, and would choose other jobs")
+    return found.again
 
 
 def beside(compile: Compile) -> Compile:
@@ -134,33 +150,64 @@ def first_refusal(job: Job) -> str | None:
     return f"[{job.refusals[0].rule}] {job.refusals[0].setting}: {job.refusals[0].wrong}" if job.refusals else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """A job in whichever process a launcher gives it: it is sent there whole, so it holds plain values alone."""
+    """A job in whichever process a launcher gives it: it is sent there whole, so it holds plain values alone.
+
+    `gpus` are how many the sweep's own process sees.
+    """
 
     folder: str
     fates: dict[str, tuple[Fate, str | None]]
     verbs: Verbs
+    resumed: bool
+    gpus: int
 
     def __call__(self, config: Any) -> float:
-        composed = compose.of_job(config)
+        composed = self._checked(compose.of_job(config))
         name = jobs.name_of(composed, self.folder)
         fate, reused = self.fates.get(name, ("run", None))
         run = RunFolder(reused or composed.run_dir)
+        if fate == "run" and self._begun(name, run):
+            fate = self._fate(name, composed)
         if fate in ("run", "continue", "refuse"):
             words = " ".join(composed.overrides) or "(defaults)"
             Screen().print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
             os.environ[STARTED] = str(time.time())
             code = self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
-            append(SweepFolder(self.folder).outcomes, {"job": name, "code": code})
+            line = {"job": name, "code": code, "overrides": list(composed.overrides)}
+            append(SweepFolder(self.folder).outcomes, line)
             if code == INTERRUPTED:
                 raise KeyboardInterrupt  # which Hydra lets through: of an Exception it would go on to the next job
         return _value(run)
 
+    def _checked(self, composed: compose.Composed) -> compose.Composed:
+        """With a refusal where a launcher hides the GPUs: submitit and Ray do, unless a job asks for some."""
+        if not self.gpus or composed.tree["hardware"]["device"] != "auto" or look_at_machine().gpus:
+            return composed
+        wrong = f"the job's process sees none of the {self.gpus} GPUs that the sweep's does"
+        return replace(composed, problems=(*composed.problems, refusal("gpu-hidden", "hydra/launcher", wrong)))
 
-def _handed_out(arguments: list[str], folder: SweepFolder, listed: Sequence[Job], verbs: Verbs) -> bool:
-    """Whether it was interrupted."""
-    made = _Task(str(folder.path), {job.name: (job.fate, job.reused) for job in listed}, verbs)
+    def _begun(self, name: str, run: RunFolder) -> bool:
+        """Before by this sweep: it is continued, or its launcher starts a job again that was past its time."""
+        known, sweep = name in self.fates, SweepFolder(self.folder)
+        if self.resumed and not known:
+            return True
+        return run.plan.is_file() and run.plan.stat().st_mtime > sweep.record.stat().st_mtime
+
+    def _fate(self, name: str, composed: compose.Composed) -> Fate:
+        """A chosen job that ended stays as it ended: those after it were chosen by that. Raises UserError."""
+        sweep = SweepFolder(self.folder)
+        (job,) = jobs.continued(jobs.compiled([composed], self.folder, beside(self.verbs.compile)), sweep)
+        ended = sweep.ended().get(name)
+        if ended is not None and ended.code != INTERRUPTED:
+            return "keep"
+        _note_kept(sweep, job)
+        return job.fate
+
+
+def _handed_out(arguments: list[str], made: _Task) -> tuple[int, UserError | None]:
+    """How Hydra ended: 0, interrupted, or failed, and what it was refused for."""
 
     def task(config: Any) -> float:  # Hydra wants a function
         return made(config)
@@ -168,14 +215,32 @@ def _handed_out(arguments: list[str], folder: SweepFolder, listed: Sequence[Job]
     try:
         compose.hydra_main(task, arguments)
     except KeyboardInterrupt:
-        return True
-    return False
+        return INTERRUPTED, None
+    except UserError as problem:
+        return FAILED, problem
+    except Exception as error:  # whatever a launcher or a sweeper raises: what the jobs left is compared all the same
+        log = Path(made.folder) / "error.log"
+        write_whole(log, redacted("".join(traceback.format_exception(error))))
+        print(f"hydra/launcher or hydra/sweeper failed: {said(error)}. The traceback is in {log}", file=sys.stderr)
+        return FAILED, None
+    return 0, None
 
 
 def _value(run: RunFolder) -> float:
-    """What an optimizing sweeper minimizes: the held-out perplexity, or the loss where whole answers are judged."""
-    evaluate = (read_json(run.report) or {}).get("evaluate", {})
-    return float(evaluate.get("loss" if "loss" in evaluate else "perplexity", "nan"))
+    """What an optimizing sweeper minimizes: the first of `_OBJECTIVES` of the held-out rows, or where none is held out
+    of the last line of training; infinity, the worst that there is, of a job that did not finish.
+    """
+    report = read_json(run.report) or {}
+    if report.get("status") != "finished":
+        return inf
+    figures = report.get("evaluate", {})
+    if not figures.keys() & _OBJECTIVES.keys():
+        lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
+        figures = json.loads(lines[-1]) if lines else {}
+    return next((sign * figures[name] for name, sign in _OBJECTIVES.items() if figures.get(name) is not None), inf)
+
+
+_OBJECTIVES = {"perplexity": 1.0, "reward": -1.0, "loss": 1.0}  # and whether less of it is better
 
 
 def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
@@ -187,13 +252,26 @@ def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
             outcome = ended.get(Path(job.reused).name) if inside else Outcome(code=0)
             if outcome is not None:
                 append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": job.reused})
-        elif job.fate == "keep" and job.name not in ended:  # the sweep was killed before it could note it
-            report = read_json(RunFolder(folder.path / job.name).report) or {}
-            append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else FAILED})
+        _note_kept(folder, job)
 
 
-def closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped: bool, screen: Screen) -> int:
-    """Compares what there is, tells of it, and returns the exit code."""
+def _note_kept(folder: SweepFolder, job: Job) -> None:
+    """Where the sweep was killed before it could note it."""
+    if job.fate == "keep" and job.name not in folder.ended():
+        report = read_json(RunFolder(folder.path / job.name).report) or {}
+        append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else FAILED})
+
+
+def closed(
+    folder: SweepFolder,
+    tracking: Tracking,
+    parent: str | None,
+    stopped: bool,
+    screen: Screen,
+    *,
+    goes_on: bool = True,
+) -> int:
+    """Compares what there is, tells of it, and returns the exit code. `goes_on`: whether it could be continued."""
     ended = folder.ended()
     done = bool(ended) and all(ended.get(name, Outcome(code=FAILED)).code == 0 for name in folder.names())
     made = compared(of_folder(folder.path)) if folder.names() else None
@@ -207,7 +285,7 @@ def closed(folder: SweepFolder, tracking: Tracking, parent: str | None, stopped:
         screen.print(f"Next: {again}  # more of it; compare.out=PAGE.html: the page again", soft_wrap=True)
     if (shown := shows(tracking, folder.path / "*")) is not None:
         screen.print(f"Next: {shown}", soft_wrap=True)
-    if made is not None and {run.status for run in made.runs} & set(_UNDONE):
+    if goes_on and made is not None and {run.status for run in made.runs} & set(_UNDONE):
         screen.print(f"To continue: {program('factory')} -m sweep.resume={folder.path}", soft_wrap=True)
     _close_parent(tracking, parent, folder, made, done)
     return INTERRUPTED if stopped else 0 if done else FAILED

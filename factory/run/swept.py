@@ -22,10 +22,14 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`reused`: the folder of the run with the same plan whose result stands for this job's."""
+    """`reused`: the folder of the run with the same plan whose result stands for this job's.
+
+    `overrides` are those of a job that was run here.
+    """
 
     code: int
     reused: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,12 @@ class SweepFolder:
         for text in self.outcomes.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # what a full disk cut short
                 lines.append(json.loads(text))
-        return {line["job"]: Outcome(code=line["code"], reused=line.get("reused")) for line in lines}
+        return {
+            line["job"]: Outcome(
+                code=line["code"], reused=line.get("reused"), overrides=tuple(line.get("overrides", ()))
+            )
+            for line in lines
+        }
 
     def names(self) -> list[str]:
         """Of all jobs that are known, in their order; those that no record lists by their numbers."""

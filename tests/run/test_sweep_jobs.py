@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import side_by_side
 
 from factory import compose
 from factory.execute.report import as_json, blank
+from factory.facts import Gpu
 from factory.plan import Plan, Span, read_plan, to_yaml
 from factory.refusal import UserError, refuse
 from factory.run import jobs
+from factory.run import sweep as sweeps
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, sweep
@@ -72,7 +75,7 @@ class Runs:
 
 def composed(texts: list[str], folder: str) -> list[compose.Composed]:
     return [
-        compose.Composed(tree={}, overrides=tuple(text.split()), run_dir=f"{folder}/{at}")
+        compose.Composed(tree={"hardware": {"device": "auto"}}, overrides=tuple(text.split()), run_dir=f"{folder}/{at}")
         for at, text in enumerate(texts)
     ]
 
@@ -94,12 +97,15 @@ def swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> Swept:
         resume: bool = False,
         reuse: bool = False,
         known: bool = True,
+        seeded: bool = True,
+        hydra: Callable[..., Any] = lambda task, handed: [task(each) for each in handed],
     ) -> int:
         handed = composed(texts, folder)
+        choosing = compose.Choosing(ends=tuple(handed[:1]), again=("seed=1",) if seeded else None)
         monkeypatch.setattr(compose, "sweep_folder", lambda *_: (folder, shared))
-        monkeypatch.setattr(compose, "jobs", lambda *_: handed if known else None)
+        monkeypatch.setattr(compose, "jobs", lambda *_: handed if known else choosing)
         monkeypatch.setattr(compose, "of_job", lambda config: config)
-        monkeypatch.setattr(compose, "hydra_main", lambda task, _: [task(each) for each in handed])
+        monkeypatch.setattr(compose, "hydra_main", lambda task, _: hydra(task, handed))
         line = compose.CommandLine(overrides=() if resume else ("seed=1",), multirun=True)
         return sweep(line, Sweep(resume=folder if resume else None, reuse=reuse), runs.verbs, Screen())
 
@@ -114,7 +120,7 @@ def test_all_jobs_are_compiled_before_the_first_starts(swept: Swept, capsys: pyt
     assert swept(runs, ["method=lora", "refused", "method=full"]) == 1
     assert runs.log == ["compile"] * 3 + ["run 0", "run 2"]
     plans, _, rest = capsys.readouterr().out.partition("3 jobs: 2 to run, 1 refused.")
-    assert "method=lora" in plans and "2,442,240" in plans and "refused: galore-rank" in plans
+    assert "method=lora" in plans and "2,442,240" in plans and "refused by [galore-rank]: 1" in plans
     assert "refused: [galore-rank] method.rank=9: it is too much." in rest
     tree = json.loads(SweepFolder(FOLDER).record.read_text())
     assert [job["refused"] is not None for job in tree["jobs"]] == [False, True, False]
@@ -196,12 +202,81 @@ def test_a_run_that_is_not_sound_is_not_reused(change: dict[str, Any], here: Pat
     assert [job.fate for job in jobs.reusing(asked, sweep)] == ["run"]
 
 
-def test_a_sweeper_that_decides_as_it_goes_is_left_to_it(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweeper_that_chooses_as_it_goes_is_left_to_it(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
     runs = Runs()
     assert swept(runs, RANKS[:2], known=False) == 0
-    assert runs.log == ["run 0", "run 1"] and "decides the jobs as it goes" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"\[jobs-unknown\]"):
+    assert runs.log == ["compile", "run 0", "run 1"] and "none is known yet" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"\[jobs-unknown\] sweep.reuse"):
         swept(runs, RANKS, reuse=True, known=False)
+
+
+def test_chosen_jobs_stay_as_they_ended_and_the_others_run(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+    told = list[float]()
+
+    def hydra(task: Callable[..., float], handed: list[compose.Composed]) -> None:
+        told[:] = [task(each) for each in handed]
+
+    texts = ["method.rank=2", "refused", "method.rank=4", "method.rank=6"]
+    assert swept(Runs(job2=130), texts, known=False) == 130
+    capsys.readouterr()
+    again = Runs()
+    assert swept(again, texts, known=False, resume=True, hydra=hydra) == 1
+    assert again.done == ["go on 2", "run 3"]
+    assert told == [9.0, inf, 9.0, 9.0]
+    said = capsys.readouterr().out
+    assert "method.rank=6" in said and "refused" in said  # of a job that is not listed beforehand its outcome tells
+    with pytest.raises(UserError, match=r"\[sweep-changed\].*job 0 was made from the plan"):
+        swept(Runs(), ["method.rank=8"], known=False, resume=True)
+
+
+def test_what_no_seed_repeats_is_not_continued(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+    assert swept(Runs(job0=1), RANKS[:1], known=False, seeded=False) == 1
+    assert "sweep.resume" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"\[jobs-unknown\] sweep.resume"):
+        swept(Runs(), RANKS[:1], known=False, seeded=False, resume=True)
+
+
+def test_a_job_that_its_launcher_starts_again_goes_on(swept: Swept) -> None:
+    """Past its time, or preempted."""
+
+    def hydra(task: Callable[..., float], handed: list[compose.Composed]) -> None:
+        run = RunFolder(handed[0].run_dir)
+        run.path.mkdir(parents=True)
+        run.plan.write_text(to_yaml(compiled(handed[0])))  # and killed
+        task(handed[0])
+
+    runs = Runs()
+    assert swept(runs, RANKS[:1], hydra=hydra) == 0
+    assert runs.done == ["go on 0"]
+
+
+def test_of_a_launcher_that_fails_the_jobs_are_compared(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+    def hydra(task: Callable[..., float], handed: list[compose.Composed]) -> None:
+        task(handed[0])
+        raise RuntimeError("no answer")
+
+    assert swept(Runs(), RANKS[:2], hydra=hydra) == 1
+    said = capsys.readouterr()
+    assert "failed: RuntimeError: no answer." in said.err and "not run" in said.out
+    assert "no answer" in (SweepFolder(FOLDER).path / "error.log").read_text()
+    assert swept(Runs(), RANKS[:1], "multirun_sweeps/one/all", hydra=hydra) == 1  # though every job finished
+
+
+def test_a_launcher_that_hides_the_gpus_is_refused(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[tuple[str, ...]]()
+
+    def run(composed: compose.Composed) -> int:
+        seen.append(tuple(problem.rule for problem in composed.problems))
+        return 2
+
+    monkeypatch.setattr(Runs, "verbs", property(lambda runs: Verbs(compile=compiled, run=run, go_on=runs._go_on)))
+    bare = replace(sweeps.look_at_machine(), gpus=())
+    card = replace(bare, gpus=(Gpu(name="A100", memory_bytes=2**30, compute_capability=8.0),))
+    machines = iter([card, bare, card, card])
+    monkeypatch.setattr(sweeps, "look_at_machine", lambda: next(machines))
+    assert swept(Runs(), RANKS[:1]) == 1
+    assert swept(Runs(), RANKS[:1], "multirun_sweeps/one/b") == 1
+    assert seen == [("gpu-hidden",), ()]
 
 
 def test_ctrl_c_in_a_job_ends_hydras_sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +318,7 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     subdir = "hydra.sweep.subdir='${hydra.job.override_dirname}'"
     line = compose.parse(["-m", "method=lora,full", subdir, "seed=range(1,3)"])
     found = compose.jobs(line, compose.prepared(line), "x")
-    assert found is not None
+    assert isinstance(found, list)
     assert [job.overrides for job in found] == [
         (f"method={method}", f"seed={seed}") for method in ("lora", "full") for seed in (1, 2)
     ]
