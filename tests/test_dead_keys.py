@@ -27,6 +27,7 @@ SCREENS |= {"compare.format", "compare.out", "sweep.resume", "sweep.reuse"}
 SCREENS |= {found.path for found in all_keys() if found.path.startswith("export.")}  # tests/export/test_export_rules.py
 # of what writes: tests/inference/test_writing_asked.py
 SCREENS |= {found.path for found in all_keys() if found.path.startswith(("engine.", "generation.", "chat.", "serve."))}
+SCREENS |= {found.path for found in all_keys() if found.path.startswith("board.")}  # tests/board/test_server.py
 BASE = ("stage.max_grad_norm=null",)  # layerwise stepping wants it
 
 

@@ -95,9 +95,7 @@ class Children:
         raise RuntimeError(_end(made.printed))
 
     def _serve(self, words: tuple[str, ...]) -> Server:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port("127.0.0.1")
         printed = self.aside("served")
         with printed.open("wb") as out:
             process = subprocess.Popen(
@@ -118,6 +116,12 @@ class Children:
 
     def close(self) -> None:
         self.keep(set())
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
 
 
 def _environment() -> dict[str, str]:

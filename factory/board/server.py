@@ -5,7 +5,7 @@ import hmac
 import os
 from pathlib import Path
 
-from factory.board.children import Children
+from factory.board.children import Children, free_port
 from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
@@ -46,7 +46,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     try:
         blocks.launch(
             server_name=board.host,
-            server_port=board.port,
+            server_port=board.port or free_port(board.host),
             share=board.share,
             auth=None if password is None else (lambda _, given: _knows(password, given)),
             inbrowser=board.open,

@@ -55,6 +55,8 @@ def memory(
 
     layerwise, turns = bool(getattr(method, "layerwise", False)), copied is not None
     accumulates = train.gradient_accumulation_steps > 1 and not layerwise
+    largest = max((prod(shape) for shape in everything.values()), default=0)
+    stepping = scratch(train.optimizer, largest, number, load.device)
     found = step(
         expanded,
         _at_one_time(shapes, expanded) if turns else shapes,
@@ -67,19 +69,19 @@ def memory(
         frees_gradients=layerwise or accumulates,
         standing=[prod(shape) * number for shape in everything.values()] if accumulates else (),
         states=_spread(optimizer, everything),
+        scratch=_blocks(stepping, 4 * largest),
     )
     standing = gradients if accumulates else 0
     held = weights + optimizer
-    largest = max((prod(shape) for shape in everything.values()), default=0)
     instants = {
         "forward": held + standing + max(rolled, found.forward),
         "backward": held + standing + max(0, found.backward - (whole - gradients)),
-        "step": held + gradients + scratch(train.optimizer, largest, number, load.device),
+        "step": held + gradients + stepping,
         "saving": held + (0 if turns else _saving(expanded, everything, steps)),
     }
     slack = resident = 0
     if load.device == "cpu":
-        slack = max(0, weights + found.heap - max(instants["forward"], instants["backward"]))
+        slack = max(0, weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
         resident = runtime.resident(attach.method, arch)
     instants = {name: resident + slack + count for name, count in instants.items()}
     total = max(instants.values())
@@ -128,6 +130,11 @@ def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
     """The optimizer's bytes by tensor and, as most keep two numbers, in halves."""
     whole = counted(shapes) or 1
     return [count * prod(shape) // (2 * whole) for shape in shapes.values() for _ in range(2)]
+
+
+def _blocks(count: int, size: int) -> list[int]:
+    """As many of this size as there are in so many bytes, and the rest."""
+    return [] if count == 0 else [*([size] * (count // size)), *([count % size] if count % size else [])]
 
 
 def _weights(

@@ -44,12 +44,13 @@ def step(
     frees_gradients: bool = False,
     standing: Iterable[int] = (),
     states: Iterable[int] = (),
+    scratch: Iterable[int] = (),
 ) -> Step:
     """Of one micro-batch of `rows` sequences of `length` tokens; of each, all but one are trained.
 
     `copied`: what trains is held in the frozen type, and stepped as copies. `frees_gradients`: none stays, as each is
     stepped at once, or they are there already, and are in `standing`: bytes of what is there from the start on.
-    `states` are those of the optimizer's, tensor by tensor.
+    `states` are those of the optimizer's, tensor by tensor; `scratch` the blocks that its step holds at once beside.
     """
     compute = steps.train.autocast
     numbers = Numbers(
@@ -59,7 +60,7 @@ def step(
     )
     quantized = stays_quantized(steps.quantize, steps.load.config)
     asked = (arch, trained, numbers, method, steps.patch, quantized, Shapes(rows=rows, length=length), reads)
-    more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states))
+    more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states), tuple(scratch))
     key = repr((*asked, *more))  # most plans after the first differ in what no tensor's size follows from
     if key not in _walked:
         if len(_walked) == _KEPT:
@@ -85,6 +86,7 @@ def _walk(
     frees_gradients: bool,
     standing: tuple[int, ...],
     states: tuple[int, ...],
+    scratch: tuple[int, ...],
 ) -> Step:
     tape = Tape(numbers.compute, Ledger(Heap() if in_heap else None), frees_gradients=frees_gradients)
     decoder = Decoder(
@@ -103,10 +105,12 @@ def _walk(
     with _uncollected():
         first = _once(tape, decoder, batch, reads)
         there += [Storage(tape.ledger, count) for count in states]
+        tape.ledger.pass_by(*scratch)
         tape.gradients.clear()
         if tape.ledger.heap is None:
             return first
         _once(tape, decoder, batch, reads)
+        tape.ledger.pass_by(*scratch)
     return replace(first, heap=tape.ledger.heap.peak)
 
 
