@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import gradio as gr
@@ -39,6 +40,7 @@ class Page:
     children: Children
     votes: Votes
     folders: tuple[Path, ...]
+    saved: Path  # where files to download lie
     blocks: Any = None
     language: Any = None
     overrides: Any = None
@@ -59,7 +61,14 @@ class Page:
 
 def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders: tuple[Path, ...]) -> Any:
     """The whole of it, to be launched."""
-    made = Page(planner=planner, runs=runs, children=children, votes=votes, folders=folders)
+    made = Page(
+        planner=planner,
+        runs=runs,
+        children=children,
+        votes=votes,
+        folders=folders,
+        saved=Path(mkdtemp(prefix="factory-")),
+    )
     with gr.Blocks(title="Factory", analytics_enabled=False, fill_width=True) as blocks:
         made.blocks = blocks
         made.overrides, made.formed, made.current = gr.State(()), gr.State(0), gr.State(None)

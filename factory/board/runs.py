@@ -63,6 +63,10 @@ class Runs:
             folder=str(folder), state=self.state(str(folder)), started=plan.stat().st_mtime, overrides=_said(plan)
         )
 
+    def known(self, folder: str | None) -> bool:
+        """Whether it is one of these: a folder that comes from a page is not taken on trust."""
+        return any(each.folder == folder for each in self.all())
+
     def state(self, folder: str) -> State:
         run = RunFolder(folder)
         if _is_locked(run.lock):

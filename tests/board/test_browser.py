@@ -17,6 +17,10 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
 IMAGES = os.environ.get("FACTORY_BOARD_IMAGES")  # a folder: pictures of the page are written there
 SHORT = "tracking=none evaluate.samples=0 data.max_length=128 stage.logging_steps=1"
+ROWS = "".join(
+    f'{{"instruction": "What is {number} and {number}?", "output": "It is {2 * number}. Now count on."}}\n'
+    for number in range(40)
+)
 MINUTE = 60_000  # milliseconds
 
 
@@ -148,11 +152,18 @@ def test_the_whole_journey(page: Any, address: str) -> None:
     _paste(page, f"factory stage.max_steps=10 {SHORT}")
     _command(page, "stage.max_steps=10", "tracking=none")
     page.wait_for_selector("#plan .f-bar")
+    page.locator("#upload input[type=file]").set_input_files(
+        {"name": "mine.jsonl", "mimeType": "application/json", "buffer": ROWS.encode()}
+    )
+    _command(page, "data=file", "mine.jsonl")
     _tab(page, "Preview")
     page.locator("#preview-run").click()
     page.frame_locator("#preview iframe").get_by_text("Lengths").wait_for()
     _picture(page, "preview")
     _tab(page, "Configure")
+    with page.expect_download() as saved:
+        page.locator("#save").click()
+    assert "max_steps: 10" in Path(saved.value.path()).read_text()
     page.locator("#start").click()
     page.locator("#state", has_text="running").wait_for()
     page.reload()

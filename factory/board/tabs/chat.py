@@ -125,6 +125,8 @@ def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Over
     if not chosen:
         return None
     if chosen != _BASE:
+        if not page.runs.known(chosen):
+            return None
         return (f"run={spelt(chosen)}",)
     of_run = next((each.overrides for each in page.runs.all() if each.folder == beside), overrides)
     return tuple(text for text in of_run if name_of(text) == "model" or text.startswith("model."))

@@ -47,6 +47,7 @@ def build(page: "Page") -> None:
 
     def compare(folders: list[str], language: str) -> Iterator[str]:
         say = words(language)
+        folders = [folder for folder in folders or () if page.runs.known(folder)]
         if len(folders) < 2 and not any(is_sweep(folder) for folder in folders):
             yield shown.waiting(say("compare_none"))
             return

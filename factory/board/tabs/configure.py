@@ -1,6 +1,6 @@
 """Configure: options, the keys of one group at a time, the estimate, the command line. All of it from the schema."""
 
-import tempfile
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,11 @@ def build(page: "Page") -> None:
     reset.click(lambda formed: ((), formed + 1), page.formed, [page.overrides, page.formed])
     load.upload(_loaded, [load, page.overrides, page.formed], [page.overrides, page.formed, message])
     upload.upload(_own_rows, [upload, page.overrides, page.formed], [page.overrides, page.formed])
-    page.overrides.change(lambda overrides: _saved(page, overrides), page.overrides, save, show_progress="hidden")
+
+    def saved(overrides: Overrides, request: gr.Request) -> str | None:
+        return _saved(page, overrides, request.session_hash or "one")
+
+    page.overrides.change(saved, page.overrides, save, show_progress="hidden")
     start.click(
         lambda overrides, language: _start(page, overrides, words(language)),
         [page.overrides, page.language],
@@ -253,14 +257,15 @@ def _own_rows(path: str, overrides: Overrides, formed: int) -> tuple[Overrides, 
     return line.changed(line.changed(overrides, "data", "file"), "data.path", line.spelt(path)), formed + 1
 
 
-def _saved(page: "Page", overrides: Overrides) -> str | None:
-    """A file to download."""
+def _saved(page: "Page", overrides: Overrides, session: str) -> str | None:
+    """A file to download, one a session."""
     planned = page.planner(overrides)
     if planned.tree is None:
         return None
-    folder = Path(tempfile.mkdtemp(prefix="factory-"))
-    (folder / "settings.yaml").write_text(file.written(overrides, planned.tree), encoding="utf-8")
-    return str(folder / "settings.yaml")
+    path = page.saved / re.sub(r"\W", "", session) / "settings.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(file.written(overrides, planned.tree), encoding="utf-8")
+    return str(path)
 
 
 def _start(page: "Page", overrides: Overrides, say: Words) -> tuple[str, Any, Any]:

@@ -42,7 +42,7 @@ def build(page: "Page") -> None:
     page.selected.change(runs_of, [page.language, run], run, show_progress="hidden")
 
     def start(folder: str | None, overrides: Overrides, language: str) -> tuple[str, Any, Any]:
-        if not folder:
+        if not folder or not page.runs.known(folder):
             return words(language)("no_runs"), gr.update(), gr.update()
         made = page.runs.start((f"run={spelt(folder)}", *overrides), "evaluate")
         return words(language)("started", folder=made), gr.update(selected="runs"), made
@@ -54,7 +54,7 @@ def build(page: "Page") -> None:
 
 def _shown(page: "Page", folder: str | None, say: Words) -> tuple[str, Any]:
     """What was measured in a run, and its rows."""
-    report = page.runs.report(folder) if folder else None
+    report = page.runs.report(folder) if folder and page.runs.known(folder) else None
     if not folder or report is None:
         return "", gr.update(value=[])
     rows = [row for path in sorted((Path(folder) / "evaluation").glob("*.jsonl")) for row in read(path)]

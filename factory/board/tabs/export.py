@@ -40,6 +40,9 @@ def build(page: "Page") -> None:
 
     def export(folder: str, form: str, place: str, language: str) -> Iterator[tuple[str, str]]:
         say = words(language)
+        if not page.runs.known(folder):
+            yield shown.waiting(say("no_runs")), ""
+            return
         if not page.planner.allows(place):
             folders = ", ".join(map(str, page.folders))
             yield (

@@ -21,9 +21,7 @@ _GOING_ON = ("queued", "starting", "running")
 
 def build(page: "Page") -> None:
     with gr.Row():
-        run = page.say(
-            gr.Dropdown([], label=page.text("run"), elem_id="run", scale=4, allow_custom_value=True), label="run"
-        )
+        run = page.say(gr.Dropdown([], label=page.text("run"), elem_id="run", scale=4), label="run")
         smoothing = page.say(
             gr.Slider(0, 0.99, value=0.0, step=0.01, label=page.text("smoothing"), scale=1, min_width=180),
             label="smoothing",
@@ -86,11 +84,11 @@ def build(page: "Page") -> None:
     page.current.change(look, started, outputs, show_progress="hidden")
 
     def asked(folder: str | None, language: str) -> str:
-        stopped = folder is not None and page.runs.stop(folder)
+        stopped = folder is not None and page.runs.known(folder) and page.runs.stop(folder)
         return words(language)("stopped" if stopped else "nothing_to_stop")
 
     stop.click(asked, [run, page.language], message)
-    resume.click(lambda folder: folder and page.runs.resume(folder), run)
+    resume.click(lambda folder: page.runs.resume(folder) if page.runs.known(folder) else None, run)
 
     def settings(folder: str | None, overrides: Overrides, formed: int) -> tuple[Overrides, int, Any]:
         for each in page.runs.all():
