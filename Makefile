@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table4 test lint types slow bench test-gpu golden compat clean
+.PHONY: help setup demo table4 test lint types slow bench images test-gpu golden compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,9 @@ slow: $(VENV)/.dev  ## every method and stage on the embedded model, tens of ste
 bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), and each method's memory
 	$(RUN) benchmarks/peer.py
 	$(RUN) benchmarks/methods.py
+
+images: $(VENV)/.dev  ## pictures of the board in docs/images, by its journey in Chromium
+	FACTORY_BOARD_IMAGES=$(CURDIR)/docs/images $(RUN) -m pytest -m slow tests/board/test_browser.py
 
 test-gpu: $(VENV)/.dev  ## what only a GPU shows
 	$(RUN) -m pytest -m gpu

@@ -45,7 +45,8 @@ class Page:
     language: Any = None
     overrides: Any = None
     formed: Any = None
-    selected: Any = None  # the tab
+    selected: Any = None  # which tab is open
+    tab: Any = None  # the one that is being built
     current: Any = None  # the run that was started last
     told: list[tuple[Any, dict[str, str]]] = field(default_factory=list)
 
@@ -89,6 +90,7 @@ def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders
             for name, build in _TABS.items():
                 with gr.Tab(made.text(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as tab:
                     made.say(tab, label=f"tab.{name}")
+                    made.tab = tab
                     build(made)
         _speak(made)
     return blocks

@@ -104,7 +104,8 @@ def _picture(page: Any, name: str) -> None:
 def test_a_refusal_stands_beside_its_field_and_its_button_mends_it(page: Any) -> None:
     _type(page, "stage.learning_rate", "-3")
     problem = page.locator("#key-stage\\.learning_rate").locator("xpath=ancestor::div[contains(@class,'column')][1]")
-    problem.locator(".f-problem").wait_for()
+    problem.locator(".f-problem", has_text="-3.0").wait_for()
+    page.wait_for_timeout(1500)  # what was typed before has been drawn and gone
     _picture(page, "refusal")
     page.locator("#fix-0").click()
     page.wait_for_selector("#plan .f-bar")

@@ -63,7 +63,7 @@ def build(page: "Page") -> None:
             gr.update(choices=[(say("chat_nothing"), _NOTHING), *base, *runs], value=other or _NOTHING),
         )
 
-    page.selected.change(models, [page.language, left, right], [left, right], show_progress="hidden")
+    page.tab.select(models, [page.language, left, right], [left, right], show_progress="hidden")
 
     def loading(one: str, other: str, overrides: Overrides, blind: bool, language: str) -> Iterator[tuple[Any, str]]:
         say = words(language)
@@ -104,12 +104,14 @@ def build(page: "Page") -> None:
         if sides[0] is None:
             yield text, one, other, words(language)("chat_first")
             return
-        histories = [[*talk, {"role": "user", "content": text}] for talk in (one, other)]
+        question = {"role": "user", "content": text}
+        histories = [
+            [*talk, question] if side is not None else [] for talk, side in zip((one, other), sides, strict=True)
+        ]
         settings = {"temperature": temperature, "max_tokens": int(tokens)}
         answers = ["", ""]
         for place, side in enumerate(sides):
             if side is None:
-                histories[place] = []
                 continue
             asked = [*([{"role": "system", "content": system}] if system else []), *map(_message, histories[place])]
             for answers[place] in _streamed(page.children.served(side), asked, settings):

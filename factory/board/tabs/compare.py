@@ -34,7 +34,7 @@ def build(page: "Page") -> None:
     def finished(language: str, chosen: list[str]) -> Any:
         return gr.update(choices=named(page.runs, words(language), ("finished", "failed")), value=chosen)
 
-    page.selected.change(finished, [page.language, ticked], ticked, show_progress="hidden")
+    page.tab.select(finished, [page.language, ticked], ticked, show_progress="hidden")
 
     def start(chosen: list[str], overrides: Overrides, language: str) -> tuple[str, Any, Any]:
         say = words(language)

@@ -52,7 +52,7 @@ def build(page: "Page") -> None:
                     gr.UploadButton(page.text("load_yaml"), file_types=[".yaml", ".yml"], elem_id="load"),
                     label="load_yaml",
                 )
-            upload = page.say(gr.File(label=page.text("upload"), elem_id="upload", height=110), label="upload")
+            upload = page.say(gr.File(label=page.text("upload"), elem_id="upload", height=150), label="upload")
     problems = gr.State(())  # which are shown: the form is drawn anew only where they change
 
     def seen(overrides: Overrides, language: str) -> tuple[Any, ...]:
@@ -60,15 +60,11 @@ def build(page: "Page") -> None:
         marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
         return shown.plan(planned, words(language)), line.command(overrides), marks
 
-    def look(*inputs: Any) -> tuple[Any, ...]:
-        return seen(*inputs)
-
-    outputs = [estimate, command, problems]
     gr.on(
         [page.blocks.load, page.overrides.change, page.language.change],
-        look,
+        seen,
         [page.overrides, page.language],
-        outputs,
+        [estimate, command, problems],
         show_progress="hidden",
         trigger_mode="always_last",
     )
@@ -92,7 +88,7 @@ def build(page: "Page") -> None:
         [message, page.selected, page.current],
     )
     with keys:
-        _form(page, group, problems, outputs)
+        _form(page, group, problems)
     with elsewhere:
         _elsewhere(page, group, problems)
 
@@ -167,11 +163,11 @@ def _values(chosen: dict[str, Any]) -> Any:
 # --- the form
 
 
-def _form(page: "Page", group: Any, problems: Any, outputs: list[Any]) -> None:
+def _form(page: "Page", group: Any, problems: Any) -> None:
     anew = [page.blocks.load, page.formed.change, group.change, problems.change, page.language.change]
 
-    @gr.render([page.overrides, group, page.language], triggers=anew, show_progress="hidden")
-    def draw(overrides: Overrides, group: str, language: str) -> None:
+    @gr.render([page.overrides, page.formed, group, page.language], triggers=anew, show_progress="hidden")
+    def draw(overrides: Overrides, formed: int, group: str, language: str) -> None:
         planned, say = page.planner(overrides), words(language)
         if planned.tree is None:
             return
@@ -181,7 +177,7 @@ def _form(page: "Page", group: Any, problems: Any, outputs: list[Any]) -> None:
         with gr.Row(elem_classes="f-form"):
             for each in fields.fields(group, planned.tree):
                 with gr.Column(min_width=260):
-                    form.draw(each, say, page.overrides, is_set=each.path in given)
+                    form.draw(each, say, page.overrides, is_set=each.path in given, formed=formed)
                     for problem in planned.of(each.path):
                         _problem(page, planned, problem, say)
 

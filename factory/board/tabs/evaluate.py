@@ -39,7 +39,7 @@ def build(page: "Page") -> None:
     def runs_of(language: str, folder: str | None) -> Any:
         return gr.update(choices=named(page.runs, words(language), ("finished", "interrupted")), value=folder)
 
-    page.selected.change(runs_of, [page.language, run], run, show_progress="hidden")
+    page.tab.select(runs_of, [page.language, run], run, show_progress="hidden")
 
     def start(folder: str | None, overrides: Overrides, language: str) -> tuple[str, Any, Any]:
         if not folder or not page.runs.known(folder):

@@ -35,7 +35,7 @@ def build(page: "Page") -> None:
     def finished(language: str, chosen: str | None) -> Any:
         return gr.update(choices=named(page.runs, words(language), ("finished",)), value=chosen)
 
-    page.selected.change(finished, [page.language, run], run, show_progress="hidden")
+    page.tab.select(finished, [page.language, run], run, show_progress="hidden")
     run.input(lambda folder: f"exports/{Path(folder).name}", run, place, show_progress="hidden")
 
     def export(folder: str, form: str, place: str, language: str) -> Iterator[tuple[str, str]]:

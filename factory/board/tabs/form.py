@@ -14,17 +14,20 @@ _SET = "\u25cf"  # a mark beside what is not at its default
 Typed = Callable[[Any], str]  # a component's value as it is typed on the command line
 
 
-def draw(each: Field, say: Words, overrides: Any, *, is_set: bool) -> None:
-    """Its component; what is typed into it goes into the state `overrides`."""
+def draw(each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int = 0) -> None:
+    """Its component; what is typed into it goes into the state `overrides`.
+
+    Drawn again with the same `formed` it keeps what a person is just typing.
+    """
     name, meaning = each.path.partition(".")[2], say.doc(each.path, each.doc)
     made, typed = _MADE[each.kind](
         each,
         label=f"{name}  {_SET}" if is_set else name,
         info=f"{meaning} ({each.type})" if each.kind == "text" else meaning,
-        key=each.path,
+        key=f"{each.path}-{formed}",
         elem_id=f"key-{each.path}",
         interactive=True,
-        preserved_by_key=None,
+        preserved_by_key="value",
     )
     drawn = typed(made.value)
 

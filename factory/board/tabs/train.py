@@ -77,7 +77,7 @@ def build(page: "Page") -> None:
 
     outputs = [run, state, loss, rate, speed, memory, result, log]
     given = [run, smoothing, page.language]
-    anew = [page.blocks.load, timer.tick, run.input, smoothing.change, page.language.change, page.selected.change]
+    anew = [page.blocks.load, timer.tick, run.input, smoothing.change, page.language.change, page.tab.select]
     gr.on(anew, look, given, outputs, show_progress="hidden", trigger_mode="always_last")
 
     started = [page.current, smoothing, page.language]
