@@ -68,7 +68,7 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        start, first, tokens = time.perf_counter(), 0.0, 0
+        start, first, tokens, pieces = time.perf_counter(), 0.0, 0, 0
         with client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
             response.raise_for_status()
             for line in response.iter_lines():
@@ -78,8 +78,10 @@ class Client:
                 if "error" in event:
                     raise ValueError(event["error"]["message"])
                 first = first or time.perf_counter() - start
+                pieces += any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or [])
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-        return Seen(first, time.perf_counter() - start, tokens)
+        # a server that tells no usage in its stream sends about a piece a token
+        return Seen(first, time.perf_counter() - start, tokens or pieces)
 
 
 def measured(url: str, model: str, clients: int, tokens: int, count: int, key: str, server: Any) -> dict[str, Any]:

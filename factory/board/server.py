@@ -38,6 +38,8 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     children, runs = Children(_OUTPUTS / ".board" / "aside"), Runs(_OUTPUTS, _SWEEPS)
     atexit.register(children.close)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what it serves to talk to ends too
     planner = Planner((*folders, uploads), config_dirs)
     planner(())  # the first composing is the slow one
     runs.keep_going()
