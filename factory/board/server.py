@@ -3,6 +3,9 @@
 import atexit
 import hmac
 import os
+import signal
+import sys
+import threading
 from pathlib import Path
 
 from factory.board.children import Children, free_port

@@ -52,6 +52,7 @@ def test_every_key_reaches_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(page, "page", made)
     monkeypatch.setattr(server.Runs, "keep_going", lambda self: None)
+    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
     words = ("board.host=0.0.0.0", "board.port=0", "board.password=secret", "board.share=true", "board.open=true")
     server.serve(_board(*words, f"board.folders=[{tmp_path}]"), ())
     assert (seen["server_name"], seen["share"], seen["inbrowser"]) == ("0.0.0.0", True, True)
