@@ -619,6 +619,8 @@ def _to_write(
     words = replace(line, overrides=asked.with_run(own, side.run))
     composed = replace(_untrained(words, asked.of_run, base=side.base), run_dir=asked.NOWHERE)
     made = _compiled(composed, training=True, verb=verb)
+    for warning in made.warnings:
+        print(f"warning: {redacted(str(warning))}", file=sys.stderr)
     chosen, _, _ = settings.read(
         composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir, verb=verb
     )

@@ -128,7 +128,23 @@ def _said_otherwise(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
 
 
 def other_base(case: Case) -> tuple[str, ...]:
-    """A warning where the adapter's base has another name than this one: the same model may lie elsewhere."""
+    """Warnings where the adapter stands on another base than it was trained over."""
+    return (*_other_name(case), *_not_its_own(case))
+
+
+def _not_its_own(case: Case) -> tuple[str, ...]:
+    """An export alone makes the base again that an adapter has to itself."""
+    adapter = case.model.adapter
+    if adapter is None or adapter.own_base is None or case.settings.verb == "export":
+        return ()
+    return (
+        f"model.adapter={case.settings.model.adapter}: it was trained over quantized weights without its start; on the "
+        "published ones it is near that model, and not it. `factory export` writes the model that was trained",
+    )
+
+
+def _other_name(case: Case) -> tuple[str, ...]:
+    """The same model may lie elsewhere."""
     if (adapter := case.model.adapter) is None:
         return ()
     model, there = case.settings.model, Path(adapter.config.get("base_model_name_or_path") or "").name

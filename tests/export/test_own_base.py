@@ -10,7 +10,8 @@ import torch
 from exporting import SHORT, exported, files, losses, planned
 from safetensors.torch import load_file
 
-from factory import own_base
+from factory import compose, own_base
+from factory.anew import compiled
 from factory.execute.report import write_report
 from factory.refusal import UserError
 
@@ -251,3 +252,19 @@ def test_the_runs_own_card_says_it(execute: Execute) -> None:
     assert "another model" in Path("run/model/README.md").read_text()
     said = json.loads((Path("run/model") / "adapter_config.json").read_text())
     assert said["r"] == 8
+
+
+def test_whoever_reads_it_without_its_base_is_told(execute: Execute, tiny_model: Path) -> None:
+    folder = _trained(execute, "loftq").run.folder.model
+    words = (
+        f"model.path={tiny_model}",
+        f"model.adapter={folder}",
+        "method=lora",
+        "method.rank=8",
+        "method.alpha=32",
+        "hardware=cpu",
+    )
+    for verb, told in (("train", True), ("evaluate", True), ("export", False)):
+        composed = compose.compose(compose.CommandLine(overrides=(*words, "export.dir=out")))
+        plan = compiled(composed, training=False, verb=verb)
+        assert any("trained over quantized weights without its start" in each for each in plan.warnings) == told, verb
