@@ -4,7 +4,6 @@ A run is a process of its own that outlives the page and the server; what is kno
 run that a terminal started is there too.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.board.line import Overrides
-from factory.run.folder import RunFolder, read_json, write_whole
+from factory.run.folder import RunFolder, is_held, read_json, write_whole
 from factory.tracking.ledger import whole_lines
 
 State = Literal["queued", "starting", "running", "finished", "failed", "interrupted", "refused"]
 _POLL = 1.0  # seconds between two looks at the queue
-_LOCKS = Path("/proc/locks")
 _LOG = 20_000  # characters at the end of a log that are shown
 
 
@@ -69,7 +67,7 @@ class Runs:
 
     def state(self, folder: str) -> State:
         run = RunFolder(folder)
-        if _is_locked(run.lock):
+        if is_held(run.lock):
             return "running"
         status = run.status()
         if status is not None:
@@ -230,21 +228,6 @@ def _said(plan: Path) -> Overrides:
     except (OSError, UnicodeDecodeError):
         return ()
     return tuple(text for text in found if not text.startswith("hydra.run.dir="))
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether a process writes this run. Where the system lists its locks ours is not tried: it might be in the way."""
-    try:
-        number = lock.stat().st_ino
-        if _LOCKS.is_file():
-            return any(f":{number} " in line for line in _LOCKS.read_text().splitlines())
-        with lock.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _of_run(folder: str) -> int | None:

@@ -1,6 +1,5 @@
 """One run as it is compared: what its folder says, whatever state it is in."""
 
-import fcntl
 import hashlib
 import json
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from factory.execute.report import ADVICE, blank
 from factory.plan import Plan, read_plan
 from factory.refusal import UserError
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder, is_held, read_json
 
 Status = Literal[
     "finished", "red check", "failed", "interrupted", "running", "cut short", "refused", "not run", "missing"
@@ -141,21 +140,9 @@ def _unreported(folder: RunFolder, plan: Plan | None, lines: tuple[dict[str, Any
         return "failed", "its report.json cannot be read"
     at = f"{lines[-1]['step']:,}" if lines else "0"
     total = f" of {plan.estimate.steps}" if plan and plan.verb == "train" else ""
-    if _held(folder.lock):
+    if is_held(folder.lock):
         return "running", f"it is at step {at}{total}"
     return "cut short", f"it ended at step {at}{total} without a report"
-
-
-def _held(lock: Path) -> bool:
-    """Whether a process holds the run's folder (RunFolder.claimed); asked with a shared lock, given back at once."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _so_far(plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 from factory.refusal import UserError, refuse
 
 MANIFEST = "manifest.json"
+_LOCKS = Path("/proc/locks")
 
 
 class RunFolder:
@@ -86,6 +87,24 @@ class RunFolder:
                     "folder-in-use", f"hydra.run.dir={self.path}", "another process is writing this run"
                 ) from None
             yield lock.fileno()
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the run's folder (RunFolder.claimed).
+
+    A lock of ours might be in the way of who wants the folder: it is tried only where the system lists one of it.
+    """
+    try:
+        number = lock.stat().st_ino
+        if _LOCKS.is_file() and f":{number} " not in _LOCKS.read_text():
+            return False
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def last_logged(checkpoint: Path | None) -> int:
