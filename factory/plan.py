@@ -13,7 +13,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 8
+VERSION = 9
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -413,6 +413,7 @@ CHANGED: dict[int, str] = {
     6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
     7: "the rows that are measured may be those that train",
     8: "runs may be logged to TensorBoard or wandb, with what the machine does; plans of export, chat and serve",
+    9: "tasks of lm-evaluation-harness, and the base that an exported adapter has to itself, are planned",
 }
 
 
