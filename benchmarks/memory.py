@@ -26,6 +26,7 @@ COMMON = (
     "hardware=cpu hardware.threads=1 tracking=none evaluate.perplexity=false evaluate.samples=0 "
     "data.validation_fraction=0 stage.max_steps=3 stage.save_steps=null stage.warmup_ratio=0"
 )
+TABLE4 = "precision=pure_bf16 stage.optimizer=adamw_8bit compute.activation_checkpointing=true"  # the recipe's words
 # width, width of the MLP, layers, heads, heads of keys, vocabulary, and what else a config needs
 RANDOM: dict[str, dict[str, Any]] = {
     "wide": {"hidden": 1024, "mlp": 2816, "layers": 4, "heads": 16, "keys": 4, "vocabulary": 1024},
@@ -83,6 +84,7 @@ def cases() -> list[Case]:
         Case("smol", "pt", "lora", 1024, 1, "compute.attention=eager"),
         Case("smol", "pt", "lora", 1024, 1, "compute.attention=s2"),
         Case("smol", "pt", "full", 512, 1, "stage.optimizer=adamw_8bit"),
+        *(Case("smol", "pt", method, 512, 1, TABLE4) for method in ("full", "galore", "lora")),
         Case("wide", "pt", "lora", 128, 8),
         Case("wide", "pt", "lora", 4096, 1),
         Case("wide", "pt", "lora", 1024, 4, "compute.activation_checkpointing=true"),
