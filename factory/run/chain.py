@@ -290,8 +290,10 @@ def _start(
     if registry.hook(registry.spec("methods", plan.steps.attach.method), "peft") is None:
         return (f"model.path={model}",)
     place = (*(text for text in places[read] if _key(text) == "model.path"), f"model.adapter={model}")
-    evaluates, asked = "method=none" in link.overrides, any(_key(text).startswith(_HELD) for text in link.overrides)
-    return (*place, *words(plan.steps.quantize).split()) if evaluates and not asked else place
+    if plan.steps.quantize.bits is None or "method=none" not in link.overrides:
+        return place
+    asked = any(_key(text).startswith(_HELD) for text in link.overrides)
+    return place if asked else (*place, *words(plan.steps.quantize).split())
 
 
 def _model_of(folder: SweepFolder, name: str) -> str:
