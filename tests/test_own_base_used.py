@@ -125,6 +125,9 @@ def test_a_copy_of_the_adapter_without_its_run_will_do(trained: Callable[[str], 
     assert other.steps.load.own_base == "published" and "another model" in told
     said = told.partition("the model that was trained has ")[2].split()
     assert evaluated("run=alone", *words, *said).plan.steps.load.own_base == "rebuilt"
+    (Path("run/model") / own_base.FILE).unlink()
+    (told,) = evaluated("run=run").plan.warnings
+    assert "another model; there is no own_base.safetensors beside it" in told
 
 
 def test_numbers_of_another_type_are_computed_over_the_same_base(execute: Execute) -> None:

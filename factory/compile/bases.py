@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from factory.compile.rule import Case
+from factory.own_base import FILE as OWN_BASE
 from factory.own_base import OwnBase
 from factory.plan import Dtype
 from factory.schema import Quantization
@@ -17,18 +18,13 @@ def own_base(case: Case) -> Literal["rebuilt", "published"] | None:
     Training goes on over the published weights: what it saved over another base would need that base beside it, and
     the pair that every adapter before it took out.
     """
-    if not _has_own_base(case):
+    if case.model.adapter is None or not case.model.adapter.started:
         return None
     asked, own = case.settings.method.quantization, _said(case)
     if case.settings.verb == "export":  # where other quantized weights are refused
         return "rebuilt" if case.settings.export.format != "adapter" and asked.bits is not None else "published"
     again = case.settings.verb != "train" and own is not None and own.quantization == asked
     return "rebuilt" if again else "published"
-
-
-def _has_own_base(case: Case) -> bool:
-    found = case.facts.export
-    return case.model.adapter is not None and (_said(case) is not None or (found is not None and found.started))
 
 
 def _said(case: Case) -> OwnBase | None:
@@ -60,19 +56,24 @@ def warnings(case: Case) -> tuple[str, ...]:
 
 def _not_its_own(case: Case) -> tuple[str, ...]:
     """Of an export see `exporting`."""
-    own, verb = _said(case), case.settings.verb
-    if own is None or verb == "export" or own_base(case) != "published":
+    if case.settings.verb == "export" or own_base(case) != "published":
         return ()
-    told = (
-        "and training goes on from there. `factory evaluate`, `chat` and `serve` with run=, and `factory export`, have "
-        "the model that was trained"
-        if verb == "train"
-        else f"the model that was trained has {words(own.quantization)}"
-    )
     return (
         f"model.adapter={case.settings.model.adapter}: it was trained over weights that were quantized without its "
-        f"start; on the published ones, quantized or not, it is another model; {told}",
+        f"start; on the published ones, quantized or not, it is another model; {_instead(case)}",
     )
+
+
+def _instead(case: Case) -> str:
+    own = _said(case)
+    if case.settings.verb == "train":
+        return (
+            "training goes on from there. `factory chat`, `serve`, `evaluate` and `export` with run= have the model "
+            "that was trained"
+        )
+    if own is None:
+        return f"there is no {OWN_BASE} beside it to make its own of"
+    return f"the model that was trained has {words(own.quantization)}"
 
 
 def _other_name(case: Case) -> tuple[str, ...]:
