@@ -84,7 +84,7 @@ def trained(
     return trained
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["loftq", pytest.param("pissa", marks=pytest.mark.slow)])
 def test_what_answers_and_is_measured_is_what_was_trained(
     kind: str, trained: Callable[[str], Trained], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +130,7 @@ def test_a_copy_of_the_adapter_without_its_run_will_do(trained: Callable[[str], 
     assert "another model; there is no own_base.safetensors beside it" in told
 
 
+@pytest.mark.slow
 def test_numbers_of_another_type_are_computed_over_the_same_base(execute: Execute) -> None:
     """The base is read, and rounded, in the type that its run had; what is asked for is what is computed in."""
     from peft.utils.integrations import dequantize_module_weight
