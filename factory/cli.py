@@ -490,8 +490,8 @@ def _untrained(
     found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
     made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own)))
     method = dict(bare.tree["method"])
-    if not any(_of_method(text) for text in own):  # as the run held its base
-        method["quantization"] = made.tree["method"]["quantization"]
+    if found.quantization is not None and not any(_of_method(text) for text in own):  # as the run held its base
+        method["quantization"] = to_tree(found.quantization)
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
     if base:
         if not found.overrides and found.adapter is None:

@@ -65,7 +65,8 @@ class AdapterFacts:
     tokens: dict[str, int]  # the ids that its tokenizer gives the tokens which were added to it
     fingerprint: str
     heads: dict[str, Shape] = field(default_factory=dict)  # that a stage trained beside it
-    own_base: OwnBase | None = None  # that it has to itself; None: it stands on the published one
+    started: bool = False  # whether it has a base to itself: its start left weights that were quantized then
+    own_base: OwnBase | None = None  # what is said of that beside it; None: nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +164,6 @@ class ExportFacts:
     there: Literal["nothing", "export", "other"]
     free_bytes: int | None
     calibration: bool | None = None  # whether export.calibration is a file; None: none is named
-    started: bool = False  # whether the run's method took its start out of weights that were quantized then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

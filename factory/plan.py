@@ -13,7 +13,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 9
+VERSION = 10
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -27,7 +27,11 @@ BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a nu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Where the weights come from and the type that they are held in. `config` is the model's config.json."""
+    """Where the weights come from and the type that they are held in. `config` is the model's config.json.
+
+    `own_base` is of an adapter whose start was taken out of its base before that was quantized: `rebuilt` as the run
+    had it, of weights that are read as `read_as`, or `published` weights in its place; None: it has none.
+    """
 
     source: Literal["package", "folder", "gguf", "hub"]
     path: str
@@ -42,6 +46,8 @@ class Load:
     config: dict[str, Any]
     device: Literal["cpu", "cuda"]
     dtype: Dtype
+    read_as: Dtype
+    own_base: Literal["rebuilt", "published"] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,9 +229,7 @@ class Export:
     """What is written of a model, and where.
 
     `dtype` is of the weights that are not quantized; None: of an adapter, as it is. `bytes` are what the folder will
-    take. `run` is the folder of the run whose model it is; `scores` whether it is a reward model. `own_base` is of an
-    adapter whose start was taken out of its base before that was quantized: `rebuilt` as the run had it, or `published`
-    weights in its place; None: its base is as it was published.
+    take. `run` is the folder of the run whose model it is; `scores` whether it is a reward model.
     """
 
     dir: str
@@ -245,7 +249,6 @@ class Export:
     run: str | None
     scores: bool
     bytes: int
-    own_base: Literal["rebuilt", "published"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +274,8 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes. `total` is the largest of `instants`, the moments of a training step with all that is there then.
+    """Bytes. `total` is the largest of `instants`, the moments of a training step with all that is there then, and
+    of reading where weights are read whole to be quantized.
 
     The parts before `instants` are each what it takes at its own largest; they are not all there at one moment.
     `constants` are those of the weights that quantized ones are scaled by; `activations` what is kept for the backward
@@ -414,6 +418,7 @@ CHANGED: dict[int, str] = {
     7: "the rows that are measured may be those that train",
     8: "runs may be logged to TensorBoard or wandb, with what the machine does; plans of export, chat and serve",
     9: "tasks of lm-evaluation-harness, and the base that an exported adapter has to itself, are planned",
+    10: "that base is planned of every verb, with the type that the weights are read in",
 }
 
 

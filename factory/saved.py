@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.look.model import look_at_adapter
 from factory.plan import read_plan
 from factory.refusal import refuse
 from factory.run.folder import RunFolder, read_json
+from factory.schema import Quantization
 
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
 _MLFLOW_ID = 32  # hexadecimal digits
@@ -14,12 +16,16 @@ _MLFLOW_ID = 32  # hexadecimal digits
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder."""
+    """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder.
+
+    `quantization` is how its base was held; None: nobody knows.
+    """
 
     path: str | None
     adapter: str | None
     overrides: tuple[str, ...]
     run: str | None = None
+    quantization: Quantization | None = None
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -31,18 +37,20 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
         made = RunFolder(folder.parent)
     model = made.model if made.plan.is_file() else folder
-    overrides = read_plan(made.plan).overrides if made.plan.is_file() else ()
-    of_run = str(made.path) if made.plan.is_file() else None
+    plan = read_plan(made.plan) if made.plan.is_file() else None
+    overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
+    of_run = str(made.path) if plan else None
     if (model / "adapter_config.json").is_file():
         if of_run is not None:
-            return Saved(None, str(model), overrides, of_run)
+            return Saved(None, str(model), overrides, of_run, held)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base")
-        return Saved(str(base), str(model), ())
+        own = look_at_adapter(str(model)).own_base
+        return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides, of_run)
-    wrong = "no model was saved in it yet" if made.plan.is_file() else "there is no run and no saved model"
+        return Saved(str(model), None, overrides, of_run, held)
+    wrong = "no model was saved in it yet" if plan else "there is no run and no saved model"
     raise refuse("run-model", f"run={run}", wrong)
 
 

@@ -14,16 +14,20 @@ from factory.inference.room import Room, opened
 TINY = ("hardware=cpu", "tracking=none", "precision=fp32", "generation.temperature=0", "generation.max_tokens=12")
 
 
-def room_of(verb: Any, *words: str) -> tuple[Room, Any]:
-    """What a command line opens, and its settings."""
+def planned(verb: Any, *words: str) -> tuple[Any, Any, Any]:
+    """The plan of a command line, its settings, and the secret."""
     line = compose.parse(list(words))
     own = cli._taken_apart(verb, line)
     (side,) = asked.sides(asked.named_run(own), ())
-    plan, settings = cli._to_write(verb, line, own, side)
+    return (*cli._to_write(verb, line, own, side), own.secret)
+
+
+def room_of(verb: Any, *words: str) -> tuple[Room, Any]:
+    """What a command line opens, and its settings."""
+    plan, settings, _ = planned(verb, *words)
+    title = asked.name_of(asked.named_run(asked.Line(words, None))) or "model"
     told: list[str] = []
-    return opened(
-        plan, settings.engine, settings.serve.adapters, settings.serve.name or side.title, told.append
-    ), settings
+    return opened(plan, settings.engine, settings.serve.adapters, settings.serve.name or title, told.append), settings
 
 
 @dataclass

@@ -6,11 +6,11 @@ from typing import Any
 
 from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
-from factory.compile import choices, evaluating, exporting, ranks, writing
+from factory.compile import bases, choices, evaluating, exporting, ranks, writing
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
-from factory.compile.rules import other_base, rules_for
+from factory.compile.rules import rules_for
 from factory.estimate import speed
 from factory.facts import DataFacts, Facts
 from factory.quantizers import spec as quantizers
@@ -121,7 +121,13 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         train=_train(case, numbers),
         evaluate=_evaluate(case, pack.max_length, notes),
     )
-    notes += [*_of_method(case, numbers, shapes), *_of_stage(case), *ranks.notes(case), *_licences(case)]
+    notes += [
+        *_of_method(case, numbers, shapes),
+        *_of_stage(case),
+        *bases.notes(case),
+        *ranks.notes(case),
+        *_licences(case),
+    ]
     if evaluating.nothing_measured(settings) and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     if settings.verb == "export":  # of the rest nothing is done
@@ -151,7 +157,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
             measured=case.facts.measured,
         ),
         notes=tuple(notes),
-        warnings=warnings + other_base(case),
+        warnings=warnings + bases.warnings(case),
         packages=case.facts.machine.packages,
         tracking=settings.tracking,
     )
@@ -172,7 +178,9 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
         reward_fingerprint=case.facts.reward and case.facts.reward.fingerprint,
         config=model.config,
         device="cuda" if case.device == "cuda" else "cpu",
-        dtype=exporting.read_as(case) or numbers.frozen,
+        dtype=numbers.frozen,
+        read_as=bases.read_as(case, numbers.frozen),
+        own_base=bases.own_base(case),
     )
 
 

@@ -2,16 +2,14 @@
 
 import re
 from math import prod
-from typing import Literal
 
 from factory import plan
 from factory.architecture import text_numbers
+from factory.compile.bases import own_base, words
 from factory.compile.rule import Case, Rule
 from factory.export import spec
 from factory.own_base import FILE as OWN_BASE
 from factory.quantizers.spec import checkpoint_quantizer
-from factory.schema import Quantization
-from factory.typed import plain, to_tree
 from factory.words import size
 
 SCORE = "score_head.weight"
@@ -45,29 +43,7 @@ def planned(case: Case) -> plan.Export:
         run=asked.run,
         scores=scores(case),
         bytes=_bytes(case),
-        own_base=own_base(case),
     )
-
-
-def own_base(case: Case) -> Literal["rebuilt", "published"] | None:
-    """What becomes of the base that an adapter has to itself; None: it has none."""
-    if not _has_own_base(case):
-        return None
-    merged = case.settings.export.format != "adapter"
-    return "rebuilt" if merged and case.settings.method.quantization.bits is not None else "published"
-
-
-def _has_own_base(case: Case) -> bool:
-    there, found = case.model.adapter, case.facts.export
-    return there is not None and (there.own_base is not None or (found is not None and found.started))
-
-
-def read_as(case: Case) -> plan.Dtype | None:
-    """The type that the weights must be read in, where it matters: a base that is made again as the run has made it."""
-    there = case.model.adapter
-    if case.settings.verb != "export" or own_base(case) != "rebuilt" or there is None or there.own_base is None:
-        return None
-    return there.own_base.dtype
 
 
 def notes(case: Case) -> list[str]:
@@ -113,16 +89,11 @@ def _not_as_trained(case: Case) -> tuple[str, ...]:
             "carry: on the published weights, quantized or not, it is another model; "
             f"{told}{'; exact is export.format=hf' if own is not None else ''}",
         )
-    exact = f"; exact is {_words(own.quantization)}" if own is not None else ""
+    exact = f"; exact is {words(own.quantization)}" if own is not None else ""
     return (
         "method.quantization.bits=null: merged into the published weights, and not those that it was trained "
         f"over, which were quantized without the adapter's start; {told}{exact}",
     )
-
-
-def _words(quantization: Quantization) -> str:
-    """As on the command line."""
-    return " ".join(f"method.quantization.{name}={plain(value)}" for name, value in to_tree(quantization).items())
 
 
 def _window(case: Case) -> tuple[str, ...]:
@@ -243,7 +214,7 @@ def _other_base(case: Case) -> str | None:
     own, asked = case.model.adapter.own_base, case.settings.method.quantization
     if own is None:
         return f"there is no {OWN_BASE} beside its adapter to make its base of"
-    return None if own.quantization == asked else f"its base was quantized by {_words(own.quantization)}"
+    return None if own.quantization == asked else f"its base was quantized by {words(own.quantization)}"
 
 
 def _push(case: Case) -> str | None:

@@ -1,8 +1,6 @@
 """What goes with what: every rule that is no single method's or stage's own."""
 
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from factory import registry, templates
@@ -125,33 +123,6 @@ def _said_otherwise(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
         return None
     theirs, wanted = (" ".join(f"{name}={said.get(name)}" for name in names) for said in (saved, ours))
     return f"its adapter_config.json has {theirs}, this run {wanted}"
-
-
-def other_base(case: Case) -> tuple[str, ...]:
-    """Warnings where the adapter stands on another base than it was trained over."""
-    return (*_other_name(case), *_not_its_own(case))
-
-
-def _not_its_own(case: Case) -> tuple[str, ...]:
-    """An export alone makes the base again that an adapter has to itself."""
-    adapter = case.model.adapter
-    if adapter is None or adapter.own_base is None or case.settings.verb == "export":
-        return ()
-    return (
-        f"model.adapter={case.settings.model.adapter}: it was trained over quantized weights without its start; on the "
-        "published ones it is near that model, and not it. `factory export` writes the model that was trained",
-    )
-
-
-def _other_name(case: Case) -> tuple[str, ...]:
-    """The same model may lie elsewhere."""
-    if (adapter := case.model.adapter) is None:
-        return ()
-    model, there = case.settings.model, Path(adapter.config.get("base_model_name_or_path") or "").name
-    here = {Path(path or "").name.removesuffix(".gguf").lower() for path in (model.path, model.hub, case.model.path)}
-    if not there or there.lower() in here or re.sub("-[0-9a-f]{12}$", "", there.lower()) in here:  # a cached GGUF's
-        return ()
-    return (f"model.adapter={model.adapter}: it was trained on {there}, here is {model.path}",)
 
 
 def _remote_code(case: Case) -> str | None:

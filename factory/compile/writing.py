@@ -1,6 +1,7 @@
 """Rules of models that write: chat and serve."""
 
 from factory import heads
+from factory.compile.bases import own_base
 from factory.compile.rule import Case, Rule
 from factory.plan import Verb
 
@@ -53,10 +54,16 @@ def _names(case: Case) -> str | None:
     return f"{serve.name} names two models" if serve.name in serve.adapters else None
 
 
+def _adapters_beside(case: Case) -> str | None:
+    beside = case.settings.verb == "serve" and case.settings.serve.adapters and own_base(case) == "rebuilt"
+    return "the model that is served has a base to itself, quantized without its adapter's start" if beside else None
+
+
 RULES = (
     Rule("writes-scores", _scores),
     Rule("writes-attention", _attention),
     Rule("engine-key", _engine_key),
     Rule("engine-vllm-weights", _vllm_weights),
     Rule("serve-name", _names),
+    Rule("serve-own-base", _adapters_beside),
 )

@@ -19,6 +19,8 @@ from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
 from factory.schema import Quantization
 
+READING = "reading"  # the moment before the first step, where it may be the highest
+
 
 def memory(
     *,
@@ -82,8 +84,10 @@ def memory(
     slack = resident = 0
     if load.device == "cpu":
         slack = max(0, weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
-        resident = runtime.resident(attach.method, arch)
+        resident = runtime.resident(attach.method, arch, adapter=load.adapter is not None)
     instants = {name: resident + slack + count for name, count in instants.items()}
+    if _read_whole(spec, method, steps):
+        instants[READING] = resident + counted(dict(arch.tensors())) * BYTES[load.read_as] + base
     total = max(instants.values())
     return Memory(
         weights=weights,
@@ -105,6 +109,13 @@ def memory(
 
 def counted(shapes: dict[str, Shape]) -> int:
     return sum(prod(shape) for shape in shapes.values())
+
+
+def _read_whole(spec: ModuleType, method: Any, steps: Steps) -> bool:
+    """Whether the weights are there whole beside what they are then quantized to: an adapter's start leaves them."""
+    starts = registry.hook(spec, "starts_from_weights")
+    taken = steps.load.own_base == "rebuilt" or (starts is not None and starts(method))
+    return taken and steps.quantize.bits is not None
 
 
 def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:

@@ -9,7 +9,10 @@ _ADAPTERS = 50 * _MIB  # PEFT, with bitsandbytes, which it imports
 _TOKEN = 450  # of a tokenizer's vocabulary
 
 
-def resident(method: str, arch: Architecture) -> int:
-    """Bytes of the process before its first weight. A method whose spec says how PEFT saves it needs PEFT."""
-    adapters = _ADAPTERS if registry.hook(registry.spec("methods", method), "peft") else 0
+def resident(method: str, arch: Architecture, *, adapter: bool = False) -> int:
+    """Bytes of the process before its first weight. A method whose spec says how PEFT saves it needs PEFT.
+
+    So does a saved `adapter`.
+    """
+    adapters = _ADAPTERS if adapter or registry.hook(registry.spec("methods", method), "peft") else 0
     return _BASE + adapters + _TOKEN * arch.vocabulary

@@ -14,7 +14,7 @@ CHECKS: dict[str, str] = {
     "reference_unchanged": "what the policy's change is measured from has moved; absent where nothing measures it",
     "ranks_agree": "processes that hold the same weights hold others; absent unless hardware.strategy is ddp",
     "resume_point": "the last checkpoint does not open, or is of another step",
-    "save_reload": "what was saved is not what was trained; absent where it is saved for another base",
+    "save_reload": "what was saved is not what was trained; absent where several processes train",
     "merge": "the merged weights do not answer as the adapter on its base; absent of quantized bases",
     "as_trained": "an export answers otherwise than its run; absent but where an adapter has a base to itself",
     "written": "what an export wrote, read anew, answers otherwise; absent of adapters, gptq and awq",

@@ -4,6 +4,7 @@ import json
 from math import sqrt
 from typing import Any
 
+from factory.estimate.memory import READING
 from factory.execute.context import Run
 from factory.plan import Estimate, Plan
 from factory.redact import without_secrets
@@ -66,10 +67,16 @@ def spent(step: str, said: str, reached: int | None) -> dict[str, Any]:
     return {"step": step, "said": said, "reached_bytes": reached}
 
 
+def _peak(run: Run) -> int | None:
+    """Of the steps whose memory is estimated; None where there was none."""
+    estimated = (run.plan.verb, *(("attach",) if READING in run.plan.estimate.memory.instants else ()))
+    return max((run.memory_by_step[name] for name in estimated if name in run.memory_by_step), default=None)
+
+
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
     report = blank(run.plan, status)
     exports = run.plan.verb == "export"  # whose estimate is that of a forward pass
-    peak = max(run.memory_by_step.values(), default=None) if exports else run.memory_by_step.get(run.plan.verb)
+    peak = max(run.memory_by_step.values(), default=None) if exports else _peak(run)
     report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
     advice = {} if exports else memory_as_estimated(peak, run.plan.estimate.memory.total)
     report |= {**result, "checks": {**run.checks, **advice}}

@@ -7,9 +7,10 @@ folder that `load` found.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from factory import schema
+from factory import own_base, schema
 from factory.data.record import BadRow
 from factory.execute.context import Run
 from factory.execute.executor import Step, walk
@@ -18,6 +19,7 @@ from factory.inference.prompts import Conversation, Prompts
 from factory.inference.text import Writer
 from factory.inference.types import Done, Engine, Request, Sampling, Token
 from factory.plan import Plan
+from factory.refusal import refuse
 from factory.run.folder import RunFolder
 
 EMBEDDED = (
@@ -124,6 +126,8 @@ def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: st
     """Walks the plan. Raises UserError."""
     import time
 
+    _share_a_base(adapters)
+
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -140,11 +144,24 @@ def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: st
     with hearing(run.heard):
         room: Room = walk(run, _STEPS[engine.name])
     own = {name: OWN if plan.steps.load.adapter else None}
-    base = plan.options.get("model", "base")
-    if plan.steps.load.adapter and base not in {name, *adapters}:
+    base, load = plan.options.get("model", "base"), plan.steps.load
+    # below an adapter with a base to itself are weights that lack its start: nobody's model
+    if load.adapter and load.own_base != "rebuilt" and base not in {name, *adapters}:
         own[base] = None
     room.names = own | {each: each for each in adapters}
     return room
+
+
+def _share_a_base(adapters: dict[str, str]) -> None:
+    """Raises UserError for a folder that has no adapter in it, or one that no other base is the right one for."""
+    for name, folder in adapters.items():
+        setting = f"serve.adapters.{name}={folder}"
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise refuse("serve-adapter", setting, "there is no adapter_config.json in it")
+        if (Path(folder) / own_base.FILE).is_file():
+            raise refuse(
+                "serve-own-base", setting, "it was trained over a base of its own, quantized without its start"
+            )
 
 
 def to_stderr(text: str) -> None:

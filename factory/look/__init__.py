@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from factory import registry
 from factory.data import catalogue
 from factory.export.spec import is_export
 from factory.facts import ExportFacts, Facts, FolderFacts
@@ -17,12 +16,10 @@ from factory.look.data import look_at_data
 from factory.look.harness import look_at_harness
 from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
-from factory.plan import read_plan
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run import calibration
 from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
 from factory.settings import Settings
-from factory.typed import Reader
 
 
 def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
@@ -106,17 +103,7 @@ def look_at_export(settings: Settings) -> ExportFacts | None:
         there="export" if is_export(path) else "other" if holds or path.is_file() else "nothing",
         free_bytes=shutil.disk_usage(nearest).free if nearest.is_dir() and os.access(nearest, os.W_OK) else None,
         calibration=Path(settings.export.calibration).is_file() if settings.export.calibration else None,
-        started=settings.export.run is not None and _started(RunFolder(settings.export.run)),
     )
-
-
-def _started(run: RunFolder) -> bool:
-    """Whether the run's method took its start out of the weights before they were quantized."""
-    steps = read_plan(run.plan).steps
-    starts = registry.hook(registry.spec("methods", steps.attach.method), "starts_from_weights")
-    if starts is None or steps.quantize.bits is None:
-        return False
-    return starts(Reader().record(registry.spec("methods", steps.attach.method).Settings, steps.attach.settings))
 
 
 def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:

@@ -11,13 +11,15 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from factory import heads, own_base, schema
+from factory import heads, own_base, registry, schema
 from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
 from factory.look.walked import gguf_config, walked
+from factory.plan import read_plan
 from factory.refusal import UserError, refuse
-from factory.run.folder import base_config, read_json
+from factory.run.folder import RunFolder, base_config, read_json
 from factory.settings import Settings
+from factory.typed import Reader
 from factory.vocabulary import added_tokens, tokens_in
 
 _HUB_PATIENCE = 10  # seconds
@@ -212,6 +214,7 @@ def look_at_adapter(path: str) -> AdapterFacts:
     base = base_config(folder)
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors", *([base] if base.is_file() else [])]
     files += sorted((*folder.glob(heads.FILES), *folder.glob(own_base.FILE)))
+    own = _own_base(folder, path)
     return AdapterFacts(
         path=str(folder.resolve()),
         config=config,
@@ -220,7 +223,8 @@ def look_at_adapter(path: str) -> AdapterFacts:
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
         tokens=added_tokens(folder),
         heads=head_shapes(folder, path),
-        own_base=_own_base(folder, path),
+        started=own is not None or _started(RunFolder(folder.resolve().parent)),
+        own_base=own,
         fingerprint=fingerprint_of(files),
     )
 
@@ -234,6 +238,21 @@ def _own_base(folder: Path, shown: str) -> own_base.OwnBase | None:
     if (found := own_base.said(_header(file)[1])) is None:
         raise _broken(shown, file.name, "its header does not say how the base was made")
     return found
+
+
+def _started(run: RunFolder) -> bool:
+    """Whether the method of the run in this folder, if there is one, took its start out of quantized weights."""
+    if not run.plan.is_file():
+        return False
+    try:
+        steps = read_plan(run.plan).steps
+    except UserError:  # of another version: nobody knows
+        return False
+    spec = registry.spec("methods", steps.attach.method)
+    starts = registry.hook(spec, "starts_from_weights")
+    if starts is None or steps.quantize.bits is None:
+        return False
+    return starts(Reader().record(spec.Settings, steps.attach.settings))
 
 
 def head_shapes(folder: Path, shown: str) -> dict[str, Shape]:

@@ -166,6 +166,8 @@ def _reward_base(case: Case) -> str | None:
     peft = registry.hook(spec, "peft")
     if peft is None:
         return f"it is an adapter, and method={case.settings.method.name} trains the weights that it stands on"
+    if reward.adapter.started:
+        return "it stands on a base of its own, quantized without its start, and the policy on another"
     ours, theirs = peft(case.settings.method, case.arch)["peft_type"], reward.adapter.config.get("peft_type")
     if ours != theirs:
         return f"its adapter is of PEFT's type {theirs}, the trained one {ours}: one base cannot carry both"

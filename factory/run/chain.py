@@ -11,6 +11,7 @@ from typing import Any
 
 from factory import compose, registry
 from factory.compare.runs import of_report
+from factory.compile.bases import words
 from factory.execute.context import STARTED, append
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
@@ -27,6 +28,7 @@ _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
 _PLAIN = re.compile(r"[\w./-]+")  # what Hydra reads without quotes
 _NAMING = ("stage", "method", "stage.reward_model")  # what a run of a recipe is, where the recipe says it of one
+_HELD = "method.quantization"
 _OWN = "runs."  # how an override for one run starts
 # keys that may read a run, and what stands in their place while that run has not ended
 _AHEAD: dict[str, tuple[str, ...]] = {
@@ -276,7 +278,10 @@ class _Runner:
 def _start(
     link: Link, plans: Mapping[str, Plan | None], places: Mapping[str, tuple[str, ...]], folder: SweepFolder
 ) -> tuple[str, ...]:
-    """Where the link's model is: the adapter that the run it reads has left, on that run's own base; or its weights."""
+    """Where the link's model is: the adapter that the run it reads has left, on that run's own base; or its weights.
+
+    What is evaluated is the model that was trained, on a base that is held as it was then.
+    """
     read = link.reads.get("model")
     if read is None:
         return ()
@@ -284,7 +289,11 @@ def _start(
     assert plan is not None  # a run that is read and refused is never begun
     if registry.hook(registry.spec("methods", plan.steps.attach.method), "peft") is None:
         return (f"model.path={model}",)
-    return (*(text for text in places[read] if _key(text) == "model.path"), f"model.adapter={model}")
+    place = (*(text for text in places[read] if _key(text) == "model.path"), f"model.adapter={model}")
+    if plan.steps.quantize.bits is None or "method=none" not in link.overrides:
+        return place
+    asked = any(_key(text).startswith(_HELD) for text in link.overrides)
+    return place if asked else (*place, *words(plan.steps.quantize).split())
 
 
 def _model_of(folder: SweepFolder, name: str) -> str:

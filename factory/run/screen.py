@@ -144,11 +144,8 @@ def _export_panel(plan: Plan, export: Export) -> Panel:
     add("load", f"{plan.options.get('model', '')}  {total:,} parameters, {steps.load.dtype} on {steps.load.device}")
     if export.format != "adapter":
         add("quantize", _quantization(plan))
-    if export.own_base is not None:
-        add(
-            "base",
-            {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[export.own_base],
-        )
+    if (own := steps.load.own_base) is not None:
+        add("base", {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[own])
     if steps.load.adapter:
         add("adapter" if export.format == "adapter" else "merge", _plain(steps.load.adapter))
     types = export.quantization or export.dtype
@@ -247,6 +244,7 @@ _FITS = {True: "fits", False: "less, and still too much"}
 # of `plan.Memory`, as a person reads them
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 _INSTANTS = {
+    "reading": "reading the weights",
     "forward": "the forward pass",
     "backward": "the backward pass",
     "step": "the optimizer's step",

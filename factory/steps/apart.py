@@ -35,14 +35,14 @@ def most(losses: list[float], others: list[float]) -> float:
 
 def merged(run: Run, model: Any) -> str:
     """Holds a merged model against its run; what the card says of it. Raises UserError where it is another."""
-    plan, own = _export(run), _own_base(run)
-    if plan.own_base is None:
+    own = _own_base(run)
+    if run.plan.steps.load.own_base is None:
         return ""
     if own is None:
         run.emit("note", text="The run left no losses: how far this is from it is not known.")
-        return _UNKNOWN if plan.own_base == "published" else ""
+        return _UNKNOWN if run.plan.steps.load.own_base == "published" else ""
     apart = moved(token_losses(run, model, list(own.ids), mixed=False), list(own.losses))
-    if plan.own_base == "published":
+    if run.plan.steps.load.own_base == "published":
         _check(run, {_WHOLE: apart}, own)
         return f"{_NOT_EXACT}: {_figures({_WHOLE: apart})}."
     quantization, rounding = own.quantization, HEAD_ROUNDING[own.computed_in]

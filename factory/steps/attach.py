@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.kernels import compile_layers, recompute, replace_kernels
 from factory.steps.pack import Dataset
-from factory.steps.quantize import after_reading, while_reading, whole
+from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
 from factory.typed import Reader
@@ -40,6 +41,8 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None = 
         method.begin(model, started)
     if plan.load.adapter is not None:
         model = method.go_on(model, plan.load.adapter)
+        if rebuilds(run):
+            own_base.forget_the_start(model)
     dtype = getattr(torch, plan.attach.dtype)
     for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
@@ -77,25 +80,51 @@ def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:
 def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tuple[Any, Architecture, Any]:
     """The one place where weights are read. The model, what it is, and how the method's own tensors start, or None.
 
-    A method that starts from the weights gets them whole: what it leaves of them is then quantized. So is what such a
-    method had left of them in the run that an export is of.
+    A method that starts from the weights takes its start out of them while they are whole.
     """
-    method, held = registry.run("methods", run.plan.steps.attach.method), while_reading(quantization)
-    from_weights, again = starts_from_weights(run), rebuilds(run)
-    model = read_weights(run, config, None if from_weights or again else held)
-    grow(model, as_said(run.plan.steps.patch), run.plan.seed)
-    arch = as_planned(run, model)
-    started = method.initialize(model, settings, run.plan.steps.quantize, arch) if from_weights else None
-    if again:
-        own_base.take_out(model, Path(run.plan.steps.load.adapter or ""))
-    if (from_weights or again) and held is not None:
-        model = read_weights(run, config, held, rest=model)
-    after_reading(model, quantization, arch.linears())
-    if held is not None:
+    plan, started = run.plan.steps, list[Any]()
+
+    def start(model: Any, arch: Architecture) -> None:
+        method = registry.run("methods", plan.attach.method)
+        started.append(method.initialize(model, settings, plan.quantize, arch))
+
+    take = taking_out(plan.load.adapter) if rebuilds(run) else None
+    model, arch = read_base(run, config, quantization, start if starts_from_weights(run) else take)
+    if while_reading(quantization) is not None:
         _let_go_of_file(model)
-    replace_kernels(model, run.plan.steps.patch)
+    replace_kernels(model, plan.patch)
     model.requires_grad_(False)
-    return model, arch, started
+    return model, arch, started[0] if started else None
+
+
+Take = Callable[[Any, Architecture], None]
+
+
+def taking_out(adapter: Path | str | None) -> Take:
+    """Takes out of the whole weights what the run that saved the adapter had taken out of them."""
+    return lambda model, _: own_base.take_out(model, Path(adapter or ""))
+
+
+def read_base(run: Run, config: Any, quantization: Any, take: Take | None) -> tuple[Any, Architecture]:
+    """The base as it is held. `take` takes out of the whole weights what they are then quantized without."""
+    import torch
+
+    plan, held = run.plan.steps, while_reading(quantization)
+    model = read_weights(run, config, held if take is None else None)
+    grow(model, as_said(plan.patch), run.plan.seed)
+    arch = as_planned(run, model)
+    if take is not None:
+        take(model, arch)
+        model = model if held is None else read_weights(run, config, held, rest=model)
+    after_reading(model, quantization, arch.linears())
+    if plan.load.read_as != plan.load.dtype:
+        cast_what_is_whole(model, getattr(torch, plan.load.dtype))
+    return model, arch
+
+
+def has_own_base(run: Run) -> bool:
+    """Whether the run's adapter has a base to itself: its start leaves the weights before these are quantized."""
+    return run.plan.steps.quantize.bits is not None and starts_from_weights(run)
 
 
 def starts_from_weights(run: Run) -> bool:
@@ -105,17 +134,17 @@ def starts_from_weights(run: Run) -> bool:
 
 
 def rebuilds(run: Run) -> bool:
-    """Whether an export makes again the base that an adapter has to itself."""
-    return run.plan.export is not None and run.plan.export.own_base == "rebuilt"
+    """Whether the base that the plan's adapter has to itself is made again."""
+    return run.plan.steps.load.own_base == "rebuilt"
 
 
 def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
-    """The model in the plan's type, quantized as `held` says; with the weights of `rest` instead of the saved ones."""
+    """The model in the type that the plan reads, quantized as `held` says; of `rest` instead of the saved weights."""
     import torch
 
     plan = run.plan.steps.load
     common: dict[str, Any] = {
-        "dtype": getattr(torch, plan.dtype),
+        "dtype": getattr(torch, plan.read_as),
         "quantization_config": _of_decoder(held, run, config),
         "device_map": {"": plan.device} if plan.device == "cuda" or held is not None else None,
     }

@@ -23,7 +23,7 @@ from factory.plan import Export
 from factory.refusal import refuse
 from factory.run.folder import base_config, unwritable
 from factory.steps import apart as far
-from factory.steps.attach import attach, rebuilds
+from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
 from factory.steps.proofs import UNMERGEABLE, token_losses
@@ -91,11 +91,8 @@ def ends(tokenizer: Any) -> list[int]:
 
 
 def attached(run: Run, patched: Any, quantization: Any, ready: Ready) -> dict[str, Any]:
-    """The model as it was trained: the base made whole, the adapter over it."""
-    found = attach(run, patched, quantization, None)
-    if rebuilds(run):
-        own_base.forget_the_start(found["model"])
-    return found
+    """The model as it was trained: the base made whole, the adapter over it. Takes what is ready only to come after."""
+    return attach(run, patched, quantization, None)
 
 
 def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:

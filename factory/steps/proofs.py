@@ -13,7 +13,7 @@ from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
-from factory import heads, registry
+from factory import heads, own_base, registry
 from factory.architecture import Architecture, Shape
 from factory.execute import checkpoint
 from factory.execute.context import Run
@@ -21,15 +21,13 @@ from factory.plan import BYTES
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.folder import MANIFEST, base_config, read_json
 from factory.steps import source
-from factory.steps.attach import read_weights, starts_from_weights
+from factory.steps.attach import has_own_base, read_base, taking_out
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.feed import autocast, feed
 from factory.steps.pack import Dataset
-from factory.steps.quantize import after_reading, quantize, while_reading
+from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, kept, keys_of
-from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class
-from factory.vocabulary import as_said
 
 _TOKENS = 64  # of one row: enough to see whether two models are the same
 _NAMED = 3  # tensors that a verdict names
@@ -97,7 +95,7 @@ def prove(
 def reload(run: Run, expected: Expected | None, result: dict[str, Any]) -> dict[str, Any]:
     """The saved model, read as anybody else would: the same tensors, the same losses."""
     gc.collect()
-    if expected is None or not exact_reading(run):
+    if expected is None:
         return {"proven": result}
     model = None
     try:
@@ -238,15 +236,6 @@ def opened(folder: Path) -> dict[str, Shape]:
 # --- what was saved
 
 
-def exact_reading(run: Run) -> bool:
-    """Whether the saved model is the trained one, but for rounding.
-
-    Not where an adapter starts from the weights and what it leaves of them was quantized: it is saved for the base as
-    it was.
-    """
-    return not (run.plan.steps.quantize.bits and starts_from_weights(run))
-
-
 def saved_type(run: Run, model: Any) -> Any:
     """The type that trained weights are cast to when they are saved; None: they are saved as they are."""
     import torch
@@ -271,10 +260,11 @@ def read_saved(run: Run) -> Any:
         from peft import PeftModel
 
         quantization = quantize(run)["quantization"]
-        base = read_weights(run, config, while_reading(quantization))
-        grow(base, as_said(plan.patch), run.plan.seed)
-        after_reading(base, quantization, ())
+        own = has_own_base(run)
+        base, _ = read_base(run, config, quantization, taking_out(folder) if own else None)
         model = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=plan.attach.dtype == "float32")
+        if own:
+            own_base.forget_the_start(model)
     else:
         trust = plan.load.trust_remote_code
         model, info = model_class(config).from_pretrained(

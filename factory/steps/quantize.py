@@ -92,6 +92,15 @@ def whole(model: Any, dtype: Any) -> Any:
     return model
 
 
+def cast_what_is_whole(model: Any, dtype: Any) -> None:
+    """What is quantized stays worth what it is; the rest, and what is computed, is of `dtype`."""
+    for module in model.modules():
+        packed = {"weight"} if _holds_bits(module) else set[str]()
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in packed and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+
+
 # of bitsandbytes, hqq, quanto: layers of their own
 _LAYERS = ("Linear4bit", "Linear8bitLt", "HQQLinear", "QLinear")
 

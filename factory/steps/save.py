@@ -12,7 +12,7 @@ from factory.architecture import Architecture
 from factory.execute.checkpoint import write_errors
 from factory.execute.context import Run
 from factory.run.folder import base_config, unwritable
-from factory.steps.attach import method_settings, starts_from_weights
+from factory.steps.attach import has_own_base, method_settings
 from factory.steps.proofs import token_losses
 
 
@@ -47,7 +47,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         if _adapts(model):
             method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
             method.export(model, settings, aside)
-            if _has_own_base(run):
+            if has_own_base(run):
                 scale, taken = method.taken(model, settings)
                 _save_own_base(run, model, tokenizer, scale, taken, aside)
             if _stretched(run):
@@ -79,15 +79,10 @@ def _say_dtype(file: Path, dtype: Any) -> None:
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _has_own_base(run: Run) -> bool:
-    """Whether the adapter stands on a base of its own: its start left the weights before they were quantized."""
-    return run.plan.steps.quantize.bits is not None and starts_from_weights(run)
-
-
 def _save_own_base(
     run: Run, model: Any, tokenizer: Any, scale: float, taken: dict[str, tuple[Any, Any]], folder: Path
 ) -> None:
-    """What an export makes that base of, and some of the losses that it must come to."""
+    """What that base is made of again, and some of the losses that a model on it must come to."""
     plan, ids, losses = run.plan.steps, list[int](), list[float]()
     if plan.train.ranks.strategy == "none":  # else a process may hold a part of the model
         ids = own_base.ids(tokenizer)
@@ -156,10 +151,10 @@ def _adapter(run: Run) -> tuple[list[str], list[str]]:
             'config = AutoConfig.from_pretrained("THIS_FOLDER/base")',
             'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)',
         ]
-    if _has_own_base(run):
+    if has_own_base(run):
         why.append(
             "base: it was quantized without the adapter's start, so on the published one PEFT gives another "
-            "model; `factory export run=…` writes this one"
+            "model; `factory` has this one with run=…, and writes it with `factory export`"
         )
     if patch.vocabulary != patch.rows:
         lines.append(f"base.resize_token_embeddings({patch.vocabulary})")

@@ -1,7 +1,6 @@
 """Write: the last step of chat and serve: a model that was read, or its folder, as a room that answers."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from factory.data.images import image_spec
@@ -34,8 +33,6 @@ def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:
     from factory.inference.vllm_engine import Vllm
 
     plan, adapters = run.plan, dict(run.adapters)
-    for name, folder in adapters.items():
-        _is_adapter(name, folder)
     if plan.steps.load.adapter is not None:
         adapters[OWN] = plan.steps.load.adapter
     made = Vllm(source.folder(run), plan, run.engine, adapters, context(run))
@@ -61,18 +58,12 @@ def context(run: Opening) -> int:
 def with_adapters(model: Any, adapters: dict[str, str]) -> Any:
     """The model with further adapters beside its own. Raises UserError for one that is not of this base."""
     for name, folder in adapters.items():
-        _is_adapter(name, folder)
         try:
             model = _with_one(model, name, folder)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", first[:200].rstrip(".: ")) from error
     return model.requires_grad_(False)
-
-
-def _is_adapter(name: str, folder: str) -> None:
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", "there is no adapter_config.json in it")
 
 
 def _with_one(model: Any, name: str, folder: str) -> Any:

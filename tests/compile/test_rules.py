@@ -13,7 +13,7 @@ from conftest import compiled, refusals
 from families import KINDS, built_of, roomy
 
 import factory
-from factory import registry
+from factory import own_base, registry
 from factory.compile import ranks, writing
 from factory.compile.rules import all_rules
 from factory.facts import Gpu
@@ -21,6 +21,7 @@ from factory.look import machine as look
 from factory.plan import to_yaml
 from factory.quantizers import spec as quantizers
 from factory.refusal import catalogue
+from factory.schema import Quantization
 from factory.settings import all_keys
 
 RULES = {rule.id: rule for rule in all_rules()}
@@ -148,6 +149,7 @@ TABLE = (
     row("reward-base", "stage=ppo {judge} method=full {lone}", "stage=ppo {short} {scored} method=full {lone}"),
     row("reward-base", "stage=ppo {judge} method=pissa", "stage=ppo {short} {scored} method=pissa"),
     row("reward-base", "stage=ppo {elsewhere}", "stage=ppo {short} {judge}"),
+    row("reward-base", "stage=ppo {apart}", "stage=ppo {short} {judge}"),
     row("reward-base", "stage=ppo {worded}", "stage=ppo {short} {judge} method=dora"),
     row("reward-fits", "stage=ppo {headless}", "stage=ppo {short} {judge}"),
     row("reward-fits", "stage=ppo {misjudge}", "stage=ppo {short} {judge}"),
@@ -899,6 +901,16 @@ def misheaded(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
     return folder
 
 
+_OVER_FOUR_BITS = own_base.OwnBase(
+    scale=2,
+    dtype="float32",
+    quantization=Quantization(method="bitsandbytes", bits=4, type="nf4", double_quantization=True),
+    computed_in="float32",
+    ids=(),
+    losses=(),
+)
+
+
 @pytest.fixture(scope="session")
 def judges(tmp_path_factory: pytest.TempPathFactory, adapter: Path, misheaded: Path, tokened: Path) -> dict[str, Path]:
     """Adapters with a score's head: one that fits, and others that do not."""
@@ -912,7 +924,9 @@ def judges(tmp_path_factory: pytest.TempPathFactory, adapter: Path, misheaded: P
     (folder / "elsewhere" / "plan.yaml").write_text("steps: {load: {fingerprint: another}}")
     (folder / "begun").mkdir()
     (folder / "begun" / "plan.yaml").write_text("steps: {load: {fingerprint: another}}")
-    own = {name: folder / name for name in ("judge", "elsewhere", "worded")}
+    shutil.copytree(folder / "judge", folder / "apart")
+    own_base.save(folder / "apart", {}, _OVER_FOUR_BITS)
+    own = {name: folder / name for name in ("judge", "elsewhere", "worded", "apart")}
     return {**own, "headless": adapter, "misjudge": misheaded}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import TINY
+from serving import TINY, planned
 from test_saved import SHORT
 
 import factory
@@ -22,14 +22,6 @@ from factory.typed import Bytes
 
 Said = Any
 HERE = ("hardware=cpu", "tracking=none")
-
-
-def planned(verb: Any, *words: str) -> tuple[Any, Any, Any]:
-    """The plan of a command line, its settings, and the secret."""
-    line = compose.parse(list(words))
-    own = cli._taken_apart(verb, line)
-    (side,) = asked.sides(asked.named_run(own), ())
-    return (*cli._to_write(verb, line, own, side), own.secret)
 
 
 def refused(verb: Any, *words: str) -> list[str]:
