@@ -48,7 +48,8 @@ def memory(
     expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
 
     base, constants = _weights(expanded, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
-    states = spec.optimizer_bytes(method, train.optimizer, shapes, arch) + state_bytes(train.optimizer, beside, arch)
+    states = spec.optimizer_bytes(method, train.optimizer, shapes, arch, number)
+    states += state_bytes(train.optimizer, beside, arch, number)
     whole = (present + counted(beside)) * number
     weights = _share("weights", base + copies + counted(beside) * number, steps, expanded) + frozen
     gradients, optimizer = (

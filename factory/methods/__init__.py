@@ -1,7 +1,7 @@
 """A folder per method: `spec` (keys, rules, parameter formulas; no torch), `run` (torch), `refusals.yaml` (words).
 
 A spec has `Settings`, `RULES`, `trainable(method, arch)` and
-`optimizer_bytes(method, optimizer, shapes, arch)`. Where it applies also (`registry.hook` finds it)
+`optimizer_bytes(method, optimizer, shapes, arch, size)`. Where it applies also (`registry.hook` finds it)
 - `notes(method, arch)` that the plan shows,
 - `gradients(method, shapes, arch)`, elements, where not all of them are there at once,
 - `copied(method, shapes, arch, mixed)`, elements, where weights stay in the frozen type and float32 copies are stepped,

@@ -6,27 +6,32 @@ from math import ceil, prod
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
 
-State = Callable[[Shape], float]
+State = Callable[[Shape, int], float]  # of a tensor's shape, and the bytes of a number that it is held in
 _BLOCK = 256  # elements that share a quantization constant (Dettmers et al. 2022, section 2.1)
 _TOO_SMALL = 4096  # elements: bitsandbytes keeps the state of smaller tensors in float32
 
 
 def _floats(count: int) -> State:
-    """So many float32 numbers an element."""
-    return lambda shape: 4 * count * prod(shape)
+    """So many float32 numbers an element, whatever the tensor is held in."""
+    return lambda shape, size: 4 * count * prod(shape)
+
+
+def _alike(count: int) -> State:
+    """So many numbers an element, held as the tensor is."""
+    return lambda shape, size: size * count * prod(shape)
 
 
 def _eight_bits(count: int) -> State:
     """So many 8-bit numbers an element, and a float32 constant for each block of each."""
 
-    def bytes_of(shape: Shape) -> float:
-        size = prod(shape)
-        return 4 * count * size if size < _TOO_SMALL else count * (size + 4 * ceil(size / _BLOCK))
+    def bytes_of(shape: Shape, size: int) -> float:
+        elements = prod(shape)
+        return 4 * count * elements if elements < _TOO_SMALL else count * (elements + 4 * ceil(elements / _BLOCK))
 
     return bytes_of
 
 
-def _factored(shape: Shape) -> float:
+def _factored(shape: Shape, size: int) -> float:
     """A float32 mean for each row and for each column (Shazeer and Stern 2018, algorithm 4)."""
     if len(shape) < 2:
         return 4 * prod(shape)
@@ -34,7 +39,7 @@ def _factored(shape: Shape) -> float:
 
 
 STATES: dict[str, State] = {
-    "adamw": _floats(2),
+    "adamw": _alike(2),
     "adamw_8bit": _eight_bits(2),
     "paged_adamw": _floats(2),
     "paged_adamw_8bit": _eight_bits(2),
@@ -47,10 +52,10 @@ STATES: dict[str, State] = {
     "paged_lion": _floats(1),
     "paged_lion_8bit": _eight_bits(1),
     "adafactor": _factored,
-    "muon": _floats(2),  # of what is no hidden matrix
+    "muon": _alike(2),  # of what is no hidden matrix
     "sgd": _floats(0),
 }
-HIDDEN: dict[str, State] = {"muon": _floats(1)}  # of hidden matrices, where they are treated in another way
+HIDDEN: dict[str, State] = {"muon": _alike(1)}  # of hidden matrices, where they are treated in another way
 
 # What a tensor's step makes and frees, in bytes for each element of one in float32, and of one in 16 bits; as torch's
 # profiler counts it (tests/optimizers/test_scratch.py). A fused step makes nothing.
@@ -77,11 +82,11 @@ def is_hidden(tensor: str, shape: Shape, arch: Architecture) -> bool:
     return len(shape) == 2 and f"{arch.layers_at}." in tensor
 
 
-def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
+    """Of tensors whose numbers are held in `size` bytes."""
     hidden = HIDDEN.get(name, STATES[name])
-    return round(
-        sum((hidden if is_hidden(tensor, shape, arch) else STATES[name])(shape) for tensor, shape in shapes.items())
-    )
+    kept = {tensor: hidden if is_hidden(tensor, shape, arch) else STATES[name] for tensor, shape in shapes.items()}
+    return round(sum(kept[tensor](shape, size) for tensor, shape in shapes.items()))
 
 
 def scratch(name: str, size: int, dtype_bytes: int, device: str) -> int:

@@ -64,13 +64,14 @@ def test_what_is_planned_is_what_is_built() -> None:
     assert PACKAGES.keys() < STATES.keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ON_CPU)
-def test_the_state_takes_the_planned_bytes(name: str) -> None:
-    named = tensors()
+def test_the_state_takes_the_planned_bytes(name: str, dtype: torch.dtype) -> None:
+    named = tensors(dtype)
     optimizer = build(named, planned_train(optimizer=name), ARCH)
     give_gradients(named, 1)
     optimizer.step()
-    assert held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH)
+    assert held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH, dtype.itemsize)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -91,10 +91,10 @@ def _shapes(method: Settings, arch: Architecture) -> dict[str, Shape]:
     return shapes
 
 
-def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
     """With each element's importance, and the means of it and of its deviation (equations 8 to 10), to choose by."""
-    importance = 0 if method.ranks else 3 * 4 * sum(prod(shape) for shape in shapes.values())
-    return state_bytes(optimizer, shapes, arch) + importance
+    importance = 0 if method.ranks else 3 * size * sum(prod(shape) for shape in shapes.values())
+    return state_bytes(optimizer, shapes, arch, size) + importance
 
 
 def notes(method: Settings, arch: Architecture) -> tuple[str, ...]:

@@ -50,9 +50,9 @@ def trainable(method: Turns, arch: Architecture) -> dict[str, Shape]:
     return {name: shape for block in blocks(method, arch) for name, shape in block.items()}
 
 
-def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
     """The state of the largest block."""
-    return max((state_bytes(optimizer, block, arch) for block in blocks(method, arch)), default=0)
+    return max((state_bytes(optimizer, block, arch, size) for block in blocks(method, arch)), default=0)
 
 
 def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:

@@ -30,8 +30,9 @@ def chosen(method: Settings, size: int) -> int:
     return size if size < _WHOLE else max(1, int(size * method.ratio))
 
 
-def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
-    return state_bytes(optimizer, {name: (chosen(method, prod(shape)),) for name, shape in shapes.items()}, arch)
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
+    """The chosen elements are stepped in float32."""
+    return state_bytes(optimizer, {name: (chosen(method, prod(shape)),) for name, shape in shapes.items()}, arch, 4)
 
 
 def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:

@@ -24,8 +24,10 @@ def trainable(method: schema.Method, arch: Architecture) -> dict[str, Shape]:
     return of_parts(dict(arch.tensors()), method.parts, arch)
 
 
-def optimizer_bytes(method: schema.Method, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
-    return state_bytes(optimizer, shapes, arch)
+def optimizer_bytes(
+    method: schema.Method, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int
+) -> int:
+    return state_bytes(optimizer, shapes, arch, size)
 
 
 def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:

@@ -25,16 +25,20 @@ def projected(arch: Architecture) -> set[str]:
     return {f"{name}.weight" for name in arch.linears()} | set(arch.experts())
 
 
-def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
-    """The state at the projected size and the projector, of the shorter side (paper, section 4.1); others whole."""
-    wanted, projectors, states = projected(arch), 0, dict[str, Shape]()
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
+    """The state at the projected size and the projector, of the shorter side (paper, section 4.1); others whole.
+
+    What is projected is stepped in float32.
+    """
+    wanted, projectors, low, whole = projected(arch), 0, dict[str, Shape](), dict[str, Shape]()
     for name, shape in shapes.items():
-        states[name] = shape
-        if name in wanted:
-            *stack, rows, columns = shape
-            states[name] = (*stack, method.rank, columns) if rows <= columns else (*stack, rows, method.rank)
-            projectors += 4 * prod(stack) * min(rows, columns) * method.rank
-    return projectors + state_bytes(optimizer, states, arch)
+        if name not in wanted:
+            whole[name] = shape
+            continue
+        *stack, rows, columns = shape
+        low[name] = (*stack, method.rank, columns) if rows <= columns else (*stack, rows, method.rank)
+        projectors += 4 * prod(stack) * min(rows, columns) * method.rank
+    return projectors + state_bytes(optimizer, low, arch, 4) + state_bytes(optimizer, whole, arch, size)
 
 
 def rank_too_high(case: Case) -> str | None:

@@ -19,7 +19,7 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     return {}
 
 
-def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
     return 0
 
 

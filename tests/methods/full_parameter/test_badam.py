@@ -221,8 +221,8 @@ def test_memory_is_that_of_the_largest_block(arch: Any) -> None:
     small, whole = settings(), settings(embedding=True, head=True)
     for chosen, largest in ((small, arch.layer_tensors(0)), (whole, {"w": (512, 32), "n": (32,)})):
         shapes = trainable(chosen, arch)
-        assert optimizer_bytes(chosen, "adamw", shapes, arch) == state_bytes("adamw", largest, arch)
-        assert gradients(chosen, shapes, arch) == state_bytes("adamw", largest, arch) // 8
+        assert optimizer_bytes(chosen, "adamw", shapes, arch, 4) == state_bytes("adamw", largest, arch, 4)
+        assert gradients(chosen, shapes, arch) == state_bytes("adamw", largest, arch, 4) // 8
 
 
 def test_the_state_is_one_blocks(execute: Callable[..., Any], tiny_model: Path) -> None:

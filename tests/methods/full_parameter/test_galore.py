@@ -63,15 +63,19 @@ def test_eight_bits_step_almost_as_algorithm_2(train_plan: Callable[..., Any]) -
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "adafactor"])
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
-def test_the_state_takes_the_planned_bytes(kind: str, name: str, train_plan: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("llama", torch.float32), ("llama", torch.bfloat16), ("qwen3_moe", torch.float32)]
+)
+def test_the_state_takes_the_planned_bytes(
+    kind: str, dtype: torch.dtype, name: str, train_plan: Callable[..., Any]
+) -> None:
     import tiny
     from transformers import AutoModelForCausalLM
 
     config = tiny.config(
         model_type=kind, **({"num_experts": 4, "moe_intermediate_size": 24} if kind != "llama" else {})
     )
-    model, arch = AutoModelForCausalLM.from_config(config), architecture(config.to_dict())
+    model, arch = AutoModelForCausalLM.from_config(config).to(dtype), architecture(config.to_dict())
     shapes = {key: tuple(value.shape) for key, value in model.named_parameters()}
     assert projected(arch) < shapes.keys()
     assert any(len(shapes[key]) == 3 for key in projected(arch)) == (kind != "llama")
@@ -80,7 +84,7 @@ def test_the_state_takes_the_planned_bytes(kind: str, name: str, train_plan: Cal
     for value in model.parameters():
         value.grad = torch.randn_like(value)
     made.step()
-    assert _held(made.state_dict()) == optimizer_bytes(settings, name, shapes, arch)
+    assert _held(made.state_dict()) == optimizer_bytes(settings, name, shapes, arch, dtype.itemsize)
 
 
 def _held(state: Any, name: str = "") -> int:
