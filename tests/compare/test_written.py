@@ -100,6 +100,15 @@ def test_a_page_without_curves_or_plans_is_a_page(tmp_path: Path) -> None:
     assert written.markdown(made).startswith("| run | status |")
 
 
+def test_a_page_of_runs_on_several_sets_has_no_option_for_these(tmp_path: Path) -> None:
+    """Of `data=[a,b]` Hydra tells no option."""
+    both = "data=[demo,demo_tools]"
+    text = page(
+        comparison(*(side_by_side.run(tmp_path / method, f"method={method}", both) for method in ("lora", "full")))
+    )
+    assert "<dt>stage</dt>" in text and "<dt>data</dt>" not in text and "<dt>method</dt>" not in text
+
+
 def test_an_axis_holds_its_values_and_has_round_ticks() -> None:
     axis = plots.axis([0.37, 4.2], 100, 0)
     assert axis.at(axis.low) == 100 and axis.at(axis.high) == 0
