@@ -159,10 +159,7 @@ def _memory_of(run: Run) -> list[Point]:
 
 def _intervals(found: Comparison) -> str:
     figures = list[str]()
-    for column in found.columns:
-        verdict = found.verdicts.get(column.key)
-        if verdict is None or not verdict.others:
-            continue
+    for column, verdict in found.judged():
         drawn = [
             Interval(
                 place,

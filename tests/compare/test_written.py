@@ -43,8 +43,8 @@ def test_csv_and_json_hold_the_numbers_as_they_are(made: Comparison) -> None:
     assert rows[2]["perplexity"] == "" and [row["best_of"] for row in rows] == ["", "perplexity", "", ""]
     tree = json.loads(written.as_json(made))
     assert [run["values"]["perplexity"] for run in tree["runs"]] == [12.25, 9.5, None, None]
-    assert tree["verdicts"]["perplexity"]["best"] == "b"
-    assert tree["verdicts"]["perplexity"]["others"]["a"]["difference"]["value"] == pytest.approx(2.75)
+    (verdict,) = tree["verdicts"]["perplexity"]
+    assert verdict["best"] == "b" and verdict["others"]["a"]["difference"]["value"] == pytest.approx(2.75)
     keys = {each["key"]: each for each in tree["plans"]}
     assert (keys["attach.method"]["a"], keys["attach.method"]["b"]) == ("lora", "full")
 
