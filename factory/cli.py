@@ -275,7 +275,7 @@ def _hydras_own(line: compose.CommandLine) -> int:
     """--cfg, --info, completion: Hydra prints and nothing runs."""
     completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
     given = line.overrides if completing else compose.prepared(line).overrides
-    compose.hydra_main(lambda _: None, [*line.hydra_flags, *given])
+    compose.hydra_main(lambda _: None, [*line.hydra_flags, *given], line.config_dirs)
     return 0
 
 

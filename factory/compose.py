@@ -91,10 +91,30 @@ def _argument(flag: str, rest: list[str]) -> str:
     return rest.pop(0)
 
 
+def folders(config_dirs: tuple[str, ...], packaged: Path = CONF) -> list[Path]:
+    """Where options lie, in the order in which they are looked for: one of the user's own stands for a packaged one.
+
+    Without what `prepared` refuses.
+    """
+    unusable = {found.setting for found in _unusable_folders(config_dirs)}
+    return [*(Path(folder).resolve() for folder in config_dirs if _said(folder) not in unusable), packaged]
+
+
+def _unusable_folders(config_dirs: tuple[str, ...]) -> Iterator[Refusal]:
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            yield refusal("config-dir", _said(folder), "there is no such folder")
+        elif (Path(folder) / "config.yaml").is_file():
+            yield refusal("config-dir-defaults", _said(folder), "it has a config.yaml")
+
+
+def _said(folder: str) -> str:
+    return f"--config-dir {folder}"
+
+
 def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
     """The options of a group, those of the user's own folders included."""
-    folders = [CONF, *(Path(folder) for folder in config_dirs)]
-    found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    found = {path.stem for folder in folders(config_dirs) for path in (folder / group).glob("*.yaml")}
     return sorted(name for name in found if not name.startswith("_"))
 
 
@@ -111,8 +131,8 @@ def recipes(config_dirs: tuple[str, ...] = ()) -> list[str]:
 
 
 def _recipe_files(config_dirs: tuple[str, ...]) -> dict[str, Path]:
-    folders = [*(Path(folder) for folder in reversed(config_dirs)), ROOT]  # Hydra takes the first that it finds
-    return {path.stem: path for folder in folders for path in (folder / "recipes").glob("*.yaml")}
+    ordered = reversed(folders(config_dirs, ROOT))  # the first, which Hydra takes, comes last and stays
+    return {path.stem: path for folder in ordered for path in (folder / "recipes").glob("*.yaml")}
 
 
 def recipe_of_runs(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
@@ -149,8 +169,7 @@ def prepared(line: CommandLine) -> Prepared:
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
-    missing = [folder for folder in line.config_dirs if not Path(folder).is_dir()]
-    problems = [refusal("config-dir", f"--config-dir {folder}", "there is no such folder") for folder in missing]
+    problems = list(_unusable_folders(line.config_dirs))
     parser = OverridesParser.create()
     ready: list[str] = []
     bad_groups: set[str] = set()
@@ -191,9 +210,7 @@ def prepared(line: CommandLine) -> Prepared:
             ready.append(text)
         else:
             ready.append(f"++{text.lstrip('+')}")
-    folders = [Path(folder).resolve() for folder in line.config_dirs if Path(folder).is_dir()]
-    search = [ROOT.as_uri(), *(folder.as_uri() for folder in folders), *search]
-    ready.append(f"hydra.searchpath=[{','.join(search)}]")
+    ready.append(f"hydra.searchpath=[{','.join([ROOT.as_uri(), *search])}]")
     return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
 
 
@@ -212,7 +229,7 @@ def compose(line: CommandLine) -> Composed:
     """The tree of one run, interpolations resolved. Raises UserError."""
     ready = prepared(line)
     try:
-        config = _composed(ready.overrides)
+        config = _composed(ready.overrides, line.config_dirs)
         composed = translated(lambda: _plain(config, config.hydra, line.overrides, str(config.hydra.run.dir)))
     except UserError as error:
         raise UserError(*ready.problems, *error.refusals) from None
@@ -254,7 +271,7 @@ class Recomposer:
         """A config; None where there are problems, which `compose` tells of."""
         if overrides not in self._bases:
             ready = prepared(CommandLine(overrides=overrides, config_dirs=self._config_dirs))
-            self._bases[overrides] = None if ready.problems else _composed(ready.overrides)
+            self._bases[overrides] = None if ready.problems else _composed(ready.overrides, self._config_dirs)
         return self._bases[overrides]
 
 
@@ -280,7 +297,8 @@ def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:
     if ready.problems:
         raise UserError(*ready.problems)
     parser = OverridesParser.create()
-    config = _composed([text for text in ready.overrides if not parser.parse_override(text).is_sweep_override()])
+    given = [text for text in ready.overrides if not parser.parse_override(text).is_sweep_override()]
+    config = _composed(given, line.config_dirs)
     return translated(lambda: (str(config.hydra.sweep.dir), _plain(config, config.hydra, line.overrides, "")))
 
 
@@ -306,7 +324,8 @@ def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | Ch
 
     parser = OverridesParser.create()
     given = {text: parser.parse_override(text) for text in ready.overrides}
-    shared = _composed([text for text, override in given.items() if not override.is_sweep_override()])
+    alike = [text for text, override in given.items() if not override.is_sweep_override()]
+    shared = _composed(alike, line.config_dirs)
     sweeper = shared.hydra.sweeper
     own = [text for text, override in given.items() if override.key_or_group.startswith("hydra")]
     task = [override for text, override in given.items() if text not in own]
@@ -350,7 +369,7 @@ def _end(override: Any, at: int) -> str:
 def _job(line: CommandLine, own: list[str], texts: list[str], number: int) -> Composed:
     from omegaconf import open_dict
 
-    config = _composed([*own, *texts])
+    config = _composed([*own, *texts], line.config_dirs)
 
     def made() -> Composed:
         with open_dict(config.hydra.job):  # what the launcher sets
@@ -379,15 +398,35 @@ def _asked(texts: Iterable[Any]) -> tuple[str, ...]:
     )
 
 
-def _composed(overrides: list[str]) -> Any:
+def _composed(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     def composing() -> Any:
-        with _beside_hydras_own(), initialize_config_dir(str(CONF), version_base="1.3"):
+        with _beside_hydras_own(), _looking_first(config_dirs), initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra_compose("config", overrides=overrides, return_hydra_config=True)
 
     return translated(composing)
+
+
+@contextmanager
+def _looking_first(config_dirs: tuple[str, ...]) -> Iterator[None]:
+    """Hydra started here looks into the user's own folders before the packaged one: hydra.searchpath comes after it."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class OwnFirst(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in folders(config_dirs)[:-1]:
+                search_path.prepend("own", folder.as_uri(), anchor="main")
+
+    plugins = Plugins.instance()
+    plugins.register(OwnFirst)
+    try:
+        yield
+    finally:
+        plugins.plugin_type_to_subclass_list[SearchPathPlugin].remove(OwnFirst)
 
 
 @contextmanager
@@ -418,7 +457,7 @@ def _relative(path: str) -> str:
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
-def hydra_main(task: Callable[[Any], Any], arguments: list[str]) -> None:
+def hydra_main(task: Callable[[Any], Any], arguments: list[str], config_dirs: tuple[str, ...]) -> None:
     """Hydra's own program: sweeps with any launcher and sweeper, --cfg, --info, shell completion."""
     import os
     import sys
@@ -428,7 +467,8 @@ def hydra_main(task: Callable[[Any], Any], arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises instead of printing its own half of a traceback
     sys.argv = [sys.argv[0], *arguments]
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
-    translated(run)
+    with _looking_first(config_dirs):
+        translated(run)
 
 
 def translated(composing: Callable[[], T]) -> T:

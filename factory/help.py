@@ -23,11 +23,11 @@ verbs (train when none is given)
 
 groups and their options (group=option; `factory explain GROUP` lists a group's keys)
 {groups}
-  recipe     {", ".join(compose.recipes())}
+  recipe     {", ".join(compose.recipes(config_dirs))}
 
 flags
   -m, --multirun          a sweep: method=lora,galore,qlora
-  --config-dir DIR        your own options, in folders named as the groups
+  --config-dir DIR        your own options, in folders named as the groups; they stand for packaged ones
   --from-plan PLAN        (train) replay a plan file
   --diff A B              (plan) two plans: files, run folders or MLflow run ids
   --cfg job, --info       Hydra's own: the composed config, its search path

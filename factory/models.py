@@ -1,7 +1,6 @@
 """The options of the group `model` as a table, read from their files: to compose each would take Hydra 0.4 s."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,7 +25,7 @@ class Row:
 
 def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """An option's keys, those of its family and of `_base` below them."""
-    folders = [*(Path(folder) for folder in reversed(config_dirs)), compose.CONF]
+    folders = compose.folders(config_dirs)
     file = next(path for folder in folders if (path := folder / "model" / f"{option}.yaml").is_file())
     tree = yaml.load(file.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     merged: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,10 @@ def started(where: Path) -> Iterator[Callable[..., Command]]:
 class Done:
     run: Any
     result: dict[str, Any]
-    model: Any
-    dataset: Any
-    start: dict[str, Any]  # every parameter as it was before the first step
+    # of a run that trains; `start`: every parameter as it was before the first step
+    model: Any = None
+    dataset: Any = None
+    start: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -268,6 +268,40 @@ def test_a_folder_of_options_that_is_not_there_is_refused(command: Command, here
     assert re.fullmatch(BLOCK, said.err), said.err
 
 
+def _option(folder: Path, place: str, text: str) -> str:
+    """A file of options in a folder of the user's own, which is returned."""
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    (folder / place).write_text(text)
+    return str(folder)
+
+
+def test_an_option_of_ones_own_stands_for_a_packaged_one(here: Path) -> None:
+    """In runs and in sweeps, of the first folder that has it; a packaged option that names it inherits from it."""
+    lora = (compose.CONF / "method" / "lora.yaml").read_text()
+    first = _option(here / "one", "method/lora.yaml", lora.replace("rank: 8", "rank: 3"))
+    second = _option(here / "two", "method/lora.yaml", lora.replace("rank: 8", "rank: 5"))
+    _option(here / "two", "method/dora.yaml", "defaults: [lora]\nrank: 7\n")
+    own = ("--config-dir", first, "--config-dir", second)
+
+    def ranks(*overrides: str) -> list[int]:
+        line = compose.parse([*own, "-m", *overrides])
+        found = compose.jobs(line, compose.prepared(line), "x")
+        assert isinstance(found, list)
+        return [job.tree["method"]["rank"] for job in found]
+
+    assert compose.compose(compose.parse([*own])).tree["method"]["rank"] == 3
+    assert compose.compose(compose.parse([])).tree["method"]["rank"] == 8
+    assert ranks("method=lora,dora,rslora") == [3, 7, 3]
+    run = [sys.executable, "-m", "factory", *own, "--cfg", "job"]
+    assert "\n  rank: 3\n" in subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_a_folder_of_options_has_no_defaults_of_everything(command: Command, here: Path) -> None:
+    own = _option(here / "own", "config.yaml", "seed: 7\n")
+    said = command("plan", "--config-dir", own)
+    assert (said.code, said.rules) == (2, ["config-dir-defaults"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [

@@ -6,6 +6,8 @@ from math import isfinite
 from typing import Any, Literal
 
 from factory.compare.runs import Run
+from factory.evaluation import rows
+from factory.metrics.text import ROUGE
 from factory.words import size
 
 Better = Literal["low", "high"]
@@ -110,7 +112,7 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
         better, keep = _MEASURES.get(name, _OTHER)
         yield Column(name + _BEFORE, f"{name} before", _of("evaluate", name + _BEFORE), _decimals, keep - 5)
         yield Column(name, name, _of("evaluate", name), _decimals, keep, better)
-    yield Column("rouge", "ROUGE", _mean_of("rouge1", "rouge2", "rougeL"), _decimals, 7)
+    yield Column(rows.ROUGE_MEAN, "ROUGE", _mean_of(*ROUGE), _decimals, 9, "high")
     for when, suffix in ((_BEFORE, " before"), ("", "")):
         benchmarks = dict.fromkeys(name for each in told for name in each.get("benchmarks" + when, {}))
         for name in benchmarks:

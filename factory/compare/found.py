@@ -79,7 +79,10 @@ def found(asked: Asked, tracking: Tracking) -> list[Run]:
 
 def of_folder(path: Path) -> list[Run]:
     """The run in the folder, or the jobs of the sweep."""
-    return list(_jobs(SweepFolder(path))) if SweepFolder(path).is_there() else [runs.of_folder(path)]
+    sweep = SweepFolder(path)
+    if not sweep.is_there():
+        return [runs.of_folder(path)]
+    return [replace(run, told_by_name=not Path(run.where).name.isdigit()) for run in _jobs(sweep)]
 
 
 def _jobs(sweep: SweepFolder) -> Iterator[Run]:

@@ -2,10 +2,10 @@
 
 A run is best where its interval against every other run leaves out 0: the paired bootstrap (`metrics.bootstrap`) over
 the rows that both have measured, 95 % each. It is found by its figure first, so that of many runs the best is named a
-little too often; the intervals themselves are shown beside it.
+little too often; the intervals themselves are shown beside it. Of runs on several data sets each set has its own best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,17 @@ class Judge:
             self.unread[place] = f"its evaluation rows cannot be read ({type(error).__name__}: {error})"
             return {}
 
-    def verdict(self, column: Column) -> Verdict | None:
-        """None where there is nothing to choose from: no better side, or fewer than two runs with a figure."""
-        runs = self._runs
-        values = {place: value for place, run in enumerate(runs) if (value := column.value(run)) is not None}
+    def verdicts(self, column: Column) -> tuple[Verdict, ...]:
+        """One of each data set; none where nothing is to be chosen: no better side, or fewer than two figures."""
+        values = {place: value for place, run in enumerate(self._runs) if (value := column.value(run)) is not None}
         if column.better is None or len(values) < 2:
-            return None
+            return ()
+        asked_alike = any(_signature(column.key, self._runs[place]) for place in values)
+        together = [list(values)] if asked_alike else on_same_data(self._runs, values)
+        return tuple(self._among(column, {place: values[place] for place in places}) for places in together)
+
+    def _among(self, column: Column, values: dict[int, float]) -> Verdict:
+        runs = self._runs
         leading = (min if column.better == "low" else max)(values, key=values.__getitem__)
         if runs[leading].status == "red check":
             return Verdict(leading, None, {}, f"{runs[leading].name} leads, and a check of it is red")
@@ -82,6 +87,15 @@ class Judge:
             assert one is not None and other is not None
             self._pairs[first, second] = rows.compared(one, other)
         return self._pairs[first, second]
+
+
+def on_same_data(runs: Sequence[Run], places: Iterable[int]) -> list[list[int]]:
+    """The places in groups of two or more runs on the same data; all in one where no two are on the same."""
+    places, by_data = list(places), dict[str | None, list[int]]()
+    for place in places:
+        data = None if runs[place].plan is None else str(_decisive(runs[place], ("align.",)))
+        by_data.setdefault(data, []).append(place)
+    return [group for group in by_data.values() if len(group) > 1] or [places]
 
 
 def apart(metric: str, runs: Sequence[Run]) -> str | None:

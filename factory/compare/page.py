@@ -46,9 +46,8 @@ def _colour(place: int) -> str:
 def _shared(found: Comparison) -> list[tuple[str, str]]:
     """The options that all runs have in common."""
     options = [run.options for run in found.runs if run.options]
-    if not options:
-        return []
-    return [(name, options[0][name]) for name in _GROUPS if len({each.get(name) for each in options}) == 1]
+    alike = [(name, {each.get(name) for each in options}) for name in _GROUPS]
+    return [(name, value) for name, values in alike if len(values) == 1 and (value := values.pop()) is not None]
 
 
 def _table(found: Comparison) -> str:
@@ -160,10 +159,7 @@ def _memory_of(run: Run) -> list[Point]:
 
 def _intervals(found: Comparison) -> str:
     figures = list[str]()
-    for column in found.columns:
-        verdict = found.verdicts.get(column.key)
-        if verdict is None or not verdict.others:
-            continue
+    for column, verdict in found.judged():
         drawn = [
             Interval(
                 place,

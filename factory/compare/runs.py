@@ -18,7 +18,10 @@ Status = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """`said` is what a reader must know of it beside its numbers. `folder` is None where there is none here."""
+    """`said` is what a reader must know of it beside its numbers. `folder` is None where there is none here.
+
+    `told_by_name`: a recipe gave it its name, which says what it is.
+    """
 
     name: str
     where: str
@@ -30,6 +33,7 @@ class Run:
     plan: Plan | None = None
     lines: tuple[dict[str, Any], ...] = ()
     folder: Path | None = None
+    told_by_name: bool = False
     tokenizer: str | None = None  # the saved one's vocabulary and rules
     base: str | None = None  # the weights and the tokens that are added to them, from which it follows too
 

@@ -15,6 +15,7 @@ from factory.compare.written import spreads
 
 _LABEL, _SHORTEST = 44, 14  # columns that a label takes at most, and at least where there is one
 _GAP = 3  # columns between two cells
+_KEY_WIDTH, _VALUE_WIDTH = 20, 6  # columns that a differing key and a run's value of it take at least
 _KEYS = 12  # differing keys that are shown
 _NOT_SHOWN = "compare.format=markdown shows all"
 
@@ -23,7 +24,7 @@ def shown(found: Comparison, width: int) -> Iterator[Any]:
     """What to print, one after the other."""
     yield from summary(found, width)
     yield from _intervals(found)
-    yield from _plans(found)
+    yield from _plans(found, width)
 
 
 def summary(found: Comparison, width: int) -> Iterator[Any]:
@@ -68,7 +69,7 @@ def _cell(found: Comparison, column: Column, place: int) -> str:
     text = column.text(found.runs[place])
     if found.best(column, place):
         return f"[bold green]{text}[/bold green]*"
-    starred = column.key in found.verdicts and found.verdicts[column.key].best is not None
+    starred = any(verdict.best is not None for verdict in found.verdicts.get(column.key, ()))
     return f"{text} " if starred else text  # digits stand under digits
 
 
@@ -97,11 +98,8 @@ def _longest_word(title: str) -> int:
 
 
 def _intervals(found: Comparison) -> Iterator[Any]:
-    """A table a column: the other runs less the leading one."""
-    for column in found.columns:
-        verdict = found.verdicts.get(column.key)
-        if verdict is None or not verdict.others:
-            continue
+    """A table a verdict: the other runs less the leading one."""
+    for column, verdict in found.judged():
         title = f"{column.title}, less that of {escape(found.names[verdict.leading])}"
         made = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
         made.add_column("run", overflow="fold")
@@ -116,9 +114,12 @@ def _intervals(found: Comparison) -> Iterator[Any]:
         yield made
 
 
-def _plans(found: Comparison) -> Iterator[Any]:
+def _plans(found: Comparison, width: int) -> Iterator[Any]:
     rows = spreads(found)
     if not rows:
+        return
+    if _KEY_WIDTH + len(found.planned) * _VALUE_WIDTH > width:
+        yield Text(f"The plans differ in {len(rows)} keys, for which there is no room here; {_NOT_SHOWN}", style="dim")
         return
     made = Table(box=SIMPLE_HEAD, pad_edge=False, title="differences of the plans", title_justify="left")
     made.add_column("key", overflow="fold")

@@ -58,8 +58,7 @@ def differences(found: Comparison) -> list[tuple[str, str, str, Compared]]:
     """(column's title, the other run's name, the leading run's, what they differ by) of every interval."""
     return [
         (column.title, found.names[place], found.names[verdict.leading], each)
-        for column in found.columns
-        if (verdict := found.verdicts.get(column.key)) is not None
+        for column, verdict in found.judged()
         for place, each in verdict.others.items()
     ]
 
@@ -93,7 +92,10 @@ def _plain(number: float | None) -> str:
 
 
 def tree(found: Comparison) -> dict[str, Any]:
-    """{runs: [{name, what_differs, status, said, where, overrides, digest, values}], verdicts, plans, notes}."""
+    """{runs: [{name, what_differs, status, said, where, overrides, digest, values}], verdicts, plans, notes}.
+
+    A column has a verdict of each data set.
+    """
     return {
         "runs": [
             {
@@ -109,13 +111,16 @@ def tree(found: Comparison) -> dict[str, Any]:
             for place, run in enumerate(found.runs)
         ],
         "verdicts": {
-            key: {
-                "leading": found.runs[verdict.leading].name,
-                "best": None if verdict.best is None else found.runs[verdict.best].name,
-                "why": verdict.why,
-                "others": {found.runs[place].name: to_tree(each) for place, each in verdict.others.items()},
-            }
-            for key, verdict in found.verdicts.items()
+            key: [
+                {
+                    "leading": found.runs[verdict.leading].name,
+                    "best": None if verdict.best is None else found.runs[verdict.best].name,
+                    "why": verdict.why,
+                    "others": {found.runs[place].name: to_tree(each) for place, each in verdict.others.items()},
+                }
+                for verdict in each_data_set
+            ]
+            for key, each_data_set in found.verdicts.items()
         },
         "plans": [
             {

@@ -137,8 +137,6 @@ def _nothing_to_answer(case: Case) -> str | None:
         return None
     if registry.spec("stages", stage).KIND == "text":
         return f"the plain text of stage={stage} holds no answers"
-    if any(found.images for found in case.facts.data.values()):
-        return "the rows have images, and answers to these are not scored"
     return "data.validation_fraction=0 holds no rows out" if nothing_measured(case.settings) else None
 
 

@@ -21,12 +21,13 @@ from factory.run.folder import read_json, write_whole
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A held-out row's tokens before its last answer, that as text, and the answer."""
+    """A held-out row's tokens before its last answer, that as text, the answer, and the row's images."""
 
     id: str
     ids: list[int]
     text: str
     reference: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Answered:
     ended: bool
 
 
-Answer = Callable[[int, list[list[int]]], list[Answered]]  # a batch's number and its prompts
+Answer = Callable[[int, list[Prompt]], list[Answered]]  # to a batch, by its number
 
 
 def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
@@ -52,7 +53,7 @@ def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
         row = examples(sample)[0]
         asked, answer = row.ids[slice(*row.asked)], row.ids[row.prompt :]
         decoded = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
-        found.append(Prompt(name, row.ids[: row.prompt], *decoded))
+        found.append(Prompt(name, row.ids[: row.prompt], *decoded, row.images))
     return found
 
 
@@ -103,7 +104,7 @@ def scorer(asked: Sequence[str], references: Sequence[str]) -> Scorer:
 
 def digest(plan_digest: str, asked: Sequence[Prompt]) -> str:
     """Of what the rows of an answers' file depend on."""
-    content = [plan_digest, [(each.id, each.ids, each.reference) for each in asked]]
+    content = [plan_digest, [(each.id, each.ids, each.reference, each.images) for each in asked]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -144,7 +145,7 @@ def answered(
         if all(each.id in known for each in batch):
             yield [known[each.id] for each in batch], False
             continue
-        given = answer(number, [each.ids for each in batch])
+        given = answer(number, batch)
         yield scorer.rows(batch, given), True
 
 

@@ -25,12 +25,13 @@ from factory.benchmarks.types import NAMES as BENCHMARKS
 from factory.benchmarks.types import benchmark
 from factory.data.dataset import Dataset, Samples
 from factory.metrics import bootstrap
-from factory.metrics.text import Statistics, bleu4_of, mean_of
+from factory.metrics.text import ROUGE, Statistics, bleu4_of, mean_of
 from factory.run.folder import RunFolder, unwritable, write_whole
 
 Row = dict[str, Any]
 PERPLEXITY, PERPLEXITY_BEFORE, GENERATION = "perplexity", "perplexity_before", "generation"
 HARNESS = "harness"
+ROUGE_MEAN = "rouge"  # of the three, as in the paper's Table 5
 LOWER_IS_BETTER = frozenset({PERPLEXITY, PERPLEXITY_BEFORE})
 
 
@@ -141,6 +142,9 @@ def measures(run: Path | str) -> dict[str, dict[str, tuple[float, ...]]]:
         for row in read(folder / f"{name}.jsonl"):
             for metric in row["scores"]:
                 found.setdefault(metric, {})[row["id"]] = sums(row, metric)
+            if row["scores"].keys() >= set(ROUGE):
+                mean = sum(row["scores"][metric] for metric in ROUGE) / len(ROUGE)
+                found.setdefault(ROUGE_MEAN, {})[row["id"]] = (mean, 1.0)
     return found
 
 

@@ -17,8 +17,8 @@ _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CHINESE = re.compile(f"[{_HAN}]")
 _CHARACTER_OR_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
 _MOSTLY = 0.3  # share of Chinese characters above which there are no words between spaces
-_ROUGE = ("rouge1", "rouge2", "rougeL")
-METRICS = ("bleu4", *_ROUGE, "exact_match")
+ROUGE = ("rouge1", "rouge2", "rougeL")
+METRICS = ("bleu4", *ROUGE, "exact_match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ def _rouge(answers: Sequence[str], references: Sequence[str], *, by_character: b
     from rouge_score.rouge_scorer import RougeScorer
 
     words: Any = {"tokenizer": _Characters()} if by_character else {"use_stemmer": True}
-    scorer = RougeScorer(list(_ROUGE), **words)
+    scorer = RougeScorer(list(ROUGE), **words)
     found = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
     signature = f"rouge-score {version('rouge-score')}, f1, {'characters' if by_character else 'words, stemmed'}"
-    return {name: _mean([100 * each[name].fmeasure for each in found], signature) for name in _ROUGE}
+    return {name: _mean([100 * each[name].fmeasure for each in found], signature) for name in ROUGE}
 
 
 def _exact(answers: Sequence[str], references: Sequence[str]) -> Metric:

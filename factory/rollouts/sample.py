@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from factory.data import batches
 from factory.losses import text_model
@@ -42,11 +44,12 @@ def sample(
     stops: Sequence[int],
     device: str,
     call: Callable[[Callable[[], Any]], Any] = lambda function: function(),
+    beside: Callable[[NDArray[np.int64]], dict[str, torch.Tensor]] | None = None,
 ) -> list[Answer]:
     """An answer to each prompt, all sampled side by side. What is drawn comes from torch's global generator.
 
     Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode; `call` is what calls
-    one whose weights are split.
+    one whose weights are split. `beside` makes of the padded prompts (rows, length) what the model takes beside them.
     """
     longest = batches.padded(max(map(len, prompts)))
     ids = torch.full((len(prompts), longest), pad)
@@ -63,6 +66,7 @@ def sample(
             "top_k": sampling.top_k or 0,
         }
     )
+    more = {} if beside is None else {name: value.to(device) for name, value in beside(ids.numpy()).items()}
     inner = text_model(model)
     with _only_as_asked(inner), _head_read_once(inner):
         write = partial(
@@ -75,6 +79,7 @@ def sample(
             pad_token_id=pad,
             eos_token_id=list(stops),
             **drawing,
+            **more,
         )
         given = call(write)
     rows = given[:, longest:].tolist()

@@ -29,6 +29,7 @@ AS_IT_GOES = (
 _HOMES = ("outputs", "multirun_sweeps")  # where runs lie by default, and where others of the same plan are sought
 _DEPTHS = ("*", "*/*", "*/*/*")  # of a run's folder under them
 _DIGEST = "digest: "  # how a plan's file starts
+_BESIDE = 12  # letters of a name that leave room beside it for what differs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,15 +131,19 @@ def _sound(folder: Path, plan: Plan) -> bool:
 def table(jobs: Sequence[Job]) -> Table:
     told = labels([job.plan.options if job.plan else {} for job in jobs], [job.overrides for job in jobs])
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="sweep: the plans", title_justify="left")
-    made.add_column("job", no_wrap=True)
-    if any(told):
+    under = max(len(job.name) for job in jobs) > _BESIDE
+    beside = any(told) and not under
+    made.add_column("job", overflow="fold" if under else "ellipsis", no_wrap=not under)
+    if beside:
         made.add_column("what differs", overflow="fold", max_width=44)
     for name in ("trainable", "memory", "steps", "training"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("", overflow="fold")
     for job, label in zip(jobs, told, strict=True):
-        made.add_row(job.name, *([escape(_in_lines(label))] if any(told) else []), *_numbers(job), _said(job))
-    later = any(job.plan is not None and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs)
+        more = escape(_in_lines(label))
+        name = f"{job.name}\n[dim]{more}[/dim]" if under and more else job.name
+        made.add_row(name, *([more] if beside else []), *_numbers(job), _said(job))
+    later = any(job.plan and _trains(job) and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs)
     lines = [f"ranges of steps {KNOWN_LATER}"] if later else []
     for rule in dict.fromkeys(refusal.rule for job in jobs for refusal in job.refusals):
         names = (job.name for job in jobs if rule in [refusal.rule for refusal in job.refusals])
@@ -158,9 +163,17 @@ def _numbers(job: Job) -> tuple[str, str, str, str]:
     if job.plan is None:
         return "-", "-", "-", "-"
     estimate = job.plan.estimate
+    trainable, memory = f"{estimate.parameters.trainable:,}", size(estimate.memory.total)
+    if not _trains(job):
+        return trainable, memory, "-", "-"
     seconds, steps = estimate.seconds, str(estimate.steps).replace(f" {KNOWN_LATER}", "")
     time = "?" if seconds is None else between(duration(seconds.low), duration(seconds.high))
-    return f"{estimate.parameters.trainable:,}", size(estimate.memory.total), steps, time
+    return trainable, memory, steps, time
+
+
+def _trains(job: Job) -> bool:
+    """A model that is measured as it is has neither steps nor a time of training."""
+    return job.plan is not None and job.plan.verb == "train"
 
 
 def _said(job: Job) -> str:
@@ -189,7 +202,7 @@ def summary(jobs: Sequence[Job]) -> str:
         f"{count['run']} to run",
         *(f"{count[fate]} {words}" for fate, words in _COUNTED.items() if count[fate]),
     ]
-    ranges = [job.plan.estimate.seconds for job in jobs if job.plan is not None and job.fate == "run"]
+    ranges = [job.plan.estimate.seconds for job in jobs if job.plan and _trains(job) and job.fate == "run"]
     known = [each for each in ranges if each is not None]
     low, high = sum(each.low for each in known), sum(each.high for each in known)
     whole = known and len(known) == len(ranges)

@@ -89,6 +89,7 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
             verbs=verbs,
             resumed=bool(asked.resume),
             gpus=len(look_at_machine().gpus),
+            config_dirs=line.config_dirs,
         )
         ended, problem = _handed_out([*(again or ()), *_arguments(ready, parent, folder)], task)
         _note_others(folder, listed)
@@ -162,9 +163,10 @@ class _Task:
     verbs: Verbs
     resumed: bool
     gpus: int
+    config_dirs: tuple[str, ...]
 
     def __call__(self, config: Any) -> float:
-        composed = self._checked(compose.of_job(config))
+        composed = self._checked(replace(compose.of_job(config), config_dirs=self.config_dirs))
         name = jobs.name_of(composed, self.folder)
         fate, reused = self.fates.get(name, ("run", None))
         run = RunFolder(reused or composed.run_dir)
@@ -213,7 +215,7 @@ def _handed_out(arguments: list[str], made: _Task) -> tuple[int, UserError | Non
         return made(config)
 
     try:
-        compose.hydra_main(task, arguments)
+        compose.hydra_main(task, arguments, made.config_dirs)
     except KeyboardInterrupt:
         return INTERRUPTED, None
     except UserError as problem:

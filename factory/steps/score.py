@@ -167,18 +167,18 @@ def _answers(
     return figures, {**how, "temperature": plan.temperature, "max_new_tokens": plan.max_new_tokens}
 
 
-def _batch(
-    run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, prompts: list[list[int]]
-) -> list[Answered]:
+def _batch(run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, asked: list[Prompt]) -> list[Answered]:
     from factory.rollouts.sample import Sampling, sample
 
     run.stop_if_asked()
     plan, device = run.plan.steps.evaluate, run.plan.steps.load.device
     sampling = Sampling(plan.max_new_tokens, temperature=plan.temperature or 1.0, greedy=plan.temperature == 0)
     drawing = nullcontext() if sampling.greedy else _drawing(run.plan.seed + number, device)
+    images, pictures = [each.images for each in asked], dataset.pictures
     options = {"pad": dataset.pad, "stops": dataset.stops, "device": device, "call": run.way.call}
+    options["beside"] = None if pictures is None else partial(pictures.inputs, images)
     with autocast(run.plan), drawing:
-        given = sample(model, prompts, sampling, **options)
+        given = sample(model, [each.ids for each in asked], sampling, **options)
     texts = tokenizer.batch_decode([each.ids for each in given], skip_special_tokens=True)
     return [Answered(text.strip(), each.ended) for text, each in zip(texts, given, strict=True)]
 

@@ -35,7 +35,8 @@ def comparison(*folders: Path) -> Comparison:
 
 
 def verdict(*folders: Path, metric: str = "perplexity") -> Verdict:
-    return comparison(*folders).verdicts[metric]
+    (found,) = comparison(*folders).verdicts[metric]
+    return found
 
 
 def test_a_run_that_is_better_in_every_row_is_best(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_a_run_that_is_better_in_every_row_is_best(tmp_path: Path) -> None:
     qlora = measured(tmp_path / "c", 11.0, "method=qlora", seed=2)
     made = comparison(lora, full, qlora)
     assert made.names == ("method=lora", "method=full", "method=qlora")
-    judged = made.verdicts["perplexity"]
+    (judged,) = made.verdicts["perplexity"]
     assert (judged.best, judged.leading, judged.why) == (1, 1, None)
     assert {place: found.difference.value for place, found in judged.others.items()} == pytest.approx({0: 2.0, 2: 1.0})
     assert all(found.difference.low > 0 and found.rows == 60 for found in judged.others.values())
@@ -120,8 +121,48 @@ def test_rows_of_other_data_still_let_answers_be_compared(tmp_path: Path) -> Non
     one = measured(tmp_path / "a", 12.0, evaluate=evaluate[0], scores=scores[0])
     two = measured(tmp_path / "b", 9.0, "method=full", evaluate=evaluate[1], scores=scores[1], tokenizer="bytes")
     made = comparison(one, two)
-    assert made.verdicts["perplexity"].best is None
-    assert made.verdicts["rougeL"].best == 1
+    assert [found.best for found in made.verdicts["perplexity"]] == [None]
+    assert [found.best for found in made.verdicts["rougeL"]] == [1]
+
+
+def test_of_runs_on_several_data_sets_each_set_has_its_best(tmp_path: Path) -> None:
+    """And one that is alone on its set is compared with nobody."""
+    one, two = ("data=demo",), ("data=demo_tools",)
+    folders = [
+        measured(tmp_path / name, perplexity, *data, f"method={method}", seed=seed)
+        for seed, (name, data, method, perplexity) in enumerate(
+            (
+                ("a", one, "lora", 12.0),
+                ("b", one, "full", 9.0),
+                ("c", two, "lora", 30.0),
+                ("d", two, "full", 40.0),
+                ("e", ("data=[demo,demo_tools]",), "lora", 5.0),
+            )
+        )
+    ]
+    made = comparison(*folders)
+    assert [(found.best, set(found.others)) for found in made.verdicts["perplexity"]] == [(1, {0}), (2, {3})]
+    (column,) = (column for column in made.columns if column.key == "perplexity")
+    assert [made.best(column, place) for place in range(5)] == [False, True, True, False, False]
+    assert sum("of each data set one" in note for note in made.notes) == 1
+
+
+def test_the_mean_of_the_rouges_has_its_rows_and_a_best(tmp_path: Path) -> None:
+    """The mean over rows of the three is the mean of the three means, which is the column's figure."""
+    names = ("rouge1", "rouge2", "rougeL")
+
+    def answered(name: str, *overrides: str, more: float) -> Path:
+        scores = {each: (ROUGE + more * (at + 1)).tolist() for at, each in enumerate(names)}
+        evaluate = {each: float(np.mean(values)) for each, values in scores.items()}
+        return side_by_side.run(tmp_path / name, *overrides, evaluate=evaluate, scores=scores)
+
+    made = comparison(answered("a", more=0), answered("b", "method=full", more=3))
+    (column,) = (column for column in made.columns if column.key == "rouge")
+    (judged,) = made.verdicts["rouge"]
+    assert judged.best == 1
+    figures = [column.value(run) for run in made.runs]
+    assert figures[0] is not None and figures[1] is not None
+    assert judged.others[0].difference.value == pytest.approx(figures[0] - figures[1]) == pytest.approx(-6)
 
 
 def test_benchmarks_are_compared_by_what_was_asked(tmp_path: Path) -> None:
@@ -147,7 +188,7 @@ def test_rows_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     broken = measured(tmp_path / "b", 9.0, "method=full")
     (broken / "evaluation" / "perplexity.jsonl").write_text('{"id": 1}\nnonsense\n')
     made = comparison(measured(tmp_path / "a", 12.0), broken)
-    assert made.verdicts["perplexity"].best is None
+    assert [found.best for found in made.verdicts["perplexity"]] == [None]
     assert any("rows cannot be read" in note for note in made.notes)
 
 

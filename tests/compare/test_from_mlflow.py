@@ -52,7 +52,7 @@ def test_an_experiment_is_its_runs(tracking: Tracking) -> None:
     assert gone.folder is None and "its folder is not here" in str(gone.said)
     assert gone.report["evaluate"] == {"perplexity": 9.0} and gone.plan is not None
     assert [line["loss"] for line in gone.lines] == [line["loss"] for line in here.lines]
-    judged = compared(list(made.values())).verdicts["perplexity"]
+    (judged,) = compared(list(made.values())).verdicts["perplexity"]
     assert judged.best is None  # without rows nobody is
 
 

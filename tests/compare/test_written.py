@@ -43,8 +43,8 @@ def test_csv_and_json_hold_the_numbers_as_they_are(made: Comparison) -> None:
     assert rows[2]["perplexity"] == "" and [row["best_of"] for row in rows] == ["", "perplexity", "", ""]
     tree = json.loads(written.as_json(made))
     assert [run["values"]["perplexity"] for run in tree["runs"]] == [12.25, 9.5, None, None]
-    assert tree["verdicts"]["perplexity"]["best"] == "b"
-    assert tree["verdicts"]["perplexity"]["others"]["a"]["difference"]["value"] == pytest.approx(2.75)
+    (verdict,) = tree["verdicts"]["perplexity"]
+    assert verdict["best"] == "b" and verdict["others"]["a"]["difference"]["value"] == pytest.approx(2.75)
     keys = {each["key"]: each for each in tree["plans"]}
     assert (keys["attach.method"]["a"], keys["attach.method"]["b"]) == ("lora", "full")
 
@@ -98,6 +98,15 @@ def test_a_page_without_curves_or_plans_is_a_page(tmp_path: Path) -> None:
     made = comparison(tmp_path / "nowhere", tmp_path / "neither")
     assert "<svg" not in page(made) and made.columns == ()
     assert written.markdown(made).startswith("| run | status |")
+
+
+def test_a_page_of_runs_on_several_sets_has_no_option_for_these(tmp_path: Path) -> None:
+    """Of `data=[a,b]` Hydra tells no option."""
+    both = "data=[demo,demo_tools]"
+    text = page(
+        comparison(*(side_by_side.run(tmp_path / method, f"method={method}", both) for method in ("lora", "full")))
+    )
+    assert "<dt>stage</dt>" in text and "<dt>data</dt>" not in text and "<dt>method</dt>" not in text
 
 
 def test_an_axis_holds_its_values_and_has_round_ticks() -> None:

@@ -105,7 +105,7 @@ def swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> Swept:
         monkeypatch.setattr(compose, "sweep_folder", lambda *_: (folder, shared))
         monkeypatch.setattr(compose, "jobs", lambda *_: handed if known else choosing)
         monkeypatch.setattr(compose, "of_job", lambda config: config)
-        monkeypatch.setattr(compose, "hydra_main", lambda task, _: hydra(task, handed))
+        monkeypatch.setattr(compose, "hydra_main", lambda task, *_: hydra(task, handed))
         line = compose.CommandLine(overrides=() if resume else ("seed=1",), multirun=True)
         return sweep(line, Sweep(resume=folder if resume else None, reuse=reuse), runs.verbs, Screen())
 

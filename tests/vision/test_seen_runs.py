@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import seers
-from transformers import AutoProcessor
+import torch
+from transformers import AutoProcessor, AutoTokenizer
 
 from factory.data import proof
 from factory.data.batches import collate
 from factory.methods.lora.targets import PREFIX
 from factory.refusal import UserError
+from factory.rollouts.sample import Sampling, sample
 from factory.stages.rm.run import scores
 
 KINDS = ("llava", "idefics3", "qwen2_vl", "qwen2_5_vl", "paligemma", "gemma3")
@@ -91,6 +94,58 @@ def test_a_score_is_of_what_is_seen(
     assert red.equal(blue)
     found = scores(done.model, batch)
     assert abs(found[0] - found[1]) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["llava", "idefics3", "qwen2_vl", "gemma3"])
+def test_what_is_answered_is_what_training_would_see(
+    kind: str, base: Callable[[str], Path], execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompts' tokens and all that their images become; side by side they get the answers they get alone."""
+    from transformers.generation.utils import GenerationMixin
+
+    given = list[dict[str, Any]]()
+    mixin: Any = GenerationMixin
+    write = mixin.generate
+
+    def watched(model: Any, **inputs: Any) -> Any:
+        given.append(inputs)
+        return write(model, **inputs)
+
+    monkeypatch.setattr(mixin, "generate", watched)
+    answered = ("evaluate.generation=true", "evaluate.max_new_tokens=6", "data.max_length=900")
+    short = ("data.max_samples=20", "data.validation_fraction=0.15", "evaluate.perplexity=false", "evaluate.samples=0")
+    done = execute(f"model.path={base(kind)}", *SHORT[:1], *SHORT[2:4], *short, *answered, "stage.max_steps=1")
+    ((inputs,), dataset) = given, done.dataset
+    seen, rows = inputs["attention_mask"].bool(), [dataset.validation[number] for number in range(3)]
+    asked = {tuple(row.ids[: row.prompt]): row for row in rows}
+    prompts = [tuple(ids[here].tolist()) for ids, here in zip(inputs["input_ids"], seen, strict=True)]
+    assert set(prompts) == set(asked) and not seen.all()
+    batch = collate([asked[prompt] for prompt in prompts], dataset.pad, "cpu", pictures=dataset.pictures)
+    assert "pixel_values" in inputs
+    for name in batch.keys() - {"input_ids", "labels", "attention_mask"}:
+        value, wanted = inputs[name], batch[name]
+        if value.shape == seen.shape:  # of tokens
+            value = value[seen]
+            wanted = torch.cat([each[: len(prompt)] for each, prompt in zip(wanted, prompts, strict=True)])
+        assert torch.equal(value, wanted), name
+    told = (done.run.folder.evaluation / "generation.jsonl").read_text().splitlines()
+    together = sorted(json.loads(line)["answer"] for line in told)
+    assert together == sorted(_alone(done, asked[prompt]) for prompt in prompts)
+
+
+def _alone(done: Any, row: Any) -> str:
+    dataset = done.dataset
+    found = sample(
+        done.model,
+        [row.ids[: row.prompt]],
+        Sampling(6, greedy=True),
+        pad=dataset.pad,
+        stops=dataset.stops,
+        device="cpu",
+        beside=partial(dataset.pictures.inputs, [row.images]),
+    )
+    known: Any = AutoTokenizer.from_pretrained(done.run.folder.model)
+    return known.decode(found[0].ids, skip_special_tokens=True).strip()
 
 
 def test_streamed_rows_see_as_prepared_ones_do(base: Callable[[str], Path], execute: Callable[..., Any]) -> None:

@@ -38,8 +38,8 @@ class Pictures:
     ) -> dict[str, Any]:
         """The tensors that the model takes beside `input_ids`; none where no row has an image.
 
-        rows: each one's images; ids and trained: (rows, length), padded on the right; None: all is prompt. Raises
-        UserError where an image is not what it was when its row was prepared.
+        rows: each one's images; ids and trained: (rows, length), padded; trained None: all is prompt. Raises UserError
+        where an image is not what it was when its row was prepared.
         """
         seen = [number for number, places in enumerate(rows) if places]
         if not seen:
