@@ -13,7 +13,7 @@ from factory.architecture import Architecture, Shape
 from factory.estimate import runtime
 from factory.estimate.decoder import is_plain
 from factory.estimate.step import step
-from factory.optimizers.spec import scratch, state_bytes
+from factory.optimizers.spec import blocks, scratch, state_bytes
 from factory.plan import BYTES, Dtype, Load, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
@@ -72,7 +72,7 @@ def memory(
         frees_gradients=layerwise or accumulates,
         standing=[prod(shape) * number for shape in everything.values()] if accumulates else (),
         states=_spread(optimizer, everything),
-        scratch=_blocks(stepping, 4 * largest),
+        scratch=blocks(train.optimizer, largest, number, load.device),
     )
     standing = gradients if accumulates else 0
     held = weights + optimizer
@@ -142,11 +142,6 @@ def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
     """The optimizer's bytes by tensor and, as most keep two numbers, in halves."""
     whole = counted(shapes) or 1
     return [count * prod(shape) // (2 * whole) for shape in shapes.values() for _ in range(2)]
-
-
-def _blocks(count: int, size: int) -> list[int]:
-    """As many of this size as there are in so many bytes, and the rest."""
-    return [] if count == 0 else [*([size] * (count // size)), *([count % size] if count % size else [])]
 
 
 def _weights(

@@ -71,6 +71,16 @@ _ON_CPU: dict[str, tuple[float, float]] = {  # bitsandbytes' kernels of a GPU wo
     "lion": (12, 16),
     "lion_8bit": (20, 24),
 }
+# float32 copies of a tensor, of one in float32 and of one in 16 bits, that a step frees before its end and makes anew:
+# what one leaves in glibc's heap holds no other of its size (factory.estimate.heap), so the heap is higher by them
+_ANEW: dict[str, tuple[int, int]] = {
+    "adamw_8bit": (0, 1),
+    "ademamix": (1, 2),
+    "ademamix_8bit": (1, 2),
+    "lion": (1, 2),
+    "lion_8bit": (0, 1),
+    "adafactor": (1, 1),
+}
 
 # what an optimizer needs installed
 PACKAGES = {name: "bitsandbytes" for name in STATES if name not in ("adamw", "adafactor", "muon", "sgd")}
@@ -94,6 +104,14 @@ def scratch(name: str, size: int, dtype_bytes: int, device: str) -> int:
     table = _SCRATCH | (_ON_CPU if device == "cpu" else {})
     whole, half = table.get(name, (0, 0))
     return round(size * (whole if dtype_bytes == 4 else half))
+
+
+def blocks(name: str, size: int, dtype_bytes: int, device: str) -> list[int]:
+    """The bytes of what the step of a tensor of `size` elements has in the heap, block by block."""
+    made, whole = scratch(name, size, dtype_bytes, device), 4 * size
+    anew = _ANEW.get(name, (0, 0))[0 if dtype_bytes == 4 else 1]
+    rest = [made % whole] if whole and made % whole else []
+    return [*([whole] * (made // whole + anew)), *rest] if made else []
 
 
 def _gpu_only(case: Case) -> str | None:

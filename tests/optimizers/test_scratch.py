@@ -1,14 +1,47 @@
 """What an optimizer's step makes and frees, as the estimate has it and as torch counts what it allocates."""
 
+import json
+import os
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from allocated import most_allocated
 
-from factory.optimizers.spec import NEEDS_GPU, STATES, scratch
+from factory.optimizers.spec import NEEDS_GPU, STATES, blocks, scratch, state_bytes
+from factory.run import launch
 
 SIDE = 256
+LARGE = (1536, 1024)
+GROWN = """
+import ctypes, json, sys
+from types import SimpleNamespace as Plan
+import torch
+from factory.optimizers.run import build
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def grown(name, shape, dtype):
+    weight = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
+    plan = Plan(optimizer=name, weight_decay=0.1, learning_rate=1e-3)
+    optimizer = build({"layers.0.weight": weight}, plan, Plan(layers_at="layers"))
+    weight.grad = torch.ones_like(weight)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = resident()
+    optimizer.step()
+    return resident() - before
+
+found = {}
+for name in sys.argv[2].split():
+    for dtype in (torch.float32, torch.bfloat16):
+        grown(name, (64, 64), dtype)  # what a first step imports and compiles is there
+        found[f"{name} {dtype.itemsize}"] = grown(name, json.loads(sys.argv[1]), dtype)
+print(json.dumps(found))
+"""
 
 
 @pytest.mark.parametrize("number", [4, 2])
@@ -29,3 +62,18 @@ def test_scratch_is_what_a_step_allocates_on_a_cpu(name: str, number: int) -> No
     assert most_allocated(optimizer.step) == pytest.approx(
         scratch(name, weight.numel(), number, "cpu"), rel=0.02, abs=2000
     )
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_blocks_are_what_the_heap_grows_by() -> None:
+    """The first step of a tensor in a process like a run's, where what is freed stays."""
+    names = ("adamw_8bit", "ademamix", "ademamix_8bit", "lion", "lion_8bit", "adafactor")
+    command = [sys.executable, "-c", GROWN, json.dumps(LARGE), " ".join(names)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **launch._ENVIRONMENT})
+    grown, elements = json.loads(done.stdout), LARGE[0] * LARGE[1]
+    arch: Any = SimpleNamespace(layers_at="layers")
+    for name in names:
+        for number in (4, 2):
+            kept = state_bytes(name, {"layers.0.weight": LARGE}, arch, number)
+            planned = kept + sum(blocks(name, elements, number, "cpu"))
+            assert grown[f"{name} {number}"] == pytest.approx(planned, rel=0.05), (name, number)
