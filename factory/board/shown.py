@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from factory.board.planned import Planned
 from factory.board.said import Words
 from factory.plan import Estimate, Memory, Range
 from factory.refusal import Refusal
+from factory.tracking.spec import mlflow_page, mlflow_ui
+from factory.tracking.to_mlflow import measured
 from factory.words import between, duration, size
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
@@ -87,13 +90,14 @@ def _rows(estimate: Estimate, say: Words) -> Iterable[tuple[str, str]]:
     if estimate.seconds is None:
         yield say("time"), say("unknown_time")
     else:
-        yield say("time"), between(duration(estimate.seconds.low), duration(estimate.seconds.high))
+        low, high = (duration(seconds, say.phrase) for seconds in (estimate.seconds.low, estimate.seconds.high))
+        yield say("time"), between(low, high, say.phrase)
 
 
 def _between(found: Range, say: Words) -> str:
     if found.low == found.high:
         return f"{found.low:,}"
-    return f"{between(f'{found.low:,}', f'{found.high:,}')} ({say('after_pack')})"
+    return f"{between(f'{found.low:,}', f'{found.high:,}', say.phrase)} ({say('after_pack')})"
 
 
 def problem(found: Refusal, say: Words) -> str:
@@ -119,19 +123,29 @@ def checks(report: dict[str, Any], say: Words) -> str:
 
 
 def figures(report: dict[str, Any], say: Words) -> str:
-    """What a run measured."""
-    found = {name: value for name, value in report.get("evaluate", {}).items() if isinstance(value, int | float)}
+    """What a run measured, by the names that it is logged under."""
+    found = {name: value for name, value in measured(report).items() if not name.startswith(("estimate/", "peak_"))}
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{value:.5g}</dd>" for name, value in found.items())
     return f'<div class="f-plan"><b>{escape(say("result"))}</b><dl>{rows}</dl></div>' if rows else ""
 
 
-def inner_page(html: str) -> str:
+def inner_page(html: str, title: str) -> str:
     """A page of its own, which can reach nothing of this one: its own script runs, without this page's origin."""
-    return (
-        f'<iframe srcdoc="{escape(html)}" sandbox="allow-scripts" title="page" '
-        'style="width:100%;height:78vh;border:1px solid var(--border-color-primary);border-radius:6px;'
-        'background:white"></iframe>'
-    )
+    return f'<iframe class="f-page" srcdoc="{escape(html)}" sandbox="allow-scripts" title="{escape(title)}"></iframe>'
+
+
+def in_mlflow(found: Iterable[tuple[str, str | None]], say: Words) -> str:
+    """Where runs are shown that were logged to (store, run's id): links to servers; of files the command to give."""
+    said = dict[str, None]()
+    for uri, run_id in found:
+        address = mlflow_page(uri, run_id or "")
+        if address is None:
+            where = escape(say("mlflow_command", folder=str(Path.cwd())))
+            said[f"{where}<pre><code>{escape(mlflow_ui(uri))}</code></pre>"] = None
+        else:
+            name = escape(say("mlflow_open", run=(run_id or "")[:8]))
+            said[f'<a href="{escape(address)}" target="_blank" rel="noopener">{name}</a>'] = None
+    return f'<div class="f-mlflow">{" ".join(said)}</div>' if said else ""
 
 
 def waiting(text: str) -> str:

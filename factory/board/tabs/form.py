@@ -1,5 +1,6 @@
 """One key of a form: how it is set, by its type."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def draw(each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int =
     made, typed = _MADE[each.kind](
         each,
         label=f"{name}  {_SET}" if is_set else name,
-        info=f"{meaning} ({each.type})" if each.kind == "text" else meaning,
+        info=_plain(f"{meaning} ({each.type(say.phrase)})" if each.kind == "text" else meaning),
         key=f"{each.path}-{formed}",
         elem_id=f"key-{each.path}",
         interactive=True,
@@ -38,6 +39,11 @@ def draw(each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int =
 
     listened = [made.input, made.blur, made.submit] if each.kind == "text" else [made.input]
     gr.on(listened, edited, [overrides, made], overrides, show_progress="hidden", trigger_mode="always_last")
+
+
+def _plain(text: str) -> str:
+    """A text that Gradio's Markdown shows as it stands: `_8bit` is no beginning of something slanted."""
+    return re.sub(r"([\\*_<\[])", r"\\\1", text)
 
 
 def _flag(each: Field, **common: Any) -> tuple[Any, Typed]:

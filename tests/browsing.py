@@ -1,0 +1,42 @@
+"""The board's page as a person drives it in a browser, and pictures of it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+IMAGES = os.environ.get("FACTORY_BOARD_IMAGES")  # a folder: pictures of the page are written there
+MINUTE = 60_000  # milliseconds
+
+
+def field(page: Any, path: str) -> Any:
+    return page.locator(f'[id="key-{path}"]').locator("textarea, input").first
+
+
+def type_into(page: Any, path: str, text: str) -> None:
+    box = field(page, path)
+    box.click()
+    box.press("Control+a")
+    box.press_sequentially(text)
+    box.press("Tab")
+
+
+def command(page: Any, *parts: str) -> None:
+    """Waits until the command line has these."""
+    condition = "(parts) => parts.every((part) => document.querySelector('#command textarea').value.includes(part))"
+    page.wait_for_function(condition, arg=list(parts))
+
+
+def paste(page: Any, text: str) -> None:
+    box = page.locator("#command textarea")
+    box.fill(text)
+    box.press("Enter")
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def picture(page: Any, name: str) -> None:
+    if IMAGES:
+        page.wait_for_timeout(1500)
+        page.screenshot(path=str(Path(IMAGES) / f"board-{name}.png"))
