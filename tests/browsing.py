@@ -1,11 +1,29 @@
 """The board's page as a person drives it in a browser, and pictures of it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 IMAGES = os.environ.get("FACTORY_BOARD_IMAGES")  # a folder: pictures of the page are written there
 MINUTE = 60_000  # milliseconds
+
+
+@contextmanager
+def opened(browser: Any, address: str) -> Iterator[Any]:
+    """A new visitor's page, in which no script failed."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    made = context.new_page()
+    made.set_default_timeout(2 * MINUTE)
+    errors: list[str] = []
+    made.on("pageerror", lambda error: errors.append(str(error)))
+    made.goto(address)
+    made.wait_for_selector("#plan .f-bar")
+    field(made, "stage.learning_rate").wait_for()
+    yield made
+    context.close()
+    assert not errors
 
 
 def field(page: Any, path: str) -> Any:
@@ -40,3 +58,16 @@ def picture(page: Any, name: str) -> None:
     if IMAGES:
         page.wait_for_timeout(1500)
         page.screenshot(path=str(Path(IMAGES) / f"board-{name}.png"))
+
+
+def fill(page: Any, selector: str, text: str) -> None:
+    box = page.locator(selector)
+    box.fill(text)
+    box.press("Tab")
+
+
+def say(page: Any, text: str) -> None:
+    """In the chat."""
+    box = page.locator("#chat-say").locator("textarea, input").first
+    box.fill(text)
+    box.press("Enter")

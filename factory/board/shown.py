@@ -15,12 +15,22 @@ from factory.words import between, duration, size
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 CSS = """
+body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #52525b;
+  --input-placeholder-color: #6b7280; }
 .gradio-container { width: 100% !important; max-width: 1500px !important; margin: auto; }
 .gradio-container main, .gradio-container .main { width: 100% !important; }
+.secondary-wrap:only-child input { text-overflow: ellipsis; margin-right: 26px; }
+.f-header { align-items: center !important; } .f-line { align-items: flex-end !important; }
 #title { min-width: 140px; }
 .f-form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr));
   gap: 10px !important; }
-@media (min-width: 900px) { .f-side { position: sticky; top: 8px; align-self: flex-start; } }
+.f-configure { display: grid !important; grid-template-columns: minmax(0, 1fr); }
+.f-configure > * { min-width: 0 !important; }
+@media (min-width: 900px) {
+  .f-configure { grid-template: "options side" auto "keys side" 1fr / minmax(0, 3fr) minmax(0, 2fr); }
+  .f-options { grid-area: options; } .f-keys { grid-area: keys; }
+  .f-side { grid-area: side; position: sticky; top: 8px; align-self: start; }
+}
 .f-bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .f-bar span { display: block; height: 100%; min-width: 1px; }
@@ -38,6 +48,13 @@ CSS = """
   background: var(--background-fill-secondary); }
 .f-log { font-family: var(--font-mono); font-size: 12px; white-space: pre-wrap; overflow: auto; max-height: 380px;
   border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; }
+.f-page { width: 100%; height: 78vh; border: 1px solid var(--border-color-primary); border-radius: 6px;
+  color-scheme: light; }
+.dark .f-page { color-scheme: dark; }
+.f-mlflow { margin: 4px 0; font-size: 14px; overflow-wrap: anywhere; }
+.f-mlflow a { text-decoration: underline; margin-right: 12px; }
+.f-mlflow pre { white-space: pre-wrap; margin: 4px 0; padding: 6px 8px; border-radius: 6px;
+  background: var(--background-fill-secondary); }
 .f-good { color: #15803d; } .dark .f-good { color: #86efac; }
 .f-bad { color: #b91c1c; } .dark .f-bad { color: #fca5a5; }
 """

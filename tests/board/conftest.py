@@ -22,20 +22,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(place: Path) -> Iterator[str]:
-    printed = place / "printed"
-    with printed.open("wb") as out:
-        server = subprocess.Popen(
+def server(place: Path) -> Iterator[Any]:
+    with (place / "printed").open("wb") as out:
+        started = subprocess.Popen(
             [sys.executable, "-m", "factory", "board", "board.port=0"], cwd=place, stdout=out, stderr=out
         )
-    try:
-        while (found := re.search(r"http://[\d.:]+", printed.read_text())) is None:
-            assert server.poll() is None, printed.read_text()
-            time.sleep(0.2)
-        yield found[0]
-    finally:
-        server.terminate()
-        server.wait()
+    yield started
+    started.terminate()
+    started.wait()
+
+
+@pytest.fixture(scope="module")
+def address(server: Any, place: Path) -> str:
+    printed = place / "printed"
+    while (found := re.search(r"http://[\d.:]+", printed.read_text())) is None:
+        assert server.poll() is None, printed.read_text()
+        time.sleep(0.2)
+    return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +54,5 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    made = context.new_page()
-    made.set_default_timeout(2 * browsing.MINUTE)
-    errors: list[str] = []
-    made.on("pageerror", lambda error: errors.append(str(error)))
-    made.goto(address)
-    made.wait_for_selector("#plan .f-bar")
-    browsing.field(made, "stage.learning_rate").wait_for()
-    yield made
-    context.close()
-    assert not errors
+    with browsing.opened(browser, address) as made:
+        yield made

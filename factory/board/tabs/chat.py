@@ -65,7 +65,7 @@ def build(page: "Page") -> None:
 
 
 def _choices(page: "Page") -> tuple[Any, Any, Any]:
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="f-line"):
         sides = [
             page.say(gr.Dropdown([], label=page.text(f"chat_{side}"), elem_id=f"chat-{side}", min_width=260),
                      label=f"chat_{side}")
@@ -110,7 +110,7 @@ def _question(page: "Page") -> tuple[Any, Any, Any]:
         visible=False,
     )
     page.say(images, label="chat_images")
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="f-line"):
         made = gr.Textbox(label=page.text("chat_say"), elem_id="chat-say", scale=5, submit_btn=True, max_lines=12)
         clear = gr.Button(page.text("chat_clear"), scale=0, min_width=110, elem_id="chat-clear")
     return page.say(made, label="chat_say"), images, page.say(clear, value="chat_clear")
@@ -124,7 +124,7 @@ def _sampling(page: "Page") -> list[Any]:
             gr.Slider(0, 2, value=0, step=0.05, label=page.text("chat_temperature"), elem_id="chat-temperature"),
             gr.Slider(0.05, 1, value=0.95, step=0.05, label=page.text("chat_top_p"), elem_id="chat-top_p"),
             gr.Slider(1, 2048, value=128, step=1, label=page.text("chat_tokens"), elem_id="chat-tokens"),
-            gr.Number(None, label=page.text("chat_seed"), precision=0, elem_id="chat-seed", min_width=120),
+            gr.Textbox(label=page.text("chat_seed"), elem_id="chat-seed", min_width=120),
         ]
     for number, text in zip(numbers, ("temperature", "top_p", "tokens", "seed"), strict=True):
         page.say(number, label=f"chat_{text}")
@@ -224,12 +224,10 @@ def _asked(
     except talking.Wrong as error:
         yield shown(text, files, talks, say("chat_tools_wrong", error=error))
         return
-    settings = {name: value for name, value in zip(_SETTINGS, numbers, strict=True) if value is not None}
+    settings = {name: value for name, value in zip(_SETTINGS, numbers, strict=True) if value not in (None, "")}
     settings |= {"tools": offered} if offered else {}
     waiting = [talking.open_call(talk) is not None for talk in talks]
-    spoken = [
-        side is not None and (waits or not any(waiting)) for side, waits in zip(sides, waiting, strict=True)
-    ]
+    spoken = [side is not None and (waits or not any(waiting)) for side, waits in zip(sides, waiting, strict=True)]
     told = [talking.told(talk, text, files or []) if to else talk for talk, to in zip(talks, spoken, strict=True)]
     yield shown("", None, (told[0], told[1]), "")
     live = {

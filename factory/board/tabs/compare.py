@@ -72,7 +72,7 @@ def _comparison(page: "Page") -> None:
         where = shown.in_mlflow(_logged(page, folders), say)
         yield where, shown.waiting(say("compare_wait"))
         place = page.children.aside("compare.html")
-        done = page.children.run(["compare", *folders, f"compare.html={place}"])
+        done = page.children.run(["compare", *folders, f"compare.out={place}"])
         try:
             there = place.is_file()
             yield (

@@ -43,7 +43,7 @@ def draw(each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int =
 
 def _plain(text: str) -> str:
     """A text that Gradio's Markdown shows as it stands: `_8bit` is no beginning of something slanted."""
-    return re.sub(r"([\\*_<\[])", r"\\\1", text)
+    return re.sub(r"[*_<\[]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def _flag(each: Field, **common: Any) -> tuple[Any, Typed]:

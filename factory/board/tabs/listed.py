@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from factory.board.line import name_of
 from factory.board.runs import Shown
 from factory.board.said import Words, words
 
@@ -28,7 +29,8 @@ def finished(each: Shown) -> bool:
 def name(each: Shown, say: Words) -> str:
     when = datetime.fromtimestamp(each.started)
     verb = "" if each.verb == "train" else f"{each.verb} "
-    said = f"{verb}{' '.join(each.overrides) or '-'}"
+    chosen = sorted(each.overrides, key=lambda text: "." in name_of(text))  # the method stands before its numbers
+    said = f"{verb}{' '.join(chosen) or '-'}"
     return f"{say(f'state.{each.state}')} · {when:%m-%d %H:%M} · {said} · {each.folder}"
 
 
