@@ -24,7 +24,7 @@ MODEL = "data.max_length=128" if browsing.IMAGES else "model.path=model data.max
 @pytest.fixture(scope="module")
 def swept(browser: Any, address: str, place: Path) -> Path:
     """The folder of a sweep of two methods that the page was asked for."""
-    tiny.save(place / "model")
+    tiny.save(place / "model", max_position_embeddings=512)
     with browsing.opened(browser, address) as page:
         browsing.paste(page, f"factory {SHORT} {MODEL}")
         browsing.command(page, "stage.max_steps=6")

@@ -31,6 +31,7 @@ class _Parts:
     """What more than one piece of the tab needs. `loaded` holds Sides, `said` Talks."""
 
     state: Any
+    verdict: Any
     boxes: tuple[Any, Any]
     blind: Any
     loaded: Any
@@ -52,9 +53,9 @@ def build(page: "Page") -> None:
             for vote in _VOTES
         ]
     verdict = gr.Markdown(elem_id="verdict")
-    parts = _Parts(state, boxes, blind, gr.State(_NOBODY), gr.State(_SILENCE))
+    parts = _Parts(state, verdict, boxes, blind, gr.State(_NOBODY), gr.State(_SILENCE))
     _loading(page, parts, (left, right, load), images, tools)
-    _voting(page, parts, votes, verdict)
+    _voting(page, parts, votes)
     given = [say, images, parts.loaded, parts.said, tools, *settings, page.language]
     shown = [say, images, parts.said, *boxes, state]
     say.submit(partial(_asked, page), given, shown, show_progress="hidden")
@@ -159,18 +160,18 @@ def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images:
         there = [side for side in sides if side is not None]
         page.children.keep(set(there))
         shown = gr.update(value=[], visible=sides[1] is not None)
-        yield _NOBODY, _SILENCE, say("chat_loading"), [], shown, gr.update(), gr.update()
+        yield _NOBODY, _SILENCE, say("chat_loading"), "", [], shown, gr.update(), gr.update()
         try:
             can = [talking.can(page.children.served(side)) for side in there]
         except RuntimeError as error:
-            yield _NOBODY, _SILENCE, f"```\n{error}\n```", [], shown, gr.update(), gr.update()
+            yield _NOBODY, _SILENCE, f"```\n{error}\n```", "", [], shown, gr.update(), gr.update()
             return
         sees = gr.update(visible=all(each.images for each in can), value=None)
         calls = gr.update(visible=all(each.tools for each in can))
-        yield sides, _SILENCE, say("chat_ready"), [], shown, sees, calls
+        yield sides, _SILENCE, say("chat_ready"), "", [], shown, sees, calls
 
     given = [left, right, page.overrides, parts.blind, page.language]
-    load.click(loading, given, [parts.loaded, parts.said, parts.state, *parts.boxes, images, tools])
+    load.click(loading, given, [parts.loaded, parts.said, parts.state, parts.verdict, *parts.boxes, images, tools])
 
 
 def _drawn_lots(sides: Sides, blind: bool) -> Sides:
@@ -187,7 +188,7 @@ def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Over
     return tuple(text for text in of_run if name_of(text) == "model" or text.startswith("model."))
 
 
-def _voting(page: "Page", parts: _Parts, buttons: list[Any], verdict: Any) -> None:
+def _voting(page: "Page", parts: _Parts, buttons: list[Any]) -> None:
     def voted(vote: str, sides: Sides, talks: Talks, language: str) -> str:
         say = words(language)
         if None in sides or not all(talks):
@@ -203,7 +204,7 @@ def _voting(page: "Page", parts: _Parts, buttons: list[Any], verdict: Any) -> No
         )
 
     for vote, button in zip(_VOTES, buttons, strict=True):
-        button.click(partial(voted, vote), [parts.loaded, parts.said, page.language], verdict)
+        button.click(partial(voted, vote), [parts.loaded, parts.said, page.language], parts.verdict)
 
 
 def _asked(

@@ -46,11 +46,15 @@ def build(page: "Page") -> None:
     def look(folder: str | None, smoothing: float, language: str) -> tuple[Any, ...]:
         return _looked(page, folder, smoothing, words(language))
 
+    def follow(folder: str | None, smoothing: float, language: str) -> tuple[Any, ...]:
+        choice, *seen = look(folder, smoothing, language)
+        return {**choice, "value": folder}, *seen
+
     outputs = [run, state, *curves, logged, result, log]
     timer = gr.Timer(_EVERY)
     anew = [page.blocks.load, timer.tick, run.input, smoothing.change, page.language.change, page.tab.select]
     gr.on(anew, look, [run, smoothing, page.language], outputs, show_progress="hidden", trigger_mode="always_last")
-    page.current.change(look, [page.current, smoothing, page.language], outputs, show_progress="hidden")
+    page.current.change(follow, [page.current, smoothing, page.language], outputs, show_progress="hidden")
 
 
 def _actions(page: "Page", run: Any) -> None:
@@ -87,13 +91,15 @@ def _curves(page: "Page") -> list[Any]:
     return plots
 
 
-def _looked(page: "Page", folder: str | None, smoothing: float, say: Words) -> tuple[Any, ...]:
-    """What is seen of a run; of none that is there, of one that goes on, or else of the newest."""
+def _looked(page: "Page", asked: str | None, smoothing: float, say: Words) -> tuple[Any, ...]:
+    """What is seen of a run; where it is not there, of one that goes on, or else of the newest."""
     runs, found = page.runs, page.runs.all()
-    folders = [each.folder for each in found]
+    folder, folders = asked, [each.folder for each in found]
     if folder not in folders:
         folder = next((each.folder for each in found if each.state in _GOING_ON), folders[0] if folders else None)
-    choice = gr.update(choices=[(listed.name(each, say), each.folder) for each in found], value=folder)
+    choice = gr.update(choices=[(listed.name(each, say), each.folder) for each in found])
+    if folder != asked:  # else it stays: a look that comes late must not take back what was chosen since
+        choice["value"] = folder
     if folder is None:
         return choice, shown.waiting(say("no_runs")), *[None] * len(_PLOTS), "", "", ""
     inside = runs.inside(folder)
