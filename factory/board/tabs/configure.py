@@ -1,6 +1,7 @@
 """Configure: options, the keys of one group at a time, the estimate, the command line. All of it from the schema."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,29 +35,31 @@ def build(page: "Page") -> None:
         with gr.Column(min_width=320, elem_classes="f-keys"):
             group = _group(page)
             keys = gr.Column()
-    _planned(page, estimate, command, problems)
+    planned = (estimate, command, problems)
+    _planned(page, planned)
     with keys:
-        _form(page, group, problems)
+        _form(page, group, planned)
     with elsewhere:
         _elsewhere(page, group, problems)
 
 
-def _planned(page: "Page", estimate: Any, command: Any, problems: Any) -> None:
+def _planned(page: "Page", outputs: tuple[Any, ...]) -> None:
     """What follows every change of the settings."""
-
-    def seen(overrides: Overrides, language: str) -> tuple[Any, ...]:
-        planned = page.planner(overrides)
-        marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
-        return shown.plan(planned, words(language)), line.command(overrides), marks
-
     gr.on(
         [page.blocks.load, page.overrides.change, page.language.change],
-        seen,
+        partial(_seen, page),
         [page.overrides, page.language],
-        [estimate, command, problems],
+        list(outputs),
         show_progress="hidden",
         trigger_mode="always_last",
     )
+
+
+def _seen(page: "Page", overrides: Overrides, language: str) -> tuple[Any, ...]:
+    """The estimate, the command line, and what marks the problems."""
+    planned = page.planner(overrides)
+    marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
+    return shown.plan(planned, words(language)), line.command(overrides), marks
 
 
 # --- what is chosen, typed and given
@@ -183,7 +186,8 @@ def _values(page: "Page", chosen: dict[str, Any]) -> Any:
 # --- the form
 
 
-def _form(page: "Page", group: Any, problems: Any) -> None:
+def _form(page: "Page", group: Any, shown_of: tuple[Any, ...]) -> None:
+    *_, problems = shown_of
     anew = [page.blocks.load, page.formed.change, group.change, problems.change, page.language.change]
 
     @gr.render([page.overrides, page.formed, group, page.language], triggers=anew, show_progress="hidden")
@@ -192,12 +196,13 @@ def _form(page: "Page", group: Any, problems: Any) -> None:
         if planned.tree is None:
             return
         given = {line.name_of(text) for text in overrides}
+        follows = form.Follows(lambda after: _seen(page, after, language), shown_of)
         for problem in planned.of(group):
             _problem(page, planned, problem, say)
         with gr.Row(elem_classes="f-form"):
             for each in fields.fields(group, planned.tree):
                 with gr.Column(min_width=260):
-                    form.draw(each, say, page.overrides, is_set=each.path in given, formed=formed)
+                    form.draw(each, say, page.overrides, is_set=each.path in given, formed=formed, follows=follows)
                     for problem in planned.of(each.path):
                         _problem(page, planned, problem, say)
 

@@ -39,14 +39,18 @@ def named(page: "Page", say: Words, wanted: Wanted) -> list[tuple[str, str]]:
 
 
 def one(page: "Page", wanted: Wanted, text: str, elem_id: str) -> Any:
-    """A dropdown of the runs that are wanted; the newest is chosen until another is."""
+    """A dropdown of the runs that are wanted. What was started last is chosen once it is there, else the newest."""
     made = page.say(gr.Dropdown([], label=page.text(text), elem_id=elem_id, min_width=260), label=text)
+    followed = gr.State(None)
 
-    def there(language: str, chosen: str | None) -> Any:
+    def there(language: str, chosen: str | None, current: str | None, before: str | None) -> tuple[Any, str | None]:
         found = named(page, words(language), wanted)
         folders = [folder for _, folder in found]
-        return gr.update(choices=found, value=chosen if chosen in folders else next(iter(folders), None))
+        if current != before and current in folders:
+            chosen, before = current, current
+        value = chosen if chosen in folders else next(iter(folders), None)
+        return gr.update(choices=found, value=value), before
 
-    again = [page.tab.select, page.language.change]
-    gr.on(again, there, [page.language, made], made, show_progress="hidden")
+    again, given = [page.tab.select, page.language.change], [page.language, made, page.current, followed]
+    gr.on(again, there, given, [made, followed], show_progress="hidden")
     return made
