@@ -48,6 +48,12 @@ body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #
   background: var(--background-fill-secondary); }
 .f-log { font-family: var(--font-mono); font-size: 12px; white-space: pre-wrap; overflow: auto; max-height: 380px;
   border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; }
+.f-table { overflow: auto; max-height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+.f-table table { border-collapse: collapse; width: 100%; font-size: 13px; }
+.f-table caption { text-align: left; font-weight: 600; padding: 6px 8px; }
+.f-table th { position: sticky; top: 0; background: var(--background-fill-secondary); text-align: left; }
+.f-table th, .f-table td { padding: 5px 8px; vertical-align: top; border-bottom: 1px solid var(--border-color-primary);
+  overflow-wrap: break-word; max-width: 420px; }
 .f-page { width: 100%; height: 78vh; border: 1px solid var(--border-color-primary); border-radius: 6px;
   color-scheme: light; }
 .dark .f-page { color-scheme: dark; }
@@ -140,10 +146,31 @@ def checks(report: dict[str, Any], say: Words) -> str:
 
 
 def figures(report: dict[str, Any], say: Words) -> str:
-    """What a run measured, by the names that it is logged under."""
-    found = {name: value for name, value in measured(report).items() if not name.startswith(("estimate/", "peak_"))}
+    """What a run measured."""
+    found = {name: value for name, value in report.get("evaluate", {}).items() if isinstance(value, int | float)}
+    found |= {name: value for name, value in measured(report).items() if name.startswith("evaluate/")}
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{value:.5g}</dd>" for name, value in found.items())
     return f'<div class="f-plan"><b>{escape(say("result"))}</b><dl>{rows}</dl></div>' if rows else ""
+
+
+def answers(rows: list[dict[str, Any]], say: Words) -> str:
+    """A table of what was asked and answered, the scores beside it."""
+    if not rows:
+        return ""
+    flat = [{**row, **row.get("scores", {})} for row in rows]
+    left_out = ("scores", "sums")  # what figures are made of
+    names = [name for name in dict.fromkeys(name for row in flat for name in row) if name not in left_out]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(row.get(name)))}</td>' for name in names)}</tr>" for row in flat)
+    label = escape(say("answers"))
+    return (
+        f'<div class="f-table" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def inner_page(html: str, title: str) -> str:

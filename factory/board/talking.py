@@ -50,9 +50,11 @@ def tools_of(text: str) -> list[dict[str, Any]]:
     try:
         found = [bare(tool) for tool in json.loads(text)]
         if not all(isinstance(tool["name"], str) for tool in found):
-            raise TypeError
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TypeError("a name is a text")
+    except (ValueError, TypeError, AttributeError) as error:
         raise Wrong(str(error)) from None
+    except KeyError:
+        raise Wrong("one has no name") from None
     return [{"type": "function", "function": tool} for tool in found]
 
 

@@ -19,6 +19,7 @@ FOLDER = Path(said.__file__).parent / "words"
 # terms that people write in English there
 SAME = {"zh": {"memory.logits"}, "ru": set[str]()}
 # what is typed or looked up, so it stays: `code`, names with _ . or /, the two values that keys share
+MARKED = re.compile(r"\[[^\]]+\]\(|\*.+?\*|(?<!\w)_.+?_(?!\w)", re.ASCII)
 LITERAL = re.compile(r"`[^`]+`|\b(?:null|auto)\b|\w*_\w*|\w+(?:\.\w+)+|\w+/\w+")
 
 
@@ -109,6 +110,13 @@ def test_types_and_units_are_said_in_the_language(language: str) -> None:
     assert set(phrases) == asked - {"null"}
     assert {name: text.count("{}") for name, text in phrases.items()} == {name: name.count("{}") for name in phrases}
     assert not [name for name, text in phrases.items() if name == text]
+
+
+@pytest.mark.parametrize("language", said.LANGUAGES)
+def test_no_doc_is_read_as_markdown(language: str) -> None:
+    """Under its field Gradio shows `_8bit or paged_` slanted, without what it took for marks."""
+    docs = {**{path: doc for path, texts in _english().items() for doc in texts}, **said.words(language).docs}
+    assert not [text for text in docs.values() if MARKED.search(text)]
 
 
 def test_the_english_docs_and_phrases_are_the_schemas_alone() -> None:

@@ -49,12 +49,9 @@ def _keys(page: "Page", chosen: Any) -> None:
 
 def _results(page: "Page") -> None:
     of = listed.one(page, _measured, "results_of", "results-of")
-    figures = gr.HTML(elem_id="figures")
-    answers = gr.Dataframe(
-        headers=["-"], interactive=False, wrap=True, elem_id="answers", max_height=460, visible=False
-    )
+    figures, answers = gr.HTML(elem_id="figures"), gr.HTML(elem_id="answers")
 
-    def results(folder: str | None, language: str) -> tuple[str, Any]:
+    def results(folder: str | None, language: str) -> tuple[str, str]:
         return _shown(page, folder, words(language))
 
     gr.on([of.change, page.language.change], results, [of, page.language], [figures, answers], show_progress="hidden")
@@ -64,23 +61,16 @@ def _measured(each: Shown) -> bool:
     return RunFolder(each.folder).evaluation.is_dir()
 
 
-def _shown(page: "Page", folder: str | None, say: Words) -> tuple[str, Any]:
+def _shown(page: "Page", folder: str | None, say: Words) -> tuple[str, str]:
     """What was measured in a run, and its rows."""
     report = page.runs.report(folder) if folder and page.runs.known(folder) else None
     if not folder or report is None:
-        return shown.waiting(say("no_results")), gr.update(visible=False)
+        return shown.waiting(say("no_results")), ""
     rows = _answers(RunFolder(folder).evaluation) or report.get("samples") or []
-    rows = [{**row, **row.get("scores", {})} for row in rows]
-    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "scores"]
-    values = [[_cell(row.get(name, "")) for name in columns] for row in rows]
-    return shown.figures(report, say), gr.update(headers=columns or ["-"], value=values, visible=bool(values))
+    return shown.figures(report, say), shown.answers(rows, say)
 
 
 def _answers(folder: Path) -> list[dict[str, Any]]:
     """Of the files that have some: perplexity is of rows that nobody answered."""
     files = [path for path in sorted(folder.glob("*.jsonl")) if not path.stem.startswith(PERPLEXITY)]
     return [row for path in files for row in read(path)][:_ANSWERS]
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,5 @@
 """One key of a form: how it is set, by its type."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +37,7 @@ def draw(
     made, typed = _MADE[each.kind](
         each,
         label=f"{name}  {_SET}" if is_set else name,
-        info=_plain(f"{meaning} ({each.type(say.phrase)})" if each.kind == "text" else meaning),
+        info=f"{meaning} ({each.type(say.phrase)})" if each.kind == "text" else meaning,
         key=f"{each.path}-{formed}",
         elem_id=f"key-{each.path}",
         interactive=True,
@@ -55,11 +54,6 @@ def draw(
     listened = [made.input, made.blur, made.submit] if each.kind == "text" else [made.input]
     outputs = [overrides, *follows.outputs]
     gr.on(listened, edited, [overrides, made], outputs, show_progress="hidden", trigger_mode="always_last")
-
-
-def _plain(text: str) -> str:
-    """A text that Gradio's Markdown shows as it stands: `_8bit` is no beginning of something slanted."""
-    return re.sub(r"[*_<\[]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def _flag(each: Field, **common: Any) -> tuple[Any, Typed]:
