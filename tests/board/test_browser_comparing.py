@@ -60,14 +60,16 @@ def test_a_sweep_is_compared(page: Any, swept: Path) -> None:
     browsing.picture(page, "dark")
 
 
-def test_a_run_is_evaluated_and_its_answers_are_listed(page: Any, swept: Path) -> None:
+def test_a_run_is_evaluated_and_its_answers_are_listed(page: Any, swept: Path, place: Path) -> None:
     browsing.tab(page, "Evaluate")
     page.wait_for_function("document.querySelector('#evaluate-of input').value.includes('finished')")
     page.locator("#key-evaluate\\.generation input").check()
     browsing.type_into(page, "evaluate.max_samples", "4")
     browsing.type_into(page, "evaluate.max_new_tokens", "8")
     page.locator("#evaluate-run").click()
-    page.locator("#state", has_text="finished").wait_for(timeout=10 * MINUTE)
+    while not [*place.glob("outputs/*/*/report.json")]:  # nothing else is there yet
+        page.wait_for_timeout(500)
+    page.locator("#state", has_text="finished").wait_for()
     browsing.tab(page, "Evaluate")
     page.wait_for_function("document.querySelector('#results-of input').value.includes('evaluate ')")
     for figure in ("perplexity", "bleu4", "rougeL"):
