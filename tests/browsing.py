@@ -55,14 +55,15 @@ def tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def picture(page: Any, name: str) -> None:
-    """In 128 colours, which are enough: a third of the bytes."""
+def picture(page: Any, name: str, of: str | None = None) -> None:
+    """Of the window or of an element, in 128 colours, which are enough: a third of the bytes."""
     if not IMAGES:
         return
     from PIL import Image
 
     page.wait_for_timeout(1500)
-    taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    shot = page.screenshot() if of is None else page.locator(of).screenshot()
+    taken = Image.open(io.BytesIO(shot)).convert("RGB")
     taken.quantize(128).save(Path(IMAGES) / f"board-{name}.png", optimize=True)
 
 

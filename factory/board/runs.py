@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from factory.tracking.ledger import whole_lines
 
 State = Literal["queued", "starting", "running", "finished", "failed", "interrupted", "refused"]
 _POLL = 1.0  # seconds between two looks at the queue
+_FRESH = 0.5  # seconds that the list of runs holds
 _LOG = 20_000  # characters at the end of a log that are shown
 
 
@@ -46,11 +48,19 @@ class Runs:
         self._queue_file = self._own / "queue.json"
         self._changing = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._seen: tuple[float, list[Shown]] = (-_FRESH, [])
 
     # --- what there is
 
     def all(self) -> list[Shown]:
-        """Newest first."""
+        """Newest first; as they were a moment ago, where several lists are drawn at once."""
+        when, found = self._seen
+        if time.monotonic() - when > _FRESH:
+            found = self._found()
+            self._seen = time.monotonic(), found
+        return found
+
+    def _found(self) -> list[Shown]:
         places = [*self.outputs.glob("*/*/plan.yaml"), *self._sweeps.glob("**/plan.yaml")]
         found = [self._shown(path.parent) for path in places]
         known = {each.folder for each in found}
@@ -229,6 +239,7 @@ class Runs:
         return (read_json(self._queue_file) or {}).get("waiting", [])
 
     def _write_queue(self, waiting: list[dict[str, Any]]) -> None:
+        self._seen = (-_FRESH, [])
         self._own.mkdir(parents=True, exist_ok=True)
         write_whole(self._queue_file, json.dumps({"waiting": waiting}))
 

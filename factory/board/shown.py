@@ -53,7 +53,7 @@ body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #
 .f-table caption { text-align: left; font-weight: 600; padding: 6px 8px; }
 .f-table th { position: sticky; top: 0; background: var(--background-fill-secondary); text-align: left; }
 .f-table th, .f-table td { padding: 5px 8px; vertical-align: top; border-bottom: 1px solid var(--border-color-primary);
-  overflow-wrap: break-word; max-width: 420px; }
+  border-left: none !important; border-right: none !important; overflow-wrap: break-word; max-width: 420px; }
 .f-page { width: 100%; height: 78vh; border: 1px solid var(--border-color-primary); border-radius: 6px;
   color-scheme: light; }
 .dark .f-page { color-scheme: dark; }

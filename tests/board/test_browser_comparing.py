@@ -55,9 +55,7 @@ def test_a_sweep_is_compared(page: Any, swept: Path) -> None:
     logged = page.locator("#compare-logged")
     logged.get_by_text("ui --backend-store-uri sqlite:///mlflow.db").wait_for()
     assert logged.locator("code").count() == 1  # both runs are in one store
-    browsing.picture(page, "compare")
-    page.locator("#theme").click()
-    browsing.picture(page, "dark")
+    browsing.picture(page, "compare", "#comparison")
 
 
 def test_a_run_is_evaluated_and_its_answers_are_listed(page: Any, swept: Path, place: Path) -> None:
@@ -80,6 +78,8 @@ def test_a_run_is_evaluated_and_its_answers_are_listed(page: Any, swept: Path, p
     assert answers.locator("tbody tr").count() >= 4
     answers.scroll_into_view_if_needed()
     browsing.picture(page, "evaluate")
+    page.locator("#theme").click()
+    browsing.picture(page, "dark")
 
 
 def test_a_vote_is_blind_until_it_is_given(page: Any, swept: Path, place: Path) -> None:
