@@ -55,6 +55,11 @@ class Page:
         self.told.append((component, properties))
         return component
 
+    def render(self, inputs: list[Any], triggers: list[Any]) -> Any:
+        """A part that is drawn anew; one at a time: Gradio walks a session's listeners while another draws its own."""
+        once = {"concurrency_limit": 1, "concurrency_id": "render"}
+        return gr.render(inputs, triggers=triggers, show_progress="hidden", **once)
+
     def text(self, name: str) -> str:
         """Of a component that is just being made."""
         return words("en")(name)

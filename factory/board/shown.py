@@ -50,6 +50,7 @@ body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #
   border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; }
 .f-table { overflow: auto; max-height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .f-table table { border-collapse: collapse; width: 100%; font-size: 13px; }
+.f-table table, .f-table tr { border: none !important; }
 .f-table caption { text-align: left; font-weight: 600; padding: 6px 8px; }
 .f-table th { position: sticky; top: 0; background: var(--background-fill-secondary); text-align: left; }
 .f-table th, .f-table td { padding: 5px 8px; vertical-align: top; border-bottom: 1px solid var(--border-color-primary);

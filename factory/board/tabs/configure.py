@@ -190,7 +190,7 @@ def _form(page: "Page", group: Any, shown_of: tuple[Any, ...]) -> None:
     *_, problems = shown_of
     anew = [page.blocks.load, page.formed.change, group.change, problems.change, page.language.change]
 
-    @gr.render([page.overrides, page.formed, group, page.language], triggers=anew, show_progress="hidden")
+    @page.render([page.overrides, page.formed, group, page.language], anew)
     def draw(overrides: Overrides, formed: int, group: str, language: str) -> None:
         planned, say = page.planner(overrides), words(language)
         if planned.tree is None:
@@ -222,7 +222,7 @@ def _elsewhere(page: "Page", group: Any, problems: Any) -> None:
     anew = [page.blocks.load, page.overrides.change, problems.change, group.change, page.language.change]
     asked = gr.State(())  # the settings that it was asked of what would make them fit
 
-    @gr.render([page.overrides, group, page.language, asked], triggers=[*anew, asked.change], show_progress="hidden")
+    @page.render([page.overrides, group, page.language, asked], [*anew, asked.change])
     def draw(overrides: Overrides, group: str, language: str, asked_of: Overrides) -> None:
         planned, say = page.planner(overrides), words(language)
         there = [] if planned.tree is None else [group, *(each.path for each in fields.fields(group, planned.tree))]

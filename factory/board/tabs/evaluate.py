@@ -38,7 +38,7 @@ def build(page: "Page") -> None:
 
 
 def _keys(page: "Page", chosen: Any) -> None:
-    @gr.render([page.language], triggers=[page.blocks.load, page.language.change], show_progress="hidden")
+    @page.render([page.language], [page.blocks.load, page.language.change])
     def draw(language: str) -> None:
         say = words(language)
         with gr.Accordion(say("group.evaluate"), open=True), gr.Row(elem_classes="f-form"):
