@@ -75,7 +75,7 @@ def test_a_run_is_evaluated_and_its_answers_are_listed(page: Any, swept: Path, p
     answers = page.locator("#answers")
     for column in ("answer", "reference", "rougeL"):
         answers.get_by_text(column, exact=True).first.wait_for()
-    assert answers.locator("tbody tr").count() >= 4
+    assert answers.locator("tbody tr").count() == 2  # so many of the 20 rows are held out
     answers.scroll_into_view_if_needed()
     browsing.picture(page, "evaluate")
     page.locator("#theme").click()
