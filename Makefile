@@ -35,8 +35,8 @@ bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its ow
 	$(RUN) benchmarks/peer.py
 	$(RUN) benchmarks/methods.py
 
-images: $(VENV)/.dev  ## pictures of the board in docs/images, by its journey in Chromium
-	FACTORY_BOARD_IMAGES=$(CURDIR)/docs/images $(RUN) -m pytest -m slow tests/board/test_browser.py
+images: $(VENV)/.dev  ## pictures of the board in docs/images, by its journeys in Chromium
+	FACTORY_BOARD_IMAGES=$(CURDIR)/docs/images $(RUN) -m pytest -m slow tests/board/test_browser.py tests/board/test_browser_comparing.py
 
 test-gpu: $(VENV)/.dev  ## what only a GPU shows
 	$(RUN) -m pytest -m gpu

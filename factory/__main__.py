@@ -2,8 +2,11 @@
 
 import sys
 
+from factory.tied import tie
+
 
 def main() -> int:
+    tie()
     try:
         from factory.cli import main as cli
     except Exception as error:  # a broken library may raise anything

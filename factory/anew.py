@@ -40,7 +40,7 @@ class Anew:
     """
 
     def __init__(self, config_dirs: tuple[str, ...] = ()):
-        self._composed = compose.Recomposer(config_dirs)
+        self.composed = compose.Recomposer(config_dirs)
         self._looked: list[tuple[Any, Facts]] = []
         self.tried = self.refused = 0
 
@@ -48,10 +48,14 @@ class Anew:
         """Raises UserError."""
         self.tried += 1
         try:
-            return compiled(self._composed(overrides), training=False, facts=self._look)
+            return self.of(self.composed(overrides))
         except UserError:
             self.refused += 1
             raise
+
+    def of(self, composed: compose.Composed) -> Plan:
+        """Raises UserError."""
+        return compiled(composed, training=False, facts=self._look)
 
     def _look(self, chosen: Settings, bad_keys: set[str]) -> Facts:
         question = asked(chosen, bad_keys)

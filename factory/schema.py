@@ -155,7 +155,7 @@ class Stage:
     max_steps: int | None = key("optimizer steps; wins over num_epochs and cycles the data", low=1)
     batch_size: int = key("sequences per rank per micro-step", low=1)
     gradient_accumulation_steps: int = key("micro-steps per optimizer step", low=1)
-    optimizer: Optimizer = key("the optimizer; _8bit and paged_ are those of bitsandbytes")
+    optimizer: Optimizer = key("the optimizer; those with 8bit or paged in the name are of bitsandbytes")
     lr_scheduler: Literal["constant", "linear", "cosine"] = key("the learning rate after the warm-up")
     warmup_ratio: float = key("share of the steps that warm up", low=0, high=1)
     weight_decay: float = key("decoupled weight decay on matrices", low=0)

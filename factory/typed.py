@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NewType, get_args, get_origin
@@ -26,6 +26,9 @@ _UNITS = {
 }
 
 
+Phrase = Callable[[str], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a field means and allows beyond its type. `low` and `high` are inclusive unless `above` is used."""
@@ -36,12 +39,12 @@ class Limits:
     above: float | None = None
 
     def __str__(self) -> str:
-        parts = [
-            f"above {self.above:g}" if self.above is not None else "",
-            f"at least {self.low:g}" if self.low is not None else "",
-            f"at most {self.high:g}" if self.high is not None else "",
-        ]
-        return ", ".join(part for part in parts if part)
+        return ", ".join(self.said(str))
+
+    def said(self, phrase: Phrase) -> list[str]:
+        """Each that there is."""
+        there = {"above {}": self.above, "at least {}": self.low, "at most {}": self.high}
+        return [phrase(text).format(f"{number:g}") for text, number in there.items() if number is not None]
 
     def allow(self, number: float) -> bool:
         return not (
@@ -223,22 +226,22 @@ _NAMES = {
 }
 
 
-def describe(kind: Any, limits: Limits | None = None) -> str:
-    """A type in a user's words, as `a whole number, at least 1`."""
+def describe(kind: Any, limits: Limits | None = None, phrase: Phrase = str) -> str:
+    """A type in a user's words, as `a whole number, at least 1`. `phrase` says an English one in another language."""
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
-        text = "a group of keys"
+        text = phrase("a group of keys")
     elif origin in (typing.Union, types.UnionType):
-        text = " or ".join(describe(arg) for arg in args)
+        text = phrase(" or ").join(describe(arg, None, phrase) for arg in args)
     elif origin is Literal:
-        text = ", ".join(plain(arg) for arg in args[:-1]) + (" or " if args[:-1] else "") + plain(args[-1])
+        text = phrase(" or ").join(filter(None, (", ".join(map(plain, args[:-1])), plain(args[-1]))))
     elif origin in (list, tuple):
-        text = f"a list ({describe(args[0])} each)"
+        text = phrase("a list ({} each)").format(describe(args[0], None, phrase))
     elif origin is dict:
-        text = "a mapping"
+        text = phrase("a mapping")
     else:
-        text = _NAMES.get(kind, "a value")
-    return f"{text}, {limits}" if limits and str(limits) else text
+        text = phrase(_NAMES.get(kind, "a value"))
+    return ", ".join([text, *(limits.said(phrase) if limits else ())])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
 
 
 def size(count: float | None) -> str:
@@ -12,20 +13,21 @@ def size(count: float | None) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB".replace(".0 ", " ")
 
 
-_UNITS = ((86_400, "days"), (3_600, "h"), (60, "min"))  # seconds, from twice of which on they are counted so
+_UNITS = ((86_400, "{} days"), (3_600, "{} h"), (60, "{} min"))  # seconds, from twice of which on they are counted so
+_Phrase = Callable[[str], str]  # says an English phrase in another language
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, phrase: _Phrase = str) -> str:
     """Seconds, to two digits."""
-    length, unit = next(((length, unit) for length, unit in _UNITS if seconds >= 2 * length), (1, "s"))
+    length, unit = next(((length, unit) for length, unit in _UNITS if seconds >= 2 * length), (1, "{} s"))
     count = float(f"{seconds / length:.1e}")
-    return f"{count:.0f} {unit}" if count >= 10 or count == round(count) else f"{count:.1f} {unit}"
+    return phrase(unit).format(f"{count:.0f}" if count >= 10 or count == round(count) else f"{count:.1f}")
 
 
-def between(low: str, high: str) -> str:
+def between(low: str, high: str, phrase: _Phrase = str) -> str:
     """`30 to 50 s`: a unit that both have is said once."""
     (number, _, one), (_, _, other) = low.partition(" "), high.partition(" ")
-    return f"{number if one == other else low} to {high}"
+    return phrase("{} to {}").format(number if one == other else low, high)
 
 
 def program(name: str) -> str:

@@ -2,14 +2,17 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
 from factory import cli, compose, schema
 from factory.inference import asked
 from factory.inference.room import Room, opened
+from factory.inference.types import Done, Request, Token
 
 TINY = ("hardware=cpu", "tracking=none", "precision=fp32", "generation.temperature=0", "generation.max_tokens=12")
 
@@ -64,3 +67,23 @@ def serving(room: Room, settings: Any, key: str | None = None, **changes: Any) -
         finally:
             made.should_exit = True
             thread.join(20)
+
+
+class _Ticket:
+    def cancel(self) -> None:
+        pass
+
+
+def says(room: Room, text: str, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """From now on the room's engine answers with the text; the requests that it is sent."""
+    seen = list[Request]()
+
+    def submit(request: Request, tell: Callable[[Any], None]) -> Any:
+        seen.append(request)
+        for token in room.prompts.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            tell(Token(token))
+        tell(Done("stop"))
+        return _Ticket()
+
+    monkeypatch.setattr(type(room.engine), "submit", lambda self, request, tell: submit(request, tell))
+    return seen

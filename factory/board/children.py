@@ -12,7 +12,10 @@ from pathlib import Path
 
 import httpx
 
+from factory.tied import ENDS
+
 _PATIENCE = 300.0  # seconds until a model must be loaded
+_LOOK = 0.5  # seconds between two looks at what was printed
 _TAIL = 4_000  # characters
 
 
@@ -45,28 +48,15 @@ class Children:
         return self._folder / f"{time.time_ns()}-{name}"
 
     def run(self, words: list[str]) -> Ended:
-        done = subprocess.run(
-            [sys.executable, "-m", "factory", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=_environment(),
-        )
-        return Ended(done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace"))
+        *_, ended = self.lines(words)
+        return ended
 
     def lines(self, words: list[str]) -> Iterator[Ended]:
         """What it printed so far (code -1), as it comes; at last with its code."""
         printed = self.aside("out")
-        with printed.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "factory", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-            )
+        process = _spawned(words, printed)
         try:
-            while process.poll() is None:
-                time.sleep(0.5)
+            while _goes_on(process):
                 yield Ended(-1, _end(printed))
             yield Ended(process.returncode, _end(printed))
         finally:  # who looked has gone
@@ -97,14 +87,7 @@ class Children:
     def _serve(self, words: tuple[str, ...]) -> Server:
         port = free_port("127.0.0.1")
         printed = self.aside("served")
-        with printed.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "factory", "serve", *words, f"serve.port={port}"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-            )
+        process = _spawned(["serve", *words, f"serve.port={port}"], printed)
         return Server(process, f"http://127.0.0.1:{port}", printed)
 
     def keep(self, wanted: set[tuple[str, ...]]) -> None:
@@ -124,8 +107,24 @@ def free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+def _spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
+    """It ends with this process: nobody writes to its input, which is closed when this process is gone."""
+    with printed.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "factory", *words],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", ENDS: "1"},
+        )
+
+
+def _goes_on(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(_LOOK)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
 
 
 def _end(printed: Path) -> str:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from factory import compose, registry, settings
-from factory.typed import Key, Limits, describe, plain, walk_keys
+from factory.typed import Key, Phrase, describe, plain, walk_keys
 
 Kind = Literal["flag", "choice", "several", "text"]
 # what has a form; the first are chosen by option alone
@@ -23,14 +23,24 @@ _FLAG = ("true", "false")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A key: `value` as it is typed on the command line, `choices` of a choice or of several, `type` in words."""
+    """A key: `value` as it is typed on the command line, `choices` of a choice or of several."""
 
-    path: str
+    key: Key
     kind: Kind
-    doc: str
-    type: str
     value: str
     choices: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return self.key.path
+
+    @property
+    def doc(self) -> str:
+        return self.key.limits.doc if self.key.limits else ""
+
+    def type(self, phrase: Phrase = str) -> str:
+        """In words."""
+        return describe(self.key.kind, self.key.limits, phrase)
 
 
 def fields(group: str, tree: dict[str, Any]) -> list[Field]:
@@ -53,15 +63,7 @@ def _at(tree: Any, path: str) -> Any:
 
 def _field(key: Key, value: Any) -> Field:
     kind, choices = _widget(key.kind)
-    limits = key.limits or Limits("")
-    return Field(
-        path=key.path,
-        kind=kind,
-        doc=limits.doc,
-        type=describe(key.kind, key.limits),
-        value=as_typed(value),
-        choices=choices,
-    )
+    return Field(key=key, kind=kind, value=as_typed(value), choices=choices)
 
 
 def _widget(kind: Any) -> tuple[Kind, tuple[str, ...]]:

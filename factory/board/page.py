@@ -55,6 +55,11 @@ class Page:
         self.told.append((component, properties))
         return component
 
+    def render(self, inputs: list[Any], triggers: list[Any]) -> Any:
+        """A part that is drawn anew; one at a time: Gradio walks a session's listeners while another draws its own."""
+        once = {"concurrency_limit": 1, "concurrency_id": "render"}
+        return gr.render(inputs, triggers=triggers, show_progress="hidden", **once)
+
     def text(self, name: str) -> str:
         """Of a component that is just being made."""
         return words("en")(name)
@@ -73,19 +78,7 @@ def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders
     with gr.Blocks(title="Factory", analytics_enabled=False, fill_width=True) as blocks:
         made.blocks = blocks
         made.overrides, made.formed, made.current = gr.State(()), gr.State(0), gr.State(None)
-        with gr.Row(equal_height=True):
-            gr.Markdown("# Factory", elem_id="title")
-            made.language = gr.Radio(
-                [(name, code) for code, name in LANGUAGES.items()],
-                value="en",
-                label=made.text("language"),
-                elem_id="language",
-                scale=0,
-                min_width=330,
-            )
-            made.say(made.language, label="language")
-            theme = made.say(gr.Button(made.text("theme"), scale=0, min_width=150, elem_id="theme"), value="theme")
-        theme.click(None, js=_DARK)
+        _header(made)
         with gr.Tabs(selected="configure") as made.selected:
             for name, build in _TABS.items():
                 with gr.Tab(made.text(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as tab:
@@ -94,6 +87,23 @@ def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders
                     build(made)
         _speak(made)
     return blocks
+
+
+def _header(made: Page) -> None:
+    with gr.Row(elem_classes="f-header"):
+        gr.Markdown("# Factory", elem_id="title")
+        made.language = gr.Radio(
+            [(name, code) for code, name in LANGUAGES.items()],
+            value="en",
+            label=made.text("language"),
+            elem_id="language",
+            scale=0,
+            min_width=330,
+        )
+        made.say(made.language, label="language")
+        theme = gr.Button(made.text("theme"), scale=0, min_width=150, size="md", elem_id="theme")
+        made.say(theme, value="theme")
+    theme.click(None, js=_DARK)
 
 
 def _speak(made: Page) -> None:

@@ -2,12 +2,13 @@
 
 import re
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory import compose
 from factory.anew import Anew
 from factory.board.line import Overrides, changed, name_of
 from factory.plan import Plan
@@ -15,6 +16,7 @@ from factory.refusal import Refusal, UserError, refusal
 from factory.run.advice import cheapest
 
 _OVERRIDE = re.compile(r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)=([\w.+\-]+(?<!\.)|\[[^\]]*\])")
+_FRESH, _MOST = 3.0, 32  # seconds that a plan holds for whoever asks again, and how many are kept
 _TRIED = 4  # of what a refusal's words offer
 
 
@@ -43,22 +45,30 @@ class Planner:
 
     def __init__(self, folders: tuple[Path, ...], config_dirs: tuple[str, ...] = ()):
         self._folders, self._config_dirs = tuple(folder.resolve() for folder in folders), config_dirs
-        self._anew, self._recomposed = Anew(config_dirs), compose.Recomposer(config_dirs)
+        self._anew = Anew(config_dirs)
         self._busy = threading.Lock()  # Hydra composes one config at a time
+        self._known = OrderedDict[Overrides, tuple[float, Planned]]()
 
     def __call__(self, overrides: Overrides) -> Planned:
+        """Whoever draws a part of the page asks: of one change many do."""
         with self._busy:
-            return self._planned(overrides)
+            when, found = self._known.get(overrides, (-_FRESH, None))
+            if found is None or time.monotonic() - when > _FRESH:
+                found = self._planned(overrides)
+                self._known[overrides] = time.monotonic(), found
+                while len(self._known) > _MOST:
+                    self._known.popitem(last=False)
+            return found
 
     def _planned(self, overrides: Overrides) -> Planned:
         tree, options = None, dict[str, str]()
         try:
-            composed = self._recomposed(overrides)
+            composed = self._anew.composed(overrides)
             tree, options = composed.tree, composed.options
             outside = [*self._outside(overrides)]
             if outside:
                 raise UserError(*outside)
-            plan = self._anew(overrides)
+            plan = self._anew.of(composed)
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
         return Planned(overrides=overrides, tree=tree, options=options, plan=plan)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,18 +19,21 @@ from typing import Any, Literal
 
 from factory.board.line import Overrides
 from factory.run.folder import RunFolder, is_held, read_json, write_whole
+from factory.tracking import ledger
 from factory.tracking.ledger import whole_lines
 
 State = Literal["queued", "starting", "running", "finished", "failed", "interrupted", "refused"]
 _POLL = 1.0  # seconds between two looks at the queue
+_FRESH = 0.5  # seconds that the list of runs holds
 _LOG = 20_000  # characters at the end of a log that are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A run in the list. `started` is in seconds since the epoch."""
+    """A run in the list. `verb` is the plan's, or `sweep`; `started` is in seconds since the epoch."""
 
     folder: str
+    verb: str
     state: State
     started: float
     overrides: Overrides
@@ -44,11 +48,19 @@ class Runs:
         self._queue_file = self._own / "queue.json"
         self._changing = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._seen: tuple[float, list[Shown]] = (-_FRESH, [])
 
     # --- what there is
 
     def all(self) -> list[Shown]:
-        """Newest first."""
+        """Newest first; as they were a moment ago, where several lists are drawn at once."""
+        when, found = self._seen
+        if time.monotonic() - when > _FRESH:
+            found = self._found()
+            self._seen = time.monotonic(), found
+        return found
+
+    def _found(self) -> list[Shown]:
         places = [*self.outputs.glob("*/*/plan.yaml"), *self._sweeps.glob("**/plan.yaml")]
         found = [self._shown(path.parent) for path in places]
         known = {each.folder for each in found}
@@ -57,8 +69,13 @@ class Runs:
 
     def _shown(self, folder: Path) -> Shown:
         plan = folder / "plan.yaml"
+        verb, overrides = _said(plan)
         return Shown(
-            folder=str(folder), state=self.state(str(folder)), started=plan.stat().st_mtime, overrides=_said(plan)
+            folder=str(folder),
+            verb=verb,
+            state=self.state(str(folder)),
+            started=plan.stat().st_mtime,
+            overrides=overrides,
         )
 
     def known(self, folder: str | None) -> bool:
@@ -85,6 +102,11 @@ class Runs:
             return "refused"
         return "finished" if set(jobs) == {"finished"} else "failed"
 
+    def inside(self, folder: str) -> str:
+        """The run whose curves a folder has: of a sweep the job that began last."""
+        jobs = sorted(Path(folder).glob("*/plan.yaml"), key=lambda path: path.stat().st_mtime)
+        return str(jobs[-1].parent) if jobs else folder
+
     def metrics(self, folder: str) -> list[dict[str, Any]]:
         return whole_lines(RunFolder(folder).metrics)
 
@@ -95,6 +117,11 @@ class Runs:
 
     def report(self, folder: str) -> dict[str, Any] | None:
         return read_json(RunFolder(folder).report)
+
+    def in_mlflow(self, folder: str) -> tuple[str, str | None] | None:
+        """The store that the run was logged to, and its id there; None where it was to none."""
+        book = ledger.known(RunFolder(folder))
+        return (book.uri, book.run_id) if book is not None and book.tool == "mlflow" and book.uri else None
 
     def log(self, folder: str) -> str:
         """The end of what the run printed; of one that was refused, why."""
@@ -198,9 +225,11 @@ class Runs:
             entry = read_json(path)
             if entry is None or "words" not in entry:
                 continue
-            overrides = tuple(word for word in entry["words"][1:] if not word.startswith("hydra."))
+            verb, *rest = entry["words"]
+            overrides = tuple(word for word in rest if not word.startswith("hydra."))
             yield Shown(
                 folder=entry["folder"],
+                verb="sweep" if verb == "-m" else verb,
                 state=self.state(entry["folder"]),
                 started=path.stat().st_mtime,
                 overrides=overrides,
@@ -210,24 +239,27 @@ class Runs:
         return (read_json(self._queue_file) or {}).get("waiting", [])
 
     def _write_queue(self, waiting: list[dict[str, Any]]) -> None:
+        self._seen = (-_FRESH, [])
         self._own.mkdir(parents=True, exist_ok=True)
         write_whole(self._queue_file, json.dumps({"waiting": waiting}))
 
 
-def _said(plan: Path) -> Overrides:
-    """The overrides of a plan file, from its head: the whole is not read for a list."""
-    found, inside = list[str](), False
+def _said(plan: Path) -> tuple[str, Overrides]:
+    """The verb and the overrides of a plan file, from its head: the whole is not read for a list."""
+    verb, found, inside = "train", list[str](), False
     try:
         with plan.open(encoding="utf-8") as file:
             for line in file:
+                if line.startswith("verb: "):
+                    verb = line.partition(" ")[2].strip()
                 if inside and line.startswith("- "):
                     found.append(line[2:].strip().strip("'\""))
                 elif inside:
                     break
                 inside = inside or line.startswith("overrides:")
     except (OSError, UnicodeDecodeError):
-        return ()
-    return tuple(text for text in found if not text.startswith("hydra.run.dir="))
+        return verb, ()
+    return verb, tuple(text for text in found if not text.startswith("hydra.run.dir="))
 
 
 def _of_run(folder: str) -> int | None:

@@ -1,6 +1,7 @@
 """The page's words in three languages. Keys and refusals stay in English: they are what is typed and searched for.
 
-`words/LANGUAGE.yaml` has the same names in each; `docs` there are the keys' meanings, whose English is the schema's.
+`words/LANGUAGE.yaml` has the same names in each; `docs` there are the keys' meanings, whose English is the schema's,
+and `phrases` what types and units are said with, by the English that `typed` and `words` have.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Words:
     language: str
     texts: dict[str, str]
     docs: dict[str, str]
+    phrases: dict[str, str]
 
     def __call__(self, name: str, **values: Any) -> str:
         return self.texts[name].format_map(values)
@@ -27,8 +29,11 @@ class Words:
         """A key's meaning."""
         return self.docs.get(path, english)
 
+    def phrase(self, english: str) -> str:
+        return self.phrases.get(english, english)
+
 
 @cache
 def words(language: str) -> Words:
     content = yaml.safe_load((_FOLDER / f"{language}.yaml").read_text("utf-8"))
-    return Words(language=language, texts=content["texts"], docs=content.get("docs") or {})
+    return Words(language=language, **{part: content[part] for part in ("texts", "docs", "phrases")})

@@ -2,22 +2,35 @@
 
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from factory.board.planned import Planned
 from factory.board.said import Words
 from factory.plan import Estimate, Memory, Range
 from factory.refusal import Refusal
+from factory.tracking.spec import mlflow_page, mlflow_ui
+from factory.tracking.to_mlflow import measured
 from factory.words import between, duration, size
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 CSS = """
+body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #52525b;
+  --input-placeholder-color: #6b7280; }
 .gradio-container { width: 100% !important; max-width: 1500px !important; margin: auto; }
 .gradio-container main, .gradio-container .main { width: 100% !important; }
+.secondary-wrap:only-child input { text-overflow: ellipsis; margin-right: 26px; }
+.f-header { align-items: center !important; } .f-line { align-items: flex-end !important; }
 #title { min-width: 140px; }
 .f-form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr));
   gap: 10px !important; }
-@media (min-width: 900px) { .f-side { position: sticky; top: 8px; align-self: flex-start; } }
+.f-configure { display: grid !important; grid-template-columns: minmax(0, 1fr); }
+.f-configure > * { min-width: 0 !important; }
+@media (min-width: 900px) {
+  .f-configure { grid-template: "options side" auto "keys side" 1fr / minmax(0, 3fr) minmax(0, 2fr); }
+  .f-options { grid-area: options; } .f-keys { grid-area: keys; }
+  .f-side { grid-area: side; position: sticky; top: 8px; align-self: start; }
+}
 .f-bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .f-bar span { display: block; height: 100%; min-width: 1px; }
@@ -35,6 +48,20 @@ CSS = """
   background: var(--background-fill-secondary); }
 .f-log { font-family: var(--font-mono); font-size: 12px; white-space: pre-wrap; overflow: auto; max-height: 380px;
   border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; }
+.f-table { overflow: auto; max-height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+.f-table table { border-collapse: collapse; width: 100%; font-size: 13px; }
+.f-table table, .f-table tr { border: none !important; }
+.f-table caption { text-align: left; font-weight: 600; padding: 6px 8px; }
+.f-table th { position: sticky; top: 0; background: var(--background-fill-secondary); text-align: left; }
+.f-table th, .f-table td { padding: 5px 8px; vertical-align: top; border-bottom: 1px solid var(--border-color-primary);
+  border-left: none !important; border-right: none !important; overflow-wrap: break-word; max-width: 420px; }
+.f-page { width: 100%; height: 78vh; border: 1px solid var(--border-color-primary); border-radius: 6px;
+  color-scheme: light; }
+.dark .f-page { color-scheme: dark; }
+.f-mlflow { margin: 4px 0; font-size: 14px; overflow-wrap: anywhere; }
+.f-mlflow a { text-decoration: underline; margin-right: 12px; }
+.f-mlflow pre { white-space: pre-wrap; margin: 4px 0; padding: 6px 8px; border-radius: 6px;
+  background: var(--background-fill-secondary); }
 .f-good { color: #15803d; } .dark .f-good { color: #86efac; }
 .f-bad { color: #b91c1c; } .dark .f-bad { color: #fca5a5; }
 """
@@ -87,13 +114,14 @@ def _rows(estimate: Estimate, say: Words) -> Iterable[tuple[str, str]]:
     if estimate.seconds is None:
         yield say("time"), say("unknown_time")
     else:
-        yield say("time"), between(duration(estimate.seconds.low), duration(estimate.seconds.high))
+        low, high = (duration(seconds, say.phrase) for seconds in (estimate.seconds.low, estimate.seconds.high))
+        yield say("time"), between(low, high, say.phrase)
 
 
 def _between(found: Range, say: Words) -> str:
     if found.low == found.high:
         return f"{found.low:,}"
-    return f"{between(f'{found.low:,}', f'{found.high:,}')} ({say('after_pack')})"
+    return f"{between(f'{found.low:,}', f'{found.high:,}', say.phrase)} ({say('after_pack')})"
 
 
 def problem(found: Refusal, say: Words) -> str:
@@ -121,17 +149,48 @@ def checks(report: dict[str, Any], say: Words) -> str:
 def figures(report: dict[str, Any], say: Words) -> str:
     """What a run measured."""
     found = {name: value for name, value in report.get("evaluate", {}).items() if isinstance(value, int | float)}
+    found |= {name: value for name, value in measured(report).items() if name.startswith("evaluate/")}
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{value:.5g}</dd>" for name, value in found.items())
     return f'<div class="f-plan"><b>{escape(say("result"))}</b><dl>{rows}</dl></div>' if rows else ""
 
 
-def inner_page(html: str) -> str:
-    """A page of its own, which can reach nothing of this one: its own script runs, without this page's origin."""
+def answers(rows: list[dict[str, Any]], say: Words) -> str:
+    """A table of what was asked and answered, the scores beside it."""
+    if not rows:
+        return ""
+    flat = [{**row, **row.get("scores", {})} for row in rows]
+    left_out = ("scores", "sums")  # what figures are made of
+    names = [name for name in dict.fromkeys(name for row in flat for name in row) if name not in left_out]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(row.get(name)))}</td>' for name in names)}</tr>" for row in flat)
+    label = escape(say("answers"))
     return (
-        f'<iframe srcdoc="{escape(html)}" sandbox="allow-scripts" title="page" '
-        'style="width:100%;height:78vh;border:1px solid var(--border-color-primary);border-radius:6px;'
-        'background:white"></iframe>'
+        f'<div class="f-table" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def inner_page(html: str, title: str) -> str:
+    """A page of its own, which can reach nothing of this one: its own script runs, without this page's origin."""
+    return f'<iframe class="f-page" srcdoc="{escape(html)}" sandbox="allow-scripts" title="{escape(title)}"></iframe>'
+
+
+def in_mlflow(found: Iterable[tuple[str, str | None]], say: Words) -> str:
+    """Where runs are shown that were logged to (store, run's id): links to servers; of files the command to give."""
+    said = dict[str, None]()
+    for uri, run_id in found:
+        address = mlflow_page(uri, run_id or "")
+        if address is None:
+            where = escape(say("mlflow_command", folder=str(Path.cwd())))
+            said[f"{where}<pre><code>{escape(mlflow_ui(uri))}</code></pre>"] = None
+        else:
+            name = escape(say("mlflow_open", run=(run_id or "")[:8]))
+            said[f'<a href="{escape(address)}" target="_blank" rel="noopener">{name}</a>'] = None
+    return f'<div class="f-mlflow">{" ".join(said)}</div>' if said else ""
 
 
 def waiting(text: str) -> str:

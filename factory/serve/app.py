@@ -38,7 +38,7 @@ def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str
     one = ThreadPoolExecutor(1, "tokenizer")
     desk = Desk(room, generation, Fetcher(serve.image_hosts, serve.max_body), one)
     _handlers(made)
-    _about(made, room, metrics)
+    _about(made, desk, metrics)
     made.post("/v1/chat/completions")(partial_of(_chat, desk, metrics, wire.ChatRequest))
     made.post("/v1/completions")(partial_of(_complete, desk, metrics, wire.CompletionRequest))
     made.post("/v1/embeddings")(partial_of(_embed, desk, metrics, wire.EmbeddingRequest))
@@ -90,24 +90,29 @@ def _invalid(error: RequestValidationError) -> errors.ApiError:
     return errors.bad(f"{message}." if param is None else f"{param}: {message}.", param)
 
 
-def _about(made: FastAPI, room: Room, metrics: Metrics) -> None:
-    started = int(time.time())
+def _about(made: FastAPI, desk: Desk, metrics: Metrics) -> None:
+    room, started = desk.room, int(time.time())
 
     def entry(name: str) -> dict[str, Any]:
         parent = next((base for base, adapter in room.names.items() if adapter is None), None)
         own = {"parent": parent} if room.names[name] is not None and parent else {}
-        more = {"max_model_len": room.context, **own}
+        sees = ["text"] if room.prompts.pictures is None else ["text", "image"]
+        takes = {"input_modalities": sees, "tool_calls": room.prompts.tool_format is not None}
+        more = {"max_model_len": room.context, **takes, **own}
         return {"id": name, "object": "model", "created": started, "owned_by": "factory", **more}
+
+    def entries() -> list[dict[str, Any]]:
+        return [entry(name) for name in room.names]
 
     @made.get("/v1/models")
     async def models() -> Response:
-        return errors.Json({"object": "list", "data": [entry(name) for name in room.names]})
+        return errors.Json({"object": "list", "data": await _apart(desk, entries)})
 
     @made.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         if name not in room.names:
             raise errors.unknown_model(name, list(room.names))
-        return errors.Json(entry(name))
+        return errors.Json(await _apart(desk, entry, name))
 
     @made.get("/health")
     async def health() -> Response:

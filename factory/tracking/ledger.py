@@ -40,11 +40,17 @@ class Ledger:
 def of(tracking: Tracking, folder: RunFolder) -> Ledger:
     """The folder's, or a new one where the run was never logged to this address."""
     place = {"tool": tracking.tool, "uri": tracking.uri, "experiment": tracking.experiment}
-    known = read_json(folder.tracking) or {}
-    if any(known.get(name) != value for name, value in place.items()):
+    there = known(folder)
+    if there is None or any(getattr(there, name) != value for name, value in place.items()):
         return Ledger(**place)
+    return there
+
+
+def known(folder: RunFolder) -> Ledger | None:
+    """Where the run was logged to; None where it was nowhere."""
+    found = read_json(folder.tracking) or {}
     names = {each.name for each in fields(Ledger)}
-    return Ledger(**{name: value for name, value in known.items() if name in names})
+    return Ledger(**{name: value for name, value in found.items() if name in names}) if "tool" in found else None
 
 
 def whole_lines(path: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from netrc import NetrcParseError, netrc
@@ -64,7 +65,17 @@ def shows(tracking: Tracking, folder: Path) -> str | None:
         return f"{program('wandb')} sync {folder}/wandb/offline-run-*" if tracking.mode == "offline" else None
     if tracking.mlflow is None or tracking.mlflow.startswith("http"):
         return tracking.mlflow
-    return f"{program('mlflow')} ui --backend-store-uri {tracking.mlflow}"
+    return mlflow_ui(tracking.mlflow)
+
+
+def mlflow_ui(uri: str) -> str:
+    """The command that shows what a local store has."""
+    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def mlflow_page(uri: str, run_id: str) -> str | None:
+    """The address of a run's page; None of a store that no server of its own shows."""
+    return f"{uri.rstrip('/')}/#/runs/{run_id}" if re.match(r"https?://", uri) else None
 
 
 def has_wandb_key(server: str | None) -> bool:

@@ -67,7 +67,7 @@ def test_a_form_has_every_key_of_its_group(planner: Planner) -> None:
     assert tree is not None
     for group in fields.FORMS:
         shown = fields.fields(group, tree)
-        assert all(each.doc and each.type for each in shown)
+        assert all(each.doc and each.type() for each in shown)
         assert len({each.path for each in shown}) == len(shown)
     assert {"method.update_interval", "stage.beta"} <= {
         each.path for group in ("method", "stage") for each in fields.fields(group, tree)

@@ -10,10 +10,10 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import TINY, Serving, room_of, serving
+from serving import TINY, Serving, room_of, says, serving
 
 from factory.data.tools import FORMATS
-from factory.inference.types import Done, Request, Token
+from factory.inference.types import Request
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 TOOL: Any = {"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": {}}}
@@ -40,27 +40,7 @@ def client(served: Serving) -> Any:
 @pytest.fixture
 def speaking(opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Request]]:
     """An engine that says what the test wants; returns the requests that it is sent."""
-    room, _ = opened
-
-    def say(text: str) -> list[Request]:
-        seen = list[Request]()
-
-        def submit(request: Request, tell: Callable[[Any], None]) -> Any:
-            seen.append(request)
-            for token in room.prompts.tokenizer(text, add_special_tokens=False)["input_ids"]:
-                tell(Token(token))
-            tell(Done("stop"))
-            return _Ticket()
-
-        monkeypatch.setattr(type(room.engine), "submit", lambda self, request, tell: submit(request, tell))
-        return seen
-
-    return say
-
-
-class _Ticket:
-    def cancel(self) -> None:
-        pass
+    return lambda text: says(opened[0], text, monkeypatch)
 
 
 def test_an_answer_is_the_models_greedy_one(client: Any, opened: tuple[Any, Any]) -> None:
@@ -137,7 +117,8 @@ def test_embeddings_are_of_length_one_in_both_forms(client: Any) -> None:
 
 def test_models_health_and_metrics(client: Any, served: Serving) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").max_model_len == 256
+    tiny = client.models.retrieve("tiny")
+    assert (tiny.max_model_len, tiny.input_modalities, tiny.tool_calls) == (256, ["text"], True)
     with served.http() as http:
         assert http.get("/health").json() == {"status": "ok"}
         http.get("/made/up")

@@ -1,125 +1,181 @@
-"""Chat: with any run, and another beside it, over `factory serve`: the same prompts, sampling and streams."""
+"""Chat: with any run, and another beside it, over `factory serve`: the same questions, sampling and streams."""
 
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import httpx
 
-from factory.board.children import Server
+from factory.board import talking
 from factory.board.line import Overrides, name_of, spelt
-from factory.board.said import words
-from factory.board.tabs.train import named
+from factory.board.said import Words, words
+from factory.board.tabs import listed
+from factory.board.talking import Talk, Turn
 
 if TYPE_CHECKING:
     from factory.board.page import Page
 
 _NOTHING, _BASE = "", "base"
-_PATIENCE = httpx.Timeout(600, connect=10)
-Talk = list[dict[str, Any]]
+_VOTES = ("left", "tie", "right")
+Sides = tuple[tuple[str, ...] | None, tuple[str, ...] | None]  # the words of `factory serve` of each
+Talks = tuple[Talk, Talk]
+_NOBODY: Sides = (None, None)
+_SILENCE: Talks = ([], [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What more than one piece of the tab needs. `loaded` holds Sides, `said` Talks."""
+
+    state: Any
+    verdict: Any
+    boxes: tuple[Any, Any]
+    blind: Any
+    loaded: Any
+    said: Any
 
 
 def build(page: "Page") -> None:
-    with gr.Row():
-        left = page.say(gr.Dropdown([], label=page.text("chat_left"), elem_id="chat-left"), label="chat_left")
-        right = page.say(gr.Dropdown([], label=page.text("chat_right"), elem_id="chat-right"), label="chat_right")
-        load = page.say(gr.Button(page.text("chat_load"), elem_id="chat-load", scale=0, min_width=120),
-                        value="chat_load")  # fmt: skip
+    left, right, load = _choices(page)
     state = gr.Markdown(elem_id="chat-state")
     with gr.Row():
-        talks = [gr.Chatbot(elem_id=f"talk-{side}", height=380, show_label=False) for side in ("left", "right")]
-    with gr.Row():
-        said = page.say(
-            gr.Textbox(
-                placeholder=page.text("chat_say"), show_label=False, elem_id="chat-say", scale=5, submit_btn=True
-            ),
-            placeholder="chat_say",
-        )
-        clear = page.say(gr.Button(page.text("chat_clear"), scale=0, min_width=110, elem_id="chat-clear"),
-                         value="chat_clear")  # fmt: skip
-    with gr.Row():
-        system = page.say(gr.Textbox(label=page.text("chat_system"), elem_id="chat-system"), label="chat_system")
-        temperature = page.say(gr.Slider(0, 2, value=0, step=0.05, label=page.text("chat_temperature")),
-                               label="chat_temperature")  # fmt: skip
-        tokens = page.say(gr.Slider(1, 2048, value=128, step=1, label=page.text("chat_tokens"), elem_id="chat-tokens"),
-                          label="chat_tokens")  # fmt: skip
+        boxes = (_box(page, "left"), _box(page, "right"))
+    say, images, clear = _question(page)
+    settings = _sampling(page)
+    tools = _tools(page)
     with gr.Row():
         blind = page.say(gr.Checkbox(False, label=page.text("vote_blind"), elem_id="vote-blind"), label="vote_blind")
         votes = [
             page.say(gr.Button(page.text(f"vote_{vote}"), size="sm", elem_id=f"vote-{vote}"), value=f"vote_{vote}")
-            for vote in ("left", "tie", "right")
+            for vote in _VOTES
         ]
     verdict = gr.Markdown(elem_id="verdict")
-    loaded = gr.State((None, None))  # the words of `factory serve`, a side each
+    parts = _Parts(state, verdict, boxes, blind, gr.State(_NOBODY), gr.State(_SILENCE))
+    _loading(page, parts, (left, right, load), images, tools)
+    _voting(page, parts, votes)
+    given = [say, images, parts.loaded, parts.said, tools, *settings, page.language]
+    shown = [say, images, parts.said, *boxes, state]
+    say.submit(partial(_asked, page), given, shown, show_progress="hidden")
+    gr.on([clear.click, *(box.clear for box in boxes)], lambda: (_SILENCE, [], []), None, [parts.said, *boxes])
+
+
+# --- what is drawn
+
+
+def _choices(page: "Page") -> tuple[Any, Any, Any]:
+    with gr.Row(elem_classes="f-line"):
+        sides = [
+            page.say(gr.Dropdown([], label=page.text(f"chat_{side}"), elem_id=f"chat-{side}", min_width=260),
+                     label=f"chat_{side}")
+            for side in ("left", "right")
+        ]  # fmt: skip
+        load = page.say(gr.Button(page.text("chat_load"), elem_id="chat-load", scale=0, min_width=120),
+                        value="chat_load")  # fmt: skip
 
     def models(language: str, one: str | None, other: str | None) -> tuple[Any, Any]:
         say = words(language)
-        runs = named(page.runs, say, ("finished", "interrupted"))
+        runs = listed.named(page, say, listed.trained)
         base = [(say("chat_base"), _BASE)]
         return (
             gr.update(choices=[*base, *runs], value=one or (runs[0][1] if runs else _BASE)),
             gr.update(choices=[(say("chat_nothing"), _NOTHING), *base, *runs], value=other or _NOTHING),
         )
 
-    page.tab.select(models, [page.language, left, right], [left, right], show_progress="hidden")
+    again = [page.tab.select, page.language.change]
+    gr.on(again, models, [page.language, *sides], sides, show_progress="hidden")
+    return sides[0], sides[1], load
 
-    def loading(one: str, other: str, overrides: Overrides, blind: bool, language: str) -> Iterator[tuple[Any, str]]:
-        say = words(language)
-        yield (None, None), say("chat_loading")
-        sides = (_words(page, one, other, overrides), _words(page, other, one, overrides))
-        if blind and None not in sides and random.random() < 0.5:
-            sides = sides[::-1]
-        page.children.keep({side for side in sides if side is not None})
-        try:
-            for side in filter(None, sides):
-                page.children.served(side)
-        except RuntimeError as error:
-            yield (None, None), f"```\n{error}\n```"
-            return
-        yield sides, say("chat_ready")
 
-    load.click(loading, [left, right, page.overrides, blind, page.language], [loaded, state])
+def _box(page: "Page", side: str) -> Any:
+    made = gr.Chatbot(
+        elem_id=f"talk-{side}",
+        height=380,
+        label=page.text(f"side_{side}"),
+        buttons=["copy", "copy_all"],
+        visible=side == "left",
+    )
+    return page.say(made, label=f"side_{side}")
 
-    def voted(vote: str, sides: Any, talks: tuple[Talk, Talk], language: str) -> str:
-        say = words(language)
-        if None in sides or not all(talks):
-            return say("vote_first")
-        names = [" ".join(side) or _BASE for side in sides]
-        page.votes.add(vote, names, [_message(turn) for turn in talks[0] if turn["role"] == "user"])
-        counted = "  \n".join(f"{name}: {won} / {all_}" for name, (won, all_) in page.votes.counted(names).items())
-        return say("vote_was", left=names[0], right=names[1]) + "  \n" + counted
 
-    for vote, button in zip(("left", "tie", "right"), votes, strict=True):
+def _question(page: "Page") -> tuple[Any, Any, Any]:
+    """What is typed, with images where all that are loaded see."""
+    images = gr.File(
+        file_count="multiple",
+        file_types=["image"],
+        label=page.text("chat_images"),
+        elem_id="chat-images",
+        height=120,
+        visible=False,
+    )
+    page.say(images, label="chat_images")
+    with gr.Row(elem_classes="f-line"):
+        made = gr.Textbox(label=page.text("chat_say"), elem_id="chat-say", scale=5, submit_btn=True, max_lines=12)
+        clear = gr.Button(page.text("chat_clear"), scale=0, min_width=110, elem_id="chat-clear")
+    return page.say(made, label="chat_say"), images, page.say(clear, value="chat_clear")
 
-        def given(sides: Any, one: Talk, other: Talk, language: str, vote: str = vote) -> str:
-            return voted(vote, sides, (one, other), language)
 
-        button.click(given, [loaded, *talks, page.language], verdict)
-
-    def answer(
-        text: str, sides: Any, one: Talk, other: Talk, system: str, temperature: float, tokens: int, language: str
-    ) -> Iterator[tuple[Any, ...]]:
-        if sides[0] is None:
-            yield text, one, other, words(language)("chat_first")
-            return
-        question = {"role": "user", "content": text}
-        histories = [
-            [*talk, question] if side is not None else [] for talk, side in zip((one, other), sides, strict=True)
+def _sampling(page: "Page") -> list[Any]:
+    """The system message, then what `_SETTINGS` names."""
+    system = page.say(gr.Textbox(label=page.text("chat_system"), elem_id="chat-system"), label="chat_system")
+    with gr.Row():
+        numbers = [
+            gr.Slider(0, 2, value=0, step=0.05, label=page.text("chat_temperature"), elem_id="chat-temperature"),
+            gr.Slider(0.05, 1, value=0.95, step=0.05, label=page.text("chat_top_p"), elem_id="chat-top_p"),
+            gr.Slider(1, 2048, value=128, step=1, label=page.text("chat_tokens"), elem_id="chat-tokens"),
+            gr.Textbox(label=page.text("chat_seed"), elem_id="chat-seed", min_width=120),
         ]
-        settings = {"temperature": temperature, "max_tokens": int(tokens)}
-        answers = ["", ""]
-        for place, side in enumerate(sides):
-            if side is None:
-                continue
-            asked = [*([{"role": "system", "content": system}] if system else []), *map(_message, histories[place])]
-            for answers[place] in _streamed(page.children.served(side), asked, settings):
-                yield "", *(_with(*pair) for pair in zip(histories, answers, strict=True)), ""
+    for number, text in zip(numbers, ("temperature", "top_p", "tokens", "seed"), strict=True):
+        page.say(number, label=f"chat_{text}")
+    return [system, *numbers]
 
-    inputs = [said, loaded, *talks, system, temperature, tokens, page.language]
-    said.submit(answer, inputs, [said, *talks, state], show_progress="hidden")
-    clear.click(lambda: ([], []), None, talks)
+
+_SETTINGS = ("temperature", "top_p", "max_tokens", "seed")
+
+
+def _tools(page: "Page") -> Any:
+    """Where all that are loaded have a way to call them."""
+    made = gr.Textbox(
+        label=page.text("chat_tools"),
+        info=page.text("chat_tools_info"),
+        lines=3,
+        max_lines=12,
+        elem_id="chat-tools",
+        visible=False,
+    )
+    return page.say(made, label="chat_tools", info="chat_tools_info")
+
+
+# --- what is done
+
+
+def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images: Any, tools: Any) -> None:
+    left, right, load = choices
+
+    def loading(one: str, other: str, overrides: Overrides, blind: bool, language: str) -> Iterator[tuple[Any, ...]]:
+        say = words(language)
+        sides = _drawn_lots((_words(page, one, other, overrides), _words(page, other, one, overrides)), blind)
+        there = [side for side in sides if side is not None]
+        page.children.keep(set(there))
+        shown = gr.update(value=[], visible=sides[1] is not None)
+        yield _NOBODY, _SILENCE, say("chat_loading"), "", [], shown, gr.update(), gr.update()
+        try:
+            can = [talking.can(page.children.served(side)) for side in there]
+        except RuntimeError as error:
+            yield _NOBODY, _SILENCE, f"```\n{error}\n```", "", [], shown, gr.update(), gr.update()
+            return
+        sees = gr.update(visible=all(each.images for each in can), value=None)
+        calls = gr.update(visible=all(each.tools for each in can))
+        yield sides, _SILENCE, say("chat_ready"), "", [], shown, sees, calls
+
+    given = [left, right, page.overrides, parts.blind, page.language]
+    load.click(loading, given, [parts.loaded, parts.said, parts.state, parts.verdict, *parts.boxes, images, tools])
+
+
+def _drawn_lots(sides: Sides, blind: bool) -> Sides:
+    return (sides[1], sides[0]) if blind and None not in sides and random.random() < 0.5 else sides
 
 
 def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Overrides) -> tuple[str, ...] | None:
@@ -127,35 +183,101 @@ def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Over
     if not chosen:
         return None
     if chosen != _BASE:
-        if not page.runs.known(chosen):
-            return None
-        return (f"run={spelt(chosen)}",)
+        return (f"run={spelt(chosen)}",) if page.runs.known(chosen) else None
     of_run = next((each.overrides for each in page.runs.all() if each.folder == beside), overrides)
     return tuple(text for text in of_run if name_of(text) == "model" or text.startswith("model."))
 
 
-def _message(turn: dict[str, Any]) -> dict[str, str]:
-    content = turn["content"]
-    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-    return {"role": turn["role"], "content": text}
+def _voting(page: "Page", parts: _Parts, buttons: list[Any]) -> None:
+    def voted(vote: str, sides: Sides, talks: Talks, language: str) -> str:
+        say = words(language)
+        if None in sides or not all(talks):
+            return say("vote_first")
+        names = [" ".join(side or ()) or _BASE for side in sides]
+        page.votes.add(vote, names, [turn for turn in talks[0] if turn["role"] == "user"])
+        counted = page.votes.counted(names).items()
+        return "  \n".join(
+            [
+                say("vote_was", left=f"`{names[0]}`", right=f"`{names[1]}`"),
+                *(f"`{name}`: {won:g} / {count}" for name, (won, count) in counted),
+            ]
+        )
+
+    for vote, button in zip(_VOTES, buttons, strict=True):
+        button.click(partial(voted, vote), [parts.loaded, parts.said, page.language], parts.verdict)
 
 
-def _with(history: Talk, answer: str) -> Talk:
-    return [*history, {"role": "assistant", "content": answer}] if history else []
+def _asked(
+    page: "Page", text: str, files: list[str] | None, sides: Sides, talks: Talks, tools: str, system: str, *more: Any
+) -> Iterator[tuple[Any, ...]]:
+    """The question goes to both sides; where one has called a tool, its result to those that wait for one."""
+    *numbers, language = more
+    say = words(language)
+
+    def shown(typed: Any, paths: Any, talks: Talks, state: str) -> tuple[Any, ...]:
+        return typed, paths, talks, *(_drawn(talk, say) for talk in talks), state
+
+    if sides[0] is None:
+        yield shown(text, files, talks, say("chat_first"))
+        return
+    try:
+        offered = talking.tools_of(tools)
+    except talking.Wrong as error:
+        yield shown(text, files, talks, say("chat_tools_wrong", error=error))
+        return
+    settings = {name: value for name, value in zip(_SETTINGS, numbers, strict=True) if value not in (None, "")}
+    settings |= {"tools": offered} if offered else {}
+    waiting = [talking.open_call(talk) is not None for talk in talks]
+    spoken = [side is not None and (waits or not any(waiting)) for side, waits in zip(sides, waiting, strict=True)]
+    told = [talking.told(talk, text, files or []) if to else talk for talk, to in zip(talks, spoken, strict=True)]
+    yield shown("", None, (told[0], told[1]), "")
+    live = {
+        place: talking.answers(page.children.served(side), told[place], system, settings)
+        for place, side in enumerate(sides)
+        if side is not None and spoken[place] and talking.open_call(told[place]) is None
+    }
+    for talks in _together((told[0], told[1]), live):
+        yield shown("", None, talks, _awaited(talks, say))
 
 
-def _streamed(server: Server, messages: list[dict[str, str]], settings: dict[str, Any]) -> Iterator[str]:
-    """The answer so far, again and again."""
-    model = httpx.get(f"{server.address}/v1/models").json()["data"][0]["id"]
-    asked = {"model": model, "messages": messages, "stream": True, **settings}
-    text = ""
-    with httpx.stream("POST", f"{server.address}/v1/chat/completions", json=asked, timeout=_PATIENCE) as response:
-        if response.status_code != httpx.codes.OK:
-            yield response.read().decode("utf-8", "replace")
-            return
-        for each in response.iter_lines():
-            if not each.startswith("data: ") or each == "data: [DONE]":
-                continue
-            choices = json.loads(each.removeprefix("data: ")).get("choices") or []
-            text += (choices[0].get("delta") or {}).get("content") or "" if choices else ""
-            yield text
+def _together(talks: Talks, live: dict[int, Iterator[Turn]]) -> Iterator[Talks]:
+    """Both answers as they grow: each server writes on while the other is read."""
+    told, grown = talks, list(talks)
+    while live:
+        for place, stream in list(live.items()):
+            turn = next(stream, None)
+            if turn is None:
+                del live[place]
+            else:
+                grown[place] = [*told[place], turn]
+        yield grown[0], grown[1]
+    yield grown[0], grown[1]
+
+
+def _awaited(talks: Talks, say: Words) -> str:
+    """Which call waits for its result."""
+    call = next(filter(None, map(talking.open_call, talks)), None)
+    return "" if call is None else say("chat_result", call=_call(call))
+
+
+def _drawn(talk: Talk, say: Words) -> list[dict[str, Any]]:
+    """As Gradio's Chatbot shows it."""
+    found = list[dict[str, Any]]()
+    for turn in talk:
+        role = "assistant" if turn["role"] == "assistant" else "user"
+        found += [{"role": role, "content": {"path": path}} for path in turn.get("paths", ())]
+        text = say("chat_gives", call=turn["name"], text=turn["content"]) if turn["role"] == "tool" else turn["content"]
+        found += [{"role": role, "content": text}] if text else []
+        found += [{"role": role, "content": f"`{_call(call)}`"} for call in turn.get("tool_calls", ())]
+    return found
+
+
+def _call(call: dict[str, Any]) -> str:
+    """As `look_up(key="one")`."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}").items()
+    except ValueError:
+        return f"{function['name']}({function['arguments']})"
+    said = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments)
+    return f"{function['name']}({', '.join(said)})"

@@ -8,33 +8,32 @@ import gradio as gr
 
 from factory.board import fields, shown
 from factory.board.line import Overrides, changed
+from factory.board.runs import Shown
 from factory.board.said import words
-from factory.board.tabs.train import named
+from factory.board.tabs import listed
 
 if TYPE_CHECKING:
     from factory.board.page import Page
 
 
 def build(page: "Page") -> None:
-    with gr.Row():
-        methods = page.say(
-            gr.Dropdown(list(fields.options("method")), multiselect=True, label=page.text("sweep_methods"),
-                        info=page.text("sweep_info"), elem_id="sweep-methods", scale=4),
-            label="sweep_methods", info="sweep_info",
-        )  # fmt: skip
-        sweep = page.say(gr.Button(page.text("sweep_run"), elem_id="sweep-run", scale=1), value="sweep_run")
-    message = gr.Markdown(elem_id="sweep-message")
-    ticked = page.say(
-        gr.Dropdown([], multiselect=True, label=page.text("compare_runs"), elem_id="compare-runs"),
-        label="compare_runs",
+    _sweep(page)
+    _comparison(page)
+
+
+def _sweep(page: "Page") -> None:
+    methods = page.say(
+        gr.CheckboxGroup(
+            list(fields.options("method")),
+            label=page.text("sweep_methods"),
+            info=page.text("sweep_info"),
+            elem_id="sweep-methods",
+        ),
+        label="sweep_methods",
+        info="sweep_info",
     )
-    show = page.say(gr.Button(page.text("compare_run"), variant="primary", elem_id="compare-run"), value="compare_run")
-    out = gr.HTML(elem_id="comparison")
-
-    def finished(language: str, chosen: list[str]) -> Any:
-        return gr.update(choices=named(page.runs, words(language), ("finished", "failed")), value=chosen)
-
-    page.tab.select(finished, [page.language, ticked], ticked, show_progress="hidden")
+    sweep = page.say(gr.Button(page.text("sweep_run"), elem_id="sweep-run"), value="sweep_run")
+    message = gr.Markdown(elem_id="sweep-message")
 
     def start(chosen: list[str], overrides: Overrides, language: str) -> tuple[str, Any, Any]:
         say = words(language)
@@ -45,22 +44,56 @@ def build(page: "Page") -> None:
 
     sweep.click(start, [methods, page.overrides, page.language], [message, page.selected, page.current])
 
-    def compare(folders: list[str], language: str) -> Iterator[str]:
+
+def _comparison(page: "Page") -> None:
+    ticked = page.say(
+        gr.Dropdown([], multiselect=True, label=page.text("compare_runs"), elem_id="compare-runs"),
+        label="compare_runs",
+    )
+    show = page.say(gr.Button(page.text("compare_run"), variant="primary", elem_id="compare-run"), value="compare_run")
+    logged, out = gr.HTML(elem_id="compare-logged"), gr.HTML(elem_id="comparison")
+
+    def there(language: str, chosen: list[str], current: str | None) -> Any:
+        """The sweep that was started last is chosen until others are."""
+        found = listed.named(page, words(language), _can_be_compared)
+        folders = [folder for _, folder in found]
+        kept = [folder for folder in chosen if folder in folders]
+        return gr.update(choices=found, value=kept or [folder for folder in folders if folder == current])
+
+    again = [page.tab.select, page.language.change]
+    gr.on(again, there, [page.language, ticked, page.current], ticked, show_progress="hidden")
+
+    def compare(folders: list[str], language: str) -> Iterator[tuple[str, str]]:
         say = words(language)
         folders = [folder for folder in folders or () if page.runs.known(folder)]
-        if len(folders) < 2 and not any(is_sweep(folder) for folder in folders):
-            yield shown.waiting(say("compare_none"))
+        if len(folders) < 2 and not any(map(_is_sweep, folders)):
+            yield "", shown.waiting(say("compare_none"))
             return
-        yield shown.waiting(say("compare_wait"))
+        where = shown.in_mlflow(_logged(page, folders), say)
+        yield where, shown.waiting(say("compare_wait"))
         place = page.children.aside("compare.html")
-        done = page.children.run(["compare", *folders, f"compare.html={place}"])
+        done = page.children.run(["compare", *folders, f"compare.out={place}"])
         try:
-            yield shown.inner_page(place.read_text("utf-8")) if place.is_file() else shown.log(done.text)
+            there = place.is_file()
+            yield (
+                where,
+                shown.inner_page(place.read_text("utf-8"), say("tab.compare")) if there else shown.log(done.text),
+            )
         finally:
             place.unlink(missing_ok=True)
 
-    show.click(compare, [ticked, page.language], out)
+    show.click(compare, [ticked, page.language], [logged, out])
 
 
-def is_sweep(folder: str) -> bool:
+def _can_be_compared(each: Shown) -> bool:
+    return each.verb != "export" and each.state in ("finished", "failed")
+
+
+def _is_sweep(folder: str) -> bool:
     return not (Path(folder) / "plan.yaml").is_file()
+
+
+def _logged(page: "Page", folders: list[str]) -> Iterator[tuple[str, str | None]]:
+    for folder in folders:
+        jobs = sorted(map(str, Path(folder).glob("*/"))) if _is_sweep(folder) else [folder]
+        yield from filter(None, map(page.runs.in_mlflow, jobs))

@@ -1,6 +1,7 @@
 """Configure: options, the keys of one group at a time, the estimate, the command line. All of it from the schema."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,78 +23,101 @@ _NO_RECIPE = ""
 
 
 def build(page: "Page") -> None:
-    with gr.Row():
-        with gr.Column(scale=3, min_width=320):
-            chosen = _options(page)
-            group = gr.Radio(
-                [(page.text(f"group.{name}"), name) for name in fields.FORMS],
-                value=fields.FORMS[0],
-                label=page.text("settings_of"),
-                elem_id="group",
-            )
-            page.say(group, label="settings_of")
-            page.language.change(_groups, page.language, group, show_progress="hidden")
-            keys = gr.Column()
-        with gr.Column(scale=2, min_width=320, elem_classes="f-side"):
+    problems = gr.State(())  # which are shown: the form is drawn anew only where they change
+    with gr.Row(elem_classes="f-configure"):
+        with gr.Column(min_width=320, elem_classes="f-options"):
+            _options(page)
+        with gr.Column(min_width=320, elem_classes="f-side"):
             estimate = gr.HTML(elem_id="plan")
             elsewhere = gr.Column()
-            command = page.say(
-                gr.Textbox(label=page.text("command"), info=page.text("command_info"), lines=1, max_lines=8,
-                           elem_id="command", submit_btn=True),
-                label="command", info="command_info",
-            )  # fmt: skip
-            with gr.Row():
-                start = page.say(gr.Button(page.text("start"), variant="primary", elem_id="start"), value="start")
-                reset = page.say(gr.Button(page.text("reset"), elem_id="reset"), value="reset")
-            message = gr.Markdown(elem_id="message")
-            with gr.Row():
-                save = page.say(gr.DownloadButton(page.text("save_yaml"), elem_id="save"), label="save_yaml")
-                load = page.say(
-                    gr.UploadButton(page.text("load_yaml"), file_types=[".yaml", ".yml"], elem_id="load"),
-                    label="load_yaml",
-                )
-            upload = page.say(gr.File(label=page.text("upload"), elem_id="upload", height=150), label="upload")
-    problems = gr.State(())  # which are shown: the form is drawn anew only where they change
-
-    def seen(overrides: Overrides, language: str) -> tuple[Any, ...]:
-        planned = page.planner(overrides)
-        marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
-        return shown.plan(planned, words(language)), line.command(overrides), marks
-
-    gr.on(
-        [page.blocks.load, page.overrides.change, page.language.change],
-        seen,
-        [page.overrides, page.language],
-        [estimate, command, problems],
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
-    gr.on([page.formed.change], _values(chosen), page.overrides, list(chosen.values()), show_progress="hidden")
-    for name, component in chosen.items():
-        component.input(
-            _set(name), [page.overrides, page.formed, component], [page.overrides, page.formed], show_progress="hidden"
-        )
-    command.submit(_pasted, [command, page.overrides, page.formed], [page.overrides, page.formed, message])
-    reset.click(lambda formed: ((), formed + 1), page.formed, [page.overrides, page.formed])
-    load.upload(_loaded, [load, page.overrides, page.formed], [page.overrides, page.formed, message])
-    upload.upload(_own_rows, [upload, page.overrides, page.formed], [page.overrides, page.formed])
-
-    def saved(overrides: Overrides, request: gr.Request) -> str | None:
-        return _saved(page, overrides, request.session_hash or "one")
-
-    page.overrides.change(saved, page.overrides, save, show_progress="hidden")
-    start.click(
-        lambda overrides, language: _start(page, overrides, words(language)),
-        [page.overrides, page.language],
-        [message, page.selected, page.current],
-    )
+            command, message = _command(page)
+            _files(page, message)
+        with gr.Column(min_width=320, elem_classes="f-keys"):
+            group = _group(page)
+            keys = gr.Column()
+    planned = (estimate, command, problems)
+    _planned(page, planned)
     with keys:
-        _form(page, group, problems)
+        _form(page, group, planned)
     with elsewhere:
         _elsewhere(page, group, problems)
 
 
-def _options(page: "Page") -> dict[str, Any]:
+def _planned(page: "Page", outputs: tuple[Any, ...]) -> None:
+    """What follows every change of the settings."""
+    gr.on(
+        [page.blocks.load, page.overrides.change, page.language.change],
+        partial(_seen, page),
+        [page.overrides, page.language],
+        list(outputs),
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+
+
+def _seen(page: "Page", overrides: Overrides, language: str) -> tuple[Any, ...]:
+    """The estimate, the command line, and what marks the problems."""
+    planned = page.planner(overrides)
+    marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
+    return shown.plan(planned, words(language)), line.command(overrides), marks
+
+
+# --- what is chosen, typed and given
+
+
+def _command(page: "Page") -> tuple[Any, Any]:
+    """The line, the buttons under it, and what they answer."""
+    command = page.say(
+        gr.Textbox(label=page.text("command"), info=page.text("command_info"), lines=1, max_lines=8,
+                   elem_id="command", submit_btn=True),
+        label="command", info="command_info",
+    )  # fmt: skip
+    with gr.Row():
+        start = page.say(gr.Button(page.text("start"), variant="primary", elem_id="start"), value="start")
+        reset = page.say(gr.Button(page.text("reset"), elem_id="reset"), value="reset")
+    message = gr.Markdown(elem_id="message")
+
+    def started(overrides: Overrides, language: str) -> tuple[str, Any, Any]:
+        return _start(page, overrides, words(language))
+
+    form = [page.overrides, page.formed]
+    command.submit(_pasted, [command, *form], [*form, message])
+    reset.click(lambda formed: ((), formed + 1), page.formed, form)
+    start.click(started, [page.overrides, page.language], [message, page.selected, page.current])
+    return command, message
+
+
+def _files(page: "Page", message: Any) -> None:
+    """Settings to a file and back, and rows."""
+    with gr.Row():
+        save = page.say(gr.DownloadButton(page.text("save_yaml"), elem_id="save"), label="save_yaml")
+        load = page.say(
+            gr.UploadButton(page.text("load_yaml"), file_types=[".yaml", ".yml"], elem_id="load"),
+            label="load_yaml",
+        )
+    upload = page.say(gr.File(label=page.text("upload"), elem_id="upload", height=150), label="upload")
+
+    def saved(overrides: Overrides, request: gr.Request) -> str | None:
+        return _saved(page, overrides, request.session_hash or "one")
+
+    form = [page.overrides, page.formed]
+    page.overrides.change(saved, page.overrides, save, show_progress="hidden")
+    load.upload(_loaded, [load, *form], [*form, message])
+    upload.upload(_own_rows, [upload, *form], form)
+
+
+def _group(page: "Page") -> Any:
+    group = gr.Radio(
+        [(page.text(f"group.{name}"), name) for name in fields.FORMS],
+        value=fields.FORMS[0],
+        label=page.text("settings_of"),
+        elem_id="group",
+    )
+    page.language.change(_groups, page.language, group, show_progress="hidden")
+    return page.say(group, label="settings_of")
+
+
+def _options(page: "Page") -> None:
     """The groups that are chosen by option, and the recipes of one run."""
     chosen: dict[str, Any] = {}
     with gr.Row():
@@ -109,7 +133,10 @@ def _options(page: "Page") -> dict[str, Any]:
     with gr.Row():
         for name in ("data", "precision", "hardware"):
             chosen[name] = page.say(_dropdown(page, name), label=name)
-    return chosen
+    form = [page.overrides, page.formed]
+    page.formed.change(_values(page, chosen), page.overrides, list(chosen.values()), show_progress="hidden")
+    for name, component in chosen.items():
+        component.input(_set(name), [*form, component], form, show_progress="hidden")
 
 
 def _groups(language: str) -> Any:
@@ -122,7 +149,7 @@ def _line(recipe: str) -> compose.CommandLine:
 
 def _dropdown(page: "Page", group: str) -> Any:
     several = group == "data"
-    default = _defaults()[group]
+    default = page.planner(()).options[group]
     return gr.Dropdown(
         list(fields.options(group)),
         value=[default] if several else default,
@@ -132,10 +159,6 @@ def _dropdown(page: "Page", group: str) -> Any:
         elem_id=f"option-{group}",
         min_width=160,
     )
-
-
-def _defaults() -> dict[str, str]:
-    return compose.compose(compose.CommandLine(overrides=())).options
 
 
 def _set(group: str) -> Any:
@@ -148,12 +171,12 @@ def _set(group: str) -> Any:
     return chosen
 
 
-def _values(chosen: dict[str, Any]) -> Any:
+def _values(page: "Page", chosen: dict[str, Any]) -> Any:
     """The dropdowns after the state was changed by something else."""
 
     def values(overrides: Overrides) -> list[Any]:
         given = {line.name_of(text): text.partition("=")[2] for text in overrides}
-        found = _defaults() | given
+        found = page.planner(()).options | given
         found.setdefault("recipe", _NO_RECIPE)
         return [found[name].strip("[]").split(",") if name == "data" else found[name] for name in chosen]
 
@@ -163,21 +186,23 @@ def _values(chosen: dict[str, Any]) -> Any:
 # --- the form
 
 
-def _form(page: "Page", group: Any, problems: Any) -> None:
+def _form(page: "Page", group: Any, shown_of: tuple[Any, ...]) -> None:
+    *_, problems = shown_of
     anew = [page.blocks.load, page.formed.change, group.change, problems.change, page.language.change]
 
-    @gr.render([page.overrides, page.formed, group, page.language], triggers=anew, show_progress="hidden")
+    @page.render([page.overrides, page.formed, group, page.language], anew)
     def draw(overrides: Overrides, formed: int, group: str, language: str) -> None:
         planned, say = page.planner(overrides), words(language)
         if planned.tree is None:
             return
         given = {line.name_of(text) for text in overrides}
+        follows = form.Follows(lambda after: _seen(page, after, language), shown_of)
         for problem in planned.of(group):
             _problem(page, planned, problem, say)
         with gr.Row(elem_classes="f-form"):
             for each in fields.fields(group, planned.tree):
                 with gr.Column(min_width=260):
-                    form.draw(each, say, page.overrides, is_set=each.path in given, formed=formed)
+                    form.draw(each, say, page.overrides, is_set=each.path in given, formed=formed, follows=follows)
                     for problem in planned.of(each.path):
                         _problem(page, planned, problem, say)
 
@@ -197,7 +222,7 @@ def _elsewhere(page: "Page", group: Any, problems: Any) -> None:
     anew = [page.blocks.load, page.overrides.change, problems.change, group.change, page.language.change]
     asked = gr.State(())  # the settings that it was asked of what would make them fit
 
-    @gr.render([page.overrides, group, page.language, asked], triggers=[*anew, asked.change], show_progress="hidden")
+    @page.render([page.overrides, group, page.language, asked], [*anew, asked.change])
     def draw(overrides: Overrides, group: str, language: str, asked_of: Overrides) -> None:
         planned, say = page.planner(overrides), words(language)
         there = [] if planned.tree is None else [group, *(each.path for each in fields.fields(group, planned.tree))]

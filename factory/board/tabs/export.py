@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import gradio as gr
 
 from factory.board import shown
 from factory.board.line import spelt
 from factory.board.said import words
-from factory.board.tabs.train import named
+from factory.board.tabs import listed
 from factory.refusal import refusal
 from factory.schema import Export
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def build(page: "Page") -> None:
     with gr.Row():
-        run = page.say(gr.Dropdown([], label=page.text("run"), elem_id="export-of"), label="run")
+        run = listed.one(page, listed.finished, "run", "export-of")
         form = page.say(
             gr.Dropdown(
                 list(get_args(get_type_hints(Export)["format"])),
@@ -32,11 +32,7 @@ def build(page: "Page") -> None:
     go = page.say(gr.Button(page.text("export_run"), variant="primary", elem_id="export-run"), value="export_run")
     state, out = gr.HTML(elem_id="export-state"), gr.HTML(elem_id="export-log")
 
-    def finished(language: str, chosen: str | None) -> Any:
-        return gr.update(choices=named(page.runs, words(language), ("finished",)), value=chosen)
-
-    page.tab.select(finished, [page.language, run], run, show_progress="hidden")
-    run.input(lambda folder: f"exports/{Path(folder).name}", run, place, show_progress="hidden")
+    run.change(lambda folder: f"exports/{Path(folder).name}" if folder else "", run, place, show_progress="hidden")
 
     def export(folder: str, form: str, place: str, language: str) -> Iterator[tuple[str, str]]:
         say = words(language)

@@ -1,6 +1,7 @@
 """One key of a form: how it is set, by its type."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -14,7 +15,20 @@ _SET = "\u25cf"  # a mark beside what is not at its default
 Typed = Callable[[Any], str]  # a component's value as it is typed on the command line
 
 
-def draw(each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int = 0) -> None:
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """What is shown of new settings, in the same answer as these: asked for afterwards it would come a way later."""
+
+    of: Callable[[Overrides], tuple[Any, ...]]
+    outputs: tuple[Any, ...]
+
+
+_NOTHING = Follows(lambda _: (), ())
+
+
+def draw(
+    each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int = 0, follows: Follows = _NOTHING
+) -> None:
     """Its component; what is typed into it goes into the state `overrides`.
 
     Drawn again with the same `formed` it keeps what a person is just typing.
@@ -23,7 +37,7 @@ def draw(each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int =
     made, typed = _MADE[each.kind](
         each,
         label=f"{name}  {_SET}" if is_set else name,
-        info=f"{meaning} ({each.type})" if each.kind == "text" else meaning,
+        info=f"{meaning} ({each.type(say.phrase)})" if each.kind == "text" else meaning,
         key=f"{each.path}-{formed}",
         elem_id=f"key-{each.path}",
         interactive=True,
@@ -31,13 +45,15 @@ def draw(each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int =
     )
     drawn = typed(made.value)
 
-    def edited(before: Overrides, value: Any) -> Overrides:
+    def edited(before: Overrides, value: Any) -> Any:
         text = typed(value)
         default = text in ("", "''") or (text == drawn and not is_set)  # left as it was: nothing is set
-        return line.changed(before, each.path, None if default else text)
+        after = line.changed(before, each.path, None if default else text)
+        return (after, *follows.of(after)) if follows.outputs else after  # Gradio takes one output as it is
 
     listened = [made.input, made.blur, made.submit] if each.kind == "text" else [made.input]
-    gr.on(listened, edited, [overrides, made], overrides, show_progress="hidden", trigger_mode="always_last")
+    outputs = [overrides, *follows.outputs]
+    gr.on(listened, edited, [overrides, made], outputs, show_progress="hidden", trigger_mode="always_last")
 
 
 def _flag(each: Field, **common: Any) -> tuple[Any, Typed]:

@@ -27,7 +27,11 @@ def build(page: "Page") -> None:
         place = page.children.aside("preview.html")
         done = page.children.run(["preview", *overrides, f"preview.html={place}", f"preview.rows={rows}"])
         try:
-            yield shown.inner_page(place.read_text("utf-8")) if place.is_file() else shown.log(done.text)
+            yield (
+                shown.inner_page(place.read_text("utf-8"), words(language)("tab.preview"))
+                if place.is_file()
+                else shown.log(done.text)
+            )
         finally:
             place.unlink(missing_ok=True)
 

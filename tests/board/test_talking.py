@@ -1,0 +1,69 @@
+"""What the chat sends to `factory serve` and shows of it: streams, and tools with their results."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from serving import TINY, Serving, room_of, says, serving
+
+from factory.board import talking
+from factory.board.children import Server
+from factory.board.talking import Can, Talk
+from factory.data.tools import FORMATS
+
+TOOLS = '[{"name": "f"}]'
+
+
+def _at(found: Serving) -> Server:
+    return Server(process=None, address=found.url, printed=Path())  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    model = tiny.save(tmp_path_factory.mktemp("long"), max_position_embeddings=512)
+    room, settings = room_of("serve", f"model.path={model}", "serve.name=tiny", *TINY)
+    with serving(room, settings) as found:
+        yield found
+    room.engine.stop(0)
+
+
+def _answer(served: Serving, talk: Talk, system: str = "", **settings: Any) -> Talk:
+    *_, turn = talking.answers(_at(served), talk, system, settings)
+    return [*talk, turn]
+
+
+def test_an_answer_grows(served: Serving) -> None:
+    assert talking.can(_at(served)) == Can(images=False, tools=True)
+    talk = talking.told([], "Hi", [])
+    parts = [turn["content"] for turn in talking.answers(_at(served), talk, "Be kind.", {"max_tokens": 6})]
+    assert len(parts) > 2 and all(new.startswith(old) for old, new in itertools.pairwise(parts))
+
+
+def test_what_is_refused_is_the_answer(served: Serving) -> None:
+    refused = _answer(served, talking.told([], "Hi", []), seed="many")[-1]["content"]
+    assert refused.startswith("seed: ")
+
+
+def test_a_called_tool_waits_for_its_result(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [{"name": "f", "arguments": {"of": each}} for each in "xy"]
+    seen = says(served.room, FORMATS["default"].calls(calls), monkeypatch)  # type: ignore[arg-type]
+    talk = _answer(served, talking.told([], "Hi", []), tools=talking.tools_of(TOOLS))
+    for each in "xy":
+        call = talking.open_call(talk)
+        assert call is not None and each in call["function"]["arguments"]
+        talk = talking.told(talk, "1", ["unseen.png"])
+        assert talk[-1]["role"] == "tool" and talk[-1]["tool_call_id"] == call["id"]
+    assert talking.open_call(talk) is None
+    says(served.room, "2", monkeypatch)
+    assert _answer(served, talk, tools=talking.tools_of(TOOLS))[-1] == {"role": "assistant", "content": "2"}
+    assert "Action" in served.room.prompts.tokenizer.decode(seen[0].ids)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"name": 1}]', '{"name": "x"}', "[{}]"])
+def test_other_tools_are_refused(text: str) -> None:
+    with pytest.raises(talking.Wrong):
+        talking.tools_of(text)
+    assert talking.tools_of("  ") == []
