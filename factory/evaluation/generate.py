@@ -52,8 +52,8 @@ def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
             continue
         row = examples(sample)[0]
         asked, answer = row.ids[slice(*row.asked)], row.ids[row.prompt :]
-        decoded = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
-        found.append(Prompt(name, row.ids[: row.prompt], *decoded, row.images))
+        text, reference = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
+        found.append(Prompt(name, row.ids[: row.prompt], text, reference, row.images))
     return found
 
 
