@@ -23,7 +23,9 @@ def test_a_refusal_stands_beside_its_field_and_its_button_mends_it(page: Any) ->
     page.locator("#fix-0").click()
     page.wait_for_selector("#plan .f-bar")
     assert "learning_rate" not in page.locator("#command textarea").input_value()
-    assert browsing.field(page, "stage.learning_rate").input_value() == "0.0002"
+    page.wait_for_function(
+        "document.querySelector('[id=\"key-stage.learning_rate\"] :is(textarea, input)').value == '0.0002'"
+    )
 
 
 def test_a_line_fills_the_form_and_two_tabs_do_not_share_it(page: Any, browser: Any, address: str) -> None:

@@ -111,6 +111,7 @@ def test_a_vote_is_blind_until_it_is_given(page: Any, swept: Path, place: Path) 
 def test_a_killed_page_takes_its_models_along_and_no_run(page: Any, swept: Path, place: Path, server: Any) -> None:
     """The last test of the module: the server is gone then."""
     browsing.tab(page, "Chat")
+    page.wait_for_function("document.querySelector('#chat-left input').value.includes('finished')")
     page.locator("#chat-load").click()
     page.locator("#chat-state", has_text="Ready").wait_for(timeout=8 * MINUTE)
     browsing.tab(page, "Configure")

@@ -160,6 +160,9 @@ def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images:
         there = [side for side in sides if side is not None]
         page.children.keep(set(there))
         shown = gr.update(value=[], visible=sides[1] is not None)
+        if not there:  # a click before the choices are drawn
+            yield _NOBODY, _SILENCE, say("chat_choose"), "", [], shown, gr.update(), gr.update()
+            return
         yield _NOBODY, _SILENCE, say("chat_loading"), "", [], shown, gr.update(), gr.update()
         try:
             can = [talking.can(page.children.served(side)) for side in there]
