@@ -25,6 +25,8 @@ from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
 from factory.run.folder import RunFolder, last_logged
 
+pytest_plugins = ["boards"]  # fixtures of a folder's own conftest.py would hide this module, which tests import from
+
 
 @pytest.hookimpl(tryfirst=True)  # before those with a mark are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
