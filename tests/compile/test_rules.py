@@ -276,11 +276,6 @@ TABLE = (
         "{two} {answers} data.validation_fraction=0 data.validation=file",
     ),
     row(
-        "nothing-to-answer",
-        "{llava} {answers} data=file data.path=seen.jsonl",
-        compiles("{llava} data=file data.path=seen.jsonl"),
-    ),
-    row(
         "generation-room",
         "evaluate.generation=true data.max_length=200 evaluate.max_new_tokens=57",
         "evaluate.generation=true data.max_length=252 evaluate.max_new_tokens=4",
