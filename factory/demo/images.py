@@ -1,12 +1,9 @@
-"""Questions about simple shapes. Their images are drawn when the rows are read, into the user's cache folder."""
+"""Questions about simple shapes. Their images are drawn when the rows are read, and are part of them."""
 
-import tempfile
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from factory.cache import folder
 
 SIDE = 128  # pixels
 COLOURS = {
@@ -44,11 +41,13 @@ class Drawn:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """52 rows {messages, images}: single shapes, several of one kind, two side by side, and two pictures at once."""
-    target = folder() / "demo_images"
-    target.mkdir(parents=True, exist_ok=True)
+    """52 rows {messages, images}: single shapes, several of one kind, two side by side, and two pictures at once.
+
+    Images are as the hub keeps them, {bytes, path}: which rows are held out goes by what a row says, so that a path of
+    this machine's would make it differ from another's.
+    """
     for pictures, turns in _questions():
-        images = [str(_drawn(target, shapes)) for shapes in pictures]
+        images = [{"bytes": _png(shapes), "path": None} for shapes in pictures]
         messages = []
         for number, (question, answer) in enumerate(turns):
             marks = "<image>" * len(images) if number == 0 else ""
@@ -125,12 +124,10 @@ def _a(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
-def _drawn(target: Path, shapes: tuple[Drawn, ...]) -> Path:
-    """The picture's file; written aside and renamed, so that processes that draw it at once don't meet."""
-    name = "_".join(f"{each.colour}-{each.shape}-{each.middle[0]}-{each.middle[1]}-{each.half}" for each in shapes)
-    with tempfile.NamedTemporaryFile(dir=target, suffix=".part", delete=False) as file:
-        _picture(shapes).save(file, format="png")
-    return Path(file.name).replace(target / f"{name}.png")
+def _png(shapes: tuple[Drawn, ...]) -> bytes:
+    file = io.BytesIO()
+    _picture(shapes).save(file, format="png")
+    return file.getvalue()
 
 
 def _picture(shapes: tuple[Drawn, ...]) -> Any:

@@ -27,6 +27,7 @@ from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
 from factory.steps.proofs import UNMERGEABLE, token_losses
+from factory.steps.quantize import keep_gradients
 from factory.steps.walk import model_class, sees
 
 _MARK = "Qanswer0"
@@ -323,6 +324,7 @@ def _read(run: Run, folder: Path) -> Any:
         raise refuse(
             "export-unfit", f"export.dir={export_of(run).dir}", f"it lacks {min(info['missing_keys'])}", fix=_REPORT
         )
+    keep_gradients(model)
     return model if export_of(run).quantization else model.to(run.plan.steps.load.device)
 
 
@@ -378,7 +380,7 @@ def _in_bits(run: Run, model: Any) -> Any:
     import torch
 
     from factory.schema import Quantization
-    from factory.steps.quantize import held, keep_gradients
+    from factory.steps.quantize import held
     from factory.steps.walk import outside_linears
 
     plan = export_of(run)

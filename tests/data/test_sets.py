@@ -1,5 +1,7 @@
 """The named data sets of conf/data and the built-in rows: each says what it is, and its rows align."""
 
+import base64
+import io
 import json
 import re
 from functools import cache
@@ -198,26 +200,31 @@ def test_built_in_calls_fit_their_tools() -> None:
     assert len(rows) - with_calls >= 6  # chats, and questions that need no tool
 
 
-def test_pictures_are_drawn_where_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import Image
-
-    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path))
+def test_pictures_are_drawn_as_the_rows_say() -> None:
     rows = list(images.rows())
     assert len(rows) == sources()["demo_images"].rows
     for row, record in zip(rows, aligned(rows, "messages"), strict=True):
-        assert list(record.images) == row["images"]
+        assert [base64.b64decode(url.partition(",")[2]) for url in record.images] == [
+            image["bytes"] for image in row["images"]
+        ]
         assert sum(message["content"].count("<image>") for message in record.prompt) == len(row["images"])
-    content = {path: Path(path).read_bytes() for row in rows for path in row["images"]}
-    assert all(Path(path).is_relative_to(tmp_path) for path in content)
-    assert len(set(content.values())) == len(content) >= 40
+    content = [image["bytes"] for row in rows for image in row["images"]]
+    assert len(set(content)) == len(content) >= 40
     assert list(images.rows()) == rows
-    assert {path: Path(path).read_bytes() for path in content} == content
-    assert not list(tmp_path.rglob("*.part"))
-    for row in rows:
-        shown = set(re.findall(r"[a-z]+", " ".join(Path(path).stem for path in row["images"])))
-        said = set(re.findall(r"[a-z]+", " ".join(message["content"].lower() for message in row["messages"])))
+    for row, (pictures, turns) in zip(rows, images._questions(), strict=True):
+        shown = {word for shapes in pictures for each in shapes for word in (each.shape, each.colour)}
+        said = set(re.findall(r"[a-z]+", " ".join(text.lower() for turn in turns for text in turn)))
         assert {word for word in (*images.SHAPES, *images.COLOURS) if {word, f"{word}s"} & said} <= shown
-    with Image.open(rows[0]["images"][0]) as picture:  # a red circle in the top left corner
-        assert picture.size == (images.SIDE, images.SIDE)
-        assert picture.getpixel((36, 36)) == images.COLOURS["red"]
-        assert picture.getpixel((92, 92)) == images.BACKGROUND
+        for image, shapes in zip(row["images"], pictures, strict=True):
+            picture = _opened(image["bytes"])
+            assert picture.size == (images.SIDE, images.SIDE)
+            assert all(picture.getpixel(each.middle) == images.COLOURS[each.colour] for each in shapes)
+    picture = _opened(rows[0]["images"][0]["bytes"])  # a red circle in the top left corner
+    assert picture.getpixel((36, 36)) == images.COLOURS["red"]
+    assert picture.getpixel((92, 92)) == images.BACKGROUND
+
+
+def _opened(content: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content))

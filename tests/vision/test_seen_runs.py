@@ -119,6 +119,7 @@ def test_what_is_answered_is_what_training_would_see(
     seen, rows = inputs["attention_mask"].bool(), [dataset.validation[number] for number in range(3)]
     asked = {tuple(row.ids[: row.prompt]): row for row in rows}
     prompts = [tuple(ids[here].tolist()) for ids, here in zip(inputs["input_ids"], seen, strict=True)]
+    assert len(asked) == 3, "prompts that are alike: seed others"
     assert set(prompts) == set(asked) and not seen.all()
     batch = collate([asked[prompt] for prompt in prompts], dataset.pad, "cpu", pictures=dataset.pictures)
     assert "pixel_values" in inputs
