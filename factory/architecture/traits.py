@@ -11,34 +11,34 @@ from dataclasses import dataclass
 class Traits:
     sdpa: bool = True  # its class takes torch's fused attention
     flash: bool = True  # its class takes flash attention
-    s2: bool = True  # its class takes another attention function, whose groups are all that flows between tokens
+    ours: bool = True  # its class takes attention functions of ours, which are all that flows between tokens
     scalable: bool = True  # its positions are rotary, and config.json's to scale
     isolates: bool = True  # position_ids part packed documents
     remote_code: bool = False  # no class of transformers builds it: its code comes with the model
 
 
 USUAL = Traits()
-UNKNOWN = Traits(s2=False)  # of kinds without a closed form: what needs a proof is not claimed
-REMOTE = Traits(sdpa=False, flash=False, s2=False, scalable=False, isolates=False, remote_code=True)
-SEES = Traits(s2=False)  # its tower's attention looks in both directions
-SEES_WITHOUT_FLASH = Traits(s2=False, flash=False)
+UNKNOWN = Traits(ours=False)  # of kinds without a closed form: what needs a proof is not claimed
+REMOTE = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, remote_code=True)
+SEES = Traits(ours=False)  # its tower's attention looks in both directions
+SEES_WITHOUT_FLASH = Traits(ours=False, flash=False)
 
 # position_ids do not part documents where there is alibi, where positions are learned, where the mask leaves them out,
 # and where there are convolutions or states
 TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("baichuan", "chatglm", "internlm", "internlm2", "minicpm"), REMOTE),
-    **dict.fromkeys(("bloom", "mpt"), Traits(sdpa=False, flash=False, s2=False, scalable=False, isolates=False)),
-    "dbrx": Traits(s2=False),
-    "falcon": Traits(s2=False),
-    "gemma2": Traits(sdpa=False, s2=False),
-    "gpt_neo": Traits(sdpa=False, s2=False, scalable=False),
-    "gpt_oss": Traits(sdpa=False, s2=False, isolates=False),
+    **dict.fromkeys(("bloom", "mpt"), Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False)),
+    "dbrx": Traits(ours=False),
+    "falcon": Traits(ours=False),
+    "gemma2": Traits(sdpa=False, ours=False),
+    "gpt_neo": Traits(sdpa=False, ours=False, scalable=False),
+    "gpt_oss": Traits(sdpa=False, ours=False, isolates=False),
     **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj", "phimoe"), Traits(scalable=False)),
-    "granitemoehybrid": Traits(s2=False, scalable=False, isolates=False),
+    "granitemoehybrid": Traits(ours=False, scalable=False, isolates=False),
     "lfm2": Traits(isolates=False),
     "llama4_text": Traits(flash=False),
     "opt": Traits(scalable=False, isolates=False),
-    "qwen3_next": Traits(s2=False, isolates=False),
+    "qwen3_next": Traits(ours=False, isolates=False),
     **dict.fromkeys(("idefics2", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3"), SEES),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"), SEES),
     **dict.fromkeys(("gemma3", "llama4", "mllama", "paligemma"), SEES_WITHOUT_FLASH),

@@ -1,3 +1,20 @@
 """Attention functions of our own, beside those of transformers. This file imports no torch: the compiler reads it."""
 
-S2 = "s2"  # the name in compute.attention and in transformers' registry
+# the names in compute.attention and in transformers' registry
+S2 = "s2"
+BLOCKS = "blocks"
+OURS = (S2, BLOCKS)
+BLOCK = 64  # queries of a block
+
+
+def register(name: str, group_size: int | None) -> None:
+    """Makes one of ours known to transformers, in this process; of any other name there is nothing to do."""
+    if name == S2:
+        from factory.attention import s2
+
+        assert group_size is not None
+        s2.register(group_size)
+    if name == BLOCKS:
+        from factory.attention import blocks
+
+        blocks.register()

@@ -14,8 +14,6 @@ G/2, so that what a layer learns flows between neighbouring groups. The cost per
 - Documents that `position_ids` isolate stay isolated within the groups. No square of the length is made.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,12 +21,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
-from transformers.masking_utils import and_masks, padding_mask_function, sdpa_mask
 
 from factory.attention import S2
-
-# what some families hand to their attention function, and groups would leave out without a word
-_FOREIGN = ("softcap", "position_bias", "s_aux")
+from factory.attention.mask import FOREIGN, Mask, added, mask, whole
 
 
 def register(group_size: int) -> None:
@@ -58,50 +53,15 @@ def blocks(length: int, group_size: int, shift: int) -> list[Block]:
     return [block for block in found if block.groups * block.size]
 
 
-@dataclass(frozen=True)
-class Mask:
-    """What transformers says a token may see, worked out only where it is asked for, and once for all layers."""
+def within(mask: Mask, block: Block, dtype: torch.dtype) -> torch.Tensor:
+    """(batch * groups, 1, size, size), 0 where seen and -inf elsewhere."""
 
-    arguments: dict[str, Any]  # those of transformers' `sdpa_mask`
-    _made: dict[Any, torch.Tensor | None] = field(default_factory=dict)
+    def made() -> torch.Tensor:
+        tokens = torch.arange(block.start, block.stop, device=mask.device).view(block.groups, block.size)
+        seen = mask.seen(tokens.unsqueeze(-1), tokens.unsqueeze(-2))
+        return added(seen, dtype).flatten(0, 1).unsqueeze(1)
 
-    def full(self) -> torch.Tensor | None:
-        """(batch, 1, queries, keys), true where seen. None: plainly causal."""
-        return self._once("full", partial(sdpa_mask, **self.arguments))
-
-    def within(self, block: Block, dtype: torch.dtype) -> torch.Tensor | None:
-        """(batch * groups, 1, size, size), 0 where seen and -inf elsewhere: kernels copy a mask of truth values."""
-        return self._once((block, dtype), partial(self._within, block, dtype))
-
-    def _once(self, name: Any, make: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
-
-    def _within(self, block: Block, dtype: torch.dtype) -> torch.Tensor:
-        seen = self._seen(block).flatten(0, 1).unsqueeze(1)
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-
-    def _seen(self, block: Block) -> torch.Tensor:
-        """(batch, groups, size, size). The mask functions of transformers take indices that broadcast."""
-        assert not self.arguments["use_vmap"], "a mask function that is not made of indices"
-        batch, device = self.arguments["batch_size"], self.arguments["device"]
-        rows = torch.arange(batch, device=device).view(batch, 1, 1, 1)
-        tokens = torch.arange(block.start, block.stop, device=device).view(1, block.groups, block.size)
-        function: Callable[..., torch.Tensor] = self.arguments["mask_function"]
-        padding = self.arguments["attention_mask"]
-        if padding is not None:
-            function = and_masks(function, padding_mask_function(padding))
-        seen = function(rows, torch.zeros_like(rows), tokens.unsqueeze(-1), tokens.unsqueeze(-2))
-        return seen.expand(batch, block.groups, block.size, block.size)
-
-
-def mask(*, allow_is_causal_skip: bool = True, local_size: int | None = None, **arguments: Any) -> Mask | None:
-    """In transformers' mask interface. None: plainly causal, so that a kernel needs no mask."""
-    plain = arguments["attention_mask"] is None and arguments["q_length"] == arguments["kv_length"]
-    if plain and allow_is_causal_skip and local_size is None:
-        return None
-    return Mask({**arguments, "allow_is_causal_skip": allow_is_causal_skip, "local_size": local_size})
+    return mask.once((block, dtype), made)
 
 
 def attend(
@@ -120,9 +80,8 @@ def attend(
     """In transformers' attention interface: (batch, heads, length, dim) to (batch, length, heads, dim)."""
     heads, length = query.shape[1:3]
     if not module.training or use_cache or length <= group_size:
-        whole = attention_mask.full() if isinstance(attention_mask, Mask) else attention_mask
-        return sdpa_attention_forward(module, query, key, value, whole, dropout, scaling, **others)
-    foreign = [name for name in _FOREIGN if others.get(name) is not None]
+        return sdpa_attention_forward(module, query, key, value, whole(attention_mask), dropout, scaling, **others)
+    foreign = [name for name in FOREIGN if others.get(name) is not None]
     assert not foreign, f"S² attention knows no {foreign}"
     assert module.is_causal, "S² attention is causal"
     assert heads > 1, "S² attention needs two heads, one for each pattern"
@@ -159,7 +118,7 @@ def _within(
         query,
         key,
         value,
-        attn_mask=mask.within(block, query.dtype) if mask else None,
+        attn_mask=within(mask, block, query.dtype) if mask else None,
         dropout_p=dropout,
         is_causal=mask is None,
         scale=scaling,

@@ -5,10 +5,13 @@ from typing import Any
 
 from factory import registry, schema
 from factory.architecture import traits_of
+from factory.attention import BLOCKS
 from factory.compile.rule import Case
+from factory.plan import Verb
 from factory.typed import to_tree
 
 _SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
+WRITES: tuple[Verb, ...] = ("chat", "serve")
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
 
 
@@ -67,11 +70,22 @@ def isolation(case: Case) -> bool:
 
 
 def attention(case: Case) -> str:
-    """torch's own fused kernel, where the model's class takes it."""
-    asked = case.settings.compute.attention
+    """torch's own fused kernel, where the model's class takes it and our own is not faster."""
+    asked, own = case.settings.compute.attention, traits_of(case.arch.kind)
     if asked != "auto":
         return asked
-    return "sdpa" if traits_of(case.arch.kind).sdpa else "eager"
+    if not own.sdpa:
+        return "eager"
+    return BLOCKS if own.ours and _blocks_win(case) else "sdpa"
+
+
+def _blocks_win(case: Case) -> bool:
+    """Of whole sequences on a CPU, by measurement (docs/measurements.md): in float32 not of long ones in one piece."""
+    if case.device != "cpu" or case.settings.verb in WRITES or case.settings.compute.compile:
+        return False
+    context = context_length(case)
+    short = context is not None and max_length(case, context) <= MAX_LENGTH
+    return precision(case)[0] in ("bf16", "pure_bf16") or isolation(case) or short
 
 
 def context_length(case: Case) -> int | None:

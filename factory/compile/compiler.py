@@ -6,6 +6,7 @@ from typing import Any
 
 from factory import heads, plan, registry, schema
 from factory.architecture import Architecture, Shape, architecture
+from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, ranks, writing
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
@@ -94,7 +95,7 @@ def _model_name(settings: Settings) -> str:
 
 def _options(settings: Settings) -> dict[str, str]:
     """Of the groups that the verb reads."""
-    unread = () if settings.verb in writing.WRITES else writing.GROUPS
+    unread = () if settings.verb in choices.WRITES else writing.GROUPS
     return {group: option for group, option in settings.options.items() if group not in unread}
 
 
@@ -184,11 +185,17 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
     )
 
 
+_WHY_ATTENTION = {
+    "sdpa": "torch's own fused kernel",
+    BLOCKS: "exact and by products of matrices, which a CPU is faster at than at torch's kernel (docs/measurements.md)",
+}
+
+
 def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
     model, compute, rows = case.settings.model, case.settings.compute, case.vocabulary
     attention, context = choices.attention(case), _context(case)
     if compute.attention == "auto":
-        why = "torch's own fused kernel" if attention == "sdpa" else f"all that the class of {case.arch.kind} takes"
+        why = _WHY_ATTENTION.get(attention, f"all that the class of {case.arch.kind} takes")
         notes.append(f"compute.attention=auto: {attention}, {why}")
     return plan.Patch(
         attention=attention,

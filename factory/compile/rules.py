@@ -5,6 +5,7 @@ from typing import Any
 
 from factory import registry, templates
 from factory.architecture import text_numbers, traits_of
+from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
@@ -146,10 +147,12 @@ def _group_size_unread(case: Case) -> str | None:
 def _attention_of_model(case: Case) -> str | None:
     kind, asked = case.arch.kind, case.settings.compute.attention
     own = traits_of(kind)
-    able = {"sdpa": own.sdpa, "s2": own.s2, "flash_attention_2": own.flash, "flash_attention_3": own.flash}
+    able = {"sdpa": own.sdpa, "flash_attention_2": own.flash, "flash_attention_3": own.flash} | dict.fromkeys(
+        OURS, own.ours
+    )
     if able.get(asked, True):
         return None
-    return f"it is not proven for {kind}" if asked == "s2" else f"the class of {kind} has no such kernel"
+    return f"it is not proven for {kind}" if asked in OURS else f"the class of {kind} has no such kernel"
 
 
 def _s2_group(case: Case) -> str | None:

@@ -1,17 +1,17 @@
 """Rules of models that write: chat and serve."""
 
 from factory import heads
+from factory.attention import BLOCKS
+from factory.compile import choices
 from factory.compile.bases import own_base
 from factory.compile.rule import Case, Rule
-from factory.plan import Verb
 
 GROUPS = ("engine", "generation")  # that they alone read
-WRITES: tuple[Verb, ...] = ("chat", "serve")
-_MASKED = ("auto", "eager", "sdpa")
+_MASKED = ("auto", "eager", "sdpa", BLOCKS)
 
 
 def _writes(case: Case) -> bool:
-    return case.settings.verb in WRITES
+    return case.settings.verb in choices.WRITES
 
 
 def _scores(case: Case) -> str | None:

@@ -38,10 +38,10 @@ def _pair(tape: Tape, value: Tensor, own: Beside) -> Tensor:
 
 
 def lora(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:
-    """result + B A dropout(x) alpha / r, x in the adapter's type (lora.layer.Linear.forward)."""
+    """result + B A dropout(x) alpha / r, x in the adapter's type unless autocast chooses it (factory.methods.lora)."""
     result = base(value)
     wanted = result.size
-    wide = tape.cast(value, own.size)
+    wide = tape.cast(value, own.size) if tape.compute is None else value
     result = tape.add(result, tape.pointwise(_pair(tape, _dropped(tape, wide, own.method.dropout), own)))
     return tape.cast(result, wanted)
 
@@ -92,11 +92,13 @@ def oft(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:
     narrow = compute != size
     terms = (own.method.neumann_terms or 3) + (2 if narrow else -1)  # powers and their sum; autocast's copies of them
     kept = tape.new(terms * blocks, compute)
-    low = tape.cast(value, size)
+    wide = low = tape.cast(value, size)  # there until the rotated ones are
     if narrow:  # a copy, whose blocks lie one after the other
-        low = tape.pointwise(tape.cast(low, compute))
+        low = tape.pointwise(tape.cast(wide, compute))
     turned = tape.operation([low], low.count, compute, saves=(low, kept), trains=tuple(own.tensors.values()))
-    return base(tape.cast(tape.pointwise(turned), wanted))
+    turned = tape.cast(tape.pointwise(turned), size)
+    del wide, low
+    return base(tape.cast(turned, wanted))
 
 
 def whole(tape: Tape, value: Tensor, base: Product, own: Beside, *, casts: bool) -> Tensor:

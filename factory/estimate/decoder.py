@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, Literal
 
 from factory.architecture import Architecture, Block, Shape
+from factory.attention import BLOCK, BLOCKS, S2
 from factory.estimate.adapters import Beside, adapted
 from factory.estimate.tape import STATISTIC, Tape, Tensor, Weight
 
@@ -270,7 +271,7 @@ class Layer:
         query, keys = (self._head_norm(each, name) for each, name in zip((query, keys), _HEAD_NORMS, strict=True))
         if self.decoder.anatomy.rotary:
             query, keys = self._turned(query), self._turned(keys)
-        kernels = {"eager": self._eager, "s2": self._grouped}
+        kernels = {"eager": self._eager, S2: self._grouped, BLOCKS: self._by_blocks}
         attended = kernels.get(self.decoder.attention, self._fused)(query, keys, values)
         return self.linear(attended, "out")
 
@@ -332,6 +333,22 @@ class Layer:
         )
         # with as many keys as queries it comes out in another layout, and is copied
         return tape.pointwise(made) if arch.heads == arch.kv_heads else made
+
+    def _by_blocks(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Keeps what goes in; copies of keys and values, and a block's scores, come and go."""
+        query, keys, values = self._compute(query, keys, values)
+        arch, tape, batch = self.decoder.arch, self.decoder.tape, self.batch
+        scores = batch.rows * arch.heads * min(BLOCK, batch.length) * batch.length * query.size
+        copies = (keys.count + values.count) * query.size
+        return tape.operation(
+            [query, keys, values],
+            query.count,
+            query.size,
+            saves=(query, keys, values),
+            scratch=2 * scores + copies,
+            backward_scratch=3 * scores + copies,
+            dear=True,
+        )
 
     def _unfused(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """torch's own way without a fused kernel: the softmax of all scores, in float32, is kept."""

@@ -11,8 +11,8 @@ def _chunk(tokens: int, head: Weight) -> int:
 def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: int) -> list[Gradient]:
     """One chunk's logits and slopes on the way to the gradients of hidden states and head, which are returned.
 
-    The logits are float32, softmax is taken in their place; the cross entropy makes one more of their size, the slopes
-    one in the head's type.
+    The logits are float32, softmax is taken in their place; the product and the slopes are once more there in the
+    head's type.
     """
     width = head.count // vocabulary
     wanted = hidden.node is not None
@@ -21,13 +21,8 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     logits = rows * vocabulary
     part = rows * width * size
     narrow = logits * size if size != 4 else 0
-    several = hidden.count // width > rows  # the last chunk's logits go when those of the next are there
     made = Storage(tape.ledger, head.count * head.size) if head.trained else None
-    entering = part + logits * 4 + max(narrow, logits * 4)
-    leaving = part + logits * 4 + narrow + (head.count * size if head.trained else 0)
-    tape.ledger.pass_by(
-        part, logits * 4, max(entering, leaving, part + 2 * logits * 4 + narrow if several else 0) - part - logits * 4
-    )
+    tape.ledger.pass_by(part, logits * 4, narrow + (head.count * size if head.trained else 0))
     return [gradient, made]
 
 

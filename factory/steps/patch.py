@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from factory.attention import S2
+from factory.attention import register
 from factory.execute.context import Run
 
 # what a scaling says beside its factor. `original`: the context before, under the name that transformers reads
@@ -19,11 +19,7 @@ _GLOBAL = "full_attention"
 
 def patch(run: Run, config: Any) -> dict[str, Any]:
     plan = run.plan.steps.patch
-    if plan.attention == S2:
-        from factory.attention import s2
-
-        assert plan.group_size is not None
-        s2.register(plan.group_size)
+    register(plan.attention, plan.group_size)
     config._attn_implementation = plan.attention
     config.use_cache = False
     if plan.rope_scaling != "none":

@@ -35,4 +35,4 @@ def test_no_class_of_transformers_builds_what_comes_with_its_code(kind: str) -> 
 
 
 def test_no_groups_are_planned_for_a_kind_that_nobody_looked_at() -> None:
-    assert not traits_of("no_such_kind").s2
+    assert not traits_of("no_such_kind").ours

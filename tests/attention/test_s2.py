@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.masking_utils import create_causal_mask
 
-from factory.attention import S2, s2
+from factory.attention import S2, mask, s2
 
 GROUP = 4
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -208,7 +208,7 @@ def test_attention_is_full_outside_training(kind: str) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_isolated_documents_do_not_see_each_other(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if training:
-        monkeypatch.setattr(s2, "sdpa_mask", None)  # no mask of the square of the length is made
+        monkeypatch.setattr(mask, "sdpa_mask", None)  # no mask of the square of the length is made
     made, positions = model().train(training), torch.tensor(DOCUMENTS)
     ids = tokens(10)
     changed = ids.clone()
@@ -224,11 +224,11 @@ def test_isolated_documents_do_not_see_each_other(training: bool, monkeypatch: p
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_isolated_documents_are_cut_by_groups(row: int) -> None:
-    mask = documents_mask()
+    told = documents_mask()
     cut = numpy.cumsum(numpy.array(DOCUMENTS[row]) == 0)
     whole = [causal(range(4), range(4, 8), range(8, 10)), causal(range(2), range(2, 6), range(6, 10))]
     own = [[[at for at in sight if cut[at] == cut[token]] for token, sight in enumerate(half)] for half in whole]
-    assert list(seen(10, mask, row, batch=2)) == own
+    assert list(seen(10, told, row, batch=2)) == own
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (6, 2), (3, 1)])
@@ -240,7 +240,7 @@ def test_isolated_documents_equal_the_papers_formula(heads: int, key_heads: int)
     numpy.testing.assert_allclose(output.numpy(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def documents_mask() -> s2.Mask:
+def documents_mask() -> mask.Mask:
     """What transformers hands on for packed documents."""
     made = create_causal_mask(
         config=model().config,
@@ -249,7 +249,7 @@ def documents_mask() -> s2.Mask:
         cache=None,
         position_ids=torch.tensor(DOCUMENTS),
     )
-    assert isinstance(made, s2.Mask)
+    assert isinstance(made, mask.Mask)
     return made
 
 

@@ -85,12 +85,11 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     from torch.autograd.graph import saved_tensors_hooks
     from transformers import AutoModelForCausalLM
 
-    from factory.attention import s2
+    from factory import attention
     from factory.steps.kernels import recompute
 
     steps = plan.steps
-    if steps.patch.group_size is not None:
-        s2.register(steps.patch.group_size)
+    attention.register(steps.patch.attention, steps.patch.group_size)
     kind = getattr(torch, steps.load.dtype)
     model: Any = AutoModelForCausalLM.from_pretrained(
         steps.load.path, dtype=kind, attn_implementation=steps.patch.attention

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from factory import losses
 from factory.architecture import FAMILIES, REMOTE_CODE, traits_of
-from factory.attention import S2, s2
+from factory.attention import BLOCKS, S2, blocks, s2
 from factory.losses import TRANSFORMS, causal_lm, head_of, heads_agree
 
 BIASED = ("phi", "phimoe", "gptj")
@@ -134,7 +134,7 @@ def test_no_token_sees_the_future(kind: str) -> None:
 
 def test_every_family_is_looked_at() -> None:
     assert FAMILIES.keys() - REMOTE_CODE <= {*kinds.KINDS, *OTHERS}
-    assert {kind for kind in kinds.TEXT if not traits_of(kind).s2} - {"granitemoehybrid"} == UNSUITED.keys()
+    assert {kind for kind in kinds.TEXT if not traits_of(kind).ours} - {"granitemoehybrid"} == UNSUITED.keys()
 
 
 @pytest.mark.parametrize("kind", [*kinds.KINDS, *OTHERS])
@@ -153,7 +153,7 @@ def test_which_kinds_part_packed_documents(kind: str) -> None:
 
 NO_CHANCE = {"attention_dropout", "residual_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout"}
 NO_CHANCE |= {"router_jitter_noise", "input_jitter_noise"}
-IN_GROUPS = [kind for kind in kinds.TEXT if traits_of(kind).s2]
+IN_GROUPS = [kind for kind in kinds.TEXT if traits_of(kind).ours]
 
 
 def training(kind: str, attention: str) -> Any:
@@ -200,6 +200,28 @@ def test_groups_keep_packed_documents_apart(kind: str) -> None:
     assert difference[5:].max() < 1e-6 < difference[3]
 
 
+@pytest.mark.parametrize("kind", IN_GROUPS)
+def test_blocks_have_the_loss_and_gradients_of_torchs_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows longer than a block, and of two documents each where the class parts them; in float64, but for norms."""
+    blocks.register()
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    ids = torch.randint(3, 60, (2, 20), generator=torch.Generator().manual_seed(0))
+    places = torch.cat([torch.arange(11), torch.arange(9)]).expand(2, -1)
+    for inputs in ({}, *([{"position_ids": places}] if traits_of(kind).isolates else [])):
+        found = list[tuple[torch.Tensor, dict[str, Any]]]()
+        for attention in (attentions(kind)[-1], BLOCKS):
+            model = kinds.build(kind, attention).double()
+            loss = causal_lm(model, {"input_ids": ids, "labels": ids, **inputs})
+            loss.backward()
+            slopes = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+            found.append((loss.detach(), slopes))
+        (one, slopes), (other, ours) = found
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8)
+        assert ours.keys() == slopes.keys()
+        for name, slope in slopes.items():
+            torch.testing.assert_close(ours[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+
+
 # what stands in the way: an error, or more than groups that tokens see (alibi in the mask, states)
 UNSUITED = {
     "gemma2": AssertionError,
@@ -214,7 +236,7 @@ UNSUITED = {
 
 @pytest.mark.parametrize("kind", UNSUITED)
 def test_kinds_that_groups_do_not_suit(kind: str) -> None:
-    assert not traits_of(kind).s2
+    assert not traits_of(kind).ours
     error = UNSUITED[kind]
     if error is None:
         assert not in_groups(kind)

@@ -28,6 +28,24 @@ def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> 
     )
 
 
+def _leave_casts_to_autocast(model: Any) -> None:
+    """PEFT casts what goes into A to A's type, which autocast undoes: a copy for each layer, kept for the gradients.
+
+    Not of DoRA, whose norms are taken in the input's type.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and not module.lora_variant:
+            module._cast_input_dtype = _cast_without_autocast  # type: ignore[method-assign]
+
+
+def _cast_without_autocast(value: Any, dtype: Any) -> Any:
+    import torch
+
+    return value if torch.is_autocast_enabled(value.device.type) else value.to(dtype)
+
+
 def wrap(model: Any, settings: Adapter, plan: Attach, arch: Architecture, **free: Any) -> Any:
     """Attaches PEFT's adapters as the spec's `peft` says, and `free`: that in which a saved one may differ."""
     from peft import get_peft_config, get_peft_model
@@ -36,7 +54,9 @@ def wrap(model: Any, settings: Adapter, plan: Attach, arch: Architecture, **free
     config = get_peft_config(
         {**said, **free, "target_modules": list(targets(settings, arch)), "task_type": "CAUSAL_LM"}
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=plan.dtype == "float32")
+    wrapped = get_peft_model(model, config, autocast_adapter_dtype=plan.dtype == "float32")
+    _leave_casts_to_autocast(wrapped)
+    return wrapped
 
 
 def any_transposed(model: Any, settings: Adapter, arch: Architecture) -> bool:

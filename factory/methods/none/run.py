@@ -12,4 +12,6 @@ def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> 
 def go_on(model: Any, path: str) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, path)
+    loaded = PeftModel.from_pretrained(model, path)
+    loaded.requires_grad_(False)  # PEFT leaves IA³'s vectors to be trained
+    return loaded

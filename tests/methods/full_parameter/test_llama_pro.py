@@ -25,6 +25,7 @@ SHORT = (
     "stage.warmup_ratio=0",
     "stage.logging_steps=1",
     "precision=fp32",
+    "compute.attention=sdpa",  # as plain transformers reads it: compared to the last bit
 )
 
 
