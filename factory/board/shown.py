@@ -44,6 +44,11 @@ body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #
 .f-problem { border-left: 4px solid #dc2626; padding: 4px 10px; margin: 2px 0; font-size: 13px; overflow-wrap: anywhere;
   background: var(--background-fill-secondary); }
 .f-problem code { font-size: 12px; }
+.f-unseen { display: none !important; }
+.f-give { display: block; width: 100%; margin: 4px 0; padding: 5px 10px; font-size: 13px; font-weight: 600;
+  cursor: pointer; border-radius: 6px; color: var(--button-secondary-text-color); overflow-wrap: anywhere;
+  background: var(--button-secondary-background-fill); border: 1px solid var(--button-secondary-border-color); }
+.f-give:hover { background: var(--button-secondary-background-fill-hover); }
 .f-warning { border-left: 4px solid #d97706; padding: 4px 10px; margin: 4px 0; font-size: 13px; overflow-wrap: anywhere;
   background: var(--background-fill-secondary); }
 .f-log { font-family: var(--font-mono); font-size: 12px; white-space: pre-wrap; overflow: auto; max-height: 380px;
@@ -122,6 +127,19 @@ def _between(found: Range, say: Words) -> str:
     if found.low == found.high:
         return f"{found.low:,}"
     return f"{between(f'{found.low:,}', f'{found.high:,}', say.phrase)} ({say('after_pack')})"
+
+
+# a line is left in a box of the page, which hears of it: what is drawn anew may be gone before its own event arrives
+_GIVE = (
+    "const box = document.querySelector('#given textarea, #given input');"
+    "box.value = this.dataset.line + '\\n' + Date.now();"
+    "box.dispatchEvent(new Event('input', {bubbles: true}))"
+)
+
+
+def giving(text: str, line: str) -> str:
+    """A button that gives the page this line: a command line, or a question of its own."""
+    return f'<button type="button" class="f-give" data-line="{escape(line)}" onclick="{_GIVE}">{escape(text)}</button>'
 
 
 def problem(found: Refusal, say: Words) -> str:

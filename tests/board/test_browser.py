@@ -20,7 +20,7 @@ def test_a_refusal_stands_beside_its_field_and_its_button_mends_it(page: Any) ->
     problem.locator(".f-problem", has_text="-3.0").wait_for()
     page.wait_for_timeout(1500)  # what was typed before has been drawn and gone
     browsing.picture(page, "refusal")
-    page.locator("#fix-0").click()
+    page.locator(".f-give").first.click()
     page.wait_for_selector("#plan .f-bar")
     assert "learning_rate" not in page.locator("#command textarea").input_value()
     page.wait_for_function(

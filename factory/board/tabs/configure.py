@@ -13,6 +13,7 @@ from factory.board.line import Overrides
 from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
 from factory.board.tabs import form
+from factory.board.tabs.form import ONE_BY_ONE
 from factory.refusal import UserError
 from factory.words import size
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from factory.board.page import Page
 
 _NO_RECIPE = ""
+_FIT = "?fit"
 
 
 def build(page: "Page") -> None:
@@ -36,11 +38,12 @@ def build(page: "Page") -> None:
             group = _group(page)
             keys = gr.Column()
     planned = (estimate, command, problems)
+    asked = _given(page, message)
     _planned(page, planned)
     with keys:
         _form(page, group, planned)
     with elsewhere:
-        _elsewhere(page, group, problems)
+        _elsewhere(page, group, problems, asked)
 
 
 def _planned(page: "Page", outputs: tuple[Any, ...]) -> None:
@@ -65,6 +68,21 @@ def _seen(page: "Page", overrides: Overrides, language: str) -> tuple[Any, ...]:
 # --- what is chosen, typed and given
 
 
+def _given(page: "Page", message: Any) -> Any:
+    """Hears of the buttons that `shown.giving` draws; the settings that it was asked of what would make them fit."""
+    box, asked = gr.Textbox(elem_id="given", elem_classes="f-unseen", show_label=False), gr.State(())
+
+    def heard(text: str, overrides: Overrides, formed: int, asked: Overrides) -> tuple[Any, ...]:
+        given = text.partition("\n")[0]
+        if given == _FIT:
+            return overrides, formed, "", ("asked", *overrides)
+        return *_pasted(given, overrides, formed), asked
+
+    form = [page.overrides, page.formed]
+    box.change(heard, [box, *form, asked], [*form, message, asked], show_progress="hidden", **ONE_BY_ONE)
+    return asked
+
+
 def _command(page: "Page") -> tuple[Any, Any]:
     """The line, the buttons under it, and what they answer."""
     command = page.say(
@@ -81,8 +99,8 @@ def _command(page: "Page") -> tuple[Any, Any]:
         return _start(page, overrides, words(language))
 
     form = [page.overrides, page.formed]
-    command.submit(_pasted, [command, *form], [*form, message])
-    reset.click(lambda formed: ((), formed + 1), page.formed, form)
+    command.submit(_pasted, [command, *form], [*form, message], **ONE_BY_ONE)
+    reset.click(lambda formed: ((), formed + 1), page.formed, form, **ONE_BY_ONE)
     start.click(started, [page.overrides, page.language], [message, page.selected, page.current])
     return command, message
 
@@ -102,8 +120,8 @@ def _files(page: "Page", message: Any) -> None:
 
     form = [page.overrides, page.formed]
     page.overrides.change(saved, page.overrides, save, show_progress="hidden")
-    load.upload(_loaded, [load, *form], [*form, message])
-    upload.upload(_own_rows, [upload, *form], form)
+    load.upload(_loaded, [load, *form], [*form, message], **ONE_BY_ONE)
+    upload.upload(_own_rows, [upload, *form], form, **ONE_BY_ONE)
 
 
 def _group(page: "Page") -> Any:
@@ -136,7 +154,7 @@ def _options(page: "Page") -> None:
     form = [page.overrides, page.formed]
     page.formed.change(_values(page, chosen), page.overrides, list(chosen.values()), show_progress="hidden")
     for name, component in chosen.items():
-        component.input(_set(name), [*form, component], form, show_progress="hidden")
+        component.input(_set(name), [*form, component], form, show_progress="hidden", **ONE_BY_ONE)
 
 
 def _groups(language: str) -> Any:
@@ -208,19 +226,16 @@ def _form(page: "Page", group: Any, shown_of: tuple[Any, ...]) -> None:
 
 
 def _problem(page: "Page", planned: Planned, problem: Any, say: Words) -> None:
-    gr.HTML(shown.problem(problem, say))
     fixes = page.planner.fixes(planned, problem)
-    if not fixes:
-        return
-    with gr.Row():
-        for number, overrides in enumerate(fixes):
-            _to(page, overrides, difference(planned.overrides, overrides), elem_id=f"fix-{number}")
+    buttons = "".join(
+        shown.giving(difference(planned.overrides, fixed, say("leave_away")), line.command(fixed)) for fixed in fixes
+    )
+    gr.HTML(shown.problem(problem, say) + buttons)
 
 
-def _elsewhere(page: "Page", group: Any, problems: Any) -> None:
+def _elsewhere(page: "Page", group: Any, problems: Any, asked: Any) -> None:
     """What no field of the form that is open can show, and what would make it fit."""
     anew = [page.blocks.load, page.overrides.change, problems.change, group.change, page.language.change]
-    asked = gr.State(())  # the settings that it was asked of what would make them fit
 
     @page.render([page.overrides, group, page.language, asked], [*anew, asked.change])
     def draw(overrides: Overrides, group: str, language: str, asked_of: Overrides) -> None:
@@ -235,26 +250,19 @@ def _elsewhere(page: "Page", group: Any, problems: Any) -> None:
         if asked_of == ("asked", *overrides):
             _that_fit(page, planned, say)
         else:
-            gr.Button(say("make_it_fit"), size="sm", elem_id="make-it-fit").click(
-                lambda: ("asked", *overrides), None, asked
-            )
+            gr.HTML(shown.giving(say("make_it_fit"), _FIT))
 
 
 def _that_fit(page: "Page", planned: Planned, say: Words) -> None:
     found = page.planner.that_fit(planned)
     if not found:
         gr.HTML(shown.waiting(say("nothing_fits")))
+    buttons = list[str]()
     for overrides, needed, fits in found:
         verdict = say("fits" if fits else "does_not_fit")
-        _to(page, overrides, f"{difference(planned.overrides, overrides)}: {size(needed)}, {verdict}")
-
-
-def _to(page: "Page", overrides: Overrides, text: str, **more: Any) -> None:
-    """A button that leads to other settings."""
-    button = gr.Button(text, size="sm", **more)
-    button.click(
-        lambda formed: (overrides, formed + 1), page.formed, [page.overrides, page.formed], show_progress="hidden"
-    )
+        text = f"{difference(planned.overrides, overrides, say('leave_away'))}: {size(needed)}, {verdict}"
+        buttons.append(shown.giving(text, line.command(overrides)))
+    gr.HTML("".join(buttons))
 
 
 # --- from elsewhere

@@ -11,6 +11,9 @@ from factory.board.fields import Field
 from factory.board.line import Overrides
 from factory.board.said import Words
 
+# of all that writes the settings: each reads what the one before has left, or a field that is left as its neighbour's
+# button is pressed would write back what it had read
+ONE_BY_ONE: dict[str, Any] = {"concurrency_id": "settings", "concurrency_limit": 1}
 _SET = "\u25cf"  # a mark beside what is not at its default
 Typed = Callable[[Any], str]  # a component's value as it is typed on the command line
 
@@ -53,7 +56,9 @@ def draw(
 
     listened = [made.input, made.blur, made.submit] if each.kind == "text" else [made.input]
     outputs = [overrides, *follows.outputs]
-    gr.on(listened, edited, [overrides, made], outputs, show_progress="hidden", trigger_mode="always_last")
+    gr.on(
+        listened, edited, [overrides, made], outputs, show_progress="hidden", trigger_mode="always_last", **ONE_BY_ONE
+    )
 
 
 def _flag(each: Field, **common: Any) -> tuple[Any, Typed]:

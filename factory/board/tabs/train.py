@@ -10,6 +10,7 @@ from factory.board.line import Overrides
 from factory.board.runs import Runs
 from factory.board.said import Words, words
 from factory.board.tabs import listed
+from factory.board.tabs.form import ONE_BY_ONE
 from factory.words import duration
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ _EVERY = 2.0  # seconds between two looks
 # of a line of metrics.jsonl: the name there, the name of the axis, the title's text
 _PLOTS = (
     ("loss", "loss", "loss"),
-    ("learning_rate", "learning rate", "learning_rate"),
+    ("learning_rate", "learning rate, millionths", "learning_rate"),  # labels of five digits are cut
     ("tokens_per_second", "tokens/s", "tokens_per_second"),
     ("memory", "GiB", "memory_used"),
 )
-_SCALES = {"memory": 2**-30}  # bytes
+_SCALES = {"memory": 2**-30, "learning_rate": 1e6}  # of bytes, of what the axis says
 _SMOOTHED = ("loss", "tokens_per_second")
 _GOING_ON = ("queued", "starting", "running")
 
@@ -77,7 +78,9 @@ def _actions(page: "Page", run: Any) -> None:
 
     stop.click(asked, [run, page.language], message)
     resume.click(lambda folder: page.runs.resume(folder) if page.runs.known(folder) else None, run)
-    again.click(settings, [run, page.overrides, page.formed], [page.overrides, page.formed, page.selected])
+    again.click(
+        settings, [run, page.overrides, page.formed], [page.overrides, page.formed, page.selected], **ONE_BY_ONE
+    )
 
 
 def _curves(page: "Page") -> list[Any]:
@@ -86,7 +89,9 @@ def _curves(page: "Page") -> list[Any]:
     for pair in (_PLOTS[:2], _PLOTS[2:]):
         with gr.Row():
             for _, shown_as, title in pair:
-                made = gr.LinePlot(x="step", y=shown_as, title=page.text(title), height=240, min_width=300)
+                made = gr.LinePlot(
+                    x="step", y=shown_as, title=page.text(title), y_title=shown_as, height=240, min_width=300
+                )
                 plots.append(page.say(made, title=title))
     return plots
 
