@@ -7,8 +7,12 @@ turns at each job, so that a busy machine hits both. The jobs:
     refusal   a misspelt key: what it costs to be told
     start     one step of 32 tokens: what a run costs besides training
     pt_full   20 steps of 512 packed tokens, every weight (Factory keeps the short last sequence, the peer drops it)
-    pt_lora   the same, LoRA of rank 128
+    pt_lora, pt_freeze, pt_qlora, pt_galore
+              the same: LoRA of rank 128, the last 3 layers, LoRA over 4 bits (nf4), GaLore of rank 128
     sft_lora  the 160 demo instructions once, LoRA of rank 8 (each system has its own order of rows)
+    sft_packed
+              the same in sequences of 1,024 tokens whose documents do not see each other (the peer's neat_packing)
+    dpo_lora  20 pairs of the demo, each side a sequence of its own for the peer, LoRA of rank 8
 
 CPU seconds and peak memory are the system's count for the whole command, all its processes included (wait4).
 LLaMA-Factory recomputes activations by default, Factory does not: here neither does, with --checkpointing both do.
@@ -51,13 +55,34 @@ BLOCKS = ("data.max_length=512 stage.max_steps=20", "cutoff_len=513 max_steps=20
 FULL = ("method=full", "finetuning_type=full")
 LORA_8 = ("method=lora method.rank=8 method.alpha=16", "finetuning_type=lora lora_rank=8 lora_alpha=16")
 LORA_128 = ("method=lora method.rank=128 method.alpha=256", "finetuning_type=lora lora_rank=128 lora_alpha=256")
+DPO = (
+    "stage=dpo stage.beta=0.1 stage.learning_rate=5e-6 data.max_length=1024 stage.max_steps=20",
+    "stage=dpo dataset=pairs pref_loss=sigmoid pref_beta=0.1 learning_rate=5.0e-6 cutoff_len=1024 max_steps=20",
+)
+PACKED = ("data.packing=true", "packing=true neat_packing=true")
+FREEZE = ("method=freeze method.num_layers=3", "finetuning_type=freeze freeze_trainable_layers=3")
+QLORA = (
+    "method=qlora method.rank=128 method.alpha=256 method.quantization.double_quantization=false",
+    "finetuning_type=lora lora_rank=128 lora_alpha=256 quantization_bit=4 quantization_method=bnb "
+    "double_quantization=false",
+)
+GALORE = (
+    "method=galore method.rank=128 method.scale=2",
+    "finetuning_type=full use_galore=true galore_rank=128 galore_target=all galore_scale=2.0 "
+    "galore_update_interval=200",
+)
 WRONG = ("method=lora method.rnak=8", "finetuning_type=lora lora_rnak=8")
 JOBS = {
     "refusal": (SFT, WRONG),
     "start": (PT, TINY, LORA_8),
     "pt_full": (PT, BLOCKS, FULL),
     "pt_lora": (PT, BLOCKS, LORA_128),
+    "pt_freeze": (PT, BLOCKS, FREEZE),
+    "pt_qlora": (PT, BLOCKS, QLORA),
+    "pt_galore": (PT, BLOCKS, GALORE),
     "sft_lora": (SFT, LORA_8),
+    "sft_packed": (SFT, PACKED, LORA_8),
+    "dpo_lora": (DPO, LORA_8),
 }
 MEASURED = ["load", "exit", "output_lines", "wall_s", "cpu_s", "peak_mib", "training_peak_mib"]
 COLUMNS = ["job", "system", *MEASURED, "trained", "steps", "tokens", "tokens_per_s", "loss_first", "last", "mean"]
@@ -160,6 +185,8 @@ def main() -> int:
     python, model = peer_python(options.venv.absolute()), embedded_model(runs)
     data: dict[str, Any] = {"messages": {"file_name": str(DEMO / "messages.jsonl")}}
     data["text"] = {"file_name": str(DEMO / "text.jsonl"), "columns": {"prompt": "text"}}
+    data["pairs"] = {"file_name": str(DEMO / "pairs.jsonl"), "ranking": True, "columns": {"prompt": "prompt"}}
+    data["pairs"]["columns"] |= {"chosen": "chosen", "rejected": "rejected"}
     (runs.parent / "dataset_info.json").write_text(json.dumps(data, indent=1))
     recompute = (f"compute.activation_checkpointing={on}".lower(), f"disable_gradient_checkpointing={not on}".lower())
     results = []

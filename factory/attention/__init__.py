@@ -7,6 +7,17 @@ OURS = (S2, BLOCKS)
 BLOCK = 64  # queries of a block
 
 
+def key_step(length: int) -> int:
+    """Keys are taken in multiples of this, so that a length has no more than 4 numbers of them.
+
+    Of products in bfloat16 a CPU compiles a kernel for each shape, half a megabyte that stays (docs/measurements.md).
+    """
+    step = 2 * BLOCK
+    while 4 * step < length:
+        step *= 2
+    return step
+
+
 def register(name: str, group_size: int | None) -> None:
     """Makes one of ours known to transformers, in this process; of any other name there is nothing to do."""
     if name == S2:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import prod
+from math import ceil, prod
 from typing import Any, Literal
 
 from factory.architecture import Architecture, Block, Shape
-from factory.attention import BLOCK, BLOCKS, S2
+from factory.attention import BLOCK, BLOCKS, S2, key_step
 from factory.estimate.adapters import Beside, adapted
 from factory.estimate.tape import STATISTIC, Tape, Tensor, Weight
 
@@ -338,15 +338,18 @@ class Layer:
         """Keeps what goes in; copies of keys and values, and a block's scores, come and go."""
         query, keys, values = self._compute(query, keys, values)
         arch, tape, batch = self.decoder.arch, self.decoder.tape, self.batch
-        scores = batch.rows * arch.heads * min(BLOCK, batch.length) * batch.length * query.size
-        copies = (keys.count + values.count) * query.size
+        step = key_step(batch.length)
+        length = ceil(batch.length / step) * step
+        rows = batch.rows * arch.heads * BLOCK * query.size
+        scores, block = rows * length, rows * arch.head_dim
+        wide = (keys.count + values.count) * query.size * length // batch.length
         return tape.operation(
             [query, keys, values],
             query.count,
             query.size,
             saves=(query, keys, values),
-            scratch=2 * scores + copies,
-            backward_scratch=3 * scores + copies,
+            scratch=2 * scores + wide + 2 * block,
+            backward_scratch=3 * scores + 2 * wide + 4 * block,
             dear=True,
         )
 

@@ -86,6 +86,7 @@ def memory(
     if load.device == "cpu":
         slack = max(0, weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
         resident = runtime.resident(attach.method, arch, adapter=load.adapter is not None)
+        resident += runtime.kernels(steps.patch.attention, BYTES[train.autocast or load.dtype], length)
     instants = {name: resident + slack + count for name, count in instants.items()}
     if _read_whole(spec, method, steps):
         instants[READING] = resident + counted(dict(arch.tensors())) * BYTES[load.read_as] + base

@@ -1,11 +1,15 @@
 """What a CPU process holds beside a run's tensors: Python with its libraries and its tokenizer. Measured."""
 
+from math import ceil
+
 from factory import registry
 from factory.architecture import Architecture
+from factory.attention import BLOCKS, key_step
 
 _MIB = 2**20
-_BASE = 515 * _MIB  # Python with torch, transformers, datasets and accelerate, and the kernels that torch compiles
+_BASE = 545 * _MIB  # Python with torch, transformers, datasets and accelerate, and the kernels that torch compiles
 _ADAPTERS = 50 * _MIB  # PEFT, with bitsandbytes, which it imports
+_SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 
 
@@ -16,3 +20,8 @@ def resident(method: str, arch: Architecture, *, adapter: bool = False) -> int:
     """
     adapters = _ADAPTERS if adapter or registry.hook(registry.spec("methods", method), "peft") else 0
     return _BASE + adapters + _TOKEN * arch.vocabulary
+
+
+def kernels(attention: str, size: int, length: int) -> int:
+    """Bytes of what is compiled for attention by blocks of `length` tokens in numbers of `size` bytes."""
+    return _SHAPE * ceil(length / key_step(length)) if attention == BLOCKS and size == 2 else 0

@@ -117,7 +117,7 @@ def test_what_sees_nothing_is_no_nan() -> None:
 
 
 def test_scores_are_neither_kept_nor_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept for the gradients are what goes in and the masks; selective recomputation keeps the output alone."""
+    """Kept for the gradients are what goes in and small masks; selective recomputation keeps the output alone."""
     length = 8 * BLOCK
     states = [torch.randn(1, 2, length, 4, requires_grad=True) for _ in range(3)]
     kept = list[int]()
@@ -128,7 +128,7 @@ def test_scores_are_neither_kept_nor_made_whole(monkeypatch: pytest.MonkeyPatch)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         blocks.attend(LAYER, *states, None)
-    assert max(kept) == length * 2 * 4 * 4
+    assert max(kept) < 2 * BLOCK * length * 4 / 2  # half of a block's scores
 
     seen = set[str]()
 

@@ -571,6 +571,13 @@ TABLE = (
         "method=ia3",
         "method=ia3 method.scaled_inputs=[]",
     ),
+    row(
+        "adapter-quantized-precision",
+        "method=vera {eight} precision=pure_bf16",
+        "method=vera {eight} precision=bf16",
+        "method=vera {four} precision=pure_bf16",
+        "method=lora {eight} precision=pure_bf16",
+    ),
     row("ia3-quantized-precision", "method=ia3 {four} precision=pure_bf16", "method=ia3 {four} precision=bf16"),
     row("ia3-decay", "method=ia3 stage.weight_decay=0.1", "method=ia3 stage.weight_decay=0"),
     # quantizers

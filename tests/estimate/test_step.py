@@ -185,8 +185,13 @@ def _allocates(models: Path, kind: str, words: str, near: float = 0.02) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("kind", [True, "selective"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_recomputed_layers_are_there_one_at_a_time(models: Path, method: str, kind: bool | str, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("attention", "near"), [("sdpa", 0.05), ("blocks", 0.09)]
+)  # its scores are a third of so small a step
+def test_recomputed_layers_are_there_one_at_a_time(
+    models: Path, method: str, kind: bool | str, precision: str, attention: str, near: float
+) -> None:
     words = f"method={method} precision={precision} stage=pt compute.activation_checkpointing={str(kind).lower()}"
-    plan = _plan(models, "llama", words)
+    plan = _plan(models, "llama", f"{words} compute.attention={attention}")
     said = _estimated(plan)
-    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.05)
+    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=near)

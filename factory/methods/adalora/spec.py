@@ -9,7 +9,7 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.lora.targets import PREFIX, Adapter, as_saved, targets
+from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.methods.lora.targets import over_bitsandbytes as trains_over
 from factory.optimizers.spec import state_bytes
@@ -130,6 +130,7 @@ def _not_the_adapters(case: Case) -> str | None:
 
 RULES = (
     *TARGET_RULES,
+    NOT_PURE_OVER_8_BITS,
     Rule("adalora-rank", _nothing_goes),
     Rule("adalora-phases", _no_time),
     Rule("adalora-ranks", _not_the_adapters),

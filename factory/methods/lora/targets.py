@@ -102,3 +102,12 @@ RULES = (
     Rule("target-modules", _targets_exist),
 )
 NOT_TRANSPOSED = Rule("adapter-transposed", _transposed)  # of adapters that PEFT has for ordinary linear layers alone
+
+
+def _pure_over_8_bits(case: Case) -> str | None:
+    base, precision = case.settings.method.quantization, case.settings.precision.name
+    eight = base.method == "bitsandbytes" and base.bits == 8
+    return f"with precision={precision}" if eight and precision == "pure_bf16" else None
+
+
+NOT_PURE_OVER_8_BITS = Rule("adapter-quantized-precision", _pure_over_8_bits)  # of AdaLoRA and VeRA
