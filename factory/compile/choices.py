@@ -80,12 +80,10 @@ def attention(case: Case) -> str:
 
 
 def _blocks_win(case: Case) -> bool:
-    """Of whole sequences on a CPU, by measurement (docs/measurements.md): in float32 not of long ones in one piece."""
+    """Of whole sequences on a CPU, as measured (docs/measurements.md): in float32 of parted documents alone."""
     if case.device != "cpu" or case.settings.verb in WRITES or case.settings.compute.compile:
         return False
-    context = context_length(case)
-    short = context is not None and max_length(case, context) <= MAX_LENGTH
-    return precision(case)[0] in ("bf16", "pure_bf16") or isolation(case) or short
+    return precision(case)[0] in ("bf16", "pure_bf16") or isolation(case)
 
 
 def context_length(case: Case) -> int | None:
