@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +62,8 @@ class Runs:
         return found
 
     def _found(self) -> list[Shown]:
-        places = [*self.outputs.glob("*/*/plan.yaml"), *self._sweeps.glob("**/plan.yaml")]
+        inside = (self.outputs.glob(depth) for depth in ("*/plan.yaml", "*/*/plan.yaml"))  # by a name, by date and time
+        places = [*chain.from_iterable(inside), *self._sweeps.glob("**/plan.yaml")]
         found = [self._shown(path.parent) for path in places]
         known = {each.folder for each in found}
         waiting = [each for each in self._asked() if each.folder not in known]

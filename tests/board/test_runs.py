@@ -41,6 +41,9 @@ def test_a_run_is_queued_started_and_found_again(
     found = {each.folder: each for each in again.all()}
     assert found[first].state == "finished" and found[first].overrides == words
     assert found[refused].state == "refused" and again.log(refused)
+    named = Path("outputs/mine")  # as hydra.run.dir=outputs/mine has it
+    Path(first).rename(named)
+    assert str(named) in {each.folder for each in Runs(Path("outputs"), Path("multirun_sweeps")).all()}
 
 
 def test_a_run_is_stopped_with_a_checkpoint_and_goes_on(
