@@ -5,7 +5,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -55,7 +57,9 @@ def _convert_once(gguf: Path, target: Path, source: str) -> None:
             return
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            _convert(gguf, aside, source)
+            # in a process of its own: what it leaves behind (200 MiB) would stay with the run
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+                apart.submit(_convert, gguf, aside, source).result()
             aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
