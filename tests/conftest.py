@@ -56,11 +56,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 COMPOSED = compose.Recomposer(())
 
 
-def compiled(*overrides: str, training: bool = True) -> Plan:
+def compiled(*overrides: str, training: bool = True, verb: str = "train") -> Plan:
     """The plan of a command line. Raises UserError."""
     line = compose.parse(list(overrides))
     composed = compose.compose(line) if line.config_dirs else COMPOSED(line.overrides)
-    return cli._compiled(composed, training=training)
+    return cli._compiled(composed, training=training, verb=verb)
 
 
 def refusals(*overrides: str, training: bool = True) -> list[Refusal]:

@@ -189,6 +189,8 @@ def answers(rows: list[dict[str, Any]], say: Words) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_cell(each)}" for name, each in value.items())
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -254,8 +254,8 @@ class Stream:
         ]
 
     def _nothing(self, position: Position) -> Exception:
-        dropped = position.counts["dropped"]
-        reasons = ", ".join(f"{reason} ({entry['count']:,})" for reason, entry in dropped.items()) or "there are none"
+        entries = position.counts["dropped"].items()
+        reasons = ", ".join(f"{reason}: {entry['count']:,} rows" for reason, entry in entries) or "there are none"
         return refuse("nothing-to-train", "data", f"no row is left of {position.counts['rows']:,}", reasons=reasons)
 
 

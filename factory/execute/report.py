@@ -56,7 +56,7 @@ def blank(plan: Plan, status: str) -> dict[str, Any]:
         "memory": {
             "peak_bytes": None,
             "device": plan.steps.load.device,
-            "estimated_bytes": plan.estimate.memory.total,
+            "estimated_bytes": plan.estimate.memory.total if _is_estimated(plan) else None,
         },
         "versions": plan.packages,
     }
@@ -67,6 +67,11 @@ def spent(step: str, said: str, reached: int | None) -> dict[str, Any]:
     return {"step": step, "said": said, "reached_bytes": reached}
 
 
+def _is_estimated(plan: Plan) -> bool:
+    """Whether the estimate is of what is done: steps of training or the perplexity's forward passes."""
+    return plan.verb == "train" or (plan.verb == "evaluate" and plan.steps.evaluate.perplexity)
+
+
 def _peak(run: Run) -> int | None:
     """Of the steps whose memory is estimated; None where there was none."""
     estimated = (run.plan.verb, *(("attach",) if READING in run.plan.estimate.memory.instants else ()))
@@ -75,12 +80,12 @@ def _peak(run: Run) -> int | None:
 
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
     report = blank(run.plan, status)
-    exports = run.plan.verb == "export"  # whose estimate is that of a forward pass
-    peak = max(run.memory_by_step.values(), default=None) if exports else _peak(run)
+    estimated = _is_estimated(run.plan)
+    peak = _peak(run) if estimated else max(run.memory_by_step.values(), default=None)
     report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
-    advice = {} if exports else memory_as_estimated(peak, run.plan.estimate.memory.total)
+    advice = memory_as_estimated(peak, run.plan.estimate.memory.total) if estimated else {}
     report |= {**result, "checks": {**run.checks, **advice}}
-    if status == "finished" and not exports:
+    if status == "finished" and estimated:
         report["estimate"] = errors(run.plan.estimate, peak, result.get("train"))
     report["warnings"] = run.heard.summary()
     if run.bad_updates is not None:

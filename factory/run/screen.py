@@ -297,18 +297,18 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     parameters, memory = report["parameters"], report["memory"]
     trained = f"{parameters['trainable']:,} trained of " if train else ""
     add("parameters", f"{trained}{parameters['total']:,}")
-    if told := report.get("export"):
+    rows = memory.get("estimated_for", {})
+    expected = rows.get("bytes", memory["estimated_bytes"])
+    if expected is None:
         add("memory", f"peak {size(memory['peak_bytes'])}")
-        for name, text in _exported(told):
-            add(name, text)
     else:
         when = "while training" if train else "while measuring"
-        rows = memory.get("estimated_for", {})
-        expected = rows.get("bytes", memory["estimated_bytes"])
         where = f" for rows of up to {rows['longest_row']:,} tokens" if rows else ""
         off = 100 * (expected / memory["peak_bytes"] - 1)
         estimated = f"estimated {size(expected)}{where}, {round(off):+d} %"
         add("memory", f"peak {size(memory['peak_bytes'])} {when} ({estimated})")
+    for name, text in _exported(report["export"]) if "export" in report else ():
+        add(name, text)
     if train:
         add(
             "training",

@@ -168,7 +168,7 @@ def rows_accounted(counts: Mapping[str, Any]) -> tuple[bool, str]:
 def _nothing(aligned: Aligned) -> Exception:
     rows = sum(found.counts["rows"] for found in aligned.sources.values())
     entries = (entry for found in aligned.sources.values() for entry in found.counts["dropped"].items())
-    reasons = ", ".join(f"{reason} ({entry['count']:,})" for reason, entry in entries) or "all are held out"
+    reasons = ", ".join(f"{reason}: {entry['count']:,} rows" for reason, entry in entries) or "all are held out"
     return refuse("nothing-to-train", "data", f"no row is left of {rows:,}", reasons=reasons)
 
 

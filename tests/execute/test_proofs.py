@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import compiled
+from rich.console import Console
 
 from factory.execute import checkpoint
-from factory.execute.report import ADVICE, memory_as_estimated
+from factory.execute.report import ADVICE, memory_as_estimated, write_report
 from factory.run.folder import MANIFEST
 from factory.run.screen import report_panel
 from factory.steps import proofs, train
@@ -208,8 +210,6 @@ def test_memory_as_estimated(reached: int, passed: bool) -> None:
 
 
 def test_advice_is_never_red() -> None:
-    from rich.console import Console
-
     check = {"passed": False, "detail": "far off"}
     report = {
         "parameters": {"trainable": 1, "total": 2},
@@ -222,6 +222,26 @@ def test_advice_is_never_red() -> None:
     lines = shown.get().splitlines()
     assert ["off" in line for line in lines if ADVICE[0] in line] == [True]
     assert sum("RED" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("perplexity", [True, False])
+def test_only_what_was_estimated_is_held_against_the_estimate(perplexity: bool, execute: Any, tiny_model: Path) -> None:
+    """A plan's estimate of an evaluation is that of the perplexity's batches."""
+    words = ("method=none", f"evaluate.perplexity={str(perplexity).lower()}", "evaluate.generation=true")
+    words += ("evaluate.max_samples=2", "evaluate.max_new_tokens=4", "data.max_length=200", "data.max_samples=40")
+    place = (f"model.path={tiny_model}", "hardware=cpu", "tracking=none", "evaluate.samples=0")
+    done = execute(plan=compiled(*place, *words, verb="evaluate"))
+    write_report(done.run, "finished", done.result, None)
+    report = json.loads(done.run.folder.report.read_text())
+    steps = report["memory"]["by_step"]
+    assert report["memory"]["peak_bytes"] == (steps["evaluate"] if perplexity else max(steps.values()))
+    assert (report["memory"]["estimated_bytes"] is not None) == perplexity
+    assert ("memory_as_estimated" in report["checks"]) == perplexity
+    assert ("memory_error" in report.get("estimate", {})) == perplexity
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(report_panel(report, Path("run")))
+    assert ("while measuring" in shown.get()) == perplexity
 
 
 # --- the checksum
