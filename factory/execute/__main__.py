@@ -51,6 +51,7 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     from factory.execute.context import Interrupted, Run
     from factory.execute.executor import walk
     from factory.execute.heard import hearing
+    from factory.execute.lean import imports
     from factory.execute.report import OUT_OF_MEMORY, spent, write_report
     from factory.execute.verify import verify
     from factory.plan import read_plan
@@ -65,6 +66,8 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
         refuse_other_layout(run)
         world.join(run.plan.steps.load.device)
         with hearing(run.heard):
+            with run.step("imports"):
+                imports(run.plan)
             result = walk(run)
         red = [name for name, check in run.checks.items() if not check["passed"]]
         code = FAILED if red else FINISHED
@@ -113,11 +116,11 @@ def _record(problem: Exception, world: "World") -> None:
 
 
 def _at_once(code: int) -> int:
-    """Ends the process without waiting for connections to others, who may be gone."""
+    """Ends the process as it is: it has written what it had to, and others whom it is connected to may be gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _at_once(main(sys.argv[1:]))  # to take down what the libraries built is a second of CPU time

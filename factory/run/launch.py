@@ -186,6 +186,7 @@ class Tail:
 
 
 _LABELS = {
+    "imports": "importing the libraries",
     "load": "loading the tokenizer",
     "align": "preparing the data",
     "pack": "packing",

@@ -176,6 +176,7 @@ PLANTED = {
         ("stage=grpo", *SAMPLED, "method=pissa"),
     ),
     "merged twice": Planted({"merge"}, merged_twice),
+    "merged twice, in bfloat16": Planted({"merge"}, merged_twice, ("precision=pure_bf16",)),
 }
 
 

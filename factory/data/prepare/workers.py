@@ -1,6 +1,5 @@
 """Blocks of raw rows to blocks of encoded ones, in this process or in several: each block is a pure function's work."""
 
-import gc
 import os
 import threading
 from collections import deque
@@ -22,6 +21,7 @@ from factory.data.encoding import EncodedRow, Encoder, EncoderSpec
 from factory.data.read import Row
 from factory.data.record import BadRow, Record
 from factory.data.truncate import TooLong
+from factory.garbage import collect_seldom, seldom_collected
 from factory.refusal import Refusal, UserError, refuse
 
 BLOCK_ROWS = 500
@@ -30,7 +30,6 @@ _FEW = 40  # blocks that are sooner done here than processes are started
 _THREADS = 4  # of this process: all but tokenizing is done by one at a time, a quarter of the work
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _AHEAD = 2  # blocks a process that are under way
-_COLLECTED = 50_000  # what a block is made of lives as long as the block: looking for garbage sooner finds none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,23 +202,14 @@ class Workers:
         # neither processors nor tokenizers that are written in Python are made for threads
         several = self._spec.tokenizer is not None and self._spec.images is None
         threads = min(self._processes, _THREADS) if several else 1
-        with _seldom_collected(), _tokenized_by(threads), ThreadPoolExecutor(threads, "encode") as pool:
+        # what a block is made of lives as long as the block
+        with seldom_collected(), _tokenized_by(threads), ThreadPoolExecutor(threads, "encode") as pool:
             yield from _in_order(blocks, last, lambda block: pool.submit(work, encoder, block), threads + 1)
 
     def _started(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._spec,)
         )
-
-
-@contextmanager
-def _seldom_collected() -> Iterator[None]:
-    before = gc.get_threshold()
-    gc.set_threshold(_COLLECTED)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @contextmanager
@@ -279,7 +269,7 @@ _encoder: Encoder | None = None
 def _start(spec: EncoderSpec) -> None:
     import signal
 
-    gc.set_threshold(_COLLECTED)
+    collect_seldom()
     os.environ[_PARALLELISM] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what stops
     threading.Thread(target=_end_with_parent, daemon=True).start()

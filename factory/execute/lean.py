@@ -1,0 +1,56 @@
+"""What a child imports, and no more: it executes one plan, and libraries import each other because they are installed.
+
+bitsandbytes compiles functions with torch's inductor as it is imported, scipy serves losses of detectors: a second of
+CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports MLflow, for a tuner of its own.
+"""
+
+import gc
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from factory import registry
+from factory.garbage import seldom_collected
+from factory.plan import Plan
+from factory.quantizers.spec import checkpoint_quantizer
+
+
+def imports(plan: Plan) -> None:
+    """The libraries that every plan of its kind needs, once for the process: another plan may need what is left out."""
+    if not plan.steps.train.ranks.strategy.startswith("zero"):  # accelerate asks it when weights are saved
+        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
+    with seldom_collected():
+        with _hidden("scipy"):
+            importlib.import_module("transformers.modeling_utils")
+        if _has_adapter(plan):
+            with _hidden(*(() if _is_quantized(plan) else ("bitsandbytes",))):
+                asked = importlib.import_module("peft").import_utils
+                for ask in (asked.is_bnb_available, asked.is_bnb_4bit_available):
+                    ask()  # PEFT does for each layer, and keeps what it hears first
+    gc.freeze()  # what is there now stays, and need not be looked through again
+
+
+def _has_adapter(plan: Plan) -> bool:
+    method = registry.spec("methods", plan.steps.attach.method)
+    return plan.steps.load.adapter is not None or registry.hook(method, "peft") is not None
+
+
+def _is_quantized(plan: Plan) -> bool:
+    """Whether PEFT may meet a layer of bitsandbytes: under the adapter, in a judge, or in what is exported."""
+    steps = plan.steps
+    quantizer = checkpoint_quantizer(steps.load.config)
+    return any((steps.quantize.bits, quantizer, steps.load.reward, plan.export))
+
+
+@contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """As if these were not installed, for those who ask `importlib.util.find_spec` meanwhile (import system, 5.3.1)."""
+    taken = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(taken))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in taken:
+            if sys.modules.get(name) is None:
+                sys.modules.pop(name, None)
