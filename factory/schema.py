@@ -199,7 +199,10 @@ class Compute:
         "the attention kernel; a named one runs or is refused, auto says what it chose"
     )
     group_size: int | Auto = key("tokens in a group of s2 attention; auto: a quarter of data.max_length", low=2)
-    kernels: Literal["none", "unsloth", "liger"] = key("replacement kernels for a GPU")
+    kernels: Literal["auto", "none", "fused", "unsloth", "liger"] = key(
+        "kernels in place of the model's own: fused are Factory's and keep less, liger's and unsloth's are for a GPU; "
+        "auto: fused on a CPU"
+    )
     activation_checkpointing: bool | Literal["selective"] = key(
         "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'"
     )

@@ -86,6 +86,23 @@ def _blocks_win(case: Case) -> bool:
     return precision(case)[0] in ("bf16", "pure_bf16") or isolation(case)
 
 
+def kernels(case: Case) -> str:
+    asked = case.settings.compute.kernels
+    if asked != "auto":
+        return asked
+    return "none" if case.device != "cpu" or case.settings.verb in WRITES or unfused(case) else "fused"
+
+
+def unfused(case: Case) -> str | None:
+    """Why fused kernels cannot stand where they would."""
+    strategy = case.settings.hardware.strategy
+    if case.settings.compute.compile:
+        return "torch.compile fuses in its own way (compute.compile=true)"
+    if strategy not in ("none", "ddp"):
+        return f"hardware.strategy={strategy} gathers weights layer by layer, and a fused one spans two"
+    return None
+
+
 def context_length(case: Case) -> int | None:
     """Of a base whose positions an adapter was trained with stretched, their length."""
     adapter = case.model.adapter

@@ -202,7 +202,7 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
         group_size=_group_size(case, length, notes) if attention == "s2" else None,
         activation_checkpointing=compute.activation_checkpointing,
         compile=compute.compile,
-        kernels=compute.kernels,
+        kernels=choices.kernels(case),
         rope_scaling=model.rope_scaling,
         rope_factor=max(1.0, length / context),
         context_length=context,

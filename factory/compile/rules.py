@@ -56,8 +56,10 @@ def _attention_on_cpu(case: Case) -> str | None:
 
 def _kernels(case: Case) -> str | None:
     name = case.settings.compute.kernels
-    if name == "none":
+    if name in ("auto", "none"):
         return None
+    if name == "fused":
+        return choices.unfused(case) if case.device == "cpu" else "they are written for a CPU"
     if case.device == "cpu":
         return f"{name} needs a GPU"
     return "it reads and patches models in its own way, which is not there yet" if name == "unsloth" else None

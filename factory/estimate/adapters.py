@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from factory.estimate.tape import Tape, Tensor, Weight
+from factory.estimate.tape import Gradient, Storage, Tape, Tensor, Weight
 
 Product = Callable[[Tensor], Tensor]  # the frozen layer
 
@@ -44,6 +44,32 @@ def lora(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:
     wide = tape.cast(value, own.size) if tape.compute is None else value
     result = tape.add(result, tape.pointwise(_pair(tape, _dropped(tape, wide, own.method.dropout), own)))
     return tape.cast(result, wanted)
+
+
+def is_low_rank(tape: Tape, value: Tensor, own: Beside) -> bool:
+    """Whether factory.fused computes it: LoRA's own pair, in one type."""
+    plain = set(own.tensors) == {"lora_A", "lora_B"} and not own.method.dropout
+    return plain and (tape.compute is not None or value.size == own.size)
+
+
+def low_rank(tape: Tape, value: Tensor, made: int, own: Beside) -> Tensor:
+    """As `LowRank` of factory.fused. `made`: bytes of the frozen weight where it is made anew, in both directions."""
+    size, pair = tape.compute or value.size, (own.tensors["lora_A"], own.tensors["lora_B"])
+    value = tape.cast(value, size)
+    rows, rank = value.count // own.inputs, pair[0].count // own.inputs
+    narrow = [cast for weight in pair if (cast := tape.weight_cast(weight)) is not None]
+    low, inner = tape.new(rows * rank, size), value.bytes if value.node else None
+
+    def backward(gradient: Storage) -> list[Gradient]:
+        found: list[Gradient] = [None if inner is None else Storage(tape.ledger, inner)]
+        tape.ledger.pass_by(made)
+        for weight in pair:
+            tape.accumulate(weight, size)
+        return found
+
+    saves = (value, low, *narrow)
+    count = rows * own.outputs
+    return tape.operation([value], count, size, saves=saves, trains=pair, scratch=made, backward=backward, dear=True)
 
 
 def dora(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:

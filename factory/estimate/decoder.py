@@ -6,14 +6,14 @@ are is read off the architecture. Of a kind that is not in the table, llama's an
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from factory.architecture import Architecture, Block, Shape
 from factory.attention import BLOCK, BLOCKS, S2, key_step
-from factory.estimate.adapters import Beside, adapted
+from factory.estimate.adapters import Beside, adapted, is_low_rank, low_rank
 from factory.estimate.tape import STATISTIC, Tape, Tensor, Weight
 
 
@@ -24,17 +24,18 @@ class Anatomy:
     norm: Literal["rms", "rms_wide", "layer"] = "rms"
     order: Literal["before", "around", "after", "parallel", "parallel_two"] = "before"
     activation_keeps: int = 1
+    silu: bool = True  # of a gated MLP
     rotary: bool = True
     copies_heads: bool = False  # queries, keys and values are cut from one product, and copied
     caps_scores: bool = False  # cap tanh(scores / cap)
     masks: bool = False  # gives torch a mask of its own, with which there is no fused kernel on a CPU
 
 
-_AROUND = Anatomy(norm="rms_wide", order="around")
+_GEMMA = Anatomy(norm="rms_wide", order="around", silu=False)
 ANATOMIES: dict[str, Anatomy] = {
-    "gemma": Anatomy(norm="rms_wide"),
-    "gemma2": Anatomy(norm="rms_wide", order="around", caps_scores=True),
-    "gemma3_text": _AROUND,
+    "gemma": Anatomy(norm="rms_wide", silu=False),
+    "gemma2": replace(_GEMMA, caps_scores=True),
+    "gemma3_text": _GEMMA,
     "glm4": Anatomy(order="around"),
     **dict.fromkeys(("olmo2", "olmo3"), Anatomy(norm="rms_wide", order="after")),
     "exaone4": Anatomy(order="after"),
@@ -103,6 +104,13 @@ def is_plain(block: Block) -> bool:
     return "out" in found and ("qkv" in found or {"q", "k", "v"} <= found.keys())
 
 
+class Fused(NamedTuple):
+    """What of factory.fused stands in the model: norms and gated MLPs, and LoRA's layers."""
+
+    layers: bool
+    adapters: bool
+
+
 class Decoder:
     """`trained` are the shapes of what is trained; `quantized`: linears dequantize.
 
@@ -120,10 +128,11 @@ class Decoder:
         attention: str,
         group: int | None,
         quantized: bool,
+        fused: Fused,
         checkpointing: bool | Literal["selective"],
         turns: range = range(0),
     ):
-        self.tape, self.arch, self.numbers, self.quantized = tape, arch, numbers, quantized
+        self.tape, self.arch, self.numbers, self.quantized, self.fused = tape, arch, numbers, quantized, fused
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())
         self.method, self.attention, self.group = method, attention, group
         self.checkpointing, self.turns = checkpointing, turns
@@ -174,8 +183,25 @@ class Decoder:
 
     def norm(self, value: Tensor, tensors: dict[str, Shape], width: int) -> Tensor:
         weights = [self.weight(name, shape) for name, shape in tensors.items()]
+        if self.fused.layers and weights and self.anatomy.norm != "layer":
+            return self._rms_fused(value, weights[0], width)
         forms = {"rms": self._rms, "rms_wide": self._rms_wide, "layer": self._layer_norm}
         return forms[self.anatomy.norm](value, weights, width)
+
+    def _rms_fused(self, value: Tensor, weight: Weight, width: int) -> Tensor:
+        """As `RMSNorm` of factory.fused: what goes in is kept, and a number for each token."""
+        wide = value.count * 4
+        size = value.size if self.anatomy.norm == "rms_wide" else max(value.size, weight.size)
+        return self.tape.operation(
+            [value],
+            value.count,
+            size,
+            saves=(value,),
+            statistics=value.count // width * STATISTIC,
+            scratch=wide if value.size < 4 else 0,
+            backward_scratch=2 * wide + (value.count * size if weight.trained or size < 4 else 0),
+            trains=(weight,) if weight.trained else (),
+        )
 
     def _normalized(self, value: Tensor, width: int) -> Tensor:
         """x / rms(x) in float32; the square's and the product's gradients both need x."""
@@ -215,7 +241,12 @@ class Decoder:
         tensors = self._beside.get(name)
         if tensors is None:
             return base(value)
-        return adapted(self.tape, value, base, Beside(tensors, shape[0], shape[1], self.method))
+        own = Beside(tensors, shape[0], shape[1], self.method)
+        if self.fused.adapters and is_low_rank(self.tape, value, own):
+            size = self.tape.compute or value.size
+            made = size if self.quantized or self.numbers.frozen != size else 0
+            return low_rank(self.tape, value, prod(shape) * made, own)
+        return adapted(self.tape, value, base, own)
 
     def _base(self, value: Tensor, *, name: str, shape: Shape) -> Tensor:
         weight, tape = self.weight(f"{name}.weight", shape), self.tape
@@ -427,9 +458,13 @@ class Layer:
             gate, up = (tape.sliced(both, both.count // 2) for _ in range(2))
             return self.linear(tape.multiply(up, self._activated(gate)), "down")
         if "gate" in self.roles:
-            return self.linear(
-                tape.multiply(self._activated(self.linear(value, "gate")), self.linear(value, "up")), "down"
-            )
+            gate, up = self.linear(value, "gate"), self.linear(value, "up")
+            if self.decoder.fused.layers and self.decoder.anatomy.silu:
+                made = tape.operation([gate, up], up.count, up.size, saves=(gate, up), backward_scratch=up.bytes)
+            else:
+                made = tape.multiply(self._activated(gate), up)
+            del gate, up
+            return self.linear(made, "down")
         if "up" not in self.roles or "down" not in self.roles:
             return tape.pointwise(value)
         return self.linear(self._activated(self.linear(value, "up")), "down")

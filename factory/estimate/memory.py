@@ -13,7 +13,7 @@ from factory.architecture import Architecture, Shape
 from factory.estimate import runtime
 from factory.estimate.decoder import is_plain
 from factory.estimate.step import step
-from factory.optimizers.spec import blocks, scratch, state_bytes
+from factory.optimizers.spec import blocks, is_of_bitsandbytes, scratch, state_bytes
 from factory.plan import BYTES, Dtype, Load, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
@@ -85,7 +85,8 @@ def memory(
     slack = resident = 0
     if load.device == "cpu":
         slack = max(0, weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
-        resident = runtime.resident(attach.method, arch, adapter=load.adapter is not None)
+        theirs = stays_quantized(steps.quantize, load.config) or is_of_bitsandbytes(train.optimizer)
+        resident = runtime.resident(attach.method, arch, adapter=load.adapter is not None, bitsandbytes=theirs)
         resident += runtime.kernels(steps.patch.attention, BYTES[train.autocast or load.dtype], length)
     instants = {name: resident + slack + count for name, count in instants.items()}
     if _read_whole(spec, method, steps):

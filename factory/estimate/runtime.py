@@ -7,19 +7,20 @@ from factory.architecture import Architecture
 from factory.attention import BLOCKS, key_step
 
 _MIB = 2**20
-_BASE = 545 * _MIB  # Python with torch, transformers, datasets and accelerate, and the kernels that torch compiles
-_ADAPTERS = 50 * _MIB  # PEFT, with bitsandbytes, which it imports
+_BASE = 435 * _MIB  # Python with torch, transformers and accelerate, and the kernels that torch compiles
+_ADAPTERS = 45 * _MIB  # PEFT
+_BITSANDBYTES = 45 * _MIB  # with torch's inductor, which it imports
 _SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 
 
-def resident(method: str, arch: Architecture, *, adapter: bool = False) -> int:
+def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bool) -> int:
     """Bytes of the process before its first weight. A method whose spec says how PEFT saves it needs PEFT.
 
     So does a saved `adapter`.
     """
     adapters = _ADAPTERS if adapter or registry.hook(registry.spec("methods", method), "peft") else 0
-    return _BASE + adapters + _TOKEN * arch.vocabulary
+    return _BASE + adapters + (_BITSANDBYTES if bitsandbytes else 0) + _TOKEN * arch.vocabulary
 
 
 def kernels(attention: str, size: int, length: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from factory.architecture import Architecture, Shape
-from factory.estimate.decoder import Decoder, Numbers, Shapes
+from factory.estimate.decoder import Decoder, Fused, Numbers, Shapes
 from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
@@ -59,7 +59,9 @@ def step(
         compute=None if compute is None else BYTES[compute],
     )
     quantized = stays_quantized(steps.quantize, steps.load.config)
-    asked = (arch, trained, numbers, method, steps.patch, quantized, Shapes(rows=rows, length=length), reads)
+    four_bits = (steps.quantize.method, steps.quantize.bits) == ("bitsandbytes", 4)
+    low_rank = steps.patch.activation_checkpointing != "selective" and (four_bits or not quantized)
+    asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, Shapes(rows=rows, length=length), reads)
     more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states), tuple(scratch))
     key = repr((*asked, *more))  # most plans after the first differ in what no tensor's size follows from
     if key not in _walked:
@@ -80,6 +82,7 @@ def _walk(
     method: Any,
     patch: Patch,
     quantized: bool,
+    low_rank: bool,
     batch: Shapes,
     reads: str,
     in_heap: bool,
@@ -98,6 +101,7 @@ def _walk(
         attention=patch.attention,
         group=patch.group_size,
         quantized=quantized,
+        fused=Fused(patch.kernels == "fused", patch.kernels == "fused" and low_rank),
         checkpointing=patch.activation_checkpointing,
         turns=gives_back(patch, len(arch.blocks)),
     )

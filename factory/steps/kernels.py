@@ -16,7 +16,11 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 
 def replace_kernels(model: Any, plan: Patch) -> None:
-    """Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
+    """Ours or Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
+    if plan.kernels == "fused":
+        from factory.fused import fuse
+
+        fuse(model)
     if plan.kernels != "liger":
         return
     from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]  # an extra
@@ -25,6 +29,14 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:  # the library itself would say nothing
         raise refuse("kernels", "compute.kernels=liger", f"it has no kernels for {kind}")
     monkey_patch._apply_liger_kernel_to_instance(model=model)
+
+
+def replace_adapters(model: Any, plan: Patch) -> None:
+    """Ours in place of PEFT's, whose products selective checkpointing can keep one by one."""
+    if plan.kernels == "fused" and plan.activation_checkpointing != "selective" and hasattr(model, "peft_config"):
+        from factory.fused import fuse_adapters
+
+        fuse_adapters(model)
 
 
 def recompute(model: Any, plan: Steps, arch: Architecture) -> None:

@@ -1,0 +1,211 @@
+"""The fused functions are what transformers and PEFT compute, and are put where they are that, and nowhere else."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from factory import fused
+
+IDS = torch.arange(24).view(2, 12) % 64
+
+
+def close(one: Tensor, other: Tensor, dtype: torch.dtype) -> None:
+    """In bfloat16 within two of its last digits."""
+    rtol, atol = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-5, 1e-5), torch.bfloat16: (2**-6, 2**-6)}[dtype]
+    assert one.dtype == other.dtype
+    torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
+def slopes(function: Callable[..., Tensor], *given: Tensor) -> list[Tensor]:
+    """What it makes, and the gradients of a fixed weighing of that in all that wants one."""
+    leaves = [each for each in given if each.requires_grad]
+    made = function(*given)
+    weighing = torch.linspace(-1, 1, made.numel()).view_as(made).to(made.dtype)
+    return [made, *torch.autograd.grad(made, leaves, weighing)]
+
+
+def norm_of(kind: str, width: int) -> Any:
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    made = {"llama": LlamaRMSNorm, "gemma": Gemma2RMSNorm}[kind](width)
+    torch.nn.init.uniform_(made.weight, -0.5, 1.5)
+    return made
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_a_norm_is_the_models_own(kind: str, dtype: torch.dtype, trained: bool) -> None:
+    torch.manual_seed(0)
+    norm = norm_of(kind, 48).to(dtype).requires_grad_(trained)
+    x = torch.randn(3, 5, 48).to(dtype).requires_grad_()
+    ours = slopes(lambda x, w: fused.RMSNorm.apply(x, w, 1e-6, kind == "gemma"), x, norm.weight)
+    theirs = slopes(lambda x, _: norm(x), x, norm.weight)
+    for one, other in zip(ours, theirs, strict=True):
+        if other.dim() == 1:  # a sum over tokens
+            close(one / 15, other / 15, dtype)
+        else:
+            close(one, other, dtype)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_norms_slopes_in_float64(whole: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 7), (7,)))
+    assert torch.autograd.gradcheck(lambda x, w: fused.RMSNorm.apply(x, w, 1e-6, whole), (x, weight))
+
+
+def test_a_gates_and_a_low_ranks_slopes_in_float64() -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 3, 5), (2, 5), (4, 2), (4, 5), (4,))
+    x, a, b, weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    frozen = weight.detach(), bias.detach()
+    assert torch.autograd.gradcheck(fused.GatedSilu.apply, (x, x.detach().flip(0).requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: fused.LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7), (x, a, b)
+    )
+    made = fused.LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7)
+    close(made, x @ (frozen[0] + 0.7 * b @ a).T + frozen[1], torch.float64)
+
+
+def model_of(kind: str, **more: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **heads, **more}))
+    for name, value in made.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(value, 0.5, 1.5)
+    return made.eval()
+
+
+def replaced(model: Any, plain: Any) -> dict[str, int]:
+    """How many of each class have another forward than their own."""
+    found: dict[str, int] = {}
+    for one, other in zip(model.modules(), plain.modules(), strict=True):
+        if type(one) is not type(other):
+            assert isinstance(one, type(other))
+            found[type(one).__name__] = found.get(type(one).__name__, 0) + 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("llama", {"LlamaRMSNorm": 5, "LlamaMLP": 2}),
+        ("qwen3", {"Qwen3RMSNorm": 9, "Qwen3MLP": 2}),
+        ("gemma2", {"Gemma2RMSNorm": 9}),  # its gate is no silu
+        ("gemma3_text", {"Gemma3RMSNorm": 13}),
+        ("phi3", {"Phi3RMSNorm": 5}),  # its gate and up are one layer
+        ("gpt_neox", {}),  # its norms are others
+    ],
+)
+def test_what_is_replaced_computes_the_same(kind: str, expected: dict[str, int]) -> None:
+    plain = model_of(kind)
+    model = copy.deepcopy(plain)
+    fused.fuse(model)
+    assert replaced(model, plain) == expected
+    losses = [each(input_ids=IDS, labels=IDS).loss for each in (model, plain)]
+    close(*losses, torch.float32)
+    for loss in losses:
+        loss.backward()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        close(one.grad, other.grad, torch.float32)
+    again = copy.deepcopy(model)  # a copy's layers are its own
+    with torch.no_grad():
+        again.model.norm.weight.zero_() if hasattr(again, "model") else again.gpt_neox.final_layer_norm.weight.zero_()
+        assert not torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_a_norm_that_only_looks_like_one_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+    norm, mlp = LlamaRMSNorm.forward, LlamaMLP.forward
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: norm(self, x) + 1e-3)
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: 1.01 * mlp(self, x))
+    plain = model_of("llama")
+    model = copy.deepcopy(plain)
+    fused.fuse(model)
+    assert replaced(model, plain) == {}
+
+
+def adapted(dropout: float = 0.0, **more: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules="all-linear", **more)
+    made = get_peft_model(model_of("llama", attention_bias=True), config)
+    torch.manual_seed(1)
+    for name, value in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.2)
+    return made.train()
+
+
+def learned(model: Any, *, mixed: bool) -> list[Tensor]:
+    """The loss, and the gradients of what trains."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        loss = model(input_ids=IDS, labels=IDS).loss
+    trained = [value for value in model.parameters() if value.requires_grad]
+    return [loss, *torch.autograd.grad(loss, trained)]
+
+
+def test_a_low_rank_layer_is_pefts() -> None:
+    plain = adapted()
+    model = copy.deepcopy(plain)
+    fused.fuse_adapters(model)
+    assert replaced(model, plain) == {"Linear": 14}
+    for one, other in zip(learned(model, mixed=False), learned(plain, mixed=False), strict=True):
+        close(one, other, torch.float32)
+
+
+def test_a_low_rank_layer_rounds_no_more_than_pefts() -> None:
+    """Under autocast, where PEFT rounds its products, their multiple and the sum, and here the sum alone."""
+    ours, theirs = 0.0, 0.0
+    for seed in range(8):
+        plain = adapted()
+        torch.manual_seed(seed)
+        for name, value in plain.named_parameters():
+            if value.dim() > 1:
+                torch.nn.init.normal_(value, std=0.2 if "lora_B" in name else value.shape[-1] ** -0.5)
+        model = copy.deepcopy(plain)
+        fused.fuse_adapters(model)
+        exact = learned(plain, mixed=False)
+        ours += off(learned(model, mixed=True), exact)
+        theirs += off(learned(plain, mixed=True), exact)
+    assert 0 < ours <= 1.1 * theirs
+
+
+def off(found: list[Tensor], exact: list[Tensor]) -> float:
+    return sum(((one - other).norm() / other.norm()).item() for one, other in zip(found, exact, strict=True))
+
+
+def test_what_peft_can_do_besides_is_left_to_it() -> None:
+    """Dropout while training, no adapter, merged ones; and other layers than a low rank beside a linear."""
+    plain = adapted(dropout=0.5)
+    model = copy.deepcopy(plain)
+    fused.fuse_adapters(model)
+
+    def logits(each: Any) -> Tensor:
+        torch.manual_seed(2)
+        with torch.no_grad():
+            return each(input_ids=IDS).logits
+
+    close(logits(model), logits(plain), torch.float32)
+    assert not torch.equal(logits(model), logits(model.eval()))
+    with_adapter = logits(model)
+    with model.disable_adapter(), plain.eval().disable_adapter():
+        close(logits(model), logits(plain), torch.float32)
+        assert not torch.allclose(logits(model), with_adapter, atol=1e-3)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), with_adapter, rtol=1e-4, atol=1e-4)
+    dora = adapted(use_dora=True)
+    before = [type(each) for each in dora.modules()]
+    fused.fuse_adapters(dora)
+    assert [type(each) for each in dora.modules()] == before
