@@ -97,12 +97,12 @@ class LowRank(Function):
     def forward(
         ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Callable[[], Tensor], bias: Tensor | None, scale: float
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T
-        made = functional.linear(rows, weight(), bias).addmm_(low, b.T, alpha=scale)
+        low = x.reshape(-1, x.shape[-1]) @ a.T
+        made = functional.linear(x, weight(), bias)  # returned as it is: what is a view may not be changed in place
+        made.view(-1, made.shape[-1]).addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(x, a, b, low)
         ctx.weight, ctx.scale = weight, scale
-        return made.view(*x.shape[:-1], -1)
+        return made
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
@@ -120,13 +120,15 @@ class LowRank(Function):
 
 def fuse(model: Any) -> None:
     """Its RMS norms and gated MLPs, those whose class is found to compute what is computed here."""
-    for found in _by_class(model, _is_norm).values():
-        whole = next((whole for whole in (False, True) if _is_rms_norm(found[0], whole)), None)
-        if whole is not None:
-            _become(found, lambda norm, x, whole=whole: RMSNorm.apply(x, norm.weight, _eps(norm), whole))
-    for found in _by_class(model, _is_mlp).values():
-        if _is_gated_silu(found[0]):
-            _become(found, _gated)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # adapters start from the numbers that they always did
+        torch.manual_seed(0)
+        for found in _by_class(model, _is_norm).values():
+            whole = next((whole for whole in (False, True) if _is_rms_norm(found[0], whole)), None)
+            if whole is not None:
+                _become(found, lambda norm, x, whole=whole: RMSNorm.apply(x, norm.weight, _eps(norm), whole))
+        for found in _by_class(model, _is_mlp).values():
+            if _is_gated_silu(found[0]):
+                _become(found, _gated)
 
 
 def fuse_adapters(model: Any) -> None:
@@ -164,12 +166,11 @@ def _is_norm(module: Any) -> bool:
 
 def _is_rms_norm(norm: Any, whole: bool) -> bool:
     own = copy.deepcopy(norm).to("cpu", torch.float32)
-    with torch.no_grad():
-        x = torch.randn(4, len(own.weight), generator=torch.Generator().manual_seed(0))
-        try:
-            return bool(torch.allclose(own(x), RMSNorm.apply(x, own.weight, _eps(own), whole), atol=1e-5))
-        except (RuntimeError, TypeError):  # it takes something else
-            return False
+    x = torch.randn(4, len(own.weight))
+    try:
+        return bool(torch.allclose(own(x), RMSNorm.apply(x, own.weight, _eps(own), whole), atol=1e-5))
+    except (RuntimeError, TypeError):  # it takes something else
+        return False
 
 
 def _is_mlp(module: Any) -> bool:
@@ -180,12 +181,11 @@ def _is_gated_silu(mlp: Any) -> bool:
     """Asked of the class's forward with layers of a few numbers in place of its own."""
     layers = {name: torch.nn.Linear(3, 3) for name in ("gate_proj", "up_proj", "down_proj")}
     own = SimpleNamespace(**layers, act_fn=mlp.act_fn)
-    with torch.no_grad():
-        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-        try:
-            return bool(torch.allclose(type(mlp).forward(own, x), _gated(own, x)))
-        except (RuntimeError, TypeError, AttributeError):  # it does something else
-            return False
+    x = torch.randn(4, 3)
+    try:
+        return bool(torch.allclose(type(mlp).forward(own, x), _gated(own, x)))
+    except (RuntimeError, TypeError, AttributeError):  # it does something else
+        return False
 
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:

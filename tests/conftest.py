@@ -56,6 +56,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 COMPOSED = compose.Recomposer(())
 
 
+AS_TRANSFORMERS = ("compute.attention=sdpa", "compute.kernels=none")  # to the last bit
+
+
 def compiled(*overrides: str, training: bool = True, verb: str = "train") -> Plan:
     """The plan of a command line. Raises UserError."""
     line = compose.parse(list(overrides))

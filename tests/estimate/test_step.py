@@ -86,7 +86,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     from transformers import AutoModelForCausalLM
 
     from factory import attention
-    from factory.steps.kernels import recompute
+    from factory.steps.kernels import recompute, replace_adapters, replace_kernels
 
     steps = plan.steps
     attention.register(steps.patch.attention, steps.patch.group_size)
@@ -94,9 +94,11 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     model: Any = AutoModelForCausalLM.from_pretrained(
         steps.load.path, dtype=kind, attn_implementation=steps.patch.attention
     )
+    replace_kernels(model, steps.patch)
     model.requires_grad_(False)
     arch = architecture(steps.load.config)
     model = registry.run("methods", steps.attach.method).attach(model, _settings(plan), steps.attach, arch)
+    replace_adapters(model, steps.patch)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, steps.attach.dtype))

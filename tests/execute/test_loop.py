@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import compiled
+from conftest import AS_TRANSFORMERS, compiled
 from grids import diagonal
 from safetensors.torch import load_file
 from test_methods import FITTING
@@ -260,7 +260,7 @@ def test_answers_are_the_models_own(execute: Execute, tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_saved_model_is_the_one_in_memory(method: str, execute: Execute, tiny_model: Path) -> None:
-    done = execute(f"method={method}", *PLAIN, "stage.max_steps=3", "stage.learning_rate=1e-2")
+    done = execute(f"method={method}", *PLAIN, *AS_TRANSFORMERS, "stage.max_steps=3", "stage.learning_rate=1e-2")
     if method == "full":
         again = fresh(done.run.folder.model)
     else:

@@ -41,10 +41,13 @@ def test_a_rank_is_who_the_launcher_says() -> None:
 
 
 def test_the_digest_is_of_the_steps_micro_batches(tiny_model: Path) -> None:
-    one = plan(tiny_model, "none", 1, "stage.gradient_accumulation_steps=4")
-    two = plan(tiny_model, "ddp", 2, "stage.gradient_accumulation_steps=2")
-    assert one.digest() == two.digest() == plan(tiny_model, "fsdp", 4, "stage.gradient_accumulation_steps=1").digest()
-    assert one.digest() != plan(tiny_model, "ddp", 2, "stage.gradient_accumulation_steps=4").digest()
+    def of(strategy: str, processes: int, micro_batches: int) -> Any:
+        accumulated = f"stage.gradient_accumulation_steps={micro_batches}"
+        return plan(tiny_model, strategy, processes, accumulated, "compute.kernels=none")
+
+    one, two = of("none", 1, 4), of("ddp", 2, 2)
+    assert one.digest() == two.digest() == of("fsdp", 4, 1).digest()
+    assert one.digest() != of("ddp", 2, 4).digest()
     assert one.estimate.flops_per_step == two.estimate.flops_per_step
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import compiled
+from conftest import AS_TRANSFORMERS, compiled
 from peft import PeftModel
 from rolling import LORA, SHORT, STAGES, Execute
 from safetensors.torch import load_file
@@ -18,7 +18,6 @@ from factory.rollouts import roles
 from factory.stages.rm.run import scores
 
 IDS = torch.tensor([list(range(20, 52))])
-PLAIN = "compute.attention=sdpa"  # as plain transformers: compared to the last bit
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -65,7 +64,7 @@ def test_one_base_and_frozen_roles(
 
     monkeypatch.setattr(turns, "updates", updates)
     monkeypatch.setattr(f"factory.stages.{stage}.run.attach", keeping)
-    done = execute(*STAGES[stage], *LORA, *SHORT, PLAIN, f"stage.reward_model={judge}")
+    done = execute(*STAGES[stage], *LORA, *SHORT, *AS_TRANSFORMERS, f"stage.reward_model={judge}")
 
     named = dict(done.model.named_parameters())
     places = {value.untyped_storage().data_ptr() for value in named.values()}
@@ -91,7 +90,7 @@ def test_one_base_and_frozen_roles(
 
 
 def test_what_is_saved_is_the_policy_alone(execute: Execute, judge: Path, tiny_model: Path) -> None:
-    done = execute(*STAGES["ppo"], *LORA, *SHORT, PLAIN, f"stage.reward_model={judge}")
+    done = execute(*STAGES["ppo"], *LORA, *SHORT, *AS_TRANSFORMERS, f"stage.reward_model={judge}")
     folder = done.run.folder.model
     names = {path.name for path in folder.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "value_head.safetensors"} <= names
@@ -106,7 +105,7 @@ def test_what_is_saved_is_the_policy_alone(execute: Execute, judge: Path, tiny_m
 @pytest.mark.parametrize("method", ["dora", "ia3", "loha", "lokr", "lora", "oft", "qlora", "rslora", "vera"])
 def test_every_adapter_has_all_roles(method: str, execute: Execute, tiny_model: Path) -> None:
     """The reward adapter is of the same kind."""
-    own = (f"method={method}", *FITTING[method], PLAIN)
+    own = (f"method={method}", *FITTING[method], *AS_TRANSFORMERS)
     rm = execute(*own, "stage=rm", "stage.max_steps=3", "stage.learning_rate=1e-2", "precision=fp32", folder="rm")
     judge = rm.run.folder.path.resolve()
     batch = pairs(rm)
@@ -142,7 +141,7 @@ def test_the_reference_is_the_adapter_that_is_gone_on_from(
     """Not the bare base: what the policy was before its first step."""
     first = execute(*LORA, "stage=sft", "stage.max_steps=4", "stage.learning_rate=1e-2", "precision=fp32", folder="sft")
     adapter = first.run.folder.model.resolve()
-    done = execute(*STAGES[stage], *LORA, *SHORT, PLAIN, scoring, f"model.adapter={adapter}")
+    done = execute(*STAGES[stage], *LORA, *SHORT, *AS_TRANSFORMERS, scoring, f"model.adapter={adapter}")
     wanted = logits(PeftModel.from_pretrained(base(tiny_model), adapter).eval())
     with roles.reference(done.model):
         assert torch.equal(logits(done.model), wanted)
@@ -167,7 +166,7 @@ def test_the_reference_of_an_adapter_that_starts_from_the_weights(
 def test_a_whole_reward_model_is_a_second_one(execute: Execute) -> None:
     rm = execute("method=full", "stage=rm", "stage.max_steps=3", "precision=fp32", folder="rm")
     judge = rm.run.folder.path.resolve()
-    done = execute(*STAGES["ppo"], *LORA, *SHORT, PLAIN, f"stage.reward_model={judge}")
+    done = execute(*STAGES["ppo"], *LORA, *SHORT, *AS_TRANSFORMERS, f"stage.reward_model={judge}")
     assert any("second set of weights" in note for note in done.run.plan.notes)
     assert not any(".reward." in name for name, _ in done.model.named_parameters())
     plain = compiled(f"model.path={done.run.plan.steps.load.path}", *STAGES["ppo"], *LORA, *SHORT, "stage.reward=a:b")

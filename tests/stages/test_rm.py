@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import compiled, refusals
+from conftest import AS_TRANSFORMERS, compiled, refusals
 from grids import diagonal
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -318,7 +318,7 @@ def scored(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["full", "freeze", "galore", "badam", "llama_pro", "lora", "dora", "vera", "loha"])
 def test_reads_again_to_equal_scores(method: str, execute: Execute, tiny_model: Path) -> None:
-    done = execute(f"method={method}", *FITTING[method], *SHORT, "compute.attention=sdpa")  # as plain transformers
+    done = execute(f"method={method}", *FITTING[method], *SHORT, *AS_TRANSFORMERS)
     folder, batch = done.run.folder.model, batch_of(done)
     adapter = (folder / "adapter_config.json").is_file()
     again: Any = AutoModelForCausalLM.from_pretrained(tiny_model if adapter else folder, dtype=torch.float32)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import AS_TRANSFORMERS
 from transformers import AutoModelForCausalLM
 
 from factory.methods.llama_pro.spec import expanded, is_residual, order
@@ -25,7 +26,7 @@ SHORT = (
     "stage.warmup_ratio=0",
     "stage.logging_steps=1",
     "precision=fp32",
-    "compute.attention=sdpa",  # as plain transformers reads it: compared to the last bit
+    *AS_TRANSFORMERS,
 )
 
 
