@@ -34,8 +34,6 @@ REFUSED = 2
 # the verbs that read a group of keys of their own
 _OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
 _OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
-# promised by the command line's contract and not built: refused by name
-NOT_THERE = ("import-config",)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,8 +72,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"factory {__version__}")
         return 0
     if verb not in VERBS:
-        there = "it is not there yet" if verb in NOT_THERE else "there is no such verb"
-        raise refuse("unknown-verb", verb, there, known=", ".join(VERBS), hint=did_you_mean(verb, VERBS))
+        wrong = "there is no such verb"
+        raise refuse("unknown-verb", verb, wrong, known=", ".join(VERBS), hint=did_you_mean(verb, VERBS))
     return VERBS[verb](rest)
 
 
@@ -706,6 +704,23 @@ def doctor(arguments: list[str]) -> int:
     return doctor.main(arguments)
 
 
+def import_config(arguments: list[str]) -> int:
+    """a train config of LLaMA-Factory (FILE.yaml) as a command line of this one, with what has no equal, and why"""
+    from factory.imported import llamafactory
+
+    if len(arguments) != 1:
+        raise refuse("import-what", " ".join(arguments) or "(nothing)", "one file is needed")
+    said = llamafactory.translate(Path(arguments[0]))
+    overrides = said.as_overrides()
+    try:
+        _compiled(compose.compose(compose.parse(list(overrides))), training=False)
+        refused = []
+    except UserError as error:
+        refused = str(error).splitlines()
+    print("\n".join(llamafactory.as_script(arguments[0], said, refused)))
+    return 0
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "plan": plan,
@@ -721,6 +736,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "models": models,
     "explain": explain,
     "doctor": doctor,
+    "import-config": import_config,
 }
 
 

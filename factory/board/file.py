@@ -6,7 +6,7 @@ import yaml
 
 from factory import compose
 from factory.board.fields import as_typed
-from factory.board.line import Overrides, listed, name_of, spelt
+from factory.line import Overrides, listed, name_of, spelt
 from factory.refusal import refuse
 
 _HEAD = "# @package _global_\n"

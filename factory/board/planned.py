@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.anew import Anew
-from factory.board.line import Overrides, changed, name_of
+from factory.line import Overrides, changed, name_of
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, refusal
 from factory.run.advice import cheapest

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from factory.board.line import Overrides
+from factory.line import Overrides
 from factory.run.folder import RunFolder, is_held, read_json, write_whole
 from factory.tracking import ledger
 from factory.tracking.ledger import whole_lines

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from factory.board import talking
-from factory.board.line import Overrides, name_of, spelt
 from factory.board.said import Words, words
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
+from factory.line import Overrides, name_of, spelt
 
 if TYPE_CHECKING:
     from factory.board.page import Page

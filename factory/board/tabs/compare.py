@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from factory.board import fields, shown
-from factory.board.line import Overrides, changed
 from factory.board.runs import Shown
 from factory.board.said import words
 from factory.board.tabs import listed
+from factory.line import Overrides, changed
 
 if TYPE_CHECKING:
     from factory.board.page import Page

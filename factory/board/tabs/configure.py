@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from factory import compose
-from factory.board import fields, file, line, shown
-from factory.board.line import Overrides
+from factory import compose, line
+from factory.board import fields, file, shown
 from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
 from factory.board.tabs import form
 from factory.board.tabs.form import ONE_BY_ONE
+from factory.line import Overrides
 from factory.refusal import UserError
 from factory.words import size
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from factory.board import fields, shown
-from factory.board.line import Overrides, spelt
 from factory.board.runs import Shown
 from factory.board.said import Words, words
 from factory.board.tabs import form, listed
 from factory.evaluation.rows import PERPLEXITY, read
+from factory.line import Overrides, spelt
 from factory.run.folder import RunFolder
 
 if TYPE_CHECKING:

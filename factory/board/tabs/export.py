@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 import gradio as gr
 
 from factory.board import shown
-from factory.board.line import spelt
 from factory.board.said import words
 from factory.board.tabs import listed
+from factory.line import spelt
 from factory.refusal import refusal
 from factory.schema import Export
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from factory.board.line import name_of
 from factory.board.runs import Shown
 from factory.board.said import Words, words
+from factory.line import name_of
 
 if TYPE_CHECKING:
     from factory.board.page import Page

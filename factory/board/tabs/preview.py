@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from factory.board import shown
-from factory.board.line import Overrides
 from factory.board.said import words
+from factory.line import Overrides
 
 if TYPE_CHECKING:
     from factory.board.page import Page

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from factory.board import shown
-from factory.board.line import Overrides
 from factory.board.runs import Runs
 from factory.board.said import Words, words
 from factory.board.tabs import listed
 from factory.board.tabs.form import ONE_BY_ONE
+from factory.line import Overrides
 from factory.words import duration
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from factory import compose
-from factory.board import file, line
+from factory import compose, line
+from factory.board import file
 from factory.refusal import UserError
 
 

@@ -1,0 +1,217 @@
+"""A train config of LLaMA-Factory as a command line of Factory: key by key from a table, the few choices in code."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from factory import models
+from factory.line import listed, spelt
+from factory.refusal import refuse
+from factory.typed import plain
+from factory.words import program
+
+_TABLE = Path(__file__).with_suffix(".yaml")
+# of finetuning_type=full, in the order that LLaMA-Factory asks
+_OPTIMIZED = {"use_galore": "galore", "use_apollo": "apollo", "use_badam": "badam"}
+_VARIANTS = {"use_dora": "dora", "pissa_init": "pissa", "use_rslora": "rslora", "loraplus_lr_ratio": "lora_plus"}
+_TYPES = {"lora": "lora", "full": "full", "freeze": "freeze", "oft": "oft"}
+_LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "simpo": "simpo"}
+_PRECISIONS = {"pure_bf16": "pure_bf16", "bf16": "bf16", "fp16": "fp16"}
+_STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+
+
+@dataclass(slots=True)
+class Said:
+    """Overrides for Factory; what has no equal, with the reason; what is so without being said."""
+
+    overrides: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any) -> None:
+        self.overrides[key] = listed(value) if isinstance(value, list) else spelt(_text(value))
+
+    def as_overrides(self) -> tuple[str, ...]:
+        return tuple(f"{key}={value}" for key, value in self.overrides.items())
+
+
+def as_script(name: str, said: Said, refused: list[str]) -> Iterator[str]:
+    """Lines for a shell: the command, and as comments what it does not say and what it would be refused for here."""
+    yield f"# {Path(name).name}, as Factory says it"
+    for key, why in said.missing.items():
+        yield f"# no equal  {key}: {why}"
+    for key, why in said.same.items():
+        yield f"# so anyway {key}: {why}"
+    yield from (f"# refused   {line}" for line in refused)
+    words = [shlex.quote(text) for text in said.as_overrides()]
+    yield " \\\n    ".join([f"{program('factory')} train", *words])
+
+
+def _text(value: Any) -> str:
+    return plain(value) if isinstance(value, bool) or value is None else str(value)
+
+
+def translate(file: Path) -> Said:
+    """Raises UserError where the file is no such config."""
+    given = _read(file)
+    left, said = dict(given), Said()
+    for choose in (_stage, _method, _model, _data, _precision, _processes):
+        for name in choose(given, said, file):
+            left.pop(name, None)
+    defaults = {name: value for name, value in _table()["defaults"].items() if name not in given}
+    if _text(given.get("max_steps", -1)) != "-1":
+        defaults.pop("num_train_epochs", None)
+    if "save_strategy" in given and _text(given["save_strategy"]) in ("no", "false"):
+        left.pop("save_strategy")
+        said.set("stage.save_steps", None)
+        defaults.pop("save_steps", None)
+    for name, value in {**defaults, **left}.items():
+        _one(name, value, said)
+    return said
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = " ".join(str(error).split())
+        raise refuse("import-config", str(file), f"it cannot be read: {first[:200]}") from None
+    if not isinstance(given, dict) or not {"stage", "finetuning_type", "model_name_or_path"} & given.keys():
+        raise refuse("import-config", str(file), "it has none of stage, finetuning_type and model_name_or_path")
+    return {str(name): value for name, value in given.items()}
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+
+
+def _one(name: str, value: Any, said: Said) -> None:
+    entry = _table()["keys"].get(name)
+    if entry is None:
+        said.missing[name] = "it is not known here; `factory explain` lists the keys"
+        return
+    entry = {"key": entry} if isinstance(entry, str) else entry
+    if "key" not in entry:
+        kind = said.same if "same" in entry else said.missing
+        kind[name] = entry.get("same") or entry["none"]
+        return
+    key = entry["key"]
+    if said.overrides["stage"] not in entry.get("stages", [said.overrides["stage"]]):
+        key = entry.get("else")
+    values = entry.get("values")
+    if key is None:
+        said.missing[name] = f"stage={said.overrides['stage']} does not sample"
+    elif values is None or (entry.get("others") and value not in values):
+        said.set(key, value)
+    elif (known := {_text(each): ours for each, ours in values.items()}).keys() >= {_text(value)}:
+        if key not in said.overrides or _text(known[_text(value)]) != "auto":
+            said.set(key, known[_text(value)])
+    else:
+        said.missing[name] = f"{_text(value)} is none of {', '.join(known)}"
+
+
+# --- what takes more than one key to tell: each says which keys it has read
+
+
+def _stage(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    stage, loss = _text(given.get("stage", "sft")), _text(given.get("pref_loss", "sigmoid"))
+    said.set("stage", "orpo" if (stage, loss) == ("dpo", "orpo") else stage)
+    if said.overrides["stage"] == "dpo" and loss in _LOSSES:
+        said.set("stage.loss", _LOSSES[loss])
+    elif said.overrides["stage"] == "dpo":
+        said.missing["pref_loss"] = f"{loss} is none of {', '.join((*_LOSSES, 'orpo'))}"
+    yield from ("stage", "pref_loss")
+
+
+def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    kind, bits = _text(given.get("finetuning_type", "lora")), given.get("quantization_bit")
+    method = _TYPES.get(kind)
+    if method is None:
+        raise refuse("import-config", str(file), f"finetuning_type={kind} is none of {', '.join(_TYPES)}")
+    if method == "full":
+        method = next((ours for name, ours in _OPTIMIZED.items() if given.get(name)), "full")
+        if method == "badam" and _text(given.get("badam_mode", "layer")) == "ratio":
+            method = "badam_ratio"
+    variants = [ours for name, ours in _VARIANTS.items() if given.get(name)] if method == "lora" else []
+    method = variants[0] if variants else method
+    for other in variants[1:]:
+        said.missing[next(name for name, ours in _VARIANTS.items() if ours == other)] = f"method={method} has it not"
+    if bits == 4 and method == "lora":
+        method = "qlora"
+    elif bits is not None:
+        said.set("method.quantization.bits", bits)
+    if given.get("quantization_method") not in (None, "bnb", "bitsandbytes"):
+        said.set("method.quantization.method", given["quantization_method"])
+    said.set("method", method)
+    target = _text(given.get("lora_target", "all"))
+    if kind == "lora":
+        said.set("method.rank", given.get("lora_rank", 8))
+        said.set("method.alpha", given.get("lora_alpha", 2 * int(given.get("lora_rank", 8))))
+        if target != "all":
+            said.set("method.target_modules", _names(target))
+    yield from ("finetuning_type", "quantization_bit", "quantization_method", *_OPTIMIZED, "badam_mode", "lora_target")
+    yield from (name for name in _VARIANTS if name != "loraplus_lr_ratio")
+    if kind == "lora":
+        yield from ("lora_rank", "lora_alpha")
+
+
+def _model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    path = given.get("model_name_or_path")
+    if path is None:
+        said.missing["model_name_or_path"] = "the file names no model; add model=NAME or model.path=FOLDER"
+        return
+    option = next((row.option for row in models.rows() if row.path == path), None)
+    said.set("model" if option else "model.path", option or path)
+    yield "model_name_or_path"
+
+
+def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    folder = Path(_text(given.get("dataset_dir", "data")))
+    names = _names(given.get("dataset"))
+    held = _names(given.get("eval_dataset"))
+    if names or held:
+        said.set("data", "llamafactory")
+        said.set("data.path", folder / "dataset_info.json")
+        said.set("data.names", [*names, *(name for name in held if name not in names)])
+    share = given.get("val_size", 0)
+    if held:
+        said.set("data.validation", held[0])
+        if len(held) > 1:
+            said.missing["eval_dataset"] = "one set is held out whole (data.validation)"
+    elif isinstance(share, int | float) and 0 <= share < 1:
+        said.set("data.validation_fraction", share)
+    else:
+        said.missing["val_size"] = "a number of rows is none of ours: data.validation_fraction is a share"
+    if said.overrides["stage"] != "pt":
+        said.set("data.truncation", "keep_response")  # it cuts what is too long, of both sides
+    yield from ("dataset", "dataset_dir", "eval_dataset", "val_size")
+
+
+def _names(value: Any) -> list[str]:
+    if value is None:
+        return []
+    parts = value if isinstance(value, list) else _text(value).split(",")
+    return [_text(part).strip() for part in parts]
+
+
+def _precision(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    said.set("precision", next((ours for name, ours in _PRECISIONS.items() if given.get(name)), "auto"))
+    yield from _PRECISIONS
+
+
+def _processes(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    name = given.get("deepspeed")
+    if isinstance(name, str):
+        level = next((level for level in _STRATEGIES if f"z{level}" in Path(name).stem or f"zero{level}" in name), None)
+        if level is None:
+            said.missing["deepspeed"] = "its name tells no stage of ZeRO; set hardware.strategy=zero1, zero2 or zero3"
+        else:
+            said.set("hardware.strategy", _STRATEGIES[level])
+            said.missing["deepspeed"] = "how many processes its launcher starts; set hardware.num_processes"
+    yield "deepspeed"

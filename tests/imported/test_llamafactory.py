@@ -1,0 +1,160 @@
+"""LLaMA-Factory's train configs in our keys: what they meant is planned, and nothing goes in silence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import compiled
+
+from factory import cli, compose, line, settings
+from factory.imported import llamafactory
+from factory.refusal import UserError
+
+BASE = {
+    "model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "stage": "sft",
+    "do_train": True,
+    "dataset": "mine",
+    "dataset_dir": "data",
+    "template": "chatml",
+}
+
+
+def said(here: Path, **given: Any) -> llamafactory.Said:
+    file = here / "old.yaml"
+    file.write_text(yaml.safe_dump({**BASE, **given}), encoding="utf-8")
+    return llamafactory.translate(file)
+
+
+@pytest.fixture
+def catalogue(here: Path) -> Path:
+    (here / "data").mkdir()
+    rows = [{"instruction": f"Say {number}.", "input": "", "output": f"{number}"} for number in range(20)]
+    (here / "data" / "mine.json").write_text(json.dumps(rows))
+    pairs = [{"conversations": [{"from": "human", "value": "Hi"}]} for _ in range(20)]
+    for each in pairs:
+        each |= {"chosen": {"from": "gpt", "value": "Hello."}, "rejected": {"from": "gpt", "value": "No."}}  # type: ignore[dict-item]
+    (here / "data" / "pairs.json").write_text(json.dumps(pairs))
+    info = {"mine": {"file_name": "mine.json"}}
+    info["pairs"] = {"file_name": "pairs.json", "ranking": True, "formatting": "sharegpt"}  # type: ignore[dict-item]
+    info["pairs"]["columns"] = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}  # type: ignore[assignment]
+    (here / "data" / "dataset_info.json").write_text(json.dumps(info))
+    return here
+
+
+def test_the_table_names_keys_that_there_are() -> None:
+    known = {key.path for key in settings.all_keys()} | {"tracking", "seed"}
+    for name, entry in yaml.safe_load(llamafactory._TABLE.read_text())["keys"].items():
+        for key in [entry] if isinstance(entry, str) else [entry[part] for part in ("key", "else") if part in entry]:
+            assert key in known or key == "hydra.run.dir", (name, key)
+
+
+def test_a_lora_run_is_planned_as_it_was(catalogue: Path) -> None:
+    found = said(
+        catalogue,
+        finetuning_type="lora",
+        lora_rank=16,
+        lora_dropout=0.05,
+        lora_target="q_proj,v_proj",
+        learning_rate=2e-4,
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.1,
+        bf16=True,
+        cutoff_len=512,
+        val_size=0.1,
+        seed=7,
+        optim="adamw_torch",
+        flash_attn="sdpa",
+        use_cpu=True,
+        report_to="none",
+    )
+    assert found.missing == {} and list(found.same) == ["do_train"]
+    plan = compiled(*found.as_overrides())
+    train, attach = plan.steps.train, plan.steps.attach
+    assert plan.options["model"] == "smollm2_135m"
+    assert (attach.settings["rank"], attach.settings["alpha"], attach.settings["dropout"]) == (16, 32, 0.05)
+    assert attach.settings["target_modules"] == ["q_proj", "v_proj"]
+    assert (train.learning_rate, train.batch_size, train.gradient_accumulation_steps) == (2e-4, 2, 4)
+    assert (train.lr_scheduler, train.warmup_ratio, train.num_epochs) == ("cosine", 0.1, 2)
+    assert (train.autocast, plan.seed, plan.steps.pack.max_length) == ("bfloat16", 7, 512)
+    assert plan.steps.patch.attention == "sdpa"
+    assert plan.steps.patch.activation_checkpointing is True  # its default, which no line of the file says
+
+
+def test_what_is_not_said_is_its_default(catalogue: Path) -> None:
+    train = compiled(*said(catalogue, use_cpu=True).as_overrides()).steps.train
+    assert (train.learning_rate, train.num_epochs, train.batch_size, train.lr_scheduler) == (5e-5, 3, 8, "linear")
+    assert train.warmup_ratio == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"quantization_bit": 4}, {"method": "qlora"}),
+        ({"quantization_bit": 8}, {"method": "lora", "method.quantization.bits": "8"}),
+        ({"use_dora": True}, {"method": "dora"}),
+        ({"use_rslora": True}, {"method": "rslora"}),
+        ({"pissa_init": True}, {"method": "pissa"}),
+        ({"loraplus_lr_ratio": 16}, {"method": "lora_plus", "method.b_learning_rate_ratio": "16"}),
+        ({"finetuning_type": "full", "use_galore": True, "galore_rank": 64}, {"method": "galore", "method.rank": "64"}),
+        ({"finetuning_type": "full", "use_badam": True, "badam_mode": "ratio"}, {"method": "badam_ratio"}),
+        ({"finetuning_type": "freeze", "freeze_trainable_layers": 2}, {"method": "freeze", "method.num_layers": "2"}),
+        ({"neat_packing": True, "packing": True}, {"data.packing": "true", "data.isolate_documents": "true"}),
+        ({"max_steps": 9}, {"stage.max_steps": "9"}),
+        ({"max_steps": -1}, {"stage.max_steps": "null"}),
+        ({"save_strategy": "no"}, {"stage.save_steps": "null"}),
+        ({"disable_gradient_checkpointing": True}, {"compute.activation_checkpointing": "false"}),
+        ({"shift_attn": True, "flash_attn": "auto"}, {"compute.attention": "s2"}),
+        ({"max_new_tokens": 64}, {"evaluate.max_new_tokens": "64"}),
+        ({"deepspeed": "examples/deepspeed/ds_z3_config.json"}, {"hardware.strategy": "zero3"}),
+        ({"model_name_or_path": "some/folder"}, {"model.path": "some/folder"}),
+    ],
+)
+def test_a_choice_is_said_in_our_words(given: dict[str, Any], wanted: dict[str, str], catalogue: Path) -> None:
+    found = said(catalogue, **given).overrides
+    assert {key: found.get(key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(("loss", "stage"), [("sigmoid", "dpo"), ("simpo", "dpo"), ("orpo", "orpo")])
+def test_preferences_are_planned(loss: str, stage: str, catalogue: Path) -> None:
+    found = said(catalogue, stage="dpo", pref_loss=loss, pref_beta=0.2, dataset="pairs", use_cpu=True)
+    plan = compiled(*found.as_overrides())
+    assert (plan.steps.train.stage, plan.steps.train.own["beta"]) == (stage, 0.2)
+    assert plan.steps.train.own.get("loss", "orpo") == loss
+
+
+def test_nothing_goes_in_silence(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = {"warmup_steps": 10, "no_such_key": 1, "lr_scheduler_type": "polynomial", "use_cpu": True, "top_p": 0.9}
+    found = said(catalogue, **strange, val_size=100, pref_loss="exo", stage="dpo", dataset="pairs")
+    assert found.missing.keys() >= strange.keys() - {"use_cpu"} | {"val_size", "pref_loss"}
+    assert cli.main(["import-config", "old.yaml"]) == 0
+    out = capsys.readouterr().out
+    for key in found.missing:
+        assert f"# no equal  {key}: " in out
+    (command,) = [part for part in out.split("\n") if part.endswith(" train \\")]
+    words = out[out.index(command) :]
+    assert dict(text.split("=", 1) for text in line.read(words)) == found.overrides
+    compose.parse(list(line.read(words)))
+
+
+def test_what_is_refused_here_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(here)
+    assert cli.main(["import-config", "old.yaml"]) == 0
+    assert "# refused   [catalogue-missing]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2]", b"\xff\xfe\x00", b"a: [", b"learning_rate: 1", b"stage: sft\nfinetuning_type: magic\n"]
+)
+def test_another_file_is_refused(content: bytes, here: Path) -> None:
+    (here / "old.yaml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        llamafactory.translate(here / "old.yaml")
+    assert [each.rule for each in caught.value.refusals] == ["import-config"]
+    assert cli.main(["import-config", "nowhere.yaml"]) == cli.REFUSED
+    assert cli.main(["import-config"]) == cli.REFUSED
