@@ -103,7 +103,8 @@ def plan_panel(plan: Plan) -> Panel:
     )
     recompute = ", activations recomputed" if steps.patch.activation_checkpointing else ""
     groups = f" in groups of {steps.patch.group_size:,} tokens" if steps.patch.group_size else ""
-    add("patch", f"attention {steps.patch.attention}{groups}{rope}{recompute}")
+    kernels = "" if steps.patch.kernels == "none" else f", kernels {steps.patch.kernels}"
+    add("patch", f"attention {steps.patch.attention}{groups}{kernels}{rope}{recompute}")
     add("quantize", _quantization(plan))
     if plan.verb == "train":
         method = plan.options.get("method", steps.attach.method)

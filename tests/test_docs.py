@@ -1,0 +1,66 @@
+"""The README and the docs name verbs, options and keys that there are: each command in them is read as it stands."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import refusals
+
+from factory import cli, compose, settings
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+# what was run once, as it was called then
+PAST = {"measurements.md"}
+_BLOCK = re.compile(r"^ {4}\$? ?(factory\b.*(?:\\\n.*)*)", re.MULTILINE)
+_FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`(factory [^`\n]+)`")
+# a key with its value, as `data.packing=true`
+_KEY = re.compile(r"(?<![\w./-])([a-z]+(?:\.[a-zA-Z_]+)+)=(?!=)")
+FLAGS = {"--help", "--diff", "--from-plan"}
+SHOWN = {"stage.learning_rat=1e-4"}  # a mistake, for its refusal
+# words for what a reader puts in their place
+_PLACE = re.compile(r"\b[A-Z]{3,}[A-Z_0-9]*\b|…|\.\.\.|[<>|]")
+# of these, what no rule says: that the words themselves are wrong
+WRONG = {"unknown-key", "unknown-option", "unknown-verb", "unknown-group", "bad-value", "key-of-another-verb", "syntax"}
+
+
+def commands(text: str) -> Iterator[str]:
+    fenced = "\n".join(found[1] for found in _FENCED.finditer(text))
+    for found in (*_BLOCK.finditer(text), *re.finditer(r"^\$? ?(factory\b.*(?:\\\n.*)*)", fenced, re.MULTILINE)):
+        yield found[1]
+    for found in _INLINE.finditer(text):
+        yield found[1]
+
+
+def documents() -> list[Path]:
+    return [file for file in DOCS if file.name not in PAST]
+
+
+@pytest.mark.parametrize("file", documents(), ids=lambda file: file.stem)
+def test_a_command_is_read_as_it_stands(file: Path) -> None:
+    for command in commands(file.read_text(encoding="utf-8")):
+        whole = re.sub(r"\\\n", " ", command).rstrip("\\ ")
+        words = shlex.split(whole, comments=True)
+        verb = words[1] if len(words) > 1 and "=" not in words[1] and not words[1].startswith("-") else "train"
+        assert verb in cli.VERBS or _PLACE.search(verb), command
+        if _PLACE.search(" ".join(words)) or verb not in ("train", "plan") or (SHOWN | FLAGS) & set(words):
+            continue
+        asked = compose.parse([word for word in words[1:] if word != verb])
+        if asked.multirun or asked.config_dirs or compose.recipe_of_runs(asked):
+            continue
+        left = [text for text in asked.overrides if not text.startswith(("plan.", "recipe="))]
+        found = {problem.rule for problem in refusals(*left, training=False)}
+        assert not found & WRONG, (command, found)
+
+
+@pytest.mark.parametrize("file", documents(), ids=lambda file: file.stem)
+def test_a_key_is_one_that_there_is(file: Path) -> None:
+    known = [key.path for key in settings.all_keys()]
+    patterns = [re.compile(re.escape(path).replace("<name>", r"[\w.-]+")) for path in known]
+    groups = {path.partition(".")[0] for path in known}
+    for key in {found[1] for found in _KEY.finditer(file.read_text(encoding="utf-8"))}:
+        if key.partition(".")[0] in groups and not any(key in each for each in SHOWN):
+            assert any(pattern.fullmatch(key) for pattern in patterns), key
