@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table4 test lint types slow bench images test-gpu golden compat clean
+.PHONY: help setup demo table4 test lint types slow bench bench-gpu images test-gpu golden compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,9 +31,15 @@ types: $(VENV)/.dev  ## pyright
 slow: $(VENV)/.dev  ## every method and stage on the embedded model, tens of steps each
 	$(RUN) -m pytest -m slow
 
-bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), and each method's memory
+bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour
 	$(RUN) benchmarks/peer.py
 	$(RUN) benchmarks/methods.py
+	$(RUN) benchmarks/shares.py
+	$(RUN) benchmarks/rollouts.py
+	$(RUN) benchmarks/growth.py
+
+bench-gpu: $(VENV)/.dev  ## on a GPU: the paper's methods and kernels on a model of Llama-2-7B's shapes
+	$(RUN) benchmarks/gpu.py
 
 images: $(VENV)/.dev  ## pictures of the board in docs/images, by its journeys in Chromium
 	FACTORY_BOARD_IMAGES=$(CURDIR)/docs/images $(RUN) -m pytest -m slow tests/board/test_browser.py tests/board/test_browser_comparing.py

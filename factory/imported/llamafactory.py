@@ -96,7 +96,7 @@ def _one(name: str, value: Any, said: Said) -> None:
     if entry is None:
         said.missing[name] = "it is not known here; `factory explain` lists the keys"
         return
-    entry = {"key": entry} if isinstance(entry, str) else entry
+    entry: dict[str, Any] = {"key": entry} if isinstance(entry, str) else entry
     if "key" not in entry:
         kind = said.same if "same" in entry else said.missing
         kind[name] = entry.get("same") or entry["none"]

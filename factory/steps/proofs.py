@@ -23,6 +23,7 @@ from factory.steps import source
 from factory.steps.attach import has_own_base, read_base, taking_out
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.feed import autocast, feed
+from factory.steps.kernels import replace_adapters, replace_kernels
 from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, kept, keys_of
@@ -261,7 +262,9 @@ def read_saved(run: Run) -> Any:
         quantization = quantize(run)["quantization"]
         own = has_own_base(run)
         base, _ = read_base(run, config, quantization, taking_out(folder) if own else None)
+        replace_kernels(base, plan.patch)  # in 16 bits another order of sums moves single tokens by tenths of a nat
         model = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=plan.attach.dtype == "float32")
+        replace_adapters(model, plan.patch)
         if own:
             own_base.forget_the_start(model)
     else:
@@ -271,6 +274,7 @@ def read_saved(run: Run) -> Any:
         )
         if info["missing_keys"]:
             raise ValueError(f"its files lack {', '.join(sorted(info['missing_keys'])[:_NAMED])}")
+        replace_kernels(model, plan.patch)
         model = model.to(plan.load.device)
     heads.load(model, folder)
     return model.to(torch.device(plan.load.device)) if plan.quantize.bits is None else model
