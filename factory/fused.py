@@ -166,7 +166,8 @@ def _is_norm(module: Any) -> bool:
 
 def _is_rms_norm(norm: Any, whole: bool) -> bool:
     own = copy.deepcopy(norm).to("cpu", torch.float32)
-    x = torch.randn(4, len(own.weight))
+    sizes = torch.tensor([[1.0], [10.0], [1e-3], [1e-4]])  # where eps tells, and where not
+    x = sizes * torch.randn(4, len(own.weight))
     try:
         return bool(torch.allclose(own(x), RMSNorm.apply(x, own.weight, _eps(own), whole), atol=1e-5))
     except (RuntimeError, TypeError):  # it takes something else
@@ -211,7 +212,8 @@ def _adapted(layer: Any, x: Tensor, *given: Any, usual: Callable[..., Tensor], *
         return usual(layer, x, *given, **named)
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     base = layer.get_base_layer()
-    if not mixed and not x.dtype == a.dtype == b.dtype:
+    learns_more = base.weight.requires_grad or layer.lora_B[name].bias is not None
+    if learns_more or (not mixed and not x.dtype == a.dtype == b.dtype):
         return usual(layer, x)
     make = _weight(base)
     assert make is not None

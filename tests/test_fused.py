@@ -132,7 +132,7 @@ def test_a_norm_that_only_looks_like_one_is_left(monkeypatch: pytest.MonkeyPatch
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
     norm, mlp = LlamaRMSNorm.forward, LlamaMLP.forward
-    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: norm(self, x) + 1e-3)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: norm(self, x + 1e-5))  # it shows where eps does
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: 1.01 * mlp(self, x))
     plain = model_of("llama")
     model = copy.deepcopy(plain)
@@ -209,6 +209,10 @@ def test_what_peft_can_do_besides_is_left_to_it() -> None:
         assert not torch.allclose(logits(model), with_adapter, atol=1e-3)
     model.merge_adapter()
     torch.testing.assert_close(logits(model), with_adapter, rtol=1e-4, atol=1e-4)
+    base = model.get_base_model().model.layers[0].mlp.up_proj.get_base_layer()
+    base.weight.requires_grad_(True)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    assert base.weight.grad is not None and base.weight.grad.any()
     dora = adapted(use_dora=True)
     before = [type(each) for each in dora.modules()]
     fused.fuse_adapters(dora)
