@@ -306,7 +306,7 @@ def test_a_folder_of_options_has_no_defaults_of_everything(command: Command, her
     ("arguments", "rule"),
     [
         (("trian",), "unknown-verb"),
-        (("import-config",), "unknown-verb"),
+        (("import-config",), "import-what"),
         (("board", "board.host=0.0.0.0"), "board-password"),
         (("board", "board.share=true"), "board-password"),
         (("board", "board.port=x"), "bad-value"),
