@@ -64,7 +64,7 @@ def text(out: Path, rows: int, words: int) -> Path:
 
 def of_length(length: int, out: Path) -> dict[str, float]:
     """Microseconds a token of the embedded model, on one thread."""
-    rows = f"data=file data.path={text(out, 40, 5000)} data.max_length={length} data.truncation=right"
+    rows = f"data=file data.path={text(out, 40, 5000)} data.max_length={length}"
     found = run(f"{COMMON} hardware.threads=1 stage.max_steps=4 {rows}", out / f"length-{length}", out=out)
     return {"x": length, "y": 1e6 * found["step"] / found["tokens"]}
 
@@ -84,7 +84,7 @@ def of_model(name: str, out: Path) -> dict[str, float]:
     folder = out / "models" / name
     if not (folder / "tokenizer.json").is_file():
         made(MODELS[name], folder)
-    rows = f"data=file data.path={text(out, 40, 5000)} data.max_length=512 data.truncation=right"
+    rows = f"data=file data.path={text(out, 40, 5000)} data.max_length=512"
     words = f"{COMMON} hardware.threads=1 stage.max_steps=4 {rows} model.path={folder} precision=pure_bf16"
     found = run(words, out / f"model-{name}", out=out)
     return {"x": found["report"]["parameters"]["total"], "y": 1e6 * found["step"] / found["tokens"]}
@@ -111,7 +111,7 @@ def made(sizes: tuple[int, int, int], folder: Path) -> None:
 
 def of_processes(count: int, out: Path) -> dict[str, float]:
     """Microseconds a token of the whole, each process on one thread with a batch of its own."""
-    rows = f"data=file data.path={text(out, 40, 5000)} data.max_length=512 data.truncation=right"
+    rows = f"data=file data.path={text(out, 40, 5000)} data.max_length=512"
     several = f"hardware.num_processes={count} hardware.strategy={'none' if count == 1 else 'ddp'}"
     found = run(f"{COMMON} hardware.threads=1 stage.max_steps=6 {rows} {several}", out / f"ranks-{count}", out=out)
     return {"x": count, "y": 1e6 * found["step"] / found["tokens"]}
