@@ -9,6 +9,7 @@ import pytest
 from conftest import refusals
 
 from factory import cli, compose, settings
+from factory.refusal import catalogue
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guides").glob("*.md"))]
@@ -24,7 +25,7 @@ SHOWN = {"stage.learning_rat=1e-4"}  # a mistake, for its refusal
 # words for what a reader puts in their place
 _PLACE = re.compile(r"\b[A-Z]{3,}[A-Z_0-9]*\b|…|\.\.\.|[<>|]")
 # of these, what no rule says: that the words themselves are wrong
-WRONG = {"unknown-key", "unknown-option", "unknown-verb", "unknown-group", "bad-value", "key-of-another-verb", "syntax"}
+WRONG = {"unknown-key", "unknown-option", "unknown-verb", "bad-value", "key-of-another-verb", "syntax"}
 
 
 def commands(text: str) -> Iterator[str]:
@@ -33,6 +34,11 @@ def commands(text: str) -> Iterator[str]:
         yield found[1]
     for found in _INLINE.finditer(text):
         yield found[1]
+
+
+def test_what_is_looked_for_can_be_found() -> None:
+    assert catalogue().keys() >= WRONG
+    assert {problem.rule for problem in refusals("method=zzz", "stage.batch_size=x")} <= WRONG
 
 
 def documents() -> list[Path]:
