@@ -5,9 +5,10 @@
     python benchmarks/memory.py --table               # the table alone: estimates are made anew
 
 Every run is a process of its own on one thread: three steps of rows that are cut to data.max_length, so that the
-batch is as large as it was estimated. Models beside the embedded one are random, made from their numbers.
-Measured is `memory.peak_bytes` of the report: the largest resident memory of the train step. It does not depend on
-what else the machine does. Results are kept in --out, a line a case; a case that is there is not run again.
+batch is as large as it was estimated; or 14 of short rows, packed, each step of another length. Models beside the
+embedded one are random, made from their numbers. Measured is `memory.peak_bytes` of the report: the largest resident
+memory of the train step. It does not depend on what else the machine does. Results are kept in --out, a line a case; a
+case that is there is not run again.
 """
 
 import argparse
@@ -24,8 +25,9 @@ from typing import Any
 
 COMMON = (
     "hardware=cpu hardware.threads=1 tracking=none evaluate.perplexity=false evaluate.samples=0 "
-    "data.validation_fraction=0 stage.max_steps=3 stage.save_steps=null stage.warmup_ratio=0"
+    "data.validation_fraction=0 stage.save_steps=null stage.warmup_ratio=0"
 )
+PACKED = "data.packing=true"
 TABLE4 = "precision=pure_bf16 stage.optimizer=adamw_8bit compute.activation_checkpointing=true"  # the recipe's words
 # width, width of the MLP, layers, heads, heads of keys, vocabulary, and what else a config needs
 RANDOM: dict[str, dict[str, Any]] = {
@@ -85,6 +87,10 @@ def cases() -> list[Case]:
         Case("smol", "pt", "lora", 1024, 1, "compute.attention=s2"),
         Case("smol", "pt", "full", 512, 1, "stage.optimizer=adamw_8bit"),
         *(Case("smol", "pt", method, 512, 1, TABLE4) for method in ("full", "galore", "lora")),
+        *(
+            Case("smol", "sft", "lora", 1024, 1, f"{PACKED} compute.activation_checkpointing={recomputed}")
+            for recomputed in ("false", "true")
+        ),
         Case("wide", "pt", "lora", 128, 8),
         Case("wide", "pt", "lora", 4096, 1),
         Case("wide", "pt", "lora", 1024, 4, "compute.activation_checkpointing=true"),
@@ -151,10 +157,11 @@ def random_model(numbers: dict[str, Any], folder: Path) -> None:
     made.save_pretrained(folder)
 
 
-def rows(stage: str, length: int) -> Iterator[dict[str, Any]]:
-    """More than every tokenizer here needs for `length` tokens."""
-    for number in range(40):
-        text = " ".join(f"word{(7 * number + place) % 97}" for place in range(2 * length))
+def rows(stage: str, length: int, *, short: bool) -> Iterator[dict[str, Any]]:
+    """More than every tokenizer here needs for `length` tokens, or up to a third of it."""
+    for number in range(200 if short else 40):
+        words = 10 + 37 * number % (length // 9) if short else 2 * length
+        text = " ".join(f"word{(7 * number + place) % 97}" for place in range(words))
         asked = f"Count on from {number}."
         yield {
             "pt": {"text": text},
@@ -165,10 +172,11 @@ def rows(stage: str, length: int) -> Iterator[dict[str, Any]]:
 
 def words(case: Case, out: Path) -> list[str]:
     """The command line; the model and the rows are made where they are not there yet."""
-    file = out / "rows" / f"{case.stage}-{case.length}.jsonl"
+    short = PACKED in case.more
+    file = out / "rows" / f"{case.stage}-{case.length}{'-short' if short else ''}.jsonl"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows(case.stage, case.length)))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows(case.stage, case.length, short=short)))
     model = []
     if case.model != "smol":
         folder = out / "models" / case.model
@@ -184,7 +192,8 @@ def words(case: Case, out: Path) -> list[str]:
         f"data.path={file}",
         f"data.max_length={case.length}",
         f"stage.batch_size={case.batch}",
-        *([] if case.stage == "pt" else ["data.truncation=right"]),  # packed text has no ends to cut
+        f"stage.max_steps={14 if short else 3}",
+        *([] if case.stage == "pt" or short else ["data.truncation=right"]),  # packed text has no ends to cut
         *case.more.split(),
     ]
 

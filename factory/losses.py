@@ -10,10 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from factory import chunks
 from factory.data.dataset import IGNORED
-from factory.plan import LOSS_CHUNK
-
-_MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,10 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """u: (tokens, vocabulary). What follows the product is taken in float32 at least."""
-        logits = (hidden @ self.weight.T).to(_wide(hidden.dtype))
+        return self.shaped((hidden @ self.weight.T).to(_wide(hidden.dtype)))
+
+    def shaped(self, logits: Tensor) -> Tensor:
+        """u of hidden @ weight.T, written in its place."""
         if self.bias is not None:
             logits += self.bias
         if self.scale != 1:
@@ -75,7 +76,31 @@ def _chunks(hidden: Tensor, dtype: torch.dtype, size: int) -> Iterator[tuple[sli
     """Which tokens, and what goes into the head for them, padded with rows of 0."""
     for start in range(0, len(hidden), size):
         part = hidden[start : start + size].to(dtype)
-        yield slice(start, start + len(part)), functional.pad(part, (0, 0, 0, -len(part) % _MULTIPLE))
+        yield slice(start, start + len(part)), functional.pad(part, (0, 0, 0, -len(part) % chunks.MULTIPLE))
+
+
+class _Room:
+    """For the logits of a chunk after the other, in the type of the product and in float32 at least.
+
+    Its sizes are few: of blocks that are ever another size glibc's heap would keep the holes.
+    """
+
+    def __init__(self, tokens: int, size: int, head: Head) -> None:
+        shape, dtype = (chunks.room(tokens, size), len(head.weight)), head.weight.dtype
+        self._narrow = head.weight.new_empty(shape)
+        self._wide = self._narrow if _wide(dtype) == dtype else head.weight.new_empty(shape, dtype=_wide(dtype))
+
+    def logits(self, head: Head, part: Tensor) -> Tensor:
+        """`Head.logits`."""
+        product = torch.mm(part, head.weight.T, out=self._narrow[: len(part)])
+        return head.shaped(self._same(self._wide, product))
+
+    def narrow(self, slopes: Tensor) -> Tensor:
+        """In the product's type, in its place."""
+        return self._same(self._narrow, slopes)
+
+    def _same(self, room: Tensor, values: Tensor) -> Tensor:
+        return values if values.dtype == room.dtype else room[: len(values)].copy_(values)
 
 
 class _Gradients:
@@ -85,19 +110,18 @@ class _Gradients:
         needs_hidden, self._needs_weight = needs[:2]
         self._needs_bias = bias is not None and needs[4]
         self.needed = needs_hidden or self._needs_weight or self._needs_bias
-        # each chunk passes over the weight's gradient: fewer are faster
-        self.chunk = LOSS_CHUNK * (2 if self._needs_weight else 1)
+        self.chunk = chunks.chunk(head_trains=self._needs_weight)
         self._type = weight.dtype
         self.hidden = torch.empty_like(hidden) if needs_hidden else None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
-    def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor) -> None:
+    def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor, room: _Room) -> None:
         """Of the tokens of `rows`: what went into the head, its weight of that type, and the slopes."""
         if self._needs_bias:
             total = slopes.sum(0)
             self.bias = total if self.bias is None else self.bias.add_(total)
-        slopes = slopes.to(part.dtype)
+        slopes = room.narrow(slopes)
         if self.hidden is not None:
             self.hidden[rows] = (slopes @ narrow)[: rows.stop - rows.start]
         if self._needs_weight:
@@ -126,15 +150,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         head = Head(weight.to(dtype), bias, scale, cap)
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
-        total = hidden.new_zeros((), dtype=_wide(dtype))
+        total, room = hidden.new_zeros((), dtype=_wide(dtype)), _Room(len(hidden), gradients.chunk, head)
         for rows, part in _chunks(hidden, dtype, gradients.chunk):
-            logits, factors = head.logits(part), None if counts is None else counts[rows]
+            logits, factors = room.logits(head, part), None if counts is None else counts[rows]
             bend = head.bend(logits) if gradients.needed else None
             losses = _losses(logits, target[rows])
             total += losses.sum() if factors is None else (losses * factors).sum()
             if gradients.needed:
-                gradients.add(rows, part, head.weight, head.slopes(logits, bend, target[rows], factors))
-            del logits  # before the next chunk's are made
+                gradients.add(rows, part, head.weight, head.slopes(logits, bend, target[rows], factors), room)
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         return total
 
@@ -168,9 +191,10 @@ class LinearLogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, target, bias)
         ctx.numbers = dtype, scale, cap
         head = Head(weight.to(dtype), bias, scale, cap)
-        values = hidden.new_empty(len(target), dtype=_wide(dtype))
-        for rows, part in _chunks(hidden, dtype, LOSS_CHUNK):
-            values[rows] = -_losses(head.logits(part), target[rows])
+        size = chunks.chunk(head_trains=False)
+        values, room = hidden.new_empty(len(target), dtype=_wide(dtype)), _Room(len(hidden), size, head)
+        for rows, part in _chunks(hidden, dtype, size):
+            values[rows] = -_losses(room.logits(head, part), target[rows])
         return values
 
     @staticmethod
@@ -182,12 +206,12 @@ class LinearLogProbs(torch.autograd.Function):
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             head = Head(weight.to(dtype), bias, scale, cap)
+            room = _Room(len(hidden), gradients.chunk, head)
             for rows, part in _chunks(hidden, dtype, gradients.chunk):
-                logits = head.logits(part)
+                logits = room.logits(head, part)
                 bend = head.bend(logits)
                 slopes = head.slopes(torch.softmax(logits, dim=-1, out=logits), bend, target[rows], -grad[rows])
-                gradients.add(rows, part, head.weight, slopes)
-                del logits, slopes  # before the next chunk's are made
+                gradients.add(rows, part, head.weight, slopes, room)
         return gradients.hidden, gradients.weight, None, None, gradients.bias, None, None
 
 
@@ -418,7 +442,8 @@ def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor, *, wide: b
 
 def _by_logits(logits: Tensor, target: Tensor) -> Tensor:
     """log softmax(logits)[target]: (tokens). Of no more than a chunk are the wide ones there at once."""
-    parts = zip(logits.split(LOSS_CHUNK), target.split(LOSS_CHUNK), strict=True)
+    size = chunks.chunk(head_trains=False)
+    parts = zip(logits.split(size), target.split(size), strict=True)
     return torch.cat([checkpoint(_log_probs, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 

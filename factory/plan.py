@@ -18,7 +18,6 @@ VERSION = 10
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
 _OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfile", "base", "scores")
-LOSS_CHUNK = 256  # tokens whose logits exist at a time; twice that where the head is trained
 Verb = Literal["train", "evaluate", "export", "chat", "serve"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from factory import losses
+from factory import chunks, losses
 from factory.losses import TRANSFORMS, LinearLogProbs, causal_lm, head_of, sequence_log_probs, token_log_probs
 
 VOCABULARY, WIDTH = 13, 8
@@ -57,7 +57,7 @@ def test_equals_torchs_log_softmax(
     scale: float, cap: float | None, biased: bool, trained: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bias, scale and cap, whichever of the tensors are trained, over one chunk, whole chunks and parts of one."""
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    monkeypatch.setattr(chunks, "CHUNK", 8)
     for tokens in (1, 8, 20, 33):
         hidden, weight, bias, target = problem(tokens, biased=biased)
         given = [
@@ -77,7 +77,7 @@ def test_equals_torchs_log_softmax(
 
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_gradients_are_the_slopes(cap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 2)
+    monkeypatch.setattr(chunks, "CHUNK", 2)
     hidden, weight, bias, target = problem(5)
 
     def values(hidden: Any, weight: Any, bias: Any) -> Any:
@@ -139,16 +139,16 @@ def wide_problem(tokens: int, vocabulary: int) -> tuple[Any, Any, Any]:
     return hidden, torch.randn(vocabulary, WIDTH), torch.randint(0, vocabulary, (tokens,))
 
 
-@pytest.mark.parametrize(("trains_head", "chunks"), [(False, 1), (True, 2)])
+@pytest.mark.parametrize(("trains_head", "times"), [(False, 1), (True, 2)])
 def test_a_chunks_logits_are_the_largest_tensor(
-    trains_head: bool, chunks: int, monkeypatch: pytest.MonkeyPatch
+    trains_head: bool, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 64)
+    monkeypatch.setattr(chunks, "CHUNK", 64)
     hidden, weight, target = wide_problem(640, 512)
     weight.requires_grad_(trains_head)
     assert largest(lambda: plain(hidden, weight, None, target)) == 640 * 512
     mine = largest(lambda: LinearLogProbs.apply(hidden, weight, target, torch.float32, None, 0.5, 30.0))
-    assert mine == chunks * 64 * 512
+    assert mine == times * 64 * 512
 
 
 def kept(values: Callable[[], Tensor], dtype: torch.dtype | None = None) -> int:
@@ -210,7 +210,7 @@ KINDS = ["llama", "gemma2", "cohere", "granite", "phi", "gpt2", "qwen3", "opt", 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_models_own_logits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, in chunks of a few tokens, with the gradients of all parameters."""
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    monkeypatch.setattr(chunks, "CHUNK", 8)
     torch.manual_seed(0)
     model, batch = built_of(roomy(of(kind)), "cpu").double().eval(), given_batch()
     assert (head_of(model) is None) == (kind == "dbrx")
@@ -244,7 +244,7 @@ def test_without_its_adapter_it_is_the_base(model: Any) -> None:
 def test_an_unknown_heads_logits_are_widened_by_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole they are there only as the model makes them, in the forward and in the backward pass."""
     monkeypatch.delitem(TRANSFORMS, "llama")
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 32)
+    monkeypatch.setattr(chunks, "CHUNK", 32)
     ids = torch.randint(3, 512, (4, 64))
     batch, vocabulary = {"input_ids": ids, "labels": ids}, model.config.vocab_size
     narrow = model.to(torch.bfloat16)
@@ -298,9 +298,9 @@ def test_autocast_as_in_the_loss(
     model: Any, dtype: torch.dtype, taken: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both take the head in one type, so both round alike; instead of float16 it is float32."""
-    logits, seen = losses.Head.logits, []
+    logits, seen = losses._Room.logits, []
     monkeypatch.setattr(
-        losses.Head, "logits", lambda head, hidden: (seen.append(hidden.dtype), logits(head, hidden))[1]
+        losses._Room, "logits", lambda room, head, part: (seen.append(part.dtype), logits(room, head, part))[1]
     )
     exact, _ = token_log_probs(model, given_batch())
     assert set(seen) == {torch.float32}

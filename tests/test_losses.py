@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from factory import losses
+from factory import chunks, losses
 from factory.losses import LinearCrossEntropy, causal_lm, row_losses
 
 
@@ -23,7 +23,7 @@ def _problem(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Any,
 @pytest.mark.parametrize("tokens", [1, 7, 8, 20])
 @pytest.mark.parametrize("trains_head", [True, False])
 def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    monkeypatch.setattr(chunks, "CHUNK", 8)
     hidden, weight, target = _problem(tokens)
     weight.requires_grad_(trains_head)
     wanted = [hidden, weight] if trains_head else [hidden]
@@ -36,7 +36,7 @@ def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch
 
 @pytest.mark.parametrize("tokens", [1, 8, 20])
 def test_counts_multiply_a_tokens_loss_and_gradient(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    monkeypatch.setattr(chunks, "CHUNK", 8)
     hidden, weight, target = _problem(tokens)
     counts = torch.rand(tokens)
     plain = (functional.cross_entropy(hidden @ weight.T, target, reduction="none") * counts).sum() / 3
@@ -57,7 +57,7 @@ def test_what_a_head_does_to_its_logits(
     scale: float, cap: float | None, biased: bool, trained: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bias, scale and cap against autograd through the formula, whichever of the tensors are trained."""
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    monkeypatch.setattr(chunks, "CHUNK", 8)
     hidden, weight, target = _problem(20)
     bias = torch.randn(13, dtype=torch.float64, requires_grad=True) if biased else None
     given = [
@@ -79,7 +79,7 @@ def test_what_a_head_does_to_its_logits(
 
 
 def test_gradients_are_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 2)
+    monkeypatch.setattr(chunks, "CHUNK", 2)
     hidden, weight, target = _problem(5)
 
     def loss(hidden: Any, weight: Any) -> Any:

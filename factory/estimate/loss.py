@@ -1,11 +1,7 @@
 """What stands after the decoder: the head and the loss, as factory.losses makes them in chunks."""
 
+from factory import chunks
 from factory.estimate.tape import Gradient, Storage, Tape, Tensor, Weight
-from factory.plan import LOSS_CHUNK
-
-
-def _chunk(tokens: int, head: Weight) -> int:
-    return min(tokens, LOSS_CHUNK * (2 if head.trained else 1))
 
 
 def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: int) -> list[Gradient]:
@@ -17,7 +13,7 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     width = head.count // vocabulary
     wanted = hidden.node is not None
     gradient = Storage(tape.ledger, hidden.bytes) if wanted else None
-    rows = _chunk(hidden.count // width, head)
+    rows = chunks.room(hidden.count // width, chunks.chunk(head_trains=head.trained))
     logits = rows * vocabulary
     part = rows * width * size
     narrow = logits * size if size != 4 else 0

@@ -41,6 +41,9 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits does not spin on a core that another process needs
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),  # large tensors are reused, not given back and faulted in each step
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+    # kernels that a CPU compiles for a shape and keeps, half a MiB each: a step's own fit, those of a thousand lengths do not
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
     "TOKENIZERS_PARALLELISM": "true",
     "PYTHONUNBUFFERED": "1",
 }

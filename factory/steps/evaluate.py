@@ -19,6 +19,7 @@ from factory.heads import writes
 from factory.refusal import refuse
 from factory.stages.loss import Watched, over_ranks
 from factory.steps.feed import autocast, collating, unit
+from factory.steps.kernels import without_dropout
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 
@@ -241,7 +242,7 @@ def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
         (sign * loss).backward()
         return float(loss.detach())
 
-    model.eval()
+    without_dropout(model)
     together, whole = slope(packed, 1), _gradient_norm(model)
     apart = sum(slope(document, -1) for document in alone(packed))
     left = _gradient_norm(model) / whole if whole else 0.0

@@ -57,6 +57,21 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
     model.disable_input_require_grads()  # made for reentrant ones: with them all that is frozen is walked back too
 
 
+def without_dropout(model: Any) -> None:
+    """Puts the model in evaluation, its layers recomputing as in training: transformers has each do so where it trains.
+
+    A layer that drops out by itself, as OPT's, and not by a module, does not recompute then.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.eval()
+    if any("drop" in name and value for name, value in _inner(model).config.to_dict().items()):
+        return
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
+
+
 def _plain() -> Contexts:
     return nullcontext(), nullcontext()
 

@@ -8,7 +8,7 @@ import torch
 from families import built_of, of, roomy
 from torch.nn import functional
 
-from factory import losses
+from factory import chunks, losses
 from factory.architecture import FAMILIES, REMOTE_CODE, traits_of
 from factory.attention import BLOCKS, S2, blocks, s2
 from factory.losses import TRANSFORMS, causal_lm, head_of, heads_agree
@@ -41,7 +41,7 @@ def test_every_known_head_has_a_tiny_model() -> None:
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_loss_and_gradients_are_the_models_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, in chunks of a few tokens, in training mode."""
-    monkeypatch.setattr(losses, "LOSS_CHUNK", 8)
+    monkeypatch.setattr(chunks, "CHUNK", 8)
     model, given = kinds.build(kind).double(), batch()
     model.train(kind not in OWN_DROPOUT)
     for module in model.modules():

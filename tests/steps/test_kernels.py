@@ -38,6 +38,45 @@ def test_selective_keeps_the_matmuls(execute: Callable[..., Any], monkeypatch: p
     assert flops("false") == flops("selective") < flops("true")
 
 
+def test_a_proof_recomputes_as_training_does(execute: Callable[..., Any]) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from factory.steps.kernels import without_dropout
+
+    done = execute("method=lora", "compute.activation_checkpointing=true", *SHORT)
+    tokens = torch.tensor([done.dataset.train[0].ids])
+
+    def flops() -> int:
+        with FlopCounterMode(display=False) as counted:
+            done.model(input_ids=tokens, labels=tokens).loss.backward()
+        return counted.get_total_flops()
+
+    trained, kept = done.model.train() and flops(), done.model.eval() and flops()
+    without_dropout(done.model)
+    assert flops() == trained > kept
+
+
+def test_a_proof_drops_nothing_out(execute: Callable[..., Any]) -> None:
+    import torch
+
+    from factory.steps.kernels import without_dropout
+
+    done = execute("method=lora", "method.dropout=0.5", "compute.activation_checkpointing=true", *SHORT)
+    tokens = torch.tensor([done.dataset.train[0].ids])
+    without_dropout(done.model)
+    torch.testing.assert_close(*(done.model(input_ids=tokens).logits for _ in range(2)), rtol=0, atol=0)
+
+
+def test_layers_that_drop_out_by_themselves_are_kept_from_it(execute: Callable[..., Any]) -> None:
+    from factory.steps.kernels import without_dropout
+
+    model = execute("method=full", "compute.activation_checkpointing=true", *SHORT).model
+    model.config.hidden_dropout = 0.1
+    without_dropout(model)
+    assert not any(module.training for module in model.modules())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_steps(execute: Callable[..., Any]) -> None:

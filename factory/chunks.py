@@ -1,0 +1,17 @@
+"""Of how many tokens there are logits at a time: the loss's rule, and the estimate's. Importing this needs no torch."""
+
+CHUNK = 256  # tokens
+MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
+
+
+def chunk(*, head_trains: bool) -> int:
+    """Tokens of a chunk. Each passes over the gradient of a head that trains: fewer are faster."""
+    return CHUNK * (2 if head_trains else 1)
+
+
+def room(tokens: int, chunk: int) -> int:
+    """Rows of what holds each chunk's logits in turn: a power of two, or the chunk.
+
+    Few sizes, as of blocks that are ever another size glibc's heap would keep the holes (docs/measurements.md).
+    """
+    return max(MULTIPLE, min(chunk, 1 << (tokens - 1).bit_length()))
