@@ -160,6 +160,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         notes=tuple(notes),
         warnings=warnings + bases.warnings(case),
         packages=case.facts.machine.packages,
+        own=case.facts.own,
         tracking=settings.tracking,
     )
 
