@@ -47,9 +47,10 @@ images: $(VENV)/.dev  ## pictures of the board in docs/images, by its journeys i
 test-gpu: $(VENV)/.dev  ## what only a GPU shows
 	$(RUN) -m pytest -m gpu
 
-golden: $(VENV)/.dev  ## write the golden plans, docs/compatibility.md and the covering array anew, to be seen in git diff
+golden: $(VENV)/.dev  ## write the golden plans, docs/compatibility.md, docs/reference and the covering array anew, to be seen in git diff
 	$(RUN) tests/plans.py
 	$(RUN) tests/compatibility.py
+	$(RUN) tests/reference.py
 	$(RUN) tests/covering.py write
 
 compat: $(VENV)/.dev  ## execute a covering array of what goes together on a CPU: minutes, a line each
