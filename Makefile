@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table4 test lint types slow bench bench-gpu images test-gpu golden compat clean
+.PHONY: help setup demo table4 test lint types slow bench bench-gpu images test-gpu golden release licences compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -47,10 +47,18 @@ images: $(VENV)/.dev  ## pictures of the board in docs/images, by its journeys i
 test-gpu: $(VENV)/.dev  ## what only a GPU shows
 	$(RUN) -m pytest -m gpu
 
-golden: $(VENV)/.dev  ## write the golden plans, docs/compatibility.md and the covering array anew, to be seen in git diff
+golden: $(VENV)/.dev  ## write the golden plans, docs/compatibility.md, docs/reference and the covering array anew, to be seen in git diff
 	$(RUN) tests/plans.py
 	$(RUN) tests/compatibility.py
+	$(RUN) tests/reference.py
 	$(RUN) tests/covering.py write
+
+release: $(VENV)/.dev  ## a wheel and an sdist in dist/, once what they hold has been tried from another folder
+	$(RUN) -m pytest -m slow tests/slow/test_release.py
+	$(RUN) -m build
+
+licences: $(VENV)/.dev  ## write docs/licences.md anew, from the metadata of what is installed
+	$(RUN) tests/licences.py
 
 compat: $(VENV)/.dev  ## execute a covering array of what goes together on a CPU: minutes, a line each
 	$(RUN) tests/covering.py

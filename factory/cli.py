@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 REFUSED = 2
 # the verbs that read a group of keys of their own
-_OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
-_OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
+OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
+OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,10 +86,10 @@ def _refuse_unread(line: compose.CommandLine, verb: str) -> None:
     """The keys of what another verb prints: this one would not look at them."""
     for text in line.overrides:
         group = text.lstrip("+").partition("=")[0].partition(".")[0]
-        if group in _OWN and verb not in _OWN[group]:
+        if group in OWN and verb not in OWN[group]:
             shown = text if group not in ("serve", "board") else text.partition("=")[0]  # which may be a secret
             wrong = f"`factory {verb}` does not read it"
-            raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(_OWN[group]))
+            raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(OWN[group]))
         if group == "sweep" and not line.multirun:
             raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
 

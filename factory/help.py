@@ -1,6 +1,7 @@
 """`--help` and `explain`: made from the groups, the schema and the rules, so that they cannot go stale."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from factory import compose, registry
@@ -8,11 +9,21 @@ from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import Key, describe, plain
 
+FLAGS = {  # in a person's words
+    "-m, --multirun": "a sweep: method=lora,galore,qlora",
+    "--config-dir DIR": "your own options, in folders named as the groups; they stand for packaged ones",
+    "--from-plan PLAN": "(train) replay a plan file",
+    "--diff A B": "(plan) two plans: files, run folders or MLflow run ids",
+    "--cfg job, --info": "Hydra's own: the composed config, its search path",
+    "--help": "",
+}
+
 
 def overview(verbs: Mapping[str, Callable[..., int]], config_dirs: tuple[str, ...]) -> str:
     groups = "\n".join(
         f"  {group:<10} {compose.listed(compose.options(group, config_dirs))}" for group in compose.GROUPS
     )
+    flags = "\n".join(f"  {flag:<23} {words}".rstrip() for flag, words in FLAGS.items())
     listed = "\n".join(f"  {name:<10} {function.__doc__}" for name, function in verbs.items())
     return f"""Factory: fine-tuning as a plan that is compiled, refused or executed.
 
@@ -26,12 +37,7 @@ groups and their options (group=option; `factory explain GROUP` lists a group's 
   recipe     {", ".join(compose.recipes(config_dirs))}
 
 flags
-  -m, --multirun          a sweep: method=lora,galore,qlora
-  --config-dir DIR        your own options, in folders named as the groups; they stand for packaged ones
-  --from-plan PLAN        (train) replay a plan file
-  --diff A B              (plan) two plans: files, run folders or MLflow run ids
-  --cfg job, --info       Hydra's own: the composed config, its search path
-  --help
+{flags}
 
 examples
   factory                                                 the demo: LoRA on the embedded model
@@ -74,16 +80,16 @@ def _key(key: Key) -> str:
         key.path,
         f"  {key.limits.doc if key.limits else ''}",
         f"  type:     {describe(key.kind, key.limits)}",
-        f"  default:  {_default(key.path)}",
+        f"  default:  {default(key.path)}",
     ]
-    owners = _owners(key.path)
-    if owners:
-        lines.append(f"  of:       {', '.join(owners)}")
+    having = owners(key.path)
+    if having:
+        lines.append(f"  of:       {', '.join(having)}")
     lines.append(f"  rules:    {', '.join(readers) or 'none'}")
     return "\n".join(lines)
 
 
-def _owners(path: str) -> list[str]:
+def owners(path: str) -> list[str]:
     """The methods or stages that have the key, where not all of them do."""
     group = path.partition(".")[0]
     if group not in NAMED:
@@ -95,14 +101,18 @@ def _owners(path: str) -> list[str]:
     return [f"{group}={name}" for name in having] if len(having) < len(registry.names(kind)) else []
 
 
-def _default(path: str) -> str:
+@cache
+def _tree(option: str | None) -> dict[str, Any]:
+    return compose.compose(compose.CommandLine(overrides=(option,) if option else ())).tree
+
+
+def default(path: str) -> str:
     """From conf/, composed with the first option that has the key."""
-    owners = _owners(path)
-    line = compose.CommandLine(overrides=tuple(owners[:1]))
-    value: Any = compose.compose(line).tree
+    first = next(iter(owners(path)), None)
+    value: Any = _tree(first)
     for part in path.split("."):
         if not isinstance(value, dict):
             return "(set by the option)"
         value = next(iter(value.values())) if part == "<name>" else value.get(part)
     text = ", ".join(plain(item) for item in value) or "(none)" if isinstance(value, list) else plain(value)
-    return text + (f"  (with {owners[0]})" if owners else "")
+    return text + (f"  (with {first})" if first else "")

@@ -13,7 +13,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
 
-VERSION = 10
+VERSION = 11
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -361,6 +361,7 @@ class Plan:
     notes: tuple[str, ...]  # what `auto` chose, and why
     warnings: tuple[str, ...]
     packages: dict[str, str]
+    own: dict[str, str]  # the user's method, stage and template by their paths, with a hash of each
     tracking: Tracking
 
     def digest(self) -> str:
@@ -385,7 +386,7 @@ class Plan:
             del steps["evaluate"]["harness"]["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
-        found = {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps}
+        found = {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps, "own": self.own}
         if self.export is None:
             return found
         return found | {"export": {name: getattr(self.export, name) for name in _OF_WHAT_IS_WRITTEN}}
@@ -418,6 +419,7 @@ CHANGED: dict[int, str] = {
     8: "runs may be logged to TensorBoard or wandb, with what the machine does; plans of export, chat and serve",
     9: "tasks of lm-evaluation-harness, and the base that an exported adapter has to itself, are planned",
     10: "that base is planned of every verb, with the type that the weights are read in",
+    11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
 }
 
 

@@ -5,6 +5,7 @@ stages that have rules of their own.
 """
 
 import difflib
+from collections import ChainMap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -29,14 +30,17 @@ class Words:
 
 
 @cache
-def catalogue() -> dict[str, Words]:
-    """Every rule id with its words. An id that stands in two files is a mistake of ours."""
+def catalogue() -> ChainMap[str, Words]:
+    """Every rule id with its words, those of the user's own methods and stages (`factory.own`) first.
+
+    An id that stands in two files is a mistake of ours.
+    """
     found: dict[str, Words] = {}
     for path in (_PACKAGE / "refusals.yaml", *sorted(_PACKAGE.glob("*/**/refusals.yaml"))):
         entries = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         assert not found.keys() & entries.keys(), f"{path}: {found.keys() & entries.keys()}"
         found |= {rule: Words(**{**words, "reads": tuple(words.get("reads", ()))}) for rule, words in entries.items()}
-    return found
+    return ChainMap({}, found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,15 @@
-"""Methods and stages, found by listing their folders: `spec` needs no torch, `run` does."""
+"""Methods and stages, found by listing their folders: `spec` needs no torch, `run` does.
+
+A name that ends in .py is a file of the user's, which is both.
+"""
 
 import importlib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+from factory import own
 
 Kind = Literal["methods", "stages"]
 _PACKAGE = Path(__file__).parent
@@ -17,14 +22,19 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 def runnable(kind: Kind, name: str) -> bool:
     """Whether there is a torch part: a spec alone can be planned, not trained."""
-    return (_PACKAGE / kind / name / "run.py").is_file()
+    return own.is_code(name) or (_PACKAGE / kind / name / "run.py").is_file()
 
 
 def spec(kind: Kind, name: str) -> ModuleType:
+    """Raises UserError where it is a file that cannot be one."""
+    if own.is_code(name):
+        return own.module(kind, name)
     return importlib.import_module(f"factory.{kind}.{name}.spec")
 
 
 def run(kind: Kind, name: str) -> ModuleType:
+    if own.is_code(name):
+        return own.module(kind, name)
     return importlib.import_module(f"factory.{kind}.{name}.run")
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from factory import registry, schema
+from factory import own, registry, schema
 from factory.plan import Verb
-from factory.refusal import Refusal, did_you_mean, refusal
+from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import Key, Limits, Reader, known_keys, unknown_key, walk_keys
 
 GROUPS: dict[str, type] = {
@@ -88,23 +88,14 @@ def read(
 
 def _named(reader: Reader, group: str, kind: registry.Kind, tree: Any) -> Any:
     name = tree.get("name") if isinstance(tree, dict) else None
-    if name not in registry.names(kind):
+    try:
+        cls = registry.spec(kind, _known(group, kind, name)).Settings
+    except UserError as error:
         reader.bad_keys.add(group)
-        reader.problems.append(
-            refusal(
-                "unknown-name",
-                f"{group}.name={name}",
-                f"there is no such {group}",
-                kind=kind,
-                known=", ".join(registry.names(kind)),
-                hint=did_you_mean(str(name), registry.names(kind)),
-                group=group,
-            )
-        )
+        reader.problems += error.refusals
         return None
-    cls = registry.spec(kind, name).Settings
-    own = {found.split(".", 1)[1].split(".")[0] for found in known_keys(cls, group)}
-    for key in [key for key in tree if key not in own]:
+    keys = {found.split(".", 1)[1].split(".")[0] for found in known_keys(cls, group)}
+    for key in [key for key in tree if key not in keys]:
         owners = _owners(group, kind, str(key))
         if owners:
             reader.problems.append(
@@ -117,6 +108,16 @@ def _named(reader: Reader, group: str, kind: registry.Kind, tree: Any) -> Any:
             )
             tree = {other: value for other, value in tree.items() if other != key}
     return reader.record(cls, tree, group)
+
+
+def _known(group: str, kind: registry.Kind, name: Any) -> str:
+    """The name, of one that there is. Raises UserError."""
+    names = registry.names(kind)
+    if name in names or own.is_code(name):
+        return name
+    said, hint = ", ".join(names), did_you_mean(str(name), names)
+    setting, wrong = f"{group}.name={name}", f"there is no such {group}"
+    raise refuse("unknown-name", setting, wrong, kind=kind, known=said, hint=hint, group=group)
 
 
 def _owners(group: str, kind: registry.Kind, key: str) -> list[str]:

@@ -12,7 +12,8 @@ from factory import cli, compose, settings
 from factory.refusal import catalogue
 
 ROOT = Path(__file__).parents[1]
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+FOLDERS = [ROOT / "docs", ROOT / "docs" / "guides", ROOT / "docs" / "reference"]
+DOCS = [ROOT / "README.md", *(file for folder in FOLDERS for file in sorted(folder.glob("*.md")))]
 # what was run once, as it was called then
 PAST = {"measurements.md"}
 _BLOCK = re.compile(r"^ {4}\$? ?(factory\b.*(?:\\\n.*)*)", re.MULTILINE)
@@ -23,7 +24,7 @@ _KEY = re.compile(r"(?<![\w./-])([a-z]+(?:\.[a-zA-Z_]+)+)=(?!=)")
 FLAGS = {"--help", "--diff", "--from-plan"}
 SHOWN = {"stage.learning_rat=1e-4"}  # a mistake, for its refusal
 # words for what a reader puts in their place
-_PLACE = re.compile(r"\b[A-Z]{3,}[A-Z_0-9]*\b|…|\.\.\.|[<>|]")
+_PLACE = re.compile(r"\b[A-Z]{3,}[A-Z_0-9]*\b|…|\.\.\.|[<>|{]")
 # of these, what no rule says: that the words themselves are wrong
 WRONG = {"unknown-key", "unknown-option", "unknown-verb", "bad-value", "key-of-another-verb", "syntax"}
 

@@ -154,12 +154,14 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
             sizes=sizes,
             capacity=capacity,
             frozen=beside,
+            cuda="cuda" in case.facts.machine.packages,
             where=speed.device(case.facts.machine, steps, settings.hardware.card),
             measured=case.facts.measured,
         ),
         notes=tuple(notes),
         warnings=warnings + bases.warnings(case),
         packages=case.facts.machine.packages,
+        own=case.facts.own,
         tracking=settings.tracking,
     )
 

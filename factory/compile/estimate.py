@@ -58,10 +58,14 @@ def estimate(
     sizes: Sizes,
     capacity: int,
     frozen: int = 0,
+    cuda: bool = False,
     where: str = "",
     measured: tuple[Measured, ...] = (),
 ) -> Estimate:
-    """`frozen`: bytes of what is held beside the model, a reward model's tensors. `where` the run would be."""
+    """`frozen`: bytes of what is held beside the model, a reward model's tensors. `cuda`: torch was built for it.
+
+    `where` the run would be.
+    """
     pack, train = steps.pack, steps.train
     shapes: dict[str, Shape] = spec.trainable(method, arch)
     counted = parameters(arch, shapes | heads.heads(train.stage, arch))
@@ -92,6 +96,7 @@ def estimate(
             capacity=capacity,
             frozen=frozen,
             rolled=rolled,
+            cuda=cuda,
         ),
         steps=planned,
         flops_per_step=round(_flops(train, length, a_sample, per_token)),

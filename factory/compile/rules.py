@@ -169,7 +169,7 @@ def _s2_group(case: Case) -> str | None:
 
 def _unknown_template(case: Case) -> str | None:
     name = case.settings.model.template
-    if name == "auto" or name in templates.names():
+    if name == "auto" or name in templates.names() or templates.is_file(name):
         return None
     return f"the templates are {', '.join(templates.names())}"
 

@@ -85,6 +85,7 @@ def _path(plan: Plan) -> Path | None:
         steps.train.stage,
         [steps.load.source, steps.load.fingerprint, steps.load.revision, list(steps.patch.new_tokens)],
         plan.packages.get("transformers"),
+        plan.own,
         code(),
     ]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

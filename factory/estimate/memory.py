@@ -34,10 +34,12 @@ def memory(
     capacity: int,
     frozen: int = 0,
     rolled: int = 0,
+    cuda: bool = False,
 ) -> Memory:
     """Of micro-batches of `rows` sequences of `length` tokens, in one process. `shapes` are what the method trains.
 
     `frozen`: bytes of what is held beside the model; `rolled`: of what answers are sampled with, in place of a step's.
+    `cuda`: whether torch was built for it.
     """
     load, attach, train = steps.load, steps.attach, steps.train
     beside = heads.heads(train.stage, arch)
@@ -86,7 +88,8 @@ def memory(
     if load.device == "cpu":
         slack = max(0, weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
         theirs = stays_quantized(steps.quantize, load.config) or is_of_bitsandbytes(train.optimizer)
-        resident = runtime.resident(attach.method, arch, adapter=load.adapter is not None, bitsandbytes=theirs)
+        adapter = load.adapter is not None
+        resident = runtime.resident(attach.method, arch, adapter=adapter, bitsandbytes=theirs, cuda=cuda)
         resident += runtime.kernels(steps.patch.attention, BYTES[train.autocast or load.dtype], length)
     instants = {name: resident + slack + count for name, count in instants.items()}
     if _read_whole(spec, method, steps):

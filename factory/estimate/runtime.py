@@ -8,19 +8,21 @@ from factory.attention import BLOCKS, key_step
 
 _MIB = 2**20
 _BASE = 435 * _MIB  # Python with torch, transformers and accelerate, and the kernels that torch compiles
+_CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libraries, and what libraries load for them
 _ADAPTERS = 45 * _MIB  # PEFT
 _BITSANDBYTES = 45 * _MIB  # with torch's inductor, which it imports
 _SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 
 
-def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bool) -> int:
+def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bool, cuda: bool) -> int:
     """Bytes of the process before its first weight. A method whose spec says how PEFT saves it needs PEFT.
 
-    So does a saved `adapter`.
+    So does a saved `adapter`. `cuda`: whether torch was built for it.
     """
     adapters = _ADAPTERS if adapter or registry.hook(registry.spec("methods", method), "peft") else 0
-    return _BASE + adapters + (_BITSANDBYTES if bitsandbytes else 0) + _TOKEN * arch.vocabulary
+    beside = (_BITSANDBYTES if bitsandbytes else 0) + (_CUDA if cuda else 0)
+    return _BASE + adapters + beside + _TOKEN * arch.vocabulary
 
 
 def kernels(attention: str, size: int, length: int) -> int:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from factory import own
 from factory.benchmarks import questions
 from factory.data import read
 from factory.look import harness
@@ -15,7 +16,7 @@ from factory.refusal import UserError, refusal
 def verify(plan: Plan) -> None:
     """Raises UserError with all that has changed."""
     asked = (*_benchmarks(plan), *_harness(plan))
-    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *asked, *_packages(plan)]
+    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *asked, *_own(plan), *_packages(plan)]
     if changed:
         again = " ".join(plan.overrides)
         raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))
@@ -83,6 +84,10 @@ def _harness(plan: Plan) -> list[tuple[str, str]]:
     if not Path(asked.path).is_dir():
         return [(setting, "the folder is gone")]
     return [] if harness.digest(Path(asked.path)) == asked.sha256 else [(setting, "its task files have changed")]
+
+
+def _own(plan: Plan) -> list[tuple[str, str]]:
+    return [(path, "the file has changed") for path, sha256 in plan.own.items() if own.digest(path) != sha256]
 
 
 def _packages(plan: Plan) -> list[tuple[str, str]]:

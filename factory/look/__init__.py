@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from factory import own, templates
 from factory.data import catalogue
 from factory.export.spec import is_export
 from factory.facts import ExportFacts, Facts, FolderFacts
@@ -64,6 +65,10 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         if settings.evaluate.harness and settings.evaluate.harness_path is not None:
             with collecting():
                 harness = look_at_harness(settings.evaluate.harness_path)
+    own_files = _own_files(settings)
+    for path in filter(templates.is_file, own_files):
+        with collecting():
+            templates.template(path)
     if settings.stage:
         with collecting():
             folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
@@ -80,7 +85,15 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         reward=reward,
         benchmarks=benchmarks,
         harness=harness,
+        own=own_files,
     )
+
+
+def _own_files(settings: Settings) -> dict[str, str]:
+    """The user's method, stage and template, with hashes of them."""
+    code = [part.name for part in (settings.method, settings.stage) if part is not None and own.is_code(part.name)]
+    text = [name for name in (settings.model and settings.model.template,) if name and templates.is_file(name)]
+    return {path: own.digest(path) for path in (*code, *text)}
 
 
 def asked(settings: Settings, bad_keys: set[str]) -> Any:
@@ -89,7 +102,17 @@ def asked(settings: Settings, bad_keys: set[str]) -> Any:
     of_stage = stage and (stage.name, stage.resume, getattr(stage, "reward_model", None))
     exams = evaluate.benchmarks and (evaluate.benchmarks, evaluate.path, evaluate.shots, evaluate.max_samples)
     tasks = evaluate.harness and evaluate.harness_path
-    told = (settings.model, data.sources, data.names, of_stage, exams, tasks, settings.tracking, settings.run_dir)
+    told = (
+        settings.model,
+        _own_files(settings),
+        data.sources,
+        data.names,
+        of_stage,
+        exams,
+        tasks,
+        settings.tracking,
+        settings.run_dir,
+    )
     return *told, bad_keys
 
 

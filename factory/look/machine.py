@@ -75,13 +75,14 @@ def installed_version(package: str) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    """With `rocm`, the version that torch was built for, where that is what its cuda devices are: AMD cards."""
+    """With what torch was built for: `rocm`, where its cuda devices are AMD cards, or `cuda`, by their versions."""
     found = {name: version for name in PACKAGES if (version := installed_version(name))}
-    return found | ({"rocm": rocm} if (rocm := _rocm()) else {})
+    built = {"rocm": _built_for("hip"), "cuda": _built_for("cuda")}
+    return found | {name: version for name, version in built.items() if version}
 
 
-def _rocm() -> str | None:
-    """What torch's version.py says of HIP: torch itself takes a second to import."""
+def _built_for(name: str) -> str | None:
+    """What torch's version.py says of it: torch itself takes a second to import."""
     torch = util.find_spec("torch")
     if torch is None or torch.origin is None:
         return None
@@ -89,7 +90,7 @@ def _rocm() -> str | None:
         text = Path(torch.origin).with_name("version.py").read_text()
     except OSError:
         return None
-    found = re.search(r"^hip\b.*= *['\"](.+)['\"]", text, re.MULTILINE)
+    found = re.search(rf"^{name}\b.*= *['\"](.+)['\"]", text, re.MULTILINE)
     return found[1] if found else None
 
 
@@ -117,7 +118,7 @@ def _gpus() -> tuple[Gpu, ...]:
     """The cards that torch would see; none where it is a CPU build, or where the driver does not answer."""
     if (installed_version("torch") or "").endswith("+cpu"):
         return ()
-    return _amd() if _rocm() else _nvidia()
+    return _amd() if _built_for("hip") else _nvidia()
 
 
 def _nvidia() -> tuple[Gpu, ...]:

@@ -25,7 +25,8 @@ def _nothing(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
 
 
 def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
-    factory, method, run = program("factory"), plan.steps.attach.method, shlex.quote(str(folder.path))
+    factory, run = program("factory"), shlex.quote(str(folder.path))
+    method = "lora" if plan.steps.attach.method in plan.own else plan.steps.attach.method
     if plan.steps.train.stage in _ANSWERS:
         yield f"{factory} chat run={run}", "talk to it"
     yield f"{factory} export run={run} export.dir={shlex.quote(f'exports/{folder.path.name}')}", "for other programs"

@@ -107,7 +107,8 @@ def plan_panel(plan: Plan) -> Panel:
     add("patch", f"attention {steps.patch.attention}{groups}{kernels}{rope}{recompute}")
     add("quantize", _quantization(plan))
     if plan.verb == "train":
-        method = plan.options.get("method", steps.attach.method)
+        named = steps.attach.method in plan.own
+        method = steps.attach.method if named else plan.options.get("method", steps.attach.method)
         trained = ", ".join(_short(counted.trainable_by_module))
         add("attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {steps.attach.dtype}")
         add("", f"[dim]in {trained}[/dim]")

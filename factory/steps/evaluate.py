@@ -136,15 +136,17 @@ def _of_tokens(run: Run, model: Any, dataset: Dataset, name: str) -> float:
 
     A row is a context; one that is longer than data.max_length is read in windows. What each row adds is kept.
     """
+    from factory.losses import row_losses
+
     plan, held, collate = run.plan.steps, dataset.validation, collating(run, dataset)
-    stage, length, stride = registry.run("stages", plan.train.stage), plan.pack.max_length, plan.evaluate.stride
+    length, stride = plan.pack.max_length, plan.evaluate.stride
     rows_of = [batches.examples(held[row])[0] for row in range(len(held))]
     parts = [(row, part) for row, whole in enumerate(rows_of) for part in windows(whole, length, stride)]
     parts.sort(key=lambda part: len(part[1].ids))  # what stands beside a row changes nothing
     found = list[tuple[int, float]]()
     for chosen, counts in _batches(run, parts, name):
         batch = collate([part for _, part in chosen])
-        losses = _called(run, partial(stage.row_losses, model, batch)).tolist()
+        losses = _called(run, partial(row_losses, model, batch)).tolist()
         if counts:
             found += zip((row for row, _ in chosen), losses, strict=True)
     nats = [0.0] * len(held)

@@ -3,6 +3,10 @@
 from functools import cache
 from pathlib import Path
 
+import yaml
+
+from factory import own
+from factory.refusal import UserError, refuse
 from factory.templates.types import Template, ToolText
 
 __all__ = ["Template", "ToolText", "names", "read", "template", "tool_names", "tool_text"]
@@ -18,11 +22,39 @@ def tool_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (_FOLDER / "tools").glob("*.yaml")))
 
 
-@cache
+def is_file(name: str) -> bool:
+    """Whether it is the path of a file of the user's, not the name of a packaged one."""
+    return name.endswith(".yaml")
+
+
 def template(name: str) -> Template:
+    """A packaged one by its name, another by its path. Raises UserError where this cannot be one."""
+    return _own(name, own.digest(name)) if is_file(name) else _packaged(name)
+
+
+@cache
+def _packaged(name: str) -> Template:
     from factory.templates import types
 
     return types.read(Template, _FOLDER / f"{name}.yaml")
+
+
+@cache
+def _own(path: str, sha256: str) -> Template:
+    """Read again when it has changed."""
+    from factory.templates import types
+
+    try:
+        made = types.read(Template, Path(path))
+        assert made.tools in tool_names(), f"tools: the formats are {', '.join(tool_names())}"
+        return made
+    except OSError as error:
+        wrong = f"it cannot be read ({error.strerror})"
+    except UserError as error:
+        wrong = "; ".join(f"{each.setting}: {each.wrong}" for each in error.refusals)
+    except (AssertionError, ValueError, yaml.YAMLError) as error:
+        wrong = " ".join(str(error).split())
+    raise refuse("own-template", f"model.template={path}", wrong)
 
 
 @cache
@@ -32,7 +64,6 @@ def tool_text(name: str) -> ToolText:
     return types.read(ToolText, _FOLDER / "tools" / f"{name}.yaml")
 
 
-@cache
 def read(name: str) -> str:
     """The template as jinja, in the form that tokenizers carry."""
     from factory.templates.chat import chat_template

@@ -7,8 +7,11 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from factory.refusal import UserError
 from factory.templates.slots import SPECIAL, around, slots
 from factory.typed import Reader
+
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +83,27 @@ Made = TypeVar("Made", Template, ToolText)
 
 
 def read(cls: type[Made], path: Path) -> Made:
-    """The file as an instance of `cls`. `like: NAME` takes what is not said from the neighbour of that name."""
+    """The file as an instance of `cls`. `like: NAME` takes what is not said from the packaged one of that name.
+
+    Raises UserError for a key or a value, AssertionError for texts that do not go together.
+    """
     defaults = {
         field.name: field.default for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING
     }
     reader = Reader()
     made = reader.record(cls, defaults | _tree(path), path.stem)
-    assert not reader.problems, "\n".join(str(problem) for problem in reader.problems)
+    if reader.problems:
+        raise UserError(*reader.problems)
     made.check()
     return made
 
 
 def _tree(path: Path) -> dict[str, Any]:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(tree, dict), "it is not a mapping of keys"
     other = tree.pop("like", None)
-    return tree if other is None else _tree(path.with_stem(other)) | tree
+    if other is None:
+        return tree
+    base = path.with_stem(other) if _HERE in path.parents else _HERE / f"{other}.yaml"
+    assert base.is_file(), f"like: there is no template {other}"
+    return _tree(base) | tree

@@ -1,5 +1,6 @@
 """Parameters to the last one, memory that follows from them, steps that the loop will take."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,16 @@ def test_the_total_is_the_highest_moment_and_a_cpu_has_its_libraries() -> None:
         assert min(found.instants.values()) >= found.weights + found.optimizer + found.runtime
     assert cpu.uncalibrated == ()
     assert gpu.uncalibrated == ("GPUs",)
+
+
+def test_a_torch_for_cuda_takes_its_libraries_memory_on_a_cpu_too(machine: Callable[..., None]) -> None:
+    def runtime(hardware: str, **built: str) -> int:
+        machine(packages={"torch": "2.15.0", **built})
+        return estimate(hardware).memory.runtime
+
+    before = runtime("hardware=cpu")
+    assert runtime("hardware=cpu", cuda="13.2") == before + 390 * 2**20
+    assert runtime(GPU, cuda="13.2") == 0
 
 
 @pytest.mark.parametrize(("stage", "sequences"), [("dpo", 2), ("orpo", 2), ("rm", 2), ("kto", 1)])

@@ -350,6 +350,11 @@ def rocm(monkeypatch: pytest.MonkeyPatch, here: Path) -> Path:
     return here
 
 
+def test_a_torch_that_was_built_for_cuda_is_told_from_others(rocm: Path) -> None:
+    (rocm / "torch" / "version.py").write_text("cuda: Optional[str] = '13.2'\nhip: Optional[str] = None\n")
+    assert look.look_at_machine().packages == {"torch": "2.13.0", "cuda": "13.2"}
+
+
 def test_amd_cards_are_read_from_the_driver(rocm: Path) -> None:
     machine = look.look_at_machine()
     assert machine.packages == {"torch": "2.13.0", "rocm": "7.1.25424"}

@@ -1,9 +1,7 @@
 from typing import Any
 
-from factory.losses import causal_lm, row_losses
+from factory.losses import causal_lm
 from factory.stages.loss import Loss
-
-__all__ = ["loss", "row_losses"]
 
 
 def loss(model: Any, batch: dict[str, Any], _own: dict[str, Any]) -> Loss:

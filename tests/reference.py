@@ -1,0 +1,123 @@
+"""The pages of docs/reference, from what they are about: verbs, keys, options, refusals.
+
+`python tests/reference.py` writes them anew.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from factory import cli, compose, help, models, templates
+from factory.refusal import catalogue
+from factory.settings import all_keys
+from factory.typed import Key, describe
+
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+NOTE = "`make golden` writes this page; a test holds it."
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("<", "\\<")
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
+    """The cells of the first column are code."""
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for name, *rest in rows:
+        yield f"| `{str(name).replace('|', ' ')}` | {' | '.join(map(_cell, rest))} |"
+    yield ""
+
+
+def _said(path: Path) -> str:
+    """The comment that an option's or a recipe's file begins with."""
+    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package"))
+    found = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        found.append(line.removeprefix("#").strip())
+    return " ".join(found)
+
+
+def verbs() -> Iterator[str]:
+    yield from ("# Verbs", "", f"`factory VERB …`; without one, `train`. {NOTE}", "")
+    own = {name: [f"{group}.*" for group, read in cli.OWN.items() if name in read] for name in cli.VERBS}
+    rows = ((name, function.__doc__, ", ".join(own[name])) for name, function in cli.VERBS.items())
+    yield from _table(("verb", "does", "keys of its own"), rows)
+    yield from _table(("flag", ""), help.FLAGS.items())
+    yield from ("Exit codes: 0 done, 1 failed while running, 2 refused, 130 interrupted with a checkpoint saved.", "")
+
+
+def keys() -> Iterator[str]:
+    yield from ("# Keys", "", f"What `factory explain KEY` says of each, by group. {NOTE}", "")
+    for group, found in groupby(all_keys(), lambda key: key.path.partition(".")[0]):
+        yield from (f"## {group}", "")
+        columns = ("key", "default", "what it takes", "meaning")
+        rows = ((key.path, help.default(key.path), describe(key.kind, key.limits), _meaning(key)) for key in found)
+        yield from _table(columns, rows)
+
+
+def _meaning(key: Key) -> str:
+    said, having = key.limits.doc if key.limits else "", ", ".join(help.owners(key.path))
+    return f"{said} (of {having})" if having else said
+
+
+def options() -> Iterator[str]:
+    yield from ("# Options", "", f"What `group=option` takes. {NOTE}", "")
+    for group in compose.GROUPS:
+        if group != "model":
+            yield from (f"## {group}", "")
+            files = {name: compose.CONF / group / f"{name}.yaml" for name in compose.options(group)}
+            yield from _table(("option", ""), ((name, _said(path)) for name, path in files.items()))
+    yield from ("## recipe", "")
+    files = {name: compose.ROOT / "recipes" / f"{name}.yaml" for name in compose.recipes()}
+    yield from _table(("recipe", ""), ((name, _said(path)) for name, path in files.items()))
+    yield from ("## model.template", "")
+    found = {name: templates.template(name) for name in templates.names()}
+    rows = ((name, each.source, each.tools) for name, each in found.items())
+    yield from _table(("template", "as in", "tools"), rows)
+    yield from ("## model", "")
+    columns = ("option", "path", "parameters", "context", "template", "licence", "")
+    yield from _table(columns, (_of_model(row) for row in models.rows()))
+
+
+def _of_model(row: models.Row) -> tuple[str, ...]:
+    kinds = ", ".join(word for word, there in (("gated", row.gated), ("vision", row.vision)) if there)
+    numbers = (f"{number:,}" if number else "" for number in (row.parameters, row.context_length))
+    return row.option, row.path, *numbers, row.template, row.license, kinds
+
+
+def refusals() -> Iterator[str]:
+    yield from (
+        "# Refusals",
+        "",
+        "What follows `[id] key=value: what is wrong.`, by the group of the first key that a rule",
+    )
+    yield "reads. A gap in braces is filled in by the case. *warning*: in `factory plan`, as only this machine"
+    yield from (f"lacks something. {NOTE}", "")
+    found = sorted(catalogue().items(), key=lambda each: (_group(each[1].reads), each[0]))
+    for group, rules in groupby(found, lambda each: _group(each[1].reads)):
+        yield from (f"## {group or 'the command line, files and the machine'}", "")
+        rows = (
+            (rule, words.because, words.fix, ", ".join([*words.reads, *(["*warning*"] if words.machine else [])]))
+            for rule, words in rules
+        )
+        yield from _table(("id", "because", "fix", "reads"), rows)
+
+
+def _group(reads: tuple[str, ...]) -> str:
+    return reads[0].partition(".")[0] if reads else ""
+
+
+PAGES = {"verbs": verbs, "keys": keys, "options": options, "refusals": refusals}
+
+
+def page(name: str) -> str:
+    return "\n".join(PAGES[name]()).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in PAGES:
+        (FOLDER / f"{name}.md").write_text(page(name), encoding="utf-8")

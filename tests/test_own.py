@@ -1,0 +1,107 @@
+"""A method, a stage or a template in a file of the user's: what it must have, and that its content is planned."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Said, compiled, refusals
+
+from factory.execute.verify import verify
+from factory.refusal import UserError
+
+METHOD = """
+from factory.methods.full.spec import RULES, Settings, optimizer_bytes, trainable
+from factory.methods.marking import marks
+attach = optimizer = marks(trainable)
+"""
+STAGE = """
+from factory.stages.sft.spec import KIND, RULES, Settings
+def loss(model, batch, own): ...
+"""
+ASKED = ("method=full", "method.name=mine.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [
+        ("method", None, "there is no such file"),
+        ("method", "1 / 0", r"importing it raised ZeroDivisionError: division by zero \(mine.py, line 1\)"),
+        ("method", "import nowhere", "importing it raised ModuleNotFoundError: No module named 'nowhere'"),
+        ("method", METHOD.replace("attach = ", ""), "it has no attach"),
+        ("method", STAGE, "it has no trainable, optimizer_bytes, attach, optimizer"),
+        (
+            "method",
+            f"{METHOD}from factory.compile.rule import Rule\nRULES = (Rule('odd', len),)",
+            "its rule odd has no",
+        ),
+        ("method", f"{METHOD}WORDS = {{'nothing-trains': None}}", "its rule nothing-trains has the name of another"),
+        ("stage", STAGE.replace("def loss", "def lost"), "it has no loss"),
+        ("stage", f"{STAGE}KIND = 'songs'", "its KIND is songs, none of text, messages, pairs, labelled"),
+    ],
+)
+def test_a_file_that_cannot_be_one_is_refused(name: str, text: str | None, wrong: str, here: Path) -> None:
+    if text is not None:
+        (here / "mine.py").write_text(text)
+    (found,) = refusals(f"{name}.name=mine.py")
+    assert (found.rule, found.setting) == ("own-module", f"{name}.name=mine.py")
+    assert re.search(wrong, found.wrong), found.wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (None, "it cannot be read (No such file or directory)"),
+        ("[]", "it is not a mapping of keys"),
+        ("like: nobody", "like: there is no template nobody"),
+        ("like: chatml\nusr: x", "mine.usr=x: there is no such key"),
+        ("like: chatml\nuser: no place", "one place for the content is needed: 'no place'"),
+        ("like: chatml\ntools: odd", "tools: the formats are default, "),
+    ],
+)
+def test_a_template_that_cannot_be_one_is_refused(text: str | None, wrong: str, here: Path) -> None:
+    if text is not None:
+        (here / "mine.yaml").write_text(text)
+    (found,) = refusals("model.template=mine.yaml")
+    assert found.rule == "own-template" and wrong in found.wrong, found.wrong
+
+
+def test_its_rules_speak_in_its_words(here: Path, command: Callable[..., Said]) -> None:
+    (here / "mine.py").write_text(
+        f"""{METHOD}
+from factory.compile.rule import Rule
+from factory.refusal import Words
+def _large(case): return "it is large" if case.settings.stage.batch_size > 8 else None
+RULES = (Rule("mine-batch", _large),)
+WORDS = {{"mine-batch": Words(because="it was never tried", fix="lower it", reads=("stage.batch_size",))}}
+"""
+    )
+    assert compiled(*ASKED, training=False)
+    said = command("plan", *ASKED, "stage.batch_size=9")
+    assert "[mine-batch] stage.batch_size=9: it is large.\n  because it was never tried\n  fix: lower it" in said.err
+
+
+def test_a_plan_knows_the_files_by_their_content(here: Path) -> None:
+    (here / "mine.py").write_text(METHOD)
+    (here / "mine.yaml").write_text("source: me\nlike: chatml")
+    asked = (*ASKED, "model.template=mine.yaml")
+    made = compiled(*asked)
+    verify(made)
+    assert set(made.own) == {"mine.py", "mine.yaml"} and compiled(*asked).digest() == made.digest()
+    for name in made.own:
+        path = here / name
+        before = path.read_text()
+        path.write_text(f"{before}\n# another\n")
+        assert compiled(*asked).digest() != made.digest()
+        with pytest.raises(UserError, match=rf"\[facts-changed\] {name}: the file has changed"):
+            verify(made)
+        path.write_text(before)
+    verify(made)
+
+
+def test_a_file_is_read_again_when_it_has_changed(here: Path) -> None:
+    (here / "mine.py").write_text(METHOD)
+    whole = compiled(*ASKED, training=False).estimate.parameters.trainable
+    few = "every = trainable\ndef trainable(*given): return dict(list(every(*given).items())[:2])"
+    (here / "mine.py").write_text(METHOD.replace("attach", f"{few}\nattach"))
+    assert compiled(*ASKED, training=False).estimate.parameters.trainable < whole
