@@ -480,7 +480,8 @@ def translated(composing: Callable[[], T]) -> T:
     try:
         return composing()
     except Exception as error:
-        own = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+        # of files: the last two of those that are no text, or nested too deep
+        own = isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UnicodeError | RecursionError)
         if not own and "full_key: " not in str(error):  # what OmegaConf itself fails at names the key
             raise
         group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from factory.parsed import yaml_of
 from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, to_tree
@@ -426,10 +427,10 @@ def read_plan(path: Path, *, setting: str = "") -> Plan:
     """A plan file, checked against the types and its own digest. Raises UserError."""
     setting = setting or f"--from-plan {path}"
     try:
-        tree = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = yaml_of(path.read_bytes())
     except OSError as error:
         raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except ValueError:
         tree = None
     if not isinstance(tree, dict):
         raise refuse("plan-broken", setting, "it is not a YAML mapping")
