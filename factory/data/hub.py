@@ -1,5 +1,6 @@
 """Rows of a set on the Hugging Face hub, through `datasets`: downloaded once into its cache, or streamed."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,14 @@ def rows(
         # as Arrow: `datasets` would decode every image
         for table in found.skip(skip).with_format("arrow").iter(_ROWS):
             yield from table.to_pylist()
+
+
+def cache_folders() -> tuple[str, ...]:
+    """Where sets of the hub, and the files beside them, are downloaded to."""
+    from huggingface_hub import constants
+
+    own = os.environ.get("HF_DATASETS_CACHE")  # as `datasets` reads it, whose import takes long
+    return tuple(filter(None, (constants.HF_HOME, constants.HF_HUB_CACHE, own)))
 
 
 def _refuse_no_network() -> None:

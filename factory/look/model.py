@@ -330,12 +330,18 @@ def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
         length, header = _header(file)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        shapes = {name: tuple(int(number) for number in entry["shape"]) for name, entry in tensors.items()}
+        shapes = {name: _shape(entry["shape"]) for name, entry in tensors.items()}
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise _broken(shown, file.name, f"not a safetensors file ({size:,} bytes)") from None
     if size != end:
         raise _broken(shown, file.name, f"{size:,} bytes long where its header says {end:,}")
     return shapes
+
+
+def _shape(numbers: Any) -> Shape:
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
+        raise ValueError
+    return tuple(numbers)
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:

@@ -5,11 +5,13 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import tiny
 from conftest import COMPOSED
 
 from factory import cli, own_base
+from factory.look import walked
 from factory.look.model import look_at_adapter
 from fuzz.mutation import as_json, changed, twisted
 
@@ -77,7 +79,8 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
             look_at_adapter(str(adapter))
             return "read"
         words = (f"model.path={model}", f"model.adapter={adapter}", "hardware=cpu", "tracking=none")
-        cli._compiled(COMPOSED((*words, "method.target_modules=[q_proj,v_proj]")), training=True)
+        with mock.patch.object(walked, "_ask", lambda *_: {"found": None, "problem": "not asked here"}):
+            cli._compiled(COMPOSED((*words, "method.target_modules=[q_proj,v_proj]")), training=True)
         return "planned"
 
     return case
