@@ -178,7 +178,7 @@ def _arrow(content: bytes) -> Rows:
 
 DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.decompress,
-    "bz2": bz2.decompress,
+    "bz2": lambda content: bz2.BZ2File(io.BytesIO(content)).read(),  # which minds half a stream after a whole one
     "xz": lzma.decompress,
     "zst": _zstandard,
 }

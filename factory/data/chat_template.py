@@ -39,7 +39,9 @@ class ChatTemplate:
         given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": answering}
         try:
             sandbox().begin()
-            return self._compiled.render(given)
+            text = self._compiled.render(given)
+            text.encode()  # half of a surrogate pair would break the tokenizer
+            return text
         except TemplateError as error:
             raise _refused(error) from None
         except _FAILURES as error:

@@ -62,7 +62,7 @@ def _refuse_no_network() -> None:
     if config.HF_HUB_OFFLINE:
         return
     try:
-        urlopen(Request(config.HF_ENDPOINT, method="HEAD"), timeout=_PATIENCE).close()
+        urlopen(Request(config.HF_ENDPOINT, method="HEAD"), timeout=_PATIENCE).close()  # noqa: S310  the hub's address
     except HTTPError:
         return  # it answers
 

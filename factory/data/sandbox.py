@@ -16,8 +16,9 @@ from jinja2 import TemplateError, ext, nodes, pass_context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MOST_WORK = 200_000  # of one rendering: a round of a loop, a call of a macro, some characters that are written
+MOST_WORK = 200_000  # of one rendering, in rounds of a loop
 MOST_CHARACTERS = 20_000_000  # of a text
+_MACRO = 5  # of work that a call costs
 _AT_ONCE = 256  # characters that cost as much as a round
 _WIDEST = 10_000  # a number that something which fills up is given
 _WIDTH = re.compile(r"\d{5,}")
@@ -102,7 +103,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-            work = 1 + sum(len(text.data) for text in node.find_all(nodes.TemplateData)) // _AT_ONCE
+            work = (1 if isinstance(node, nodes.For) else _MACRO) + sum(len(text.data) for text in node.find_all(nodes.TemplateData)) // _AT_ONCE
             spent = _filtered(nodes.Const(work), _SPEND, node.lineno)
             node.body.insert(0, nodes.ExprStmt(spent).set_lineno(node.lineno))
         _with_joined(tree)

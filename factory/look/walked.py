@@ -75,7 +75,7 @@ def _ask(what: str, asked: dict[str, Any]) -> dict[str, Any]:
         return json.loads(kept.read_text(encoding="utf-8"))
     run = [sys.executable, "-m", "factory.steps.walk", what]
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  this program, no shell
             run, input=json.dumps(asked), capture_output=True, text=True, timeout=_PATIENCE, check=False
         )
     except subprocess.TimeoutExpired:

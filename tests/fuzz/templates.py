@@ -11,7 +11,7 @@ from fuzz.mutation import EXTREMES, changed
 
 _FOLDER = Path(__file__).parents[1] / "data" / "chat_templates"
 _HOSTILE = [
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3,
     "{% for a in range(9999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaa' * 9999 }}{% endfor %}",
     "{{ 'a' * 10**11 }}",
     "{{ [0] * 10**11 }}",
@@ -23,9 +23,9 @@ _HOSTILE = [
     "{{ '{:99999999999}'.format(1) }}",
     "{{ 'a'.ljust(99999999999) }}",
     "{{ 'a'.replace('a', 'a' * 99999).replace('a', 'a' * 99999).replace('a', 'a' * 99999) }}",
-    "{% set ns = namespace(s='aaaaaaaa') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "{% set ns = namespace(s='aaaaaaaa') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "{% set ns = namespace(s='aaaaaaaa') %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-    "{% set ns = namespace(s=[1]) %}{% for a in range(99) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}",
+    "{% set n = namespace(s=[1]) %}{% for a in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s | tojson }}",
     "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
     "{% macro f(n) %}{% if n < 60 %}{{ f(n + 1) }}{{ f(n + 1) }}{% endif %}{% endmacro %}{{ f(0) }}",
     "{% for a in [[[[1]]]] recursive %}{{ loop([[[a]]]) }}{% endfor %}",
