@@ -12,7 +12,7 @@ import yaml
 from factory.parsed import yaml_of
 from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
-from factory.typed import Reader, to_tree
+from factory.typed import Reader, plain, to_tree
 
 VERSION = 10
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
@@ -441,8 +441,12 @@ def read_plan(path: Path, *, setting: str = "") -> Plan:
     plan = reader.record(Plan, tree)
     if reader.problems:
         raise UserError(*reader.problems)
-    if plan.digest() != digest:
-        raise refuse("plan-edited", setting, f"its digest is {digest}, its content has {plan.digest()}")
+    try:
+        own = plan.digest()
+    except (ValueError, TypeError):
+        raise refuse("plan-broken", setting, "it holds what no plan does, as an endless number or a date") from None
+    if own != digest:
+        raise refuse("plan-edited", setting, f"its digest is {plain(digest)}, its content has {own}")
     return plan
 
 

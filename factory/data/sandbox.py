@@ -103,7 +103,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-            work = (1 if isinstance(node, nodes.For) else _MACRO) + sum(len(text.data) for text in node.find_all(nodes.TemplateData)) // _AT_ONCE
+            work = (1 if isinstance(node, nodes.For) else _MACRO) + sum(
+                len(text.data) for text in node.find_all(nodes.TemplateData)
+            ) // _AT_ONCE
             spent = _filtered(nodes.Const(work), _SPEND, node.lineno)
             node.body.insert(0, nodes.ExprStmt(spent).set_lineno(node.lineno))
         _with_joined(tree)

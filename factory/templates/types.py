@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
+from factory.parsed import yaml_of
 from factory.templates.slots import SPECIAL, around, slots
 from factory.typed import Reader
 
@@ -92,6 +91,6 @@ def read(cls: type[Made], path: Path) -> Made:
 
 
 def _tree(path: Path) -> dict[str, Any]:
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = yaml_of(path.read_text(encoding="utf-8"))
     other = tree.pop("like", None)
     return tree if other is None else _tree(path.with_stem(other)) | tree

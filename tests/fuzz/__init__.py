@@ -1,7 +1,7 @@
 """Fuzzers: valid input, changed by chance, for everything that Factory reads from others.
 
     make fuzz                                     # every target, ten thousand cases each
-    make fuzz CASES=100000 TARGETS='rows plans'   # these, a hundred thousand
+    make fuzz CASES=100000 TARGETS=rows,requests  # these, a hundred thousand
     PYTHONPATH=tests:. python -m fuzz plans 1 --first 4711   # one case again
 
 A target is a module here with `opened(folder)`: it makes what its cases share and gives a function of a
