@@ -446,7 +446,7 @@ def _refuse_code(hydra: Any) -> None:
     """A config is read, not run: of what it names to be called, Hydra's own alone is. Raises UserError."""
     from omegaconf import OmegaConf
 
-    waiting = [("hydra", OmegaConf.to_container(hydra, resolve=False))]
+    waiting: list[tuple[str, Any]] = [("hydra", OmegaConf.to_container(hydra, resolve=False))]
     while waiting:
         path, node = waiting.pop()
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):

@@ -125,7 +125,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _held(super().call(context, obj, *values, **named))
 
 
-def _filtered(given: nodes.Expr, name: str, line: int) -> nodes.Filter:
+def _filtered(given: nodes.Node, name: str, line: int) -> nodes.Node:
     return nodes.Filter(given, name, [], [], None, None).set_lineno(line)
 
 
