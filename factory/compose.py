@@ -413,7 +413,7 @@ def _composed(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
                 return hydra_compose("config", overrides=overrides, return_hydra_config=True)
             except (HydraException, OmegaConfBaseException):
                 raise
-            except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+            except (ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError) as error:
                 if not config_dirs:
                     raise
                 raise refuse(

@@ -359,6 +359,7 @@ def test_a_config_names_nothing_to_be_called(hydra: str, here: Path) -> None:
         b"# \x8e\n",
         b"# @package a b c\nrank: 1\n",
         b"a: !!timestamp x\n",
+        b"7\n",
         b"a: &a [1]\nb: &b ["
         + b"*a," * 9
         + b"]\n"
