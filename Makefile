@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table4 test lint types slow bench bench-gpu images test-gpu golden release licences compat clean
+.PHONY: help setup demo table4 test lint types slow fuzz audit bench bench-gpu images test-gpu golden release licences compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,15 @@ types: $(VENV)/.dev  ## pyright
 
 slow: $(VENV)/.dev  ## every method and stage on the embedded model, tens of steps each
 	$(RUN) -m pytest -m slow
+
+fuzz: $(VENV)/.dev  ## valid input of every kind, changed by chance: CASES=100000 TARGETS=rows,plans (tests/fuzz)
+	PYTHONPATH=tests $(RUN) -m fuzz $(or $(TARGETS),all) $(or $(CASES),10000)
+
+audit: $(VENV)/.dev  ## what is known against the installed packages (needs PyPI's vulnerability service)
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(RUN) -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/frozen.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/audit/frozen.txt
 
 bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour
 	$(RUN) benchmarks/peer.py

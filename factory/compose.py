@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from factory.parsed import yaml_of
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
 
@@ -401,12 +402,58 @@ def _asked(texts: Iterable[Any]) -> tuple[str, ...]:
 def _composed(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    _refuse_endless(config_dirs)
 
     def composing() -> Any:
         with _beside_hydras_own(), _looking_first(config_dirs), initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra_compose("config", overrides=overrides, return_hydra_config=True)
+            try:
+                return hydra_compose("config", overrides=overrides, return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except (ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError) as error:
+                if not config_dirs:
+                    raise
+                raise refuse(
+                    "compose", _said(config_dirs[-1]), "a file in it is no config", detail=str(error)
+                ) from None
 
-    return translated(composing)
+    made = translated(composing)
+    _refuse_code(made.hydra)
+    return made
+
+
+def _refuse_endless(config_dirs: tuple[str, ...]) -> None:
+    """Aliases of aliases: a few lines that OmegaConf would write out as gigabytes. Raises UserError."""
+    for file in (file for folder in folders(config_dirs)[:-1] for file in folder.rglob("*.yaml")):
+        content = file.read_bytes()
+        if b"*" not in content or b"&" not in content:
+            continue
+        try:
+            yaml_of(content)
+        except ValueError as error:
+            raise refuse("compose", str(file), "it is no config", detail=str(error)) from None
+
+
+# by which Hydra and the standard library's logging find what they call, and where that may lie
+_CALLS = ("_target_", "()", "class")
+_CALLED = ("hydra.", "hydra_plugins.", "logging.", "optuna.")
+
+
+def _refuse_code(hydra: Any) -> None:
+    """A config is read, not run: of what it names to be called, Hydra's own alone is. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    waiting: list[tuple[str, Any]] = [("hydra", OmegaConf.to_container(hydra, resolve=False))]
+    while waiting:
+        path, node = waiting.pop()
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict | list):
+                waiting.append((f"{path}.{name}", value))
+            elif name in _CALLS and not str(value).startswith(_CALLED):
+                raise refuse("config-calls", f"{path}.{name}={plain(value)}", "a config may not name what is called")
 
 
 @contextmanager
@@ -480,7 +527,8 @@ def translated(composing: Callable[[], T]) -> T:
     try:
         return composing()
     except Exception as error:
-        own = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+        # of files: the last two of those that are no text, or nested too deep
+        own = isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UnicodeError | RecursionError)
         if not own and "full_key: " not in str(error):  # what OmegaConf itself fails at names the key
             raise
         group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")

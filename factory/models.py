@@ -3,10 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
-
 from factory import compose
 from factory.architecture import architecture
+from factory.parsed import yaml_of
 from factory.refusal import UserError, did_you_mean, refuse
 
 
@@ -27,7 +26,7 @@ def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """An option's keys, those of its family and of `_base` below them."""
     folders = compose.folders(config_dirs)
     file = next(path for folder in folders if (path := folder / "model" / f"{option}.yaml").is_file())
-    tree = yaml.load(file.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    tree = yaml_of(file.read_bytes()) or {}
     merged: dict[str, Any] = {}
     for below in tree.pop("defaults", []):
         if below != "_self_":

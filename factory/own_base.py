@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.parsed import json_of
 from factory.plan import Dtype
 from factory.schema import Quantization
 from factory.typed import Reader, to_tree
@@ -47,7 +48,7 @@ def ids(tokenizer: Any) -> list[int]:
 def said(header: dict[str, Any]) -> OwnBase | None:
     """What the header of an adapter's file says; None: it is not one of these."""
     try:
-        tree = json.loads(header["__metadata__"][_SAID])
+        tree = json_of(header["__metadata__"][_SAID])
     except (KeyError, TypeError, ValueError):
         return None
     reader = Reader()

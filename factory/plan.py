@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import yaml
 
+from factory.parsed import yaml_of
 from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
-from factory.typed import Reader, to_tree
+from factory.typed import Reader, plain, to_tree
 
 VERSION = 11
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
@@ -427,10 +428,10 @@ def read_plan(path: Path, *, setting: str = "") -> Plan:
     """A plan file, checked against the types and its own digest. Raises UserError."""
     setting = setting or f"--from-plan {path}"
     try:
-        tree = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = yaml_of(path.read_bytes())
     except OSError as error:
         raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except ValueError:
         tree = None
     if not isinstance(tree, dict):
         raise refuse("plan-broken", setting, "it is not a YAML mapping")
@@ -441,8 +442,12 @@ def read_plan(path: Path, *, setting: str = "") -> Plan:
     plan = reader.record(Plan, tree)
     if reader.problems:
         raise UserError(*reader.problems)
-    if plan.digest() != digest:
-        raise refuse("plan-edited", setting, f"its digest is {digest}, its content has {plan.digest()}")
+    try:
+        own = plan.digest()
+    except (ValueError, TypeError):
+        raise refuse("plan-broken", setting, "it holds what no plan does, as an endless number or a date") from None
+    if own != digest:
+        raise refuse("plan-edited", setting, f"its digest is {plain(digest)}, its content has {own}")
     return plan
 
 

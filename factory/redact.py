@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 HIDDEN = "[redacted]"
 _SHORTEST = 6  # characters of an environment variable's value: what is shorter is a word that stands everywhere
 _NAME = re.compile(r"(TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)$", re.IGNORECASE)
-_SECRET = r"(?:api_?key|access_?key|private_?key|password|passwd|secret|credentials?|(?:access|auth|hub|hf)_?token)"
+_SECRET = r"(?:api_?key|access_?key|private_?key|password|passwd|secret|credentials?|(?:access|auth|hub|hf)_?token)"  # noqa: S105  a pattern
 _MAKERS = ("ghp_", "gho_", "ghs_", "github_pat_", "glpat-", "dapi", "sk-", "xoxa-", "xoxb-", "xoxp-")
 _NAMES = ("key", "passw", "secret", "credential", "token")
 

@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from factory.parsed import yaml_of
 from factory.redact import redacted
 
 _PACKAGE = Path(__file__).parent
@@ -37,7 +36,7 @@ def catalogue() -> ChainMap[str, Words]:
     """
     found: dict[str, Words] = {}
     for path in (_PACKAGE / "refusals.yaml", *sorted(_PACKAGE.glob("*/**/refusals.yaml"))):
-        entries = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        entries = yaml_of(path.read_bytes())
         assert not found.keys() & entries.keys(), f"{path}: {found.keys() & entries.keys()}"
         found |= {rule: Words(**{**words, "reads": tuple(words.get("reads", ()))}) for rule, words in entries.items()}
     return ChainMap({}, found)

@@ -10,12 +10,12 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NewType, get_args, get_origin
 
-import yaml
-
+from factory.parsed import yaml_of
 from factory.refusal import Refusal, did_you_mean, refusal
 
 Bytes = NewType("Bytes", int)  # of memory, said with their unit
@@ -145,7 +145,8 @@ def convert(kind: Any, value: Any) -> Any:
         return _convert_union(args, value)
     if origin is Literal:
         if isinstance(value, str) and not any(isinstance(arg, str) for arg in args):
-            value = yaml.safe_load(value)
+            with suppress(ValueError):
+                value = yaml_of(value)
         if value in args and type(value) in {type(arg) for arg in args}:
             return value
         names = [str(arg) for arg in args]
@@ -195,8 +196,8 @@ def _convert_scalar(kind: Any, value: Any) -> Any:
         raise ValueError("not a text" + (" (quote it)" if isinstance(value, int | float) else ""))
     if isinstance(value, str):
         try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
+            value = yaml_of(value)
+        except ValueError:
             raise ValueError(_NOT[kind]) from None
         if isinstance(value, str):  # YAML 1.1 wants a dot in 1e3, people do not
             try:
@@ -206,10 +207,14 @@ def _convert_scalar(kind: Any, value: Any) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if kind is not bool and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
             raise ValueError("not a finite number")
         if kind is float:
-            return float(value)
+            return number
         if value == int(value):
             return int(value)
     raise ValueError(_NOT[kind])

@@ -1,12 +1,12 @@
 """A vocabulary that grows: how many rows there are then, which of them are new, and how these train. No torch."""
 
-import json
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from factory.architecture import Architecture, Shape
+from factory.parsed import json_of
 from factory.plan import Patch
 
 
@@ -70,7 +70,7 @@ def trainable(arch: Architecture, new: range) -> dict[str, Shape]:
 def tokens_in(folder: Path) -> int | None:
     """One more than the highest id in a folder's tokenizer.json; None where there is no such file, or another form."""
     try:
-        said = json.loads((folder / "tokenizer.json").read_bytes())
+        said = json_of((folder / "tokenizer.json").read_bytes())
         known = said["model"]["vocab"]  # {token: id}, or a list of (token, score) in the order of the ids
         highest = max(known.values()) if isinstance(known, dict) else len(known) - 1
         return 1 + max(highest, *(token["id"] for token in said["added_tokens"]), -1)
@@ -81,7 +81,7 @@ def tokens_in(folder: Path) -> int | None:
 def added_tokens(folder: Path) -> dict[str, int]:
     """The ids of the tokens that a folder's tokenizer.json has beside its vocabulary; none where there is no file."""
     try:
-        said = json.loads((folder / "tokenizer.json").read_bytes())
+        said = json_of((folder / "tokenizer.json").read_bytes())
         return {str(token["content"]): int(token["id"]) for token in said["added_tokens"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return {}

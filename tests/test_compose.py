@@ -330,3 +330,45 @@ def test_a_user_error_reads_as_its_blocks() -> None:
     with pytest.raises(UserError) as error:
         compiled("method.rnk=3", "seed=x", training=False)
     assert re.fullmatch(f"({BLOCK.pattern}){{2}}", f"{error.value}\n")
+
+
+# --- files of somebody else
+
+
+@pytest.mark.parametrize(
+    "hydra",
+    [
+        "callbacks: {a: {_target_: subprocess.call, args: [touch, canary]}}",
+        "job_logging: {formatters: {a: {(): subprocess.call, args: [touch, canary]}}}",
+        "launcher: {_target_: os.system}",
+        "hydra_logging: {handlers: {a: {class: os.popen}}}",
+    ],
+)
+def test_a_config_names_nothing_to_be_called(hydra: str, here: Path) -> None:
+    (here / "own" / "recipes").mkdir(parents=True)
+    (here / "own" / "recipes" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  {hydra}\n")
+    with pytest.raises(UserError) as error:
+        compose.compose(compose.parse(["--config-dir", str(here / "own"), "recipe=mine"]))
+    assert [each.rule for each in error.value.refusals] == ["config-calls"]
+    assert not (here / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# \x8e\n",
+        b"# @package a b c\nrank: 1\n",
+        b"a: !!timestamp x\n",
+        b"7\n",
+        b"a: &a [1]\nb: &b ["
+        + b"*a," * 9
+        + b"]\n"
+        + b"".join(b"%c: &%c [" % (new, new) + b"*%c," % (new - 1) * 9 + b"]\n" for new in range(99, 108)),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(content: bytes, here: Path) -> None:
+    (here / "own" / "method").mkdir(parents=True)
+    (here / "own" / "method" / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        compose.compose(compose.parse(["--config-dir", str(here / "own"), "method=mine"]))
+    assert [each.rule for each in error.value.refusals] == ["compose"]

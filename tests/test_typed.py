@@ -163,3 +163,9 @@ def _read(*arguments: str) -> dict[str, Any]:
         key: "refused" if key in bad else getattr(getattr(found, key.partition(".")[0]), key.partition(".")[2])
         for key in KEYS
     }
+
+
+def test_a_number_beyond_all_is_no_number() -> None:
+    for kind in (int, float):
+        with pytest.raises(ValueError, match="finite"):
+            convert(kind, 10**400)

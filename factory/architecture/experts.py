@@ -61,7 +61,7 @@ class Experts:
     """
 
     count: str = "num_experts"
-    per_token: str = "num_experts_per_tok"
+    per_token: str = "num_experts_per_tok"  # noqa: S105  a number of experts
     width: str = "moe_intermediate_size"
     at: Chosen = always
     router: str = "gate"
@@ -263,7 +263,7 @@ ROWS: dict[str, Family] = {
     "ernie4_5_moe": sparse(
         Experts(
             count="moe_num_experts",
-            per_token="moe_k",
+            per_token="moe_k",  # noqa: S106  a number of experts
             at=within,
             shared_width=times_shared("moe_intermediate_size", "moe_num_shared_experts"),
             correction="gate.moe_statics.e_score_correction_bias",
@@ -280,7 +280,7 @@ ROWS: dict[str, Family] = {
     ),
     "hunyuan_v1_moe": sparse(
         Experts(
-            per_token="moe_topk",
+            per_token="moe_topk",  # noqa: S106  a number of experts
             width="intermediate_size",
             router="gate.wg",
             shared="mlp.shared_mlp",

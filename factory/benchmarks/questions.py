@@ -19,6 +19,7 @@ Record = dict[str, Any] | str  # a row by its columns' names in small letters, o
 Dropped = dict[str, dict[str, int | list[str]]]
 _MOST_BAD = 0.5  # share of broken rows above which the file itself must be wrong
 _FIRST = 5  # places that are kept of a reason
+_MOST_UNPACKED = 2**30  # bytes of an archive of questions
 _NEEDED = ("question", *(letter.lower() for letter in LETTERS), "answer")
 
 
@@ -260,7 +261,9 @@ def _archive(hub: Hub) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
             try:
                 with zipfile.ZipFile(file) as opened:
-                    opened.extractall(Path(aside) / "whole")
+                    if sum(each.file_size for each in opened.infolist()) > _MOST_UNPACKED:
+                        raise refuse("benchmark-broken", setting, f"{hub.archive}: it unpacks to too much")
+                    opened.extractall(Path(aside) / "whole")  # which leaves no folder
             except zipfile.BadZipFile as error:
                 raise refuse("benchmark-broken", setting, f"{hub.archive}: {error}") from None
             with suppress(OSError):  # another run may have put it there meanwhile

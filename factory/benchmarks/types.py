@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from factory.parsed import yaml_of
 from factory.typed import Reader
 
 LETTERS = ("A", "B", "C", "D")
@@ -67,7 +66,7 @@ class Benchmark:
 def benchmark(name: str) -> Benchmark:
     """One of NAMES."""
     reader = Reader()
-    tree = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    tree = yaml_of((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     made: Benchmark = reader.record(Benchmark, tree, name)
     assert not reader.problems, "\n".join(str(problem) for problem in reader.problems)
     assert made.names is None or set(made.names) == set(made.subjects), name

@@ -110,7 +110,7 @@ def free_port(host: str) -> int:
 def _spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
     """It ends with this process: nobody writes to its input, which is closed when this process is gone."""
     with printed.open("wb") as out:
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603  this program, no shell
             [sys.executable, "-m", "factory", *words],
             stdin=subprocess.PIPE,
             stdout=out,

@@ -7,6 +7,7 @@ import yaml
 from factory import compose
 from factory.board.fields import as_typed
 from factory.line import Overrides, listed, name_of, spelt
+from factory.parsed import yaml_of
 from factory.refusal import refuse
 
 _HEAD = "# @package _global_\n"
@@ -20,7 +21,7 @@ def written(overrides: Overrides, tree: dict[str, Any]) -> str:
     for text in overrides:
         name, value = name_of(text), text.partition("=")[2]
         if name in compose.GROUPS:
-            chosen.append({f"override /{name}": yaml.safe_load(value)})
+            chosen.append({f"override /{name}": yaml_of(value)})
         elif name == "recipe":
             chosen.insert(0, f"/recipes/{value}")
         else:
@@ -44,9 +45,9 @@ def _at(tree: Any, path: list[str]) -> Any:
 def read(text: str) -> Overrides:
     """The overrides of such a file. Raises UserError where it is none."""
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise refuse("board-line", "the file", str(error).replace("\n", " "), wanted=_WANTED) from None
+        content = yaml_of(text)
+    except ValueError as error:
+        raise refuse("board-line", "the file", str(error), wanted=_WANTED) from None
     content = {} if content is None and text.startswith(_HEAD) else content
     if not isinstance(content, dict) or "runs" in content:
         raise refuse("board-line", "the file", "it has no settings of one run", wanted=_WANTED)

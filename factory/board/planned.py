@@ -76,13 +76,16 @@ class Planner:
     def _outside(self, overrides: Overrides) -> Iterator[Refusal]:
         """What names a place that the page may not touch."""
         for text in overrides:
-            value = text.partition("=")[2].strip("'\"")
-            if not self.allows(value):
+            if not all(map(self.allows, _paths(text.partition("=")[2]))) or name_of(text).startswith(
+                "hydra.searchpath"
+            ):
                 shown = ", ".join(map(str, self._folders))
                 yield refusal("board-folder", text, "it lies outside", folders=shown)
 
     def allows(self, value: str) -> bool:
         """Whether a text is no path, or one inside of the page's folders."""
+        if value.startswith("${"):
+            return False  # what stands there is known when it is too late
         if not value.startswith(("/", "~")) and ".." not in value:
             return True
         place = Path(value).expanduser().resolve()
@@ -109,6 +112,13 @@ class Planner:
         with self._busy:
             found = cheapest(planned.plan, None, self._anew)
         return [(_with(planned.overrides, change.overrides), change.estimated_bytes, change.fits) for change in found]
+
+
+def _paths(value: str) -> Iterator[str]:
+    """What may be a path in a value: whole or in a list, a mapping, an address of a file."""
+    text = re.sub(r"\b(?!file:)\w[\w+]*://[^/\s,\]}'\"]\S*", "", value)  # hosts
+    text = re.sub(r"\bfile:/+", "/", re.sub(r"\b(?!file:)\w[\w+]*:///", "", text))
+    yield from (word for word in re.split(r"[\[\]{},'\"\s]|(?<=[^\\]):", text.replace("${", " ${ ")) if word)
 
 
 def _with(overrides: Overrides, more: Iterable[str]) -> Overrides:

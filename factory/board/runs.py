@@ -190,7 +190,7 @@ class Runs:
     def _spawn(self, entry: dict[str, Any]) -> None:
         folder = entry["folder"]
         with self._printed(folder).open("wb") as out:
-            self._children[folder] = subprocess.Popen(
+            self._children[folder] = subprocess.Popen(  # noqa: S603  this program, no shell
                 [sys.executable, "-m", "factory", *entry["words"]],
                 stdin=subprocess.DEVNULL,
                 stdout=out,

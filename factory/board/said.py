@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from factory.parsed import yaml_of
 
 LANGUAGES = {"en": "English", "zh": "中文", "ru": "Русский"}
 _FOLDER = Path(__file__).parent / "words"
@@ -35,5 +35,5 @@ class Words:
 
 @cache
 def words(language: str) -> Words:
-    content = yaml.safe_load((_FOLDER / f"{language}.yaml").read_text("utf-8"))
+    content = yaml_of((_FOLDER / f"{language}.yaml").read_text("utf-8"))
     return Words(language=language, **{part: content[part] for part in ("texts", "docs", "phrases")})

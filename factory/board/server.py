@@ -19,7 +19,7 @@ from factory.board.votes import Votes
 from factory.refusal import UserError, refuse
 from factory.schema import Board
 
-PASSWORD = "FACTORY_BOARD_PASSWORD"
+PASSWORD = "FACTORY_BOARD_PASSWORD"  # noqa: S105  a variable's name
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
 

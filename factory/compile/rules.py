@@ -205,7 +205,7 @@ def _secret(case: Case) -> tuple[str, str] | None:
     return (where, _SECRET) if where else None
 
 
-_SECRET = "there is a password or a token in it, which would be written to plan.yaml and shown"
+_SECRET = "there is a password or a token in it, which would be written to plan.yaml and shown"  # noqa: S105  words
 
 
 def _flash_packing(case: Case) -> str | None:

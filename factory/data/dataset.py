@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,9 +232,9 @@ def dataset(sources: Mapping[str, Prepared], rows: Integers, pack: Pack, kind: K
 
 def _kept(path: Path) -> Pieces | None:
     try:
-        with np.load(path) as found:
+        with np.load(path, allow_pickle=False) as found:
             return Pieces(found["bounds"], found["rows"], found["starts"], found["stops"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or not as it was written
         return None
 
 

@@ -1,5 +1,6 @@
 """Rows of a set on the Hugging Face hub, through `datasets`: downloaded once into its cache, or streamed."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,14 @@ def rows(
             yield from table.to_pylist()
 
 
+def cache_folders() -> tuple[str, ...]:
+    """Where sets of the hub, and the files beside them, are downloaded to."""
+    from huggingface_hub import constants
+
+    own = os.environ.get("HF_DATASETS_CACHE")  # as `datasets` reads it, whose import takes long
+    return tuple(filter(None, (constants.HF_HOME, constants.HF_HUB_CACHE, own)))
+
+
 def _refuse_no_network() -> None:
     """Raises OSError where the hub's host does not answer: its client would try again for half a minute."""
     from urllib.error import HTTPError
@@ -53,7 +62,7 @@ def _refuse_no_network() -> None:
     if config.HF_HUB_OFFLINE:
         return
     try:
-        urlopen(Request(config.HF_ENDPOINT, method="HEAD"), timeout=_PATIENCE).close()
+        urlopen(Request(config.HF_ENDPOINT, method="HEAD"), timeout=_PATIENCE).close()  # noqa: S310  the hub's address
     except HTTPError:
         return  # it answers
 

@@ -280,7 +280,7 @@ class _Form:
         self, messages: Sequence[Message], given: list[Given], whole: str, places: list[_Place]
     ) -> Iterator[Answer]:
         """Each answer lies in the piece after the text before it."""
-        ends = [*(place.start for place in places[1:]), len(whole)]
+        ends = [*(place.start for place in places[1:]), len(whole)][: len(places)]
         pieces = {place.index: (place.end, end) for place, end in zip(places, ends, strict=True)}
         for index, message in enumerate(messages):
             if message["role"] != "assistant":

@@ -237,7 +237,7 @@ def _probe(names: list[str]) -> Callable[[], dict[str, dict[str, Any]]]:
     """Starts a child that imports the modules; what is returned waits for it."""
     command = [sys.executable, "-m", "factory.doctor.probe", *names]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)  # noqa: S603  this program, no shell
 
     def wait() -> dict[str, dict[str, Any]]:
         try:
@@ -381,7 +381,7 @@ def _hub() -> Line:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return Line(part="models", name="hub", status="missing", says="HF_HUB_OFFLINE forbids it", fix="unset it")
     try:
-        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_WAIT):
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_WAIT):  # noqa: S310  the hub's address
             return _line("models", "hub", True, f"{endpoint} answers")
     except urllib.error.HTTPError as error:  # it answers
         return _line("models", "hub", True, f"{endpoint} answers ({error.code})")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -114,13 +115,23 @@ def bytes_of_whole_tensors(trained: dict[str, Any], optimizer: dict[str, Any]) -
 
 def read_whole_tensors(folder: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The trained tensors by name, which are those that are wanted, and the optimizer's state."""
-    import torch
     from safetensors.torch import load_file
 
     trained = load_file(folder / "trained.safetensors")
     if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
         raise refuse("resume-other-run", f"stage.resume={folder}", "it holds other tensors than this plan trains")
-    return trained, torch.load(folder / "optimizer.pt", weights_only=True)
+    return trained, _unpickled(folder / "optimizer.pt")
+
+
+def _unpickled(path: Path) -> Any:
+    """Tensors and plain values: nothing else is made of a checkpoint. Raises UserError."""
+    import torch
+
+    try:
+        return torch.load(path, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError):
+        wrong = f"{path.name} is broken, or holds more than tensors and numbers"
+        raise refuse("no-checkpoint", f"stage.resume={path.parent}", wrong) from None
 
 
 def _pickle(value: Any, path: Path) -> None:
@@ -186,15 +197,13 @@ def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, An
     """
     if run.resume_from is None:
         return None
-    import torch
-
     state = state_of(run.resume_from)
     if run.plan.steps.train.load_best_model_at_end and state["best"]["step"] is not None:
         if run.world.leads:
             _bring_best(run, state["best"]["step"])
         run.world.wait()
     read(run.resume_from)
-    kept = torch.load(run.resume_from / "random.pt", weights_only=True)
+    kept = _unpickled(run.resume_from / "random.pt")
     if run.world.rank < len(kept["ranks"]):  # a rank more than there were goes on as it is seeded
         _set_random_state(kept["ranks"][run.world.rank], gpus=len(kept["ranks"]) == 1)
     if kept["scaler"]:

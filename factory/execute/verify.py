@@ -10,13 +10,17 @@ from factory.look.machine import PACKAGES, installed_version, look_at_machine
 from factory.look.model import fingerprint_now, look_at_adapter
 from factory.look.reward import look_at_saved_reward
 from factory.plan import Plan
-from factory.refusal import UserError, refusal
+from factory.refusal import UserError, refusal, refuse
 
 
 def verify(plan: Plan) -> None:
     """Raises UserError with all that has changed."""
-    asked = (*_benchmarks(plan), *_harness(plan))
-    changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *asked, *_own(plan), *_packages(plan)]
+    try:
+        asked = (*_benchmarks(plan), *_harness(plan))
+        changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *asked, *_own(plan), *_packages(plan)]
+    except OSError as error:
+        wrong = f"it cannot be read ({error.strerror})"
+        raise refuse("cannot-read", str(error.filename or "a file")[:200], wrong) from None
     if changed:
         again = " ".join(plan.overrides)
         raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))

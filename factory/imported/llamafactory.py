@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from factory import models
 from factory.line import listed, spelt
+from factory.parsed import yaml_of
 from factory.refusal import refuse
 from factory.typed import plain
 from factory.words import program
@@ -77,8 +76,8 @@ def translate(file: Path) -> Said:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        given = yaml_of(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         first = " ".join(str(error).split())
         raise refuse("import-config", str(file), f"it cannot be read: {first[:200]}") from None
     if not isinstance(given, dict) or not {"stage", "finetuning_type", "model_name_or_path"} & given.keys():
@@ -88,7 +87,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 @cache
 def _table() -> dict[str, Any]:
-    return yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    return yaml_of(_TABLE.read_text(encoding="utf-8"))
 
 
 def _one(name: str, value: Any, said: Said) -> None:
@@ -151,8 +150,9 @@ def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     said.set("method", method)
     target = _text(given.get("lora_target", "all"))
     if kind == "lora":
-        said.set("method.rank", given.get("lora_rank", 8))
-        said.set("method.alpha", given.get("lora_alpha", 2 * int(given.get("lora_rank", 8))))
+        rank = given.get("lora_rank", 8)
+        said.set("method.rank", rank)
+        said.set("method.alpha", given.get("lora_alpha", 2 * rank if isinstance(rank, int) else rank))
         if target != "all":
             said.set("method.target_modules", _names(target))
     yield from ("finetuning_type", "quantization_bit", "quantization_method", *_OPTIMIZED, "badam_mode", "lora_target")

@@ -20,7 +20,7 @@ _STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was
 # of a run: what its model is, and how it is read and told things
 _TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools", "data.max_length")
 _NOT_TAKEN = ("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload")
-SECRET = "serve.api_key"
+SECRET = "serve.api_key"  # noqa: S105  a key's name
 NOWHERE = str(
     Path(tempfile.gettempdir()) / "factory-writes-no-folder"
 )  # what a plan has where its run's folder would be

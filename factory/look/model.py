@@ -1,7 +1,6 @@
 """The model: where its files are, what its config.json says, whether its weights are whole."""
 
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -15,6 +14,7 @@ from factory import heads, own_base, registry, schema
 from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
 from factory.look.walked import gguf_config, walked
+from factory.parsed import json_of
 from factory.plan import read_plan
 from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, base_config, read_json
@@ -123,7 +123,7 @@ def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
         if not isinstance(cached, str):
             _refuse_no_network(hf_hub_url(path, "config.json"))
             cached = hf_hub_download(path, "config.json", revision=revision)
-        return json.loads(Path(cached).read_text()), Path(cached).parent.name
+        return json_of(Path(cached).read_text()), Path(cached).parent.name
     except GatedRepoError:
         wrong = "it is gated and there is no token with access"
     except RepositoryNotFoundError:
@@ -149,7 +149,7 @@ def _refuse_no_network(url: str) -> None:
     from urllib.request import Request, urlopen
 
     try:
-        urlopen(Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()
+        urlopen(Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()  # noqa: S310  the hub's address
     except HTTPError:
         return  # it answers; what it says about this model is the client's to read
 
@@ -164,10 +164,11 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         adapter = (folder / "adapter_config.json").is_file()
         raise incomplete("there is no config.json in it" + (": it is an adapter, for model.adapter" if adapter else ""))
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        assert isinstance(config, dict)
-    except (ValueError, AssertionError):
-        raise _broken(shown, "config.json", "it is not a JSON object") from None
+        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise _broken(shown, "config.json", "it is not a JSON object")
     weights = sorted(set(folder.glob("*.safetensors")) - set(folder.glob(heads.FILES)))
     if training and not weights:
         pickles = [path.name for path in folder.glob("*.bin")]
@@ -329,7 +330,7 @@ def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
         length, header = _header(file)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        shapes = {name: tuple(int(number) for number in entry["shape"]) for name, entry in tensors.items()}
+        shapes = {name: _shape(entry["shape"]) for name, entry in tensors.items()}
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise _broken(shown, file.name, f"not a safetensors file ({size:,} bytes)") from None
     if size != end:
@@ -337,11 +338,17 @@ def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
     return shapes
 
 
+def _shape(numbers: Any) -> Shape:
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
+        raise ValueError
+    return tuple(numbers)
+
+
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
     """The header of a safetensors file, and its length in bytes."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
-        return length, json.loads(opened.read(min(length, file.stat().st_size)))
+        return length, json_of(opened.read(min(length, file.stat().st_size)))
 
 
 def _check_shards(folder: Path, there: set[str], shown: str) -> None:
@@ -349,7 +356,9 @@ def _check_shards(folder: Path, there: set[str], shown: str) -> None:
     if not index.is_file():
         return
     try:
-        needed = set(json.loads(index.read_text())["weight_map"].values())
+        needed = set(json_of(index.read_text())["weight_map"].values())
+        if not all(isinstance(name, str) for name in needed):
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _broken(shown, index.name, "it is not an index of shards") from None
     if there and needed - there:

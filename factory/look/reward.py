@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-import yaml
-
 from factory.facts import RewardFacts
 from factory.look.model import fingerprint_of, head_shapes, local, look_at_adapter, safetensors_shapes
+from factory.parsed import yaml_of
 from factory.refusal import refuse
 from factory.run.folder import RunFolder, read_json
 from factory.schema import Tracking
@@ -62,9 +61,9 @@ def look_at_saved_reward(folder: Path, asked: str) -> RewardFacts:
 def _trained_on(plan: Path) -> str | None:
     """The fingerprint of the model that a run's plan loads; None where there is none to read."""
     try:
-        tree = yaml.load(plan.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = yaml_of(plan.read_bytes())
         return str(tree["steps"]["load"]["fingerprint"])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

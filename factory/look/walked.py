@@ -6,6 +6,7 @@ Asked of a process of its own (some seconds), so that planning imports no torch;
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -19,6 +20,7 @@ from factory.look.machine import installed_version
 from factory.refusal import did_you_mean, refuse
 
 _PATIENCE = 300  # seconds
+_MOST = 10_000  # layers, experts
 
 
 def walked(model: ModelFacts, *, trust_remote_code: bool) -> Architecture:
@@ -29,8 +31,10 @@ def walked(model: ModelFacts, *, trust_remote_code: bool) -> Architecture:
         "revision": model.revision,
         "trust_remote_code": trust_remote_code,
     }
-    answer = _ask("architecture", asked)
     kind = str(model.config.get("model_type"))
+    if many := _too_many(model.config):
+        raise refuse("unknown-architecture", f"model_type={kind}", f"{many} is beyond any model", hint="")
+    answer = _ask("architecture", asked)
     if answer["problem"] == "code":
         raise refuse(
             "remote-code",
@@ -41,6 +45,20 @@ def walked(model: ModelFacts, *, trust_remote_code: bool) -> Architecture:
         hint = did_you_mean(kind, FAMILIES)
         raise refuse("unknown-architecture", f"model_type={kind}", answer["problem"], hint=hint)
     return Architecture.from_json(answer["found"])
+
+
+def _too_many(config: dict[str, Any]) -> str | None:
+    """What would be built one by one, more often than memory and patience reach."""
+    inner = [value for value in config.values() if isinstance(value, dict)]
+    return next(
+        (
+            f"{name}={value}"
+            for each in (config, *inner)
+            for name, value in each.items()
+            if isinstance(value, int) and value > _MOST and re.search(r"layer|block|expert|depth", name)
+        ),
+        None,
+    )
 
 
 def gguf_config(model: ModelFacts) -> dict[str, Any]:
@@ -56,7 +74,12 @@ def _ask(what: str, asked: dict[str, Any]) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         return json.loads(kept.read_text(encoding="utf-8"))
     run = [sys.executable, "-m", "factory.steps.walk", what]
-    done = subprocess.run(run, input=json.dumps(asked), capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    try:
+        done = subprocess.run(  # noqa: S603  this program, no shell
+            run, input=json.dumps(asked), capture_output=True, text=True, timeout=_PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"found": None, "problem": f"transformers did not build it in {_PATIENCE} s"}
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
         told = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]

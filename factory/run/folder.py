@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from factory.parsed import json_of, yaml_of
 from factory.refusal import UserError, refuse
 
 MANIFEST = "manifest.json"
@@ -37,8 +36,8 @@ class RunFolder:
     def plan_digest(self) -> str | None:
         """The digest of the run that is here, None where there is none that can be read."""
         try:
-            tree = yaml.load(self.plan.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            tree = yaml_of(self.plan.read_bytes())
+        except (OSError, ValueError):
             return None
         return tree.get("digest") if isinstance(tree, dict) else None
 
@@ -140,7 +139,7 @@ def base_config(adapter: str | Path) -> Path:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's object, None where it is missing or broken."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

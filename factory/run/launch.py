@@ -130,7 +130,7 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     if resume_from is not None:
         command.append(str(resume_from))
     with folder.log.open("ab") as log:
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: S603  this program, no shell
             command,
             stdin=subprocess.PIPE,
             stdout=log,

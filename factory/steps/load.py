@@ -8,7 +8,7 @@ from typing import Any
 from factory import templates
 from factory.execute.context import Run
 from factory.plan import Load
-from factory.refusal import refuse
+from factory.refusal import UserError, refuse
 from factory.run.folder import base_config
 from factory.steps import source
 from factory.steps.vocabulary import add_tokens, tokens_of
@@ -47,7 +47,16 @@ def _config_folder(plan: Load, path: str) -> str:
 def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, template: str) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (UserError, OSError, ValueError):
+        raise
+    except BaseException as error:  # of files of another form tokenizers raises bare exceptions, and panics of Rust
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"its tokenizer cannot be read ({error or type(error).__name__})") from error
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ValueError(f"its tokenizer's model_max_length is {str(tokenizer.model_max_length)[:60]!r}, not a number")
     if template != "auto":
         tokenizer.chat_template = templates.read(template)
     elif not tokenizer.chat_template and (found := _files(path, revision, (_PROCESSOR_TEMPLATE,))):

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from factory.data import batches
 from factory.data.dataset import IGNORED
 from factory.execute.context import Run
+from factory.refusal import refuse
 from factory.run.folder import unwritable
 from factory.steps.feed import autocast, collating, feed, total_steps
 from factory.steps.pack import Dataset
@@ -104,8 +106,12 @@ def kept(run: Run) -> dict[bytes, float]:
     """What the run, or the one that it resumes, measured: the model is no longer there once it was trained."""
     if not run.folder.reference.is_file():
         return {}
-    with np.load(run.folder.reference) as found:
-        keys, sums = found["keys"].tobytes(), found["sums"].tolist()
+    try:
+        with np.load(run.folder.reference, allow_pickle=False) as found:
+            keys, sums = found["keys"].tobytes(), found["sums"].tolist()
+    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+        wrong = f"it cannot be read ({error})"
+        raise refuse("no-checkpoint", f"path={run.folder.reference}", wrong) from None
     cut = range(0, len(keys), _KEY_BYTES)
     return {keys[at : at + _KEY_BYTES]: value for at, value in zip(cut, sums, strict=True)}
 

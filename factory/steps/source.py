@@ -86,7 +86,7 @@ def _tokenizer(gguf: Path, source: str) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     if source == "package":  # its file names another end token than the one it was trained on
-        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105  a token of text
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

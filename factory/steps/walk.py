@@ -193,6 +193,7 @@ def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
         return None, "code"
     else:
         return None, "the installed transformers does not know it"
+    config._attn_implementation = "eager"  # a config may name a kernel of the hub, which is code
     with torch.device("meta"):
         model = model_class(config).from_config(config, trust_remote_code=trusted)
     return walk(model).as_json(), None

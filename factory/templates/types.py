@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
+from factory.parsed import yaml_of
 from factory.refusal import UserError
 from factory.templates.slots import SPECIAL, around, slots
 from factory.typed import Reader
@@ -99,7 +98,7 @@ def read(cls: type[Made], path: Path) -> Made:
 
 
 def _tree(path: Path) -> dict[str, Any]:
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = yaml_of(path.read_text(encoding="utf-8"))
     assert isinstance(tree, dict), "it is not a mapping of keys"
     other = tree.pop("like", None)
     if other is None:

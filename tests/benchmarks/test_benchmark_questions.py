@@ -324,3 +324,28 @@ def test_an_archive_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_the_hubs_own_sets_are_read(name: str, count: int) -> None:
     exam = read(name, None, shots=5, max_samples=None)
     assert exam.absent == () and len(exam.questions) == count
+
+
+def test_an_archive_leaves_no_folder_and_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    file = tmp_path / "hub" / "revision" / "cmmlu_v1_0_1.zip"
+    file.parent.mkdir(parents=True)
+    made.write(tmp_path / "content", "cmmlu")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("../../../../outside.csv", "x")
+        archive.writestr(str(tmp_path / "absolute.csv"), "x")
+        for path in (tmp_path / "content").rglob("*.csv"):
+            archive.write(path, path.relative_to(tmp_path / "content"))
+    monkeypatch.setattr(questions.hub_rows, "_refuse_no_network", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(file))
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "small"))
+    monkeypatch.setattr(questions, "_MOST_UNPACKED", 10)
+    assert refused("cmmlu", None)[0] == "benchmark-broken"
+    monkeypatch.undo()
+    monkeypatch.setattr(questions.hub_rows, "_refuse_no_network", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(file))
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+    assert len(read("cmmlu", None, shots=5, max_samples=None).questions) == 12
+    outside = [path for path in tmp_path.rglob("*side.csv") if not path.is_relative_to(tmp_path / "cache")]
+    assert not outside and not (tmp_path / "absolute.csv").exists()

@@ -82,3 +82,23 @@ def test_a_value_stands_as_it_is_typed(planner: Planner) -> None:
     assert tree is not None
     typed = tuple(f"{each.path}={each.value}" for group in fields.FORMS for each in fields.fields(group, tree))
     assert planner(typed).tree == tree
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.names=[a,/etc/passwd]",
+        "data.sources.demo.columns={a: /etc/passwd}",
+        "data.path=${oc.env:HOME}/x.jsonl",
+        "tracking.uri=sqlite:////etc/x.db",
+        "tracking.uri=file:///etc/x",
+        "hydra.searchpath=[own]",
+    ],
+)
+def test_a_place_outside_is_found_wherever_it_stands(planner: Planner, override: str) -> None:
+    assert "board-folder" in [problem.rule for problem in planner((override,)).problems]
+
+
+@pytest.mark.parametrize("override", ["tracking.uri=sqlite:///mlflow.db", "tracking.uri=http://127.0.0.1:5000/a/b"])
+def test_an_address_is_no_place_outside(planner: Planner, override: str) -> None:
+    assert "board-folder" not in [problem.rule for problem in planner((override,)).problems]

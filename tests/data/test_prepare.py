@@ -21,8 +21,9 @@ from planned import align, pack, planned, questions, spec, written
 
 from factory.data import formats, mix, prepare, read
 from factory.data.encoding import EncoderSpec
-from factory.data.prepare import Prepared, store, workers
+from factory.data.prepare import Prepared, aligning_of, store, workers
 from factory.data.prepare.workers import Workers
+from factory.data.record import BadRow
 from factory.plan import PlannedSource
 from factory.refusal import UserError
 
@@ -504,3 +505,37 @@ def test_counts_are_json(tmp_path: Path) -> None:
     index = json.loads((found.folder / "index.json").read_text())
     assert index["counts"] == found.counts
     assert store.is_whole(found.folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "inside", "image", "found"),
+    [
+        ("/data/images", None, "a/../cat.png", "/data/images/a/../cat.png"),
+        ("/data/images", None, "../cat.png", None),
+        ("/data/images", None, "a/../../images2/cat.png", None),
+        (None, ("/cache",), "/cache/sets/cat.png", "/cache/sets/cat.png"),
+        (None, ("/cache",), "/cache/../home/cat.png", None),
+        (None, ("/cache",), "/home/cat.png", None),
+        (None, ("/cache",), "cat.png", None),
+        (None, ("/cache",), "file:///home/cat.png", None),
+        (None, ("/cache",), "data:image/png;base64,AAAA", "data:image/png;base64,AAAA"),
+    ],
+)
+def test_rows_name_no_image_outside_of_their_folder(
+    folder: str | None, inside: tuple[str, ...] | None, image: str, found: str | None
+) -> None:
+    aligning = workers.Aligning(format="sharegpt", columns={}, tags={}, folder=folder, inside=inside)
+    turns = [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "a cat"}]
+    row = {"conversations": turns, "images": [image]}
+    if found is None:
+        with pytest.raises(BadRow, match="leads out"):
+            workers._record(row, aligning)
+    else:
+        assert workers._record(row, aligning).images == (found,)
+
+
+def test_a_set_of_the_hub_names_what_was_downloaded_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", "/own/cache")
+    found = aligning_of(planned(origin="hub")).inside
+    assert found is not None and "/own/cache" in found
+    assert aligning_of(planned()).inside is None

@@ -545,3 +545,21 @@ def test_mutated_bytes_are_rows_or_refused(changes: list[tuple[int, int, bytes]]
                 assert isinstance(format.align(row), Record)
             except BadRow:
                 continue
+
+
+def test_a_folder_of_too_many_files_is_no_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.data.read._MOST_FILES", 3)
+    for number in range(4):
+        (tmp_path / f"{number}.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match="more than 3 files"):
+        files(tmp_path)
+    (tmp_path / "0.jsonl").unlink()
+    assert len(files(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", ["../other.arrow", "/etc/passwd", "a/b.arrow"])
+def test_a_saved_set_names_files_of_its_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(UserError, match="data-broken"):
+        files(tmp_path)

@@ -2,11 +2,13 @@
 
 import base64
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.guard import guarded
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -188,3 +190,10 @@ def test_a_processor_that_tells_nothing_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="processor-unknown"):
         Expander(Silent).prompt("<image>", [saved(tmp_path / "a.png", Image.new("L", (2, 2)))])
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for place in (str(tmp_path / "pipe.png"), "/dev/zero", str(tmp_path), f"file://{tmp_path}/pipe.png"):
+        with guarded(tmp_path), pytest.raises(BadRow):
+            read_image(place)

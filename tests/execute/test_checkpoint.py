@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -234,3 +235,38 @@ def test_a_full_disk_leaves_no_half_model(execute: Execute, monkeypatch: pytest.
     ]
     state = json.loads((Path("run/checkpoints") / f"step-{STEPS:06d}" / "state.json").read_text())
     assert state["step"] == STEPS  # nothing of the training is lost
+
+
+class _Code:
+    """What a pickle runs when it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("canary"),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "random.pt"])
+def test_a_pickle_in_a_checkpoint_runs_nothing(name: str, execute: Execute) -> None:
+    execute(*LORA, "stage.save_steps=3")
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None
+    torch.save({"state": _Code()}, saved / name)
+    with pytest.raises(UserError, match="more than tensors"):
+        execute(*LORA, "stage.save_steps=3", resume_from=saved)
+    assert not Path("canary").exists()
+    torch.load(saved / name, weights_only=False)
+    assert Path("canary").exists()  # it would have
+
+
+def test_objects_in_kept_figures_are_not_read(tmp_path: Path) -> None:
+    import numpy as np
+
+    from factory.data import dataset
+    from factory.steps import reference
+
+    run = SimpleNamespace(folder=RunFolder(tmp_path))
+    np.savez(tmp_path / "reference.npz", keys=np.array([_Code()], dtype=object), sums=np.zeros(1))
+    with pytest.raises(UserError, match="cannot be read"):
+        reference.kept(run)  # type: ignore[arg-type]
+    np.savez(tmp_path / "pieces.npz", bounds=np.array([_Code()], dtype=object))
+    assert dataset._kept(tmp_path / "pieces.npz") is None
+    assert not Path("canary").exists()

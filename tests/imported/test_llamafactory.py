@@ -158,3 +158,8 @@ def test_another_file_is_refused(content: bytes, here: Path) -> None:
     assert [each.rule for each in caught.value.refusals] == ["import-config"]
     assert cli.main(["import-config", "nowhere.yaml"]) == cli.REFUSED
     assert cli.main(["import-config"]) == cli.REFUSED
+
+
+def test_a_rank_that_is_no_number_is_said_as_it_is(catalogue: Path) -> None:
+    found = said(catalogue, finetuning_type="lora", lora_rank=["x"])
+    assert found.overrides["method.rank"] == "[x]" and "method.alpha" in found.overrides

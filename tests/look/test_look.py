@@ -23,6 +23,7 @@ from factory.look import look as look_around
 from factory.look import machine as look
 from factory.look.harness import look_at_harness
 from factory.refusal import UserError
+from factory.vocabulary import added_tokens
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
 Change = Callable[[Path], object]
@@ -424,3 +425,30 @@ def test_a_folder_of_task_files(here: Path) -> None:
     assert look_at_harness("mine") == found
     (asked / "sums" / "score.py").write_text("def score(items): ...")
     assert look_at_harness("mine").sha256 != found.sha256
+
+
+def _header(tree: object) -> bytes:
+    text = json.dumps(tree).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"[" * 100_000),
+        ("config.json", b"[]"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 1, "b": "model.safetensors"}}'),
+        ("model.safetensors", (100_000).to_bytes(8, "little") + b"[" * 100_000),
+        ("model.safetensors", _header({"a": {"shape": [float("inf")], "data_offsets": [0, 0]}})),
+        ("model.safetensors", _header({"a": {"shape": [-1], "data_offsets": [0, 0]}})),
+        ("model.safetensors", _header({"a": {"shape": "12", "data_offsets": [0, 0]}})),
+    ],
+)
+def test_a_hostile_file_of_a_model_is_refused(copy: Path, name: str, content: bytes) -> None:
+    (copy / name).write_bytes(content)
+    assert [refusal.rule for refusal in refusals(f"model.path={copy}", *BASE)] == ["model-broken"]
+
+
+def test_ids_without_an_end_in_a_tokenizer_are_none(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text('{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": Infinity}]}')
+    assert added_tokens(copy) == {}

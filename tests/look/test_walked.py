@@ -89,3 +89,21 @@ def test_code_that_comes_with_a_model_runs_only_when_trusted(here: Path, execute
     done = execute(f"model.path={folder}", *BASE, "model.trust_remote_code=true")
     assert marker.exists()
     assert [line["step"] for line in done.metrics] == [1]
+
+
+def test_what_no_machine_builds_is_not_tried(here: Path) -> None:
+    folder = tiny.save(here / "mine")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("num_hidden_layers", "num_local_experts"):
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": WALKED, name: 10**8}))
+        (refusal,) = refusals(f"model.path={folder}", *BASE)
+        assert refusal.rule == "unknown-architecture" and name in refusal.wrong
+
+
+def test_a_walk_without_an_end_is_given_up(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.look.walked._PATIENCE", 0.01)
+    folder = tiny.save(here / "mine")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": WALKED}))
+    (refusal,) = refusals(f"model.path={folder}", *BASE)
+    assert refusal.rule == "unknown-architecture" and "0.01 s" in refusal.wrong

@@ -384,3 +384,10 @@ def test_whatever_is_sent_the_server_does_not_fail(
     assert found.status_code in (200, 400, 404, 429), found.text
     if found.status_code != 200:
         assert found.json()["error"]["message"]
+
+
+def test_a_score_of_answers_without_a_question_is_refused(served: Serving) -> None:
+    answer = {"role": "assistant", "content": "Hello."}
+    with served.http() as http:
+        found = http.post("/v1/score", json={"model": "tiny", "messages": [answer, answer]})
+    assert found.status_code == 400 and "cannot be rendered" in found.json()["error"]["message"]

@@ -178,7 +178,7 @@ def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images:
 
 
 def _drawn_lots(sides: Sides, blind: bool) -> Sides:
-    return (sides[1], sides[0]) if blind and None not in sides and random.random() < 0.5 else sides
+    return (sides[1], sides[0]) if blind and None not in sides and random.random() < 0.5 else sides  # noqa: S311  which side is left
 
 
 def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Overrides) -> tuple[str, ...] | None:

@@ -25,8 +25,10 @@ def read_image(place: str) -> Any:
     """The image in RGB, turned upright as its camera noted. Raises BadRow. `place`: a path, file: URL or data: URL."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    source = _source(place)
     try:
+        source = _source(place)
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            raise BadRow(UNREADABLE)  # a pipe would be waited for, a device read without an end
         with Image.open(source) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise BadRow("an image has too many pixels")

@@ -126,7 +126,12 @@ def _make(
 
 
 def aligning_of(source: PlannedSource) -> Aligning:
-    return Aligning(format=source.format, columns=source.columns, tags=source.tags, folder=source.folder)
+    inside = None
+    if source.origin == "hub":  # its rows are somebody else's: they name what was downloaded with them
+        from factory.data import hub
+
+        inside = hub.cache_folders()
+    return Aligning(format=source.format, columns=source.columns, tags=source.tags, folder=source.folder, inside=inside)
 
 
 class _Tally:

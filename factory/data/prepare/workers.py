@@ -29,17 +29,19 @@ _BLOCK_CHARACTERS = 4_000_000  # so that long documents do not fill the memory
 _FEW = 40  # blocks that are sooner done here than processes are started
 _THREADS = 4  # of this process: all but tokenizing is done by one at a time, a quarter of the work
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
+_OUTSIDE = "an image's path leads out of its set's folder"
 _AHEAD = 2  # blocks a process that are under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aligning:
-    """How a source's rows become records."""
+    """How a source's rows become records. `inside`: the folders that its images must lie in; None: anywhere."""
 
     format: str
     columns: dict[str, str]
     tags: dict[str, str]
     folder: str | None
+    inside: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +132,27 @@ def encode(block: Block, encoder: Encoder) -> Encoded:
 
 def _record(row: Row, aligning: Aligning) -> Record:
     record = formats.align(row, aligning.format, aligning.columns, aligning.tags)
-    if aligning.folder is None or not record.images:
+    if not record.images:
         return record
-    # joining leaves an absolute path, and a URL must stay one
-    return replace(record, images=tuple(_placed(image, aligning.folder) for image in record.images))
+    return replace(record, images=tuple(_placed(image, aligning) for image in record.images))
 
 
-def _placed(image: str, folder: str) -> str:
-    return image if ":" in image.split("/")[0] else str(Path(folder) / image)
+def _placed(image: str, aligning: Aligning) -> str:
+    """An image's path, from its set's folder. Raises BadRow where rows may not name what lies there."""
+    if ":" in image.split("/")[0] and (aligning.inside is None or image.lower().startswith("data:")):
+        return image  # a URL
+    found = Path(aligning.folder or "") / image
+    inside = aligning.inside
+    if inside is None and aligning.folder is not None and not Path(image).is_absolute():
+        inside = (aligning.folder,)
+    if inside is not None and not any(_lies_in(found, folder) for folder in inside):
+        raise BadRow(_OUTSIDE)
+    return str(found) if aligning.folder is not None else image
+
+
+def _lies_in(path: Path, folder: str) -> bool:
+    """Wherever its `..` lead; a link inside is its owner's."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))  # noqa: PTH100  follows no link
 
 
 class Workers:

@@ -34,6 +34,7 @@ __all__ = [
 
 Row = dict[str, Any]
 _OF_DATA_PATH = ("file", "function", "llamafactory")  # options whose source takes it from there
+_MOST_FILES = 20_000  # of a folder: with more it is one that was not meant, as `/`
 _ALIKE = 0.6  # of names, as difflib counts
 
 
@@ -176,11 +177,14 @@ def digest(path: Path) -> str:
 
 
 def _walk(path: Path) -> Iterator[Path]:
-    seen: set[str] = set()
+    seen, left = set[str](), _MOST_FILES
     for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
+            left -= len(names)
+            if left < 0:
+                raise refuse("data-many-files", f"path={path}", f"there are more than {_MOST_FILES:,} files in it")
             yield from (Path(folder, name) for name in names if not name.startswith("."))
         seen.add(real)
 
@@ -201,6 +205,9 @@ def _sets_own_files(path: Path) -> list[Path] | None:
     if not state.is_file() or not (path / "dataset_info.json").is_file():
         return None
     try:
-        return [path / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+        if any(Path(name).name != name for name in names):
+            raise ValueError
+        return [path / name for name in names]
     except (ValueError, KeyError, TypeError):
         raise refuse("data-broken", f"path={state}", "it does not name the set's files") from None

@@ -1,0 +1,51 @@
+"""Texts from outside to plain values: YAML and JSON by one function each, which raises nothing but ValueError."""
+
+import json
+from typing import Any
+
+import yaml
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_VALUES = 10_000_000  # of a YAML text, an alias counted as what it stands for
+# what the constructors of tags (!!timestamp, !!int …) raise of values that are none
+_WRONG = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+
+
+def yaml_of(content: str | bytes) -> Any:
+    """Plain values alone: no tag makes an object. Raises ValueError."""
+    try:
+        found = yaml.load(content, _LOADER)  # noqa: S506  a safe one, in C where there is one
+        values(found)
+    except _WRONG as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(said) from None
+    return found
+
+
+def json_of(content: str | bytes) -> Any:
+    """Raises ValueError."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def values(tree: Any) -> int:
+    """How many there are when every alias is written out. Raises ValueError where that has no end, or next to none."""
+    return _values(tree, {}, set())
+
+
+def _values(tree: Any, known: dict[int, int], above: set[int]) -> int:
+    if not isinstance(tree, dict | list | tuple | set):
+        return 1
+    at = id(tree)
+    if at in above:
+        raise ValueError("an alias holds itself")
+    if at not in known:
+        above.add(at)
+        inner = [*tree, *tree.values()] if isinstance(tree, dict) else tree
+        known[at] = 1 + sum(_values(each, known, above) for each in inner)
+        above.remove(at)
+        if known[at] > _MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+    return known[at]

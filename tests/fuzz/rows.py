@@ -1,0 +1,117 @@
+"""Rows of data: files of every kind, rows of every format brought to tokens, and the images that they name."""
+
+import base64
+import io
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fuzz_files
+import tiny
+from conftest import compiled
+
+from factory.data.encoding import spec_of
+from factory.data.formats import FORMATS
+from factory.data.images import read_image
+from factory.data.prepare.workers import Aligning, Block, encode
+from factory.data.record import BadRow
+from fuzz.mutation import EXTREMES, changed, twisted
+
+_CALL = {"name": "look_up", "arguments": {"x": 1}}
+_TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _CALL}]},
+    {"role": "tool", "content": "2", "name": "look_up"},
+    {"role": "assistant", "content": "Hello.", "weight": 1.0},
+]
+_SHARED = [{"from": "human", "value": "Hi <image>"}, {"from": "gpt", "value": "Hello."}]
+_TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "x", "parameters": {"type": "object"}}}]
+_SEEDS: list[dict[str, Any]] = [
+    {"text": "It is one."},
+    {"instruction": "Say one.", "input": "x", "output": "one", "system": "s", "history": [["a", "b"]]},
+    {"conversations": _SHARED, "system": "s", "tools": json.dumps(_TOOLS), "images": ["a.png"]},
+    {"messages": _TALK, "tools": _TOOLS},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "x"}]},
+            _TALK[-1],
+        ]
+    },
+    {"prompt": "Say one.", "completion": "one"},
+    {"prompt": "Say one.", "chosen": "one", "rejected": "two"},
+    {"chosen": _TALK[1:2] + _TALK[-1:], "rejected": _TALK[1:2] + _TALK[-1:]},
+    {"conversations": _SHARED[:1], "chosen": _SHARED[1], "rejected": _SHARED[1]},
+    {"prompt": _TALK[1:2], "completion": _TALK[-1:], "label": True},
+]
+
+
+def opened(folder: Path) -> Callable[[random.Random], str]:
+    model = tiny.save(folder / "llama")
+    plan = compiled(f"model.path={model}", "hardware=cpu", "tracking=none", "data.max_samples=8")
+    encoders = {
+        kind: spec_of(tiny.tokenizer(), plan.steps.pack, kind).encoder
+        for kind in ("text", "messages", "pairs", "labelled")
+    }
+    pictures = _pictures()
+    os.mkfifo(folder / "pipe")
+
+    def case(chance: random.Random) -> str:
+        what = chance.random()
+        if what < 0.2:
+            return fuzz_files.check(chance.getrandbits(30), folder)
+        if what < 0.3:
+            return _image(chance, pictures, folder)
+        format = chance.choice(sorted(FORMATS))
+        rows = [twisted(seed, chance) for seed in chance.sample(_SEEDS, 3)]
+        rows = [row for row in rows if isinstance(row, dict) and _in_a_file(row)]
+        aligning = Aligning(format=format, columns={}, tags={}, folder=str(folder))
+        found = encode(Block(aligning, 0, rows), encoders[FORMATS[format].kind])
+        assert len(found.encoded) + len(found.bad) == len(rows)
+        return "encoded" if found.encoded else "refused"
+
+    return case
+
+
+def _in_a_file(row: dict[str, Any]) -> bool:
+    """What every reader refuses does not come this far."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pictures() -> list[bytes]:
+    from PIL import Image
+
+    found = []
+    for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"):
+        file = io.BytesIO()
+        Image.radial_gradient("L").resize((24, 16)).convert("RGB").save(file, form)
+        found.append(file.getvalue())
+    return found
+
+
+def _image(chance: random.Random, pictures: list[bytes], folder: Path) -> str:
+    content = changed(chance.choice(pictures), chance)
+    match chance.randrange(4):
+        case 0:
+            place = "data:image/png;base64," + base64.b64encode(content).decode()
+        case 1:
+            (folder / "a.png").write_bytes(content)
+            place = str(folder / "a.png")
+        case 2:
+            place = chance.choice(
+                (str(folder / "pipe"), "/dev/zero", "/dev/tty", "/proc/self/environ", str(folder), "file:///dev/random")
+            )
+        case _:
+            place = str(chance.choice(EXTREMES))
+    try:
+        read_image(place)
+    except BadRow:
+        return "refused"
+    return "an image"

@@ -1,0 +1,67 @@
+"""Each target a little, as CI runs it; `make fuzz` runs more."""
+
+import os
+import pickle
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from fuzz import TARGETS, guard
+from fuzz.guard import Broken, guarded
+from fuzz.runner import run
+
+# so many as take about two seconds each
+CASES = {
+    "adapters": 25,
+    "catalogues": 150,
+    "config_files": 25,
+    "gguf": 300,
+    "models": 8,
+    "overrides": 15,
+    "plans": 40,
+    "requests": 1_000,
+    "rows": 1_000,
+    "templates": 60,
+    "tokenizers": 100,
+    "train_files": 10,
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_hostile_input_is_read_or_refused(target: str, tmp_path: Path) -> None:
+    found = run(target, CASES[target], tmp_path)
+    assert not found.faults, "\n".join(text for _, text in found.faults.values())
+    assert sum(found.outcomes.values()) == CASES[target] and len(found.outcomes) > 1
+
+
+def test_a_case_comes_again(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    once, again = (run("gguf", 20, tmp_path / name, first=7).outcomes for name in ("one", "other"))
+    assert once == again
+
+
+def test_the_guard_sees_what_a_case_may_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallowed() -> None:
+        try:
+            (tmp_path.parent / "outside").write_text("x")
+        except BaseException:
+            return
+
+    forbidden = [
+        swallowed,
+        lambda: os.system("true"),  # noqa: S605
+        lambda: subprocess.run(["true"], check=False),
+        lambda: pickle.loads(pickle.dumps(Path)),
+        lambda: __import__("fuzz_canary"),
+        lambda: time.sleep(5),
+    ]
+    monkeypatch.setattr(guard, "SECONDS", 0.1)
+    for each in forbidden:
+        with pytest.raises(Broken), guarded(tmp_path):
+            each()
+    with guarded(tmp_path):
+        (tmp_path / "inside").write_text("x")
+    assert not (tmp_path.parent / "outside").exists()
