@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -49,26 +49,35 @@ _GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_
 FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen, anew: Anew | None) -> int:
+def launch(
+    plan: Plan, folder: RunFolder, resume_from: Path | Literal["newest"] | None, screen: Screen, anew: Anew | None
+) -> int:
     """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
 
-    `anew` compiles other overrides, where there can be any, for advice where the memory did not do.
+    `newest` is the newest checkpoint of the folder that is as it was written, if there is any. `anew` compiles other overrides, where there can be any, for advice where the memory did not do.
     """
     with folder.claimed() as lock:
+        folder.forget_the_killed()
+        passed_over = list[str]()
+        start = folder.sound_checkpoint(passed_over.append) if resume_from == "newest" else resume_from
         write_whole(folder.plan, to_yaml(plan))
         for old in (folder.events, folder.report):  # of the attempt before this one
             old.unlink(missing_ok=True)
         # before anyone follows the file
-        folder.forget_metrics_after(last_logged(resume_from))
+        folder.forget_metrics_after(last_logged(start))
         try:
             screen.write_to(folder.log)
         except OSError as error:
             raise unwritable(folder.log, error) from None
         try:
             screen.print(plan_panel(plan))
-            if resume_from is not None:
-                screen.print(f"Continuing from {resume_from}")
-            code, tracker, seen = _follow(plan, folder, resume_from, screen, lock)
+            for told in passed_over:
+                screen.print(told, style="yellow", soft_wrap=True)
+            if start is not None:
+                screen.print(f"Continuing from {start}", soft_wrap=True)
+            elif passed_over:
+                screen.print("No checkpoint is left: starting from the first step.", style="yellow", soft_wrap=True)
+            code, tracker, seen = _follow(plan, folder, start, screen, lock)
             return _finish(plan, folder, code, tracker, screen, seen, anew)
         finally:
             screen.write_to(None)
