@@ -376,9 +376,10 @@ def _job(folder: RunFolder, executed: Callable[[], int]) -> int:
         print(text, file=sys.stderr)
     except Exception as error:
         return _our_mistake(error, folder.path)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.log.open("a", encoding="utf-8") as log:
-        log.write(f"{text}\n")
+    with contextlib.suppress(OSError):  # a full disk, which is most often what was just told
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with folder.log.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
     return code
 
 

@@ -184,6 +184,16 @@ def write_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, SafetensorError)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Raises OSError where it cannot be written: of its library it is a bare Exception, which says no more."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error
+
+
 def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, Any] | None:
     """Puts everything back from the checkpoint that the run resumes from, and returns its state.
 

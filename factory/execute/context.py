@@ -20,7 +20,7 @@ from factory.redact import without_secrets
 from factory.run.folder import RunFolder, unwritable
 
 _PROGRESS_EVERY = 0.2  # seconds
-STARTED = "FACTORY_STARTED"  # when a sweep began this job, in seconds of time.time()
+STARTED = "FACTORY_STARTED"  # when the command, or a sweep's job, began: of time.monotonic(), which no clock moves
 
 
 class Interrupted(Exception):
@@ -109,7 +109,14 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def age_of_command() -> float:
-    """Seconds since the command was started: the parent's start, as the system knows it, or a sweep's job's."""
+    """Seconds since the command was started, or a sweep's job."""
+    if (started := os.environ.get(STARTED)) is not None:
+        return time.monotonic() - float(started)
+    return age_of(os.getppid())  # nobody says it: a rank of an outer launcher
+
+
+def age_of(process: int) -> float:
+    """Seconds since a process was started, as the system knows it."""
     import psutil
 
-    return time.time() - float(os.environ.get(STARTED) or psutil.Process(os.getppid()).create_time())
+    return time.time() - psutil.Process(process).create_time()

@@ -14,10 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import psutil
-
 from factory.execute import memory
-from factory.execute.context import STARTED
+from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
 from factory.look.machine import look_at_machine
@@ -79,8 +77,17 @@ def launch(
                 screen.print("No checkpoint is left: starting from the first step.", style="yellow", soft_wrap=True)
             code, tracker, seen = _follow(plan, folder, start, screen, lock)
             return _finish(plan, folder, code, tracker, screen, seen, anew)
+        except KeyboardInterrupt:  # before there was a child to be asked, or when it had done its work
+            over = folder.status() == "finished"
+            onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
+            screen.print(f"Interrupted. {onward}", style="yellow", soft_wrap=True)
+            return INTERRUPTED
         finally:
             screen.write_to(None)
+
+
+def _resume(folder: RunFolder) -> str:
+    return f"{program('factory')} resume {folder.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +137,7 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
     own = {**_ENVIRONMENT, **(_GIVEN_BACK if gathers else {})}
     environment = {**own, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
-    if several:  # a rank's parent is not the command
-        environment.setdefault(STARTED, str(psutil.Process().create_time()))
+    environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
@@ -280,7 +286,7 @@ def _finish(
             write_whole(folder.report, as_json(report))
     clean_file(folder.log)  # of what was printed past our streams
     report = _tracked(tracker, folder, report)
-    where, again = folder.path, f"{program('factory')} resume {folder.path}"
+    where, again = folder.path, _resume(folder)
     if tracker.problem:
         screen.print(_unsent(plan, folder, report["tracking"]), style="yellow", soft_wrap=True)
     if report["status"] == "finished":
