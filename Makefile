@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table4 test lint types slow bench bench-gpu images test-gpu golden compat clean
+.PHONY: help setup demo table4 test lint types slow test-faults bench bench-gpu images test-gpu golden compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,9 @@ types: $(VENV)/.dev  ## pyright
 
 slow: $(VENV)/.dev  ## every method and stage on the embedded model, tens of steps each
 	$(RUN) -m pytest -m slow
+
+test-faults: $(VENV)/.dev  ## breaks runs in every way of docs/reliability.md and goes on with them: half an hour, FAULTS_SEED=N repeats one
+	$(RUN) -m pytest tests/faults -m "faults or not faults"
 
 bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour
 	$(RUN) benchmarks/peer.py

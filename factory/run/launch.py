@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import psutil
+
 from factory.execute import memory
 from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
@@ -52,7 +54,8 @@ def launch(
 ) -> int:
     """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
 
-    `newest` is the newest checkpoint of the folder that is as it was written, if there is any. `anew` compiles other overrides, where there can be any, for advice where the memory did not do.
+    `newest` is the newest checkpoint of the folder that is as it was written, if there is any. `anew` compiles other
+    overrides, where there can be any, for advice where the memory did not do.
     """
     with folder.claimed() as lock:
         folder.forget_the_killed()
@@ -155,10 +158,20 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
         yield child
     finally:
         if child.poll() is None:
-            child.kill()
+            _kill(child)
         child.wait()
         if child.stdin is not None:  # ranks that it has started end when this closes
             child.stdin.close()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """It, and the ranks that it has started: one that hangs would never see that its input is closed."""
+    below: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        below = psutil.Process(child.pid).children(recursive=True)
+    for process in (child, *below):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 @contextmanager
@@ -169,7 +182,7 @@ def _forwarding(child: subprocess.Popen[bytes], screen: Screen) -> Iterator[list
     def stop(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
         if len(asked) > 1:
-            child.kill()
+            _kill(child)
         else:
             child.terminate()
             screen.print("Stopping after this step, and saving (once more: at once) …", style="yellow")

@@ -258,8 +258,9 @@ def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
 
 
 def _note_kept(folder: SweepFolder, job: Job) -> None:
-    """Where the sweep was killed before it could note it."""
-    if job.fate == "keep" and job.name not in folder.ended():
+    """Where the sweep was stopped or killed before it could note it."""
+    noted = folder.ended().get(job.name, Outcome(code=INTERRUPTED))
+    if job.fate == "keep" and noted.code == INTERRUPTED:
         report = read_json(RunFolder(folder.path / job.name).report) or {}
         append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else FAILED})
 

@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "grpo": ("stage=grpo", "stage.group_size=4", *SAMPLED),
 }
 _ASIDE = re.compile(r"\..+\.\d+(\.old)?|.*\.(tmp|incomplete)")
+MIB = 2**20
 _PATIENCE = 300  # seconds
 
 
@@ -48,10 +49,10 @@ def ended(command: Command) -> tuple[int, str]:
 
 
 def onward(text: str) -> list[str]:
-    """The words of the command that was printed to go on with."""
-    found = re.search(r"To continue: \S*factory ((?:resume|-m) \S+)", text)
+    """The words of the command that was printed last to go on with."""
+    found = re.findall(r"To continue: \S*factory ((?:resume|-m) \S+)", text)
     assert found, text
-    return found[1].rstrip(".").split()
+    return found[-1].rstrip(".").split()
 
 
 def all_gone(where: Path) -> bool:

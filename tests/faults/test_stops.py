@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from breaking import STAGES, all_gone, aside, ended, kept, loads, onward, report
+from breaking import SAME, STAGES, all_gone, aside, ended, kept, loads, onward, report
 from commands import Command, metrics
 
+pytest_plugins = ["faulty"]
 pytestmark = pytest.mark.faults
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 Start = Callable[..., Command]
+GENERATED = ("evaluate.generation=true", "evaluate.max_new_tokens=8", "data.max_length=200")
 
 
 def struck(command: Command, number: signal.Signals, after: float) -> tuple[int, str]:
@@ -56,26 +57,20 @@ def test_train(stage: str, where: Path, train: Start, started: Start, chance: ra
             assert not aside(where / folder)
         if "To continue" in text:
             code, text = ended(started(*onward(text)))
+        elif "is finished" in text:  # it was telling of it
+            code = 0
         else:  # killed, or too early to have a plan
             assert number == signal.SIGKILL or not (where / folder / "plan.yaml").exists(), text
             code, text = ended(train(*STAGES[stage], "stage.resume=auto", folder=folder))
-        assert code == 0 or "[run-finished]" in text, text
+        assert code == 0, text
         assert not aside(where / folder)
         assert metrics(where / folder) == metrics(where / f"{name}-whole")
         assert report(where / folder)["evaluate"] == report(where / f"{name}-whole")["evaluate"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, where: Path, tiny_model: Path) -> str:
-    from breaking import SAME
-
-    Command(where, *SAME, f"model.path={tiny_model}", "hydra.run.dir=trained").ends(0)
-    return "trained"
-
-
 def test_evaluate(trained: str, where: Path, started: Start, chance: random.Random) -> None:
     def evaluate(folder: str) -> Command:
-        return started("evaluate", f"run={trained}", "evaluate.generation=true", f"hydra.run.dir={folder}")
+        return started("evaluate", f"run={trained}", *GENERATED, f"hydra.run.dir={folder}")
 
     seconds = took(lambda: evaluate("measured"))
     for number in SIGNALS:
@@ -89,7 +84,13 @@ def test_evaluate(trained: str, where: Path, started: Start, chance: random.Rand
             continue
         there = (where / folder / "plan.yaml").exists()
         assert ("To continue" in text) == (there and number != signal.SIGKILL), text
-        again = started(*onward(text)) if "To continue" in text else started("resume", folder) if there else evaluate(folder)
+        again = (
+            started(*onward(text))
+            if "To continue" in text
+            else started("resume", folder)
+            if there
+            else evaluate(folder)
+        )
         code, text = ended(again)
         assert code == 0, text
         assert report(where / folder)["evaluate"] == report(where / "measured")["evaluate"]
@@ -122,8 +123,6 @@ def test_export(trained: str, where: Path, started: Start, chance: random.Random
 
 
 def test_sweep(where: Path, tiny_model: Path, started: Start, chance: random.Random) -> None:
-    from breaking import SAME
-
     def sweep(folder: str) -> Command:
         return started("-m", *SAME, f"model.path={tiny_model}", "seed=1,2", f"hydra.sweep.dir={folder}")
 
@@ -153,6 +152,7 @@ def test_sweep(where: Path, tiny_model: Path, started: Start, chance: random.Ran
 @pytest.mark.parametrize("number", SIGNALS)
 def test_serve(number: signal.Signals, trained: str, where: Path, started: Start, chance: random.Random) -> None:
     import httpx
+
     from factory.board.children import free_port
 
     port = free_port("127.0.0.1")
@@ -171,10 +171,11 @@ def test_serve(number: signal.Signals, trained: str, where: Path, started: Start
         json={"model": trained, "prompt": "a", "max_tokens": 200, "stream": True},
         timeout=60,
     ) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         command.process.send_signal(number)
         if number != signal.SIGKILL:
-            assert list(stream.iter_lines())[-2:-1] == ["data: [DONE]"] or True
+            assert [line for line in lines if line][-1] == "data: [DONE]"
         code, text = ended(command)
     assert as_asked(number, code), text
     assert all_gone(where)
@@ -199,4 +200,3 @@ def test_board(number: signal.Signals, where: Path, started: Start, chance: rand
     code, text = struck(started("board", "board.port=0"), number, chance.uniform(0.2, 8))
     assert as_asked(number, code), text
     assert all_gone(where)
-    psutil.wait_procs([], 0)

@@ -27,6 +27,13 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(where: Path, tiny_model: Path) -> str:
+    """The folder of a finished run."""
+    Command(where, *SAME, f"model.path={tiny_model}", "hydra.run.dir=trained").ends(0)
+    return "trained"
+
+
 @pytest.fixture
 def train(started: Callable[..., Command], tiny_model: Path) -> Callable[..., Command]:
     """Starts a short run of the tiny model in a folder."""
