@@ -355,6 +355,8 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) ->
         report["error"] = "[interrupted] The training process was stopped before it could save."
     elif code == -signal.SIGKILL:
         report[OUT_OF_MEMORY] = spent(_last_step(folder), COUNTED if seen.counted else KILLED, seen.reached or None)
+    elif words := _of_memory(folder.log):  # a library ended the process where it stood
+        report[OUT_OF_MEMORY] = spent(_last_step(folder), words, seen.reached or None)
     else:
         report["error"] = f"[crashed] The training process ended with code {code}. Its own words are in {folder.log}"
     try:
@@ -364,6 +366,16 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) ->
     return report
 
 
+def _of_memory(log: Path) -> str | None:
+    """The last line of the child's that says that there was no memory."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
+        lines = file.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if memory.said_so(line)), None)
+    return None
+
+
+_LAST_WORDS = 4096  # bytes
 KILLED = "the process was killed, which the system does most often for lack of memory"
 COUNTED = "the system killed the process for lack of memory"
 

@@ -11,7 +11,6 @@ from harms import cut, flip
 
 from factory.run.folder import RunFolder
 
-
 pytest_plugins = ["faulty"]
 
 
