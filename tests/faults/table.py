@@ -158,8 +158,8 @@ ROWS = (
     ),
     _row(
         "out of memory",
-        "evaluate export serve",
-        "said in words, exit 1 or 2; no process is left",
+        "evaluate export",
+        "`[out-of-memory]`, exit 1; no process is left",
         "everything that was there",
         "a smaller `evaluate.batch_size`, a smaller model, another machine",
         f"{MACHINE}test_memory_ends",
@@ -263,6 +263,7 @@ ROWS = (
 OPEN = {
     "out of memory": {
         "sweep": "a job is a run like any other",
+        "serve": "not tested yet",
         "board": "it holds no model: what it starts are runs and servers",
     },
     "full disk": {"serve": "it writes nothing", "board": "its runs are in the row of train"},

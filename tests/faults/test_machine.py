@@ -38,13 +38,12 @@ def test_the_clock_jumps(days: int, where: Path, train: Start) -> None:
     assert 0 < told["train"]["seconds"] < 600 and 0 < told["train"]["seconds_to_first_step"] < 600
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "export", "serve"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "export"])
 def test_memory_ends(verb: str, trained: str, where: Path, tiny_model: Path, train: Start, started: Start) -> None:
     """In an address space too small for what it loads."""
     words = {
         "evaluate": ("evaluate", f"run={trained}", "hydra.run.dir=small-evaluate"),
         "export": ("export", f"run={trained}", "export.dir=small", "hydra.run.dir=small-export"),
-        "serve": ("serve", f"run={trained}", "serve.port=0"),
     }
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (600 * 2**20, before[1]))  # which a child inherits
@@ -53,9 +52,7 @@ def test_memory_ends(verb: str, trained: str, where: Path, tiny_model: Path, tra
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     code, text = ended(command)
-    assert code in (1, 2), text
-    assert "memory" in text.rpartition("importing the libraries")[2] or "memory" in text.rpartition("Reading")[2], text
-    assert verb == "serve" or "[out-of-memory]" in text, text
+    assert code == 1 and "[out-of-memory]" in text, text
     assert all_gone(where)
     assert not (where / "small").exists() and not aside(where)
 
