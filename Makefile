@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := factory tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table4 test lint types slow fuzz audit bench bench-gpu images test-gpu golden release licences compat clean
+.PHONY: help setup demo table4 test lint types slow test-faults fuzz audit bench bench-gpu images test-gpu golden release licences compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,9 @@ audit: $(VENV)/.dev  ## what is known against the installed packages (needs PyPI
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(RUN) -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/frozen.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/audit/frozen.txt
+
+test-faults: $(VENV)/.dev  ## breaks runs in every way of docs/reliability.md and goes on with them: half an hour, FAULTS_SEED=N repeats one
+	$(RUN) -m pytest tests/faults -m "faults or not faults"
 
 bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour
 	$(RUN) benchmarks/peer.py

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from factory import __version__, compose, schema, settings
 from factory.anew import Anew
@@ -319,7 +319,7 @@ def _run(composed: compose.Composed) -> int:
 
     folder = RunFolder(composed.run_dir)
     resume = composed.tree["stage"]["resume"]
-    start = folder.checkpoint() if resume == "auto" else Path(resume) if resume else None
+    start = "newest" if resume == "auto" else Path(resume) if resume else None
     return launch(made, folder, start, Screen(), Anew(composed.config_dirs))
 
 
@@ -376,9 +376,10 @@ def _job(folder: RunFolder, executed: Callable[[], int]) -> int:
         print(text, file=sys.stderr)
     except Exception as error:
         return _our_mistake(error, folder.path)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.log.open("a", encoding="utf-8") as log:
-        log.write(f"{text}\n")
+    with contextlib.suppress(OSError):  # a full disk, which is most often what was just told
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with folder.log.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
     return code
 
 
@@ -430,7 +431,7 @@ def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
     return {name: chosen[name] for name in (text.partition("=")[0].split(".")[1] for text in texts)}
 
 
-def _launch_checked(made: Plan, folder: RunFolder, start: Path | None) -> int:
+def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | None) -> int:
     """Launches a plan that was not compiled just now, if what it was made from is still so."""
     from factory.execute.verify import verify
     from factory.run.launch import launch
@@ -641,7 +642,7 @@ def resume(arguments: list[str]) -> int:
 def _go_on(folder: RunFolder) -> int:
     from factory.plan import read_plan
 
-    return _launch_checked(read_plan(folder.plan), folder, folder.checkpoint())
+    return _launch_checked(read_plan(folder.plan), folder, "newest")
 
 
 def track(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ stages that have rules of their own.
 
 import difflib
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,3 +84,10 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     if not near:  # a key given without its group: `rank` for `method.rank`
         near = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     return f"did you mean {near[0]}? " if near else ""
+
+
+def caused(error: BaseException | None) -> Iterator[BaseException]:
+    """It, and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

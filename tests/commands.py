@@ -15,12 +15,13 @@ import psutil
 class Command:
     """A running `python -m factory …` in a folder, what it prints collected in a file."""
 
-    def __init__(self, where: Path, *arguments: str, **environment: str):
+    def __init__(self, where: Path, *arguments: str, at: Path | None = None, **environment: str):
+        """`at` is the folder that it works in, where that is another."""
         self.output = where / f"screen-{time.monotonic_ns()}.txt"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "factory", *arguments],
-                cwd=where,
+                cwd=at or where,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

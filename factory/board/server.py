@@ -17,6 +17,7 @@ from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
 from factory.refusal import UserError, refuse
+from factory.run.folder import unwritable
 from factory.schema import Board
 
 PASSWORD = "FACTORY_BOARD_PASSWORD"  # noqa: S105  a variable's name
@@ -43,6 +44,10 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     folders = tuple(Path(folder).resolve() for folder in board.folders)
     uploads = (_OUTPUTS / ".board" / "uploads").resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    try:
+        uploads.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(_OUTPUTS, error) from None
     children, runs = Children(_OUTPUTS / ".board" / "aside"), Runs(_OUTPUTS, _SWEEPS)
     atexit.register(children.close)
     if threading.current_thread() is threading.main_thread():

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from factory.hub import lost
 from factory.refusal import UserError, refuse
 
 _ROWS = 1000  # that are Python values at a time
@@ -72,11 +73,7 @@ def _explained(setting: str) -> Iterator[None]:
     """The library's errors as refusals."""
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DatasetsError, FileNotFoundDatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
     from pyarrow import ArrowException
-
-    # the errors of whichever HTTP client this version of the hub's library has
-    clients = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
 
     def refusal(rule: str, error: Exception) -> UserError:
         said = str(error).strip().partition("\n")[0].rstrip(".")[:300]
@@ -90,7 +87,7 @@ def _explained(setting: str) -> Iterator[None]:
         raise refusal("hub-missing", error) from None
     except (DatasetsError, ArrowException) as error:
         raise refusal("hub-broken", error) from None
-    except (*clients, OSError) as error:
+    except (*lost(), OSError) as error:
         raise refusal("hub-unreachable", error) from None
     except ValueError as error:  # of a split or a subset that is not there; it names those that are
         raise refusal("hub-missing", error) from None

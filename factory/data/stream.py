@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from factory.data.prepare.store import Side
 from factory.data.prepare.workers import BLOCK_ROWS, Block, Encoded, Workers
 from factory.data.record import Kind
 from factory.plan import Align, Pack, PlannedSource, held_out_rows
-from factory.refusal import refuse
+from factory.refusal import UserError, refuse
 
 Origin = tuple[str, int]  # a source's name, and the number of a row in it, from 0
 _TELLING = 10  # rows of a source in the first block that show whether its format is right
@@ -88,6 +89,7 @@ class Stream:
     ):
         self._align, self._pack, self._kind, self._seed, self._workers = align, pack, kind, seed, workers
         self._sources = {name: source for name, source in align.sources.items() if name != align.validation}
+        self._files = [_Files(source) for source in self._sources.values() if source.origin == "file"]
         self._held = set[bytes]()
         self._first: tuple[list[_Found], Position] | None = None
         self.validation = list[Sample]()
@@ -171,6 +173,8 @@ class Stream:
         counts = copy.deepcopy(position.counts)
         dropped = Dropped(counts["dropped"])
         drawn, after = self._draw(position, readers)
+        for each in self._files:
+            each.refuse_changed()
         found = list[_Found]()
         misfits, rows = {name: Counter[str]() for name in self._sources}, Counter[str]()
         for (name, _), encoded in zip(drawn, self._workers.encode(block for _, block in drawn), strict=True):
@@ -257,6 +261,30 @@ class Stream:
         entries = position.counts["dropped"].items()
         reasons = ", ".join(f"{reason}: {entry['count']:,} rows" for reason, entry in entries) or "there are none"
         return refuse("nothing-to-train", "data", f"no row is left of {position.counts['rows']:,}", reasons=reasons)
+
+
+class _Files:
+    """A source's files, as they are when the run begins: they are read until it ends, and may change meanwhile."""
+
+    def __init__(self, source: PlannedSource):
+        self._source = source
+        self._seen = self._look()
+
+    def _look(self) -> list[tuple[str, int, int]]:
+        stats = ((str(file), file.stat()) for file in read.files(Path(self._source.path)))
+        return [(name, found.st_size, found.st_mtime_ns) for name, found in stats]
+
+    def refuse_changed(self) -> None:
+        """Raises UserError where their content is another than the plan's."""
+        try:
+            now = self._look()
+            same = now == self._seen or read.source_digest(self._source) == self._source.sha256
+        except (OSError, UserError):
+            now, same = [], False
+        if not same:
+            wrong = "its content has changed while it was read" if now else "it is gone while it was read"
+            raise refuse("stream-changed", f"path={self._source.path}", wrong)
+        self._seen = now
 
 
 class _Reader:

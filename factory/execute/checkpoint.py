@@ -18,7 +18,7 @@ from factory.plan import Ranks
 from factory.ranks.spec import ZERO
 from factory.ranks.world import lost_another
 from factory.refusal import refuse
-from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json, unwritable
+from factory.run.folder import MANIFEST, RunFolder, damage, read_json, sha256, unwritable
 from factory.words import size
 
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
@@ -41,7 +41,7 @@ def save(
     """
     world, target = run.world, of_step(run.folder, state["step"])
     kept = {"ranks": world.gathered(_random_state()), "scaler": scaler.state_dict()}
-    number, there = world.leaders((os.getpid(), is_whole(target)))
+    number, there = world.leaders((os.getpid(), world.leads and damage(target) is None))
     if there:
         return target
     aside, text = run.folder.checkpoints / f".{target.name}.{number}", json.dumps(state)
@@ -71,8 +71,13 @@ def save(
 def _finish(run: Run, aside: Path, target: Path) -> None:
     """Makes it whole, by a manifest, and gives it its name."""
     files = [path for path in aside.rglob("*") if path.is_file()]
-    sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-    manifest = {"files": sizes, "plan_digest": run.plan.digest(), "layout": layout(run.plan.steps.train.ranks)}
+    names = {str(path.relative_to(aside)): path for path in files}
+    manifest = {
+        "files": {name: path.stat().st_size for name, path in names.items()},
+        "sha256": {name: sha256(path) for name, path in names.items()},
+        "plan_digest": run.plan.digest(),
+        "layout": layout(run.plan.steps.train.ranks),
+    }
     (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     for path in (*files, aside / MANIFEST, aside):
         _to_disk(path)
@@ -190,6 +195,16 @@ def write_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, SafetensorError)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Raises OSError where it cannot be written: of its library it is a bare Exception, which says no more."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error
+
+
 def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, Any] | None:
     """Puts everything back from the checkpoint that the run resumes from, and returns its state.
 
@@ -242,26 +257,35 @@ def _set_random_state(kept: dict[str, Any], *, gpus: bool) -> None:
 def _bring_best(run: Run, step: int) -> None:
     """The best checkpoint so far lies in this run's folder, or beside the one that it resumes from."""
     here = of_step(run.folder, step)
-    if is_whole(here):
+    if damage(here) is None:
         return
     assert run.resume_from is not None
     there = run.resume_from.parent / here.name
-    if not is_whole(there):
-        raise refuse("best-missing", f"stage.resume={run.resume_from}", f"its best checkpoint so far, {there}, is gone")
+    refuse_damaged(there, f"stage.resume={run.resume_from}")
     aside = here.with_name(f".{here.name}.{os.getpid()}")
     try:
         shutil.copytree(there, aside)
+        shutil.rmtree(here, ignore_errors=True)
         aside.rename(here)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise unwritable(here, error) from error
 
 
+def refuse_damaged(best: Path, setting: str) -> None:
+    """Raises UserError where the best checkpoint so far is not what was written."""
+    if (wrong := damage(best)) is not None:
+        wrong = wrong if best.is_dir() else "it is gone"
+        raise refuse("best-missing", setting, f"its best checkpoint so far was {best}: {wrong}")
+
+
 def _prune(run: Run, keep: int | None) -> None:
     best = None if keep is None else of_step(run.folder, keep)
     others = [path for path in run.folder.whole_checkpoints() if path != best]
     for old in others[: -run.plan.steps.train.save_total_limit]:
-        shutil.rmtree(old)
+        aside = old.with_name(f".{old.name}.{os.getpid()}")  # so that a kill leaves no half of it under its name
+        old.rename(aside)
+        shutil.rmtree(aside)
 
 
 def _cannot_save(run: Run, files: int, error: Exception) -> Exception:

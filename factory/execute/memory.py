@@ -77,4 +77,9 @@ def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that there was no memory left, in whoever's words."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return any(words in str(error) for words in _EXHAUSTED)
+    return said_so(str(error))
+
+
+def said_so(text: str) -> bool:
+    """Whether a library's words are of memory that there was not."""
+    return any(words in text for words in _EXHAUSTED)

@@ -19,7 +19,7 @@ from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run import calibration
-from factory.run.folder import MANIFEST, RunFolder, is_whole, read_json
+from factory.run.folder import MANIFEST, RunFolder, damage, is_whole, read_json
 from factory.settings import Settings
 
 
@@ -138,6 +138,8 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
         start = Path(resume)
         if not start.is_dir() or not is_whole(start):
             raise refuse("no-checkpoint", f"stage.resume={resume}", "there is no whole checkpoint there")
+        if training and (wrong := damage(start)) is not None:
+            raise refuse("damaged-checkpoint", f"stage.resume={resume}", wrong, fix=_before(start))
     nearest = next(parent for parent in (folder.path.absolute(), *folder.path.absolute().parents) if parent.exists())
     if training and (not nearest.is_dir() or not os.access(nearest, os.W_OK)):
         raise refuse("cannot-write", f"hydra.run.dir={path}", f"{nearest} cannot be written")
@@ -147,3 +149,9 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
         finished=folder.status() == "finished",
         resume_digest=(read_json(start / MANIFEST) or {}).get("plan_digest") if start else None,
     )
+
+
+def _before(checkpoint: Path) -> str:
+    """What to do where it is damaged: the newest sound one that was saved before it."""
+    sound = RunFolder(checkpoint.parent.parent).sound_checkpoint(lambda _: None)
+    return f"set stage.resume={sound}" if sound else "start the run again: there is no other that is as it was written"

@@ -13,6 +13,7 @@ from typing import Any
 from factory import heads, own_base, registry, schema
 from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
+from factory.hub import lost
 from factory.look.walked import gguf_config, walked
 from factory.parsed import json_of
 from factory.plan import read_plan
@@ -115,7 +116,7 @@ def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
 def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
     """The config.json with the commit that it is of: a branch may move between planning and training."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.file_download import hf_hub_url
 
     try:
@@ -128,18 +129,18 @@ def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
         wrong = "it is gated and there is no token with access"
     except RepositoryNotFoundError:
         wrong = "neither this folder nor this hub model exists"
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (*lost(), LocalEntryNotFoundError, OSError, ValueError) as error:
         wrong = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})"
     raise refuse("model-unreachable", f"model.path={path}", wrong)
 
 
 def _hub_tokens(path: str, revision: str | None) -> int | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return tokens_in(Path(hf_hub_download(path, "tokenizer.json", revision=revision)).parent)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+    except (*lost(), LocalEntryNotFoundError, OSError):
         return None  # a rule says so
 
 

@@ -9,7 +9,7 @@ from factory.execute.__main__ import REFUSED, execute
 from factory.plan import Plan, to_yaml
 from factory.ranks.world import World, launched
 from factory.refusal import UserError, refuse
-from factory.run.folder import RunFolder, read_json, write_whole
+from factory.run.folder import RunFolder, last_logged, read_json, write_whole
 from factory.words import program
 
 _POLL = 0.5  # seconds
@@ -53,11 +53,12 @@ def _begin(plan: Plan, folder: RunFolder) -> str | None:
         raise refuse("folder-of-another-plan", setting, f"it holds a run of another plan ({there})")
     if folder.status() == "finished":
         raise refuse("run-finished", setting, "its run is finished")
-    start = folder.checkpoint()
+    folder.forget_the_killed()
+    start = folder.sound_checkpoint(print)
     write_whole(folder.plan, to_yaml(plan))
     for old in (folder.events, folder.report):
         old.unlink(missing_ok=True)
-    folder.forget_metrics_after((read_json(start / "state.json") or {})["step"] if start else 0)
+    folder.forget_metrics_after(last_logged(start))
     return None if start is None else str(start)
 
 

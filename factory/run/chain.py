@@ -248,7 +248,7 @@ class _Runner:
     def _one(self, link: Link, start: tuple[str, ...], *, resumed: bool) -> int:
         overrides = _last_of_each([*link.overrides, *start, *self._rewarded(link)])
         self._say(" ".join([f"{self.folder.path / link.name}:", *overrides]))
-        os.environ[STARTED] = str(time.time())
+        os.environ[STARTED] = str(time.monotonic())
         try:
             composed = _composed(overrides, self.folder.path / link.name, self.config_dirs, self.parent)
             fate = self._fate(link, composed) if resumed else "run"

@@ -1,9 +1,12 @@
 """A run's folder: its files, its lock, its checkpoints."""
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from factory.refusal import UserError, refuse
 
 MANIFEST = "manifest.json"
 _LOCKS = Path("/proc/locks")
+_ASIDE = re.compile(r"\..+\.\d+")  # what is written beside its place, by a process of this id
 
 
 class RunFolder:
@@ -50,8 +54,25 @@ class RunFolder:
 
     def whole_checkpoints(self) -> list[Path]:
         """Oldest first."""
-        found = sorted(self.checkpoints.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
-        return [path for path in found if is_whole(path)]
+        return [path for path in self._saved() if is_whole(path)]
+
+    def sound_checkpoint(self, tell: Callable[[str], None]) -> Path | None:
+        """The newest whole checkpoint that is as it was written, by its checksums; `tell` hears of newer ones."""
+        for path in reversed(self._saved()):
+            if (wrong := damage(path)) is None:
+                return path
+            tell(f"{path} is damaged ({wrong}) and passed over.")
+        return None
+
+    def _saved(self) -> list[Path]:
+        """Oldest first, whole or not."""
+        return sorted(self.checkpoints.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
+
+    def forget_the_killed(self) -> None:
+        """Removes what processes were writing beside its place when they were killed. For who holds the folder."""
+        for path in (*self.path.glob(".*"), *self.checkpoints.glob(".*")):
+            if _ASIDE.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def forget_metrics_after(self, step: int) -> None:
         """What was logged after a checkpoint is computed, and logged, again. A file that is right is left alone."""
@@ -126,6 +147,20 @@ def is_whole(checkpoint: Path) -> bool:
         (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size
         for name, size in manifest["files"].items()
     )
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None where every file is what was written. All of it is read."""
+    if not is_whole(checkpoint):
+        return "it is not whole"
+    sums = (read_json(checkpoint / MANIFEST) or {}).get("sha256", {})
+    changed = next((name for name, wanted in sums.items() if sha256(checkpoint / name) != wanted), None)
+    return changed and f"{changed} is not what was written"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def base_config(adapter: str | Path) -> Path:

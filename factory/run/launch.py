@@ -12,12 +12,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 from factory.execute import memory
-from factory.execute.context import STARTED
+from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
 from factory.look.machine import look_at_machine
@@ -41,7 +41,7 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits does not spin on a core that another process needs
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),  # large tensors are reused, not given back and faulted in each step
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
-    # kernels that a CPU compiles for a shape and keeps, half a MiB each: a step's own fit, those of a thousand lengths do not
+    # what a CPU compiles for a shape and keeps, half a MiB each: those of a step have room, not those of every length
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
     "TOKENIZERS_PARALLELISM": "true",
@@ -52,29 +52,48 @@ _GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_
 FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def launch(plan: Plan, folder: RunFolder, resume_from: Path | None, screen: Screen, anew: Anew | None) -> int:
+def launch(
+    plan: Plan, folder: RunFolder, resume_from: Path | Literal["newest"] | None, screen: Screen, anew: Anew | None
+) -> int:
     """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
 
-    `anew` compiles other overrides, where there can be any, for advice where the memory did not do.
+    `newest` is the newest checkpoint of the folder that is as it was written, if there is any. `anew` compiles other
+    overrides, where there can be any, for advice where the memory did not do.
     """
     with folder.claimed() as lock:
+        folder.forget_the_killed()
+        passed_over = list[str]()
+        start = folder.sound_checkpoint(passed_over.append) if resume_from == "newest" else resume_from
         write_whole(folder.plan, to_yaml(plan))
         for old in (folder.events, folder.report):  # of the attempt before this one
             old.unlink(missing_ok=True)
         # before anyone follows the file
-        folder.forget_metrics_after(last_logged(resume_from))
+        folder.forget_metrics_after(last_logged(start))
         try:
             screen.write_to(folder.log)
         except OSError as error:
             raise unwritable(folder.log, error) from None
         try:
             screen.print(plan_panel(plan))
-            if resume_from is not None:
-                screen.print(f"Continuing from {resume_from}")
-            code, tracker, seen = _follow(plan, folder, resume_from, screen, lock)
+            for told in passed_over:
+                screen.print(told, style="yellow", soft_wrap=True)
+            if start is not None:
+                screen.print(f"Continuing from {start}", soft_wrap=True)
+            elif passed_over:
+                screen.print("No checkpoint is left: starting from the first step.", style="yellow", soft_wrap=True)
+            code, tracker, seen = _follow(plan, folder, start, screen, lock)
             return _finish(plan, folder, code, tracker, screen, seen, anew)
+        except KeyboardInterrupt:  # before there was a child to be asked, or when it had done its work
+            over = folder.status() == "finished"
+            onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
+            screen.print(f"Interrupted. {onward}", style="yellow", soft_wrap=True)
+            return INTERRUPTED
         finally:
             screen.write_to(None)
+
+
+def _resume(folder: RunFolder) -> str:
+    return f"{program('factory')} resume {folder.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +143,7 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
     own = {**_ENVIRONMENT, **(_GIVEN_BACK if gathers else {})}
     environment = {**own, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
-    if several:  # a rank's parent is not the command
-        environment.setdefault(STARTED, str(psutil.Process().create_time()))
+    environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
@@ -143,10 +161,20 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
         yield child
     finally:
         if child.poll() is None:
-            child.kill()
+            _kill(child)
         child.wait()
         if child.stdin is not None:  # ranks that it has started end when this closes
             child.stdin.close()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """It, and the ranks that it has started: one that hangs would never see that its input is closed."""
+    below: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        below = psutil.Process(child.pid).children(recursive=True)
+    for process in (child, *below):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 @contextmanager
@@ -157,7 +185,7 @@ def _forwarding(child: subprocess.Popen[bytes], screen: Screen) -> Iterator[list
     def stop(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
         if len(asked) > 1:
-            child.kill()
+            _kill(child)
         else:
             child.terminate()
             screen.print("Stopping after this step, and saving (once more: at once) …", style="yellow")
@@ -274,7 +302,7 @@ def _finish(
             write_whole(folder.report, as_json(report))
     clean_file(folder.log)  # of what was printed past our streams
     report = _tracked(tracker, folder, report)
-    where, again = folder.path, f"{program('factory')} resume {folder.path}"
+    where, again = folder.path, _resume(folder)
     if tracker.problem:
         screen.print(_unsent(plan, folder, report["tracking"]), style="yellow", soft_wrap=True)
     if report["status"] == "finished":
@@ -330,6 +358,8 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) ->
         report["error"] = "[interrupted] The training process was stopped before it could save."
     elif code == -signal.SIGKILL:
         report[OUT_OF_MEMORY] = spent(_last_step(folder), COUNTED if seen.counted else KILLED, seen.reached or None)
+    elif words := _of_memory(folder.log):  # a library ended the process where it stood
+        report[OUT_OF_MEMORY] = spent(_last_step(folder), words, seen.reached or None)
     else:
         report["error"] = f"[crashed] The training process ended with code {code}. Its own words are in {folder.log}"
     try:
@@ -339,6 +369,16 @@ def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) ->
     return report
 
 
+def _of_memory(log: Path) -> str | None:
+    """The last line of the child's that says that there was no memory."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
+        lines = file.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if memory.said_so(line)), None)
+    return None
+
+
+_LAST_WORDS = 4096  # bytes
 KILLED = "the process was killed, which the system does most often for lack of memory"
 COUNTED = "the system killed the process for lack of memory"
 

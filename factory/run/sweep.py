@@ -175,7 +175,7 @@ class _Task:
         if fate in ("run", "continue", "refuse"):
             words = " ".join(composed.overrides) or "(defaults)"
             Screen().print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
-            os.environ[STARTED] = str(time.time())
+            os.environ[STARTED] = str(time.monotonic())
             code = self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
             line = {"job": name, "code": code, "overrides": list(composed.overrides)}
             append(SweepFolder(self.folder).outcomes, line)
@@ -258,8 +258,9 @@ def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
 
 
 def _note_kept(folder: SweepFolder, job: Job) -> None:
-    """Where the sweep was killed before it could note it."""
-    if job.fate == "keep" and job.name not in folder.ended():
+    """Where the sweep was stopped or killed before it could note it."""
+    noted = folder.ended().get(job.name, Outcome(code=INTERRUPTED))
+    if job.fate == "keep" and noted.code == INTERRUPTED:
         report = read_json(RunFolder(folder.path / job.name).report) or {}
         append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else FAILED})
 
@@ -278,12 +279,15 @@ def closed(
     done = bool(ended) and all(ended.get(name, Outcome(code=FAILED)).code == 0 for name in folder.names())
     made = compared(of_folder(folder.path)) if folder.names() else None
     if made is not None:
-        write_whole(folder.table, written.markdown(made))
-        write_whole(folder.page, page(made))
         for each in terminal.summary(made, screen.console.width):
             screen.print(each)
         again = f"{program('factory')} compare {folder.path}"
-        screen.print(f"Written to {folder.table} and {folder.page}", soft_wrap=True)
+        try:
+            write_whole(folder.table, written.markdown(made))
+            write_whole(folder.page, page(made))
+            screen.print(f"Written to {folder.table} and {folder.page}", soft_wrap=True)
+        except UserError as problem:  # a full disk: what there is to say is said all the same
+            screen.print(str(problem), style="red", soft_wrap=True)
         screen.print(f"Next: {again}  # more of it; compare.out=PAGE.html: the page again", soft_wrap=True)
     if (shown := shows(tracking, folder.path / "*")) is not None:
         screen.print(f"Next: {shown}", soft_wrap=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import factory
 from factory import own_base
+from factory.execute.checkpoint import save_tokenizer
 from factory.execute.context import Run
 from factory.export import card, gguf, hub, modelfile, spec
 from factory.export.tokens import Tokens, tokens
@@ -148,7 +149,7 @@ def copy(run: Run, tokenizer: Any, ready: Ready, apart: dict[str, Any] | None = 
 
     def written(aside: Path) -> None:
         aside.mkdir(parents=True)
-        tokenizer.save_pretrained(aside)
+        save_tokenizer(tokenizer, aside)
         for file in sorted(adapter.iterdir()):
             if file.name in PROCESSOR_FILES or file.suffix == ".safetensors":
                 shutil.copyfile(file, aside / file.name)
@@ -281,7 +282,7 @@ def _write_hf(
         ours = _outputs(run, model, merged.ids)
         model.save_pretrained(aside, max_shard_size=plan.shard_size)
         _say_dtype(aside / "config.json", plan.dtype or "bfloat16")
-    tokenizer.save_pretrained(aside)
+    save_tokenizer(tokenizer, aside)
     for name, content in processor.items():
         (aside / name).write_bytes(content)
     (aside / "README.md").write_text(card.card(run.plan, _reading(plan, {}), merged.base), encoding="utf-8")

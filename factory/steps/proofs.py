@@ -251,6 +251,8 @@ def read_saved(run: Run) -> Any:
 
     plan, folder = run.plan.steps, run.folder.model
     adapter = (folder / "adapter_config.json").is_file()
+    if adapter and plan.load.source == "folder" and not Path(plan.load.path).exists():
+        raise FileNotFoundError(f"its base {plan.load.path} is gone")
     own = base_config(folder)
     at = own.parent if own.is_file() else source.folder(run) if adapter else folder
     revision = plan.load.revision if adapter and not own.is_file() else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from factory import heads, own_base, registry
 from factory.architecture import Architecture
-from factory.execute.checkpoint import write_errors
+from factory.execute.checkpoint import save_tokenizer, write_errors
 from factory.execute.context import Run
 from factory.run.folder import base_config, unwritable
 from factory.steps.attach import has_own_base, method_settings
@@ -41,7 +41,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
     aside = run.folder.path / f".model.{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        tokenizer.save_pretrained(aside)
+        save_tokenizer(tokenizer, aside)
         for name, content in processor.items():
             (aside / name).write_bytes(content)
         if _adapts(model):

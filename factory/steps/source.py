@@ -15,8 +15,9 @@ from typing import Any
 
 from factory import cache
 from factory.execute.context import Run
+from factory.hub import lost
 from factory.plan import Load
-from factory.refusal import UserError, refuse
+from factory.refusal import UserError, caused, refuse
 
 
 def folder(run: Run) -> str:
@@ -55,6 +56,8 @@ def _convert_once(gguf: Path, target: Path, source: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be converting the same file
         if (target / "config.json").is_file():
             return
+        for left in target.parent.glob(f".{target.name}.[0-9]*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             # in a process of its own: what it leaves behind (200 MiB) would stay with the run
@@ -103,6 +106,9 @@ def readable(plan: Load) -> Iterator[None]:
         raise
     except UnpicklingError as error:  # torch's own words advise to run whatever code is in there
         raise refuse("model-unreadable", f"model.path={plan.path}", "a pickle in it holds more than tensors") from error
-    except (OSError, SafetensorError, ValueError) as error:
+    except (*lost(), OSError, SafetensorError, ValueError) as error:
+        if plan.source == "hub" and (gone := next((each for each in caused(error) if isinstance(each, lost())), None)):
+            wrong = f"the hub went away before all of it was in the cache ({type(gone).__name__})"
+            raise refuse("model-unreachable", f"model.path={plan.path}", wrong) from error
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise refuse("model-unreadable", f"model.path={plan.path}", first.rstrip(".")) from error

@@ -109,7 +109,9 @@ def train(
                 raise Interrupted
     engine.finish()
     if plan.load_best_model_at_end and state.best.step not in (None, state.step):
-        engine.read(checkpoint.of_step(run.folder, state.best.step))
+        best = checkpoint.of_step(run.folder, state.best.step)
+        checkpoint.refuse_damaged(best, f"hydra.run.dir={run.folder.path}")
+        engine.read(best)
     model.eval()
     save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)

@@ -3,8 +3,6 @@
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from factory import own
 from factory.refusal import UserError, refuse
 from factory.templates.types import Template, ToolText
@@ -52,7 +50,7 @@ def _own(path: str, sha256: str) -> Template:
         wrong = f"it cannot be read ({error.strerror})"
     except UserError as error:
         wrong = "; ".join(f"{each.setting}: {each.wrong}" for each in error.refusals)
-    except (AssertionError, ValueError, yaml.YAMLError) as error:
+    except (AssertionError, ValueError) as error:
         wrong = " ".join(str(error).split())
     raise refuse("own-template", f"model.template={path}", wrong)
 

@@ -3,12 +3,12 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from factory.plan import Plan
 from factory.redact import redacted
+from factory.refusal import caused
 from factory.run.folder import RunFolder
 from factory.tracking import ledger
 from factory.tracking.delivery import Delivery
@@ -110,14 +110,7 @@ class Tracker:
 
 def said(error: BaseException) -> str:
     """An error in a line: what the system said, where it came to that. HTTP libraries quote each other around it."""
-    if system := next((found for found in _caused(error) if isinstance(found, OSError) and found.strerror), None):
+    if system := next((found for found in caused(error) if isinstance(found, OSError) and found.strerror), None):
         return redacted(f"{type(system).__name__}: {system.strerror}")
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return redacted(f"{type(error).__name__}: {first}" if first else type(error).__name__)
-
-
-def _caused(error: BaseException | None) -> Iterator[BaseException]:
-    """It, and what it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -1,14 +1,12 @@
 """A disk that is really full: the number in the message is what is missing, and what was saved before goes on."""
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mounts import in_memory, leave
 from test_checkpoint import SHORT, STEPS, assert_equal, at_step
 
 from factory.execute import checkpoint
@@ -22,26 +20,9 @@ DISK = 24 * 2**20  # bytes
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a file system is not allowed here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def leave(folder: Path, count: int) -> Path:
-    """Fills the disk up to so many bytes."""
-    filler = folder / "filler"
-    filler.unlink(missing_ok=True)
-    free = shutil.disk_usage(folder).free
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, free - count))
-    return filler
+    """A file system of its own."""
+    with in_memory(tmp_path / "disk", DISK) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

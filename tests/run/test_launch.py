@@ -228,3 +228,17 @@ def test_metrics_are_forgotten_once(tmp_path: Path) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     folder.forget_metrics_after(0)
     assert folder.metrics.read_text() == ""
+
+
+@pytest.mark.parametrize(("words", "told"), [("what():  std::bad_alloc", "what():  std::bad_alloc"), ("a bug", None)])
+def test_a_child_that_a_library_ended_for_memory(words: str, told: str | None, tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text(f"importing the libraries\n  {words}\nthe end\n")
+    assert launch._of_memory(tmp_path / "run.log") == told
+    assert launch._of_memory(tmp_path / "none.log") is None
+
+
+def test_how_old_a_process_is_is_told_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = psutil.Process().create_time()
+    wanted = time.time() - started
+    monkeypatch.setattr(time, "time", lambda: started - 1e6)
+    assert launch.age_of(os.getpid()) == pytest.approx(wanted, abs=2)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -151,7 +151,8 @@ class Writer:
 
     def abandon(self) -> None:
         if self._sink is not None:
-            self._sink.close()
+            with suppress(OSError):  # of what it still holds, on the full disk that was told of
+                self._sink.close()
 
 
 @contextmanager

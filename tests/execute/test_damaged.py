@@ -1,0 +1,84 @@
+"""A checkpoint that is cut or changed on the disk is found by its checksums before it is used."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harms import cut, flip
+from test_checkpoint import LORA, assert_equal, at_step, die
+
+from factory.execute import checkpoint
+from factory.refusal import UserError
+from factory.run.folder import RunFolder, damage, is_whole
+
+FILES = ("trained.safetensors", "optimizer.pt", "random.pt", "state.json")
+
+
+@pytest.fixture
+def saved(execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that died in its seventh step, with checkpoints of the second, fourth and sixth."""
+    with monkeypatch.context() as patched:
+        at_step(patched, 7, die)
+        with pytest.raises(KeyboardInterrupt):
+            execute(*LORA, "stage.save_steps=2", "stage.save_total_limit=3")
+    return RunFolder("run")
+
+
+def test_every_change_is_found(saved: RunFolder) -> None:
+    two, four, six = saved.whole_checkpoints()
+    assert damage(six) is None
+    for harm in (flip, cut):
+        for name in FILES:
+            shutil.copytree(six, copy := saved.checkpoints / "step-000008")
+            harm(copy / name)
+            assert is_whole(copy) == (harm is flip)
+            told: list[str] = []
+            assert saved.sound_checkpoint(told.append) == six
+            (said,) = told
+            assert str(copy) in said and (name in said) == (harm is flip)
+            shutil.rmtree(copy)
+    flip(six / FILES[0]), flip(four / FILES[1])
+    assert saved.sound_checkpoint(lambda _: None) == two
+    flip(two / FILES[2])
+    assert saved.sound_checkpoint(lambda _: None) is None
+
+
+def test_the_one_before_goes_on_and_the_damaged_is_saved_anew(saved: RunFolder, execute: Callable[..., Any]) -> None:
+    four, six = saved.whole_checkpoints()[1:]
+    flip(six / "optimizer.pt")
+    options = (*LORA, "stage.save_steps=2", "stage.save_total_limit=3")
+    done = execute(*options, resume_from=saved.sound_checkpoint(lambda _: None))
+    assert damage(six) is None
+    assert_equal(done, execute(*options, folder="whole"))
+    assert four.is_dir()
+
+
+def test_a_named_one_is_refused_with_the_one_before(saved: RunFolder, command: Callable[..., Any]) -> None:
+    four, six = saved.whole_checkpoints()[1:]
+    flip(six / "trained.safetensors")
+    path = saved.plan.read_text().partition("model.path=")[2].split()[0].strip("'\"")
+    said = command(f"model.path={path}", "tracking=none", f"stage.resume={six}", "hydra.run.dir=other")
+    assert said.code == 2 and said.rules == ["damaged-checkpoint"]
+    assert "trained.safetensors is not what was written" in said.err and f"stage.resume={four}" in said.err
+
+
+def test_a_damaged_best_is_never_put_back(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"files": {"a": 1}, "sha256": {"a": "0"}}')
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(UserError, match=r"\[best-missing\].*a is not what was written"):
+        checkpoint.refuse_damaged(tmp_path, "stage.resume=x")
+
+
+def test_what_the_killed_left_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in (".model.12", "checkpoints/.step-000004.12"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "half").write_text("")
+    (tmp_path / ".plan.yaml.12").write_text("")
+    kept = [".lock", "plan.yaml", "checkpoints/step-000002"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    folder.forget_the_killed()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == sorted([*kept, "checkpoints"])
