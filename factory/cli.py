@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from factory import __version__, compose, schema, settings
 from factory.anew import Anew
 from factory.anew import compiled as _compiled
+from factory.meant import not_a_setting, setting_meant
 from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
@@ -63,7 +64,7 @@ def _dispatch(arguments: list[str]) -> int:
     verb, rest = (
         (arguments[0], arguments[1:]) if is_verb and arguments[0][:1] not in ("+", "~") else ("train", arguments)
     )
-    if "--help" in arguments or "-h" in arguments:
+    if "--help" in arguments or "-h" in arguments or verb == "help":
         from factory.help import overview
 
         print(overview(VERBS, compose.parse([word for word in rest if word not in ("--help", "-h")]).config_dirs))
@@ -71,6 +72,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"factory {__version__}")
         return 0
+    if verb not in VERBS and setting_meant(verb, rest):
+        raise UserError(not_a_setting(verb, rest))
     if verb not in VERBS:
         wrong = "there is no such verb"
         raise refuse("unknown-verb", verb, wrong, known=", ".join(VERBS), hint=did_you_mean(verb, VERBS))

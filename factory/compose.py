@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from factory.meant import flag_meant, not_a_setting, option_meant
 from factory.parsed import yaml_of
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
@@ -70,7 +71,10 @@ def parse(argv: list[str]) -> CommandLine:
         elif word in ("--resolve", "--hydra-help", "--shell-completion", "-sc"):
             hydra_flags.append(word)
         elif word.startswith("-"):
-            raise refuse("unknown-flag", word, "there is no such flag", hint=did_you_mean(name, _FLAGS))
+            hint = flag_meant(name) or did_you_mean(name, _FLAGS)
+            raise refuse("unknown-flag", word, "there is no such flag", hint=hint)
+        elif "=" not in word and not word.startswith("~"):
+            raise UserError(not_a_setting(word, rest))
         else:
             overrides.append(word)
     return CommandLine(
@@ -544,12 +548,18 @@ def translated(composing: Callable[[], T]) -> T:
         raise refuse("compose", where, wrong, detail="; ".join(lines[1:4]) or "it cannot be composed") from None
 
 
+_OTHERS = {
+    "model": ", or set model.path to a folder or hub id",
+    "data": ", or data=file data.path=FILE for rows of your own",
+}
+
+
 def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]:
     several = group in ("data", "recipe")  # of the others one option is chosen, the last of a list would win in silence
     names = [str(chosen)] if isinstance(chosen, list) and not several else _names(chosen)
-    other = ", or set model.path to a folder or hub id" if group == "model" else ""
+    other = _OTHERS.get(group, "")
     return [
-        _no_option(f"{group}={name}", f"there is no such {group}", known, did_you_mean(name, known), other)
+        _no_option(f"{group}={name}", f"there is no such {group}", known, option_meant(group, name, known), other)
         for name in names
         if name not in known
     ]
@@ -572,5 +582,5 @@ def _names(chosen: Any) -> list[str]:
 
 def _unparsable(text: str, message: str) -> Refusal:
     lines = message.splitlines()
-    wrong = "it is not key=value" if "=" not in text else "its value cannot be read"
+    wrong = "its value cannot be read"
     return refusal("syntax", text, wrong, detail=lines[0].rstrip(".") if lines else "the grammar does not allow it")

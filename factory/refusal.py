@@ -77,10 +77,15 @@ def refuse(rule: str, setting: str, wrong: str, **values: Any) -> UserError:
     return UserError(refusal(rule, setting, wrong, **values))
 
 
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """The one of the names that is most like it, if any is."""
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`did you mean X? ` for the nearest of the names, or nothing."""
     names = list(names)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = nearest(name, names)
     if not near:  # a key given without its group: `rank` for `method.rank`
         near = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     return f"did you mean {near[0]}? " if near else ""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory import own, registry, schema
+from factory.meant import unknown_key
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
-from factory.typed import Key, Limits, Reader, known_keys, unknown_key, walk_keys
+from factory.typed import Key, Limits, Reader, known_keys, walk_keys
 
 GROUPS: dict[str, type] = {
     "model": schema.Model,

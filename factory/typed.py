@@ -113,6 +113,8 @@ class Reader:
 
     def _unknown(self, path: str, value: Any, known: list[str]) -> None:
         self.bad_keys.add(path)
+        from factory.meant import unknown_key  # which reads typed keys itself
+
         self.problems.append(unknown_key(path, value, known))
 
 
@@ -120,13 +122,6 @@ def _optional_record(kind: Any) -> type | None:
     """The dataclass of `Record | None`."""
     records = [one for one in get_args(kind) if dataclasses.is_dataclass(one)]
     return typing.cast(type, records[0]) if records and get_origin(kind) is types.UnionType else None
-
-
-def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
-    group, dot, _ = path.partition(".")
-    topic = f"explain {group}" if dot else "--help"
-    hint = did_you_mean(path, known)
-    return refusal("unknown-key", f"{path}={plain(value)}", "there is no such key", hint=hint, topic=topic)
 
 
 def plain(value: Any) -> str:

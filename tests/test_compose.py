@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import compiled, refusals
 
-from factory import compose
+from factory import compose, meant, settings
 from factory.plan import to_yaml
 from factory.refusal import UserError
 
@@ -38,6 +38,16 @@ def _own(folder: Path, group: str, text: str) -> tuple[str, str]:
         ("seeed", "seed"),
         ("rank", "method.rank"),
         ("model.architectur.hidden_size", "model.architecture"),
+        ("methd", "method"),
+        ("modl", "model"),
+        ("lr", "stage.learning_rate"),
+        ("stage.lr", "stage.learning_rate"),
+        ("epochs", "stage.num_epochs"),
+        ("stage.rank", "method.rank"),
+        ("generation.max_new_tokens", "generation.max_tokens"),
+        ("stage.max_length", "data.max_length"),
+        ("per_device_train_batch_size", "stage.batch_size"),
+        ("cutoff_len", "data.max_length"),
     ],
 )
 def test_an_unknown_key_is_refused_on_the_command_line(plus: str, key: str, near: str) -> None:
@@ -45,6 +55,51 @@ def test_an_unknown_key_is_refused_on_the_command_line(plus: str, key: str, near
     assert refusal.rule == "unknown-key"
     assert refusal.setting.partition("=")[0] in (key, key.rpartition(".")[0])
     assert f"did you mean {near}?" in refusal.fix
+
+
+@pytest.mark.parametrize("key", ["model.nam", "stage.zzz"])
+def test_nothing_is_suggested_where_no_key_is_alike(key: str) -> None:
+    (refusal,) = refusals(f"{key}=3", training=False)
+    assert "did you mean" not in refusal.fix
+
+
+def test_other_names_are_of_keys_that_exist() -> None:
+    assert set(meant.SHORT.values()) <= {*(key.path for key in settings.all_keys()), *compose.GROUPS}
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["plan", "method", "lora"], "method=lora"),
+        (["method", "lora"], "method=lora"),
+        (["plan", "stage.learning_rate", "1e-4"], "stage.learning_rate=1e-4"),
+        (["chat", "outputs/a"], "run=outputs/a"),
+        (["export", "outputs/a", "export.dir=x"], "run=outputs/a"),
+        (["serve", "outputs/a"], "run=outputs/a"),
+        (["evaluate", "outputs/a"], "run=outputs/a"),
+        (["rows.jsonl"], "data=file data.path=rows.jsonl"),
+        (["plan", "rows.jsonl"], "data=file data.path=rows.jsonl"),
+        (["plan", "data=rows.jsonl"], "data=file data.path=rows.jsonl"),
+        (["plan", "--lr", "1e-4"], "stage.learning_rate=…"),
+        (["--lora_rank", "8"], "method.rank=…"),
+        (["--learning-rate=1e-4"], "stage.learning_rate=…"),
+        (["--hepl"], "--help"),
+        (["plan", "model=HuggingFaceTB/SmolLM2-135M-Instruct"], "smollm2_135m"),
+        (["plan", "model=someone/some-model"], "model.path=someone/some-model"),
+    ],
+)
+def test_what_people_type_is_refused_with_what_they_meant(
+    words: list[str], near: str, command: Command, here: Path
+) -> None:
+    (here / "outputs" / "a").mkdir(parents=True)
+    (here / "rows.jsonl").write_text("{}")
+    said = command(*words)
+    assert said.code == 2
+    assert f"fix: did you mean {near}? " in said.err
+
+
+def test_help_is_a_verb(command: Command) -> None:
+    assert command("help").out == command("--help").out != ""
 
 
 def test_an_unknown_key_is_refused_in_a_file_of_options(here: Path) -> None:
@@ -103,8 +158,8 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
         ("~method", "compose"),
         ("~data.sources.demo", "no-data"),
         ("~nothing.there", "compose"),
-        ("lora", "syntax"),
-        ("method.rank", "syntax"),
+        ("lora", "not-a-setting"),
+        ("method.rank", "not-a-setting"),
         ("=3", "syntax"),
         ("method.rank=[1", "syntax"),
         ("data.path={a}.jsonl", "syntax"),

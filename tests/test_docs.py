@@ -26,7 +26,7 @@ SHOWN = {"stage.learning_rat=1e-4"}  # a mistake, for its refusal
 # words for what a reader puts in their place
 _PLACE = re.compile(r"\b[A-Z]{3,}[A-Z_0-9]*\b|…|\.\.\.|[<>|{]")
 # of these, what no rule says: that the words themselves are wrong
-WRONG = {"unknown-key", "unknown-option", "unknown-verb", "bad-value", "key-of-another-verb", "syntax"}
+WRONG = {"unknown-key", "unknown-option", "unknown-verb", "bad-value", "key-of-another-verb", "syntax", "not-a-setting"}
 
 
 def commands(text: str) -> Iterator[str]:

@@ -1,0 +1,105 @@
+"""What was meant where a key, an option or a word of the command line does not exist."""
+
+from pathlib import Path
+from typing import Any
+
+from factory.parsed import yaml_of
+from factory.refusal import Refusal, did_you_mean, nearest, refusal
+from factory.typed import plain
+
+# as people and other tools say it; what LLaMA-Factory says is in the table that its configs are read by
+SHORT = {
+    "lr": "stage.learning_rate",
+    "epochs": "stage.num_epochs",
+    "steps": "stage.max_steps",
+    "bs": "stage.batch_size",
+    "train_batch_size": "stage.batch_size",
+    "grad_accum": "stage.gradient_accumulation_steps",
+    "scheduler": "stage.lr_scheduler",
+    "r": "method.rank",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "dataset": "data",
+    "model_name_or_path": "model.path",
+    "gradient_checkpointing": "compute.activation_checkpointing",
+    "load_in_4bit": "method.quantization.bits",
+    "load_in_8bit": "method.quantization.bits",
+    "dtype": "precision",
+    "gpus": "hardware.num_processes",
+}
+_TABLE = Path(__file__).parent / "imported" / "llamafactory.yaml"
+_PATHS = {"model": "model.path={}", "data": "data=file data.path={}"}
+
+
+def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
+    """`known`: the keys that could stand where this one stands."""
+    group, dot, name = path.rpartition(".")
+    if not dot:
+        known = [*_groups(), *sorted(_keys(), key=lambda key: key.count("."))]
+    lasts = {key.rpartition(".")[2]: key for key in reversed(known)}  # a shared group would make all of them alike
+    alike, meant = nearest(name, lasts), _named_so(path)
+    sure = bool(dot and alike) and not (meant or "").startswith(f"{group}.") and nearest(name, lasts, 0.75)
+    found = lasts[alike[0]] if alike and (sure or not meant) else meant
+    topic = f"explain {group.partition('.')[0]}" if dot else "--help"
+    hint = f"did you mean {found}? " if found else ""
+    return refusal("unknown-key", f"{path}={plain(value)}", "there is no such key", hint=hint, topic=topic)
+
+
+def flag_meant(flag: str) -> str:
+    """`did you mean X=…? ` for `--learning-rate`, or nothing."""
+    found = _named_so(flag.lstrip("-").replace("-", "_"))
+    return f"did you mean {found}=…? " if found else ""
+
+
+def _named_so(path: str) -> str | None:
+    """The key that has this name in another tool, or in another group."""
+    group, dot, name = path.rpartition(".")
+    same = [key for key in _keys() if key.rpartition(".")[2] == name and (not dot or group in _groups())]
+    return _elsewhere(name) or next(iter(same), None)
+
+
+def _keys() -> list[str]:
+    from factory.settings import all_keys  # which reads this module
+
+    return [key.path for key in all_keys() if "<name>" not in key.path]
+
+
+def _groups() -> tuple[str, ...]:
+    from factory.settings import GROUPS, NAMED
+
+    return (*GROUPS, *NAMED)
+
+
+def _elsewhere(name: str) -> str | None:
+    if name in SHORT:
+        return SHORT[name]
+    entry = yaml_of(_TABLE.read_bytes())["keys"].get(name)
+    return entry.get("key") if isinstance(entry, dict) else entry
+
+
+def option_meant(group: str, name: str, known: list[str]) -> str:
+    """`did you mean X? ` for the option that is alike; for a path or a hub id, how it is given; or nothing."""
+    if group == "model" and "/" in name:
+        from factory import models
+
+        option = next((row.option for row in models.rows() if row.path == name), None)
+        return f"did you mean {option}? " if option else f"did you mean model.path={name}? "
+    if group in _PATHS and Path(name).exists():
+        return f"did you mean {_PATHS[group].format(name)}? "
+    return did_you_mean(name, known)
+
+
+def not_a_setting(word: str, rest: list[str]) -> Refusal:
+    """Of a word without `=`: the setting that it is, or that it makes with the next one."""
+    meant = setting_meant(word, rest)
+    hint = f"did you mean {meant}? " if meant else ""
+    return refusal("not-a-setting", word, "it is not key=value", hint=hint)
+
+
+def setting_meant(word: str, rest: list[str]) -> str | None:
+    place = Path(word)
+    if word.partition(".")[0] in _groups() and rest and "=" not in rest[0]:
+        return f"{word}={rest[0]}"
+    if place.is_dir():
+        return f"run={word}"
+    return _PATHS["data"].format(word) if place.is_file() else None
