@@ -50,8 +50,9 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
         return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
         return Saved(str(model), None, overrides, of_run, held)
-    wrong = "no model was saved in it yet" if plan else "there is no run and no saved model"
-    raise refuse("run-model", f"run={run}", wrong)
+    if plan:
+        raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
+    raise refuse("run-model", f"run={run}", "there is no run and no saved model")
 
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:

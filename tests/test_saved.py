@@ -118,13 +118,14 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
     (here / "adapter" / "adapter_config.json").write_text("{}")
     for words, wrong in {
         "run=nowhere": "no run and no saved model",
-        "run=run": "no model was saved in it yet",
         "run=adapter": "names no base",
         f"run={'a' * 32}": "no such run",
     }.items():
         said = command("evaluate", words)
         assert (said.code, said.rules) == (2, ["run-model"]), said.err
         assert wrong in said.err
+    said = command("evaluate", "run=run")
+    assert said.rules == ["run-unfinished"] and "end it by: factory resume run\n" in said.err
     assert command("evaluate", "method=lora").rules == ["evaluate-method"]
     assert command("evaluate", "stage=dpo").rules == ["evaluate-reference"]
     assert command("train", "method=none").rules == ["method-none"]

@@ -59,12 +59,14 @@ def translate(file: Path) -> Said:
     """Raises UserError where the file is no such config."""
     given = _read(file)
     left, said = dict(given), Said()
-    for choose in (_stage, _method, _model, _data, _precision, _processes):
+    for choose in (_stage, _method, _model, _data, _precision, _processes, _warmup):
         for name in choose(given, said, file):
             left.pop(name, None)
     defaults = {name: value for name, value in _table()["defaults"].items() if name not in given}
     if _text(given.get("max_steps", -1)) != "-1":
         defaults.pop("num_train_epochs", None)
+    if "stage.warmup_ratio" in said.overrides:
+        defaults.pop("warmup_ratio", None)
     if "save_strategy" in given and _text(given["save_strategy"]) in ("no", "false"):
         left.pop("save_strategy")
         said.set("stage.save_steps", None)
@@ -215,3 +217,10 @@ def _processes(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str
             said.set("hardware.strategy", _STRATEGIES[level])
             said.missing["deepspeed"] = "how many processes its launcher starts; set hardware.num_processes"
     yield "deepspeed"
+
+
+def _warmup(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    steps, total = given.get("warmup_steps"), given.get("max_steps")
+    if isinstance(steps, int) and isinstance(total, int) and 0 < steps <= total:
+        said.set("stage.warmup_ratio", round((steps - 0.5) / total, 8))  # a share is rounded up to whole steps
+        yield from ("warmup_steps", "warmup_ratio")

@@ -1,6 +1,7 @@
 """LLaMA-Factory's train configs in our keys: what they meant is planned, and nothing goes in silence."""
 
 import json
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,35 @@ def test_the_table_names_keys_that_there_are() -> None:
     for name, entry in yaml.safe_load(llamafactory._TABLE.read_text())["keys"].items():
         for key in [entry] if isinstance(entry, str) else [entry[part] for part in ("key", "else") if part in entry]:
             assert key in known or key == "hydra.run.dir", (name, key)
+
+
+def test_every_entry_of_the_table_is_read_whole() -> None:
+    """A reason with a comma in it would end there, unless it is quoted."""
+    for name, entry in yaml.safe_load(llamafactory._TABLE.read_text())["keys"].items():
+        assert isinstance(entry, str) or entry.keys() <= {
+            "key",
+            "values",
+            "others",
+            "stages",
+            "else",
+            "none",
+            "same",
+        }, name
+
+
+@pytest.mark.parametrize(("steps", "total"), [(20, 300), (1, 7), (100, 1000), (3, 3)])
+def test_warmup_steps_are_a_share_of_steps_that_are_known(here: Path, steps: int, total: int) -> None:
+    found = said(here, warmup_steps=steps, max_steps=total, warmup_ratio=0.3)
+    assert ceil(total * float(found.overrides["stage.warmup_ratio"])) == steps
+    assert "warmup_steps" not in found.missing
+    found = said(here, warmup_steps=steps)
+    assert "warmup_steps" in found.missing and found.overrides["stage.warmup_ratio"] == "0"
+
+
+@pytest.mark.parametrize("name", ["save_only_model", "gradient_checkpointing", "tf32"])
+def test_what_every_config_there_says_is_known(here: Path, name: str) -> None:
+    found = said(here, **{name: True})
+    assert "not known" not in {**found.missing, **found.same}[name]
 
 
 def test_a_lora_run_is_planned_as_it_was(catalogue: Path) -> None:

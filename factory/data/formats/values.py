@@ -10,6 +10,8 @@ Row = dict[str, Any]  # as read gives it; not imported from there, which is much
 
 def text(value: Any, name: str) -> str:
     """A text that says something."""
+    if value is None:
+        raise BadRow(f"{name} is missing")
     if not isinstance(value, str):
         raise BadRow(f"{name} is not a text")
     if not value or value.isspace():
