@@ -28,7 +28,12 @@ SHORT = {
     "gpus": "hardware.num_processes",
 }
 _TABLE = Path(__file__).parent / "imported" / "llamafactory.yaml"
-_PATHS = {"model": "model.path={}", "data": "data=file data.path={}"}
+_PATHS = {
+    "model": "model.path={}",
+    "data": "data=file data.path={}",
+    "method": "method=full method.name={}",
+    "stage": "stage.name={}",
+}
 
 
 def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:

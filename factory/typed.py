@@ -148,7 +148,7 @@ def convert(kind: Any, value: Any) -> Any:
         raise ValueError(f"not one of {', '.join(names)}; {did_you_mean(str(value), names)}".rstrip("; "))
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ValueError("not a list")
+            raise ValueError(f"not a list, as [{plain(value)}] is")
         return tuple(convert(args[0], item) for item in value)
     if origin is dict:
         if not isinstance(value, dict):

@@ -85,6 +85,8 @@ def test_other_names_are_of_keys_that_exist() -> None:
         (["--learning-rate=1e-4"], "stage.learning_rate=…"),
         (["--hepl"], "--help"),
         (["plan", "model=HuggingFaceTB/SmolLM2-135M-Instruct"], "smollm2_135m"),
+        (["plan", "method=norms.py"], "method=full method.name=norms.py"),
+        (["plan", "stage=norms.py"], "stage.name=norms.py"),
         (["plan", "model=someone/some-model"], "model.path=someone/some-model"),
     ],
 )
@@ -92,7 +94,8 @@ def test_what_people_type_is_refused_with_what_they_meant(
     words: list[str], near: str, command: Command, here: Path
 ) -> None:
     (here / "outputs" / "a").mkdir(parents=True)
-    (here / "rows.jsonl").write_text("{}")
+    for name in ("rows.jsonl", "norms.py"):
+        (here / name).write_text("{}")
     said = command(*words)
     assert said.code == 2
     assert f"fix: did you mean {near}? " in said.err

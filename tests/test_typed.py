@@ -77,7 +77,7 @@ def test_is_read_as(kind: Any, value: Any, read: Any) -> None:
         (Choice, "cosin", "did you mean cosine?"),
         (Choice, None, "not one of constant, linear, cosine"),
         (Literal[1], True, "not one of 1"),
-        (tuple[str, ...], "q_proj", "not a list"),
+        (tuple[str, ...], "q_proj", "not a list, as [q_proj] is"),
         (tuple[int, ...], [1, "x"], "not a whole number"),
         (dict[str, str], ["a"], "not a mapping"),
         (dict[str, str], {"a": 1}, "not a text"),

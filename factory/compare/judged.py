@@ -75,6 +75,11 @@ class Judge:
         if lacking := [runs[place].name for place, found in pairs.items() if found is None]:
             return Verdict(leading, None, {}, f"{runs[leading].name} and {listed(lacking)} have no row in common")
         others = {place: found for place, found in pairs.items() if found is not None}
+        if few := [runs[place].name for place, found in others.items() if found.few]:
+            rows = min(found.rows for found in others.values())
+            shared = f"share {rows} row{'s' * (rows > 1)}: too few to tell"
+            why = f"{runs[leading].name}, which leads, and {listed(few)} {shared}"
+            return Verdict(leading, None, others, why)
         unsure = [runs[place].name for place, found in others.items() if found.better is not False]
         if unsure:
             why = f"the interval of {runs[leading].name}, which leads, against {listed(unsure)} holds 0"

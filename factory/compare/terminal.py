@@ -109,7 +109,7 @@ def _intervals(found: Comparison) -> Iterator[Any]:
         for place, each in verdict.others.items():
             value = each.difference
             interval = f"{value.low:+.3f} to {value.high:+.3f}"
-            unsure = "" if value.sure else "holds 0"
+            unsure = "too few rows" if each.few else "" if value.sure else "holds 0"
             made.add_row(escape(found.names[place]), f"{value.value:+.3f}", interval, f"{each.rows:,}", unsure)
         yield made
 

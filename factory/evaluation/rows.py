@@ -98,6 +98,9 @@ def scores(run: Path | str) -> dict[str, dict[str, float]]:
     return found
 
 
+_CHANCE = 0.05  # of intervals that hold a difference 95 times of 100
+
+
 @dataclass(frozen=True, slots=True)
 class Compared:
     """A metric of the second run less that of the first, over the `rows` that both have measured."""
@@ -107,9 +110,14 @@ class Compared:
     lower_is_better: bool
 
     @property
+    def few(self) -> bool:
+        """Whether any interval is of too few rows: by chance all point the same way once in 2^(rows - 1) times."""
+        return 2.0 ** (1 - self.rows) > _CHANCE
+
+    @property
     def better(self) -> bool | None:
-        """Whether the second run is; None where the interval holds 0, so that nobody can say."""
-        if not self.difference.sure:
+        """Whether the second run is; None where the interval holds 0 or the rows are few, so that nobody can say."""
+        if not self.difference.sure or self.few:
             return None
         return (self.difference.value < 0) == self.lower_is_better
 

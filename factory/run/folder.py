@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,14 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise unwritable(path, error) from None
+
+
+def open_as(file: Path) -> None:
+    """Lets those read all of a file's folder who may read the file: safetensors writes for the owner alone."""
+    mode = stat.S_IMODE(file.stat().st_mode)
+    for path in file.parent.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def unwritable(path: Path, error: Exception) -> UserError:

@@ -22,7 +22,7 @@ from factory.export import card, gguf, hub, modelfile, spec
 from factory.export.tokens import Tokens, tokens
 from factory.plan import Export
 from factory.refusal import refuse
-from factory.run.folder import base_config, unwritable
+from factory.run.folder import base_config, open_as, unwritable
 from factory.steps import apart as far
 from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
@@ -208,6 +208,7 @@ def _in_place(run: Run, written: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         written(aside)
         _mark(run, aside)
+        open_as(aside / spec.MARKER)
         if folder.exists() and any(folder.iterdir()):
             if not (plan.overwrite and spec.is_export(folder)):  # since the plan was made
                 raise refuse("export-there", f"export.dir={plan.dir}", "there is something in it")

@@ -11,7 +11,7 @@ from factory import heads, own_base, registry
 from factory.architecture import Architecture
 from factory.execute.checkpoint import save_tokenizer, write_errors
 from factory.execute.context import Run
-from factory.run.folder import base_config, unwritable
+from factory.run.folder import base_config, open_as, unwritable
 from factory.steps.attach import has_own_base, method_settings
 from factory.steps.proofs import token_losses
 
@@ -65,6 +65,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
             _say_dtype(aside / "config.json", next(iter(state.values())).dtype)
         heads.save(model, beside, aside)
         (aside / "README.md").write_text(_card(run, beside, adapter=_adapts(model)), encoding="utf-8")
+        open_as(aside / "README.md")
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
     except write_errors() as error:

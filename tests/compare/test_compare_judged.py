@@ -64,6 +64,19 @@ def test_where_one_interval_holds_0_nobody_is_best(tmp_path: Path) -> None:
     assert judged.others[2].difference.low > 0
 
 
+@pytest.mark.parametrize(("rows", "best"), [(1, None), (5, None), (6, 0)])
+def test_few_rows_name_no_best_however_alike_they_are(rows: int, best: int | None, tmp_path: Path) -> None:
+    scores = np.arange(rows) + 10.0
+    for name, more in (("a", 1.0), ("b", 0.0)):
+        figures = (scores + more).tolist()
+        side_by_side.run(tmp_path / name, evaluate={"rougeL": sum(figures) / rows}, scores={"rougeL": figures})
+    judged = verdict(tmp_path / "a", tmp_path / "b", metric="rougeL")
+    assert (judged.leading, judged.best) == (0, best)
+    assert judged.others[1].difference.high < 0
+    if best is None:
+        assert judged.why is not None and f"share {rows} row" in judged.why and "too few to tell" in judged.why
+
+
 def test_the_interval_is_that_of_the_paired_differences(tmp_path: Path) -> None:
     """Of a mean over rows the bootstrap agrees with the normal interval of the differences: s / sqrt(n) * 1.96."""
     other = ROUGE + np.random.default_rng(3).normal(1, 2, 60)

@@ -55,6 +55,8 @@ def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
     gguf = exported("run=run", "export.dir=gguf", "export.format=gguf")
     exported("run=run", "export.dir=adapter", "export.format=adapter")
     assert merged["checks"].keys() == {"trainable_as_planned", "merge", "written"}
+    for folder in ("hf", "gguf", "adapter"):
+        assert len({path.stat().st_mode for path in (here / folder).iterdir()}) == 1
     for told in (merged, gguf):
         assert all(check["passed"] for check in told["checks"].values()), told["checks"]
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(here)}
