@@ -336,10 +336,11 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     data = report.get("data", {})
     if data:
         dropped = sum(data["dropped"].values())
+        skipped = f"{data['not_sampled']:,} not sampled, " if data.get("not_sampled") else ""
         add(
             "data",
             f"{data['used']:,} rows {'trained' if train else 'not looked at'}, {data['validation']:,} held out, "
-            f"{dropped:,} dropped of {data['rows']:,}",
+            f"{skipped}{dropped:,} dropped of {data['rows']:,}",
         )
         for reason, count in data["dropped"].items():
             add("", f"dropped: {_plain(reason)} ({count:,})")

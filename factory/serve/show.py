@@ -1,6 +1,7 @@
 """The verb: a compiled plan to a server that listens."""
 
 import importlib.util
+import logging
 import warnings
 
 from factory import schema
@@ -29,9 +30,10 @@ def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -
 
 
 def unheard() -> None:
-    """What libraries say of their own next releases is nothing for who talks to a model."""
+    """What libraries say of next releases, and of kernels they do without, is nothing for who talks to a model."""
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 
 def engine_is_there(engine: schema.Engine) -> None:

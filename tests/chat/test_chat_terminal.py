@@ -1,6 +1,7 @@
 """The terminal: lines in, answers out, piped or typed, of one model and of two."""
 
 import io
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,16 @@ def talk(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tiny_mode
         return command("chat", *of, "precision=fp32", *GREEDY, *words)
 
     return talk
+
+
+def test_what_libraries_do_without_is_not_told() -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    before = logger.isEnabledFor(logging.WARNING)
+    try:
+        show.unheard()
+        assert before and not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
+    finally:
+        logging.getLogger("bitsandbytes.backends").setLevel(logging.NOTSET)
 
 
 def test_a_pipe_gets_the_answer_and_nothing_else(talk: Callable[..., Any]) -> None:

@@ -78,3 +78,7 @@ def test_a_run_tells_of_them(execute: Callable[..., Any], monkeypatch: pytest.Mo
     with console.capture() as shown:
         console.print(report_panel(report, Path("run")))
     assert f"warnings  {report['warnings']['count']} of libraries, in run/run.log" in shown.get()
+    report["data"] |= {"not_sampled": 1025}
+    with console.capture() as shown:
+        console.print(report_panel(report, Path("run")))
+    assert "held out, 1,025 not sampled, " in shown.get()
