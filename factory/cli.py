@@ -124,7 +124,8 @@ def plan(arguments: list[str]) -> int:
 
         print(to_yaml(made), end="")
     else:
-        from factory.run.screen import Screen, changes_text, plan_panel
+        from factory.run.plan_shown import changes_text, plan_panel
+        from factory.run.screen import Screen
 
         screen = Screen()
         screen.print(plan_panel(made))
@@ -682,7 +683,7 @@ def explain(arguments: list[str]) -> int:
 
 def models(arguments: list[str]) -> int:
     """the options of `model`, filtered by words: models llama apache; models vision; models.format=json"""
-    from factory.models import as_json, rows
+    from factory.models import as_json, rows, table
 
     line = compose.parse(arguments)
     keys = [word for word in line.overrides if "=" in word]
@@ -694,10 +695,10 @@ def models(arguments: list[str]) -> int:
     if asked == "json":
         print(json.dumps(as_json(found), ensure_ascii=False))
     else:
-        from factory.run.screen import Screen, models_table
+        from factory.run.screen import Screen
 
         screen = Screen()
-        screen.print(models_table(found, width=screen.console.width))
+        screen.print(table(found, width=screen.console.width))
     return 0
 
 

@@ -1,12 +1,17 @@
 """The options of the group `model` as a table, read from their files: to compose each would take Hydra 0.4 s."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory import compose
 from factory.architecture import architecture
 from factory.parsed import yaml_of
 from factory.refusal import UserError, did_you_mean, refuse
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_WIDE = 110  # columns from which a table shows what can be left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +83,26 @@ def _text(row: Row) -> str:
 
 def as_json(found: list[Row]) -> list[dict[str, Any]]:
     return [asdict(row) for row in found]
+
+
+def table(rows: list[Row], *, width: int) -> "Table":
+    """The model options, a line each; the hub's paths where there is room for them."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model=", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("context", justify="right", no_wrap=True)
+    table.add_column("template", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
+    if width >= _WIDE:
+        table.add_column("hub", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        count = f"{row.parameters / 1e9:,.2f} B" if row.parameters else "?"
+        marks = "".join(f" {word}" for word, there in (("vision", row.vision), ("gated", row.gated)) if there)
+        hub = (row.path,) if width >= _WIDE else ()
+        context = f"{row.context_length:,}" if row.context_length else "?"
+        table.add_row(row.option, count, context, row.template, f"{row.license}[dim]{marks}[/dim]", *hub)
+    table.caption = f"{len(rows)} options, {len({row.family for row in rows})} families"
+    return table

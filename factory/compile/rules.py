@@ -1,6 +1,6 @@
 """What goes with what: every rule that is no single method's or stage's own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from factory import registry, templates
@@ -321,16 +321,6 @@ RULES: tuple[Rule, ...] = (
     *quantizers.RULES,
     *ranks.RULES,
 )
-
-
-def all_rules() -> Iterator[Rule]:
-    """The table with every method's and stage's own rules, each id once."""
-    seen: set[str] = set()
-    own = (rule for kind in ("methods", "stages") for name in registry.names(kind) for rule in _own(kind, name))
-    for rule in (*RULES, *own):
-        if rule.id not in seen:
-            seen.add(rule.id)
-            yield rule
 
 
 def rules_for(method: str | None, stage: str | None) -> tuple[Rule, ...]:

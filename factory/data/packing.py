@@ -29,10 +29,6 @@ class Pieces:
         ends = np.concatenate([[0], np.cumsum(self.stops - self.starts)])
         return np.diff(ends[self.bounds])
 
-    def efficiency(self, room: int) -> float:
-        """Tokens over what the sequences could hold."""
-        return int(self.lengths.sum()) / (len(self) * room) if len(self) else 0.0
-
 
 def alone(lengths: Integers) -> Pieces:
     """Each row a sequence of its own."""

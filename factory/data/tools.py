@@ -176,16 +176,6 @@ def native(chat_template: str) -> bool:
     return "tools" in meta.find_undeclared_variables(_tree(chat_template))
 
 
-@cache
-def native_calls(chat_template: str) -> bool:
-    """Whether a chat template renders the tool calls of an answer."""
-    from jinja2 import nodes
-
-    tree = _tree(chat_template)
-    attributes = (node.attr == "tool_calls" for node in tree.find_all(nodes.Getattr))
-    return any(attributes) or any(node.value == "tool_calls" for node in tree.find_all(nodes.Const))
-
-
 def _tree(chat_template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

@@ -66,7 +66,8 @@ def _begin(plan: Plan, folder: RunFolder) -> str | None:
 def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
     """Prints what the run writes, as the parent would. Nothing is sent to MLflow from here."""
     from factory.run.launch import Tail, show
-    from factory.run.screen import Screen, plan_panel
+    from factory.run.plan_shown import plan_panel
+    from factory.run.screen import Screen
 
     screen, ended = Screen(), threading.Event()
     screen.print(plan_panel(plan))

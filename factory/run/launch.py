@@ -29,7 +29,9 @@ from factory.run import calibration
 from factory.run.advice import Anew, Change, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.next_commands import next_commands
-from factory.run.screen import Screen, plan_panel, report_panel
+from factory.run.plan_shown import plan_panel
+from factory.run.report_shown import report_panel
+from factory.run.screen import Screen
 from factory.run.shorter import for_the_rows
 from factory.tracking.system import Sampler
 from factory.tracking.tracker import Tracker

@@ -15,7 +15,7 @@ from families import KINDS, built_of, roomy
 import factory
 from factory import own_base, registry
 from factory.compile import ranks, writing
-from factory.compile.rules import all_rules
+from factory.compile.rules import rules_for
 from factory.facts import Gpu
 from factory.look import machine as look
 from factory.plan import to_yaml
@@ -24,7 +24,9 @@ from factory.refusal import catalogue
 from factory.schema import Quantization
 from factory.settings import all_keys
 
-RULES = {rule.id: rule for rule in all_rules()}
+METHODS = [(name, None) for name in registry.names("methods")]
+STAGES = [(None, name) for name in registry.names("stages")]
+RULES = {rule.id: rule for names in (*METHODS, *STAGES) for rule in rules_for(*names)}
 HERE = look.look_at_machine().packages
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
 WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8", "liger-kernel": "0.8"}}

@@ -23,7 +23,7 @@ from factory.execute.verify import verify
 from factory.look.machine import installed_version
 from factory.plan import PlannedHarness
 from factory.refusal import UserError
-from factory.run import screen
+from factory.run import report_shown
 from factory.tracking import to_mlflow
 
 pytestmark = pytest.mark.skipif(
@@ -110,7 +110,7 @@ def test_the_figures_are_those_of_a_plain_loop(execute: Execute, mine: str, here
     wanted = {f"evaluate/{name}": value for name, value in figures.items()}
     assert {name: value for name, value in sent if not name.endswith("_stderr")} == pytest.approx(wanted)
     shown = Console(width=120, record=True, file=(here / "screen").open("w"))
-    for _, what in screen._scored(done.result["evaluate"]):
+    for _, what in report_shown._scored(done.result["evaluate"]):
         shown.print(what)
     said = shown.export_text()
     assert "sums_bare" in said and "acc_norm" in said and f"{figures['sums/acc']:.4f}" in said

@@ -16,7 +16,7 @@ from factory.evaluation.generate import Prompt
 from factory.execute.context import Interrupted
 from factory.metrics import text
 from factory.refusal import UserError
-from factory.run import screen
+from factory.run import report_shown
 from factory.tracking import to_mlflow
 
 Execute = Callable[..., Any]
@@ -71,7 +71,7 @@ def test_a_benchmark_is_asked_after_training(execute: Execute, letters: Path, he
     sent = dict(to_mlflow._of_benchmarks(done.result["evaluate"]["benchmarks"]))
     assert sent["evaluate/mmlu"] == found["accuracy"] and set(sent) >= {"evaluate/mmlu/STEM"}
     shown = Console(width=120, record=True, file=(here / "screen").open("w"))
-    for _, what in screen._scored(done.result["evaluate"]):
+    for _, what in report_shown._scored(done.result["evaluate"]):
         shown.print(what)
     said = shown.export_text()
     assert f"{found['accuracy']:.2f} %" in said and "humanities" in said and "6 questions of 2 subjects" in said

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from factory.execute.heard import Heard, hearing
 from factory.execute.report import write_report
-from factory.run.screen import report_panel
+from factory.run.report_shown import report_panel
 
 
 def test_both_ways_are_heard(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from factory.execute import checkpoint
 from factory.execute.report import ADVICE, memory_as_estimated, write_report
 from factory.run.folder import MANIFEST
-from factory.run.screen import report_panel
+from factory.run.report_shown import report_panel
 from factory.steps import proofs, train
 
 SHORT = ("stage.max_steps=2", "stage.batch_size=2", "data.max_samples=12", "stage.learning_rate=1e-2")

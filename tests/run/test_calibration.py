@@ -18,7 +18,7 @@ from factory.look.machine import look_at_machine
 from factory.plan import Span
 from factory.run import calibration
 from factory.run.folder import RunFolder
-from factory.run.screen import report_panel
+from factory.run.report_shown import report_panel
 
 RUN = Measured(
     device="CPU",

@@ -1,0 +1,207 @@
+"""A plan, as a person reads it."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.panel import Panel
+
+from factory import registry
+from factory.plan import Estimate, Evaluate, Export, Memory, Plan
+from factory.quantizers.spec import checkpoint_quantizer
+from factory.run.advice import Change
+from factory.run.screen import WHOSE, grid, plain
+from factory.words import between, duration, size
+
+_NAMED = 8  # modules that a plan names
+_REFERENCES = {
+    "base": "the base without an adapter",
+    "adapter": "the base with the saved adapter",
+    "weights": "the weights as they are read",
+}
+_FITS = {True: "fits", False: "less, and still too much"}
+# of `plan.Memory`, as a person reads them
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
+_INSTANTS = {
+    "reading": "reading the weights",
+    "forward": "the forward pass",
+    "backward": "the backward pass",
+    "step": "the optimizer's step",
+    "saving": "saving",
+}
+
+
+def plan_panel(plan: Plan) -> Panel:
+    if plan.export is not None:
+        return _export_panel(plan, plan.export)
+    trains, table = plan.verb == "train", grid()
+    for name, text in (
+        *_model(plan),
+        *_rows(plan),
+        *(_training(plan) if trains else ()),
+        *_evaluation(plan),
+        *_memory(plan.estimate.memory),
+        *([("time", _time(plan.estimate))] if trains else []),
+        *(("note", f"[dim]{note}[/dim]") for note in plan.notes),
+        *(("warning", f"[yellow]{plain(warning)}[/yellow]") for warning in plan.warnings),
+    ):
+        table.add_row(name, text)
+    return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _model(plan: Plan) -> Iterator[tuple[str, str]]:
+    load, patch, attach, counted = plan.steps.load, plan.steps.patch, plan.steps.attach, plan.estimate.parameters
+    yield "load", f"{plan.options.get('model', '')}  {counted.total:,} parameters, {load.dtype} on {load.device}"
+    rope = f", rope {patch.rope_scaling} x {patch.rope_factor:g}" if patch.rope_scaling != "none" else ""
+    recompute = ", activations recomputed" if patch.activation_checkpointing else ""
+    groups = f" in groups of {patch.group_size:,} tokens" if patch.group_size else ""
+    kernels = "" if patch.kernels == "none" else f", kernels {patch.kernels}"
+    yield "patch", f"attention {patch.attention}{groups}{kernels}{rope}{recompute}"
+    yield "quantize", _quantization(plan)
+    if plan.verb == "train":
+        method = attach.method if attach.method in plan.own else plan.options.get("method", attach.method)
+        share = 100 * counted.trainable / counted.total
+        yield "attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {attach.dtype}"
+        yield "", f"[dim]in {', '.join(_short(counted.trainable_by_module))}[/dim]"
+    elif load.adapter:
+        yield "attach", f"the adapter {load.adapter}"
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    for name, source in plan.steps.align.sources.items():
+        yield "align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes"
+    pack = plan.steps.pack
+    packed = f"packed{', documents isolated' if pack.isolate_documents else ''}" if pack.packing else "a row each"
+    yield "pack", f"up to {pack.max_length:,} tokens, {packed}"
+
+
+def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
+    fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
+    yield "memory", f"about {size(memory.total)} of {size(memory.capacity)}: {fits}; most in {_peak(memory)}"
+    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in _PARTS if getattr(memory, name))
+    yield "", f"[dim]{parts}[/dim]"
+    if memory.uncalibrated:
+        yield "", f"[dim]rough: never measured with {', '.join(memory.uncalibrated)}[/dim]"
+
+
+def _export_panel(plan: Plan, export: Export) -> Panel:
+    steps, table = plan.steps, grid()
+    add, total = table.add_row, plan.estimate.parameters.total
+    add("load", f"{plan.options.get('model', '')}  {total:,} parameters, {steps.load.dtype} on {steps.load.device}")
+    if export.format != "adapter":
+        add("quantize", _quantization(plan))
+    if (own := steps.load.own_base) is not None:
+        add("base", {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[own])
+    if steps.load.adapter:
+        add("adapter" if export.format == "adapter" else "merge", plain(steps.load.adapter))
+    types = export.quantization or export.dtype
+    add("write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {plain(export.dir)}")
+    if export.register:
+        add("register", f"{plain(export.register)} in {plan.tracking.uri}")
+    if export.push:
+        kind = "private" if export.private else "public"
+        add("push", f"{export.push}, {kind}{'; nothing is uploaded (export.dry_run)' if export.dry_run else ''}")
+    if export.format != "adapter":
+        add(
+            "memory", f"{size(plan.estimate.memory.weights)} of weights, {size(plan.estimate.memory.capacity)} are free"
+        )
+    for note in plan.notes:
+        add("note", f"[dim]{plain(note)}[/dim]")
+    for warning in plan.warnings:
+        add("warning", f"[yellow]{plain(warning)}[/yellow]")
+    return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+
+
+def _training(plan: Plan) -> Iterator[tuple[str, str]]:
+    train = plan.steps.train
+    rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
+    what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
+    yield (
+        "train",
+        f"{train.stage}  {plan.estimate.steps} steps of {rows} {what}, {train.optimizer}, "
+        f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
+    )
+    if train.ranks.processes > 1:
+        where = f" on {train.ranks.nodes} nodes" if train.ranks.nodes > 1 else ""
+        yield "", f"{train.ranks.processes} processes{where} by {train.ranks.strategy}"
+    if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
+        yield "", f"[dim]{', '.join(told)}[/dim]"
+    if train.reference:
+        yield "", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]"
+
+
+def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
+    train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
+    whole = registry.hook(stage, "UNIT", "tokens") == "samples"
+    measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
+    whose = WHOSE[plan.steps.evaluate.rows]
+    if not plan.steps.evaluate.perplexity:
+        yield "evaluate", f"no {measured}"
+    elif plan.verb == "evaluate":
+        yield "evaluate", f"{measured} of the {whose}"
+    else:
+        every = f", and every {train.eval_steps:,} steps" if train.eval_steps else ""
+        of = f" of the {whose}" if plan.steps.evaluate.rows == "train" else ""
+        yield "evaluate", f"{measured}{of} before and after{every}"
+    for text in _scoring(plan.steps.evaluate):
+        yield "", text
+    if plan.verb == "train" and train.load_best_model_at_end:
+        yield "", f"the checkpoint of the best {train.metric_for_best_model} is saved"
+
+
+def _scoring(asked: Evaluate) -> Iterator[str]:
+    after = f"at most {asked.max_samples:,} " if asked.max_samples else ""
+    if asked.generation:
+        how = "greedy" if asked.temperature == 0 else f"drawn at temperature {asked.temperature:g}"
+        yield f"{after}answers to held-out prompts, {how}, by {', '.join(asked.metrics)}"
+    for name, each in asked.benchmarks.items():
+        count = "questions" if each.questions is None else f"{each.questions:,} questions"
+        kind = ", as a conversation" if asked.chat else ""
+        yield f"{name} {asked.shots}-shot{kind}, {count} from {each.path or 'the hub'}"
+    if asked.harness is not None:
+        each = "each with its own shots" if asked.harness.shots is None else f"{asked.harness.shots}-shot"
+        kind = ", as a conversation" if asked.chat else ""
+        yield f"{', '.join(asked.harness.tasks)} of lm-evaluation-harness, {each}{kind}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _time(estimate: Estimate) -> str:
+    speed, seconds = estimate.speed, estimate.seconds
+    if speed is None:
+        return "not known until a run of this kind of device and precision was measured here"
+    rate = f"{speed.low:,.0f} to {speed.high:,.0f} tokens/s"
+    if seconds is None:
+        return f"{rate}; how long it takes is known after pack"
+    return f"{between(duration(seconds.low), duration(seconds.high))} of training, at {rate}"
+
+
+def _peak(memory: Memory) -> str:
+    return _INSTANTS[max(memory.instants, key=lambda name: memory.instants[name])]
+
+
+def changes_text(changes: list[Change]) -> str:
+    """What to add to the command line, a change a line."""
+    lines = [
+        f"  {' '.join(change.overrides)}  # estimated {size(change.estimated_bytes)}, {_FITS[change.fits]}"
+        for change in changes
+    ]
+    return "\n".join(["It would need less with", *lines]) if lines else "No change that is known brings it down."
+
+
+def _quantization(plan: Plan) -> str:
+    asked = plan.steps.quantize
+    if asked.bits is None:
+        name = checkpoint_quantizer(plan.steps.load.config)
+        return f"as the checkpoint is, by {name}" if name else "no"
+    if asked.method != "bitsandbytes" or asked.bits == 8:
+        return f"{asked.bits} bits by {asked.method}"
+    return f"4-bit {asked.type}{', double quantization' if asked.double_quantization else ''}"
+
+
+def _short(modules: Iterable[str]) -> list[str]:
+    """The modules' last names, each once, and no more than a few."""
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    return names if len(names) <= _NAMED else [*names[:_NAMED], f"{len(names) - _NAMED} more"]

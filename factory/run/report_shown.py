@@ -1,0 +1,190 @@
+"""A report, as a person reads it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.panel import Panel
+from rich.table import Table
+
+from factory.execute.report import ADVICE
+from factory.run.screen import WHOSE, grid, plain
+from factory.words import between, duration, size
+
+
+def report_panel(report: dict[str, Any], folder: Path) -> Panel:
+    table, evaluate = grid(), report.get("evaluate", {})
+    for name, text in (
+        *_sizes(report),
+        *(_exported(report["export"]) if "export" in report else ()),
+        *_training(report),
+        *_trouble(report, folder),
+        *_rows(report),
+        *_quality(evaluate, report.get("data", {})),
+        *_scored(evaluate),
+        *_samples(report.get("samples", [])),
+        *_checks(report.get("checks", {})),
+    ):
+        table.add_row(name, text)
+    return Panel(table, title=f"report {folder}", title_align="left", expand=False)
+
+
+def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    parameters, memory, trains = report["parameters"], report["memory"], bool(report.get("train"))
+    trained = f"{parameters['trainable']:,} trained of " if trains else ""
+    yield "parameters", f"{trained}{parameters['total']:,}"
+    rows, peak = memory.get("estimated_for", {}), f"peak {size(memory['peak_bytes'])}"
+    expected = rows.get("bytes", memory["estimated_bytes"])
+    if expected is None:
+        yield "memory", peak
+        return
+    when = "while training" if trains else "while measuring"
+    where = f" for rows of up to {rows['longest_row']:,} tokens" if rows else ""
+    off = 100 * (expected / memory["peak_bytes"] - 1)
+    yield "memory", f"{peak} {when} (estimated {size(expected)}{where}, {round(off):+d} %)"
+
+
+def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    train = report.get("train", {})
+    if train:
+        yield (
+            "training",
+            f"{train['steps']:,} steps, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
+            f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
+            f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
+        )
+    if told := _estimates(report.get("estimate", {}), train):
+        yield "estimate", told
+    if best := train.get("best"):
+        kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
+        step = f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
+        yield "best", "no evaluation was finite" if best["step"] is None else step
+    if train.get("stopped_early"):
+        yield "", "stopped early: no better evaluation within stage.early_stopping_patience"
+
+
+def _trouble(report: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+    if bad := report.get("bad_updates"):
+        told = f"{bad['count']:,}, {bad['skipped']:,} of them skipped (bad_updates in report.json)"
+        yield "bad updates", f"[yellow]{told}[/yellow]"
+    if warned := report.get("warnings", {}).get("count"):
+        yield "warnings", f"{warned:,} of libraries, in {plain(str(folder / 'run.log'))}"
+
+
+def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if not (data := report.get("data")):
+        return
+    used = f"{data['used']:,} rows {'trained' if report.get('train') else 'not looked at'}"
+    skipped = f"{data['not_sampled']:,} not sampled, " if data.get("not_sampled") else ""
+    dropped = f"{skipped}{sum(data['dropped'].values()):,} dropped of {data['rows']:,}"
+    yield "data", f"{used}, {data['validation']:,} held out, {dropped}"
+    for reason, count in data["dropped"].items():
+        yield "", f"dropped: {plain(reason)} ({count:,})"
+
+
+def _quality(evaluate: dict[str, Any], data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    # without a held-out row there is a figure of those that train alone
+    whose = WHOSE["held_out" if data.get("validation", 1) else "train"]
+    if "perplexity" in evaluate:
+        yield "perplexity", f"[bold]{_change(evaluate, 'perplexity')}[/bold] on the {whose}"
+    for name in ("loss", "rewards/accuracy", "rewards/margin", "reward", "kl", "response_length"):
+        if name in evaluate:
+            yield name, f"{_change(evaluate, name)} on the {whose}"
+
+
+def _samples(samples: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    for sample in samples:
+        yield "prompt", plain(sample["prompt"].strip()[-600:])
+        if "before" in sample:
+            yield "before", f"[dim]{plain(sample['before'].strip())}[/dim]"
+        yield "after" if "before" in sample else "answer", plain(sample["after"].strip())
+
+
+def _checks(checks: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, check in checks.items():
+        red = "[yellow]off[/yellow]" if name in ADVICE else "[red]RED[/red]"
+        verdict = "[green]ok[/green] " if check["passed"] else red
+        yield "check", f"{verdict} {name}: {plain(check['detail'])}"
+
+
+def _exported(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was written, and where it went."""
+    files = told["files"]
+    yield "written", f"[bold]{plain(told['dir'])}[/bold]  {len(files):,} files, {size(sum(files.values()))}"
+    if "mean_nats" in told:
+        yield "", f"[dim]the type moves losses by {told['mean_nats']:.2g} nats a token on average[/dim]"
+    for name, found in told.get("apart", {}).items():
+        yield "", f"[dim]on published weights {name} {found['mean_nats']:.2g} nats a token off the run on average[/dim]"
+    if found := told.get("registered"):
+        yield "registered", f"{plain(found['name'])} version {found['version']}"
+    if found := told.get("push"):
+        done = "would be uploaded" if found["dry_run"] else "uploaded"
+        yield (
+            "push",
+            f"{len(found['files']):,} files, {size(sum(found['files'].values()))} {done} to {found['repository']}",
+        )
+
+
+def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
+    """How far what was estimated is from what came."""
+    told = []
+    if "memory_error" in errors:
+        told.append(f"memory {round(100 * errors['memory_error']):+d} %")
+    if "time_error" in errors:
+        low, high = errors["seconds"]["low"], errors["seconds"]["high"]
+        place = "within" if low <= train["seconds"] <= high else "not within"
+        told.append(f"time {round(100 * errors['time_error']):+d} %, {place} {between(duration(low), duration(high))}")
+    return ", ".join(told)
+
+
+def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
+    """Answers' scores, and a table of each benchmark's categories."""
+    if how := evaluate.get("generation"):
+        scores = ", ".join(f"{name} {evaluate[name]:.2f}" for name in how["signatures"])
+        yield (
+            "answers",
+            f"[bold]{plain(scores)}[/bold] of {how['rows']:,} held-out rows, counted by {how['counted_by']}",
+        )
+    for each in evaluate.get("benchmarks", {}).values():
+        average = each["average"]
+        yield each["title"], f"[bold]{each['accuracy']:.2f} %[/bold] [dim]{plain(each['signature'])}[/dim]"
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in ("category", "subjects", "questions", f"{average} %", "± error"):
+            table.add_column(column, justify="left" if column == "category" else "right", no_wrap=True)
+        for category, mean in {**each["categories"], "all": each["overall"]}.items():
+            numbers = (
+                f"{mean['subjects']}",
+                f"{mean['count']:,}",
+                f"{mean[average]:.2f}",
+                f"{mean[f'{average}_error']:.2f}",
+            )
+            table.add_row(plain(category), *numbers)
+        yield "", table
+    if tasks := evaluate.get("harness"):
+        yield "lm-eval", _of_tasks(tasks)
+
+
+def _of_tasks(tasks: dict[str, Any]) -> Table:
+    """Of lm-evaluation-harness, in its own units."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("task", "metric", "value", "± error", "shots", "questions"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    for name, each in tasks.items():
+        of = "" if each["questions"] == each["of"] else f" of {each['of']:,}"
+        shots = each["shots"] if isinstance(each["shots"], int) else " or ".join(map(str, each["shots"]))
+        indent = "  " if each["group"] else ""
+        for metric, figure in each["metrics"].items():
+            error = "" if figure["error"] is None else f"{figure['error']:.4f}"
+            counts = (f"{shots}", f"{each['questions']:,}{of}")
+            table.add_row(indent + plain(name), plain(metric), f"{figure['value']:.4f}", error, *counts)
+    return table
+
+
+def _change(evaluate: dict[str, Any], name: str) -> str:
+    before = evaluate.get(f"{name}_before")
+    return f"{evaluate[name]:.3f}" if before is None else f"{before:.3f} -> {evaluate[name]:.3f}"
+
+
+def _decimals(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
