@@ -53,7 +53,6 @@ _SEEDS: list[tuple[str, dict[str, Any]]] = [
 def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     room, settings = room_of("serve", f"model.path={model}", "serve.name=tiny", "engine.batch=16", *TINY)
-    says(room, "It is one.", pytest.MonkeyPatch())
     most = 300_000
     server = app(room, settings.generation, _with(settings.serve, most), "a-key-of-some-length")
     loop = asyncio.new_event_loop()
@@ -67,7 +66,9 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
             headers[at] = tuple(changed(each, chance).replace(b"\n", b"") for each in headers[at])  # type: ignore[assignment]
         if chance.random() < 0.1:
             path = changed(path.encode(), chance).decode("utf-8", "replace")
-        status = loop.run_until_complete(_answered(server, path, headers, body))
+        with pytest.MonkeyPatch.context() as patches:
+            says(room, "It is one.", patches)
+            status = loop.run_until_complete(_answered(server, path, headers, body))
         assert status < 500, f"{path} answers {status}"
         return "answered" if status < 400 else "refused"
 

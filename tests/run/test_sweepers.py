@@ -19,7 +19,8 @@ from factory.run.sweep import _value
 from factory.run.swept import SweepFolder
 from factory.tracking.to_mlflow import connect
 
-OTHER = ("hydra.sweeper._target_=other.Sweeper", "+hydra.sweeper.sampler.seed=null")  # which chooses as it goes
+# one which chooses as it goes
+OTHER = ("hydra.sweeper._target_=hydra_plugins.other.Sweeper", "+hydra.sweeper.sampler.seed=null")
 
 
 def split(*overrides: str) -> Any:

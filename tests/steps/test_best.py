@@ -251,7 +251,7 @@ def test_the_best_follows_into_another_folder(execute: Execute, monkeypatch: pyt
     import shutil
 
     shutil.rmtree(five.parent / "step-000002")
-    with pytest.raises(UserError, match=r"\[best-missing\].*step-000002, is gone"):
+    with pytest.raises(UserError, match=r"\[best-missing\].*step-000002: it is gone"):
         execute(*BEST, resume_from=five, folder="third")
 
 
