@@ -4,6 +4,7 @@
 the trained one any more, so that two are never in memory together.
 """
 
+import copy
 import gc
 import json
 from collections.abc import Iterable
@@ -327,7 +328,7 @@ def _merges(run: Run, model: Any) -> bool:
 
 
 def _merged_alike(run: Run, model: Any, ids: list[int]) -> tuple[bool, str]:
-    """Whether each layer's merged weights answer as its adapter on its base does. The model is spent afterwards.
+    """Whether each layer's merged weights answer as its adapter on its base does.
 
     Layer by layer, as the model's forward pass reaches it and with what goes in there, in float32: what a narrow type
     rounds away would hide a wrong scale, and the whole model in float32 may not fit. Held to the adapter's own part of
@@ -370,16 +371,12 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
         given = module(*map(wide, inputs), **{name: wide(value) for name, value in named.items()})
         return given[0] if isinstance(given, tuple) else given
 
-    held = layer.get_base_layer()
-    kept = [(value, value.data) for value in held.parameters()]
     device = next(layer.parameters()).device.type
     with torch.autocast(device, enabled=False):
-        layer.float()
-        alone, apart = answer(held), answer(layer)
-        layer.merge()
-        merged = answer(layer)
-    for value, data in kept:  # float32 of one layer at a time
-        value.data = data
+        alike = copy.deepcopy(layer).float()  # a copy: layers of VeRA share what would be widened for the next ones
+        alone, apart = answer(alike.get_base_layer()), answer(alike)
+        alike.merge()
+        merged = answer(alike)
     rounding = _FLOAT32_ROUNDING * float(apart.abs().max())
     off = max(0.0, float((merged - apart).abs().max()) - rounding)
     return off / max(float((apart - alone).abs().max()), rounding) if off else 0.0

@@ -268,3 +268,9 @@ def test_one_bit_of_a_tiny_tensor() -> None:
     import torch
 
     assert proofs.checksum(torch.tensor(1.0)) != proofs.checksum(torch.tensor(1.0000001))
+
+
+def test_layers_that_share_what_they_are_made_of_are_merged_one_by_one(execute: Callable[..., Any]) -> None:
+    """Widening the projections that VeRA's layers share left the next ones with two types."""
+    done = execute("method=vera", "precision=pure_bf16", "stage.max_steps=1")
+    assert done.run.checks["merge"]["passed"], done.run.checks["merge"]
