@@ -311,13 +311,11 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
 _MERGED_TOKENS = 16
 _MERGED_ROUNDING = 0.01  # of what an adapter adds to its layer's answer
 _FLOAT32_ROUNDING = 1e-5  # of the answer
-UNMERGEABLE = (
-    ValueError,
-    RuntimeError,
-    NotImplementedError,
-    AttributeError,
-    TypeError,
-)  # what PEFT raises of an adapter that it cannot merge
+UNMERGEABLE = (ValueError, RuntimeError)  # what PEFT raises of an adapter that it cannot merge
+
+
+class _CannotMerge(Exception):
+    """A layer's adapter that PEFT does not merge."""
 
 
 def _merges(run: Run, model: Any) -> bool:
@@ -349,8 +347,8 @@ def _merged_alike(run: Run, model: Any, ids: list[int]) -> tuple[bool, str]:
         hooks.append(layer.register_forward_hook(compare, with_kwargs=True))
     try:
         token_losses(run, model, ids[:_MERGED_TOKENS])
-    except UNMERGEABLE as error:
-        return False, f"the adapter cannot be merged: {_said(error)}"
+    except _CannotMerge as error:
+        return False, f"the adapter cannot be merged: {error}"
     finally:
         for hook in hooks:
             hook.remove()
@@ -375,7 +373,10 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
     with torch.autocast(device, enabled=False):
         alike = copy.deepcopy(layer).float()  # a copy: layers of VeRA share what would be widened for the next ones
         alone, apart = answer(alike.get_base_layer()), answer(alike)
-        alike.merge()
+        try:
+            alike.merge()
+        except UNMERGEABLE as error:
+            raise _CannotMerge(_said(error)) from error
         merged = answer(alike)
     rounding = _FLOAT32_ROUNDING * float(apart.abs().max())
     off = max(0.0, float((merged - apart).abs().max()) - rounding)

@@ -18,7 +18,7 @@ from factory.execute.checks import CHECKS
 from factory.execute.report import memory_as_estimated
 from factory.ranks import shared
 from factory.rollouts import turns
-from factory.steps import pack, train
+from factory.steps import pack, proofs, train
 from factory.steps.engine import Engine
 
 Patch = pytest.MonkeyPatch
@@ -144,6 +144,15 @@ def merged_twice(patch: Patch) -> None:
     patch.setattr(Linear, "get_delta_weight", lambda layer, adapter: 2 * real(layer, adapter))
 
 
+def not_merged(patch: Patch) -> None:
+    from peft.tuners.lora.layer import Linear
+
+    def merge(_layer: Any) -> None:
+        raise NotImplementedError("no delta weight")
+
+    patch.setattr(Linear, "merge", merge)
+
+
 @dataclass(frozen=True)
 class Planted:
     """`red` is all that it turns red."""
@@ -177,6 +186,7 @@ PLANTED = {
     ),
     "merged twice": Planted({"merge"}, merged_twice),
     "merged twice, in bfloat16": Planted({"merge"}, merged_twice, ("precision=pure_bf16",)),
+    "not merged by PEFT": Planted({"merge"}, not_merged),
 }
 
 
@@ -186,6 +196,19 @@ def test_a_planted_fault_is_red(name: str, execute: Execute, scoring: str, monke
     planted.plant(monkeypatch)
     done = execute(*SHORT, "precision=fp32", *planted.overrides)
     assert {name for name, check in done.run.checks.items() if not check["passed"]} == planted.red
+
+
+def test_a_fault_of_the_proof_is_no_verdict(execute: Execute, monkeypatch: Patch) -> None:
+    """Only what `merge` raises speaks of the adapter; what is wrong with comparing it is told as a fault."""
+    real = proofs._moved_by_merging
+
+    def moved(*given: Any) -> float:
+        real(*given)
+        raise RuntimeError("a layer that was widened")
+
+    monkeypatch.setattr(proofs, "_moved_by_merging", moved)
+    with pytest.raises(RuntimeError, match="a layer that was widened"):
+        execute(*SHORT, "precision=fp32")
 
 
 def test_the_numbers_of_a_reference_that_is_gone(execute: Execute, monkeypatch: Patch) -> None:
