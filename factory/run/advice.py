@@ -33,7 +33,7 @@ def cheapest(plan: Plan, reached: int | None, anew: Anew) -> list[Change]:
     fitting, others = list[Change](), list[Change]()
     for kind in _kinds(plan):
         change = _first_that_fits(plan, kind, reached, anew)
-        if change is not None:
+        if change is not None and change not in fitting + others:
             (fitting if change.fits else others).append(change)
         if len(fitting) == _SHOWN:
             break
@@ -111,20 +111,20 @@ def _quantized(plan: Plan) -> Iterator[tuple[str, ...]]:
         yield ("method=qlora",)
 
 
-def _shorter(plan: Plan) -> Iterator[tuple[str, ...]]:
+def _shorter(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Rows that are longer are dropped, or cut as data.truncation says."""
     length = plan.steps.pack.max_length
     for halved in (length // 2**number for number in range(1, _HALVINGS + 1)):
         if halved >= _SHORTEST:
-            yield (f"data.max_length={halved}",)
+            yield *more, f"data.max_length={halved}"
 
 
 def _all_of_it(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """What is not so yet of one sequence at a time, recomputed, over a base in 4 bits; then shorter rows as well."""
     train = plan.steps.train
     rows = train.batch_size * train.gradient_accumulation_steps
-    yield (
-        "stage.batch_size=1",
-        f"stage.gradient_accumulation_steps={rows}",
-        "compute.activation_checkpointing=true",
-        "method=qlora",
-    )
+    one = ("stage.batch_size=1", f"stage.gradient_accumulation_steps={rows}") if train.batch_size > 1 else ()
+    lean = ("method=qlora",) if plan.options.get("method") != "qlora" else ()
+    together = (*one, *next(_recomputed(plan), ()), *lean)
+    yield together
+    yield from _shorter(plan, together)

@@ -71,6 +71,20 @@ def test_rules_are_kept(here: Path) -> None:
         assert not any("accumulation" in text for text in change.overrides) or "method=qlora" in change.overrides
 
 
+def test_nothing_is_advised_that_is_so_already(here: Path) -> None:
+    """Of what recomputes a 4-bit base already, one row at a time, only the rows can be shorter."""
+    there = ("method=qlora", "stage.batch_size=1", "compute.activation_checkpointing=true")
+    changes = cheapest(with_capacity(planned(*there, "data.max_length=512"), GIB // 4), None, ANEW)
+    assert changes and all(text.startswith("data.max_length=") for change in changes for text in change.overrides)
+
+
+def test_no_advice_comes_twice(here: Path) -> None:
+    """All of it together is longer than what a kind of change has said only where it holds more."""
+    changes = cheapest(with_capacity(planned("method=qlora"), GIB // 4), None, ANEW)
+    assert len({change.estimated_bytes for change in changes}) == len(changes) > 1
+    assert not any("method=qlora" in change.overrides for change in changes)
+
+
 def test_an_estimate_that_was_too_low_is_not_believed(here: Path) -> None:
     """It ended at 1 GiB with less estimated: only what needs clearly less fits."""
     plan = planned("stage.batch_size=2")
