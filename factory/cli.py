@@ -109,7 +109,8 @@ def plan(arguments: list[str]) -> int:
     if compose.recipe_of_runs(line):
         return _plan_recipe(line)
     composed = _composed(line, "plan")
-    made = _compiled(composed, training=False)
+    shared = tuple(text for text in composed.overrides if not _of_plan(text))  # a plan's own line is one of `train`
+    made = _compiled(replace(composed, overrides=shared), training=False)
     form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
     if convert(bool, composed.tree["plan"]["search"]):
         return _search(made, form, Anew(line.config_dirs))
@@ -180,9 +181,13 @@ def _verb(composed: compose.Composed) -> Verb:
     return "evaluate" if composed.options.get("method") == "none" else "train"
 
 
+def _of_plan(override: str) -> bool:
+    return override.lstrip("+").startswith("plan.")
+
+
 def _without_form(line: compose.CommandLine) -> tuple[compose.CommandLine, str]:
     """The line without plan.*, and how several plans are printed."""
-    shared = tuple(text for text in line.overrides if not text.lstrip("+").startswith("plan."))
+    shared = tuple(text for text in line.overrides if not _of_plan(text))
     asked = _settings_of([text for text in line.overrides if text not in shared]).plan
     if asked.format == "yaml":
         raise refuse("plan-of-a-sweep", "plan.format=yaml", "a file holds one plan")

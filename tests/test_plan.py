@@ -223,6 +223,12 @@ def test_the_json_has_a_number_of_steps_where_it_is_known(command: Callable[...,
     assert tree["digest"] == json.loads(command("plan", "plan.format=json", "stage.max_steps=7").out)["digest"]
 
 
+def test_the_file_is_that_of_a_training(command: Callable[..., Any]) -> None:
+    """What is said of the printing stays out of it: its line, given to `train`, compiles."""
+    tree = yaml.safe_load(command("plan", "+plan.format=yaml", "stage.max_steps=7").out)
+    assert tree["overrides"] == ["stage.max_steps=7"]
+
+
 def test_the_text_has_the_steps_and_the_digest(command: Callable[..., Any]) -> None:
     said = command("plan", "stage.max_steps=7", "method.rank=4")
     digest = json.loads(command("plan", "stage.max_steps=7", "method.rank=4", "plan.format=json").out)["digest"]
