@@ -33,6 +33,7 @@ from factory.run.plan_shown import plan_panel
 from factory.run.report_shown import report_panel
 from factory.run.screen import Screen
 from factory.run.shorter import for_the_rows
+from factory.run.waiting import waiting
 from factory.tracking.system import Sampler
 from factory.tracking.tracker import Tracker
 from factory.words import program, size
@@ -40,7 +41,6 @@ from factory.words import program, size
 _POLL = 0.1  # seconds
 # what the child gets unless the user has set it (docs/measurements.md)
 _ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits does not spin on a core that another process needs
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),  # large tensors are reused, not given back and faulted in each step
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     # what a CPU compiles for a shape and keeps, half a MiB each: those of a step have room, not those of every length
@@ -143,8 +143,9 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     """
     planned = plan.steps.train.ranks
     several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
-    own = {**_ENVIRONMENT, **(_GIVEN_BACK if gathers else {})}
-    environment = {**own, **os.environ, "OMP_NUM_THREADS": str(plan.steps.train.threads)}
+    threads = plan.steps.train.threads
+    own = {**_ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {})}
+    environment = {**own, **os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:

@@ -1,0 +1,28 @@
+"""How a run's threads wait for each other (OpenMP's, of which torch starts one a core).
+
+One that sleeps must be woken, at each of a step's thousands of operations; one that spins is there at once, and takes
+its core from whoever else needs it. So they spin for a moment where the cores were idle before the run, else never
+(libgomp: OMP_WAIT_POLICY, GOMP_SPINCOUNT; measured in docs/measurements.md).
+"""
+
+import os
+
+import psutil
+
+_SPINS = 5000  # some 0.1 ms
+_LOOKED = 0.1  # seconds
+_TAKEN = 0.5  # of a core by others, at most, where threads spin
+
+
+def waiting(threads: int) -> dict[str, str]:
+    """The environment of a process of so many threads; what is set by hand stays as it is."""
+    if threads == 1 or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or _idle() < threads - _TAKEN:
+        return {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(_SPINS)}
+
+
+def _idle() -> float:
+    """Cores that nobody uses now, of those that this process may use."""
+    busy = psutil.cpu_percent(_LOOKED, percpu=True)
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
+    return sum(1 - busy[core] / 100 for core in mine if core < len(busy))
