@@ -14,18 +14,18 @@ from fuzz.runner import run
 
 # so many as take about two seconds each
 CASES = {
-    "adapters": 25,
+    "adapters": 50,
     "catalogues": 150,
-    "config_files": 25,
+    "config_files": 50,
     "gguf": 300,
-    "models": 8,
+    "models": 40,
     "overrides": 15,
     "plans": 40,
     "requests": 1_000,
     "rows": 1_000,
     "templates": 60,
     "tokenizers": 100,
-    "train_files": 10,
+    "train_files": 150,
 }
 
 
