@@ -50,6 +50,10 @@ def test_the_guard_sees_what_a_case_may_not_do(tmp_path: Path, monkeypatch: pyte
         except BaseException:
             return
 
+    def endless() -> None:
+        while True:
+            pass
+
     forbidden = [
         swallowed,
         lambda: os.system("true"),  # noqa: S605
@@ -57,6 +61,7 @@ def test_the_guard_sees_what_a_case_may_not_do(tmp_path: Path, monkeypatch: pyte
         lambda: pickle.loads(pickle.dumps(Path)),
         lambda: __import__("fuzz_canary"),
         lambda: time.sleep(5),
+        endless,
     ]
     monkeypatch.setattr(guard, "SECONDS", 0.1)
     for each in forbidden:

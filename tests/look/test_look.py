@@ -438,6 +438,8 @@ def _header(tree: object) -> bytes:
         ("config.json", b"[" * 100_000),
         ("config.json", b"[]"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": 1, "b": "model.safetensors"}}'),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../../x.safetensors"}}'),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "/etc/x.safetensors"}}'),
         ("model.safetensors", (100_000).to_bytes(8, "little") + b"[" * 100_000),
         ("model.safetensors", _header({"a": {"shape": [float("inf")], "data_offsets": [0, 0]}})),
         ("model.safetensors", _header({"a": {"shape": [-1], "data_offsets": [0, 0]}})),
