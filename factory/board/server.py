@@ -108,7 +108,8 @@ def _redact_errors() -> None:
     def payload(*given: Any) -> Any:
         return without_secrets(real(*given))
 
-    queueing.error_payload = utils.error_payload = payload
+    for module in (queueing, utils):
+        setattr(module, "error_payload", payload)  # noqa: B010  queueing does not export what it imported
 
 
 def _knows(password: str, given: str) -> bool:

@@ -73,6 +73,7 @@ def test_what_an_error_shows_is_redacted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_page_gives_what_was_uploaded_and_no_other_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import gradio
+    import gradio.routes
     from starlette.testclient import TestClient
 
     from factory.board import page
