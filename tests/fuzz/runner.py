@@ -37,7 +37,9 @@ class Found:
 
     def __str__(self) -> str:
         told = ", ".join(f"{count:,} {name}" for name, count in self.outcomes.most_common(_SHOWN))
-        return f"{told}; {self.seconds:.0f} s, the slowest (case {self.slowest[1]}) {self.slowest[0]:.2f} s"
+        slowest, case = self.slowest
+        took = f"{self.seconds:.0f} s, the slowest (case {case}) {slowest:.2f} s"
+        return f"{self.outcomes.total():,} cases: {told}; {took}"
 
 
 def run(target: str, count: int, folder: Path, *, first: int = 0) -> Found:
@@ -49,7 +51,7 @@ def run(target: str, count: int, folder: Path, *, first: int = 0) -> Found:
         with contextlib.suppress(Exception):  # what is imported and cached once is no case's
             case(random.Random(f"{target}:warm"))
         started = time.monotonic()
-        with little_memory():
+        with little_memory(), contextlib.suppress(KeyboardInterrupt):  # what was found until then is told
             for number in range(first, first + count):
                 begun = time.monotonic()
                 with never_stuck():

@@ -3,8 +3,10 @@
 import os
 import pickle
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +43,19 @@ def test_a_case_comes_again(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     once, again = (run("gguf", 20, tmp_path / name, first=7).outcomes for name in ("one", "other"))
     assert once == again
+
+
+def test_what_was_found_until_it_is_stopped_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def case(_: object) -> str:
+        cases.append(1)
+        if len(cases) == 5:
+            raise KeyboardInterrupt
+        return "read"
+
+    cases: list[int] = []
+    monkeypatch.setitem(sys.modules, "fuzz.stopped", SimpleNamespace(opened=lambda _: case))
+    found = run("stopped", 9, tmp_path)
+    assert str(found).startswith("3 cases: 3 read; ")  # the first of the five warmed up
 
 
 def test_the_guard_sees_what_a_case_may_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
