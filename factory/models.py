@@ -89,7 +89,7 @@ def option_of(path: object) -> str | None:
 
 @cache
 def _by_path() -> dict[str, str]:
-    """Without the options' numbers: those of all take a second."""
+    """Without the options' numbers: those of all take half a second more."""
     return {_path(numbers(option)): option for option in reversed(compose.options("model"))}
 
 
