@@ -20,7 +20,7 @@ from factory.meant import not_a_setting, setting_meant
 from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
-from factory.redact import redacted
+from factory.redact import redacted, redacting
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder
@@ -38,11 +38,15 @@ OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
+    with contextlib.redirect_stderr(redacting(sys.stderr)):  # what libraries and servers say of their errors too
+        return _said(sys.argv[1:] if argv is None else argv)
+
+
+def _said(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(redacted(str(error)), file=sys.stderr)
+        print(error, file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -628,7 +632,7 @@ def _to_write(
     composed = replace(_untrained(words, asked.of_run, base=side.base), run_dir=asked.NOWHERE)
     made = _compiled(composed, training=True, verb=verb)
     for warning in made.warnings:
-        print(f"warning: {redacted(str(warning))}", file=sys.stderr)
+        print(f"warning: {warning}", file=sys.stderr)
     chosen, _, _ = settings.read(
         composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir, verb=verb
     )
@@ -760,6 +764,6 @@ def _our_mistake(error: Exception, folder: Path | None = None) -> int:
         where = f"the traceback is in {log}"
     except OSError:
         where = "no log could be written"
-    first = redacted(str(error).splitlines()[0] if str(error) else "")
+    first = str(error).splitlines()[0] if str(error) else ""
     print(f"Internal error ({type(error).__name__}: {first}); {where}", file=sys.stderr)
     return 1

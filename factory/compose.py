@@ -23,6 +23,7 @@ ROOT = _HERE if (_HERE / "conf").is_dir() else _HERE.parent
 CONF = ROOT / "conf"
 T = TypeVar("T")
 GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+_BASES = 256  # that a Recomposer keeps, of half a megabyte each
 _KEYED = (*GROUPS, "plan", "preview")  # what has keys
 PLUGINS = {"hydra/launcher": ("joblib", "ray", "submitit"), "hydra/sweeper": ("optuna",)}  # with an extra of ours
 
@@ -233,16 +234,22 @@ def _no_option(text: str, wrong: str, known: list[str], hint: str = "", other: s
 def compose(line: CommandLine) -> Composed:
     """The tree of one run, interpolations resolved. Raises UserError."""
     ready = prepared(line)
-    try:
+
+    def composed() -> Composed:
         config = _composed(ready.overrides, line.config_dirs)
-        composed = translated(lambda: _plain(config, config.hydra, line.overrides, str(config.hydra.run.dir)))
+        return translated(lambda: _plain(config, config.hydra, line.overrides, str(config.hydra.run.dir)))
+
+    return _with_problems(ready, line.config_dirs, composed)
+
+
+def _with_problems(ready: Prepared, config_dirs: tuple[str, ...], composing: Callable[[], Composed]) -> Composed:
+    """What is composed of the overrides, with those that could not be. Raises UserError with all problems."""
+    try:
+        composed = composing()
     except UserError as error:
         raise UserError(*ready.problems, *error.refusals) from None
     return replace(
-        composed,
-        config_dirs=line.config_dirs,
-        problems=tuple(ready.problems),
-        bad_groups=frozenset(ready.bad_groups),
+        composed, config_dirs=config_dirs, problems=tuple(ready.problems), bad_groups=frozenset(ready.bad_groups)
     )
 
 
@@ -258,25 +265,25 @@ class Recomposer:
 
     def __call__(self, overrides: tuple[str, ...]) -> Composed:
         """As `compose` of these overrides. Raises UserError."""
-        base = self._base(tuple(text for text in overrides if _plain_key(text) is None))
-        if base is None:
-            return compose(CommandLine(overrides=overrides, config_dirs=self._config_dirs))
+        others = tuple(text for text in overrides if _plain_key(text) is None)
+        ready = prepared(CommandLine(overrides=others, config_dirs=self._config_dirs))
 
         def changed() -> Composed:
             from omegaconf import OmegaConf
 
-            config = copy.deepcopy(base)
+            config = copy.deepcopy(self._base(tuple(ready.overrides)))
             for key, value in filter(None, map(_plain_key, overrides)):
                 OmegaConf.update(config, key, value, merge=True, force_add=True)
             return _plain(config, config.hydra, overrides, str(config.hydra.run.dir))
 
-        return replace(translated(changed), config_dirs=self._config_dirs)
+        return _with_problems(ready, self._config_dirs, lambda: translated(changed))
 
     def _base(self, overrides: tuple[str, ...]) -> Any:
-        """A config; None where there are problems, which `compose` tells of."""
+        """The config of overrides as Hydra gets them."""
         if overrides not in self._bases:
-            ready = prepared(CommandLine(overrides=overrides, config_dirs=self._config_dirs))
-            self._bases[overrides] = None if ready.problems else _composed(ready.overrides, self._config_dirs)
+            if len(self._bases) >= _BASES:
+                self._bases.pop(next(iter(self._bases)))
+            self._bases[overrides] = _composed(list(overrides), self._config_dirs)
         return self._bases[overrides]
 
 
@@ -291,7 +298,7 @@ def _plain_key(text: str) -> tuple[str, Any] | None:
     except HydraException:
         return None
     key, value = override.key_or_group, override.value()
-    plain_one = not override.is_delete() and not override.is_sweep_override() and not isinstance(value, dict | list)
+    plain_one = not override.is_delete() and not override.is_sweep_override()
     return (key, value) if plain_one and key.partition(".")[0] in _KEYED and "." in key else None
 
 

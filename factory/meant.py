@@ -87,7 +87,7 @@ def option_meant(group: str, name: str, known: list[str]) -> str:
     if group == "model" and "/" in name:
         from factory import models
 
-        option = next((row.option for row in models.rows() if row.path == name), None)
+        option = models.option_of(name)
         return f"did you mean {option}? " if option else f"did you mean model.path={name}? "
     if group in _PATHS and Path(name).exists():
         return f"did you mean {_PATHS[group].format(name)}? "

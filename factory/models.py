@@ -1,6 +1,7 @@
 """The options of the group `model` as a table, read from their files: to compose each would take Hydra 0.4 s."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from factory import compose
@@ -66,7 +67,7 @@ def _row(option: str, config_dirs: tuple[str, ...]) -> Row:
         arch = None
     return Row(
         option=option,
-        path=tree["hub"] if tree["path"] == "${model.hub}" else tree["path"],
+        path=_path(tree),
         family=tree["family"] or "",
         parameters=arch.parameters() if arch else None,
         context_length=tree["context_length"] or (arch.context_length if arch else None),
@@ -75,6 +76,21 @@ def _row(option: str, config_dirs: tuple[str, ...]) -> Row:
         gated=tree["gated"],
         vision=bool(arch and arch.parts),
     )
+
+
+def _path(tree: dict[str, Any]) -> str:
+    return tree["hub"] if tree["path"] == "${model.hub}" else tree["path"]
+
+
+def option_of(path: object) -> str | None:
+    """The packaged option of a model's path."""
+    return _by_path().get(path) if isinstance(path, str) else None
+
+
+@cache
+def _by_path() -> dict[str, str]:
+    """Without the options' numbers: those of all take half a second more."""
+    return {_path(numbers(option)): option for option in reversed(compose.options("model"))}
 
 
 def _text(row: Row) -> str:

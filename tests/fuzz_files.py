@@ -143,6 +143,7 @@ def _csv(delimiter: str) -> Callable[[bytes], Iterator[dict[str, Any]]]:
             if row and not header:
                 header = row
                 assert len(set(header)) == len(header)
+                assert len(header) > 1 or not set("\t;,") & set(header[0])  # another separator, which is refused
             elif row and len(row) == len(header):
                 yield {name: cell or None for name, cell in zip(header, row, strict=True)}
             elif row:

@@ -251,6 +251,7 @@ def test_a_recipe_is_composed_and_overridden(text: str) -> None:
         ("method.rank=${method.alpha}", "method.alpha=32"),
         ("tracking.uri='sqlite:///a b.db'", "model.revision=null"),
         ("method.target_modules=[q_proj]", "method.rank=4"),
+        ("method.quantization={bits:4}", "method.quantization.bits=8", "method.target_modules=[a,'b c']"),
     ],
 )
 def test_lines_that_differ_at_their_ends_are_composed_as_each_alone(changes: tuple[str, ...], here: Path) -> None:
@@ -259,6 +260,21 @@ def test_lines_that_differ_at_their_ends_are_composed_as_each_alone(changes: tup
     compose_anew = compose.Recomposer(())
     compose_anew((*base, "method.rank=2", "method.alpha=1"))  # what one line sets, the next must not see
     assert compose_anew((*base, *changes)) == compose.compose(compose.parse([*base, *changes]))
+
+
+def test_lists_and_broken_words_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[object] = []
+    real = compose._composed
+    monkeypatch.setattr(compose, "_composed", lambda *given: composed.append(given) or real(*given))
+    compose_anew = compose.Recomposer(())
+    for word in (
+        "method.target_modules=[q_proj]",
+        "method.target_modules=[v_proj]",
+        "method.rank=[1",
+        "method=nowhere",
+    ):
+        compose_anew((word,))
+    assert len(composed) == 1
 
 
 @pytest.mark.parametrize("wrong", ["method=nowhere", "method.rank=${nowhere}", "method.rank=[1", "=3"])

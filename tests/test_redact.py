@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Said
 
+from factory import cli
 from factory.redact import Redacting, clean_file, has_secret, redacted, secret_in, without_secrets
 from factory.run.screen import Screen
 
@@ -87,6 +88,19 @@ def test_streams_screens_and_logs_forget(
     clean_file(log)
     assert log.read_bytes().endswith(b"\xff password=[redacted]\n")
     clean_file(tmp_path / "none")
+
+
+def test_what_any_verb_says_of_an_error_is_redacted(
+    command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb(_: list[str]) -> int:
+        print("a server's own traceback: password=hunter2", file=sys.stderr)
+        raise RuntimeError("https://me:hunter2@host")
+
+    monkeypatch.setitem(cli.VERBS, "doctor", verb)
+    said = command("doctor")
+    assert said.code == 1 and "RuntimeError" in said.err and "[redacted]" in said.err
+    assert "hunter2" not in said.err + Path("outputs/run.log").read_text()
 
 
 CHILD = """

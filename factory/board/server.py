@@ -16,6 +16,7 @@ from factory.board.children import Children, free_port
 from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
+from factory.redact import without_secrets
 from factory.refusal import UserError, refuse
 from factory.run.folder import unwritable
 from factory.schema import Board
@@ -40,6 +41,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with _without_stubs():
         from factory.board import page
+    _redact_errors()
 
     folders = tuple(Path(folder).resolve() for folder in board.folders)
     uploads = (_OUTPUTS / ".board" / "uploads").resolve()
@@ -95,6 +97,19 @@ def _without_stubs() -> Iterator[None]:
         yield
     finally:
         inspect.getfile = real
+
+
+def _redact_errors() -> None:
+    """The page shows what an error says (`show_error`)."""
+    from gradio import queueing, utils
+
+    real = utils.error_payload
+
+    def payload(*given: Any) -> Any:
+        return without_secrets(real(*given))
+
+    for module in (queueing, utils):
+        setattr(module, "error_payload", payload)  # noqa: B010  queueing does not export what it imported
 
 
 def _knows(password: str, given: str) -> bool:

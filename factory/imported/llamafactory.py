@@ -168,7 +168,7 @@ def _model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     if path is None:
         said.missing["model_name_or_path"] = "the file names no model; add model=NAME or model.path=FOLDER"
         return
-    option = next((row.option for row in models.rows() if row.path == path), None)
+    option = models.option_of(path)
     said.set("model" if option else "model.path", option or path)
     yield "model_name_or_path"
 

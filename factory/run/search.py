@@ -231,7 +231,7 @@ _HEAD = {
 
 def as_text(found: Found) -> str:
     """A row a line, what to add to the command line at its end, so that it can be copied."""
-    tried = f"{found.tried} plans tried, {found.refused} of them not legal"
+    tried = f"{found.tried} plans tried" + (f", {found.refused} of them refused" if found.refused else "")
     if not found.rows:
         return f"Nothing fits {size(found.budget)} ({tried}): a smaller model, or a shorter data.max_length."
     rough = found.asked.estimate.memory.uncalibrated

@@ -11,8 +11,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from factory import __version__, schema
 from factory.data.record import BadRow
@@ -32,7 +34,12 @@ _RETRY = 2  # seconds
 def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str | None) -> Guard:
     """The application of a room. `key`: what clients must send."""
     made = FastAPI(
-        title="Factory", version=__version__, docs_url=None, redoc_url=None, default_response_class=errors.Json
+        title="Factory",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        default_response_class=errors.Json,
     )
     metrics = Metrics(room.engine)
     one = ThreadPoolExecutor(1, "tokenizer")
@@ -64,18 +71,43 @@ def _handlers(made: FastAPI) -> None:
         return error.response()
 
     @made.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return _invalid(error).response()
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return (_no_object(request, error) or _invalid(error)).response()
 
     @made.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        headers = dict(error.headers or {})
-        return errors.ApiError(error.status_code, str(error.detail), code=code, headers=headers).response()
+    async def http(request: Request, error: HTTPException) -> Response:
+        addresses, path = _addresses(made), request.url.path
+        match error.status_code:
+            case 404:
+                told = errors.no_address(path, list(addresses))
+            case 405:
+                told = errors.no_method(request.method, path, Headers(error.headers)["allow"])
+            case _:  # FastAPI's, of bytes that it cannot decode
+                told = errors.ApiError(error.status_code, "The body is no JSON in UTF-8.")
+        return told.response()
 
     @made.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return errors.broken().response()
+
+
+def _addresses(made: FastAPI) -> dict[str, list[str]]:
+    """What is served, and by which methods."""
+    found = [route for route in made.routes if isinstance(route, Route)]
+    return {route.path_format: sorted((route.methods or set()) - {"HEAD"}) for route in found}
+
+
+def _no_object(request: Request, error: RequestValidationError) -> errors.ApiError | None:
+    """Where the body as a whole is none of a request."""
+    found = error.errors()[0]
+    if found["type"] == "json_invalid":
+        return errors.bad(f"The body is no JSON: {found['ctx']['error']}, at character {found['loc'][-1]}.")
+    if found["loc"] != ("body",) or found["type"] not in ("missing", "model_attributes_type"):
+        return None
+    kind = request.headers.get("content-type", "")
+    if found["type"] != "missing" and "json" not in kind:
+        return errors.no_json(kind)
+    return errors.bad("The body is no JSON object: send one, as /openapi.json describes it.")
 
 
 def _invalid(error: RequestValidationError) -> errors.ApiError:
@@ -103,6 +135,11 @@ def _about(made: FastAPI, desk: Desk, metrics: Metrics) -> None:
 
     def entries() -> list[dict[str, Any]]:
         return [entry(name) for name in room.names]
+
+    @made.get("/")
+    async def here() -> Response:
+        what = "Factory, an OpenAI-style API: /v1/models names what can be asked, /openapi.json says how"
+        return errors.Json({"object": "server", "version": __version__, "is": what, "addresses": _addresses(made)})
 
     @made.get("/v1/models")
     async def models() -> Response:

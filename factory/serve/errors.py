@@ -5,6 +5,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+from factory.refusal import did_you_mean
+
 
 class Json(Response):
     """In ASCII: what cannot be encoded is escaped instead of breaking the answer."""
@@ -47,6 +49,22 @@ def unknown_model(name: str, known: list[str]) -> ApiError:
         param="model",
         code="model_not_found",
     )
+
+
+def no_address(path: str, known: list[str]) -> ApiError:
+    hint = did_you_mean(path[:100], known)
+    return ApiError(404, f"There is nothing at {path[:100]!r}: {hint}`GET /` lists what there is.", code="not_found")
+
+
+def no_method(method: str, path: str, allowed: str) -> ApiError:
+    wrong = f"{path[:100]!r} takes {allowed}, not {method[:20]}."
+    return ApiError(405, wrong, code="method_not_allowed", headers={"Allow": allowed})
+
+
+def no_json(kind: str) -> ApiError:
+    sent = f"as {kind[:100]!r}" if kind else "without a Content-Type"
+    wrong = f"The body was sent {sent}, and was not read: send JSON with `Content-Type: application/json`."
+    return ApiError(415, wrong, code="unsupported_media_type")
 
 
 def too_long(tokens: int, context: int, param: str) -> ApiError:

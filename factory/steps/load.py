@@ -7,6 +7,7 @@ from typing import Any
 
 from factory import templates
 from factory.execute.context import Run
+from factory.parsed import json_of
 from factory.plan import Load
 from factory.refusal import UserError, refuse
 from factory.run.folder import base_config
@@ -47,6 +48,9 @@ def _config_folder(plan: Load, path: str) -> str:
 def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, template: str) -> Any:
     from transformers import AutoTokenizer
 
+    said = _files(path, revision, ("tokenizer_config.json",))
+    if any("gguf_file" in _keys(content) for content in said.values()):  # which transformers opens, wherever it lies
+        raise ValueError("its tokenizer_config.json names another file to read (gguf_file)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (UserError, OSError, ValueError):
@@ -66,6 +70,11 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _keys(content: bytes) -> frozenset[str]:
+    found = json_of(content)
+    return frozenset(found) if isinstance(found, dict) else frozenset()
 
 
 def read_processor(path: str, revision: str | None) -> dict[str, bytes]:

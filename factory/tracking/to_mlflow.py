@@ -69,7 +69,8 @@ class MlflowSink:
         for start in range(0, len(params), 100):
             self._client.log_batch(self._run_id, params=params[start : start + 100])
         self._client.log_inputs(self._run_id, list(_data_sets(self._plan)))
-        self._client.log_artifact(self._run_id, str(self._folder.plan))
+        plan = redacted(self._folder.plan.read_text(encoding="utf-8"))  # of --from-plan: another may have written it
+        self._client.log_text(self._run_id, plan, self._folder.plan.name)
 
     def log(self, step: int, when: float, values: dict[str, float]) -> None:
         """With the time of measuring: MLflow keeps a value once that comes twice with the same step and time."""

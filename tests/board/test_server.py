@@ -1,5 +1,6 @@
 """Who may open the page, and what each key of `board` does."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +59,49 @@ def test_every_key_reaches_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert (seen["server_name"], seen["share"], seen["inbrowser"]) == ("0.0.0.0", True, True)
     assert seen["server_port"] > 0 and seen["folders"] == (tmp_path.resolve(),)
     assert seen["auth"]("anybody", "secret") and not seen["auth"]("anybody", "no")
+
+
+def test_what_an_error_shows_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradio import queueing, utils
+
+    for module in (queueing, utils):
+        monkeypatch.setattr(module, "error_payload", module.error_payload)  # and put back
+    server._redact_errors()
+    for module in (queueing, utils):
+        assert module.error_payload(RuntimeError("https://me:hunter2@host"), True)["error"] == "https://[redacted]@host"
+
+
+def test_the_page_gives_what_was_uploaded_and_no_other_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import gradio
+    import gradio.routes
+    from starlette.testclient import TestClient
+
+    from factory.board import page
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # undone after the test; `serve` sets it
+    held: list[Any] = []
+
+    def launch(blocks: Any, **_: Any) -> None:
+        held.append(gradio.routes.App.create_app(blocks))
+        blocks.local_url = "http://here"
+
+    monkeypatch.setattr(gradio.Blocks, "launch", launch)
+    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda _: None)
+    monkeypatch.setattr(server, "_redact_errors", lambda: None)
+    monkeypatch.setattr(server.Runs, "keep_going", lambda self: None)
+    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(page, "_TABS", {"configure": page._TABS["configure"]})
+    (tmp_path / "secret.txt").write_text("a secret")
+    server.serve(_board("board.port=1"), ())
+    uploads = tmp_path / "outputs" / ".board" / "uploads"
+    (uploads / "mine").mkdir()
+    (uploads / "mine" / "rows.txt").write_text("a row")
+    up = f"{uploads}/mine/../../../.."
+    outside = ["secret.txt", tmp_path / "secret.txt", "/etc/passwd", "%2e%2e/%2e%2e/etc/passwd", f"{up}/secret.txt"]
+    outside += [f"{up.replace('..', '%2e%2e')}/secret.txt", "file:///etc/passwd", "/proc/self/environ", uploads]
+    (client,) = (TestClient(app) for app in held)
+    assert client.get(f"/gradio_api/file={uploads}/mine/rows.txt").text == "a row"
+    for path in outside:
+        for before in ("/gradio_api/file=", "/file=", "/gradio_api/file/"):
+            assert client.get(f"{before}{path}").status_code in (403, 404), path

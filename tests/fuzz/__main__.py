@@ -1,4 +1,7 @@
-"""python -m fuzz TARGET[,TARGET…]|all CASES [--first NUMBER]: exit code 1 where a fault was found."""
+"""python -m fuzz TARGET[,TARGET…]|all CASES [--first NUMBER]: exit code 1 where a fault was found.
+
+Ctrl-C ends it with what was found until then, and exit code 130.
+"""
 
 import argparse
 import os
@@ -26,6 +29,8 @@ def main() -> int:
         for kind, (number, text) in found.faults.items():
             print(f"--- {kind}, case {number}\n{text}", flush=True)
         faults += len(found.faults)
+        if found.outcomes.total() < asked.cases:
+            return 130
     return 1 if faults else 0
 
 

@@ -58,6 +58,9 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [at, at + size]}
         at += size
 
+    words = (f"model.path={model}", f"model.adapter={adapter}", "hardware=cpu", "tracking=none")
+    composed = COMPOSED((*words, "method.target_modules=[q_proj,v_proj]"))
+
     def case(chance: random.Random) -> str:
         what = chance.randrange(5)
         for number, (name, seed) in enumerate(
@@ -78,9 +81,8 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         if chance.random() < 0.5:
             look_at_adapter(str(adapter))
             return "read"
-        words = (f"model.path={model}", f"model.adapter={adapter}", "hardware=cpu", "tracking=none")
         with mock.patch.object(walked, "_ask", lambda *_: {"found": None, "problem": "not asked here"}):
-            cli._compiled(COMPOSED((*words, "method.target_modules=[q_proj,v_proj]")), training=True)
+            cli._compiled(composed, training=True)
         return "planned"
 
     return case

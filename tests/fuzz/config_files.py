@@ -43,7 +43,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
             head = content[: content.index(b"\n") + 1] if content.startswith(b"#") else b""
             text = yaml.safe_dump(twisted(yaml.safe_load(content), chance), allow_unicode=True)
             content = head + text.encode("utf-8", "replace")
-        if chance.random() < 0.7:  # Hydra takes a third of a second
+        if chance.random() < 0.9:  # Hydra takes a third of a second
             file.read(content.decode("utf-8", "replace"))
             return "loaded"
         (own / name).write_bytes(content)

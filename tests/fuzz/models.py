@@ -38,6 +38,9 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
     tokenizer["model"]["merges"] = []
     setup = json.loads(seeds["tokenizer_config.json"])
 
+    words = (f"model.path={model}", "hardware=cpu", "tracking=none", "data.max_samples=8")
+    composed, longer = COMPOSED(words), COMPOSED((*words, "model.new_tokens=[a]"))
+
     def written(name: str, content: bytes) -> None:
         (model / name).write_bytes(content)
 
@@ -58,12 +61,9 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
             written("tokenizer.json", as_json(twisted(tokenizer, chance), chance))
         else:
             written("tokenizer_config.json", as_json(twisted(setup | {"chat_template": "{{ tools }}"}, chance), chance))
-        words = (f"model.path={model}", "hardware=cpu", "tracking=none", "data.max_samples=8")
-        if what == 6:
-            words = (*words, "model.new_tokens=[a]")
         # another architecture is built in a process of its own: `tests/look` has that one's faults
         with mock.patch.object(walked, "_ask", lambda *_: {"found": None, "problem": "not asked here"}):
-            cli._compiled(COMPOSED(words), training=True)
+            cli._compiled(longer if what == 6 else composed, training=True)
         return "planned"
 
     return case

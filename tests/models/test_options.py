@@ -92,3 +92,8 @@ def test_planning_an_option_needs_no_network(
     assert plan.options["model"] == option
     assert plan.estimate.parameters.total == architecture(plan.steps.load.config).parameters()
     assert not list(here.iterdir())
+
+
+def test_each_is_found_by_its_path() -> None:
+    assert all(models.option_of(row.path) == row.option for row in models.rows())
+    assert models.option_of("no/such") is None and models.option_of(["a/b"]) is None

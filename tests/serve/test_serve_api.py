@@ -14,6 +14,7 @@ from serving import TINY, Serving, room_of, says, serving
 
 from factory.data.tools import FORMATS
 from factory.inference.types import Request
+from factory.serve.metrics import Metrics
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 TOOL: Any = {"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": {}}}
@@ -310,6 +311,43 @@ def test_a_key_is_asked_for(opened: tuple[Any, Any]) -> None:
         with found.http() as http:
             assert http.get("/health").status_code == 200
             assert http.get("/metrics").status_code == 401
+
+
+def test_an_unknown_address_method_or_body_is_told_what_to_do(served: Serving) -> None:
+    asked = '{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}'
+    chat, plain, js = "/v1/chat/completions", {"Content-Type": "text/plain"}, {"Content-Type": "application/json"}
+    wanted = [
+        (("GET", "/v1/chat/completion"), {}, 404, "did you mean /v1/chat/completions?"),
+        (("POST", "/chat/completions/"), {"content": asked, "headers": js}, 404, "did you mean /v1/chat/completions?"),
+        (("GET", "/docs"), {}, 404, "`GET /`"),
+        (("DELETE", "/v1/models"), {}, 405, "takes GET, not DELETE"),
+        (("POST", chat), {"content": asked}, 415, "Content-Type: application/json"),
+        (("POST", chat), {"content": asked, "headers": plain}, 415, "'text/plain'"),
+        (("POST", chat), {"content": '{"a": 1', "headers": js}, 400, "at character 7"),
+        (("POST", chat), {"content": b"\xff", "headers": js}, 400, "UTF-8"),
+        (("POST", chat), {"content": "[]", "headers": js}, 400, "no JSON object"),
+        (("POST", chat), {"headers": js}, 400, "no JSON object"),
+    ]
+    with served.http() as http:
+        for address, more, status, hint in wanted:
+            found = http.request(*address, **more)
+            error = found.json()["error"]
+            assert (found.status_code, error["type"]) == (status, "invalid_request_error")
+            assert hint in error["message"], error
+        here = http.get("/").json()
+        assert here["addresses"][chat] == ["POST"] and here["addresses"]["/v1/models"] == ["GET"]
+        assert http.get("/openapi.json").status_code == 200 and "/v1/models" in here["is"]
+
+
+def test_why_the_server_failed_is_told_nobody(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Metrics) -> bytes:
+        raise RuntimeError("https://me:hunter2@host")
+
+    monkeypatch.setattr(Metrics, "text", fails)
+    with served.http() as http:
+        found = http.get("/metrics")
+    assert found.status_code == 500 and found.json()["error"]["code"] == "internal_error"
+    assert "hunter2" not in found.text and "RuntimeError" not in found.text
 
 
 def test_a_body_has_a_limit(opened: tuple[Any, Any]) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from factory.run.sweep import record
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger
 from factory.tracking.delivery import Delivery
-from factory.tracking.to_mlflow import _alone, connect, flattened, loss_figure
+from factory.tracking.to_mlflow import _alone, _tags, connect, flattened, loss_figure
 from factory.tracking.tracker import Tracker
 
 LOGGED = ("loss", "learning_rate", "tokens", "memory")
@@ -38,6 +39,7 @@ def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.M
     plan, folder, report = run(tmp_path / "run", uri, losses=(4.0, None, 3.0), samples=samples, experiment="once")
     folder.log.write_text("step 1\nGET https://me:pw@host tell-nobody-of-this\n")
     (folder.model / "README.md").write_text("# a card")
+    folder.plan.write_text(f"{folder.plan.read_text()}# tell-nobody-of-this\n")
     interrupted = Tracker(plan, folder)
     told = interrupted.finish({**report, "status": "interrupted", "evaluate": {}})
     assert told is not None and (told["sent"], told["unsent"]) == (5, 0)
@@ -70,7 +72,7 @@ def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.M
 
     assert {file.path for file in client.list_artifacts(made.info.run_id)} == ARTIFACTS
     there = Path(client.download_artifacts(made.info.run_id, "", str(tmp_path)))
-    assert (there / "plan.yaml").read_bytes() == folder.plan.read_bytes()
+    assert (there / "plan.yaml").read_text() == folder.plan.read_text().replace("tell-nobody-of-this", "[HF_TOKEN]")
     assert json.loads((there / "report.json").read_text())["tracking"] == told
     assert (there / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (there / "model_card" / "README.md").read_text() == "# a card"
@@ -80,9 +82,16 @@ def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.M
         "perplexity.json",
         "samples.json",
     }
-    for name in ("report.json", "run.log", "samples.json"):
+    for name in ("report.json", "run.log", "samples.json", "plan.yaml"):
         text = (there / name).read_text()
         assert "tell-nobody" not in text and "pw@" not in text and ("[HF_TOKEN]" in text)
+
+
+def test_parameters_and_tags_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "tell-nobody-of-this")
+    plan, folder, _ = run(tmp_path / "run", "sqlite:///no.db")
+    plan = replace(plan, options={**plan.options, "model": "tell-nobody-of-this"})
+    assert flattened(plan)["option.model"] == _tags(plan, folder)["model"] == "[HF_TOKEN]"
 
 
 def test_sent_twice_is_there_once(uri: str, tmp_path: Path) -> None:
