@@ -14,6 +14,8 @@ REFUSED = 2
 OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
 OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
 
+READ_RUNS = ("evaluate", "chat", "serve", "export")
+
 
 def parsed(arguments: list[str], many: str | None = None, rule: str = "plan-of-a-sweep") -> compose.CommandLine | None:
     """The line; None where it was Hydra's own business, and Hydra has answered: --cfg, --info, completion.
@@ -41,6 +43,8 @@ def refuse_unread(line: compose.CommandLine, verb: str) -> None:
             raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(OWN[group]))
         if group == "sweep" and not line.multirun:
             raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
+        if text.lstrip("+").startswith("run=") and verb not in READ_RUNS:
+            raise refuse("run-unread", text, f"`factory {verb}` does not read it", run=text.partition("=")[2] or "RUN")
 
 
 def composed(line: compose.CommandLine, verb: str) -> compose.Composed:
