@@ -172,8 +172,6 @@ class Prepared:
 
 def prepared(line: CommandLine) -> Prepared:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Glob
-    from hydra.errors import HydraException
 
     problems = list(_unusable_folders(line.config_dirs))
     parser = OverridesParser.create()
@@ -182,22 +180,11 @@ def prepared(line: CommandLine) -> Prepared:
     search: list[Any] = []
     for text in line.overrides:
         try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            problems.append(_unparsable(text, str(error)))
+            text, override = _override(parser, text, line.config_dirs)
+        except UserError as error:
+            problems += error.refusals
             continue
         key, chosen = override.key_or_group, override.value()
-        if not key:
-            problems.append(_unparsable(text, "there is no key before the ="))
-            continue
-        if isinstance(chosen, Glob):
-            known = _globbed(key, line.config_dirs)
-            found = chosen.filter(known)
-            if not found:
-                problems += [_no_option(text, "none is named like that", known)]
-                continue
-            text = f"{text.partition('=')[0]}={','.join(found)}"
-            chosen = parser.parse_override(text).value()
         if key == "recipe":
             unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
             unknown = unknown or _several_runs(text, chosen, line.config_dirs)
@@ -218,6 +205,28 @@ def prepared(line: CommandLine) -> Prepared:
             ready.append(f"++{text.lstrip('+')}")
     ready.append(f"hydra.searchpath=[{','.join([ROOT.as_uri(), *search])}]")
     return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
+
+
+def _override(parser: Any, text: str, config_dirs: tuple[str, ...]) -> tuple[str, Any]:
+    """The text with what a glob chooses in its place, and what Hydra reads in it. Raises UserError."""
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    try:
+        override = parser.parse_override(text)
+    except HydraException as error:
+        raise UserError(_unparsable(text, str(error))) from None
+    key, chosen = override.key_or_group, override.value()
+    if not key:
+        raise UserError(_unparsable(text, "there is no key before the ="))
+    if not isinstance(chosen, Glob):
+        return text, override
+    known = _globbed(key, config_dirs)
+    found = chosen.filter(known)
+    if not found:
+        raise UserError(_no_option(text, "none is named like that", known))
+    text = f"{text.partition('=')[0]}={','.join(found)}"
+    return text, parser.parse_override(text)
 
 
 def _globbed(group: str, config_dirs: tuple[str, ...]) -> list[str]:

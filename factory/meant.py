@@ -1,5 +1,6 @@
 """What was meant where a key, an option or a word of the command line does not exist."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,29 @@ SHORT = {
     "dtype": "precision",
     "gpus": "hardware.num_processes",
 }
+# options as people call them, in small letters
+NAMES = {
+    "method": {"lora+": "lora_plus", "freezing": "freeze"},
+    "stage": {
+        **dict.fromkeys(("pretrain", "pretraining", "cpt"), "pt"),
+        **dict.fromkeys(("finetune", "finetuning", "instruct"), "sft"),
+        **dict.fromkeys(("reward", "reward_model"), "rm"),
+        "rlhf": "ppo",
+    },
+    "hardware": dict.fromkeys(("gpu", "cuda"), "single_gpu"),
+}
 _TABLE = Path(__file__).parent / "imported" / "llamafactory.yaml"
 _PATHS = {
     "model": "model.path={}",
     "data": "data=file data.path={}",
     "method": "method=full method.name={}",
     "stage": "stage.name={}",
+}
+
+
+_HUB = {
+    "model": "model.path={}",
+    "data": "data=file data.path={} data.sources.file.origin=hub data.sources.file.format=FORMAT",
 }
 
 
@@ -84,14 +102,47 @@ def _elsewhere(name: str) -> str | None:
 
 def option_meant(group: str, name: str, known: list[str]) -> str:
     """`did you mean X? ` for the option that is alike; for a path or a hub id, how it is given; or nothing."""
-    if group == "model" and "/" in name:
-        from factory import models
+    meant = _option_meant(group, name, known)
+    return f"did you mean {meant}? " if meant else did_you_mean(name.lower(), known)
 
-        option = models.option_of(name)
-        return f"did you mean {option}? " if option else f"did you mean model.path={name}? "
+
+def _option_meant(group: str, name: str, known: list[str]) -> str | None:
     if group in _PATHS and Path(name).exists():
-        return f"did you mean {_PATHS[group].format(name)}? "
-    return did_you_mean(name, known)
+        return _PATHS[group].format(name)
+    if group in _HUB and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        from factory.models import option_of
+
+        return (option_of(name) if group == "model" else _set_of(name)) or _HUB[group].format(name)
+    if group == "hardware" and re.fullmatch(r"\d+ ?[kmgt]i?b", name.lower()):
+        return f"hardware.memory={name}"
+    if own := _own_options(group, name):
+        return f"--config-dir {own} {group}={name}"
+    if group == "data" and (rows := _rows_beside(name)):
+        return _PATHS[group].format(rows)
+    alike = name.lower()
+    return NAMES.get(group, {}).get(alike) or (alike if alike in known else None)
+
+
+def _set_of(hub_id: str) -> str | None:
+    """The option of a data set on the hub."""
+    from factory.compose import CONF  # which reads this module
+
+    files = {file.stem: yaml_of(file.read_bytes()) for file in sorted((CONF / "data").glob("[!_]*.yaml"))}
+    return next((name for name, keys in files.items() if keys.get("path") == hub_id), None)
+
+
+def _own_options(group: str, name: str) -> str | None:
+    """A folder beside or under the working one that has this option: what --config-dir would name."""
+    file = Path("recipes" if group == "recipe" else group, f"{name}.yaml")
+    folders = (path for path in (Path(), *sorted(Path().glob("*/"))) if not path.name.startswith("."))
+    return next((str(folder) for folder in folders if (folder / file).is_file()), None)
+
+
+def _rows_beside(name: str) -> str | None:
+    """A file of rows in the working folder that has this name but for its type."""
+    from factory.data.read import SUFFIXES
+
+    return next((str(file) for suffix in SUFFIXES if (file := Path(f"{name}{suffix}")).is_file()), None)
 
 
 def not_a_setting(word: str, rest: list[str]) -> Refusal:

@@ -45,14 +45,20 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
             return Saved(None, str(model), overrides, of_run, held)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
-            raise refuse("run-model", f"run={run}", "its adapter_config.json names no base")
+            raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
         return Saved(str(model), None, overrides, of_run, held)
     if plan:
         raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
-    raise refuse("run-model", f"run={run}", "there is no run and no saved model")
+    raise refuse("run-model", f"run={run}", "there is no run and no saved model", hint=_last_run())
+
+
+def _last_run() -> str:
+    """Of the working folder's runs, which are named by their dates."""
+    found = max(Path("outputs").glob("*/*/plan.yaml"), default=None)
+    return f"the last here is run={found.parent}; " if found else ""
 
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
@@ -89,8 +95,10 @@ def _folder_of(run: str, tracking_uri: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     if tracking_uri is None:
-        raise refuse("run-model", f"run={run}", "there is no such folder, and no MLflow to ask (tracking.uri=null)")
+        wrong = "there is no such folder, and no MLflow to ask (tracking.uri=null)"
+        raise refuse("run-model", f"run={run}", wrong, hint="")
     try:
         return MlflowClient(tracking_uri).get_run(run).data.tags["folder"]
     except (MlflowException, KeyError):
-        raise refuse("run-model", f"run={run}", f"there is no such folder, and no such run in {tracking_uri}") from None
+        wrong = f"there is no such folder, and no such run in {tracking_uri}"
+        raise refuse("run-model", f"run={run}", wrong, hint="") from None

@@ -62,6 +62,9 @@ def key(doc: str, **limits: float) -> Any:
 _hints = cache(typing.get_type_hints)
 
 
+_NO_KEY = "the key is not there"
+
+
 class Reader:
     """Converts a tree to dataclasses; `problems` and `bad_keys` collect what was wrong with it."""
 
@@ -79,15 +82,24 @@ class Reader:
         for name in tree:
             if name not in fields:
                 self._unknown(f"{path}.{name}" if path else str(name), tree[name], known_keys(cls, path))
-        values = {}
-        for name, field in fields.items():
-            where = f"{path}.{name}" if path else name
-            if name not in tree:
-                self._bad(where, "(missing)", "the key is not there", "every key has its default in conf/: restore it")
-                values[name] = None
-            else:
-                values[name] = self.value(hints[name], tree[name], where, field.metadata.get("limits"))
+        at = {name: f"{path}.{name}" if path else name for name in fields}
+        self._missing([at[name] for name in fields if name not in tree])
+        values = {
+            name: self.value(hints[name], tree[name], at[name], field.metadata.get("limits")) if name in tree else None
+            for name, field in fields.items()
+        }
         return cls(**values)
+
+    def _missing(self, paths: list[str]) -> None:
+        """As one problem: a file of options that begins with none lacks them all."""
+        if not paths:
+            return
+        base = "_base@_here_" if paths[0].startswith("data.sources.") else "_base"
+        fix = f"restore it; a file of options of your own begins with defaults: [{base}], which has every key"
+        others = ", ".join(path.rpartition(".")[2] for path in paths[1:])
+        wrong = f"the key is not there, nor {'are' if len(paths) > 2 else 'is'} {others}" if others else _NO_KEY
+        self._bad(paths[0], "(missing)", wrong, fix)
+        self.bad_keys.update(paths)
 
     def value(self, kind: Any, value: Any, path: str, limits: Limits | None = None) -> Any:
         if dataclasses.is_dataclass(kind):

@@ -11,6 +11,7 @@ from factory import cli, compose, help, models, templates
 from factory.refusal import catalogue
 from factory.settings import all_keys
 from factory.typed import Key, describe
+from factory.verbs import OWN
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 NOTE = "`make golden` writes this page; a test holds it."
@@ -42,7 +43,7 @@ def _said(path: Path) -> str:
 
 def verbs() -> Iterator[str]:
     yield from ("# Verbs", "", f"`factory VERB …`; without one, `train`. {NOTE}", "")
-    own = {name: [f"{group}.*" for group, read in cli.OWN.items() if name in read] for name in cli.VERBS}
+    own = {name: [f"{group}.*" for group, read in OWN.items() if name in read] for name in cli.VERBS}
     rows = ((name, function.__doc__, ", ".join(own[name])) for name, function in cli.VERBS.items())
     yield from _table(("verb", "does", "keys of its own"), rows)
     yield from _table(("flag", ""), help.FLAGS.items())

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from factory import cli, compose, schema
+from factory import compose, schema
 from factory.inference import asked
 from factory.inference.room import Room, opened
 from factory.inference.types import Done, Request, Token
+from factory.verbs.use import to_write
 
 TINY = ("hardware=cpu", "tracking=none", "precision=fp32", "generation.temperature=0", "generation.max_tokens=12")
 
@@ -20,9 +21,9 @@ TINY = ("hardware=cpu", "tracking=none", "precision=fp32", "generation.temperatu
 def planned(verb: Any, *words: str) -> tuple[Any, Any, Any]:
     """The plan of a command line, its settings, and the secret."""
     line = compose.parse(list(words))
-    own = cli._taken_apart(verb, line)
+    own = asked.taken_apart(verb, line.overrides)
     (side,) = asked.sides(asked.named_run(own), ())
-    return (*cli._to_write(verb, line, own, side), own.secret)
+    return (*to_write(verb, line, own, side), own.secret)
 
 
 def room_of(verb: Any, *words: str) -> tuple[Room, Any]:

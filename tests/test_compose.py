@@ -88,17 +88,67 @@ def test_other_names_are_of_keys_that_exist() -> None:
         (["plan", "method=norms.py"], "method=full method.name=norms.py"),
         (["plan", "stage=norms.py"], "stage.name=norms.py"),
         (["plan", "model=someone/some-model"], "model.path=someone/some-model"),
+        (["plan", "data=rows"], "data=file data.path=rows.jsonl"),
+        (["plan", "data=shop"], "--config-dir conf data=shop"),
+        (["plan", "method=mine"], "--config-dir conf method=mine"),
+        (["plan", "recipe=weekly"], "--config-dir conf recipe=weekly"),
+        (["plan", "data=tatsu-lab/alpaca"], "alpaca"),
+        (
+            ["plan", "data=someone/some-rows"],
+            "data=file data.path=someone/some-rows data.sources.file.origin=hub data.sources.file.format=FORMAT",
+        ),
+        (["plan", "method=lora+"], "lora_plus"),
+        (["plan", "method=LoRA"], "lora"),
+        (["plan", "stage=SFT"], "sft"),
+        (["plan", "stage=pretrain"], "pt"),
+        (["plan", "hardware=gpu"], "single_gpu"),
+        (["plan", "hardware=8gb"], "hardware.memory=8gb"),
     ],
 )
 def test_what_people_type_is_refused_with_what_they_meant(
     words: list[str], near: str, command: Command, here: Path
 ) -> None:
     (here / "outputs" / "a").mkdir(parents=True)
-    for name in ("rows.jsonl", "norms.py"):
+    (here / "conf" / "data").mkdir(parents=True)
+    (here / "conf" / "method").mkdir()
+    (here / "conf" / "recipes").mkdir()
+    for name in ("rows.jsonl", "norms.py", "conf/data/shop.yaml", "conf/method/mine.yaml", "conf/recipes/weekly.yaml"):
         (here / name).write_text("{}")
     said = command(*words)
     assert said.code == 2
     assert f"fix: did you mean {near}? " in said.err
+
+
+def test_names_of_options_are_of_options_that_exist() -> None:
+    for group, names in meant.NAMES.items():
+        assert set(names.values()) <= set(compose.options(group))
+
+
+def test_a_folder_of_options_that_was_named_is_not_named_again(here: Path) -> None:
+    (here / "conf" / "data").mkdir(parents=True)
+    (here / "conf" / "data" / "shop.yaml").write_text("# @package data.sources.shop\npath: rows.jsonl\n")
+    (refusal, *others) = refusals("--config-dir", "conf", "data=shop", training=False)
+    assert not [other for other in others if other.rule == "bad-value"]
+    assert (refusal.rule, refusal.setting) == ("bad-value", "data.sources.shop.origin=(missing)")
+    assert "subset, split" in refusal.wrong and "defaults: [_base@_here_]" in refusal.fix
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "preview", "board"])
+def test_a_run_is_named_to_the_verbs_that_read_one(verb: str, command: Command) -> None:
+    said = command(verb, "run=outputs/a")
+    assert (said.code, said.rules) == (2, ["run-unread"])
+    assert "evaluate, chat, serve and export" in said.err and "factory resume outputs/a" in said.err
+    assert "model.adapter=outputs/a/model" in said.err
+
+
+def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command, here: Path) -> None:
+    said = command("export", "run=outputs/nope", "export.dir=x")
+    assert said.rules == ["run-model"] and "the last here" not in said.err
+    for name in ("2026-01-01/10-00-00", "2026-01-02/09-00-00"):
+        (here / "outputs" / name).mkdir(parents=True)
+        (here / "outputs" / name / "plan.yaml").write_text("")
+    said = command("export", "run=outputs/nope", "export.dir=x")
+    assert "fix: the last here is run=outputs/2026-01-02/09-00-00; name one" in said.err
 
 
 def test_help_is_a_verb(command: Command) -> None:

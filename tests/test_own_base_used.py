@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from serving import TINY, planned, room_of
 from test_saved import HERE, SHORT, evaluated, perplexity
 
-from factory import cli, compose, own_base
+from factory import compose, own_base
 from factory.chat import show
 from factory.compile import bases
 from factory.inference import asked
 from factory.refusal import UserError
 from factory.steps import train
+from factory.verbs.use import to_write
 
 Execute = Callable[..., Any]
 KINDS = {
@@ -169,7 +170,7 @@ def test_nobody_else_stands_on_that_base(trained: Callable[[str], Trained], tiny
 
 
 def _plan_of(side: asked.Side) -> Any:
-    return cli._to_write("chat", compose.parse([]), asked.Line(TINY, None), side)[0]
+    return to_write("chat", compose.parse([]), asked.Line(TINY, None), side)[0]
 
 
 def test_memory_counts_the_whole_weights_beside_what_is_made_of_them(trained: Callable[[str], Trained]) -> None:

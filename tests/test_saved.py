@@ -17,6 +17,7 @@ from factory.plan import read_plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
+from factory.untrained import untrained
 
 Execute = Callable[..., Any]
 SHORT = (
@@ -32,7 +33,7 @@ HERE = ("hardware=cpu", "tracking=none", "evaluate.samples=0")
 
 def evaluated(*words: str, folder: str = "evaluated") -> Run:
     """The run of `factory evaluate WORDS`, walked in this process; its result is in `run.result`."""
-    composed = cli._untrained(compose.parse(list(words)))
+    composed = untrained(compose.parse(list(words)))
     plan = cli._compiled(replace(composed, run_dir=folder), training=True, verb="evaluate")
     where = RunFolder(folder)
     where.path.mkdir(exist_ok=True)

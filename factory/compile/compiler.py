@@ -13,6 +13,7 @@ from factory.compile.files import times
 from factory.compile.rule import Case
 from factory.compile.rules import rules_for
 from factory.estimate import speed
+from factory.estimate.tuned import Tuned
 from factory.facts import DataFacts, Facts
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
@@ -135,9 +136,6 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         notes, warnings = exporting.notes(case), warnings + exporting.warnings(case)
     if case.facts.unmeasured is not None:
         warnings += (case.facts.unmeasured,)
-    sizes, capacity = _sizes(case), _capacity(case, training=training)
-    frozen = registry.hook(registry.spec("stages", settings.stage.name), "reward_bytes")
-    beside = frozen(case, numbers.trained, numbers.frozen) if frozen else 0
     return plan.Plan(
         version=plan.VERSION,
         verb=settings.verb,
@@ -146,23 +144,26 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         seed=settings.seed,
         steps=steps,
         export=exporting.planned(case) if settings.verb == "export" else None,
-        estimate=estimate(
-            arch=case.arch,
-            spec=spec,
-            method=method,
-            steps=steps,
-            sizes=sizes,
-            capacity=capacity,
-            frozen=beside,
-            cuda="cuda" in case.facts.machine.packages,
-            where=speed.device(case.facts.machine, steps, settings.hardware.card),
-            measured=case.facts.measured,
-        ),
+        estimate=_estimate(case, numbers, steps, training=training),
         notes=tuple(notes),
         warnings=warnings + bases.warnings(case),
         packages=case.facts.machine.packages,
         own=case.facts.own,
         tracking=settings.tracking,
+    )
+
+
+def _estimate(case: Case, numbers: Numbers, steps: plan.Steps, *, training: bool) -> plan.Estimate:
+    method, machine = case.settings.method, case.facts.machine
+    judge = registry.hook(registry.spec("stages", case.settings.stage.name), "reward_bytes")
+    return estimate(
+        Tuned(arch=case.arch, spec=registry.spec("methods", method.name), method=method, steps=steps),
+        _sizes(case),
+        capacity=_capacity(case, training=training),
+        frozen=judge(case, numbers.trained, numbers.frozen) if judge else 0,
+        cuda="cuda" in machine.packages,
+        where=speed.device(machine, steps, case.settings.hardware.card),
+        measured=case.facts.measured,
     )
 
 

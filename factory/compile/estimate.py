@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, replace
 from math import ceil, prod
-from types import ModuleType
-from typing import Any
 
-from factory import heads, registry
+from factory import registry
 from factory.architecture import Architecture, Shape
 from factory.estimate import flops, speed
 from factory.estimate.memory import memory
+from factory.estimate.tuned import Tuned, counted
 from factory.facts import Measured
-from factory.plan import Estimate, Pack, Parameters, Range, Steps, Train
+from factory.plan import Estimate, Pack, Parameters, Range, Train
 from factory.stages.rows import rows_per_step
 
 
@@ -29,15 +28,7 @@ def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
     for name, shape in shapes.items():
         module = _module(name, arch, known)
         by_module[module] = by_module.get(module, 0) + prod(shape)
-    return Parameters(
-        total=arch.parameters(),
-        trainable=counted_in(shapes),
-        trainable_by_module=by_module,
-    )
-
-
-def counted_in(shapes: dict[str, Shape]) -> int:
-    return sum(prod(shape) for shape in shapes.values())
+    return Parameters(total=arch.parameters(), trainable=counted(shapes), trainable_by_module=by_module)
 
 
 def _module(name: str, arch: Architecture, known: set[str]) -> str:
@@ -50,12 +41,9 @@ def _module(name: str, arch: Architecture, known: set[str]) -> str:
 
 
 def estimate(
-    *,
-    arch: Architecture,
-    spec: ModuleType,
-    method: Any,
-    steps: Steps,
+    tuned: Tuned,
     sizes: Sizes,
+    *,
     capacity: int,
     frozen: int = 0,
     cuda: bool = False,
@@ -66,42 +54,25 @@ def estimate(
 
     `where` the run would be.
     """
-    pack, train = steps.pack, steps.train
-    shapes: dict[str, Shape] = spec.trainable(method, arch)
-    counted = parameters(arch, shapes | heads.heads(train.stage, arch))
-    assert counted.trainable == steps.attach.trainable
+    steps, pack, train = tuned.steps, tuned.steps.pack, tuned.steps.train
+    found = parameters(tuned.arch, tuned.everything)
+    assert found.trainable == steps.attach.trainable
     length = pack.max_length
     if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
         length = min(length, ceil(sizes.longest_bytes / 3) + 64)
-    expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
     stage = registry.spec("stages", train.stage)
     sampled = registry.hook(stage, "rollout_bytes")
-    rolled = sampled(train.own, arch, steps.load.dtype, length) if sampled else 0
+    rolled = sampled(train.own, tuned.arch, steps.load.dtype, length) if sampled else 0
     length += stage.new_tokens(train.own) if sampled else 0
-    trained, judged = (registry.hook(stage, name, usual) for name, usual in (("SEQUENCES", 1), ("JUDGED", 0)))
-    per_token = flops.forward(expanded, length)
-    a_sample = flops.trained(expanded, shapes, length, steps.patch.activation_checkpointing)
-    a_sample = a_sample * trained + per_token * judged
-    planned = _steps(sizes, pack, train)
+    sequences, planned = registry.hook(stage, "SEQUENCES", 1), _steps(sizes, pack, train)
+    rows = train.batch_size * sequences
     made = Estimate(
-        parameters=counted,
-        memory=memory(
-            arch=arch,
-            spec=spec,
-            method=method,
-            steps=steps,
-            shapes=shapes,
-            rows=train.batch_size * trained,
-            length=length,
-            capacity=capacity,
-            frozen=frozen,
-            rolled=rolled,
-            cuda=cuda,
-        ),
+        parameters=found,
+        memory=memory(tuned, rows=rows, length=length, capacity=capacity, frozen=frozen, rolled=rolled, cuda=cuda),
         steps=planned,
-        flops_per_step=round(_flops(train, length, a_sample, per_token)),
-        tokens_per_step=length * trained * rows_per_step(train),
-        tokens=None if sampled else _tokens(sizes, pack, train, planned, length * trained),
+        flops_per_step=round(_flops(tuned, length, sequences, registry.hook(stage, "JUDGED", 0))),
+        tokens_per_step=length * sequences * rows_per_step(train),
+        tokens=None if sampled else _tokens(sizes, pack, train, planned, length * sequences),
         speed=None,
         seconds=None,
     )
@@ -129,19 +100,19 @@ def _tokens(sizes: Sizes, pack: Pack, train: Train, steps: Range, longest: int) 
     return Range(low=min(high, ceil(taken * sizes.bytes / _FEWEST)), high=high)
 
 
-def _flops(train: Train, length: int, a_sample: float, forward: float) -> float:
-    """Of a step, `a_sample` being those of a token of one sample, trained.
+def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
+    """Of a step, whose samples are `sequences` that are trained and `judged` that are only read.
 
     Answers that are rolled out are each sampled, read by the policy before, and trained several times.
     """
+    train = tuned.steps.train
+    forward = flops.forward(tuned.expanded, length)
+    trained = flops.trained(tuned.expanded, tuned.shapes, length, tuned.steps.patch.activation_checkpointing)
+    a_sample = trained * sequences + forward * judged  # of a token of it
     if "rollout_batch_size" not in train.own:
         return a_sample * length * train.batch_size * train.micro_batches
     each = 2 * forward + train.own["update_epochs"] * a_sample
     return each * train.own["rollout_batch_size"] * length
-
-
-def _as_it_is(method: Any, arch: Architecture) -> Architecture:
-    return arch
 
 
 def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:

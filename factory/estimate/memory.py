@@ -4,102 +4,47 @@ Weights and the optimizer's state follow from shapes; what comes and goes within
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import ceil, prod
-from types import ModuleType
-from typing import Any
 
-from factory import heads, registry
+from factory import registry
 from factory.architecture import Architecture, Shape
 from factory.estimate import runtime
 from factory.estimate.decoder import is_plain
-from factory.estimate.step import step
+from factory.estimate.step import Step, step
+from factory.estimate.tuned import Tuned, counted
 from factory.optimizers.spec import blocks, is_of_bitsandbytes, scratch, state_bytes
-from factory.plan import BYTES, Dtype, Load, Memory, Steps
+from factory.plan import BYTES, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
-from factory.schema import Quantization
 
 READING = "reading"  # the moment before the first step, where it may be the highest
 
 
 def memory(
-    *,
-    arch: Architecture,
-    spec: ModuleType,
-    method: Any,
-    steps: Steps,
-    shapes: dict[str, Shape],
-    rows: int,
-    length: int,
-    capacity: int,
-    frozen: int = 0,
-    rolled: int = 0,
-    cuda: bool = False,
+    tuned: Tuned, *, rows: int, length: int, capacity: int, frozen: int = 0, rolled: int = 0, cuda: bool = False
 ) -> Memory:
-    """Of micro-batches of `rows` sequences of `length` tokens, in one process. `shapes` are what the method trains.
+    """Of micro-batches of `rows` sequences of `length` tokens, in one process.
 
     `frozen`: bytes of what is held beside the model; `rolled`: of what answers are sampled with, in place of a step's.
     `cuda`: whether torch was built for it.
     """
-    load, attach, train = steps.load, steps.attach, steps.train
-    beside = heads.heads(train.stage, arch)
-    everything, number = shapes | beside, BYTES[attach.dtype]
-    present = registry.hook(spec, "gradients", _all)(method, shapes, arch)
-    copied = registry.hook(spec, "copied")
-    copies = 4 * copied(method, shapes, arch, mixed=train.autocast is not None) if copied else 0
-    expanded = registry.hook(spec, "expanded", _as_it_is)(method, arch)
-
-    base, constants = _weights(expanded, shapes, load, steps.quantize, load.dtype if copied else attach.dtype)
-    states = spec.optimizer_bytes(method, train.optimizer, shapes, arch, number)
-    states += state_bytes(train.optimizer, beside, arch, number)
-    whole = (present + counted(beside)) * number
-    weights = _share("weights", base + copies + counted(beside) * number, steps, expanded) + frozen
-    gradients, optimizer = (
-        _share(name, count, steps, expanded) for name, count in (("gradients", whole), ("optimizer", states))
-    )
-
-    layerwise, turns = bool(getattr(method, "layerwise", False)), copied is not None
-    accumulates = train.gradient_accumulation_steps > 1 and not layerwise
-    largest = max((prod(shape) for shape in everything.values()), default=0)
-    stepping = scratch(train.optimizer, largest, number, load.device)
-    found = step(
-        expanded,
-        _at_one_time(shapes, expanded) if turns else shapes,
-        steps,
-        method,
-        rows=rows,
-        length=length,
-        reads=registry.hook(registry.spec("stages", train.stage), "READS", "tokens"),
-        copied=turns,
-        frees_gradients=layerwise or accumulates,
-        standing=[prod(shape) * number for shape in everything.values()] if accumulates else (),
-        states=_spread(optimizer, everything),
-        scratch=blocks(train.optimizer, largest, number, load.device),
-    )
-    standing = gradients if accumulates else 0
-    held = weights + optimizer
-    instants = {
-        "forward": held + standing + max(rolled, found.forward),
-        "backward": held + standing + max(0, found.backward - (whole - gradients)),
-        "step": held + gradients + stepping,
-        "saving": held + (0 if turns else _saving(expanded, everything, steps)),
-    }
+    kept, load = _kept(tuned, frozen), tuned.steps.load
+    found = _step(tuned, kept, rows, length)
+    instants = _instants(tuned, kept, found, rolled)
     slack = resident = 0
     if load.device == "cpu":
-        slack = max(0, weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
-        theirs = stays_quantized(steps.quantize, load.config) or is_of_bitsandbytes(train.optimizer)
-        adapter = load.adapter is not None
-        resident = runtime.resident(attach.method, arch, adapter=adapter, bitsandbytes=theirs, cuda=cuda)
-        resident += runtime.kernels(steps.patch.attention, BYTES[train.autocast or load.dtype], length)
+        slack = max(0, kept.weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
+        resident = _resident(tuned, length, cuda=cuda)
     instants = {name: resident + slack + count for name, count in instants.items()}
-    if _read_whole(spec, method, steps):
-        instants[READING] = resident + counted(dict(arch.tensors())) * BYTES[load.read_as] + base
+    if _read_whole(tuned):
+        instants[READING] = resident + counted(dict(tuned.arch.tensors())) * BYTES[load.read_as] + kept.base
     total = max(instants.values())
     return Memory(
-        weights=weights,
-        constants=constants,
-        gradients=gradients,
-        optimizer=optimizer,
+        weights=kept.weights,
+        constants=kept.constants,
+        gradients=kept.gradients,
+        optimizer=kept.optimizer,
         activations=found.saved,
         logits=found.logits,
         buffers=max(found.forward, found.backward) - found.saved,
@@ -109,38 +54,97 @@ def memory(
         total=total,
         capacity=capacity,
         fits=total <= capacity,
-        uncalibrated=tuple(_uncalibrated(arch, steps)),
+        uncalibrated=tuple(_uncalibrated(tuned.arch, tuned.steps)),
     )
 
 
-def counted(shapes: dict[str, Shape]) -> int:
-    return sum(prod(shape) for shape in shapes.values())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Bytes of what a process has from step to step; `base` and `whole_gradients` before any strategy splits them."""
+
+    weights: int
+    constants: int  # of the weights
+    gradients: int
+    optimizer: int
+    base: int
+    whole_gradients: int
 
 
-def _read_whole(spec: ModuleType, method: Any, steps: Steps) -> bool:
+def _kept(tuned: Tuned, frozen: int) -> Kept:
+    steps, shapes, heads = tuned.steps, tuned.shapes, tuned.heads
+    copied, optimizer = registry.hook(tuned.spec, "copied"), steps.train.optimizer
+    copies = 4 * copied(tuned.method, shapes, tuned.arch, mixed=steps.train.autocast is not None) if copied else 0
+    base, constants = _weights(tuned)
+    present = registry.hook(tuned.spec, "gradients")
+    trained = present(tuned.method, shapes, tuned.arch) if present else counted(shapes)
+    gradients = (trained + counted(heads)) * tuned.number
+    states = tuned.spec.optimizer_bytes(tuned.method, optimizer, shapes, tuned.arch, tuned.number)
+    states += state_bytes(optimizer, heads, tuned.arch, tuned.number)
+    return Kept(
+        weights=_share("weights", base + copies + counted(heads) * tuned.number, tuned) + frozen,
+        constants=constants,
+        gradients=_share("gradients", gradients, tuned),
+        optimizer=_share("optimizer", states, tuned),
+        base=base,
+        whole_gradients=gradients,
+    )
+
+
+def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
+    train, expanded, everything = tuned.steps.train, tuned.expanded, tuned.everything
+    return step(
+        expanded,
+        _at_one_time(tuned.shapes, expanded) if tuned.in_turns else tuned.shapes,
+        tuned.steps,
+        tuned.method,
+        rows=rows,
+        length=length,
+        reads=registry.hook(registry.spec("stages", train.stage), "READS", "tokens"),
+        copied=tuned.in_turns,
+        frees_gradients=tuned.layerwise or tuned.accumulates,
+        standing=[prod(shape) * tuned.number for shape in everything.values()] if tuned.accumulates else (),
+        states=_spread(kept.optimizer, everything),
+        scratch=blocks(train.optimizer, tuned.largest, tuned.number, tuned.steps.load.device),
+    )
+
+
+def _instants(tuned: Tuned, kept: Kept, found: Step, rolled: int) -> dict[str, int]:
+    """Bytes of the model and its step at each moment, without those of the process."""
+    held, standing = kept.weights + kept.optimizer, kept.gradients if tuned.accumulates else 0
+    stepping = scratch(tuned.steps.train.optimizer, tuned.largest, tuned.number, tuned.steps.load.device)
+    return {
+        "forward": held + standing + max(rolled, found.forward),
+        "backward": held + standing + max(0, found.backward - (kept.whole_gradients - kept.gradients)),
+        "step": held + kept.gradients + stepping,
+        "saving": held + (0 if tuned.in_turns else _saving(tuned)),
+    }
+
+
+def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
+    """Bytes of a process on a CPU whatever the model's size: what is imported, and buffers of kernels."""
+    load, attach, train = tuned.steps.load, tuned.steps.attach, tuned.steps.train
+    theirs = stays_quantized(tuned.steps.quantize, load.config) or is_of_bitsandbytes(train.optimizer)
+    adapter = load.adapter is not None
+    imported = runtime.resident(attach.method, tuned.arch, adapter=adapter, bitsandbytes=theirs, cuda=cuda)
+    return imported + runtime.kernels(tuned.steps.patch.attention, BYTES[train.autocast or load.dtype], length)
+
+
+def _read_whole(tuned: Tuned) -> bool:
     """Whether the weights are there whole beside what they are then quantized to: an adapter's start leaves them."""
-    starts = registry.hook(spec, "starts_from_weights")
-    taken = steps.load.own_base == "rebuilt" or (starts is not None and starts(method))
-    return taken and steps.quantize.bits is not None
+    starts = registry.hook(tuned.spec, "starts_from_weights")
+    taken = tuned.steps.load.own_base == "rebuilt" or (starts is not None and starts(tuned.method))
+    return taken and tuned.steps.quantize.bits is not None
 
 
-def _all(method: Any, shapes: dict[str, Shape], arch: Architecture) -> int:
-    return counted(shapes)
-
-
-def _as_it_is(method: Any, arch: Architecture) -> Architecture:
-    return arch
-
-
-def _share(name: str, count: int, steps: Steps, arch: Architecture) -> int:
+def _share(name: str, count: int, tuned: Tuned) -> int:
     """Of one process, where its strategy splits these. Weights that are split are gathered layer by layer."""
-    planned = steps.train.ranks
+    planned = tuned.steps.train.ranks
     if name not in ranks.SPLIT[planned.strategy]:
         return count
     share = ceil(count / planned.processes)
     if name != "weights":
         return share
-    return min(count, share + ranks.gathered(arch) * BYTES[steps.load.dtype])
+    return min(count, share + ranks.gathered(tuned.expanded) * BYTES[tuned.steps.load.dtype])
 
 
 def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
@@ -149,10 +153,10 @@ def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
     return [count * prod(shape) // (2 * whole) for shape in shapes.values() for _ in range(2)]
 
 
-def _weights(
-    arch: Architecture, shapes: dict[str, Shape], load: Load, quantize: Quantization, trained: Dtype
-) -> tuple[int, int]:
+def _weights(tuned: Tuned) -> tuple[int, int]:
     """The weights, the adapters' with them, and of these the constants of quantized ones."""
+    arch, shapes, quantize, load = tuned.expanded, tuned.shapes, tuned.steps.quantize, tuned.steps.load
+    trained = load.dtype if tuned.in_turns else tuned.steps.attach.dtype
     linears = arch.linears() if stays_quantized(quantize, load.config) else {}
     quantized = {
         f"{name}.weight": weight_bytes(quantize, load.config, shape, load.dtype) for name, shape in linears.items()
@@ -175,15 +179,15 @@ def _at_one_time(shapes: dict[str, Shape], arch: Architecture) -> dict[str, Shap
     return {name: shape for name, shape in shapes.items() if name in own} or shapes
 
 
-def _saving(arch: Architecture, shapes: dict[str, Shape], steps: Steps) -> int:
+def _saving(tuned: Tuned) -> int:
     """Bytes of the copies that are written: of trained weights, in the type that they computed in, in the CPU's memory.
 
     What trains in turns is held in that type already.
     """
-    kept = steps.train.autocast
+    kept, steps = tuned.steps.train.autocast, tuned.steps
     if kept is None or kept == steps.attach.dtype or steps.load.device != "cpu":
         return 0
-    return BYTES[kept] * sum(prod(shape) for name, shape in arch.tensors() if name in shapes)
+    return BYTES[kept] * sum(prod(shape) for name, shape in tuned.expanded.tensors() if name in tuned.everything)
 
 
 # they keep dropout masks, or attention's scores, that the tape does not know

@@ -12,9 +12,10 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from factory.execute.context import Run
     from factory.ranks.world import World
     from factory.run.folder import RunFolder
 
@@ -44,66 +45,88 @@ def main(arguments: list[str]) -> int:
         return execute(RunFolder(arguments[0]), resume, from_environment())
 
 
+class Ended(NamedTuple):
+    """How a run ended. `result` is the executor's, or what a report has of the memory that was not enough."""
+
+    code: int
+    status: Literal["finished", "failed", "interrupted"]
+    result: dict[str, Any]
+    error: str | None = None
+
+
 def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     """Executes the plan in the folder as one of the world's ranks; returns the exit code."""
-    from factory.execute import memory
-    from factory.execute.checkpoint import refuse_other_layout
-    from factory.execute.context import Interrupted, Run
-    from factory.execute.executor import walk
-    from factory.execute.heard import hearing
-    from factory.execute.lean import imports
-    from factory.execute.report import OUT_OF_MEMORY, spent, write_report
-    from factory.execute.verify import verify
+    from factory.execute.context import Run
+    from factory.execute.report import write_report
     from factory.plan import read_plan
     from factory.ranks.world import Followed, lost_another
     from factory.refusal import UserError
 
     run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, started=time.time(), world=world)
     run.listen()
-    result: dict[str, Any] = {}
     try:
-        verify(run.plan)
-        refuse_other_layout(run)
-        world.join(run.plan.steps.load.device)
-        with hearing(run.heard):
-            with run.step("imports"):
-                imports(run.plan)
-            result = walk(run)
-        red = [name for name, check in run.checks.items() if not check["passed"]]
-        code = FAILED if red else FINISHED
-        status, error = "finished", None
-    except Interrupted:
-        code, status, error = INTERRUPTED, "interrupted", None
+        ended = _walked(run)
     except Followed:
         world.leave()
         return FAILED
     except UserError as problem:
         _record(problem, world)
-        code, status, error = FAILED, "failed", str(problem)
+        ended = Ended(FAILED, "failed", result={}, error=str(problem))
     except Exception as problem:
         traceback.print_exc()
         _record(problem, world)
         if world.size > 1 and lost_another(problem):  # the launcher tells of the one that is gone
             return _at_once(FAILED)
-        first = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
-        error = f"[crashed] {first}\n  the traceback is in {folder.log}"
-        code, status = FAILED, "failed"
-        if memory.is_exhausted(problem):  # the parent says what to do
-            reached = memory.peak(run.plan.steps.load.device)
-            error, result = f"[out-of-memory] {first}", {OUT_OF_MEMORY: spent(run.now, first, reached)}
-        with contextlib.suppress(UserError):
-            run.emit("crashed", text=error.splitlines()[0])
+        ended = _crashed(run, problem)
     try:
         if world.leads:
-            write_report(run, status, result, error)
+            write_report(run, ended.status, ended.result, ended.error)
     except UserError as problem:
         print(json.dumps({"error": str(problem)}), file=sys.stderr)
         return FAILED
-    if status == "failed" and world.size > 1:
-        print(error, file=sys.stderr)
-        return _at_once(code)
+    if ended.status == "failed" and world.size > 1:
+        print(ended.error, file=sys.stderr)
+        return _at_once(ended.code)
     world.leave()
-    return code
+    return ended.code
+
+
+def _walked(run: "Run") -> Ended:
+    from factory.execute.checkpoint import refuse_other_layout
+    from factory.execute.context import Interrupted
+    from factory.execute.executor import walk
+    from factory.execute.heard import hearing
+    from factory.execute.lean import imports
+    from factory.execute.verify import verify
+
+    try:
+        verify(run.plan)
+        refuse_other_layout(run)
+        run.world.join(run.plan.steps.load.device)
+        with hearing(run.heard):
+            with run.step("imports"):
+                imports(run.plan)
+            result = walk(run)
+    except Interrupted:
+        return Ended(INTERRUPTED, "interrupted", {})
+    red = not all(check["passed"] for check in run.checks.values())
+    return Ended(FAILED if red else FINISHED, "finished", result)
+
+
+def _crashed(run: "Run", problem: Exception) -> Ended:
+    """By an error that is nobody's refusal; of memory the parent says what to do."""
+    from factory.execute import memory
+    from factory.execute.report import OUT_OF_MEMORY, spent
+    from factory.refusal import UserError
+
+    first, result = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}", dict[str, Any]()
+    error = f"[crashed] {first}\n  the traceback is in {run.folder.log}"
+    if memory.is_exhausted(problem):
+        reached = memory.peak(run.plan.steps.load.device)
+        error, result = f"[out-of-memory] {first}", {OUT_OF_MEMORY: spent(run.now, first, reached)}
+    with contextlib.suppress(UserError):
+        run.emit("crashed", text=error.splitlines()[0])
+    return Ended(FAILED, "failed", result, error)
 
 
 def _record(problem: Exception, world: "World") -> None:

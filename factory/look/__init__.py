@@ -2,15 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from factory import own, templates
 from factory.data import catalogue
 from factory.export.spec import is_export
-from factory.facts import ExportFacts, Facts, FolderFacts
+from factory.facts import BenchmarkFacts, DataFacts, ExportFacts, Facts, FolderFacts, HarnessFacts
 from factory.look import machine
 from factory.look.benchmarks import look_at_benchmark
 from factory.look.data import look_at_data
@@ -20,58 +19,42 @@ from factory.look.reward import look_at_reward
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run import calibration
 from factory.run.folder import MANIFEST, RunFolder, damage, is_whole, read_json
+from factory.schema import Evaluate
 from factory.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Tried:
+    """Calls what looks, and keeps the problems of all: one that cannot be read hides none of the others."""
+
+    def __init__(self) -> None:
+        self.problems: list[Refusal] = []
+
+    def __call__(self, looking: Callable[P, T], *arguments: P.args, **more: P.kwargs) -> T | None:
+        """What it finds, or None."""
+        try:
+            return looking(*arguments, **more)
+        except UserError as error:
+            self.problems.extend(error.refusals)
+        except OSError as error:
+            wrong = f"it cannot be read ({error.strerror})"
+            self.problems.append(refusal("cannot-read", error.filename or "a file", wrong))
+        return None
 
 
 def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     """What is true for these settings. `training` also asks whether what the run needs can be reached."""
-    problems: list[Refusal] = []
-
-    @contextmanager
-    def collecting() -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            problems.extend(error.refusals)
-        except OSError as error:
-            problems.append(refusal("cannot-read", error.filename or "a file", f"it cannot be read ({error.strerror})"))
-
-    model, data, reward, benchmarks, harness = None, {}, None, {}, None
-    folder = FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_digest=None)
-    if not any(key.startswith("model") for key in bad_keys):
-        with collecting():
-            model = look_at_model(settings, training=training)
-    stage = settings.stage.name if settings.stage else "sft"
-    readable = {
-        name: source
-        for name, source in (settings.data.sources or {}).items()
-        if not any(key.startswith(f"data.sources.{name}") for key in bad_keys)
-        and not (source.path is None and "data.path" in bad_keys)
-    }
-    with collecting():
-        readable = catalogue.expand(readable, settings.data.names)
-    for name, source in readable.items():
-        if source.origin != "catalogue":  # one that could not be read
-            with collecting():
-                data[name] = look_at_data(name, source, stage)
-    asked = getattr(settings.stage, "reward_model", None)
-    if asked is not None:
-        with collecting():
-            reward = look_at_reward(asked, settings.tracking)
-    if not any(key.startswith("evaluate") for key in bad_keys):
-        for name in settings.evaluate.benchmarks:
-            with collecting():
-                benchmarks[name] = look_at_benchmark(name, settings.evaluate)
-        if settings.evaluate.harness and settings.evaluate.harness_path is not None:
-            with collecting():
-                harness = look_at_harness(settings.evaluate.harness_path)
+    tried, stage, judge = Tried(), settings.stage, getattr(settings.stage, "reward_model", None)
+    model = None if _bad("model", bad_keys) else tried(look_at_model, settings, training=training)
+    data = _data(settings, bad_keys, tried)
+    reward = None if judge is None else tried(look_at_reward, judge, settings.tracking)
+    benchmarks, harness = ({}, None) if _bad("evaluate", bad_keys) else _exams(settings.evaluate, tried)
     own_files = _own_files(settings)
     for path in filter(templates.is_file, own_files):
-        with collecting():
-            templates.template(path)
-    if settings.stage:
-        with collecting():
-            folder = look_at_folder(settings.run_dir, settings.stage.resume, training=training)
+        tried(templates.template, path)
+    folder = tried(look_at_folder, settings.run_dir, stage.resume, training=training) if stage else None
     measured, unmeasured = calibration.read()
     return Facts(
         export=look_at_export(settings),
@@ -80,13 +63,42 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         machine=machine.look_at_machine(),
         model=model,
         data=data,
-        folder=folder,
-        problems=tuple(problems),
+        folder=folder or FolderFacts(path=settings.run_dir, plan_digest=None, finished=False, resume_digest=None),
+        problems=tuple(tried.problems),
         reward=reward,
         benchmarks=benchmarks,
         harness=harness,
         own=own_files,
     )
+
+
+def _bad(start: str, bad_keys: set[str]) -> bool:
+    return any(key.startswith(start) for key in bad_keys)
+
+
+def _data(settings: Settings, bad_keys: set[str], tried: Tried) -> dict[str, DataFacts]:
+    """Of the sources that can be read, by name."""
+    asked = {
+        name: source
+        for name, source in (settings.data.sources or {}).items()
+        if not _bad(f"data.sources.{name}", bad_keys) and not (source.path is None and "data.path" in bad_keys)
+    }
+    listed = tried(catalogue.expand, asked, settings.data.names)
+    sources = asked if listed is None else listed
+    stage = settings.stage.name if settings.stage else "sft"
+    found = {
+        name: tried(look_at_data, name, source, stage)
+        for name, source in sources.items()
+        if source.origin != "catalogue"  # one that could not be read
+    }
+    return {name: facts for name, facts in found.items() if facts is not None}
+
+
+def _exams(asked: Evaluate, tried: Tried) -> tuple[dict[str, BenchmarkFacts], HarnessFacts | None]:
+    found = {name: tried(look_at_benchmark, name, asked) for name in asked.benchmarks}
+    tasks = asked.harness_path if asked.harness else None
+    harness = None if tasks is None else tried(look_at_harness, tasks)
+    return {name: facts for name, facts in found.items() if facts is not None}, harness
 
 
 def _own_files(settings: Settings) -> dict[str, str]:

@@ -26,6 +26,7 @@ _PACKAGE_PREFIX = "package:"
 _MEDIA = ("images", "videos", "audios")
 _STDIN = "-"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_HUB_ID = re.compile(r"[\w-]+/[\w-]+")  # of those without a dot, which a file has
 _COMPARED = 20  # files of a folder, and rows of each, whose columns are compared
 
 
@@ -131,6 +132,12 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
     )
 
 
+def _of_hub_instead(given: str, source: str) -> str:
+    """How a set of the hub is named, where this may be one."""
+    asked = f"{source}.origin=hub {source}.format=FORMAT"
+    return f"add {asked} for the hub's {given}, or " if _HUB_ID.fullmatch(given) else ""
+
+
 def _look_at_files(given: str, source: Source, stage: str, setting: str) -> _Found:
     if given == _STDIN:
         raise refuse("data-stdin", setting, "rows are not read from standard input")
@@ -138,8 +145,8 @@ def _look_at_files(given: str, source: Source, stage: str, setting: str) -> _Fou
         raise refuse("data-url", setting, "a URL is not read")
     path = source_path(given, stage)
     if not path.exists() and not path.is_symlink():
-        known = ", ".join(read.SUFFIXES)
-        raise refuse("data-missing", setting, "there is no such file", hint=read.near(path), known=known)
+        hint = read.near(path) or _of_hub_instead(given, setting.partition(".path=")[0])
+        raise refuse("data-missing", setting, "there is no such file", hint=hint, known=", ".join(read.SUFFIXES))
     files = read.files(path)
     if not files:
         raise refuse("data-empty", setting, "there is no file in it")

@@ -10,6 +10,7 @@ from factory import registry, schedules
 from factory.architecture import Architecture
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
+from factory.plan import Train
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
 from factory.steps.accounts import check_tokens
@@ -50,6 +51,34 @@ class State:
         return cls(**{**tree, **parts})
 
 
+@dataclass(slots=True)
+class Loop:
+    """What every step works with. `clock` is when it began on the monotonic clock, had no evaluation taken any time.
+
+    `logged` are the seconds and the tokens of the line before.
+    """
+
+    run: Run
+    model: Any
+    engine: Engine
+    dataset: Dataset
+    reference: Reference | None
+    reward: Any
+    state: State
+    total: int
+    clock: float
+    logged: tuple[float, int]
+
+    @property
+    def plan(self) -> Train:
+        return self.run.plan.steps.train
+
+    def due(self, steps: int | None, *, last: bool = False) -> bool:
+        """Whether now: every so many steps, and after the last; where it is None, `last` says."""
+        ended = self.state.step == self.total and (last or steps is not None)
+        return ended or (steps is not None and self.state.step % steps == 0)
+
+
 def train(
     run: Run,
     model: Any,
@@ -61,8 +90,7 @@ def train(
     reward: Any,
     before: dict[str, Any],
 ) -> dict[str, Any]:
-    plan = run.plan.steps.train
-    engine = engine_of(run, model, arch)
+    plan, engine = run.plan.steps.train, engine_of(run, model, arch)
     saved = engine.restore()
     state = State.from_json(saved) if saved else State(best=Best(plan.metric_for_best_model), before=before)
     run.checks = {**state.checks, **run.checks}
@@ -71,42 +99,8 @@ def train(
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
     _prepare_stage(run, model)
     model.train()
-    clock = time.monotonic() - state.seconds
-    logged = (state.seconds, state.tokens)
-    if state.line is not None:  # the evaluation that was interrupted
-        clock += _evaluate(run, model, dataset, reference, reward, state)
-    with turns(run, model, dataset, reward, state.step, total, state.position) as source:
-        while state.step < total and not state.stopped_early:
-            turn = next(source)
-            rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
-            loss, watched, norm = _updates(run, engine, turn, reference, state, dataset, rate, total)
-            state.step += 1
-            state.tokens += turn.tokens
-            state.longest = max(state.longest, _longest(turn))
-            state.seconds, state.position = time.monotonic() - clock, turn.position
-            state.last_loss = state.last_loss if loss is None else loss
-            if state.first_loss is None:
-                state.first_loss, state.seconds_to_first_step = loss, age_of_command()
-            run.progress("train", state.step, total)
-            stopping, measured = run.asked_to_stop(), _every(plan.eval_steps, state.step, total)
-            if measured or stopping or state.step == 1 or _every(plan.logging_steps, state.step, total):
-                line = _line(run, state, dataset, {"loss": loss, **watched}, rate, norm, logged)
-                logged = (state.seconds, state.tokens)
-                if measured:
-                    state.line = line
-                else:
-                    run.log(line)
-            best_before = state.best.step
-            if measured and not stopping:
-                clock += _evaluate(run, model, dataset, reference, reward, state)
-                stopping = run.asked_to_stop()
-            is_best = plan.load_best_model_at_end and state.best.step != best_before
-            if is_best or stopping or state.stopped_early or _every(plan.save_steps, state.step, total, last=True):
-                state.checks = run.checks
-                engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
-                stopping = run.asked_to_stop()
-            if stopping:
-                raise Interrupted
+    clock, logged = time.monotonic() - state.seconds, (state.seconds, state.tokens)
+    _steps(Loop(run, model, engine, dataset, reference, reward, state, total, clock, logged))
     engine.finish()
     if plan.load_best_model_at_end and state.best.step not in (None, state.step):
         best = checkpoint.of_step(run.folder, state.best.step)
@@ -119,27 +113,74 @@ def train(
     return {"trained": {"summary": _summary(run, state, dataset), "data": counts}}
 
 
-def _every(steps: int | None, step: int, total: int, *, last: bool = False) -> bool:
-    """Whether something is due after a step: every so many, and after the last; where it is None, `last` says."""
-    return (step == total and (last or steps is not None)) or (steps is not None and step % steps == 0)
+def _steps(loop: Loop) -> None:
+    """Up to the last, or until the evaluations say enough. Raises Interrupted once what was asked to stop is saved."""
+    run, state = loop.run, loop.state
+    if state.line is not None:  # the evaluation that was interrupted
+        _evaluate(loop)
+    made = turns(run, loop.model, loop.dataset, loop.reward, state.step, loop.total, state.position)
+    with made as source:
+        while state.step < loop.total and not state.stopped_early:
+            _step(loop, next(source))
 
 
-def _evaluate(run: Run, model: Any, dataset: Dataset, reference: Reference | None, reward: Any, state: State) -> float:
-    """Measures the held-out rows and writes the line that waits for them; returns the seconds that it took.
+def _step(loop: Loop, turn: Turn) -> None:
+    run, plan, state = loop.run, loop.plan, loop.state
+    rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, loop.total, plan.warmup_ratio)
+    loss, watched, norm = _updates(run, loop, turn, rate)
+    _add(loop, turn, loss)
+    run.progress("train", state.step, loop.total)
+    stopping, measured = run.asked_to_stop(), loop.due(plan.eval_steps)
+    if measured or stopping or state.step == 1 or loop.due(plan.logging_steps):
+        line = _line(loop, {"loss": loss, **watched}, rate, norm)
+        loop.logged = (state.seconds, state.tokens)
+        if measured:
+            state.line = line
+        else:
+            run.log(line)
+    best_before = state.best.step
+    if measured and not stopping:
+        _evaluate(loop)
+        stopping = run.asked_to_stop()
+    is_best = plan.load_best_model_at_end and state.best.step != best_before
+    if is_best or stopping or state.stopped_early or loop.due(plan.save_steps, last=True):
+        state.checks = run.checks
+        loop.engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
+        stopping = run.asked_to_stop()
+    if stopping:
+        raise Interrupted
+
+
+def _add(loop: Loop, turn: Turn, loss: float | None) -> None:
+    """A step that was made."""
+    state = loop.state
+    state.step += 1
+    state.tokens += turn.tokens
+    lengths = (batch["input_ids"].shape[-1] for update in turn.updates for batch in update.batches)
+    state.longest = max(state.longest, *lengths, 0)
+    state.seconds, state.position = time.monotonic() - loop.clock, turn.position
+    state.last_loss = state.last_loss if loss is None else loss
+    if state.first_loss is None:
+        state.first_loss, state.seconds_to_first_step = loss, age_of_command()
+
+
+def _evaluate(loop: Loop) -> None:
+    """Measures the held-out rows and writes the line that waits for them.
 
     Where it is interrupted, the line goes on waiting, and the step is evaluated after the resume.
     """
-    plan, start = run.plan.steps.train, time.monotonic()
+    run, plan, state, start = loop.run, loop.plan, loop.state, time.monotonic()
     assert state.line is not None
     if run.asked_to_stop():
-        return 0.0
-    model.eval()
+        return
+    loop.model.eval()
     try:
-        found = held_out(run, model, dataset, reference, reward, "held out")
+        found = held_out(run, loop.model, loop.dataset, loop.reference, loop.reward, "held out")
     except Interrupted:
-        return time.monotonic() - start
+        return
     finally:
-        model.train()
+        loop.model.train()
+        loop.clock += time.monotonic() - start
     state.best.add(state.step, found[state.best.metric], plan.early_stopping_threshold)
     patience = plan.early_stopping_patience
     state.stopped_early = patience is not None and state.best.stale >= patience
@@ -147,7 +188,6 @@ def _evaluate(run: Run, model: Any, dataset: Dataset, reference: Reference | Non
         run.emit("note", text=f"Stopped early: {_patience(state)}.")
     run.log({**state.line, **{f"eval_{name}": _finite(value) for name, value in found.items()}})
     state.line = None
-    return time.monotonic() - start
 
 
 def _patience(state: State) -> str:
@@ -177,33 +217,25 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
     return {**counts, "dropped": dropped, "not_sampled": 0, "packing_efficiency": None}
 
 
-def _updates(
-    run: Run,
-    engine: Engine,
-    turn: Turn,
-    reference: Reference | None,
-    state: State,
-    dataset: Dataset,
-    rate: float,
-    total: int,
-) -> tuple[float | None, dict[str, float], float]:
+def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> tuple[float | None, dict[str, float], float]:
     """The optimizer updates of a step, most often one: means of their losses and of what is watched, the last norm.
 
     The loss is None where none was finite.
     """
-    losses, means, norm, step = list[float](), Watched(), 0.0, state.step + 1
+    engine, state, step = loop.engine, loop.state, loop.state.step + 1
+    losses, means, norm = list[float](), Watched(), 0.0
     for number, update in enumerate(turn.updates, start=1):
-        engine.begin(state.step, total, rate)
-        loss, watched = engine.accumulate(update, reference)
+        engine.begin(state.step, loop.total, rate)
+        loss, watched = engine.accumulate(update, loop.reference)
         norm = engine.clip()
         losses += [loss] if isfinite(loss) else []
         means.add({name: (value, 1) for name, value in watched.items() if isfinite(value)})
-        if to_be_skipped(run, state.losses, dataset, step, update, loss, norm, fp16=engine.skips_overflows):
+        if to_be_skipped(run, state.losses, loop.dataset, step, update, loss, norm, fp16=engine.skips_overflows):
             engine.drop()
             continue
         # an update that overflows in float16 moves nothing, and shows nothing
         if state.alive.watching and update.tells and isfinite(norm):
-            state.alive.look(run, engine, last=step == total and number == len(turn.updates))
+            state.alive.look(run, engine, last=step == loop.total and number == len(turn.updates))
         engine.apply()
     mean = sum(losses) / len(losses) if losses else None
     return mean, {**means.means(), **turn.watched}, norm
@@ -216,20 +248,13 @@ def _prepare_stage(run: Run, model: Any) -> None:
         prepare(model, run.plan.steps.train.own)
 
 
-def _line(
-    run: Run,
-    state: State,
-    dataset: Dataset,
-    watched: Mapping[str, float | None],
-    rate: float,
-    norm: float,
-    since: tuple[float, int],
-) -> dict[str, Any]:
+def _line(loop: Loop, watched: Mapping[str, float | None], rate: float, norm: float) -> dict[str, Any]:
     """Of metrics.jsonl."""
-    seconds, tokens = state.seconds - since[0], state.tokens - since[1]
+    run, state = loop.run, loop.state
+    seconds, tokens = state.seconds - loop.logged[0], state.tokens - loop.logged[1]
     return {
         "step": state.step,
-        "epoch": _epoch(run, state, dataset),
+        "epoch": _epoch(run, state, loop.dataset),
         **{name: _finite(value) for name, value in watched.items()},
         "learning_rate": rate,
         "grad_norm": _finite(norm),
@@ -239,10 +264,6 @@ def _line(
         "seconds": round(state.seconds, 3),
         "time": round(time.time(), 3),
     }
-
-
-def _longest(turn: Turn) -> int:
-    return max((batch["input_ids"].shape[-1] for step in turn.updates for batch in step.batches), default=0)
 
 
 def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:

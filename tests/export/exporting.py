@@ -10,6 +10,7 @@ from factory.execute import executor
 from factory.execute.context import Run
 from factory.plan import Plan
 from factory.run.folder import RunFolder
+from factory.untrained import exported as of_export
 
 HERE = ("hardware=cpu", "tracking=none")
 SHORT = (
@@ -25,7 +26,7 @@ SHORT = (
 
 def planned(*words: str) -> Plan:
     """The plan of `factory export WORDS`. Raises UserError."""
-    composed = cli._exported(compose.parse([*HERE, *words]))
+    composed = of_export(compose.parse([*HERE, *words]))
     return cli._compiled(replace(composed, run_dir="export-run"), training=True, verb="export")
 
 

@@ -11,7 +11,7 @@ from serving import TINY, planned
 from test_saved import SHORT
 
 import factory
-from factory import cli, compose, schema
+from factory import compose, schema
 from factory.facts import Gpu
 from factory.inference import asked
 from factory.look import machine as look
@@ -19,6 +19,7 @@ from factory.plan import to_yaml
 from factory.refusal import UserError
 from factory.serve import run
 from factory.typed import Bytes
+from factory.verbs.use import to_write
 
 Said = Any
 HERE = ("hardware=cpu", "tracking=none")
@@ -99,7 +100,7 @@ def test_the_model_of_a_run_is_read_whatever_became_of_its_rows(
 
 def planned_of(side: asked.Side) -> Any:
     line = compose.parse([])
-    return cli._to_write("chat", line, asked.Line((), None), side)[0]
+    return to_write("chat", line, asked.Line((), None), side)[0]
 
 
 def test_a_key_is_in_no_plan_and_in_no_message(tiny_model: Path, command: Callable[..., Said]) -> None:
@@ -197,7 +198,7 @@ def test_a_model_without_a_chat_template_is_served_and_not_talked_with(tmp_path:
 @pytest.mark.parametrize("cls", [schema.Engine, schema.Generation, schema.Chat, schema.Serve])
 def test_every_key_is_read_by_what_writes(cls: type) -> None:
     package = Path(factory.__file__).parent
-    files = [*(package / "steps").glob("write.py"), *package.glob("cli.py")]
+    files = [*(package / "steps").glob("write.py"), *(package / "verbs").glob("*.py")]
     files += [file for name in ("inference", "serve", "chat") for file in (package / name).glob("*.py")]
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     reads = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}

@@ -192,6 +192,13 @@ def test_a_missing_file_names_the_one_beside_it(here: Path) -> None:
     assert "did you mean rows.jsonl?" in refusal.fix
 
 
+def test_a_hub_id_in_the_place_of_a_file_is_told_by_its_keys() -> None:
+    (refusal,) = refusals("data=file", "data.path=owner/rows", training=False)
+    assert "add data.sources.file.origin=hub data.sources.file.format=FORMAT for the hub's owner/rows" in refusal.fix
+    (refusal,) = refusals("data=file", "data.path=owner/rows.jsonl", training=False)
+    assert "origin=hub" not in refusal.fix
+
+
 def test_no_other_name_is_told_than_one_like_it(here: Path) -> None:
     (here / "train.jsonl").write_text("{}")
     (here / "again.jsonl").symlink_to("again.jsonl")

@@ -11,7 +11,7 @@ import pytest
 import side_by_side
 from conftest import Done
 
-from factory import cli, compose
+from factory import compose
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, read_plan, to_yaml
 from factory.refusal import UserError, refuse
@@ -21,6 +21,7 @@ from factory.run.screen import Screen
 from factory.run.sweep import Verbs
 from factory.run.swept import SweepFolder
 from factory.schema import Sweep
+from factory.verbs.train import of_recipe
 
 FOLDER = "multirun_sweeps/chained"
 THREE = """
@@ -251,7 +252,7 @@ def test_every_recipe_can_be_planned_without_a_network(name: str) -> None:
         if compose.recipe_of_runs(line) is None:
             pretended.compiled(f"recipe={name}")
             return
-        found = chain.planned(line, partial(cli._of_recipe, training=False))
+        found = chain.planned(line, partial(of_recipe, training=False))
     assert found and {job.name for job in found if job.refusals} == set(NEVER.get(name, ()))
 
 
@@ -270,12 +271,12 @@ def test_two_runs_that_are_executed(execute: Callable[..., Done], line: Line, ti
     done = dict[str, Done]()
 
     def run(composed: compose.Composed) -> int:
-        plan = cli._of_recipe(composed, training=True)
+        plan = of_recipe(composed, training=True)
         done[Path(composed.run_dir).name] = made = execute(folder=composed.run_dir, plan=plan)
         made.run.folder.report.write_text(as_json(blank(plan, "finished")))
         return 0
 
-    verbs = Verbs(compile=partial(cli._of_recipe, training=True), run=run, go_on=lambda folder: 1)
+    verbs = Verbs(compile=partial(of_recipe, training=True), run=run, go_on=lambda folder: 1)
     asked = line(text, f"model.path={tiny_model}", f"hydra.sweep.dir={FOLDER}")
     assert chain.chain(asked, Sweep(resume=None, reuse=False), verbs, Screen()) == 0
     saved = load_file(f"{FOLDER}/sft/model/adapter_model.safetensors")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Done
 
-from factory import cli, compose
+from factory import compose
 from factory.compare.columns import columns
 from factory.compare.comparison import compared
 from factory.compare.found import of_folder
@@ -18,6 +18,7 @@ from factory.run.folder import RunFolder
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs
 from factory.schema import Sweep
+from factory.verbs.train import of_recipe
 
 SETS = {  # prompt and answer, by the columns of each
     "cnn_dailymail": {"article": "Boat {} left the harbour at noon with nine men.", "highlights": "Boat {} left."},
@@ -60,7 +61,7 @@ def test_table_5_is_run_compared_and_continued(
     def run(composed: compose.Composed, *, failing: str) -> int:
         name = Path(composed.run_dir).name
         asked.append(name)
-        plan = cli._of_recipe(composed, training=True)
+        plan = of_recipe(composed, training=True)
         if name == failing:
             return 1
         done = execute(folder=composed.run_dir, plan=plan)
@@ -69,7 +70,7 @@ def test_table_5_is_run_compared_and_continued(
         return 0
 
     def go(line: compose.CommandLine, failing: str, resume: str | None = None) -> int:
-        compile, go_on = partial(cli._of_recipe, training=True), lambda folder: 1
+        compile, go_on = partial(of_recipe, training=True), lambda folder: 1
         verbs = Verbs(compile=compile, run=partial(run, failing=failing), go_on=go_on)
         return chain.chain(line, Sweep(resume=resume, reuse=False), verbs, Screen())
 

@@ -229,7 +229,7 @@ def test_what_was_skipped_is_carried_over_a_resume(execute: Execute, monkeypatch
         original = train._updates
 
         def stopping(run: Any, *values: Any) -> Any:
-            run.stopping = values[3].step == 3
+            run.stopping = values[0].state.step == 3
             return original(run, *values)
 
         patched.setattr(train, "_updates", stopping)

@@ -1,0 +1,69 @@
+"""What trains of a model, as its method and its stage say: what every estimate follows from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from types import ModuleType
+from typing import Any
+
+from factory import heads, registry
+from factory.architecture import Architecture, Shape
+from factory.plan import BYTES, Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """`spec` is the method's module, `method` its settings."""
+
+    arch: Architecture
+    spec: ModuleType
+    method: Any
+    steps: Steps
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Of what the method trains."""
+        return self.spec.trainable(self.method, self.arch)
+
+    @cached_property
+    def heads(self) -> dict[str, Shape]:
+        """Of what the stage trains beside it."""
+        return heads.heads(self.steps.train.stage, self.arch)
+
+    @cached_property
+    def everything(self) -> dict[str, Shape]:
+        return self.shapes | self.heads
+
+    @cached_property
+    def expanded(self) -> Architecture:
+        """With the layers that the method adds."""
+        expand = registry.hook(self.spec, "expanded")
+        return expand(self.method, self.arch) if expand else self.arch
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number that is trained."""
+        return BYTES[self.steps.attach.dtype]
+
+    @property
+    def in_turns(self) -> bool:
+        """What trains is held in the frozen type, and stepped as copies of a part at a time."""
+        return registry.hook(self.spec, "copied") is not None
+
+    @property
+    def layerwise(self) -> bool:
+        """Each gradient is stepped at once, and none stays."""
+        return bool(getattr(self.method, "layerwise", False))
+
+    @property
+    def accumulates(self) -> bool:
+        return self.steps.train.gradient_accumulation_steps > 1 and not self.layerwise
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest tensor that trains."""
+        return max((prod(shape) for shape in self.everything.values()), default=0)
+
+
+def counted(shapes: dict[str, Shape]) -> int:
+    return sum(prod(shape) for shape in shapes.values())

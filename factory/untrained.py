@@ -1,0 +1,75 @@
+"""Trees for the verbs that train nothing: what the user says over what the run that is named was made with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from factory import compose
+from factory.refusal import refuse
+from factory.saved import merged, saved, scores
+from factory.typed import to_tree
+
+
+def untrained(
+    line: compose.CommandLine,
+    taken: Callable[[tuple[str, ...]], tuple[str, ...]] = lambda overrides: overrides,
+    *,
+    base: bool = False,
+) -> compose.Composed:
+    """What the user says, over what the run that is named was made with; its method's own keys are of no use.
+
+    `taken`: what of the run's overrides counts. `base`: the model that the run started from, instead of its own.
+    """
+    named = [text for text in line.overrides if text.startswith("run=")]
+    own = tuple(text for text in line.overrides if not text.startswith("run="))
+    if method := next((text for text in own if text.lstrip("+").startswith("method=")), None):
+        raise refuse("evaluate-method", method, "no method is read")
+    if not named:
+        return compose.compose(replace(line, overrides=(*own, "method=none")))
+    bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
+    asked = bare.tree["tracking"]
+    found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
+    made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own)))
+    method = dict(bare.tree["method"])
+    if found.quantization is not None and not any(_of_method(text) for text in own):  # as the run held its base
+        method["quantization"] = to_tree(found.quantization)
+    places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
+    if base:
+        if not found.overrides and found.adapter is None:
+            raise refuse(
+                "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
+            )
+        places = {} if found.overrides else {"path": found.path}
+    tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
+    return replace(made, tree=tree, options={**made.options, "method": "none"}, run=found.run)
+
+
+_EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads
+
+
+def exported(line: compose.CommandLine) -> compose.Composed:
+    """The model of what is named, in float32 and without data; all else as it is by default or as the user says."""
+    for text in line.overrides:
+        group = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
+        if group not in _EXPORTING and not text.lstrip("+").startswith("method.quantization."):
+            raise refuse("export-key", text, "an export does not read it")
+    composed = untrained(line)
+    place = composed.tree["model"]
+    heads = "rm" if scores(place["adapter"], place["path"]) else "sft"
+    own = tuple(text for text in line.overrides if not text.startswith(("run=", "model=", "model.")))
+    bare = compose.compose(replace(line, overrides=(*own, "method=none", f"stage={heads}", "precision=fp32")))
+    tree = {
+        **bare.tree,
+        "model": {**place, "rope_scaling": "none"},  # the saved config has them
+        "method": composed.tree["method"],
+        "seed": composed.tree["seed"],  # of rows of the embedding that nobody trained
+        "data": {**bare.tree["data"], "sources": {}},
+        "evaluate": {**bare.tree["evaluate"], "perplexity": False, "samples": 0},
+        "export": {**bare.tree["export"], "run": composed.run},
+    }
+    options = {**bare.options, "model": composed.options["model"]}
+    del options["data"]
+    return replace(composed, tree=tree, options=options, overrides=line.overrides)
+
+
+def _of_method(text: str) -> bool:
+    return text.lstrip("+").startswith(("method.", "tracking."))

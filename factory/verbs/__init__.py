@@ -1,0 +1,86 @@
+"""What a command does, by its verb; what the verbs have in common is here."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from factory import compose, settings
+from factory.redact import redacted
+from factory.refusal import UserError, refuse
+
+REFUSED = 2
+# the verbs that read a group of keys of their own
+OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
+OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
+
+READ_RUNS = ("evaluate", "chat", "serve", "export")
+
+
+def parsed(arguments: list[str], many: str | None = None, rule: str = "plan-of-a-sweep") -> compose.CommandLine | None:
+    """The line; None where it was Hydra's own business, and Hydra has answered: --cfg, --info, completion.
+
+    `many`: why the verb is no sweep's. Raises UserError.
+    """
+    line = compose.parse(arguments)
+    if line.multirun and many:
+        raise refuse(rule, "-m", many)
+    if not line.hydra_flags:
+        return line
+    completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
+    given = line.overrides if completing else compose.prepared(line).overrides
+    compose.hydra_main(lambda _: None, [*line.hydra_flags, *given], line.config_dirs)
+    return None
+
+
+def refuse_unread(line: compose.CommandLine, verb: str) -> None:
+    """The keys of what another verb prints: this one would not look at them."""
+    for text in line.overrides:
+        group = text.lstrip("+").partition("=")[0].partition(".")[0]
+        if group in OWN and verb not in OWN[group]:
+            shown = text if group not in ("serve", "board") else text.partition("=")[0]  # which may be a secret
+            wrong = f"`factory {verb}` does not read it"
+            raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(OWN[group]))
+        if group == "sweep" and not line.multirun:
+            raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
+        if text.lstrip("+").startswith("run=") and verb not in READ_RUNS:
+            raise refuse("run-unread", text, f"`factory {verb}` does not read it", run=text.partition("=")[2] or "RUN")
+
+
+def composed(line: compose.CommandLine, verb: str) -> compose.Composed:
+    """Raises UserError."""
+    refuse_unread(line, verb)
+    return compose.compose(line)
+
+
+def settings_of(overrides: Sequence[str]) -> settings.Settings:
+    """The settings of these overrides and the defaults. Raises UserError."""
+    tree = compose.compose(compose.parse(list(overrides))).tree
+    chosen, problems, _ = settings.read(tree, options={}, overrides=(), run_dir="")
+    if problems:
+        raise UserError(*problems)
+    return chosen
+
+
+def fresh(folder: str) -> str:
+    """The default folder is named by the second: another run may have been as quick."""
+    number, path = 1, folder
+    while Path(path).exists():
+        number += 1
+        path = f"{folder}-{number}"
+    return path
+
+
+def our_mistake(error: Exception, folder: Path | None = None) -> int:
+    """A traceback is ours, not the user's: it goes to a log, one line says where."""
+    log = (folder or Path("outputs")) / "run.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(redacted("".join(traceback.format_exception(error))))
+        where = f"the traceback is in {log}"
+    except OSError:
+        where = "no log could be written"
+    first = str(error).splitlines()[0] if str(error) else ""
+    print(f"Internal error ({type(error).__name__}: {first}); {where}", file=sys.stderr)
+    return 1

@@ -1,0 +1,150 @@
+"""The verb `plan`: of one run, of a sweep, of a recipe, or what differs between two."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from factory import compose
+from factory.anew import Anew, compiled
+from factory.plan import Plan
+from factory.refusal import UserError, refuse
+from factory.run.advice import cheapest
+from factory.typed import convert, to_tree
+from factory.verbs import REFUSED, parsed, refuse_unread, settings_of
+from factory.verbs import composed as composed_of
+from factory.verbs.train import of_recipe, of_sweep
+
+if TYPE_CHECKING:
+    from factory.run.jobs import Job
+
+
+def plan(arguments: list[str]) -> int:
+    """compile only: the plan, the estimate, and what this machine lacks; --diff A B: what differs between two plans"""
+    if "--diff" in arguments:
+        return _diff(arguments)
+    if (line := parsed(arguments)) is None:
+        return 0
+    if line.multirun:
+        return _plan_sweep(line)
+    if compose.recipe_of_runs(line):
+        return _plan_recipe(line)
+    composed = composed_of(line, "plan")
+    shared = tuple(text for text in composed.overrides if not _of_plan(text))  # a plan's own line is one of `train`
+    made = compiled(replace(composed, overrides=shared), training=False)
+    form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
+    if convert(bool, composed.tree["plan"]["search"]):
+        return _search(made, form, Anew(line.config_dirs))
+    changes = [] if fits or form == "yaml" else cheapest(made, None, Anew(line.config_dirs))
+    if form == "json":
+        from factory.plan import to_json
+
+        told = {} if fits else {"changes": [to_tree(change) for change in changes]}
+        print(json.dumps({**to_json(made), **told}, ensure_ascii=False))
+    elif form == "yaml":
+        from factory.plan import to_yaml
+
+        print(to_yaml(made), end="")
+    else:
+        from factory.run.plan_shown import changes_text, plan_panel
+        from factory.run.screen import Screen
+
+        screen = Screen()
+        screen.print(plan_panel(made))
+        if not fits:
+            screen.print(changes_text(changes), soft_wrap=True)
+    return 0
+
+
+def _search(made: Plan, form: str, anew: Anew) -> int:
+    """The best legal settings for the budget."""
+    from factory.run import search
+
+    if form == "yaml":
+        raise refuse("search-as-yaml", "plan.format=yaml", "a table of settings is no plan")
+    found = search.search(made, anew)
+    if form == "json":
+        from factory.plan import to_json
+
+        print(json.dumps({**to_json(made), "search": search.as_json(found)}, ensure_ascii=False))
+    else:
+        from factory.run.screen import Screen
+
+        Screen().print(search.as_text(found), soft_wrap=True)
+    return 0
+
+
+def _plan_sweep(line: compose.CommandLine) -> int:
+    """Every job of a sweep with its estimate, or why it is refused. 2 where one is."""
+    refuse_unread(line, "plan")
+    kept, _ = of_sweep(line)
+    shared, form = _without_form(kept)
+    from factory.run import sweep
+
+    return _show_jobs(*sweep.planned(shared, partial(compiled, training=False)), form)
+
+
+def _plan_recipe(line: compose.CommandLine) -> int:
+    """Every run of a recipe, as far as it is known. 2 where one is refused."""
+    refuse_unread(line, "plan")
+    shared, form = _without_form(line)
+    from factory.run import chain
+
+    return _show_jobs(chain.planned(shared, partial(of_recipe, training=False)), True, form)
+
+
+def _of_plan(override: str) -> bool:
+    return override.lstrip("+").startswith("plan.")
+
+
+def _without_form(line: compose.CommandLine) -> tuple[compose.CommandLine, str]:
+    """The line without plan.*, and how several plans are printed."""
+    shared = tuple(text for text in line.overrides if not _of_plan(text))
+    asked = settings_of([text for text in line.overrides if text not in shared]).plan
+    if asked.format == "yaml":
+        raise refuse("plan-of-a-sweep", "plan.format=yaml", "a file holds one plan")
+    if asked.search:
+        raise refuse("plan-of-a-sweep", "plan.search=true", "the best settings of one run are sought at a time")
+    return replace(line, overrides=shared), asked.format
+
+
+def _show_jobs(found: "Sequence[Job]", known: bool, form: str) -> int:
+    """`known`: whether these are the jobs, and not two of those that a sweeper may choose."""
+    from factory.run import jobs
+
+    if form == "json":
+        print(json.dumps({**jobs.as_json(found), "known": known}, ensure_ascii=False))
+    else:
+        from factory.run.screen import Screen
+
+        screen = Screen()
+        screen.print(jobs.table(found))
+        screen.print(jobs.summary(found) if known else jobs.AS_IT_GOES)
+    for job in found:
+        if job.refusals:
+            print(f"\njob {job.name}\n{UserError(*job.refusals)}", file=sys.stderr)
+    return REFUSED if any(job.refusals for job in found) else 0
+
+
+def _diff(arguments: list[str]) -> int:
+    """Two plans: files, run folders or MLflow run ids."""
+    from factory import diff
+
+    at = arguments.index("--diff")
+    names, rest = arguments[at + 1 : at + 3], [*arguments[:at], *arguments[at + 3 :]]
+    unread = [word for word in rest if not word.startswith(("plan.format=", "tracking.", "tracking="))]
+    unnamed = len(names) < 2 or any("=" in name and not Path(name).exists() for name in names)
+    if unread or unnamed:
+        wrong = "two plans are needed" if unnamed else f"{unread[0]} is not read here"
+        raise refuse("diff-what", f"--diff {' '.join(names)}".strip(), wrong)
+    chosen = settings_of(rest)
+    one, other = (diff.read(name, chosen.tracking.mlflow) for name in names)
+    found = diff.differences(one, other)
+    if chosen.plan.format == "json":
+        print(json.dumps(diff.as_json(found), ensure_ascii=False))
+    else:
+        print(diff.as_text(found, (names[0], names[1])))
+    return 0

@@ -1,0 +1,254 @@
+"""The verbs that train or go on with it: train (a run, a sweep, a recipe, a plan again), resume, track."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from factory import compose, schema
+from factory.anew import Anew, compiled
+from factory.plan import Plan, Verb
+from factory.ranks.outer import refuse_outer, run_as_rank
+from factory.ranks.world import from_environment, launched
+from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.run.folder import RunFolder
+from factory.typed import to_tree
+from factory.verbs import REFUSED, fresh, our_mistake, parsed, refuse_unread, settings_of
+from factory.verbs import composed as composed_of
+
+if TYPE_CHECKING:
+    from factory.run.sweep import Verbs
+
+
+def train(arguments: list[str]) -> int:
+    """compile, then execute; `--from-plan PLAN` replays a plan file, -m sweeps"""
+    if any(word.partition("=")[0] == "--from-plan" for word in arguments):
+        return _replay(arguments)
+    refuse_outer(" ".join(arguments) or "train")
+    if (line := parsed(arguments)) is None:
+        return 0
+    if line.multirun:
+        return _sweep(line)
+    if compose.recipe_of_runs(line):
+        refuse_unread(line, "train")
+        return _recipe(line, schema.Sweep(resume=None, reuse=False))
+    composed = composed_of(line, "train")
+    if _names_a_folder(line):
+        return _run(composed)
+    default = composed.run_dir
+    while True:
+        composed = replace(composed, run_dir=fresh(default))
+        try:
+            return _run(composed)
+        except UserError as error:
+            if {found.rule for found in error.refusals} != {"folder-in-use"}:  # another run of the same second took it
+                raise
+
+
+def _run(composed: compose.Composed) -> int:
+    made = compiled(composed, training=True)
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    folder = RunFolder(composed.run_dir)
+    resume = composed.tree["stage"]["resume"]
+    start = "newest" if resume == "auto" else Path(resume) if resume else None
+    return launch(made, folder, start, Screen(), Anew(composed.config_dirs))
+
+
+def _sweep(line: compose.CommandLine) -> int:
+    refuse_unread(line, "train")
+    from factory.run import chain
+    from factory.run.screen import Screen
+    from factory.run.sweep import sweep
+
+    kept, asked = of_sweep(line)
+    if asked.resume and chain.is_here(asked.resume):
+        return _recipe(kept, asked)
+    return sweep(kept, asked, _of_jobs(compiled, _run), Screen())
+
+
+def of_sweep(line: compose.CommandLine) -> tuple[compose.CommandLine, schema.Sweep]:
+    """The keys of the sweep itself, taken from the line. Raises UserError."""
+    own = [text for text in line.overrides if text.lstrip("+").startswith("sweep.")]
+    kept = tuple(text for text in line.overrides if text not in own)
+    return replace(line, overrides=kept), settings_of(own).sweep
+
+
+def _recipe(line: compose.CommandLine, asked: schema.Sweep) -> int:
+    """Runs that may read each other, one after another."""
+    from factory.run.chain import chain
+    from factory.run.screen import Screen
+
+    return chain(line, asked, _of_jobs(of_recipe, _run_of_recipe), Screen())
+
+
+def _of_jobs(planned: Callable[..., Plan], run: Callable[[compose.Composed], int]) -> "Verbs":
+    from factory.run.sweep import Verbs
+
+    return Verbs(
+        compile=partial(planned, training=True),
+        run=lambda composed: _job(RunFolder(composed.run_dir), partial(run, composed)),
+        go_on=lambda folder: _job(folder, partial(_go_on, folder)),
+    )
+
+
+def of_recipe(composed: compose.Composed, *, training: bool) -> Plan:
+    """The plan of one of a recipe's runs: of method=none there is nothing but to measure."""
+    return compiled(composed, training=training, verb=_verb(composed))
+
+
+def _verb(composed: compose.Composed) -> Verb:
+    return "evaluate" if composed.options.get("method") == "none" else "train"
+
+
+def _run_of_recipe(composed: compose.Composed) -> int:
+    return done_once(composed, "evaluate") if _verb(composed) == "evaluate" else _run(composed)
+
+
+def done_once(composed: compose.Composed, verb: Verb) -> int:
+    """In a run's folder, what trains nothing: there is no checkpoint, and nothing cheaper to advise."""
+    made = compiled(composed, training=True, verb=verb)
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    return launch(made, RunFolder(composed.run_dir), None, Screen(), None)
+
+
+def _names_a_folder(line: compose.CommandLine) -> bool:
+    return any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides)
+
+
+def in_a_folder(line: compose.CommandLine, composed: compose.Composed) -> compose.Composed:
+    """The one that the line names, or a new one."""
+    return composed if _names_a_folder(line) else replace(composed, run_dir=fresh(composed.run_dir))
+
+
+def _job(folder: RunFolder, executed: Callable[[], int]) -> int:
+    """One job of a sweep: what ends it must not end the others."""
+    try:
+        return executed()
+    except UserError as error:
+        code, text = REFUSED, str(error)
+        print(text, file=sys.stderr)
+    except Exception as error:
+        return our_mistake(error, folder.path)
+    with contextlib.suppress(OSError):  # a full disk, which is most often what was just told
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with folder.log.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
+    return code
+
+
+def _replay(arguments: list[str]) -> int:
+    """Executes a plan file as it is. Only places may be changed: hydra.run.dir and tracking."""
+    from factory.look.machine import look_at_machine
+    from factory.plan import read_plan
+    from factory.tracking.later import unusable
+
+    path, rest = _from_plan(arguments)
+    made = read_plan(Path(path))
+    run_dir, problems, own = None, list[Refusal](), [text for text in rest if _of_tracking(text)]
+    for text in rest:
+        name, _, value = text.lstrip("+").partition("=")
+        if name == "hydra.run.dir" and value:
+            run_dir = value
+        elif text not in own:
+            problems.append(refusal("fixed-by-the-plan", text, "a plan is replayed as it is"))
+    tracking = replace(made.tracking, parent_run=None, **_chosen_tracking(own))
+    problems += unusable(tracking, look_at_machine().packages)
+    if problems:
+        raise UserError(*problems)
+    if launched():
+        if run_dir is None:
+            raise refuse("rank-folder", "hydra.run.dir", "it is not set")
+        return run_as_rank(replace(made, tracking=tracking), RunFolder(run_dir), from_environment())
+    if made.steps.train.ranks.nodes > 1:
+        wrong = "processes are started on this machine only"
+        raise refuse("nodes-need-launcher", f"hardware.num_nodes={made.steps.train.ranks.nodes}", wrong)
+    folder = RunFolder(run_dir or fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
+    if folder.plan.exists():
+        raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
+    return _launch_checked(replace(made, tracking=tracking), folder, None)
+
+
+def _of_tracking(text: str) -> bool:
+    key = text.lstrip("+").partition("=")[0]
+    return key == "tracking" or (key.startswith("tracking.") and key != "tracking.parent_run")
+
+
+def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
+    """The keys of tracking that these overrides set. Raises UserError."""
+    if not texts:
+        return {}
+    chosen = to_tree(settings_of(texts).tracking)
+    del chosen["parent_run"]
+    if any(text.lstrip("+").startswith("tracking=") for text in texts):
+        return chosen
+    return {name: chosen[name] for name in (text.partition("=")[0].split(".")[1] for text in texts)}
+
+
+def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | None) -> int:
+    """Launches a plan that was not compiled just now, if what it was made from is still so."""
+    from factory.execute.verify import verify
+    from factory.run.launch import launch
+    from factory.run.screen import Screen
+
+    verify(made)
+    return launch(made, folder, start, Screen(), Anew())
+
+
+def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
+    rest = list(arguments)
+    at = next(index for index, word in enumerate(rest) if word.partition("=")[0] == "--from-plan")
+    _, equals, path = rest.pop(at).partition("=")
+    if not equals:
+        path = rest.pop(at) if at < len(rest) else ""
+    if not path:
+        raise refuse("plan-missing", "--from-plan", "no file is named")
+    return path, rest
+
+
+def resume(arguments: list[str]) -> int:
+    """continue an interrupted run's FOLDER from its newest whole checkpoint"""
+    refuse_outer(f"resume {' '.join(arguments)}")
+    if len(arguments) != 1:
+        raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
+    folder = RunFolder(arguments[0])
+    if not folder.plan.is_file():
+        raise refuse("resume-missing", arguments[0], "there is no plan.yaml in it")
+    if folder.status() == "finished":
+        raise refuse("resume-finished", arguments[0], "the run is finished")
+    return _go_on(folder)
+
+
+def _go_on(folder: RunFolder) -> int:
+    from factory.plan import read_plan
+
+    return _launch_checked(read_plan(folder.plan), folder, "newest")
+
+
+def track(arguments: list[str]) -> int:
+    """send what of a run's or a sweep's FOLDER did not reach its tracking; tracking.uri=ADDRESS for another place"""
+    from factory.look.machine import look_at_machine
+    from factory.run import sweep
+    from factory.tracking import later
+
+    own = [word for word in arguments if _of_tracking(word)]
+    folders = [word for word in arguments if word not in own]
+    if len(folders) != 1:
+        raise refuse("track-what", " ".join(folders) or "(nothing)", "one folder is needed")
+    chosen = _chosen_tracking(own)
+    if problems := later.unusable_in(folders[0], chosen, look_at_machine().packages):
+        raise UserError(*problems)
+    if later.is_sweep(folders[0]):
+        found = sweep.tracked(folders[0], chosen)
+    else:
+        found = [later.of_run(RunFolder(folders[0]), chosen)]
+    for each in found:
+        print(each, file=sys.stderr if each.problem else sys.stdout)
+    return 1 if any(each.problem for each in found) else 0

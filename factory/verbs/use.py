@@ -1,0 +1,77 @@
+"""The verbs that use a trained model: evaluate, export, chat, serve."""
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from factory import compose, settings
+from factory.anew import compiled
+from factory.plan import Plan, Verb
+from factory.untrained import exported, untrained
+from factory.verbs import parsed, refuse_unread, settings_of
+from factory.verbs.train import done_once, in_a_folder
+
+if TYPE_CHECKING:
+    from factory.inference import asked
+
+
+def evaluate(arguments: list[str]) -> int:
+    """measure a model, or run=FOLDER (a run's, a saved model's, or an MLflow run's id), on the held-out rows"""
+    if (line := parsed(arguments, "one model is evaluated at a time")) is None:
+        return 0
+    refuse_unread(line, "evaluate")
+    return done_once(in_a_folder(line, untrained(line)), "evaluate")
+
+
+def export(arguments: list[str]) -> int:
+    """write run=FOLDER's model, or model=…, to export.dir for others: merged weights, an adapter, GGUF; to the hub"""
+    if (line := parsed(arguments, "one model is exported at a time")) is None:
+        return 0
+    return done_once(in_a_folder(line, exported(line)), "export")
+
+
+def chat(arguments: list[str]) -> int:
+    """a conversation with a model or run=FOLDER in the terminal; compare=[base,run]: two of them side by side"""
+    from factory.inference import asked
+
+    if (line := parsed(arguments, "one `factory chat` runs at a time")) is None:
+        return 0
+    own = asked.taken_apart("chat", line.overrides)
+    compared = [text for text in own.overrides if text.lstrip("+").startswith("chat.compare=")]
+    chosen = settings_of(compared).chat.compare if compared else ()
+    sides = asked.sides(asked.named_run(own), chosen)
+    made = [to_write("chat", line, own, side) for side in sides]
+    from factory.chat import show
+
+    return show.show([show.Asked(side, plan) for side, (plan, _) in zip(sides, made, strict=True)], made[0][1])
+
+
+def serve(arguments: list[str]) -> int:
+    """an OpenAI-style API (chat, completions, embeddings, scores) for a model or run=FOLDER, on 127.0.0.1:8000"""
+    from factory.inference import asked
+
+    if (line := parsed(arguments, "one `factory serve` runs at a time")) is None:
+        return 0
+    own = asked.taken_apart("serve", line.overrides)
+    (side,) = asked.sides(asked.named_run(own), ())
+    made, chosen = to_write("serve", line, own, side)
+    from factory.serve import show
+
+    return show.show(made, chosen, side, own.secret)
+
+
+def to_write(
+    verb: Verb, line: compose.CommandLine, own: "asked.Line", side: "asked.Side"
+) -> tuple[Plan, settings.Settings]:
+    """The plan of a model that writes, and the settings beside it. Nothing is written into a folder."""
+    from factory.inference import asked
+
+    words = replace(line, overrides=asked.with_run(own, side.run))
+    composed = replace(untrained(words, asked.of_run, base=side.base), run_dir=asked.NOWHERE)
+    made = compiled(composed, training=True, verb=verb)
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    chosen, _, _ = settings.read(
+        composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir, verb=verb
+    )
+    return made, chosen
