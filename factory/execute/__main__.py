@@ -64,7 +64,7 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     try:
         verify(run.plan)
         refuse_other_layout(run)
-        world.join(run.plan.steps.load.device)
+        world.join(run.plan.steps.load.device, run.plan.steps.train.ranks.timeout)
         with hearing(run.heard):
             with run.step("imports"):
                 imports(run.plan)

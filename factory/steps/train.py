@@ -75,7 +75,7 @@ def train(
     logged = (state.seconds, state.tokens)
     if state.line is not None:  # the evaluation that was interrupted
         clock += _evaluate(run, model, dataset, reference, reward, state)
-    with turns(run, model, dataset, reward, state.step, total, state.position) as source:
+    with turns(run, model, dataset, reward, state.step, total, state.position) as source, run.world.waiting(long=False):
         while state.step < total and not state.stopped_early:
             turn = next(source)
             rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, total, plan.warmup_ratio)
