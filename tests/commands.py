@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,25 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """What must repeat bit for bit."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
-    return [{name: line[name] for name in ("step", "loss", "grad_norm", "learning_rate", "tokens")} for line in lines]
+    return alike(json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1])
+
+
+def alike(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics without what is another each time."""
+    return [{name: value for name, value in line.items() if name not in _UNLIKE} for line in lines]
+
+
+_UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
+# the stages that sample nothing, in short
+STAGES: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "sft streaming": ("data.streaming=true", "data.shuffle_buffer=16"),
+    "pt": ("stage=pt", "data.max_length=64"),
+    "rm": ("stage=rm",),
+    "dpo": ("stage=dpo",),
+    "kto": ("stage=kto",),
+    "orpo": ("stage=orpo",),
+}
 
 
 def steps(folder: Path) -> int:

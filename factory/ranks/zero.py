@@ -99,7 +99,8 @@ def _wait_as_planned(seconds: int) -> None:
     """DeepSpeed's ranks talk in a group of its own, which it makes with torch's default timeout."""
     from deepspeed.utils import groups  # pyright: ignore[reportMissingImports]
 
-    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), groups._clone_world_group())
+    group: Any = groups._clone_world_group()
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _used_from_outside(run: Run, model: Any, arch: Architecture) -> list[Any]:

@@ -177,6 +177,25 @@ def test_interrupted_before_the_child_listens(
     assert json.loads((where / f"early-{times}" / "report.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("moment", "words", "code"),
+    [
+        ("atexit.register(kill)", ("explain", "seed"), 0),
+        ("late = type('', (), {'__del__': kill})()", ("explain", "x"), 2),
+    ],
+)
+def test_a_signal_when_all_is_done_changes_no_exit_code(
+    number: int, moment: str, words: tuple[str, ...], code: int, where: Path, started: Callable[..., Command]
+) -> None:
+    folder = where / f"late-{number}-{code}"
+    folder.mkdir()
+    last = f"import atexit, os\nkill = lambda *_, kill=os.kill, own=os.getpid(): kill(own, {int(number)})\n{moment}\n"
+    (folder / "sitecustomize.py").write_text(last)
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    assert started(*words, PYTHONPATH=path).ends(code)
+
+
 def test_a_bug_in_the_child_is_told_in_its_report(
     here: Path, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
