@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+PATIENCE = 300  # seconds: of a machine that has much else to do
+
 
 class Command:
     """A running `python -m factory …` in a folder, what it prints collected in a file."""
@@ -29,11 +31,11 @@ class Command:
             )
 
     def child(self) -> psutil.Process:
-        return wait_for(lambda: next(iter(psutil.Process(self.process.pid).children()), None), 20)
+        return wait_for(lambda: next(iter(psutil.Process(self.process.pid).children()), None), PATIENCE)
 
     def ends(self, code: int) -> str:
         """What it printed; it ends with this exit code."""
-        found = self.process.wait(60)
+        found = self.process.wait(PATIENCE)
         text = self.output.read_text()
         assert found == code, text
         assert "Traceback" not in text

@@ -8,7 +8,7 @@ from typing import Any
 import commands
 import httpx
 import psutil
-from commands import Command, wait_for
+from commands import PATIENCE, Command, wait_for
 
 from factory.run.folder import RunFolder, damage
 
@@ -35,12 +35,11 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 _ASIDE = re.compile(r"\..+\.\d+(\.old)?|.*\.(tmp|incomplete)")
 MIB = 2**20
-_PATIENCE = 300  # seconds
 
 
 def ended(command: Command) -> tuple[int, str]:
     """How it ended, and what it printed, in one line: no traceback."""
-    code, text = command.process.wait(_PATIENCE), command.output.read_text()
+    code, text = command.process.wait(PATIENCE), command.output.read_text()
     assert "Traceback" not in text and "Internal error" not in text, text
     return code, " ".join(text.split())
 
@@ -54,7 +53,7 @@ def answered(command: Command, address: str) -> None:
             return httpx.get(f"{address}/health", timeout=5).status_code == 200
         return False
 
-    wait_for(healthy, 120)
+    wait_for(healthy, PATIENCE)
 
 
 def onward(text: str) -> list[str]:
