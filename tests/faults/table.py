@@ -271,7 +271,7 @@ ROWS = (
         f"the command that is printed: {RESUME}",
         f"{TOGETHER}test_a_rank_that_hangs",
         f"{TOGETHER}test_a_rank_that_hangs_is_interrupted",
-        "ranks/test_launched.py::test_who_said_nothing_while_others_waited_hung",
+        "ranks/test_plan_of_ranks.py::test_who_said_nothing_while_others_waited_hung",
     ),
 )
 # what no test shows, and why

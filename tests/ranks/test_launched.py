@@ -4,15 +4,12 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from commands import Command, customized, metrics, steps, wait_for
-from conftest import planned_train
 
-from factory.ranks import __main__ as launcher
 from factory.run.folder import RunFolder
 
 SAME = (
@@ -89,37 +86,3 @@ def test_the_error_of_the_rank_that_raised_is_told(
     assert time.monotonic() - start < 60 + ENDED_WITHIN
     assert "[rank-died] Rank 1 of 2: IndexError: list index out of range" in text
     assert "IndexError" in (where / "bug" / "run.log").read_text()
-
-
-CLOSED, LATE = (
-    "RuntimeError: Connection closed by peer [127.0.0.1]:40",
-    "RuntimeError: Timed out waiting 600000ms for recv",
-)
-KILLED, ABORTED = signal.SIGKILL, signal.SIGABRT
-WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, Timeout(ms)=600000)"
-
-
-@pytest.mark.parametrize(
-    ("found", "log", "told"),
-    [
-        ([(0, None, LATE), (1, KILLED, ""), (2, None, LATE)], "", "rank 1 of 3 hung"),
-        ([(0, None, LATE), (2, None, CLOSED)], "", "rank 1 of 3 hung"),  # not even SIGKILL ended it
-        ([(1, None, LATE), (0, KILLED, ""), (2, KILLED, "")], "", "ranks 0, 2 of 3 hung"),
-        (
-            [(0, None, LATE), (1, None, CLOSED), (2, None, LATE)],
-            "",
-            "ranks 0, 2 of 3 waited, and another came too late",
-        ),
-        ([(0, ABORTED, ""), (2, ABORTED, ""), (1, KILLED, "")], WATCHDOG, "rank 1 of 3 hung"),
-        ([(0, ABORTED, ""), (2, KILLED, ""), (1, KILLED, "")], "terminate called", None),
-        ([(0, None, CLOSED), (2, None, CLOSED), (1, KILLED, "")], "", None),
-        ([(0, None, LATE), (1, None, "IndexError: list index out of range")], "", None),
-    ],
-)
-def test_who_said_nothing_while_others_waited_hung(
-    found: list[tuple[int, int | None, str]], log: str, told: str | None, tmp_path: Path
-) -> None:
-    (tmp_path / "run.log").write_text(log)
-    ranks = replace(planned_train().ranks, processes=3)
-    text = launcher.hung([launcher.Death(*each, time=0) for each in found], ranks, tmp_path / "run.log")
-    assert text is None if told is None else str(text).startswith(f"[rank-hung] hardware.rank_timeout=600: {told}.")
