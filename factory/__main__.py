@@ -1,22 +1,44 @@
 """The program. What the doctor examines may be what keeps the rest from being imported: then it starts without."""
 
+import atexit
+import os
 import signal
 import sys
+from types import FrameType
 
 from factory.tied import tie
 
+_BOTH = (signal.SIGINT, signal.SIGTERM)
+
 
 def main() -> int:
+    atexit.register(_deaf)  # the first that is registered runs last
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a verb says otherwise it ends as Ctrl-C does
     try:
         tie()
-        return _run()
+        return _settled(_run())
     except KeyboardInterrupt:  # while the verbs were still being imported
         print("Interrupted.", file=sys.stderr)
-        return 130
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # all is done: no traceback out of the interpreter's own end
-            signal.signal(number, signal.SIG_DFL)
+        return _settled(130)
+
+
+def _settled(code: int) -> int:
+    """All is done: a signal while threads and libraries come to their end cuts them off, with the code of what was."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    for number in _BOTH:
+        signal.signal(number, end)
+    return code
+
+
+def _deaf() -> None:
+    """The interpreter's own end, which handles no signal any more, would have each kill it."""
+    for number in _BOTH:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _run() -> int:

@@ -227,6 +227,10 @@ class Hardware:
         "how processes share a run: ddp (all of the model in each), fsdp (torch's fully_shard), or DeepSpeed's zero1 "
         "(optimizer split), zero2 (gradients too), zero3 (weights too)"
     )
+    rank_timeout: int = key(
+        "seconds that processes wait for one that does not come to a step; then it is told to hang, and the run ends",
+        low=10,
+    )
     offload: bool = key("keep what zero2, zero3 or fsdp split in the CPU's memory, off the GPU, between uses")
 
 

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+PATIENCE = 300  # seconds: of a machine that has much else to do
 
 
 class Command:
@@ -29,11 +31,11 @@ class Command:
             )
 
     def child(self) -> psutil.Process:
-        return wait_for(lambda: next(iter(psutil.Process(self.process.pid).children()), None), 20)
+        return wait_for(lambda: next(iter(psutil.Process(self.process.pid).children()), None), PATIENCE)
 
     def ends(self, code: int) -> str:
         """What it printed; it ends with this exit code."""
-        found = self.process.wait(60)
+        found = self.process.wait(PATIENCE)
         text = self.output.read_text()
         assert found == code, text
         assert "Traceback" not in text
@@ -51,8 +53,25 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """What must repeat bit for bit."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
-    return [{name: line[name] for name in ("step", "loss", "grad_norm", "learning_rate", "tokens")} for line in lines]
+    return alike(json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1])
+
+
+def alike(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics without what is another each time."""
+    return [{name: value for name, value in line.items() if name not in _UNLIKE} for line in lines]
+
+
+_UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
+# the stages that sample nothing, in short
+STAGES: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "sft streaming": ("data.streaming=true", "data.shuffle_buffer=16"),
+    "pt": ("stage=pt", "data.max_length=64"),
+    "rm": ("stage=rm",),
+    "dpo": ("stage=dpo",),
+    "kto": ("stage=kto",),
+    "orpo": ("stage=orpo",),
+}
 
 
 def steps(folder: Path) -> int:

@@ -217,7 +217,13 @@ def planned_train(**changes: Any) -> Train:
         "autocast": None,
         "threads": 1,
         "ranks": Ranks(
-            strategy="none", processes=1, nodes=1, offload=False, configuration={}, by_node=("node 0: rank 0",)
+            strategy="none",
+            processes=1,
+            nodes=1,
+            offload=False,
+            timeout=600,
+            configuration={},
+            by_node=("node 0: rank 0",),
         ),
     }
     return Train(**{**values, **changes})

@@ -22,6 +22,7 @@ def planned(case: Case) -> Ranks:
         processes=hardware.num_processes,
         nodes=hardware.num_nodes,
         offload=hardware.offload,
+        timeout=hardware.rank_timeout,
         configuration=spec.configuration(
             hardware.strategy,
             arch,
@@ -75,6 +76,13 @@ def _one_process(case: Case) -> str | None:
     if hardware.num_processes > 1 or hardware.strategy == "none" or hardware.offload:
         return None
     return "there is one process, and nobody to share with"
+
+
+def _timeout_unread(case: Case) -> str | None:
+    """The key's default is no wish."""
+    asked = any(override.startswith("hardware.rank_timeout=") for override in case.settings.overrides)
+    alone = asked and case.settings.hardware.num_processes == 1
+    return "there is one process, and nobody who waits for it" if alone else None
 
 
 def _more_than_gpus(case: Case) -> str | None:
@@ -166,6 +174,7 @@ RULES: tuple[Rule, ...] = (
     Rule("nodes-need-launcher", _nodes_need_launcher),
     Rule("ranks-without-strategy", _no_strategy),
     Rule("strategy-without-ranks", _one_process),
+    Rule("rank-timeout-unread", _timeout_unread),
     Rule("ranks-beyond-gpus", _more_than_gpus),
     Rule("offload-useless", _offload),
     Rule("deepspeed-missing", _deepspeed_missing),

@@ -102,7 +102,7 @@ def _walked(run: "Run") -> Ended:
     try:
         verify(run.plan)
         refuse_other_layout(run)
-        run.world.join(run.plan.steps.load.device)
+        run.world.join(run.plan.steps.load.device, run.plan.steps.train.ranks.timeout)
         with hearing(run.heard):
             with run.step("imports"):
                 imports(run.plan)

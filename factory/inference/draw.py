@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.inference.types import Allowed, Done, Sampling, Token
+from factory.inference.types import Allowed, Done, Sampling, Token, failed
 
 _log = logging.getLogger(__name__)
 _FIRST = 512  # of the likeliest tokens
@@ -90,4 +90,4 @@ def _drawn(drawer: Drawer, logits: Tensor) -> Token | Done:
         return drawer.draw(logits)
     except (RuntimeError, ValueError) as error:
         _log.exception("an answer could not be drawn")
-        return Done("error", f"{type(error).__name__}: {error}")
+        return failed(error)

@@ -5,6 +5,7 @@ join. So the loop is ours; the forward pass, its masks and positions are the mod
 """
 
 import inspect
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,9 +19,10 @@ from transformers import DynamicCache
 from factory.inference.draw import Drawer, draw
 from factory.inference.scheduler import Lane, Scheduler
 from factory.inference.slots import Slots
-from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, Unable, batched
+from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, Unable, batched, failed
 from factory.losses import text_model
 
+_log = logging.getLogger(__name__)
 _KEPT_PREFIX = 16  # tokens that two prompts must share before what was read of the first is used again
 # layers whose state is keys and values alone: those of others cannot be cut or shifted
 _WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -165,23 +167,33 @@ class Together:
         room, first = self._numbers.prefill, 0
         while self._reading and room > 0:
             reading = self._reading[0]
-            request = reading.ticket.request
-            if reading.done == 0:
-                self._again(reading)
-            size = len(request.ids) - reading.done
-            if not request.inputs:  # a prompt with images is read whole
-                size = min(size, room)
-            start, reading.done = reading.done, reading.done + size
-            room -= size
-            ids = torch.tensor([request.ids[start : reading.done]])
-            positions = torch.arange(start, reading.done)[None]
-            logits = self._model.logits(ids, reading.slots.cache, None, positions, request.inputs if not start else {})
-            reading.slots.advance(size)
-            if reading.done == len(request.ids):
+            try:
+                if reading.done == 0:
+                    self._again(reading)
+                before = reading.done
+                logits = self._read_on(reading, room)
+            except Exception as error:  # of this one alone: nobody else has a part in its cache
+                _log.exception("a prompt was not read")
                 self._reading.popleft()
+                self._read = ((), Slots())
+                reading.ticket.tell(failed(error))
+                continue
+            room -= reading.done - before
+            if reading.done == len(reading.ticket.request.ids):
                 self._begin(reading, logits)
+                self._reading.popleft()  # not before: where that fails, `end` tells it
                 first += 1
         return first
+
+    def _read_on(self, reading: Reading, room: int) -> Tensor:
+        """Reads up to so many tokens of a prompt, one with images whole; the logits of the last."""
+        request, start = reading.ticket.request, reading.done
+        size = len(request.ids) - start if request.inputs else min(len(request.ids) - start, room)
+        ids, positions = torch.tensor([request.ids[start : start + size]]), torch.arange(start, start + size)[None]
+        logits = self._model.logits(ids, reading.slots.cache, None, positions, request.inputs if not start else {})
+        reading.slots.advance(size)
+        reading.done += size
+        return logits
 
     def _again(self, reading: Reading) -> None:
         """What the last prompt begins with too is not read twice: other answers to it, a conversation that goes on."""
@@ -248,19 +260,29 @@ class Alone:
 
     def step(self) -> int:
         self._model.use(self._adapter)
-        if self._row is None:
-            if not self._waiting:
-                return 0
+        if self._row is None and self._waiting:
             ticket = self._waiting.popleft()
-            row, request = Row(ticket, Drawer(ticket.request.sampling, ticket.request.allowed)), ticket.request
-            self._cache = DynamicCache(config=self._model.inner.config)
+            self._row = Row(ticket, Drawer(ticket.request.sampling, ticket.request.allowed))
+        if self._row is None:
+            return 0
+        try:
+            over = told(self._row, self._next(self._row), self._numbers.context)
+        except Exception as error:  # of this one alone
+            _log.exception("an answer was not written")
+            self._row.ticket.tell(failed(error))
+            over = True
+        if over:
+            self._row = self._cache = None
+        return 1
+
+    def _next(self, row: Row) -> Token | Done:
+        if self._cache is None:
+            request, self._cache = row.ticket.request, DynamicCache(config=self._model.inner.config)
             logits = self._model.logits(torch.tensor([request.ids]), self._cache, None, None, request.inputs)
         else:
-            row = self._row
             logits = self._model.logits(torch.tensor([[row.last]]), self._cache, None, None, {})
         (token,) = draw([row.drawer], logits)
-        self._row = None if told(row, token, self._numbers.context) else row
-        return 1
+        return token
 
     def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
         for ticket in [each for each in self._waiting if which(each)]:
@@ -268,7 +290,7 @@ class Alone:
             ticket.tell(done)
         if self._row is not None and which(self._row.ticket):
             self._row.ticket.tell(done)
-            self._row = None
+            self._row = self._cache = None
 
 
 @dataclass(slots=True)

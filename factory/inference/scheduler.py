@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from factory.inference.types import Done, Event, Load, Overloaded, Request, Stopping, Stream, Ticket
+from factory.inference.types import Done, Event, Load, Overloaded, Request, Stopping, Stream, Ticket, failed
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Scheduler:
                 self._lane_of(ticket.request).admit(ticket)
             except Exception as error:  # of this one alone
                 _log.exception("a request was not taken")
-                ticket.tell(Done("error", f"{type(error).__name__}: {error}"))
+                ticket.tell(failed(error))
                 continue
             self._running += 1
             self._prompt_tokens += len(ticket.request.ids)
@@ -138,7 +138,7 @@ class Scheduler:
                 written = lane.step()
             except Exception as error:  # of one lane's answers: the others go on
                 _log.exception("the engine failed")
-                lane.end(Done("error", f"{type(error).__name__}: {error}"), lambda _: True)
+                lane.end(failed(error), lambda _: True)
                 written = 0
             with self._changed:
                 self._tokens += written

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from factory.execute.memory import is_exhausted
+
 Reason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -65,6 +67,12 @@ class Done:
 
     reason: Reason
     error: str | None = None
+    exhausted: bool = False  # the error is a lack of memory
+
+
+def failed(error: Exception) -> Done:
+    """What an answer ends with that an error has ended."""
+    return Done("error", f"{type(error).__name__}: {error}", is_exhausted(error))
 
 
 Event = Token | Done

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +16,10 @@ from typing import Any
 
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED, end_with_parent
 from factory.execute.report import as_json, blank
-from factory.plan import Plan, read_plan
-from factory.ranks.world import lost_another
+from factory.plan import Plan, Ranks, read_plan
+from factory.ranks.world import late, lost_another
+from factory.refusal import refusal
 from factory.run.folder import RunFolder, read_json, write_whole
-
-_GRACE = 10  # seconds that the others have when one has died, until they are killed
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +31,6 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_GRACE)
     with TemporaryDirectory() as errors:
         config = LaunchConfig(
             min_nodes=1,
@@ -49,7 +47,7 @@ def main(arguments: list[str]) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "factory.execute", *arguments)
         except ChildFailedError as error:
-            return _ended(plan, folder, died(error.failures, Path(errors)))
+            return _ended(plan, folder, deaths(error.failures, Path(errors)))
     return FINISHED
 
 
@@ -75,8 +73,8 @@ class Death:
     time: int
 
 
-def died(failures: Mapping[int, Any], errors: Path) -> Death:
-    """The first: killed, then by an error of its own, then by the loss of another. All ranks are of this node.
+def deaths(failures: Mapping[int, Any], errors: Path) -> list[Death]:
+    """All that is known of them, of a rank once or twice. All ranks are of this node.
 
     A rank that has told its error may not have ended when another, which lost it, has.
     """
@@ -87,20 +85,42 @@ def died(failures: Mapping[int, Any], errors: Path) -> Death:
     for file in errors.glob("**/error.json"):
         message = json.loads(file.read_text(encoding="utf-8"))["message"]
         found.append(Death(int(file.parent.name), None, message["message"], int(message["extraInfo"]["timestamp"])))
-    return min(found, key=lambda death: (death.signal is None, not death.error, lost_another(death.error), death.time))
+    return found
 
 
-def _ended(plan: Plan, folder: RunFolder, first: Death) -> int:
+def _ended(plan: Plan, folder: RunFolder, found: Collection[Death]) -> int:
     """The exit code by rank 0's report; where it could write none, the report of who was the first to die."""
     status = (read_json(folder.report) or {}).get("status")
     if status is None:
-        text = told(first, plan.steps.train.ranks.processes, folder.log)
+        ranks = plan.steps.train.ranks
+        text = hung(found, ranks, folder.log) or died(found, ranks.processes, folder.log)
         write_whole(folder.report, as_json({**blank(plan, "failed"), "error": text}))
     return INTERRUPTED if status == "interrupted" else FAILED
 
 
-def told(death: Death, size: int, log: Path) -> str:
-    """What a person reads of a rank that died."""
+def hung(found: Collection[Death], ranks: Ranks, log: Path) -> str | None:
+    """What a person reads where ranks waited in vain: for those that said nothing until they were killed."""
+    waited = {death.rank for death in found if late(death.error) or _aborted_waiting(death, log)}
+    if not waited or any(death.error and not lost_another(death.error) for death in found):
+        return None
+    silent = set(range(ranks.processes)) - waited - {death.rank for death in found if death.error}
+    size = ranks.processes
+    who = f"{_named(silent, size)} hung" if silent else f"{_named(waited, size)} waited, and another came too late"
+    return str(refusal("rank-hung", f"hardware.rank_timeout={ranks.timeout}", who, log=log))
+
+
+def _aborted_waiting(death: Death, log: Path) -> bool:
+    """NCCL's watchdog ends a process in which the main thread waits, and tells it in the log alone."""
+    return death.signal == signal.SIGABRT and late(log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _named(ranks: Collection[int], size: int) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))} of {size}"
+
+
+def died(found: Collection[Death], size: int, log: Path) -> str:
+    """What a person reads of the first to die: killed, then by an error of its own, then by the loss of another."""
+    death = min(found, key=lambda each: (each.signal is None, not each.error, lost_another(each.error), each.time))
     who = f"[rank-died] Rank {death.rank} of {size}"
     if death.signal is not None:
         return (

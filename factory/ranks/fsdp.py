@@ -92,6 +92,7 @@ class Fsdp(Shared):
             whole = tree_map(self._kept, split)
             if self._world.leads:
                 write(folder, whole)
+            self._world.wait()  # longer than for what is gathered next
             del whole
             give_back()
 

@@ -15,7 +15,8 @@ Item = TypeVar("Item")
 # what torchrun gives its processes; Slurm and Ray set-ups give the same
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(days=1)  # others may prepare data or write weights meanwhile; a rank that is gone is seen at once
-_SIGNS = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "timed out")
+_LATE = ("timed out", "watchdog caught collective operation timeout")  # gloo and torch's store; NCCL, in the log
+_GONE = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "pair closure")
 
 
 class Followed(Exception):
@@ -30,6 +31,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     _group: Any = None
+    _prompt: Any = None  # the same ranks, who do not wait long
+    _long: bool = field(default=True, repr=False)
     _apart: bool = field(default=False, repr=False)  # within `node_leader_first`
 
     @property
@@ -37,7 +40,8 @@ class World:
         """Whether this is the one that writes the run's files."""
         return self.rank == 0
 
-    def join(self, device: str) -> None:
+    def join(self, device: str, limit: int) -> None:
+        """`limit`: seconds that ranks wait for each other in what they do together (hardware.rank_timeout)."""
         if self.size == 1 or self._group is not None:
             return
         import torch
@@ -45,8 +49,10 @@ class World:
 
         if device == "cuda":
             torch.cuda.set_device(self.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        most = timedelta(seconds=limit)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=most)
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._prompt = dist.new_group(backend="gloo", timeout=most)
 
     def leave(self) -> None:
         """At an orderly end, which all ranks reach together unless one has failed."""
@@ -61,7 +67,7 @@ class World:
                 raise
             return
         dist.destroy_process_group()
-        self._group = None
+        self._group = self._prompt = None
 
     def sums(self, *values: float) -> tuple[float, ...]:
         """Of each value the sum over the ranks, in float64."""
@@ -83,7 +89,7 @@ class World:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
+        dist.all_gather_object(found, value, group=self._talk)
         return found
 
     def leaders(self, value: Item) -> Item:
@@ -101,6 +107,22 @@ class World:
         own = list(items[self.rank :: self.size])
         idle = -(-len(items) // self.size) - len(own)
         return own + list(items[:1]) * idle, idle
+
+    @contextmanager
+    def waiting(self, *, long: bool) -> Iterator[None]:
+        """How long ranks wait for each other in the body: long where one may have work of its own.
+
+        Where all do alike, one that does not come within the limit hangs.
+        """
+        before, self._long = self._long, long
+        try:
+            yield
+        finally:
+            self._long = before
+
+    @property
+    def _talk(self) -> Any:
+        return self._group if self._long else self._prompt
 
     @contextmanager
     def node_leader_first(self) -> Iterator[None]:
@@ -127,7 +149,7 @@ class World:
         import torch.distributed as dist
 
         found = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(found, op=getattr(dist.ReduceOp, how), group=self._group)
+        dist.all_reduce(found, op=getattr(dist.ReduceOp, how), group=self._talk)
         return tuple(found.tolist())
 
 
@@ -145,5 +167,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def lost_another(error: BaseException | str) -> bool:
-    """Whether an error only says that another rank is gone."""
-    return any(sign in str(error).lower() for sign in _SIGNS)
+    """Whether an error only says that another rank is gone, or did not come."""
+    return late(error) or any(sign in str(error).lower() for sign in _GONE)
+
+
+def late(error: BaseException | str) -> bool:
+    """Whether an error, or a log, says that another rank did not come in time."""
+    return any(sign in str(error).lower() for sign in _LATE)

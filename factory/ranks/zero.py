@@ -5,6 +5,7 @@ DeepSpeed is called directly: its configuration is the plan's, and what accelera
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Zero(Shared):
             model=root, optimizer=own, config=dict(planned.configuration), dist_init_required=False
         )
         self._engine, self.optimizer, *_ = made
+        _wait_as_planned(planned.timeout)
         assert self._engine.zero_optimization_stage() == self._stage_number, "DeepSpeed chose another stage"
         give_back()
         self.root = self._engine
@@ -91,6 +93,14 @@ class Zero3(Way):
 
         with swapped(model, names, gathered):
             yield
+
+
+def _wait_as_planned(seconds: int) -> None:
+    """DeepSpeed's ranks talk in a group of its own, which it makes with torch's default timeout."""
+    from deepspeed.utils import groups  # pyright: ignore[reportMissingImports]
+
+    group: Any = groups._clone_world_group()
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _used_from_outside(run: Run, model: Any, arch: Architecture) -> list[Any]:

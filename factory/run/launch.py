@@ -66,16 +66,16 @@ def launch(
         folder.forget_the_killed()
         passed_over = list[str]()
         start = folder.sound_checkpoint(passed_over.append) if resume_from == "newest" else resume_from
-        write_whole(folder.plan, to_yaml(plan))
-        for old in (folder.events, folder.report):  # of the attempt before this one
-            old.unlink(missing_ok=True)
-        # before anyone follows the file
-        folder.forget_metrics_after(last_logged(start))
         try:
-            screen.write_to(folder.log)
-        except OSError as error:
-            raise unwritable(folder.log, error) from None
-        try:
+            write_whole(folder.plan, to_yaml(plan))
+            for old in (folder.events, folder.report):  # of the attempt before this one
+                old.unlink(missing_ok=True)
+            # before anyone follows the file
+            folder.forget_metrics_after(last_logged(start))
+            try:
+                screen.write_to(folder.log)
+            except OSError as error:
+                raise unwritable(folder.log, error) from None
             screen.print(plan_panel(plan))
             for told in passed_over:
                 screen.print(told, style="yellow", soft_wrap=True)
@@ -86,9 +86,9 @@ def launch(
             code, tracker, seen = _follow(plan, folder, start, screen, lock)
             return _finish(plan, folder, code, tracker, screen, seen, anew)
         except KeyboardInterrupt:  # before there was a child to be asked, or when it had done its work
-            over = folder.status() == "finished"
+            over, there = folder.status() == "finished", folder.plan.exists()
             onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
-            screen.print(f"Interrupted. {onward}", style="yellow", soft_wrap=True)
+            screen.print(f"Interrupted. {onward if there else ''}".rstrip(), style="yellow", soft_wrap=True)
             return INTERRUPTED
         finally:
             screen.write_to(None)

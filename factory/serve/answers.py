@@ -101,7 +101,7 @@ async def shown(
                     tickets[number].cancel()
             else:
                 if event.reason == "error":
-                    raise errors.broken()
+                    raise errors.no_memory() if event.exhausted else errors.broken()
                 yield number, Shown(writer.finish(), held[number], event)
                 ended.add(number)
             if len(ended) == len(requests):

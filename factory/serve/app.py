@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from factory import __version__, schema
 from factory.data.record import BadRow
+from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
 from factory.inference.types import Overloaded, Stopping, Unable
@@ -88,7 +89,7 @@ def _handlers(made: FastAPI) -> None:
 
     @made.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
-        return errors.broken().response()
+        return (errors.no_memory() if is_exhausted(error) else errors.broken()).response()
 
 
 def _addresses(made: FastAPI) -> dict[str, list[str]]:

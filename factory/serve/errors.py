@@ -85,6 +85,15 @@ def overloaded(seconds: int) -> ApiError:
     )
 
 
+def no_memory() -> ApiError:
+    return ApiError(
+        503,
+        "There was not enough memory for this request: shorten it, or come again when fewer are answered.",
+        code="out_of_memory",
+        kind="server_error",
+    )
+
+
 def stopping() -> ApiError:
     return ApiError(503, "The server is being stopped.", code="stopping", kind="server_error")
 

@@ -76,6 +76,14 @@ class Server(uvicorn.Server):
         threading.Thread(target=self._room.engine.stop, args=(grace,), daemon=True).start()
         super().handle_exit(sig, frame)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says where it serves once a signal ends it as it should."""
+        await super().startup(sockets=sockets)
+        assert sockets, "it was bound before the weights were read"
+        host, port = sockets[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        to_stderr(f"Serving {', '.join(self._room.names)} at http://{shown}:{port}/v1 (Ctrl-C ends it)")
+
 
 def server(room: Room, generation: schema.Generation, serve: schema.Serve, secret: str | None) -> Server:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # which tells whole addresses
@@ -97,12 +105,9 @@ def run(room: Room, generation: schema.Generation, serve: schema.Serve, secret: 
         at.listen(_BACKLOG)
     except OSError as error:
         raise _taken(serve, error) from None
-    host, port = at.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    to_stderr(f"Serving {', '.join(room.names)} at http://{shown}:{port}/v1 (Ctrl-C ends it)")
     made = server(room, generation, serve, secret)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the one that ended it again, once it has ended
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, made.handle_exit)
     made.run(sockets=[at])
     room.engine.stop(0)
     return 0

@@ -54,7 +54,8 @@ class Engine:
 
     def save(self, state: dict[str, Any], *, keep: int | None = None) -> None:
         """`keep` is a step whose checkpoint is not pruned."""
-        checkpoint.save(self._run, self.write, self.needed, self._scaler, state, keep=keep)
+        with self._run.world.waiting(long=True):  # rank 0 writes
+            checkpoint.save(self._run, self.write, self.needed, self._scaler, state, keep=keep)
 
     def write(self, folder: Path) -> None:
         """The trained tensors and the optimizer's state."""

@@ -119,7 +119,7 @@ def _steps(loop: Loop) -> None:
     if state.line is not None:  # the evaluation that was interrupted
         _evaluate(loop)
     made = turns(run, loop.model, loop.dataset, loop.reward, state.step, loop.total, state.position)
-    with made as source:
+    with made as source, run.world.waiting(long=False):
         while state.step < loop.total and not state.stopped_early:
             _step(loop, next(source))
 

@@ -695,6 +695,7 @@ TABLE = (
         on_gpus("{gpus} hardware.strategy=zero2 {offload}"),
         machine=ALL,
     ),
+    row("rank-timeout-unread", "hardware.rank_timeout=60", compiles("{ddp} hardware.rank_timeout=60")),
     row("ranks-beyond-gpus", "{gpu} {ddp}", on_gpus("{gpus} {ddp}"), machine=ON_GPU),
     row("offload-useless", "{fsdp} {offload}", on_gpus("{gpus} {fsdp} {offload}"), machine=ALL),
     row("offload-useless", "{gpus} {ddp} {offload}", on_gpus("{gpus} {zero2} {offload}"), machine=GPUS),

@@ -1,11 +1,14 @@
 """What the tests of faults share: short runs of every stage, and what must be so whatever happened to them."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import commands
+import httpx
 import psutil
-from commands import Command, wait_for
+from commands import PATIENCE, Command, wait_for
 
 from factory.run.folder import RunFolder, damage
 
@@ -26,26 +29,31 @@ SAME = (
 )
 SAMPLED = ("stage.reward=letters_scoring:letters", "stage.max_new_tokens=6", "stage.rollout_batch_size=8")
 STAGES: dict[str, tuple[str, ...]] = {
-    "sft": (),
-    "sft streaming": ("data.streaming=true", "data.shuffle_buffer=16"),
-    "pt": ("stage=pt", "data.max_length=64"),
-    "rm": ("stage=rm",),
-    "dpo": ("stage=dpo",),
-    "kto": ("stage=kto",),
-    "orpo": ("stage=orpo",),
+    **commands.STAGES,
     "ppo": ("stage=ppo", *SAMPLED),
     "grpo": ("stage=grpo", "stage.group_size=4", *SAMPLED),
 }
 _ASIDE = re.compile(r"\..+\.\d+(\.old)?|.*\.(tmp|incomplete)")
 MIB = 2**20
-_PATIENCE = 300  # seconds
 
 
 def ended(command: Command) -> tuple[int, str]:
     """How it ended, and what it printed, in one line: no traceback."""
-    code, text = command.process.wait(_PATIENCE), command.output.read_text()
+    code, text = command.process.wait(PATIENCE), command.output.read_text()
     assert "Traceback" not in text and "Internal error" not in text, text
     return code, " ".join(text.split())
+
+
+def answered(command: Command, address: str) -> None:
+    """Waits until a server answers."""
+
+    def healthy() -> bool:
+        assert command.process.poll() is None, command.output.read_text()
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"{address}/health", timeout=5).status_code == 200
+        return False
+
+    wait_for(healthy, PATIENCE)
 
 
 def onward(text: str) -> list[str]:

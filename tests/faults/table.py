@@ -165,6 +165,18 @@ ROWS = (
         f"{MACHINE}test_memory_ends",
     ),
     _row(
+        "out of memory",
+        "serve",
+        "a request that finds no memory is answered with 503, `out_of_memory`, in OpenAI's shape, or its stream ends "
+        "with that; answers that are written beside it may end so too; where the system kills the server, as above",
+        "the server goes on",
+        "a shorter prompt, fewer at a time (`engine.batch`), or the same request later",
+        f"{MACHINE}test_memory_ends_while_serving",
+        "inference/test_writing_engine.py::test_a_prompt_too_long_for_the_memory_ends_alone",
+        "inference/test_writing_engine.py::test_an_answer_that_finds_no_room_beside_the_others_is_told",
+        "serve/test_serve_api.py::test_what_there_is_no_memory_for_is_told_and_the_server_goes_on",
+    ),
+    _row(
         "the clock jumps",
         "train",
         "nothing: durations are of a clock that never jumps; times of day in the files are as the clock says",
@@ -252,18 +264,20 @@ ROWS = (
     _row(
         "a rank hangs",
         "train",
-        "the others wait, 30 minutes at most where torch waits (its own limit); Ctrl-C twice ends all of them, "
-        "exit 130",
+        "`[rank-hung]` names it: the others wait for it `hardware.rank_timeout` seconds in a step, it gets 30 more to "
+        "end, exit 1; Ctrl-C twice ends all of them before, exit 130. Where one works for all, as it prepares data or "
+        "writes, the others wait a day",
         "the newest whole checkpoint",
         f"the command that is printed: {RESUME}",
         f"{TOGETHER}test_a_rank_that_hangs",
+        f"{TOGETHER}test_a_rank_that_hangs_is_interrupted",
+        "ranks/test_plan_of_ranks.py::test_who_said_nothing_while_others_waited_hung",
     ),
 )
 # what no test shows, and why
 OPEN = {
     "out of memory": {
         "sweep": "a job is a run like any other",
-        "serve": "not tested yet",
         "board": "it holds no model: what it starts are runs and servers",
     },
     "full disk": {"serve": "it writes nothing", "board": "its runs are in the row of train"},

@@ -6,9 +6,14 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
-from breaking import all_gone, aside, ended, report
+import tiny
+from breaking import MIB, all_gone, answered, aside, ended, report
 from commands import Command, metrics
+
+from factory.board.children import free_port
 
 pytest_plugins = ["faulty"]
 pytestmark = pytest.mark.faults
@@ -55,6 +60,33 @@ def test_memory_ends(verb: str, trained: str, where: Path, tiny_model: Path, tra
     assert code == 1 and "[out-of-memory]" in text, text
     assert all_gone(where)
     assert not (where / "small").exists() and not aside(where)
+
+
+def test_memory_ends_while_serving(where: Path, started: Start) -> None:
+    """A prompt whose keys and values have no room is refused, and the server goes on; with room it is answered."""
+    wide = {"hidden_size": 256, "num_hidden_layers": 16, "max_position_embeddings": 4096, "num_key_value_heads": 4}
+    model, port = tiny.save(where / "wide", **wide), free_port("127.0.0.1")  # 128 MiB for 4,096 tokens
+    words = ("hardware=cpu", "precision=fp32", "serve.name=wide", f"serve.port={port}")
+    command = started("serve", f"model.path={model}", *words)
+    address = f"http://127.0.0.1:{port}"
+    answered(command, address)
+
+    def ask(tokens: int) -> httpx.Response:
+        asked = {"model": "wide", "prompt": [3 + at % 500 for at in range(tokens)], "max_tokens": 2}
+        return httpx.post(f"{address}/v1/completions", json=asked, timeout=300)
+
+    assert ask(8).status_code == 200  # its threads have begun
+    server = psutil.Process(command.process.pid)
+    free = server.rlimit(psutil.RLIMIT_AS)
+    server.rlimit(psutil.RLIMIT_AS, (server.memory_info().vms + 24 * MIB, free[1]))
+    refused = ask(4000)
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "out_of_memory", refused.text
+    assert ask(8).status_code == 200
+    server.rlimit(psutil.RLIMIT_AS, free)
+    assert ask(4000).status_code == 200
+    command.process.terminate()
+    assert command.process.wait(60) == 0, command.output.read_text()
+    assert all_gone(where)
 
 
 @pytest.mark.parametrize("harm", ["locked", "corrupt"])

@@ -3,12 +3,15 @@
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from breaking import SAME, STAGES, all_gone, aside, ended, kept, loads, onward, report
+from breaking import SAME, STAGES, all_gone, answered, aside, ended, kept, loads, onward, report
 from commands import Command, metrics
+
+from factory.run.folder import RunFolder
 
 pytest_plugins = ["faulty"]
 pytestmark = pytest.mark.faults
@@ -17,13 +20,20 @@ Start = Callable[..., Command]
 GENERATED = ("evaluate.generation=true", "evaluate.max_new_tokens=8", "data.max_length=200")
 
 
-def struck(command: Command, number: signal.Signals, after: float) -> tuple[int, str]:
-    """The command gets the signal after so many seconds, unless it has ended."""
+def struck(command: Command, number: signal.Signals, after: float, where: Path) -> tuple[int, str]:
+    """The command gets the signal after so many seconds, unless it has ended, and ends as the signal asks, with all
+    that it has started.
+    """
     end = time.monotonic() + after
     while command.process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     command.process.send_signal(number)
-    return ended(command)
+    code, text = ended(command)
+    print(f"{number.name} after {after:.2f} s: {code}")
+    # too early for its own answer the signal's default ends it; a moment too late it had done its work
+    assert code in (0, -number, 128 + signal.SIGINT) and (number != signal.SIGKILL or code <= 0), text
+    assert all_gone(where)
+    return code, text
 
 
 def took(start: Callable[[], Command]) -> float:
@@ -34,120 +44,91 @@ def took(start: Callable[[], Command]) -> float:
     return time.monotonic() - begun
 
 
-def as_asked(number: signal.Signals, code: int) -> bool:
-    """Whether the command ended as the signal asks; a moment too late it had done its work."""
-    # where the interpreter was importing it may end itself by SIGINT, which a shell calls 130 too
-    return code in (0, 128 + signal.SIGINT, -signal.SIGINT) if number != signal.SIGKILL else code in (0, -number)
+@dataclass(frozen=True)
+class Breaker:
+    """`where`: the working folder. `started` starts commands there, `chance` draws the moments."""
+
+    where: Path
+    started: Start
+    chance: random.Random
+
+    def broken_off(
+        self, whole: str, start: Callable[[str], Command], later: Callable[[str, bool], Command], began: str
+    ) -> Iterator[str]:
+        """It runs whole; then each signal breaks it off in a folder of its own, and it goes on. Yields those folders.
+
+        It goes on by the command that it printed; killed, or before there was the file `began` in its folder, by
+        `later`, which is given the folder and whether that file is there.
+        """
+        seconds = took(lambda: start(whole))
+        for number in SIGNALS:
+            folder = f"{whole}-{number.name}"
+            code, text = struck(start(folder), number, self.chance.uniform(0.2, seconds), self.where)
+            kept(self.where / folder)
+            loads(self.where / "out" / folder)
+            assert number == signal.SIGKILL or not aside(self.where / folder)
+            if code != 0 and RunFolder(self.where / folder).status() != "finished":  # else it was telling of it
+                there = (self.where / folder / began).exists()
+                assert ("To continue" in text) == (there and number != signal.SIGKILL), text
+                code, text = ended(self.started(*onward(text)) if "To continue" in text else later(folder, there))
+                assert code == 0, text
+            assert not aside(self.where / folder)
+            yield folder
+
+
+@pytest.fixture
+def breaker(where: Path, started: Start, chance: random.Random) -> Breaker:
+    return Breaker(where, started, chance)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_train(stage: str, where: Path, train: Start, started: Start, chance: random.Random) -> None:
-    name = stage.replace(" ", "-")
-    seconds = took(lambda: train(*STAGES[stage], folder=f"{name}-whole"))
-    for number in SIGNALS:
-        folder = f"{name}-{number.name}"
-        after = chance.uniform(0.2, seconds)
-        code, text = struck(train(*STAGES[stage], folder=folder), number, after)
-        print(f"{folder}: after {after:.2f} of {seconds:.2f} s: {code}")
-        assert as_asked(number, code), text
-        assert all_gone(where)
-        kept(where / folder)
-        if code == 0:
-            continue
-        if number != signal.SIGKILL:
-            assert not aside(where / folder)
-        if "To continue" in text:
-            code, text = ended(started(*onward(text)))
-        elif "is finished" in text:  # it was telling of it
-            code = 0
-        else:  # killed, or too early to have a plan
-            assert number == signal.SIGKILL or not (where / folder / "plan.yaml").exists(), text
-            code, text = ended(train(*STAGES[stage], "stage.resume=auto", folder=folder))
-        assert code == 0, text
-        assert not aside(where / folder)
-        assert metrics(where / folder) == metrics(where / f"{name}-whole")
-        assert report(where / folder)["evaluate"] == report(where / f"{name}-whole")["evaluate"]
+def test_train(stage: str, where: Path, train: Start, breaker: Breaker) -> None:
+    def start(folder: str, *more: str) -> Command:
+        return train(*STAGES[stage], *more, folder=folder)
+
+    def later(folder: str, _there: bool) -> Command:
+        return start(folder, "stage.resume=auto")
+
+    whole = stage.replace(" ", "-")
+    for folder in breaker.broken_off(whole, start, later, "plan.yaml"):
+        assert metrics(where / folder) == metrics(where / whole)
+        assert report(where / folder)["evaluate"] == report(where / whole)["evaluate"]
 
 
-def test_evaluate(trained: str, where: Path, started: Start, chance: random.Random) -> None:
+def test_evaluate(trained: str, where: Path, started: Start, breaker: Breaker) -> None:
     def evaluate(folder: str) -> Command:
         return started("evaluate", f"run={trained}", *GENERATED, f"hydra.run.dir={folder}")
 
-    seconds = took(lambda: evaluate("measured"))
-    for number in SIGNALS:
-        folder = f"measured-{number.name}"
-        after = chance.uniform(0.2, seconds)
-        code, text = struck(evaluate(folder), number, after)
-        print(f"{folder}: after {after:.2f} of {seconds:.2f} s: {code}")
-        assert as_asked(number, code), text
-        assert all_gone(where)
-        if code == 0:
-            continue
-        there = (where / folder / "plan.yaml").exists()
-        assert ("To continue" in text) == (there and number != signal.SIGKILL), text
-        again = (
-            started(*onward(text))
-            if "To continue" in text
-            else started("resume", folder)
-            if there
-            else evaluate(folder)
-        )
-        code, text = ended(again)
-        assert code == 0, text
+    def later(folder: str, there: bool) -> Command:
+        return started("resume", folder) if there else evaluate(folder)
+
+    for folder in breaker.broken_off("measured", evaluate, later, "plan.yaml"):
         assert report(where / folder)["evaluate"] == report(where / "measured")["evaluate"]
-        assert not aside(where / folder)
 
 
-def test_export(trained: str, where: Path, started: Start, chance: random.Random) -> None:
+def test_export(trained: str, where: Path, started: Start, breaker: Breaker) -> None:
     def export(name: str) -> Command:
         return started("export", f"run={trained}", f"export.dir=out/{name}", f"hydra.run.dir={name}")
 
-    seconds = took(lambda: export("exported"))
-    weights = (where / "out/exported/model.safetensors").read_bytes()
-    for number in SIGNALS:
-        name = f"exported-{number.name}"
-        after = chance.uniform(0.2, seconds)
-        code, text = struck(export(name), number, after)
-        print(f"{name}: after {after:.2f} of {seconds:.2f} s: {code}")
-        assert as_asked(number, code), text
-        assert all_gone(where)
-        loads(where / "out" / name)
-        if code == 0:
-            continue
-        there = (where / name / "plan.yaml").exists()
-        assert ("To continue" in text) == (there and number != signal.SIGKILL), text
-        again = started(*onward(text)) if "To continue" in text else started("resume", name) if there else export(name)
-        code, text = ended(again)
-        assert code == 0, text
-        assert (where / "out" / name / "model.safetensors").read_bytes() == weights
-        assert not aside(where / name) and not aside(where / "out")
+    def later(folder: str, there: bool) -> Command:
+        return started("resume", folder) if there else export(folder)
+
+    for name in breaker.broken_off("exported", export, later, "plan.yaml"):
+        out = where / "out"
+        assert (out / name / "model.safetensors").read_bytes() == (out / "exported/model.safetensors").read_bytes()
+        assert not aside(out)
 
 
-def test_sweep(where: Path, tiny_model: Path, started: Start, chance: random.Random) -> None:
+def test_sweep(where: Path, tiny_model: Path, started: Start, breaker: Breaker) -> None:
     def sweep(folder: str) -> Command:
         return started("-m", *SAME, f"model.path={tiny_model}", "seed=1,2", f"hydra.sweep.dir={folder}")
 
-    seconds = took(lambda: sweep("swept"))
-    for number in SIGNALS:
-        folder = f"swept-{number.name}"
-        after = chance.uniform(0.2, seconds)
-        code, text = struck(sweep(folder), number, after)
-        print(f"{folder}: after {after:.2f} of {seconds:.2f} s: {code}")
-        assert as_asked(number, code), text
-        assert all_gone(where)
-        if code == 0:
-            continue
-        there = (where / folder / "sweep.json").exists()
-        if "To continue" in text:
-            again = started(*onward(text))
-        else:
-            assert number == signal.SIGKILL or not there, text
-            again = started("-m", f"sweep.resume={folder}") if there else sweep(folder)
-        code, text = ended(again)
-        assert code == 0, text
+    def later(folder: str, there: bool) -> Command:
+        return started("-m", f"sweep.resume={folder}") if there else sweep(folder)
+
+    for folder in breaker.broken_off("swept", sweep, later, "sweep.json"):
         for job in ("0", "1"):
             assert metrics(where / folder / job) == metrics(where / "swept" / job)
-        assert not aside(where / folder)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -161,11 +142,9 @@ def test_serve(number: signal.Signals, trained: str, where: Path, started: Start
     def serve() -> Command:
         return started("serve", f"run={trained}", f"serve.port={port}")
 
-    code, text = struck(serve(), number, chance.uniform(0.2, 6))  # while it reads its weights, most often
-    assert as_asked(number, code), text
-    assert all_gone(where)
+    struck(serve(), number, chance.uniform(0.2, 6), where)  # while it reads its weights, most often
     command = serve()
-    answered(command, port)
+    answered(command, f"http://127.0.0.1:{port}")
     with httpx.stream(
         "POST",
         f"http://127.0.0.1:{port}/v1/completions",
@@ -178,26 +157,10 @@ def test_serve(number: signal.Signals, trained: str, where: Path, started: Start
         if number != signal.SIGKILL:
             assert [line for line in lines if line][-1] == "data: [DONE]"
         code, text = ended(command)
-    assert as_asked(number, code), text
+    assert code == (0 if number != signal.SIGKILL else -number), text
     assert all_gone(where)
-
-
-def answered(command: Command, port: int) -> None:
-    import httpx
-
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        assert command.process.poll() is None, command.output.read_text()
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    raise AssertionError(command.output.read_text())
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_board(number: signal.Signals, where: Path, started: Start, chance: random.Random) -> None:
-    code, text = struck(started("board", "board.port=0"), number, chance.uniform(0.2, 8))
-    assert as_asked(number, code), text
-    assert all_gone(where)
+    struck(started("board", "board.port=0"), number, chance.uniform(0.2, 8), where)

@@ -1,6 +1,7 @@
 """More than one process: two that want one folder, and a rank that hangs."""
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -41,14 +42,40 @@ def test_two_exports_to_one_place(trained: str, where: Path, started: Start) -> 
     loads(where / "shared")
 
 
-def test_a_rank_that_hangs(where: Path, train: Start, started: Start) -> None:
-    """Ctrl-C waits for it, a second one ends all of it; then it goes on."""
-    ranks = ("hardware.num_processes=2", "hardware.strategy=ddp", "stage.max_steps=300")
-    command = train(*ranks, folder="hung")
-    wait_for(lambda: steps(where / "hung") >= 5, 120)
+def hung(where: Path, command: Command, folder: str, rank: int) -> None:
+    """One of the ranks stops where it is, while training."""
+    wait_for(lambda: steps(where / folder) >= 5, 300)  # DeepSpeed builds a part of itself at its first start
     below = psutil.Process(command.process.pid).children(recursive=True)
-    hung = next(each for each in below if each.environ().get("RANK") == "1")
-    os.kill(hung.pid, signal.SIGSTOP)
+    os.kill(next(each.pid for each in below if each.environ().get("RANK") == str(rank)), signal.SIGSTOP)
+
+
+RANKS = ("hardware.num_processes=2", "stage.max_steps=300")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_a_rank_that_hangs(strategy: str, where: Path, train: Start, started: Start, chance: random.Random) -> None:
+    """The others wait for it as long as is asked, and it is told by its number; then the run goes on."""
+    rank, folder = chance.randrange(2), f"hung-{strategy}"
+    command = train(*RANKS, f"hardware.strategy={strategy}", "hardware.rank_timeout=15", folder=folder)
+    hung(where, command, folder, rank)
+    begun = time.monotonic()
+    code, text = ended(command)
+    assert code == 1 and f"[rank-hung] hardware.rank_timeout=15: rank {rank} of 2 hung." in text, text
+    assert time.monotonic() - begun < 15 + GRACE
+    assert all_gone(where)
+    kept(where / folder)
+    code, text = ended(started(*onward(text)))
+    assert code == 0, text
+    assert [line["step"] for line in metrics(where / folder)] == list(range(1, 301))
+
+
+GRACE = 60  # seconds: 30 of them are torch's, until it kills a rank that does not end
+
+
+def test_a_rank_that_hangs_is_interrupted(where: Path, train: Start, started: Start) -> None:
+    """Ctrl-C waits for it, a second one ends all of it; then it goes on."""
+    command = train(*RANKS, "hardware.strategy=ddp", folder="hung")
+    hung(where, command, "hung", 1)
     for _ in range(2):
         time.sleep(1)
         command.process.send_signal(signal.SIGINT)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from factory.inference.draw import Drawer
 from factory.inference.embedded import Embedded, Model, Numbers
+from factory.inference.slots import Slots
 from factory.inference.types import Done, Overloaded, Request, Sampling, Stopping, Token
 
 _MIXED = ["sliding_attention", "full_attention"]
@@ -258,6 +259,46 @@ def test_a_model_that_fails_ends_its_answers_and_not_the_engine(engine: Callable
     assert (tokens, done) == ([], Done("error", "RuntimeError: it broke"))
     failing.clear()
     assert ids_of(made.batch([asked(prompts()[0], 5)])[0]) == alone(model, prompts()[0], 5)
+
+
+LACK = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+)
+
+
+@pytest.mark.parametrize("lack", LACK, ids=lambda lack: type(lack).__name__)
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_a_prompt_too_long_for_the_memory_ends_alone(
+    family: str, lack: Exception, engine: Callable[..., Embedded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, original = tiny_model(family), Model.logits
+
+    def small(self: Model, ids: Any, *given: Any) -> Any:
+        if ids.shape[1] > 50:
+            raise lack
+        return original(self, ids, *given)
+
+    monkeypatch.setattr(Model, "logits", small)
+    first, second, long = (prompts()[at] for at in (0, 1, 5))
+    found = engine(model, prefill=256).batch([asked(first), asked(long), asked(second)])
+    assert found[1][0] == [] and found[1][1].reason == "error" and found[1][1].exhausted
+    assert [ids_of(found[at]) for at in (0, 2)] == [alone(model, first), alone(model, second)]
+
+
+def test_an_answer_that_finds_no_room_beside_the_others_is_told(
+    engine: Callable[..., Embedded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise LACK[1]
+
+    made = engine()
+    with monkeypatch.context() as patched:
+        patched.setattr(Slots, "add", full)
+        _, done = list(made.generate(asked(prompts()[0])))
+    assert isinstance(done, Done) and done.exhausted
+    assert ids_of(made.batch([asked(prompts()[0])])[0]) == alone(tiny_model(), prompts()[0])
 
 
 def test_adapters_of_one_base_answer_side_by_side(engine: Callable[..., Embedded]) -> None:

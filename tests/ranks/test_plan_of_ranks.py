@@ -1,7 +1,9 @@
 """What a plan says of several processes, without starting any."""
 
 import json
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +11,12 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import compiled
+from conftest import compiled, planned_train
 from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.plan import read_plan, to_yaml
-from factory.ranks.__main__ import died, told
+from factory.ranks.__main__ import Death, deaths, died, hung
 from factory.ranks.world import VARIABLES, World, from_environment, lost_another
 
 BASE = ("hardware=cpu", "tracking=none", "evaluate.samples=0", "stage.max_steps=2")
@@ -151,24 +153,54 @@ def wrote(folder: Path, rank: int, error: str, at: int) -> None:
 
 def test_the_killed_one_comes_before_those_that_lost_it(tmp_path: Path) -> None:
     wrote(tmp_path, 0, CLOSED, 5)
-    first = died({0: failure(1), 1: failure(-9, at=20)}, tmp_path)
-    assert (first.rank, first.signal) == (1, 9)
-    assert "Rank 1 of 2 was killed (SIGKILL)" in told(first, 2, Path("run.log"))
+    found = deaths({0: failure(1), 1: failure(-9, at=20)}, tmp_path)
+    assert "Rank 1 of 2 was killed (SIGKILL)" in died(found, 2, Path("run.log"))
 
 
 def test_an_error_of_its_own_comes_before_the_loss_of_another(tmp_path: Path) -> None:
     wrote(tmp_path, 0, CLOSED, 5)
     wrote(tmp_path, 1, "IndexError: list index out of range", 6)
-    first = died({0: failure(1)}, tmp_path)  # rank 1 has not ended yet
-    assert first.rank == 1
-    assert "Rank 1 of 2: IndexError: list index out of range" in told(first, 2, Path("run.log"))
+    found = deaths({0: failure(1)}, tmp_path)  # rank 1 has not ended yet
+    assert "Rank 1 of 2: IndexError: list index out of range" in died(found, 2, Path("run.log"))
 
 
 def test_a_rank_that_ended_without_a_word_is_told_too(tmp_path: Path) -> None:
-    first = died({3: failure(7)}, tmp_path)
-    assert first.rank == 3
-    assert "it ended without a word" in told(first, 4, Path("run.log"))
+    assert "Rank 3 of 4: it ended without a word" in died(deaths({3: failure(7)}, tmp_path), 4, Path("run.log"))
 
 
 def test_a_lost_rank_is_known_by_the_librarys_words() -> None:
     assert lost_another(CLOSED) and not lost_another("ValueError: no")
+
+
+CLOSED, LATE = (
+    "RuntimeError: Connection closed by peer [127.0.0.1]:40",
+    "RuntimeError: Timed out waiting 600000ms for recv",
+)
+KILLED, ABORTED = signal.SIGKILL, signal.SIGABRT
+WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, Timeout(ms)=600000)"
+
+
+@pytest.mark.parametrize(
+    ("found", "log", "told"),
+    [
+        ([(0, None, LATE), (1, KILLED, ""), (2, None, LATE)], "", "rank 1 of 3 hung"),
+        ([(0, None, LATE), (2, None, CLOSED)], "", "rank 1 of 3 hung"),  # not even SIGKILL ended it
+        ([(1, None, LATE), (0, KILLED, ""), (2, KILLED, "")], "", "ranks 0, 2 of 3 hung"),
+        (
+            [(0, None, LATE), (1, None, CLOSED), (2, None, LATE)],
+            "",
+            "ranks 0, 2 of 3 waited, and another came too late",
+        ),
+        ([(0, ABORTED, ""), (2, ABORTED, ""), (1, KILLED, "")], WATCHDOG, "rank 1 of 3 hung"),
+        ([(0, ABORTED, ""), (2, KILLED, ""), (1, KILLED, "")], "terminate called", None),
+        ([(0, None, CLOSED), (2, None, CLOSED), (1, KILLED, "")], "", None),
+        ([(0, None, LATE), (1, None, "IndexError: list index out of range")], "", None),
+    ],
+)
+def test_who_said_nothing_while_others_waited_hung(
+    found: list[tuple[int, int | None, str]], log: str, told: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "run.log").write_text(log)
+    ranks = replace(planned_train().ranks, processes=3)
+    text = hung([Death(*each, time=0) for each in found], ranks, tmp_path / "run.log")
+    assert text is None if told is None else str(text).startswith(f"[rank-hung] hardware.rank_timeout=600: {told}.")

@@ -45,7 +45,7 @@ def work(job: dict[str, Any], world: World) -> None:
 
 def main(jobs: list[dict[str, Any]]) -> None:
     world = from_environment()
-    world.join("cpu")
+    world.join("cpu", 600)
     for job in jobs:
         work(job, world)
     world.leave()

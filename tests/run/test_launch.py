@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import Command, customized, metrics, steps, wait_for
+from commands import PATIENCE, Command, customized, metrics, steps, wait_for
 
 from factory.execute import __main__ as child_main
 from factory.execute.report import ADVICE
@@ -115,7 +115,7 @@ def test_killed_child_then_killed_parent(
 ) -> None:
     folder, same = where / "killed", (*options, "stage.max_steps=100000", "hydra.run.dir=killed")
     command = started(*same)
-    wait_for(lambda: RunFolder(folder).checkpoint(), 60)
+    wait_for(lambda: RunFolder(folder).checkpoint(), PATIENCE)
     command.child().kill()
     text = command.ends(1)
     assert "[killed]" in text and "factory resume killed" in text
@@ -125,8 +125,8 @@ def test_killed_child_then_killed_parent(
     done = RunFolder(folder).checkpoint()
     assert done is not None
     command = started(*same, "stage.resume=auto")
+    wait_for(lambda: RunFolder(folder).checkpoint() != done, PATIENCE)
     child = command.child()
-    wait_for(lambda: RunFolder(folder).checkpoint() != done, 60)
     assert f"Continuing from killed/checkpoints/{done.name}" in " ".join(command.output.read_text().split())
     os.kill(child.pid, signal.SIGSTOP)  # so that it outlives its parent for as long as others try
     try:
@@ -135,7 +135,7 @@ def test_killed_child_then_killed_parent(
         assert "[folder-in-use]" in started("resume", "killed").ends(2)
     finally:
         os.kill(child.pid, signal.SIGCONT)
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, PATIENCE)
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
 
 
@@ -175,6 +175,25 @@ def test_interrupted_before_the_child_listens(
     assert f"factory resume early-{times}" in text and "memory" not in text.rpartition("Stopping")[2]
     assert not child.is_running()
     assert json.loads((where / f"early-{times}" / "report.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("moment", "words", "code"),
+    [
+        ("atexit.register(kill)", ("explain", "seed"), 0),
+        ("late = type('', (), {'__del__': kill})()", ("explain", "x"), 2),
+    ],
+)
+def test_a_signal_when_all_is_done_changes_no_exit_code(
+    number: int, moment: str, words: tuple[str, ...], code: int, where: Path, started: Callable[..., Command]
+) -> None:
+    folder = where / f"late-{number}-{code}"
+    folder.mkdir()
+    last = f"import atexit, os\nkill = lambda *_, kill=os.kill, own=os.getpid(): kill(own, {int(number)})\n{moment}\n"
+    (folder / "sitecustomize.py").write_text(last)
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    assert started(*words, PYTHONPATH=path).ends(code)
 
 
 def test_a_bug_in_the_child_is_told_in_its_report(

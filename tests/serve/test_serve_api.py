@@ -429,3 +429,25 @@ def test_a_score_of_answers_without_a_question_is_refused(served: Serving) -> No
     with served.http() as http:
         found = http.post("/v1/score", json={"model": "tiny", "messages": [answer, answer]})
     assert found.status_code == 400 and "cannot be rendered" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_there_is_no_memory_for_is_told_and_the_server_goes_on(
+    stream: bool, client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patched:
+        for name in ("logits", "states"):
+            patched.setattr(type(opened[0].engine.model), name, full)
+        for ask in (
+            lambda: client.chat.completions.create(model="tiny", messages=HI, stream=stream),
+            lambda: client.completions.create(model="tiny", prompt="The sea", stream=stream),
+            lambda: client.embeddings.create(model="tiny", input="The sea"),
+        ):
+            with pytest.raises(openai.InternalServerError) as raised:
+                ask()
+            assert raised.value.status_code == 503 and raised.value.code == "out_of_memory"
+            assert raised.value.type == "server_error" and "enough memory" in raised.value.message
+    assert client.chat.completions.create(model="tiny", messages=HI).choices[0].message.content

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import commands
 import psutil
 import pytest
+from commands import metrics, steps
 from conftest import compiled
 from safetensors.torch import load_file
 
@@ -52,19 +54,13 @@ SAMPLED = (
     "~method.dropout",
 )
 STAGES: dict[str, tuple[str, ...]] = {
-    "sft": (),
+    **commands.STAGES,
     "sft packed": ("data.packing=true",),
-    "sft streaming": ("data.streaming=true", "data.shuffle_buffer=16", "~data.max_samples"),
-    "pt packed": ("stage=pt", "data.max_length=64"),
-    "dpo": ("stage=dpo",),
-    "kto": ("stage=kto",),
-    "orpo": ("stage=orpo",),
-    "rm": ("stage=rm",),
+    "sft streaming": (*commands.STAGES["sft streaming"], "~data.max_samples"),
     "ppo": ("stage=ppo", *SAMPLED),
     "grpo": ("stage=grpo", "stage.group_size=4", *SAMPLED),
 }
 KILLS = {"sft": 20}
-UNLIKE = {"tokens_per_second", "memory", "seconds", "time"}
 
 
 class Forked:
@@ -143,16 +139,6 @@ def ended(pid: int, seconds: float) -> int:
     raise AssertionError(f"it has not ended within {seconds} s")
 
 
-def steps(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def lines(folder: Path) -> list[dict[str, object]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in UNLIKE} for line in found]
-
-
 def kill(pid: int, folder: Path, chance: random.Random, whom: str) -> bool:
     """Kills at a random moment: while starting, or a few steps on, whatever goes on then. Whether it still ran."""
     parent = psutil.Process(pid)
@@ -212,8 +198,8 @@ def finished(folder: Path) -> bool:
 
 
 def assert_same(folder: Path, whole: Path) -> None:
-    assert [line["step"] for line in lines(whole)] == list(range(1, STEPS + 1))
-    assert lines(folder) == lines(whole)
+    assert [line["step"] for line in metrics(whole)] == list(range(1, STEPS + 1))
+    assert metrics(folder) == metrics(whole)
     for name in [path.relative_to(whole) for path in whole.glob("model/*.safetensors")]:
         mine, theirs = load_file(folder / name), load_file(whole / name)
         assert mine.keys() == theirs.keys()
