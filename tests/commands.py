@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import Any
 
 import psutil
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what goes on in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what is started here would ignore it too
 PATIENCE = 300  # seconds: of a machine that has much else to do
 
 

@@ -54,11 +54,12 @@ class Storage:
     __slots__ = ("_ledger", "_places", "bytes")
 
     def __init__(self, ledger: Ledger, count: int):
-        self._ledger, self.bytes = ledger, count
-        self._places = ledger.add(count)
+        self._places, self.bytes = ledger.add(count), count
+        self._ledger = ledger
 
     def __del__(self) -> None:
-        self._ledger.remove(self.bytes, self._places)
+        if (ledger := getattr(self, "_ledger", None)) is not None:  # a signal may have ended it while it was made
+            ledger.remove(self.bytes, self._places)
 
 
 @dataclass(slots=True, eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from factory.estimate.heap import Heap, gives_back
+from factory.estimate.tape import Storage
 
 MIB = 2**20
 
@@ -53,3 +54,8 @@ def test_before_a_layer_runs_for_the_first_time_and_again(
     assert len(times) == layers + 1  # and after the last
     loss.backward()
     assert len(times) == 2 * layers + 1
+
+
+def test_what_a_signal_ended_while_it_was_made_says_nothing_when_it_goes() -> None:
+    half = Storage.__new__(Storage)
+    half.__del__()
