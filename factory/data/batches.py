@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.data.dataset import IGNORED, Example, Labelled, Pair, Sample, Samples
+from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, Sample, Samples
 from factory.data.images import Pictures
 from factory.schedules import steps_per_epoch
 
@@ -23,12 +23,28 @@ _MULTIPLE = 8
 _POLL = 0.1  # seconds in which a full queue sees that it is closed
 
 
-def micro_batches(step: int, examples: int, batch_size: int, accumulation: int, seed: int) -> list[MicroBatch]:
-    """The examples of optimizer step `step` (from 0), by index. Each epoch has every example once."""
+def micro_batches(
+    step: int, examples: int, batch_size: int, accumulation: int, seed: int, lengths: NDArray[np.int64] | None = None
+) -> list[MicroBatch]:
+    """The examples of optimizer step `step` (from 0), by index. Each epoch has every example once.
+
+    `lengths`, of all examples: those of like length are put side by side.
+    """
     epoch, within = divmod(step, steps_per_epoch(examples, batch_size, accumulation))
     start = within * batch_size * accumulation
-    chosen = order(examples, seed, epoch)[start : start + batch_size * accumulation].tolist()
-    return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+    chosen = order(examples, seed, epoch)[start : start + batch_size * accumulation]
+    return cut(chosen.tolist(), batch_size, None if lengths is None else lengths[chosen])
+
+
+def cut(chosen: Sequence[Item], batch_size: int, lengths: Sequence[int] | NDArray[np.int64] | None) -> list[list[Item]]:
+    """A step's micro-batches; where `lengths` are given the longest come first.
+
+    A step trains the same whatever is beside what, as its loss is a mean over all that it trains: only what is padded
+    becomes less.
+    """
+    if lengths is not None and batch_size > 1:
+        chosen = [chosen[place] for place in np.argsort(-np.asarray(lengths), kind="stable")]
+    return [list(chosen[first : first + batch_size]) for first in range(0, len(chosen), batch_size)]
 
 
 @lru_cache(maxsize=2)  # the thread that is ahead may be in the next epoch
@@ -67,8 +83,9 @@ def steps(
     share: Callable[[list[MicroBatch]], tuple[list[MicroBatch], int]] = lambda chosen: (chosen, 0),
 ) -> Iterator[Step]:
     """The optimizer steps from `first` up to `last`, in their order; of each, this rank's `share`."""
+    known = samples.lengths if isinstance(samples, Dataset) and samples.kind != "labelled" else None
     for number in range(first, last):
-        chosen, idle = share(micro_batches(number, len(samples), batch_size, accumulation, seed))
+        chosen, idle = share(micro_batches(number, len(samples), batch_size, accumulation, seed, known))
         made = step([[samples[index] for index in indices] for indices in chosen], collate, idle)
         counted = chosen[: len(chosen) - idle]
         yield replace(made, chosen=tuple(index for indices in counted for index in indices))
@@ -85,6 +102,13 @@ def step(micro: list[list[Any]], collate: Callable[[list[Any]], dict[str, Any]],
         sum(len(samples) for samples in counted),
         idle=idle,
     )
+
+
+def lengths(samples: Sequence[Sample]) -> list[int] | None:
+    """Tokens of each; None where it matters what is beside what (`mismatched`)."""
+    if any(isinstance(sample, Labelled) for sample in samples):
+        return None
+    return [sum(len(each.ids) for each in examples(sample)) for sample in samples]
 
 
 def examples(sample: Sample) -> tuple[Example, ...]:

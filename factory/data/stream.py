@@ -156,8 +156,7 @@ class Stream:
         while True:
             taken = list(islice(found, batch_size * accumulation))
             samples = [sample for sample, *_ in taken]
-            micro = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
-            made = batches.step(micro, collate)
+            made = batches.step(batches.cut(samples, batch_size, batches.lengths(samples)), collate)
             origins = tuple(origin for *_, rows in taken for origin in rows)
             yield Step(made.batches, made.tokens, made.trained, made.samples, position=taken[-1][1], origins=origins)
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from factory.data import batches
-from factory.data.batches import Prefetcher, collate, micro_batches, mismatched, steps
+from factory.data.batches import Prefetcher, collate, cut, lengths, micro_batches, mismatched, steps
 from factory.data.dataset import IGNORED, Example, Labelled, Pair, example
 from factory.data.prepare.store import Side
 from factory.losses import causal_lm
@@ -200,6 +200,27 @@ def test_steps_are_the_batches_in_order_from_any_step_on() -> None:
     assert torch.equal(again.batches[0]["input_ids"], made[9].batches[0]["input_ids"])
     pairs = [Pair(*rows(5, 7)), Pair(*rows(9, 3))]
     assert next(steps(pairs, 2, 1, 0, 0, 1, lambda samples: {})).tokens == 24
+
+
+def test_a_steps_rows_of_like_length_are_side_by_side() -> None:
+    """The same rows a step, once each an epoch, and less that is padded."""
+    tokens = np.random.default_rng(0).integers(10, 500, 64)
+    for number in range(4):
+        plain, like = (micro_batches(number, 64, 4, 4, 3, known) for known in (None, tokens))
+        (before, after) = (np.concatenate(made) for made in (plain, like))
+        assert sorted(after) == sorted(before)
+        assert [len(rows) for rows in like] == [4, 4, 4, 4]
+        assert list(tokens[after]) == sorted(tokens[before], reverse=True)
+        padding = [sum(4 * max(tokens[rows]) - sum(tokens[rows]) for rows in made) for made in (plain, like)]
+        assert padding[1] < padding[0] / 2
+    assert micro_batches(0, 64, 1, 4, 3, tokens) == micro_batches(0, 64, 1, 4, 3)  # nothing is padded
+
+
+def test_what_is_compared_within_a_micro_batch_stays_in_it() -> None:
+    """KTO's reference point is of the rows that stand side by side: their order is the seed's alone."""
+    assert lengths([Labelled(each, True, 2) for each in rows(5, 9, 7)]) is None
+    assert lengths([Pair(*rows(5, 7)), Pair(*rows(9, 3))]) == [12, 12]
+    assert cut([1, 2, 3, 4, 5], 2, None) == [[1, 2], [3, 4], [5]]
 
 
 def test_the_next_items_are_made_before_they_are_asked_for() -> None:

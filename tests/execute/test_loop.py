@@ -62,6 +62,8 @@ def test_accumulated_batches_are_one_batch(execute: Execute) -> None:
     short = (*FULL, "stage.max_steps=6")
     whole = execute(*short, "stage.batch_size=4", folder="whole")
     parts = execute(*short, "stage.batch_size=1", "stage.gradient_accumulation_steps=4", folder="parts")
+    sorted_parts = execute(*short, "stage.batch_size=2", "stage.gradient_accumulation_steps=2", folder="sorted")
+    assert sorted_parts.losses == pytest.approx(whole.losses, rel=1e-5)
     assert len({row.trained for row in rows_of_step(whole, 0)}) > 1  # else a mean of means would pass
     assert len(whole.losses) == 6
     assert parts.losses == pytest.approx(whole.losses, rel=1e-5)
