@@ -86,6 +86,7 @@ def prepare(path: Path, model: Path, *, packing: bool) -> dict[str, Any]:
         truncation="drop",
         packing=packing,
         isolate_documents=packing,
+        padding_free=False,
         train_on_prompt=False,
         mask_history=False,
         reasoning="template",

@@ -121,6 +121,7 @@ class Pack:
     truncation: str
     packing: bool
     isolate_documents: bool
+    padding_free: bool  # the rows of a micro-batch stand one after another, isolated, in place of side by side
     train_on_prompt: bool
     mask_history: bool
     reasoning: str
@@ -423,7 +424,7 @@ CHANGED: dict[int, str] = {
     9: "tasks of lm-evaluation-harness, and the base that an exported adapter has to itself, are planned",
     10: "that base is planned of every verb, with the type that the weights are read in",
     11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
-    12: "how long ranks wait for one that does not come is planned",
+    12: "how long ranks wait for one that does not come is planned, and whether a micro-batch is padded",
 }
 
 

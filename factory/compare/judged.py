@@ -19,7 +19,7 @@ from factory.evaluation import rows
 _ROWS = ("seed", "align.", "evaluate.rows")
 _TOKENS = (*_ROWS, "pack.", "train.stage", "evaluate.stride")
 _ANSWERS = (*_ROWS, "evaluate.max_new_tokens", "evaluate.temperature")
-_NO_MATTER = ("pack.packing", "pack.isolate_documents")  # held-out rows stand alone
+_NO_MATTER = ("pack.packing", "pack.isolate_documents", "pack.padding_free")  # held-out rows stand alone
 _OF_TOKENS = ("perplexity", "loss")
 
 

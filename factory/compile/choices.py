@@ -86,6 +86,16 @@ def _blocks_win(case: Case) -> bool:
     return precision(case)[0] in ("bf16", "pure_bf16") or isolation(case)
 
 
+def padding_free(case: Case) -> bool:
+    """Whether the rows of a micro-batch stand one after another, as isolated documents do, so that nothing is padded.
+
+    Where attention costs no more so, and each row's loss is a sum over its tokens.
+    """
+    kind = registry.spec("stages", case.settings.stage.name).KIND
+    able = attention(case) == BLOCKS and traits_of(case.arch.kind).isolates and not case.arch.parts
+    return able and kind in ("text", "messages") and case.settings.stage.batch_size > 1 and not packing(case)
+
+
 def kernels(case: Case) -> str:
     asked = case.settings.compute.kernels
     if asked != "auto":

@@ -348,6 +348,7 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
         truncation=data.truncation,
         packing=choices.packing(case),
         isolate_documents=choices.isolation(case),
+        padding_free=choices.padding_free(case),
         train_on_prompt=data.train_on_prompt,
         mask_history=data.mask_history,
         reasoning=data.reasoning,

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, Sample, Samples
+from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, Sample, Samples, joined
 from factory.data.images import Pictures
 from factory.schedules import steps_per_epoch
 
@@ -125,6 +125,7 @@ def collate(
     max_length: int | None = None,
     pictures: Pictures | None = None,
     others: Samples = (),
+    padding_free: bool = False,
 ) -> dict[str, Any]:
     """A micro-batch of n samples as tensors.
 
@@ -136,6 +137,8 @@ def collate(
     Pairs make 2n rows: the chosen, then the rejected, in the same order. Labelled ones make 2n too: as they are, then
     each prompt with the next one's answer (`mismatched`, which also reads `others`); `desirable` (n) are their labels.
 
+    `padding_free` makes one row of plain examples, in which they are isolated.
+
     `pictures` adds what the model takes of the rows' images.
     """
     import torch
@@ -145,7 +148,7 @@ def collate(
     elif isinstance(samples[0], Labelled):
         rows = [sample.example for sample in samples] + mismatched(samples, max_length, others)
     else:
-        rows = list(samples)
+        rows = [joined(samples)] if padding_free else list(samples)
     longest = padded(max(len(row.ids) for row in rows))
     batch = {
         "input_ids": _padded([row.ids for row in rows], longest, pad, np.int64),

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,6 +122,19 @@ def alone(packed: Example) -> list[Example]:
         found.append(Example(packed.ids[part], packed.labels[part], weights=weights))
         at += size
     return found
+
+
+def joined(rows: Sequence[Example]) -> Example:
+    """One sequence of the rows, each an isolated document: what `alone` takes apart."""
+    weights = None
+    if any(row.weights is not None for row in rows):
+        weights = [weight for row in rows for weight in row.weights or [1.0] * len(row.ids)]
+    return Example(
+        [token for row in rows for token in row.ids],
+        [label for row in rows for label in (IGNORED, *row.labels[1:])],  # predicted by nothing of its own
+        tuple(len(row.ids) for row in rows),
+        weights,
+    )
 
 
 def labelled(side: Side, label: bool, images: tuple[str, ...] = ()) -> Labelled:

@@ -71,7 +71,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for name, source in plan.steps.align.sources.items():
         yield "align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes"
     pack = plan.steps.pack
-    packed = f"packed{', documents isolated' if pack.isolate_documents else ''}" if pack.packing else "a row each"
+    alone = "a row each, nothing padded" if pack.padding_free else "a row each"
+    packed = f"packed{', documents isolated' if pack.isolate_documents else ''}" if pack.packing else alone
     yield "pack", f"up to {pack.max_length:,} tokens, {packed}"
 
 

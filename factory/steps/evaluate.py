@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from math import exp, inf, isfinite
 from typing import Any, TypeVar
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from factory import registry
 from factory.data import batches
-from factory.data.dataset import Example, alone
+from factory.data.dataset import Example, alone, joined
 from factory.evaluation import rows
 from factory.evaluation.windows import windows
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.heads import writes
+from factory.plan import Steps
 from factory.refusal import refuse
 from factory.stages.loss import Watched, over_ranks
 from factory.steps.feed import autocast, collating, unit
@@ -39,7 +40,7 @@ def before(
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
     if writes(run.plan.steps.train.stage):
         _check_head(run, model, dataset)
-    if run.plan.steps.pack.isolate_documents:
+    if run.plan.steps.pack.isolate_documents or run.plan.steps.pack.padding_free:
         _check_isolation(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, reference, reward, "baseline")}
 
@@ -231,7 +232,7 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
 def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
     """The loss and the gradients of a packed sequence are those of its documents, each alone."""
     plan, device = run.plan.steps, run.plan.steps.load.device
-    packed = next((found for found in _first_sequences(dataset) if len(found.documents) > 1), None)
+    packed = _several_documents(plan, dataset)
     if packed is None:  # each sequence is one document: nothing can leak
         return
     stage = registry.run("stages", plan.train.stage)
@@ -256,6 +257,15 @@ def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
         f"{len(packed.documents)} documents have a mean loss of {together:.4f} packed and {apart:.4f} alone; "
         f"their gradients differ by {100 * left:.2g} %",
     )
+
+
+def _several_documents(plan: Steps, dataset: Dataset) -> Example | None:
+    """A sequence of them, as it is trained."""
+    sequences = _first_sequences(dataset)
+    if plan.pack.padding_free:
+        rows = list(islice(sequences, plan.train.batch_size))
+        return joined(rows) if len(rows) > 1 else None
+    return next((found for found in sequences if len(found.documents) > 1), None)
 
 
 def _gradient_norm(model: Any) -> float:

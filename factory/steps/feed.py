@@ -30,7 +30,7 @@ def total_steps(plan: Train, dataset: Dataset) -> int:
     return schedules.total_steps(len(dataset.train), rows_per_step(plan), 1, plan.num_epochs, plan.max_steps)
 
 
-def collating(run: Run, dataset: Dataset) -> Callable[[list[Any]], dict[str, Any]]:
+def collating(run: Run, dataset: Dataset, *, padding_free: bool = False) -> Callable[[list[Any]], dict[str, Any]]:
     """What makes a micro-batch of samples."""
     return partial(
         batches.collate,
@@ -39,6 +39,7 @@ def collating(run: Run, dataset: Dataset) -> Callable[[list[Any]], dict[str, Any
         max_length=run.plan.steps.pack.max_length,
         pictures=dataset.pictures,
         others=dataset.train,
+        padding_free=padding_free,
     )
 
 
@@ -49,7 +50,8 @@ def feed(
 
     Each with this rank's share of its micro-batches, counted for itself: `of_all` adds up what the ranks have.
     """
-    plan, collate = run.plan.steps.train, collating(run, dataset)
+    plan = run.plan.steps.train
+    collate = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
     size, accumulation = plan.batch_size, plan.micro_batches
     if dataset.stream is None:
         share = run.world.share

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 from factory import registry, schedules
@@ -32,7 +32,9 @@ class State:
     best: Best
     step: int = 0
     tokens: int = 0
-    longest: int = 0  # tokens of a row of a batch, with what pads it
+    longest: int = (
+        0  # tokens of a row of a batch, with what pads it; where nothing is padded, their mean in the fullest
+    )
     seconds: float = 0.0  # without those of evaluations
     first_loss: float | None = None
     last_loss: float | None = None
@@ -156,8 +158,9 @@ def _add(loop: Loop, turn: Turn, loss: float | None) -> None:
     state = loop.state
     state.step += 1
     state.tokens += turn.tokens
-    lengths = (batch["input_ids"].shape[-1] for update in turn.updates for batch in update.batches)
-    state.longest = max(state.longest, *lengths, 0)
+    shapes = (batch["input_ids"].shape for update in turn.updates for batch in update.batches)
+    rows = loop.plan.batch_size if loop.run.plan.steps.pack.padding_free else 1  # that share what is one row then
+    state.longest = max(state.longest, *(ceil(length / rows) for _, length in shapes), 0)
     state.seconds, state.position = time.monotonic() - loop.clock, turn.position
     state.last_loss = state.last_loss if loss is None else loss
     if state.first_loss is None:

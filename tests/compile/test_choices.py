@@ -82,3 +82,18 @@ def test_a_named_precision_is_taken_on_an_amd_card(machine: Callable[..., None])
 )
 def test_the_plan_names_its_reference(words: tuple[str, ...], reference: str | None) -> None:
     assert compiled(*words).steps.train.reference == reference
+
+
+@pytest.mark.parametrize(
+    ("words", "free"),
+    [
+        (("precision=bf16", "compute.attention=blocks"), True),
+        (("precision=fp32", "compute.attention=sdpa"), False),  # its kernel would meet all keys of all rows
+        (("compute.attention=blocks", "stage.batch_size=1"), False),
+        (("compute.attention=blocks", "data.packing=true"), False),
+        (("compute.attention=blocks", "stage=dpo"), False),
+        (("compute.attention=blocks", "stage=pt", "data.packing=false"), True),
+    ],
+)
+def test_nothing_is_padded_where_attention_parts_rows(words: tuple[str, ...], free: bool) -> None:
+    assert compiled("hardware=cpu", "tracking=none", *words).steps.pack.padding_free == free

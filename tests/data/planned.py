@@ -53,6 +53,7 @@ def pack(**changes: Any) -> Pack:
         "truncation": "drop",
         "packing": False,
         "isolate_documents": False,
+        "padding_free": False,
         "train_on_prompt": False,
         "mask_history": False,
         "reasoning": "template",

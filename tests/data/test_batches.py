@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, count
 from math import ceil
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from factory.data import batches
+from factory.data import batches, dataset
 from factory.data.batches import Prefetcher, collate, cut, lengths, micro_batches, mismatched, steps
-from factory.data.dataset import IGNORED, Example, Labelled, Pair, example
+from factory.data.dataset import IGNORED, Example, Labelled, Pair, alone, example
 from factory.data.prepare.store import Side
 from factory.losses import causal_lm
 from factory.schedules import steps_per_epoch, total_steps
@@ -200,6 +201,21 @@ def test_steps_are_the_batches_in_order_from_any_step_on() -> None:
     assert torch.equal(again.batches[0]["input_ids"], made[9].batches[0]["input_ids"])
     pairs = [Pair(*rows(5, 7)), Pair(*rows(9, 3))]
     assert next(steps(pairs, 2, 1, 0, 0, 1, lambda samples: {})).tokens == 24
+
+
+def test_nothing_is_padded_but_the_end() -> None:
+    """The rows' own tokens, labels, weights and positions; the first of each is predicted by nothing."""
+    weighted = replace(rows(5)[0], weights=[0.0, 0.0, 0.5, 0.5, 0.5])
+    given = [*rows(7, 9), weighted]
+    batch = collate(given, 0, "cpu", padding_free=True)
+    assert batch["input_ids"].shape == (1, 24) and batch["input_ids"][0, 21:].tolist() == [0, 0, 0]
+    assert batch["input_ids"][0, :21].tolist() == [token for row in given for token in row.ids]
+    assert batch["position_ids"][0].tolist() == [*range(7), *range(9), *range(5), *range(3)]
+    labels = batch["labels"][0].tolist()
+    assert [labels[at] for at in (0, 7, 16, 21, 22, 23)] == [IGNORED] * 6
+    assert labels[17:21] == weighted.labels[1:] and batch["weights"][0, 16:21].tolist() == weighted.weights
+    assert alone(dataset.joined(given))[1].ids == given[1].ids
+    assert dataset.joined(given).trained == sum(each.trained for each in given)
 
 
 def test_a_steps_rows_of_like_length_are_side_by_side() -> None:

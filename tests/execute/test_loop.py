@@ -70,6 +70,19 @@ def test_accumulated_batches_are_one_batch(execute: Execute) -> None:
     assert [line["tokens"] for line in parts.metrics] == [line["tokens"] for line in whole.metrics]
 
 
+def test_nothing_padded_trains_the_same(execute: Execute) -> None:
+    """Rows one after another, isolated, against a row at a time: the losses and the weights after six updates."""
+    rows = ("stage.max_steps=6", "compute.attention=blocks", "data.max_samples=40")
+    free = execute(*FULL, *rows, "stage.batch_size=4", folder="free")
+    alone = execute(*FULL, *rows, "stage.batch_size=1", "stage.gradient_accumulation_steps=4", folder="alone")
+    assert free.run.plan.steps.pack.padding_free and not alone.run.plan.steps.pack.padding_free
+    assert free.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert [line["grad_norm"] for line in free.metrics] == pytest.approx(
+        [line["grad_norm"] for line in alone.metrics], rel=1e-4
+    )
+    assert free.run.checks["packing_isolation"]["passed"] and "packing_isolation" not in alone.run.checks
+
+
 def test_the_first_step_is_plain_torchs(execute: Execute, tiny_model: Path) -> None:
     """Loss, gradient norm and clipping of step 1, computed with the model's own loss."""
     limit = 0.05

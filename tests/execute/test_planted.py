@@ -171,6 +171,9 @@ PLANTED = {
     "documents see each other": Planted(
         {"packing_isolation"}, documents_as_one, ("stage=pt", "data.isolate_documents=true")
     ),
+    "rows of a batch see each other": Planted(
+        {"packing_isolation"}, documents_as_one, ("compute.attention=blocks", "stage.batch_size=2")
+    ),
     "probabilities of another": Planted({"ratio_is_one"}, other_ratio, ("stage=grpo", *SAMPLED)),
     "no gradient": Planted({"gradients_alive"}, lost_gradient),
     "the base moves, of dpo": Planted(

@@ -60,7 +60,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 def pack(**changes: Any) -> Pack:
     values: dict[str, Any] = {"template": "auto", "max_length": 1024, "truncation": "drop", "packing": False}
-    values |= {"isolate_documents": False, "train_on_prompt": False, "mask_history": False}
+    values |= {"isolate_documents": False, "padding_free": False, "train_on_prompt": False, "mask_history": False}
     return Pack(**(values | {"reasoning": "template", "tools": "auto"} | changes))
 
 

@@ -248,7 +248,7 @@ def _plain(value: Any) -> Any:
         return {
             field.name: _plain(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name not in ("isolate_documents", "weight", "max_samples", "bytes")
+            if field.name not in ("isolate_documents", "padding_free", "weight", "max_samples", "bytes")
         }
     if isinstance(value, dict):
         return {str(name): _plain(each) for name, each in value.items()}
