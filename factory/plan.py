@@ -14,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 12
+VERSION = 13
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -424,7 +424,8 @@ CHANGED: dict[int, str] = {
     9: "tasks of lm-evaluation-harness, and the base that an exported adapter has to itself, are planned",
     10: "that base is planned of every verb, with the type that the weights are read in",
     11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
-    12: "how long ranks wait for one that does not come is planned, and whether a micro-batch is padded",
+    12: "how long ranks wait for one that does not come is planned",
+    13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
 }
 
 
