@@ -1,14 +1,14 @@
 """A method, a stage or a template in a file of the user's: what it must have, and that its content is planned."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Said, compiled, refusals
 
 from factory.execute.verify import verify
-from factory.refusal import UserError
+from factory.refusal import UserError, catalogue
 
 METHOD = """
 from factory.methods.full.spec import RULES, Settings, optimizer_bytes, trainable
@@ -64,6 +64,12 @@ def test_a_template_that_cannot_be_one_is_refused(text: str | None, wrong: str, 
         (here / "mine.yaml").write_text(text)
     (found,) = refusals("model.template=mine.yaml")
     assert found.rule == "own-template" and wrong in found.wrong, found.wrong
+
+
+@pytest.fixture(autouse=True)
+def _words_end_with_the_test() -> Iterator[None]:
+    yield
+    catalogue().maps[0].clear()
 
 
 def test_its_rules_speak_in_its_words(here: Path, command: Callable[..., Said]) -> None:

@@ -27,10 +27,10 @@ def work(job: dict[str, Any], world: World) -> None:
     world.wait()
     run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=start, started=time.time(), world=world)
 
-    def updates(run: Run, *values: Any) -> Any:
-        if values[3].step + 1 == job.get("stop_at") and world.rank == job.get("stop_rank", 0):
+    def updates(run: Run, loop: train.Loop, *values: Any) -> Any:
+        if loop.state.step + 1 == job.get("stop_at") and world.rank == job.get("stop_rank", 0):
             run.stopping = True
-        return _UPDATES(run, *values)
+        return _UPDATES(run, loop, *values)
 
     train._updates = updates
     result: dict[str, Any] = {}
