@@ -34,8 +34,7 @@ from factory import cache
 
 DEMO = Path(factory.__file__).parent / "demo"
 PACKAGES = ("llamafactory==0.9.5", "gguf", "bitsandbytes", "galore-torch")
-# passive: a thread that waits for another burns no CPU seconds
-SAME = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+SAME = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # each waits as it does by itself
 # what to set, in Factory's words and in the peer's
 COMMON = (
     "hardware=cpu precision=bf16 tracking.uri=null evaluate.perplexity=false evaluate.samples=0 "

@@ -9,7 +9,7 @@ import os
 
 import psutil
 
-_SPINS = 5000  # some 0.1 ms
+_SPINS = 2000  # some 50 µs
 _LOOKED = 0.1  # seconds
 _TAKEN = 0.5  # of a core by others, at most, where threads spin
 
