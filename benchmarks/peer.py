@@ -68,7 +68,7 @@ QLORA = (
 GALORE = (
     "method=galore method.rank=128 method.scale=2",
     "finetuning_type=full use_galore=true galore_rank=128 galore_target=all galore_scale=2.0 "
-    "galore_update_interval=200",
+    "galore_update_interval=200 optim=adamw_torch",  # it knows no fused one with GaLore
 )
 WRONG = ("method=lora method.rnak=8", "finetuning_type=lora lora_rnak=8")
 JOBS = {
@@ -84,7 +84,7 @@ JOBS = {
     "dpo_lora": (DPO, LORA_8),
 }
 MEASURED = ["load", "exit", "output_lines", "wall_s", "cpu_s", "peak_mib", "training_peak_mib"]
-COLUMNS = ["job", "system", *MEASURED, "trained", "steps", "tokens", "tokens_per_s", "loss_first", "last", "mean"]
+COLUMNS = ["job", "system", *MEASURED, "trained", "steps", "tokens", "train_s", "tokens_per_s", "loss_first", "last", "mean"]
 
 
 def peer_python(venv: Path) -> Path:
@@ -139,7 +139,7 @@ def run_factory(words: str, model: Path, folder: Path) -> dict[str, Any]:
 
 def run_peer(python: Path, words: str, model: Path, folder: Path) -> dict[str, Any]:
     config, data = folder.with_suffix(".yaml"), folder.parent.parent
-    lines = [word.replace("=", ": ", 1) for word in words.split()]
+    lines = [f"{key}: {value}" for key, value in dict(word.split("=", 1) for word in words.split()).items()]
     lines += [f'model_name_or_path: "{model}"', f'dataset_dir: "{data}"', f'output_dir: "{folder}"']
     config.write_text("\n".join(lines) + "\n")
     result = measure([python.with_name("llamafactory-cli"), "train", config], folder)
@@ -154,8 +154,9 @@ def run_peer(python: Path, words: str, model: Path, folder: Path) -> dict[str, A
 def training(trained: int | None, lines: list[dict[str, Any]], train: dict[str, Any]) -> dict[str, Any]:
     losses = [line["loss"] for line in lines]
     rate, mean = round(train["tokens"] / train["seconds"]), sum(losses) / len(losses)
-    values = (trained, len(losses), train["tokens"], rate, *(round(loss, 4) for loss in (losses[0], losses[-1], mean)))
-    return dict(zip(COLUMNS[-7:], values, strict=True))
+    counted = (len(losses), train["tokens"], round(train["seconds"], 1), rate)
+    values = (trained, *counted, *(round(loss, 4) for loss in (losses[0], losses[-1], mean)))
+    return dict(zip(COLUMNS[-8:], values, strict=True))
 
 
 def row(result: dict[str, Any]) -> str:
