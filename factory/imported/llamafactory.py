@@ -106,11 +106,12 @@ def _one(name: str, value: Any, said: Said) -> None:
     if said.overrides["stage"] not in entry.get("stages", [said.overrides["stage"]]):
         key = entry.get("else")
     values = entry.get("values")
+    known = {_text(each): ours for each, ours in (values or {}).items()}
     if key is None:
         said.missing[name] = f"stage={said.overrides['stage']} does not sample"
-    elif values is None or (entry.get("others") and value not in values):
+    elif values is None or (entry.get("others") and _text(value) not in known):
         said.set(key, value)
-    elif (known := {_text(each): ours for each, ours in values.items()}).keys() >= {_text(value)}:
+    elif _text(value) in known:
         if key not in said.overrides or _text(known[_text(value)]) != "auto":
             said.set(key, known[_text(value)])
     else:

@@ -141,6 +141,7 @@ def test_what_is_not_said_is_its_default(catalogue: Path) -> None:
         ({"disable_gradient_checkpointing": True}, {"compute.activation_checkpointing": "false"}),
         ({"shift_attn": True, "flash_attn": "auto"}, {"compute.attention": "s2"}),
         ({"max_new_tokens": 64}, {"evaluate.max_new_tokens": "64"}),
+        ({"max_steps": [5]}, {"stage.max_steps": "[5]"}),  # which is refused by name
         ({"deepspeed": "examples/deepspeed/ds_z3_config.json"}, {"hardware.strategy": "zero3"}),
         ({"model_name_or_path": "some/folder"}, {"model.path": "some/folder"}),
     ],
