@@ -89,11 +89,12 @@ def _blocks_win(case: Case) -> bool:
 def padding_free(case: Case) -> bool:
     """Whether the rows of a micro-batch stand one after another, as isolated documents do, so that nothing is padded.
 
-    Where attention costs no more so, and each row's loss is a sum over its tokens.
+    Where attention costs no more so, and the stage's loss need not know which token is of which row.
     """
-    kind = registry.spec("stages", case.settings.stage.name).KIND
-    able = attention(case) == BLOCKS and traits_of(case.arch.kind).isolates and not case.arch.parts
-    return able and kind in ("text", "messages") and case.settings.stage.batch_size > 1 and not packing(case)
+    if case.settings.stage.batch_size == 1 or packing(case) or attention(case) != BLOCKS:
+        return False
+    parts_rows = registry.hook(registry.spec("stages", case.settings.stage.name), "parts_rows", lambda own: True)
+    return traits_of(case.arch.kind).isolates and not case.arch.parts and not parts_rows(own_keys(case))
 
 
 def kernels(case: Case) -> str:

@@ -92,6 +92,8 @@ def test_the_plan_names_its_reference(words: tuple[str, ...], reference: str | N
         (("compute.attention=blocks", "stage.batch_size=1"), False),
         (("compute.attention=blocks", "data.packing=true"), False),
         (("compute.attention=blocks", "stage=dpo"), False),
+        (("compute.attention=blocks", "stage.neftune_alpha=5"), False),  # whose noise is by a row's length
+        (("compute.attention=blocks", "stage=grpo", "stage.reward=trl:think_format_reward"), False),
         (("compute.attention=blocks", "stage=pt", "data.packing=false"), True),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -48,5 +49,9 @@ def test_what_is_not_known_changes_nothing(here: Path) -> None:
 
 
 def test_a_run_tells_how_long_its_rows_were(execute: Callable[..., Any]) -> None:
-    done = execute("stage.num_epochs=1", "stage.batch_size=16", "data.max_samples=12", "method=lora")
-    assert done.result["train"]["longest_row"] == padded(max(len(row.ids) for row in done.dataset.train))
+    rows = ("stage.num_epochs=1", "stage.batch_size=16", "data.max_samples=12", "method=lora")
+    done = execute(*rows, "compute.attention=sdpa")
+    lengths = [len(row.ids) for row in done.dataset.train]
+    assert done.result["train"]["longest_row"] == padded(max(lengths))
+    free = execute(*rows, "compute.attention=blocks", folder="free")
+    assert free.result["train"]["longest_row"] == ceil(padded(sum(lengths)) / 16)  # of one row with all tokens

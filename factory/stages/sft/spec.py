@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the assistant's tokens, given the conversation before them (Wei et al. 2022)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from factory import schema
 from factory.data.record import Kind
@@ -18,3 +19,8 @@ class Settings(schema.Stage):
 
 KIND: Kind = "messages"
 RULES = ()
+
+
+def parts_rows(own: dict[str, Any]) -> bool:
+    """The loss is a sum over trained tokens, of whatever row; NEFTune's noise is by a row's length."""
+    return own["neftune_alpha"] is not None
