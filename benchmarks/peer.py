@@ -84,7 +84,8 @@ JOBS = {
     "dpo_lora": (DPO, LORA_8),
 }
 MEASURED = ["load", "exit", "output_lines", "wall_s", "cpu_s", "peak_mib", "training_peak_mib"]
-COLUMNS = ["job", "system", *MEASURED, "trained", "steps", "tokens", "train_s", "tokens_per_s", "loss_first", "last", "mean"]
+OF_TRAINING = ["trained", "steps", "tokens", "train_s", "tokens_per_s", "loss_first", "last", "mean"]
+COLUMNS = ["job", "system", *MEASURED, *OF_TRAINING]
 
 
 def peer_python(venv: Path) -> Path:
@@ -156,7 +157,7 @@ def training(trained: int | None, lines: list[dict[str, Any]], train: dict[str, 
     rate, mean = round(train["tokens"] / train["seconds"]), sum(losses) / len(losses)
     counted = (len(losses), train["tokens"], round(train["seconds"], 1), rate)
     values = (trained, *counted, *(round(loss, 4) for loss in (losses[0], losses[-1], mean)))
-    return dict(zip(COLUMNS[-8:], values, strict=True))
+    return dict(zip(OF_TRAINING, values, strict=True))
 
 
 def row(result: dict[str, Any]) -> str:
