@@ -258,6 +258,16 @@ def test_the_advice_is_for_what_the_file_is(name: str, content: bytes, fix: str,
     assert fix in refusal.fix
 
 
+@pytest.mark.parametrize("end", ["\r]", "\r", "\r\n", "\rab", "\r\r", "\rx\n", ""])
+def test_a_table_ends_with_whatever_the_csv_module_takes_as_a_line(end: str, tmp_path: Path) -> None:
+    """A lone carriage return ends a line wherever it stands, just before the file's last character too."""
+    text = f"text\r\none{end}"
+    file = tmp_path / "rows.csv"
+    file.write_bytes(text.encode())
+    _, *wanted = filter(None, csv.reader(io.StringIO(text, newline=""), strict=True))
+    assert list(rows(file)) == [{"text": cell} for (cell,) in wanted]
+
+
 @pytest.mark.parametrize(
     ("name", "header", "fix"),
     [

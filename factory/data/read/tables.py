@@ -55,7 +55,8 @@ def _uneven(cells: list[str], names: list[str], stream: Stream, line: int) -> Br
 def _table_lines(stream: Stream) -> Iterator[str]:
     """Lines that may end with \\r alone too, as the csv module takes them."""
     for _, text in stream.texts():
-        yield from _LINES.findall(text) if "\r" in text[:-2] else (text,)
+        inside = text.removesuffix("\n").removesuffix("\r")
+        yield from _LINES.findall(text) if "\r" in inside else (text,)
 
 
 def _header(cells: list[str], delimiter: str, stream: Stream, line: int) -> list[str]:
