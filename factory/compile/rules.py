@@ -31,6 +31,13 @@ def _fp16_on_cpu(case: Case) -> str | None:
     return "float16 needs a GPU" if case.settings.precision.name == "fp16" and case.device == "cpu" else None
 
 
+def _compiled_bf16_on_cpu(case: Case) -> str | None:
+    if not case.settings.compute.compile or case.device != "cpu":
+        return None
+    name, _ = choices.precision(case)
+    return None if name == "fp32" else f"precision={name} on a CPU"
+
+
 def _context_unknown(case: Case) -> str | None:
     return "the model's config.json does not say it" if choices.context_length(case) is None else None
 
@@ -288,6 +295,7 @@ RULES: tuple[Rule, ...] = (
     Rule("padding-unread", _padding_unread),
     Rule("isolation-unsupported", _not_isolated),
     Rule("fp16-on-cpu", _fp16_on_cpu),
+    Rule("compile-bf16-on-cpu", _compiled_bf16_on_cpu),
     Rule("context-unknown", _context_unknown),
     Rule("beyond-context", _too_long),
     Rule("nothing-to-scale", _nothing_to_scale),

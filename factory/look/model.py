@@ -115,16 +115,11 @@ def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
 
 def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
     """The config.json with the commit that it is of: a branch may move between planning and training."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.file_download import hf_hub_url
 
     try:
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
-        if not isinstance(cached, str):
-            _refuse_no_network(hf_hub_url(path, "config.json"))
-            cached = hf_hub_download(path, "config.json", revision=revision)
-        return json_of(Path(cached).read_text()), Path(cached).parent.name
+        cached = _hub_file(path, "config.json", revision)
+        return json_of(cached.read_text()), cached.parent.name
     except GatedRepoError:
         wrong = "it is gated and there is no token with access"
     except RepositoryNotFoundError:
@@ -135,13 +130,24 @@ def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
 
 
 def _hub_tokens(path: str, revision: str | None) -> int | None:
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return tokens_in(Path(hf_hub_download(path, "tokenizer.json", revision=revision)).parent)
+        return tokens_in(_hub_file(path, "tokenizer.json", revision).parent)
     except (*lost(), LocalEntryNotFoundError, OSError):
         return None  # a rule says so
+
+
+def _hub_file(path: str, name: str, revision: str | None) -> Path:
+    """In the cache, where it is fetched to. Raises what the hub's client does, and OSError with no network."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.file_download import hf_hub_url
+
+    cached = try_to_load_from_cache(path, name, revision=revision)
+    if not isinstance(cached, str):
+        _refuse_no_network(hf_hub_url(path, name))
+        cached = hf_hub_download(path, name, revision=revision)
+    return Path(cached)
 
 
 def _refuse_no_network(url: str) -> None:

@@ -116,6 +116,12 @@ TABLE = (
     row("data-path-unread", "data.path=chat.jsonl", "data=file data.path=chat.jsonl"),
     row("columns-for-stage", "data=file data.path=chat.jsonl stage=pt", "data=file data.path=chat.jsonl stage=sft"),
     row("columns-for-stage", "data=file data.path=plain.txt", "data=file data.path=plain.txt stage=pt"),
+    row(
+        "compile-bf16-on-cpu",
+        "compute.compile=true precision=bf16",
+        compiles("compute.compile=true precision=fp32"),
+        compiles_on_gpu("compute.compile=true precision=bf16 {gpu}"),
+    ),
     row("fp16-on-cpu", "precision=fp16", "precision=bf16", "precision=fp32", on_gpu("precision=fp16 {gpu}")),
     row("beyond-context", "data.max_length=257", "data.max_length=256", "data.max_length=257 {linear}"),
     row("nothing-to-scale", "model.rope_scaling=yarn", "model.rope_scaling=yarn data.max_length=300"),
@@ -724,7 +730,11 @@ TABLE = (
     row("method-none", "method=none", "method=lora"),
     row("quantized-and-split", "{zero3} {four}", compiles("{fsdp} {four}"), compiles("{zero2} {four}"), machine=ALL),
     row("quantized-and-split", "{fsdp} {eight}", compiles("{ddp} {eight}"), machine=ALL),
-    row("compiled-and-split", "{fsdp} compute.compile=true", compiles("{ddp} compute.compile=true")),
+    row(
+        "compiled-and-split",
+        "{fsdp} compute.compile=true precision=fp32",
+        compiles("{ddp} compute.compile=true precision=fp32"),
+    ),
 )
 GLM4_MOE = {
     "model_type": "glm4_moe",

@@ -97,7 +97,7 @@ def test_of_answers_that_are_sampled_no_time_is_said() -> None:
         ("method=lora stage=pt", "pt, lora, whole"),
         ("method=qlora stage=dpo", "dpo, lora, 4 bits of bitsandbytes"),
         ("method.quantization.bits=4 stage=dpo", "dpo, lora, 4 bits of bitsandbytes"),
-        ("method=full compute.compile=true", "sft, full, whole, compiled"),
+        ("method=full compute.compile=true precision=fp32", "sft, full, whole, compiled"),
     ],
 )
 def test_kinds_of_steps(words: str, kind: str) -> None:

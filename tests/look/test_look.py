@@ -138,6 +138,20 @@ def test_a_named_model_without_the_hub_plans_and_does_not_train(monkeypatch: pyt
     assert "model-unreachable" in [refusal.rule for refusal in found]
 
 
+def test_its_tokenizer_is_not_waited_for_without_the_hub(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    """Its client would try again for half a minute."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    monkeypatch.setattr("factory.look.model._hub_config", lambda path, revision: (config, "a1b2c3"))
+
+    def unreachable(url: str) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("factory.look.model._refuse_no_network", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the client was asked"))
+    found = refusals("model.path=me/mine", "model.new_tokens=['<a>']")
+    assert "vocabulary-unknown" in [refusal.rule for refusal in found]
+
+
 def test_a_hub_models_numbers_come_from_its_config(
     monkeypatch: pytest.MonkeyPatch, copy: Path, tiny_model: Path
 ) -> None:
