@@ -7,7 +7,8 @@
 Each job is a process of its own that executes a plan; torch's profiler watches a few steps after the first two. A share
 is of the time on the clock: of `products` (of matrices, attention's too), of each other kind of operator, and of Python
 between operators. `limit` is the time of the estimate's FLOPs at the speed of one product of the model's largest
-layer, measured in the same process; `utilisation` is that limit over the step's time without the profiler.
+layer, measured in the same process, for as many tokens as the steps had; `utilisation` is that limit over the step's
+time without the profiler.
 """
 
 import argparse
@@ -41,7 +42,7 @@ METHODS = {
     "galore": "method=galore method.rank=128",
     "freeze": "method=freeze method.num_layers=3",
 }
-REWARD = "def reward(prompts, answers, **_):\n    return [float(len(answer)) for answer in answers]\n"
+REWARD = "def reward(completions, **others):\n    return [float(len(answer)) for answer in completions]\n"
 SKIPPED, WATCHED = 2, 4  # steps
 # the first kind whose word is in an operator's name
 KINDS = {
@@ -76,10 +77,11 @@ def watch(folder: Path) -> dict[str, Any]:
 
     Engine.begin = begin  # type: ignore[method-assign]
     code = execute(RunFolder(str(folder)), None, from_environment())
+    if code:
+        raise RuntimeError(json.loads((folder / "report.json").read_text()).get("error"))
     first, last = SKIPPED + WATCHED, SKIPPED + 2 * WATCHED
     operators = {each.key: each.self_cpu_time_total / 1e6 for each in watcher.key_averages()}
     return {
-        "code": code,
         "seconds": (marks[first] - marks[SKIPPED]) / WATCHED,
         "watched": (marks[last] - marks[first]),
         "operators": operators,
@@ -127,10 +129,12 @@ def measured(stage: str, method: str) -> dict[str, Any]:
         if not (folder / "shares.json").is_file():
             raise RuntimeError(done.stdout[-1500:] + done.stderr[-1500:])
         found = json.loads((folder / "shares.json").read_text())
-        estimate = json.loads((folder / "report.json").read_text())
+        tokens = [json.loads(line)["tokens"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     import yaml
 
-    return {**found, "flops": yaml.safe_load(plan)["estimate"]["flops_per_step"], "status": estimate["status"]}
+    estimate = yaml.safe_load(plan)["estimate"]
+    measured = (tokens[SKIPPED + WATCHED - 1] - tokens[SKIPPED - 1]) / WATCHED
+    return {**found, "flops": estimate["flops_per_step"] * measured / estimate["tokens_per_step"]}
 
 
 def main() -> int:

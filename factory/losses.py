@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from factory import chunks
 from factory.data.dataset import IGNORED
+from factory.data.sharing import PLACES, READ_AS
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,12 +399,13 @@ _FOUR_POSITIONS = ("qwen2_vl", "qwen2_5_vl")
 
 
 # what a batch holds beside the model's inputs
-_OURS = ("labels", "weights", "reference", "desirable")
+_OURS = ("labels", "weights", "reference", "desirable", PLACES, *READ_AS)
 
 
 def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     """What the model's forward takes: the batch without labels, and what its kind needs to see a text as one."""
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in _OURS}
+    inputs |= {name: batch[ours] for ours, name in READ_AS.items() if ours in batch}
     kind, positions = text_model(model).config.model_type, inputs.get("position_ids")
     assert kind != "llama4_text" or "pixel_values" not in inputs, "its language model would take no notice of an image"
     if kind in _TYPED and "token_type_ids" not in inputs:
@@ -418,16 +420,23 @@ def answer_states(model: Any, batch: dict[str, Tensor]) -> Tensor:
     trained = batch["labels"] != IGNORED
     places = torch.arange(trained.shape[1], device=trained.device)
     last = (places * trained).amax(dim=1)
-    return _states(model, batch)[torch.arange(len(last), device=last.device), last]
+    return _at(batch, _states(model, batch), (torch.arange(len(last), device=last.device), last))
 
 
 def _hidden(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
     """What goes into the head at the wanted positions: (tokens, width)."""
-    return _states(model, batch)[:, :-1][wanted]
+    return _at(batch, _states(model, batch), wanted.nonzero(as_tuple=True))
+
+
+def _at(batch: dict[str, Tensor], found: Tensor, where: tuple[Tensor, ...]) -> Tensor:
+    """What the model gave, (rows, length, …), of the tokens in these rows and columns of the batch: (tokens, …)."""
+    if PLACES in batch:
+        return found[0].index_select(0, batch[PLACES][where])
+    return found[where]
 
 
 def _states(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """What goes into the head: (rows, length, width)."""
+    """What goes into the head, of all that the model reads: (rows, length, width)."""
     inner = text_model(model)
     # Llama 4's text class names a prefix that it does not have, and is its own base model then
     body = inner.base_model if inner.base_model is not inner else inner.model
@@ -436,7 +445,7 @@ def _states(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor, *, wide: bool = True) -> Tensor:
     """The model's own logits at the wanted positions, (tokens, vocabulary), in float32 at least where they are wide."""
-    logits = text_model(model)(**_inputs(model, batch)).logits[:, :-1][wanted]
+    logits = _at(batch, text_model(model)(**_inputs(model, batch)).logits, wanted.nonzero(as_tuple=True))
     return logits.to(_wide(logits.dtype)) if wide else logits
 
 

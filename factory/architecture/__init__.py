@@ -20,6 +20,7 @@ __all__ = [
     "Shape",
     "Traits",
     "architecture",
+    "sliding_window",
     "text_numbers",
     "traits_of",
 ]
@@ -38,6 +39,12 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Architecture]] = {
 
 def traits_of(kind: str) -> Traits:
     return TRAITS.get(kind, USUAL if kind in FAMILIES else UNKNOWN)
+
+
+def sliding_window(config: dict[str, Any]) -> int | None:
+    """Of how many tokens some layers see the last ones only; None where all see all."""
+    numbers = text_numbers(config)
+    return numbers.get("sliding_window") if numbers.get("use_sliding_window", True) else None
 
 
 def text_numbers(config: dict[str, Any]) -> dict[str, Any]:

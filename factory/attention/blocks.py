@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from factory.attention import BLOCK, BLOCKS, key_step
-from factory.attention.mask import FOREIGN, Mask, mask, whole
+from factory.attention.mask import FOREIGN, Mask, mask, spans, whole
 
 
 def register() -> None:
@@ -57,6 +57,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """In transformers' attention interface: (batch, heads, length, dim) to (batch, length, heads, dim)."""
     length = query.shape[2]
+    if isinstance(attention_mask, Tensor):
+        attention_mask = spans(attention_mask) or attention_mask
     if use_cache or length != key.shape[2] or dropout or isinstance(attention_mask, Tensor):
         return sdpa_attention_forward(module, query, key, value, whole(attention_mask), dropout, scaling, **others)
     foreign = [name for name in FOREIGN if others.get(name) is not None]

@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from factory import registry, schema
-from factory.architecture import traits_of
+from factory.architecture import sliding_window, text_numbers, traits_of
 from factory.attention import BLOCKS
 from factory.compile.rule import Case
 from factory.plan import Verb
@@ -89,12 +89,23 @@ def _blocks_win(case: Case) -> bool:
 def padding_free(case: Case) -> bool:
     """Whether the rows of a micro-batch stand one after another, as isolated documents do, so that nothing is padded.
 
-    Where attention costs no more so, and the stage's loss need not know which token is of which row.
+    Where attention costs no more so, and the stage's loss need not know which token is of which row. Pairs of answers
+    share their prompts then, unless some layers would see less of one from behind the other answer.
     """
-    if case.settings.stage.batch_size == 1 or packing(case) or attention(case) != BLOCKS:
+    if packing(case) or attention(case) != BLOCKS or not traits_of(case.arch.kind).isolates or case.arch.parts:
         return False
-    parts_rows = registry.hook(registry.spec("stages", case.settings.stage.name), "parts_rows", lambda own: True)
-    return traits_of(case.arch.kind).isolates and not case.arch.parts and not parts_rows(own_keys(case))
+    stage = registry.spec("stages", case.settings.stage.name)
+    if stage.KIND == "pairs":
+        return _sees_all(case)
+    parts_rows = registry.hook(stage, "parts_rows", lambda own: True)
+    return case.settings.stage.batch_size > 1 and not parts_rows(own_keys(case))
+
+
+def _sees_all(case: Case) -> bool:
+    """Whether a token sees all before it, however long the row is."""
+    seen = (sliding_window(case.model.config), text_numbers(case.model.config).get("attention_chunk_size"))
+    context = context_length(case)
+    return context is not None and all(max_length(case, context) <= window for window in seen if window)
 
 
 def kernels(case: Case) -> str:

@@ -4,7 +4,7 @@ import re
 from math import prod
 
 from factory import plan
-from factory.architecture import text_numbers
+from factory.architecture import sliding_window
 from factory.compile.bases import own_base, words
 from factory.compile.rule import Case, Rule
 from factory.export import spec
@@ -97,8 +97,7 @@ def _not_as_trained(case: Case) -> tuple[str, ...]:
 
 
 def _window(case: Case) -> tuple[str, ...]:
-    numbers = text_numbers(case.model.config)
-    window = numbers.get("sliding_window") if numbers.get("use_sliding_window", True) else None
+    window = sliding_window(case.model.config)
     if case.settings.export.format != "gguf" or not window:
         return ()
     return (f"export.format=gguf: llama.cpp has no sliding window here; beyond {window:,} tokens answers differ",)

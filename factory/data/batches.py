@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, Sample, Samples, joined
 from factory.data.images import Pictures
+from factory.data.sharing import shared
 from factory.schedules import steps_per_epoch
 
 MicroBatch = list[int]
@@ -137,7 +138,8 @@ def collate(
     Pairs make 2n rows: the chosen, then the rejected, in the same order. Labelled ones make 2n too: as they are, then
     each prompt with the next one's answer (`mismatched`, which also reads `others`); `desirable` (n) are their labels.
 
-    `padding_free` makes one row of plain examples, in which they are isolated.
+    `padding_free` makes one row of plain examples, in which they are isolated, and adds to pairs the row in which the
+    answers share their prompts (`sharing.shared`): the model reads that one.
 
     `pictures` adds what the model takes of the rows' images.
     """
@@ -159,12 +161,19 @@ def collate(
     if any(row.weights is not None for row in rows):
         weights = [row.weights or [float(label != IGNORED) for label in row.labels] for row in rows]
         batch["weights"] = _padded(weights, longest, 0, np.float32)
+    if padding_free and isinstance(samples[0], Pair):
+        batch |= shared(samples, longest, pad, _MULTIPLE)
     if isinstance(samples[0], Labelled):
         batch["desirable"] = np.array([sample.label for sample in samples])
     made = {name: torch.from_numpy(values) for name, values in batch.items()}
     if pictures is not None:
         made |= pictures.inputs([row.images for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
     return {name: values.to(device) for name, values in made.items()}
+
+
+def read(batch: dict[str, Any]) -> Any:
+    """The ids that the model reads of a batch: (rows, length)."""
+    return batch.get("shared_ids", batch["input_ids"])
 
 
 def padded(length: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from math import exp, inf, isfinite
 from typing import Any, TypeVar
 
@@ -10,26 +10,21 @@ import numpy as np
 
 from factory import registry
 from factory.data import batches
-from factory.data.dataset import Example, alone, joined
 from factory.evaluation import rows
 from factory.evaluation.windows import windows
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.heads import writes
-from factory.plan import Steps
 from factory.refusal import refuse
 from factory.stages.loss import Watched, over_ranks
 from factory.steps.feed import autocast, collating, unit
-from factory.steps.kernels import without_dropout
+from factory.steps.isolation import check_isolation
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 
 Item = TypeVar("Item")
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
 HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
-_MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
-_SLOPE_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # of a gradient's norm
-_LOOKED = 20  # sequences among which one of several documents is sought
 
 
 def before(
@@ -41,7 +36,7 @@ def before(
     if writes(run.plan.steps.train.stage):
         _check_head(run, model, dataset)
     if run.plan.steps.pack.isolate_documents or run.plan.steps.pack.padding_free:
-        _check_isolation(run, model, dataset)
+        check_isolation(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, reference, reward, "baseline")}
 
 
@@ -114,7 +109,7 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     if unit(run.plan) == "tokens":
         loss = _of_tokens(run, model, dataset, name)
         return {"loss": loss, "perplexity": _exp(loss)}
-    plan, collate = run.plan.steps.train, collating(run, dataset)
+    plan, collate = run.plan.steps.train, collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
     stage, total, watched = registry.run("stages", plan.stage), 0.0, Watched()
     samples = [dataset.validation[number] for number in range(len(dataset.validation))]
     for chosen, counts in _batches(run, samples, name):
@@ -227,56 +222,3 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
         apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
     allowed = HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")
-
-
-def _check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
-    """The loss and the gradients of a packed sequence are those of its documents, each alone."""
-    plan, device = run.plan.steps, run.plan.steps.load.device
-    packed = _several_documents(plan, dataset)
-    if packed is None:  # each sequence is one document: nothing can leak
-        return
-    stage = registry.run("stages", plan.train.stage)
-
-    def slope(found: Example, sign: int) -> float:
-        """The sequence's part of the mean loss; its gradient is added, times the sign."""
-        batch = batches.collate([found], dataset.pad, device)
-        with autocast(run.plan):
-            loss = run.way.call(lambda: stage.loss(model, batch, plan.train.own).total) / packed.trained
-        (sign * loss).backward()
-        return float(loss.detach())
-
-    without_dropout(model)
-    together, whole = slope(packed, 1), _gradient_norm(model)
-    apart = sum(slope(document, -1) for document in alone(packed))
-    left = _gradient_norm(model) / whole if whole else 0.0
-    model.zero_grad(set_to_none=True)
-    kind = plan.train.autocast or plan.load.dtype
-    run.check(
-        "packing_isolation",
-        abs(together - apart) <= _MEAN_ROUNDING[kind] and left <= _SLOPE_ROUNDING[kind],
-        f"{len(packed.documents)} documents have a mean loss of {together:.4f} packed and {apart:.4f} alone; "
-        f"their gradients differ by {100 * left:.2g} %",
-    )
-
-
-def _several_documents(plan: Steps, dataset: Dataset) -> Example | None:
-    """A sequence of them, as it is trained."""
-    sequences = _first_sequences(dataset)
-    if plan.pack.padding_free:
-        rows = list(islice(sequences, plan.train.batch_size))
-        return joined(rows) if len(rows) > 1 else None
-    return next((found for found in sequences if len(found.documents) > 1), None)
-
-
-def _gradient_norm(model: Any) -> float:
-    import torch
-
-    norms = [each.grad.detach().float().norm() for each in model.parameters() if each.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
-
-
-def _first_sequences(dataset: Dataset) -> Iterator[Example]:
-    if dataset.stream is not None:
-        yield dataset.first
-    for number in range(min(_LOOKED, len(dataset.train))):
-        yield from batches.examples(dataset.train[number])

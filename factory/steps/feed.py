@@ -98,6 +98,11 @@ def of_all(run: Run, step: batches.Step) -> batches.Step:
     return replace(step, tokens=int(tokens), trained=trained, samples=int(samples))
 
 
+def sequences(plan: Plan) -> int:
+    """That a sample of the stage is trained as."""
+    return registry.hook(registry.spec("stages", plan.steps.train.stage), "SEQUENCES", 1)
+
+
 def unit(plan: Plan) -> Unit:
     """What the stage's loss is the mean over."""
     return registry.hook(registry.spec("stages", plan.steps.train.stage), "UNIT", "tokens")

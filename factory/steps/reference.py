@@ -15,6 +15,7 @@ import numpy as np
 
 from factory.data import batches
 from factory.data.dataset import IGNORED
+from factory.data.sharing import PLACES, READ_AS
 from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.run.folder import unwritable
@@ -22,7 +23,7 @@ from factory.steps.feed import autocast, collating, feed, total_steps
 from factory.steps.pack import Dataset
 
 _KEY_BYTES = 16
-_OF_TEXT = ("input_ids", "labels", "position_ids", "weights", "desirable")  # all else in a batch is of its images
+_OF_TEXT = ("input_ids", "labels", "position_ids", "weights", "desirable", PLACES, *READ_AS)  # else of images
 
 
 @dataclass(slots=True)
@@ -77,7 +78,8 @@ def _batches(run: Run, dataset: Dataset, total: int) -> Iterator[tuple[int, dict
         for number, step in enumerate(steps, start=1):
             for batch in step.batches:
                 yield number, batch
-    collate, size = collating(run, dataset), run.plan.steps.evaluate.batch_size
+    collate = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
+    size = run.plan.steps.evaluate.batch_size
     starts, _ = run.world.share(range(0, len(dataset.validation), size))
     for start in starts:
         numbers = range(start, min(start + size, len(dataset.validation)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from factory import registry, schedules
 from factory.architecture import Architecture
+from factory.data import batches
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
 from factory.plan import Train
@@ -18,7 +19,7 @@ from factory.steps.best import Best
 from factory.steps.engine import Engine
 from factory.steps.engine import engine as engine_of
 from factory.steps.evaluate import held_out
-from factory.steps.feed import Turn, total_steps, turns
+from factory.steps.feed import Turn, sequences, total_steps, turns
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 from factory.steps.save import save_model
@@ -158,8 +159,9 @@ def _add(loop: Loop, turn: Turn, loss: float | None) -> None:
     state = loop.state
     state.step += 1
     state.tokens += turn.tokens
-    shapes = (batch["input_ids"].shape for update in turn.updates for batch in update.batches)
-    rows = loop.plan.batch_size if loop.run.plan.steps.pack.padding_free else 1  # that share what is one row then
+    shapes = (batches.read(batch).shape for update in turn.updates for batch in update.batches)
+    # that share what is one row then
+    rows = loop.plan.batch_size * sequences(loop.run.plan) if loop.run.plan.steps.pack.padding_free else 1
     state.longest = max(state.longest, *(ceil(length / rows) for _, length in shapes), 0)
     state.seconds, state.position = time.monotonic() - loop.clock, turn.position
     state.last_loss = state.last_loss if loss is None else loss

@@ -28,7 +28,7 @@ def given(sees: Sees) -> mask.Mask:
     """As transformers hands a mask on: a function of indices."""
     function = lambda row, head, query, key: sees[row, query, key]  # noqa: E731
     batch, length = sees.shape[:2]
-    return mask.Mask(
+    return mask.Told(
         {
             "batch_size": batch,
             "q_length": length,

@@ -1,6 +1,7 @@
 """What `precision=auto` takes on each kind of device, and that the plan says why."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,11 +92,27 @@ def test_the_plan_names_its_reference(words: tuple[str, ...], reference: str | N
         (("precision=fp32", "compute.attention=sdpa"), False),  # its kernel would meet all keys of all rows
         (("compute.attention=blocks", "stage.batch_size=1"), False),
         (("compute.attention=blocks", "data.packing=true"), False),
-        (("compute.attention=blocks", "stage=dpo"), False),
+        (("compute.attention=blocks", "stage=dpo", "stage.batch_size=1"), True),  # answers share their prompts
+        (("compute.attention=blocks", "stage=rm"), True),
+        (("compute.attention=sdpa", "stage=orpo"), False),
+        (("compute.attention=blocks", "stage=kto"), False),  # one answer a prompt
+        (("model=gemma3_1b", "compute.attention=blocks", "stage=dpo", "data.max_length=512"), True),
+        (("model=gemma3_1b", "compute.attention=blocks", "stage=dpo", "data.max_length=513"), False),  # its window
         (("compute.attention=blocks", "stage.neftune_alpha=5"), False),  # whose noise is by a row's length
         (("compute.attention=blocks", "stage=grpo", "stage.reward=trl:think_format_reward"), False),
         (("compute.attention=blocks", "stage=pt", "data.packing=false"), True),
     ],
 )
 def test_nothing_is_padded_where_attention_parts_rows(words: tuple[str, ...], free: bool) -> None:
-    assert compiled("hardware=cpu", "tracking=none", *words).steps.pack.padding_free == free
+    plan = compiled("hardware=cpu", "tracking=none", *words, training="model=gemma3_1b" not in words)
+    assert plan.steps.pack.padding_free == free
+
+
+@pytest.mark.parametrize(("length", "free"), [(64, True), (65, False)])
+def test_layers_that_see_a_chunk_only_share_no_prompts_beyond_it(length: int, free: bool, here: Path) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("llama4_text", attention_chunk_size=64, max_position_embeddings=128).save_pretrained("chunked")
+    words = ("model.path=chunked", "model.template=chatml", "stage=orpo", "compute.attention=blocks")
+    plan = compiled("hardware=cpu", "tracking=none", *words, f"data.max_length={length}", training=False)
+    assert plan.steps.pack.padding_free == free

@@ -83,6 +83,22 @@ def test_nothing_padded_trains_the_same(execute: Execute) -> None:
     assert free.run.checks["packing_isolation"]["passed"] and "packing_isolation" not in alone.run.checks
 
 
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "rm"])
+def test_shared_prompts_train_the_same(stage: str, execute: Execute) -> None:
+    """Against rows of their own: the losses, the gradients and what is measured of held-out pairs."""
+    rows = ("stage.max_steps=4", f"stage={stage}", "stage.batch_size=2", "method=lora", "precision=fp32")
+    shared = execute(*rows, "compute.attention=blocks", folder="shared")
+    apart = execute(*rows, "compute.attention=sdpa", folder="apart")
+    assert shared.run.plan.steps.pack.padding_free and not apart.run.plan.steps.pack.padding_free
+    assert shared.losses == pytest.approx(apart.losses, rel=1e-4)
+    assert [line["grad_norm"] for line in shared.metrics] == pytest.approx(
+        [line["grad_norm"] for line in apart.metrics], rel=1e-3
+    )
+    assert [line["tokens"] for line in shared.metrics] == [line["tokens"] for line in apart.metrics]
+    assert shared.result["evaluate"]["loss"] == pytest.approx(apart.result["evaluate"]["loss"], rel=1e-4)
+    assert shared.run.checks["packing_isolation"]["passed"] and "packing_isolation" not in apart.run.checks
+
+
 def test_the_first_step_is_plain_torchs(execute: Execute, tiny_model: Path) -> None:
     """Loss, gradient norm and clipping of step 1, computed with the model's own loss."""
     limit = 0.05

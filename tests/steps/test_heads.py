@@ -11,7 +11,9 @@ from torch.nn import functional
 from factory import chunks, losses
 from factory.architecture import FAMILIES, REMOTE_CODE, traits_of
 from factory.attention import BLOCKS, S2, blocks, s2
-from factory.losses import TRANSFORMS, causal_lm, head_of, heads_agree
+from factory.data.batches import collate
+from factory.data.dataset import IGNORED, Example, Pair
+from factory.losses import TRANSFORMS, answer_states, causal_lm, head_of, heads_agree, sequence_log_probs
 
 BIASED = ("phi", "phimoe", "gptj")
 OWN_DROPOUT = ("seed_oss", "gpt_bigcode", "opt")  # in their functions' arguments, which evaluation mode alone stops
@@ -222,6 +224,38 @@ def test_blocks_have_the_loss_and_gradients_of_torchs_kernel(kind: str, monkeypa
         assert ours.keys() == slopes.keys()
         for name, slope in slopes.items():
             torch.testing.assert_close(ours[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IN_GROUPS if traits_of(kind).isolates])
+def test_answers_that_share_a_prompt_are_as_rows_of_their_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities and gradients of pairs; one answer begins as the other does, one is the other's beginning."""
+    blocks.register()
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "key_step", lambda length: 8)
+    draw = torch.randint(3, 60, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    def side(prompt: int, *parts: list[int]) -> Example:
+        ids = [token for part in parts for token in part]
+        return Example(ids, [IGNORED] * prompt + ids[prompt:])
+
+    pairs = [
+        Pair(side(9, draw[:9], draw[20:26]), side(9, draw[:9], draw[20:23], draw[30:41])),
+        Pair(side(4, draw[41:45], draw[45:52]), side(4, draw[41:45], draw[45:50])),
+    ]
+    found = list[tuple[torch.Tensor, dict[str, Any]]]()
+    for shared in (False, True):
+        model = kinds.build(kind, BLOCKS).double()
+        given = collate(pairs, 0, "cpu", padding_free=shared)
+        sums, counts = sequence_log_probs(model, given)
+        assert counts.tolist() == [6, 7, 14, 5]
+        (sums * torch.tensor([1.0, -2.0, 3.0, 1.0])).sum().backward()
+        slopes = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        found.append((sums.detach(), {**slopes, "states": answer_states(model, given).detach()}))
+    (one, slopes), (other, ours) = found
+    torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8)
+    assert ours.keys() == slopes.keys()
+    for name, slope in slopes.items():
+        torch.testing.assert_close(ours[name], slope, rtol=1e-3, atol=1e-4, msg=name)
 
 
 # what stands in the way: an error, or more than groups that tokens see (alibi in the mask, states)
