@@ -121,7 +121,7 @@ class Pack:
     truncation: str
     packing: bool
     isolate_documents: bool
-    padding_free: bool  # the rows of a micro-batch stand one after another, isolated, in place of side by side
+    padding_free: bool  # rows of a micro-batch stand one after another, isolated; answers to one prompt share it
     train_on_prompt: bool
     mask_history: bool
     reasoning: str

@@ -70,9 +70,10 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for name, source in plan.steps.align.sources.items():
         yield "align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes"
-    pack = plan.steps.pack
-    alone = "a row each, nothing padded" if pack.padding_free else "a row each"
-    packed = f"packed{', documents isolated' if pack.isolate_documents else ''}" if pack.packing else alone
+    pack, pairs = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND == "pairs"
+    alone = "answers to a prompt share it, nothing padded" if pairs else "a row each, nothing padded"
+    unpacked = alone if pack.padding_free else "a row each"
+    packed = f"packed{', documents isolated' if pack.isolate_documents else ''}" if pack.packing else unpacked
     yield "pack", f"up to {pack.max_length:,} tokens, {packed}"
 
 
