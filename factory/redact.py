@@ -55,13 +55,20 @@ _FORMS = (
 )
 
 
+Named = tuple[tuple[str, str], ...]  # names of environment variables with their values
+
+
 def redacted(text: str) -> str:
     """The text without its secrets."""
+    return _redacted(text, _named(os.environ))
+
+
+def _redacted(text: str, named: Named) -> str:
     lower = text.lower()  # most texts hold no word of any form: a pattern is looked for where one stands
     for form in _FORMS:
         if any(word in lower for word in form.words):
             text = form.pattern.sub(form.stands, text)
-    for name, value in _named(os.environ):
+    for name, value in named:
         if value in text:
             text = text.replace(value, f"[{name}]")
     return text
@@ -71,15 +78,19 @@ def has_secret(text: str) -> bool:
     return redacted(text) != text
 
 
-def secret_in(tree: Any, path: str = "") -> str | None:
+def secret_in(tree: Any) -> str | None:
     """The first key of a tree of plain values, as `a.b`, whose text holds a secret. Of a list, the list's own key."""
+    return _secret_in(tree, "", _named(os.environ))
+
+
+def _secret_in(tree: Any, path: str, named: Named) -> str | None:
     if isinstance(tree, str):
-        return path if has_secret(tree) else None
+        return path if _redacted(tree, named) != tree else None
     if isinstance(tree, dict):
         inside = ((item, f"{path}.{name}" if path else str(name)) for name, item in tree.items())
     else:
         inside = ((item, path) for item in (tree if isinstance(tree, list | tuple) else ()))
-    return next((found for item, where in inside if (found := secret_in(item, where))), None)
+    return next((found for item, where in inside if (found := _secret_in(item, where, named))), None)
 
 
 def without_secrets(value: Any) -> Any:
@@ -125,7 +136,7 @@ class Redacting:
         return getattr(self._stream, name)
 
 
-def _named(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _named(environment: Mapping[str, str]) -> Named:
     return _of(tuple((name, value) for name, value in environment.items() if _is_named(name)))
 
 
@@ -135,7 +146,7 @@ def _is_named(name: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _of(found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def _of(found: Named) -> Named:
     """The longest first: one may hold another."""
     usable = [(name, value) for name, value in found if len(value) >= _SHORTEST and not value.startswith("/")]
     return tuple(sorted(usable, key=lambda each: -len(each[1])))
