@@ -143,12 +143,16 @@ def test_a_run_is_named_to_the_verbs_that_read_one(verb: str, command: Command) 
 
 def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command, here: Path) -> None:
     said = command("export", "run=outputs/nope", "export.dir=x")
-    assert said.rules == ["run-model"] and "the last here" not in said.err
+    assert said.rules == ["run-model"] and "the last runs" not in said.err
     for name in ("2026-01-01/10-00-00", "2026-01-02/09-00-00"):
         (here / "outputs" / name).mkdir(parents=True)
         (here / "outputs" / name / "plan.yaml").write_text("")
     said = command("export", "run=outputs/nope", "export.dir=x")
-    assert "fix: the last here is run=outputs/2026-01-02/09-00-00; name one" in said.err
+    last = "the last runs here: outputs/2026-01-02/09-00-00, outputs/2026-01-01/10-00-00; "
+    assert f"fix: {last}name one" in said.err
+    for verb in ("export", "chat", "serve", "evaluate", "compare", "resume"):
+        said = command(verb, "outputs/nope")
+        assert "outputs/nope: there is no such folder" in said.err and f"fix: {last}" in said.err
 
 
 def test_help_is_a_verb(command: Command) -> None:
