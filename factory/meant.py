@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from factory.groups import CONF
 from factory.parsed import yaml_of
 from factory.refusal import Refusal, did_you_mean, nearest, refusal
 from factory.run.folder import last_here
@@ -127,8 +128,6 @@ def _option_meant(group: str, name: str, known: list[str]) -> str | None:
 
 def _set_of(hub_id: str) -> str | None:
     """The option of a data set on the hub."""
-    from factory.compose import CONF  # which reads this module
-
     files = {file.stem: yaml_of(file.read_bytes()) for file in sorted((CONF / "data").glob("[!_]*.yaml"))}
     return next((name for name, keys in files.items() if keys.get("path") == hub_id), None)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from factory import compose, registry, settings
+from factory import groups, registry, settings
 from factory.typed import Key, Phrase, describe, plain, walk_keys
 
 Kind = Literal["flag", "choice", "several", "text"]
@@ -99,4 +99,4 @@ def as_typed(value: Any) -> str:
 
 @cache
 def options(group: str, config_dirs: tuple[str, ...] = ()) -> tuple[str, ...]:
-    return tuple(compose.options(group, config_dirs))
+    return tuple(groups.options(group, config_dirs))
