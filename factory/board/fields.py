@@ -14,8 +14,7 @@ from factory import groups, registry, settings
 from factory.typed import Key, Phrase, describe, plain, walk_keys
 
 Kind = Literal["flag", "choice", "several", "text"]
-# what has a form; the first are chosen by option alone
-CHOSEN = ("model", "method", "stage", "data", "precision", "hardware")
+# what has a form
 FORMS = ("stage", "method", "data", "model", "precision", "compute", "hardware", "evaluate", "tracking")
 _OF_OPTIONS = ("model.architecture", "method.name", "stage.name", "data.sources", "tracking.parent_run")
 _FLAG = ("true", "false")
