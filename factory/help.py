@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from factory import compose, registry
+from factory import compose, groups, registry
 from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import Key, describe, plain
@@ -20,9 +20,7 @@ FLAGS = {  # in a person's words
 
 
 def overview(verbs: Mapping[str, Callable[..., int]], config_dirs: tuple[str, ...]) -> str:
-    groups = "\n".join(
-        f"  {group:<10} {compose.listed(compose.options(group, config_dirs))}" for group in compose.GROUPS
-    )
+    choices = "\n".join(f"  {group:<10} {groups.listed(groups.options(group, config_dirs))}" for group in groups.GROUPS)
     flags = "\n".join(f"  {flag:<23} {words}".rstrip() for flag, words in FLAGS.items())
     listed = "\n".join(f"  {name:<10} {function.__doc__}" for name, function in verbs.items())
     return f"""Factory: fine-tuning as a plan that is compiled, refused or executed.
@@ -33,8 +31,8 @@ verbs (train when none is given)
 {listed}
 
 groups and their options (group=option; `factory explain GROUP` lists a group's keys)
-{groups}
-  recipe     {", ".join(compose.recipes(config_dirs))}
+{choices}
+  recipe     {", ".join(groups.recipes(config_dirs))}
 
 flags
 {flags}
@@ -56,7 +54,7 @@ def explained(name: str) -> str:
         return _key(exact[0])
     inside = [key for key in keys if key.path.startswith(f"{name}.")]
     if inside:
-        options = f"{name}=  {compose.listed(compose.options(name))}\n\n" if name in (*GROUPS, *NAMED) else ""
+        options = f"{name}=  {groups.listed(groups.options(name))}\n\n" if name in (*GROUPS, *NAMED) else ""
         width = max(len(key.path) for key in inside)
         return options + "\n".join(f"{key.path:<{width}}  {key.limits.doc if key.limits else ''}" for key in inside)
     raise refuse(

@@ -1,11 +1,14 @@
 """What was meant where a key, an option or a word of the command line does not exist."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from factory.groups import CONF
 from factory.parsed import yaml_of
 from factory.refusal import Refusal, did_you_mean, nearest, refusal
+from factory.run.folder import last_here
 from factory.typed import plain
 
 # as people and other tools say it; what LLaMA-Factory says is in the table that its configs are read by
@@ -125,8 +128,6 @@ def _option_meant(group: str, name: str, known: list[str]) -> str | None:
 
 def _set_of(hub_id: str) -> str | None:
     """The option of a data set on the hub."""
-    from factory.compose import CONF  # which reads this module
-
     files = {file.stem: yaml_of(file.read_bytes()) for file in sorted((CONF / "data").glob("[!_]*.yaml"))}
     return next((name for name, keys in files.items() if keys.get("path") == hub_id), None)
 
@@ -147,9 +148,11 @@ def _rows_beside(name: str) -> str | None:
 
 def not_a_setting(word: str, rest: list[str]) -> Refusal:
     """Of a word without `=`: the setting that it is, or that it makes with the next one."""
-    meant = setting_meant(word, rest)
-    hint = f"did you mean {meant}? " if meant else ""
-    return refusal("not-a-setting", word, "it is not key=value", hint=hint)
+    if meant := setting_meant(word, rest):
+        return refusal("not-a-setting", word, "it is not key=value", hint=f"did you mean {meant}? ")
+    if os.sep in word:
+        return refusal("not-a-setting", word, "there is no such folder or file", hint=last_here())
+    return refusal("not-a-setting", word, "it is not key=value", hint="")
 
 
 def setting_meant(word: str, rest: list[str]) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from factory import compose
+from factory import groups
 from factory.architecture import architecture
 from factory.parsed import yaml_of
 from factory.refusal import UserError, did_you_mean, refuse
@@ -30,7 +30,7 @@ class Row:
 
 def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """An option's keys, those of its family and of `_base` below them."""
-    folders = compose.folders(config_dirs)
+    folders = groups.folders(config_dirs)
     file = next(path for folder in folders if (path := folder / "model" / f"{option}.yaml").is_file())
     tree = yaml_of(file.read_bytes()) or {}
     merged: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def _nested(one: Any, other: Any) -> bool:
 
 def rows(words: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> list[Row]:
     """The options in which every word occurs: in the name, the path, the family, the licence, or as `vision`."""
-    found = [_row(option, config_dirs) for option in compose.options("model", config_dirs)]
+    found = [_row(option, config_dirs) for option in groups.options("model", config_dirs)]
     chosen = [row for row in found if all(word.lower() in _text(row) for word in words)]
     if not chosen:
         hint = did_you_mean(words[-1], [row.option for row in found] + [row.family for row in found])
@@ -90,7 +90,7 @@ def option_of(path: object) -> str | None:
 @cache
 def _by_path() -> dict[str, str]:
     """Without the options' numbers: those of all take half a second more."""
-    return {_path(numbers(option)): option for option in reversed(compose.options("model"))}
+    return {_path(numbers(option)): option for option in reversed(groups.options("model"))}
 
 
 def _text(row: Row) -> str:

@@ -368,6 +368,12 @@ class Plan:
     own: dict[str, str]  # the user's method, stage and template by their paths, with a hash of each
     tracking: Tracking
 
+    @property
+    def exported(self) -> Export:
+        """What the plan of an `export` says of it."""
+        assert self.export is not None
+        return self.export
+
     def digest(self) -> str:
         """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from factory.look.model import look_at_adapter
 from factory.plan import read_plan
 from factory.refusal import refuse
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder, last_here, read_json
 from factory.schema import Quantization
 
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
@@ -52,13 +52,8 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
         return Saved(str(model), None, overrides, of_run, held)
     if plan:
         raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
-    raise refuse("run-model", f"run={run}", "there is no run and no saved model", hint=_last_run())
-
-
-def _last_run() -> str:
-    """Of the working folder's runs, which are named by their dates."""
-    found = max(Path("outputs").glob("*/*/plan.yaml"), default=None)
-    return f"the last here is run={found.parent}; " if found else ""
+    wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"
+    raise refuse("run-model", f"run={run}", wrong, hint=last_here())
 
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:

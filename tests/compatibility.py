@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pretended
 
-from factory import compose, registry, schema, settings
+from factory import compose, groups, registry, schema, settings
 from factory.compile.compiler import compile
 from factory.facts import Facts
 from factory.look import look
@@ -40,7 +40,7 @@ def _quantizations() -> tuple[str, ...]:
 
 # a factor's name: its values, the first being what the others are looked at with
 FACTORS: dict[str, tuple[str, ...]] = {
-    "method": tuple(name for name in compose.options("method") if name != "none"),  # which trains nothing
+    "method": tuple(name for name in groups.options("method") if name != "none"),  # which trains nothing
     "stage": ("sft", *(name for name in registry.names("stages") if name != "sft")),
     "precision": _choices(schema.Precision, "name"),
     "attention": _choices(schema.Compute, "attention"),

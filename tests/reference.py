@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-from factory import cli, compose, help, models, templates
+from factory import cli, groups, help, models, templates
 from factory.refusal import catalogue
 from factory.settings import all_keys
 from factory.typed import Key, describe
@@ -66,13 +66,13 @@ def _meaning(key: Key) -> str:
 
 def options() -> Iterator[str]:
     yield from ("# Options", "", f"What `group=option` takes. {NOTE}", "")
-    for group in compose.GROUPS:
+    for group in groups.GROUPS:
         if group != "model":
             yield from (f"## {group}", "")
-            files = {name: compose.CONF / group / f"{name}.yaml" for name in compose.options(group)}
+            files = {name: groups.CONF / group / f"{name}.yaml" for name in groups.options(group)}
             yield from _table(("option", ""), ((name, _said(path)) for name, path in files.items()))
     yield from ("## recipe", "")
-    files = {name: compose.ROOT / "recipes" / f"{name}.yaml" for name in compose.recipes()}
+    files = {name: groups.ROOT / "recipes" / f"{name}.yaml" for name in groups.recipes()}
     yield from _table(("recipe", ""), ((name, _said(path)) for name, path in files.items()))
     yield from ("## model.template", "")
     found = {name: templates.template(name) for name in templates.names()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from factory import compose
+from factory import groups
 from factory.data.dataset import IGNORED
 
 SHORT = ("stage.max_steps=3", "stage.warmup_ratio=0", "stage.batch_size=2", "stage.logging_steps=1", "precision=fp32")
@@ -60,7 +60,7 @@ CASES = [("sft", name) for name in FITTING] + [("pt", name) for name in ("badam"
 
 
 def test_every_option_is_tried() -> None:
-    assert sorted(FITTING) == sorted(COUNTS) == [name for name in compose.options("method") if name != "none"]
+    assert sorted(FITTING) == sorted(COUNTS) == [name for name in groups.options("method") if name != "none"]
 
 
 @pytest.mark.parametrize(("stage", "method"), CASES)

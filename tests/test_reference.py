@@ -3,7 +3,7 @@
 import pytest
 import reference
 
-from factory import cli, compose, settings, templates
+from factory import cli, groups, settings, templates
 from factory.refusal import catalogue
 
 
@@ -21,7 +21,7 @@ def test_all_that_there_is_has_a_row() -> None:
     everything = {
         "verbs": [*cli.VERBS],
         "keys": [key.path for key in settings.all_keys()],
-        "options": [*(name for group in compose.GROUPS for name in compose.options(group)), *templates.names()],
+        "options": [*(name for group in groups.GROUPS for name in groups.options(group)), *templates.names()],
         "refusals": [*catalogue()],
     }
     for name, found in everything.items():

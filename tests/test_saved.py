@@ -115,10 +115,12 @@ def test_what_is_said_over_a_runs_own_words(case: str) -> None:
 def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], execute: Execute) -> None:
     execute("method=lora", *SHORT)
     shutil.rmtree("run/model")
+    (here / "empty").mkdir()
     (here / "adapter").mkdir()
     (here / "adapter" / "adapter_config.json").write_text("{}")
     for words, wrong in {
-        "run=nowhere": "no run and no saved model",
+        "run=nowhere": "there is no such folder",
+        "run=empty": "no run and no saved model in it",
         "run=adapter": "names no base",
         f"run={'a' * 32}": "no such run",
     }.items():

@@ -7,13 +7,13 @@ from typing import Any, get_args
 
 import pytest
 
-from factory import compose, help, registry, settings
+from factory import compose, groups, help, registry, settings
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import known_keys
 
 MODELS = ["smollm2_135m", "llama3_8b", "llava1.5_7b"]  # the others are read, not composed: tests/models
 OPTIONS = [
-    (group, option) for group in compose.GROUPS for option in (MODELS if group == "model" else compose.options(group))
+    (group, option) for group in groups.GROUPS for option in (MODELS if group == "model" else groups.options(group))
 ]
 
 
@@ -45,12 +45,12 @@ def test_an_option_has_exactly_the_schemas_keys(group: str, option: str) -> None
 
 @pytest.mark.parametrize("group", NAMED)
 def test_every_spec_has_its_option(group: str) -> None:
-    assert set(compose.options(group)) >= set(registry.names(NAMED[group]))
+    assert set(groups.options(group)) >= set(registry.names(NAMED[group]))
 
 
 def test_every_precision_is_an_option() -> None:
     kinds = {found.path: found.kind for found in all_keys()}
-    assert set(get_args(kinds["precision.name"])) == set(compose.options("precision"))
+    assert set(get_args(kinds["precision.name"])) == set(groups.options("precision"))
 
 
 def test_every_key_is_documented_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,15 +72,15 @@ def test_a_group_is_explained_by_its_keys(group: str) -> None:
     inside = [found.path for found in all_keys() if found.path.startswith(f"{group}.")]
     assert inside
     assert all(re.search(rf"^{re.escape(path)} ", text, re.MULTILINE) for path in inside)
-    if group in compose.GROUPS and group != "model":  # `factory models` lists those
-        assert all(option in text for option in compose.options(group))
+    if group in groups.GROUPS and group != "model":  # `factory models` lists those
+        assert all(option in text for option in groups.options(group))
 
 
 def test_help_lists_every_option_recipe_and_verb(command: Any) -> None:
     said = command("--help")
     assert said.code == 0
     words = set(re.findall(r"[\w.]+", said.out))
-    listed = {option for group, option in OPTIONS if group != "model"} | set(compose.recipes())
+    listed = {option for group, option in OPTIONS if group != "model"} | set(groups.recipes())
     assert listed | {"train", "plan", "resume", "explain", "models"} <= words
 
 

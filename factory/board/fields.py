@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from factory import compose, registry, settings
+from factory import groups, registry, settings
 from factory.typed import Key, Phrase, describe, plain, walk_keys
 
 Kind = Literal["flag", "choice", "several", "text"]
-# what has a form; the first are chosen by option alone
-CHOSEN = ("model", "method", "stage", "data", "precision", "hardware")
+# what has a form
 FORMS = ("stage", "method", "data", "model", "precision", "compute", "hardware", "evaluate", "tracking")
 _OF_OPTIONS = ("model.architecture", "method.name", "stage.name", "data.sources", "tracking.parent_run")
 _FLAG = ("true", "false")
@@ -99,4 +98,4 @@ def as_typed(value: Any) -> str:
 
 @cache
 def options(group: str, config_dirs: tuple[str, ...] = ()) -> tuple[str, ...]:
-    return tuple(compose.options(group, config_dirs))
+    return tuple(groups.options(group, config_dirs))

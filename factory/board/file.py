@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from factory import compose
+from factory import groups
 from factory.board.fields import as_typed
 from factory.line import Overrides, listed, name_of, spelt
 from factory.parsed import yaml_of
@@ -20,7 +20,7 @@ def written(overrides: Overrides, tree: dict[str, Any]) -> str:
     keys: dict[str, Any] = {}
     for text in overrides:
         name, value = name_of(text), text.partition("=")[2]
-        if name in compose.GROUPS:
+        if name in groups.GROUPS:
             chosen.append({f"override /{name}": yaml_of(value)})
         elif name == "recipe":
             chosen.insert(0, f"/recipes/{value}")

@@ -1,6 +1,5 @@
 """The page: a header, and a tab a module. What all tabs share is `Page`; what one typed is in its session."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -119,5 +118,4 @@ def _speak(made: Page) -> None:
     made.language.change(speak, made.language, [component for component, _ in made.told], show_progress="hidden")
 
 
-Build = Callable[[Page], None]
 STYLE = shown.CSS

@@ -3,11 +3,9 @@
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from factory.tracking.ledger import whole_lines
-
-Vote = Literal["left", "tie", "right"]
 
 
 class Votes:

@@ -11,7 +11,7 @@ from factory.compare import runs
 from factory.compare.runs import Run, Status
 from factory.plan import read_plan
 from factory.refusal import UserError, refuse
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
 from factory.saved import is_mlflow_id
 from factory.schema import Tracking
@@ -43,13 +43,13 @@ def asked(words: Sequence[str]) -> Asked:
         elif _is_filter(word):
             filters.append(word)
         elif "=" in word:
-            raise refuse("compare-what", word, "`factory compare` does not read it")
+            raise refuse("compare-what", word, "`factory compare` does not read it", hint="")
         else:
             places.append(word)  # a folder that is not there is a row of the table
     if not words or "" in experiments:
-        raise refuse("compare-what", " ".join(words) or "(nothing)", "no run is named")
+        raise refuse("compare-what", " ".join(words) or "(nothing)", "no run is named", hint=last_here())
     if all(not Path(place).exists() and not is_mlflow_id(place) for place in places) and not (experiments or filters):
-        raise refuse("compare-what", " ".join(places), "there is no such folder, and no filter in it")
+        raise refuse("compare-what", " ".join(places), "there is no such folder, and no filter in it", hint=last_here())
     return Asked(tuple(places), tuple(experiments), tuple(filters))
 
 

@@ -122,7 +122,7 @@ def scatter(series: Sequence[Series], across: str, up: str) -> str:
     placed = _beside([(x.at(each.points[0][0]), y.at(each.points[0][1])) for each in there])
     drawn = [
         f"<g class='s s{each.place}'><title>{escape(each.name)}: {number(each.points[0][0])}, "
-        f"{number(each.points[0][1])}</title>{_dot(left, top, 5, '')}{_label(each.name, left, top, at)}</g>"
+        f"{number(each.points[0][1])}</title>{_dot(left, top, 5, '')}{_label(each.name, left, at)}</g>"
         for each, (left, top, at) in zip(there, placed, strict=True)
     ]
     return _svg(_frame(x, y, across, up) + "".join(drawn), _HEIGHT, f"{up} by {across}, a point a run")
@@ -145,7 +145,7 @@ def _beside(dots: Sequence[Point]) -> list[tuple[float, float, float]]:
     return [(*dot, found[place]) for place, dot in enumerate(dots)]
 
 
-def _label(name: str, left: float, top: float, at: float) -> str:
+def _label(name: str, left: float, at: float) -> str:
     end = left > _WIDTH * 0.55
     x = left - 9 if end else left + 9
     shown = name if len(name) <= 32 else f"{name[:31]}…"

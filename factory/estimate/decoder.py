@@ -1,53 +1,20 @@
 """A decoder's forward pass on a tape: the operations of transformers' classes, in their order.
 
-Kinds differ in their norms, in what follows what, and in their MLP's activation (`Anatomy`); which linear layers there
-are is read off the architecture. Of a kind that is not in the table, llama's anatomy is taken.
+Kinds differ by their `Anatomy`; which linear layers there are is read off the architecture.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import ceil, prod
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 from factory.architecture import Architecture, Block, Shape
-from factory.attention import BLOCK, BLOCKS, S2, key_step
 from factory.estimate.adapters import Beside, adapted, is_low_rank, low_rank
+from factory.estimate.anatomy import ANATOMIES, Anatomy, is_plain, norms, roles
+from factory.estimate.attention import Attention, Shapes
 from factory.estimate.tape import STATISTIC, Tape, Tensor, Weight
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
-    """`order`: of norms and branches. `activation`: one operation, or as many as keep an input each."""
-
-    norm: Literal["rms", "rms_wide", "layer"] = "rms"
-    order: Literal["before", "around", "after", "parallel", "parallel_two"] = "before"
-    activation_keeps: int = 1
-    silu: bool = True  # of a gated MLP
-    rotary: bool = True
-    copies_heads: bool = False  # queries, keys and values are cut from one product, and copied
-    caps_scores: bool = False  # cap tanh(scores / cap)
-    masks: bool = False  # gives torch a mask of its own, with which there is no fused kernel on a CPU
-
-
-_GEMMA = Anatomy(norm="rms_wide", order="around", silu=False)
-ANATOMIES: dict[str, Anatomy] = {
-    "gemma": Anatomy(norm="rms_wide", silu=False),
-    "gemma2": replace(_GEMMA, caps_scores=True),
-    "gemma3_text": _GEMMA,
-    "glm4": Anatomy(order="around"),
-    **dict.fromkeys(("olmo2", "olmo3"), Anatomy(norm="rms_wide", order="after")),
-    "exaone4": Anatomy(order="after"),
-    "phi": Anatomy(norm="layer", order="parallel", activation_keeps=4),
-    **dict.fromkeys(("cohere", "cohere2"), Anatomy(norm="layer", order="parallel")),
-    **dict.fromkeys(("starcoder2", "stablelm", "nemotron"), Anatomy(norm="layer")),
-    "gpt_neox": Anatomy(norm="layer", order="parallel_two"),
-    "falcon": Anatomy(norm="layer", order="parallel", copies_heads=True, masks=True),
-    "gptj": Anatomy(norm="layer", order="parallel", activation_keeps=4),
-    **dict.fromkeys(("gpt2", "gpt_bigcode", "gpt_neo"), Anatomy(norm="layer", activation_keeps=4, rotary=False)),
-    **dict.fromkeys(("bloom", "opt", "mpt"), Anatomy(norm="layer", rotary=False)),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,49 +26,7 @@ class Numbers:
     compute: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shapes:
-    """A batch: rows, and tokens in each."""
-
-    rows: int
-    length: int
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.length
-
-
-_LINEAR = {
-    "q": ("q_proj",),
-    "k": ("k_proj",),
-    "v": ("v_proj",),
-    "qkv": ("qkv_proj", "query_key_value", "Wqkv", "W_pack", "wqkv", "c_attn"),
-    "out": ("o_proj", "out_proj", "dense", "wo", "attn.c_proj"),
-    "gate": ("gate_proj", "feed_forward.w1"),
-    "gate_up": ("gate_up_proj",),
-    "up": ("up_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "feed_forward.w3"),
-    "down": ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "feed_forward.w2", "mlp.c_proj"),
-}
-
-
-def roles(block: Block) -> dict[str, str]:
-    """What each of a layer's linear layers is, by its name's end: role to name."""
-    found: dict[str, str] = {}
-    for name in block.linears:
-        for role, ends in _LINEAR.items():
-            if role not in found and any(f".{name}".endswith(f".{end}") for end in ends):
-                found[role] = name
-                break
-    return found
-
-
 _FEED_FORWARD = ("gate", "gate_up", "up", "down")
-
-
-def is_plain(block: Block) -> bool:
-    """Whether its attention has queries, keys and values, in one product or three, and one product after them."""
-    found = roles(block)
-    return "out" in found and ("qkv" in found or {"q", "k", "v"} <= found.keys())
 
 
 class Fused(NamedTuple):
@@ -251,15 +176,12 @@ class Decoder:
     def _base(self, value: Tensor, *, name: str, shape: Shape) -> Tensor:
         weight, tape = self.weight(f"{name}.weight", shape), self.tape
         if not self.quantized:
-            bias = self._weights.get(f"{name}.bias") or self._bias(name, shape)
+            bias = self.weight(f"{name}.bias", shape[:1]) if f"{name}.bias" in self._trained else None
             return tape.product(value, weight, shape[0], bias=bias)
         size = tape.compute or self.numbers.frozen
         whole = weight.count * size  # dequantized, in both directions
         count = value.count // shape[1] * shape[0]
         return tape.operation([value], count, size, scratch=whole, backward_scratch=whole)
-
-    def _bias(self, name: str, shape: Shape) -> Weight | None:
-        return self.weight(f"{name}.bias", shape[:1]) if f"{name}.bias" in self._trained else None
 
 
 def replace_size(weight: Weight, size: int) -> Weight:
@@ -274,10 +196,11 @@ class Layer:
         self.decoder, self.block, self.batch = decoder, block, batch
         self.at = f"{decoder.arch.layers_at}.{index}."
         self.roles = roles(block)
-        self.norms = _norms(block)
+        self.norms = norms(block)
         self.trains = any(self.at in name for name in decoder._trained)
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        self.stream = hidden.size  # bytes of a number
         return _ORDERS[self.decoder.anatomy.order](self, hidden)
 
     def norm(self, number: int, value: Tensor) -> Tensor:
@@ -302,8 +225,9 @@ class Layer:
         query, keys = (self._head_norm(each, name) for each, name in zip((query, keys), _HEAD_NORMS, strict=True))
         if self.decoder.anatomy.rotary:
             query, keys = self._turned(query), self._turned(keys)
-        kernels = {"eager": self._eager, S2: self._grouped, BLOCKS: self._by_blocks}
-        attended = kernels.get(self.decoder.attention, self._fused)(query, keys, values)
+        decoder = self.decoder
+        kernels = Attention(decoder.tape, decoder.arch, decoder.anatomy, self.batch, decoder.group)
+        attended = kernels(decoder.attention, query, keys, values)
         return self.linear(attended, "out")
 
     def _other(self, value: Tensor) -> Tensor:
@@ -342,90 +266,6 @@ class Layer:
         )
         half = tape.operation([half], half.count, size)
         return tape.add(turned, half)
-
-    def _compute(self, *values: Tensor) -> list[Tensor]:
-        size = self.decoder.tape.compute
-        return [value if size is None else self.decoder.tape.cast(value, size) for value in values]
-
-    def _fused(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """torch's fused kernel: keeps what goes in, what comes out, and a number for each row of scores."""
-        query, keys, values = self._compute(query, keys, values)
-        arch, tape = self.decoder.arch, self.decoder.tape
-        if self.decoder.anatomy.masks:
-            return self._unfused(query, keys, values)
-        made = tape.operation(
-            [query, keys, values],
-            query.count,
-            query.size,
-            saves=(query, keys, values),
-            saves_output=True,
-            statistics=self.batch.tokens * arch.heads * STATISTIC,
-            dear=True,
-        )
-        # with as many keys as queries it comes out in another layout, and is copied
-        return tape.pointwise(made) if arch.heads == arch.kv_heads else made
-
-    def _by_blocks(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keeps what goes in; copies of keys and values, and a block's scores, come and go."""
-        query, keys, values = self._compute(query, keys, values)
-        arch, tape, batch = self.decoder.arch, self.decoder.tape, self.batch
-        step = key_step(batch.length)
-        length = ceil(batch.length / step) * step
-        rows = batch.rows * arch.heads * BLOCK * query.size
-        scores, block = rows * length, rows * arch.head_dim
-        wide = (keys.count + values.count) * query.size * length // batch.length
-        return tape.operation(
-            [query, keys, values],
-            query.count,
-            query.size,
-            saves=(query, keys, values),
-            scratch=2 * scores + wide + 2 * block,
-            backward_scratch=3 * scores + 2 * wide + 4 * block,
-            dear=True,
-        )
-
-    def _unfused(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """torch's own way without a fused kernel: the softmax of all scores, in float32, is kept."""
-        tape, scores = self.decoder.tape, self.batch.rows * self.decoder.arch.heads * self.batch.length**2
-        kept = (query, keys, values, tape.new(scores, 4))
-        scratch = scores * 4 * 3 // 2
-        made = tape.operation(
-            [query, keys, values], query.count, query.size, saves=kept, scratch=scratch, backward_scratch=scratch
-        )
-        return tape.pointwise(made)
-
-    def _grouped(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """S² attention: copies of both halves in groups go through the fused kernel (factory.attention.s2)."""
-        tape = self.decoder.tape
-        if self.decoder.group is None or self.batch.length <= self.decoder.group:
-            return self._fused(query, keys, values)
-        query, keys, values = self._compute(query, keys, values)
-        sharing = self.decoder.arch.heads // self.decoder.arch.kv_heads
-        if (self.decoder.arch.heads // 2) % sharing:  # heads of both halves share keys: each gets its own
-            keys, values = (tape.operation([each], each.count * sharing, each.size) for each in (keys, values))
-        query, keys, values = (tape.pointwise(each) for each in (query, keys, values))
-        return tape.pointwise(tape.pointwise(self._fused(query, keys, values)))
-
-    def _eager(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Whole matrices of scores, their softmax in float32 (transformers' eager_attention_forward)."""
-        tape, arch, batch = self.decoder.tape, self.decoder.arch, self.batch
-        query, keys, values = self._compute(query, keys, values)
-        if arch.heads != arch.kv_heads:
-            share = arch.heads // arch.kv_heads
-            keys = tape.operation([keys], keys.count * share, keys.size)
-            values = tape.operation([values], values.count * share, values.size)
-        scores = batch.rows * arch.heads * batch.length**2
-        saves = (*((keys,) if query.node else ()), *((query,) if keys.node else ()))
-        weights = tape.pointwise(tape.operation([query, keys], scores, query.size, saves=saves))
-        if self.decoder.anatomy.caps_scores:
-            weights = tape.pointwise(weights)
-            weights = tape.pointwise(tape.operation([weights], scores, weights.size, saves_output=True))
-        weights = tape.pointwise(weights)  # the mask is added
-        wide = tape.operation([tape.cast(weights, 4)], scores, 4, saves_output=True)
-        narrow = tape.cast(wide, query.size)
-        saves = (*((values,) if narrow.node else ()), *((narrow,) if values.node else ()))
-        made = tape.operation([narrow, values], query.count, query.size, saves=saves)
-        return tape.pointwise(made)
 
     # --- feed forward
 
@@ -475,36 +315,26 @@ class Layer:
             value = tape.pointwise(value, saves_input=True)
         return value
 
-    @property
-    def stream(self) -> int:
-        """Bytes of a number of the hidden states."""
-        return self._stream
-
     # --- orders
 
     def before(self, hidden: Tensor) -> Tensor:
-        self._stream = hidden.size
         hidden = self.decoder.tape.add(hidden, self.attention(self.norm(0, hidden)))
         return self.decoder.tape.add(hidden, self.feed_forward(self.norm(1, hidden)))
 
     def around(self, hidden: Tensor) -> Tensor:
-        self._stream = hidden.size
         hidden = self.decoder.tape.add(hidden, self.norm(1, self.attention(self.norm(0, hidden))))
         return self.decoder.tape.add(hidden, self.norm(3, self.feed_forward(self.norm(2, hidden))))
 
     def after(self, hidden: Tensor) -> Tensor:
-        self._stream = hidden.size
         hidden = self.decoder.tape.add(hidden, self.norm(0, self.attention(hidden)))
         return self.decoder.tape.add(hidden, self.norm(1, self.feed_forward(hidden)))
 
     def parallel(self, hidden: Tensor) -> Tensor:
-        self._stream = hidden.size
         normed = self.norm(0, hidden)
         attended = self.attention(normed)
         return self.decoder.tape.add(self.decoder.tape.add(attended, self.feed_forward(normed)), hidden)
 
     def parallel_two(self, hidden: Tensor) -> Tensor:
-        self._stream = hidden.size
         attended = self.attention(self.norm(0, hidden))
         fed = self.feed_forward(self.norm(1, hidden))
         return self.decoder.tape.add(self.decoder.tape.add(fed, attended), hidden)
@@ -518,35 +348,6 @@ _ORDERS: dict[str, Callable[[Layer, Tensor], Tensor]] = {
     "parallel": Layer.parallel,
     "parallel_two": Layer.parallel_two,
 }
-# as the code of a layer calls them
-_NORM_ORDER = (
-    "input_layernorm",
-    "ln_1",
-    "ln_attn",
-    "norm_1",
-    "attention_norm",
-    "self_attn_layer_norm",
-    "post_self_attn_layernorm",
-    "post_attention_layernorm",
-    "pre_feedforward_layernorm",
-    "post_feedforward_layernorm",
-    "post_mlp_layernorm",
-    "ln_2",
-    "ln_mlp",
-    "norm_2",
-    "ffn_norm",
-    "final_layer_norm",
-)
-
-
-def _norms(block: Block) -> list[dict[str, Shape]]:
-    """A layer's norms over the hidden states, each with its tensors."""
-    found: dict[str, dict[str, Shape]] = {}
-    for name, shape in block.tensors.items():
-        module = name.rpartition(".")[0]
-        if module in _NORM_ORDER:
-            found.setdefault(module, {})[name] = shape
-    return [found[name] for name in _NORM_ORDER if name in found]
 
 
 _ADAPTER = re.compile(

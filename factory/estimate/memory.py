@@ -10,7 +10,7 @@ from math import ceil, prod
 from factory import registry
 from factory.architecture import Architecture, Shape
 from factory.estimate import runtime
-from factory.estimate.decoder import is_plain
+from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned, counted
 from factory.optimizers.spec import blocks, is_of_bitsandbytes, scratch, state_bytes

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from factory.architecture import Architecture, Shape
-from factory.estimate.decoder import Decoder, Fused, Numbers, Shapes
+from factory.estimate.attention import Shapes
+from factory.estimate.decoder import Decoder, Fused, Numbers
 from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape

@@ -319,8 +319,7 @@ class Tape:
         with self._silent(kept if selective else None):
             made = layer(self.detached(value))
         assert len(self.nodes) == first
-        trains = self._trains(layer, value)
-        if not trains:
+        if value.node is None and not getattr(layer, "trains", True):  # no gradient flows through it or into it
             return made
         source, count, size = value.node, value.count, value.size
 
@@ -348,10 +347,6 @@ class Tape:
         made.node = Node([source], backward)
         self.nodes.append(made.node)
         return made
-
-    def _trains(self, layer: Callable[[Tensor], Tensor], value: Tensor) -> bool:
-        """Whether a gradient flows through or into the layer: seen on a tape of its own, of one element."""
-        return value.node is not None or bool(getattr(layer, "trains", True))
 
     @contextmanager
     def _silent(self, keeps: list[Storage] | None) -> Iterator[None]:

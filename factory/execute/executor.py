@@ -74,7 +74,7 @@ ADAPTER = (
 MEASURED_ADAPTER = (
     *(step for step in EXPORT if step.name in ("load", "patch", "quantize", "ready")),
     Step("measure", "apart:adapter", ("patched", "quantization", "ready"), ("apart",)),
-    Step("write", "export:copy_measured", ("tokenizer", "ready", "apart"), ("written",)),
+    Step("write", "export:copy", ("tokenizer", "ready", "apart"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
 _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION, "export": EXPORT}

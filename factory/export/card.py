@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from factory.plan import Plan, PlannedSource, read_plan
+from factory.export import spec
+from factory.plan import Export, Plan, PlannedSource, read_plan
 from factory.run.folder import RunFolder, read_json
 from factory.typed import plain
 
@@ -13,13 +14,12 @@ _TRAINING = ("stage", "learning_rate", "lr_scheduler", "optimizer", "batch_size"
 _FIGURES = ("perplexity_before", "perplexity", "bleu4", "rouge1", "rouge2", "rougeL", "exact_match", "loss", "reward")
 
 
-def card(plan: Plan, reading: str, base: str = "") -> str:
+def card(plan: Plan, base: str = "") -> str:
     """Of an export's plan; of the run that it names, if any.
 
-    `reading`: how the files are read; `base`: what is to be known of the base, where it is not the one trained over.
+    `base`: what is to be known of the base, where it is not the one trained over.
     """
-    export = plan.export
-    assert export is not None
+    export = plan.exported
     of_run = RunFolder(export.run) if export.run else None
     made = read_plan(of_run.plan) if of_run else None
     report = (read_json(of_run.report) or {}) if of_run else {}
@@ -30,7 +30,7 @@ def card(plan: Plan, reading: str, base: str = "") -> str:
         f"{_what(plan, made, name)}\n",
         *([_data(made), _plan(made), _results(report)] if made else []),
         f"## The base\n\n{base}\n" if base else "",
-        f"## Reading it\n\n{reading}\n",
+        f"## Reading it\n\n{_reading(export)}\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -49,8 +49,7 @@ def base_name(plan: Plan) -> str:
 
 
 def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
-    export = plan.export
-    assert export is not None
+    export = plan.exported
     sets = made.steps.align.sources.values() if made else ()
     hub = [source.path for source in sets if source.origin == "hub"]
     front: dict[str, Any] = {
@@ -66,8 +65,7 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
 
 
 def _what(plan: Plan, made: Plan | None, base: str) -> str:
-    export = plan.export
-    assert export is not None
+    export = plan.exported
     forms = {
         "hf": "whole weights in the format of transformers",
         "gguf": "one GGUF file for llama.cpp and Ollama",
@@ -127,3 +125,32 @@ def _results(report: dict[str, Any]) -> str:
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines)
+
+
+def _reading(plan: Export) -> str:
+    """The lines that read the folder."""
+    if plan.format == "gguf":
+        lines = [f"llama-cli -m {spec.MODEL_GGUF} --jinja"]
+        lines += [f"ollama create mine -f {spec.MODELFILE} && ollama run mine"] if plan.modelfile else []
+        return "```sh\n" + "\n".join(lines) + "\n```"
+    if plan.format == "adapter":
+        base = plan.base or "THE_BASE"
+        lines = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+        ]
+    elif plan.scores:
+        lines = [
+            "from transformers import AutoModelForSequenceClassification",
+            'model = AutoModelForSequenceClassification.from_pretrained("THIS_FOLDER", dtype="auto")',
+            "score = model(input_ids=ids).logits[0, 0]  # ids: (1, length), up to the token that ends the answer",
+        ]
+    else:
+        lines = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        ]
+    return "```python\n" + "\n".join(lines) + "\n```"

@@ -62,8 +62,7 @@ def _run_id(plan: Plan, client: Any) -> str | None:
     """Of the run that trained the model, where this server has it."""
     from mlflow.exceptions import MlflowException
 
-    assert plan.export is not None
-    found = read_json(RunFolder(plan.export.run).tracking) if plan.export.run else None
+    found = read_json(RunFolder(plan.exported.run).tracking) if plan.exported.run else None
     try:
         return client.get_run(found["run_id"]).info.run_id if found else None
     except (MlflowException, KeyError):

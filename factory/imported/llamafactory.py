@@ -23,6 +23,12 @@ _LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "simpo": "simpo
 _PRECISIONS = {"pure_bf16": "pure_bf16", "bf16": "bf16", "fp16": "fp16"}
 _STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 
+_UNREAD: dict[type[Exception], str] = {
+    FileNotFoundError: "there is no such file",
+    IsADirectoryError: "it is a folder",
+    UnicodeDecodeError: "it is not text in UTF-8",
+}
+
 
 @dataclass(slots=True)
 class Said:
@@ -80,8 +86,11 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         given = yaml_of(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        first = " ".join(str(error).split())
-        raise refuse("import-config", str(file), f"it cannot be read: {first[:200]}") from None
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())
+        wrong = _UNREAD.get(type(error)) or f"it cannot be read ({why[:200]})"
+        raise refuse("import-config", str(file), wrong) from None
+    if given is None:
+        raise refuse("import-config", str(file), "there is nothing in it")
     if not isinstance(given, dict) or not {"stage", "finetuning_type", "model_name_or_path"} & given.keys():
         raise refuse("import-config", str(file), "it has none of stage, finetuning_type and model_name_or_path")
     return {str(name): value for name, value in given.items()}

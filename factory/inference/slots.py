@@ -146,14 +146,6 @@ class Slots:
         self._tell()
         self._compact()
 
-    def crop(self, length: int) -> None:
-        """Of one row: what follows its first `length` tokens is forgotten."""
-        (there,) = self.lengths
-        assert length <= there
-        self.used -= there - length
-        self.lengths = [length]
-        self._tell()
-
     def _tell(self) -> None:
         if self.lengths:
             self.start = self.used - max(self.lengths)

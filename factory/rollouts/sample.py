@@ -51,12 +51,7 @@ def sample(
     Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode; `call` is what calls
     one whose weights are split. `beside` makes of the padded prompts (rows, length) what the model takes beside them.
     """
-    longest = batches.padded(max(map(len, prompts)))
-    ids = torch.full((len(prompts), longest), pad)
-    seen = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        seen[row, longest - len(prompt) :] = 1
+    ids, seen = _left_padded(prompts, pad)
     drawing: dict[str, Any] = (
         {}
         if sampling.greedy
@@ -82,8 +77,19 @@ def sample(
             **more,
         )
         given = call(write)
-    rows = given[:, longest:].tolist()
+    rows = given[:, ids.shape[1] :].tolist()
     return [answer(prompt, row, stops) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def _left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prompts, and 1 where they stand: (rows, length) each."""
+    longest = batches.padded(max(map(len, prompts)))
+    ids = torch.full((len(prompts), longest), pad)
+    seen = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        seen[row, longest - len(prompt) :] = 1
+    return ids, seen
 
 
 def answer(prompt: list[int], row: list[int], stops: Sequence[int]) -> Answer:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from factory import compose, registry
+from factory import compose, groups, registry
 from factory.compare.runs import of_report
 from factory.compile.bases import words
+from factory.compose import sweeps
 from factory.execute.context import STARTED, append
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
@@ -130,7 +131,7 @@ def _unusable(line: compose.CommandLine, content: Mapping[str, Any]) -> Iterator
             if name is None:
                 hint = did_you_mean(key.split(".")[1], map(str, runs))
                 yield refusal("recipe-run", text, "the recipe has no such run", hint=hint, known=", ".join(runs))
-            elif (inner := key.removeprefix(f"{_OWN}{name}.")) in _reads(runs[name]) and inner not in compose.GROUPS:
+            elif (inner := key.removeprefix(f"{_OWN}{name}.")) in _reads(runs[name]) and inner not in groups.GROUPS:
                 yield refusal("recipe-key", text, f"{name} takes it from the run {_reads(runs[name])[inner]}")
         elif key == "hydra.run.dir":
             yield refusal("recipe-folder", text, "each of several runs has a folder of its own")
@@ -150,7 +151,7 @@ def is_here(folder: str) -> bool:
 def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
     """Every run as far as it is known, nothing of it executed. Raises UserError for what is wrong with the recipe."""
     found = links(line)
-    folder, _ = compose.sweep_folder(*_places(line, found))
+    folder, _ = sweeps.sweep_folder(*_places(line, found))
     return [_ahead(link, SweepFolder(folder), line.config_dirs, compile) for link in found]
 
 
@@ -190,7 +191,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     if asked.reuse:
         raise refuse("recipe-reuse", "sweep.reuse=true", "the runs of a recipe may read each other")
     found = links(line)
-    name, common = compose.sweep_folder(*_places(line, found))
+    name, common = sweeps.sweep_folder(*_places(line, found))
     folder = SweepFolder(asked.resume or name)
     compile = beside(verbs.compile) if asked.resume else verbs.compile
     listed = [_ahead(link, folder, line.config_dirs, compile) for link in found]

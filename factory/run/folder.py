@@ -17,6 +17,9 @@ from factory.refusal import UserError, refuse
 
 MANIFEST = "manifest.json"
 _LOCKS = Path("/proc/locks")
+_HOMES = ("outputs", "multirun_sweeps")  # where runs lie by default
+_DEPTHS = ("*", "*/*", "*/*/*")  # of a run's folder under them
+_SHOWN = 3
 _ASIDE = re.compile(r"\..+\.\d+")  # what is written beside its place, by a process of this id
 
 
@@ -190,6 +193,18 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise unwritable(path, error) from None
+
+
+def runs_here() -> list[Path]:
+    """The folders of the runs under the working one, oldest first."""
+    plans = {path for home in _HOMES for depth in _DEPTHS for path in Path(home).glob(f"{depth}/plan.yaml")}
+    return [path.parent for path in sorted(plans, key=lambda path: (path.stat().st_mtime, path))]
+
+
+def last_here() -> str:
+    """`the last runs here: A, B; ` for what names a run that is not there, or nothing."""
+    found = [str(folder) for folder in reversed(runs_here())][:_SHOWN]
+    return f"the last runs here: {', '.join(found)}; " if found else ""
 
 
 def open_as(file: Path) -> None:

@@ -15,7 +15,7 @@ from factory.compose import Composed
 from factory.execute.verify import matter
 from factory.plan import KNOWN_LATER, Plan, to_json
 from factory.refusal import Refusal, UserError, refuse
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder, read_json, runs_here
 from factory.run.swept import SweepFolder
 from factory.typed import to_tree
 from factory.words import between, duration, size
@@ -26,8 +26,6 @@ AS_IT_GOES = (
     "hydra/sweeper chooses each job when it has seen those before: none is known yet, each is compiled when it starts. "
     "Shown are two that it may choose: every swept key at its first value, and at its last."
 )
-_HOMES = ("outputs", "multirun_sweeps")  # where runs lie by default, and where others of the same plan are sought
-_DEPTHS = ("*", "*/*", "*/*/*")  # of a run's folder under them
 _DIGEST = "digest: "  # how a plan's file starts
 _BESIDE = 12  # letters of a name that leave room beside it for what differs
 
@@ -109,14 +107,12 @@ def reusing(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
 
 def executed(plans: dict[str | None, Plan], sweep: SweepFolder) -> dict[str, Path]:
     """The newest folder of a run of each of these plans: finished, no check red, with the versions that matter."""
-    homes = [Path(home) for home in _HOMES]
-    files = {path for home in homes for depth in _DEPTHS for path in home.glob(f"{depth}/plan.yaml")}
     found = dict[str, Path]()
-    for path in sorted(files, key=lambda path: path.stat().st_mtime):
-        with path.open(encoding="utf-8", errors="replace") as file:
+    for folder in runs_here():
+        with RunFolder(folder).plan.open(encoding="utf-8", errors="replace") as file:
             digest = file.readline().removeprefix(_DIGEST).strip()
-        if digest in plans and path.parent.parent != sweep.path and _sound(path.parent, plans[digest]):
-            found[digest] = path.parent
+        if digest in plans and folder.parent != sweep.path and _sound(folder, plans[digest]):
+            found[digest] = folder
     return found
 
 

@@ -295,26 +295,27 @@ def _finish(
     anew: Anew | None = None,
 ) -> int:
     report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen or Seen())
-    if OUT_OF_MEMORY in report:
-        report = _advised(plan, report, anew)
+    finished = report["status"] == "finished"
+    if advise := _advised if OUT_OF_MEMORY in report else for_the_rows if finished else None:
+        report = advise(plan, report, anew)
         with suppress(UserError):  # a full disk: the screen says it all the same
-            write_whole(folder.report, as_json(report))
-    elif report["status"] == "finished":
-        report = for_the_rows(plan, report, anew)
-        with suppress(UserError):
             write_whole(folder.report, as_json(report))
     clean_file(folder.log)  # of what was printed past our streams
     report = _tracked(tracker, folder, report)
-    where, again = folder.path, _resume(folder)
     if tracker.problem:
         screen.print(_unsent(plan, folder, report["tracking"]), style="yellow", soft_wrap=True)
+    if finished and (found := calibration.measured(plan, folder, look_at_machine())):
+        calibration.add(found)
+    return _told(plan, folder, code, report, screen)
+
+
+def _told(plan: Plan, folder: RunFolder, code: int, report: dict[str, Any], screen: Screen) -> int:
+    """Says how it ended, and what can follow; the exit code."""
+    again = _resume(folder)
     if report["status"] == "finished":
-        if found := calibration.measured(plan, folder, look_at_machine()):
-            calibration.add(found)
-        screen.print(report_panel(report, where))
-        if plan.tracking.parent_run is None and (
-            onward := next_commands(plan, folder)
-        ):  # a sweep says it once, at its end
+        screen.print(report_panel(report, folder.path))
+        onward = next_commands(plan, folder) if plan.tracking.parent_run is None else ""  # a sweep says it at its end
+        if onward:
             screen.print(onward, soft_wrap=True)
         return code
     if report["status"] == "interrupted":

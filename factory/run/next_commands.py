@@ -38,8 +38,7 @@ def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
 
 
 def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
-    export = plan.export
-    assert export is not None
+    export = plan.exported
     if export.format == "gguf":
         if export.modelfile:
             yield f"ollama create NAME -f {shlex.quote(str(Path(export.dir) / 'Modelfile'))}", "into Ollama"

@@ -18,6 +18,8 @@ from factory.compare.comparison import Comparison, compared
 from factory.compare.found import of_folder
 from factory.compare.page import page
 from factory.compare.runs import Status, of_report
+from factory.compose import sweeps
+from factory.compose.calling import hydra_main
 from factory.execute.context import STARTED, append
 from factory.look.machine import look_at_machine
 from factory.plan import read_plan
@@ -52,9 +54,9 @@ class Verbs:
 def planned(line: compose.CommandLine, compile: Compile) -> tuple[list[Job], bool]:
     """Every job, nothing of it executed, and whether it is every one: else two of those that a sweeper may choose."""
     ready = compose.prepared(line)
-    folder, _ = compose.sweep_folder(line, ready)
-    found = compose.jobs(line, ready, folder)
-    known = not isinstance(found, compose.Choosing)
+    folder, _ = sweeps.sweep_folder(line, ready)
+    found = sweeps.jobs(line, ready, folder)
+    known = not isinstance(found, sweeps.Choosing)
     return jobs.compiled(found if known else found.ends, folder, compile), known
 
 
@@ -64,10 +66,10 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     if asked.resume:
         line = recorded(line, asked.resume, before)
     ready = compose.prepared(line)
-    name, shared = compose.sweep_folder(line, ready)
+    name, shared = sweeps.sweep_folder(line, ready)
     folder = SweepFolder(asked.resume or name)
-    found = compose.jobs(line, ready, str(folder.path))
-    if isinstance(found, compose.Choosing):
+    found = sweeps.jobs(line, ready, str(folder.path))
+    if isinstance(found, sweeps.Choosing):
         again, listed = _chosen_again(found, asked), list[Job]()
         screen.print(jobs.table(jobs.compiled(found.ends, str(folder.path), verbs.compile)))
         screen.print(jobs.AS_IT_GOES)
@@ -116,7 +118,7 @@ def _listed(composed: Sequence[compose.Composed], folder: SweepFolder, asked: Sw
     return jobs.reusing(found, folder) if asked.reuse else found
 
 
-def _chosen_again(found: compose.Choosing, asked: Sweep) -> tuple[str, ...] | None:
+def _chosen_again(found: sweeps.Choosing, asked: Sweep) -> tuple[str, ...] | None:
     """The overrides with which a sweeper chooses the same jobs again. Raises UserError where that is asked in vain."""
     if asked.reuse:
         raise refuse("jobs-unknown", "sweep.reuse", "hydra/sweeper chooses each job as it goes")
@@ -166,7 +168,7 @@ class _Task:
     config_dirs: tuple[str, ...]
 
     def __call__(self, config: Any) -> float:
-        composed = self._checked(replace(compose.of_job(config), config_dirs=self.config_dirs))
+        composed = self._checked(replace(sweeps.of_job(config), config_dirs=self.config_dirs))
         name = jobs.name_of(composed, self.folder)
         fate, reused = self.fates.get(name, ("run", None))
         run = RunFolder(reused or composed.run_dir)
@@ -215,7 +217,7 @@ def _handed_out(arguments: list[str], made: _Task) -> tuple[int, UserError | Non
         return made(config)
 
     try:
-        compose.hydra_main(task, arguments, made.config_dirs)
+        hydra_main(task, arguments, made.config_dirs)
     except KeyboardInterrupt:
         return INTERRUPTED, None
     except UserError as problem:

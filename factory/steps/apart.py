@@ -8,7 +8,6 @@ from typing import Any
 from factory import own_base
 from factory.execute.context import Run
 from factory.own_base import OwnBase
-from factory.plan import Export
 from factory.refusal import refuse
 from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
@@ -65,7 +64,7 @@ def merged(run: Run, model: Any) -> str:
 def adapter(run: Run, patched: Any, quantization: Any, ready: Any) -> dict[str, Any]:
     """An adapter on the bases that people have, each read in its turn. Takes what is ready only to come after it."""
     own, found = _own_base(run), dict[str, dict[str, float]]()
-    if own is None or not _export(run).check:
+    if own is None or not run.plan.exported.check:
         return {"apart": {"figures": found, "card": _UNKNOWN}}
     bases = {_WHOLE: None} | ({_QUANTIZED: quantization} if run.plan.steps.quantize.bits is not None else {})
     for name, held in bases.items():
@@ -103,13 +102,8 @@ def _figures(found: dict[str, dict[str, float]]) -> str:
 def _hold(run: Run, detail: str, found: float, allowed: float) -> None:
     detail = f"{detail} ({allowed:g} are allowed)"
     if not found <= allowed:
-        raise refuse("export-differs", f"run={_export(run).run or run.plan.steps.load.adapter}", detail)
+        raise refuse("export-differs", f"run={run.plan.exported.run or run.plan.steps.load.adapter}", detail)
     run.check("as_trained", True, detail)
-
-
-def _export(run: Run) -> Export:
-    assert run.plan.export is not None
-    return run.plan.export
 
 
 def _own_base(run: Run) -> OwnBase | None:

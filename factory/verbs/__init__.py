@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from factory import compose, settings
+from factory.compose.calling import hydra_main
 from factory.redact import redacted
 from factory.refusal import UserError, refuse
 
@@ -29,7 +30,7 @@ def parsed(arguments: list[str], many: str | None = None, rule: str = "plan-of-a
         return line
     completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
     given = line.overrides if completing else compose.prepared(line).overrides
-    compose.hydra_main(lambda _: None, [*line.hydra_flags, *given], line.config_dirs)
+    hydra_main(lambda _: None, [*line.hydra_flags, *given], line.config_dirs)
     return None
 
 

@@ -15,7 +15,7 @@ from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, last_here
 from factory.typed import to_tree
 from factory.verbs import REFUSED, fresh, our_mistake, parsed, refuse_unread, settings_of
 from factory.verbs import composed as composed_of
@@ -220,7 +220,8 @@ def resume(arguments: list[str]) -> int:
         raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
     folder = RunFolder(arguments[0])
     if not folder.plan.is_file():
-        raise refuse("resume-missing", arguments[0], "there is no plan.yaml in it")
+        wrong = "there is no plan.yaml in it" if folder.path.exists() else "there is no such folder"
+        raise refuse("resume-missing", arguments[0], wrong, hint=last_here())
     if folder.status() == "finished":
         raise refuse("resume-finished", arguments[0], "the run is finished")
     return _go_on(folder)

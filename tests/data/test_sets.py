@@ -11,17 +11,17 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from factory import compose, settings
-from factory.compose import CONF
+from factory import compose, groups, settings
 from factory.data import formats
 from factory.data.record import Kind, Record
 from factory.demo import images
+from factory.groups import CONF
 from factory.look.data import look_at_data
 from factory.schema import Source
 
 FOLDER = CONF / "data"
 GENERIC = ("demo", "file", "function", "llamafactory")
-NAMED = sorted(set(compose.options("data")) - set(GENERIC))
+NAMED = sorted(set(groups.options("data")) - set(GENERIC))
 FACTS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "sets.yaml").read_text(encoding="utf-8"))
 DEMO = Path(images.__file__).parent
 BUILT_IN = {

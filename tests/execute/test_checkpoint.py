@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from test_methods import FITTING
 
-from factory import compose
+from factory import groups
 from factory.execute import checkpoint
 from factory.execute.context import Interrupted
 from factory.refusal import UserError
@@ -97,7 +97,7 @@ def assert_equal(done: Any, whole: Any) -> None:
 
 
 def test_every_option_is_stopped_somewhere() -> None:
-    assert sorted((*OPTIONS, *IN_METHODS)) == [name for name in compose.options("method") if name != "none"]
+    assert sorted((*OPTIONS, *IN_METHODS)) == [name for name in groups.options("method") if name != "none"]
 
 
 @pytest.mark.parametrize("method", RUNS)

@@ -14,11 +14,11 @@ from exporting import HERE, SHORT, exported, files, planned
 
 from factory.compile import exporting as rules
 from factory.export import gguf, hub, modelfile
+from factory.export.folder import forget_the_dead
 from factory.export.spec import is_export
 from factory.look import machine as look
 from factory.plan import read_plan, to_yaml
 from factory.refusal import UserError
-from factory.steps.export import _forget_the_dead
 
 GEMMA = "gemma"
 # rule → words; what machine they need is in PRETENDED
@@ -161,8 +161,8 @@ def test_what_a_killed_export_left_is_removed(here: Path) -> None:
     dead = 4_999_999  # above the system's largest
     for name in (f".out.{dead}", f".out.{os.getpid()}", ".out.words", f".lost.{dead}.old"):
         Path(name).mkdir()
-    _forget_the_dead(Path("out"))
-    _forget_the_dead(Path("lost"))  # killed between two renames: the old one comes back
+    forget_the_dead(Path("out"))
+    forget_the_dead(Path("lost"))  # killed between two renames: the old one comes back
     assert {path.name for path in here.iterdir()} == {f".out.{os.getpid()}", ".out.words", "lost"}
 
 

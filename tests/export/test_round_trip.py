@@ -149,10 +149,10 @@ def test_a_file_that_is_not_what_was_written_leaves_nothing(
     form: str, here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model that is read anew for the check `written` has another last norm."""
-    from factory.steps import export
+    from factory.steps import written
 
     reading = {"hf": "_read", "gguf": "_read_gguf"}[form]
-    original = getattr(export, reading)
+    original = getattr(written, reading)
 
     def other(*given: Any) -> Any:
         model = original(*given)
@@ -160,7 +160,7 @@ def test_a_file_that_is_not_what_was_written_leaves_nothing(
             model.get_decoder().norm.weight.mul_(30)
         return model
 
-    monkeypatch.setattr(export, reading, other)
+    monkeypatch.setattr(written, reading, other)
     with pytest.raises(UserError, match="export-unfit"):
         exported(f"model.path={tiny_model}", "export.dir=out", f"export.format={form}")
     assert [path.name for path in here.iterdir()] == ["export-run"]

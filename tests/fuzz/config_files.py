@@ -7,7 +7,7 @@ from pathlib import Path
 import tiny
 import yaml
 
-from factory import cli, compose
+from factory import cli, compose, groups
 from factory.board import file
 from fuzz.mutation import YAML_PIECES, changed, twisted
 
@@ -26,10 +26,10 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     own = folder / "own"
     seeds = {
-        "recipes/mine.yaml": (compose.ROOT / "recipes" / "sft_chat.yaml").read_bytes(),
-        "method/mine.yaml": (compose.CONF / "method" / "qlora.yaml").read_bytes(),
-        "stage/mine.yaml": (compose.CONF / "stage" / "dpo.yaml").read_bytes(),
-        "data/mine.yaml": (compose.CONF / "data" / "file.yaml").read_bytes(),
+        "recipes/mine.yaml": (groups.ROOT / "recipes" / "sft_chat.yaml").read_bytes(),
+        "method/mine.yaml": (groups.CONF / "method" / "qlora.yaml").read_bytes(),
+        "stage/mine.yaml": (groups.CONF / "stage" / "dpo.yaml").read_bytes(),
+        "data/mine.yaml": (groups.CONF / "data" / "file.yaml").read_bytes(),
     }
     for name in seeds:
         (own / name).parent.mkdir(parents=True)

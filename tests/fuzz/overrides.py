@@ -9,7 +9,7 @@ from typing import Any
 import tiny
 from conftest import COMPOSED
 
-from factory import cli, compose, settings
+from factory import cli, compose, groups, settings
 from factory.line import spelt
 from factory.plan import to_yaml
 from factory.registry import names
@@ -21,14 +21,14 @@ _SLOW = 0.02  # of the cases: those that Hydra composes anew
 def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     keys = [key.path for key in settings.all_keys()]
-    groups = {name: compose.options(name) for name in compose.GROUPS} | {"stage": names("stages")}
+    choices = {name: groups.options(name) for name in groups.GROUPS} | {"stage": names("stages")}
     base = [f"model.path={model}", "hardware=cpu", "tracking=none"]
 
     def case(chance: random.Random) -> str:
         words = [*base, *(_word(chance, keys) for _ in range(chance.choice((1, 1, 2, 3))))]
         if chance.random() < _SLOW:
-            group = chance.choice(sorted(groups))
-            words.append(f"{group}={chance.choice([*groups[group], '[a,b]', '*', 'x/../../y'])}")
+            group = chance.choice(sorted(choices))
+            words.append(f"{group}={chance.choice([*choices[group], '[a,b]', '*', 'x/../../y'])}")
         line = compose.parse(words)
         if line.hydra_flags or line.multirun:
             return "another's"

@@ -187,8 +187,27 @@ def test_another_file_is_refused(content: bytes, here: Path) -> None:
     with pytest.raises(UserError) as caught:
         llamafactory.translate(here / "old.yaml")
     assert [each.rule for each in caught.value.refusals] == ["import-config"]
-    assert cli.main(["import-config", "nowhere.yaml"]) == cli.REFUSED
     assert cli.main(["import-config"]) == cli.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wrong"),
+    [
+        ("nowhere.yaml", None, "there is no such file"),
+        (".", None, "it is a folder"),
+        ("old.yaml", b"\xff\xfe\x00", "it is not text in UTF-8"),
+        ("old.yaml", b"# stage: sft\n", "there is nothing in it"),
+        ("a" * 300, None, "it cannot be read (File name too long)"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_file_that_is_not_read_is_told_in_words(
+    name: str, content: bytes | None, wrong: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (here / name).write_bytes(content)
+    assert cli.main(["import-config", name]) == cli.REFUSED
+    assert f"[import-config] {name}: {wrong}.\n" in capsys.readouterr().err
 
 
 def test_a_rank_that_is_no_number_is_said_as_it_is(catalogue: Path) -> None:

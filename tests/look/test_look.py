@@ -1,10 +1,12 @@
 """What is missing or broken outside is named before anything is loaded."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from importlib.machinery import ModuleSpec
@@ -40,6 +42,13 @@ def _cut(name: str, size: int) -> Change:
 
 def _write(name: str, content: bytes) -> Change:
     return lambda folder: (folder / name).write_bytes(content)
+
+
+def _tar(format: int) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=format) as archive:
+        archive.addfile(tarfile.TarInfo("rows.jsonl"))
+    return made.getvalue()
 
 
 def _without(*names: str) -> Change:
@@ -179,6 +188,8 @@ def test_a_hub_models_numbers_come_from_its_config(
         ("rows.tar", b"", "data-file-type", ".tar"),
         ("rows.tar.gz", b"", "data-file-type", ".tar.gz"),
         ("rows.jsonl", b"PK\3\4", "data-encoding", "a zip archive"),
+        ("rows.jsonl", _tar(tarfile.USTAR_FORMAT), "data-encoding", "a tar archive"),
+        ("rows.csv", _tar(tarfile.GNU_FORMAT), "data-encoding", "a tar archive"),
         ("rows.jsonl", b"", "data-empty", "0 bytes"),
         ("rows.json", b"[]", "data-empty", "2 bytes"),
         ("rows.txt", b"\n \n", "data-empty", "3 bytes"),

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from conftest import compiled
 
-from factory import compose, models, schema
+from factory import compose, groups, models, schema
 from factory.architecture import REMOTE_CODE, architecture
 from factory.look import model as look_model
 from factory.typed import known_keys
 
-OPTIONS = compose.options("model")
+OPTIONS = groups.options("model")
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
 
 

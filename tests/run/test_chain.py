@@ -11,7 +11,7 @@ import pytest
 import side_by_side
 from conftest import Done
 
-from factory import compose
+from factory import compose, groups
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, read_plan, to_yaml
 from factory.refusal import UserError, refuse
@@ -244,7 +244,7 @@ NEVER = {
 }
 
 
-@pytest.mark.parametrize("name", compose.recipes())
+@pytest.mark.parametrize("name", groups.recipes())
 def test_every_recipe_can_be_planned_without_a_network(name: str) -> None:
     """Each run has a plan, those that read another as far as it is known."""
     line = compose.parse([f"recipe={name}"])

@@ -13,6 +13,7 @@ import pytest
 import side_by_side
 
 from factory import compose
+from factory.compose import sweeps as handed_out
 from factory.execute.report import as_json, blank
 from factory.facts import Gpu
 from factory.plan import Plan, Span, read_plan, to_yaml
@@ -101,11 +102,11 @@ def swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> Swept:
         hydra: Callable[..., Any] = lambda task, handed: [task(each) for each in handed],
     ) -> int:
         handed = composed(texts, folder)
-        choosing = compose.Choosing(ends=tuple(handed[:1]), again=("seed=1",) if seeded else None)
-        monkeypatch.setattr(compose, "sweep_folder", lambda *_: (folder, shared))
-        monkeypatch.setattr(compose, "jobs", lambda *_: handed if known else choosing)
-        monkeypatch.setattr(compose, "of_job", lambda config: config)
-        monkeypatch.setattr(compose, "hydra_main", lambda task, *_: hydra(task, handed))
+        choosing = handed_out.Choosing(ends=tuple(handed[:1]), again=("seed=1",) if seeded else None)
+        monkeypatch.setattr(handed_out, "sweep_folder", lambda *_: (folder, shared))
+        monkeypatch.setattr(handed_out, "jobs", lambda *_: handed if known else choosing)
+        monkeypatch.setattr(handed_out, "of_job", lambda config: config)
+        monkeypatch.setattr(sweeps, "hydra_main", lambda task, *_: hydra(task, handed))
         line = compose.CommandLine(overrides=() if resume else ("seed=1",), multirun=True)
         return sweep(line, Sweep(resume=folder if resume else None, reuse=reuse), runs.verbs, Screen())
 
@@ -317,7 +318,7 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     """In number, order, overrides and folders."""
     subdir = "hydra.sweep.subdir='${hydra.job.override_dirname}'"
     line = compose.parse(["-m", "method=lora,full", subdir, "seed=range(1,3)"])
-    found = compose.jobs(line, compose.prepared(line), "x")
+    found = handed_out.jobs(line, compose.prepared(line), "x")
     assert isinstance(found, list)
     assert [job.overrides for job in found] == [
         (f"method={method}", f"seed={seed}") for method in ("lora", "full") for seed in (1, 2)

@@ -13,7 +13,8 @@ import pytest
 import side_by_side
 import yaml
 
-from factory import compose
+from factory import compose, groups
+from factory.compose import sweeps
 from factory.run.folder import RunFolder
 from factory.run.sweep import _value
 from factory.run.swept import SweepFolder
@@ -25,7 +26,7 @@ OTHER = ("hydra.sweeper._target_=hydra_plugins.other.Sweeper", "+hydra.sweeper.s
 
 def split(*overrides: str) -> Any:
     line = compose.parse(["-m", *overrides])
-    return compose.jobs(line, compose.prepared(line), "x")
+    return sweeps.jobs(line, compose.prepared(line), "x")
 
 
 def test_a_glob_is_the_options_that_a_person_sees(here: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_glob_is_the_options_that_a_person_sees(here: Path) -> None:
     (here / "mine" / "method" / "lora_mine.yaml").write_text("defaults: [lora]\n")
     found = split("method=glob(lora*)", "--config-dir", "mine")
     assert [job.options["method"] for job in found] == ["lora", "lora_mine", "lora_plus"]
-    assert [job.options["stage"] for job in split("stage=glob(*)")] == compose.options("stage")  # no _base
+    assert [job.options["stage"] for job in split("stage=glob(*)")] == groups.options("stage")  # no _base
     recipes = [job.overrides for job in split("recipe=glob(*)")]
     assert ("recipe=smoke",) in recipes and ("recipe=rlhf",) not in recipes  # which is several runs
     (alone,) = split("method=glob(qlora)")
@@ -65,7 +66,7 @@ def test_what_no_sweep_can_be_made_of_is_refused(
 def test_of_jobs_that_are_chosen_two_are_shown(command: Callable[..., Any], here: Path) -> None:
     swept = ("method=lora,dora", "method.rank=range(2,9,2)", "stage.learning_rate=interval(1e-5,1e-3)")
     found = split(*swept, *OTHER)
-    assert isinstance(found, compose.Choosing)
+    assert isinstance(found, sweeps.Choosing)
     assert [job.overrides for job in found.ends] == [
         ("method=lora", "method.rank=2", "stage.learning_rate=1e-05"),
         ("method=dora", "method.rank=8", "stage.learning_rate=0.001"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from factory import compose
+from factory import groups
 from factory.execute.report import ADVICE, write_report
 
 pytestmark = [
@@ -54,7 +54,7 @@ CELLS = [("sft", name) for name in METHODS] + [("pt", name) for name in IN_BOTH_
 
 
 def test_every_option_is_tried() -> None:
-    assert sorted(METHODS) == [name for name in compose.options("method") if name != "none"]
+    assert sorted(METHODS) == [name for name in groups.options("method") if name != "none"]
 
 
 @pytest.mark.parametrize(("stage", "method"), CELLS)

@@ -62,7 +62,7 @@ def test_it_works_from_any_folder(built: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    conf = said(sys.executable, "-c", "from factory import compose; print(compose.CONF)").strip()
+    conf = said(sys.executable, "-c", "from factory import groups; print(groups.CONF)").strip()
     assert conf == str(where / "factory" / "conf")
     command = str(where / "bin" / "factory")
     assert "134,515,008 parameters" in said(command, "plan")

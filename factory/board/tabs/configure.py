@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from factory import compose, line
+from factory import compose, groups, line
 from factory.board import fields, file, shown
 from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
@@ -139,7 +139,7 @@ def _options(page: "Page") -> None:
     """The groups that are chosen by option, and the recipes of one run."""
     chosen: dict[str, Any] = {}
     with gr.Row():
-        recipes = [name for name in compose.recipes() if compose.recipe_of_runs(_line(name)) is None]
+        recipes = [name for name in groups.recipes() if compose.recipe_of_runs(_line(name)) is None]
         chosen["recipe"] = page.say(
             gr.Dropdown([("-", _NO_RECIPE), *recipes], value=_NO_RECIPE, label=page.text("recipe"), elem_id="recipe"),
             label="recipe",

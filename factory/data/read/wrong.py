@@ -11,7 +11,7 @@ NOT_UTF8 = "not UTF-8"
 DEEPEST = 100  # lists and objects within each other: beyond it, writing a row back fails in one process or another
 
 
-# what files of other kinds begin with, and what to do with them under this name
+# what files of other kinds have at their start, and what to do with them under this name
 _MAGIC: dict[bytes, tuple[str, str]] = {
     b"\x1f\x8b": ("gzip", "name it {name}.gz"),
     b"BZh91AY&SY": ("bzip2", "name it {name}.bz2"),
@@ -20,7 +20,9 @@ _MAGIC: dict[bytes, tuple[str, str]] = {
     b"PAR1\x15": ("parquet", "name it {stem}.parquet"),
     b"ARROW1\0\0": ("arrow", "name it {stem}.arrow"),
     b"PK\3\4": ("a zip archive", "unpack it (a spreadsheet: save it as csv)"),
+    **dict.fromkeys((b"ustar\x0000", b"ustar  \0"), ("a tar archive", "unpack it")),
 }
+_TAR_AT = 257  # bytes before a tar archive says what it is
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
@@ -61,7 +63,7 @@ def not_utf8(path: Path, wrong: str, fix: str = _FROM_LATIN) -> UserError:
 def foreign(path: Path, start: bytes) -> UserError | None:
     """What is wrong with a file that begins so, if it is no text in UTF-8 at all."""
     for magic, (what, fix) in _MAGIC.items():
-        if start.startswith(magic):
+        if start.startswith(magic, _TAR_AT if magic.startswith(b"ustar") else 0):
             return not_utf8(path, f"it is {what}, by its first bytes", fix)
     if start.startswith(_UTF16):
         return not_utf8(path, f"line 1, byte 1 (0x{start[0]:02X}) is not UTF-8: it is UTF-16", _FROM_UTF16)

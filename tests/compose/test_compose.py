@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import compiled, refusals
 
-from factory import compose, meant, settings
+from factory import compose, groups, meant, settings
+from factory.compose import sweeps
 from factory.plan import to_yaml
 from factory.refusal import UserError
 
@@ -64,7 +65,7 @@ def test_nothing_is_suggested_where_no_key_is_alike(key: str) -> None:
 
 
 def test_other_names_are_of_keys_that_exist() -> None:
-    assert set(meant.SHORT.values()) <= {*(key.path for key in settings.all_keys()), *compose.GROUPS}
+    assert set(meant.SHORT.values()) <= {*(key.path for key in settings.all_keys()), *groups.GROUPS}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_what_people_type_is_refused_with_what_they_meant(
 
 def test_names_of_options_are_of_options_that_exist() -> None:
     for group, names in meant.NAMES.items():
-        assert set(names.values()) <= set(compose.options(group))
+        assert set(names.values()) <= set(groups.options(group))
 
 
 def test_a_folder_of_options_that_was_named_is_not_named_again(here: Path) -> None:
@@ -143,12 +144,16 @@ def test_a_run_is_named_to_the_verbs_that_read_one(verb: str, command: Command) 
 
 def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command, here: Path) -> None:
     said = command("export", "run=outputs/nope", "export.dir=x")
-    assert said.rules == ["run-model"] and "the last here" not in said.err
+    assert said.rules == ["run-model"] and "the last runs" not in said.err
     for name in ("2026-01-01/10-00-00", "2026-01-02/09-00-00"):
         (here / "outputs" / name).mkdir(parents=True)
         (here / "outputs" / name / "plan.yaml").write_text("")
     said = command("export", "run=outputs/nope", "export.dir=x")
-    assert "fix: the last here is run=outputs/2026-01-02/09-00-00; name one" in said.err
+    last = "the last runs here: outputs/2026-01-02/09-00-00, outputs/2026-01-01/10-00-00; "
+    assert f"fix: {last}name one" in said.err
+    for verb in ("export", "chat", "serve", "evaluate", "compare", "resume"):
+        said = command(verb, "outputs/nope")
+        assert "outputs/nope: there is no such folder" in said.err and f"fix: {last}" in said.err
 
 
 def test_help_is_a_verb(command: Command) -> None:
@@ -180,13 +185,13 @@ def test_an_unknown_key_is_refused_in_a_plan_file(command: Command, here: Path) 
     assert not (here / "outputs").exists()
 
 
-@pytest.mark.parametrize("group", [*compose.GROUPS, "recipe"])
+@pytest.mark.parametrize("group", [*groups.GROUPS, "recipe"])
 @pytest.mark.parametrize("value", ["nope", "null"])
 def test_an_unknown_option_is_refused_with_the_known(group: str, value: str) -> None:
-    known = compose.recipes() if group == "recipe" else compose.options(group)
+    known = groups.recipes() if group == "recipe" else groups.options(group)
     (refusal,) = refusals(f"{group}={value}", training=False)
     assert (refusal.rule, refusal.setting) == ("unknown-option", f"{group}={value}")
-    assert refusal.because.endswith(compose.listed(known))
+    assert refusal.because.endswith(groups.listed(known))
     assert ", ".join(known) in refusal.because or (group == "model" and "`factory models`" in refusal.because)
 
 
@@ -314,8 +319,8 @@ def test_lines_that_differ_at_their_ends_are_composed_as_each_alone(changes: tup
 
 def test_lists_and_broken_words_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[object] = []
-    real = compose._composed
-    monkeypatch.setattr(compose, "_composed", lambda *given: composed.append(given) or real(*given))
+    real = compose.config_of
+    monkeypatch.setattr(compose, "config_of", lambda *given: composed.append(given) or real(*given))
     compose_anew = compose.Recomposer(())
     for word in (
         "method.target_modules=[q_proj]",
@@ -369,7 +374,7 @@ def test_flags_are_taken_from_the_overrides(argv: list[str], read: dict[str, Any
     [
         (("--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
         (("plan", "--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
-        (("train", "--info", "searchpath"), re.escape(str(compose.ROOT))),
+        (("train", "--info", "searchpath"), re.escape(str(groups.ROOT))),
     ],
     ids=str,
 )
@@ -401,7 +406,7 @@ def _option(folder: Path, place: str, text: str) -> str:
 
 def test_an_option_of_ones_own_stands_for_a_packaged_one(here: Path) -> None:
     """In runs and in sweeps, of the first folder that has it; a packaged option that names it inherits from it."""
-    lora = (compose.CONF / "method" / "lora.yaml").read_text()
+    lora = (groups.CONF / "method" / "lora.yaml").read_text()
     first = _option(here / "one", "method/lora.yaml", lora.replace("rank: 8", "rank: 3"))
     second = _option(here / "two", "method/lora.yaml", lora.replace("rank: 8", "rank: 5"))
     _option(here / "two", "method/dora.yaml", "defaults: [lora]\nrank: 7\n")
@@ -409,7 +414,7 @@ def test_an_option_of_ones_own_stands_for_a_packaged_one(here: Path) -> None:
 
     def ranks(*overrides: str) -> list[int]:
         line = compose.parse([*own, "-m", *overrides])
-        found = compose.jobs(line, compose.prepared(line), "x")
+        found = sweeps.jobs(line, compose.prepared(line), "x")
         assert isinstance(found, list)
         return [job.tree["method"]["rank"] for job in found]
 

@@ -1,0 +1,280 @@
+"""Command line to plain tree: the one room that knows Hydra and OmegaConf.
+
+Every plain `key=value` is composed as `++key=value`, and the composed tree is checked against the schema afterwards: so
+a key that does not exist is refused in the same way whether it came from the command line, a recipe or a config folder.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from factory.compose.calling import PLUGINS, Composed, as_composed, config_of, translated
+from factory.groups import GROUPS, ROOT, listed, options, recipe_files, recipes, unusable_folders
+from factory.meant import flag_meant, not_a_setting, option_meant
+from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
+from factory.typed import plain
+
+_BASES = 256  # that a Recomposer keeps, of half a megabyte each
+_KEYED = (*GROUPS, "plan", "preview")  # what has keys
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
+_OTHERS = {
+    "model": ", or set model.path to a folder or hub id",
+    "data": ", or data=file data.path=FILE for rows of your own",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """The arguments after the verb, taken apart."""
+
+    overrides: tuple[str, ...]
+    multirun: bool = False
+    config_dirs: tuple[str, ...] = ()
+    hydra_flags: tuple[str, ...] = ()  # --cfg, --info, --shell-completion …: Hydra's own business
+
+
+def parse(argv: list[str]) -> CommandLine:
+    """Takes Hydra's flags from the overrides. Raises UserError for a flag that nothing reads."""
+    overrides: list[str] = []
+    config_dirs: list[str] = []
+    hydra_flags: list[str] = []
+    multirun = False
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            multirun = True
+        elif name in ("--config-dir", "-cd"):
+            config_dirs.append(value if equals else _argument(name, rest))
+        elif name in ("--cfg", "-c", "--package", "-p"):
+            hydra_flags += [name, value if equals else _argument(name, rest)]
+        elif name in ("--info", "-i"):
+            takes_value = not equals and rest and rest[0] in _INFO
+            hydra_flags.append(f"--info={rest.pop(0)}" if takes_value else word)
+        elif word in ("--resolve", "--hydra-help", "--shell-completion", "-sc"):
+            hydra_flags.append(word)
+        elif word.startswith("-"):
+            hint = flag_meant(name) or did_you_mean(name, _FLAGS)
+            raise refuse("unknown-flag", word, "there is no such flag", hint=hint)
+        elif "=" not in word and not word.startswith("~"):
+            raise UserError(not_a_setting(word, rest))
+        else:
+            overrides.append(word)
+    return CommandLine(
+        overrides=tuple(overrides),
+        multirun=multirun,
+        config_dirs=tuple(config_dirs),
+        hydra_flags=tuple(hydra_flags),
+    )
+
+
+def _argument(flag: str, rest: list[str]) -> str:
+    if not rest:
+        raise refuse("unknown-flag", flag, "it needs a value", hint="")
+    return rest.pop(0)
+
+
+def recipe_of_runs(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
+    """The recipe of several runs that the line names, and its file's content. Raises UserError where it is broken."""
+    for text in line.overrides:
+        name = text.lstrip("+").removeprefix("recipe=")
+        if name != text.lstrip("+") and (found := _of_runs(name, line.config_dirs)) is not None:
+            return name, found
+    return None
+
+
+def _of_runs(name: str, config_dirs: tuple[str, ...]) -> dict[str, Any] | None:
+    """What the recipe's file holds, if it holds runs."""
+    path = recipe_files(config_dirs).get(name)
+    if path is None or b"runs:" not in path.read_bytes():
+        return None
+    from omegaconf import OmegaConf
+
+    found = translated(lambda: OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) and "runs" in found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The overrides as Hydra gets them, without those that it could not compose: they are in `problems`."""
+
+    overrides: list[str]
+    problems: list[Refusal]
+    bad_groups: set[str]
+
+
+def prepared(line: CommandLine) -> Prepared:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    problems = list(unusable_folders(line.config_dirs))
+    parser = OverridesParser.create()
+    ready: list[str] = []
+    bad_groups: set[str] = set()
+    search: list[Any] = []
+    for text in line.overrides:
+        try:
+            text, override = _override(parser, text, line.config_dirs)
+        except UserError as error:
+            problems += error.refusals
+            continue
+        key, chosen = override.key_or_group, override.value()
+        if key == "recipe":
+            unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
+            unknown = unknown or _several_runs(text, chosen, line.config_dirs)
+            problems += unknown
+            ready += [] if unknown else [f"+recipes={text.partition('=')[2]}"]
+        elif key in GROUPS and not isinstance(chosen, dict) and not override.is_delete():
+            unknown = _unknown_options(key, chosen, options(key, line.config_dirs))
+            problems += unknown
+            bad_groups |= {key} if unknown else set()
+            ready += [] if unknown else [text.lstrip("+")]
+        elif key == "hydra.searchpath":
+            search += chosen if isinstance(chosen, list) else [chosen]
+        elif key.startswith("hydra") or override.is_delete():
+            if key in PLUGINS and not line.multirun:
+                problems.append(refusal("launcher-without-multirun", text, "it only works in a sweep"))
+            ready.append(text)
+        else:
+            ready.append(f"++{text.lstrip('+')}")
+    ready.append(f"hydra.searchpath=[{','.join([ROOT.as_uri(), *search])}]")
+    return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
+
+
+def _override(parser: Any, text: str, config_dirs: tuple[str, ...]) -> tuple[str, Any]:
+    """The text with what a glob chooses in its place, and what Hydra reads in it. Raises UserError."""
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    try:
+        override = parser.parse_override(text)
+    except HydraException as error:
+        raise UserError(_unparsable(text, str(error))) from None
+    key, chosen = override.key_or_group, override.value()
+    if not key:
+        raise UserError(_unparsable(text, "there is no key before the ="))
+    if not isinstance(chosen, Glob):
+        return text, override
+    known = _globbed(key, config_dirs)
+    found = chosen.filter(known)
+    if not found:
+        raise UserError(_no_option(text, "none is named like that", known))
+    text = f"{text.partition('=')[0]}={','.join(found)}"
+    return text, parser.parse_override(text)
+
+
+def _globbed(group: str, config_dirs: tuple[str, ...]) -> list[str]:
+    """What a glob chooses from. Hydra would take private options too, and recipes of runs, which are no jobs."""
+    if group == "recipe":
+        return [name for name in recipes(config_dirs) if _of_runs(name, config_dirs) is None]
+    return options(group, config_dirs) if group in GROUPS else []
+
+
+def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]:
+    several = group in ("data", "recipe")  # of the others one option is chosen, the last of a list would win in silence
+    names = [str(chosen)] if isinstance(chosen, list) and not several else _names(chosen)
+    other = _OTHERS.get(group, "")
+    return [
+        _no_option(f"{group}={name}", f"there is no such {group}", known, option_meant(group, name, known), other)
+        for name in names
+        if name not in known
+    ]
+
+
+def _several_runs(text: str, chosen: Any, config_dirs: tuple[str, ...]) -> list[Refusal]:
+    """Where one run's settings are wanted, a recipe of several has none to give."""
+    found = [name for name in _names(chosen) if _of_runs(name, config_dirs) is not None]
+    return [refusal("recipe-of-runs", text, f"{name} is a recipe of several runs", name=name) for name in found]
+
+
+def _no_option(text: str, wrong: str, known: list[str], hint: str = "", other: str = "") -> Refusal:
+    return refusal("unknown-option", text, wrong, known=listed(known) or "none", hint=hint, other=other)
+
+
+def _names(chosen: Any) -> list[str]:
+    """The options that an override's value names: one, a list, or a choice sweep (others Hydra expands)."""
+    if isinstance(chosen, list):
+        return [name for item in chosen for name in _names(item)]
+    if hasattr(chosen, "list"):  # hydra's ChoiceSweep
+        return [name for item in chosen.list for name in _names(item)]
+    return [plain(chosen)] if chosen is None or isinstance(chosen, str | int | float | bool) else []
+
+
+def _unparsable(text: str, message: str) -> Refusal:
+    lines = message.splitlines()
+    wrong = "its value cannot be read"
+    return refusal("syntax", text, wrong, detail=lines[0].rstrip(".") if lines else "the grammar does not allow it")
+
+
+def compose(line: CommandLine) -> Composed:
+    """The tree of one run, interpolations resolved. Raises UserError."""
+    ready = prepared(line)
+
+    def composed() -> Composed:
+        config = config_of(ready.overrides, line.config_dirs)
+        return translated(lambda: as_composed(config, config.hydra, line.overrides, str(config.hydra.run.dir)))
+
+    return _with_problems(ready, line.config_dirs, composed)
+
+
+def _with_problems(ready: Prepared, config_dirs: tuple[str, ...], composing: Callable[[], Composed]) -> Composed:
+    """What is composed of the overrides, with those that could not be. Raises UserError with all problems."""
+    try:
+        composed = composing()
+    except UserError as error:
+        raise UserError(*ready.problems, *error.refusals) from None
+    return replace(
+        composed, config_dirs=config_dirs, problems=tuple(ready.problems), bad_groups=frozenset(ready.bad_groups)
+    )
+
+
+class Recomposer:
+    """Trees of command lines that differ in `key=value`s: Hydra composes what else stands there once.
+
+    The keys are then set in their order, as Hydra does after all groups, before interpolations are resolved.
+    """
+
+    def __init__(self, config_dirs: tuple[str, ...]):
+        self._config_dirs = config_dirs
+        self._bases: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, overrides: tuple[str, ...]) -> Composed:
+        """As `compose` of these overrides. Raises UserError."""
+        others = tuple(text for text in overrides if _plain_key(text) is None)
+        ready = prepared(CommandLine(overrides=others, config_dirs=self._config_dirs))
+
+        def changed() -> Composed:
+            from omegaconf import OmegaConf
+
+            config = copy.deepcopy(self._base(tuple(ready.overrides)))
+            for key, value in filter(None, map(_plain_key, overrides)):
+                OmegaConf.update(config, key, value, merge=True, force_add=True)
+            return as_composed(config, config.hydra, overrides, str(config.hydra.run.dir))
+
+        return _with_problems(ready, self._config_dirs, lambda: translated(changed))
+
+    def _base(self, overrides: tuple[str, ...]) -> Any:
+        """The config of overrides as Hydra gets them."""
+        if overrides not in self._bases:
+            if len(self._bases) >= _BASES:
+                self._bases.pop(next(iter(self._bases)))
+            self._bases[overrides] = config_of(list(overrides), self._config_dirs)
+        return self._bases[overrides]
+
+
+@cache
+def _plain_key(text: str) -> tuple[str, Any] | None:
+    """The key and the value of an override that sets one key of a group; None of any other, or of a broken one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
+    key, value = override.key_or_group, override.value()
+    plain_one = not override.is_delete() and not override.is_sweep_override()
+    return (key, value) if plain_one and key.partition(".")[0] in _KEYED and "." in key else None

@@ -1,0 +1,165 @@
+"""Hydra and OmegaConf, called: overrides to a config and its values, Hydra's own program; their errors become ours."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from factory.groups import CONF, GROUPS, folders
+from factory.parsed import yaml_of
+from factory.refusal import Refusal, refuse
+from factory.typed import plain
+
+T = TypeVar("T")
+PLUGINS = {"hydra/launcher": ("joblib", "ray", "submitit"), "hydra/sweeper": ("optuna",)}  # with an extra of ours
+# by which Hydra and the standard library's logging find what they call, and where that may lie
+_CALLS = ("_target_", "()", "class")
+_CALLED = ("hydra.", "hydra_plugins.", "logging.", "optuna.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    tree: dict[str, Any]
+    options: dict[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    run_dir: str = ""
+    config_dirs: tuple[str, ...] = ()  # that hold options of the user's own
+    problems: tuple[Refusal, ...] = ()
+    bad_groups: frozenset[str] = frozenset()  # whose option does not exist: left at its default
+    run: str | None = None  # the folder of the run that `run=` names
+
+
+def config_of(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
+    """A config with its `hydra` node, of overrides as Hydra takes them. Raises UserError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    _refuse_endless(config_dirs)
+
+    def composing() -> Any:
+        with _beside_hydras_own(), _looking_first(config_dirs), initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                return hydra_compose("config", overrides=overrides, return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except (ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError) as error:
+                if not config_dirs:
+                    raise
+                raise refuse(
+                    "compose", f"--config-dir {config_dirs[-1]}", "a file in it is no config", detail=str(error)
+                ) from None
+
+    made = translated(composing)
+    _refuse_code(made.hydra)
+    return made
+
+
+def _refuse_endless(config_dirs: tuple[str, ...]) -> None:
+    """Aliases of aliases: a few lines that OmegaConf would write out as gigabytes. Raises UserError."""
+    for file in (file for folder in folders(config_dirs)[:-1] for file in folder.rglob("*.yaml")):
+        content = file.read_bytes()
+        if b"*" not in content or b"&" not in content:
+            continue
+        try:
+            yaml_of(content)
+        except ValueError as error:
+            raise refuse("compose", str(file), "it is no config", detail=str(error)) from None
+
+
+def _refuse_code(hydra: Any) -> None:
+    """A config is read, not run: of what it names to be called, Hydra's own alone is. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    waiting: list[tuple[str, Any]] = [("hydra", OmegaConf.to_container(hydra, resolve=False))]
+    while waiting:
+        path, node = waiting.pop()
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict | list):
+                waiting.append((f"{path}.{name}", value))
+            elif name in _CALLS and not str(value).startswith(_CALLED):
+                raise refuse("config-calls", f"{path}.{name}={plain(value)}", "a config may not name what is called")
+
+
+@contextmanager
+def _looking_first(config_dirs: tuple[str, ...]) -> Iterator[None]:
+    """Hydra started here looks into the user's own folders before the packaged one: hydra.searchpath comes after it."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class OwnFirst(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in folders(config_dirs)[:-1]:
+                search_path.prepend("own", folder.as_uri(), anchor="main")
+
+    plugins = Plugins.instance()
+    plugins.register(OwnFirst)
+    try:
+        yield
+    finally:
+        plugins.plugin_type_to_subclass_list[SearchPathPlugin].remove(OwnFirst)
+
+
+@contextmanager
+def _beside_hydras_own() -> Iterator[None]:
+    """Inside a sweep's job Hydra is initialized, and would refuse to be so once more."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    held = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = held
+
+
+def as_composed(config: Any, hydra: Any, overrides: tuple[str, ...], run_dir: str) -> Composed:
+    """A config without its `hydra` node as plain values."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
+    tree: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    options = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
+    return Composed(tree=tree, options=options, overrides=overrides, run_dir=run_dir)
+
+
+def hydra_main(task: Callable[[Any], Any], arguments: list[str], config_dirs: tuple[str, ...]) -> None:
+    """Hydra's own program: sweeps with any launcher and sweeper, --cfg, --info, shell completion."""
+    import os
+    import sys
+
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises instead of printing its own half of a traceback
+    sys.argv = [sys.argv[0], *arguments]
+    run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
+    with _looking_first(config_dirs):
+        translated(run)
+
+
+def translated(composing: Callable[[], T]) -> T:
+    """Runs it; what Hydra or OmegaConf refuse becomes a refusal of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        return composing()
+    except Exception as error:
+        # of files: the last two of those that are no text, or nested too deep
+        own = isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UnicodeError | RecursionError)
+        if not own and "full_key: " not in str(error):  # what OmegaConf itself fails at names the key
+            raise
+        group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+        if group in PLUGINS:
+            known = ", ".join(sorted(getattr(error, "options", None) or ()))
+            package = name.partition("_")[0]
+            hint = f"pip install 'factory[{package}]', or " if package in PLUGINS[group] else ""
+            wrong = "no such plugin is installed"
+            raise refuse("no-plugin", f"{group}={name}", wrong, known=known, hint=hint) from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        where = getattr(error, "full_key", None) or "the configuration"
+        wrong = lines[0].rstrip(".") if lines else type(error).__name__
+        raise refuse("compose", where, wrong, detail="; ".join(lines[1:4]) or "it cannot be composed") from None

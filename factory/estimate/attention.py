@@ -1,0 +1,123 @@
+"""Attention's kernels on a tape: what each keeps of queries, keys and values, and what it needs meanwhile."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from factory.architecture import Architecture
+from factory.attention import BLOCK, BLOCKS, S2, key_step
+from factory.estimate.anatomy import Anatomy
+from factory.estimate.tape import STATISTIC, Tape, Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """A batch: rows, and tokens in each."""
+
+    rows: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """From queries, keys and values, (tokens, heads x head_dim) each, to what comes out of the heads.
+
+    `group` is that of S² attention, in tokens; None: it has none.
+    """
+
+    tape: Tape
+    arch: Architecture
+    anatomy: Anatomy
+    batch: Shapes
+    group: int | None
+
+    def __call__(self, kernel: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        kernels = {"eager": self._eager, S2: self._grouped, BLOCKS: self._by_blocks}
+        return kernels.get(kernel, self._fused)(query, keys, values)
+
+    def _compute(self, *values: Tensor) -> list[Tensor]:
+        size = self.tape.compute
+        return [value if size is None else self.tape.cast(value, size) for value in values]
+
+    def _fused(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """torch's fused kernel: keeps what goes in, what comes out, and a number for each row of scores."""
+        query, keys, values = self._compute(query, keys, values)
+        arch, tape = self.arch, self.tape
+        if self.anatomy.masks:
+            return self._unfused(query, keys, values)
+        made = tape.operation(
+            [query, keys, values],
+            query.count,
+            query.size,
+            saves=(query, keys, values),
+            saves_output=True,
+            statistics=self.batch.tokens * arch.heads * STATISTIC,
+            dear=True,
+        )
+        # with as many keys as queries it comes out in another layout, and is copied
+        return tape.pointwise(made) if arch.heads == arch.kv_heads else made
+
+    def _by_blocks(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Keeps what goes in; copies of keys and values, and a block's scores, come and go."""
+        query, keys, values = self._compute(query, keys, values)
+        arch, tape, batch = self.arch, self.tape, self.batch
+        step = key_step(batch.length)
+        length = ceil(batch.length / step) * step
+        rows = batch.rows * arch.heads * BLOCK * query.size
+        scores, block = rows * length, rows * arch.head_dim
+        wide = (keys.count + values.count) * query.size * length // batch.length
+        return tape.operation(
+            [query, keys, values],
+            query.count,
+            query.size,
+            saves=(query, keys, values),
+            scratch=2 * scores + wide + 2 * block,
+            backward_scratch=3 * scores + 2 * wide + 4 * block,
+            dear=True,
+        )
+
+    def _unfused(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """torch's own way without a fused kernel: the softmax of all scores, in float32, is kept."""
+        tape, scores = self.tape, self.batch.rows * self.arch.heads * self.batch.length**2
+        kept = (query, keys, values, tape.new(scores, 4))
+        scratch = scores * 4 * 3 // 2
+        made = tape.operation(
+            [query, keys, values], query.count, query.size, saves=kept, scratch=scratch, backward_scratch=scratch
+        )
+        return tape.pointwise(made)
+
+    def _grouped(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """S² attention: copies of both halves in groups go through the fused kernel (factory.attention.s2)."""
+        tape = self.tape
+        if self.group is None or self.batch.length <= self.group:
+            return self._fused(query, keys, values)
+        query, keys, values = self._compute(query, keys, values)
+        sharing = self.arch.heads // self.arch.kv_heads
+        if (self.arch.heads // 2) % sharing:  # heads of both halves share keys: each gets its own
+            keys, values = (tape.operation([each], each.count * sharing, each.size) for each in (keys, values))
+        query, keys, values = (tape.pointwise(each) for each in (query, keys, values))
+        return tape.pointwise(tape.pointwise(self._fused(query, keys, values)))
+
+    def _eager(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Whole matrices of scores, their softmax in float32 (transformers' eager_attention_forward)."""
+        tape, arch, batch = self.tape, self.arch, self.batch
+        query, keys, values = self._compute(query, keys, values)
+        if arch.heads != arch.kv_heads:
+            share = arch.heads // arch.kv_heads
+            keys = tape.operation([keys], keys.count * share, keys.size)
+            values = tape.operation([values], values.count * share, values.size)
+        scores = batch.rows * arch.heads * batch.length**2
+        saves = (*((keys,) if query.node else ()), *((query,) if keys.node else ()))
+        weights = tape.pointwise(tape.operation([query, keys], scores, query.size, saves=saves))
+        if self.anatomy.caps_scores:
+            weights = tape.pointwise(weights)
+            weights = tape.pointwise(tape.operation([weights], scores, weights.size, saves_output=True))
+        weights = tape.pointwise(weights)  # the mask is added
+        wide = tape.operation([tape.cast(weights, 4)], scores, 4, saves_output=True)
+        narrow = tape.cast(wide, query.size)
+        saves = (*((values,) if narrow.node else ()), *((narrow,) if values.node else ()))
+        made = tape.operation([narrow, values], query.count, query.size, saves=saves)
+        return tape.pointwise(made)

@@ -1,0 +1,72 @@
+"""An export's folder: whole or not there."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import factory
+from factory.export import spec
+from factory.plan import Plan
+from factory.refusal import refuse
+from factory.run.folder import open_as, unwritable
+
+
+def in_place(made: Plan, written: Callable[[Path], None]) -> None:
+    """`written` fills a folder beside the wanted one, which then takes its place. Raises UserError; leaves no half."""
+    plan = made.exported
+    from safetensors import SafetensorError
+
+    folder = Path(plan.dir).absolute()
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        written(aside)
+        _mark(made, aside)
+        open_as(aside / spec.MARKER)
+        if folder.exists() and any(folder.iterdir()):
+            if not (plan.overwrite and spec.is_export(folder)):  # since the plan was made
+                raise refuse("export-there", f"export.dir={plan.dir}", "there is something in it")
+            folder.rename(old)
+        aside.rename(folder)
+    except OverflowError as error:
+        fix = "set export.dtype=bfloat16 or float32"
+        wrong = f"{error} has numbers that float16 has not"
+        raise refuse("export-unfit", f"export.dtype={plan.dtype}", wrong, fix=fix) from None
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():  # whatever came between the two renames
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _mark(made: Plan, aside: Path) -> None:
+    plan = made.exported
+    said = {
+        "written_by": "factory export",
+        "version": factory.__version__,
+        "plan_digest": made.digest(),
+        "format": plan.format,
+        "dtype": plan.dtype,
+        "quantization": plan.quantization,
+    }
+    (aside / spec.MARKER).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_the_dead(folder: Path) -> None:
+    """Removes what exports to this folder have left that were killed."""
+    folder = folder.absolute()
+    for found in folder.parent.glob(f".{folder.name}.*"):
+        pid = re.fullmatch(re.escape(f".{folder.name}.") + r"(\d+)(\.old)?", found.name)
+        if pid is None or Path(f"/proc/{pid[1]}").exists():
+            continue
+        if pid[2] and not folder.exists():  # killed between two renames
+            found.rename(folder)
+        else:
+            shutil.rmtree(found, ignore_errors=True)
