@@ -296,7 +296,8 @@ def _finish(
 ) -> int:
     report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen or Seen())
     finished = report["status"] == "finished"
-    if advise := _advised if OUT_OF_MEMORY in report else for_the_rows if finished else None:
+    advise = _advised if OUT_OF_MEMORY in report else for_the_rows if finished else None
+    if advise:
         report = advise(plan, report, anew)
         with suppress(UserError):  # a full disk: the screen says it all the same
             write_whole(folder.report, as_json(report))
