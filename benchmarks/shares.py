@@ -42,6 +42,9 @@ METHODS = {
     "galore": "method=galore method.rank=128",
     "freeze": "method=freeze method.num_layers=3",
 }
+NO_REFERENCE = (
+    "stage.kl_coefficient=0 stage.kl_target=null"  # of ppo, where the base itself trains and no copy of it is kept
+)
 REWARD = "def reward(completions, **others):\n    return [float(len(answer)) for answer in completions]\n"
 SKIPPED, WATCHED = 2, 4  # steps
 # the first kind whose word is in an operator's name
@@ -112,7 +115,8 @@ def shares(found: dict[str, Any]) -> dict[str, float]:
 
 
 def measured(stage: str, method: str) -> dict[str, Any]:
-    words = f"{COMMON} {STAGES[stage]} {METHODS[method]}".format(steps=SKIPPED + 2 * WATCHED + 1).split()
+    alone = NO_REFERENCE if stage == "ppo" and method in ("full", "galore", "freeze") else ""
+    words = f"{COMMON} {STAGES[stage]} {METHODS[method]} {alone}".format(steps=SKIPPED + 2 * WATCHED + 1).split()
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "factory_shares.py").write_text(REWARD)
         path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))

@@ -1,6 +1,7 @@
-"""Of how many tokens there are logits at a time: the loss's rule, and the estimate's. Importing this needs no torch."""
+"""How many tokens have logits at a time, and how many words a gradient: of the loss, and of its estimate. No torch."""
 
 CHUNK = 256  # tokens
+WORDS = 4096  # of the vocabulary, whose part of a head's gradient is made and added at a time
 MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
 
 

@@ -126,8 +126,17 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[rows] = (slopes @ narrow)[: rows.stop - rows.start]
         if self._needs_weight:
-            product = slopes.T @ part
-            self.weight = product.to(self._type) if self.weight is None else self.weight.add_(product)
+            self._add_weight(slopes, part)
+
+    def _add_weight(self, slopes: Tensor, part: Tensor) -> None:
+        """In blocks of words: a product of another type than the gradient's is widened, whole, as it is added."""
+        first, words = self.weight is None, slopes.shape[1]
+        if self.weight is None:
+            self.weight = slopes.new_empty(words, part.shape[1], dtype=self._type)
+        for start in range(0, words, chunks.WORDS):
+            block = slice(start, start + chunks.WORDS)
+            product, into = slopes[:, block].T @ part, self.weight[block]
+            into.copy_(product) if first else into.add_(product)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -8,7 +8,7 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     """One chunk's logits and slopes on the way to the gradients of hidden states and head, which are returned.
 
     The logits are float32, softmax is taken in their place; the product and the slopes are once more there in the
-    head's type.
+    head's type. Of the head's gradient a block of words is a product on its way, and widened where it is narrower.
     """
     width = head.count // vocabulary
     wanted = hidden.node is not None
@@ -18,7 +18,8 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     part = rows * width * size
     narrow = logits * size if size != 4 else 0
     made = Storage(tape.ledger, head.count * head.size) if head.trained else None
-    tape.ledger.pass_by(part, logits * 4, narrow + (head.count * size if head.trained else 0))
+    block = min(vocabulary, chunks.WORDS) * width * (size if size == head.size else size + head.size)
+    tape.ledger.pass_by(part, logits * 4, narrow + (block if head.trained else 0))
     return [gradient, made]
 
 
