@@ -165,7 +165,7 @@ def plot(found: dict[str, list[dict[str, float]]], file: Path) -> None:
         if name in ("length", "rows", "model"):
             axis.set_xscale("log", base=2 if name == "length" else 10)
         if name == "rows":
-            axis.set(yscale="log", ylim=(None, None))
+            axis.set_yscale("log")
         axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.tight_layout()

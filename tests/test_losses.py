@@ -22,8 +22,12 @@ def _problem(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Any,
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 20])
 @pytest.mark.parametrize("trains_head", [True, False])
-def test_equals_torchs_cross_entropy(tokens: int, trains_head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", [5, 13, 4096])
+def test_equals_torchs_cross_entropy(
+    tokens: int, trains_head: bool, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 8)
+    monkeypatch.setattr(chunks, "WORDS", words)
     hidden, weight, target = _problem(tokens)
     weight.requires_grad_(trains_head)
     wanted = [hidden, weight] if trains_head else [hidden]
