@@ -1,5 +1,6 @@
 """A run's time: only from what was measured on its device, as a range that is as wide as the two are unlike."""
 
+from contextlib import chdir
 from dataclasses import replace
 
 import pytest
@@ -16,8 +17,9 @@ MACHINE = Machine(threads=2, available_bytes=2**33, cpu_bf16=True, gpus=(), pack
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
-    return compiled(*CPU, training=False)
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    with chdir(tmp_path_factory.mktemp("unmeasured")):  # runs of this checkout are measured in its outputs/
+        return compiled(*CPU, training=False)
 
 
 def _run(plan: Plan, **changes: object) -> Measured:
