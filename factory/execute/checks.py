@@ -7,7 +7,7 @@ CHECKS: dict[str, str] = {
     "tokens_accounted": "rows or tokens were lost, or trained twice, between the files and the optimizer",
     "trainable_as_planned": "as many parameters require a gradient as the plan does not say",
     "logits_as_model": "the losses are not those of the model's own logits; absent where they do not read the head",
-    "packing_isolation": "the documents of a packed sequence see each other; absent where none are isolated",
+    "packing_isolation": "documents, rows or answers that share a row see each other; absent where none share one",
     "ratio_is_one": "before its first update the policy is not the one that answered; absent where nothing is sampled",
     "gradients_alive": "a trained tensor had no gradient",
     "frozen_unchanged": "a frozen tensor moved; absent where all are trained",
