@@ -44,7 +44,7 @@ def test_a_norm_is_the_models_own(kind: str, dtype: torch.dtype, trained: bool) 
     torch.manual_seed(0)
     norm = norm_of(kind, 48).to(dtype).requires_grad_(trained)
     x = torch.randn(3, 5, 48).to(dtype).requires_grad_()
-    ours = slopes(lambda x, w: fused.RMSNorm.apply(x, w, 1e-6, kind == "gemma"), x, norm.weight)
+    ours = slopes(lambda x, w: fused.rms_norm(x, w, 1e-6, kind == "gemma"), x, norm.weight)
     theirs = slopes(lambda x, _: norm(x), x, norm.weight)
     for one, other in zip(ours, theirs, strict=True):
         if other.dim() == 1:  # a sum over tokens
@@ -57,7 +57,7 @@ def test_a_norm_is_the_models_own(kind: str, dtype: torch.dtype, trained: bool) 
 def test_a_norms_slopes_in_float64(whole: bool) -> None:
     torch.manual_seed(0)
     x, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 7), (7,)))
-    assert torch.autograd.gradcheck(lambda x, w: fused.RMSNorm.apply(x, w, 1e-6, whole), (x, weight))
+    assert torch.autograd.gradcheck(lambda x, w: fused.rms_norm(x, w, 1e-6, whole), (x, weight))
 
 
 def test_a_gates_and_a_low_ranks_slopes_in_float64() -> None:
@@ -65,12 +65,18 @@ def test_a_gates_and_a_low_ranks_slopes_in_float64() -> None:
     shapes = ((2, 3, 5), (2, 5), (4, 2), (4, 5), (4,))
     x, a, b, weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     frozen = weight.detach(), bias.detach()
-    assert torch.autograd.gradcheck(fused.GatedSilu.apply, (x, x.detach().flip(0).requires_grad_()))
-    assert torch.autograd.gradcheck(
-        lambda x, a, b: fused.LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7), (x, a, b)
-    )
-    made = fused.LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7)
-    close(made, x @ (frozen[0] + 0.7 * b @ a).T + frozen[1], torch.float64)
+    assert torch.autograd.gradcheck(fused.gated_silu, (x, x.detach().flip(0).requires_grad_()))
+
+    def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return fused.LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7, torch.float64)
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return fused.Linear.apply(x, weight, bias, torch.float64)
+
+    assert torch.autograd.gradcheck(low_rank, (x, a, b))
+    close(low_rank(x, a, b), x @ (frozen[0] + 0.7 * b @ a).T + frozen[1], torch.float64)
+    assert torch.autograd.gradcheck(linear, (x, weight, bias))
+    close(linear(x, weight, bias), x @ weight.T + bias, torch.float64)
 
 
 def model_of(kind: str, **more: Any) -> Any:
@@ -163,7 +169,7 @@ def learned(model: Any, *, mixed: bool) -> list[Tensor]:
 def test_a_low_rank_layer_is_pefts() -> None:
     plain = adapted()
     model = copy.deepcopy(plain)
-    fused.fuse_adapters(model)
+    fused.fuse_linears(model)
     assert replaced(model, plain) == {"Linear": 14}
     for one, other in zip(learned(model, mixed=False), learned(plain, mixed=False), strict=True):
         close(one, other, torch.float32)
@@ -179,7 +185,7 @@ def test_a_low_rank_layer_rounds_no_more_than_pefts() -> None:
             if value.dim() > 1:
                 torch.nn.init.normal_(value, std=0.2 if "lora_B" in name else value.shape[-1] ** -0.5)
         model = copy.deepcopy(plain)
-        fused.fuse_adapters(model)
+        fused.fuse_linears(model)
         exact = learned(plain, mixed=False)
         ours += off(learned(model, mixed=True), exact)
         theirs += off(learned(plain, mixed=True), exact)
@@ -194,7 +200,7 @@ def test_what_peft_can_do_besides_is_left_to_it() -> None:
     """Dropout while training, no adapter, merged ones; and other layers than a low rank beside a linear."""
     plain = adapted(dropout=0.5)
     model = copy.deepcopy(plain)
-    fused.fuse_adapters(model)
+    fused.fuse_linears(model)
 
     def logits(each: Any) -> Tensor:
         torch.manual_seed(2)
@@ -215,5 +221,5 @@ def test_what_peft_can_do_besides_is_left_to_it() -> None:
     assert base.weight.grad is not None and base.weight.grad.any()
     dora = adapted(use_dora=True)
     before = [type(each) for each in dora.modules()]
-    fused.fuse_adapters(dora)
+    fused.fuse_linears(dora)
     assert [type(each) for each in dora.modules()] == before

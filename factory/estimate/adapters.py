@@ -57,19 +57,21 @@ def low_rank(tape: Tape, value: Tensor, made: int, own: Beside) -> Tensor:
     size, pair = tape.compute or value.size, (own.tensors["lora_A"], own.tensors["lora_B"])
     value = tape.cast(value, size)
     rows, rank = value.count // own.inputs, pair[0].count // own.inputs
-    narrow = [cast for weight in pair if (cast := tape.weight_cast(weight)) is not None]
+    narrow = [weight.count * size for weight in pair if weight.size != size]
     low, inner = tape.new(rows * rank, size), value.bytes if value.node else None
+    saves, read = tape.reading(value)
 
     def backward(gradient: Storage) -> list[Gradient]:
         found: list[Gradient] = [None if inner is None else Storage(tape.ledger, inner)]
-        tape.ledger.pass_by(made)
+        read()
+        tape.ledger.pass_by(made, *narrow)
         for weight in pair:
             tape.accumulate(weight, size)
         return found
 
-    saves = (value, low, *narrow)
-    count = rows * own.outputs
-    return tape.operation([value], count, size, saves=saves, trains=pair, scratch=made, backward=backward, dear=True)
+    tape.ledger.pass_by(*narrow)
+    kept, count = (*saves, low), rows * own.outputs
+    return tape.operation([value], count, size, saves=kept, trains=pair, scratch=made, backward=backward, dear=True)
 
 
 def dora(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:

@@ -30,9 +30,10 @@ _FEED_FORWARD = ("gate", "gate_up", "up", "down")
 
 
 class Fused(NamedTuple):
-    """What of factory.fused stands in the model: norms and gated MLPs, and LoRA's layers."""
+    """What of factory.fused stands in the model: norms and gated MLPs; linear layers that train; LoRA's layers."""
 
     layers: bool
+    linears: bool
     adapters: bool
 
 
@@ -64,6 +65,7 @@ class Decoder:
         self._trained = trained
         self._beside = _adapters(trained, numbers.trained)
         self._weights: dict[str, Weight] = {}
+        self.angles: Tensor | None = None  # cosines and sines, which all layers share
 
     def weight(self, name: str, shape: Shape) -> Weight:
         found = self._weights.get(name)
@@ -82,6 +84,7 @@ class Decoder:
         table = self.weight(name, arch.outside[name])
         trains = (table,) if table.trained else ()
         hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=trains)
+        self.angles = tape.new(2 * batch.length * arch.head_dim, hidden.size) if self.anatomy.rotary else None
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
             if self.checkpointing:
@@ -89,6 +92,7 @@ class Decoder:
                 hidden = tape.checkpoint(layer, hidden, selective=self.checkpointing == "selective", before=before)
             else:
                 hidden = layer(hidden)
+        self.angles = None
         if self.turns:
             tape.ledger.give_back()
         return self.norm(hidden, self._last_norm(), arch.hidden)
@@ -126,6 +130,7 @@ class Decoder:
             scratch=wide if value.size < 4 else 0,
             backward_scratch=2 * wide + (value.count * size if weight.trained or size < 4 else 0),
             trains=(weight,) if weight.trained else (),
+            again=True,
         )
 
     def _normalized(self, value: Tensor, width: int) -> Tensor:
@@ -177,7 +182,8 @@ class Decoder:
         weight, tape = self.weight(f"{name}.weight", shape), self.tape
         if not self.quantized:
             bias = self.weight(f"{name}.bias", shape[:1]) if f"{name}.bias" in self._trained else None
-            return tape.product(value, weight, shape[0], bias=bias)
+            product = tape.fused_product if self.fused.linears and weight.trained else tape.product
+            return product(value, weight, shape[0], bias=bias)
         size = tape.compute or self.numbers.frozen
         whole = weight.count * size  # dequantized, in both directions
         count = value.count // shape[1] * shape[0]
@@ -260,7 +266,8 @@ class Layer:
         """x cos + rotate_half(x) sin, in the wider of x's type and of the hidden states'."""
         tape = self.decoder.tape
         size = max(value.size, self.stream)
-        turned = tape.operation([value], value.count, size)
+        angles = (self.decoder.angles,) if self.decoder.angles is not None else ()
+        turned = tape.operation([value], value.count, size, saves=angles)
         half = tape.concatenated(
             [tape.pointwise(tape.sliced(value, value.count // 2)), tape.sliced(value, value.count // 2)]
         )
@@ -300,7 +307,9 @@ class Layer:
         if "gate" in self.roles:
             gate, up = self.linear(value, "gate"), self.linear(value, "up")
             if self.decoder.fused.layers and self.decoder.anatomy.silu:
-                made = tape.operation([gate, up], up.count, up.size, saves=(gate, up), backward_scratch=up.bytes)
+                made = tape.operation(
+                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=up.bytes, again=True
+                )
             else:
                 made = tape.multiply(self._activated(gate), up)
             del gate, up

@@ -61,7 +61,7 @@ def step(
     )
     quantized = stays_quantized(steps.quantize, steps.load.config)
     four_bits = (steps.quantize.method, steps.quantize.bits) == ("bitsandbytes", 4)
-    low_rank = steps.patch.activation_checkpointing != "selective" and (four_bits or not quantized)
+    low_rank = four_bits or not quantized
     asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, Shapes(rows=rows, length=length), reads)
     more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states), tuple(scratch))
     key = repr((*asked, *more))  # most plans after the first differ in what no tensor's size follows from
@@ -93,6 +93,8 @@ def _walk(
     scratch: tuple[int, ...],
 ) -> Step:
     tape = Tape(numbers.compute, Ledger(Heap() if in_heap else None), frees_gradients=frees_gradients)
+    fused = patch.kernels == "fused"
+    linears = fused and patch.activation_checkpointing != "selective"
     decoder = Decoder(
         tape,
         arch,
@@ -102,7 +104,7 @@ def _walk(
         attention=patch.attention,
         group=patch.group_size,
         quantized=quantized,
-        fused=Fused(patch.kernels == "fused", patch.kernels == "fused" and low_rank),
+        fused=Fused(fused, linears, linears and low_rank),
         checkpointing=patch.activation_checkpointing,
         turns=gives_back(patch, len(arch.blocks)),
     )

@@ -64,12 +64,16 @@ class Storage:
 
 @dataclass(slots=True, eq=False)
 class Tensor:
-    """`count` elements of `size` bytes. `node` is the operation that made it, None where no gradient flows to it."""
+    """`count` elements of `size` bytes. `node` is the operation that made it, None where no gradient flows to it.
+
+    `again`: where it is made once more in the backward pass, which its readers share (factory.fused).
+    """
 
     storage: Storage
     count: int
     size: int
     node: "Node | None" = None
+    again: "list[Storage] | None" = None
 
     @property
     def bytes(self) -> int:
@@ -135,11 +139,12 @@ class Tape:
         trains: tuple[Weight, ...] = (),
         backward: Backward | None = None,
         dear: bool = False,
+        again: bool = False,
     ) -> Tensor:
         """Makes a tensor. Its backward pass gives each input a gradient of the input's size, unless told otherwise.
 
         `statistics` and scratch are bytes; `trains` are parameters that get a gradient here. What is `dear`, selective
-        checkpointing keeps and does not make again.
+        checkpointing keeps and does not make again. `again`: readers make it once more, and it goes with its gradient.
         """
         self.ledger.pass_by(scratch)
         made = Tensor(self.again.pop(0), count, size) if dear and self.again else self.new(count, size)
@@ -154,7 +159,11 @@ class Tape:
             kept.append(Storage(self.ledger, statistics))
         sizes = [value.bytes if value.node else None for value in inputs]
 
+        place = made.again = list[Storage]() if again else None
+
         def usual(gradient: Storage) -> list[Gradient]:
+            if place is not None:
+                place.clear()
             found: list[Gradient] = [None if each is None else Storage(self.ledger, each) for each in sizes]
             for weight in trains:
                 self.accumulate(weight, weight.size)
@@ -211,7 +220,11 @@ class Tape:
     # --- operations
 
     def cast(self, value: Tensor, size: int) -> Tensor:
-        return value if value.size == size else self.operation([value], value.count, size)
+        if value.size == size:
+            return value
+        made = self.operation([value], value.count, size)
+        made.again = value.again
+        return made
 
     def detached(self, value: Tensor) -> Tensor:
         return Tensor(value.storage, value.count, value.size)
@@ -295,6 +308,33 @@ class Tape:
         return self.operation(
             [value], count, size, saves=saves, trains=(*trains, *biases), backward=backward, dear=True
         )
+
+    def fused_product(self, value: Tensor, weight: Weight, outputs: int, *, bias: Weight | None = None) -> Tensor:
+        """As `Linear` of factory.fused: the weight is cast in both directions and kept in neither."""
+        size = self.compute or max(value.size, weight.size)
+        value = self.cast(value, size)
+        narrow = weight.count * size if weight.size != size else 0
+        trains = (weight, *((bias,) if bias is not None and bias.trained else ()))
+        saves, read = self.reading(value)
+        inner = value.bytes if value.node else None
+
+        def backward(gradient: Storage) -> list[Gradient]:
+            self.ledger.pass_by(narrow)
+            found: list[Gradient] = [None if inner is None else Storage(self.ledger, inner)]
+            read()
+            for each in trains:
+                self.accumulate(each, size)
+            return found
+
+        count = value.count * outputs * outputs // weight.count
+        return self.operation([value], count, size, saves=saves, trains=trains, scratch=narrow, backward=backward)
+
+    def reading(self, value: Tensor) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        """What a fused layer keeps of what it multiplies, and how it is there again in the backward pass."""
+        if value.again is None:
+            return (value,), lambda: None
+        place, count = value.again, value.bytes
+        return (), lambda: None if place else place.append(Storage(self.ledger, count))
 
     # --- checkpoints
 

@@ -14,7 +14,7 @@ from factory.execute.context import Run
 from factory.quantizers.spec import stays_quantized
 from factory.refusal import refuse
 from factory.steps import source
-from factory.steps.kernels import compile_layers, recompute, replace_adapters, replace_kernels
+from factory.steps.kernels import compile_layers, recompute, replace_kernels, replace_linears
 from factory.steps.pack import Dataset
 from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
@@ -37,7 +37,7 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None = 
     if run.plan.export is not None:
         model = whole(model, torch.float32).float()
     model = method.attach(model, settings, plan.attach, arch)
-    replace_adapters(model, plan.patch)
+    replace_linears(model, plan.patch)
     if started is not None:
         method.begin(model, started)
     if plan.load.adapter is not None:

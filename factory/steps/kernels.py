@@ -20,7 +20,7 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     if plan.kernels == "fused":
         from factory.fused import fuse
 
-        fuse(model)
+        fuse(model, remade=plan.activation_checkpointing != "selective")
     if plan.kernels != "liger":
         return
     from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]  # an extra
@@ -31,12 +31,12 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     monkey_patch._apply_liger_kernel_to_instance(model=model)
 
 
-def replace_adapters(model: Any, plan: Patch) -> None:
-    """Ours in place of PEFT's, whose products selective checkpointing can keep one by one."""
-    if plan.kernels == "fused" and plan.activation_checkpointing != "selective" and hasattr(model, "peft_config"):
-        from factory.fused import fuse_adapters
+def replace_linears(model: Any, plan: Patch) -> None:
+    """Ours in place of torch's and PEFT's, whose products selective checkpointing can keep one by one."""
+    if plan.kernels == "fused" and plan.activation_checkpointing != "selective":
+        from factory.fused import fuse_linears
 
-        fuse_adapters(model)
+        fuse_linears(model)
 
 
 def recompute(model: Any, plan: Steps, arch: Architecture) -> None:

@@ -24,7 +24,7 @@ from factory.steps import source
 from factory.steps.attach import has_own_base, read_base, taking_out
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.feed import autocast, feed
-from factory.steps.kernels import replace_adapters, replace_kernels
+from factory.steps.kernels import replace_kernels, replace_linears
 from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, kept, keys_of
@@ -267,7 +267,7 @@ def read_saved(run: Run) -> Any:
         base, _ = read_base(run, config, quantization, taking_out(folder) if own else None)
         replace_kernels(base, plan.patch)  # in 16 bits another order of sums moves single tokens by tenths of a nat
         model = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=plan.attach.dtype == "float32")
-        replace_adapters(model, plan.patch)
+        replace_linears(model, plan.patch)
         if own:
             own_base.forget_the_start(model)
     else:

@@ -86,7 +86,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     from transformers import AutoModelForCausalLM
 
     from factory import attention
-    from factory.steps.kernels import recompute, replace_adapters, replace_kernels
+    from factory.steps.kernels import recompute, replace_linears, replace_kernels
 
     steps = plan.steps
     attention.register(steps.patch.attention, steps.patch.group_size)
@@ -98,7 +98,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     model.requires_grad_(False)
     arch = architecture(steps.load.config)
     model = registry.run("methods", steps.attach.method).attach(model, _settings(plan), steps.attach, arch)
-    replace_adapters(model, steps.patch)
+    replace_linears(model, steps.patch)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, steps.attach.dtype))
@@ -174,7 +174,7 @@ def test_a_step_is_what_torch_allocates(models: Path, words: str) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_attention_in_groups_is_what_torch_allocates(models: Path, precision: str, kind: str) -> None:
     """Of 6 heads with 2 of keys, both halves share one."""
-    _allocates(models, kind, f"method=lora precision={precision} compute.attention=s2 compute.group_size=48", 0.04)
+    _allocates(models, kind, f"method=lora precision={precision} compute.attention=s2 compute.group_size=48", 0.05)
 
 
 def _allocates(models: Path, kind: str, words: str, near: float = 0.02) -> None:

@@ -1,0 +1,157 @@
+"""The fused functions in a model, in place of layers that are found to compute the same.
+
+Autograd's own way with each is in `functions`.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.fused.functions import Linear, LowRank, gated_silu, rms_norm
+
+
+def fuse(model: Any, *, remade: bool = True) -> None:
+    """Its RMS norms and gated MLPs, those whose class is found to compute what is computed here.
+
+    `remade`: what they make is not kept by linear layers that read it (`fuse_linears`), but made again.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # adapters start from the numbers that they always did
+        torch.manual_seed(0)
+        for found in _by_class(model, _is_norm).values():
+            whole = next((whole for whole in (False, True) if _is_rms_norm(found[0], whole)), None)
+            if whole is not None:
+                _become(found, partial(_norm, whole=whole, remade=remade))
+        for found in _by_class(model, _is_mlp).values():
+            if _is_gated_silu(found[0]):
+                _become(found, partial(_gated, remade=remade))
+
+
+def fuse_linears(model: Any) -> None:
+    """LoRA's layers, while they are a frozen linear one with one adapter beside it; without PEFT, linear ones that train.
+
+    A language model's head is left: it is read by the losses (factory.losses).
+    """
+    if hasattr(model, "peft_config"):
+        for found in _by_class(model, _is_plain).values():
+            _become(found, partial(_adapted, usual=type(found[0]).forward))
+        return
+    head = model.get_output_embeddings()
+    linears = _by_class(model, lambda module: type(module) is torch.nn.Linear and module is not head)
+    for found in linears.values():
+        _become(found, _linear)
+
+
+def _by_class(model: Any, wanted: Callable[[Any], bool]) -> dict[type, list[Any]]:
+    found: dict[type, list[Any]] = {}
+    for module in model.modules():
+        if wanted(module):
+            found.setdefault(type(module), []).append(module)
+    return found
+
+
+def _become(modules: list[Any], forward: Callable[..., Any]) -> None:
+    """Objects of a class that is as theirs but for `forward`: whoever copies a module copies that too."""
+    kind = type(modules[0])
+    fused = type(kind.__name__, (kind,), {"forward": lambda *given, **named: forward(*given, **named)})
+    fused.__module__, fused.__qualname__ = kind.__module__, kind.__qualname__
+    for module in modules:
+        module.__class__ = fused
+
+
+def _eps(norm: Any) -> float | None:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def _is_norm(module: Any) -> bool:
+    weights = dict(module.named_parameters())
+    return list(weights) == ["weight"] and weights["weight"].dim() == 1 and _eps(module) is not None
+
+
+def _is_rms_norm(norm: Any, whole: bool) -> bool:
+    own = copy.deepcopy(norm).to("cpu", torch.float32)
+    sizes = torch.tensor([[1.0], [10.0], [1e-3], [1e-4]])  # where eps tells, and where not
+    x = sizes * torch.randn(4, len(own.weight))
+    try:
+        return bool(torch.allclose(own(x), rms_norm(x, own.weight, _eps(own), whole), atol=1e-5))
+    except (RuntimeError, TypeError):  # it takes something else
+        return False
+
+
+def _is_mlp(module: Any) -> bool:
+    return {"gate_proj", "up_proj", "down_proj", "act_fn"} <= {name for name, _ in module.named_children()}
+
+
+def _is_gated_silu(mlp: Any) -> bool:
+    """Asked of the class's forward with layers of a few numbers in place of its own."""
+    layers = {name: torch.nn.Linear(3, 3) for name in ("gate_proj", "up_proj", "down_proj")}
+    own = SimpleNamespace(**layers, act_fn=mlp.act_fn)
+    x = torch.randn(4, 3)
+    try:
+        return bool(torch.allclose(type(mlp).forward(own, x), _gated(own, x)))
+    except (RuntimeError, TypeError, AttributeError):  # it does something else
+        return False
+
+
+def _norm(norm: Any, x: Tensor, *, whole: bool, remade: bool) -> Tensor:
+    return rms_norm(x, norm.weight, _eps(norm), whole, remade=remade)
+
+
+def _gated(mlp: Any, x: Tensor, *, remade: bool = False) -> Tensor:
+    return mlp.down_proj(gated_silu(mlp.gate_proj(x), mlp.up_proj(x), remade=remade))
+
+
+def _is_plain(layer: Any) -> bool:
+    """PEFT's classes beside torch's own layer and bitsandbytes' 4-bit one; others may hold weights in their own way."""
+    ours = f"{type(layer).__module__}.{type(layer).__name__}" in _LORA
+    return ours and not layer.lora_variant and not layer.fan_in_fan_out and _weight(layer.get_base_layer()) is not None
+
+
+_LORA = ("peft.tuners.lora.layer.Linear", "peft.tuners.lora.bnb.Linear4bit")
+
+
+def _product_type(x: Tensor) -> tuple[bool, torch.dtype]:
+    """Whether autocast chooses the type that `x` is multiplied in, and that."""
+    device = x.device.type
+    mixed = torch.is_autocast_enabled(device)
+    return mixed, torch.get_autocast_dtype(device) if mixed else x.dtype
+
+
+def _linear(layer: Any, x: Tensor) -> Tensor:
+    mixed, dtype = _product_type(x)
+    if not layer.weight.requires_grad or (not mixed and dtype != layer.weight.dtype):
+        return torch.nn.Linear.forward(layer, x)
+    return Linear.apply(x, layer.weight, layer.bias, dtype)
+
+
+def _adapted(layer: Any, x: Tensor, *given: Any, usual: Callable[..., Tensor], **named: Any) -> Tensor:
+    active = layer.active_adapters
+    mixed, dtype = _product_type(x)
+    name = active[0] if len(active) == 1 else None
+    plain = not (given or named or layer.disable_adapters or layer.merged) and name in layer.lora_A
+    if not plain or (layer.training and not isinstance(layer.lora_dropout[name], torch.nn.Identity)):
+        return usual(layer, x, *given, **named)
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    base = layer.get_base_layer()
+    learns_more = base.weight.requires_grad or layer.lora_B[name].bias is not None
+    if learns_more or (not mixed and not x.dtype == a.dtype == b.dtype):
+        return usual(layer, x)
+    make = _weight(base)
+    assert make is not None
+    return LowRank.apply(x, a, b, make, base.bias, layer.scaling[name], dtype)
+
+
+def _weight(base: Any) -> Callable[[], Tensor] | None:
+    """What makes a linear layer's weight, (out, in); None of one that is held in another way."""
+    if type(base) is torch.nn.Linear:
+        return lambda: base.weight
+    state = getattr(getattr(base, "weight", None), "quant_state", None)
+    if type(base).__name__ != "Linear4bit" or state is None:
+        return None
+    from bitsandbytes.functional import dequantize_4bit
+
+    return lambda: dequantize_4bit(base.weight.data, state)

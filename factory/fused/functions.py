@@ -1,0 +1,214 @@
+"""Norms, gated MLPs and linear layers, each one autograd function: what goes in is kept, and little is made.
+
+Autograd keeps what each of an expression's operations needs: of an RMS norm its input in float32, of a gated MLP the
+activation beside what it is of, of a linear layer its input and, where autocast narrows it, its weight once more. Here
+that is made again from what is kept anyway.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional
+
+Kept = tuple[Tensor, ...]
+
+
+class Again:
+    """Makes a function's output once more, of the tensors that the function keeps: who reads it need not keep it too.
+
+    It is there from its first reader's backward pass to the function's own, which comes after all of theirs. The
+    tensors are handed in: who recomputes a layer has others in their place.
+    """
+
+    def __init__(self, make: Callable[..., Tensor]) -> None:
+        self._make = make
+        self._made: Tensor | None = None
+
+    def __call__(self, kept: Kept, dtype: torch.dtype) -> Tensor:
+        if self._made is None or self._made.dtype != dtype:
+            self._made = self._make(*kept).to(dtype)
+        return self._made
+
+    def drop(self) -> None:
+        self._made = None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool, *, remade: bool = True) -> Tensor:
+    """`RMSNorm`. `remade`: linear functions that read it make it again and do not keep it."""
+    again = Again(partial(_rms_norm, eps=eps, whole=whole))
+    return _told(RMSNorm.apply(x, weight, eps, whole, again), again, remade, x, weight)
+
+
+def gated_silu(gate: Tensor, up: Tensor, *, remade: bool = True) -> Tensor:
+    """`GatedSilu`. `remade`: linear functions that read it make it again and do not keep it."""
+    again = Again(_gated_silu)
+    return _told(GatedSilu.apply(gate, up, again), again, remade, gate, up)
+
+
+def _told(made: Tensor, again: Again, remade: bool, *given: Tensor) -> Tensor:
+    """How it is made again is an attribute: who reads a copy, a slice or a sum of it finds none."""
+    if remade and made.requires_grad:
+        made.again = again, tuple(each.detach() for each in given)  # type: ignore[attr-defined]
+    return made
+
+
+def _reading(x: Tensor, narrow: Tensor) -> tuple[Again | None, Kept]:
+    """What a linear function keeps of its input `x`, which it multiplies as `narrow`."""
+    return getattr(x, "again", (None, (narrow,)))
+
+
+def _read(again: Again | None, kept: Kept, dtype: torch.dtype) -> Tensor:
+    """The input, (tokens, in)."""
+    x = kept[0] if again is None else again(kept, dtype)
+    return x.reshape(-1, x.shape[-1])
+
+
+class RMSNorm(Function):
+    """n = x / sqrt(mean(x²) + eps) in float32 at least (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4).
+
+    x: (…, width); weight: (width). `whole`: n (1 + weight) in float32, rounded once (Gemma); else n is rounded to x's
+    type, and that times the weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float | None, whole: bool, again: Again) -> Tensor:
+        scale = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        ctx.whole, ctx.again = whole, again
+        return _weighed(_normed(x, scale), x.dtype, weight, whole)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
+        """d x = (s - n mean(s n)) / rms(x), where s is the gradient in n."""
+        (slope,), (x, weight, scale) = slopes, ctx.saved_tensors
+        ctx.again.drop()
+        normed = _normed(x, scale)
+        by_weight = None
+        if ctx.needs_input_grad[1]:
+            of_all = tuple(range(x.dim() - 1))
+            of_n = normed if ctx.whole else normed.to(x.dtype)
+            by_weight = (slope * of_n).sum(of_all).to(weight.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, by_weight, None, None, None
+        wide = normed.dtype
+        inner = slope.to(wide) * (1 + weight.to(wide)) if ctx.whole else (slope * weight).to(wide)
+        mean = torch.linalg.vecdot(normed, inner).div_(x.shape[-1]).unsqueeze(-1)
+        return inner.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), by_weight, None, None, None
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool) -> Tensor:
+    return _weighed(_normed(x, _inverse_rms(x, eps)), x.dtype, weight, whole)
+
+
+def _inverse_rms(x: Tensor, eps: float | None) -> Tensor:
+    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype)).square_()
+    return squares.div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _normed(x: Tensor, scale: Tensor) -> Tensor:
+    """n, in memory of its own."""
+    wide = x.to(_wide(x.dtype))
+    return wide * scale if wide is x else wide.mul_(scale)
+
+
+def _weighed(normed: Tensor, dtype: torch.dtype, weight: Tensor, whole: bool) -> Tensor:
+    """In the place of `normed` where the types allow it."""
+    if whole:
+        return normed.mul_(1 + weight.to(normed.dtype)).to(dtype)
+    return _times(normed.to(dtype), weight)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _times(made: Tensor, weight: Tensor) -> Tensor:
+    """Their product, in the place of the first where the type allows it."""
+    return made.mul_(weight) if torch.promote_types(made.dtype, weight.dtype) == made.dtype else made * weight
+
+
+class GatedSilu(Function):
+    """silu(gate) up (Shazeer 2020, arXiv 2002.05202, equation 6): (…, width) each."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, again: Again) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.again = again
+        return _gated_silu(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
+        (slope,), (gate, up) = slopes, ctx.saved_tensors
+        ctx.again.drop()
+        by_up = _times(functional.silu(gate), slope).to(up.dtype)
+        return torch.ops.aten.silu_backward((slope * up).to(gate.dtype), gate), by_up, None
+
+
+def _gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    return _times(functional.silu(gate), up)
+
+
+class Linear(Function):
+    """x Wᵀ + b in `dtype`. x: (…, in); W: (out, in), which is trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        narrow = x.to(dtype)
+        ctx.again, kept = _reading(x, narrow)
+        ctx.save_for_backward(weight, *kept)
+        ctx.types = x.dtype, dtype
+        return functional.linear(narrow, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
+        (slope,), (weight, *kept), (given, dtype) = slopes, ctx.saved_tensors, ctx.types
+        by_x = (slope @ weight.to(dtype)).to(given) if ctx.needs_input_grad[0] else None
+        slope = slope.reshape(-1, slope.shape[-1])
+        by_weight = (slope.T @ _read(ctx.again, tuple(kept), dtype)).to(weight.dtype)
+        by_bias = slope.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return by_x, by_weight, by_bias, None
+
+
+class LowRank(Function):
+    """x Wᵀ + b + s (x Aᵀ) Bᵀ in `dtype` (Hu et al. 2021, LoRA, equation 3), its sums taken in the products.
+
+    x: (…, in); A: (rank, in); B: (out, rank). `weight` makes W, (out, in), which is not trained: a quantized one is
+    there while it is multiplied with.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        weight: Callable[[], Tensor],
+        bias: Tensor | None,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        narrow = x.to(dtype)
+        low = narrow.reshape(-1, x.shape[-1]) @ a.to(dtype).T
+        # returned as it is: what is a view may not be changed in place
+        made = functional.linear(narrow, weight().to(dtype), None if bias is None else bias.to(dtype))
+        made.view(-1, made.shape[-1]).addmm_(low, b.to(dtype).T, alpha=scale)
+        ctx.again, kept = _reading(x, narrow)
+        ctx.save_for_backward(a, b, low, *kept)
+        ctx.weight, ctx.scale, ctx.types, ctx.shape = weight, scale, (x.dtype, dtype), x.shape
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
+        (slope,), (a, b, low, *kept), (given, dtype) = slopes, ctx.saved_tensors, ctx.types
+        slope = slope.reshape(-1, slope.shape[-1])
+        by_low = (slope @ b.to(dtype)).mul_(ctx.scale)
+        by_a = (by_low.T @ _read(ctx.again, tuple(kept), dtype)).to(a.dtype) if ctx.needs_input_grad[1] else None
+        by_b = (slope.T @ (low * ctx.scale)).to(b.dtype) if ctx.needs_input_grad[2] else None
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = (slope @ ctx.weight().to(dtype)).addmm_(by_low, a.to(dtype)).view(ctx.shape).to(given)
+        return by_x, by_a, by_b, None, None, None, None
