@@ -72,9 +72,10 @@ def tokens_in(folder: Path) -> int | None:
     try:
         said = json_of((folder / "tokenizer.json").read_bytes())
         known = said["model"]["vocab"]  # {token: id}, or a list of (token, score) in the order of the ids
-        highest = max(known.values()) if isinstance(known, dict) else len(known) - 1
-        return 1 + max(highest, *(token["id"] for token in said["added_tokens"]), -1)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ids = known.values() if isinstance(known, dict) else range(len(known))[-1:]
+        ids = [*ids, *(token["id"] for token in said["added_tokens"])]
+        return 1 + _id(max(ids)) if ids else 0
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -82,6 +83,13 @@ def added_tokens(folder: Path) -> dict[str, int]:
     """The ids of the tokens that a folder's tokenizer.json has beside its vocabulary; none where there is no file."""
     try:
         said = json_of((folder / "tokenizer.json").read_bytes())
-        return {str(token["content"]): int(token["id"]) for token in said["added_tokens"]}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return {str(token["content"]): _id(token["id"]) for token in said["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _id(said: Any) -> int:
+    """A token's id, which tokenizers hold in 32 bits. Raises ValueError."""
+    if type(said) is not int or not 0 <= said < 2**32:
+        raise ValueError(f"{said!r} is no id of a token")
+    return said

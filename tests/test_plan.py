@@ -238,11 +238,13 @@ def test_the_text_has_the_steps_and_the_digest(command: Callable[..., Any]) -> N
     assert "1,221,120" in said.out
 
 
-@pytest.mark.parametrize("value", [".inf", "2001-01-01", "!!binary YQ=="])
-def test_a_plan_with_what_json_has_not_is_broken(value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "rule"), [("2001-01-01", "plan-broken"), ("!!binary YQ==", "plan-broken"), (".inf", "plan-edited")]
+)
+def test_a_plan_with_what_no_plan_has_is_refused(value: str, rule: str, tmp_path: Path) -> None:
     tree = yaml.safe_load(to_yaml(compiled("hardware=cpu", "tracking=none")))
     tree["steps"]["train"]["own"] = {"beta": "HERE"}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree).replace("HERE", value))
     with pytest.raises(UserError) as error:
         read_plan(tmp_path / "plan.yaml")
-    assert [refusal.rule for refusal in error.value.refusals] == ["plan-broken"]
+    assert [refusal.rule for refusal in error.value.refusals] == [rule]

@@ -235,7 +235,7 @@ def _scaled_already(case: Case) -> str | None:
     config = text_numbers(case.model.config)
     said = config.get("rope_parameters") or config.get("rope_scaling") or {}
     each = [own for own in said.values() if isinstance(own, dict)] or [said]  # some have a kind of layers each
-    kinds = {own.get("rope_type") or own.get("type") or "default" for own in each} - _UNSCALED
+    kinds = {str(own.get("rope_type") or own.get("type") or "default") for own in each} - _UNSCALED
     if case.settings.model.rope_scaling == "none" or not kinds:
         return None
     return f"the model's own positions are scaled ({', '.join(sorted(kinds))})"

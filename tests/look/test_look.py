@@ -24,8 +24,9 @@ from factory.look import asked
 from factory.look import look as look_around
 from factory.look import machine as look
 from factory.look.harness import look_at_harness
+from factory.plan import read_plan, to_yaml
 from factory.refusal import UserError
-from factory.vocabulary import added_tokens
+from factory.vocabulary import added_tokens, tokens_in
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
 Change = Callable[[Path], object]
@@ -487,6 +488,24 @@ def test_a_hostile_file_of_a_model_is_refused(copy: Path, name: str, content: by
     assert [refusal.rule for refusal in refusals(f"model.path={copy}", *BASE)] == ["model-broken"]
 
 
-def test_ids_without_an_end_in_a_tokenizer_are_none(copy: Path) -> None:
-    (copy / "tokenizer.json").write_text('{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": Infinity}]}')
-    assert added_tokens(copy) == {}
+@pytest.mark.parametrize("number", ["Infinity", "1e400", "1e99", "2.5", "-1", str(10**30), '"7"', "null"])
+def test_what_is_no_id_in_a_tokenizer_is_none(copy: Path, number: str) -> None:
+    added = f'"added_tokens": [{{"content": "a", "id": {number}}}]'
+    (copy / "tokenizer.json").write_text(f'{{"model": {{"vocab": {{}}}}, {added}}}')
+    assert (added_tokens(copy), tokens_in(copy)) == ({}, None)
+
+
+def test_a_config_may_hold_numbers_without_an_end(copy: Path) -> None:
+    """Mamba's have `time_step_limit: [0, Infinity]`."""
+    config = json.loads((copy / "config.json").read_text()) | {"time_step_limit": [0.0, float("inf")]}
+    (copy / "config.json").write_text(json.dumps(config))
+    plan = compiled(f"model.path={copy}", *BASE)
+    (copy / "plan.yaml").write_text(to_yaml(plan))
+    assert read_plan(copy / "plan.yaml") == plan
+
+
+def test_positions_of_a_kind_that_is_no_word_are_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text()) | {"rope_parameters": {"rope_type": ["linear"]}}
+    (copy / "config.json").write_text(json.dumps(config))
+    rules = {refusal.rule for refusal in refusals(f"model.path={copy}", "model.rope_scaling=linear", *BASE)}
+    assert "scaled-already" in rules or "model-broken" in rules
