@@ -192,6 +192,74 @@ def test_a_low_rank_layer_rounds_no_more_than_pefts() -> None:
     assert 0 < ours <= 1.1 * theirs
 
 
+def whole(**more: Any) -> tuple[Any, Any]:
+    """A model all of whose weights train, as it is and with all that is fused."""
+    plain = model_of("llama", attention_bias=True, **more).train()
+    model = copy.deepcopy(plain)
+    fused.fuse(model)
+    fused.fuse_linears(model)
+    return plain, model
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_linear_layer_is_torchs(mixed: bool) -> None:
+    """To the last bit, where autocast narrows what is multiplied and where it does not."""
+    plain = model_of("llama", attention_bias=True)
+    model = copy.deepcopy(plain)
+    fused.fuse_linears(model)
+    assert replaced(model, plain) == {"Linear": 14}  # all but the head
+    for layer in (model.model.layers[0].mlp.up_proj, plain.model.layers[0].mlp.up_proj):
+        layer.weight.requires_grad_(False)
+    for one, other in zip(learned(model, mixed=mixed), learned(plain, mixed=mixed), strict=True):
+        assert torch.equal(one, other)
+
+
+def sizes_kept(model: Any) -> list[int]:
+    """Numbers of each tensor that is kept for the backward pass, its parameters aside."""
+    own, kept = {value.data_ptr() for value in model.parameters()}, dict[int, int]()
+
+    def pack(value: Tensor) -> Tensor:
+        if value.data_ptr() not in own:
+            kept[value.data_ptr()] = value.numel()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=IDS, labels=IDS).loss
+    assert loss.requires_grad
+    return list(kept.values())
+
+
+def test_neither_a_narrow_weight_nor_what_is_made_again_is_kept() -> None:
+    plain, model = whole(intermediate_size=40)
+    gated, weights = IDS.numel() * 40, {32 * 32, 32 * 16, 32 * 40}
+    assert sizes_kept(plain).count(gated) > 6 and weights < set(sizes_kept(plain))
+    assert sizes_kept(model).count(gated) == 4  # of two layers, what the gate's and the other layer made
+    assert not weights & set(sizes_kept(model))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_layers_that_are_recomputed_learn_the_same(mixed: bool) -> None:
+    _, model = whole()
+    kept, found = len(sizes_kept(model)), learned(model, mixed=mixed)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert len(sizes_kept(model)) < kept / 2
+    for one, other in zip(learned(model, mixed=mixed), found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_made_again_goes_with_its_makers_gradient() -> None:
+    torch.manual_seed(0)
+    x, scale, weight = (torch.randn(*shape, requires_grad=True) for shape in ((2, 3, 8), (8,), (4, 8)))
+    made = fused.rms_norm(x, scale, 1e-6, False)
+    again, kept = made.again  # type: ignore[attr-defined]
+    assert torch.equal(again(kept, torch.float32), made) and again._made is not None
+    linear = fused.Linear.apply(made, weight, None, torch.float32)
+    (linear.sum() + made.sum()).backward()
+    assert again._made is None
+    with torch.no_grad():
+        assert not hasattr(fused.rms_norm(x, scale, 1e-6, False), "again")
+
+
 def off(found: list[Tensor], exact: list[Tensor]) -> float:
     return sum(((one - other).norm() / other.norm()).item() for one, other in zip(found, exact, strict=True))
 

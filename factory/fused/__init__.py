@@ -32,7 +32,7 @@ def fuse(model: Any, *, remade: bool = True) -> None:
 
 
 def fuse_linears(model: Any) -> None:
-    """LoRA's layers, while they are a frozen linear one with one adapter beside it; without PEFT, linear ones that train.
+    """LoRA's layers, while they are a frozen linear one with one adapter beside it; without PEFT, layers that train.
 
     A language model's head is left: it is read by the losses (factory.losses).
     """

@@ -86,7 +86,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     from transformers import AutoModelForCausalLM
 
     from factory import attention
-    from factory.steps.kernels import recompute, replace_linears, replace_kernels
+    from factory.steps.kernels import recompute, replace_kernels, replace_linears
 
     steps = plan.steps
     attention.register(steps.patch.attention, steps.patch.group_size)
