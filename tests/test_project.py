@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import conftest
 import licences
 import pytest
 import yaml
@@ -40,6 +41,10 @@ def test_the_matrix_is_of_the_pythons_that_are_said(project: dict[str, Any]) -> 
     assert project["project"]["requires-python"] == f">={tried[0]}"
     assert project["tool"]["ruff"]["target-version"] == f"py{tried[0].replace('.', '')}"
     assert project["tool"]["pyright"]["pythonVersion"] == tried[0]
+
+
+def test_the_files_that_go_first_are_there() -> None:
+    assert [name for name in conftest.LONGEST if not (Path(__file__).parent / name).is_file()] == []
 
 
 def test_each_dependency_has_its_licence_in_the_list() -> None:
