@@ -145,12 +145,7 @@ def collate(
     """
     import torch
 
-    if isinstance(samples[0], Pair):
-        rows = [sample.chosen for sample in samples] + [sample.rejected for sample in samples]
-    elif isinstance(samples[0], Labelled):
-        rows = [sample.example for sample in samples] + mismatched(samples, max_length, others)
-    else:
-        rows = [joined(samples)] if padding_free else list(samples)
+    rows = _rows(samples, max_length, others, padding_free)
     longest = padded(max(len(row.ids) for row in rows))
     batch = {
         "input_ids": _padded([row.ids for row in rows], longest, pad, np.int64),
@@ -169,6 +164,14 @@ def collate(
     if pictures is not None:
         made |= pictures.inputs([row.images for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
     return {name: values.to(device) for name, values in made.items()}
+
+
+def _rows(samples: Sequence[Any], max_length: int | None, others: Samples, padding_free: bool) -> list[Any]:
+    if isinstance(samples[0], Pair):
+        return [sample.chosen for sample in samples] + [sample.rejected for sample in samples]
+    if isinstance(samples[0], Labelled):
+        return [sample.example for sample in samples] + mismatched(samples, max_length, others)
+    return [joined(samples)] if padding_free else list(samples)
 
 
 def read(batch: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from factory.execute.context import STARTED, append
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, read_json, unwritable
+from factory.run.folder import RunFolder, read_json
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
-from factory.run.sweep import FAILED, INTERRUPTED, Verbs, beside, closed, parent_run, record, recorded
+from factory.run.sweep import FAILED, INTERRUPTED, Verbs, begun, beside, closed, recorded
 from factory.run.swept import SweepFolder
-from factory.schema import Sweep, Tracking
+from factory.schema import Sweep
 
 _REFUSED = 2
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
@@ -200,14 +200,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     if told := _stuck(listed):
         print(told, file=sys.stderr)
         return _REFUSED
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder.path, error) from None
-    with RunFolder(folder.path).claimed():
-        tracking = Tracking(**{field.name: common.tree["tracking"].get(field.name) for field in fields(Tracking)})
-        parent = parent_run(tracking, folder, line, before.parent_run if before else None)
-        folder.write(record(line, listed, parent))
+    with begun(folder, common, line, before, listed) as (tracking, parent):
         runner = _Runner(folder, {job.name: job.plan for job in listed}, verbs, line.config_dirs, parent, screen)
         stopped = runner.all(found, resumed=bool(asked.resume))
         return closed(folder, tracking, parent, stopped, screen)

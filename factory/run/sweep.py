@@ -6,7 +6,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
@@ -77,14 +78,7 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         again, listed = (), _listed(found, folder, asked, verbs.compile)
         screen.print(jobs.table(listed))
         screen.print(jobs.summary(listed))
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder.path, error) from None
-    with RunFolder(folder.path).claimed():
-        tracking = Tracking(**{field.name: shared.tree["tracking"].get(field.name) for field in fields(Tracking)})
-        parent = parent_run(tracking, folder, line, before.parent_run if before else None)
-        folder.write(record(line, listed, parent))
+    with begun(folder, shared, line, before, listed) as (tracking, parent):
         task = _Task(
             folder=str(folder.path),
             fates={job.name: (job.fate, job.reused) for job in listed},
@@ -99,6 +93,22 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         if problem is not None:
             raise problem
         return code or ended
+
+
+@contextmanager
+def begun(
+    folder: SweepFolder, common: compose.Composed, line: compose.CommandLine, before: Record | None, listed: list[Job]
+) -> Iterator[tuple[Tracking, str | None]]:
+    """The sweep's folder, claimed, with its record in it; how the jobs are tracked, and under what."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder.path, error) from None
+    with RunFolder(folder.path).claimed():
+        tracking = Tracking(**{field.name: common.tree["tracking"].get(field.name) for field in fields(Tracking)})
+        parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
+        folder.write(record(line, listed, parent))
+        yield tracking, parent
 
 
 def recorded(line: compose.CommandLine, folder: str, before: Record | None) -> compose.CommandLine:
@@ -299,7 +309,7 @@ def closed(
     return INTERRUPTED if stopped else 0 if done else FAILED
 
 
-def parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLine, known: str | None) -> str | None:
+def _parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLine, known: str | None) -> str | None:
     """What the jobs are nested under: a run of its own in MLflow, a name in the other tools."""
     if not tracking.on or tracking.mlflow is None:
         return _NO_NAME.sub("_", "_".join(folder.path.parts[-2:])) if tracking.on else None
