@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
 from pickle import UnpicklingError
@@ -71,10 +72,12 @@ def save(
 def _finish(run: Run, aside: Path, target: Path) -> None:
     """Makes it whole, by a manifest, and gives it its name."""
     files = [path for path in aside.rglob("*") if path.is_file()]
-    names = {str(path.relative_to(aside)): path for path in files}
+    names = [str(path.relative_to(aside)) for path in files]
+    with ThreadPoolExecutor() as pool:  # weights and the optimizer's state are read beside each other
+        sums = pool.map(sha256, files)
     manifest = {
-        "files": {name: path.stat().st_size for name, path in names.items()},
-        "sha256": {name: sha256(path) for name, path in names.items()},
+        "files": {name: path.stat().st_size for name, path in zip(names, files, strict=True)},
+        "sha256": dict(zip(names, sums, strict=True)),
         "plan_digest": run.plan.digest(),
         "layout": layout(run.plan.steps.train.ranks),
     }
