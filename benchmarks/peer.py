@@ -15,7 +15,8 @@ turns at each job, so that a busy machine hits both. The jobs:
     dpo_lora  20 pairs of the demo, each side a sequence of its own for the peer, LoRA of rank 8
 
 CPU seconds and peak memory are the system's count for the whole command, all its processes included (wait4).
-LLaMA-Factory recomputes activations by default, Factory does not: here neither does, with --checkpointing both do.
+LLaMA-Factory recomputes activations by default, Factory does not: here neither does, with --checkpointing both do, and
+with --as-it-comes the peer alone, as each does by itself.
 """
 
 import argparse
@@ -70,6 +71,11 @@ GALORE = (
     "finetuning_type=full use_galore=true galore_rank=128 galore_target=all galore_scale=2.0 "
     "galore_update_interval=200 optim=adamw_torch",  # it knows no fused one with GaLore
 )
+RECOMPUTE = {  # by who does
+    "none": ("compute.activation_checkpointing=false", "disable_gradient_checkpointing=true"),
+    "peer": ("compute.activation_checkpointing=false", "disable_gradient_checkpointing=false"),
+    "both": ("compute.activation_checkpointing=true", "disable_gradient_checkpointing=false"),
+}
 WRONG = ("method=lora method.rnak=8", "finetuning_type=lora lora_rnak=8")
 JOBS = {
     "refusal": (SFT, WRONG),
@@ -179,9 +185,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/peer"), help="results and logs (outputs/peer)")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="these jobs")
     parser.add_argument("--repeat", type=int, default=1, help="turns of each system at each job (1)")
-    parser.add_argument("--checkpointing", action="store_true", help="both recompute activations")
+    recomputes = parser.add_mutually_exclusive_group()
+    recomputes.add_argument("--checkpointing", action="store_true", help="both recompute activations")
+    recomputes.add_argument("--as-it-comes", action="store_true", help="each recomputes as it does by itself")
     options = parser.parse_args()
-    runs, on = options.out.resolve() / "runs", options.checkpointing
+    runs = options.out.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     python, model = peer_python(options.venv.absolute()), embedded_model(runs)
     data: dict[str, Any] = {"messages": {"file_name": str(DEMO / "messages.jsonl")}}
@@ -189,10 +197,10 @@ def main() -> int:
     data["pairs"] = {"file_name": str(DEMO / "pairs.jsonl"), "ranking": True, "columns": {"prompt": "prompt"}}
     data["pairs"]["columns"] |= {"chosen": "chosen", "rejected": "rejected"}
     (runs.parent / "dataset_info.json").write_text(json.dumps(data, indent=1))
-    recompute = (f"compute.activation_checkpointing={on}".lower(), f"disable_gradient_checkpointing={not on}".lower())
+    who = "peer" if options.as_it_comes else "both" if options.checkpointing else "none"
     results = []
     for job, turn in ((job, turn) for job in options.only for turn in range(options.repeat)):
-        ours, theirs = map(" ".join, zip(COMMON, *JOBS[job], recompute, strict=True))
+        ours, theirs = map(" ".join, zip(COMMON, *JOBS[job], RECOMPUTE[who], strict=True))
         for system in ("factory", "llamafactory"):
             folder = runs / f"{job}-{system}-{turn}"
             shutil.rmtree(folder, ignore_errors=True)
@@ -201,7 +209,7 @@ def main() -> int:
                 result = run_factory(ours, model, folder)
             else:
                 result = run_peer(python, theirs, model, folder)
-            results.append({"job": job, "system": system, "checkpointing": on, **result})
+            results.append({"job": job, "system": system, "recomputes": who, **result})
             with (runs.parent / "results.jsonl").open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
             for weights in folder.rglob("*.safetensors"):
