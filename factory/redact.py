@@ -74,10 +74,6 @@ def _redacted(text: str, named: Named) -> str:
     return text
 
 
-def has_secret(text: str) -> bool:
-    return redacted(text) != text
-
-
 def secret_in(tree: Any) -> str | None:
     """The first key of a tree of plain values, as `a.b`, whose text holds a secret. Of a list, the list's own key."""
     return _secret_in(tree, "", _named(os.environ))
