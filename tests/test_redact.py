@@ -37,7 +37,6 @@ MADE = "x" * 24
 def test_secrets_are_hidden(text: str, wanted: str) -> None:
     assert redacted(text) == wanted
     assert redacted(wanted) == wanted
-    assert redacted(wanted) == wanted
 
 
 @pytest.mark.parametrize(
