@@ -12,16 +12,9 @@ class GaLore(low_rank.LowRank):
     """Algorithm 2 of the paper, around any optimizer."""
 
     def draw(self, gradient: Tensor) -> Tensor:
-        """The gradient's first singular vectors of the shorter side.
-
-        On a CPU as the last eigenvectors of G Gᵀ (or Gᵀ G), in float64: nearer to the exact ones than a float32
-        decomposition, in a third of its time (docs/measurements.md).
-        """
-        if gradient.device.type != "cpu":
-            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            return (left if self.left else right.mT)[..., : self.rank].contiguous()
-        wide = gradient.double() if self.left else gradient.mT.double()
-        return torch.linalg.eigh(wide @ wide.mT).eigenvectors[..., -self.rank :].flip(-1).float().contiguous()
+        """The gradient's first singular vectors of the shorter side."""
+        left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+        return (left if self.left else right.mT)[..., : self.rank].contiguous()
 
     def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
         return self.project_back(normalized).mul_(self.scale)
