@@ -156,9 +156,8 @@ def not_a_setting(word: str, rest: list[str]) -> Refusal:
 
 
 def setting_meant(word: str, rest: list[str]) -> str | None:
-    place = Path(word)
     if word.partition(".")[0] in _groups() and rest and "=" not in rest[0]:
         return f"{word}={rest[0]}"
-    if place.is_dir():
+    if os.path.isdir(word):  # noqa: PTH112  a word too long for a name is none
         return f"run={word}"
-    return _PATHS["data"].format(word) if place.is_file() else None
+    return _PATHS["data"].format(word) if os.path.isfile(word) else None  # noqa: PTH113

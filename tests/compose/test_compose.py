@@ -217,6 +217,8 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
         ("~data.sources.demo", "no-data"),
         ("~nothing.there", "compose"),
         ("lora", "not-a-setting"),
+        ("a" * 300, "not-a-setting"),  # no file's name is as long
+        ("data=" + "a" * 300, "unknown-option"),
         ("method.rank", "not-a-setting"),
         ("=3", "syntax"),
         ("method.rank=[1", "syntax"),
