@@ -28,27 +28,33 @@ from factory.run.folder import RunFolder, last_logged
 pytest_plugins = ["boards"]  # fixtures of a folder's own conftest.py would hide this module, which tests import from
 
 
-# the files that take longest, each 15 s and more of a process: those of two that end last shall be short ones
+# the files that take longest, 15 s and more of a process each: of two processes the one that ends last shall have little
+# left. Those that start processes of their own (the first, the fifth …) stand apart: two at once wait for each other.
 LONGEST = (
     "run/test_launch.py",
-    "ranks/test_equal.py",
     "compile/test_rules.py",
-    "test_compatibility.py",
     "export/test_own_base.py",
-    "ranks/test_launched.py",
+    "test_compatibility.py",
+    "ranks/test_equal.py",
     "test_covering.py",
     "execute/test_loop.py",
     "stages/test_judged_runs.py",
-    "look/test_walked.py",
+    "ranks/test_launched.py",
     "test_dead_keys.py",
     "compose/test_compose.py",
-    "run/test_chain.py",
     "execute/test_lean.py",
+    "run/test_chain.py",
     "stages/test_rm.py",
+    "look/test_walked.py",
     "stages/test_ppo.py",
-    "doctor/test_doctor.py",
-    "run/test_sweep.py",
     "rollouts/test_roles.py",
+    "run/test_sweep.py",
+    "methods/adapters/test_adalora.py",
+    "execute/test_checkpoint.py",
+    "doctor/test_doctor.py",
+    "models/test_options.py",
+    "export/test_export_rules.py",
+    "board/test_runs.py",
 )
 
 
