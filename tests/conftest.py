@@ -28,7 +28,7 @@ from factory.run.folder import RunFolder, last_logged
 pytest_plugins = ["boards"]  # fixtures of a folder's own conftest.py would hide this module, which tests import from
 
 
-# the files that take longest, 15 s and more of a process each: of two processes the one that ends last shall have little
+# the files that take longest, 15 s and more of a process: of two processes the one that ends last shall have little
 # left. Those that start processes of their own (the first, the fifth …) stand apart: two at once wait for each other.
 LONGEST = (
     "run/test_launch.py",
