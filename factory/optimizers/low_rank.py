@@ -24,9 +24,25 @@ def around(kind: "type[LowRank]", projected: Callable[[Architecture], set[str]])
         if settings.layerwise:
             each = {name: build({name: value}, plan, arch) for name, value in rest.items()}
             return Layerwise({**found, **each}, settings.max_grad_norm_per_tensor)
-        return Several([*([build(rest, plan, arch)] if rest else []), *found.values()])
+        return Projected([build(rest, plan, arch)] if rest else [], list(found.values()))
 
     return optimizer
+
+
+class Projected(Several):
+    """The optimizers of one kind of projected matrices, and others; projectors that are due are drawn together."""
+
+    def __init__(self, others: list[Any], low: "list[LowRank]"):
+        super().__init__([*others, *low])
+        self._others, self._low = others, low
+
+    def step(self) -> None:
+        for other in self._others:
+            other.step()
+        if due := [each for each in self._low if each.is_due()]:
+            due[0].refresh_all(due)
+        for each in self._low:
+            each.update()
 
 
 class LowRank(ABC):
@@ -36,6 +52,8 @@ class LowRank(ABC):
     gradient goes through any optimizer of `stage.optimizer`, as that of a stand-in that is zero before each step and
     has the step's direction after it. The stand-in and its state are float32 whatever the matrix is.
     """
+
+    factor = 1.0
 
     def __init__(self, settings: Any, plan: Train, arch: Architecture, name: str, matrix: Tensor):
         self.rank, self.interval, self.scale = settings.rank, settings.update_interval, settings.scale
@@ -52,23 +70,48 @@ class LowRank(ABC):
 
     @abstractmethod
     def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
-        """What is subtracted from the matrix, times the rate. `normalized` is the inner optimizer's answer to `low`."""
+        """What is subtracted from the matrix, times the rate and `factor`.
+
+        `normalized` is the inner optimizer's answer to `low`.
+        """
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.param_groups[0]["params"][0]
+
+    def is_due(self) -> bool:
+        """Whether the next step is one that takes a new projector."""
+        return self.matrix.grad is not None and self.steps % self.interval == 0
 
     @torch.no_grad()
+    def refresh(self) -> None:
+        assert self.matrix.grad is not None
+        self.projector = self.draw(self.matrix.grad.float())
+
+    @staticmethod
+    def refresh_all(due: "list[LowRank]") -> None:
+        for each in due:
+            each.refresh()
+
     def step(self) -> None:
-        (group,) = self.param_groups
-        (matrix,) = group["params"]
+        if self.is_due():
+            self.refresh()
+        self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """A step with the projector that is there."""
+        (group,), matrix = self.param_groups, self.matrix
         if matrix.grad is None:
             return
         gradient = matrix.grad.float()
-        if self.steps % self.interval == 0:
-            self.projector = self.draw(gradient)
         self.steps += 1
         matrix.grad = None  # so that it goes when this step is done with it
         low = self.project(gradient)
         direction = self.direction(gradient, low, self._through_inner(low))
-        matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(direction, alpha=-group["lr"])
+        if group["weight_decay"]:
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        matrix.add_(direction, alpha=-group["lr"] * self.factor)
 
     def project(self, gradient: Tensor) -> Tensor:
         assert self.projector is not None

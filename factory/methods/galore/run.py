@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,9 +10,26 @@ from factory.optimizers import low_rank
 
 __all__ = ["attach", "optimizer"]
 
+AT_ONCE = 2**24  # elements of the matrices that are decomposed side by side: LAPACK takes some five times as much
+
 
 class GaLore(low_rank.LowRank):
     """Algorithm 2 of the paper, around any optimizer."""
+
+    def __init__(self, settings: Any, *matrix: Any):
+        super().__init__(settings, *matrix)
+        self.factor = settings.scale
+
+    @staticmethod
+    def refresh_all(due: list[low_rank.LowRank]) -> None:
+        """LAPACK leaves most cores idle with matrices of thousands of columns: each gets a core of its own."""
+        threads = torch.get_num_threads()
+        workers = min(threads, AT_ONCE // max(each.matrix.numel() for each in due))
+        if workers < 2 or due[0].matrix.device.type != "cpu":
+            return low_rank.LowRank.refresh_all(due)
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(low_rank.LowRank.refresh, due))
+        torch.set_num_threads(threads)  # of threads that start later
 
     def draw(self, gradient: Tensor) -> Tensor:
         """The gradient's first singular vectors of the shorter side."""
@@ -17,7 +37,7 @@ class GaLore(low_rank.LowRank):
         return (left if self.left else right.mT)[..., : self.rank].contiguous()
 
     def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
-        return self.project_back(normalized).mul_(self.scale)
+        return self.project_back(normalized)
 
 
 optimizer = low_rank.around(GaLore, projected)
