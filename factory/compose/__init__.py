@@ -239,7 +239,7 @@ class Recomposer:
 
     def __init__(self, config_dirs: tuple[str, ...]):
         self._config_dirs = config_dirs
-        self._bases: dict[tuple[str, ...], Any] = {}
+        self._bases: dict[tuple[str, ...], tuple[Any, Any]] = {}
 
     def __call__(self, overrides: tuple[str, ...]) -> Composed:
         """As `compose` of these overrides. Raises UserError."""
@@ -247,21 +247,28 @@ class Recomposer:
         ready = prepared(CommandLine(overrides=others, config_dirs=self._config_dirs))
 
         def changed() -> Composed:
-            from omegaconf import OmegaConf
+            from omegaconf import OmegaConf, flag_override
 
-            config = copy.deepcopy(self._base(tuple(ready.overrides)))
+            own, hydra = self._base(tuple(ready.overrides))
+            config = copy.deepcopy(own)
             for key, value in filter(None, map(_plain_key, overrides)):
                 OmegaConf.update(config, key, value, merge=True, force_add=True)
-            return as_composed(config, config.hydra, overrides, str(config.hydra.run.dir))
+            with flag_override(config, ["struct", "no_deepcopy_set_nodes"], [False, True]):
+                config.hydra = hydra  # most of a config, and nothing here changes it
+            return as_composed(config, hydra, overrides, str(hydra.run.dir))
 
         return _with_problems(ready, self._config_dirs, lambda: translated(changed))
 
-    def _base(self, overrides: tuple[str, ...]) -> Any:
-        """The config of overrides as Hydra gets them."""
+    def _base(self, overrides: tuple[str, ...]) -> tuple[Any, Any]:
+        """The config of overrides as Hydra gets them, and its `hydra` node apart."""
+        from omegaconf import OmegaConf
+
         if overrides not in self._bases:
             if len(self._bases) >= _BASES:
                 self._bases.pop(next(iter(self._bases)))
-            self._bases[overrides] = config_of(list(overrides), self._config_dirs)
+            config = config_of(list(overrides), self._config_dirs)
+            own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
+            self._bases[overrides] = own, config.hydra
         return self._bases[overrides]
 
 

@@ -115,12 +115,15 @@ def _beside_hydras_own() -> Iterator[None]:
         GlobalHydra.instance().hydra = held
 
 
-def as_composed(config: Any, hydra: Any, overrides: tuple[str, ...], run_dir: str) -> Composed:
-    """A config without its `hydra` node as plain values."""
+def _plain(node: Any) -> Any:
     from omegaconf import OmegaConf
 
-    own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
-    tree: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+
+
+def as_composed(config: Any, hydra: Any, overrides: tuple[str, ...], run_dir: str) -> Composed:
+    """A config without its `hydra` node as plain values."""
+    tree = {name: _plain(config[name]) for name in config if name != "hydra"}
     options = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
     return Composed(tree=tree, options=options, overrides=overrides, run_dir=run_dir)
 
