@@ -16,7 +16,7 @@ from factory.meant import flag_meant, not_a_setting, option_meant
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
 
-_BASES = 256  # that a Recomposer keeps, of half a megabyte each
+_BASES = 64  # that a Recomposer keeps, of half a megabyte each
 _KEYED = (*GROUPS, "plan", "preview")  # what has keys
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
@@ -211,6 +211,12 @@ def _unparsable(text: str, message: str) -> Refusal:
 
 def compose(line: CommandLine) -> Composed:
     """The tree of one run, interpolations resolved. Raises UserError."""
+    changes = line.config_dirs or any(text.lstrip("+~").startswith("hydra") for text in line.overrides)
+    return compose_alone(line) if changes else _PACKAGED(line.overrides)
+
+
+def compose_alone(line: CommandLine) -> Composed:
+    """As `compose`, all of it by Hydra: of files that may change, and where its own settings may read the overrides."""
     ready = prepared(line)
 
     def composed() -> Composed:
@@ -270,6 +276,9 @@ class Recomposer:
             own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
             self._bases[overrides] = own, config.hydra
         return self._bases[overrides]
+
+
+_PACKAGED = Recomposer(())  # a command composes up to four trees, a recipe one for each run, a board any number
 
 
 @cache

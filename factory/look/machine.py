@@ -69,9 +69,12 @@ def _has_hub_token() -> bool:
 
 def installed_version(package: str) -> str | None:
     try:
-        return metadata.version(package)
+        found = metadata.distribution(package)
     except metadata.PackageNotFoundError:
         return None
+    # the line alone: a description of many pages, parsed as a message, would take a quarter of a plan's time
+    line = re.search(r"^Version: (.+)$", found.read_text("METADATA") or "", re.MULTILINE)
+    return line[1].strip() if line else found.version
 
 
 def _packages() -> dict[str, str]:

@@ -316,7 +316,7 @@ def test_lines_that_differ_at_their_ends_are_composed_as_each_alone(changes: tup
     base = ("stage=dpo", "data.max_length=128", "hydra.run.dir=run")
     compose_anew = compose.Recomposer(())
     compose_anew((*base, "method.rank=2", "method.alpha=1"))  # what one line sets, the next must not see
-    assert compose_anew((*base, *changes)) == compose.compose(compose.parse([*base, *changes]))
+    assert compose_anew((*base, *changes)) == compose.compose_alone(compose.parse([*base, *changes]))
 
 
 def test_lists_and_broken_words_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ def test_lines_that_cannot_be_composed_are_refused_as_each_alone(wrong: str, her
         except UserError as error:
             return str(error)
 
-    alone = told(lambda: compose.compose(compose.parse(["stage=dpo", wrong])))
+    alone = told(lambda: compose.compose_alone(compose.parse(["stage=dpo", wrong])))
     assert alone and told(lambda: compose.Recomposer(())(("stage=dpo", wrong))) == alone
 
 
