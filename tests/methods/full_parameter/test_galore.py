@@ -1,6 +1,8 @@
 """GaLore steps as the paper's algorithm 2, written here again in NumPy and float64."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from low_rank import SHAPES, Adam, gradients
 from factory.architecture import architecture
 from factory.methods.galore.run import GaLore, optimizer
 from factory.methods.galore.spec import optimizer_bytes, projected
+from factory.optimizers import low_rank as optimizers
 
 RANK, INTERVAL, SCALE, DECAY = 4, 3, 0.25, 0.1
 SETTINGS: Any = SimpleNamespace(
@@ -41,6 +44,36 @@ def test_steps_are_algorithm_2(shape: tuple[int, ...], train_plan: Callable[...,
         weight = weight * (1 - rate * DECAY) - rate * update
         np.testing.assert_allclose(matrix.detach().numpy(), weight, atol=1e-5)
     assert matrix.grad is None
+
+
+def test_projectors_are_drawn_side_by_side(train_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it is alone, and where one was drawn torch has the threads that it had."""
+    plan, threads = train_plan(), torch.get_num_threads()
+    drawn_by = set[int]()
+    draw = GaLore.draw
+    monkeypatch.setattr(GaLore, "draw", lambda *given: drawn_by.add(threading.get_ident()) or draw(*given))
+
+    def stepped(together: bool) -> list[torch.Tensor]:
+        matrices = [torch.nn.Parameter(torch.ones(shape)) for shape in [*SHAPES.values()] * 2]
+        each = [GaLore(SETTINGS, plan, Any, "q", matrix) for matrix in matrices]  # type: ignore[arg-type]
+        for matrix in matrices:
+            (matrix.grad,) = gradients(tuple(matrix.shape), 1)
+        for one in [optimizers.Projected([], list(each))] if together else each:
+            one.step()
+        return [value for one in each for value in (one.matrix.detach(), one.projector)]  # type: ignore[misc]
+
+    try:
+        torch.set_num_threads(1)
+        alone = stepped(together=False)
+        assert drawn_by == {threading.get_ident()}
+        torch.set_num_threads(2)
+        drawn_by.clear()
+        assert all(map(torch.equal, stepped(together=True), alone))
+        assert drawn_by and threading.get_ident() not in drawn_by
+        with ThreadPoolExecutor(1) as later:
+            assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_eight_bits_step_almost_as_algorithm_2(train_plan: Callable[..., Any]) -> None:
