@@ -4,6 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factory.execute.memory import give_back
 from factory.methods.full.run import attach
 from factory.methods.galore.spec import projected
 from factory.optimizers import low_rank
@@ -30,6 +31,7 @@ class GaLore(low_rank.LowRank):
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(low_rank.LowRank.refresh, due))
         torch.set_num_threads(threads)  # of threads that start later
+        give_back()  # what each thread had in a heap of its own
 
     def draw(self, gradient: Tensor) -> Tensor:
         """The gradient's first singular vectors of the shorter side."""
