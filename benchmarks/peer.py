@@ -12,7 +12,8 @@ turns at each job, so that a busy machine hits both. The jobs:
     sft_lora  the 160 demo instructions once, LoRA of rank 8 (each system has its own order of rows)
     sft_packed
               the same in sequences of 1,024 tokens whose documents do not see each other (the peer's neat_packing)
-    dpo_lora  20 pairs of the demo, each side a sequence of its own for the peer, LoRA of rank 8
+    dpo_lora  20 pairs of the demo, each side a sequence of its own for the peer, LoRA of rank 8. Factory measures the
+              reference before the first step, the peer within each: those seconds are counted for both
 
 CPU seconds and peak memory are the system's count for the whole command, all its processes included (wait4).
 LLaMA-Factory recomputes activations by default, Factory does not: here neither does, with --checkpointing both do, and
@@ -140,7 +141,10 @@ def run_factory(words: str, model: Path, folder: Path) -> dict[str, Any]:
         # Factory resets the system's mark of peak memory at each of its steps, which hides earlier ones from wait4
         result["peak_mib"] = max(result["peak_mib"], *(round(v / 2**20) for v in report["memory"]["by_step"].values()))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        result |= training(report["parameters"]["trainable"], lines, report["train"])
+        ends = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        before = sum(each["seconds"] for each in ends if each["event"] == "end" and each["name"] == "reference")
+        train = {**report["train"], "seconds": report["train"]["seconds"] + before}
+        result |= training(report["parameters"]["trainable"], lines, train)
     return result
 
 

@@ -27,7 +27,7 @@ from factory.steps.feed import autocast, feed
 from factory.steps.kernels import replace_kernels, replace_linears
 from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
-from factory.steps.reference import Reference, kept, keys_of
+from factory.steps.reference import Reference, is_bare_base, kept, keys_of
 from factory.steps.walk import model_class
 
 _TOKENS = 64  # of one row: enough to see whether two models are the same
@@ -183,7 +183,7 @@ def _numbers_hold(run: Run, model: Any, dataset: Dataset, reference: Reference) 
 
     batch = next(iter(feed(run, dataset, 0, 1))).batches[0]
     numbers = reference.of(batch)
-    if run.plan.steps.train.reference != "base" or roles.starts_off_the_base(run):
+    if not is_bare_base(run):
         written = Reference(kept(run))
         same = written.sums.keys() >= set(keys_of(batch)) and bool(torch.equal(numbers, written.of(batch)))
         return (

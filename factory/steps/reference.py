@@ -5,6 +5,7 @@ on from, or all weights before full tuning. So no second copy of weights is held
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -53,14 +54,23 @@ def reference(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
     return {"reference": found}
 
 
+def is_bare_base(run: Run) -> bool:
+    """Whether the reference is what the model is with its adapters off."""
+    from factory.rollouts import roles
+
+    return run.plan.steps.train.reference == "base" and not roles.starts_off_the_base(run)
+
+
 def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
     import torch
 
     from factory.losses import sequence_log_probs
+    from factory.rollouts import roles
 
     total = total_steps(run.plan.steps.train, dataset)
+    base = roles.reference(model) if is_bare_base(run) else nullcontext()  # adapters that add nothing yet take time
     model.eval()
-    with torch.no_grad(), autocast(run.plan):
+    with torch.no_grad(), autocast(run.plan), base:
         for done, batch in _batches(run, dataset, total):
             run.stop_if_asked()
             keys = keys_of(batch)
