@@ -27,7 +27,8 @@ class GaLore(low_rank.LowRank):
         threads = torch.get_num_threads()
         workers = min(threads, AT_ONCE // max(each.matrix.numel() for each in due))
         if workers < 2 or due[0].matrix.device.type != "cpu":
-            return low_rank.LowRank.refresh_all(due)
+            low_rank.LowRank.refresh_all(due)
+            return
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(low_rank.LowRank.refresh, due))
         torch.set_num_threads(threads)  # of threads that start later
