@@ -80,7 +80,8 @@ def _other_name(case: Case) -> tuple[str, ...]:
     """The same model may lie elsewhere."""
     if (adapter := case.model.adapter) is None:
         return ()
-    model, there = case.settings.model, Path(adapter.config.get("base_model_name_or_path") or "").name
+    model, said = case.settings.model, adapter.config.get("base_model_name_or_path")
+    there = Path(said).name if isinstance(said, str) else ""
     here = {Path(path or "").name.removesuffix(".gguf").lower() for path in (model.path, model.hub, case.model.path)}
     if not there or there.lower() in here or re.sub("-[0-9a-f]{12}$", "", there.lower()) in here:  # a cached GGUF's
         return ()

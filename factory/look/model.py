@@ -277,7 +277,7 @@ def _stretched(file: Path, setting: str) -> int:
         rope = text["rope_parameters"].get("full_attention", text["rope_parameters"])
         factor = rope["factor"] if rope["rope_type"] in ("linear", "dynamic") else 1
         return round(factor * text["max_position_embeddings"])
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):  # the last two of numbers without end
         raise refuse("adapter-missing", setting, "its base/config.json has no stretched positions") from None
 
 

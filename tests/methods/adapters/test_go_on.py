@@ -121,6 +121,9 @@ def test_another_base_is_told_and_other_shapes_refused(tiny_model: Path, tmp_pat
 
     assert told(tiny.save(tmp_path / "other")) and not told(tiny_model)
     assert not told(tiny.save(tmp_path / "elsewhere" / "llama"))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": ["llama"]}))
+    assert not told(tmp_path / "other")
     wider = tiny.save(tmp_path / "wide" / "llama", hidden_size=64)
     (found,) = refusals(f"model.path={wider}", *words)
     assert found.rule == "adapter-fits" and "32 x 4, 64 x 4 is needed" in found.wrong
@@ -189,9 +192,12 @@ def test_stretched_positions_over_a_quantized_checkpoint(execute: Callable[..., 
     assert before == pytest.approx(first.result["evaluate"]["perplexity"], rel=1e-4)
 
 
-def test_a_base_folder_without_positions_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("factor", [None, "Infinity", "NaN", '"2"'])
+def test_a_base_folder_without_positions_is_refused(factor: str | None, tiny_model: Path, tmp_path: Path) -> None:
     saved(tiny_model, tmp_path, *LORA, steps=0)
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    rope = "" if factor is None else f', "rope_parameters": {{"rope_type": "linear", "factor": {factor}}}'
+    text = f'{{"model_type": "llama", "max_position_embeddings": 256{rope}}}'
+    (tmp_path / "base" / "config.json").write_text(text)
     found = refusals(f"model.path={tiny_model}", "hardware=cpu", f"model.adapter={tmp_path}", *LORA)
     assert [refusal.rule for refusal in found] == ["adapter-missing"]
