@@ -36,7 +36,8 @@ from factory import cache
 
 DEMO = Path(factory.__file__).parent / "demo"
 PACKAGES = ("llamafactory==0.9.5", "gguf", "bitsandbytes", "galore-torch")
-SAME = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # each waits as it does by itself
+# each waits as it does by itself; the peer was installed with its bytecode, ours is kept from the first run on
+SAME = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
 # what to set, in Factory's words and in the peer's
 COMMON = (
     "hardware=cpu precision=bf16 tracking.uri=null evaluate.perplexity=false evaluate.samples=0 "
