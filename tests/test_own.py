@@ -72,6 +72,13 @@ def _words_end_with_the_test() -> Iterator[None]:
     catalogue().maps[0].clear()
 
 
+def test_one_that_trains_nothing_is_refused(here: Path) -> None:
+    (here / "mine.py").write_text(f"{METHOD}def trainable(method, arch): return {{}}\nRULES = ()\n")
+    (found,) = refusals(*ASKED)
+    assert found.rule == "method-trains-nothing" and "names no tensor" in found.wrong
+    assert compiled(*ASKED, "stage=rm").estimate.parameters.trainable > 0  # its head
+
+
 def test_its_rules_speak_in_its_words(here: Path, command: Callable[..., Said]) -> None:
     (here / "mine.py").write_text(
         f"""{METHOD}

@@ -3,6 +3,7 @@
 from factory import heads, registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
+from factory.extras import install
 from factory.plan import Ranks
 from factory.quantizers.spec import stays_quantized
 from factory.ranks import spec
@@ -104,8 +105,9 @@ def _offload(case: Case) -> str | None:
 
 
 def _deepspeed_missing(case: Case) -> str | None:
-    asked = case.settings.hardware.strategy in spec.ZERO
-    return "DeepSpeed is not installed" if asked and "deepspeed" not in case.facts.machine.packages else None
+    if case.settings.hardware.strategy not in spec.ZERO or "deepspeed" in case.facts.machine.packages:
+        return None
+    return f"DeepSpeed is not installed: {install('deepspeed')}"
 
 
 def _streamed(case: Case) -> str | None:

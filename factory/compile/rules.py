@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from factory import registry, templates
+from factory import heads, registry, templates
 from factory.architecture import text_numbers, traits_of
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
@@ -265,6 +265,15 @@ def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
     return None
 
 
+def _trains_nothing(case: Case) -> str | None:
+    """Of a method of somebody's own: those that come with Factory have `nothing-trains`, about the keys that say so."""
+    method, spec = case.settings.method, registry.spec("methods", case.settings.method.name)
+    if case.settings.verb != "train" or any(rule.id == "nothing-trains" for rule in spec.RULES):
+        return None
+    trained = spec.trainable(method, case.arch) | heads.heads(case.settings.stage.name, case.arch)
+    return None if trained else "its `trainable` names no tensor of this model"
+
+
 def _vocabulary_unknown(case: Case) -> str | None:
     unknown = case.settings.model.new_tokens and case.model.tokens is None
     return "how many tokens the tokenizer has is not known before the model is there" if unknown else None
@@ -291,6 +300,7 @@ _TRACKING = (
 RULES: tuple[Rule, ...] = (
     Rule("rope-missing", _rope_missing),
     Rule("new-tokens-never-learn", _new_tokens_never_learn),
+    Rule("method-trains-nothing", _trains_nothing),
     Rule("vocabulary-unknown", _vocabulary_unknown),
     Rule("padding-unread", _padding_unread),
     Rule("isolation-unsupported", _not_isolated),

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from factory.extras import install
 from factory.groups import CONF, GROUPS, folders
 from factory.parsed import yaml_of
 from factory.refusal import Refusal, refuse
@@ -159,7 +160,7 @@ def translated(composing: Callable[[], T]) -> T:
         if group in PLUGINS:
             known = ", ".join(sorted(getattr(error, "options", None) or ()))
             package = name.partition("_")[0]
-            hint = f"pip install 'factory[{package}]', or " if package in PLUGINS[group] else ""
+            hint = f"{install(package)}, or " if package in PLUGINS[group] else ""
             wrong = "no such plugin is installed"
             raise refuse("no-plugin", f"{group}={name}", wrong, known=known, hint=hint) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -19,6 +19,7 @@ from typing import Any
 
 from factory import __version__
 from factory.doctor import Check, Line, first_line
+from factory.extras import install
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (3, 11)
@@ -405,7 +406,7 @@ def _extras() -> Iterator[Line]:
             name=extra,
             status="missing" if lacking else "ok",
             says=serves if not lacking else f"{serves}: {', '.join(_lack(each) for each in lacking)}",
-            fix=_install(extra) if lacking else "",
+            fix=install(extra) if lacking else "",
         )
 
 
@@ -417,11 +418,6 @@ def _satisfied(asked: Any) -> bool:
 def _lack(asked: Any) -> str:
     version = _installed(asked.name)
     return f"{asked.name} {version} is not {asked.specifier}" if version else f"no {asked.name}"
-
-
-def _install(extra: str) -> str:
-    name = f"{_ROOT}[{extra}]" if (_ROOT / "pyproject.toml").is_file() else f"factory[{extra}]"
-    return f"pip install '{name}'"
 
 
 def _line(part: str, name: str, fine: bool, says: str, fix: str = "") -> Line:

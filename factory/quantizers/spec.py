@@ -14,6 +14,7 @@ from factory import registry
 from factory.architecture import Architecture, Shape
 from factory.compile.choices import precision
 from factory.compile.rule import Case, Rule
+from factory.extras import install
 from factory.plan import BYTES, Dtype
 from factory.schema import Quantization
 
@@ -261,8 +262,8 @@ def _lacking(case: Case, name: str) -> str | None:
     missing = [package for package in made.packages if package not in installed]
     if not missing:
         return None
-    install = f"factory[{made.extra}]" if made.extra else missing[0]
-    return f'it needs {" and ".join(missing)}, not installed here: pip install "{install}"'
+    command = install(made.extra) if made.extra else f"pip install {missing[0]}"
+    return f"it needs {' and '.join(missing)}, not installed here: {command}"
 
 
 def _package(case: Case) -> str | None:

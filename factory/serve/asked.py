@@ -87,8 +87,7 @@ class Desk:
             return grammar(self.room, asked)
         except ImportError:
             raise bad(
-                "Answers are held to JSON by the package xgrammar, which is not installed here: pip install "
-                "'factory[grammar]'.",
+                "Answers are held to JSON by the package xgrammar, which is not installed here: pip install xgrammar.",
                 "response_format",
             ) from None
         except ValueError as error:

