@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from factory import heads, registry, templates
+from factory import heads, own, registry, templates
 from factory.architecture import text_numbers, traits_of
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
@@ -266,12 +266,13 @@ def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
 
 
 def _trains_nothing(case: Case) -> str | None:
-    """Of a method of somebody's own: those that come with Factory have `nothing-trains`, about the keys that say so."""
-    method, spec = case.settings.method, registry.spec("methods", case.settings.method.name)
-    if case.settings.verb != "train" or any(rule.id == "nothing-trains" for rule in spec.RULES):
+    """The methods that come with Factory have `nothing-trains`, about the keys that say so."""
+    method = case.settings.method
+    if case.settings.verb != "train" or not own.is_code(method.name):
         return None
-    trained = spec.trainable(method, case.arch) | heads.heads(case.settings.stage.name, case.arch)
-    return None if trained else "its `trainable` names no tensor of this model"
+    trained = registry.spec("methods", method.name).trainable(method, case.arch)
+    found = trained | heads.heads(case.settings.stage.name, case.arch)
+    return None if found else "its `trainable` names no tensor of this model"
 
 
 def _vocabulary_unknown(case: Case) -> str | None:
