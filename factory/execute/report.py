@@ -22,7 +22,8 @@ def memory_as_estimated(reached: int | None, planned: int, longest: int | None =
         return {}
     off = (reached - planned) / planned
     rows = f" for rows of up to {longest:,} tokens" if longest else ""
-    detail = f"{size(reached)} were reached, {size(planned)} estimated{rows} ({round(100 * off):+d} %)"
+    apart = f"{abs(round(100 * off))} % {'more' if off > 0 else 'less'}" if round(100 * off) else "no more"
+    detail = f"{size(reached)} were reached, {apart} than the {size(planned)} estimated{rows}"
     return {"memory_as_estimated": {"passed": abs(off) <= _NEAR, "detail": detail}}
 
 

@@ -41,8 +41,7 @@ def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return
     when = "while training" if trains else "while measuring"
     where = f" for rows of up to {rows['longest_row']:,} tokens" if rows else ""
-    off = 100 * (expected / memory["peak_bytes"] - 1)
-    yield "memory", f"{peak} {when} (estimated {size(expected)}{where}, {round(off):+d} %)"
+    yield "memory", f"{peak} {when} (estimated {size(expected)}{where})"
 
 
 def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -103,7 +102,7 @@ def _samples(samples: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
 
 def _checks(checks: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, check in checks.items():
-        red = "[yellow]off[/yellow]" if name in ADVICE else "[red]RED[/red]"
+        red = "[yellow]note[/yellow]" if name in ADVICE else "[red]RED[/red]"
         verdict = "[green]ok[/green] " if check["passed"] else red
         yield "check", f"{verdict} {name}: {plain(check['detail'])}"
 
@@ -127,15 +126,13 @@ def _exported(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
-    """How far what was estimated is from what came."""
-    told = []
-    if "memory_error" in errors:
-        told.append(f"memory {round(100 * errors['memory_error']):+d} %")
-    if "time_error" in errors:
-        low, high = errors["seconds"]["low"], errors["seconds"]["high"]
-        place = "within" if low <= train["seconds"] <= high else "not within"
-        told.append(f"time {round(100 * errors['time_error']):+d} %, {place} {between(duration(low), duration(high))}")
-    return ", ".join(told)
+    """How far the time that was estimated is from what came; of memory the checks tell."""
+    if "time_error" not in errors:
+        return ""
+    low, high, off = errors["seconds"]["low"], errors["seconds"]["high"], round(100 * errors["time_error"])
+    place = "within" if low <= train["seconds"] <= high else "not within"
+    above = f", whose middle is {abs(off)} % {'more' if off > 0 else 'less'}" if off else ""
+    return f"{duration(train['seconds'])} of training, {place} {between(duration(low), duration(high))}{above}"
 
 
 def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
