@@ -31,6 +31,7 @@ _RECOMPUTED = (False, "selective", True)  # what costs less time first
 _LARGEST_BATCH, _LARGEST_RANK = 64, 256
 _RAISED = 3  # rows whose micro-batch is raised; the rank is raised of the best alone
 _APART = 1.1  # times the work of a token that is told apart
+_VAGUE = 10  # times from the lowest to the highest speed: a guess that wide tells no rows apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +48,9 @@ class Row:
 
     @property
     def cost(self) -> float | None:
-        """Seconds of a token, by the middle of what is expected; None where no run was measured."""
+        """Seconds of a token, by the middle of what is expected; None where no run like it was measured."""
         speed = self.plan.estimate.speed
-        return None if speed is None else 1 / sqrt(speed.low * speed.high)
+        return None if speed is None or speed.high > _VAGUE * speed.low else 1 / sqrt(speed.low * speed.high)
 
     @property
     def sequences(self) -> int:

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from conftest import compiled
 
 from factory.anew import Anew
-from factory.run.search import Found, as_text, search
+from factory.plan import Span
+from factory.run.search import Found, Row, as_text, search
 
 GB = 10**9
 LLAMA = ("model=llama3_8b", "hardware=single_gpu", "hardware.memory=24GB")
@@ -31,6 +33,14 @@ def test_every_row_can_be_pasted(eight: Found) -> None:
         assert made.digest() == row.plan.digest()
         assert made.estimate.memory == row.plan.estimate.memory
         assert made.estimate.memory.total <= eight.budget == 24 * GB
+
+
+@pytest.mark.parametrize(("high", "told"), [(9.0, True), (11.0, False)])
+def test_a_guess_that_is_wide_ranks_nothing(eight: Found, high: float, told: bool) -> None:
+    plan = eight.rows[0].plan
+    guessed = replace(plan, estimate=replace(plan.estimate, speed=Span(low=1.0, high=high)))
+    cost = Row(overrides=(), plan=guessed, way=0).cost
+    assert cost == pytest.approx(high**-0.5) if told else cost is None
 
 
 def test_what_changes_less_of_the_run_comes_first(eight: Found) -> None:
