@@ -30,6 +30,7 @@ SHORT = {
     "load_in_8bit": "method.quantization.bits",
     "dtype": "precision",
     "gpus": "hardware.num_processes",
+    "system": "chat.system",
 }
 # options as people call them, in small letters
 NAMES = {

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _MOST_CHOICES, _MOST_STOPS, _MOST_TOP, _MOST_ROWS = 128, 16, 20, 2048
 
@@ -20,6 +20,15 @@ def _speakable(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(_speakable)]
 Tree = Annotated[dict[str, Any], AfterValidator(_speakable)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+
+
+def _none_of_it(value: Any) -> Any:
+    if value not in (None, 0):
+        raise ValueError("this server does not have it: leave it out, or 0")
+    return value
+
+
+Unsupported = Annotated[float, Field(ge=0, le=0), BeforeValidator(_none_of_it)]
 
 
 class Wire(BaseModel):
@@ -126,8 +135,8 @@ class Drawn(Wire):
     stream_options: StreamOptions | None = None
     user: Text | None = None
     # what is none of this server's is allowed where it asks for nothing
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Unsupported | None = None
+    presence_penalty: Unsupported | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
