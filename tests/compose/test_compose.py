@@ -160,6 +160,17 @@ def test_help_is_a_verb(command: Command) -> None:
     assert command("help").out == command("--help").out != ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("help", "plan"), ("resume", "outputs/a"), ("models", "qwen"), ("train", "--from-plan", "x"), ("plan", "--hepl")],
+    ids=" ".join,
+)
+def test_help_is_there_whatever_else_is_typed(words: tuple[str, ...], command: Command, here: Path) -> None:
+    own = _option(here / "own", "method/mine_alone.yaml", "defaults: [lora]\n")
+    said = command(*words, "--help", "--config-dir", own)
+    assert said.code == 0 and "mine_alone" in said.out
+
+
 def test_an_unknown_key_is_refused_in_a_file_of_options(here: Path) -> None:
     own = _own(here, "method", "defaults: [lora]\nrnk: 3\n")
     assert [found.rule for found in refusals(*own, "method=own", training=False)] == ["unknown-key"]
