@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(overview(VERBS, compose.folders_named(rest)))  # asked for with whatever was wrong too
         return 0
-    if arguments == ["--version"]:
+    if "--version" in arguments:
         print(f"factory {__version__}")
         return 0
     if verb not in VERBS and setting_meant(verb, rest):

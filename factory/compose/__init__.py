@@ -21,6 +21,8 @@ _KEYED = (*GROUPS, "plan", "preview")  # what has keys
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
 _FOLDER = ("--config-dir", "-cd")
+_ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "--shell-completion", "-sc")  # that take no value
+OF_A_VERB = {"--from-plan": ("train", "FILE"), "--diff": ("plan", "A B")}  # which reads it itself, and what it takes
 _OTHERS = {
     "model": ", or set model.path to a folder or hub id",
     "data": ", or data=file data.path=FILE for rows of your own",
@@ -58,11 +60,10 @@ def parse(argv: list[str], *, takes_words: bool = False) -> CommandLine:
         elif name in ("--info", "-i"):
             takes_value = not equals and rest and rest[0] in _INFO
             hydra_flags.append(f"--info={rest.pop(0)}" if takes_value else word)
-        elif word in ("--resolve", "--hydra-help", "--shell-completion", "-sc"):
+        elif word in _ALONE:
             hydra_flags.append(word)
         elif word.startswith("-"):
-            hint = flag_meant(name) or did_you_mean(name, _FLAGS)
-            raise refuse("unknown-flag", word, "there is no such flag", hint=hint)
+            raise UserError(_unread_flag(word))
         elif "=" in word or word.startswith("~"):
             overrides.append(word)
         elif takes_words:
@@ -83,6 +84,16 @@ def folders_named(argv: list[str]) -> tuple[str, ...]:
     flags = [(at, *word.partition("=")) for at, word in enumerate(argv)]
     named = [[value] if equals else argv[at + 1 : at + 2] for at, name, equals, value in flags if name in _FOLDER]
     return tuple(folder for folders in named for folder in folders)
+
+
+def _unread_flag(word: str) -> Refusal:
+    name = word.partition("=")[0]
+    if name in OF_A_VERB:
+        verb, value = OF_A_VERB[name]
+        return refusal("flag-of-another-verb", word, f"it belongs to `{verb}`", usage=f"{verb} {name} {value}")
+    if name in _ALONE:
+        return refusal("unknown-flag", word, "it takes no value", hint=f"write {name} alone; ")
+    return refusal("unknown-flag", word, "there is no such flag", hint=flag_meant(name) or did_you_mean(name, _FLAGS))
 
 
 def _argument(flag: str, rest: list[str]) -> str:

@@ -468,6 +468,30 @@ def test_a_verb_without_what_it_needs_is_refused(arguments: tuple[str, ...], rul
     assert re.fullmatch(BLOCK, said.err), said.err
 
 
+@pytest.mark.parametrize(
+    ("words", "rule", "says"),
+    [
+        (("plan", "--from-plan", "nope.yaml"), "flag-of-another-verb", "`factory train --from-plan FILE`"),
+        (("preview", "--from-plan=nope.yaml"), "flag-of-another-verb", "belongs to `train`"),
+        (("--diff", "one", "other"), "flag-of-another-verb", "`factory plan --diff A B`"),
+        (("train", "--diff=one"), "flag-of-another-verb", "belongs to `plan`"),
+        (("plan", "--multirun=true"), "unknown-flag", "it takes no value"),
+        (("--from-pln", "x"), "unknown-flag", "there is no such flag"),
+    ],
+    ids=str,
+)
+def test_a_flag_that_there_is_is_not_told_to_be_none(
+    words: tuple[str, ...], rule: str, says: str, command: Command
+) -> None:
+    said = command(*words)
+    assert (said.code, said.rules) == (2, [rule]) and says in said.err
+    assert f"did you mean {words[1].partition('=')[0]}?" not in said.err
+
+
+def test_the_version_is_told_beside_any_verb(command: Command) -> None:
+    assert command("plan", "--version").out == command("--version").out != ""
+
+
 def test_a_user_error_reads_as_its_blocks() -> None:
     with pytest.raises(UserError) as error:
         compiled("method.rnk=3", "seed=x", training=False)
