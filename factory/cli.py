@@ -56,9 +56,9 @@ def _dispatch(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments or verb == "help":
         from factory.help import overview
 
-        print(overview(VERBS, compose.parse([word for word in rest if word not in ("--help", "-h")]).config_dirs))
+        print(overview(VERBS, compose.folders_named(rest)))  # asked for with whatever was wrong too
         return 0
-    if arguments == ["--version"]:
+    if "--version" in arguments:
         print(f"factory {__version__}")
         return 0
     if verb not in VERBS and setting_meant(verb, rest):
@@ -122,13 +122,12 @@ def models(arguments: list[str]) -> int:
     """the options of `model`, filtered by words: models llama apache; models vision; models.format=json"""
     from factory.models import as_json, rows, table
 
-    line = compose.parse(arguments)
-    keys = [word for word in line.overrides if "=" in word]
-    asked = keys[-1].partition("=")[2] if keys else "text"
-    for word in keys:
+    line = compose.parse(arguments, takes_words=True)
+    asked = line.overrides[-1].partition("=")[2] if line.overrides else "text"
+    for word in line.overrides:
         if word not in ("models.format=json", "models.format=text"):
             raise refuse("models-key", word, "this verb reads models.format=text or json, and words")
-    found = rows(tuple(word for word in line.overrides if "=" not in word), line.config_dirs)
+    found = rows(line.words, line.config_dirs)
     if asked == "json":
         print(json.dumps(as_json(found), ensure_ascii=False))
     else:

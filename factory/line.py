@@ -64,6 +64,8 @@ def read(text: str) -> Overrides:
         if words[0] not in ("train", "plan", "preview"):
             raise refuse("board-line", words[0], "it is another verb's", wanted="the form is of what is trained")
         words.pop(0)
+    if any(word.partition("=")[0] in compose.OF_A_VERB for word in words):
+        raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")
     line = compose.parse(words)
     if line.multirun or line.hydra_flags or line.config_dirs:
         raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")

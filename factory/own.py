@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -45,7 +45,7 @@ def _module(kind: str, path: str, sha256: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     found = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their types
     try:
-        function.called(path, "importing it raised", lambda: spec.loader and spec.loader.exec_module(found))
+        function.called(path, "importing it raised", partial(spec.loader.exec_module, found))
     except UserError as error:
         raise refuse("own-module", f"{group}.name={path}", error.refusals[0].wrong, group=group) from None
     if wrong := _wrong(kind, vars(found)):

@@ -1,12 +1,13 @@
 """The README and the docs name verbs, options and keys that there are: each command in them is read as it stands."""
 
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import refusals
+from conftest import Said, refusals
 
 from factory import cli, compose, settings
 from factory.refusal import catalogue
@@ -61,6 +62,21 @@ def test_a_command_is_read_as_it_stands(file: Path) -> None:
         left = [text for text in asked.overrides if not text.startswith(("plan.", "recipe="))]
         found = {problem.rule for problem in refusals(*left, training=False)}
         assert not found & WRONG, (command, found)
+
+
+def test_models_are_filtered_as_it_is_shown(command: Callable[..., Said]) -> None:
+    """By words that set nothing, in the README, in the docs, in `--help` and in the refusals."""
+    shown = {found for file in documents() for found in commands(file.read_text(encoding="utf-8"))}
+    shown |= {f"factory {found}" for found in re.findall(r"models [a-z ]+", cli.models.__doc__ or "")}
+    asked = {tuple(shlex.split(each, comments=True)[1:]) for each in shown if each.startswith("factory models")}
+    assert {("models", "qwen", "apache"), ("models", "vision"), ("models", "llama", "apache")} <= asked
+    for words in asked:
+        said = command(*words)
+        assert said.code == 0 and " 0 options" not in said.out, (words, said.err)
+    vision, all_of_them = (
+        json.loads(command("models", *words, "models.format=json").out) for words in (["vision"], [])
+    )
+    assert vision == [row for row in all_of_them if row["vision"]] != []
 
 
 @pytest.mark.parametrize("file", documents(), ids=lambda file: file.stem)

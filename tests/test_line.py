@@ -59,6 +59,13 @@ def test_a_pasted_line(text: str, expected: tuple[str, ...]) -> None:
     assert line.read(text) == expected
 
 
+@pytest.mark.parametrize("text", ["factory train --from-plan plan.yaml", "factory plan --diff a b"])
+def test_a_line_of_plan_files_is_not_told_to_be_what_it_is(text: str) -> None:
+    with pytest.raises(UserError, match="it has flags") as error:
+        line.read(text)
+    assert [found.rule for found in error.value.refusals] == ["board-line"]
+
+
 @pytest.mark.parametrize("text", ["factory -m method=lora,qlora", "factory chat run=x", "factory 'a", "factory --nope"])
 def test_another_line_is_refused(text: str) -> None:
     with pytest.raises(UserError):

@@ -27,6 +27,9 @@ ASKED = ("method=full", "method.name=mine.py")
     [
         ("method", None, "there is no such file"),
         ("method", "1 / 0", r"importing it raised ZeroDivisionError: division by zero \(mine.py, line 1\)"),
+        ("method", "\ndef broken(:", r"importing it raised SyntaxError: invalid syntax \(mine.py, line 2\)"),
+        ("method", "a = 1\0", r"source code [a-z ]* null bytes(?! \(own.py)"),
+        ("method", "\neval('(')", r"importing it raised SyntaxError: '\(' was never closed \(mine.py, line 2\)"),
         ("method", "import nowhere", "importing it raised ModuleNotFoundError: No module named 'nowhere'"),
         ("method", METHOD.replace("attach = ", ""), "it has no attach"),
         ("method", STAGE, "it has no trainable, optimizer_bytes, attach, optimizer"),

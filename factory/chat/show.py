@@ -12,10 +12,12 @@ from factory.inference import asked, calls
 from factory.inference.room import Piece, Room, opened, to_stderr
 from factory.inference.types import Done
 from factory.plan import Plan
+from factory.refusal import refuse
 from factory.serve.show import engine_is_there, unheard
 from factory.settings import Settings
 
 _BLOCK = '"""'
+_ENDS = ("/exit", "/quit")
 # what moves a cursor or rings a bell is no part of an answer
 _SILENT = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -48,12 +50,11 @@ def show(sides: list[Asked], settings: Settings) -> int:
     """Holds the conversation. Raises UserError before it begins."""
     engine_is_there(settings.engine)
     unheard()
+    piped = None if sys.stdin.isatty() else _message(sys.stdin.read())  # a model takes long to read
     speakers = speakers_of(sides, settings)
     talk = Talk(settings.generation, settings.chat.system, len(speakers))
     try:
-        if not sys.stdin.isatty():
-            return _piped(talk, speakers)
-        return _terminal(talk, speakers)
+        return _terminal(talk, speakers) if piped is None else _piped(talk, speakers, piped)
     finally:
         for speaker in speakers:
             speaker.room.engine.stop(0)
@@ -86,12 +87,18 @@ def _base(plan: Plan) -> str:
     return repr((load, steps.patch, steps.quantize, steps.pack, steps.train.autocast))
 
 
-def _piped(talk: Talk, speakers: list[Speaker]) -> int:
-    """All of the input is one message; the answer, and nothing else, goes to the output."""
-    text = sys.stdin.read().strip()
-    if not text:
-        to_stderr("Nothing was asked: the input is empty.")
-        return 2
+def _message(text: str) -> str:
+    """All of a piped input, which may be a file, is one. Raises UserError."""
+    if not text.strip():
+        raise refuse("chat-nothing-piped", "(standard input)", "it is empty")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("/") and (name := line.split()[0]) in (*_COMMANDS, *_ENDS):
+            raise refuse("chat-command-piped", "(standard input)", f"its line {number} is the command {name}")
+    return text.strip()
+
+
+def _piped(talk: Talk, speakers: list[Speaker], text: str) -> int:
+    """The answer, and nothing else, goes to the output."""
     talk.ask(text)
     for number, speaker in enumerate(speakers):
         if len(speakers) > 1:
@@ -158,7 +165,7 @@ def _command(talk: Talk, speakers: list[Speaker], line: str) -> bool:
     """False where the conversation ends. Raises Wrong."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
-    if name in ("/exit", "/quit"):
+    if name in _ENDS:
         return False
     if name not in _COMMANDS:
         raise Wrong(f"there is no {name}; /help lists the commands (a message may begin with a space and a /)")

@@ -20,6 +20,9 @@ _BASES = 64  # that a Recomposer keeps, of half a megabyte each
 _KEYED = (*GROUPS, "plan", "preview")  # what has keys
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
+_FOLDER = ("--config-dir", "-cd")
+_ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "--shell-completion", "-sc")  # that take no value
+OF_A_VERB = {"--from-plan": ("train", "FILE"), "--diff": ("plan", "A B")}  # which reads it itself, and what it takes
 _OTHERS = {
     "model": ", or set model.path to a folder or hub id",
     "data": ", or data=file data.path=FILE for rows of your own",
@@ -31,14 +34,16 @@ class CommandLine:
     """The arguments after the verb, taken apart."""
 
     overrides: tuple[str, ...]
+    words: tuple[str, ...] = ()  # that set nothing, of a verb that takes some
     multirun: bool = False
     config_dirs: tuple[str, ...] = ()
     hydra_flags: tuple[str, ...] = ()  # --cfg, --info, --shell-completion …: Hydra's own business
 
 
-def parse(argv: list[str]) -> CommandLine:
-    """Takes Hydra's flags from the overrides. Raises UserError for a flag that nothing reads."""
+def parse(argv: list[str], *, takes_words: bool = False) -> CommandLine:
+    """Takes Hydra's flags from the overrides. Raises UserError for a flag or a word that nothing reads."""
     overrides: list[str] = []
+    words: list[str] = []
     config_dirs: list[str] = []
     hydra_flags: list[str] = []
     multirun = False
@@ -48,28 +53,47 @@ def parse(argv: list[str]) -> CommandLine:
         name, equals, value = word.partition("=")
         if word in ("-m", "--multirun"):
             multirun = True
-        elif name in ("--config-dir", "-cd"):
+        elif name in _FOLDER:
             config_dirs.append(value if equals else _argument(name, rest))
         elif name in ("--cfg", "-c", "--package", "-p"):
             hydra_flags += [name, value if equals else _argument(name, rest)]
         elif name in ("--info", "-i"):
             takes_value = not equals and rest and rest[0] in _INFO
             hydra_flags.append(f"--info={rest.pop(0)}" if takes_value else word)
-        elif word in ("--resolve", "--hydra-help", "--shell-completion", "-sc"):
+        elif word in _ALONE:
             hydra_flags.append(word)
         elif word.startswith("-"):
-            hint = flag_meant(name) or did_you_mean(name, _FLAGS)
-            raise refuse("unknown-flag", word, "there is no such flag", hint=hint)
-        elif "=" not in word and not word.startswith("~"):
-            raise UserError(not_a_setting(word, rest))
-        else:
+            raise UserError(_unread_flag(word))
+        elif "=" in word or word.startswith("~"):
             overrides.append(word)
+        elif takes_words:
+            words.append(word)
+        else:
+            raise UserError(not_a_setting(word, rest))
     return CommandLine(
         overrides=tuple(overrides),
+        words=tuple(words),
         multirun=multirun,
         config_dirs=tuple(config_dirs),
         hydra_flags=tuple(hydra_flags),
     )
+
+
+def folders_named(argv: list[str]) -> tuple[str, ...]:
+    """The folders of options alone, whatever else stands there."""
+    flags = [(at, *word.partition("=")) for at, word in enumerate(argv)]
+    named = [[value] if equals else argv[at + 1 : at + 2] for at, name, equals, value in flags if name in _FOLDER]
+    return tuple(folder for folders in named for folder in folders)
+
+
+def _unread_flag(word: str) -> Refusal:
+    name = word.partition("=")[0]
+    if name in OF_A_VERB:
+        verb, value = OF_A_VERB[name]
+        return refusal("flag-of-another-verb", word, f"it belongs to `{verb}`", usage=f"{verb} {name} {value}")
+    if name in _ALONE:
+        return refusal("unknown-flag", word, "it takes no value", hint=f"write {name} alone; ")
+    return refusal("unknown-flag", word, "there is no such flag", hint=flag_meant(name) or did_you_mean(name, _FLAGS))
 
 
 def _argument(flag: str, rest: list[str]) -> str:

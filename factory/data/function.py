@@ -135,13 +135,21 @@ def called(path: str, what: str, call: Any) -> Any:
 
 def _failed(path: str, what: str, error: BaseException, module: str, function: str) -> UserError:
     said = traceback.format_exception_only(error)[-1].strip()
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    place = _place(error)
+    where = f" ({Path(place[0]).name}, line {place[1]})" if place else ""
     return refuse("function-failed", f"path={path}", f"{what} {said}{where}", module=module, function=function)
 
 
+def _place(error: BaseException) -> tuple[str, int | None] | None:
+    """The user's file and the line in it that are to blame."""
+    if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():  # nothing of that file has run
+        return str(error.filename), error.lineno
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    return (own[-1].filename, own[-1].lineno) if own else None
+
+
 def _is_machinery(file: str) -> bool:
-    return file == __file__ or file.startswith("<frozen")
+    return file in (__file__, importlib.__file__) or file.startswith("<frozen")
 
 
 def _wrong_rows(path: str, text: str) -> UserError:

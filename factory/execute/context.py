@@ -23,7 +23,7 @@ _PROGRESS_EVERY = 0.2  # seconds
 STARTED = "FACTORY_STARTED"  # when the command, or a sweep's job, began: of time.monotonic(), which no clock moves
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # no Exception: what tells of mistakes of any kind would tell of this as one
     """The user asked to stop; what can be continued from is saved."""
 
 

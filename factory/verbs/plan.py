@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def plan(arguments: list[str]) -> int:
     """compile only: the plan, the estimate, and what this machine lacks; --diff A B: what differs between two plans"""
-    if "--diff" in arguments:
+    if any(word.partition("=")[0] == "--diff" for word in arguments):
         return _diff(arguments)
     if (line := parsed(arguments)) is None:
         return 0
@@ -133,8 +133,10 @@ def _diff(arguments: list[str]) -> int:
     """Two plans: files, run folders or MLflow run ids."""
     from factory import diff
 
-    at = arguments.index("--diff")
-    names, rest = arguments[at + 1 : at + 3], [*arguments[:at], *arguments[at + 3 :]]
+    at = next(place for place, word in enumerate(arguments) if word.partition("=")[0] == "--diff")
+    _, equals, first = arguments[at].partition("=")
+    given = [first] * bool(equals) + arguments[at + 1 :]
+    names, rest = given[:2], [*arguments[:at], *given[2:]]
     unread = [word for word in rest if not word.startswith(("plan.format=", "tracking.", "tracking="))]
     unnamed = len(names) < 2 or any("=" in name and not Path(name).exists() for name in names)
     if unread or unnamed:

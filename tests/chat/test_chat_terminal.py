@@ -48,9 +48,31 @@ def test_a_pipe_gets_the_answer_and_nothing_else(talk: Callable[..., Any]) -> No
     said = talk("Hi\n")
     assert said.code == 0 and said.out.strip() and "Reading" not in said.out and "context" not in said.out
     assert talk("Hi\n").out == said.out
-    assert talk("  \n").code == 2
     long = talk("Hi " * 300)
     assert long.code == 1 and "leave no room" in long.err
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "wrong"),
+    [
+        ("", "chat-nothing-piped", "it is empty"),
+        ("  \n", "chat-nothing-piped", "it is empty"),
+        ("Hi\n/set temperature=0\n/exit\n", "chat-command-piped", "its line 2 is the command /set"),
+        ("/save\ttalk.jsonl", "chat-command-piped", "its line 1 is the command /save"),
+        ("Hi\r\n/quit\r\n", "chat-command-piped", "its line 2 is the command /quit"),
+    ],
+)
+def test_a_pipe_that_is_no_message_is_refused_before_a_model_is_read(
+    text: str, rule: str, wrong: str, talk: Callable[..., Any]
+) -> None:
+    said = talk(text)
+    assert (said.code, said.rules, said.out) == (2, [rule], "")
+    assert wrong in said.err and "Reading" not in said.err
+
+
+def test_a_piped_message_may_have_lines_that_are_like_commands(talk: Callable[..., Any]) -> None:
+    said = talk(" /set x\n/usr/bin/env\n/helpful\nuse /exit\n")
+    assert said.code == 0 and said.out.strip()
 
 
 def test_commands_of_a_terminal(talk: Callable[..., Any], here: Path) -> None:

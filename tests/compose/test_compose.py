@@ -160,6 +160,17 @@ def test_help_is_a_verb(command: Command) -> None:
     assert command("help").out == command("--help").out != ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("help", "plan"), ("resume", "outputs/a"), ("models", "qwen"), ("train", "--from-plan", "x"), ("plan", "--hepl")],
+    ids=" ".join,
+)
+def test_help_is_there_whatever_else_is_typed(words: tuple[str, ...], command: Command, here: Path) -> None:
+    own = _option(here / "own", "method/mine_alone.yaml", "defaults: [lora]\n")
+    said = command(*words, "--help", "--config-dir", own)
+    assert said.code == 0 and "mine_alone" in said.out
+
+
 def test_an_unknown_key_is_refused_in_a_file_of_options(here: Path) -> None:
     own = _own(here, "method", "defaults: [lora]\nrnk: 3\n")
     assert [found.rule for found in refusals(*own, "method=own", training=False)] == ["unknown-key"]
@@ -455,6 +466,30 @@ def test_a_verb_without_what_it_needs_is_refused(arguments: tuple[str, ...], rul
     said = command(*arguments)
     assert (said.code, said.rules) == (2, [rule])
     assert re.fullmatch(BLOCK, said.err), said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "rule", "says"),
+    [
+        (("plan", "--from-plan", "nope.yaml"), "flag-of-another-verb", "`factory train --from-plan FILE`"),
+        (("preview", "--from-plan=nope.yaml"), "flag-of-another-verb", "belongs to `train`"),
+        (("--diff", "one", "other"), "flag-of-another-verb", "`factory plan --diff A B`"),
+        (("train", "--diff=one"), "flag-of-another-verb", "belongs to `plan`"),
+        (("plan", "--multirun=true"), "unknown-flag", "it takes no value"),
+        (("--from-pln", "x"), "unknown-flag", "there is no such flag"),
+    ],
+    ids=str,
+)
+def test_a_flag_that_there_is_is_not_told_to_be_none(
+    words: tuple[str, ...], rule: str, says: str, command: Command
+) -> None:
+    said = command(*words)
+    assert (said.code, said.rules) == (2, [rule]) and says in said.err
+    assert f"did you mean {words[1].partition('=')[0]}?" not in said.err
+
+
+def test_the_version_is_told_beside_any_verb(command: Command) -> None:
+    assert command("plan", "--version").out == command("--version").out != ""
 
 
 def test_a_user_error_reads_as_its_blocks() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 import commands
 import pytest
 import torch
+import transformers
 from commands import alike
+from conftest import compiled
 from test_checkpoint import SHORT
 
 import factory.losses
+from factory.data import function
 from factory.execute import executor
 from factory.execute.context import Interrupted, Run
 from factory.run.folder import RunFolder, last_logged
@@ -59,6 +62,8 @@ def ask(monkeypatch: pytest.MonkeyPatch, home: Any, name: str, time: int = 1) ->
 
 
 BEFORE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
+    "the config": (transformers.AutoConfig, "from_pretrained", ()),
+    "the tokenizer": (transformers.AutoTokenizer, "from_pretrained", ()),
     "the data": (align, "align", ()),
     "the weights": (attach, "materialize", ()),
     "the reference of dpo": (factory.losses, "sequence_log_probs", ("stage=dpo",)),
@@ -76,6 +81,14 @@ def test_before_training_it_ends_at_once(place: str, execute: Execute, monkeypat
         execute(*words, *RUN)
     assert len(calls) == 1  # nothing went on
     assert RunFolder("run").checkpoint() is None and not Path("run/model").exists()
+
+
+def test_no_function_of_the_users_is_told_to_have_raised_it(here: Path) -> None:
+    """In whose code a signal may come as anywhere."""
+    run = Run(plan=compiled(training=False), folder=RunFolder("run"), resume_from=None, started=0.0, at_once=True)
+    run.listen()
+    with pytest.raises(Interrupted):
+        function.called("mine:rows", "it raised", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def equal(done: Any, whole: Any) -> bool:
