@@ -12,12 +12,13 @@ from typing import Any
 
 from factory.compose.calling import PLUGINS, Composed, as_composed, config_of, translated
 from factory.groups import GROUPS, ROOT, listed, options, recipe_files, recipes, unusable_folders
-from factory.meant import flag_meant, not_a_setting, option_meant
+from factory.meant import flag_meant, not_a_setting, option_meant, unknown_key
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
 
 _BASES = 64  # that a Recomposer keeps, of half a megabyte each
 _KEYED = (*GROUPS, "plan", "preview")  # what has keys
+_LONGEST = 255  # bytes of a key: Hydra asks whether there is a folder of that name, and no name may be longer
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
 _FOLDER = ("--config-dir", "-cd")
@@ -146,7 +147,9 @@ def prepared(line: CommandLine) -> Prepared:
             problems += error.refusals
             continue
         key, chosen = override.key_or_group, override.value()
-        if key == "recipe":
+        if len(key.encode()) > _LONGEST:
+            problems.append(unknown_key(key, chosen, []))
+        elif key == "recipe":
             unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
             unknown = unknown or _several_runs(text, chosen, line.config_dirs)
             problems += unknown

@@ -230,6 +230,8 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
         ("lora", "not-a-setting"),
         ("a" * 300, "not-a-setting"),  # no file's name is as long
         ("data=" + "a" * 300, "unknown-option"),
+        ("model" + "a" * 300 + "=3", "unknown-key"),
+        ("~model." + "a" * 300, "unknown-key"),
         ("method.rank", "not-a-setting"),
         ("=3", "syntax"),
         ("method.rank=[1", "syntax"),
