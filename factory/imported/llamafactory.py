@@ -35,11 +35,12 @@ _UNREAD: dict[type[Exception], str] = {
 
 @dataclass(slots=True)
 class Said:
-    """Overrides for Factory; what has no equal, with the reason; what is so without being said."""
+    """Overrides for Factory; what has no equal, with the reason; what is so unsaid; what to know of what is said."""
 
     overrides: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
 
     def set(self, key: str, value: Any) -> None:
         self.overrides[key] = listed(value) if isinstance(value, list) else spelt(_text(value))
@@ -55,6 +56,8 @@ def as_script(name: str, said: Said, refused: list[str]) -> Iterator[str]:
         yield f"# no equal  {key}: {why}"
     for key, why in said.same.items():
         yield f"# so anyway {key}: {why}"
+    for key, note in said.noted.items():
+        yield f"# said as   {key}: {note}"
     yield from (f"# refused   {line}" for line in refused)
     words = [shlex.quote(text) for text in said.as_overrides()]
     yield " \\\n    ".join([f"{program('factory')} train", *words])
@@ -239,7 +242,10 @@ def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     else:
         said.missing["val_size"] = "a number of rows is none of ours: data.validation_fraction is a share"
     if said.overrides["stage"] != "pt":
-        said.set("data.truncation", "keep_response")  # it cuts what is too long, of both sides
+        said.set("data.truncation", "keep_response")
+        said.noted["cutoff_len"] = (
+            "data.truncation=keep_response drops a row without room for its answer, there it is cut"
+        )
     yield from ("dataset", "dataset_dir", "eval_dataset", "val_size")
 
 
@@ -263,7 +269,7 @@ def _processes(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str
             said.missing["deepspeed"] = "its name tells no stage of ZeRO; set hardware.strategy=zero1, zero2 or zero3"
         else:
             said.set("hardware.strategy", _STRATEGIES[level])
-            said.missing["deepspeed"] = "how many processes its launcher starts; set hardware.num_processes"
+            said.noted["deepspeed"] = f"hardware.strategy={_STRATEGIES[level]}; set hardware.num_processes beside it"
     yield "deepspeed"
 
 

@@ -212,6 +212,25 @@ def test_a_name_stands_in_one_place_of_the_table() -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize(("level", "strategy"), [(2, "zero2"), (3, "zero3")])
+def test_a_deepspeed_config_is_translated(level: int, strategy: str, here: Path) -> None:
+    found = said(here, deepspeed=f"examples/deepspeed/ds_z{level}_config.json")
+    assert "deepspeed" not in found.missing
+    assert f"# said as   deepspeed: hardware.strategy={strategy}; " in "\n".join(llamafactory.as_script("x", found, []))
+    assert "deepspeed" in said(here, deepspeed="mine.json").missing
+
+
+def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:
+    """`keep_response` drops its row; LLaMA-Factory cuts it."""
+    (line,) = [
+        line
+        for line in llamafactory.as_script("x", said(here, cutoff_len=256), [])
+        if line.startswith("# said as   cutoff_len: ")
+    ]
+    assert "data.truncation=keep_response" in line and "drops a row" in line
+    assert "cutoff_len" not in said(here, stage="pt").noted  # where nothing is an answer
+
+
 def test_what_is_refused_here_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(here)
     assert cli.main(["import-config", "old.yaml"]) == 0
