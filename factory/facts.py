@@ -125,6 +125,7 @@ class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
     `renamed` is {standard column: own}; `tools` and `images` say whether any row that was looked at carries them.
+    `unreachable`: why the hub's rows cannot be read now.
     """
 
     origin: Literal["file", "hub", "function"]
@@ -147,6 +148,7 @@ class DataFacts:
     sha256: str | None
     tools: bool = False
     images: bool = False
+    unreachable: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

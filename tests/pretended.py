@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from factory import cli, compose
+from factory.data import hub
 from factory.facts import Gpu, Machine
 from factory.look import machine, model
 from factory.plan import Plan
@@ -40,13 +41,14 @@ MACHINES = {
 
 @contextmanager
 def facts(name: str) -> Iterator[None]:
-    """A machine of MACHINES, an empty cache, no model package, and a working folder with rows.jsonl in it."""
+    """A machine of MACHINES, an empty cache, no model package, a hub that answers, and rows.jsonl where it works."""
     before = Path.cwd()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         (Path(folder) / "rows.jsonl").write_text(ROWS, encoding="utf-8")
         stack.enter_context(patch.object(machine, "look_at_machine", lambda: MACHINES[name]))
         stack.enter_context(patch.object(model, "package_file", lambda package: None))
+        stack.enter_context(patch.object(hub, "unreachable", lambda path: None))
         stack.enter_context(patch.dict(os.environ, {"FACTORY_CACHE": str(Path(folder) / "cache")}))
         os.chdir(folder)
         try:

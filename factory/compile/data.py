@@ -24,6 +24,11 @@ def _names_unread(case: Case) -> str | None:
     return "no catalogue is selected" if data.names and not catalogue else None
 
 
+def _hub_unreachable(case: Case) -> tuple[str, str] | None:
+    lacking = ((name, found.unreachable) for name, found in case.facts.data.items() if found.unreachable)
+    return next(((f"data.sources.{name}.path", why) for name, why in lacking), None)
+
+
 def _columns_for_stage(case: Case) -> str | None:
     kind = registry.spec("stages", case.settings.stage.name).KIND
     for name, data in case.facts.data.items():
@@ -130,6 +135,7 @@ RULES: tuple[Rule, ...] = (
     Rule("no-data", _no_data),
     Rule("data-path-unread", _path_unread),
     Rule("data-names-unread", _names_unread),
+    Rule("hub-unreachable", _hub_unreachable),
     Rule("columns-for-stage", _columns_for_stage),
     Rule("validation-set", _validation_set),
     Rule("one-set-to-mix", _one_to_mix),

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,53 @@ def rows(
             yield from table.to_pylist()
 
 
+def unreachable(path: str) -> str | None:
+    """Why a run could not read the set now, or None. The hub is asked whether it answers, where it may be asked."""
+    if _offline():
+        forbidden = "it is not in the cache, and HF_DATASETS_OFFLINE or HF_HUB_OFFLINE forbids to ask the hub"
+        return None if _cached(path) else forbidden
+    from huggingface_hub import constants
+
+    silent = _silent(constants.ENDPOINT)
+    return silent and f"the hub cannot be reached ({silent})"
+
+
+def _offline() -> bool:
+    """As `datasets` reads it, whose import takes long."""
+    from huggingface_hub import constants
+
+    own = os.environ.get("HF_DATASETS_OFFLINE")
+    return constants.HF_HUB_OFFLINE if own is None else own.upper() in constants.ENV_VARS_TRUE_VALUES
+
+
+def _cached(path: str) -> bool:
+    """Whether anything of the set was downloaded: its files, or the table that `datasets` made of them."""
+    from huggingface_hub import constants
+
+    match = _ID.fullmatch(path)
+    assert match
+    owner, _, name = match["id"].partition("/")
+    tables = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    made = (folder.name.partition("___")[2] for folder in tables.glob(f"{owner}___*"))
+    files = Path(constants.HF_HUB_CACHE, f"datasets--{owner}--{name}")
+    return files.is_dir() or _letters(name) in map(_letters, made)
+
+
+def _letters(name: str) -> str:
+    """Those that a name keeps: `datasets` writes AlpacaCleaned as alpaca_cleaned."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+@cache
+def _silent(endpoint: str) -> str | None:
+    """Why the host does not answer, or None. Asked once: the plans of a sweep, of a search or of the board are many."""
+    try:
+        _ask(endpoint)
+    except OSError as error:
+        return str(getattr(error, "reason", None) or error) or type(error).__name__
+    return None
+
+
 def cache_folders() -> tuple[str, ...]:
     """Where sets of the hub, and the files beside them, are downloaded to."""
     from huggingface_hub import constants
@@ -55,15 +103,19 @@ def cache_folders() -> tuple[str, ...]:
 
 def _refuse_no_network() -> None:
     """Raises OSError where the hub's host does not answer: its client would try again for half a minute."""
+    from datasets import config
+
+    if not config.HF_HUB_OFFLINE:
+        _ask(config.HF_ENDPOINT)
+
+
+def _ask(endpoint: str) -> None:
+    """Raises OSError where nobody answers there."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
-    from datasets import config
-
-    if config.HF_HUB_OFFLINE:
-        return
     try:
-        urlopen(Request(config.HF_ENDPOINT, method="HEAD"), timeout=_PATIENCE).close()  # noqa: S310  the hub's address
+        urlopen(Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()  # noqa: S310  the hub's address
     except HTTPError:
         return  # it answers
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from factory import models
 from factory.line import listed, spelt
+from factory.meant import SHORT
 from factory.parsed import yaml_of
-from factory.refusal import refuse
+from factory.refusal import UserError, nearest, refusal, refuse
 from factory.typed import plain
 from factory.words import program
 
@@ -23,6 +24,8 @@ _LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "simpo": "simpo
 _PRECISIONS = {"pure_bf16": "pure_bf16", "bf16": "bf16", "fp16": "fp16"}
 _STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 
+_NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
+
 _UNREAD: dict[type[Exception], str] = {
     FileNotFoundError: "there is no such file",
     IsADirectoryError: "it is a folder",
@@ -32,11 +35,12 @@ _UNREAD: dict[type[Exception], str] = {
 
 @dataclass(slots=True)
 class Said:
-    """Overrides for Factory; what has no equal, with the reason; what is so without being said."""
+    """Overrides for Factory; what has no equal, with the reason; what is so unsaid; what to know of what is said."""
 
     overrides: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
 
     def set(self, key: str, value: Any) -> None:
         self.overrides[key] = listed(value) if isinstance(value, list) else spelt(_text(value))
@@ -52,6 +56,8 @@ def as_script(name: str, said: Said, refused: list[str]) -> Iterator[str]:
         yield f"# no equal  {key}: {why}"
     for key, why in said.same.items():
         yield f"# so anyway {key}: {why}"
+    for key, note in said.noted.items():
+        yield f"# said as   {key}: {note}"
     yield from (f"# refused   {line}" for line in refused)
     words = [shlex.quote(text) for text in said.as_overrides()]
     yield " \\\n    ".join([f"{program('factory')} train", *words])
@@ -64,6 +70,7 @@ def _text(value: Any) -> str:
 def translate(file: Path) -> Said:
     """Raises UserError where the file is no such config."""
     given = _read(file)
+    _refuse_misspelt(given, file)
     left, said = dict(given), Said()
     for choose in (_stage, _method, _model, _data, _precision, _processes, _warmup):
         for name in choose(given, said, file):
@@ -96,15 +103,49 @@ def _read(file: Path) -> dict[str, Any]:
     return {str(name): value for name, value in given.items()}
 
 
+def _refuse_misspelt(given: Mapping[str, Any], file: Path) -> None:
+    """Raises UserError for the names that are near one that LLaMA-Factory has; it takes no others itself."""
+    meant = {name: _meant(name) for name in given if name not in _reasons()}
+    wrong = "LLaMA-Factory 0.9 has no such key"
+    found = [
+        refusal("import-key", f"{name}={plain(given[name])}", wrong, meant=near, file=file)
+        for name, near in meant.items()
+        if near
+    ]
+    if found:
+        raise UserError(*found)
+
+
+def _meant(name: str) -> str | None:
+    """The key of LLaMA-Factory's that is called so here or in another tool, or that is spelt nearly so."""
+    called = {key.rpartition(".")[2]: theirs for theirs, key in reversed(_keys().items())}
+    same = called.get(SHORT.get(name.lower(), name).rpartition(".")[2])
+    return same or next(iter(nearest(name.lower(), _reasons(), _NEAR)), None)
+
+
+def _keys() -> dict[str, str]:
+    """Ours by theirs, of those that have one."""
+    entries = {name: entry if isinstance(entry, str) else entry.get("key") for name, entry in _table()["keys"].items()}
+    return {name: key for name, key in entries.items() if key}
+
+
 @cache
 def _table() -> dict[str, Any]:
     return yaml_of(_TABLE.read_text(encoding="utf-8"))
 
 
+@cache
+def _reasons() -> dict[str, str]:
+    """Every key of LLaMA-Factory's that is known, and what is said of it where it has no entry of its own."""
+    table = _table()
+    others = {name: why for why, names in table["others"].items() for name in names}
+    return dict.fromkeys((*table["keys"], *table["code"]), "") | others
+
+
 def _one(name: str, value: Any, said: Said) -> None:
     entry = _table()["keys"].get(name)
     if entry is None:
-        said.missing[name] = "it is not known here; `factory explain` lists the keys"
+        said.missing[name] = _reasons().get(name) or "it is not known here; `factory explain` lists the keys"
         return
     entry: dict[str, Any] = {"key": entry} if isinstance(entry, str) else entry
     if "key" not in entry:
@@ -201,7 +242,10 @@ def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     else:
         said.missing["val_size"] = "a number of rows is none of ours: data.validation_fraction is a share"
     if said.overrides["stage"] != "pt":
-        said.set("data.truncation", "keep_response")  # it cuts what is too long, of both sides
+        said.set("data.truncation", "keep_response")
+        said.noted["cutoff_len"] = (
+            "data.truncation=keep_response drops a row without room for its answer, there it is cut"
+        )
     yield from ("dataset", "dataset_dir", "eval_dataset", "val_size")
 
 
@@ -225,7 +269,7 @@ def _processes(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str
             said.missing["deepspeed"] = "its name tells no stage of ZeRO; set hardware.strategy=zero1, zero2 or zero3"
         else:
             said.set("hardware.strategy", _STRATEGIES[level])
-            said.missing["deepspeed"] = "how many processes its launcher starts; set hardware.num_processes"
+            said.noted["deepspeed"] = f"hardware.strategy={_STRATEGIES[level]}; set hardware.num_processes beside it"
     yield "deepspeed"
 
 

@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from factory import own, templates
-from factory.data import catalogue
+from factory.data import catalogue, hub
 from factory.export.spec import is_export
 from factory.facts import BenchmarkFacts, DataFacts, ExportFacts, Facts, FolderFacts, HarnessFacts
 from factory.look import machine
@@ -91,7 +92,14 @@ def _data(settings: Settings, bad_keys: set[str], tried: Tried) -> dict[str, Dat
         for name, source in sources.items()
         if source.origin != "catalogue"  # one that could not be read
     }
-    return {name: facts for name, facts in found.items() if facts is not None}
+    looked = {name: facts for name, facts in found.items() if facts is not None}
+    if settings.verb != "train":  # a plan of the others names the sets of the run that they follow
+        return looked
+    return {name: replace(facts, unreachable=_unreachable(facts)) for name, facts in looked.items()}
+
+
+def _unreachable(facts: DataFacts) -> str | None:
+    return hub.unreachable(facts.path) if facts.origin == "hub" else None
 
 
 def _exams(asked: Evaluate, tried: Tried) -> tuple[dict[str, BenchmarkFacts], HarnessFacts | None]:

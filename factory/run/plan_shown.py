@@ -7,7 +7,7 @@ from typing import Any
 from rich.panel import Panel
 
 from factory import registry
-from factory.plan import Estimate, Evaluate, Export, Memory, Plan
+from factory.plan import Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid, plain
@@ -69,12 +69,16 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for name, source in plan.steps.align.sources.items():
-        yield "align", f"{name}  {Path(source.path).name}, format {source.format}, {source.bytes:,} bytes"
+        yield "align", f"{name}  {Path(source.path).name}, format {source.format}, {_extent(source)}"
     pack, pairs = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND == "pairs"
     alone = "answers to a prompt share it, nothing padded" if pairs else "a row each, nothing padded"
     unpacked = alone if pack.padding_free else "a row each"
     packed = f"packed{', documents isolated' if pack.isolate_documents else ''}" if pack.packing else unpacked
     yield "pack", f"up to {pack.max_length:,} tokens, {packed}"
+
+
+def _extent(source: PlannedSource) -> str:
+    return "of the hub, its size is not known yet" if source.origin == "hub" else f"{source.bytes:,} bytes"
 
 
 def _memory(memory: Memory) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,7 @@ def _run(composed: compose.Composed) -> int:
     folder = RunFolder(composed.run_dir)
     resume = composed.tree["stage"]["resume"]
     start = "newest" if resume == "auto" else Path(resume) if resume else None
-    return launch(made, folder, start, Screen(), Anew(composed.config_dirs))
+    return launch(made, folder, start, Screen(), Anew(composed.config_dirs), composed.config_dirs)
 
 
 def _sweep(line: compose.CommandLine) -> int:

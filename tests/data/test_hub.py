@@ -1,12 +1,14 @@
 """Sets of the hub: rows as they are kept there, and its library's errors in plain words. No network is used."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import datasets
 import pytest
+from huggingface_hub import constants
 
 from factory.data import hub
 from factory.data.read import source_rows
@@ -156,6 +158,52 @@ def test_without_a_network_it_is_refused_at_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # then its cache is asked
     with pytest.raises(AssertionError, match="it was asked"):
         list(hub.rows("me/set", None, "train", None))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The hosts that are asked whether they answer; none does."""
+    found: list[str] = []
+
+    def ask(endpoint: str) -> None:
+        found.append(endpoint)
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(hub, "_ask", ask)
+    hub._silent.cache_clear()
+    yield found
+    hub._silent.cache_clear()
+
+
+def test_a_set_of_a_silent_hub_is_unreachable(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the run would find it; the hub is asked once, however many plans there are."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "0")
+    for path in ("me/set", "me/other", "me/set/folder"):
+        assert hub.unreachable(path) == "the hub cannot be reached (Name or service not known)"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "known"),
+    [
+        (None, False),
+        ("hub/datasets--Me--AnySet", True),
+        ("datasets/Me___any_set", True),
+        ("datasets/Me___another_set", False),
+        ("hub/models--Me--AnySet", False),
+    ],
+)
+def test_offline_a_set_is_known_by_its_cache(
+    kept: str | None, known: bool, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    if kept:
+        (tmp_path / kept).mkdir(parents=True)
+    assert (hub.unreachable("Me/AnySet/part") is None) is known
+    assert asked == []
 
 
 @pytest.mark.parametrize("path", ["json", "rows.jsonl", "./me/set", "/me/set", "me/set.py/", "hf://datasets/me/set"])

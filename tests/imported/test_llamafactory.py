@@ -173,6 +173,64 @@ def test_nothing_goes_in_silence(catalogue: Path, capsys: pytest.CaptureFixture[
     compose.parse(list(line.read(words)))
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("Learning_Rate", "learning_rate"),
+        ("lora_rnk", "lora_rank"),
+        ("datset", "dataset"),  # which no entry of the table translates
+        ("adam_bata1", "adam_beta1"),
+        ("lr", "learning_rate"),
+        ("batch_size", "per_device_train_batch_size"),
+    ],
+)
+def test_a_misspelt_key_is_refused(name: str, meant: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a comment it would go in silence where the output is run: at the default of the key that was meant."""
+    (here / "old.yaml").write_text(yaml.safe_dump({**BASE, name: 0.5}), encoding="utf-8")
+    assert cli.main(["import-config", "old.yaml"]) == cli.REFUSED
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"[import-key] {name}=0.5: " in told.err and f"did you mean {meant}? " in told.err
+
+
+def test_all_misspelt_keys_are_told_at_once(here: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        said(here, learning_rat=1e-4, lora_rnk=8)
+    assert [each.setting for each in caught.value.refusals] == ["learning_rat=0.0001", "lora_rnk=8"]
+
+
+@pytest.mark.parametrize("name", ["adam_beta1", "vllm_config", "per_gpu_train_batch_size", "use_xyz_loss"])
+def test_a_key_without_an_equal_is_a_comment(name: str, here: Path) -> None:
+    """Of LLaMA-Factory's own, and of one that is like none: a newer version's."""
+    assert said(here, **{name: 1}).missing[name]
+
+
+def test_a_name_stands_in_one_place_of_the_table() -> None:
+    table = yaml.safe_load(llamafactory._TABLE.read_text())
+    names = [*table["keys"], *table["code"], *(name for names in table["others"].values() for name in names)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(("level", "strategy"), [(2, "zero2"), (3, "zero3")])
+def test_a_deepspeed_config_is_translated(level: int, strategy: str, here: Path) -> None:
+    found = said(here, deepspeed=f"examples/deepspeed/ds_z{level}_config.json")
+    assert "deepspeed" not in found.missing
+    assert f"# said as   deepspeed: hardware.strategy={strategy}; " in "\n".join(llamafactory.as_script("x", found, []))
+    assert "deepspeed" in said(here, deepspeed="mine.json").missing
+
+
+def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:
+    """`keep_response` drops its row; LLaMA-Factory cuts it."""
+    (line,) = [
+        line
+        for line in llamafactory.as_script("x", said(here, cutoff_len=256), [])
+        if line.startswith("# said as   cutoff_len: ")
+    ]
+    assert "data.truncation=keep_response" in line and "drops a row" in line
+    assert "cutoff_len" not in said(here, stage="pt").noted  # where nothing is an answer
+
+
 def test_what_is_refused_here_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(here)
     assert cli.main(["import-config", "old.yaml"]) == 0

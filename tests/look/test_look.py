@@ -18,7 +18,8 @@ import psutil
 import pytest
 from conftest import compiled, refusals
 
-from factory import compose, settings
+from factory import anew, compose, settings
+from factory.data import hub
 from factory.facts import Gpu
 from factory.look import asked
 from factory.look import look as look_around
@@ -146,6 +147,29 @@ def test_a_named_model_without_the_hub_plans_and_does_not_train(monkeypatch: pyt
     assert compiled("model=llama3_8b", "hardware=cpu", training=False).steps.load.source == "hub"
     found = refusals("model=llama3_8b", "hardware=cpu")
     assert "model-unreachable" in [refusal.rule for refusal in found]
+
+
+def test_a_set_of_a_hub_that_is_not_reached_plans_and_does_not_train(
+    monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    sets: list[str] = []
+
+    def unreachable(path: str) -> str:
+        sets.append(path)
+        return "there is no network"
+
+    monkeypatch.setattr(hub, "unreachable", unreachable)
+    line = ("data=alpaca_cleaned", "hardware=cpu")
+    (warning,) = (text for text in compiled(*line, training=False).warnings if "hub-unreachable" in text)
+    assert warning.startswith(
+        "[hub-unreachable] data.sources.alpaca_cleaned.path=yahma/alpaca-cleaned: there is no net"
+    )
+    assert "hub-unreachable" in [refusal.rule for refusal in refusals(*line)]
+    sets.clear()
+    compiled("hardware=cpu", training=False)  # of the demo's rows
+    composed = compose.compose(compose.parse(list(line)))
+    anew.compiled(composed, training=True, verb="chat")  # which reads no rows
+    assert sets == []
 
 
 def test_its_tokenizer_is_not_waited_for_without_the_hub(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import compiled
 
+from factory import compose
+from factory.data import hub
 from factory.plan import Export
 from factory.run.folder import RunFolder
 from factory.run.next_commands import next_commands
@@ -43,6 +45,54 @@ def test_a_model_that_answers_is_talked_to(stage: str, talks: bool, here: Path) 
     assert ("chat" in {line[-2] for line in words}) is talks
     assert any(line[-3:] == ["export", "run=outputs/a run", "export.dir=exports/a run"] for line in words)
     assert any(line[-2:] == ["--from-plan", "outputs/a run/plan.yaml"] for line in words)
+
+
+def _after(*overrides: str) -> list[list[str]]:
+    return _commands(next_commands(compiled("hardware=cpu", *overrides, training=False), RunFolder("outputs/x")))
+
+
+def test_methods_are_compared_on_the_same_rows(here: Path) -> None:
+    """As the run's own line said, but for what the comparison sets and for what one run alone has."""
+    (here / "my rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 20)
+    own = ["data=file", "data.path='my rows.jsonl'", "stage.max_steps=2", "data.max_length=64"]
+    dropped = ["method=qlora", "method.rank=4", "hydra.run.dir=somewhere"]
+    told = _after(*own, *dropped)
+    (compares,) = (line for line in told if "-m" in line)
+    assert compares[compares.index("-m") + 1 :] == ["hardware=cpu", *own, "method=qlora,lora"]
+    compose.compose(compose.parse([*own, "method=lora"]))
+    assert not any("data.path=YOURS.jsonl" in line for line in told)  # which they are
+
+
+def test_the_folder_of_ones_own_options_is_named(here: Path) -> None:
+    made = compiled("hardware=cpu", training=False)
+    told = _commands(next_commands(made, RunFolder("outputs/x"), ("my conf",)))
+    (compares,) = (line for line in told if "-m" in line)
+    assert compares[-4:] == ["--config-dir", "my conf", "hardware=cpu", "method=lora,qlora"]
+
+
+@pytest.mark.parametrize("data", ["demo", "demo_images", "alpaca_cleaned"])
+def test_rows_of_ones_own_are_offered_where_they_were_ours(
+    data: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "unreachable", lambda path: None)
+    model = ("model=smolvlm_256m",) if data == "demo_images" else ()
+    told = _after(f"data={data}", "data.max_length=64", *model, "method.rank=4")
+    kept = ["hardware=cpu", "data.max_length=64", *model, "method.rank=4"]
+    assert any(line[-len(kept) - 2 :] == [*kept, "data=file", "data.path=YOURS.jsonl"] for line in told)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("data=function", "data.path=mine:rows"),
+        ("data=file", "data.path=me/set", "data.sources.file.origin=hub", "data.sources.file.format=alpaca"),
+    ],
+)
+def test_rows_of_ones_own_need_no_file(given: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "unreachable", lambda path: None)
+    monkeypatch.syspath_prepend(here)
+    (here / "mine.py").write_text("def rows():\n    yield from [{'instruction': 'a', 'output': 'b'}] * 20\n")
+    assert not any("data.path=YOURS.jsonl" in line for line in _after(*given))
 
 
 def test_after_an_export(here: Path) -> None:

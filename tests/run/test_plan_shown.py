@@ -4,6 +4,8 @@ import pytest
 from conftest import compiled
 from rich.console import Console
 
+from factory.data import hub
+from factory.plan import Plan
 from factory.run.plan_shown import plan_panel
 
 
@@ -18,8 +20,19 @@ from factory.run.plan_shown import plan_panel
     ],
 )
 def test_how_rows_stand_in_a_batch(words: tuple[str, ...], said: str) -> None:
+    (line,) = (line for line in _lines(compiled("hardware=cpu", *words)) if " tokens, " in line and "up to" in line)
+    assert line.split(" tokens, ")[1] == said
+
+
+def test_the_size_of_a_set_of_the_hub_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "unreachable", lambda path: None)
+    made = compiled("hardware=cpu", "data=alpaca_cleaned", training=False)
+    (line,) = (line for line in _lines(made) if "align" in line)
+    assert line.endswith("format alpaca, of the hub, its size is not known yet")
+
+
+def _lines(made: Plan) -> list[str]:
     console = Console(width=100)
     with console.capture() as seen:
-        console.print(plan_panel(compiled("hardware=cpu", *words)))
-    (line,) = (line.strip("│ ") for line in seen.get().splitlines() if " tokens, " in line and "up to" in line)
-    assert line.split(" tokens, ")[1] == said
+        console.print(plan_panel(made))
+    return [line.strip("│ ") for line in seen.get().splitlines()]
