@@ -16,7 +16,7 @@ from factory.meant import flag_meant, not_a_setting, option_meant, unknown_key
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
 
-_BASES = 64  # that a Recomposer keeps, of half a megabyte each
+_BASES = 256  # that a Recomposer keeps, of half a megabyte each
 _KEYED = (*GROUPS, "plan", "preview")  # what has keys
 _LONGEST = 255  # bytes of a key: Hydra asks whether there is a folder of that name, and no name may be longer
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
