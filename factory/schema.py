@@ -151,7 +151,7 @@ class Stage:
 
     name: str = key("the stage's folder under factory/stages")
     learning_rate: float = key("peak learning rate", above=0)
-    num_epochs: float = key("passes over the data", above=0)
+    num_epochs: float = key("passes over the data", above=0, high=1e9)
     max_steps: int | None = key("optimizer steps; wins over num_epochs and cycles the data", low=1)
     batch_size: int = key("sequences per rank per micro-step", low=1)
     gradient_accumulation_steps: int = key("micro-steps per optimizer step", low=1)

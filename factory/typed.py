@@ -223,10 +223,13 @@ def _convert_scalar(kind: Any, value: Any) -> Any:
         if kind is float:
             return number
         if value == int(value):
+            if abs(value) >= _BEYOND:
+                raise ValueError("beyond 64 bits")
             return int(value)
     raise ValueError(_NOT[kind])
 
 
+_BEYOND = 2**63
 _NOT = {bool: "not true or false", int: "not a whole number", float: "not a number"}
 _NAMES = {
     bool: "true or false",

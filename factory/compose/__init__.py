@@ -178,7 +178,7 @@ def _override(parser: Any, text: str, config_dirs: tuple[str, ...]) -> tuple[str
 
     try:
         override = parser.parse_override(text)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # the latter of numbers with thousands of digits
         raise UserError(_unparsable(text, str(error))) from None
     key, chosen = override.key_or_group, override.value()
     if not key:
@@ -316,7 +316,7 @@ def _plain_key(text: str) -> tuple[str, Any] | None:
 
     try:
         override = OverridesParser.create().parse_override(text)
-    except HydraException:
+    except (HydraException, ValueError):
         return None
     key, value = override.key_or_group, override.value()
     plain_one = not override.is_delete() and not override.is_sweep_override()

@@ -232,6 +232,9 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
         ("data=" + "a" * 300, "unknown-option"),
         ("model" + "a" * 300 + "=3", "unknown-key"),
         ("~model." + "a" * 300, "unknown-key"),
+        ("method.rank=[" + "1" * 5000 + "]", "syntax"),  # no number of Python's
+        ("stage.num_epochs=1e308", "bad-value"),
+        ("stage.gradient_accumulation_steps=1e308", "bad-value"),
         ("method.rank", "not-a-setting"),
         ("=3", "syntax"),
         ("method.rank=[1", "syntax"),
