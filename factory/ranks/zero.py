@@ -27,6 +27,8 @@ class Zero(Shared):
         super().__init__(run, model, arch)
         import deepspeed  # pyright: ignore[reportMissingImports]
 
+        # what it would compile at its first start on a CPU serves tensor-parallel inference alone
+        deepspeed.ops.__compatible_ops__ = {}
         planned, root = self._plan.ranks, Root(model)
         self._stage_number = ZERO.index(planned.strategy) + 1
         own: Any = self.optimizer  # any of torch's kind
