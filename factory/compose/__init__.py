@@ -17,7 +17,7 @@ from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
 
 _BASES = 256  # that a Recomposer keeps, of half a megabyte each
-_KEYED = (*GROUPS, "plan", "preview")  # what has keys
+_KEYED = (*GROUPS, "plan", "preview", "compare", "export", "sweep", "chat", "serve", "board")  # what has keys
 _LONGEST = 255  # bytes of a key: Hydra asks whether there is a folder of that name, and no name may be longer
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
@@ -320,4 +320,5 @@ def _plain_key(text: str) -> tuple[str, Any] | None:
         return None
     key, value = override.key_or_group, override.value()
     plain_one = not override.is_delete() and not override.is_sweep_override()
-    return (key, value) if plain_one and key.partition(".")[0] in _KEYED and "." in key else None
+    known = key == "seed" or ("." in key and key.partition(".")[0] in _KEYED)
+    return (key, value) if plain_one and known else None

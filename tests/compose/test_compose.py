@@ -324,6 +324,7 @@ def test_a_recipe_is_composed_and_overridden(text: str) -> None:
         ("method.rank=${method.alpha}", "method.alpha=32"),
         ("tracking.uri='sqlite:///a b.db'", "model.revision=null"),
         ("method.target_modules=[q_proj]", "method.rank=4"),
+        ("export.dir=x", "seed=3", "serve.adapters={a:b}", "chat.compare=[one]"),
         ("method.quantization={bits:4}", "method.quantization.bits=8", "method.target_modules=[a,'b c']"),
     ],
 )
