@@ -5,7 +5,7 @@ tensors in float32, fused AdamW, 2 threads, no evaluation, no checkpoints, the m
 turns at each job, so that a busy machine hits both. The jobs:
 
     refusal   a misspelt key: what it costs to be told
-    start     one step of 32 tokens: what a run costs besides training
+    start     one step of 32 tokens: what a run costs besides training, and until that step's loss is written
     pt_full   20 steps of 512 packed tokens, every weight (Factory keeps the short last sequence, the peer drops it)
     pt_lora, pt_freeze, pt_qlora, pt_galore
               the same: LoRA of rank 128, the last 3 layers, LoRA over 4 bits (nf4), GaLore of rank 128
@@ -21,15 +21,19 @@ with --as-it-comes the peer alone, as each does by itself.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import factory
 from factory import cache
@@ -92,8 +96,9 @@ JOBS = {
     "dpo_lora": (DPO, LORA_8),
 }
 MEASURED = ["load", "exit", "output_lines", "wall_s", "cpu_s", "peak_mib", "training_peak_mib"]
+FIRST = ["first_loss_wall_s", "first_loss_cpu_s"]  # until the first step's loss is on the disk
 OF_TRAINING = ["trained", "steps", "tokens", "train_s", "tokens_per_s", "loss_first", "last", "mean"]
-COLUMNS = ["job", "system", *MEASURED, *OF_TRAINING]
+COLUMNS = ["job", "system", *MEASURED, *FIRST, *OF_TRAINING]
 
 
 def peer_python(venv: Path) -> Path:
@@ -119,23 +124,45 @@ def embedded_model(runs: Path) -> Path:
     return folder
 
 
-def measure(command: list[Any], folder: Path) -> dict[str, Any]:
+def spent(process: psutil.Process) -> float:
+    """CPU seconds so far of a process, of those below it, and of those that they have waited for."""
+    total = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(each.cpu_times()[:4])
+    return total
+
+
+def watch(process: psutil.Process, losses: Path, found: dict[str, Any], start: float) -> None:
+    """Waits for the first line of a file, as long as the process lives."""
+    while process.is_running():
+        if losses.is_file() and losses.stat().st_size:
+            found |= dict(zip(FIRST, (round(time.monotonic() - start, 1), round(spent(process), 1)), strict=True))
+            return
+        time.sleep(0.02)
+
+
+def measure(command: list[Any], folder: Path, losses: str) -> dict[str, Any]:
     """Runs a command to its end and says what it took. HF_HOME: no data cached by a run before."""
     load, start, log = os.getloadavg()[0], time.monotonic(), folder.with_suffix(".log")
     environment = {**os.environ, **SAME, "HF_HOME": str(folder / "hf")}
     with log.open("wb") as file:
         process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, env=environment)
+        first: dict[str, Any] = {}
+        threading.Thread(
+            target=watch, args=(psutil.Process(process.pid), folder / losses, first, start), daemon=True
+        ).start()
         _, status, used = os.wait4(process.pid, 0)
     wall, process.returncode = time.monotonic() - start, os.waitstatus_to_exitcode(status)
     cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     lines = len(log.read_text(errors="replace").splitlines())
     values = (round(load, 1), process.returncode, lines, round(wall, 1), round(cpu, 1), round(peak))
-    return dict(zip(MEASURED, values, strict=False))
+    return dict(zip(MEASURED, values, strict=False)) | first
 
 
 def run_factory(words: str, model: Path, folder: Path) -> dict[str, Any]:
     paths = [f"model.path={model}", f"hydra.run.dir={folder}"]
-    result = measure([sys.executable, "-m", "factory", *words.split(), *paths], folder)
+    result = measure([sys.executable, "-m", "factory", *words.split(), *paths], folder, "metrics.jsonl")
     if result["exit"] == 0:
         report = json.loads((folder / "report.json").read_text())
         result["training_peak_mib"] = round(report["memory"]["peak_bytes"] / 2**20)
@@ -154,7 +181,7 @@ def run_peer(python: Path, words: str, model: Path, folder: Path) -> dict[str, A
     lines = [f"{key}: {value}" for key, value in dict(word.split("=", 1) for word in words.split()).items()]
     lines += [f'model_name_or_path: "{model}"', f'dataset_dir: "{data}"', f'output_dir: "{folder}"']
     config.write_text("\n".join(lines) + "\n")
-    result = measure([python.with_name("llamafactory-cli"), "train", config], folder)
+    result = measure([python.with_name("llamafactory-cli"), "train", config], folder, "trainer_log.jsonl")
     if result["exit"] == 0:
         *steps, end = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         count = re.search(r"trainable params: ([\d,]+)", folder.with_suffix(".log").read_text(errors="replace"))
