@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
+from types import CodeType
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 
 from factory.data.record import BadRow
 from factory.data.sandbox import sandbox
@@ -21,18 +23,24 @@ PROBE_NAME, PROBE_ID = "qzfx", "qzidx0000"
 _EMPTY_REASONING = re.compile(r"\s*<think>\s*</think>\s*")
 
 
+@lru_cache(maxsize=16)
+def _code(source: str) -> CodeType:
+    """Compiled once for all of a run who render by it. Raises what jinja and Python do."""
+    return sandbox().compile(source)
+
+
 class ChatTemplate:
     """`special` are the tokenizer's named tokens (bos_token, eos_token …), which templates read as variables."""
 
     def __init__(self, source: str, special: Mapping[str, Any]):
         try:
-            self._compiled = sandbox().from_string(source)
+            code = _code(source)
         except TemplateError as error:
             raise _refused(error) from None
         except (*_FAILURES, SyntaxError, MemoryError) as error:  # nested deeper than Python reads
             raise BadRow(f"the chat template cannot be compiled ({type(error).__name__})") from None
         # a mapping that is no dict is copied slowly for every rendering
-        self._compiled.globals = {**self._compiled.globals, **special}
+        self._compiled = Template.from_code(sandbox(), code, {**sandbox().make_globals(None), **special})
 
     def __call__(self, messages: Sequence[Given], tools: Any = None, *, answering: bool = False) -> str:
         """The text; `answering`: with what the model is given to answer. Raises BadRow where the template refuses."""
