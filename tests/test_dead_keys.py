@@ -145,6 +145,7 @@ def test_a_key_that_nothing_reads_would_be_found(monkeypatch: pytest.MonkeyPatch
 # --- what is planned is read
 
 
+@cache
 def _reads(outside: tuple[str, ...]) -> set[str]:
     """The attributes that the package's code reads, but for those files and folders."""
     package = Path(factory.__file__).parent

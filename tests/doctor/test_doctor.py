@@ -43,11 +43,11 @@ def test_nothing_is_wrong_with_what_runs_these_tests(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "code", "line"),
     [
-        ("yaml", "raise ImportError('planted')", "pyyaml"),
+        ("torch", SEGFAULT, "torch"),
         ("packaging", "raise RuntimeError('planted')", "installation"),
         ("transformers", "raise ValueError('planted\\nmore')", "transformers"),
+        ("yaml", "raise ImportError('planted')", "pyyaml"),
         ("psutil", "import planted_and_absent", "psutil"),
-        ("torch", SEGFAULT, "torch"),
     ],
 )
 def test_a_package_that_cannot_be_imported_is_a_line(module: str, code: str, line: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def server() -> Iterator[str]:
             pass
 
     made = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{made.server_port}"
     made.shutdown()
 

@@ -172,7 +172,7 @@ def serving() -> Iterator[Callable[..., tuple[str, list[Any]]]]:
             def log_message(self, format: str, *args: Any) -> None: ...
 
         made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         running.append(made)
         return f"http://127.0.0.1:{made.server_port}/score", asked
 

@@ -18,7 +18,7 @@ from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.launch import Tail
 
-STEPS = 150
+STEPS = 60
 SAME = (
     "tracking=none",
     "hardware=cpu",
@@ -28,7 +28,7 @@ SAME = (
     "stage.learning_rate=1e-3",
     "method.rank=4",
     "data.max_samples=40",
-    "stage.save_steps=50",
+    "stage.save_steps=20",
 )
 FILES = {"plan.yaml", "report.json", "metrics.jsonl", "events.jsonl", "run.log", "model", "checkpoints", ".lock"} | {
     "evaluation"
