@@ -10,7 +10,7 @@ _MIB = 2**20
 _BASE = 435 * _MIB  # Python with torch, transformers and accelerate, and the kernels that torch compiles
 _CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libraries, and what libraries load for them
 _ADAPTERS = 45 * _MIB  # PEFT
-_BITSANDBYTES = 45 * _MIB  # with torch's inductor, which it imports
+_BITSANDBYTES = 22 * _MIB  # without torch's inductor, which it would import (execute/lean.py)
 _SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 

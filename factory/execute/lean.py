@@ -1,7 +1,8 @@
 """What a child imports, and no more: it executes one plan, and libraries import each other because they are installed.
 
-bitsandbytes compiles functions with torch's inductor as it is imported, scipy serves losses of detectors: a second of
-CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports MLflow, for a tuner of its own.
+bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernel, which on a CPU it has;
+scipy serves losses of detectors: a second of CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports MLflow,
+for a tuner of its own.
 """
 
 import gc
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 
 from factory import registry
 from factory.garbage import seldom_collected
+from factory.optimizers.spec import is_of_bitsandbytes
 from factory.plan import Plan
 from factory.quantizers.spec import checkpoint_quantizer
 
@@ -23,6 +25,9 @@ def imports(plan: Plan) -> None:
     with seldom_collected():
         with _hidden("scipy"):
             importlib.import_module("transformers.modeling_utils")
+        if _is_quantized(plan) or is_of_bitsandbytes(plan.steps.train.optimizer):
+            with _hidden(*(("torch._inductor.compile_fx",) if plan.steps.load.device == "cpu" else ())):
+                importlib.import_module("bitsandbytes")
         if _has_adapter(plan):
             with _hidden(*(() if _is_quantized(plan) else ("bitsandbytes",))):
                 asked = importlib.import_module("peft").import_utils
