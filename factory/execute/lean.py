@@ -1,8 +1,8 @@
 """What a child imports, and no more: it executes one plan, and libraries import each other because they are installed.
 
-bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernel, which on a CPU it has;
-scipy serves losses of detectors: a second of CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports MLflow,
-for a tuner of its own.
+bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernels, as on a CPU it has;
+scipy serves losses of detectors: a second of CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports
+MLflow, for a tuner of its own.
 """
 
 import gc
