@@ -1,6 +1,6 @@
 """What a child imports, and no more: it executes one plan, and libraries import each other because they are installed.
 
-bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernels, as on a CPU it has;
+bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernels, as on a CPU;
 scipy serves losses of detectors: a second of CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports
 MLflow, for a tuner of its own.
 """
