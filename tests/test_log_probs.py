@@ -139,14 +139,16 @@ def wide_problem(tokens: int, vocabulary: int) -> tuple[Any, Any, Any]:
     return hidden, torch.randn(vocabulary, WIDTH), torch.randint(0, vocabulary, (tokens,))
 
 
-@pytest.mark.parametrize(("trains_head", "times"), [(False, 1), (True, 2)])
-def test_a_chunks_logits_are_the_largest_tensor(trains_head: bool, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("trains_head", "rows"), [(False, 32), (True, 128)])
+def test_a_chunks_logits_are_the_largest_tensor(
+    trains_head: bool, times: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 64)
     hidden, weight, target = wide_problem(640, 512)
     weight.requires_grad_(trains_head)
     assert largest(lambda: plain(hidden, weight, None, target)) == 640 * 512
     mine = largest(lambda: LinearLogProbs.apply(hidden, weight, target, torch.float32, None, 0.5, 30.0))
-    assert mine == times * 64 * 512
+    assert mine == rows * 512
 
 
 def kept(values: Callable[[], Tensor], dtype: torch.dtype | None = None) -> int:
@@ -247,7 +249,7 @@ def test_an_unknown_heads_logits_are_widened_by_chunks(model: Any, monkeypatch: 
     batch, vocabulary = {"input_ids": ids, "labels": ids}, model.config.vocab_size
     narrow = model.to(torch.bfloat16)
     assert largest(lambda: own(narrow, batch), torch.float32) == 4 * 64 * vocabulary
-    assert largest(lambda: token_log_probs(narrow, batch)[0], torch.float32) == 32 * vocabulary
+    assert largest(lambda: token_log_probs(narrow, batch)[0], torch.float32) == 16 * vocabulary
     whole = kept(lambda: own(narrow, batch), torch.float32)
     assert whole - kept(lambda: token_log_probs(narrow, batch)[0], torch.float32) >= 4 * 63 * vocabulary
     torch.testing.assert_close(token_log_probs(narrow, batch)[0], own(narrow, batch), rtol=1e-6, atol=1e-6)

@@ -13,7 +13,8 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     width = head.count // vocabulary
     wanted = hidden.node is not None
     gradient = Storage(tape.ledger, hidden.bytes) if wanted else None
-    rows = chunks.room(hidden.count // width, chunks.chunk(head_trains=head.trained))
+    chunk = chunks.chunk(head_trains=head.trained, on_cpu=tape.ledger.heap is not None)
+    rows = chunks.room(hidden.count // width, chunk)
     logits = rows * vocabulary
     part = rows * width * size
     narrow = logits * size if size != 4 else 0
