@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.line import group_of, name_of
 from factory.look.model import look_at_adapter
 from factory.plan import read_plan
 from factory.refusal import refuse
@@ -58,18 +59,14 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     """A run's overrides with the user's own over them: an option of a group replaces all that was said of the group."""
-    keys = {_key(text) for text in own}
+    keys = {name_of(text) for text in own}
     groups = {key for key in keys if "." not in key}
     kept = (
         text
         for text in before
-        if _key(text) not in keys and _key(text).split(".")[0].split("/")[0] not in groups and not _is_place(_key(text))
+        if name_of(text) not in keys and group_of(text) not in groups and not _is_place(name_of(text))
     )
     return (*kept, *own)
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
 
 
 def _is_place(key: str) -> bool:
