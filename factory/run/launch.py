@@ -26,7 +26,7 @@ from factory.ranks.spec import SPLIT
 from factory.redact import clean_file
 from factory.refusal import UserError, refusal
 from factory.run import calibration
-from factory.run.advice import Anew, Change, cheapest
+from factory.run.advice import Anew, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.next_commands import next_commands
 from factory.run.plan_shown import plan_panel
@@ -413,7 +413,7 @@ def _advised(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str,
     spent, planned = report[OUT_OF_MEMORY], plan.estimate.memory
     reached = spent["reached_bytes"]
     changes = cheapest(plan, reached, anew) if anew else []
-    lines = [f"\n    {' '.join(change.overrides)}  # {_fit(change)}" for change in changes]
+    lines = [f"\n    {change}" for change in changes]
     if spent["step"] in _MEASURING and plan.steps.evaluate.batch_size > 1:
         smaller = max(1, plan.steps.evaluate.batch_size // 2)
         lines.insert(0, f"\n    evaluate.batch_size={smaller}  # what is measured is no part of the estimate")
@@ -440,7 +440,3 @@ def _addressable() -> str:
 
 _MEASURING = ("reference", "baseline", "evaluate", "score")
 _ADVICE = 3  # lines
-
-
-def _fit(change: Change) -> str:
-    return f"estimated {size(change.estimated_bytes)}, {'fits' if change.fits else 'less, and still too much'}"

@@ -19,7 +19,6 @@ _REFERENCES = {
     "adapter": "the base with the saved adapter",
     "weights": "the weights as they are read",
 }
-_FITS = {True: "fits", False: "less, and still too much"}
 # of `plan.Memory`, as a person reads them
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 _INSTANTS = {
@@ -190,10 +189,7 @@ def _peak(memory: Memory) -> str:
 
 def changes_text(changes: list[Change]) -> str:
     """What to add to the command line, a change a line."""
-    lines = [
-        f"  {' '.join(change.overrides)}  # estimated {size(change.estimated_bytes)}, {_FITS[change.fits]}"
-        for change in changes
-    ]
+    lines = [f"  {change}" for change in changes]
     return "\n".join(["It would need less with", *lines]) if lines else "No change that is known brings it down."
 
 
