@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from factory import compose, groups, registry
-from factory.compare.runs import of_report
 from factory.compile.bases import words
 from factory.compose import sweeps
+from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED, append
 from factory.line import name_of
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
-from factory.run.sweep import FAILED, INTERRUPTED, Verbs, begun, beside, closed, recorded
+from factory.run.sweep import Verbs, begun, beside, closed, code_of, recorded
 from factory.run.swept import SweepFolder
 from factory.schema import Sweep
 
-_REFUSED = 2
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
 _PLAIN = re.compile(r"[\w./-]+")  # what Hydra reads without quotes
@@ -196,7 +195,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     screen.print(jobs.summary(listed))
     if told := _stuck(listed):
         print(told, file=sys.stderr)
-        return _REFUSED
+        return REFUSED
     with begun(folder, common, line, before, listed) as (tracking, parent):
         runner = _Runner(folder, {job.name: job.plan for job in listed}, verbs, line.config_dirs, parent, screen)
         stopped = runner.all(found, resumed=bool(asked.resume))
@@ -245,11 +244,11 @@ class _Runner:
             fate = self._fate(link, composed) if resumed else "run"
         except UserError as error:
             print(error, file=sys.stderr)
-            return _REFUSED
+            return REFUSED
         run = RunFolder(composed.run_dir)
         if fate == "keep":
             self.screen.print("It is finished, and kept.")
-            return 0 if of_report(read_json(run.report) or {}) == "finished" else FAILED
+            return code_of(run)
         return self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
 
     def _fate(self, link: Link, composed: compose.Composed) -> jobs.Fate:

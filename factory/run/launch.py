@@ -17,6 +17,7 @@ from typing import Any, Literal
 import psutil
 
 from factory.execute import memory
+from factory.execute.__main__ import FAILED, INTERRUPTED
 from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
@@ -51,7 +52,6 @@ _ENVIRONMENT = {
 }
 # of weights that are gathered and let go layer by layer, the heap would keep the holes
 _GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20)}
-FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def launch(

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from factory import compose, schema
 from factory.anew import Anew, compiled
+from factory.execute.__main__ import REFUSED
 from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import RunFolder, last_here
 from factory.typed import to_tree
-from factory.verbs import REFUSED, fresh, our_mistake, parsed, refuse_unread, settings_of
 from factory.verbs import composed as composed_of
+from factory.verbs import fresh, our_mistake, parsed, refuse_unread, settings_of
 
 if TYPE_CHECKING:
     from factory.run.sweep import Verbs
