@@ -8,11 +8,10 @@ from factory.line import group_of, name_of
 from factory.look.model import look_at_adapter
 from factory.plan import read_plan
 from factory.refusal import refuse
-from factory.run.folder import RunFolder, last_here, read_json
+from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
 
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
-_MLFLOW_ID = 32  # hexadecimal digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     """Raises UserError where there is no model."""
     folder = Path(run)
     if not folder.exists() and is_mlflow_id(run):
-        folder = Path(_folder_of(run, tracking_uri))
+        folder = _folder_of(run, tracking_uri)
     made = RunFolder(folder)
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
         made = RunFolder(folder.parent)
@@ -78,19 +77,9 @@ def scores(adapter: str | None, path: str | None) -> bool:
     return any((Path(folder) / "score_head.safetensors").is_file() for folder in (adapter, path) if folder)
 
 
-def is_mlflow_id(run: str) -> bool:
-    return len(run) == _MLFLOW_ID and set(run) <= set("0123456789abcdef")
-
-
-def _folder_of(run: str, tracking_uri: str | None) -> str:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    if tracking_uri is None:
-        wrong = "there is no such folder, and no MLflow to ask (tracking.uri=null)"
-        raise refuse("run-model", f"run={run}", wrong, hint="")
-    try:
-        return MlflowClient(tracking_uri).get_run(run).data.tags["folder"]
-    except (MlflowException, KeyError):
-        wrong = f"there is no such folder, and no such run in {tracking_uri}"
-        raise refuse("run-model", f"run={run}", wrong, hint="") from None
+def _folder_of(run: str, tracking_uri: str | None) -> Path:
+    folder = None if tracking_uri is None else folder_in_mlflow(run, tracking_uri)
+    if folder is None:
+        lacking = "no MLflow to ask (tracking.uri=null)" if tracking_uri is None else f"no such run in {tracking_uri}"
+        raise refuse("run-model", f"run={run}", f"there is no such folder, and {lacking}", hint="")
+    return folder

@@ -12,9 +12,8 @@ from factory.compare.runs import Run, Status
 from factory.execute.__main__ import REFUSED
 from factory.plan import read_plan
 from factory.refusal import UserError, refuse
-from factory.run.folder import RunFolder, last_here, read_json
+from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
-from factory.saved import is_mlflow_id
 from factory.schema import Tracking
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
