@@ -37,11 +37,6 @@ def _trained_rows(case: Case) -> tuple[str, str] | None:
     )
 
 
-def _asked(case: Case, name: str) -> bool:
-    """Whether somebody set the key: its default is no wish."""
-    return any(text.lstrip("+").startswith(f"evaluate.{name}=") for text in case.settings.overrides)
-
-
 def _stride_unread(case: Case) -> str | None:
     """Only packed texts are not held to data.max_length."""
     if case.settings.evaluate.stride is None:
@@ -67,7 +62,11 @@ def _first(said: dict[str, Any], wrong: str) -> tuple[str, str] | None:
 
 def _benchmark_keys_unread(case: Case) -> tuple[str, str] | None:
     asked = case.settings.evaluate
-    said = {"path": asked.path is not None, "shots": _asked(case, "shots"), "chat": asked.chat and not asked.harness}
+    said = {
+        "path": asked.path is not None,
+        "shots": case.asked("evaluate.shots"),
+        "chat": asked.chat and not asked.harness,
+    }
     return None if asked.benchmarks else _first(said, "no benchmark is asked for")
 
 
@@ -88,7 +87,7 @@ def _harness_twice(case: Case) -> str | None:
 
 def _generation_keys_unread(case: Case) -> tuple[str, str] | None:
     asked = case.settings.evaluate
-    said = {"metrics": _asked(case, "metrics"), "temperature": asked.temperature != 0}
+    said = {"metrics": case.asked("evaluate.metrics"), "temperature": asked.temperature != 0}
     return None if asked.generation else _first(said, "no answers are scored")
 
 

@@ -62,6 +62,10 @@ class Case:
         """Those that the stage trains beside them."""
         return heads.heads(self.settings.stage.name, self.arch)
 
+    def asked(self, key: str) -> bool:
+        """Whether somebody set the key: its default is no wish."""
+        return any(text.lstrip("+").startswith(f"{key}=") for text in self.settings.overrides)
+
     @property
     def device(self) -> str:
         """Where the run would train: a named card and `single_gpu` mean a GPU, `auto` what is here."""
