@@ -1,11 +1,11 @@
 """`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
 
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 from factory import heads, plan, registry
-from factory.architecture import Architecture, Shape, architecture
+from factory.architecture import Shape, architecture, elements
 from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, ranks, writing
 from factory.compile.estimate import Sizes, estimate
@@ -98,10 +98,6 @@ def _options(settings: Settings) -> dict[str, str]:
     """Of the groups that the verb reads."""
     unread = () if settings.verb in choices.WRITES else writing.GROUPS
     return {group: option for group, option in settings.options.items() if group not in unread}
-
-
-def _nothing(method: Any, arch: Architecture) -> tuple[str, ...]:
-    return ()
 
 
 def _warning(refusal: Refusal) -> str:
@@ -217,7 +213,7 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
 
 def _attach(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> plan.Attach:
     method = case.settings.method
-    trainable = sum(prod(shape) for shape in (shapes | case.heads).values())
+    trainable = elements((shapes | case.heads).values())
     return plan.Attach(method=method.name, settings=to_tree(method), dtype=numbers.trained, trainable=trainable)
 
 
@@ -281,8 +277,9 @@ def _of_method(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> list[s
     if arch.experts():
         train = any(".experts." in name for name in shapes)
         found.append(f"the experts {'train' if train else 'are frozen'}, {len(arch.experts())} stacked tensors")
-    own = registry.hook(case.method_spec, "notes", _nothing)(method, arch)
-    return [*found, *own, *quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)]
+    own = registry.hook(case.method_spec, "notes")
+    found += own(method, arch) if own else ()
+    return [*found, *quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)]
 
 
 def _align(case: Case) -> plan.Align:
