@@ -34,24 +34,18 @@ def compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train"
 
 
 class Anew:
-    """The plan of any overrides, as `factory plan` makes it. What is outside is looked up once for all that ask alike.
+    """The plan of any overrides, as `factory plan` makes it.
 
-    `tried` counts the plans, `refused` those that no rule allows.
+    What is outside is looked up once for all that ask alike.
     """
 
     def __init__(self, config_dirs: tuple[str, ...] = ()):
         self.composed = compose.Recomposer(config_dirs)
         self._looked: list[tuple[Any, Facts]] = []
-        self.tried = self.refused = 0
 
     def __call__(self, overrides: tuple[str, ...]) -> Plan:
         """Raises UserError."""
-        self.tried += 1
-        try:
-            return self.of(self.composed(overrides))
-        except UserError:
-            self.refused += 1
-            raise
+        return self.of(self.composed(overrides))
 
     def of(self, composed: compose.Composed) -> Plan:
         """Raises UserError."""

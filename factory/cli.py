@@ -14,12 +14,13 @@ from pathlib import Path
 
 from factory import __version__, compose, schema
 from factory.anew import compiled as _compiled
+from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.meant import not_a_setting, setting_meant
 from factory.redact import redacting
 from factory.refusal import UserError, did_you_mean, refuse
 from factory.typed import Reader
-from factory.verbs import REFUSED, our_mistake, parsed, plan, settings_of, train, use
 from factory.verbs import composed as composed_of
+from factory.verbs import our_mistake, parsed, plan, settings_of, train, use
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def _said(arguments: list[str]) -> int:
         return REFUSED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # `factory … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,7 +1,6 @@
 """Two plans side by side: what differs, and whether the result can."""
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from typing import Any
 from factory.execute.verify import MATTER
 from factory.plan import Plan, read_plan
 from factory.refusal import refuse
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, is_mlflow_id
 from factory.typed import plain, to_tree
 
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 ABSENT = "(absent)"
 _ASKED = ("options.", "overrides")
 
@@ -100,7 +98,7 @@ def read(name: str, tracking_uri: str | None) -> Plan:
     path = Path(name)
     if path.is_dir():
         return read_plan(RunFolder(path).plan, setting=f"--diff {name}")
-    if not path.exists() and _RUN_ID.fullmatch(name):
+    if not path.exists() and is_mlflow_id(name):
         return _of_mlflow(name, tracking_uri)
     return read_plan(path, setting=f"--diff {name}")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import compose, groups, registry
 from factory.refusal import catalogue, did_you_mean, refuse
-from factory.settings import GROUPS, NAMED, all_keys
+from factory.settings import GROUPS, NAMED, all_keys, having
 from factory.typed import Key, describe, plain
 
 FLAGS = {  # in a person's words
@@ -80,9 +80,8 @@ def _key(key: Key) -> str:
         f"  type:     {describe(key.kind, key.limits)}",
         f"  default:  {default(key.path)}",
     ]
-    having = owners(key.path)
-    if having:
-        lines.append(f"  of:       {', '.join(having)}")
+    if some := owners(key.path):
+        lines.append(f"  of:       {', '.join(some)}")
     lines.append(f"  rules:    {', '.join(readers) or 'none'}")
     return "\n".join(lines)
 
@@ -92,11 +91,8 @@ def owners(path: str) -> list[str]:
     group = path.partition(".")[0]
     if group not in NAMED:
         return []
-    from factory.typed import known_keys
-
-    kind = NAMED[group]
-    having = [name for name in registry.names(kind) if path in known_keys(registry.spec(kind, name).Settings, group)]
-    return [f"{group}={name}" for name in having] if len(having) < len(registry.names(kind)) else []
+    names = having(path)
+    return [f"{group}={name}" for name in names] if len(names) < len(registry.names(NAMED[group])) else []
 
 
 @cache

@@ -20,6 +20,11 @@ def name_of(text: str) -> str:
     return text.lstrip("+~").partition("=")[0]
 
 
+def group_of(text: str) -> str:
+    """`hydra` of `hydra/launcher=joblib`, `data` of `data.path=rows.jsonl`."""
+    return name_of(text).split(".")[0].split("/")[0]
+
+
 def changed(overrides: Overrides, name: str, value: str | None) -> Overrides:
     """With one key or group set anew, where it stood; None leaves it at its default."""
     new = () if value is None else (f"{name}={value}",)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.line import group_of, name_of
 from factory.look.model import look_at_adapter
 from factory.plan import read_plan
 from factory.refusal import refuse
-from factory.run.folder import RunFolder, last_here, read_json
+from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
 
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
-_MLFLOW_ID = 32  # hexadecimal digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     """Raises UserError where there is no model."""
     folder = Path(run)
     if not folder.exists() and is_mlflow_id(run):
-        folder = Path(_folder_of(run, tracking_uri))
+        folder = _folder_of(run, tracking_uri)
     made = RunFolder(folder)
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
         made = RunFolder(folder.parent)
@@ -58,18 +58,14 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     """A run's overrides with the user's own over them: an option of a group replaces all that was said of the group."""
-    keys = {_key(text) for text in own}
+    keys = {name_of(text) for text in own}
     groups = {key for key in keys if "." not in key}
     kept = (
         text
         for text in before
-        if _key(text) not in keys and _key(text).split(".")[0].split("/")[0] not in groups and not _is_place(_key(text))
+        if name_of(text) not in keys and group_of(text) not in groups and not _is_place(name_of(text))
     )
     return (*kept, *own)
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
 
 
 def _is_place(key: str) -> bool:
@@ -81,19 +77,9 @@ def scores(adapter: str | None, path: str | None) -> bool:
     return any((Path(folder) / "score_head.safetensors").is_file() for folder in (adapter, path) if folder)
 
 
-def is_mlflow_id(run: str) -> bool:
-    return len(run) == _MLFLOW_ID and set(run) <= set("0123456789abcdef")
-
-
-def _folder_of(run: str, tracking_uri: str | None) -> str:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    if tracking_uri is None:
-        wrong = "there is no such folder, and no MLflow to ask (tracking.uri=null)"
-        raise refuse("run-model", f"run={run}", wrong, hint="")
-    try:
-        return MlflowClient(tracking_uri).get_run(run).data.tags["folder"]
-    except (MlflowException, KeyError):
-        wrong = f"there is no such folder, and no such run in {tracking_uri}"
-        raise refuse("run-model", f"run={run}", wrong, hint="") from None
+def _folder_of(run: str, tracking_uri: str | None) -> Path:
+    folder = None if tracking_uri is None else folder_in_mlflow(run, tracking_uri)
+    if folder is None:
+        lacking = "no MLflow to ask (tracking.uri=null)" if tracking_uri is None else f"no such run in {tracking_uri}"
+        raise refuse("run-model", f"run={run}", f"there is no such folder, and {lacking}", hint="")
+    return folder

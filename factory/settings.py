@@ -1,8 +1,8 @@
 """The composed tree as one typed value."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from typing import Any, get_type_hints
 
 from factory import own, registry, schema
 from factory.meant import unknown_key
@@ -10,25 +10,6 @@ from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import Key, Limits, Reader, known_keys, walk_keys
 
-GROUPS: dict[str, type] = {
-    "model": schema.Model,
-    "data": schema.Data,
-    "precision": schema.Precision,
-    "compute": schema.Compute,
-    "hardware": schema.Hardware,
-    "evaluate": schema.Evaluate,
-    "tracking": schema.Tracking,
-    "plan": schema.PlanOutput,
-    "preview": schema.Preview,
-    "compare": schema.Compare,
-    "export": schema.Export,
-    "sweep": schema.Sweep,
-    "engine": schema.Engine,
-    "generation": schema.Generation,
-    "chat": schema.Chat,
-    "serve": schema.Serve,
-    "board": schema.Board,
-}
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
 SEED = Limits("the seed of every random choice", low=0, high=2**32 - 1)
@@ -60,6 +41,12 @@ class Settings:
     overrides: tuple[str, ...]
     run_dir: str
     verb: Verb = "train"
+
+
+# the groups whose keys are always the same
+GROUPS: dict[str, type] = {
+    name: kind for name, kind in get_type_hints(Settings).items() if isinstance(kind, type) and is_dataclass(kind)
+}
 
 
 def read(
@@ -97,8 +84,7 @@ def _named(reader: Reader, group: str, kind: registry.Kind, tree: Any) -> Any:
         return None
     keys = {found.split(".", 1)[1].split(".")[0] for found in known_keys(cls, group)}
     for key in [key for key in tree if key not in keys]:
-        owners = _owners(group, kind, str(key))
-        if owners:
+        if owners := having(f"{group}.{key}"):
             reader.problems.append(
                 refusal(
                     f"key-of-another-{group}",
@@ -121,12 +107,11 @@ def _known(group: str, kind: registry.Kind, name: Any) -> str:
     raise refuse("unknown-name", setting, wrong, kind=kind, known=said, hint=hint, group=group)
 
 
-def _owners(group: str, kind: registry.Kind, key: str) -> list[str]:
-    return [
-        name
-        for name in registry.names(kind)
-        if f"{group}.{key}" in known_keys(registry.spec(kind, name).Settings, group)
-    ]
+def having(path: str) -> list[str]:
+    """The methods or stages that have this key."""
+    group = path.partition(".")[0]
+    kind = NAMED[group]
+    return [name for name in registry.names(kind) if path in known_keys(registry.spec(kind, name).Settings, group)]
 
 
 def all_keys() -> Iterator[Key]:

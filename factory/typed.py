@@ -110,8 +110,8 @@ class Reader:
             return {str(name): self.value(get_args(kind)[1], item, f"{path}.{name}") for name, item in value.items()}
         try:
             value = convert(kind, value)
-            numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
-            if limits and not all(limits.allow(number) for number in numbers):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if limits and is_number and not limits.allow(value):
                 raise ValueError(f"must be {limits}")
         except ValueError as error:
             meaning = f" ({limits.doc})" if limits else ""

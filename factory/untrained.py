@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from factory import compose
+from factory.line import group_of
 from factory.refusal import refuse
 from factory.saved import merged, saved, scores
 from factory.typed import to_tree
@@ -49,7 +50,7 @@ _EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")
 def exported(line: compose.CommandLine) -> compose.Composed:
     """The model of what is named, in float32 and without data; all else as it is by default or as the user says."""
     for text in line.overrides:
-        group = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
+        group = group_of(text)
         if group not in _EXPORTING and not text.lstrip("+").startswith("method.quantization."):
             raise refuse("export-key", text, "an export does not read it")
     composed = untrained(line)

@@ -9,7 +9,7 @@ from typing import Any
 
 from factory.architecture import convolution, dense, experts, latent, legacy, vision
 from factory.architecture.traits import TRAITS, UNKNOWN, USUAL, Traits
-from factory.architecture.types import Architecture, Block, Shape
+from factory.architecture.types import Architecture, Block, Shape, elements
 from factory.refusal import did_you_mean, refuse
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Shape",
     "Traits",
     "architecture",
+    "elements",
     "sliding_window",
     "text_numbers",
     "traits_of",
@@ -72,6 +73,7 @@ def architecture(config: dict[str, Any]) -> Architecture:
 
 
 _COUNTS = {*dense.ALIASES, *dense.ALIASES.values(), "intermediate_size", "num_key_value_heads", "head_dim"}
+_MAPPINGS = ("rope_parameters", "rope_scaling", "quantization_config")
 _MOST = {"num_hidden_layers": 10_000}
 _LARGEST = 2**40  # of any count: far above every model's, far below what would take minutes to plan
 
@@ -80,13 +82,13 @@ def _check(config: dict[str, Any]) -> None:
     """Raises ValueError for a number that no model has: what transformers would refuse after the weights were read."""
     for part in (config, *(value for key, value in config.items() if key.endswith("_config"))):
         for key, value in part.items() if isinstance(part, dict) else ():
-            name = dense.ALIASES.get(key, key)
-            counts = key in _COUNTS and not isinstance(value, list | type(None))
-            if counts and (type(value) is not int or not 1 <= value <= _MOST.get(name, _LARGEST)):
+            if value is not None and not _possible(key, value):
                 raise ValueError(f"{key}={value!r}")
-            if key == "tie_word_embeddings" and not isinstance(value, bool | type(None)):
-                raise ValueError(f"{key}={value!r}")
-            if key in ("rope_parameters", "rope_scaling", "quantization_config") and not isinstance(
-                value, dict | type(None)
-            ):
-                raise ValueError(f"{key}={value!r}")
+
+
+def _possible(key: str, value: Any) -> bool:
+    if key in _COUNTS and not isinstance(value, list):
+        return type(value) is int and 1 <= value <= _MOST.get(dense.ALIASES.get(key, key), _LARGEST)
+    if key in _MAPPINGS:
+        return isinstance(value, dict)
+    return key != "tie_word_embeddings" or isinstance(value, bool)

@@ -109,9 +109,9 @@ def sparse(experts: Experts, **family: Any) -> Family:
     return Family(feed_forward=experts, active_expert_share=experts.share, fixed=fixed, **family)
 
 
-def times_shared(width: str, count: str) -> Callable[[Config], int]:
+def times_shared(count: str) -> Callable[[Config], int]:
     """As many shared experts in one MLP; a config that leaves the count out has none."""
-    return lambda config: int(config[width]) * int(config.get(count) or 0)
+    return lambda config: int(config["moe_intermediate_size"]) * int(config.get(count) or 0)
 
 
 def as_wide_as(key: str) -> Callable[[Config], int]:
@@ -156,7 +156,7 @@ def delta_rule(block: Block, config: Config, n: Numbers) -> None:
 ROUTED = {
     "count": "n_routed_experts",
     "at": after_the_first,
-    "shared_width": times_shared("moe_intermediate_size", "n_shared_experts"),
+    "shared_width": times_shared("n_shared_experts"),
 }
 
 STEPPED_WITH_SHARED = Experts(
@@ -265,7 +265,7 @@ ROWS: dict[str, Family] = {
             count="moe_num_experts",
             per_token="moe_k",  # noqa: S106  a number of experts
             at=within,
-            shared_width=times_shared("moe_intermediate_size", "moe_num_shared_experts"),
+            shared_width=times_shared("moe_num_shared_experts"),
             correction="gate.moe_statics.e_score_correction_bias",
         ),
         **USE_BIAS,

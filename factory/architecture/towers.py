@@ -140,11 +140,11 @@ def pixtral(block: Block, at: str, config: Config) -> None:
     sized(block, at, PIXTRAL_LAYER, config)
 
 
-def qwen_patches(block: Block, name: str, config: Config, hidden: int) -> None:
+def qwen_patches(block: Block, at: str, config: Config, hidden: int) -> None:
     """A convolution over frames too."""
     patch = side(config["patch_size"])
     channels, frames = int(config["in_channels"]), side(config["temporal_patch_size"])
-    block.norm(name, hidden, channels, frames, patch, patch)
+    block.norm(f"{at}.patch_embed.proj", hidden, channels, frames, patch, patch)
 
 
 def qwen_merger(block: Block, at: str, merged: int, out: int, *names: str) -> None:
@@ -155,7 +155,7 @@ def qwen_merger(block: Block, at: str, merged: int, out: int, *names: str) -> No
 def qwen2(block: Block, at: str, config: Config) -> None:
     """Of Qwen2-VL: `hidden_size` is the language model's width."""
     width, merged = int(config["embed_dim"]), int(config["embed_dim"]) * int(config["spatial_merge_size"]) ** 2
-    qwen_patches(block, f"{at}.patch_embed.proj", config, width)
+    qwen_patches(block, at, config, width)
     encoder(block, at, QWEN2_LAYER, int(config["depth"]), width, int(width * config["mlp_ratio"]))
     block.norm(f"{at}.merger.ln_q", width, bias=True)
     qwen_merger(block, f"{at}.merger.mlp", merged, int(config["hidden_size"]), "0", "2")
@@ -163,7 +163,7 @@ def qwen2(block: Block, at: str, config: Config) -> None:
 
 def qwen2_5(block: Block, at: str, config: Config) -> None:
     width, merged = int(config["hidden_size"]), int(config["hidden_size"]) * int(config["spatial_merge_size"]) ** 2
-    qwen_patches(block, f"{at}.patch_embed.proj", config, width)
+    qwen_patches(block, at, config, width)
     encoder(block, at, QWEN2_5_LAYER, int(config["depth"]), width, int(config["intermediate_size"]))
     block.norm(f"{at}.merger.ln_q", width)
     qwen_merger(block, f"{at}.merger.mlp", merged, int(config["out_hidden_size"]), "0", "2")
@@ -172,7 +172,7 @@ def qwen2_5(block: Block, at: str, config: Config) -> None:
 def qwen3(block: Block, at: str, config: Config) -> None:
     """Of Qwen3-VL: features of some layers too are merged and given to the language model's first layers."""
     width, merged = int(config["hidden_size"]), int(config["hidden_size"]) * int(config["spatial_merge_size"]) ** 2
-    qwen_patches(block, f"{at}.patch_embed.proj", config, width)
+    qwen_patches(block, at, config, width)
     block.tensors[f"{at}.patch_embed.proj.bias"] = (width,)
     block.norm(f"{at}.pos_embed", int(config["num_position_embeddings"]), width)
     encoder(block, at, QWEN3_LAYER, int(config["depth"]), width, int(config["intermediate_size"]))

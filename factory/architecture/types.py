@@ -8,6 +8,11 @@ from typing import Any
 Shape = tuple[int, ...]
 
 
+def elements(shapes: Iterable[Shape]) -> int:
+    """Numbers in all of them together."""
+    return sum(map(prod, shapes))
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """One decoder layer, names as within the layer.
@@ -100,12 +105,12 @@ class Architecture(Numbers):
         }
 
     def parameters(self) -> int:
-        return sum(prod(shape) for _, shape in self.tensors())
+        return elements(shape for _, shape in self.tensors())
 
     def forward_flops_per_token(self) -> int:
         """Multiply-adds counted as two, attention's own products left out (Kaplan et al. 2020, section 2.1)."""
-        linears = sum(prod(shape) for shape in self.linears().values())
-        experts = sum(prod(shape) for shape in self.experts().values()) * self.active_expert_share
+        linears = elements(self.linears().values())
+        experts = elements(self.experts().values()) * self.active_expert_share
         return round(2 * (linears + experts + self.vocabulary * self.hidden))
 
     def as_json(self) -> dict[str, Any]:

@@ -113,15 +113,12 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
         yield Column(name + _BEFORE, f"{name} before", _of("evaluate", name + _BEFORE), _decimals, keep - 5)
         yield Column(name, name, _of("evaluate", name), _decimals, keep, better)
     yield Column(rows.ROUGE_MEAN, "ROUGE", _mean_of(*ROUGE), _decimals, 9, "high")
-    for when, suffix in ((_BEFORE, " before"), ("", "")):
-        benchmarks = dict.fromkeys(name for each in told for name in each.get("benchmarks" + when, {}))
-        for name in benchmarks:
-            better, keep = _ACCURACY
-            value = _of("evaluate", "benchmarks" + when, name, "accuracy")
-            if when:
-                yield Column(name + when, name + suffix, value, _decimals, keep - 5)
-            else:
-                yield Column(name, name, value, _decimals, keep, better)
+    better, keep = _ACCURACY
+    for name in dict.fromkeys(name for each in told for name in each.get("benchmarks" + _BEFORE, {})):
+        value = _of("evaluate", "benchmarks" + _BEFORE, name, "accuracy")
+        yield Column(name + _BEFORE, f"{name} before", value, _decimals, keep - 5)
+    for name in dict.fromkeys(name for each in told for name in each.get("benchmarks", {})):
+        yield Column(name, name, _of("evaluate", "benchmarks", name, "accuracy"), _decimals, keep, better)
     for task, metric, better in dict.fromkeys(
         (task, metric, figure["better"])
         for each in told
@@ -130,4 +127,4 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
         for metric, figure in found["metrics"].items()
     ):
         name, value = f"{task}/{metric}", _of("evaluate", "harness", task, "metrics", metric, "value")
-        yield Column(name, name, value, _decimals, _ACCURACY[1], better)
+        yield Column(name, name, value, _decimals, keep, better)

@@ -9,15 +9,14 @@ from typing import Any
 
 from factory.compare import runs
 from factory.compare.runs import Run, Status
+from factory.execute.__main__ import REFUSED
 from factory.plan import read_plan
 from factory.refusal import UserError, refuse
-from factory.run.folder import RunFolder, last_here, read_json
+from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
-from factory.saved import is_mlflow_id
 from factory.schema import Tracking
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
-_REFUSED = 2
 _PAGE = 200  # runs that MLflow gives at a time
 _STATUS: dict[str, Status] = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "interrupted"}
 _LOGGED = ("loss", "learning_rate", "tokens", "tokens_per_second", "memory", "eval_loss")  # the curves of a page
@@ -95,7 +94,7 @@ def _jobs(sweep: SweepFolder) -> Iterator[Run]:
             same = runs.of_folder(Path(outcome.reused))
             said = "; ".join(filter(None, (f"as {outcome.reused}, whose plan is the same: not run again", same.said)))
             yield replace(same, name=name, where=str(folder), overrides=overrides or same.overrides, said=said)
-        elif (outcome is not None and outcome.code == _REFUSED) or (outcome is None and job and job.refused):
+        elif (outcome is not None and outcome.code == REFUSED) or (outcome is None and job and job.refused):
             why = job.refused if job and job.refused else f"see {RunFolder(folder).log}"
             yield runs.absent(name, str(folder), "refused", why, overrides)
         elif outcome is None and not RunFolder(folder).plan.is_file():

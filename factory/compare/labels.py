@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from factory.line import name_of
+
 _PLACES = ("hydra.", "tracking.", "tracking=")  # where a run goes is not what is compared
 
 
@@ -15,7 +17,7 @@ def labels(options: Sequence[Mapping[str, str]], overrides: Sequence[Sequence[st
     chosen = [each or _named(texts, groups) for each, texts in zip(options, overrides, strict=True)]
     unlike = [group for group in reversed(groups) if len({each[group] for each in chosen if group in each}) > 1]
     given = [
-        [text for text in texts if not text.startswith(_PLACES) and _key(text) not in groups] for texts in overrides
+        [text for text in texts if not text.startswith(_PLACES) and name_of(text) not in groups] for texts in overrides
     ]
     known = [set(texts) for each, texts in zip(options, given, strict=True) if each or texts]
     common = set.intersection(*known) if known else set[str]()
@@ -32,8 +34,4 @@ def labels(options: Sequence[Mapping[str, str]], overrides: Sequence[Sequence[st
 
 def _named(overrides: Sequence[str], groups: Collection[str]) -> dict[str, str]:
     """The options on a command line."""
-    return {_key(text): text.partition("=")[2] for text in overrides if _key(text) in groups}
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
+    return {name_of(text): text.partition("=")[2] for text in overrides if name_of(text) in groups}

@@ -1,10 +1,8 @@
 """The comparison as one HTML file that needs nothing else: no network, no script."""
 
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from factory import diff
 from factory.compare import plots
@@ -106,19 +104,13 @@ def _legend(found: Comparison) -> str:
 def _curves(found: Comparison) -> str:
     held_out = any("eval_loss" in line for run in found.runs for line in run.lines)
     caption = "Circles: the held-out rows." if held_out else ""
+    rates = plots.lines(_series(found, "step", "learning_rate"), "step", "learning rate", zero=True)
     figures = [
-        ("Loss by step", plots.lines(_series(found, _at("step"), "loss", "eval_loss"), "step", "loss"), caption),
-        ("Loss by token", plots.lines(_series(found, _at("tokens"), "loss", "eval_loss"), "tokens", "loss"), caption),
-        (
-            "Loss by second",
-            plots.lines(_series(found, _at("seconds"), "loss", "eval_loss"), "seconds", "loss"),
-            caption,
+        *(
+            (f"Loss by {each}", plots.lines(_series(found, across, "loss", "eval_loss"), across, "loss"), caption)
+            for each, across in (("step", "step"), ("token", "tokens"), ("second", "seconds"))
         ),
-        (
-            "Learning rate",
-            plots.lines(_series(found, _at("step"), "learning_rate"), "step", "learning rate", zero=True),
-            "",
-        ),
+        ("Learning rate", rates, ""),
         ("Memory against perplexity", plots.scatter(_memory(found), "peak memory, GiB", "perplexity"), ""),
     ]
     drawn = "".join(
@@ -129,22 +121,16 @@ def _curves(found: Comparison) -> str:
     return f"<div class='plots'>{drawn}</div>" if drawn else ""
 
 
-def _at(name: str) -> Callable[[dict[str, Any]], float | None]:
-    return lambda line: line.get(name)
-
-
-def _series(
-    found: Comparison, across: Callable[[dict[str, Any]], float | None], up: str, mark: str | None = None
-) -> list[Series]:
+def _series(found: Comparison, across: str, up: str, mark: str | None = None) -> list[Series]:
     return [
         Series(place, found.names[place], _points(run, across, up), _points(run, across, mark) if mark else ())
         for place, run in enumerate(found.runs)
     ]
 
 
-def _points(run: Run, across: Callable[[dict[str, Any]], float | None], up: str) -> list[Point]:
+def _points(run: Run, across: str, up: str) -> list[Point]:
     """Where a value was not finite there is no point."""
-    pairs = ((across(line), line.get(up)) for line in run.lines)
+    pairs = ((line.get(across), line.get(up)) for line in run.lines)
     return [(float(x), float(y)) for x, y in pairs if x is not None and y is not None]
 
 

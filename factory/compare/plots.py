@@ -149,11 +149,8 @@ def _label(name: str, left: float, at: float) -> str:
     end = left > _WIDTH * 0.55
     x = left - 9 if end else left + 9
     shown = name if len(name) <= 32 else f"{name[:31]}…"
-    return f"<text class='name' x='{x:.1f}' y='{at + 4:.1f}'{_anchor(end)}>{escape(shown)}</text>"
-
-
-def _anchor(end: bool) -> str:
-    return " text-anchor='end'" if end else ""
+    anchor = " text-anchor='end'" if end else ""
+    return f"<text class='name' x='{x:.1f}' y='{at + 4:.1f}'{anchor}>{escape(shown)}</text>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,10 +37,6 @@ class Run:
     tokenizer: str | None = None  # the saved one's vocabulary and rules
     base: str | None = None  # the weights and the tokens that are added to them, from which it follows too
 
-    @property
-    def method(self) -> str | None:
-        return self.options.get("method")
-
 
 def absent(name: str, where: str, status: Status, said: str | None, overrides: tuple[str, ...] = ()) -> Run:
     """A run of which there is nothing but its name."""

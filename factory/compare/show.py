@@ -9,6 +9,7 @@ from factory import schema
 from factory.compare import written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.found import asked, found
+from factory.compare.page import page
 from factory.refusal import refuse
 from factory.run.folder import write_whole
 
@@ -71,12 +72,6 @@ def _as_text(made: Comparison, out: str | None) -> None:
         console.print(each)
     if out and file:
         write_whole(Path(out), file.getvalue())
-
-
-def page(made: Comparison) -> str:
-    from factory.compare.page import page
-
-    return page(made)
 
 
 _WRITERS: dict[str, Callable[[Comparison], str]] = {

@@ -87,14 +87,12 @@ def _width(found: Comparison, columns: Sequence[Column]) -> int:
     name = max(len("run"), *(len(run.name) for run in found.runs))
     label = max((len(word) for label in found.labels for word in label.split()), default=0)
     status = 0 if found.all_finished else max(len(run.status) for run in found.runs) + _GAP
-    cells = (max(_longest_word(column.title), *(len(column.text(run)) + 1 for run in found.runs)) for column in columns)
+    cells = (
+        max(*map(len, column.title.split()), *(len(column.text(run)) + 1 for run in found.runs)) for column in columns
+    )
     return (
         name + (min(max(label, _SHORTEST), _LABEL) + _GAP if label else 0) + status + sum(each + _GAP for each in cells)
     )
-
-
-def _longest_word(title: str) -> int:
-    return max(map(len, title.split()))
 
 
 def _intervals(found: Comparison) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from factory.compile.rule import Case
 from factory.plan import Verb
 from factory.typed import to_tree
 
-_SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
+SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
 WRITES: tuple[Verb, ...] = ("chat", "serve")
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
 
@@ -48,13 +48,12 @@ def _npu(case: Case) -> bool:
 
 def own_keys(case: Case) -> dict[str, Any]:
     """The stage's own keys, with values in the place of those that were left open."""
-    stage = case.settings.stage
-    resolved = registry.hook(registry.spec("stages", stage.name), "resolved", dict)
-    return resolved({name: value for name, value in to_tree(stage).items() if name not in _SHARED})
+    resolved = registry.hook(case.stage_spec, "resolved", dict)
+    return resolved({name: value for name, value in to_tree(case.settings.stage).items() if name not in SHARED})
 
 
 def needs_reference(case: Case) -> bool:
-    needs = registry.hook(registry.spec("stages", case.settings.stage.name), "needs_reference")
+    needs = registry.hook(case.stage_spec, "needs_reference")
     return needs is not None and needs(own_keys(case))
 
 
@@ -94,10 +93,9 @@ def padding_free(case: Case) -> bool:
     """
     if packing(case) or attention(case) != BLOCKS or not traits_of(case.arch.kind).isolates or case.arch.parts:
         return False
-    stage = registry.spec("stages", case.settings.stage.name)
-    if stage.KIND == "pairs":
+    if case.stage_spec.KIND == "pairs":
         return _sees_all(case)
-    parts_rows = registry.hook(stage, "parts_rows", lambda own: True)
+    parts_rows = registry.hook(case.stage_spec, "parts_rows", lambda own: True)
     return case.settings.stage.batch_size > 1 and not parts_rows(own_keys(case))
 
 
@@ -133,9 +131,8 @@ def context_length(case: Case) -> int | None:
 
 def max_length(case: Case, context: int) -> int:
     """Tokens of a sequence; where a stage samples answers, without these, which the context must hold too."""
-    asked, stage = case.settings.data.max_length, case.settings.stage
-    new = registry.hook(registry.spec("stages", stage.name), "new_tokens")
-    room = context - new(asdict(stage)) if new else context
+    asked, new = case.settings.data.max_length, registry.hook(case.stage_spec, "new_tokens")
+    room = context - new(asdict(case.settings.stage)) if new else context
     return max(1, min(MAX_LENGTH, room)) if asked == "auto" else asked
 
 

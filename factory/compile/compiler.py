@@ -1,11 +1,11 @@
 """`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
 
-from dataclasses import dataclass, fields, replace
-from math import ceil, prod
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
-from factory import heads, plan, registry, schema
-from factory.architecture import Architecture, Shape, architecture
+from factory import heads, plan, registry
+from factory.architecture import Shape, architecture, elements
 from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, ranks, writing
 from factory.compile.estimate import Sizes, estimate
@@ -100,10 +100,6 @@ def _options(settings: Settings) -> dict[str, str]:
     return {group: option for group, option in settings.options.items() if group not in unread}
 
 
-def _nothing(method: Any, arch: Architecture) -> tuple[str, ...]:
-    return ()
-
-
 def _warning(refusal: Refusal) -> str:
     return f"[{refusal.rule}] {refusal.setting}: {refusal.wrong}; {refusal.fix}"
 
@@ -111,12 +107,11 @@ def _warning(refusal: Refusal) -> str:
 def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan:
     settings, notes = case.settings, list[str]()
     numbers = _numbers(case, notes)
-    method, spec = settings.method, registry.spec("methods", settings.method.name)
-    pack, shapes = _pack(case, notes), spec.trainable(method, case.arch)
+    pack, shapes = _pack(case, notes), case.trained
     steps = plan.Steps(
         load=_load(case, numbers),
         patch=_patch(case, pack.max_length, notes),
-        quantize=method.quantization,
+        quantize=settings.method.quantization,
         attach=_attach(case, numbers, shapes),
         align=_align(case),
         pack=pack,
@@ -154,10 +149,10 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
 
 
 def _estimate(case: Case, numbers: Numbers, steps: plan.Steps, *, training: bool) -> plan.Estimate:
-    method, machine = case.settings.method, case.facts.machine
-    judge = registry.hook(registry.spec("stages", case.settings.stage.name), "reward_bytes")
+    machine = case.facts.machine
+    judge = registry.hook(case.stage_spec, "reward_bytes")
     return estimate(
-        Tuned(arch=case.arch, spec=registry.spec("methods", method.name), method=method, steps=steps),
+        Tuned(arch=case.arch, spec=case.method_spec, method=case.settings.method, steps=steps),
         _sizes(case),
         capacity=_capacity(case, training=training),
         frozen=judge(case, numbers.trained, numbers.frozen) if judge else 0,
@@ -218,7 +213,7 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
 
 def _attach(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> plan.Attach:
     method = case.settings.method
-    trainable = sum(prod(shape) for shape in (shapes | heads.heads(case.settings.stage.name, case.arch)).values())
+    trainable = elements((shapes | case.heads).values())
     return plan.Attach(method=method.name, settings=to_tree(method), dtype=numbers.trained, trainable=trainable)
 
 
@@ -258,10 +253,10 @@ def _harness(case: Case) -> plan.PlannedHarness | None:
 def _of_stage(case: Case) -> list[str]:
     """Where the stage's heads start, and what it says of itself."""
     stage = case.settings.stage.name
-    own = registry.hook(registry.spec("stages", stage), "notes")
+    own = registry.hook(case.stage_spec, "notes")
     said = [] if own is None else list(own(case))
     anew = {"drawn": "starts at random", "zero": "starts at 0"}[heads.start(stage)]
-    for name, shape in heads.heads(stage, case.arch).items():
+    for name, shape in case.heads.items():
         found = heads.goes_on(name, case.model)
         start = anew if found is None else f"goes on from {heads.file_of(name)} in {found[0]}"
         said.append(f"{name} ({times(shape)}) {start}")
@@ -282,8 +277,9 @@ def _of_method(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> list[s
     if arch.experts():
         train = any(".experts." in name for name in shapes)
         found.append(f"the experts {'train' if train else 'are frozen'}, {len(arch.experts())} stacked tensors")
-    own = registry.hook(registry.spec("methods", method.name), "notes", _nothing)(method, arch)
-    return [*found, *own, *quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)]
+    own = registry.hook(case.method_spec, "notes")
+    found += own(method, arch) if own else ()
+    return [*found, *quantizers.notes(method.quantization, case.model.config, arch, numbers.frozen)]
 
 
 def _align(case: Case) -> plan.Align:
@@ -329,8 +325,7 @@ def _numbers(case: Case, notes: list[str]) -> Numbers:
     if why:
         notes.append(f"precision=auto: {name}, as {why}")
     numbers = PRECISIONS[name]
-    spec = registry.spec("methods", case.settings.method.name)
-    trained = {} if registry.hook(spec, "copied") else spec.trainable(case.settings.method, case.arch)
+    trained = {} if registry.hook(case.method_spec, "copied") else case.trained
     unread = heads.unread(case.settings.stage.name, case.arch)
     if all(tensor in trained or tensor in unread for tensor, _ in case.arch.tensors()):  # read at the trained type
         numbers = Numbers(numbers.trained, numbers.trained, numbers.autocast)
@@ -367,7 +362,7 @@ def _chat_notes(case: Case) -> list[str]:
             None: "as the chat template writes them, or in the words of the format `default` where it has none",
         }[own]
         found.append(f"data.tools=auto: tools are written {how}")
-    if registry.spec("stages", case.settings.stage.name).KIND != "text":
+    if case.stage_spec.KIND != "text":
         what = {
             "template": "as the chat template has them, empty ones untrained",
             "keep": "in every answer, and a row where the chat template leaves one out is dropped",
@@ -386,9 +381,7 @@ def _group_size(case: Case, length: int, notes: list[str]) -> int:
 
 def _train(case: Case, numbers: Numbers) -> plan.Train:
     stage = case.settings.stage
-    common = {field.name for field in fields(schema.Stage)}
-    values: dict[str, Any] = to_tree(stage)
-    shared = {name: value for name, value in values.items() if name in common - {"name", "resume"}}
+    shared: dict[str, Any] = {name: getattr(stage, name) for name in choices.SHARED - {"name", "resume"}}
     return plan.Train(
         stage=stage.name,
         own=choices.own_keys(case),
@@ -404,7 +397,7 @@ def _reference(case: Case) -> plan.Before | None:
     """The model as it stands before its first step: of that, what a second copy is not needed for."""
     if not choices.needs_reference(case):
         return None
-    trained = registry.spec("methods", case.settings.method.name).trainable(case.settings.method, case.arch)
+    trained = case.trained
     if any(name in trained for name, _ in case.arch.tensors()):
         return "weights"
     return "adapter" if case.settings.model.adapter else "base"

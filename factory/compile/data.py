@@ -1,6 +1,5 @@
 """What goes with what in the data: which sets serve a stage, and which keys say something of them."""
 
-from factory import registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 
@@ -30,7 +29,7 @@ def _hub_unreachable(case: Case) -> tuple[str, str] | None:
 
 
 def _columns_for_stage(case: Case) -> str | None:
-    kind = registry.spec("stages", case.settings.stage.name).KIND
+    kind = case.stage_spec.KIND
     for name, data in case.facts.data.items():
         if data.kind != kind:
             return (
@@ -88,7 +87,7 @@ CHAT_KEYS = {"train_on_prompt": False, "mask_history": False, "reasoning": "temp
 
 def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
     data = case.settings.data
-    if registry.spec("stages", case.settings.stage.name).KIND != "text":
+    if case.stage_spec.KIND != "text":
         return None
     named = [name for name, nothing in CHAT_KEYS.items() if getattr(data, name) != nothing]
     if named:
@@ -97,7 +96,7 @@ def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
 
 
 def _response_alone(case: Case) -> tuple[str, str] | None:
-    data, kind = case.settings.data, registry.spec("stages", case.settings.stage.name).KIND
+    data, kind = case.settings.data, case.stage_spec.KIND
     if kind not in ("pairs", "labelled"):
         return None
     named = [name for name in ("train_on_prompt", "mask_history") if getattr(data, name)]
@@ -105,13 +104,13 @@ def _response_alone(case: Case) -> tuple[str, str] | None:
 
 
 def _judged_packed(case: Case) -> str | None:
-    kind = registry.spec("stages", case.settings.stage.name).KIND
+    kind = case.stage_spec.KIND
     judged = kind in ("pairs", "labelled") and choices.packing(case)
     return f"{kind} are a row each" if judged else None
 
 
 def _cut_but_packed(case: Case) -> str | None:
-    text = registry.spec("stages", case.settings.stage.name).KIND == "text"
+    text = case.stage_spec.KIND == "text"
     asked = case.settings.data.truncation in ("left", "right")
     return "no document of packed text is too long" if text and choices.packing(case) and asked else None
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from factory import registry
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture, Shape, elements
 from factory.estimate import flops, speed
 from factory.estimate.memory import memory
-from factory.estimate.tuned import Tuned, counted
+from factory.estimate.tuned import Tuned
 from factory.facts import Measured
 from factory.plan import Estimate, Pack, Parameters, Range, Train
 from factory.stages.rows import rows_per_step
@@ -28,7 +28,7 @@ def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
     for name, shape in shapes.items():
         module = _module(name, arch, known)
         by_module[module] = by_module.get(module, 0) + prod(shape)
-    return Parameters(total=arch.parameters(), trainable=counted(shapes), trainable_by_module=by_module)
+    return Parameters(total=arch.parameters(), trainable=elements(shapes.values()), trainable_by_module=by_module)
 
 
 def _module(name: str, arch: Architecture, known: set[str]) -> str:

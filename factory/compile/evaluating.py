@@ -1,8 +1,9 @@
 """Rules of what is measured once a model is trained, or of one that is evaluated: windows, answers, benchmarks."""
 
 from collections import Counter
+from typing import Any
 
-from factory import heads, registry, schema
+from factory import heads, schema
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.evaluation import spec
@@ -36,18 +37,13 @@ def _trained_rows(case: Case) -> tuple[str, str] | None:
     )
 
 
-def _asked(case: Case, name: str) -> bool:
-    """Whether somebody set the key: its default is no wish."""
-    return any(text.lstrip("+").startswith(f"evaluate.{name}=") for text in case.settings.overrides)
-
-
 def _stride_unread(case: Case) -> str | None:
     """Only packed texts are not held to data.max_length."""
     if case.settings.evaluate.stride is None:
         return None
     if not case.settings.evaluate.perplexity:
         return "no perplexity is measured"
-    text = registry.spec("stages", case.settings.stage.name).KIND == "text"
+    text = case.stage_spec.KIND == "text"
     return None if text and choices.packing(case) else "no held-out row is longer than data.max_length"
 
 
@@ -59,19 +55,25 @@ def _stride_too_long(case: Case) -> str | None:
     return f"windows of {length:,} tokens would leave tokens out" if asked > length - 1 else None
 
 
+def _first(said: dict[str, Any], wrong: str) -> tuple[str, str] | None:
+    """The first of these keys that says something, and what is wrong with it."""
+    return next(((f"evaluate.{name}", wrong) for name, there in said.items() if there), None)
+
+
 def _benchmark_keys_unread(case: Case) -> tuple[str, str] | None:
     asked = case.settings.evaluate
-    said = {"path": asked.path is not None, "shots": _asked(case, "shots"), "chat": asked.chat and not asked.harness}
-    found = next((name for name, there in said.items() if there), None)
-    unread = found is not None and not asked.benchmarks
-    return (f"evaluate.{found}", "no benchmark is asked for") if unread else None
+    said = {
+        "path": asked.path is not None,
+        "shots": case.asked("evaluate.shots"),
+        "chat": asked.chat and not asked.harness,
+    }
+    return None if asked.benchmarks else _first(said, "no benchmark is asked for")
 
 
 def _harness_keys_unread(case: Case) -> tuple[str, str] | None:
     asked = case.settings.evaluate
     said = {"harness_path": asked.harness_path is not None, "harness_shots": asked.harness_shots is not None}
-    found = next((name for name, there in said.items() if there), None)
-    return (f"evaluate.{found}", "no task is asked for") if found is not None and not asked.harness else None
+    return None if asked.harness else _first(said, "no task is asked for")
 
 
 def _harness_package(case: Case) -> str | None:
@@ -85,10 +87,8 @@ def _harness_twice(case: Case) -> str | None:
 
 def _generation_keys_unread(case: Case) -> tuple[str, str] | None:
     asked = case.settings.evaluate
-    said = {"metrics": _asked(case, "metrics"), "temperature": asked.temperature != 0}
-    found = next((name for name, there in said.items() if there), None)
-    unread = found is not None and not asked.generation
-    return (f"evaluate.{found}", "no answers are scored") if unread else None
+    said = {"metrics": case.asked("evaluate.metrics"), "temperature": asked.temperature != 0}
+    return None if asked.generation else _first(said, "no answers are scored")
 
 
 def _max_samples_unread(case: Case) -> str | None:
@@ -125,17 +125,15 @@ def _nothing_written(case: Case) -> tuple[str, str] | None:
     asked, stage = case.settings.evaluate, case.settings.stage.name
     if heads.writes(stage):
         return None
-    wrong = f"a model of stage={stage} gives scores"
     said = {"benchmarks": asked.benchmarks, "harness": asked.harness, "generation": asked.generation}
-    found = next((name for name, there in said.items() if there), None)
-    return None if found is None else (f"evaluate.{found}", wrong)
+    return _first(said, f"a model of stage={stage} gives scores")
 
 
 def _nothing_to_answer(case: Case) -> str | None:
     stage = case.settings.stage.name
     if not case.settings.evaluate.generation or not heads.writes(stage):
         return None
-    if registry.spec("stages", stage).KIND == "text":
+    if case.stage_spec.KIND == "text":
         return f"the plain text of stage={stage} holds no answers"
     return "data.validation_fraction=0 holds no rows out" if nothing_measured(case.settings) else None
 

@@ -1,10 +1,9 @@
 """Rules of an export, and what the plan says of it."""
 
 import re
-from math import prod
 
 from factory import plan
-from factory.architecture import sliding_window
+from factory.architecture import elements, sliding_window
 from factory.compile.bases import own_base, words
 from factory.compile.rule import Case, Rule
 from factory.export import spec
@@ -106,8 +105,8 @@ def _window(case: Case) -> tuple[str, ...]:
 def _bytes(case: Case) -> int:
     asked, adapter = case.settings.export, case.model.adapter
     dtype = spec.dtype_of(asked.dtype, asked.format, case.model.config)
-    elements = sum(prod(shape) for shape in adapter.shapes.values()) if adapter else 0
-    return spec.bytes_of(case.arch, asked.format, dtype, asked.quantization, elements)
+    adapted = elements(adapter.shapes.values()) if adapter else 0
+    return spec.bytes_of(case.arch, asked.format, dtype, asked.quantization, adapted)
 
 
 def _dir(case: Case) -> str | None:
@@ -192,7 +191,7 @@ def _unread(case: Case) -> tuple[str, str] | None:
         "check": (adapter and own_base(case) is None, "an adapter is written as it is"),
     }
     for name, (is_unread, why) in unread.items():
-        if is_unread and any(text.lstrip("+").startswith(f"export.{name}=") for text in case.settings.overrides):
+        if is_unread and case.asked(f"export.{name}"):
             return f"export.{name}", why
     return None
 

@@ -1,6 +1,5 @@
 """Several processes: what of a run can be shared among them, and how it is planned."""
 
-from factory import heads, registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.extras import install
@@ -16,8 +15,7 @@ STAGES_ALONE = ("ppo", "grpo")
 
 def planned(case: Case) -> Ranks:
     hardware, stage, arch = case.settings.hardware, case.settings.stage, case.arch
-    method = case.settings.method
-    shapes = registry.spec("methods", method.name).trainable(method, arch) | heads.heads(stage.name, arch)
+    shapes = case.trained | case.heads
     return Ranks(
         strategy=hardware.strategy,
         processes=hardware.num_processes,

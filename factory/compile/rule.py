@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
-from factory import heads
-from factory.architecture import Architecture
+from factory import heads, registry
+from factory.architecture import Architecture, Shape
 from factory.facts import Facts, ModelFacts
 from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
@@ -42,6 +43,28 @@ class Case:
     def model(self) -> ModelFacts:
         assert self.facts.model is not None
         return self.facts.model
+
+    @property
+    def stage_spec(self) -> ModuleType:
+        return registry.spec("stages", self.settings.stage.name)
+
+    @property
+    def method_spec(self) -> ModuleType:
+        return registry.spec("methods", self.settings.method.name)
+
+    @property
+    def trained(self) -> dict[str, Shape]:
+        """The tensors that the method trains."""
+        return self.method_spec.trainable(self.settings.method, self.arch)
+
+    @property
+    def heads(self) -> dict[str, Shape]:
+        """Those that the stage trains beside them."""
+        return heads.heads(self.settings.stage.name, self.arch)
+
+    def asked(self, key: str) -> bool:
+        """Whether somebody set the key: its default is no wish."""
+        return any(text.lstrip("+").startswith(f"{key}=") for text in self.settings.overrides)
 
     @property
     def device(self) -> str:

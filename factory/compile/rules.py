@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from factory import heads, own, registry, templates
+from factory import own, registry, templates
 from factory.architecture import text_numbers, traits_of
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
@@ -90,7 +90,7 @@ def _adapter_fits(case: Case) -> str | None:
     adapter, method = case.model.adapter, case.settings.method
     if adapter is None:
         return None
-    spec = registry.spec("methods", method.name)
+    spec = case.method_spec
     if registry.hook(spec, "ANY_ADAPTER"):
         return None
     if (peft := registry.hook(spec, "peft")) is None:
@@ -98,7 +98,7 @@ def _adapter_fits(case: Case) -> str | None:
     if (wrong := _said_otherwise(adapter.config, peft(method, case.arch))) is not None:
         return wrong
     own = registry.hook(spec, "saved")
-    wanted = own(method, case.arch) if own else as_saved(spec.trainable(method, case.arch))
+    wanted = own(method, case.arch) if own else as_saved(case.trained)
     if wanted == adapter.shapes:
         return None
     different = sorted(wanted.items() ^ adapter.shapes.items())[0][0]
@@ -113,7 +113,7 @@ def _reference_is_past(case: Case) -> str | None:
     stage = case.settings.stage
     if case.settings.verb == "train":
         return None
-    if registry.hook(registry.spec("stages", stage.name), "rows_per_step"):
+    if registry.hook(case.stage_spec, "rows_per_step"):
         return f"what stage={stage.name} measures is scored beside the model that it trains"
     if not choices.needs_reference(case):
         return None
@@ -183,7 +183,7 @@ def _unknown_template(case: Case) -> str | None:
 
 def _no_template(case: Case) -> str | None:
     # what has none is served for completions
-    needs = registry.spec("stages", case.settings.stage.name).KIND != "text" and case.settings.verb != "serve"
+    needs = case.stage_spec.KIND != "text" and case.settings.verb != "serve"
     missing = case.settings.model.template == "auto" and case.model.chat_template is False
     return "the tokenizer of this model has no chat template" if needs and missing else None
 
@@ -251,10 +251,10 @@ def _rope_missing(case: Case) -> str | None:
 
 
 def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
-    arch, method = case.arch, case.settings.method
+    arch = case.arch
     if not arch.new_rows or case.settings.verb != "train":  # they were trained already
         return None
-    trained = registry.spec("methods", method.name).trainable(method, arch)
+    trained = case.trained
     head = f"{arch.head}.weight"
     if f"{arch.embedding}.weight" in trained and (arch.tied or head in trained or head in arch.fixed):
         return None
@@ -267,12 +267,9 @@ def _new_tokens_never_learn(case: Case) -> str | tuple[str, str] | None:
 
 def _trains_nothing(case: Case) -> str | None:
     """The methods that come with Factory have `nothing-trains`, about the keys that say so."""
-    method = case.settings.method
-    if case.settings.verb != "train" or not own.is_code(method.name):
+    if case.settings.verb != "train" or not own.is_code(case.settings.method.name):
         return None
-    trained = registry.spec("methods", method.name).trainable(method, case.arch)
-    found = trained | heads.heads(case.settings.stage.name, case.arch)
-    return None if found else "its `trainable` names no tensor of this model"
+    return None if case.trained or case.heads else "its `trainable` names no tensor of this model"
 
 
 def _vocabulary_unknown(case: Case) -> str | None:
@@ -344,8 +341,4 @@ RULES: tuple[Rule, ...] = (
 
 def rules_for(method: str | None, stage: str | None) -> tuple[Rule, ...]:
     chosen: tuple[tuple[registry.Kind, str | None], ...] = (("methods", method), ("stages", stage))
-    return (*RULES, *(rule for kind, name in chosen if name for rule in _own(kind, name)))
-
-
-def _own(kind: registry.Kind, name: str) -> tuple[Rule, ...]:
-    return registry.spec(kind, name).RULES
+    return (*RULES, *(rule for kind, name in chosen if name for rule in registry.spec(kind, name).RULES))

@@ -24,7 +24,7 @@ def _unevaluated(case: Case) -> str | tuple[str, str] | None:
 
 def _measured(case: Case) -> tuple[str, ...]:
     """What of the held-out rows can be compared; the first is the default. Answers that are sampled have no loss."""
-    spec = registry.spec("stages", case.settings.stage.name)
+    spec = case.stage_spec
     return (*(() if registry.hook(spec, "MEASURES") else ("loss",)), *registry.hook(spec, "METRICS", ()))
 
 

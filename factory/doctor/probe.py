@@ -10,6 +10,8 @@ import json
 import sys
 from typing import Any
 
+from factory.doctor import first_line
+
 
 def main(names: list[str]) -> None:
     for name in names:
@@ -20,8 +22,7 @@ def main(names: list[str]) -> None:
             try:
                 importlib.import_module(name)
             except Exception as problem:  # whatever a broken library raises is what is asked for
-                lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-                error = f"{type(problem).__name__}: {lines[0] if lines else 'no reason is given'}"
+                error = f"{type(problem).__name__}: {first_line(problem)}"
         found = _devices() if name == "torch" and error is None else {}
         _tell({"name": name, "error": error, **found})
 

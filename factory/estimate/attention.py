@@ -6,7 +6,7 @@ from math import ceil
 from factory.architecture import Architecture
 from factory.attention import BLOCK, BLOCKS, S2, key_step
 from factory.estimate.anatomy import Anatomy
-from factory.estimate.tape import STATISTIC, Tape, Tensor
+from factory.estimate.tape import STATISTIC, Tape, Tensor, factors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +110,11 @@ class Attention:
             keys = tape.operation([keys], keys.count * share, keys.size)
             values = tape.operation([values], values.count * share, values.size)
         scores = batch.rows * arch.heads * batch.length**2
-        saves = (*((keys,) if query.node else ()), *((query,) if keys.node else ()))
-        weights = tape.pointwise(tape.operation([query, keys], scores, query.size, saves=saves))
+        weights = tape.pointwise(tape.operation([query, keys], scores, query.size, saves=factors(query, keys)))
         if self.anatomy.caps_scores:
             weights = tape.pointwise(weights)
             weights = tape.pointwise(tape.operation([weights], scores, weights.size, saves_output=True))
         weights = tape.pointwise(weights)  # the mask is added
         wide = tape.operation([tape.cast(weights, 4)], scores, 4, saves_output=True)
         narrow = tape.cast(wide, query.size)
-        saves = (*((values,) if narrow.node else ()), *((narrow,) if values.node else ()))
-        made = tape.operation([narrow, values], query.count, query.size, saves=saves)
-        return tape.pointwise(made)
+        return tape.pointwise(tape.operation([narrow, values], query.count, query.size, saves=factors(narrow, values)))

@@ -82,8 +82,7 @@ class Decoder:
         tape, arch = self.tape, self.arch
         name = f"{arch.embedding}.weight"
         table = self.weight(name, arch.outside[name])
-        trains = (table,) if table.trained else ()
-        hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=trains)
+        hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=(table,))
         self.angles = tape.new(2 * batch.length * arch.head_dim, hidden.size) if self.anatomy.rotary else None
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
@@ -129,7 +128,7 @@ class Decoder:
             statistics=value.count // width * STATISTIC,
             scratch=wide if value.size < 4 else 0,
             backward_scratch=2 * wide + (value.count * size if weight.trained or size < 4 else 0),
-            trains=(weight,) if weight.trained else (),
+            trains=(weight,),
             again=True,
         )
 
@@ -154,15 +153,9 @@ class Decoder:
         return self.tape.cast(self.tape.scaled(self._normalized(value, width), wide), value.size)
 
     def _layer_norm(self, value: Tensor, weights: list[Weight], width: int) -> Tensor:
-        trains = tuple(weight for weight in weights if weight.trained)
-        size = value.size
+        statistics = 2 * value.count // width * STATISTIC
         return self.tape.operation(
-            [value],
-            value.count,
-            size,
-            saves=(value,),
-            statistics=2 * value.count // width * STATISTIC,
-            trains=trains,
+            [value], value.count, value.size, saves=(value,), statistics=statistics, trains=tuple(weights)
         )
 
     def linear(self, value: Tensor, name: str, shape: Shape) -> Tensor:

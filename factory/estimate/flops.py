@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from math import prod
 from typing import Literal
 
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture, Shape, elements
 
 
 def forward(arch: Architecture, length: int) -> float:
@@ -37,8 +36,8 @@ def trained(arch: Architecture, shapes: dict[str, Shape], length: int, again: bo
     has both gradients. Selective recomputation makes no product again.
     """
     base = {name for name, _ in arch.tensors()}
-    own = sum(prod(shape) for name, shape in shapes.items() if name in base)
-    beside = sum(map(prod, shapes.values())) - own
+    own = elements(shape for name, shape in shapes.items() if name in base)
+    beside = elements(shapes.values()) - own
     first = _lowest(arch, shapes)
     back = _head(arch) + _layers(arch, length, first)
     weights = forward(arch, 0) * own / arch.parameters() + 6 * beside

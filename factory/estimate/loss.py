@@ -41,7 +41,7 @@ def cross_entropy(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> 
             tape.gradients.setdefault(id(head), by_head)
         return [by_hidden]
 
-    return tape.operation([hidden], 0, 4, trains=(head,) if head.trained else (), backward=backward)
+    return tape.operation([hidden], 0, 4, trains=(head,), backward=backward)
 
 
 def log_probs(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tensor:
@@ -60,8 +60,7 @@ def log_probs(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tens
             tape.gradients.setdefault(id(head), by_head)
         return [by_hidden]
 
-    trains = (head,) if head.trained else ()
-    return tape.operation([hidden], 0, 4, saves=(hidden,), trains=trains, backward=backward)
+    return tape.operation([hidden], 0, 4, saves=(hidden,), trains=(head,), backward=backward)
 
 
 def score(tape: Tape, hidden: Tensor, rows: int, width: int) -> Tensor:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from factory import registry
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture, Shape, elements
 from factory.estimate import runtime
 from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
-from factory.estimate.tuned import Tuned, counted
+from factory.estimate.tuned import Tuned
 from factory.optimizers.spec import blocks, is_of_bitsandbytes, scratch, state_bytes
 from factory.plan import BYTES, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
@@ -38,7 +38,7 @@ def memory(
         resident = _resident(tuned, length, cuda=cuda)
     instants = {name: resident + slack + count for name, count in instants.items()}
     if _read_whole(tuned):
-        instants[READING] = resident + counted(dict(tuned.arch.tensors())) * BYTES[load.read_as] + kept.base
+        instants[READING] = resident + tuned.arch.parameters() * BYTES[load.read_as] + kept.base
     total = max(instants.values())
     return Memory(
         weights=kept.weights,
@@ -76,12 +76,12 @@ def _kept(tuned: Tuned, frozen: int) -> Kept:
     copies = 4 * copied(tuned.method, shapes, tuned.arch, mixed=steps.train.autocast is not None) if copied else 0
     base, constants = _weights(tuned)
     present = registry.hook(tuned.spec, "gradients")
-    trained = present(tuned.method, shapes, tuned.arch) if present else counted(shapes)
-    gradients = (trained + counted(heads)) * tuned.number
+    trained = present(tuned.method, shapes, tuned.arch) if present else elements(shapes.values())
+    gradients = (trained + elements(heads.values())) * tuned.number
     states = tuned.spec.optimizer_bytes(tuned.method, optimizer, shapes, tuned.arch, tuned.number)
     states += state_bytes(optimizer, heads, tuned.arch, tuned.number)
     return Kept(
-        weights=_share("weights", base + copies + counted(heads) * tuned.number, tuned) + frozen,
+        weights=_share("weights", base + copies + elements(heads.values()) * tuned.number, tuned) + frozen,
         constants=constants,
         gradients=_share("gradients", gradients, tuned),
         optimizer=_share("optimizer", states, tuned),
@@ -149,7 +149,7 @@ def _share(name: str, count: int, tuned: Tuned) -> int:
 
 def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
     """The optimizer's bytes by tensor and, as most keep two numbers, in halves."""
-    whole = counted(shapes) or 1
+    whole = elements(shapes.values()) or 1
     return [count * prod(shape) // (2 * whole) for shape in shapes.values() for _ in range(2)]
 
 
@@ -169,7 +169,7 @@ def _weights(tuned: Tuned) -> tuple[int, int]:
             constants += max(0, quantized[name] - prod(shape) * bits // 8)
         else:
             total += prod(shape) * BYTES[trained if name in shapes else load.dtype]
-    total += sum(prod(shape) for name, shape in shapes.items() if name not in base) * BYTES[trained]
+    total += elements(shape for name, shape in shapes.items() if name not in base) * BYTES[trained]
     return total, constants
 
 
@@ -187,7 +187,7 @@ def _saving(tuned: Tuned) -> int:
     kept, steps = tuned.steps.train.autocast, tuned.steps
     if kept is None or kept == steps.attach.dtype or steps.load.device != "cpu":
         return 0
-    return BYTES[kept] * sum(prod(shape) for name, shape in tuned.expanded.tensors() if name in tuned.everything)
+    return BYTES[kept] * elements(shape for name, shape in tuned.expanded.tensors() if name in tuned.everything)
 
 
 # they keep dropout masks, or attention's scores, that the tape does not know

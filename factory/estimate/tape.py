@@ -143,9 +143,11 @@ class Tape:
     ) -> Tensor:
         """Makes a tensor. Its backward pass gives each input a gradient of the input's size, unless told otherwise.
 
-        `statistics` and scratch are bytes; `trains` are parameters that get a gradient here. What is `dear`, selective
-        checkpointing keeps and does not make again. `again`: readers make it once more, and it goes with its gradient.
+        `statistics` and scratch are bytes; those of `trains` that are trained get a gradient here. What is `dear`,
+        selective checkpointing keeps and does not make again. `again`: readers make it once more, and it goes with its
+        gradient.
         """
+        trains = tuple(weight for weight in trains if weight.trained)
         self.ledger.pass_by(scratch)
         made = Tensor(self.again.pop(0), count, size) if dear and self.again else self.new(count, size)
         if dear and self.keeps is not None:
@@ -229,10 +231,9 @@ class Tape:
     def detached(self, value: Tensor) -> Tensor:
         return Tensor(value.storage, value.count, value.size)
 
-    def pointwise(self, value: Tensor, *, saves_input: bool = False, backward_scratch: int = 0) -> Tensor:
+    def pointwise(self, value: Tensor, *, saves_input: bool = False) -> Tensor:
         """Of one tensor, to one of its size. Times a constant, or, where it saves its input, an activation."""
-        saves = (value,) if saves_input else ()
-        return self.operation([value], value.count, value.size, saves=saves, backward_scratch=backward_scratch)
+        return self.operation([value], value.count, value.size, saves=(value,) if saves_input else ())
 
     def add(self, one: Tensor, other: Tensor) -> Tensor:
         """Gradients pass through as they are, or cast where the operands' types differ."""
@@ -248,17 +249,15 @@ class Tape:
         return gradient if wanted == size else Storage(self.ledger, gradient.bytes * wanted // size)
 
     def multiply(self, one: Tensor, other: Tensor) -> Tensor:
-        """Elementwise, both of one shape: each is kept for the other's gradient."""
-        saves = (*((other,) if one.node else ()), *((one,) if other.node else ()))
-        return self.operation([one, other], one.count, max(one.size, other.size), saves=saves)
+        """Elementwise, both of one shape."""
+        return self.operation([one, other], one.count, max(one.size, other.size), saves=factors(one, other))
 
     def scaled(self, value: Tensor, weight: Weight) -> Tensor:
         """Times a vector that is the same for all tokens: the value is kept only for the vector's own gradient."""
         size = max(value.size, weight.size)
-        trains = (weight,) if weight.trained else ()
         saves = (value,) if weight.trained else ()
         scratch = value.count * size if weight.trained else 0
-        return self.operation([value], value.count, size, saves=saves, trains=trains, backward_scratch=scratch)
+        return self.operation([value], value.count, size, saves=saves, trains=(weight,), backward_scratch=scratch)
 
     def concatenated(self, values: list[Tensor]) -> Tensor:
         return self.operation(values, sum(value.count for value in values), values[0].size)
@@ -290,24 +289,19 @@ class Tape:
         size = self.compute or max(value.size, weight.size)
         value = self.cast(value, size)
         narrow = self.weight_cast(weight)
-        biases = (bias,) if bias is not None and bias.trained else ()
+        trains = tuple(each for each in (weight, bias) if each is not None and each.trained)
         saves = ((value,) if weight.trained else ()) + ((narrow,) if narrow is not None and value.node else ())
         inner = value.bytes if value.node else None
 
         def backward(gradient: Storage) -> list[Gradient]:
             found: list[Gradient] = [None if inner is None else Storage(self.ledger, inner)]
-            if weight.trained:
-                self.accumulate(weight, size)
-            for each in biases:
+            for each in trains:
                 self.accumulate(each, size)
             return found
 
-        trains = (weight,) if weight.trained else ()
         rows = value.count * outputs // (weight.count or 1)
         count = rows * outputs
-        return self.operation(
-            [value], count, size, saves=saves, trains=(*trains, *biases), backward=backward, dear=True
-        )
+        return self.operation([value], count, size, saves=saves, trains=trains, backward=backward, dear=True)
 
     def fused_product(self, value: Tensor, weight: Weight, outputs: int, *, bias: Weight | None = None) -> Tensor:
         """As `Linear` of factory.fused: the weight is cast in both directions and kept in neither."""
@@ -395,6 +389,11 @@ class Tape:
             yield
         finally:
             self.recording, self.keeps = True, None
+
+
+def factors(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+    """What a product of two keeps: each for the other's gradient."""
+    return (*((other,) if one.node else ()), *((one,) if other.node else ()))
 
 
 def _put(ends: list[Gradient], given: Storage) -> list[Gradient]:

@@ -63,7 +63,3 @@ class Tuned:
     def largest(self) -> int:
         """Numbers of the largest tensor that trains."""
         return max((prod(shape) for shape in self.everything.values()), default=0)
-
-
-def counted(shapes: dict[str, Shape]) -> int:
-    return sum(prod(shape) for shape in shapes.values())

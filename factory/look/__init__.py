@@ -140,13 +140,22 @@ def look_at_export(settings: Settings) -> ExportFacts | None:
     if settings.verb != "export" or not settings.export.dir:
         return None
     path = Path(settings.export.dir).absolute()
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    nearest = _nearest(path)
     holds = path.is_dir() and any(path.iterdir())
     return ExportFacts(
         there="export" if is_export(path) else "other" if holds or path.is_file() else "nothing",
-        free_bytes=shutil.disk_usage(nearest).free if nearest.is_dir() and os.access(nearest, os.W_OK) else None,
+        free_bytes=shutil.disk_usage(nearest).free if _writable(nearest) else None,
         calibration=Path(settings.export.calibration).is_file() if settings.export.calibration else None,
     )
+
+
+def _nearest(path: Path) -> Path:
+    """It, or the first above it that is there."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFacts:
@@ -160,8 +169,8 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
             raise refuse("no-checkpoint", f"stage.resume={resume}", "there is no whole checkpoint there")
         if training and (wrong := damage(start)) is not None:
             raise refuse("damaged-checkpoint", f"stage.resume={resume}", wrong, fix=_before(start))
-    nearest = next(parent for parent in (folder.path.absolute(), *folder.path.absolute().parents) if parent.exists())
-    if training and (not nearest.is_dir() or not os.access(nearest, os.W_OK)):
+    nearest = _nearest(folder.path.absolute())
+    if training and not _writable(nearest):
         raise refuse("cannot-write", f"hydra.run.dir={path}", f"{nearest} cannot be written")
     return FolderFacts(
         path=str(folder.path),

@@ -27,9 +27,14 @@ def free() -> int | None:
 
 
 def _of_files(folder: Path) -> int:
-    lines = [line.split() for text in _read(folder, _STATISTICS) for line in text.splitlines()]
-    numbers = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
-    return numbers.get("total_inactive_file", numbers.get("inactive_file", 0))  # version 1's total is of all below
+    found = numbers("".join(_read(folder, _STATISTICS)))
+    return found.get("total_inactive_file", found.get("inactive_file", 0))  # version 1's total is of all below
+
+
+def numbers(text: str) -> dict[str, int]:
+    """Of lines of a name and a number."""
+    lines = (line.split() for line in text.splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
 
 
 def kills() -> int:

@@ -68,8 +68,10 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
     _refuse_unread(name, source)
     if source.origin == "hub":
         return _of_hub(name, source, setting)
-    look = {"file": _look_at_files, "function": _look_at_function}[source.origin]
-    found = look(source.path, source, stage, setting)
+    if source.origin == "function":
+        found = _look_at_function(source.path, source.rows)
+    else:
+        found = _look_at_files(source.path, stage, setting)
     if not found.first and found.broken:
         raise found.broken
     if not found.first:
@@ -138,7 +140,7 @@ def _of_hub_instead(given: str, source: str) -> str:
     return f"add {asked} for the hub's {given}, or " if _HUB_ID.fullmatch(given) else ""
 
 
-def _look_at_files(given: str, source: Source, stage: str, setting: str) -> _Found:
+def _look_at_files(given: str, stage: str, setting: str) -> _Found:
     if given == _STDIN:
         raise refuse("data-stdin", setting, "rows are not read from standard input")
     if _URL.match(given):
@@ -190,12 +192,13 @@ def _count(sizes: dict[Path, int]) -> tuple[int, bool]:
     return max(1, rows + round(sampled * sum(sizes[file] for file in left) / max(1, read_bytes))), False
 
 
-def _look_at_function(given: str, source: Source, stage: str, setting: str) -> _Found:
+def _look_at_function(given: str, said: int | None) -> _Found:
+    """`said`: how many rows the settings say that it gives."""
     from factory.data import function
 
     found = function.look(given)
     seen = _walk(found.rows, sys.maxsize)
-    rows = found.total if found.total is not None else source.rows or UNKNOWN
+    rows = found.total if found.total is not None else said or UNKNOWN
     return _Found(
         path=given,
         first=seen.first,

@@ -204,9 +204,8 @@ def _opens(device: Path) -> bool:
 
 
 def _properties(file: Path) -> dict[str, int]:
-    """Lines of a name and a number; none of a node that this process may not read."""
+    """None of a node that this process may not read."""
     try:
-        lines = [line.split() for line in file.read_text().splitlines()]
+        return cgroup.numbers(file.read_text())
     except OSError:
         return {}
-    return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}

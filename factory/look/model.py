@@ -189,13 +189,14 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
     for file in weights:
         shapes |= safetensors_shapes(file, shown)
     _check_shards(folder, {file.name for file in weights}, shown)
+    template = _chat_template(folder)
     return ModelFacts(
         source="folder",
         path=str(folder.resolve()),
         config=config,
         fingerprint=fingerprint_of(_files(folder)),
-        chat_template=_chat_template(folder) is not None,
-        tools=_renders_tools(_chat_template(folder)),
+        chat_template=template is not None,
+        tools=_renders_tools(template),
         shapes=shapes,
         heads=head_shapes(folder, shown),
         tokens=tokens_in(folder),

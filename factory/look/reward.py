@@ -1,23 +1,22 @@
 """A saved reward model: where its files are, whether it is an adapter, what it was trained on."""
 
-import re
 from pathlib import Path
 
+from factory import heads
 from factory.facts import RewardFacts
 from factory.look.model import fingerprint_of, head_shapes, local, look_at_adapter, safetensors_shapes
 from factory.parsed import yaml_of
 from factory.refusal import refuse
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, read_json
 from factory.schema import Tracking
 
-_RUN_ID = re.compile("[0-9a-f]{32}")
 _WEIGHTS = "model*.safetensors"
 
 
 def look_at_reward(asked: str, tracking: Tracking) -> RewardFacts:
     """Of a run's folder, its model's, or an MLflow run's id. Raises UserError."""
     folder = local(asked)
-    if not folder.is_dir() and _RUN_ID.fullmatch(asked):
+    if not folder.is_dir() and is_mlflow_id(asked):
         folder = _of_run(asked, tracking)
     return look_at_saved_reward(folder, asked)
 
@@ -45,14 +44,14 @@ def look_at_saved_reward(folder: Path, asked: str) -> RewardFacts:
     config, weights = read_json(model / "config.json"), sorted(model.glob(_WEIGHTS))
     if config is None or not weights:
         raise refuse("reward-model-missing", setting, "there is neither an adapter nor a model in it")
-    heads = head_shapes(model, asked)
-    files = [model / "config.json", *weights, *sorted(model.glob("*_head.safetensors"))]
+    trained = head_shapes(model, asked)
+    files = [model / "config.json", *weights, *sorted(model.glob(heads.FILES))]
     return RewardFacts(
         path=str(model.resolve()),
         adapter=None,
         config=config,
         shapes={name: shape for file in weights for name, shape in safetensors_shapes(file, asked).items()},
-        heads=heads,
+        heads=trained,
         base=base,
         fingerprint=fingerprint_of(files),
     )
@@ -72,11 +71,7 @@ def _of_run(run_id: str, tracking: Tracking) -> Path:
     setting = f"stage.reward_model={run_id}"
     if tracking.mlflow is None:
         raise refuse("reward-model-missing", setting, "there is no such folder, and tracking.uri=null knows no runs")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(MlflowClient(tracking.mlflow).get_run(run_id).data.tags["folder"])
-    except (MlflowException, KeyError):
+    if (folder := folder_in_mlflow(run_id, tracking.mlflow)) is None:
         wrong = f"there is no such folder, and no such run at {tracking.uri}"
-        raise refuse("reward-model-missing", setting, wrong) from None
+        raise refuse("reward-model-missing", setting, wrong)
+    return folder

@@ -5,19 +5,18 @@ Asked of a process of its own (some seconds), so that planning imports no torch;
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from factory import cache
 from factory.architecture import FAMILIES, Architecture
 from factory.facts import ModelFacts
 from factory.look.machine import installed_version
-from factory.refusal import did_you_mean, refuse
+from factory.refusal import UserError, did_you_mean, refuse
+from factory.run.folder import write_whole
 
 _PATIENCE = 300  # seconds
 _MOST = 10_000  # layers, experts
@@ -86,13 +85,7 @@ def _ask(what: str, asked: dict[str, Any]) -> dict[str, Any]:
         return {"found": None, "problem": f"transformers can make nothing of it ({told})"}
     answer = json.loads(lines[-1])
     if not answer["problem"]:
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            _keep(kept, lines[-1])
+        with suppress(OSError, UserError):  # a cache that cannot be written only costs time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, lines[-1])
     return answer
-
-
-def _keep(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(file)

@@ -6,13 +6,12 @@ it is called, and all outside of the layers is gathered for the whole pass.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
@@ -64,10 +63,6 @@ class Fsdp(Shared):
         assert isinstance(run.way, Split), "the model was not split when it was attached"
         self._split = run.way
         self.root = run.way.root
-
-    @cached_property
-    def _modules(self) -> list[FSDPModule]:
-        return [module for module in self._split.root.modules() if isinstance(module, FSDPModule)]
 
     @contextmanager
     def _syncing(self, last: bool) -> Iterator[None]:

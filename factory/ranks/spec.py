@@ -1,10 +1,9 @@
 """What each strategy is given, and what of a model it splits among its processes. No torch."""
 
-from collections.abc import Callable, Iterable
-from math import prod
+from collections.abc import Callable
 from typing import Any
 
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture, Shape, elements
 from factory.schema import Strategy
 
 # what a process has only its share of
@@ -65,8 +64,8 @@ def configuration(
 
 def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape], offload: bool) -> dict[str, Any]:
     """Its buckets are of a layer's size: by default they are made for a model of billions, and larger than this one."""
-    layer = max((prod_of(arch.layer_tensors(index).values()) for index in range(arch.layers)), default=0)
-    bucket = _bucket(min(layer, prod_of(trained.values())))
+    layer = _largest_layer(arch)
+    bucket = _bucket(min(layer, elements(trained.values())))
     zero: dict[str, Any] = {
         "stage": ZERO.index(strategy) + 1,
         "reduce_bucket_size": bucket,
@@ -76,7 +75,7 @@ def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape]
     if strategy == "zero3":
         zero |= {
             "stage3_prefetch_bucket_size": layer,
-            "stage3_max_live_parameters": 2 * layer + prod_of(arch.outside.values()),
+            "stage3_max_live_parameters": 2 * layer + elements(arch.outside.values()),
             "stage3_max_reuse_distance": layer,
             "stage3_param_persistence_threshold": 10 * arch.hidden,
             "sub_group_size": 4 * bucket,
@@ -107,8 +106,7 @@ def leaves(arch: Architecture) -> tuple[str, ...]:
 
 def gathered(arch: Architecture) -> int:
     """Elements that fsdp and zero3 hold whole at a time: all outside of the layers, one layer, and the next one."""
-    layer = max((prod_of(arch.layer_tensors(index).values()) for index in range(arch.layers)), default=0)
-    return prod_of(arch.outside.values()) + 2 * layer
+    return elements(arch.outside.values()) + 2 * _largest_layer(arch)
 
 
 def by_node(processes: int, nodes: int) -> tuple[str, ...]:
@@ -124,8 +122,9 @@ def by_node(processes: int, nodes: int) -> tuple[str, ...]:
     return tuple(said)
 
 
-def prod_of(shapes: Iterable[Shape]) -> int:
-    return sum(map(prod, shapes))
+def _largest_layer(arch: Architecture) -> int:
+    """Elements."""
+    return max((elements(block.tensors.values()) for block in arch.blocks), default=0)
 
 
 def _bucket(elements: int) -> int:

@@ -5,7 +5,7 @@ Every call below but the properties is made by all ranks, at the same place.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -153,17 +153,17 @@ class World:
         return tuple(found.tolist())
 
 
-def from_environment(environment: Mapping[str, str] = os.environ) -> World:
+def from_environment() -> World:
     """As the launcher says; one process where none says anything."""
-    if not launched(environment):
+    if not launched():
         return World()
-    rank, size, local = (int(environment[name]) for name in VARIABLES[:3])
+    rank, size, local = (int(os.environ[name]) for name in VARIABLES[:3])
     return World(rank=rank, size=size, local_rank=local)
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> bool:
+def launched() -> bool:
     """Whether a launcher has started this process as one of its ranks."""
-    return all(name in environment for name in VARIABLES)
+    return all(name in os.environ for name in VARIABLES)
 
 
 def lost_another(error: BaseException | str) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from factory.plan import Plan
 from factory.refusal import UserError
+from factory.words import size
 
 Anew = Callable[[tuple[str, ...]], Plan]  # the plan of these overrides; raises UserError
 _SHOWN = 3
@@ -21,6 +22,11 @@ class Change:
     overrides: tuple[str, ...]
     estimated_bytes: int
     fits: bool
+
+    def __str__(self) -> str:
+        """As it is pasted behind a command line."""
+        fits = "fits" if self.fits else "less, and still too much"
+        return f"{' '.join(self.overrides)}  # estimated {size(self.estimated_bytes)}, {fits}"
 
 
 def cheapest(plan: Plan, reached: int | None, anew: Anew) -> list[Change]:

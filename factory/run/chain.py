@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from factory import compose, groups, registry
-from factory.compare.runs import of_report
 from factory.compile.bases import words
 from factory.compose import sweeps
+from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED, append
+from factory.line import name_of
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
-from factory.run.sweep import FAILED, INTERRUPTED, Verbs, begun, beside, closed, recorded
+from factory.run.sweep import Verbs, begun, beside, closed, code_of, recorded
 from factory.run.swept import SweepFolder
 from factory.schema import Sweep
 
-_REFUSED = 2
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
 _PLAIN = re.compile(r"[\w./-]+")  # what Hydra reads without quotes
@@ -54,7 +54,7 @@ def links(line: compose.CommandLine) -> list[Link]:
     recipe, content = found
     if problems := [*_malformed(recipe, content), *_unusable(line, content)]:
         raise UserError(*problems)
-    given = [text for text in line.overrides if _key(text) != "recipe" and not _key(text).startswith(_OWN)]
+    given = [text for text in line.overrides if name_of(text) != "recipe" and not name_of(text).startswith(_OWN)]
     shared = content.get("shared", [])
     return [
         _link(name, texts, [*shared, *texts, *given, *_of_one(line, name)]) for name, texts in content["runs"].items()
@@ -68,21 +68,17 @@ def _link(name: str, texts: Sequence[str], every: Sequence[str]) -> Link:
 
 
 def _last_of_each(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple({_key(text): text for text in texts}.values())
+    return tuple({name_of(text): text for text in texts}.values())
 
 
 def _reads(texts: Sequence[str]) -> dict[str, str]:
     return {found[1]: found[2] for text in texts if (found := _READING.fullmatch(text))}
 
 
-def _key(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
-
-
 def _of_one(line: compose.CommandLine, name: str) -> list[str]:
     """`runs.NAME.key=value` as `key=value`."""
     start = f"{_OWN}{name}."
-    return [text.lstrip("+").removeprefix(start) for text in line.overrides if _key(text).startswith(start)]
+    return [text.lstrip("+").removeprefix(start) for text in line.overrides if name_of(text).startswith(start)]
 
 
 def _malformed(recipe: str, content: Mapping[str, Any]) -> Iterator[Refusal]:
@@ -123,9 +119,9 @@ def _misread(file: str, name: str, text: str, before: Sequence[str]) -> Iterator
 def _unusable(line: compose.CommandLine, content: Mapping[str, Any]) -> Iterator[Refusal]:
     """Overrides of the command line that no run, or not every run, can have."""
     runs = content["runs"] if isinstance(content["runs"], dict) else {}
-    own = {_key(text): name for name, texts in runs.items() for text in texts if isinstance(text, str)}
+    own = {name_of(text): name for name, texts in runs.items() for text in texts if isinstance(text, str)}
     for text in line.overrides:
-        key = _key(text)
+        key = name_of(text)
         if key.startswith(_OWN):
             name = next((name for name in runs if key.startswith(f"{_OWN}{name}.")), None)
             if name is None:
@@ -157,7 +153,7 @@ def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
 
 def _places(line: compose.CommandLine, found: Sequence[Link]) -> tuple[compose.CommandLine, compose.Prepared]:
     """What says where the runs go and are tracked: of the first, as of all."""
-    texts = tuple(text for text in found[0].overrides if _key(text).startswith(("hydra.", "tracking")))
+    texts = tuple(text for text in found[0].overrides if name_of(text).startswith(("hydra.", "tracking")))
     bare = replace(line, overrides=texts)
     return bare, compose.prepared(bare)
 
@@ -199,7 +195,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     screen.print(jobs.summary(listed))
     if told := _stuck(listed):
         print(told, file=sys.stderr)
-        return _REFUSED
+        return REFUSED
     with begun(folder, common, line, before, listed) as (tracking, parent):
         runner = _Runner(folder, {job.name: job.plan for job in listed}, verbs, line.config_dirs, parent, screen)
         stopped = runner.all(found, resumed=bool(asked.resume))
@@ -248,11 +244,11 @@ class _Runner:
             fate = self._fate(link, composed) if resumed else "run"
         except UserError as error:
             print(error, file=sys.stderr)
-            return _REFUSED
+            return REFUSED
         run = RunFolder(composed.run_dir)
         if fate == "keep":
             self.screen.print("It is finished, and kept.")
-            return 0 if of_report(read_json(run.report) or {}) == "finished" else FAILED
+            return code_of(run)
         return self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
 
     def _fate(self, link: Link, composed: compose.Composed) -> jobs.Fate:
@@ -283,10 +279,10 @@ def _start(
     assert plan is not None  # a run that is read and refused is never begun
     if registry.hook(registry.spec("methods", plan.steps.attach.method), "peft") is None:
         return (f"model.path={model}",)
-    place = (*(text for text in places[read] if _key(text) == "model.path"), f"model.adapter={model}")
+    place = (*(text for text in places[read] if name_of(text) == "model.path"), f"model.adapter={model}")
     if plan.steps.quantize.bits is None or "method=none" not in link.overrides:
         return place
-    asked = any(_key(text).startswith(_HELD) for text in link.overrides)
+    asked = any(name_of(text).startswith(_HELD) for text in link.overrides)
     return place if asked else (*place, *words(plan.steps.quantize).split())
 
 

@@ -20,6 +20,7 @@ _LOCKS = Path("/proc/locks")
 _HOMES = ("outputs", "multirun_sweeps")  # where runs lie by default
 _DEPTHS = ("*", "*/*", "*/*/*")  # of a run's folder under them
 _SHOWN = 3
+_MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 _ASIDE = re.compile(r"\..+\.\d+")  # what is written beside its place, by a process of this id
 
 
@@ -205,6 +206,21 @@ def last_here() -> str:
     """`the last runs here: A, B; ` for what names a run that is not there, or nothing."""
     found = [str(folder) for folder in reversed(runs_here())][:_SHOWN]
     return f"the last runs here: {', '.join(found)}; " if found else ""
+
+
+def is_mlflow_id(text: str) -> bool:
+    return _MLFLOW_ID.fullmatch(text) is not None
+
+
+def folder_in_mlflow(run_id: str, uri: str) -> Path | None:
+    """The folder that an MLflow run was written to; None where there is no such run."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(MlflowClient(uri).get_run(run_id).data.tags["folder"])
+    except (MlflowException, KeyError):
+        return None
 
 
 def open_as(file: Path) -> None:

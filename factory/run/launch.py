@@ -17,6 +17,7 @@ from typing import Any, Literal
 import psutil
 
 from factory.execute import memory
+from factory.execute.__main__ import FAILED, INTERRUPTED
 from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
@@ -26,7 +27,7 @@ from factory.ranks.spec import SPLIT
 from factory.redact import clean_file
 from factory.refusal import UserError, refusal
 from factory.run import calibration
-from factory.run.advice import Anew, Change, cheapest
+from factory.run.advice import Anew, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.run.next_commands import next_commands
 from factory.run.plan_shown import plan_panel
@@ -51,7 +52,6 @@ _ENVIRONMENT = {
 }
 # of weights that are gathered and let go layer by layer, the heap would keep the holes
 _GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20)}
-FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def launch(
@@ -413,7 +413,7 @@ def _advised(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str,
     spent, planned = report[OUT_OF_MEMORY], plan.estimate.memory
     reached = spent["reached_bytes"]
     changes = cheapest(plan, reached, anew) if anew else []
-    lines = [f"\n    {' '.join(change.overrides)}  # {_fit(change)}" for change in changes]
+    lines = [f"\n    {change}" for change in changes]
     if spent["step"] in _MEASURING and plan.steps.evaluate.batch_size > 1:
         smaller = max(1, plan.steps.evaluate.batch_size // 2)
         lines.insert(0, f"\n    evaluate.batch_size={smaller}  # what is measured is no part of the estimate")
@@ -440,7 +440,3 @@ def _addressable() -> str:
 
 _MEASURING = ("reference", "baseline", "evaluate", "score")
 _ADVICE = 3  # lines
-
-
-def _fit(change: Change) -> str:
-    return f"estimated {size(change.estimated_bytes)}, {'fits' if change.fits else 'less, and still too much'}"

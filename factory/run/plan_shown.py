@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.panel import Panel
 
 from factory import registry
 from factory.plan import Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
-from factory.run.screen import WHOSE, grid, plain
+from factory.run.screen import WHOSE, grid
 from factory.words import between, duration, size
 
 _NAMED = 8  # modules that a plan names
@@ -19,7 +20,6 @@ _REFERENCES = {
     "adapter": "the base with the saved adapter",
     "weights": "the weights as they are read",
 }
-_FITS = {True: "fits", False: "less, and still too much"}
 # of `plan.Memory`, as a person reads them
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 _INSTANTS = {
@@ -43,7 +43,7 @@ def plan_panel(plan: Plan) -> Panel:
         *_memory(plan.estimate.memory),
         *([("time", _time(plan.estimate))] if trains else []),
         *(("note", f"[dim]{note}[/dim]") for note in plan.notes),
-        *(("warning", f"[yellow]{plain(warning)}[/yellow]") for warning in plan.warnings),
+        *(("warning", f"[yellow]{escape(warning)}[/yellow]") for warning in plan.warnings),
     ):
         table.add_row(name, text)
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
@@ -99,11 +99,11 @@ def _export_panel(plan: Plan, export: Export) -> Panel:
     if (own := steps.load.own_base) is not None:
         add("base", {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[own])
     if steps.load.adapter:
-        add("adapter" if export.format == "adapter" else "merge", plain(steps.load.adapter))
+        add("adapter" if export.format == "adapter" else "merge", escape(steps.load.adapter))
     types = export.quantization or export.dtype
-    add("write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {plain(export.dir)}")
+    add("write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {escape(export.dir)}")
     if export.register:
-        add("register", f"{plain(export.register)} in {plan.tracking.uri}")
+        add("register", f"{escape(export.register)} in {plan.tracking.uri}")
     if export.push:
         kind = "private" if export.private else "public"
         add("push", f"{export.push}, {kind}{'; nothing is uploaded (export.dry_run)' if export.dry_run else ''}")
@@ -112,9 +112,9 @@ def _export_panel(plan: Plan, export: Export) -> Panel:
             "memory", f"{size(plan.estimate.memory.weights)} of weights, {size(plan.estimate.memory.capacity)} are free"
         )
     for note in plan.notes:
-        add("note", f"[dim]{plain(note)}[/dim]")
+        add("note", f"[dim]{escape(note)}[/dim]")
     for warning in plan.warnings:
-        add("warning", f"[yellow]{plain(warning)}[/yellow]")
+        add("warning", f"[yellow]{escape(warning)}[/yellow]")
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
 
 
@@ -190,10 +190,7 @@ def _peak(memory: Memory) -> str:
 
 def changes_text(changes: list[Change]) -> str:
     """What to add to the command line, a change a line."""
-    lines = [
-        f"  {' '.join(change.overrides)}  # estimated {size(change.estimated_bytes)}, {_FITS[change.fits]}"
-        for change in changes
-    ]
+    lines = [f"  {change}" for change in changes]
     return "\n".join(["It would need less with", *lines]) if lines else "No change that is known brings it down."
 
 

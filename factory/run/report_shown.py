@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from factory.execute.report import ADVICE
-from factory.run.screen import WHOSE, grid, plain
+from factory.run.screen import WHOSE, grid
 from factory.words import between, duration, size
 
 
@@ -68,7 +69,7 @@ def _trouble(report: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
         told = f"{bad['count']:,}, {bad['skipped']:,} of them skipped (bad_updates in report.json)"
         yield "bad updates", f"[yellow]{told}[/yellow]"
     if warned := report.get("warnings", {}).get("count"):
-        yield "warnings", f"{warned:,} of libraries, in {plain(str(folder / 'run.log'))}"
+        yield "warnings", f"{warned:,} of libraries, in {escape(str(folder / 'run.log'))}"
 
 
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -79,7 +80,7 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     dropped = f"{skipped}{sum(data['dropped'].values()):,} dropped of {data['rows']:,}"
     yield "data", f"{used}, {data['validation']:,} held out, {dropped}"
     for reason, count in data["dropped"].items():
-        yield "", f"dropped: {plain(reason)} ({count:,})"
+        yield "", f"dropped: {escape(reason)} ({count:,})"
 
 
 def _quality(evaluate: dict[str, Any], data: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -94,29 +95,29 @@ def _quality(evaluate: dict[str, Any], data: dict[str, Any]) -> Iterator[tuple[s
 
 def _samples(samples: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
     for sample in samples:
-        yield "prompt", plain(sample["prompt"].strip()[-600:])
+        yield "prompt", escape(sample["prompt"].strip()[-600:])
         if "before" in sample:
-            yield "before", f"[dim]{plain(sample['before'].strip())}[/dim]"
-        yield "after" if "before" in sample else "answer", plain(sample["after"].strip())
+            yield "before", f"[dim]{escape(sample['before'].strip())}[/dim]"
+        yield "after" if "before" in sample else "answer", escape(sample["after"].strip())
 
 
 def _checks(checks: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, check in checks.items():
         red = "[yellow]note[/yellow]" if name in ADVICE else "[red]RED[/red]"
         verdict = "[green]ok[/green] " if check["passed"] else red
-        yield "check", f"{verdict} {name}: {plain(check['detail'])}"
+        yield "check", f"{verdict} {name}: {escape(check['detail'])}"
 
 
 def _exported(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What was written, and where it went."""
     files = told["files"]
-    yield "written", f"[bold]{plain(told['dir'])}[/bold]  {len(files):,} files, {size(sum(files.values()))}"
+    yield "written", f"[bold]{escape(told['dir'])}[/bold]  {len(files):,} files, {size(sum(files.values()))}"
     if "mean_nats" in told:
         yield "", f"[dim]the type moves losses by {told['mean_nats']:.2g} nats a token on average[/dim]"
     for name, found in told.get("apart", {}).items():
         yield "", f"[dim]on published weights {name} {found['mean_nats']:.2g} nats a token off the run on average[/dim]"
     if found := told.get("registered"):
-        yield "registered", f"{plain(found['name'])} version {found['version']}"
+        yield "registered", f"{escape(found['name'])} version {found['version']}"
     if found := told.get("push"):
         done = "would be uploaded" if found["dry_run"] else "uploaded"
         yield (
@@ -141,11 +142,11 @@ def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
         scores = ", ".join(f"{name} {evaluate[name]:.2f}" for name in how["signatures"])
         yield (
             "answers",
-            f"[bold]{plain(scores)}[/bold] of {how['rows']:,} held-out rows, counted by {how['counted_by']}",
+            f"[bold]{escape(scores)}[/bold] of {how['rows']:,} held-out rows, counted by {how['counted_by']}",
         )
     for each in evaluate.get("benchmarks", {}).values():
         average = each["average"]
-        yield each["title"], f"[bold]{each['accuracy']:.2f} %[/bold] [dim]{plain(each['signature'])}[/dim]"
+        yield each["title"], f"[bold]{each['accuracy']:.2f} %[/bold] [dim]{escape(each['signature'])}[/dim]"
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for column in ("category", "subjects", "questions", f"{average} %", "± error"):
             table.add_column(column, justify="left" if column == "category" else "right", no_wrap=True)
@@ -156,7 +157,7 @@ def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
                 f"{mean[average]:.2f}",
                 f"{mean[f'{average}_error']:.2f}",
             )
-            table.add_row(plain(category), *numbers)
+            table.add_row(escape(category), *numbers)
         yield "", table
     if tasks := evaluate.get("harness"):
         yield "lm-eval", _of_tasks(tasks)
@@ -174,7 +175,7 @@ def _of_tasks(tasks: dict[str, Any]) -> Table:
         for metric, figure in each["metrics"].items():
             error = "" if figure["error"] is None else f"{figure['error']:.4f}"
             counts = (f"{shots}", f"{each['questions']:,}{of}")
-            table.add_row(indent + plain(name), plain(metric), f"{figure['value']:.4f}", error, *counts)
+            table.add_row(indent + escape(name), escape(metric), f"{figure['value']:.4f}", error, *counts)
     return table
 
 

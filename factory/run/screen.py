@@ -72,10 +72,3 @@ def grid() -> Table:
     table.add_column(style="cyan", justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     return table
-
-
-def plain(text: str) -> str:
-    """Text that may hold square brackets, for rich."""
-    from rich.markup import escape
-
-    return escape(text)

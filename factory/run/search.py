@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import log, sqrt
 from typing import Any
 
+from factory.estimate.speed import work
 from factory.plan import Plan
 from factory.refusal import UserError
 from factory.run.advice import CLEARLY_LESS, Anew, smaller_batches
@@ -44,7 +45,7 @@ class Row:
 
     @property
     def flops_per_token(self) -> float:
-        return self.plan.estimate.flops_per_step / self.plan.estimate.tokens_per_step
+        return work(self.plan.estimate)
 
     @property
     def cost(self) -> float | None:

@@ -21,6 +21,7 @@ from factory.compare.page import page
 from factory.compare.runs import Status, of_report
 from factory.compose import sweeps
 from factory.compose.calling import hydra_main
+from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
 from factory.execute.context import STARTED, append
 from factory.look.machine import look_at_machine
 from factory.plan import read_plan
@@ -37,7 +38,6 @@ from factory.tracking.spec import shows
 from factory.tracking.tracker import said
 from factory.words import program
 
-FAILED, INTERRUPTED = 1, 130
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
 _NO_NAME = re.compile(r"[^\w.-]+")
 _TABLE = "table.json"  # the comparison as MLflow shows a table
@@ -273,8 +273,12 @@ def _note_kept(folder: SweepFolder, job: Job) -> None:
     """Where the sweep was stopped or killed before it could note it."""
     noted = folder.ended().get(job.name, Outcome(code=INTERRUPTED))
     if job.fate == "keep" and noted.code == INTERRUPTED:
-        report = read_json(RunFolder(folder.path / job.name).report) or {}
-        append(folder.outcomes, {"job": job.name, "code": 0 if of_report(report) == "finished" else FAILED})
+        append(folder.outcomes, {"job": job.name, "code": code_of(RunFolder(folder.path / job.name))})
+
+
+def code_of(run: RunFolder) -> int:
+    """What the run in this folder ended with, by its report."""
+    return FINISHED if of_report(read_json(run.report) or {}) == "finished" else FAILED
 
 
 def closed(
@@ -287,8 +291,7 @@ def closed(
     goes_on: bool = True,
 ) -> int:
     """Compares what there is, tells of it, and returns the exit code. `goes_on`: whether it could be continued."""
-    ended = folder.ended()
-    done = bool(ended) and all(ended.get(name, Outcome(code=FAILED)).code == 0 for name in folder.names())
+    done = folder.is_done()
     made = compared(of_folder(folder.path)) if folder.names() else None
     if made is not None:
         for each in terminal.summary(made, screen.console.width):
@@ -373,12 +376,10 @@ def tracked(place: str, chosen: dict[str, Any]) -> list[later.Sent]:
     if known is None and not chosen:
         folder.write(replace(record, parent_run=parent))
     sent = [later.of_run(run, chosen, parent) for run in runs]
-    ended = folder.ended()
-    done = bool(ended) and all(ended.get(name, Outcome(code=FAILED)).code == 0 for name in folder.names())
     made = compared(of_folder(folder.path)) if folder.table.is_file() else None
     try:
         _nest(tracking, runs, parent)
-        _close_in_mlflow(tracking, parent, folder, made, done)
+        _close_in_mlflow(tracking, parent, folder, made, folder.is_done())
     except Exception as error:  # as above
         return [*sent, later.unreached(RunFolder(folder.path), tracking, said(error))]
     return sent

@@ -86,6 +86,11 @@ class SweepFolder:
             for line in lines
         }
 
+    def is_done(self) -> bool:
+        """Whether every job that is known ended well."""
+        ended = self.ended()
+        return bool(ended) and all(name in ended and ended[name].code == 0 for name in self.names())
+
     def names(self) -> list[str]:
         """Of all jobs that are known, in their order; those that no record lists by their numbers."""
         record = self.read()

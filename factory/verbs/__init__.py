@@ -10,7 +10,6 @@ from factory.compose.calling import hydra_main
 from factory.redact import redacted
 from factory.refusal import UserError, refuse
 
-REFUSED = 2
 # the verbs that read a group of keys of their own
 OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
 OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from factory import compose
 from factory.anew import Anew, compiled
+from factory.execute.__main__ import REFUSED
 from factory.plan import Plan
 from factory.refusal import UserError, refuse
 from factory.run.advice import cheapest
 from factory.typed import convert, to_tree
-from factory.verbs import REFUSED, parsed, refuse_unread, settings_of
 from factory.verbs import composed as composed_of
+from factory.verbs import parsed, refuse_unread, settings_of
 from factory.verbs.train import of_recipe, of_sweep
 
 if TYPE_CHECKING:

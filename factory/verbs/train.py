@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from factory import compose, schema
 from factory.anew import Anew, compiled
+from factory.execute.__main__ import REFUSED
 from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import RunFolder, last_here
 from factory.typed import to_tree
-from factory.verbs import REFUSED, fresh, our_mistake, parsed, refuse_unread, settings_of
 from factory.verbs import composed as composed_of
+from factory.verbs import fresh, our_mistake, parsed, refuse_unread, settings_of
 
 if TYPE_CHECKING:
     from factory.run.sweep import Verbs
@@ -51,13 +52,22 @@ def train(arguments: list[str]) -> int:
 
 def _run(composed: compose.Composed) -> int:
     made = compiled(composed, training=True)
+    resume = composed.tree["stage"]["resume"]
+    start = "newest" if resume == "auto" else Path(resume) if resume else None
+    return _launch(made, RunFolder(composed.run_dir), start, Anew(composed.config_dirs), composed.config_dirs)
+
+
+def _launch(
+    made: Plan,
+    folder: RunFolder,
+    start: Path | Literal["newest"] | None,
+    anew: Anew | None,
+    config_dirs: tuple[str, ...] = (),
+) -> int:
     from factory.run.launch import launch
     from factory.run.screen import Screen
 
-    folder = RunFolder(composed.run_dir)
-    resume = composed.tree["stage"]["resume"]
-    start = "newest" if resume == "auto" else Path(resume) if resume else None
-    return launch(made, folder, start, Screen(), Anew(composed.config_dirs), composed.config_dirs)
+    return launch(made, folder, start, Screen(), anew, config_dirs)
 
 
 def _sweep(line: compose.CommandLine) -> int:
@@ -112,11 +122,7 @@ def _run_of_recipe(composed: compose.Composed) -> int:
 
 def done_once(composed: compose.Composed, verb: Verb) -> int:
     """In a run's folder, what trains nothing: there is no checkpoint, and nothing cheaper to advise."""
-    made = compiled(composed, training=True, verb=verb)
-    from factory.run.launch import launch
-    from factory.run.screen import Screen
-
-    return launch(made, RunFolder(composed.run_dir), None, Screen(), None)
+    return _launch(compiled(composed, training=True, verb=verb), RunFolder(composed.run_dir), None, None)
 
 
 def _names_a_folder(line: compose.CommandLine) -> bool:
@@ -195,11 +201,9 @@ def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
 def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | None) -> int:
     """Launches a plan that was not compiled just now, if what it was made from is still so."""
     from factory.execute.verify import verify
-    from factory.run.launch import launch
-    from factory.run.screen import Screen
 
     verify(made)
-    return launch(made, folder, start, Screen(), Anew())
+    return _launch(made, folder, start, Anew())
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:

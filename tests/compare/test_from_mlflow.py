@@ -40,7 +40,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
 
 
 def runs(tracking: Tracking, *words: str) -> dict[str | None, Run]:
-    return {run.method: run for run in found.found(found.asked(words), tracking)}
+    return {run.options.get("method"): run for run in found.found(found.asked(words), tracking)}
 
 
 def test_an_experiment_is_its_runs(tracking: Tracking) -> None:

@@ -35,11 +35,15 @@ def test_each_item_is_counted_once_and_all_have_as_many(items: int, ranks: int) 
     assert all(idle <= 1 for _, idle in shares)
 
 
-def test_a_rank_is_who_the_launcher_says() -> None:
-    assert from_environment({}) == World()
-    assert from_environment({"RANK": "3"}) == World()  # not all that a launcher gives
-    told = dict(zip(VARIABLES, ("3", "8", "1", "host", "29500"), strict=True))
-    assert from_environment(told) == World(rank=3, size=8, local_rank=1)
+def test_a_rank_is_who_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert from_environment() == World()
+    monkeypatch.setenv("RANK", "3")
+    assert from_environment() == World()  # not all that a launcher gives
+    for name, value in zip(VARIABLES, ("3", "8", "1", "host", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert from_environment() == World(rank=3, size=8, local_rank=1)
 
 
 def test_the_digest_is_of_the_steps_micro_batches(tiny_model: Path) -> None:
