@@ -33,9 +33,8 @@ class State:
     best: Best
     step: int = 0
     tokens: int = 0
-    longest: int = (
-        0  # tokens of a row of a batch, with what pads it; where nothing is padded, their mean in the fullest
-    )
+    # tokens of a row of a batch, with what pads it; where nothing is padded, their mean in the fullest
+    longest: int = 0
     seconds: float = 0.0  # without those of evaluations
     first_loss: float | None = None
     last_loss: float | None = None
