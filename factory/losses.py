@@ -259,10 +259,8 @@ class Transform:
 
     def numbers(self, config: Any) -> tuple[float, float | None]:
         """(scale, cap) of the logits."""
-        scale = getattr(config, self.times) if self.times else 1.0
-        return scale / (getattr(config, self.over) if self.over else 1.0), getattr(
-            config, self.cap
-        ) if self.cap else None
+        times, over = (getattr(config, name) if name else 1.0 for name in (self.times, self.over))
+        return times / over, getattr(config, self.cap) if self.cap else None
 
 
 _CAPPED = Transform(cap="final_logit_softcapping")

@@ -410,14 +410,11 @@ def test_kto_stays_finite() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bradley_terry(seed: int) -> None:
     random = np.random.default_rng(seed)
-    chosen, rejected, margin = random.normal(size=(3, 7))
+    chosen, rejected = random.normal(size=(2, 7))
     first, second = (torch.tensor(scores, requires_grad=True) for scores in (chosen, rejected))
-    for apart in (np.zeros(7), margin):
-        expected = [-log(_sigma(c - r - m)) for c, r, m in zip(chosen, rejected, apart, strict=True)]
-        found = bradley_terry(first, second, torch.tensor(apart))
-        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-10)
-        assert torch.equal(bradley_terry(first, second), bradley_terry(first, second, torch.zeros(7)))
-    assert torch.autograd.gradcheck(bradley_terry, (first, second, torch.tensor(margin)))
+    expected = [-log(_sigma(c - r)) for c, r in zip(chosen, rejected, strict=True)]
+    np.testing.assert_allclose(bradley_terry(first, second).detach().numpy(), expected, rtol=1e-10)
+    assert torch.autograd.gradcheck(bradley_terry, (first, second))
     by_hand = bradley_terry(torch.tensor([2.0, 200.0]), torch.tensor([1.0, 500.0]))
     assert by_hand.tolist() == pytest.approx([log(1 + exp(-1)), 300.0])
 
@@ -580,15 +577,12 @@ def test_is_trls_kto(kinds: str) -> None:
             assert trainer._metrics["train"][f"rewards/{name}"] == [pytest.approx(rewards[which].mean().item())]
 
 
-@pytest.mark.parametrize("margin", [None, 0.4])
-def test_is_trls_reward_model(margin: float | None) -> None:
+def test_is_trls_reward_model() -> None:
     trainer = _trainer("trainer.reward_trainer.RewardTrainer", args=SimpleNamespace(center_rewards_coefficient=None))
     scores = torch.tensor([0.3, -1.2, 2.0, 0.1, 0.4, -1.0])
     inputs: dict[str, Any] = {"attention_mask": torch.ones(6, 2)}
-    if margin is not None:
-        inputs["margin"] = torch.full((3,), margin)
     loss = trainer.compute_loss(lambda **_: SimpleNamespace(logits=scores[:, None]), inputs)
-    torch.testing.assert_close(bradley_terry(scores[:3], scores[3:], margin or 0.0).mean(), loss)
+    torch.testing.assert_close(bradley_terry(scores[:3], scores[3:]).mean(), loss)
     said = {key: values[-1] for key, values in trainer._metrics["train"].items()}
     people = watched(scores[:3], scores[3:])
     assert said["accuracy"] == pytest.approx(float(people["rewards/accuracy"]) / 3)

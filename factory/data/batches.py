@@ -286,12 +286,9 @@ class Prefetcher(Generic[Item]):
             raise item.error if isinstance(item, _Raised) else StopIteration
         return item
 
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join()
-
     def __enter__(self) -> "Prefetcher[Item]":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._closed.set()
+        self._thread.join()

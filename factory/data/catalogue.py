@@ -33,8 +33,8 @@ _TYPES: dict[str, tuple[type, str]] = {
 }
 _HUB_KEYS = ("subset", "split", "folder")
 _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
-_COMMON = {name: name for name in ("system", "tools", "images", "videos", "audios", "chosen", "rejected")}
 _MEDIA = ("images", "videos", "audios")
+_COMMON = {name: name for name in ("system", "tools", *_MEDIA, "chosen", "rejected")}
 # our standard columns by the catalogue's names for them
 _COLUMNS: dict[str, dict[str, str]] = {
     "alpaca": {

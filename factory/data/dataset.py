@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from factory import cache
 from factory.data import packing
 from factory.data.known import code
-from factory.data.mix import Integers
-from factory.data.packing import Pieces
+from factory.data.packing import Integers, Pieces
 from factory.data.prepare.store import Prepared, Side, writing
 from factory.data.record import Kind
 from factory.plan import Pack
@@ -158,7 +157,7 @@ class Dataset:
         return len(self._pieces)
 
     def __getitem__(self, sequence: int) -> Sample:
-        found = [(source, row, start, stop) for source, row, start, stop in self._of(sequence)]
+        found = self._of(sequence)
         images = tuple(image for source, row, *_ in found for image in source.images(row))
         source, row, *_ = found[0]
         if self.kind == "pairs":
@@ -200,9 +199,10 @@ class Dataset:
         cut = self._joined(source.cut for source in self._sources)[first]
         ended = self._joined(source.open_ended for source in self._sources)[first]
         special = self._joined(source.special for source in self._sources)[first]
+        sides = (False, True) if self.kind == "pairs" else (False,)
         return {
             "tokens": int(self.lengths.sum()),
-            "trained_tokens": self._trained(),
+            "trained_tokens": sum(self._trained(rejected=rejected) for rejected in sides),
             "truncated": int((cut > 0).sum()),
             "cut_tokens": int(cut.sum()),
             "open_ended": int(ended.sum()),
@@ -213,11 +213,7 @@ class Dataset:
         """A number of each row of this set, from those of the sources."""
         return np.concatenate([np.zeros(0, np.int64), *columns])[self._rows]
 
-    def _trained(self) -> int:
-        sides = (False, True) if self.kind == "pairs" else (False,)
-        return sum(self._trained_of(rejected=rejected) for rejected in sides)
-
-    def _trained_of(self, *, rejected: bool) -> int:
+    def _trained(self, *, rejected: bool) -> int:
         found = [source.trained(rejected=rejected) for source in self._sources]
         trained, leading = (self._joined(column) for column in zip(*found, strict=True))
         lengths = self._joined(source.lengths for source in self._sources)
@@ -236,7 +232,7 @@ def dataset(sources: Mapping[str, Prepared], rows: Integers, pack: Pack, kind: K
     lengths = np.concatenate([np.zeros(0, np.int64), *(source.lengths for source in sources.values())])[rows]
     if not pack.packing or kind not in ("text", "messages"):
         return Dataset(sources, rows, packing.alone(lengths), kind, isolate=False)
-    fill = packing.cut if kind == "text" else packing.best_fit
+    fill = packing.way(kind)
     key = hashlib.sha256(f"{fill.__name__} {pack.max_length} {code()}".encode() + lengths.tobytes()).hexdigest()
     path = cache.folder() / "data" / f"pieces-{key[:32]}.npz"
     pieces = _kept(path) or _keep(path, fill(lengths, pack.max_length))

@@ -1,16 +1,16 @@
 """Records to token ids with the stretches that are trained: found from the rendering, cut where they are too long."""
 
-import base64
 import re
 import tempfile
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from factory.data import files
 from factory.data.images import Expander, ImageSpec
 from factory.data.images.expand import without
 from factory.data.placing import Fast, Placed, Slow, Texts
@@ -88,7 +88,7 @@ class EncoderSpec:
     @cached_property
     def encoder(self) -> "Encoder":
         """Made once in a process: a tokenizer's reading takes as long as 1,000 rows."""
-        expander = None if self.images is None else Expander(self.images.maker(self.tokenizer))
+        expander = None if self.images is None else Expander(partial(self.images.processor, self.tokenizer))
         made = Encoder(self._tokenizer(), self._renderers(), self.eos, self.pack, self.kind, expander)
         # a place for an image is written as some models' own token for it
         if self.kind != "text" and (texts := [re.escape(text) for text in self.specials if text != "<image>"]):
@@ -104,10 +104,7 @@ class EncoderSpec:
         from transformers import AutoTokenizer
 
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in self.files.items():
-                path = Path(folder) / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(base64.b64decode(content))
+            files.write(Path(folder), files.decoded(self.files))
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
 
     def _renderers(self) -> tuple[Renderer, Renderer] | None:
@@ -126,7 +123,7 @@ def spec_of(tokenizer: Any, pack: Pack, kind: Kind, images: ImageSpec | None = N
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     return EncoderSpec(
         tokenizer=tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None,
-        files={} if tokenizer.is_fast else _files(tokenizer),
+        files={} if tokenizer.is_fast else files.saved(tokenizer),
         trust_remote_code=type(tokenizer).__module__.startswith("transformers_modules"),
         template=tokenizer.get_chat_template() if chats else "",
         tool_template=tokenizer.get_chat_template(tools=[{}]) if chats else "",
@@ -137,13 +134,6 @@ def spec_of(tokenizer: Any, pack: Pack, kind: Kind, images: ImageSpec | None = N
         kind=kind,
         images=images,
     )
-
-
-def _files(tokenizer: Any) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): base64.b64encode(path.read_bytes()).decode() for path in paths}
 
 
 class Encoder:
@@ -159,7 +149,7 @@ class Encoder:
         eos: int,
         pack: Pack,
         kind: Kind,
-        images: Expander | None = None,
+        images: Expander | None,
     ):
         self._renderers, self._eos, self._pack, self._kind, self._images = renderers, eos, pack, kind, images
         self.special: re.Pattern[str] | None = None  # the special tokens' texts
@@ -239,7 +229,8 @@ class Encoder:
             rendered = [renderer.render([*record.prompt, *side], record.tools, images=media(record)) for side in sides]
             rendered = [self._seen(each, record) for each in rendered]
             if self._kind == "messages":
-                return [self._masked(rendered[0])]
+                (only,) = rendered
+                return [_weighed(only, len(only.answers) - 1) if self._pack.mask_history else only]
             known = sum(message["role"] == "assistant" for message in record.prompt)
             return _same_prompt([_weighed(side, known) for side in rendered], known)
         except BadRow as error:
@@ -252,9 +243,6 @@ class Encoder:
         if self._images is None and record.images:
             raise BadRow("it has images, and the model has no processor for them")
         return rendered if self._images is None else self._images.expand(rendered, record.images)
-
-    def _masked(self, rendered: Rendered) -> Rendered:
-        return _weighed(rendered, len(rendered.answers) - 1) if self._pack.mask_history else rendered
 
     def _row(self, record: Record, rendered: list[Rendered], placed: list[Placed]) -> EncodedRow:
         sides = [self._side(each, tokens) for each, tokens in zip(rendered, placed, strict=True)]
@@ -324,8 +312,9 @@ class Encoder:
     def _layout(self, rendered: Rendered, placed: Placed, spans: list[Weighted], size: int) -> Layout:
         if size <= self._pack.max_length or self._pack.truncation in ("drop", "error"):
             return Layout(size, (), (), (), placed.whole)
-        # of a pair, what both share
-        shared = len(rendered.text) if self._kind == "messages" else _first_trained(rendered)
+        shared = len(rendered.text)
+        if self._kind != "messages":  # of a pair, what both share
+            shared = next((answer.start for answer in rendered.answers if answer.weight), shared)
         texts = {span: _inside(span, placed) for span in rendered.texts if span[1] <= shared}
         return Layout(
             length=size,
@@ -366,10 +355,6 @@ def _weighed(rendered: Rendered, known: int) -> Rendered:
     """The first `known` answers are context."""
     answers = (replace(each, weight=0.0) if number < known else each for number, each in enumerate(rendered.answers))
     return replace(rendered, answers=tuple(answers))
-
-
-def _first_trained(rendered: Rendered) -> int:
-    return next((answer.start for answer in rendered.answers if answer.weight), len(rendered.text))
 
 
 def _same_prompt(sides: list[Rendered], known: int) -> list[Rendered]:

@@ -125,31 +125,29 @@ def called(path: str, what: str, call: Any) -> Any:
     module, _, function = path.partition(":")
     try:
         return call()
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise _failed(path, what, error, module, function) from None
     except (Exception, SystemExit) as error:
-        raise _failed(path, what, error, module, function) from None
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise
+        said = _told(error)
+        raise refuse("function-failed", f"path={path}", f"{what} {said}", module=module, function=function) from None
 
 
-def _failed(path: str, what: str, error: BaseException, module: str, function: str) -> UserError:
+def _told(error: BaseException) -> str:
+    """Its own last line, and where in the user's files it was raised."""
     said = traceback.format_exception_only(error)[-1].strip()
     place = _place(error)
-    where = f" ({Path(place[0]).name}, line {place[1]})" if place else ""
-    return refuse("function-failed", f"path={path}", f"{what} {said}{where}", module=module, function=function)
+    return f"{said} ({Path(place[0]).name}, line {place[1]})" if place else said
 
 
 def _place(error: BaseException) -> tuple[str, int | None] | None:
     """The user's file and the line in it that are to blame."""
     if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():  # nothing of that file has run
         return str(error.filename), error.lineno
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-    return (own[-1].filename, own[-1].lineno) if own else None
-
-
-def _is_machinery(file: str) -> bool:
-    return file in (__file__, importlib.__file__) or file.startswith("<frozen")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen"):
+            return frame.filename, frame.lineno
+    return None
 
 
 def _wrong_rows(path: str, text: str) -> UserError:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.data.packing import Integers
 from factory.plan import Align, held_out_rows
 
 DIGEST_BYTES = 16
 Purpose = Literal["sample", "hold out", "repeat", "interleave"]
-Integers = NDArray[np.int64]
 Ranks = NDArray[np.uint64]
 
 

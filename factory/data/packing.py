@@ -1,5 +1,6 @@
 """Packing: lengths of documents to the pieces that fill each sequence. It never sees a token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,11 @@ def alone(lengths: Integers) -> Pieces:
     """Each row a sequence of its own."""
     count = len(lengths)
     return Pieces(np.arange(count + 1), np.arange(count), np.zeros(count, np.int64), lengths.astype(np.int64))
+
+
+def way(kind: str) -> Callable[[Integers, int], Pieces]:
+    """Texts are cut, conversations stay whole."""
+    return cut if kind == "text" else best_fit
 
 
 def best_fit(lengths: Integers, room: int) -> Pieces:

@@ -14,7 +14,7 @@ from factory.data.prepare.store import Side
 from factory.data.record import BadRow, Message, Record
 from factory.data.render import Rendered, Renderer
 from factory.data.stream import side_of
-from factory.plan import Pack, Plan, PlannedSource
+from factory.plan import Plan, PlannedSource
 
 _ROWS = 50  # of each source
 _SEEN = 5  # with images
@@ -120,19 +120,17 @@ def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: E
     ]
     # some tokenizers compose accents before they split: the same text in another spelling
     spelled = [normalize("NFC", text) for text in trained]
-    wanted = [normalize("NFC", text) for text in _answers(rendered, messages, spec.pack, spec, tokenizer)]
+    wanted = [normalize("NFC", text) for text in _answers(rendered, messages, spec, tokenizer)]
     if spelled == wanted:
         found.spelled += 1
     else:
         found.wrong.append(f"; {trained!r} are trained, {wanted!r} should be"[:500])
 
 
-def _answers(
-    rendered: Rendered, messages: list[Message], pack: Pack, spec: EncoderSpec, tokenizer: Any
-) -> Iterator[str]:
+def _answers(rendered: Rendered, messages: list[Message], spec: EncoderSpec, tokenizer: Any) -> Iterator[str]:
     """The texts that should be trained, each beginning with what the record says."""
     turns = [message for message in messages if message["role"] == "assistant"]
-    last_alone = pack.mask_history or spec.kind != "messages"
+    last_alone = spec.pack.mask_history or spec.kind != "messages"
     chosen = list(zip(rendered.answers, turns, strict=True))[-1 if last_alone else 0 :]
     for answer, message in chosen:
         text = rendered.text[answer.start : answer.end]

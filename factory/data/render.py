@@ -176,16 +176,14 @@ class _Form:
 
     def _given(self, message: Message, calls: "_Calls") -> Given:
         given: Given = {"role": message["role"], "content": message["content"]}
-        if reasoning := self._reasoning_of(message):
+        reasoning = message.get("reasoning", "")
+        if reasoning and self._reasoning != "strip":
             given |= self._learnt.reasoned(message["content"], reasoning)
         if message.get("tool_calls"):
             given["tool_calls"] = calls.of(message)
         elif message["role"] == "tool":
             given |= calls.result(message)
         return given
-
-    def _reasoning_of(self, message: Message) -> str:
-        return "" if self._reasoning == "strip" else message.get("reasoning", "")
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         given, functions = self.given(*self.worded(messages, tools))

@@ -70,8 +70,8 @@ class Position:
 class Step(batches.Step):
     """`position` is where the stream goes on after it; `origins` are the rows that it was made of."""
 
-    position: Position = field(kw_only=True)
-    origins: tuple[Origin, ...] = field(kw_only=True)
+    position: Position
+    origins: tuple[Origin, ...]
 
 
 class Stream:
@@ -239,9 +239,9 @@ class Stream:
         if self._kind == "labelled":
             return [(_labelled(row), [at]) for at, row in enumerate(rows)]
         lengths = np.array([len(row.tokens.ids) for row in rows], np.int64)
-        fill = packing.cut if self._kind == "text" else packing.best_fit
-        pieces = fill(lengths, self._pack.max_length) if self._pack.packing else packing.alone(lengths)
-        isolate = self._pack.packing and self._pack.isolate_documents
+        packed = self._pack.packing
+        pieces = packing.way(self._kind)(lengths, self._pack.max_length) if packed else packing.alone(lengths)
+        isolate = packed and self._pack.isolate_documents
         sides = [side_of(row.tokens) for row in rows]
         columns = list(zip(pieces.rows.tolist(), pieces.starts.tolist(), pieces.stops.tolist(), strict=True))
         return [

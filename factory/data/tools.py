@@ -41,7 +41,7 @@ class ToolFormat:
             "description": function.get("description") or "",
             "parameters": function.get("parameters") or {},
             "function": function,
-            "tool": {"type": "function", "function": function},
+            "tool": wrapped(tool),
         }
         filled = {f"{name}|tojson": dumped(value) for name, value in values.items()}
         filled |= {f"{name}|tojson(indent=4)": dumped(value, 4) for name, value in values.items()}

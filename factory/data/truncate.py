@@ -35,10 +35,6 @@ class Kept:
     stretches: tuple[Span, ...]
     open_ended: bool = False
 
-    @property
-    def length(self) -> int:
-        return sum(end - start for start, end in self.stretches)
-
 
 def kept(layout: Layout, limit: int, truncation: str) -> Kept:
     """What stays of a row. Raises BadRow where nothing of use can, UserError for truncation=error."""

@@ -40,11 +40,20 @@ def peak(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
-    if _STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())):
-        return int(found[1]) * 1024
+    if (marked := _mark(_STATUS)) is not None:
+        return marked
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _mark(status: Path) -> int | None:
+    """The largest resident memory that a process's status tells of, in bytes; None where it tells of none."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def current(device: str) -> int:
@@ -61,12 +70,8 @@ def peak_of(pid: int) -> int:
     """Bytes of another process since its `reset_peak`, or now where the system keeps no mark; 0 once it is gone."""
     import psutil
 
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        text = ""
-    if found := re.search(r"VmHWM:\s+(\d+) kB", text):
-        return int(found[1]) * 1024
+    if (marked := _mark(Path(f"/proc/{pid}/status"))) is not None:
+        return marked
     try:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:

@@ -59,10 +59,9 @@ def _adapter(plan: Plan) -> list[tuple[str, str]]:
 
 def _reward(plan: Plan) -> list[tuple[str, str]]:
     load = plan.steps.load
-    if (
-        load.reward is None
-        or look_at_saved_reward(Path(load.reward), load.reward).fingerprint == load.reward_fingerprint
-    ):
+    if load.reward is None:
+        return []
+    if look_at_saved_reward(Path(load.reward), load.reward).fingerprint == load.reward_fingerprint:
         return []
     return [(f"stage.reward_model={load.reward}", "its files have changed")]
 

@@ -39,9 +39,6 @@ def kto(
     return wanted.where(desirable, unwanted), beta * ratio.detach()
 
 
-def bradley_terry(chosen: "Tensor", rejected: "Tensor", margin: "Tensor | float" = 0.0) -> "Tensor":
-    """A reward model's loss of each pair of scores, (n): Ouyang et al. 2022 (2203.02155), eq. 1.
-
-    With a margin: Touvron et al. 2023 (2307.09288), eq. 2.
-    """
-    return -log_sigmoid(chosen - rejected - margin)
+def bradley_terry(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
+    """A reward model's loss of each pair of scores, (n): Ouyang et al. 2022 (2203.02155), eq. 1."""
+    return -log_sigmoid(chosen - rejected)

@@ -148,7 +148,8 @@ def _origins(plan: Plan, prepared: Aligned, dataset: Dataset) -> Iterator[list[O
     if pack.packing and not pack.isolate_documents:
         # the same pieces, as a set that tells where each ends
         rows = mix.mix({name: found.digests for name, found in prepared.sources.items()}, plan.steps.align, plan.seed)
-        apart = datasets.dataset(prepared.sources, rows.train, replace(pack, isolate_documents=True), prepared.kind)
+        parted = replace(pack, isolate_documents=True)
+        apart = datasets.dataset(prepared.sources, rows.train, parted, prepared.spec.kind)
     for number in range(len(train)):
         sizes = _first(apart[number]).documents or (len(_first(train[number]).ids),)
         places = train.origins(number)

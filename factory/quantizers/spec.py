@@ -156,15 +156,11 @@ _READ_BYTES: dict[str, Callable[[Quantization, Shape, int], int]] = {
 }
 
 
-def _groups(said: dict[str, Any], inputs: int) -> int:
-    """How many groups of one row's weights have a scale of their own; -1: the whole row is a group."""
-    return 1 if said["group_size"] == -1 else ceil(inputs / said["group_size"])
-
-
 def _grouped(said: dict[str, Any], shape: Shape) -> int:
     """Packed weights, and a 16-bit scale and a packed zero for each group."""
     outputs, inputs = shape
-    groups, bits = _groups(said, inputs), said["bits"]
+    groups = 1 if said["group_size"] == -1 else ceil(inputs / said["group_size"])  # -1: a whole row is a group
+    bits = said["bits"]
     return (outputs * inputs + outputs * groups) * bits // 8 + 2 * outputs * groups
 
 

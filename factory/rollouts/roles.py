@@ -45,11 +45,9 @@ def reads_reference(run: Run) -> bool:
 
 def starts_off_the_base(run: Run) -> bool:
     """Whether the model before its first step is not the base with its adapters off."""
-    from factory.steps.attach import method_settings
+    from factory.steps.attach import starts_from_weights
 
-    plan = run.plan.steps
-    starts = registry.hook(registry.spec("methods", plan.attach.method), "starts_from_weights")
-    return plan.load.adapter is not None or (starts is not None and starts(method_settings(run)))
+    return run.plan.steps.load.adapter is not None or starts_from_weights(run)
 
 
 def _copy_start(model: Any, *, wide: bool) -> None:

@@ -52,10 +52,6 @@ class Rolled:
         return {name: float(value) for name, value in found.items()}
 
 
-def sampling(own: dict[str, Any], *, greedy: bool = False) -> Sampling:
-    return Sampling(own["max_new_tokens"], own["temperature"], own["top_p"], own["top_k"], greedy)
-
-
 @torch.no_grad()
 def roll(
     run: Run,
@@ -77,9 +73,8 @@ def roll(
     model.eval()
     with autocast(run.plan):
         prompts = [row.ids[: row.prompt] for row in asked]
-        answers = sample(
-            model, prompts, sampling(own, greedy=greedy), pad=dataset.pad, stops=dataset.stops, device=device
-        )
+        drawn = Sampling(own["max_new_tokens"], own["temperature"], own["top_p"], own["top_k"], greedy)
+        answers = sample(model, prompts, drawn, pad=dataset.pad, stops=dataset.stops, device=device)
         examples = [as_example(answer) for answer in answers]
         found = [batches.collate(part, dataset.pad, device) for part in parts(examples, plan.train.batch_size)]
         mask = _mask(answers, device)

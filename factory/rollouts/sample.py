@@ -52,15 +52,7 @@ def sample(
     one whose weights are split. `beside` makes of the padded prompts (rows, length) what the model takes beside them.
     """
     ids, seen = _left_padded(prompts, pad)
-    drawing: dict[str, Any] = (
-        {}
-        if sampling.greedy
-        else {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or 0,
-        }
-    )
+    drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
     more = {} if beside is None else {name: value.to(device) for name, value in beside(ids.numpy()).items()}
     inner = text_model(model)
     with _only_as_asked(inner), _head_read_once(inner):
@@ -73,7 +65,7 @@ def sample(
             use_cache=True,
             pad_token_id=pad,
             eos_token_id=list(stops),
-            **drawing,
+            **({} if sampling.greedy else drawing),
             **more,
         )
         given = call(write)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from factory.data import batches
 from factory.data.dataset import Example
+from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
 from factory.rewards import Reward
@@ -75,7 +76,7 @@ def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
     with autocast(run.plan):
         again, _ = sampled_log_probs(model, batch, train.own["temperature"])
     apart = float((again.detach() - rolled.log_probs[rows][rolled.mask[rows]]).abs().max())
-    allowed = _RATIO_ROUNDING[train.autocast or run.plan.steps.load.dtype]
+    allowed = _RATIO_ROUNDING[precision(run.plan.steps)]
     run.check("ratio_is_one", apart <= allowed, f"before the first update a token's log-ratio is {apart:.2g} at most")
 
 

@@ -8,7 +8,6 @@ from factory import registry
 from factory.data.encoding import EncoderSpec, spec_of
 from factory.data.images import image_spec
 from factory.data.prepare import Prepared, prepare
-from factory.data.record import Kind
 from factory.execute.context import Run
 from factory.plan import Align, Plan
 
@@ -19,7 +18,6 @@ class Aligned:
 
     sources: dict[str, Prepared]
     spec: EncoderSpec
-    kind: Kind
 
 
 def align(run: Run, tokenizer: Any, processor: dict[str, bytes]) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def aligned(
     kind = registry.spec("stages", steps.train.stage).KIND
     images = image_spec(steps.load.config.get("model_type", ""), processor, tokenizer)
     spec = spec_of(tokenizer, steps.pack, kind, images)
-    return Aligned(prepare(_ahead(steps.align), spec, plan.seed, steps.train.threads, progress, stop), spec, kind)
+    return Aligned(prepare(_ahead(steps.align), spec, plan.seed, steps.train.threads, progress, stop), spec)
 
 
 def _ahead(plan: Align) -> Align:

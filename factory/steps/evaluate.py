@@ -10,6 +10,7 @@ import numpy as np
 
 from factory import registry
 from factory.data import batches
+from factory.estimate.speed import precision
 from factory.evaluation import rows
 from factory.evaluation.windows import windows
 from factory.execute import checkpoint
@@ -220,5 +221,5 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     tokens = torch.tensor([ids], device=plan.load.device)
     with torch.no_grad(), autocast(run.plan):
         apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
-    allowed = HEAD_ROUNDING[plan.train.autocast or plan.load.dtype]
+    allowed = HEAD_ROUNDING[precision(plan)]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")

@@ -18,7 +18,7 @@ from factory.steps import apart as far
 from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
-from factory.steps.proofs import UNMERGEABLE, token_losses
+from factory.steps.proofs import UNMERGEABLE, said, token_losses
 from factory.steps.written import SCORE, Merged, Ready, as_gguf, as_hf, cast, classifier_class
 
 _MARK = "Qanswer0"
@@ -70,9 +70,7 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except UNMERGEABLE as error:
-        raise refuse(
-            "merge-differs", setting, f"it cannot be merged ({type(error).__name__}: {_first(error)})"
-        ) from error
+        raise refuse("merge-differs", setting, f"it cannot be merged ({said(error).rstrip('.')})") from error
     differ = far.most(token_losses(run, whole, ids, mixed=False), before)
     detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
     if not differ <= HEAD_ROUNDING["float32"]:
@@ -148,7 +146,3 @@ def publish(run: Run, written: dict[str, Any]) -> dict[str, Any]:
     if plan.push:
         told["push"] = hub.push(plan, folder)
     return {"result": {"export": told}}
-
-
-def _first(error: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no reason is given")

@@ -8,6 +8,7 @@ from typing import Any
 from factory import registry
 from factory.data import batches
 from factory.data.dataset import Example, Pair, alone, joined
+from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.heads import writes
 from factory.plan import Steps
@@ -52,7 +53,7 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
     apart = sum(slope(part, -1) for part in found.apart)
     left = _gradient_norm(model) / whole if whole else 0.0
     model.zero_grad(set_to_none=True)
-    kind = plan.train.autocast or plan.load.dtype
+    kind = precision(plan)
     run.check(
         "packing_isolation",
         abs(together - apart) <= _MEAN_ROUNDING[kind] and left <= _SLOPE_ROUNDING[kind],

@@ -69,9 +69,9 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
     mixed = mix.mix({name: found.digests for name, found in aligned.sources.items()}, plan.steps.align, plan.seed)
     if not len(mixed.train):
         raise _nothing(aligned)
-    train = dataset(aligned.sources, mixed.train, pack, aligned.kind)
+    train = dataset(aligned.sources, mixed.train, pack, aligned.spec.kind)
     measured = np.unique(mixed.train) if plan.steps.evaluate.rows == "train" else mixed.validation
-    validation = dataset(aligned.sources, measured, alone, aligned.kind)
+    validation = dataset(aligned.sources, measured, alone, aligned.spec.kind)
     tokens = train.counts()
     known.remember(plan, len(train), tokens["tokens"])
     counts = {**_rows(aligned, mixed), **tokens}
@@ -93,10 +93,10 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
 def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Dataset:
     steps, name = plan.steps, plan.steps.align.validation
     held = aligned.sources[name] if name else None
-    stream = Stream(steps.align, steps.pack, aligned.kind, plan.seed, Workers(aligned.spec, 1), held)
+    stream = Stream(steps.align, steps.pack, aligned.spec.kind, plan.seed, Workers(aligned.spec, 1), held)
     validation: Samples = stream.validation
     if held is not None:
-        validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.kind)
+        validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.spec.kind)
     first, _ = next(stream.samples())
     return Dataset(
         train=(),
@@ -121,7 +121,7 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
     yield from _lacking(plan, aligned, tokenizer)
     if special := counts["special_in_text"]:
         yield f"{special:,} rows have the text of a special token in a message, and it has become that token."
-    if aligned.kind == "labelled":
+    if aligned.spec.kind == "labelled":
         labels = np.concatenate([found.labels for found in aligned.sources.values()])[mixed.train]
         if len(kinds := set(labels.tolist())) == 1:
             yield f"All labels are {'true' if 1 in kinds else 'false'}: nothing shows the model the other kind."
@@ -130,7 +130,7 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
 def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:
     """A named template's end of turn that the tokenizer does not have is spelled in pieces."""
     name = plan.steps.pack.template
-    if name == "auto" or aligned.kind == "text":
+    if name == "auto" or aligned.spec.kind == "text":
         return
     vocabulary = tokenizer.get_vocab()
     lacking = [token for token in templates.template(name).stop if token not in vocabulary]

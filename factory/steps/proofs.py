@@ -16,6 +16,7 @@ from typing import Any
 
 from factory import heads, own_base, registry
 from factory.architecture import Architecture, Shape
+from factory.estimate.speed import precision
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.quantizers.spec import checkpoint_quantizer
@@ -58,7 +59,8 @@ def witness(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
     """The model as it is before anything is trained or measured."""
     if not _alone(run):
         return {"seen": Seen({}, [])}
-    return {"seen": Seen(checksums(model, frozen_names(model)), _reference_losses(run, model, dataset))}
+    frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
+    return {"seen": Seen(checksums(model, frozen), _reference_losses(run, model, dataset))}
 
 
 def prove(
@@ -83,7 +85,7 @@ def prove(
     elif seen.reference:
         apart = _apart(_reference_losses(run, model, dataset), seen.reference)
         detail = f"the reference's losses of single tokens have moved by {apart:.2g} nats at most"
-        run.check("reference_unchanged", apart <= _REFERENCE_ROUNDING[_computed_in(run)], detail)
+        run.check("reference_unchanged", apart <= _REFERENCE_ROUNDING[precision(run.plan.steps)], detail)
     names = [name for name, value in model.named_parameters() if value.requires_grad]
     _check_resume_point(run, dict(model.named_parameters()), names, trained["summary"]["steps"])
     ids = dataset.first.ids[:_TOKENS]
@@ -103,7 +105,7 @@ def reload(run: Run, expected: Expected | None, result: dict[str, Any]) -> dict[
         model = read_saved(run)
         same, detail = _as_expected(run, model, expected)
     except Exception as error:  # whatever a library raises at what was saved is the verdict
-        same, detail = False, f"what was saved cannot be read: {_said(error)}"
+        same, detail = False, f"what was saved cannot be read: {said(error)}"
     run.check("save_reload", same, detail)
     if same and _merges(run, model):
         run.check("merge", *_merged_alike(run, model, expected.ids))
@@ -144,18 +146,10 @@ def checksum(tensor: Any, dtype: Any = None) -> tuple[Shape, int]:
 _BLOCK = 2**16  # 64-bit integers
 
 
-def frozen_names(model: Any) -> list[str]:
-    return [name for name, value in model.named_parameters() if not value.requires_grad]
-
-
 # --- the reference
 
 # nats a token, of the same model and the same tokens: on a GPU sums may be taken in another order
 _REFERENCE_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}
-
-
-def _computed_in(run: Run) -> str:
-    return run.plan.steps.train.autocast or run.plan.steps.load.dtype
 
 
 def _reference_losses(run: Run, model: Any, dataset: Dataset) -> list[float]:
@@ -194,7 +188,7 @@ def _numbers_hold(run: Run, model: Any, dataset: Dataset, reference: Reference) 
         again, counts = sequence_log_probs(model, batch)
     apart = float(((again - numbers).abs() / counts.clamp(min=1)).max())
     detail = f"the base's log-probabilities of {len(numbers)} sequences have moved by {apart:.2g} nats a token at most"
-    return apart <= _REFERENCE_ROUNDING[_computed_in(run)], detail
+    return apart <= _REFERENCE_ROUNDING[precision(run.plan.steps)], detail
 
 
 # --- the checkpoint
@@ -209,7 +203,7 @@ def _check_resume_point(run: Run, tensors: dict[str, Any], names: list[str], ste
         shapes = opened(last)
         step = checkpoint.state_of(last)["step"]
     except Exception as error:  # whatever a library raises at a file of it is the verdict
-        run.check("resume_point", False, f"{last.name} cannot be opened: {_said(error)}")
+        run.check("resume_point", False, f"{last.name} cannot be opened: {said(error)}")
         return
     wrong = [name for name in names if shapes.get(name) != tuple(tensors[name].shape)]
     detail = f"{last.name} of {steps} steps opens, with {len(names) - len(wrong)} of {len(names)} trained tensors"
@@ -296,7 +290,7 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
             value.data = value.data.to(expected.types[name])
     again = checksums(model, wrong)  # over 8-bit weights PEFT reads an adapter in float32, whatever it was saved in
     wrong = [name for name in wrong if again[name] != expected.trained[name]]
-    losses, allowed = token_losses(run, model, expected.ids), HEAD_ROUNDING[_computed_in(run)]
+    losses, allowed = token_losses(run, model, expected.ids), HEAD_ROUNDING[precision(run.plan.steps)]
     if saved_type(run, model) is None:
         apart = _apart(losses, expected.losses)
         detail = f"losses of single tokens differ by {apart:.2g} nats at most"
@@ -376,7 +370,7 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
         try:
             alike.merge()
         except UNMERGEABLE as error:
-            raise _CannotMerge(_said(error)) from error
+            raise _CannotMerge(said(error)) from error
         merged = answer(alike)
     rounding = _FLOAT32_ROUNDING * float(apart.abs().max())
     off = max(0.0, float((merged - apart).abs().max()) - rounding)
@@ -418,6 +412,7 @@ def _named(names: list[str]) -> str:
     return f"; not {', '.join(names[:_NAMED])}" if names else ""
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """An error's kind and its first line."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is given")
     return f"{type(error).__name__}: {first}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.quantizers.cpu import read_blocks_across_rows
 from factory.quantizers.spec import IN_PLACE, reading
@@ -29,7 +30,7 @@ def quantize(run: Run) -> dict[str, Any]:
     steps = run.plan.steps
     if steps.quantize.bits is None:
         return {"quantization": of_checkpoint(steps.load.config, steps.load.device)}
-    found = held(steps.quantize, getattr(torch, steps.train.autocast or steps.load.dtype))
+    found = held(steps.quantize, getattr(torch, precision(steps)))
     if steps.train.ranks.strategy == "fsdp":  # splits numbers, not bytes
         found.bnb_4bit_quant_storage = torch.float32
     return {"quantization": found}

@@ -62,7 +62,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
                     state[name] = cast.setdefault(value.data_ptr(), value.to("cpu", kept))
                 model.config.dtype = kept
             model.save_pretrained(aside, state_dict=state)
-            _say_dtype(aside / "config.json", next(iter(state.values())).dtype)
+            say_dtype(aside / "config.json", str(next(iter(state.values())).dtype).removeprefix("torch."))
         heads.save(model, beside, aside)
         (aside / "README.md").write_text(_card(run, beside, adapter=_adapts(model)), encoding="utf-8")
         open_as(aside / "README.md")
@@ -74,9 +74,9 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _say_dtype(file: Path, dtype: Any) -> None:
-    """transformers writes the type that the weights are trained in, not that which they are saved in."""
-    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+def say_dtype(file: Path, dtype: str) -> None:
+    """transformers writes the type that the weights are held in, not that which they are saved in."""
+    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": dtype}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -19,11 +19,13 @@ from factory.hub import lost
 from factory.plan import Load
 from factory.refusal import UserError, caused, refuse
 
+_CONVERTED = ("package", "gguf")  # sources that are GGUF files
+
 
 def folder(run: Run) -> str:
     """What transformers is given to read: a local folder, or the hub id itself."""
     plan = run.plan.steps.load
-    if plan.source not in ("package", "gguf"):
+    if plan.source not in _CONVERTED:
         return plan.path
     target = _converted(plan)
     if not (target / "config.json").is_file():
@@ -35,12 +37,14 @@ def folder(run: Run) -> str:
 @contextmanager
 def tokenizer_folder(plan: Load) -> Iterator[str]:
     """Where the tokenizer is read, without converting any weight."""
-    if plan.source not in ("package", "gguf") or (_converted(plan) / "config.json").is_file():
-        yield plan.path if plan.source not in ("package", "gguf") else str(_converted(plan))
-        return
-    with TemporaryDirectory() as made:
-        _tokenizer(Path(plan.path), plan.source).save_pretrained(made)
-        yield made
+    if plan.source not in _CONVERTED:
+        yield plan.path
+    elif ((target := _converted(plan)) / "config.json").is_file():
+        yield str(target)
+    else:
+        with TemporaryDirectory() as made:
+            _tokenizer(Path(plan.path), plan.source).save_pretrained(made)
+            yield made
 
 
 def _converted(plan: Load) -> Path:

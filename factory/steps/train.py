@@ -33,9 +33,8 @@ class State:
     best: Best
     step: int = 0
     tokens: int = 0
-    longest: int = (
-        0  # tokens of a row of a batch, with what pads it; where nothing is padded, their mean in the fullest
-    )
+    # tokens of a row of a batch, with what pads it; where nothing is padded, their mean in the fullest
+    longest: int = 0
     seconds: float = 0.0  # without those of evaluations
     first_loss: float | None = None
     last_loss: float | None = None
@@ -100,7 +99,8 @@ def train(
     run.bad_updates = state.losses.summary() if state.losses.bad else None
     total = total_steps(plan, dataset)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
-    _prepare_stage(run, model)
+    if prepare := registry.hook(registry.run("stages", plan.stage), "prepare"):
+        prepare(model, plan.own)  # what a stage changes for training alone
     model.train()
     clock, logged = time.monotonic() - state.seconds, (state.seconds, state.tokens)
     _steps(Loop(run, model, engine, dataset, reference, reward, state, total, clock, logged))
@@ -244,13 +244,6 @@ def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> tuple[float | Non
         engine.apply()
     mean = sum(losses) / len(losses) if losses else None
     return mean, {**means.means(), **turn.watched}, norm
-
-
-def _prepare_stage(run: Run, model: Any) -> None:
-    """What a stage changes in the model for training alone, before the first step."""
-    stage = registry.run("stages", run.plan.steps.train.stage)
-    if prepare := registry.hook(stage, "prepare"):
-        prepare(model, run.plan.steps.train.own)
 
 
 def _line(loop: Loop, watched: Mapping[str, float | None], rate: float, norm: float) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def walk(model: Any) -> Architecture:
     """The tensors of a transformers model, layer by layer. Adapters must not be attached yet."""
     said = _said(model.config.get_text_config())
     tensors = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    linears = _linears(model)
+    linears = {name: shape for name, shape in _all_linears(model).items() if ROUTERS.isdisjoint(name.split("."))}
     layers_at, layers = _decoder_layers(model, said["num_hidden_layers"])
     prefixes = tuple(f"{layers_at}.{index}." for index in range(layers))
     outside = {name: shape for name, shape in tensors.items() if not name.startswith(prefixes)}
@@ -40,6 +40,7 @@ def walk(model: Any) -> Architecture:
     head = name_of(model, model.get_output_embeddings())
     blocks = tuple(_block(prefix, tensors, linears) for prefix in prefixes)
     parts = _parts(model, layers_at, embedding, head) | image_layers(layers_at, blocks)
+    beside = {name: shape for name, shape in linears.items() if f"{name}.".startswith(tuple(parts.values()))}
     return of_blocks(
         said | {"model_type": model.config.model_type},
         numbers(said | {"tie_word_embeddings": f"{head}.weight" not in tensors}),
@@ -49,7 +50,7 @@ def walk(model: Any) -> Architecture:
         embedding=embedding,
         head=head,
         parts=parts,
-        part_linears=_under(parts, {name: shape for name, shape in linears.items() if not name.startswith(prefixes)}),
+        part_linears={name: shape for name, shape in beside.items() if not name.startswith(prefixes)},
         active_expert_share=_active_expert_share(said),
         fixed=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
     )
@@ -73,11 +74,6 @@ def _active_expert_share(said: dict[str, Any]) -> float:
 
 def name_of(model: Any, wanted: Any) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
-
-
-def _linears(model: Any) -> dict[str, Shape]:
-    """Every linear layer but routers."""
-    return {name: shape for name, shape in _all_linears(model).items() if ROUTERS.isdisjoint(name.split("."))}
 
 
 def _all_linears(model: Any) -> dict[str, Shape]:
@@ -146,10 +142,6 @@ def _parts(model: Any, layers_at: str, embedding: str, head: str) -> dict[str, s
     names = [f"{above}.{name}" if above else name for name in children]
     own = (f"{layers_at}.", f"{embedding}.", f"{head}.")
     return {name.rpartition(".")[2]: f"{name}." for name in names if not any(o.startswith(f"{name}.") for o in own)}
-
-
-def _under(parts: dict[str, str], linears: dict[str, Shape]) -> dict[str, Shape]:
-    return {name: shape for name, shape in linears.items() if f"{name}.".startswith(tuple(parts.values()))}
 
 
 def main(what: str) -> int:

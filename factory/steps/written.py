@@ -5,7 +5,6 @@ model did.
 """
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from factory.execute.context import Run
 from factory.export import card, gguf, spec
 from factory.export.tokens import Tokens
 from factory.refusal import refuse
+from factory.schema import Quantization
 from factory.steps import apart as far
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.proofs import token_losses
-from factory.steps.quantize import keep_gradients
-from factory.steps.walk import model_class, sees
+from factory.steps.quantize import held, keep_gradients
+from factory.steps.save import say_dtype
+from factory.steps.walk import model_class, outside_linears, sees
 
 SCORE = "score_head"
 # mean nats a token that a type of so many bits may move the losses by; a guard against files that are wrong, not a
@@ -60,11 +61,12 @@ def as_hf(
     expected: list[float],
 ) -> dict[str, Any]:
     plan, model = run.plan.exported, merged.model
+    dtype = plan.dtype or "bfloat16"
     model.config.use_cache = True
     _say_stops(run, model, ready.stops)
     if plan.scores:
         model = _classifier(model, tokenizer)
-    _cast_all(model, plan.dtype or "bfloat16")
+    _cast_all(model, dtype)
     aside.mkdir(parents=True)
     if plan.quantization in spec.CALIBRATED:
         from factory.export import calibrated
@@ -73,17 +75,17 @@ def as_hf(
         ours = None
     else:
         if plan.quantization is not None:
-            model = _in_bits(run, model)
+            model = _in_bits(run, model, dtype)
         ours = _outputs(run, model, merged.ids)
         model.save_pretrained(aside, max_shard_size=plan.shard_size)
-        _say_dtype(aside / "config.json", plan.dtype or "bfloat16")
+        say_dtype(aside / "config.json", dtype)
     save_tokenizer(tokenizer, aside)
     for name, content in processor.items():
         (aside / name).write_bytes(content)
     (aside / "README.md").write_text(card.card(run.plan, merged.base), encoding="utf-8")
     if plan.check and ours is not None:
         _let_go(model)
-        _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), plan.dtype or "bfloat16")
+        _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), dtype)
     return {} if plan.scores or ours is None else far.moved(ours, expected)
 
 
@@ -163,38 +165,26 @@ def cast(value: Any, dtype: str, name: str) -> Any:
     return made
 
 
-def _say_dtype(file: Path, dtype: str) -> None:
-    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": dtype}
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _in_bits(run: Run, model: Any) -> Any:
+def _in_bits(run: Run, model: Any, dtype: str) -> Any:
     """The model with its decoder's linear layers quantized by bitsandbytes."""
     import torch
 
-    from factory.schema import Quantization
-    from factory.steps.quantize import held
-    from factory.steps.walk import outside_linears
-
-    plan = run.plan.exported
-    bits = 8 if plan.quantization == "int8" else 4
+    load, name = run.plan.steps.load, run.plan.exported.quantization
     asked = Quantization(
         method="bitsandbytes",
-        bits=bits,
-        type="fp4" if plan.quantization == "fp4" else "nf4",
+        bits=8 if name == "int8" else 4,
+        type="fp4" if name == "fp4" else "nf4",
         double_quantization=False,
     )
-    dtype = getattr(torch, plan.dtype or "bfloat16")
-    how = held(asked, dtype)
-    how.llm_int8_skip_modules = outside_linears(model.config, trust_remote_code=run.plan.steps.load.trust_remote_code)
-    device = run.plan.steps.load.device
+    how = held(asked, getattr(torch, dtype))
+    how.llm_int8_skip_modules = outside_linears(model.config, trust_remote_code=load.trust_remote_code)
     made = type(model).from_pretrained(
         None,
         config=model.config,
         state_dict=model.state_dict(),
-        dtype=dtype,
+        dtype=getattr(torch, dtype),
         quantization_config=how,
-        device_map={"": device},
+        device_map={"": load.device},
     )
     made.generation_config = model.generation_config
     keep_gradients(made)

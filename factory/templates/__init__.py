@@ -5,6 +5,7 @@ from pathlib import Path
 
 from factory import own
 from factory.refusal import UserError, refuse
+from factory.templates import types
 from factory.templates.types import Template, ToolText
 
 __all__ = ["Template", "ToolText", "names", "read", "template", "tool_names", "tool_text"]
@@ -32,16 +33,12 @@ def template(name: str) -> Template:
 
 @cache
 def _packaged(name: str) -> Template:
-    from factory.templates import types
-
     return types.read(Template, _FOLDER / f"{name}.yaml")
 
 
 @cache
 def _own(path: str, sha256: str) -> Template:
     """Read again when it has changed."""
-    from factory.templates import types
-
     try:
         made = types.read(Template, Path(path))
         assert made.tools in tool_names(), f"tools: the formats are {', '.join(tool_names())}"
@@ -57,8 +54,6 @@ def _own(path: str, sha256: str) -> Template:
 
 @cache
 def tool_text(name: str) -> ToolText:
-    from factory.templates import types
-
     return types.read(ToolText, _FOLDER / "tools" / f"{name}.yaml")
 
 

@@ -481,7 +481,7 @@ def test_the_images_of_a_block_are_known_of_bad_rows_too() -> None:
     images = ["cat.png", "data:image/png;base64,AAAA"]
     turns[0]["value"] += "<image>"
     (block,) = workers.blocks([{"conversations": turns, "images": images}], aligning)
-    found = workers.encode(block, spec().encoder)
+    found = workers.encode(spec().encoder, block)
     assert len(found.bad) == 1 and found.images == {"cat.png"}  # the other one is a part of the row
 
 

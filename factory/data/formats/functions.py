@@ -27,11 +27,17 @@ def tools(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(_tool(tool) for tool in value)
 
 
-def _tool(value: Any) -> dict[str, Any]:
+def _function(value: Any, what: str) -> dict[str, Any]:
+    """An object with a name, out of OpenAI's wrapping."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"].strip():
-        raise BadRow("a tool has no name")
+        raise BadRow(f"{what} has no name")
+    return value
+
+
+def _tool(value: Any) -> dict[str, Any]:
+    value = _function(value, "a tool")
     given = {name: part for name, part in value.items() if part is not None and name != "type"}
     found = {"description": "", "parameters": {}} | given
     if not isinstance(found["description"], str):
@@ -77,10 +83,7 @@ def _object(value: str) -> Any:
 
 
 def _call(value: Any) -> ToolCall:
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value["function"]
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"].strip():
-        raise BadRow("a function call has no name")
+    value = _function(value, "a function call")
     arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
         arguments = parsed(arguments, "a call's arguments") if arguments.strip() not in NO_ARGUMENTS else None

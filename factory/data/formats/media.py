@@ -21,7 +21,8 @@ def mark(part: dict[str, Any], found: Found) -> str:
     """The mark of a content's part, which is noted in `found`."""
     column = PARTS[part["type"]]
     text, single = MEDIA[column]
-    own = next((part[key] for key in _keys(part["type"], single) if part.get(key) is not None), None)
+    keys = (part["type"], single, f"{single}_url", "url", "path", "base64", "bytes")
+    own = next((part[key] for key in keys if part.get(key) is not None), None)
     if own is None:
         index = part.get("index")
         place = index if isinstance(index, int) and not isinstance(index, bool) else None
@@ -29,10 +30,6 @@ def mark(part: dict[str, Any], found: Found) -> str:
         place = _place({"base64": own} if own is part.get("base64") else own, single)
     found.setdefault(column, []).append(place)
     return text
-
-
-def _keys(type: str, single: str) -> tuple[str, ...]:
-    return type, single, f"{single}_url", "url", "path", "base64", "bytes"
 
 
 def gather(row: dict[str, Any], found: Found, *conversations: Sequence[Message]) -> dict[str, Any]:
@@ -51,12 +48,13 @@ def gather(row: dict[str, Any], found: Found, *conversations: Sequence[Message])
             listed = _listed(row.get(single), single)
         if listed is None and column not in found:
             continue
-        places = _places(found.get(column, []), listed or [], f"the {mark} marks are not as many as the {column}")
+        unequal = f"the {mark} marks are not as many as the {column}"
+        places = _places(found.get(column, []), listed or [], unequal)
         if counts == {0} and places:
             first = next(message for message in conversations[0] if message["role"] == "user")
             first["content"] = mark * len(places) + first["content"]
         elif counts != {len(places)}:
-            raise BadRow(f"the {mark} marks are not as many as the {column}")
+            raise BadRow(unequal)
         if places:
             media[column] = places
     return media

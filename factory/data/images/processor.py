@@ -1,16 +1,15 @@
 """A vision model's own processor, made of its files: the one that works with PIL alone."""
 
-import base64
 import copy
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from factory.data.files import decoded, encoded, saved, write
 from factory.refusal import refuse
 
 
@@ -30,18 +29,14 @@ class ImageSpec:
         from transformers import AutoTokenizer
 
         with tempfile.TemporaryDirectory() as folder:
-            _write(Path(folder), {name: base64.b64decode(content) for name, content in self.tokenizer.items()})
+            write(Path(folder), decoded(self.tokenizer))
             if tokenizer_json is not None:
                 (Path(folder) / _TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
             tokenizer = AutoTokenizer.from_pretrained(folder)
         return self.processor_of(tokenizer)
 
     def processor_of(self, tokenizer: Any) -> Any:
-        files = {name: base64.b64decode(content) for name, content in self.files.items()}
-        return read_processor_object(files, self.kind, tokenizer)
-
-    def maker(self, tokenizer_json: str | None) -> Callable[[], Any]:
-        return partial(self.processor, tokenizer_json)
+        return read_processor_object(decoded(self.files), self.kind, tokenizer)
 
 
 _TOKENIZER = "tokenizer.json"
@@ -51,25 +46,8 @@ def image_spec(kind: str, processor: Mapping[str, bytes], tokenizer: Any) -> Ima
     """Of a model type, its processor's files and a transformers tokenizer; None where there is no processor."""
     if not processor:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        saved = {
-            str(path.relative_to(folder)): _text(path.read_bytes())
-            for path in sorted(Path(folder).rglob("*"))
-            if path.is_file() and not (tokenizer.is_fast and path.name == _TOKENIZER)
-        }
-    return ImageSpec(kind, {name: _text(content) for name, content in sorted(processor.items())}, saved)
-
-
-def _text(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    files = {name: encoded(content) for name, content in sorted(processor.items())}
+    return ImageSpec(kind, files, saved(tokenizer, leave=_TOKENIZER if tokenizer.is_fast else ""))
 
 
 def read_processor_object(files: Mapping[str, bytes], kind: str, tokenizer: Any) -> Any:
@@ -102,7 +80,7 @@ def _made(files: Mapping[str, bytes], kind: str, tokenizer: Any) -> Any:
 
     cls = _without_videos(_class(files, kind))
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), files)
+        write(Path(folder), files)
         parts: dict[str, Any] = {"tokenizer": tokenizer, "video_processor": None}
         parts["image_processor"] = AutoImageProcessor.from_pretrained(folder, backend="pil")
         said, more = cls.get_processor_dict(folder)

@@ -103,7 +103,7 @@ def _characters(value: Any) -> int:
     return 8
 
 
-def encode(block: Block, encoder: Encoder) -> Encoded:
+def encode(encoder: Encoder, block: Block) -> Encoded:
     """Aligns and encodes the block's rows. Raises UserError where a row is to stop the run."""
     digests = mix.words([mix.digest(row) for row in block.rows])
     ranks = mix.ranks(digests, block.seed, "sample")
@@ -156,7 +156,7 @@ def _lies_in(path: Path, folder: str) -> bool:
 
 
 class Workers:
-    """Encodes blocks in their order. Processes are started when there is enough to do, and live until `close`."""
+    """Encodes blocks in their order. Processes are started when there is enough to do, and live until it is left."""
 
     def __init__(self, spec: EncoderSpec, processes: int):
         self._spec, self._processes = spec, processes
@@ -166,9 +166,6 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -179,7 +176,7 @@ class Workers:
         return self._spec.images is not None
 
     def encode(self, blocks: Iterable[Block]) -> Iterator[Encoded]:
-        return (found for found, _ in self._map(blocks, lambda block: block, _encoded))
+        return self._map(blocks, lambda block: block, encode)
 
     def tables(
         self, blocks: Iterable[Block], limit: Callable[[], int | None] = lambda: None
@@ -198,7 +195,10 @@ class Workers:
         more = next(blocks, None)
         if more is None:
             return
-        pool = self._pool = self._pool or self._started()
+        if self._pool is None:
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start, initargs=(self._spec,))
+        pool = self._pool
         ahead = _AHEAD * self._processes
         try:
             for found in _in_order(
@@ -220,11 +220,6 @@ class Workers:
         # what a block is made of lives as long as the block
         with seldom_collected(), _tokenized_by(threads), ThreadPoolExecutor(threads, "encode") as pool:
             yield from _in_order(blocks, last, lambda block: pool.submit(work, encoder, block), threads + 1)
-
-    def _started(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(self._spec,)
-        )
 
 
 @contextmanager
@@ -259,14 +254,10 @@ def _in_order(
             future.cancel()
 
 
-def _encoded(encoder: Encoder, block: Block) -> tuple[Encoded, None]:
-    return encode(block, encoder), None
-
-
 def _tabled(encoder: Encoder, block: Block) -> tuple[Encoded, bytes]:
     from factory.data.prepare.store import as_batch
 
-    found = encode(block, encoder)
+    found = encode(encoder, block)
     return replace(found, encoded=[]), as_batch(found)
 
 

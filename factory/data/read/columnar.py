@@ -71,12 +71,10 @@ def _values(batch: "pyarrow.RecordBatch", path: Path) -> list[dict[str, Any]]:
     return batch.to_pylist()
 
 
-@contextmanager
-def _parquet(source: "pyarrow.NativeFile | IO[bytes]") -> Iterator[Any]:
+def _parquet(source: "pyarrow.NativeFile | IO[bytes]") -> Any:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(source) as file:
-        yield file
+    return pyarrow.parquet.ParquetFile(source)
 
 
 def _batches(source: "pyarrow.NativeFile | IO[bytes]") -> Iterator["pyarrow.RecordBatch"]:

@@ -94,7 +94,10 @@ class Stream:
     def texts(self) -> Iterator[tuple[int, str]]:
         """Lines of plain text."""
         for number, raw in self.lines():
-            text = decode(raw, self.path, number)
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError as error:
+                raise wrong.not_utf8_at(self.path, number, error.start + 1, raw[error.start]) from None
             if "\0" in text:
                 raise wrong.broken(self.path, f"line {number} has a NUL character, as no text file has")
             yield number, text
@@ -116,10 +119,3 @@ def text(path: Path) -> Iterator[Stream]:
         if error := wrong.foreign(path, stream.start()):
             raise error
         yield stream
-
-
-def decode(raw: bytes, path: Path, line: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise wrong.not_utf8_at(path, line, error.start + 1, raw[error.start]) from None

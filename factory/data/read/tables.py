@@ -32,7 +32,7 @@ def rows(delimiter: str) -> Callable[[Stream, Skip], Iterator[dict[str, Any]]]:
                 if not cells:
                     continue
                 if not names:
-                    names = _header(cells, delimiter, stream, line)
+                    names = _header(cells, stream, line)
                 elif len(cells) != len(names) and before > line:  # a quote may hide whole rows in it
                     raise _uneven(cells, names, stream, line).error()
                 elif skip.some(1):
@@ -59,7 +59,7 @@ def _table_lines(stream: Stream) -> Iterator[str]:
         yield from _LINES.findall(text) if "\r" in inside else (text,)
 
 
-def _header(cells: list[str], delimiter: str, stream: Stream, line: int) -> list[str]:
+def _header(cells: list[str], stream: Stream, line: int) -> list[str]:
     other = next((mark for mark in _SEPARATORS if mark in cells[0] and len(cells) == 1), None)
     if other is not None:
         words = f"line {line}, the header, is one column, with {_SEPARATORS[other]} in its name"

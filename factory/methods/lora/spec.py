@@ -115,10 +115,10 @@ def _experts(method: Settings, arch: Architecture) -> dict[str, Shape]:
 
 def notes(method: Settings, arch: Architecture) -> tuple[str, ...]:
     """What a plan says about layers that are not adapted."""
-    found = []
-    if method.target_modules == "all-linear" and (left_out := misread(method, arch)):
-        found.append(f"method.target_modules=all-linear: but {len(left_out)} layers that PEFT would take for experts")
-    return tuple(found)
+    left_out = misread(method, arch) if method.target_modules == "all-linear" else ()
+    if not left_out:
+        return ()
+    return (f"method.target_modules=all-linear: but {len(left_out)} layers that PEFT would take for experts",)
 
 
 def _not_for_experts(case: Case) -> str | tuple[str, str] | None:

@@ -12,7 +12,9 @@ from factory.stages.loss import Loss
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Of 2n rows, n answers and n mismatched ones, which say how far the model is from its reference."""
     desirable = batch["desirable"]
-    answers, mismatched = ({name: values[rows] for name, values in _rows(batch).items()} for rows in _halves(desirable))
+    rows = {name: values for name, values in batch.items() if name != "desirable"}
+    answers = {name: values[: len(desirable)] for name, values in rows.items()}
+    mismatched = {name: values[len(desirable) :] for name, values in rows.items()}
     with torch.no_grad(), _no_casts_kept():
         divergence = kto_divergence(sequence_log_probs(model, mismatched)[0], mismatched["reference"])
     losses, rewards = kto(sequence_log_probs(model, answers)[0], answers["reference"], desirable, divergence, **own)
@@ -37,11 +39,3 @@ def _no_casts_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
-
-
-def _halves(desirable: torch.Tensor) -> tuple[slice, slice]:
-    return slice(0, len(desirable)), slice(len(desirable), None)
-
-
-def _rows(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: values for name, values in batch.items() if name != "desirable"}
