@@ -17,8 +17,7 @@ _ROWS = 5
 
 def build(page: "Page") -> None:
     with gr.Row():
-        show = page.say(gr.Button(page.text("preview_run"), variant="primary", elem_id="preview-run"),
-                        value="preview_run")  # fmt: skip
+        show = page.say(gr.Button, {"value": "preview_run"}, variant="primary", elem_id="preview-run")
         rows = gr.Slider(1, 50, value=_ROWS, step=1, label="preview.rows", elem_id="preview-rows")
     out = gr.HTML(elem_id="preview")
 
