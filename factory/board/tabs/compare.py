@@ -60,16 +60,8 @@ def _comparison(page: "Page") -> None:
             return
         where = shown.in_mlflow(_logged(page, folders), say)
         yield where, shown.waiting(say("compare_wait"))
-        place = page.children.aside("compare.html")
-        done = page.children.run(["compare", *folders, f"compare.out={place}"])
-        try:
-            there = place.is_file()
-            yield (
-                where,
-                shown.inner_page(place.read_text("utf-8"), say("tab.compare")) if there else shown.log(done.text),
-            )
-        finally:
-            place.unlink(missing_ok=True)
+        html, printed = page.children.page(["compare", *folders], "compare.out")
+        yield where, shown.log(printed) if html is None else shown.inner_page(html, say("tab.compare"))
 
     show.click(compare, [ticked, page.language], [logged, out])
 

@@ -22,16 +22,9 @@ def build(page: "Page") -> None:
     out = gr.HTML(elem_id="preview")
 
     def preview(overrides: Overrides, rows: int, language: str) -> Iterator[str]:
-        yield shown.waiting(words(language)("preview_wait"))
-        place = page.children.aside("preview.html")
-        done = page.children.run(["preview", *overrides, f"preview.html={place}", f"preview.rows={rows}"])
-        try:
-            yield (
-                shown.inner_page(place.read_text("utf-8"), words(language)("tab.preview"))
-                if place.is_file()
-                else shown.log(done.text)
-            )
-        finally:
-            place.unlink(missing_ok=True)
+        say = words(language)
+        yield shown.waiting(say("preview_wait"))
+        html, printed = page.children.page(["preview", *overrides, f"preview.rows={rows}"], "preview.html")
+        yield shown.log(printed) if html is None else shown.inner_page(html, say("tab.preview"))
 
     show.click(preview, [page.overrides, rows, page.language], out)
