@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from factory.board import shown
 from factory.board.children import Children
 from factory.board.planned import Planner
 from factory.board.runs import Runs
@@ -116,6 +115,3 @@ def _speak(made: Page) -> None:
         return [gr.update(**properties) for properties in spoken]
 
     made.language.change(speak, made.language, [component for component, _ in made.told], show_progress="hidden")
-
-
-STYLE = shown.CSS
