@@ -13,6 +13,7 @@ from factory.board import talking
 from factory.board.said import Words, words
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
+from factory.inference.calls import open_call
 from factory.line import Overrides, name_of, spelt
 
 if TYPE_CHECKING:
@@ -221,14 +222,14 @@ def _asked(
         return
     settings = {name: value for name, value in zip(_SETTINGS, numbers, strict=True) if value not in (None, "")}
     settings |= {"tools": offered} if offered else {}
-    waiting = [talking.open_call(talk) is not None for talk in talks]
+    waiting = [open_call(talk) is not None for talk in talks]
     spoken = [side is not None and (waits or not any(waiting)) for side, waits in zip(sides, waiting, strict=True)]
     told = [talking.told(talk, text, files or []) if to else talk for talk, to in zip(talks, spoken, strict=True)]
     yield shown("", None, (told[0], told[1]), "")
     live = {
         place: talking.answers(page.children.served(side), told[place], system, settings)
         for place, side in enumerate(sides)
-        if side is not None and spoken[place] and talking.open_call(told[place]) is None
+        if side is not None and spoken[place] and open_call(told[place]) is None
     }
     for talks in _together((told[0], told[1]), live):
         yield shown("", None, talks, _awaited(talks, say))
@@ -250,7 +251,7 @@ def _together(talks: Talks, live: dict[int, Iterator[Turn]]) -> Iterator[Talks]:
 
 def _awaited(talks: Talks, say: Words) -> str:
     """Which call waits for its result."""
-    call = next(filter(None, map(talking.open_call, talks)), None)
+    call = next(filter(None, map(open_call, talks)), None)
     return "" if call is None else say("chat_result", call=_call(call))
 
 
