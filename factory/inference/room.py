@@ -5,6 +5,7 @@ folder that `load` found.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,8 +115,6 @@ class Room:
 
 def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: str, tell: Callable[[str], None]) -> Room:
     """Walks the plan. Raises UserError."""
-    import time
-
     _share_a_base(adapters)
 
     from transformers.utils import logging
