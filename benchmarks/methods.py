@@ -29,6 +29,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from memory import random_model
+
 from factory import registry
 
 # what to set; {rank} is an eighth of the model's width
@@ -70,34 +72,6 @@ COMMON = (
 )
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1"}
 COLUMNS = ("method", "trained", "before", "peak", "planned", "above", "formula", "activations", "step_s")
-ENDS = ["<pad>", "<end>"]
-
-
-def random_llama(folder: Path, hidden: int, layers: int) -> None:
-    """A llama of heads of 64 and two of them to a key-value head, in float32; each byte is a token."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 128,
-        vocab_size=512,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokens = [*ENDS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend: Any = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=ENDS[0], eos_token=ENDS[1]).save_pretrained(folder)
 
 
 def planned(words: list[str]) -> tuple[dict[str, int], int]:
@@ -147,14 +121,16 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6, help="steps of each run (6)")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each row, of which the lowest figures count (1)")
     options = parser.parse_args()
-    runs = options.out.resolve() / "runs"
+    runs, width = options.out.resolve() / "runs", options.hidden
     runs.mkdir(parents=True, exist_ok=True)
     print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n")
     with tempfile.TemporaryDirectory() as model:
-        random_llama(Path(model), options.hidden, options.layers)
+        # heads of 64, and two of them to one of keys
+        numbers = {"hidden": width, "mlp": 3 * width, "layers": options.layers, "heads": width // 64}
+        random_model({**numbers, "keys": width // 128, "vocabulary": 512}, Path(model))
         shared = f"{COMMON} precision={options.precision} stage.max_steps={options.steps} model.path={model}".split()
         for name in options.only:
-            words = [*shared, *METHODS[name].format(rank=options.hidden // 8).split()]
+            words = [*shared, *METHODS[name].format(rank=width // 8).split()]
             result = row(name, words, runs / name.replace(", ", "-").replace(" ", "_"), options.repeat)
             with (options.out / "results.jsonl").open("a") as file:
                 file.write(json.dumps({**result, "precision": options.precision}) + "\n")

@@ -100,6 +100,7 @@ def measured(url: str, model: str, clients: int, tokens: int, count: int, key: s
     if not seen:
         raise SystemExit(f"no request was answered: {failed[:1]}")
     written = sum(one.tokens for one in seen)
+    first = [one.first for one in seen]
     each = [(one.whole - one.first) / max(1, one.tokens - 1) for one in seen]
     return {
         "clients": clients,
@@ -108,14 +109,14 @@ def measured(url: str, model: str, clients: int, tokens: int, count: int, key: s
         "tokens": written,
         "tokens_per_second": round(written / seconds, 1),
         "tokens_per_cpu_second": round(written / spent, 1) if spent else None,
-        "first_token_ms": {"median": _ms(statistics.median(one.first for one in seen)), "p99": _ms(_p99(seen))},
-        "answer_ms_p99": _ms(sorted(one.whole for one in seen)[min(len(seen) - 1, int(0.99 * len(seen)))]),
+        "first_token_ms": {"median": _ms(statistics.median(first)), "p99": _ms(_p99(first))},
+        "answer_ms_p99": _ms(_p99([one.whole for one in seen])),
         "token_ms_median": _ms(statistics.median(each)),
     }
 
 
-def _p99(seen: list[Seen]) -> float:
-    return sorted(one.first for one in seen)[min(len(seen) - 1, int(0.99 * len(seen)))]
+def _p99(seconds: list[float]) -> float:
+    return sorted(seconds)[min(len(seconds) - 1, int(0.99 * len(seconds)))]
 
 
 def _ms(seconds: float) -> float:
@@ -130,7 +131,7 @@ def _cpu(server: Any) -> float:
 def started(words: list[str]) -> tuple[subprocess.Popen[str], str]:
     """`factory serve` on a free port, once it listens, and its address."""
     command = [sys.executable, "-m", "factory", "serve", "serve.port=0", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         print(line, end="", file=sys.stderr)

@@ -44,8 +44,7 @@ def ask(
     from factory.benchmarks.score import answers
 
     exam = prompter.exam
-    options = {"batch_size": batch_size, "device": device, "call": call, "progress": progress, "stop": stop}
-    found = answers(model, prompter, exam, **options)
+    found = answers(model, prompter, batch_size=batch_size, device=device, call=call, progress=progress, stop=stop)
     rows = [
         Row(
             subject=question.subject,

@@ -54,7 +54,7 @@ class _Folder:
     """The published files."""
 
     def __init__(self, name: str, folder: Path, shown: str) -> None:
-        self.name, self.shown, self._files = name, shown, benchmark(name).files
+        self.shown, self._files = shown, benchmark(name).files
         places = [place for place in (folder, folder / name, folder / "data") if place.is_dir()]
         found = {(each, place): self._subjects(each, place) for each in NAMES for place in places}
         known = {key: len(set(subjects) & set(benchmark(key[0]).subjects)) for key, subjects in found.items()}
@@ -107,7 +107,7 @@ class _Set:
     """A set on the hub, through `datasets`: one that holds all subjects, or one subset for each."""
 
     def __init__(self, name: str, hub: Hub) -> None:
-        self.name, self.shown, self._hub = name, hub.path, hub
+        self.shown, self._hub = hub.path, hub
         self.subjects: list[str] = list(benchmark(name).subjects)
         self._kept: dict[str, dict[str, list[dict[str, Any]]]] = {}
         if hub.subset is not None:

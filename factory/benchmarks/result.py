@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
 
 from factory.benchmarks.types import LETTERS, Average, Benchmark, benchmark
-from factory.metrics.text import Metric, Statistics
+from factory.metrics.text import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +104,7 @@ class Result:
     @property
     def accuracy(self) -> float:
         """The mean that the benchmark's authors report."""
-        return {"micro": self.overall.micro, "macro": self.overall.macro}[self.benchmark.average]
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """{micro, macro}, to be compared with those of another run on the same questions."""
-        rows = [100.0 * row.right for row in self.rows]
-        flat = by_subject([row.subject for row in self.rows], rows)
-        return {kind: Metric(flat, compute, rows, f"{self.signature}, {kind}") for kind, compute in MEANS.items()}
+        return getattr(self.overall, self.benchmark.average)
 
     @property
     def signature(self) -> str:
@@ -156,8 +149,8 @@ class Result:
             "accuracy": self.accuracy,
             "questions": len(self.rows),
             "shots": self.shots,
-            "overall": _tree(self.overall),
-            "categories": {name: _tree(each) for name, each in self.categories.items()},
+            "overall": asdict(self.overall),
+            "categories": {name: asdict(each) for name, each in self.categories.items()},
             "subjects": {
                 name: {"accuracy": each.accuracy, "right": each.right, "count": each.count}
                 for name, each in self.subjects.items()
@@ -206,17 +199,6 @@ def mean(scores: Iterable[Score]) -> Mean:
 def choice(log_probs: Sequence[float] | None) -> str | None:
     """The likeliest letter; of equal ones the first, as the benchmarks' own code has it."""
     return None if log_probs is None else LETTERS[int(np.argmax(log_probs))]
-
-
-def _tree(found: Mean) -> dict[str, float | int]:
-    return {
-        "macro": found.macro,
-        "macro_error": found.macro_error,
-        "micro": found.micro,
-        "micro_error": found.micro_error,
-        "subjects": found.subjects,
-        "count": found.count,
-    }
 
 
 def by_subject(subjects: Sequence[str], scores: Sequence[float]) -> Statistics:

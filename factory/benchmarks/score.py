@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from factory.benchmarks.prompts import Prompt, Prompter, common
-from factory.benchmarks.types import Exam
 from factory.losses import head_of, text_model
 
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
@@ -55,7 +54,6 @@ class _Group:
 def answers(
     model: Any,
     prompter: Prompter,
-    exam: Exam,
     *,
     batch_size: int,
     device: Any,
@@ -68,14 +66,14 @@ def answers(
     At most `batch_size` prompts are in memory at a time, with the keys and values of what they share. That this, and
     padding, change nothing is tried on two prompts of this model; where they do, they are left away.
     """
-    asked = _Asked(model, prompter.letters, device, call)
+    asked, exam = _Asked(model, prompter.letters, device, call), prompter.exam
     found = [Given(None, 0)] * len(exam.questions)
     done, reading, apart = 0, None, None
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for group in _groups(exam, prompter):
+            for group in _groups(prompter):
                 stop()
                 if reading is None and len(group.prompts) > 1:
                     reading, apart = asked.way(group)
@@ -96,9 +94,9 @@ def answers(
     return Answers(given=tuple(found), reading=reading, apart=apart)
 
 
-def _groups(exam: Exam, prompter: Prompter) -> Iterator[_Group]:
+def _groups(prompter: Prompter) -> Iterator[_Group]:
     """By subject and by the number of shots that fitted; the longest prompts first, so that padding is short."""
-    for _, numbered in groupby(enumerate(exam.questions), key=lambda each: each[1].subject):
+    for _, numbered in groupby(enumerate(prompter.exam.questions), key=lambda each: each[1].subject):
         places, questions = zip(*numbered, strict=True)
         made = zip(places, prompter.prompts(questions), strict=True)
         fitting = [(at, prompt) for at, prompt in made if prompt is not None]

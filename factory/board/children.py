@@ -47,9 +47,14 @@ class Children:
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f"{time.time_ns()}-{name}"
 
-    def run(self, words: list[str]) -> Ended:
-        *_, ended = self.lines(words)
-        return ended
+    def page(self, words: list[str], key: str) -> tuple[str | None, str]:
+        """The page that a verb writes where this key of it says, None where it wrote none; and what it printed."""
+        place = self.aside("page.html")
+        try:
+            *_, ended = self.lines([*words, f"{key}={place}"])
+            return place.read_text("utf-8") if place.is_file() else None, ended.text
+        finally:
+            place.unlink(missing_ok=True)
 
     def lines(self, words: list[str]) -> Iterator[Ended]:
         """What it printed so far (code -1), as it comes; at last with its code."""

@@ -45,7 +45,7 @@ class Field:
 def fields(group: str, tree: dict[str, Any]) -> list[Field]:
     """Of a group's keys, in the schema's order. What an option alone can know has none."""
     shown = (key for key in _keys(group, tree) if not key.path.startswith(_OF_OPTIONS) and "<" not in key.path)
-    return [_field(key, _at(tree, key.path)) for key in shown]
+    return [_field(key, at(tree, key.path)) for key in shown]
 
 
 def _keys(group: str, tree: dict[str, Any]) -> Iterator[Key]:
@@ -54,7 +54,8 @@ def _keys(group: str, tree: dict[str, Any]) -> Iterator[Key]:
     return walk_keys(settings.GROUPS[group], group)
 
 
-def _at(tree: Any, path: str) -> Any:
+def at(tree: Any, path: str) -> Any:
+    """The value of a key; None where there is none."""
     for name in path.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree

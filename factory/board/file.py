@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from factory import groups
-from factory.board.fields import as_typed
+from factory.board.fields import as_typed, at
 from factory.line import Overrides, listed, name_of, spelt
 from factory.parsed import yaml_of
 from factory.refusal import refuse
@@ -25,7 +25,7 @@ def written(overrides: Overrides, tree: dict[str, Any]) -> str:
         elif name == "recipe":
             chosen.insert(0, f"/recipes/{value}")
         else:
-            _put(keys, name.split("."), _at(tree, name.split(".")))
+            _put(keys, name.split("."), at(tree, name))
     content = ({"defaults": chosen} if chosen else {}) | keys
     return _HEAD + (yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if content else "")
 
@@ -34,12 +34,6 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
-
-
-def _at(tree: Any, path: list[str]) -> Any:
-    for name in path:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
 
 
 def read(text: str) -> Overrides:

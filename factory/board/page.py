@@ -1,5 +1,6 @@
 """The page: a header, and a tab a module. What all tabs share is `Page`; what one typed is in its session."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -7,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from factory.board import shown
 from factory.board.children import Children
 from factory.board.planned import Planner
 from factory.board.runs import Runs
@@ -49,10 +49,11 @@ class Page:
     current: Any = None  # the run that was started last
     told: list[tuple[Any, dict[str, str]]] = field(default_factory=list)
 
-    def say(self, component: Any, **properties: str) -> Any:
-        """Its label, value or placeholder are texts by these names, in whatever language is chosen."""
-        self.told.append((component, properties))
-        return component
+    def say(self, kind: Callable[..., Any], texts: dict[str, str], *given: Any, **options: Any) -> Any:
+        """A component whose label, value or title are texts by these names, in whatever language is chosen."""
+        made = kind(*given, **{name: self.text(text) for name, text in texts.items()}, **options)
+        self.told.append((made, texts))
+        return made
 
     def render(self, inputs: list[Any], triggers: list[Any]) -> Any:
         """A part that is drawn anew; one at a time: Gradio walks a session's listeners while another draws its own."""
@@ -80,9 +81,8 @@ def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders
         _header(made)
         with gr.Tabs(selected="configure") as made.selected:
             for name, build in _TABS.items():
-                with gr.Tab(made.text(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as tab:
-                    made.say(tab, label=f"tab.{name}")
-                    made.tab = tab
+                made.tab = made.say(gr.Tab, {"label": f"tab.{name}"}, id=name, elem_id=f"tab-{name}")
+                with made.tab:
                     build(made)
         _speak(made)
     return blocks
@@ -91,17 +91,16 @@ def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders
 def _header(made: Page) -> None:
     with gr.Row(elem_classes="f-header"):
         gr.Markdown("# Factory", elem_id="title")
-        made.language = gr.Radio(
+        made.language = made.say(
+            gr.Radio,
+            {"label": "language"},
             [(name, code) for code, name in LANGUAGES.items()],
             value="en",
-            label=made.text("language"),
             elem_id="language",
             scale=0,
             min_width=330,
         )
-        made.say(made.language, label="language")
-        theme = gr.Button(made.text("theme"), scale=0, min_width=150, size="md", elem_id="theme")
-        made.say(theme, value="theme")
+        theme = made.say(gr.Button, {"value": "theme"}, scale=0, min_width=150, size="md", elem_id="theme")
     theme.click(None, js=_DARK)
 
 
@@ -116,6 +115,3 @@ def _speak(made: Page) -> None:
         return [gr.update(**properties) for properties in spoken]
 
     made.language.change(speak, made.language, [component for component, _ in made.told], show_progress="hidden")
-
-
-STYLE = shown.CSS

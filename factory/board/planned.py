@@ -15,7 +15,8 @@ from factory.plan import Plan
 from factory.refusal import Refusal, UserError, refusal
 from factory.run.advice import cheapest
 
-_OVERRIDE = re.compile(r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)=([\w.+\-]+(?<!\.)|\[[^\]]*\])")
+_KEY = r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)="
+_OVERRIDE = re.compile(_KEY + r"([\w.+\-]+(?<!\.)|\[[^\]]*\])")
 _FRESH, _MOST = 3.0, 32  # seconds that a plan holds for whoever asks again, and how many are kept
 _TRIED = 4  # of what a refusal's words offer
 
@@ -37,7 +38,7 @@ class Planned:
 
 def problem_keys(problem: Refusal) -> list[str]:
     """The keys that a refusal names as set: `method=qlora, precision=fp16` names two."""
-    return [found[1] for found in re.finditer(r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)=", problem.setting)]
+    return re.findall(_KEY, problem.setting)
 
 
 class Planner:

@@ -40,7 +40,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     password = check(board)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with _without_stubs():
-        from factory.board import page
+        from factory.board import page, shown
     _redact_errors()
 
     folders = tuple(Path(folder).resolve() for folder in board.folders)
@@ -66,7 +66,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
             share=board.share,
             auth=None if password is None else (lambda _, given: _knows(password, given)),
             inbrowser=board.open,
-            css=page.STYLE,
+            css=shown.CSS,
             footer_links=[],
             quiet=True,
             show_error=True,

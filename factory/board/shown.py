@@ -87,17 +87,16 @@ def plan(planned: Planned, say: Words) -> str:
 def memory(found: Memory, say: Words) -> str:
     """A bar as wide as what is there, or as what is needed where that is more."""
     whole = max(found.total, found.capacity)
-    parts = [(name, getattr(found, name), colour) for name, colour in zip(_PARTS, _COLOURS, strict=True)]
+    every = ((name, getattr(found, name), colour) for name, colour in zip(_PARTS, _COLOURS, strict=True))
+    parts = [(name, count, colour) for name, count, colour in every if count]
     scale = found.total / (sum(count for _, count, _ in parts) or 1)  # they are not all there at one moment
     bar = "".join(
         f'<span style="width:{100 * count * scale / whole:.2f}%;background:{colour}" title="{escape(name)}"></span>'
         for name, count, colour in parts
-        if count
     )
     legend = "".join(
         f'<span><i style="background:{colour}"></i>{escape(say(f"memory.{name}"))} {size(count)}</span>'
         for name, count, colour in parts
-        if count
     )
     verdict, style = ("fits", "f-good") if found.fits else ("does_not_fit", "f-over")
     used = say("of_capacity", used=size(found.total), capacity=size(found.capacity))

@@ -16,6 +16,7 @@ import httpx
 
 from factory.board.children import Server
 from factory.data.tools import bare
+from factory.inference.calls import open_call
 
 Turn = dict[str, Any]
 Talk = list[Turn]
@@ -56,15 +57,6 @@ def tools_of(text: str) -> list[dict[str, Any]]:
     except KeyError:
         raise Wrong("one has no name") from None
     return [{"type": "function", "function": tool} for tool in found]
-
-
-def open_call(talk: Talk) -> dict[str, Any] | None:
-    """The first call of the last answer that has no result yet."""
-    for results, turn in enumerate(reversed(talk)):
-        if turn["role"] != "tool":
-            calls = turn.get("tool_calls", [])
-            return calls[results] if results < len(calls) else None
-    return None
 
 
 def told(talk: Talk, text: str, paths: list[str]) -> Talk:

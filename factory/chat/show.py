@@ -1,7 +1,9 @@
 """The terminal of a conversation: lines are read, answers are written as they come, two of them side by side."""
 
 import contextlib
+import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -259,8 +261,6 @@ def _written(talk: Talk, speakers: list[Speaker], number: int) -> Said:
 
 def _side_by_side(talk: Talk, speakers: list[Speaker]) -> list[Said]:
     """Answers in columns, all as they come: each is read by a thread of its own."""
-    import threading
-
     from rich.console import Console
     from rich.live import Live
 
@@ -330,8 +330,6 @@ def _called(talk: Talk, speaker: Speaker, said: Said) -> Said:
 
 def _after(said: Said) -> str:
     """What is told beside the text."""
-    import json
-
     told = "".join(
         f"\n[calls {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)}); /result TEXT answers it]"
         for call in said.calls

@@ -9,6 +9,7 @@ from typing import Any
 from factory import schema
 from factory.data.record import Message, ToolCall
 from factory.data.tools import bare
+from factory.inference.calls import open_call
 from factory.inference.prompts import Conversation
 from factory.inference.types import Sampling
 from factory.refusal import did_you_mean
@@ -65,19 +66,12 @@ class Talk:
 
     def result(self, text: str) -> None:
         """Of the first call that has none yet."""
-        calls = [self._open_call(side) for side in self.sides]
+        calls = [open_call(side) for side in self.sides]
         if not any(calls):
             raise Wrong("no tool was called")
         for side, call in zip(self.sides, calls, strict=True):
             if call is not None:
                 side.append({"role": "tool", "content": text, "name": call["name"]})
-
-    def _open_call(self, side: list[Message]) -> ToolCall | None:
-        for results, message in enumerate(reversed(side)):
-            if message["role"] != "tool":
-                calls = message.get("tool_calls", [])
-                return calls[results] if results < len(calls) else None
-        return None
 
     def _say(self, message: Message) -> None:
         for side in self.sides:
@@ -92,7 +86,7 @@ class Talk:
     def waits(self, side: int) -> bool:
         """Whether an answer is the next thing to be said."""
         said = self.sides[side]
-        return bool(said) and said[-1]["role"] != "assistant" and self._open_call(said) is None
+        return bool(said) and said[-1]["role"] != "assistant" and open_call(said) is None
 
     def undo(self, *, question: bool) -> None:
         """Takes back the last answer, and with `question` what it answered."""

@@ -153,7 +153,7 @@ def _metrics(case: Case) -> str | None:
         return None
     if not asked:
         return "nothing is left to score by"
-    unknown = [name for name in asked if spec.named(name) is None]
+    unknown = [name for name in asked if spec.kind(name) is None]
     if unknown:
         return f"{unknown[0]} is none of {', '.join(spec.METRICS)}, and no module:function"
     return _twice(tuple(spec.shown(name) for name in asked))

@@ -14,7 +14,7 @@ from factory.data.batches import examples
 from factory.data.dataset import Labelled, Samples
 from factory.evaluation import rows
 from factory.evaluation.function import Score, metric
-from factory.evaluation.spec import named, shown
+from factory.evaluation.spec import kind, shown
 from factory.metrics import text
 from factory.run.folder import read_json, write_whole
 
@@ -98,7 +98,7 @@ class Scorer:
 
 def scorer(asked: Sequence[str], references: Sequence[str]) -> Scorer:
     """Imports the user's functions. Raises UserError."""
-    functions = {shown(name): metric(name) for name in asked if (found := named(name)) and found.kind == "function"}
+    functions = {shown(name): metric(name) for name in asked if kind(name) == "function"}
     return Scorer(tuple(map(shown, asked)), text.chinese(references), functions)
 
 

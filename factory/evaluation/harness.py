@@ -12,7 +12,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -188,7 +188,11 @@ def _is_local(path: str) -> bool:
 
 
 def _broken(setting: str, error: Exception) -> UserError:
-    return refuse("harness-broken", setting, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return refuse("harness-broken", setting, _said(error))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _shots(task: Any, asked: int | None) -> list[str]:
@@ -237,11 +241,12 @@ def ask(tasks: Tasks, model: Any, *, limit: int | None, chat: bool, device: str)
     tasks.set_out()
     with _seeded(tasks.seed, device), _cut() as cut:
         try:
-            options: dict[str, Any] = {"limit": limit, "bootstrap_iters": _DRAWS, "log_samples": True}
             found: Any = evaluate(
                 model,
                 tasks.loaded,
-                **options,
+                limit=limit,
+                bootstrap_iters=_DRAWS,
+                log_samples=True,
                 apply_chat_template=chat,
                 fewshot_as_multiturn=True,
                 cache_requests=False,
@@ -250,8 +255,7 @@ def ask(tasks: Tasks, model: Any, *, limit: int | None, chat: bool, device: str)
             raise
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             setting = f"evaluate.harness=[{','.join(tasks.loaded['tasks'])}]"
-            wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise refuse("harness-asking", setting, wrong) from error
+            raise refuse("harness-asking", setting, _said(error)) from error
     if cut.count:
         notes.append(
             f"lm-eval cut {cut.count:,} prompts, or batches of them, to the model's context of {model.max_length:,} "
@@ -264,7 +268,7 @@ def ask(tasks: Tasks, model: Any, *, limit: int | None, chat: bool, device: str)
 
 @dataclass(slots=True)
 class _Cut(logging.Filter):
-    count: int = field(default=0)
+    count: int = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Counted in place of a line for each."""

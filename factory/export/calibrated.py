@@ -4,16 +4,14 @@ The maintained `auto-round` package (SignRound, Cheng et al. 2023, arXiv 2309.05
 vLLM and transformers (with gptqmodel) read both layouts.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from factory.plan import Export
 from factory.refusal import refuse
 
-_LAYOUTS = {
-    "gptq": ("auto_gptq", True),
-    "awq": ("auto_awq", False),
-}  # auto-round's name, and whether scales are symmetric
+_LAYOUTS = {"gptq": ("auto_gptq", True), "awq": ("auto_awq", False)}  # auto-round's name, whether scales are symmetric
 _BITS, _GROUPS = 4, (128, 64, 32)  # columns that share a scale, as many as divide every layer's
 _TEXT = Path(__file__).parents[1] / "demo" / "text.jsonl"
 _ROWS, _LENGTH = 128, 512  # sequences, and tokens of each
@@ -21,8 +19,6 @@ _ROWS, _LENGTH = 128, 512  # sequences, and tokens of each
 
 def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
     """Sequences of (1, length) ids, cut from the text end to end. Raises UserError where there is too little of it."""
-    import json
-
     import torch
 
     if plan.calibration:

@@ -88,14 +88,8 @@ def _vocabulary(writer: Any, tokens: Tokens, template: str | None) -> None:
         writer.add_token_merges(list(tokens.merges))
     if tokens.scores:
         writer.add_token_scores(list(tokens.scores))
-    adders = {
-        "bos": "add_bos_token_id",
-        "eos": "add_eos_token_id",
-        "unk": "add_unk_token_id",
-        "pad": "add_pad_token_id",
-    }
     for name, number in tokens.special.items():
-        getattr(writer, adders[name])(number)
+        getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(tokens.adds_bos)
     writer.add_add_space_prefix(tokens.space_prefix)
     if template:

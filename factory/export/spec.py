@@ -4,13 +4,12 @@ No torch here: what cannot be exported is refused before anything is loaded.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture
 from factory.plan import BYTES, Dtype
 
 MARKER = "export.json"  # in every folder that an export has written: only such a folder is ever replaced
@@ -84,24 +83,14 @@ def bytes_of(arch: Architecture, format: str, dtype: Dtype | None, quantization:
     if format == "adapter":
         return adapter * BYTES[dtype or "float32"] + _BESIDE
     assert dtype is not None
-    linears = {f"{name}.weight" for name in arch.linears()}
-    small, large = _elements(arch.tensors(), linears)
+    linears = {f"{name}.weight" for name in arch.linears()}  # of the decoder
+    large = sum(prod(shape) for name, shape in arch.tensors() if name in linears)
+    small = sum(prod(shape) for name, shape in arch.tensors() if name not in linears)
     if quantization is None:
         return (small + large) * BYTES[dtype] + _BESIDE
     if QUANTIZED[quantization].format == "gguf":  # embedding and head too
         return round((small * 8.5 + large * QUANTIZED[quantization].bits) / 8) + _BESIDE
     return small * BYTES[dtype] + round(large * QUANTIZED[quantization].bits / 8) + _BESIDE
-
-
-def _elements(tensors: Iterable[tuple[str, Shape]], linears: set[str]) -> tuple[int, int]:
-    """Of what is not in a linear layer of the decoder, and of what is."""
-    small = large = 0
-    for name, shape in tensors:
-        if name in linears:
-            large += prod(shape)
-        else:
-            small += prod(shape)
-    return small, large
 
 
 def is_export(folder: Path) -> bool:

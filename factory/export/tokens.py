@@ -122,7 +122,6 @@ def starts_text(tokenizer: Any) -> bool:
 
 def _prepends(said: dict[str, Any]) -> bool:
     """Whether a space is put before the text, by the normalizer or by the pre-tokenizer."""
-    return "Prepend" in json.dumps(said.get("normalizer")) or (
-        '"prepend_scheme": "first"' in json.dumps(said.get("pre_tokenizer"))
-        or '"prepend_scheme": "always"' in json.dumps(said.get("pre_tokenizer"))
-    )
+    before = json.dumps(said.get("pre_tokenizer"))
+    schemes = ('"prepend_scheme": "first"', '"prepend_scheme": "always"')
+    return "Prepend" in json.dumps(said.get("normalizer")) or any(scheme in before for scheme in schemes)

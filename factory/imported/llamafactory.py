@@ -19,9 +19,10 @@ _TABLE = Path(__file__).with_suffix(".yaml")
 # of finetuning_type=full, in the order that LLaMA-Factory asks
 _OPTIMIZED = {"use_galore": "galore", "use_apollo": "apollo", "use_badam": "badam"}
 _VARIANTS = {"use_dora": "dora", "pissa_init": "pissa", "use_rslora": "rslora", "loraplus_lr_ratio": "lora_plus"}
-_TYPES = {"lora": "lora", "full": "full", "freeze": "freeze", "oft": "oft"}
-_LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "simpo": "simpo"}
-_PRECISIONS = {"pure_bf16": "pure_bf16", "bf16": "bf16", "fp16": "fp16"}
+# called here as there
+_TYPES = ("lora", "full", "freeze", "oft")
+_LOSSES = ("sigmoid", "hinge", "ipo", "simpo")
+_PRECISIONS = ("pure_bf16", "bf16", "fp16")
 _STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 
 _NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
@@ -175,7 +176,7 @@ def _stage(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     stage, loss = _text(given.get("stage", "sft")), _text(given.get("pref_loss", "sigmoid"))
     said.set("stage", "orpo" if (stage, loss) == ("dpo", "orpo") else stage)
     if said.overrides["stage"] == "dpo" and loss in _LOSSES:
-        said.set("stage.loss", _LOSSES[loss])
+        said.set("stage.loss", loss)
     elif said.overrides["stage"] == "dpo":
         said.missing["pref_loss"] = f"{loss} is none of {', '.join((*_LOSSES, 'orpo'))}"
     yield from ("stage", "pref_loss")
@@ -183,9 +184,9 @@ def _stage(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
 
 def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     kind, bits = _text(given.get("finetuning_type", "lora")), given.get("quantization_bit")
-    method = _TYPES.get(kind)
-    if method is None:
+    if kind not in _TYPES:
         raise refuse("import-config", str(file), f"finetuning_type={kind} is none of {', '.join(_TYPES)}")
+    method = kind
     if method == "full":
         method = next((ours for name, ours in _OPTIMIZED.items() if given.get(name)), "full")
         if method == "badam" and _text(given.get("badam_mode", "layer")) == "ratio":
@@ -257,7 +258,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _precision(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
-    said.set("precision", next((ours for name, ours in _PRECISIONS.items() if given.get(name)), "auto"))
+    said.set("precision", next((name for name in _PRECISIONS if given.get(name)), "auto"))
     yield from _PRECISIONS
 
 

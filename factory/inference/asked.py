@@ -21,9 +21,8 @@ _STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was
 _TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools", "data.max_length")
 _NOT_TAKEN = ("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload")
 SECRET = "serve.api_key"  # noqa: S105  a key's name
-NOWHERE = str(
-    Path(tempfile.gettempdir()) / "factory-writes-no-folder"
-)  # what a plan has where its run's folder would be
+# what a plan has where its run's folder would be
+NOWHERE = str(Path(tempfile.gettempdir()) / "factory-writes-no-folder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +111,8 @@ def sides(run: str | None, compare: tuple[str, ...]) -> list[Side]:
     of_base = run or (others[0] if others else None)
     if compare[0] == compare[1]:
         raise UserError(refusal("chat-compare", setting, "both are the same"))
-    return [
-        Side(BASE, of_base, base=True)
-        if name == BASE
-        else Side(name_of(run) or RUN, run)
-        if name == RUN
-        else Side(name_of(name) or name, name)
-        for name in compare
-    ]
+    named = {BASE: Side(BASE, of_base, base=True), RUN: Side(name_of(run) or RUN, run)}
+    return [named.get(name) or Side(name_of(name) or name, name) for name in compare]
 
 
 def name_of(run: str | None) -> str | None:

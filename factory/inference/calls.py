@@ -1,4 +1,4 @@
-"""Tool calls of an answer: read back by the format that the model's template writes them in, or begun for it."""
+"""Tool calls: read back from an answer as its model writes them, or begun for it; the one that waits for a result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +29,15 @@ def read(raw: str, shown: str, form: ToolFormat | None, tools: Sequence[dict[str
         if found is not None and {call["name"] for call in found[1]} <= names:
             return Read(found[0], tuple(found[1]))
     return Read(shown, ())
+
+
+def open_call(said: Sequence[Any]) -> Any:
+    """The first call of the last answer that has no result yet; None where there is none."""
+    for results, message in enumerate(reversed(said)):
+        if message["role"] != "tool":
+            calls = message.get("tool_calls", [])
+            return calls[results] if results < len(calls) else None
+    return None
 
 
 def beginning(form: ToolFormat, tool: str | None) -> str:

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from factory.inference.draw import Drawer, draw
-from factory.inference.scheduler import Lane, Scheduler
+from factory.inference.scheduler import Lane, Scheduled, Scheduler
 from factory.inference.slots import Slots
-from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, Unable, batched, failed
+from factory.inference.types import Done, Request, Ticket, Token, Unable, failed
 from factory.losses import text_model
 
 _log = logging.getLogger(__name__)
@@ -294,7 +294,7 @@ class Alone:
 
 
 @dataclass(slots=True)
-class Embedded:
+class Embedded(Scheduled):
     """The engine. `scores` gives a reward model's scores of a row of tokens, where it is one."""
 
     model: Model
@@ -303,7 +303,6 @@ class Embedded:
     queue: int
     scores: Callable[[Any, Tensor], float] | None = None
     _lanes: dict[str | None, Lane] = field(default_factory=dict)
-    _scheduler: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self._lane, lambda: list(self._lanes.values()), self.most, self.queue)
@@ -322,15 +321,6 @@ class Embedded:
             self._lanes[request.adapter] = kind(self.model, request.adapter, self.numbers)
         return self._lanes[request.adapter]
 
-    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
-        return self._scheduler.submit(request, tell)
-
-    def generate(self, request: Request) -> Stream:
-        return self._scheduler.generate(request)
-
-    def batch(self, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
-        return batched(self, requests)
-
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
         return [self._embedded(row, adapter) for row in rows]
 
@@ -340,27 +330,16 @@ class Embedded:
             states = self.model.states(torch.tensor([list(row)])).float().mean(0)
             return (states / states.norm().clamp_min(1e-12)).tolist()
 
-        found = self._scheduler.call(made)
-        assert isinstance(found, list)
-        return found
+        return self._scheduler.call(made)
 
     def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
         if self.scores is None:
             raise Unable
-        return [self._scored(row, adapter) for row in rows]
+        return [self._scored(self.scores, row, adapter) for row in rows]
 
-    def _scored(self, row: Sequence[int], adapter: str | None) -> float:
+    def _scored(self, scores: Callable[[Any, Tensor], float], row: Sequence[int], adapter: str | None) -> float:
         def made() -> float:
-            assert self.scores is not None
             self.model.use(adapter)
-            return self.scores(self.model, torch.tensor([list(row)]))
+            return scores(self.model, torch.tensor([list(row)]))
 
-        found = self._scheduler.call(made)
-        assert isinstance(found, float)
-        return found
-
-    def count(self) -> Load:
-        return self._scheduler.count()
-
-    def stop(self, grace: float) -> None:
-        self._scheduler.stop(grace)
+        return self._scheduler.call(made)

@@ -93,7 +93,8 @@ class Prompts:
         answer = "It is one."
         if not self.chats:
             return None, None
-        record = _record(Conversation(messages=_exchange(answer)))
+        said: tuple[Message, ...] = ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": answer})
+        record = _record(Conversation(messages=said))
         (row,) = self._spec.encoder.encode([record])
         if isinstance(row, BadRow):
             return None, None
@@ -161,10 +162,6 @@ class Prompts:
 def _record(conversation: Conversation) -> Record:
     tools = tuple(bare(tool) for tool in conversation.tools)
     return Record(prompt=conversation.messages, response=(), tools=tools, images=conversation.images)
-
-
-def _exchange(answer: str) -> tuple[Message, ...]:
-    return ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": answer})
 
 
 def _without_media(text: str, places: set[int], mark: str) -> str:

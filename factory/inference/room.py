@@ -5,8 +5,9 @@ folder that `load` found.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,18 @@ from factory.plan import Plan
 from factory.refusal import refuse
 from factory.run.folder import RunFolder
 
-EMBEDDED = (
+_EMBEDDED = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
     Step("attach", "attach:attach", ("patched", "quantization"), ("model", "arch")),
     Step("write", "write:embedded", ("tokenizer", "processor", "model"), ("room",)),
 )
-VLLM = (
+_VLLM = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
     Step("write", "write:vllm", ("tokenizer",), ("room",)),
 )
-_STEPS = {"transformers": EMBEDDED, "vllm": VLLM}
+_STEPS = {"transformers": _EMBEDDED, "vllm": _VLLM}
 OWN = "default"  # the adapter of the plan
 
 
@@ -56,16 +57,6 @@ class Piece:
 
     text: str
     token: Token
-
-
-@dataclass(slots=True)
-class Answer:
-    """A whole answer, or as much as there is. `raw` is its text with the special tokens."""
-
-    text: str = ""
-    tokens: list[Token] = field(default_factory=list)
-    done: Done | None = None
-    raw: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +115,6 @@ class Room:
 
 def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: str, tell: Callable[[str], None]) -> Room:
     """Walks the plan. Raises UserError."""
-    import time
-
     _share_a_base(adapters)
 
     from transformers.utils import logging

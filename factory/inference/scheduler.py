@@ -8,12 +8,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
-from factory.inference.types import Done, Event, Load, Overloaded, Request, Stopping, Stream, Ticket, failed
+from factory.inference.types import Done, Event, Load, Overloaded, Request, Stopping, Stream, Ticket, Token, failed
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Lane(Protocol):
@@ -60,12 +61,9 @@ class Scheduler:
             self._changed.notify_all()
         return ticket
 
-    def generate(self, request: Request) -> Stream:
-        return Stream(self.submit, request)
-
-    def call(self, function: Callable[[], object]) -> object:
+    def call(self, function: Callable[[], T]) -> T:
         """Runs the function in the thread that has the model, between two tokens, and returns what it gives."""
-        done, found = threading.Event(), list[object]()
+        done, found = threading.Event(), list[T | Exception]()
 
         def job() -> None:
             try:
@@ -109,7 +107,7 @@ class Scheduler:
             if job is not None:
                 job()
             elif cut or (idle and self._closing is not None):
-                self._end(Done("length"), lambda _: True)
+                self._cut()
                 return
             self._step()
 
@@ -145,11 +143,40 @@ class Scheduler:
         with self._changed:
             self._running = sum(lane.busy for lane in self._lanes())
 
-    def _end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
+    def _cut(self) -> None:
+        done = Done("length")
         for lane in self._lanes():
-            lane.end(done, which)
+            lane.end(done, lambda _: True)
         with self._changed:
             waiting, self._waiting = list(self._waiting), deque()
             self._running = 0
         for ticket in waiting:
             ticket.tell(done)
+
+
+class Scheduled:
+    """What an engine answers by its scheduler alone."""
+
+    __slots__ = ("_scheduler",)
+    _scheduler: Scheduler
+
+    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
+        return self._scheduler.submit(request, tell)
+
+    def generate(self, request: Request) -> Stream:
+        return Stream(self.submit, request)
+
+    def batch(self, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
+        streams = [self.generate(request) for request in requests]
+        found = list[tuple[list[Token], Done]]()
+        for stream in streams:
+            *tokens, last = stream
+            assert isinstance(last, Done)
+            found.append(([token for token in tokens if isinstance(token, Token)], last))
+        return found
+
+    def count(self) -> Load:
+        return self._scheduler.count()
+
+    def stop(self, grace: float) -> None:
+        self._scheduler.stop(grace)

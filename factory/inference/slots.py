@@ -90,12 +90,12 @@ class Slots:
     def layers(self) -> list[Any]:
         return self.cache.layers
 
-    def mask(self, more: int = 1) -> Tensor | None:
-        """(rows, columns in use and `more`), 0 before a row's first token; None where all rows are as long."""
+    def mask(self) -> Tensor | None:
+        """(rows, columns in use and the next), 0 before a row's first token; None where all rows are as long."""
         width = self.used - self.start
         if all(length == width for length in self.lengths):
             return None
-        ages = torch.arange(width + more - 1, -1, -1) - more  # -1 of what is written now
+        ages = torch.arange(width, -1, -1) - 1  # -1 of what is written now
         return (ages[None, :] < torch.tensor(self.lengths)[:, None]).long()
 
     def advance(self, more: int = 1) -> None:
@@ -104,10 +104,10 @@ class Slots:
         self.lengths = [length + more for length in self.lengths]
         self._tell()
 
-    def begin(self, rows: int = 1) -> None:
-        """Rows without a token yet."""
+    def begin(self) -> None:
+        """One row, without a token yet."""
         assert not self.lengths
-        self.lengths = [0] * rows
+        self.lengths = [0]
         self._tell()
 
     def add(self, other: "Slots", length: int) -> None:

@@ -168,14 +168,3 @@ class Engine(Protocol):
     def stop(self, grace: float) -> None:
         """Takes no more, and ends in `grace` seconds: who is not done by then is cut, with reason `length`."""
         ...
-
-
-def batched(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
-    """`batch` of an engine, by its `generate`."""
-    streams = [engine.generate(request) for request in requests]
-    found = list[tuple[list[Token], Done]]()
-    for stream in streams:
-        *tokens, last = stream
-        assert isinstance(last, Done)
-        found.append(([token for token in tokens if isinstance(token, Token)], last))
-    return found

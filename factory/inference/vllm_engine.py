@@ -5,8 +5,8 @@ from itertools import count
 from typing import Any
 
 from factory import schema
-from factory.inference.scheduler import Lane, Scheduler
-from factory.inference.types import Done, Event, Load, Request, Stream, Ticket, Token, Unable, batched
+from factory.inference.scheduler import Lane, Scheduled, Scheduler
+from factory.inference.types import Done, Request, Ticket, Token, Unable
 from factory.look.model import look_at_adapter
 from factory.plan import Plan
 from factory.refusal import refuse
@@ -86,7 +86,7 @@ def _token(token: int, logs: Any, request: Request) -> Token:
     return Token(token, logs[token].logprob, tuple((other, each.logprob) for other, each in best))
 
 
-class Vllm:
+class Vllm(Scheduled):
     """The engine of a model's folder or hub id. `adapters`: folders by name."""
 
     grammars = False
@@ -127,26 +127,11 @@ class Vllm:
         )
         self._scheduler = Scheduler(lambda _: lane, lambda: [lane], asked.batch, asked.queue)
 
-    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
-        return self._scheduler.submit(request, tell)
-
-    def generate(self, request: Request) -> Stream:
-        return self._scheduler.generate(request)
-
-    def batch(self, requests: Sequence[Request]) -> list[tuple[list[Token], Done]]:
-        return batched(self, requests)
-
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
         raise Unable
 
     def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
         raise Unable
-
-    def count(self) -> Load:
-        return self._scheduler.count()
-
-    def stop(self, grace: float) -> None:
-        self._scheduler.stop(grace)
 
 
 def _rank(adapters: dict[str, str]) -> int:

@@ -26,7 +26,7 @@ from factory.steps.pack import Dataset, packed
 Progress = Callable[[int, int | None], None]
 
 
-def preview(plan: Plan, rows: int, progress: Progress = lambda done, total: None) -> Preview:
+def preview(plan: Plan, rows: int, progress: Progress) -> Preview:
     """Raises UserError where the tokenizer or the data cannot be used."""
     tokenizer = read_tokenizer(plan)
     prepared = aligned(plan, tokenizer, progress, lambda: None, _processor(plan))

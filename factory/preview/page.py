@@ -88,18 +88,16 @@ def _rows(preview: Preview) -> str:
 def _lengths(lengths: Lengths) -> str:
     most = max(each.rows for each in lengths.bins)
     limit = f"<tr class='limit'><th></th><td colspan='2'>max_length {lengths.max_length:,}</td></tr>"
-    lines, marked = list[str](), False
-    for each in lengths.bins:
-        if not marked and lengths.max_length < each.low:
+    lines = list[str]()
+    for each in lengths.lines:
+        if each is None:
             lines.append(limit)
-            marked = True
+            continue
         bar = f"<i style='width:{bar_length(each.rows, most, 1000) / 10:g}%'></i>"
         lines.append(
             f"<tr><th class='number' scope='row'>{span(each)}</th><td class='bar'>{bar}</td>"
             f"<td class='number'>{each.rows:,}</td></tr>"
         )
-    if not marked:
-        lines.append(limit)
     head = "<thead class='unseen'><tr><th>Tokens</th><th></th><th>Rows</th></tr></thead>"
     return (
         f"<section><h2>Lengths</h2><p>{_line(described(lengths))}</p>"

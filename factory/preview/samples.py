@@ -104,6 +104,12 @@ class Lengths:
     max_length: int
     bins: tuple[Bin, ...]
 
+    @property
+    def lines(self) -> tuple[Bin | None, ...]:
+        """The bins, and None where max_length belongs between them."""
+        at = sum(each.low <= self.max_length for each in self.bins)
+        return *self.bins[:at], None, *self.bins[at:]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:

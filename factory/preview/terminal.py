@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from factory.preview.samples import Lengths, Origin, Preview, Sample, Side, Token, stretches
+from factory.preview.samples import Lengths, Preview, Sample, Side, Token, stretches
 from factory.preview.visible import encodable, escaped, in_line, visible
 from factory.preview.words import bar_length, counted, described, dropped, images, origins, sizes, span
 from factory.preview.words import origin as named
@@ -98,23 +98,18 @@ class Terminal:
         """A bar a bin; max_length as a line where it belongs."""
         lines = [self._text(described(lengths))]
         most = max(each.rows for each in lengths.bins)
-        names = [span(each) for each in lengths.bins]
-        limit = f"max_length {lengths.max_length:,}"
-        width = max(map(len, names))
+        width = max(len(span(each)) for each in lengths.bins)
         longest = max(4, min(_BAR, self._console.width - width - _BESIDE_BAR))
-        marked = False
-        for name, each in zip(names, lengths.bins, strict=True):
-            if not marked and lengths.max_length < each.low:
-                lines.append(self._limit(limit))
-                marked = True
+        for each in lengths.lines:
+            if each is None:
+                lines.append(self._ruled(f"max_length {lengths.max_length:,}"))
+                continue
             bar = self._signs.bar * bar_length(each.rows, most, longest)
-            line = self._text(f"{name:>{width}}  ")
+            line = self._text(f"{span(each):>{width}}  ")
             lines.append(line.append_text(self._text(bar, "green")).append(f"{' ' if bar else ''}{each.rows:,}"))
-        if not marked:
-            lines.append(self._limit(limit))
         return Text("\n").join(lines)
 
-    def _limit(self, text: str) -> Text:
+    def _ruled(self, text: str) -> Text:
         return self._text(f"{self._signs.rule * 3} {text} {self._signs.rule * 3}", _BORDER)
 
     # the samples
@@ -150,7 +145,8 @@ class Terminal:
         made, left = Text(), _SHOWN
         for border, run in stretches(side.tokens, sample.borders):
             if border is not None:
-                made.append("" if made.plain.endswith("\n") else "\n").append_text(self._border(border))
+                made.append("" if made.plain.endswith("\n") else "\n")
+                made.append_text(self._ruled(named(border))).append("\n")
             run = run[:left]
             left -= len(run)
             if run:
@@ -161,10 +157,6 @@ class Terminal:
         if made.plain.endswith("\n"):  # print ends the line itself
             made.right_crop(1)
         return made
-
-    def _border(self, origin: Origin) -> Text:
-        rule = self._signs.rule * 3
-        return self._text(f"{rule} {named(origin)} {rule}\n", _BORDER)
 
     def _run(self, run: list[Token]) -> Text:
         """A stretch of tokens that are alike in what the loss makes of them."""

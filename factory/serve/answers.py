@@ -17,7 +17,6 @@ from factory.serve import errors
 from factory.serve.metrics import Metrics
 
 T = TypeVar("T")
-_RETRY = 2  # seconds
 
 
 async def events(room: Room, requests: Sequence[Request], tickets: list[Ticket]) -> AsyncGenerator[tuple[int, Event]]:
@@ -43,7 +42,7 @@ async def events(room: Room, requests: Sequence[Request], tickets: list[Ticket])
             running -= isinstance(event, Done)
             yield number, event
     except Overloaded:
-        raise errors.overloaded(_RETRY) from None
+        raise errors.overloaded() from None
     except Stopping:
         raise errors.stopping() from None
     finally:
@@ -121,6 +120,9 @@ class Delta:
     calls: tuple[ToolCall, ...] = ()
     reason: str | None = None
 
+    def and_then(self, more: "Delta") -> "Delta":
+        return Delta(self.text + more.text, self.tokens + more.tokens, more.calls, more.reason)
+
 
 async def deltas(found: AsyncIterator[tuple[int, Shown]]) -> AsyncIterator[tuple[int, Delta]]:
     async for number, part in found:
@@ -133,8 +135,7 @@ async def with_calls(
     """Each answer at once, when it is whole: until then nobody knows what of it is a call."""
     made: dict[int, Delta] = {}
     async for number, part in found:
-        sofar = made.setdefault(number, Delta())
-        made[number] = Delta(sofar.text + part.text, sofar.tokens + part.tokens, (), part.reason)
+        made[number] = made.get(number, Delta()).and_then(part)
         if part.reason is not None:
             yield number, read(made[number])
 
@@ -142,8 +143,7 @@ async def with_calls(
 async def gathered(found: AsyncIterator[tuple[int, Delta]], count: int) -> list[Delta]:
     made = [Delta() for _ in range(count)]
     async for number, part in found:
-        sofar = made[number]
-        made[number] = Delta(sofar.text + part.text, sofar.tokens + part.tokens, part.calls, part.reason)
+        made[number] = made[number].and_then(part)
     return made
 
 

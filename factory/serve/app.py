@@ -29,7 +29,7 @@ from factory.serve.guard import Guard
 from factory.serve.images import Fetcher
 from factory.serve.metrics import Metrics
 
-_RETRY = 2  # seconds
+_MOST_TOKENS = 16  # of a completion where nobody says, as OpenAI's API has it
 
 
 def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str | None) -> Guard:
@@ -252,9 +252,6 @@ async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest,
     return await _whole(request, first, found, len(requests), choice, watch, size)
 
 
-_MOST_TOKENS = 16  # of a completion where nobody says, as OpenAI's API has it
-
-
 def _prompts(desk: Desk, asked: Any) -> list[list[int]]:
     """One prompt or several, as text or as tokens."""
     several = asked if isinstance(asked, list) and not isinstance(asked[0], int) else [asked]
@@ -268,9 +265,7 @@ async def _embed(desk: Desk, metrics: Metrics, asked: wire.EmbeddingRequest, req
         desk.fits(row, "input", 0)
     found = await _of_engine(desk.room.engine.embed, rows, adapter)
     data = [{"object": "embedding", "index": at, "embedding": _coded(asked, each)} for at, each in enumerate(found)]
-    size = sum(map(len, rows))
-    told = {"prompt_tokens": size, "total_tokens": size}
-    return errors.Json({"object": "list", "data": data, "model": asked.model, "usage": told})
+    return _listed(asked.model, data, rows)
 
 
 def _coded(asked: wire.EmbeddingRequest, values: list[float]) -> Any:
@@ -291,9 +286,7 @@ async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request
         desk.fits(rows[-1], "messages", 0)
     found = await _of_engine(desk.room.engine.score, rows, adapter)
     data = [{"object": "score", "index": at, "score": each} for at, each in enumerate(found)]
-    size = sum(map(len, rows))
-    told = {"prompt_tokens": size, "total_tokens": size}
-    return errors.Json({"object": "list", "data": data, "model": asked.model, "usage": told})
+    return _listed(asked.model, data, rows)
 
 
 def _answered(desk: Desk, conversation: Any) -> list[int]:
@@ -303,13 +296,19 @@ def _answered(desk: Desk, conversation: Any) -> list[int]:
         raise errors.bad(f"The messages cannot be rendered: {error}.", "messages") from None
 
 
+def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]]) -> Response:
+    size = sum(map(len, rows))
+    told = {"prompt_tokens": size, "total_tokens": size}
+    return errors.Json({"object": "list", "data": data, "model": model, "usage": told})
+
+
 async def _of_engine(work: Callable[..., Any], rows: Sequence[Sequence[int]], adapter: str | None) -> Any:
     try:
         return await asyncio.to_thread(work, rows, adapter)
     except Unable:
         raise errors.bad("The model that is served cannot do that.", "model", "unsupported") from None
     except Overloaded:
-        raise errors.overloaded(_RETRY) from None
+        raise errors.overloaded() from None
     except Stopping:
         raise errors.stopping() from None
 

@@ -63,7 +63,7 @@ class Desk:
         for ids in prompts:
             self.fits(ids, param)
             for number in range(asked.n or 1):
-                own = sampling if sampling.seed is None else _seeded(sampling, number)
+                own = sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + number) % 2**63)
                 made.append(self.room.request(ids, own, asked.model, images, self._grammar(format)))
         return made
 
@@ -125,11 +125,6 @@ class Desk:
             raise bad(f"The messages cannot be rendered: {error}.", "messages") from None
         except UserError as error:
             raise bad(error.refusals[0].wrong, "messages") from None
-
-
-def _seeded(sampling: Sampling, number: int) -> Sampling:
-    assert sampling.seed is not None
-    return replace(sampling, seed=(sampling.seed + number) % 2**63)
 
 
 def _parts(content: str | list[wire.Part]) -> list[str | wire.ImageUrl]:

@@ -7,6 +7,8 @@ from starlette.responses import Response
 
 from factory.refusal import did_you_mean
 
+_RETRY = 2  # seconds
+
 
 class Json(Response):
     """In ASCII: what cannot be encoded is escaped instead of breaking the answer."""
@@ -75,13 +77,13 @@ def too_long(tokens: int, context: int, param: str) -> ApiError:
     )
 
 
-def overloaded(seconds: int) -> ApiError:
+def overloaded() -> ApiError:
     return ApiError(
         429,
-        f"As many requests wait as may wait. Come again in {seconds} s.",
+        f"As many requests wait as may wait. Come again in {_RETRY} s.",
         code="rate_limit_exceeded",
         kind="rate_limit_error",
-        headers={"Retry-After": str(seconds)},
+        headers={"Retry-After": str(_RETRY)},
     )
 
 

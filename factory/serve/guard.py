@@ -35,10 +35,7 @@ class Guard:
             await errors.no_key().response()(scope, receive, counted)
             return
         said = headers.get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > self._most:
-            await errors.too_large(self._most).response()(scope, receive, counted)
-            return
-        body = await self._body(receive)
+        body = await self._body(receive) if said.isdigit() and int(said) <= self._most else None
         if body is None:
             await errors.too_large(self._most).response()(scope, receive, counted)
             return

@@ -26,14 +26,14 @@ class Fetcher:
         """As a data: URL. Raises ApiError."""
         if url[:5].lower() == "data:":
             if not _DATA.fullmatch(url):
-                raise bad("A data: URL must be of an image, in base64.", param, "invalid_image_url")
+                raise _invalid("A data: URL must be of an image, in base64.", param)
             return url
         for _ in range(_REDIRECTS + 1):
             found = await self._once(url, param)
             if not isinstance(found, httpx.URL):
                 return found
             url = str(found)
-        raise bad("The image's address leads on too often.", param, "invalid_image_url")
+        raise _invalid("The image's address leads on too often.", param)
 
     async def _once(self, url: str, param: str) -> "str | httpx.URL":
         """The image, or where it is instead."""
@@ -48,14 +48,14 @@ class Fetcher:
                 if response.is_redirect:
                     return httpx.URL(urljoin(url, response.headers.get("location", "")))
                 if response.status_code != 200:
-                    raise bad(f"The image's host answered {response.status_code}.", param, "invalid_image_url")
+                    raise _invalid(f"The image's host answered {response.status_code}.", param)
                 body = bytearray()
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > self._most:
-                        raise bad(f"The image has more than {self._most:,} bytes.", param, "invalid_image_url")
+                        raise _invalid(f"The image has more than {self._most:,} bytes.", param)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
-            raise bad("The image could not be fetched.", param, "invalid_image_url") from None
+            raise _invalid("The image could not be fetched.", param) from None
         return "data:image/png;base64," + base64.b64encode(bytes(body)).decode()
 
     async def _checked(self, url: str, param: str) -> tuple[str, str]:
@@ -64,27 +64,28 @@ class Fetcher:
             parts = urlsplit(url)
             host, port = (parts.hostname or "").lower(), parts.port
         except ValueError:
-            raise bad("The image's address cannot be read.", param, "invalid_image_url") from None
+            raise _invalid("The image's address cannot be read.", param) from None
         if parts.scheme not in ("http", "https") or not host:
-            raise bad("An image is a data: URL, or at an http(s) address.", param, "invalid_image_url")
+            raise _invalid("An image is a data: URL, or at an http(s) address.", param)
         if host not in self._hosts:
-            raise self._closed(host, param)
+            raise bad(
+                f"Images are not fetched from {host[:100]}: send data: URLs, or allow the host by serve.image_hosts.",
+                param,
+                "image_url_not_allowed",
+            )
         try:
             number = await _number(host)
         except (OSError, UnicodeError):
-            raise bad(f"The host {host[:100]} cannot be found.", param, "invalid_image_url") from None
+            raise _invalid(f"The host {host[:100]} cannot be found.", param) from None
         if not all(_public(ipaddress.ip_address(each)) for each in number):
-            raise bad("The image's host is at a private address.", param, "invalid_image_url")
+            raise _invalid("The image's host is at a private address.", param)
         shown = f"[{number[0]}]" if ":" in number[0] else number[0]
         where = parts._replace(netloc=f"{shown}:{port}" if port else shown)
         return host, where.geturl()
 
-    def _closed(self, host: str, param: str) -> ApiError:
-        return bad(
-            f"Images are not fetched from {host[:100]}: send data: URLs, or allow the host by serve.image_hosts.",
-            param,
-            "image_url_not_allowed",
-        )
+
+def _invalid(message: str, param: str) -> ApiError:
+    return bad(message, param, "invalid_image_url")
 
 
 def _public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

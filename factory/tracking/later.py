@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.execute.report import as_json
 from factory.plan import Plan, read_plan
-from factory.refusal import UserError, refuse
+from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.run.swept import SweepFolder
 from factory.schema import Tracking
@@ -68,11 +68,9 @@ def _sent(made: Plan, folder: RunFolder) -> Sent:
             problem = said(error)
     sent, unsent = ledger.counts(book, folder)
     if missing and (report := read_json(folder.report)) is not None:
-        told = ledger.told(book, sent, unsent)
+        told = ledger.told(book, sent, unsent, problem)
         with suppress(UserError):  # the screen says it all the same
-            write_whole(
-                folder.report, as_json({**report, "tracking": {**told, "problem": problem} if problem else told})
-            )
+            write_whole(folder.report, as_json({**report, "tracking": told}))
     return Sent(folder=folder.path, where=where, new=sent - before, sent=sent, unsent=unsent, problem=problem)
 
 
@@ -99,7 +97,7 @@ def runs_of(folder: str) -> list[RunFolder]:
     return [place for place in places if place.plan.is_file()]
 
 
-def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -> list[Any]:
+def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -> list[Refusal]:
     """The refusals of where the first run there is to be sent. Raises UserError where there is none."""
     found = runs_of(folder) if is_sweep(folder) else [RunFolder(folder)]
     if not found or not found[0].plan.is_file():
@@ -108,10 +106,8 @@ def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -
     return unusable(elsewhere(made, chosen, None).tracking, packages)
 
 
-def unusable(tracking: Tracking, packages: dict[str, str]) -> list[Any]:
+def unusable(tracking: Tracking, packages: dict[str, str]) -> list[Refusal]:
     """The refusals of an address that a plan was not compiled with."""
-    from factory.refusal import refusal
-
     return [
         refusal(rule, f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", wrong)
         for rule, key, wrong in spec.problems(tracking, packages)

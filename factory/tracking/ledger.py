@@ -71,6 +71,7 @@ def counts(ledger: Ledger, folder: RunFolder) -> tuple[int, int]:
     return sent, len(steps) + samples + 2 - sent
 
 
-def told(ledger: Ledger, sent: int, unsent: int) -> dict[str, Any]:
+def told(ledger: Ledger, sent: int, unsent: int, problem: str | None = None) -> dict[str, Any]:
     """The report's `tracking`."""
-    return {"tool": ledger.tool, "uri": ledger.uri, "run_id": ledger.run_id, "sent": sent, "unsent": unsent}
+    found = {"tool": ledger.tool, "uri": ledger.uri, "run_id": ledger.run_id, "sent": sent, "unsent": unsent}
+    return {**found, "problem": problem} if problem else found

@@ -1,6 +1,8 @@
 """A run in MLflow: parameters, tags, data sets, metrics, and at the end report, figure, tables and model card."""
 
 import fcntl
+import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -105,19 +107,15 @@ class MlflowSink:
         self.flush()
         if "perplexity" in values:
             row = {name: round(value, 4) for name, value in values.items() if name.startswith("perplexity")}
-            self._table("perplexity.json", [{"method": self._plan.steps.attach.method, **row}])
+            rows = [{"method": self._plan.steps.attach.method, **row}]
+            log_table(self._client, self._run_id, "perplexity.json", rows)
         if answers := report.get("samples"):
-            self._table("samples.json", answers)
+            log_table(self._client, self._run_id, "samples.json", answers)
         self._client.log_text(self._run_id, as_json(report), self._folder.report.name)
-
-    def _table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        log_table(self._client, self._run_id, name, rows)
 
 
 def log_table(client: Any, run_id: str, name: str, rows: list[dict[str, Any]]) -> None:
     """Whole each time, as MLflow shows a table: its own log_table adds rows to those of the attempt before."""
-    import json
-
     columns = list(dict.fromkeys(column for row in rows for column in row))
     data = [[row.get(column) for column in columns] for row in rows]
     client.log_dict(run_id, {"columns": columns, "data": data}, name)
@@ -191,8 +189,6 @@ def outer_run(client: Any) -> str | None:
 
 def _data_sets(plan: Plan) -> Iterator[Any]:
     """The sets that train and those held out whole, as MLflow's inputs."""
-    import json
-
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     for name, source in plan.steps.align.sources.items():
@@ -212,8 +208,6 @@ def _data_sets(plan: Plan) -> Iterator[Any]:
 
 def connect(tracking: Tracking) -> tuple[Any, str]:
     """A client and the experiment's id; artifacts of a local database lie beside it."""
-    import logging
-
     for name, value in _IMPATIENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

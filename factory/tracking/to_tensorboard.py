@@ -51,14 +51,11 @@ class TensorboardSink:
             values = measured(told)
             self.log(self._ledger.step, self._ledger.ended or self._ledger.started, values)
             self._writer.add_text("report", _block(as_json(told)), 0)
+            file = self._writer.file_writer
+            assert file is not None
             for summary in hparams(_hyperparameters(self._plan), values):
-                self._file().add_summary(summary)
+                file.add_summary(summary)
         self._writer.close()
-
-    def _file(self) -> Any:
-        writer = self._writer.file_writer
-        assert writer is not None
-        return writer
 
 
 def _place(plan: Plan, folder: RunFolder, ledger: Ledger) -> Path:

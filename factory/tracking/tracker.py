@@ -74,9 +74,8 @@ class Tracker:
                     break
         except KeyboardInterrupt:  # who is tired of waiting
             self.problem = "interrupted while sending"
-        sent, unsent = ledger.counts(self._delivery.ledger, self._folder)
-        told = ledger.told(self._delivery.ledger, sent, unsent)
-        return {**told, "problem": self.problem} if self.problem else told
+        book = self._delivery.ledger
+        return ledger.told(book, *ledger.counts(book, self._folder), self.problem)
 
     def _work(self) -> None:
         with suppress(OSError):  # Linux alone gives a thread a priority of its own

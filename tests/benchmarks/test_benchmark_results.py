@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from factory.benchmarks import benchmark
-from factory.benchmarks.result import Result, Row, choice, mean
-from factory.metrics.bootstrap import difference
+from factory.benchmarks.result import MEANS, Result, Row, by_subject, choice, mean
+from factory.benchmarks.types import Average
+from factory.metrics.bootstrap import Statistics, difference
 
 SUBJECTS = {"agronomy": 30, "arts": 50, "chinese_history": 80, "ancient_chinese": 40}  # of four of CMMLU's categories
 
@@ -87,16 +88,19 @@ def test_the_error_is_how_far_runs_lie_apart() -> None:
         assert np.mean([getattr(run, f"{kind}_error") for run in runs]) == pytest.approx(spread, rel=0.1)
 
 
-@pytest.mark.parametrize("kind", ["micro", "macro"])
-def test_two_runs_are_compared_by_their_rows(kind: str) -> None:
+def statistics(found: Result) -> Statistics:
+    return by_subject([row.subject for row in found.rows], [100.0 * row.right for row in found.rows])
+
+
+@pytest.mark.parametrize("kind", MEANS)
+def test_two_runs_are_compared_by_their_rows(kind: Average) -> None:
     first, second = result(1, 0.3), result(2, 0.6)
-    mine, theirs = first.metrics[kind], second.metrics[kind]
-    assert mine.value == pytest.approx(getattr(first.overall, kind))
-    assert mine.rows == [100.0 * row.right for row in first.rows]
-    found = difference(mine.statistics, theirs.statistics, mine.of, samples=1000)
+    mine, theirs, over = statistics(first), statistics(second), MEANS[kind]
+    assert over(mine.sum(0)) == pytest.approx(getattr(first.overall, kind))
+    found = difference(mine, theirs, over, samples=1000)
     assert found.value == pytest.approx(getattr(second.overall, kind) - getattr(first.overall, kind))
     assert found.sure and found.low > 0
-    assert not difference(mine.statistics, mine.statistics, mine.of).sure
+    assert not difference(mine, mine, over).sure
     half = (found.high - found.low) / 2
     errors = [getattr(run.overall, f"{kind}_error") for run in (first, second)]
     assert half == pytest.approx(1.96 * sqrt(errors[0] ** 2 + errors[1] ** 2), rel=0.2)  # they answer independently
@@ -104,8 +108,7 @@ def test_two_runs_are_compared_by_their_rows(kind: str) -> None:
 
 def test_a_draw_without_a_subject_is_a_mean_of_the_others() -> None:
     found = result(1, 0.6, {"agronomy": 1, "arts": 30})
-    metric = found.metrics["macro"]
-    assert metric.of(metric.statistics[1:].sum(0)) == pytest.approx(found.subjects["arts"].accuracy)
+    assert MEANS["macro"](statistics(found)[1:].sum(0)) == pytest.approx(found.subjects["arts"].accuracy)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from factory.board import talking
 from factory.board.children import Server
 from factory.board.talking import Can, Talk
 from factory.data.tools import FORMATS
+from factory.inference.calls import open_call
 
 TOOLS = '[{"name": "f"}]'
 
@@ -52,11 +53,11 @@ def test_a_called_tool_waits_for_its_result(served: Serving, monkeypatch: pytest
     seen = says(served.room, FORMATS["default"].calls(calls), monkeypatch)  # type: ignore[arg-type]
     talk = _answer(served, talking.told([], "Hi", []), tools=talking.tools_of(TOOLS))
     for each in "xy":
-        call = talking.open_call(talk)
+        call = open_call(talk)
         assert call is not None and each in call["function"]["arguments"]
         talk = talking.told(talk, "1", ["unseen.png"])
         assert talk[-1]["role"] == "tool" and talk[-1]["tool_call_id"] == call["id"]
-    assert talking.open_call(talk) is None
+    assert open_call(talk) is None
     says(served.room, "2", monkeypatch)
     assert _answer(served, talk, tools=talking.tools_of(TOOLS))[-1] == {"role": "assistant", "content": "2"}
     assert "Action" in served.room.prompts.tokenizer.decode(seen[0].ids)

@@ -13,6 +13,7 @@ from factory.board import talking
 from factory.board.said import Words, words
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
+from factory.inference.calls import open_call
 from factory.line import Overrides, name_of, spelt
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ def build(page: "Page") -> None:
     settings = _sampling(page)
     tools = _tools(page)
     with gr.Row():
-        blind = page.say(gr.Checkbox(False, label=page.text("vote_blind"), elem_id="vote-blind"), label="vote_blind")
-        votes = [
-            page.say(gr.Button(page.text(f"vote_{vote}"), size="sm", elem_id=f"vote-{vote}"), value=f"vote_{vote}")
-            for vote in _VOTES
-        ]
+        blind = page.say(gr.Checkbox, {"label": "vote_blind"}, False, elem_id="vote-blind")
+        votes = [page.say(gr.Button, {"value": f"vote_{vote}"}, size="sm", elem_id=f"vote-{vote}") for vote in _VOTES]
     verdict = gr.Markdown(elem_id="verdict")
     parts = _Parts(state, verdict, boxes, blind, gr.State(_NOBODY), gr.State(_SILENCE))
     _loading(page, parts, (left, right, load), images, tools)
@@ -68,12 +66,10 @@ def build(page: "Page") -> None:
 def _choices(page: "Page") -> tuple[Any, Any, Any]:
     with gr.Row(elem_classes="f-line"):
         sides = [
-            page.say(gr.Dropdown([], label=page.text(f"chat_{side}"), elem_id=f"chat-{side}", min_width=260),
-                     label=f"chat_{side}")
+            page.say(gr.Dropdown, {"label": f"chat_{side}"}, [], elem_id=f"chat-{side}", min_width=260)
             for side in ("left", "right")
-        ]  # fmt: skip
-        load = page.say(gr.Button(page.text("chat_load"), elem_id="chat-load", scale=0, min_width=120),
-                        value="chat_load")  # fmt: skip
+        ]
+        load = page.say(gr.Button, {"value": "chat_load"}, elem_id="chat-load", scale=0, min_width=120)
 
     def models(language: str, one: str | None, other: str | None) -> tuple[Any, Any]:
         say = words(language)
@@ -90,46 +86,49 @@ def _choices(page: "Page") -> tuple[Any, Any, Any]:
 
 
 def _box(page: "Page", side: str) -> Any:
-    made = gr.Chatbot(
+    return page.say(
+        gr.Chatbot,
+        {"label": f"side_{side}"},
         elem_id=f"talk-{side}",
         height=380,
-        label=page.text(f"side_{side}"),
         buttons=["copy", "copy_all"],
         visible=side == "left",
     )
-    return page.say(made, label=f"side_{side}")
 
 
 def _question(page: "Page") -> tuple[Any, Any, Any]:
     """What is typed, with images where all that are loaded see."""
-    images = gr.File(
+    images = page.say(
+        gr.File,
+        {"label": "chat_images"},
         file_count="multiple",
         file_types=["image"],
-        label=page.text("chat_images"),
         elem_id="chat-images",
         height=120,
         visible=False,
     )
-    page.say(images, label="chat_images")
     with gr.Row(elem_classes="f-line"):
-        made = gr.Textbox(label=page.text("chat_say"), elem_id="chat-say", scale=5, submit_btn=True, max_lines=12)
-        clear = gr.Button(page.text("chat_clear"), scale=0, min_width=110, elem_id="chat-clear")
-    return page.say(made, label="chat_say"), images, page.say(clear, value="chat_clear")
+        box = {"elem_id": "chat-say", "scale": 5, "submit_btn": True, "max_lines": 12}
+        say = page.say(gr.Textbox, {"label": "chat_say"}, **box)
+        clear = page.say(gr.Button, {"value": "chat_clear"}, scale=0, min_width=110, elem_id="chat-clear")
+    return say, images, clear
 
 
 def _sampling(page: "Page") -> list[Any]:
     """The system message, then what `_SETTINGS` names."""
-    system = page.say(gr.Textbox(label=page.text("chat_system"), elem_id="chat-system"), label="chat_system")
+
+    def made(kind: Any, name: str, *given: Any, **options: Any) -> Any:
+        return page.say(kind, {"label": f"chat_{name}"}, *given, elem_id=f"chat-{name}", **options)
+
+    system = made(gr.Textbox, "system")
     with gr.Row():
-        numbers = [
-            gr.Slider(0, 2, value=0, step=0.05, label=page.text("chat_temperature"), elem_id="chat-temperature"),
-            gr.Slider(0.05, 1, value=0.95, step=0.05, label=page.text("chat_top_p"), elem_id="chat-top_p"),
-            gr.Slider(1, 2048, value=128, step=1, label=page.text("chat_tokens"), elem_id="chat-tokens"),
-            gr.Textbox(label=page.text("chat_seed"), elem_id="chat-seed", min_width=120),
+        return [
+            system,
+            made(gr.Slider, "temperature", 0, 2, value=0, step=0.05),
+            made(gr.Slider, "top_p", 0.05, 1, value=0.95, step=0.05),
+            made(gr.Slider, "tokens", 1, 2048, value=128, step=1),
+            made(gr.Textbox, "seed", min_width=120),
         ]
-    for number, text in zip(numbers, ("temperature", "top_p", "tokens", "seed"), strict=True):
-        page.say(number, label=f"chat_{text}")
-    return [system, *numbers]
 
 
 _SETTINGS = ("temperature", "top_p", "max_tokens", "seed")
@@ -137,15 +136,8 @@ _SETTINGS = ("temperature", "top_p", "max_tokens", "seed")
 
 def _tools(page: "Page") -> Any:
     """Where all that are loaded have a way to call them."""
-    made = gr.Textbox(
-        label=page.text("chat_tools"),
-        info=page.text("chat_tools_info"),
-        lines=3,
-        max_lines=12,
-        elem_id="chat-tools",
-        visible=False,
-    )
-    return page.say(made, label="chat_tools", info="chat_tools_info")
+    texts = {"label": "chat_tools", "info": "chat_tools_info"}
+    return page.say(gr.Textbox, texts, lines=3, max_lines=12, elem_id="chat-tools", visible=False)
 
 
 # --- what is done
@@ -230,14 +222,14 @@ def _asked(
         return
     settings = {name: value for name, value in zip(_SETTINGS, numbers, strict=True) if value not in (None, "")}
     settings |= {"tools": offered} if offered else {}
-    waiting = [talking.open_call(talk) is not None for talk in talks]
+    waiting = [open_call(talk) is not None for talk in talks]
     spoken = [side is not None and (waits or not any(waiting)) for side, waits in zip(sides, waiting, strict=True)]
     told = [talking.told(talk, text, files or []) if to else talk for talk, to in zip(talks, spoken, strict=True)]
     yield shown("", None, (told[0], told[1]), "")
     live = {
         place: talking.answers(page.children.served(side), told[place], system, settings)
         for place, side in enumerate(sides)
-        if side is not None and spoken[place] and talking.open_call(told[place]) is None
+        if side is not None and spoken[place] and open_call(told[place]) is None
     }
     for talks in _together((told[0], told[1]), live):
         yield shown("", None, talks, _awaited(talks, say))
@@ -259,7 +251,7 @@ def _together(talks: Talks, live: dict[int, Iterator[Turn]]) -> Iterator[Talks]:
 
 def _awaited(talks: Talks, say: Words) -> str:
     """Which call waits for its result."""
-    call = next(filter(None, map(talking.open_call, talks)), None)
+    call = next(filter(None, map(open_call, talks)), None)
     return "" if call is None else say("chat_result", call=_call(call))
 
 

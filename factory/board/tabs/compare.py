@@ -22,17 +22,9 @@ def build(page: "Page") -> None:
 
 
 def _sweep(page: "Page") -> None:
-    methods = page.say(
-        gr.CheckboxGroup(
-            list(fields.options("method")),
-            label=page.text("sweep_methods"),
-            info=page.text("sweep_info"),
-            elem_id="sweep-methods",
-        ),
-        label="sweep_methods",
-        info="sweep_info",
-    )
-    sweep = page.say(gr.Button(page.text("sweep_run"), elem_id="sweep-run"), value="sweep_run")
+    texts = {"label": "sweep_methods", "info": "sweep_info"}
+    methods = page.say(gr.CheckboxGroup, texts, list(fields.options("method")), elem_id="sweep-methods")
+    sweep = page.say(gr.Button, {"value": "sweep_run"}, elem_id="sweep-run")
     message = gr.Markdown(elem_id="sweep-message")
 
     def start(chosen: list[str], overrides: Overrides, language: str) -> tuple[str, Any, Any]:
@@ -46,11 +38,8 @@ def _sweep(page: "Page") -> None:
 
 
 def _comparison(page: "Page") -> None:
-    ticked = page.say(
-        gr.Dropdown([], multiselect=True, label=page.text("compare_runs"), elem_id="compare-runs"),
-        label="compare_runs",
-    )
-    show = page.say(gr.Button(page.text("compare_run"), variant="primary", elem_id="compare-run"), value="compare_run")
+    ticked = page.say(gr.Dropdown, {"label": "compare_runs"}, [], multiselect=True, elem_id="compare-runs")
+    show = page.say(gr.Button, {"value": "compare_run"}, variant="primary", elem_id="compare-run")
     logged, out = gr.HTML(elem_id="compare-logged"), gr.HTML(elem_id="comparison")
 
     def there(language: str, chosen: list[str], current: str | None) -> Any:
@@ -71,16 +60,8 @@ def _comparison(page: "Page") -> None:
             return
         where = shown.in_mlflow(_logged(page, folders), say)
         yield where, shown.waiting(say("compare_wait"))
-        place = page.children.aside("compare.html")
-        done = page.children.run(["compare", *folders, f"compare.out={place}"])
-        try:
-            there = place.is_file()
-            yield (
-                where,
-                shown.inner_page(place.read_text("utf-8"), say("tab.compare")) if there else shown.log(done.text),
-            )
-        finally:
-            place.unlink(missing_ok=True)
+        html, printed = page.children.page(["compare", *folders], "compare.out")
+        yield where, shown.log(printed) if html is None else shown.inner_page(html, say("tab.compare"))
 
     show.click(compare, [ticked, page.language], [logged, out])
 

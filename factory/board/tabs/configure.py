@@ -85,14 +85,11 @@ def _given(page: "Page", message: Any) -> Any:
 
 def _command(page: "Page") -> tuple[Any, Any]:
     """The line, the buttons under it, and what they answer."""
-    command = page.say(
-        gr.Textbox(label=page.text("command"), info=page.text("command_info"), lines=1, max_lines=8,
-                   elem_id="command", submit_btn=True),
-        label="command", info="command_info",
-    )  # fmt: skip
+    texts = {"label": "command", "info": "command_info"}
+    command = page.say(gr.Textbox, texts, lines=1, max_lines=8, elem_id="command", submit_btn=True)
     with gr.Row():
-        start = page.say(gr.Button(page.text("start"), variant="primary", elem_id="start"), value="start")
-        reset = page.say(gr.Button(page.text("reset"), elem_id="reset"), value="reset")
+        start = page.say(gr.Button, {"value": "start"}, variant="primary", elem_id="start")
+        reset = page.say(gr.Button, {"value": "reset"}, elem_id="reset")
     message = gr.Markdown(elem_id="message")
 
     def started(overrides: Overrides, language: str) -> tuple[str, Any, Any]:
@@ -108,12 +105,9 @@ def _command(page: "Page") -> tuple[Any, Any]:
 def _files(page: "Page", message: Any) -> None:
     """Settings to a file and back, and rows."""
     with gr.Row():
-        save = page.say(gr.DownloadButton(page.text("save_yaml"), elem_id="save"), label="save_yaml")
-        load = page.say(
-            gr.UploadButton(page.text("load_yaml"), file_types=[".yaml", ".yml"], elem_id="load"),
-            label="load_yaml",
-        )
-    upload = page.say(gr.File(label=page.text("upload"), elem_id="upload", height=150), label="upload")
+        save = page.say(gr.DownloadButton, {"label": "save_yaml"}, elem_id="save")
+        load = page.say(gr.UploadButton, {"label": "load_yaml"}, file_types=[".yaml", ".yml"], elem_id="load")
+    upload = page.say(gr.File, {"label": "upload"}, elem_id="upload", height=150)
 
     def saved(overrides: Overrides, request: gr.Request) -> str | None:
         return _saved(page, overrides, request.session_hash or "one")
@@ -125,14 +119,10 @@ def _files(page: "Page", message: Any) -> None:
 
 
 def _group(page: "Page") -> Any:
-    group = gr.Radio(
-        [(page.text(f"group.{name}"), name) for name in fields.FORMS],
-        value=fields.FORMS[0],
-        label=page.text("settings_of"),
-        elem_id="group",
-    )
+    choices = [(page.text(f"group.{name}"), name) for name in fields.FORMS]
+    group = page.say(gr.Radio, {"label": "settings_of"}, choices, value=fields.FORMS[0], elem_id="group")
     page.language.change(_groups, page.language, group, show_progress="hidden")
-    return page.say(group, label="settings_of")
+    return group
 
 
 def _options(page: "Page") -> None:
@@ -140,17 +130,12 @@ def _options(page: "Page") -> None:
     chosen: dict[str, Any] = {}
     with gr.Row():
         recipes = [name for name in groups.recipes() if compose.recipe_of_runs(_line(name)) is None]
-        chosen["recipe"] = page.say(
-            gr.Dropdown([("-", _NO_RECIPE), *recipes], value=_NO_RECIPE, label=page.text("recipe"), elem_id="recipe"),
-            label="recipe",
-        )
-        chosen["model"] = page.say(_dropdown(page, "model"), label="model")
-    with gr.Row():
-        for name in ("method", "stage"):
-            chosen[name] = page.say(_dropdown(page, name), label=name)
-    with gr.Row():
-        for name in ("data", "precision", "hardware"):
-            chosen[name] = page.say(_dropdown(page, name), label=name)
+        choices = [("-", _NO_RECIPE), *recipes]
+        chosen["recipe"] = page.say(gr.Dropdown, {"label": "recipe"}, choices, value=_NO_RECIPE, elem_id="recipe")
+        chosen["model"] = _dropdown(page, "model")
+    for names in (("method", "stage"), ("data", "precision", "hardware")):
+        with gr.Row():
+            chosen |= {name: _dropdown(page, name) for name in names}
     form = [page.overrides, page.formed]
     page.formed.change(_values(page, chosen), page.overrides, list(chosen.values()), show_progress="hidden")
     for name, component in chosen.items():
@@ -168,12 +153,13 @@ def _line(recipe: str) -> compose.CommandLine:
 def _dropdown(page: "Page", group: str) -> Any:
     several = group == "data"
     default = page.planner(()).options[group]
-    return gr.Dropdown(
+    return page.say(
+        gr.Dropdown,
+        {"label": group},
         list(fields.options(group)),
         value=[default] if several else default,
         multiselect=several,
         filterable=True,
-        label=page.text(group),
         elem_id=f"option-{group}",
         min_width=160,
     )

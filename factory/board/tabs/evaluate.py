@@ -22,8 +22,7 @@ _ANSWERS = 200  # rows that are listed
 def build(page: "Page") -> None:
     with gr.Row():
         run = listed.one(page, listed.trained, "run", "evaluate-of")
-        go = page.say(gr.Button(page.text("evaluate_run"), variant="primary", elem_id="evaluate-run"),
-                      value="evaluate_run")  # fmt: skip
+        go = page.say(gr.Button, {"value": "evaluate_run"}, variant="primary", elem_id="evaluate-run")
     message, chosen = gr.Markdown(), gr.State(())
     _keys(page, chosen)
 

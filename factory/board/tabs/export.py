@@ -20,16 +20,10 @@ if TYPE_CHECKING:
 def build(page: "Page") -> None:
     with gr.Row():
         run = listed.one(page, listed.finished, "run", "export-of")
-        form = page.say(
-            gr.Dropdown(
-                list(get_args(get_type_hints(Export)["format"])),
-                label=page.text("export_format"),
-                elem_id="export-format",
-            ),
-            label="export_format",
-        )
-        place = page.say(gr.Textbox(label=page.text("export_dir"), elem_id="export-dir"), label="export_dir")
-    go = page.say(gr.Button(page.text("export_run"), variant="primary", elem_id="export-run"), value="export_run")
+        forms = list(get_args(get_type_hints(Export)["format"]))
+        form = page.say(gr.Dropdown, {"label": "export_format"}, forms, elem_id="export-format")
+        place = page.say(gr.Textbox, {"label": "export_dir"}, elem_id="export-dir")
+    go = page.say(gr.Button, {"value": "export_run"}, variant="primary", elem_id="export-run")
     state, out = gr.HTML(elem_id="export-state"), gr.HTML(elem_id="export-log")
 
     run.change(lambda folder: f"exports/{Path(folder).name}" if folder else "", run, place, show_progress="hidden")

@@ -40,7 +40,7 @@ def named(page: "Page", say: Words, wanted: Wanted) -> list[tuple[str, str]]:
 
 def one(page: "Page", wanted: Wanted, text: str, elem_id: str) -> Any:
     """A dropdown of the runs that are wanted. What was started last is chosen once it is there, else the newest."""
-    made = page.say(gr.Dropdown([], label=page.text(text), elem_id=elem_id, min_width=260), label=text)
+    made = page.say(gr.Dropdown, {"label": text}, [], elem_id=elem_id, min_width=260)
     followed = gr.State(None)
 
     def there(language: str, chosen: str | None, current: str | None, before: str | None) -> tuple[Any, str | None]:

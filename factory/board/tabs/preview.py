@@ -17,22 +17,14 @@ _ROWS = 5
 
 def build(page: "Page") -> None:
     with gr.Row():
-        show = page.say(gr.Button(page.text("preview_run"), variant="primary", elem_id="preview-run"),
-                        value="preview_run")  # fmt: skip
+        show = page.say(gr.Button, {"value": "preview_run"}, variant="primary", elem_id="preview-run")
         rows = gr.Slider(1, 50, value=_ROWS, step=1, label="preview.rows", elem_id="preview-rows")
     out = gr.HTML(elem_id="preview")
 
     def preview(overrides: Overrides, rows: int, language: str) -> Iterator[str]:
-        yield shown.waiting(words(language)("preview_wait"))
-        place = page.children.aside("preview.html")
-        done = page.children.run(["preview", *overrides, f"preview.html={place}", f"preview.rows={rows}"])
-        try:
-            yield (
-                shown.inner_page(place.read_text("utf-8"), words(language)("tab.preview"))
-                if place.is_file()
-                else shown.log(done.text)
-            )
-        finally:
-            place.unlink(missing_ok=True)
+        say = words(language)
+        yield shown.waiting(say("preview_wait"))
+        html, printed = page.children.page(["preview", *overrides, f"preview.rows={rows}"], "preview.html")
+        yield shown.log(printed) if html is None else shown.inner_page(html, say("tab.preview"))
 
     show.click(preview, [page.overrides, rows, page.language], out)

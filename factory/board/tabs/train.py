@@ -31,18 +31,14 @@ _GOING_ON = ("queued", "starting", "running")
 
 def build(page: "Page") -> None:
     with gr.Row():
-        run = page.say(gr.Dropdown([], label=page.text("run"), elem_id="run", scale=4, min_width=260), label="run")
-        smoothing = page.say(
-            gr.Slider(0, 0.99, value=0.0, step=0.01, label=page.text("smoothing"), scale=1, min_width=180),
-            label="smoothing",
-        )
+        run = page.say(gr.Dropdown, {"label": "run"}, [], elem_id="run", scale=4, min_width=260)
+        smoothing = page.say(gr.Slider, {"label": "smoothing"}, 0, 0.99, value=0.0, step=0.01, scale=1, min_width=180)
     state = gr.HTML(elem_id="state")
     _actions(page, run)
     curves = _curves(page)
     logged, result = gr.HTML(elem_id="logged"), gr.HTML(elem_id="result")
-    with gr.Accordion(page.text("log"), open=False) as log_of:
+    with page.say(gr.Accordion, {"label": "log"}, open=False):
         log = gr.HTML(elem_id="log")
-    page.say(log_of, label="log")
 
     def look(folder: str | None, smoothing: float, language: str) -> tuple[Any, ...]:
         return _looked(page, folder, smoothing, words(language))
@@ -61,9 +57,9 @@ def build(page: "Page") -> None:
 def _actions(page: "Page", run: Any) -> None:
     """What can be done with the run that is chosen."""
     with gr.Row():
-        stop = page.say(gr.Button(page.text("stop"), variant="stop", elem_id="stop"), value="stop")
-        resume = page.say(gr.Button(page.text("resume"), elem_id="resume"), value="resume")
-        again = page.say(gr.Button(page.text("use_settings"), elem_id="again"), value="use_settings")
+        stop = page.say(gr.Button, {"value": "stop"}, variant="stop", elem_id="stop")
+        resume = page.say(gr.Button, {"value": "resume"}, elem_id="resume")
+        again = page.say(gr.Button, {"value": "use_settings"}, elem_id="again")
     message = gr.Markdown()
 
     def asked(folder: str | None, language: str) -> str:
@@ -85,14 +81,13 @@ def _actions(page: "Page", run: Any) -> None:
 
 def _curves(page: "Page") -> list[Any]:
     """A plot each of `_PLOTS`, two in a row."""
-    plots = list[Any]()
+    plots, size = list[Any](), {"height": 240, "min_width": 300}
     for pair in (_PLOTS[:2], _PLOTS[2:]):
         with gr.Row():
-            for _, shown_as, title in pair:
-                made = gr.LinePlot(
-                    x="step", y=shown_as, title=page.text(title), y_title=shown_as, height=240, min_width=300
-                )
-                plots.append(page.say(made, title=title))
+            plots += [
+                page.say(gr.LinePlot, {"title": title}, x="step", y=shown_as, y_title=shown_as, **size)
+                for _, shown_as, title in pair
+            ]
     return plots
 
 
