@@ -94,7 +94,7 @@ def main() -> int:
         random_model(SIZES[options.size], out / "model")
         torch.set_default_dtype(torch.float32)
     file = out / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows("pt", 512)))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows("pt", 512, short=False)))
     print(
         f"{card}, {options.size}\n\n| case | memory, GiB (estimate) | tokens/s | MFU |\n|---|---:|---:|---:|",
         flush=True,

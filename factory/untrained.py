@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from factory import compose
-from factory.line import group_of
+from factory.line import group_of, name_of
 from factory.refusal import refuse
 from factory.saved import merged, saved, scores
 from factory.typed import to_tree
@@ -20,8 +20,8 @@ def untrained(
 
     `taken`: what of the run's overrides counts. `base`: the model that the run started from, instead of its own.
     """
-    named = [text for text in line.overrides if text.startswith("run=")]
-    own = tuple(text for text in line.overrides if not text.startswith("run="))
+    named = [text for text in line.overrides if name_of(text) == "run"]
+    own = tuple(text for text in line.overrides if name_of(text) != "run")
     if method := next((text for text in own if text.lstrip("+").startswith("method=")), None):
         raise refuse("evaluate-method", method, "no method is read")
     if not named:
@@ -56,7 +56,7 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     composed = untrained(line)
     place = composed.tree["model"]
     heads = "rm" if scores(place["adapter"], place["path"]) else "sft"
-    own = tuple(text for text in line.overrides if not text.startswith(("run=", "model=", "model.")))
+    own = tuple(text for text in line.overrides if group_of(text) not in ("run", "model"))
     bare = compose.compose(replace(line, overrides=(*own, "method=none", f"stage={heads}", "precision=fp32")))
     tree = {
         **bare.tree,

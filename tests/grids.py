@@ -14,6 +14,7 @@ THINNED = {  # test → of its cases, each so many-th always runs; the others ar
     "compile/test_estimate.py::test_memory_grows_with": 3,
     "compile/test_estimate.py::test_memory_never_falls_with_more_tokens": 2,
     "compile/test_estimate.py::test_trainable_tensors_are_the_models_or_beside_them": 6,
+    "compile/test_rules.py::test_a_key_that_is_forced_is_asked_for": 24,
     "compile/test_rules.py::test_the_legal_neighbour_runs": 32,
     "data/test_encoding.py::test_truncation_of_conversations": 3,
     "data/test_known.py::test_another_data_set_is_not_taken_for_it": 2,

@@ -140,9 +140,7 @@ def wide_problem(tokens: int, vocabulary: int) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize(("trains_head", "rows"), [(False, 32), (True, 128)])
-def test_a_chunks_logits_are_the_largest_tensor(
-    trains_head: bool, times: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chunks_logits_are_the_largest_tensor(trains_head: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 64)
     hidden, weight, target = wide_problem(640, 512)
     weight.requires_grad_(trains_head)

@@ -126,15 +126,14 @@ class Talk:
             self.tools = ()
             return 0
         try:
-            found = json.loads(Path(file).read_text(encoding="utf-8"))
-            self.tools = tuple(bare(tool) for tool in found)
-            if not all(isinstance(tool["name"], str) for tool in self.tools):
+            found = tuple(bare(tool) for tool in json.loads(Path(file).read_text(encoding="utf-8")))
+            if not all(isinstance(tool["name"], str) for tool in found):
                 raise TypeError
         except OSError as error:
             raise Wrong(f"{file} cannot be read ({error.strerror})") from None
         except (ValueError, TypeError, KeyError, AttributeError):
-            self.tools = ()
             raise Wrong(f"{file} is no JSON list of functions with a name") from None
+        self.tools = found
         return len(self.tools)
 
     def save(self, file: str, titles: Sequence[str]) -> str:

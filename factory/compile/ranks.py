@@ -78,9 +78,7 @@ def _one_process(case: Case) -> str | None:
 
 
 def _timeout_unread(case: Case) -> str | None:
-    """The key's default is no wish."""
-    asked = any(override.startswith("hardware.rank_timeout=") for override in case.settings.overrides)
-    alone = asked and case.settings.hardware.num_processes == 1
+    alone = case.asked("hardware.rank_timeout") and case.settings.hardware.num_processes == 1
     return "there is one process, and nobody who waits for it" if alone else None
 
 

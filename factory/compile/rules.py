@@ -201,9 +201,8 @@ def _of_tracking(rule: str) -> Callable[[Case], tuple[str, str] | None]:
 
 
 def _interval_unread(case: Case) -> str | None:
-    """The key's default is no wish."""
-    asked = any(text.startswith("tracking.system_metrics_seconds=") for text in case.settings.overrides)
-    return "nothing is looked at" if asked and not case.settings.tracking.system_metrics else None
+    unread = case.asked("tracking.system_metrics_seconds") and not case.settings.tracking.system_metrics
+    return "nothing is looked at" if unread else None
 
 
 def _secret(case: Case) -> tuple[str, str] | None:

@@ -46,9 +46,7 @@ def _threshold_unread(case: Case) -> str | None:
 
 
 def _skips_unread(case: Case) -> str | None:
-    """The key's default is no wish."""
-    asked = any(override.startswith("stage.max_skipped_updates=") for override in case.settings.overrides)
-    return "nothing is skipped" if asked and case.settings.stage.on_bad_update == "stop" else None
+    return "nothing is skipped" if case.asked("stage.max_skipped_updates") and case.settings.stage.on_bad_update == "stop" else None
 
 
 RULES = (

@@ -152,7 +152,7 @@ def _server_alone(case: Case) -> tuple[str, str] | None:
     if stage.reward is not None and (found := rewards.named(stage.reward)) and found.kind == "server":
         return None
     for name in ("reward_timeout", "reward_retries"):
-        if any(override.startswith(f"stage.{name}=") for override in case.settings.overrides):
+        if case.asked(f"stage.{name}"):
             return f"stage.{name}", "no server is asked"
     return None
 

@@ -72,5 +72,5 @@ def _after_export(plan: Plan, folder: RunFolder, config_dirs: tuple[str, ...]) -
     elif export.format == "hf" and not export.scores:
         yield f"{program('factory')} chat model.path={shlex.quote(export.dir)}", "talk to it"
     if export.push and export.dry_run:
-        again = " ".join(shlex.quote(text) for text in plan.overrides if not text.startswith("export.dry_run"))
+        again = " ".join(shlex.quote(text) for text in plan.overrides if name_of(text) != "export.dry_run")
         yield f"{program('factory')} export {again} export.overwrite=true", f"upload it to {export.push}"

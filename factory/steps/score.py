@@ -67,7 +67,7 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
 def _context(plan: Plan) -> int:
     """What the model reads, in tokens, its positions scaled where they are."""
     patch = plan.steps.patch
-    return int(patch.context_length * patch.rope_factor)
+    return round(patch.context_length * patch.rope_factor)
 
 
 def score(

@@ -83,6 +83,7 @@ def test_calls_and_their_results(talk: Talk, tmp_path: Path) -> None:
     file.write_text("{}{")
     with pytest.raises(Wrong, match="no JSON list"):
         talk.read_tools(str(file))
+    assert len(talk.tools) == 2
     assert talk.read_tools("") == 0
 
 

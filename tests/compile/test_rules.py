@@ -1024,6 +1024,16 @@ def test_fires_and_nothing_else_does(row: Row, filled: Callable[..., list[str]],
         assert [text.partition(" ")[0] for text in plan.warnings] == [f"[{row.rule}]"]
 
 
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.rule}: {' '.join(row.fires)}")
+def test_a_key_that_is_forced_is_asked_for(
+    row: Row, filled: Callable[..., list[str]], machine: Callable[..., None]
+) -> None:
+    if row.machine:
+        machine(**row.machine | {"packages": _installed(row.machine)})
+    words = [f"++{word}" if "." in word.partition("=")[0] else word for word in filled(row.fires)]
+    assert [refusal.rule for refusal in refusals(*words)] == [row.rule]
+
+
 def _installed(machine: dict[str, Any]) -> dict[str, str]:
     return {name: version for name, version in machine.get("packages", HERE).items() if version}
 

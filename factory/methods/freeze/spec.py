@@ -71,7 +71,7 @@ def _chosen_twice(case: Case) -> tuple[str, str] | None:
     if case.settings.method.layers is None:
         return None
     for name in ("num_layers", "position"):
-        if any(override.startswith(f"method.{name}=") for override in case.settings.overrides):
+        if case.asked(f"method.{name}"):
             return f"method.{name}", "method.layers says already which layers are trained"
     return None
 

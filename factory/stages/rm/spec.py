@@ -31,9 +31,9 @@ def heads(arch: Architecture) -> dict[str, Shape]:
 
 
 def _answers_asked(case: Case) -> str | None:
-    """The key's default is no wish: the plan says that there are none."""
-    asked = any(override.startswith("evaluate.samples=") for override in case.settings.overrides)
-    return "it trains a score and writes nothing" if asked and case.settings.evaluate.samples else None
+    """Where nobody asks, the plan says that there are none."""
+    asked = case.asked("evaluate.samples") and case.settings.evaluate.samples
+    return "it trains a score and writes nothing" if asked else None
 
 
 def _score_head(case: Case) -> tuple[str, str] | None:
