@@ -46,7 +46,8 @@ def _threshold_unread(case: Case) -> str | None:
 
 
 def _skips_unread(case: Case) -> str | None:
-    return "nothing is skipped" if case.asked("stage.max_skipped_updates") and case.settings.stage.on_bad_update == "stop" else None
+    unread = case.asked("stage.max_skipped_updates") and case.settings.stage.on_bad_update == "stop"
+    return "nothing is skipped" if unread else None
 
 
 RULES = (

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.line import name_of
+from factory.line import group_of
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal
 
@@ -125,9 +125,9 @@ def name_of(run: str | None) -> str | None:
 
 
 def with_run(line: Line, run: str | None) -> tuple[str, ...]:
-    own = tuple(text for text in line.overrides if name_of(text) != "run")
+    own = tuple(text for text in line.overrides if group_of(text) != "run")
     return own if run is None else (*own, f"run={run}")
 
 
 def named_run(line: Line) -> str | None:
-    return next((text.partition("=")[2] for text in reversed(line.overrides) if name_of(text) == "run"), None)
+    return next((text.partition("=")[2] for text in reversed(line.overrides) if group_of(text) == "run"), None)

@@ -28,7 +28,7 @@ class Zero(Shared):
         import deepspeed  # pyright: ignore[reportMissingImports]
 
         # what it would compile at its first start on a CPU serves tensor-parallel inference alone
-        deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
         planned, root = self._plan.ranks, Root(model)
         self._stage_number = ZERO.index(planned.strategy) + 1
         own: Any = self.optimizer  # any of torch's kind
