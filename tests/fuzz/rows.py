@@ -69,7 +69,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         rows = [twisted(seed, chance) for seed in chance.sample(_SEEDS, 3)]
         rows = [row for row in rows if isinstance(row, dict) and _in_a_file(row)]
         aligning = Aligning(format=format, columns={}, tags={}, folder=str(folder))
-        found = encode(Block(aligning, 0, rows), encoders[FORMATS[format].kind])
+        found = encode(encoders[FORMATS[format].kind], Block(aligning, 0, rows))
         assert len(found.encoded) + len(found.bad) == len(rows)
         return "encoded" if found.encoded else "refused"
 
