@@ -18,8 +18,10 @@ demo: setup  ## fine-tune the embedded model on the built-in rows and show what 
 table4: setup  ## the paper's Table 4 beside its figures: in small without a GPU (minutes), as it stands with one
 	$(RUN) benchmarks/table4.py
 
-test: $(VENV)/.dev lint types  ## format, lint, types and the whole test suite (CI runs this)
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.dev lint  ## format, lint, types and the whole test suite (CI runs this)
+	@$(MAKE) --no-print-directory types & types=$$!; \
+		$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+		wait $$types || { echo "The types are wrong: see above, or make types"; exit 1; }; exit $$tests
 
 lint: $(VENV)/.dev  ## ruff: format and rules
 	$(VENV)/bin/ruff format --check $(SOURCES)
