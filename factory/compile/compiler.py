@@ -1,5 +1,6 @@
 """`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -15,6 +16,7 @@ from factory.compile.rules import rules_for
 from factory.estimate import speed
 from factory.estimate.tuned import Tuned
 from factory.facts import DataFacts, Facts
+from factory.line import name_of
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
 from factory.settings import Settings
@@ -119,6 +121,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         evaluate=_evaluate(case, pack.max_length, notes),
     )
     notes += [
+        *_replaced(settings.overrides),
         *_of_method(case, numbers, shapes),
         *_of_stage(case),
         *bases.notes(case),
@@ -146,6 +149,14 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         own=case.facts.own,
         tracking=settings.tracking,
     )
+
+
+def _replaced(overrides: Sequence[str]) -> Iterator[str]:
+    """What a command line says, and says otherwise further on."""
+    last = {name_of(text): text for text in overrides}
+    for text in overrides:
+        if (other := last[name_of(text)]) != text:
+            yield f"{text} is replaced by {other}, which stands after it"
 
 
 def _estimate(case: Case, numbers: Numbers, steps: plan.Steps, *, training: bool) -> plan.Estimate:
