@@ -87,7 +87,7 @@ clean:  ## remove the virtual environment
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv --upgrade-deps $(VENV)  # older versions of pip install half as fast
+	$(PYTHON) -m venv --upgrade-deps $(VENV)  # older versions of pip take twice the CPU time
 
 # pip compiles every file of every package, one after the other; Python only what is imported, and keeps it
 export PYTHONDONTWRITEBYTECODE :=
