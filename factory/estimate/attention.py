@@ -61,21 +61,21 @@ class Attention:
         return tape.pointwise(made) if arch.heads == arch.kv_heads else made
 
     def _by_blocks(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keeps what goes in; copies of keys and values, and a block's scores, come and go."""
+        """Keeps what goes in; copies of all, in the order of blocks, and a block's scores come and go."""
         query, keys, values = self._compute(query, keys, values)
         arch, tape, batch = self.arch, self.tape, self.batch
         step = key_step(batch.length)
         length = ceil(batch.length / step) * step
-        rows = batch.rows * arch.heads * BLOCK * query.size
-        scores, block = rows * length, rows * arch.head_dim
+        heads = batch.rows * arch.heads * query.size
+        scores, tiles = heads * BLOCK * length, heads * arch.head_dim * ceil(batch.length / BLOCK) * BLOCK
         wide = (keys.count + values.count) * query.size * length // batch.length
         return tape.operation(
             [query, keys, values],
             query.count,
             query.size,
             saves=(query, keys, values),
-            scratch=2 * scores + wide + 2 * block,
-            backward_scratch=3 * scores + 2 * wide + 4 * block,
+            scratch=2 * scores + wide + 2 * tiles,
+            backward_scratch=3 * scores + 2 * wide + 3 * tiles,
             dear=True,
         )
 
