@@ -183,9 +183,7 @@ def _tiles(states: Tensor, key_heads: int) -> Tensor:
 
     Of a block, the heads that share a key are rows of one matrix.
     """
-    length = states.shape[2]
-    whole = functional.pad(states, (0, 0, 0, _up(length, BLOCK) - length))
-    apart = whole.unflatten(2, (-1, BLOCK)).unflatten(1, (key_heads, -1))
+    apart = _padded(states, BLOCK).unflatten(2, (-1, BLOCK)).unflatten(1, (key_heads, -1))
     return apart.permute(3, 0, 1, 2, 4, 5).flatten(3, 4).flatten(1, 2)
 
 
@@ -197,8 +195,13 @@ def _together(tiles: Tensor, batch: int, length: int) -> Tensor:
 
 def _wide(states: Tensor) -> Tensor:
     """(batch, key heads, length, dim) to (batch * key heads, length, dim), with 0 up to a multiple of `key_step`."""
-    length = states.shape[2]
-    return functional.pad(states, (0, 0, 0, _up(length, key_step(length)) - length)).flatten(0, 1).contiguous()
+    return _padded(states, key_step(states.shape[2])).flatten(0, 1).contiguous()
+
+
+def _padded(states: Tensor, step: int) -> Tensor:
+    """With rows of 0 up to a multiple of `step`; no copy where there are as many."""
+    missing = -states.shape[2] % step
+    return functional.pad(states, (0, 0, 0, missing)) if missing else states
 
 
 def _keys_at(length: int, starts: list[int]) -> Iterator[slice]:

@@ -17,7 +17,8 @@ SHORT = (
     "stage.batch_size=1",
     "stage.warmup_ratio=0",
     "stage.save_steps=null",
-    "data.max_samples=60",
+    "data.max_samples=120",
+    "data.validation_fraction=0.5",
     "data.max_length=128",
 )
 # what a quantized base may add to the loss on held-out text, in nats a token
