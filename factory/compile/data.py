@@ -24,8 +24,12 @@ def _names_unread(case: Case) -> str | None:
 
 
 def _hub_unreachable(case: Case) -> tuple[str, str] | None:
-    lacking = ((name, found.unreachable) for name, found in case.facts.data.items() if found.unreachable)
-    return next(((f"data.sources.{name}.path", why) for name, why in lacking), None)
+    for name, found in case.facts.data.items():
+        if found.unreachable and name in case.settings.data.sources:
+            return f"data.sources.{name}.path", found.unreachable
+        if found.unreachable:
+            return "data.names", f"{name} is {found.path} on the hub: {found.unreachable}"
+    return None
 
 
 def _columns_for_stage(case: Case) -> str | None:

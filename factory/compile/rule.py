@@ -1,7 +1,7 @@
 """A rule as data: which keys it reads, when it fires, why, and what to do."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import ModuleType
 
 from factory import heads, registry
@@ -9,7 +9,7 @@ from factory.architecture import Architecture, Shape
 from factory.facts import Facts, ModelFacts
 from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
-from factory.typed import plain
+from factory.typed import plain, to_tree
 from factory.vocabulary import Vocabulary, grown
 
 
@@ -116,6 +116,9 @@ def value_of(settings: Settings, path: str) -> str:
     value: object = settings
     for part in path.split("."):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
+    if is_dataclass(value):
+        value = {name: each for name, each in to_tree(value).items() if each is not None}
+        return f"{{{', '.join(f'{name}: {plain(each)}' for name, each in value.items())}}}"
     if isinstance(value, dict):
         return ",".join(value)
     if isinstance(value, tuple):

@@ -188,7 +188,14 @@ def _content(tensor: Tensor) -> Any:
     import gguf
     import numpy as np
 
-    numbers = tensor.make()
-    if tensor.kind == gguf.GGMLQuantizationType.F16 and np.abs(numbers).max() > _HALF_MAX:
+    numbers, types = tensor.make(), gguf.GGMLQuantizationType
+    if tensor.kind == types.F16 and np.abs(numbers).max() > _HALF_MAX:
         raise OverflowError(tensor.name)
+    if tensor.kind in (types.F16, types.BF16):
+        import torch
+
+        from factory.rounding import rounded
+
+        narrow = torch.float16 if tensor.kind == types.F16 else torch.bfloat16
+        numbers = rounded(torch.from_numpy(numbers), narrow).float().numpy()
     return np.ascontiguousarray(gguf.quants.quantize(numbers, tensor.kind)).view(np.uint8)

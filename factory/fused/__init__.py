@@ -111,6 +111,7 @@ def _is_plain(layer: Any) -> bool:
     return ours and not layer.lora_variant and not layer.fan_in_fan_out and _weight(layer.get_base_layer()) is not None
 
 
+_LINEAR = f"{torch.nn.Linear.__module__}.{torch.nn.Linear.__qualname__}"
 _LORA = ("peft.tuners.lora.layer.Linear", "peft.tuners.lora.bnb.Linear4bit")
 
 
@@ -147,7 +148,7 @@ def _adapted(layer: Any, x: Tensor, *given: Any, usual: Callable[..., Tensor], *
 
 def _weight(base: Any) -> Callable[[], Tensor] | None:
     """What makes a linear layer's weight, (out, in); None of one that is held in another way."""
-    if type(base) is torch.nn.Linear:
+    if f"{type(base).__module__}.{type(base).__qualname__}" == _LINEAR:  # ours in its place too
         return lambda: base.weight
     state = getattr(getattr(base, "weight", None), "quant_state", None)
     if type(base).__name__ != "Linear4bit" or state is None:

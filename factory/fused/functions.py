@@ -176,6 +176,9 @@ class Linear(Function):
 class LowRank(Function):
     """x Wᵀ + b + s (x Aᵀ) Bᵀ in `dtype` (Hu et al. 2021, LoRA, equation 3), its sums taken in the products.
 
+    The small sum comes first and the large one is added to it within the product, so that both are rounded as one: what
+    is below the last digit of x Wᵀ, as most of an adapter's first steps in bfloat16, would be lost beside it.
+
     x: (…, in); A: (rank, in); B: (out, rank). `weight` makes W, (out, in), which is not trained: a quantized one is
     there while it is multiplied with.
     """
@@ -191,11 +194,15 @@ class LowRank(Function):
         scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        narrow = x.to(dtype)
-        low = narrow.reshape(-1, x.shape[-1]) @ a.to(dtype).T
-        # returned as it is: what is a view may not be changed in place
-        made = functional.linear(narrow, weight().to(dtype), None if bias is None else bias.to(dtype))
-        made.view(-1, made.shape[-1]).addmm_(low, b.to(dtype).T, alpha=scale)
+        narrow, w = x.to(dtype), weight().to(dtype)
+        flat = narrow.reshape(-1, x.shape[-1])
+        low = flat @ a.to(dtype).T
+        made = x.new_empty(*x.shape[:-1], len(w), dtype=dtype)  # what is returned as a view may not be changed in place
+        into = made.view(-1, len(w))
+        torch.addmm(into, low, b.to(dtype).T, beta=0, alpha=scale, out=into)
+        into.addmm_(flat, w.T)
+        if bias is not None:
+            into.add_(bias.to(dtype))
         ctx.again, kept = _reading(x, narrow)
         ctx.save_for_backward(a, b, low, *kept)
         ctx.weight, ctx.scale, ctx.types, ctx.shape = weight, scale, (x.dtype, dtype), x.shape
@@ -210,5 +217,5 @@ class LowRank(Function):
         by_b = (slope.T @ (low * ctx.scale)).to(b.dtype) if ctx.needs_input_grad[2] else None
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = (slope @ ctx.weight().to(dtype)).addmm_(by_low, a.to(dtype)).view(ctx.shape).to(given)
+            by_x = (by_low @ a.to(dtype)).addmm_(slope, ctx.weight().to(dtype)).view(ctx.shape).to(given)
         return by_x, by_a, by_b, None, None, None, None

@@ -37,13 +37,13 @@ def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None = 
     if run.plan.export is not None:
         model = whole(model, torch.float32).float()
     model = method.attach(model, settings, plan.attach, arch)
-    replace_linears(model, plan.patch)
     if started is not None:
         method.begin(model, started)
     if plan.load.adapter is not None:
         model = method.go_on(model, plan.load.adapter)
         if rebuilds(run):
             own_base.forget_the_start(model)
+    replace_linears(model, plan.patch)
     dtype = getattr(torch, plan.attach.dtype)
     for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:

@@ -11,9 +11,10 @@ from factory import heads, own_base, registry
 from factory.architecture import Architecture
 from factory.execute.checkpoint import save_tokenizer, write_errors
 from factory.execute.context import Run
+from factory.ranks.spec import SPLIT
 from factory.run.folder import base_config, open_as, unwritable
 from factory.steps.attach import has_own_base, method_settings
-from factory.steps.proofs import token_losses
+from factory.steps.proofs import saved_type, token_losses
 
 
 def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
@@ -28,6 +29,21 @@ def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, process
         if run.world.leads:
             _write(run, model, arch, tokenizer, processor)
     run.world.wait()
+
+
+def settle(run: Run, model: Any) -> None:
+    """What has been trained in float32 takes the numbers that it is saved with: what is measured is what is read later.
+
+    Not where processes hold parts of it: there it is rounded as it is gathered, to the nearest.
+    """
+    kept, ranks = saved_type(run, model), run.plan.steps.train.ranks
+    if kept is None or "weights" in SPLIT[ranks.strategy]:
+        return
+    from factory import rounding
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rounding.settle(parameter, kept)
 
 
 def _adapts(model: Any) -> bool:

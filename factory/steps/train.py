@@ -22,7 +22,7 @@ from factory.steps.evaluate import held_out
 from factory.steps.feed import Turn, sequences, total_steps, turns
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
-from factory.steps.save import save_model
+from factory.steps.save import save_model, settle
 from factory.steps.watch import Alive, Losses, to_be_skipped
 
 
@@ -110,6 +110,7 @@ def train(
         checkpoint.refuse_damaged(best, f"hydra.run.dir={run.folder.path}")
         engine.read(best)
     model.eval()
+    settle(run, model)
     save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)
     check_tokens(run, dataset, counts, state.step, state.tokens)

@@ -9,6 +9,7 @@ from factory.inference.room import OWN, Opening, Room
 from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.feed import autocast
+from factory.steps.kernels import replace_linears
 
 
 def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
@@ -16,6 +17,7 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
 
     plan, asked = run.plan, run.engine
     model = with_adapters(model, run.adapters)
+    replace_linears(model, plan.steps.patch)
     made = Embedded(
         Model(model, plan.steps.load.device, partial(autocast, plan)),
         numbers=Numbers(asked.prefill, context(run)),

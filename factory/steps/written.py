@@ -159,7 +159,9 @@ def cast(value: Any, dtype: str, name: str) -> Any:
     """Raises OverflowError for a number that the type has not."""
     import torch
 
-    made = value.to(getattr(torch, dtype))
+    from factory.rounding import rounded
+
+    made = rounded(value, getattr(torch, dtype))
     if dtype == "float16" and not torch.isfinite(made).all() and torch.isfinite(value).all():
         raise OverflowError(name)
     return made

@@ -1,6 +1,7 @@
 """Each rule fires, alone, where it should; its nearest legal neighbour compiles and runs."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -1019,6 +1020,7 @@ def test_fires_and_nothing_else_does(row: Row, filled: Callable[..., list[str]],
     assert refusal.rule == row.rule
     assert refusal.setting.partition("=")[0] in RULES[row.rule].reads
     assert refusal.wrong
+    assert not re.search(r"\w\(\w+=", refusal.setting), "a Python object"
     if refusal.machine:  # what only this machine lacks is a warning where nothing is run
         plan = compiled(*filled(row.fires), training=False)
         assert [text.partition(" ")[0] for text in plan.warnings] == [f"[{row.rule}]"]

@@ -165,6 +165,9 @@ def test_a_set_of_a_hub_that_is_not_reached_plans_and_does_not_train(
         "[hub-unreachable] data.sources.alpaca_cleaned.path=yahma/alpaca-cleaned: there is no net"
     )
     assert "hub-unreachable" in [refusal.rule for refusal in refusals(*line)]
+    Path("dataset_info.json").write_text('{"away": {"hf_hub_url": "me/away"}}')
+    (of_catalogue,) = refusals("data=llamafactory", "data.path=dataset_info.json", "data.names=[away]", "hardware=cpu")
+    assert str(of_catalogue).startswith("[hub-unreachable] data.names=[away]: away is me/away on the hub: there is no")
     sets.clear()
     compiled("hardware=cpu", training=False)  # of the demo's rows
     composed = compose.compose(compose.parse(list(line)))

