@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from factory.execute.report import ADVICE
+from factory.execute.report import ADVICE, rows_told
 from factory.run.screen import WHOSE, grid
 from factory.words import between, duration, size
 
@@ -41,8 +41,7 @@ def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", peak
         return
     when = "while training" if trains else "while measuring"
-    where = f" for rows of up to {rows['longest_row']:,} tokens" if rows else ""
-    yield "memory", f"{peak} {when} (estimated {size(expected)}{where})"
+    yield "memory", f"{peak} {when} (estimated {size(expected)}{rows_told(rows)})"
 
 
 def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
