@@ -71,7 +71,7 @@ class RunFolder:
 
     def _saved(self) -> list[Path]:
         """Oldest first, whole or not."""
-        return sorted(self.checkpoints.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(self.checkpoints.glob("step-*[0-9]"), key=step_of)
 
     def forget_the_killed(self) -> None:
         """Removes what processes were writing beside its place when they were killed. For who holds the folder."""
@@ -130,6 +130,10 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def last_logged(checkpoint: Path | None) -> int:
