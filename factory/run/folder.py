@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.parsed import json_of, yaml_of
-from factory.refusal import UserError, refuse
+from factory.refusal import Refusal, UserError, refusal, refuse
 
 MANIFEST = "manifest.json"
 _LOCKS = Path("/proc/locks")
@@ -233,6 +234,14 @@ def open_as(file: Path) -> None:
     for path in file.parent.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+
+
+def taken(path: str | Path, *, finished: bool) -> Refusal:
+    """Of a folder that another run would be written into."""
+    setting, onward = f"hydra.run.dir={path}", f"continue it by `factory resume {shlex.quote(str(path))}`, or "
+    if finished:
+        return refusal("folder-taken", setting, "there is a finished run in it", onward="")
+    return refusal("folder-taken", setting, "there is a run in it", onward=onward)
 
 
 def unwritable(path: Path, error: Exception) -> UserError:

@@ -16,7 +16,7 @@ from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
-from factory.run.folder import RunFolder, last_here
+from factory.run.folder import RunFolder, last_here, taken
 from factory.typed import to_tree
 from factory.verbs import composed as composed_of
 from factory.verbs import fresh, our_mistake, parsed, refuse_unread, settings_of
@@ -178,7 +178,7 @@ def _replay(arguments: list[str]) -> int:
         raise refuse("nodes-need-launcher", f"hardware.num_nodes={made.steps.train.ranks.nodes}", wrong)
     folder = RunFolder(run_dir or fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
-        raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
+        raise UserError(taken(folder.path, finished=folder.status() == "finished"))
     return _launch_checked(replace(made, tracking=tracking), folder, None)
 
 
