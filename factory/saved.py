@@ -18,7 +18,7 @@ _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not 
 class Saved:
     """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder.
 
-    `quantization` is how its base was held; None: nobody knows.
+    `quantization` is how its base was held; None: nobody knows. `config_dirs` are those of its options that are there.
     """
 
     path: str | None
@@ -26,6 +26,7 @@ class Saved:
     overrides: tuple[str, ...]
     run: str | None = None
     quantization: Quantization | None = None
+    config_dirs: tuple[str, ...] = ()
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -40,16 +41,17 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     plan = read_plan(made.plan) if made.plan.is_file() else None
     overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
     of_run = str(made.path) if plan else None
+    folders = tuple(each for each in plan.config_dirs if Path(each).is_dir()) if plan else ()
     if (model / "adapter_config.json").is_file():
         if of_run is not None:
-            return Saved(None, str(model), overrides, of_run, held)
+            return Saved(None, str(model), overrides, of_run, held, folders)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides, of_run, held)
+        return Saved(str(model), None, overrides, of_run, held, folders)
     if plan:
         raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
     wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"

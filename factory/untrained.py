@@ -29,7 +29,8 @@ def untrained(
     bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
     asked = bare.tree["tracking"]
     found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
-    made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own)))
+    folders = tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs)))
+    made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own), config_dirs=folders))
     method = dict(bare.tree["method"])
     if found.quantization is not None and not any(_of_method(text) for text in own):  # as the run held its base
         method["quantization"] = to_tree(found.quantization)
@@ -53,7 +54,7 @@ def exported(line: compose.CommandLine) -> compose.Composed:
         group = group_of(text)
         if group not in _EXPORTING and not text.lstrip("+").startswith("method.quantization."):
             raise refuse("export-key", text, "an export does not read it")
-    composed = untrained(line)
+    composed = untrained(line, _of_model)
     place = composed.tree["model"]
     heads = "rm" if scores(place["adapter"], place["path"]) else "sft"
     own = tuple(text for text in line.overrides if group_of(text) not in ("run", "model"))
@@ -70,6 +71,11 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     options = {**bare.options, "model": composed.options["model"]}
     del options["data"]
     return replace(composed, tree=tree, options=options, overrides=line.overrides)
+
+
+def _of_model(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """What a run's overrides say of its model: the options of its data and of its stage need not be there any more."""
+    return tuple(text for text in overrides if group_of(text) in ("model", "seed", "recipe"))
 
 
 def _of_method(text: str) -> bool:

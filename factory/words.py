@@ -1,9 +1,11 @@
 """How values are written for people."""
 
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 def size(count: float | None) -> str:
@@ -28,6 +30,13 @@ def between(low: str, high: str, phrase: _Phrase = str) -> str:
     """`30 to 50 s`: a unit that both have is said once."""
     (number, _, one), (_, _, other) = low.partition(" "), high.partition(" ")
     return phrase("{} to {}").format(number if one == other else low, high)
+
+
+def config_dir_flags(folders: Iterable[str]) -> list[str]:
+    """As they are typed in the working folder."""
+    here = Path.cwd()
+    near = (Path(folder).relative_to(here) if Path(folder).is_relative_to(here) else folder for folder in folders)
+    return [f"--config-dir {shlex.quote(str(folder))}" for folder in near]
 
 
 def program(name: str) -> str:

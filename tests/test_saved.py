@@ -1,5 +1,7 @@
 """`factory evaluate`: of a run it measures what the run itself measured at its end, whatever it trained."""
 
+import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import compiled
 from test_methods import FITTING
 
 from factory import cli, compose
@@ -17,7 +20,7 @@ from factory.plan import read_plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
-from factory.untrained import untrained
+from factory.untrained import exported, untrained
 
 Execute = Callable[..., Any]
 SHORT = (
@@ -141,3 +144,29 @@ def test_the_verb_is_part_of_the_plan(execute: Execute) -> None:
     assert run.plan.verb == "evaluate" and run.plan.digest() != read_plan(Path("run/plan.yaml")).digest()
     assert run.plan.estimate.memory.gradients == run.plan.estimate.memory.optimizer == 0
     assert saved("run", None).adapter == "run/model"
+
+
+OWN = "# @package data.sources.shop\ndefaults: [_base@_here_]\npath: shop.jsonl\nformat: alpaca\nlicense: mit\n"
+
+
+def test_the_options_of_ones_own_are_those_of_the_run(
+    execute: Execute, command: Callable[..., Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to name their folder again, and what is printed to compile it again does."""
+    (here / "own" / "data").mkdir(parents=True)
+    (here / "own" / "data" / "shop.yaml").write_text(OWN)
+    rows = '{"instruction": "a", "output": "b"}\n' * 20
+    (here / "shop.jsonl").write_text(rows)
+    execute("--config-dir", "own", "data=shop", "method=lora", *SHORT)
+    assert list(evaluated("run=run").plan.steps.align.sources) == ["shop"]
+    (here / "shop.jsonl").write_text(rows * 2)
+    said = command("train", "--from-plan", "run/plan.yaml")
+    (again,) = re.findall(r"compile again: factory train (.*)", said.err)
+    assert compiled(*shlex.split(again)).steps.align.sources["shop"].bytes == 2 * len(rows)
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    shutil.rmtree(here / "own")
+    line = compose.parse([f"run={here / 'run'}", "export.dir=out", "tracking=none"])
+    exporting = cli._compiled(exported(line), training=True, verb="export")
+    assert exporting.export is not None and exporting.config_dirs == ()
+    assert command("evaluate", f"run={here / 'run'}").rules == ["unknown-option"]

@@ -141,6 +141,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         verb=settings.verb,
         options=_options(settings) | {"model": _model_name(settings)},
         overrides=settings.overrides,
+        config_dirs=settings.config_dirs,
         seed=settings.seed,
         steps=steps,
         export=exporting.planned(case) if settings.verb == "export" else None,

@@ -60,13 +60,11 @@ def launch(
     resume_from: Path | Literal["newest"] | None,
     screen: Screen,
     anew: Anew | None,
-    config_dirs: tuple[str, ...] = (),
 ) -> int:
     """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
 
     `newest` is the newest checkpoint of the folder that is as it was written, if there is any. `anew` compiles other
-    overrides, where there can be any, for advice where the memory did not do. Options of the user's own are in
-    `config_dirs`.
+    overrides, where there can be any, for advice where the memory did not do.
     """
     with folder.claimed() as lock:
         folder.forget_the_killed()
@@ -90,7 +88,7 @@ def launch(
             elif passed_over:
                 screen.print("No checkpoint is left: starting from the first step.", style="yellow", soft_wrap=True)
             code, tracker, seen = _follow(plan, folder, start, screen, lock)
-            return _finish(plan, folder, code, tracker, screen, seen, anew, config_dirs)
+            return _finish(plan, folder, code, tracker, screen, seen, anew)
         except KeyboardInterrupt:  # before there was a child to be asked, or when it had done its work
             over, there = folder.status() == "finished", folder.plan.exists()
             onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
@@ -299,7 +297,6 @@ def _finish(
     screen: Screen,
     seen: Seen | None = None,
     anew: Anew | None = None,
-    config_dirs: tuple[str, ...] = (),
 ) -> int:
     report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen or Seen())
     finished = report["status"] == "finished"
@@ -314,7 +311,7 @@ def _finish(
         screen.print(_unsent(plan, folder, report["tracking"]), style="yellow", soft_wrap=True)
     if finished and (found := calibration.measured(plan, folder, look_at_machine())):
         calibration.add(found)
-    return _told(plan, folder, code, report, screen, config_dirs)
+    return _told(plan, folder, code, report, screen)
 
 
 def _told(
@@ -323,14 +320,13 @@ def _told(
     code: int,
     report: dict[str, Any],
     screen: Screen,
-    config_dirs: tuple[str, ...],
 ) -> int:
     """Says how it ended, and what can follow; the exit code."""
     again = _resume(folder)
     if report["status"] == "finished":
         screen.print(report_panel(report, folder.path))
         alone = plan.tracking.parent_run is None  # a sweep says it at its end
-        if alone and (onward := next_commands(plan, folder, config_dirs)):
+        if alone and (onward := next_commands(plan, folder)):
             screen.print(onward, soft_wrap=True)
         return code
     if report["status"] == "interrupted":

@@ -54,7 +54,7 @@ def _run(composed: compose.Composed) -> int:
     made = compiled(composed, training=True)
     resume = composed.tree["stage"]["resume"]
     start = "newest" if resume == "auto" else Path(resume) if resume else None
-    return _launch(made, RunFolder(composed.run_dir), start, Anew(composed.config_dirs), composed.config_dirs)
+    return _launch(made, RunFolder(composed.run_dir), start, Anew(composed.config_dirs))
 
 
 def _launch(
@@ -62,12 +62,11 @@ def _launch(
     folder: RunFolder,
     start: Path | Literal["newest"] | None,
     anew: Anew | None,
-    config_dirs: tuple[str, ...] = (),
 ) -> int:
     from factory.run.launch import launch
     from factory.run.screen import Screen
 
-    return launch(made, folder, start, Screen(), anew, config_dirs)
+    return launch(made, folder, start, Screen(), anew)
 
 
 def _sweep(line: compose.CommandLine) -> int:
@@ -203,7 +202,7 @@ def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | No
     from factory.execute.verify import verify
 
     verify(made)
-    return _launch(made, folder, start, Anew())
+    return _launch(made, folder, start, Anew(made.config_dirs))
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
