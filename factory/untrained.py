@@ -41,6 +41,8 @@ def untrained(
                 "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
             )
         places = {} if found.overrides else {"path": found.path}
+    if found.template is not None and not {"model", "model.template"} & {name_of(text) for text in own}:
+        places["template"] = found.template
     tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
     return replace(made, tree=tree, options={**made.options, "method": "none"}, run=found.run)
 

@@ -13,14 +13,17 @@ import pytest
 from conftest import compiled
 from test_methods import FITTING
 
-from factory import cli, compose
+from factory import cli, compose, templates
 from factory.execute import executor
 from factory.execute.context import Run
+from factory.execute.verify import verify
+from factory.inference import asked
 from factory.plan import read_plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
 from factory.untrained import exported, untrained
+from factory.verbs.use import to_write
 
 Execute = Callable[..., Any]
 SHORT = (
@@ -170,3 +173,29 @@ def test_the_options_of_ones_own_are_those_of_the_run(
     exporting = cli._compiled(exported(line), training=True, verb="export")
     assert exporting.export is not None and exporting.config_dirs == ()
     assert command("evaluate", f"run={here / 'run'}").rules == ["unknown-option"]
+
+
+def test_a_run_keeps_the_template_that_it_was_trained_with(
+    execute: Execute, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its file is by now, and wherever one stands."""
+    (here / "calm.yaml").write_text("source: me\nlike: chatml\ndefault_system: Calm.")
+    execute("method=lora", "model.template=calm.yaml", *SHORT)
+    (here / "calm.yaml").write_text("source: me\nlike: chatml\ndefault_system: Loud.")
+    assert "Loud." in templates.read(evaluated("run=run", "model.template=calm.yaml").plan.steps.pack.template)
+    (here / "calm.yaml").unlink()
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    line = compose.parse(["tracking=none"])
+    for run in (f"{here}/run", f"{here}/run/model"):
+        made = [
+            to_write("chat", line, asked.Line(("tracking=none",), None), asked.Side("x", run, base))[0]
+            for base in (False, True)
+        ]
+        made.append(evaluated(f"run={run}").plan)
+        made.append(
+            cli._compiled(exported(compose.parse([f"run={run}", "export.dir=out"])), training=True, verb="export")
+        )
+        for plan in made:
+            assert "Calm." in templates.read(plan.steps.pack.template)
+            verify(plan)

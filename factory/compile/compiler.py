@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from factory import heads, plan, registry
+from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
 from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, ranks, writing
@@ -369,7 +369,8 @@ def _chat_notes(case: Case) -> list[str]:
     """What becomes of tools and of reasoning, where the rows have any or somebody asked."""
     data, found = case.settings.data, list[str]()
     if any(facts.tools for facts in case.facts.data.values()) and data.tools == "auto":
-        own = True if case.settings.model.template != "auto" else case.model.tools
+        named = case.settings.model.template
+        own = case.model.tools if named == "auto" else None if templates.is_jinja(named) else True
         how = {
             True: "as the chat template writes them",
             False: "in the words of the format `default`, as the chat template has none for them",

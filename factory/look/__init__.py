@@ -55,7 +55,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     benchmarks, harness = ({}, None) if _bad("evaluate", bad_keys) else _exams(settings.evaluate, tried)
     own_files = _own_files(settings)
     for path in filter(templates.is_file, own_files):
-        tried(templates.template, path)
+        tried(templates.read, path)
     folder = tried(look_at_folder, settings.run_dir, stage.resume, training=training) if stage else None
     measured, unmeasured = calibration.read()
     return Facts(
