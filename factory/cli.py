@@ -110,7 +110,7 @@ def board(arguments: list[str]) -> int:
 
 
 def explain(arguments: list[str]) -> int:
-    """a key's (or a group's) meaning, type, range, default, and the rules that read it"""
+    """a key's, a group's or an option's meaning; of a key its type, range, default, and the rules that read it"""
     from factory.help import explained
 
     if len(arguments) != 1:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from factory import compose, groups, help, registry, settings
+from factory.refusal import UserError
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import known_keys
 
@@ -74,6 +75,22 @@ def test_a_group_is_explained_by_its_keys(group: str) -> None:
     assert all(re.search(rf"^{re.escape(path)} ", text, re.MULTILINE) for path in inside)
     if group in groups.GROUPS and group != "model":  # `factory models` lists those
         assert all(option in text for option in groups.options(group))
+
+
+def test_an_option_is_explained_by_its_name_and_as_it_is_chosen() -> None:
+    """By what its file says and sets; a name may be one of several groups."""
+    assert help.explained("qlora") == help.explained("method=qlora")
+    text = help.explained("qlora")
+    assert text.startswith("method=qlora\n  LoRA on a base in 4-bit NormalFloat")
+    assert "\n    method=lora\n" in text and "\n    method.quantization.bits=4\n" in text
+    assert "data.sources.demo.path=" in help.explained("demo")
+    assert {"compute=default", "evaluate=default"} <= set(help.explained("default").splitlines())
+    assert "stage.max_steps=5" in help.explained("smoke")
+    assert help.explained("chatml").startswith("model.template=chatml\n")
+    for group, option in OPTIONS:
+        assert help.explained(f"{group}={option}").startswith(f"{group}={option}\n")
+    with pytest.raises(UserError, match=r"did you mean lora\?"):
+        help.explained("loar")
 
 
 def test_help_lists_every_option_recipe_and_verb(command: Any) -> None:
