@@ -15,6 +15,16 @@ def size(count: float | None) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB".replace(".0 ", " ")
 
 
+def counted(count: int, what: str) -> str:
+    """`1 step`, `12 steps`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def rate(each_second: float) -> str:
+    """Of few it tells two digits: none is told as 0."""
+    return f"{each_second:,.0f}" if each_second >= 10 else f"{each_second:.2g}"
+
+
 _UNITS = ((86_400, "{} days"), (3_600, "{} h"), (60, "{} min"))  # seconds, from twice of which on they are counted so
 _Phrase = Callable[[str], str]  # says an English phrase in another language
 

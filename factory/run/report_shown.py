@@ -11,7 +11,7 @@ from rich.table import Table
 
 from factory.execute.report import ADVICE, rows_told
 from factory.run.screen import WHOSE, grid
-from factory.words import between, duration, size
+from factory.words import between, counted, duration, rate, size
 
 
 def report_panel(report: dict[str, Any], folder: Path) -> Panel:
@@ -49,8 +49,8 @@ def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if train:
         yield (
             "training",
-            f"{train['steps']:,} steps, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
-            f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
+            f"{counted(train['steps'], 'step')}, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
+            f"{rate(train['tokens_per_second'] or 0)} tokens/s; "
             f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
         )
     if told := _estimates(report.get("estimate", {}), train):
