@@ -55,8 +55,11 @@ def _dispatch(arguments: list[str]) -> int:
         (arguments[0], arguments[1:]) if is_verb and arguments[0][:1] not in ("+", "~") else ("train", arguments)
     )
     if "--help" in arguments or "-h" in arguments or verb == "help":
-        from factory.help import overview
+        from factory.help import of_verb, overview
 
+        named = rest[0] if verb == "help" and rest else verb
+        if named in VERBS and named in arguments:
+            print(f"{of_verb(named, VERBS[named].__doc__)}\n")
         print(overview(VERBS, compose.folders_named(rest)))  # asked for with whatever was wrong too
         return 0
     if "--version" in arguments:

@@ -12,6 +12,7 @@ from factory.parsed import yaml_of
 from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys, having
 from factory.typed import Key, describe, plain
+from factory.verbs import OWN
 
 FLAGS = {  # in a person's words
     "-m, --multirun": "a sweep: method=lora,galore,qlora",
@@ -21,6 +22,13 @@ FLAGS = {  # in a person's words
     "--cfg job, --info": "Hydra's own: the composed config, its search path",
     "--help": "",
 }
+
+
+def of_verb(verb: str, does: str | None) -> str:
+    """What comes before the overview where a verb's own help is asked for."""
+    own = [group for group, readers in OWN.items() if verb in readers]
+    keys = [f"\nkeys of its own: {group}.* (`factory explain {group}`)" for group in own]
+    return "".join([f"factory {verb}: {does}", *keys])
 
 
 def overview(verbs: Mapping[str, Callable[..., int]], config_dirs: tuple[str, ...]) -> str:

@@ -101,6 +101,14 @@ def test_help_lists_every_option_recipe_and_verb(command: Any) -> None:
     assert listed | {"train", "plan", "resume", "explain", "models"} <= words
 
 
+def test_a_verbs_help_begins_with_its_own(command: Any) -> None:
+    said, rest = command("export", "--help").out.split("\n\n", 1)
+    assert said.startswith("factory export: write run=FOLDER's model") and said.endswith("(`factory explain export`)")
+    assert rest == command("--help").out
+    assert command("help", "export").out == f"{said}\n\n{rest}"
+    assert "generation.*" in command("chat", "run=x", "-h").out.partition("\n\n")[0]
+
+
 def test_a_key_of_one_option_names_its_owner() -> None:
     text = help.explained("method.num_layers")
     assert re.search(r"of: +method=freeze", text)
