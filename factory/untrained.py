@@ -31,6 +31,9 @@ def untrained(
     found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
     folders = tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs)))
     made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own), config_dirs=folders))
+    model = made
+    if any(name_of(text) == "recipe" for text in found.overrides):  # which may name the model, and is not all `taken`
+        model = compose.compose(replace(line, overrides=merged(_of_model(found.overrides), own), config_dirs=folders))
     method = dict(bare.tree["method"])
     if found.quantization is not None and not any(_of_method(text) for text in own):  # as the run held its base
         method["quantization"] = to_tree(found.quantization)
@@ -43,8 +46,9 @@ def untrained(
         places = {} if found.overrides else {"path": found.path}
     if found.template is not None and not {"model", "model.template"} & {name_of(text) for text in own}:
         places["template"] = found.template
-    tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
-    return replace(made, tree=tree, options={**made.options, "method": "none"}, run=found.run)
+    tree = {**made.tree, "method": method, "model": {**model.tree["model"], **places}}
+    options = {**made.options, "model": model.options["model"], "method": "none"}
+    return replace(made, tree=tree, options=options, run=found.run)
 
 
 _EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads

@@ -160,11 +160,12 @@ def test_the_options_of_ones_own_are_those_of_the_run(
     (here / "own" / "data" / "shop.yaml").write_text(OWN)
     rows = '{"instruction": "a", "output": "b"}\n' * 20
     (here / "shop.jsonl").write_text(rows)
-    execute("--config-dir", "own", "data=shop", "method=lora", *SHORT)
+    execute("--config-dir", "own", "data=shop", "method=lora", "hydra.run.dir=run", *SHORT)
     assert list(evaluated("run=run").plan.steps.align.sources) == ["shop"]
     (here / "shop.jsonl").write_text(rows * 2)
     said = command("train", "--from-plan", "run/plan.yaml")
     (again,) = re.findall(r"compile again: factory train (.*)", said.err)
+    assert "hydra.run.dir" not in again  # where there is a run
     assert compiled(*shlex.split(again)).steps.align.sources["shop"].bytes == 2 * len(rows)
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
@@ -199,3 +200,15 @@ def test_a_run_keeps_the_template_that_it_was_trained_with(
         for plan in made:
             assert "Calm." in templates.read(plan.steps.pack.template)
             verify(plan)
+
+
+def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> None:
+    """Of a conversation too, which takes nothing else over that a recipe says."""
+    (here / "own" / "recipes").mkdir(parents=True)
+    recipe = "# @package _global_\nmodel:\n  template: alpaca\ndata:\n  max_samples: 31\n"
+    (here / "own" / "recipes" / "mine.yaml").write_text(recipe)
+    execute("--config-dir", "own", "recipe=mine", "method=lora", *(word for word in SHORT if "samples" not in word))
+    line, side = asked.Line(("tracking=none",), None), asked.Side("x", "run")
+    plan = to_write("chat", compose.parse([]), line, side)[0]
+    assert plan.steps.pack.template == "alpaca" and plan.steps.align.max_samples is None
+    assert evaluated("run=run").plan.steps.align.max_samples == 31

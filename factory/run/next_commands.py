@@ -2,18 +2,16 @@
 
 import shlex
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from itertools import starmap
 from pathlib import Path
 
-from factory.line import name_of
+from factory.line import name_of, said_by
 from factory.plan import Plan, PlannedSource
 from factory.run.folder import RunFolder
 from factory.tracking.spec import shows
-from factory.words import config_dir_flags, program
+from factory.words import program
 
 _ANSWERS = ("sft", "dpo", "kto", "orpo", "ppo", "grpo")  # stages whose model one talks to
-_OF_ONE_RUN = ("hydra.*", "stage.resume")
 _OF_THE_METHOD = ("method", "method.*")
 _OF_THE_ROWS = ("data", "data.path", "data.names", "data.sources*", "data.validation")
 _PACKAGE = Path(__file__).parents[1]
@@ -41,18 +39,10 @@ def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
         yield shown, "curves and tables"
     yield f"{factory} train --from-plan {shlex.quote(str(folder.plan))}", "the same run again"
     compared = f"method={method},{'lora' if method == 'qlora' else 'qlora'}"
-    yield " ".join((factory, "-m", *_kept(plan, _OF_THE_METHOD), compared)), "compare methods"
+    yield " ".join((factory, "-m", *said_by(plan, _OF_THE_METHOD), compared)), "compare methods"
     if not any(starmap(_is_own, plan.steps.align.sources.items())):
-        kept = _kept(plan, _OF_THE_ROWS)
+        kept = said_by(plan, _OF_THE_ROWS)
         yield " ".join((factory, *kept, "data=file data.path=YOURS.jsonl")), "your own rows"
-
-
-def _kept(plan: Plan, without: tuple[str, ...]) -> Iterator[str]:
-    """What the run's own line said, for a shell, but for the keys of these patterns."""
-    yield from config_dir_flags(plan.config_dirs)
-    for text in plan.overrides:
-        if not any(fnmatchcase(name_of(text), pattern) for pattern in (*without, *_OF_ONE_RUN)):
-            yield shlex.quote(text)
 
 
 def _is_own(name: str, source: PlannedSource) -> bool:
