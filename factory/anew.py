@@ -1,6 +1,7 @@
 """Plans of command lines: composed, looked up, compiled. `Anew` makes many that differ in a few keys."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from factory import compose, settings
@@ -22,6 +23,7 @@ def compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train"
         options=composed.options,
         overrides=composed.overrides,
         run_dir=composed.run_dir,
+        config_dirs=tuple(str(Path(folder).absolute()) for folder in composed.config_dirs),
         bad_groups=composed.bad_groups,
         verb=verb,
     )

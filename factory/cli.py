@@ -55,8 +55,11 @@ def _dispatch(arguments: list[str]) -> int:
         (arguments[0], arguments[1:]) if is_verb and arguments[0][:1] not in ("+", "~") else ("train", arguments)
     )
     if "--help" in arguments or "-h" in arguments or verb == "help":
-        from factory.help import overview
+        from factory.help import of_verb, overview
 
+        named = rest[0] if verb == "help" and rest else verb
+        if named in VERBS and named in arguments:
+            print(f"{of_verb(named, VERBS[named].__doc__)}\n")
         print(overview(VERBS, compose.folders_named(rest)))  # asked for with whatever was wrong too
         return 0
     if "--version" in arguments:
@@ -110,7 +113,7 @@ def board(arguments: list[str]) -> int:
 
 
 def explain(arguments: list[str]) -> int:
-    """a key's (or a group's) meaning, type, range, default, and the rules that read it"""
+    """a key's, a group's or an option's meaning; of a key its type, range, default, and the rules that read it"""
     from factory.help import explained
 
     if len(arguments) != 1:

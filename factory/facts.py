@@ -6,6 +6,7 @@ from typing import Any, Literal
 from factory.architecture import Architecture, Shape
 from factory.data.record import Kind
 from factory.own_base import OwnBase
+from factory.plan import Plan
 from factory.refusal import Refusal
 
 
@@ -157,6 +158,7 @@ class FolderFacts:
     plan_digest: str | None  # of a run that is already there
     finished: bool
     resume_digest: str | None  # of the plan that saved the checkpoint which stage.resume points at
+    plan: Plan | None = None  # of the run that is there, or whose checkpoint that is; None too where it can't be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Groups of options, and recipes: where they lie, and their names."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from factory.refusal import Refusal, refusal
@@ -46,6 +47,13 @@ def listed(found: list[str]) -> str:
     if len(found) <= _SHOWN:
         return ", ".join(found)
     return f"{', '.join(found[: _SHOWN // 4])} … ({len(found)}; `factory models` lists them)"
+
+
+def said(option: Path) -> str:
+    """The comment that an option's or a recipe's file begins with."""
+    lines = option.read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.removeprefix("#").strip() for line in comment if not line.startswith("# @package"))
 
 
 def recipes(config_dirs: tuple[str, ...] = ()) -> list[str]:

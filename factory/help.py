@@ -1,13 +1,18 @@
 """`--help` and `explain`: made from the groups, the schema and the rules, so that they cannot go stale."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from factory import compose, groups, registry
+from factory import compose, groups, registry, templates
+from factory.diff import flat, shown
+from factory.parsed import yaml_of
 from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys, having
 from factory.typed import Key, describe, plain
+from factory.verbs import OWN
 
 FLAGS = {  # in a person's words
     "-m, --multirun": "a sweep: method=lora,galore,qlora",
@@ -17,6 +22,13 @@ FLAGS = {  # in a person's words
     "--cfg job, --info": "Hydra's own: the composed config, its search path",
     "--help": "",
 }
+
+
+def of_verb(verb: str, does: str | None) -> str:
+    """What comes before the overview where a verb's own help is asked for."""
+    own = [group for group, readers in OWN.items() if verb in readers]
+    keys = [f"\nkeys of its own: {group}.* (`factory explain {group}`)" for group in own]
+    return "".join([f"factory {verb}: {does}", *keys])
 
 
 def overview(verbs: Mapping[str, Callable[..., int]], config_dirs: tuple[str, ...]) -> str:
@@ -57,13 +69,45 @@ def explained(name: str) -> str:
         options = f"{name}=  {groups.listed(groups.options(name))}\n\n" if name in (*GROUPS, *NAMED) else ""
         width = max(len(key.path) for key in inside)
         return options + "\n".join(f"{key.path:<{width}}  {key.limits.doc if key.limits else ''}" for key in inside)
+    if found := [_option(group, file) for group, file in _options() if name in (file.stem, f"{group}={file.stem}")]:
+        return "\n".join(found)
+    if (template := name.removeprefix("model.template=")) in templates.names():
+        return f"model.template={template}\n  a chat template: as that of {templates.template(template).source}"
+    named = [file.stem for _, file in _options()]
     raise refuse(
         "unknown-key",
         name,
-        "there is no such key or group",
-        hint=did_you_mean(name, [key.path for key in keys]),
+        "there is no such key, group or option",
+        hint=did_you_mean(name, [key.path for key in keys] if "." in name else [*named, *(key.path for key in keys)]),
         topic="--help",
     )
+
+
+def _options() -> Iterator[tuple[str, Path]]:
+    """The files of all options and recipes, with their groups."""
+    for group in groups.GROUPS:
+        yield from ((group, groups.CONF / group / f"{option}.yaml") for option in groups.options(group))
+    yield from (("recipe", file) for file in groups.recipe_files(()).values())
+
+
+def _option(group: str, file: Path) -> str:
+    """What it is, what it is set over, and what it sets."""
+    text = file.read_text(encoding="utf-8")
+    tree = yaml_of(text.encode()) or {}
+    package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
+    place = package[1].removeprefix("_global_") if package else group
+    below = [each for each in tree.pop("defaults", []) if not str(each).startswith("_")]
+    chosen = [f"{group}={each}" if isinstance(each, str) else _overridden(each) for each in below]
+    values = [f"{key}={shown(value)}" for key, value in flat(tree, place)]
+    lines = [f"{group}={file.stem}", f"  {groups.said(file)}", *(f"    {line}" for line in (*chosen, *values))]
+    if group != "recipe":
+        lines.append(f"  `factory explain {group}` lists the keys and the other options")
+    return "\n".join(lines)
+
+
+def _overridden(entry: dict[str, str]) -> str:
+    """`method=dora` of `override /method: dora`."""
+    return ", ".join(f"{name.rpartition('/')[2]}={option}" for name, option in entry.items())
 
 
 def _matches(path: str, name: str) -> bool:

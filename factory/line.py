@@ -3,12 +3,14 @@
 import re
 import shlex
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from factory import compose
+from factory.plan import Plan
 from factory.refusal import refuse
-from factory.words import program
+from factory.words import config_dir_flags, program
 
 Overrides = tuple[str, ...]
 _BARE = re.compile(r"[\w./:@%+\-]+( [\w./:@%+\-]+)*", re.ASCII)  # what Hydra's grammar takes without quotes
@@ -18,6 +20,13 @@ _LIST = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 def name_of(text: str) -> str:
     """`data.path` of `+data.path=rows.jsonl`."""
     return text.lstrip("+~").partition("=")[0]
+
+
+def said_by(plan: Plan, without: Iterable[str] = ()) -> list[str]:
+    """What a plan's own line said, for a shell, but for what one run alone has and for the keys of these patterns."""
+    left_out = (*without, "hydra.*", "stage.resume")
+    kept = (text for text in plan.overrides if not any(fnmatchcase(name_of(text), pattern) for pattern in left_out))
+    return [*config_dir_flags(plan.config_dirs), *map(shlex.quote, kept)]
 
 
 def group_of(text: str) -> str:

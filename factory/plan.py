@@ -14,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 13
+VERSION = 14
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -358,6 +358,7 @@ class Plan:
     verb: Verb
     options: dict[str, str]  # the chosen option of each group
     overrides: tuple[str, ...]
+    config_dirs: tuple[str, ...]  # the folders of options of the user's own
     seed: int
     steps: Steps
     export: Export | None  # of the verb `export`
@@ -432,6 +433,7 @@ CHANGED: dict[int, str] = {
     11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
     12: "how long ranks wait for one that does not come is planned",
     13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
+    14: "the folders of one's own options (--config-dir) are planned",
 }
 
 

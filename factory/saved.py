@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory import templates
 from factory.line import group_of, name_of
 from factory.look.model import look_at_adapter
 from factory.plan import read_plan
@@ -18,7 +19,8 @@ _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not 
 class Saved:
     """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder.
 
-    `quantization` is how its base was held; None: nobody knows.
+    `quantization` is how its base was held; None: nobody knows. `config_dirs` are those of its options that are there.
+    `template` is the one that it was trained with, where that was a file: which may be another by now, or gone.
     """
 
     path: str | None
@@ -26,6 +28,8 @@ class Saved:
     overrides: tuple[str, ...]
     run: str | None = None
     quantization: Quantization | None = None
+    config_dirs: tuple[str, ...] = ()
+    template: str | None = None
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -40,16 +44,19 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     plan = read_plan(made.plan) if made.plan.is_file() else None
     overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
     of_run = str(made.path) if plan else None
+    folders = tuple(each for each in plan.config_dirs if Path(each).is_dir()) if plan else ()
+    own_template = plan is not None and templates.is_file(plan.steps.pack.template)
+    template = str(model / "chat_template.jinja") if own_template else None
     if (model / "adapter_config.json").is_file():
         if of_run is not None:
-            return Saved(None, str(model), overrides, of_run, held)
+            return Saved(None, str(model), overrides, of_run, held, folders, template)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides, of_run, held)
+        return Saved(str(model), None, overrides, of_run, held, folders, template)
     if plan:
         raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
     wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"

@@ -51,7 +51,9 @@ class Model:
     family: str | None = key("the models that this one belongs with")
     license: str | None = key("the hub's licence tag")
     gated: bool = key("whether the hub asks for a token of somebody who accepted the licence")
-    template: str = key("the chat template: auto (the tokenizer's own), a named one, or a YAML file of your own")
+    template: str = key(
+        "the chat template: auto (the tokenizer's own), a named one, or a file of your own (YAML, jinja)"
+    )
     context_length: int | None = key("the longest sequence the model was made for, in tokens; null: config.json", low=1)
     rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = key(
         "how positions beyond the context are reached"

@@ -40,6 +40,7 @@ class Settings:
     options: dict[str, str]
     overrides: tuple[str, ...]
     run_dir: str
+    config_dirs: tuple[str, ...] = ()  # absolute
     verb: Verb = "train"
 
 
@@ -55,6 +56,7 @@ def read(
     options: dict[str, str],
     overrides: tuple[str, ...],
     run_dir: str,
+    config_dirs: tuple[str, ...] = (),
     bad_groups: frozenset[str] = frozenset(),
     verb: Verb = "train",
 ) -> tuple[Settings, list[Refusal], set[str]]:
@@ -70,7 +72,9 @@ def read(
     for name, kind in NAMED.items():
         values[name] = None if name in bad_groups else _named(reader, name, kind, tree.get(name, {}))
     values["seed"] = reader.value(int, tree.get("seed"), "seed", SEED)
-    settings = Settings(**values, options=options, overrides=overrides, run_dir=run_dir, verb=verb)
+    settings = Settings(
+        **values, options=options, overrides=overrides, run_dir=run_dir, config_dirs=config_dirs, verb=verb
+    )
     return settings, reader.problems, reader.bad_keys
 
 

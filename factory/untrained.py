@@ -29,7 +29,11 @@ def untrained(
     bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
     asked = bare.tree["tracking"]
     found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
-    made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own)))
+    folders = tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs)))
+    made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own), config_dirs=folders))
+    model = made
+    if any(name_of(text) == "recipe" for text in found.overrides):  # which may name the model, and is not all `taken`
+        model = compose.compose(replace(line, overrides=merged(_of_model(found.overrides), own), config_dirs=folders))
     method = dict(bare.tree["method"])
     if found.quantization is not None and not any(_of_method(text) for text in own):  # as the run held its base
         method["quantization"] = to_tree(found.quantization)
@@ -40,8 +44,11 @@ def untrained(
                 "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
             )
         places = {} if found.overrides else {"path": found.path}
-    tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
-    return replace(made, tree=tree, options={**made.options, "method": "none"}, run=found.run)
+    if found.template is not None and not {"model", "model.template"} & {name_of(text) for text in own}:
+        places["template"] = found.template
+    tree = {**made.tree, "method": method, "model": {**model.tree["model"], **places}}
+    options = {**made.options, "model": model.options["model"], "method": "none"}
+    return replace(made, tree=tree, options=options, run=found.run)
 
 
 _EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads
@@ -53,7 +60,7 @@ def exported(line: compose.CommandLine) -> compose.Composed:
         group = group_of(text)
         if group not in _EXPORTING and not text.lstrip("+").startswith("method.quantization."):
             raise refuse("export-key", text, "an export does not read it")
-    composed = untrained(line)
+    composed = untrained(line, _of_model)
     place = composed.tree["model"]
     heads = "rm" if scores(place["adapter"], place["path"]) else "sft"
     own = tuple(text for text in line.overrides if group_of(text) not in ("run", "model"))
@@ -70,6 +77,11 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     options = {**bare.options, "model": composed.options["model"]}
     del options["data"]
     return replace(composed, tree=tree, options=options, overrides=line.overrides)
+
+
+def _of_model(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """What a run's overrides say of its model: the options of its data and of its stage need not be there any more."""
+    return tuple(text for text in overrides if group_of(text) in ("model", "seed", "recipe"))
 
 
 def _of_method(text: str) -> bool:

@@ -1,9 +1,11 @@
 """How values are written for people."""
 
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 def size(count: float | None) -> str:
@@ -11,6 +13,16 @@ def size(count: float | None) -> str:
     if count is None:
         return "-"
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB".replace(".0 ", " ")
+
+
+def counted(count: int, what: str) -> str:
+    """`1 step`, `12 steps`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def rate(each_second: float) -> str:
+    """Of few it tells two digits: none is told as 0."""
+    return f"{each_second:,.0f}" if each_second >= 10 else f"{each_second:.2g}"
 
 
 _UNITS = ((86_400, "{} days"), (3_600, "{} h"), (60, "{} min"))  # seconds, from twice of which on they are counted so
@@ -28,6 +40,13 @@ def between(low: str, high: str, phrase: _Phrase = str) -> str:
     """`30 to 50 s`: a unit that both have is said once."""
     (number, _, one), (_, _, other) = low.partition(" "), high.partition(" ")
     return phrase("{} to {}").format(number if one == other else low, high)
+
+
+def config_dir_flags(folders: Iterable[str]) -> list[str]:
+    """As they are typed in the working folder."""
+    here = Path.cwd()
+    near = (Path(folder).relative_to(here) if Path(folder).is_relative_to(here) else folder for folder in folders)
+    return [f"--config-dir {shlex.quote(str(folder))}" for folder in near]
 
 
 def program(name: str) -> str:

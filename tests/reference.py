@@ -30,17 +30,6 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iter
     yield ""
 
 
-def _said(path: Path) -> str:
-    """The comment that an option's or a recipe's file begins with."""
-    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package"))
-    found = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        found.append(line.removeprefix("#").strip())
-    return " ".join(found)
-
-
 def verbs() -> Iterator[str]:
     yield from ("# Verbs", "", f"`factory VERB …`; without one, `train`. {NOTE}", "")
     own = {name: [f"{group}.*" for group, read in OWN.items() if name in read] for name in cli.VERBS}
@@ -70,10 +59,10 @@ def options() -> Iterator[str]:
         if group != "model":
             yield from (f"## {group}", "")
             files = {name: groups.CONF / group / f"{name}.yaml" for name in groups.options(group)}
-            yield from _table(("option", ""), ((name, _said(path)) for name, path in files.items()))
+            yield from _table(("option", ""), ((name, groups.said(path)) for name, path in files.items()))
     yield from ("## recipe", "")
     files = {name: groups.ROOT / "recipes" / f"{name}.yaml" for name in groups.recipes()}
-    yield from _table(("recipe", ""), ((name, _said(path)) for name, path in files.items()))
+    yield from _table(("recipe", ""), ((name, groups.said(path)) for name, path in files.items()))
     yield from ("## model.template", "")
     found = {name: templates.template(name) for name in templates.names()}
     rows = ((name, each.source, each.tools) for name, each in found.items())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Said, compiled, refusals
 
+from factory import templates
 from factory.execute.verify import verify
 from factory.refusal import UserError, catalogue
 
@@ -67,6 +68,17 @@ def test_a_template_that_cannot_be_one_is_refused(text: str | None, wrong: str, 
         (here / "mine.yaml").write_text(text)
     (found,) = refusals("model.template=mine.yaml")
     assert found.rule == "own-template" and wrong in found.wrong, found.wrong
+
+
+def test_a_template_may_be_jinja_as_tokenizers_have_it(here: Path) -> None:
+    (found,) = refusals("model.template=mine.jinja")
+    assert found.rule == "own-template" and "it cannot be read (No such file" in found.wrong
+    (here / "mine.jinja").write_bytes(b"\xff")
+    (found,) = refusals("model.template=mine.jinja")
+    assert found.rule == "own-template" and "it is no text" in found.wrong
+    (here / "mine.jinja").write_text("{{ messages[0]['content'] }}")
+    made = compiled("model.template=mine.jinja", training=False)
+    assert set(made.own) == {"mine.jinja"} and templates.read("mine.jinja") == "{{ messages[0]['content'] }}"
 
 
 @pytest.fixture(autouse=True)

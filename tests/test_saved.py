@@ -1,5 +1,7 @@
 """`factory evaluate`: of a run it measures what the run itself measured at its end, whatever it trained."""
 
+import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -8,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import compiled
 from test_methods import FITTING
 
-from factory import cli, compose
+from factory import cli, compose, templates
 from factory.execute import executor
 from factory.execute.context import Run
+from factory.execute.verify import verify
+from factory.inference import asked
 from factory.plan import read_plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
-from factory.untrained import untrained
+from factory.untrained import exported, untrained
+from factory.verbs.use import to_write
 
 Execute = Callable[..., Any]
 SHORT = (
@@ -141,3 +147,68 @@ def test_the_verb_is_part_of_the_plan(execute: Execute) -> None:
     assert run.plan.verb == "evaluate" and run.plan.digest() != read_plan(Path("run/plan.yaml")).digest()
     assert run.plan.estimate.memory.gradients == run.plan.estimate.memory.optimizer == 0
     assert saved("run", None).adapter == "run/model"
+
+
+OWN = "# @package data.sources.shop\ndefaults: [_base@_here_]\npath: shop.jsonl\nformat: alpaca\nlicense: mit\n"
+
+
+def test_the_options_of_ones_own_are_those_of_the_run(
+    execute: Execute, command: Callable[..., Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to name their folder again, and what is printed to compile it again does."""
+    (here / "own" / "data").mkdir(parents=True)
+    (here / "own" / "data" / "shop.yaml").write_text(OWN)
+    rows = '{"instruction": "a", "output": "b"}\n' * 20
+    (here / "shop.jsonl").write_text(rows)
+    execute("--config-dir", "own", "data=shop", "method=lora", "hydra.run.dir=run", *SHORT)
+    assert list(evaluated("run=run").plan.steps.align.sources) == ["shop"]
+    (here / "shop.jsonl").write_text(rows * 2)
+    said = command("train", "--from-plan", "run/plan.yaml")
+    (again,) = re.findall(r"compile again: factory train (.*)", said.err)
+    assert "hydra.run.dir" not in again  # where there is a run
+    assert compiled(*shlex.split(again)).steps.align.sources["shop"].bytes == 2 * len(rows)
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    shutil.rmtree(here / "own")
+    line = compose.parse([f"run={here / 'run'}", "export.dir=out", "tracking=none"])
+    exporting = cli._compiled(exported(line), training=True, verb="export")
+    assert exporting.export is not None and exporting.config_dirs == ()
+    assert command("evaluate", f"run={here / 'run'}").rules == ["unknown-option"]
+
+
+def test_a_run_keeps_the_template_that_it_was_trained_with(
+    execute: Execute, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its file is by now, and wherever one stands."""
+    (here / "calm.yaml").write_text("source: me\nlike: chatml\ndefault_system: Calm.")
+    execute("method=lora", "model.template=calm.yaml", *SHORT)
+    (here / "calm.yaml").write_text("source: me\nlike: chatml\ndefault_system: Loud.")
+    assert "Loud." in templates.read(evaluated("run=run", "model.template=calm.yaml").plan.steps.pack.template)
+    (here / "calm.yaml").unlink()
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    line = compose.parse(["tracking=none"])
+    for run in (f"{here}/run", f"{here}/run/model"):
+        made = [
+            to_write("chat", line, asked.Line(("tracking=none",), None), asked.Side("x", run, base))[0]
+            for base in (False, True)
+        ]
+        made.append(evaluated(f"run={run}").plan)
+        made.append(
+            cli._compiled(exported(compose.parse([f"run={run}", "export.dir=out"])), training=True, verb="export")
+        )
+        for plan in made:
+            assert "Calm." in templates.read(plan.steps.pack.template)
+            verify(plan)
+
+
+def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> None:
+    """Of a conversation too, which takes nothing else over that a recipe says."""
+    (here / "own" / "recipes").mkdir(parents=True)
+    recipe = "# @package _global_\nmodel:\n  template: alpaca\ndata:\n  max_samples: 31\n"
+    (here / "own" / "recipes" / "mine.yaml").write_text(recipe)
+    execute("--config-dir", "own", "recipe=mine", "method=lora", *(word for word in SHORT if "samples" not in word))
+    line, side = asked.Line(("tracking=none",), None), asked.Side("x", "run")
+    plan = to_write("chat", compose.parse([]), line, side)[0]
+    assert plan.steps.pack.template == "alpaca" and plan.steps.align.max_samples is None
+    assert evaluated("run=run").plan.steps.align.max_samples == 31

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from factory import compose, groups, help, registry, settings
+from factory.refusal import UserError
 from factory.settings import GROUPS, NAMED, all_keys
 from factory.typed import known_keys
 
@@ -76,12 +77,36 @@ def test_a_group_is_explained_by_its_keys(group: str) -> None:
         assert all(option in text for option in groups.options(group))
 
 
+def test_an_option_is_explained_by_its_name_and_as_it_is_chosen() -> None:
+    """By what its file says and sets; a name may be one of several groups."""
+    assert help.explained("qlora") == help.explained("method=qlora")
+    text = help.explained("qlora")
+    assert text.startswith("method=qlora\n  LoRA on a base in 4-bit NormalFloat")
+    assert "\n    method=lora\n" in text and "\n    method.quantization.bits=4\n" in text
+    assert "data.sources.demo.path=" in help.explained("demo")
+    assert {"compute=default", "evaluate=default"} <= set(help.explained("default").splitlines())
+    assert "stage.max_steps=5" in help.explained("smoke")
+    assert help.explained("chatml").startswith("model.template=chatml\n")
+    for group, option in OPTIONS:
+        assert help.explained(f"{group}={option}").startswith(f"{group}={option}\n")
+    with pytest.raises(UserError, match=r"did you mean lora\?"):
+        help.explained("loar")
+
+
 def test_help_lists_every_option_recipe_and_verb(command: Any) -> None:
     said = command("--help")
     assert said.code == 0
     words = set(re.findall(r"[\w.]+", said.out))
     listed = {option for group, option in OPTIONS if group != "model"} | set(groups.recipes())
     assert listed | {"train", "plan", "resume", "explain", "models"} <= words
+
+
+def test_a_verbs_help_begins_with_its_own(command: Any) -> None:
+    said, rest = command("export", "--help").out.split("\n\n", 1)
+    assert said.startswith("factory export: write run=FOLDER's model") and said.endswith("(`factory explain export`)")
+    assert rest == command("--help").out
+    assert command("help", "export").out == f"{said}\n\n{rest}"
+    assert "generation.*" in command("chat", "run=x", "-h").out.partition("\n\n")[0]
 
 
 def test_a_key_of_one_option_names_its_owner() -> None:

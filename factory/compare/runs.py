@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,8 @@ from typing import Any, Literal
 from factory.execute.report import ADVICE, blank
 from factory.plan import Plan, read_plan
 from factory.refusal import UserError
-from factory.run.folder import RunFolder, is_held, read_json
+from factory.run.folder import RunFolder, is_held, read_json, step_of
+from factory.words import program
 
 Status = Literal[
     "finished", "red check", "failed", "interrupted", "running", "cut short", "refused", "not run", "missing"
@@ -138,11 +140,13 @@ def _lines(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
 def _unreported(folder: RunFolder, plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> tuple[Status, str | None]:
     if folder.report.is_file():
         return "failed", "its report.json cannot be read"
-    at = f"{lines[-1]['step']:,}" if lines else "0"
+    saved, logged = folder.checkpoint(), lines[-1]["step"] if lines else 0
+    at = f"{max(logged, step_of(saved) if saved else 0):,}"
     total = f" of {plan.estimate.steps}" if plan and plan.verb == "train" else ""
     if is_held(folder.lock):
         return "running", f"it is at step {at}{total}"
-    return "cut short", f"it ended at step {at}{total} without a report"
+    resumed = "" if saved is None else f"; to continue: {program('factory')} resume {shlex.quote(str(folder.path))}"
+    return "cut short", f"it ended at step {at}{total} without a report{resumed}"
 
 
 def _so_far(plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from factory import heads, plan, registry
+from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
 from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, ranks, writing
@@ -13,12 +13,14 @@ from factory.compile.estimate import Sizes, estimate
 from factory.compile.files import times
 from factory.compile.rule import Case
 from factory.compile.rules import rules_for
+from factory.diff import differences, shown
 from factory.estimate import speed
 from factory.estimate.tuned import Tuned
-from factory.facts import DataFacts, Facts
+from factory.facts import DataFacts, Facts, FolderFacts
 from factory.line import name_of
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
+from factory.run.folder import taken
 from factory.settings import Settings
 from factory.typed import to_tree
 from factory.vocabulary import vocabulary
@@ -139,6 +141,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         verb=settings.verb,
         options=_options(settings) | {"model": _model_name(settings)},
         overrides=settings.overrides,
+        config_dirs=settings.config_dirs,
         seed=settings.seed,
         steps=steps,
         export=exporting.planned(case) if settings.verb == "export" else None,
@@ -366,7 +369,8 @@ def _chat_notes(case: Case) -> list[str]:
     """What becomes of tools and of reasoning, where the rows have any or somebody asked."""
     data, found = case.settings.data, list[str]()
     if any(facts.tools for facts in case.facts.data.values()) and data.tools == "auto":
-        own = True if case.settings.model.template != "auto" else case.model.tools
+        named = case.settings.model.template
+        own = case.model.tools if named == "auto" else None if templates.is_jinja(named) else True
         how = {
             True: "as the chat template writes them",
             False: "in the words of the format `default`, as the chat template has none for them",
@@ -480,16 +484,30 @@ def _against_folder(made: plan.Plan, settings: Settings, facts: Facts) -> list[R
     there, resume = facts.folder.plan_digest, settings.stage.resume
     setting, digest = f"hydra.run.dir={facts.folder.path}", made.digest()
     if facts.folder.resume_digest not in (None, digest):
-        wrong = f"it was saved by the plan {facts.folder.resume_digest}, this is {digest}"
+        wrong = f"it was saved by the plan {facts.folder.resume_digest}, this is {digest}{_apart(facts.folder, made)}"
         return [refusal("resume-other-run", f"stage.resume={resume}", wrong)]
     if there is None:
         return []
     if resume is None:
-        rule, wrong = "folder-taken", "there is a run in it"
-    elif there != digest:
-        rule, wrong = "folder-of-another-plan", f"it holds a run of another plan ({there}, this is {digest})"
+        return [taken(facts.folder.path, finished=facts.folder.finished)]
+    if there != digest:
+        rule = "folder-of-another-plan"
+        wrong = f"it holds a run of another plan ({there}, this is {digest}){_apart(facts.folder, made)}"
     elif facts.folder.finished:
         rule, wrong = "run-finished", "its run is finished"
     else:
         return []
     return [refusal(rule, setting, wrong)]
+
+
+def _apart(folder: FolderFacts, made: plan.Plan) -> str:
+    """What decides the result and is not what the run in the folder had."""
+    if folder.plan is None:
+        return ""
+    found = differences(folder.plan, made).decisive
+    told = [f"{each.key} was {shown(each.one)}, is {shown(each.other)}" for each in found[:_APART]]
+    more = [f"{len(found) - _APART} more"] if len(found) > _APART else []
+    return f": {'; '.join([*told, *more])}" if told else ""
+
+
+_APART = 4  # of the settings that differ, those that are named

@@ -93,7 +93,7 @@ def _looking_first(config_dirs: tuple[str, ...]) -> Iterator[None]:
     class OwnFirst(SearchPathPlugin):
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
             for folder in folders(config_dirs)[:-1]:
-                search_path.prepend("own", folder.as_uri(), anchor="main")
+                search_path.prepend("own", f"file://{folder}", anchor="main")  # Hydra decodes no URI
 
     plugins = Plugins.instance()
     plugins.register(OwnFirst)

@@ -16,15 +16,21 @@ ADVICE = ("memory_as_estimated",)  # checks that tell how far to trust an estima
 _NEAR = 0.1  # of the estimate: what memory_as_estimated allows
 
 
-def memory_as_estimated(reached: int | None, planned: int, longest: int | None = None) -> dict[str, dict[str, Any]]:
-    """Bytes while training, measured and planned; nothing where nothing was measured. `longest`: tokens of a row."""
+def memory_as_estimated(reached: int | None, planned: int, rows: str = "") -> dict[str, dict[str, Any]]:
+    """Bytes while training, measured and planned (`rows`: for which); nothing where nothing was measured."""
     if reached is None:
         return {}
     off = (reached - planned) / planned
-    rows = f" for rows of up to {longest:,} tokens" if longest else ""
-    apart = f"{abs(round(100 * off))} % {'more' if off > 0 else 'less'}" if round(100 * off) else "no more"
-    detail = f"{size(reached)} were reached, {apart} than the {size(planned)} estimated{rows}"
+    apart = f"{abs(round(100 * off))} % {'more' if off > 0 else 'less'} than" if round(100 * off) else "about"
+    detail = f"{size(reached)} were reached, {apart} the {size(planned)} estimated{rows}"
     return {"memory_as_estimated": {"passed": abs(off) <= _NEAR, "detail": detail}}
+
+
+def rows_told(estimated_for: dict[str, Any]) -> str:
+    """Of a report's memory, where it was estimated again: for which rows, or batches where nothing is padded."""
+    if batch := estimated_for.get("batch_tokens"):
+        return f" for batches of up to {batch:,} tokens"
+    return f" for rows of up to {estimated_for['longest_row']:,} tokens" if estimated_for else ""
 
 
 def errors(estimate: Estimate, peak: int | None, train: dict[str, Any] | None) -> dict[str, Any]:

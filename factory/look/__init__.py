@@ -17,6 +17,7 @@ from factory.look.data import look_at_data
 from factory.look.harness import look_at_harness
 from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
+from factory.plan import Plan, read_plan
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run import calibration
 from factory.run.folder import MANIFEST, RunFolder, damage, is_whole, read_json
@@ -54,7 +55,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     benchmarks, harness = ({}, None) if _bad("evaluate", bad_keys) else _exams(settings.evaluate, tried)
     own_files = _own_files(settings)
     for path in filter(templates.is_file, own_files):
-        tried(templates.template, path)
+        tried(templates.read, path)
     folder = tried(look_at_folder, settings.run_dir, stage.resume, training=training) if stage else None
     measured, unmeasured = calibration.read()
     return Facts(
@@ -172,12 +173,22 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
     nearest = _nearest(folder.path.absolute())
     if training and not _writable(nearest):
         raise refuse("cannot-write", f"hydra.run.dir={path}", f"{nearest} cannot be written")
+    there, saved_by = folder.plan_digest(), (read_json(start / MANIFEST) or {}).get("plan_digest") if start else None
     return FolderFacts(
         path=str(folder.path),
-        plan_digest=folder.plan_digest(),
+        plan_digest=there,
         finished=folder.status() == "finished",
-        resume_digest=(read_json(start / MANIFEST) or {}).get("plan_digest") if start else None,
+        resume_digest=saved_by,
+        plan=_plan_of(RunFolder(start.parent.parent), saved_by) if start else _plan_of(folder, there),
     )
+
+
+def _plan_of(run: RunFolder, digest: str | None) -> Plan | None:
+    try:
+        made = read_plan(run.plan)
+    except UserError:
+        return None
+    return made if made.digest() == digest else None
 
 
 def _before(checkpoint: Path) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.parsed import json_of, yaml_of
-from factory.refusal import UserError, refuse
+from factory.refusal import Refusal, UserError, refusal, refuse
 
 MANIFEST = "manifest.json"
 _LOCKS = Path("/proc/locks")
@@ -71,7 +72,7 @@ class RunFolder:
 
     def _saved(self) -> list[Path]:
         """Oldest first, whole or not."""
-        return sorted(self.checkpoints.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(self.checkpoints.glob("step-*[0-9]"), key=step_of)
 
     def forget_the_killed(self) -> None:
         """Removes what processes were writing beside its place when they were killed. For who holds the folder."""
@@ -130,6 +131,10 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def last_logged(checkpoint: Path | None) -> int:
@@ -229,6 +234,14 @@ def open_as(file: Path) -> None:
     for path in file.parent.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+
+
+def taken(path: str | Path, *, finished: bool) -> Refusal:
+    """Of a folder that another run would be written into."""
+    setting, onward = f"hydra.run.dir={path}", f"continue it by `factory resume {shlex.quote(str(path))}`, or "
+    if finished:
+        return refusal("folder-taken", setting, "there is a finished run in it", onward="")
+    return refusal("folder-taken", setting, "there is a run in it", onward=onward)
 
 
 def unwritable(path: Path, error: Exception) -> UserError:

@@ -37,7 +37,7 @@ from factory.run.shorter import for_the_rows
 from factory.run.waiting import waiting
 from factory.tracking.system import Sampler
 from factory.tracking.tracker import Tracker
-from factory.words import program, size
+from factory.words import counted, program, rate, size
 
 _POLL = 0.1  # seconds
 # what the child gets unless the user has set it (docs/measurements.md)
@@ -60,13 +60,11 @@ def launch(
     resume_from: Path | Literal["newest"] | None,
     screen: Screen,
     anew: Anew | None,
-    config_dirs: tuple[str, ...] = (),
 ) -> int:
     """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
 
     `newest` is the newest checkpoint of the folder that is as it was written, if there is any. `anew` compiles other
-    overrides, where there can be any, for advice where the memory did not do. Options of the user's own are in
-    `config_dirs`.
+    overrides, where there can be any, for advice where the memory did not do.
     """
     with folder.claimed() as lock:
         folder.forget_the_killed()
@@ -90,7 +88,7 @@ def launch(
             elif passed_over:
                 screen.print("No checkpoint is left: starting from the first step.", style="yellow", soft_wrap=True)
             code, tracker, seen = _follow(plan, folder, start, screen, lock)
-            return _finish(plan, folder, code, tracker, screen, seen, anew, config_dirs)
+            return _finish(plan, folder, code, tracker, screen, seen, anew)
         except KeyboardInterrupt:  # before there was a child to be asked, or when it had done its work
             over, there = folder.status() == "finished", folder.plan.exists()
             onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
@@ -121,7 +119,7 @@ def _follow(
     if resume_from is not None and metrics.lines():  # shown already, and perhaps not all of it sent
         tracker.wake()
     watched = Sampler(folder, plan.tracking.system_metrics_seconds) if plan.tracking.system_metrics else nullcontext()
-    with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child, screen) as asked:
+    with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child, folder, screen) as asked:
         running = True
         while running:
             reached = max(reached, memory.peak_of(child.pid))
@@ -187,7 +185,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _forwarding(child: subprocess.Popen[bytes], screen: Screen) -> Iterator[list[int]]:
+def _forwarding(child: subprocess.Popen[bytes], folder: RunFolder, screen: Screen) -> Iterator[list[int]]:
     """The first Ctrl-C (or SIGTERM) asks the child to stop after its step, the second ends it."""
     asked: list[int] = []
 
@@ -197,7 +195,8 @@ def _forwarding(child: subprocess.Popen[bytes], screen: Screen) -> Iterator[list
             _kill(child)
         else:
             child.terminate()
-            screen.print("Stopping after this step, and saving (once more: at once) …", style="yellow")
+            how = " after this step, and saving" if _last_step(folder) == "train" else ""
+            screen.print(f"Stopping{how} (once more: at once) …", style="yellow")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -254,7 +253,7 @@ def show(event: dict[str, Any], screen: Screen) -> None:
         case "note":
             screen.print(event["text"])
         case "training":
-            screen.print(f"{_rows(event['counts'])}; {event['steps']:,} steps")
+            screen.print(f"{_rows(event['counts'])}; {counted(event['steps'], 'step')}")
         case "saved":
             screen.print(f"saved {event['path']}", style="dim")
         case "bad_update":
@@ -275,12 +274,12 @@ _WATCHED = ("reward", "kl")  # of a stage that samples, whose loss says little
 
 
 def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
-    rate = f"{line['tokens_per_second']:,.0f} tokens/s" if line["tokens_per_second"] else ""
+    speed = f"{rate(line['tokens_per_second'])} tokens/s" if line["tokens_per_second"] else ""
     loss = _number(line["loss"])
-    screen.note("train", f"loss {loss}  {rate}")
+    screen.note("train", f"loss {loss}  {speed}")
     watched = "".join(f"{name} {_number(line[name])}  " for name in _WATCHED if name in line)
     learning = f"{watched}learning rate {line['learning_rate']:.2e}"
-    screen.print(f"step {line['step']:>5}  loss {loss}  {learning}  {rate}  {size(line['memory'])}")
+    screen.print(f"step {line['step']:>5}  loss {loss}  {learning}  {speed}  {size(line['memory'])}")
     held_out = {name: value for name, value in line.items() if name.startswith("eval_")}
     if held_out:
         shown = (f"{name.removeprefix('eval_')} {_number(value)}" for name, value in held_out.items())
@@ -299,7 +298,6 @@ def _finish(
     screen: Screen,
     seen: Seen | None = None,
     anew: Anew | None = None,
-    config_dirs: tuple[str, ...] = (),
 ) -> int:
     report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen or Seen())
     finished = report["status"] == "finished"
@@ -314,7 +312,7 @@ def _finish(
         screen.print(_unsent(plan, folder, report["tracking"]), style="yellow", soft_wrap=True)
     if finished and (found := calibration.measured(plan, folder, look_at_machine())):
         calibration.add(found)
-    return _told(plan, folder, code, report, screen, config_dirs)
+    return _told(plan, folder, code, report, screen)
 
 
 def _told(
@@ -323,14 +321,13 @@ def _told(
     code: int,
     report: dict[str, Any],
     screen: Screen,
-    config_dirs: tuple[str, ...],
 ) -> int:
     """Says how it ended, and what can follow; the exit code."""
     again = _resume(folder)
     if report["status"] == "finished":
         screen.print(report_panel(report, folder.path))
         alone = plan.tracking.parent_run is None  # a sweep says it at its end
-        if alone and (onward := next_commands(plan, folder, config_dirs)):
+        if alone and (onward := next_commands(plan, folder)):
             screen.print(onward, soft_wrap=True)
         return code
     if report["status"] == "interrupted":
@@ -367,7 +364,8 @@ def _unsent(plan: Plan, folder: RunFolder, told: dict[str, Any]) -> str:
 
 def _unsaved(folder: RunFolder) -> str:
     done = max((line["step"] for line in Tail(folder.metrics).lines()), default=0)
-    return f"It was ended at once: {done:,} steps are lost." if done else "Nothing was trained yet."
+    lost = f"{counted(done, 'step')} {'is' if done == 1 else 'are'} lost"
+    return f"It was ended at once: {lost}." if done else "Nothing was trained yet."
 
 
 def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) -> dict[str, Any]:

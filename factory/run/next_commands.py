@@ -2,36 +2,34 @@
 
 import shlex
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from itertools import starmap
 from pathlib import Path
 
-from factory.line import name_of
+from factory.line import name_of, said_by
 from factory.plan import Plan, PlannedSource
 from factory.run.folder import RunFolder
 from factory.tracking.spec import shows
 from factory.words import program
 
 _ANSWERS = ("sft", "dpo", "kto", "orpo", "ppo", "grpo")  # stages whose model one talks to
-_OF_ONE_RUN = ("hydra.*", "stage.resume")
 _OF_THE_METHOD = ("method", "method.*")
 _OF_THE_ROWS = ("data", "data.path", "data.names", "data.sources*", "data.validation")
 _PACKAGE = Path(__file__).parents[1]
 _Command = tuple[str, str]  # and what it is for
 
 
-def next_commands(plan: Plan, folder: RunFolder, config_dirs: tuple[str, ...] = ()) -> str:
-    """A line each, empty after a verb that nothing follows from. The run's options are of `config_dirs` too."""
-    commands = {"train": _after_training, "export": _after_export}.get(plan.verb, _nothing)(plan, folder, config_dirs)
+def next_commands(plan: Plan, folder: RunFolder) -> str:
+    """A line each, empty after a verb that nothing follows from."""
+    commands = {"train": _after_training, "export": _after_export}.get(plan.verb, _nothing)(plan, folder)
     lines = [f"  {command}  # {purpose}" for command, purpose in commands]
     return "\n".join(["Next:", *lines]) if lines else ""
 
 
-def _nothing(plan: Plan, folder: RunFolder, config_dirs: tuple[str, ...]) -> Iterator[_Command]:
+def _nothing(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     yield from ()
 
 
-def _after_training(plan: Plan, folder: RunFolder, config_dirs: tuple[str, ...]) -> Iterator[_Command]:
+def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     factory, run = program("factory"), shlex.quote(str(folder.path))
     method = "lora" if plan.steps.attach.method in plan.own else plan.steps.attach.method
     if plan.steps.train.stage in _ANSWERS:
@@ -41,18 +39,10 @@ def _after_training(plan: Plan, folder: RunFolder, config_dirs: tuple[str, ...])
         yield shown, "curves and tables"
     yield f"{factory} train --from-plan {shlex.quote(str(folder.plan))}", "the same run again"
     compared = f"method={method},{'lora' if method == 'qlora' else 'qlora'}"
-    yield " ".join((factory, "-m", *_kept(plan, config_dirs, _OF_THE_METHOD), compared)), "compare methods"
+    yield " ".join((factory, "-m", *said_by(plan, _OF_THE_METHOD), compared)), "compare methods"
     if not any(starmap(_is_own, plan.steps.align.sources.items())):
-        kept = _kept(plan, config_dirs, _OF_THE_ROWS)
+        kept = said_by(plan, _OF_THE_ROWS)
         yield " ".join((factory, *kept, "data=file data.path=YOURS.jsonl")), "your own rows"
-
-
-def _kept(plan: Plan, config_dirs: tuple[str, ...], without: tuple[str, ...]) -> Iterator[str]:
-    """What the run's own line said, for a shell, but for the keys of these patterns."""
-    yield from (f"--config-dir {shlex.quote(folder)}" for folder in config_dirs)
-    for text in plan.overrides:
-        if not any(fnmatchcase(name_of(text), pattern) for pattern in (*without, *_OF_ONE_RUN)):
-            yield shlex.quote(text)
 
 
 def _is_own(name: str, source: PlannedSource) -> bool:
@@ -64,7 +54,7 @@ def _is_own(name: str, source: PlannedSource) -> bool:
     return not Path(source.path).is_relative_to(_PACKAGE)
 
 
-def _after_export(plan: Plan, folder: RunFolder, config_dirs: tuple[str, ...]) -> Iterator[_Command]:
+def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     export = plan.exported
     if export.format == "gguf":
         if export.modelfile:

@@ -12,7 +12,7 @@ from factory.plan import Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
-from factory.words import between, duration, size
+from factory.words import between, counted, duration, rate, size
 
 _NAMED = 8  # modules that a plan names
 _REFERENCES = {
@@ -119,12 +119,13 @@ def _export_panel(plan: Plan, export: Export) -> Panel:
 
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
-    train = plan.steps.train
+    train, steps = plan.steps.train, plan.estimate.steps
+    count = counted(steps.low, "step") if steps.low == steps.high else f"{steps} steps"
     rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
     what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
     yield (
         "train",
-        f"{train.stage}  {plan.estimate.steps} steps of {rows} {what}, {train.optimizer}, "
+        f"{train.stage}  {count} of {rows} {what}, {train.optimizer}, "
         f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
     )
     if train.ranks.processes > 1:
@@ -146,7 +147,7 @@ def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
     elif plan.verb == "evaluate":
         yield "evaluate", f"{measured} of the {whose}"
     else:
-        every = f", and every {train.eval_steps:,} steps" if train.eval_steps else ""
+        every = f", and every {counted(train.eval_steps, 'step')}" if train.eval_steps else ""
         of = f" of the {whose}" if plan.steps.evaluate.rows == "train" else ""
         yield "evaluate", f"{measured}{of} before and after{every}"
     for text in _scoring(plan.steps.evaluate):
@@ -178,10 +179,10 @@ def _time(estimate: Estimate) -> str:
     speed, seconds = estimate.speed, estimate.seconds
     if speed is None:
         return "not known until a run of this kind of device and precision was measured here"
-    rate = f"{speed.low:,.0f} to {speed.high:,.0f} tokens/s"
+    speeds = f"{rate(speed.low)} to {rate(speed.high)} tokens/s"
     if seconds is None:
-        return f"{rate}; how long it takes is known after pack"
-    return f"{between(duration(seconds.low), duration(seconds.high))} of training, at {rate}"
+        return f"{speeds}; how long it takes is known after pack"
+    return f"{between(duration(seconds.low), duration(seconds.high))} of training, at {speeds}"
 
 
 def _peak(memory: Memory) -> str:

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from factory.execute.report import ADVICE
+from factory.execute.report import ADVICE, rows_told
 from factory.run.screen import WHOSE, grid
-from factory.words import between, duration, size
+from factory.words import between, counted, duration, rate, size
 
 
 def report_panel(report: dict[str, Any], folder: Path) -> Panel:
@@ -41,8 +41,7 @@ def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", peak
         return
     when = "while training" if trains else "while measuring"
-    where = f" for rows of up to {rows['longest_row']:,} tokens" if rows else ""
-    yield "memory", f"{peak} {when} (estimated {size(expected)}{where})"
+    yield "memory", f"{peak} {when} (estimated {size(expected)}{rows_told(rows)})"
 
 
 def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -50,8 +49,8 @@ def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if train:
         yield (
             "training",
-            f"{train['steps']:,} steps, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
-            f"{train['tokens_per_second'] or 0:,.0f} tokens/s; "
+            f"{counted(train['steps'], 'step')}, {train['tokens']:,} tokens in {train['seconds']:.0f} s: "
+            f"{rate(train['tokens_per_second'] or 0)} tokens/s; "
             f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
         )
     if told := _estimates(report.get("estimate", {}), train):

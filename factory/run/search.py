@@ -14,7 +14,7 @@ from factory.plan import Plan
 from factory.refusal import UserError
 from factory.run.advice import CLEARLY_LESS, Anew, smaller_batches
 from factory.typed import to_tree
-from factory.words import size
+from factory.words import rate, size
 
 Overrides = tuple[str, ...]
 
@@ -258,7 +258,7 @@ def _cells(row: Row, *, timed: bool) -> tuple[str, ...]:
         str(train.batch_size),
         str(row.sequences),
         str(row.rank or "-"),
-        f"{speed.low:,.0f} to {speed.high:,.0f}" if timed and speed else f"{row.flops_per_token / 1e9:.3g}",
+        f"{rate(speed.low)} to {rate(speed.high)}" if timed and speed else f"{row.flops_per_token / 1e9:.3g}",
         " ".join(row.overrides) or "(nothing: as it is)",
     )
 

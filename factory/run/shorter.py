@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from factory.execute.report import errors, memory_as_estimated
+from factory import registry
+from factory.execute.report import errors, memory_as_estimated, rows_told
 from factory.plan import Plan
 from factory.refusal import UserError
 from factory.run.advice import Anew
@@ -24,11 +25,15 @@ def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[
     if _as_long(made, plan).digest() != plan.digest():
         return report
     estimate = made.estimate
-    checks = memory_as_estimated(peak, estimate.memory.total, longest)
+    rows = {"longest_row": longest, "bytes": estimate.memory.total}
+    if plan.steps.pack.padding_free:  # `longest` is no row's length then, but a mean
+        sequences = registry.hook(registry.spec("stages", plan.steps.train.stage), "SEQUENCES", 1)
+        rows["batch_tokens"] = longest * plan.steps.train.batch_size * sequences
+    checks = memory_as_estimated(peak, estimate.memory.total, rows_told(rows))
     memory_error = errors(estimate, peak, None)
     return {
         **report,
-        "memory": {**report["memory"], "estimated_for": {"longest_row": longest, "bytes": estimate.memory.total}},
+        "memory": {**report["memory"], "estimated_for": rows},
         "checks": {**report.get("checks", {}), **checks},
         "estimate": {**report.get("estimate", {}), **memory_error},
     }

@@ -130,7 +130,7 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
 def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:
     """A named template's end of turn that the tokenizer does not have is spelled in pieces."""
     name = plan.steps.pack.template
-    if name == "auto" or aligned.spec.kind == "text":
+    if name == "auto" or templates.is_jinja(name) or aligned.spec.kind == "text":
         return
     vocabulary = tokenizer.get_vocab()
     lacking = [token for token in templates.template(name).stop if token not in vocabulary]

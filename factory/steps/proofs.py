@@ -30,6 +30,7 @@ from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, is_bare_base, kept, keys_of
 from factory.steps.walk import model_class
+from factory.words import counted
 
 _TOKENS = 64  # of one row: enough to see whether two models are the same
 _NAMED = 3  # tensors that a verdict names
@@ -206,7 +207,9 @@ def _check_resume_point(run: Run, tensors: dict[str, Any], names: list[str], ste
         run.check("resume_point", False, f"{last.name} cannot be opened: {said(error)}")
         return
     wrong = [name for name in names if shapes.get(name) != tuple(tensors[name].shape)]
-    detail = f"{last.name} of {steps} steps opens, with {len(names) - len(wrong)} of {len(names)} trained tensors"
+    detail = (
+        f"{last.name} of {counted(steps, 'step')} opens, with {len(names) - len(wrong)} of {len(names)} trained tensors"
+    )
     run.check("resume_point", not wrong and step == steps, detail + _named(wrong))
 
 

@@ -23,11 +23,16 @@ def tool_names() -> tuple[str, ...]:
 
 def is_file(name: str) -> bool:
     """Whether it is the path of a file of the user's, not the name of a packaged one."""
-    return name.endswith(".yaml")
+    return name.endswith(".yaml") or is_jinja(name)
+
+
+def is_jinja(name: str) -> bool:
+    """Whether it is the path of a template as tokenizers carry it: that of a saved model, for one."""
+    return name.endswith(".jinja")
 
 
 def template(name: str) -> Template:
-    """A packaged one by its name, another by its path. Raises UserError where this cannot be one."""
+    """A packaged one by its name, one of the user's by its path. Raises UserError where this cannot be one."""
     return _own(name, own.digest(name)) if is_file(name) else _packaged(name)
 
 
@@ -49,7 +54,11 @@ def _own(path: str, sha256: str) -> Template:
         wrong = "; ".join(f"{each.setting}: {each.wrong}" for each in error.refusals)
     except (AssertionError, ValueError) as error:
         wrong = " ".join(str(error).split())
-    raise refuse("own-template", f"model.template={path}", wrong)
+    raise _unusable(path, wrong)
+
+
+def _unusable(path: str, wrong: str) -> UserError:
+    return refuse("own-template", f"model.template={path}", wrong)
 
 
 @cache
@@ -58,7 +67,14 @@ def tool_text(name: str) -> ToolText:
 
 
 def read(name: str) -> str:
-    """The template as jinja, in the form that tokenizers carry."""
+    """The template as jinja, in the form that tokenizers carry. Raises UserError."""
+    if is_jinja(name):
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise _unusable(name, f"it cannot be read ({error.strerror})") from None
+        except ValueError:
+            raise _unusable(name, "it is no text") from None
     from factory.templates.chat import chat_template
 
     made = template(name)

@@ -16,7 +16,7 @@ from factory.plan import Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
-from factory.run.folder import RunFolder, last_here
+from factory.run.folder import RunFolder, last_here, taken
 from factory.typed import to_tree
 from factory.verbs import composed as composed_of
 from factory.verbs import fresh, our_mistake, parsed, refuse_unread, settings_of
@@ -54,7 +54,7 @@ def _run(composed: compose.Composed) -> int:
     made = compiled(composed, training=True)
     resume = composed.tree["stage"]["resume"]
     start = "newest" if resume == "auto" else Path(resume) if resume else None
-    return _launch(made, RunFolder(composed.run_dir), start, Anew(composed.config_dirs), composed.config_dirs)
+    return _launch(made, RunFolder(composed.run_dir), start, Anew(composed.config_dirs))
 
 
 def _launch(
@@ -62,12 +62,11 @@ def _launch(
     folder: RunFolder,
     start: Path | Literal["newest"] | None,
     anew: Anew | None,
-    config_dirs: tuple[str, ...] = (),
 ) -> int:
     from factory.run.launch import launch
     from factory.run.screen import Screen
 
-    return launch(made, folder, start, Screen(), anew, config_dirs)
+    return launch(made, folder, start, Screen(), anew)
 
 
 def _sweep(line: compose.CommandLine) -> int:
@@ -178,7 +177,7 @@ def _replay(arguments: list[str]) -> int:
         raise refuse("nodes-need-launcher", f"hardware.num_nodes={made.steps.train.ranks.nodes}", wrong)
     folder = RunFolder(run_dir or fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
-        raise refuse("folder-taken", f"hydra.run.dir={folder.path}", "there is a run in it")
+        raise UserError(taken(folder.path, finished=folder.status() == "finished"))
     return _launch_checked(replace(made, tracking=tracking), folder, None)
 
 
@@ -203,7 +202,7 @@ def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | No
     from factory.execute.verify import verify
 
     verify(made)
-    return _launch(made, folder, start, Anew())
+    return _launch(made, folder, start, Anew(made.config_dirs))
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:

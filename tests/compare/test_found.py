@@ -13,6 +13,7 @@ from factory.compare.runs import Run
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.swept import Record, Recorded, SweepFolder
+from factory.words import program
 
 NONE = side_by_side.tracking(None)
 
@@ -64,6 +65,18 @@ def test_a_run_that_goes_on_is_told_by_its_lock_which_is_left_alone(tmp_path: Pa
     assert runs(folder.path)[0].status == "cut short"
     with folder.lock.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it
+
+
+def test_a_killed_run_ended_where_it_was_saved_last(tmp_path: Path) -> None:
+    """Fewer steps are logged than may be saved."""
+    folder = RunFolder(without_report(tmp_path / "a b"))
+    step = folder.checkpoints / "step-000006"
+    step.mkdir(parents=True)
+    assert "step 4 of 4 without a report" in str(runs(folder.path)[0].said)  # that was never whole
+    (step / "manifest.json").write_text('{"files": {}}')
+    assert str(runs(folder.path)[0].said).endswith(
+        f"it ended at step 6 of 4 without a report; to continue: {program('factory')} resume '{folder.path}'"
+    )
 
 
 def test_lines_that_cannot_be_read_are_counted(tmp_path: Path) -> None:

@@ -1129,13 +1129,20 @@ def test_a_taken_folder_is_refused_or_continued(tiny_model: Path, here: Path) ->
         (("stage.resume=auto", "seed=1"), "folder-of-another-plan"),
         (("stage.resume=auto", "stage.learning_rate=1e-3"), "folder-of-another-plan"),
     ]:
-        assert [refusal.rule for refusal in refusals(*base, *rest)] == [rule]
+        (found,) = refusals(*base, *rest)
+        assert found.rule == rule
+        if rest:
+            assert re.search(r"\): (seed was 42, is 1|train.learning_rate was [\d.e-]+, is 0.001)$", found.wrong)
+        else:
+            assert found.fix.startswith("continue it by `factory resume run`, or ")
     assert compiled(*base, "stage.resume=auto").digest() == plan.digest()
     assert not refusals(*base, "stage.resume=auto", "stage.logging_steps=3", "tracking.experiment=other")
     (here / "run" / "report.json").write_text('{"status": "interrupted"}')
     assert not refusals(*base, "stage.resume=auto")
     (here / "run" / "report.json").write_text('{"status": "finished"}')
     assert [refusal.rule for refusal in refusals(*base, "stage.resume=auto")] == ["run-finished"]
+    (finished,) = refusals(*base)
+    assert finished.rule == "folder-taken" and "resume" not in finished.fix  # which would be refused
 
 
 def test_a_checkpoint_must_be_whole(tiny_model: Path, here: Path) -> None:
@@ -1152,3 +1159,11 @@ def test_a_checkpoint_must_be_whole(tiny_model: Path, here: Path) -> None:
     (step / "manifest.json").write_text('{"files": {"state.json": 2}, "plan_digest": "another"}')
     (other,) = refusals(*base, f"stage.resume={step}")
     assert (other.rule, other.setting) == ("resume-other-run", f"stage.resume={step}")
+    assert other.wrong.startswith("it was saved by the plan another, this is ") and ":" not in other.wrong
+    saved = compiled(
+        *base, "stage.max_steps=3", "seed=1", "data.train_on_prompt=true", "method.rank=4", "method.alpha=3"
+    )
+    (here / "run" / "plan.yaml").write_text(to_yaml(saved))
+    (step / "manifest.json").write_text(json.dumps({"files": {}, "plan_digest": saved.digest()}))
+    (other,) = refusals(*base, f"stage.resume={step}")
+    assert ": seed was 1, is 42; attach.settings.rank was 4, is 8; " in other.wrong and other.wrong.endswith("; 2 more")

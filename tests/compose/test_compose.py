@@ -426,7 +426,7 @@ def _option(folder: Path, place: str, text: str) -> str:
 def test_an_option_of_ones_own_stands_for_a_packaged_one(here: Path) -> None:
     """In runs and in sweeps, of the first folder that has it; a packaged option that names it inherits from it."""
     lora = (groups.CONF / "method" / "lora.yaml").read_text()
-    first = _option(here / "one", "method/lora.yaml", lora.replace("rank: 8", "rank: 3"))
+    first = _option(here / "my ö%20ne", "method/lora.yaml", lora.replace("rank: 8", "rank: 3"))
     second = _option(here / "two", "method/lora.yaml", lora.replace("rank: 8", "rank: 5"))
     _option(here / "two", "method/dora.yaml", "defaults: [lora]\nrank: 7\n")
     own = ("--config-dir", first, "--config-dir", second)

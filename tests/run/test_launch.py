@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from factory.execute.report import ADVICE
 from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.launch import Tail
+from factory.run.screen import Screen
 
 STEPS = 60
 SAME = (
@@ -139,11 +141,27 @@ def test_killed_child_then_killed_parent(
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
 
 
-@pytest.mark.parametrize(("done", "words"), [(3, "3 steps are lost"), (0, "Nothing was trained yet")])
+@pytest.mark.parametrize(
+    ("done", "words"), [(3, "3 steps are lost"), (1, "1 step is lost"), (0, "Nothing was trained yet")]
+)
 def test_what_two_signals_lose_is_said(done: int, words: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, done + 1)))
     assert words in launch._unsaved(folder)
+
+
+@pytest.mark.parametrize(
+    ("begun", "said"), [("train", "Stopping after this step, and saving ("), ("load", "Stopping (")]
+)
+def test_a_step_is_ended_where_one_runs(
+    begun: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.events.write_text(json.dumps({"event": "start", "name": begun}) + "\n")
+    with subprocess.Popen(["sleep", "60"]) as child, launch._forwarding(child, folder, Screen()) as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        child.wait(10)
+    assert asked == [signal.SIGTERM] and said in capsys.readouterr().out
 
 
 def test_a_bug_leaves_its_traceback_in_the_log(

@@ -64,10 +64,12 @@ def test_methods_are_compared_on_the_same_rows(here: Path) -> None:
 
 
 def test_the_folder_of_ones_own_options_is_named(here: Path) -> None:
-    made = compiled("hardware=cpu", training=False)
-    told = _commands(next_commands(made, RunFolder("outputs/x"), ("my conf",)))
+    (here / "my conf").mkdir()
+    made = compiled("--config-dir", "my conf", "hardware=cpu", training=False)
+    told = _commands(next_commands(made, RunFolder("outputs/x")))
     (compares,) = (line for line in told if line[-1].startswith("method="))
     assert compares[-4:] == ["--config-dir", "my conf", "hardware=cpu", "method=lora,qlora"]
+    assert any(line[-5:-2] == ["--config-dir", "my conf", "hardware=cpu"] for line in told)  # one's own rows
 
 
 @pytest.mark.parametrize("data", ["demo", "demo_images", "alpaca_cleaned"])

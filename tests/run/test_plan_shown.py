@@ -1,11 +1,13 @@
 """What the plan's panel says, read as a terminal would have it."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import compiled
 from rich.console import Console
 
 from factory.data import hub
-from factory.plan import Plan
+from factory.plan import Plan, Speed
 from factory.run.plan_shown import plan_panel
 
 
@@ -29,6 +31,14 @@ def test_the_size_of_a_set_of_the_hub_is_not_known(monkeypatch: pytest.MonkeyPat
     made = compiled("hardware=cpu", "data=alpaca_cleaned", training=False)
     (line,) = (line for line in _lines(made) if "align" in line)
     assert line.endswith("format alpaca, of the hub, its size is not known yet")
+
+
+def test_one_step_is_one_and_a_slow_one_is_no_standstill() -> None:
+    made = compiled("hardware=cpu", "stage.max_steps=1", "stage.eval_steps=1", training=False)
+    slow = Speed(low=0.3, high=2.96, start_seconds=1)
+    text = " ".join(_lines(replace(made, estimate=replace(made.estimate, speed=slow, seconds=None))))
+    assert "sft 1 step of " in " ".join(text.split()) and "every 1 step " in f"{text} " and "1 steps" not in text
+    assert "0.3 to 3 tokens/s" in text
 
 
 def _lines(made: Plan) -> list[str]:

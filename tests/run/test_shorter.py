@@ -6,14 +6,17 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import compiled
+from rich.console import Console
 
 from factory.anew import Anew
 from factory.data.batches import padded
 from factory.plan import Plan
+from factory.run.report_shown import report_panel
 from factory.run.shorter import for_the_rows
 
-LINE = ("hardware=cpu", "data.max_length=512")
+LINE = ("hardware=cpu", "data.max_length=512", "compute.attention=sdpa")
 
 
 def _report(plan: Plan, peak: int, longest: int) -> dict[str, Any]:
@@ -34,6 +37,21 @@ def test_the_estimate_is_that_of_a_plan_of_such_rows(here: Path) -> None:
     assert told["checks"] == {"template": {}}
     off = for_the_rows(plan, _report(plan, 2 * shorter, 64), Anew())
     assert not off["checks"]["memory_as_estimated"]["passed"]
+
+
+@pytest.mark.parametrize(("stage", "sequences"), [("sft", 1), ("dpo", 2)])
+def test_where_nothing_is_padded_it_is_of_batches(stage: str, sequences: int, here: Path) -> None:
+    """A row may be longer than the mean of its batch, and two answers are one row with their prompt once."""
+    line = (*LINE, "compute.attention=blocks", f"stage={stage}", "stage.batch_size=4")
+    plan = compiled(*line, training=False)
+    told = for_the_rows(plan, _report(plan, 10**9, 64), Anew())
+    wanted = f"estimated for batches of up to {64 * 4 * sequences} tokens"
+    assert told["checks"]["memory_as_estimated"]["detail"].endswith(wanted)
+    told |= {"parameters": {"trainable": 1, "total": 2}, "train": {}, "checks": {}}
+    panel = Console(width=200)
+    with panel.capture() as shown:
+        panel.print(report_panel(told, here))
+    assert f"{wanted.removeprefix('estimated')})" in shown.get()
 
 
 def test_what_is_not_known_changes_nothing(here: Path) -> None:
