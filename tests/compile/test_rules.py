@@ -1115,6 +1115,18 @@ def test_what_is_free_is_the_capacity(machine: Callable[..., None], tiny_model: 
     assert capacity("hardware=cpu", "hardware.memory=24GB", *two) == 12 * 10**9
 
 
+def test_a_stage_that_takes_the_rows_is_named(tiny_model: Path, here: Path) -> None:
+    (here / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (refusal,) = refusals(*BASE, f"model.path={tiny_model}", "data=file", "data.path=pairs.jsonl")
+    assert refusal.fix.startswith("set stage=dpo (orpo, rm take them too), or map ")
+
+
+@pytest.mark.parametrize(("name", "hint"), [("chatmll", "did you mean chatml? choose"), ("zzzzzz", "choose")])
+def test_a_template_that_was_meant_is_named(name: str, hint: str, tiny_model: Path) -> None:
+    (refusal,) = refusals(f"model.path={tiny_model}", f"model.template={name}")
+    assert refusal.fix.startswith(hint)
+
+
 def test_a_taken_folder_is_refused_or_continued(tiny_model: Path, here: Path) -> None:
     base = (*BASE, f"model.path={tiny_model}", "hydra.run.dir=run")
     plan = compiled(*base)  # nothing there
