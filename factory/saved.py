@@ -1,7 +1,7 @@
 """What `run=` names: a run's folder, the model in it or any saved one, or an MLflow run; as a command line."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from factory.line import group_of, name_of
@@ -18,7 +18,8 @@ _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not 
 class Saved:
     """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder.
 
-    `quantization` is how its base was held; None: nobody knows.
+    `quantization` is how its base was held; None: nobody knows. `files` are the run's sets that are files, by name, and
+    `base` the files that it started from: whole paths, as its overrides are relative to where it was started.
     """
 
     path: str | None
@@ -26,6 +27,8 @@ class Saved:
     overrides: tuple[str, ...]
     run: str | None = None
     quantization: Quantization | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    base: str | None = None
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -40,16 +43,19 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     plan = read_plan(made.plan) if made.plan.is_file() else None
     overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
     of_run = str(made.path) if plan else None
+    sources = plan.steps.align.sources if plan else {}
+    files = {name: source.path for name, source in sources.items() if source.origin == "file"}
+    base = plan.steps.load.path if plan and plan.steps.load.source in ("folder", "gguf") else None
     if (model / "adapter_config.json").is_file():
         if of_run is not None:
-            return Saved(None, str(model), overrides, of_run, held)
+            return Saved(None, str(model), overrides, of_run, held, files, base)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides, of_run, held)
+        return Saved(str(model), None, overrides, of_run, held, files, base)
     if plan:
         raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
     wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"

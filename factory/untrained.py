@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from factory import compose
 from factory.line import group_of, name_of
 from factory.refusal import refuse
-from factory.saved import merged, saved, scores
+from factory.saved import Saved, merged, saved, scores
 from factory.typed import to_tree
 
 
@@ -40,8 +42,27 @@ def untrained(
                 "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
             )
         places = {} if found.overrides else {"path": found.path}
-    tree = {**made.tree, "method": method, "model": {**made.tree["model"], **places}}
+    tree = {**made.tree, "method": method, **_at_home(made.tree, found, own)}
+    tree["model"] = {**tree["model"], **places}
     return replace(made, tree=tree, options={**made.options, "method": "none"}, run=found.run)
+
+
+def _at_home(tree: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[str, Any]:
+    """`data` and `model` with the run's own files, wherever the command is given; without those that the user names."""
+    data, model, said = tree["data"], tree["model"], {name_of(text) for text in own}
+    if not said & {"model", "model.path"}:
+        model = {**model, "path": _whole(model["path"], found.base)}
+    if not any(name in ("data", "data.path") or name.startswith("data.sources.") for name in said):
+        paths = {name: _whole(keys["path"], found.files.get(name)) for name, keys in data["sources"].items()}
+        sources = {name: {**keys, "path": paths[name]} for name, keys in data["sources"].items()}
+        read = (paths[name] for name, keys in data["sources"].items() if keys["path"] == data["path"])
+        data = {**data, "sources": sources, "path": next(read, data["path"])}
+    return {"data": data, "model": model}
+
+
+def _whole(path: Any, known: str | None) -> Any:
+    relative = isinstance(path, str) and not path.startswith(("package:", "~")) and not Path(path).is_absolute()
+    return known if relative and known is not None and Path(known).exists() else path
 
 
 _EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads
