@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 def size(count: float | None) -> str:
@@ -28,6 +28,10 @@ def between(low: str, high: str, phrase: _Phrase = str) -> str:
     """`30 to 50 s`: a unit that both have is said once."""
     (number, _, one), (_, _, other) = low.partition(" "), high.partition(" ")
     return phrase("{} to {}").format(number if one == other else low, high)
+
+
+def not_shown(columns: Iterable[str]) -> str:
+    return f"Not shown for want of room: {', '.join(columns)}"
 
 
 def program(name: str) -> str:

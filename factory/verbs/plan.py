@@ -122,7 +122,7 @@ def _show_jobs(found: "Sequence[Job]", known: bool, form: str) -> int:
         from factory.run.screen import Screen
 
         screen = Screen()
-        screen.print(jobs.table(found))
+        screen.print(jobs.Shown(found))
         screen.print(jobs.summary(found) if known else jobs.AS_IT_GOES)
     for job in found:
         if job.refusals:
