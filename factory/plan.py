@@ -435,13 +435,16 @@ CHANGED: dict[int, str] = {
 }
 
 
-def read_plan(path: Path, *, setting: str = "") -> Plan:
-    """A plan file, checked against the types and its own digest. Raises UserError."""
+PLAN_EXAMPLE = "--from-plan outputs/DATE/TIME/plan.yaml"
+
+
+def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> Plan:
+    """A plan file, checked against the types and its own digest. Raises UserError; `example` is how one is named."""
     setting = setting or f"--from-plan {path}"
     try:
         tree = yaml_of(path.read_bytes())
     except OSError as error:
-        raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})") from None
+        raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})", example=example) from None
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
