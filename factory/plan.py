@@ -14,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 13
+VERSION = 14
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -284,7 +284,8 @@ class Memory:
     `constants` are those of the weights that quantized ones are scaled by; `activations` what is kept for the backward
     pass; `logits` those of a chunk with their slopes; `buffers` what a forward or a backward pass has beside; `slack`
     what glibc's heap cannot use again; `runtime` is Python with its libraries on a CPU (both 0 on a GPU); `capacity` is
-    what is free there. `uncalibrated` names what of the run was never measured.
+    what is free there; of a GPU that is not here None, where nobody says what it has, and so is `fits`. `uncalibrated`
+    names what of the run was never measured.
     """
 
     weights: int
@@ -298,8 +299,8 @@ class Memory:
     runtime: int
     instants: dict[str, int]
     total: int
-    capacity: int
-    fits: bool
+    capacity: int | None
+    fits: bool | None
     uncalibrated: tuple[str, ...] = ()
 
 
@@ -432,6 +433,7 @@ CHANGED: dict[int, str] = {
     11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
     12: "how long ranks wait for one that does not come is planned",
     13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
+    14: "of a GPU that is not here the memory is not known, unless hardware.memory says it",
 }
 
 

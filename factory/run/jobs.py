@@ -209,13 +209,14 @@ def _trains(job: Job) -> bool:
 def _said(job: Job) -> str:
     if job.plan is None:
         return "[yellow]refused[/yellow]"  # by which rules stands below: a narrow terminal would break their names
-    fits = "" if job.plan.estimate.memory.fits else "[bold]does not fit[/bold]"
+    fits = _FITS[job.plan.estimate.memory.fits]
     same = f"the same as {job.same}" if job.same else ""
     fate = _FATES[job.fate].format(reused=escape(job.reused or ""))
     after = f"again after {' and '.join(job.after)}" if job.after and job.fate == "run" else ""
     return ", ".join(filter(None, [fits, fate, same, after])) or "fits"
 
 
+_FITS: dict[bool | None, str] = {True: "", False: "[bold]does not fit[/bold]", None: "hardware.memory is not known"}
 _FATES: dict[Fate, str] = {
     "run": "",
     "continue": "continued from where it was",
