@@ -1,5 +1,6 @@
 """A train config of LLaMA-Factory as a command line of Factory: key by key from a table, the few choices in code."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ _SHARDED_OTHERWISE = {
     "hybrid_shard_zero2": "splits within a node; hardware.strategy=zero2 splits over all processes, by DeepSpeed",
 }
 
+_IN_A_KEY = re.compile(r"[\w-]+", re.ASCII)
 _NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
 
 _UNREAD: dict[type[Exception], str] = {
@@ -276,9 +278,11 @@ def _weights(given: Mapping[str, Any], names: list[str], said: Said) -> None:
     shares, mixing = _names(given.get("interleave_probs")), _text(given.get("mix_strategy", "concat"))
     if shares and not mixing.startswith("interleave"):
         said.missing["interleave_probs"] = f"mix_strategy={mixing} draws nothing"
-    elif len(shares) == len(names):
+    elif len(shares) == len(names) and all(map(_IN_A_KEY.fullmatch, names)):
         for name, share in zip(names, shares, strict=True):
             said.set(f"data.sources.{name}.weight", share)
+    elif len(shares) == len(names):
+        said.missing["interleave_probs"] = "a name of these sets is no part of a key (data.sources.NAME.weight)"
     elif shares:
         said.missing["interleave_probs"] = f"{len(shares)} shares are not one for each of {len(names)} sets"
 
@@ -296,13 +300,12 @@ def _precision(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str
 
 
 def _processes(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
-    name = given.get("deepspeed")
-    if isinstance(name, str):
-        level = next((level for level in _STRATEGIES if f"z{level}" in Path(name).stem or f"zero{level}" in name), None)
+    if asked := given.get("deepspeed"):
+        level, offload = _zero(asked)
         if level is None:
-            said.missing["deepspeed"] = "its name tells no stage of ZeRO; set hardware.strategy=zero1, zero2 or zero3"
+            said.missing["deepspeed"] = "it tells no stage of ZeRO; set hardware.strategy=zero1, zero2 or zero3"
         else:
-            _share(said, "deepspeed", _STRATEGIES[level], offload="offload" in Path(name).stem)
+            _share(said, "deepspeed", _STRATEGIES[level], offload=offload)
     words = _sharding(given.get("fsdp"))
     strategy = next((_SHARDED[word] for word in words if word in _SHARDED), None)
     if strategy:
@@ -311,6 +314,21 @@ def _processes(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str
         why = next((_SHARDED_OTHERWISE[word] for word in words if word in _SHARDED_OTHERWISE), None)
         said.missing["fsdp"] = why or f"{' '.join(words)} does not say what is split; hardware.strategy=fsdp splits all"
     yield from ("deepspeed", "fsdp")
+
+
+def _zero(asked: Any) -> tuple[int | None, bool]:
+    """The stage that a config of DeepSpeed says, or its file's name, and whether what is split moves to the CPU."""
+    if isinstance(asked, dict):
+        zero = asked.get("zero_optimization")
+        zero = zero if isinstance(zero, dict) else {}
+        stage = zero.get("stage")
+        moved = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
+        offload = any(isinstance(each, dict) and each.get("device") == "cpu" for each in moved)
+        return (stage if isinstance(stage, int) and stage in _STRATEGIES else None), offload
+    name = Path(_text(asked)).stem
+    return next(
+        (level for level in _STRATEGIES if f"z{level}" in name or f"zero{level}" in name), None
+    ), "offload" in name
 
 
 def _share(said: Said, name: str, strategy: str, *, offload: bool) -> None:

@@ -191,6 +191,7 @@ def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
     assert {name: source.weight for name, source in align.sources.items()} == {"mine": 0.7, "theirs": 0.3}
     assert "draws nothing" in said(catalogue, **drawn | {"mix_strategy": "concat"}).missing["interleave_probs"]
     assert "interleave_probs" in said(catalogue, **drawn | {"interleave_probs": "0.7"}).missing
+    assert "interleave_probs" in said(catalogue, **drawn | {"dataset": "mine,set v1.5"}).missing
 
 
 @pytest.mark.parametrize("asked", ["shard_grad_op", "hybrid_shard auto_wrap", "auto_wrap", "offload"])
@@ -267,6 +268,10 @@ def test_a_deepspeed_config_is_translated(level: int, strategy: str, here: Path)
     assert "deepspeed" not in found.missing
     assert f"# said as   deepspeed: hardware.strategy={strategy}; " in "\n".join(llamafactory.as_script("x", found, []))
     assert "deepspeed" in said(here, deepspeed="mine.json").missing
+    moved = {"zero_optimization": {"stage": level, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
+    inside = said(here, deepspeed=moved).overrides
+    assert (inside["hardware.strategy"], inside["hardware.offload"]) == (strategy, "true")
+    assert "deepspeed" in said(here, deepspeed={"zero_optimization": "auto"}).missing
 
 
 def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:
