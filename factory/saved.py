@@ -6,7 +6,7 @@ from pathlib import Path
 
 from factory.line import group_of, name_of
 from factory.look.model import look_at_adapter
-from factory.plan import read_plan
+from factory.plan import PlannedSource, read_plan
 from factory.refusal import refuse
 from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
@@ -18,8 +18,8 @@ _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not 
 class Saved:
     """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder.
 
-    `quantization` is how its base was held; None: nobody knows. `files` are the run's sets that are files, by name, and
-    `base` the files that it started from: whole paths, as its overrides are relative to where it was started.
+    `quantization` is how its base was held; None: nobody knows. `sources` are the run's sets, by name, and `base` the
+    files that it started from: with whole paths, as its overrides are relative to where it was started.
     """
 
     path: str | None
@@ -27,7 +27,7 @@ class Saved:
     overrides: tuple[str, ...]
     run: str | None = None
     quantization: Quantization | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, PlannedSource] = field(default_factory=dict)
     base: str | None = None
 
 
@@ -44,18 +44,17 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
     of_run = str(made.path) if plan else None
     sources = plan.steps.align.sources if plan else {}
-    files = {name: source.path for name, source in sources.items() if source.origin == "file"}
     base = plan.steps.load.path if plan and plan.steps.load.source in ("folder", "gguf") else None
     if (model / "adapter_config.json").is_file():
         if of_run is not None:
-            return Saved(None, str(model), overrides, of_run, held, files, base)
+            return Saved(None, str(model), overrides, of_run, held, sources, base)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides, of_run, held, files, base)
+        return Saved(str(model), None, overrides, of_run, held, sources, base)
     if plan:
         raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
     wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"

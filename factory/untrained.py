@@ -1,7 +1,7 @@
 """Trees for the verbs that train nothing: what the user says over what the run that is named was made with."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from factory import compose
 from factory.line import group_of, name_of
 from factory.refusal import refuse
 from factory.saved import Saved, merged, saved, scores
+from factory.schema import Source
 from factory.typed import to_tree
 
 
@@ -53,11 +54,32 @@ def _at_home(tree: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[s
     if not said & {"model", "model.path"}:
         model = {**model, "path": _whole(model["path"], found.base)}
     if not any(name in ("data", "data.path") or name.startswith("data.sources.") for name in said):
-        paths = {name: _whole(keys["path"], found.files.get(name)) for name, keys in data["sources"].items()}
-        sources = {name: {**keys, "path": paths[name]} for name, keys in data["sources"].items()}
-        read = (paths[name] for name, keys in data["sources"].items() if keys["path"] == data["path"])
-        data = {**data, "sources": sources, "path": next(read, data["path"])}
+        data = _catalogued(data, found) if _away(data) else _of_files(data, found)
     return {"data": data, "model": model}
+
+
+def _of_files(data: dict[str, Any], found: Saved) -> dict[str, Any]:
+    files = {name: source.path for name, source in found.sources.items() if source.origin == "file"}
+    paths = {name: _whole(keys["path"], files.get(name)) for name, keys in data["sources"].items()}
+    sources = {name: {**keys, "path": paths[name]} for name, keys in data["sources"].items()}
+    read = (paths[name] for name, keys in data["sources"].items() if keys["path"] == data["path"])
+    return {**data, "sources": sources, "path": next(read, data["path"])}
+
+
+def _away(data: dict[str, Any]) -> bool:
+    """Whether its sets are those of a catalogue that is not to be found from here."""
+    paths = [keys["path"] for keys in data["sources"].values() if keys.get("origin") == "catalogue"]
+    return any(isinstance(path, str) and not Path(path).exists() for path in paths)
+
+
+def _catalogued(data: dict[str, Any], found: Saved) -> dict[str, Any]:
+    """The sets that the run found in it, each by itself."""
+    known = {each.name for each in fields(Source)}
+    sources = {
+        name: {**dict.fromkeys(known), **{key: value for key, value in to_tree(source).items() if key in known}}
+        for name, source in found.sources.items()
+    }
+    return {**data, "sources": sources, "names": [], "path": None}
 
 
 def _whole(path: Any, known: str | None) -> Any:

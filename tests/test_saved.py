@@ -97,6 +97,12 @@ def test_a_runs_own_files_are_found_from_elsewhere(
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
     assert perplexity("run=../run") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
+    monkeypatch.chdir(here)
+    (here / "dataset_info.json").write_text('{"mine": {"file_name": "rows.jsonl"}}')
+    listed = ("data=llamafactory", "data.path=dataset_info.json", "data.names=[mine]", "data.sources.mine.weight=2")
+    done = execute("method=lora", *SHORT, *listed, folder="listed")
+    monkeypatch.chdir(here / "elsewhere")
+    assert perplexity("run=../listed", folder="l") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
     with pytest.raises(UserError, match="data-missing"):  # that is said here, and means a file here
         evaluated("run=../run", "data.path=rows.jsonl")
 
