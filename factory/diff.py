@@ -16,6 +16,7 @@ from factory.typed import plain, to_tree
 
 ABSENT = "(absent)"
 _ASKED = ("options.", "overrides")
+_EXAMPLE = "--diff outputs/DATE/ONE outputs/DATE/OTHER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +98,16 @@ def read(name: str, tracking_uri: str | None) -> Plan:
     """The plan of a plan file, a run's folder or an MLflow run's id. Raises UserError."""
     path = Path(name)
     if path.is_dir():
-        return read_plan(RunFolder(path).plan, setting=f"--diff {name}")
+        return read_plan(RunFolder(path).plan, setting=f"--diff {name}", example=_EXAMPLE)
     if not path.exists() and is_mlflow_id(name):
         return _of_mlflow(name, tracking_uri)
-    return read_plan(path, setting=f"--diff {name}")
+    return read_plan(path, setting=f"--diff {name}", example=_EXAMPLE)
 
 
 def _of_mlflow(run: str, uri: str | None) -> Plan:
     setting, database = f"--diff {run}", Path((uri or "").removeprefix("sqlite:///"))
     if uri is None or (uri.startswith("sqlite:///") and not database.exists()):  # MLflow would make a new one
-        raise refuse("plan-missing", setting, f"there is no tracking at tracking.uri={plain(uri)}")
+        raise refuse("plan-missing", setting, f"there is no tracking at tracking.uri={plain(uri)}", example=_EXAMPLE)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -116,8 +117,8 @@ def _of_mlflow(run: str, uri: str | None) -> Plan:
             found = download_artifacts(run_id=run, artifact_path="plan.yaml", dst_path=folder, tracking_uri=uri)
         except (MlflowException, OSError) as error:
             first = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise refuse("plan-missing", setting, f"{uri} does not give it ({first})") from error
-        return read_plan(Path(found), setting=setting)
+            raise refuse("plan-missing", setting, f"{uri} does not give it ({first})", example=_EXAMPLE) from error
+        return read_plan(Path(found), setting=setting, example=_EXAMPLE)
 
 
 def as_text(found: Differences, names: tuple[str, str]) -> str:

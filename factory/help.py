@@ -131,12 +131,24 @@ def _key(key: Key) -> str:
 
 
 def owners(path: str) -> list[str]:
-    """The methods or stages that have the key, where not all of them do."""
+    """The options of methods or stages that have the key, where not all of them do."""
+    group, names = path.partition(".")[0], _having(path)
+    return [f"{group}={option}" for option in groups.options(group) if _name(group, option) in names] if names else []
+
+
+def _having(path: str) -> list[str]:
     group = path.partition(".")[0]
     if group not in NAMED:
         return []
     names = having(path)
-    return [f"{group}={name}" for name in names] if len(names) < len(registry.names(NAMED[group])) else []
+    return names if len(names) < len(registry.names(NAMED[group])) else []
+
+
+@cache
+def _name(group: str, option: str) -> str | None:
+    """The method's or stage's own, which an option that begins with another (dora with lora) takes from that one."""
+    keys = yaml_of((groups.CONF / group / f"{option}.yaml").read_bytes())
+    return keys.get("name") or next(filter(None, (_name(group, base) for base in keys.get("defaults", []))), None)
 
 
 @cache
@@ -146,7 +158,7 @@ def _tree(option: str | None) -> dict[str, Any]:
 
 def default(path: str) -> str:
     """From conf/, composed with the first option that has the key."""
-    first = next(iter(owners(path)), None)
+    first = next((f"{path.partition('.')[0]}={name}" for name in _having(path)), None)
     value: Any = _tree(first)
     for part in path.split("."):
         if not isinstance(value, dict):

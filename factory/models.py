@@ -8,11 +8,13 @@ from factory import groups
 from factory.architecture import architecture
 from factory.parsed import yaml_of
 from factory.refusal import UserError, did_you_mean, refuse
+from factory.words import not_shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WIDE = 110  # columns from which a table shows what can be left out
+_WIDE = 110  # columns from which a table shows where a model is from
+_LEAST = ("template", "context", "licence", "parameters")  # left out in this order where there is no room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,23 +104,36 @@ def as_json(found: list[Row]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[Row], *, width: int) -> "Table":
-    """The model options, a line each; the hub's paths where there is room for them."""
+    """The model options, a line each, their names whole; what there is no room for is left out and told."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
+    from factory.run.screen import fitting
+
+    cells = [_cells(row) for row in rows]
+    widths = {name: max(len(name), *(len(Text.from_markup(each[name])) for each in cells)) for name in cells[0]}
+    del widths["hub"]
+    kept = [*fitting(widths, width, _LEAST, gap=3), *(["hub"] if width >= _WIDE else [])]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model=", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("context", justify="right", no_wrap=True)
-    table.add_column("template", no_wrap=True)
-    table.add_column("licence", no_wrap=True)
-    if width >= _WIDE:
-        table.add_column("hub", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        count = f"{row.parameters / 1e9:,.2f} B" if row.parameters else "?"
-        marks = "".join(f" {word}" for word, there in (("vision", row.vision), ("gated", row.gated)) if there)
-        hub = (row.path,) if width >= _WIDE else ()
-        context = f"{row.context_length:,}" if row.context_length else "?"
-        table.add_row(row.option, count, context, row.template, f"{row.license}[dim]{marks}[/dim]", *hub)
-    table.caption = f"{len(rows)} options, {len({row.family for row in rows})} families"
+    table.add_column("model=", overflow="fold", min_width=min(widths["model="], width))
+    for name in kept[1:]:
+        table.add_column(name, no_wrap=True, justify="right" if name in ("parameters", "context") else "left")
+    for each in cells:
+        table.add_row(*(each[name] for name in kept))
+    left_out = [name for name in widths if name not in kept]
+    count = f"{len(rows)} options, {len({row.family for row in rows})} families"
+    table.caption = "\n".join([count, *([not_shown(left_out)] if left_out else [])])
     return table
+
+
+def _cells(row: Row) -> dict[str, str]:
+    marks = "".join(f" {word}" for word, there in (("vision", row.vision), ("gated", row.gated)) if there)
+    return {
+        "model=": row.option,
+        "parameters": f"{row.parameters / 1e9:,.2f} B" if row.parameters else "?",
+        "context": f"{row.context_length:,}" if row.context_length else "?",
+        "template": row.template,
+        "licence": f"{row.license}[dim]{marks}[/dim]",
+        "hub": row.path,
+    }

@@ -284,7 +284,8 @@ class Memory:
     `constants` are those of the weights that quantized ones are scaled by; `activations` what is kept for the backward
     pass; `logits` those of a chunk with their slopes; `buffers` what a forward or a backward pass has beside; `slack`
     what glibc's heap cannot use again; `runtime` is Python with its libraries on a CPU (both 0 on a GPU); `capacity` is
-    what is free there. `uncalibrated` names what of the run was never measured.
+    what is free there; of a GPU that is not here None, where nobody says what it has, and so is `fits`. `uncalibrated`
+    names what of the run was never measured.
     """
 
     weights: int
@@ -298,8 +299,8 @@ class Memory:
     runtime: int
     instants: dict[str, int]
     total: int
-    capacity: int
-    fits: bool
+    capacity: int | None
+    fits: bool | None
     uncalibrated: tuple[str, ...] = ()
 
 
@@ -433,17 +434,20 @@ CHANGED: dict[int, str] = {
     11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
     12: "how long ranks wait for one that does not come is planned",
     13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
-    14: "the folders of one's own options (--config-dir) are planned",
+    14: "folders of one's own options (--config-dir) are planned; memory is not known of a GPU that is not here",
 }
 
 
-def read_plan(path: Path, *, setting: str = "") -> Plan:
-    """A plan file, checked against the types and its own digest. Raises UserError."""
+PLAN_EXAMPLE = "--from-plan outputs/DATE/TIME/plan.yaml"
+
+
+def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> Plan:
+    """A plan file, checked against the types and its own digest. Raises UserError; `example` is how one is named."""
     setting = setting or f"--from-plan {path}"
     try:
         tree = yaml_of(path.read_bytes())
     except OSError as error:
-        raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})") from None
+        raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})", example=example) from None
     except ValueError:
         tree = None
     if not isinstance(tree, dict):

@@ -1,13 +1,14 @@
 """What `run=` names: a run's folder, the model in it or any saved one, or an MLflow run; as a command line."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from factory import templates
 from factory.line import group_of, name_of
 from factory.look.model import look_at_adapter
-from factory.plan import read_plan
+from factory.plan import Plan, PlannedSource, read_plan
 from factory.refusal import refuse
 from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
@@ -21,6 +22,8 @@ class Saved:
 
     `quantization` is how its base was held; None: nobody knows. `config_dirs` are those of its options that are there.
     `template` is the one that it was trained with, where that was a file: which may be another by now, or gone.
+    `sources` are the run's sets, by name, and `base` the files that it started from: with whole paths, as its overrides
+    are relative to where it was started.
     """
 
     path: str | None
@@ -30,6 +33,8 @@ class Saved:
     quantization: Quantization | None = None
     config_dirs: tuple[str, ...] = ()
     template: str | None = None
+    sources: Mapping[str, PlannedSource] = field(default_factory=dict)
+    base: str | None = None
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -44,23 +49,32 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     plan = read_plan(made.plan) if made.plan.is_file() else None
     overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
     of_run = str(made.path) if plan else None
-    folders = tuple(each for each in plan.config_dirs if Path(each).is_dir()) if plan else ()
-    own_template = plan is not None and templates.is_file(plan.steps.pack.template)
-    template = str(model / "chat_template.jinja") if own_template else None
+    of_plan = _of_plan(plan, model) if plan else {}
     if (model / "adapter_config.json").is_file():
         if of_run is not None:
-            return Saved(None, str(model), overrides, of_run, held, folders, template)
+            return Saved(None, str(model), overrides, of_run, held, **of_plan)
         base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(str(base), str(model), (), quantization=own and own.quantization)
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides, of_run, held, folders, template)
+        return Saved(str(model), None, overrides, of_run, held, **of_plan)
     if plan:
         raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
     wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"
     raise refuse("run-model", f"run={run}", wrong, hint=last_here())
+
+
+def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:
+    """What a run's own plan says of what `Saved` has beside the model."""
+    load = plan.steps.load
+    return {
+        "config_dirs": tuple(each for each in plan.config_dirs if Path(each).is_dir()),
+        "template": str(model / "chat_template.jinja") if templates.is_file(plan.steps.pack.template) else None,
+        "sources": plan.steps.align.sources,
+        "base": load.path if load.source in ("folder", "gguf") else None,
+    }
 
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:

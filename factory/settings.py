@@ -5,6 +5,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any, get_type_hints
 
 from factory import own, registry, schema
+from factory.data import catalogue
 from factory.meant import unknown_key
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
@@ -67,6 +68,7 @@ def read(
     for name in tree:
         if name not in (*GROUPS, *NAMED, "seed"):
             reader.problems.append(unknown_key(str(name), tree[name], [found.path for found in all_keys()]))
+    tree = {**tree, "data": catalogue.with_entries(tree.get("data", {}))}
     for name, cls in GROUPS.items():
         values[name] = reader.record(cls, tree.get(name, {}), name)
     for name, kind in NAMED.items():

@@ -1,12 +1,15 @@
 """Trees for the verbs that train nothing: what the user says over what the run that is named was made with."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 from factory import compose
 from factory.line import group_of, name_of
 from factory.refusal import refuse
-from factory.saved import merged, saved, scores
+from factory.saved import Saved, merged, saved, scores
+from factory.schema import Source
 from factory.typed import to_tree
 
 
@@ -46,9 +49,49 @@ def untrained(
         places = {} if found.overrides else {"path": found.path}
     if found.template is not None and not {"model", "model.template"} & {name_of(text) for text in own}:
         places["template"] = found.template
-    tree = {**made.tree, "method": method, "model": {**model.tree["model"], **places}}
+    at_home = _at_home({**made.tree, "model": model.tree["model"]}, found, own)
+    tree = {**made.tree, **at_home, "method": method, "model": {**at_home["model"], **places}}
     options = {**made.options, "model": model.options["model"], "method": "none"}
     return replace(made, tree=tree, options=options, run=found.run)
+
+
+def _at_home(tree: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[str, Any]:
+    """`data` and `model` with the run's own files, wherever the command is given; without those that the user names."""
+    data, model, said = tree["data"], tree["model"], {name_of(text) for text in own}
+    if not said & {"model", "model.path"}:
+        model = {**model, "path": _whole(model["path"], found.base)}
+    if not any(name in ("data", "data.path") or name.startswith("data.sources.") for name in said):
+        data = _catalogued(data, found) if _away(data) else _of_files(data, found)
+    return {"data": data, "model": model}
+
+
+def _of_files(data: dict[str, Any], found: Saved) -> dict[str, Any]:
+    files = {name: source.path for name, source in found.sources.items() if source.origin == "file"}
+    paths = {name: _whole(keys["path"], files.get(name)) for name, keys in data["sources"].items()}
+    sources = {name: {**keys, "path": paths[name]} for name, keys in data["sources"].items()}
+    read = (paths[name] for name, keys in data["sources"].items() if keys["path"] == data["path"])
+    return {**data, "sources": sources, "path": next(read, data["path"])}
+
+
+def _away(data: dict[str, Any]) -> bool:
+    """Whether its sets are those of a catalogue that is not to be found from here."""
+    paths = [keys["path"] for keys in data["sources"].values() if keys.get("origin") == "catalogue"]
+    return any(isinstance(path, str) and not Path(path).exists() for path in paths)
+
+
+def _catalogued(data: dict[str, Any], found: Saved) -> dict[str, Any]:
+    """The sets that the run found in it, each by itself."""
+    known = {each.name for each in fields(Source)}
+    sources = {
+        name: {**dict.fromkeys(known), **{key: value for key, value in to_tree(source).items() if key in known}}
+        for name, source in found.sources.items()
+    }
+    return {**data, "sources": sources, "names": [], "path": None}
+
+
+def _whole(path: Any, known: str | None) -> Any:
+    relative = isinstance(path, str) and not path.startswith(("package:", "~")) and not Path(path).is_absolute()
+    return known if relative and known is not None and Path(known).exists() else path
 
 
 _EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads

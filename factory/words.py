@@ -49,6 +49,10 @@ def config_dir_flags(folders: Iterable[str]) -> list[str]:
     return [f"--config-dir {shlex.quote(str(folder))}" for folder in near]
 
 
+def not_shown(columns: Iterable[str]) -> str:
+    return f"Not shown for want of room: {', '.join(columns)}"
+
+
 def program(name: str) -> str:
     """How the program is called from here: by its name, or through this Python where it is not on the PATH."""
     return name if shutil.which(name) else f"{os.path.relpath(sys.executable)} -m {name}"

@@ -93,6 +93,26 @@ def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None
         evaluated(f"run={'0' * 32}", "tracking.uri=sqlite:///mlflow.db")
 
 
+def test_a_runs_own_files_are_found_from_elsewhere(
+    execute: Execute, tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its overrides are relative to where it was started."""
+    (here / "rows.jsonl").write_text("".join(f'{{"instruction": "Say {n}.", "output": "{n}"}}\n' for n in range(30)))
+    shutil.copytree(tiny_model, "base")
+    done = execute("method=lora", *SHORT, "data=file", "data.path=rows.jsonl", "model.path=base")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert perplexity("run=../run") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
+    monkeypatch.chdir(here)
+    (here / "dataset_info.json").write_text('{"mine": {"file_name": "rows.jsonl"}}')
+    listed = ("data=llamafactory", "data.path=dataset_info.json", "data.names=[mine]", "data.sources.mine.weight=2")
+    done = execute("method=lora", *SHORT, *listed, folder="listed")
+    monkeypatch.chdir(here / "elsewhere")
+    assert perplexity("run=../listed", folder="l") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
+    with pytest.raises(UserError, match="data-missing"):  # that is said here, and means a file here
+        evaluated("run=../run", "data.path=rows.jsonl")
+
+
 def test_the_quantized_base_of_a_run_stays_quantized(execute: Execute) -> None:
     execute("method=qlora", *FITTING["qlora"], *SHORT)
     assert evaluated("run=run").plan.steps.quantize.bits == 4

@@ -114,4 +114,5 @@ def test_a_key_of_one_option_names_its_owner() -> None:
     assert re.search(r"of: +method=freeze", text)
     assert re.search(r"default: +3 ", text)
     assert re.search(r"rules: .*freeze-layers", text)
+    assert "method=dora, method=loftq, method=lora, " in help.explained("method.rslora")  # which begin with lora
     assert help.explained("data.sources.demo.path").startswith("data.sources.<name>.path\n")

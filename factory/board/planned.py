@@ -108,7 +108,7 @@ class Planner:
 
     def that_fit(self, planned: Planned) -> list[tuple[Overrides, int, bool]]:
         """The cheapest changes that need less memory: the state, its bytes, whether it fits."""
-        if planned.plan is None or planned.plan.estimate.memory.fits:
+        if planned.plan is None or planned.plan.estimate.memory.fits is not False:
             return []
         with self._busy:
             found = cheapest(planned.plan, None, self._anew)

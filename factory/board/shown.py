@@ -86,7 +86,7 @@ def plan(planned: Planned, say: Words) -> str:
 
 def memory(found: Memory, say: Words) -> str:
     """A bar as wide as what is there, or as what is needed where that is more."""
-    whole = max(found.total, found.capacity)
+    whole = max(found.total, found.capacity or 0)
     every = ((name, getattr(found, name), colour) for name, colour in zip(_PARTS, _COLOURS, strict=True))
     parts = [(name, count, colour) for name, count, colour in every if count]
     scale = found.total / (sum(count for _, count, _ in parts) or 1)  # they are not all there at one moment
@@ -98,8 +98,11 @@ def memory(found: Memory, say: Words) -> str:
         f'<span><i style="background:{colour}"></i>{escape(say(f"memory.{name}"))} {size(count)}</span>'
         for name, count, colour in parts
     )
-    verdict, style = ("fits", "f-good") if found.fits else ("does_not_fit", "f-over")
-    used = say("of_capacity", used=size(found.total), capacity=size(found.capacity))
+    if found.capacity is None:
+        used, verdict, style = size(found.total), "no_capacity", ""
+    else:
+        used = say("of_capacity", used=size(found.total), capacity=size(found.capacity))
+        verdict, style = ("fits", "f-good") if found.fits else ("does_not_fit", "f-over")
     head = f'{escape(say("memory"))}: {escape(used)}, <span class="{style}">{escape(say(verdict))}</span>'
     return (
         f'<div>{head}</div><div class="f-bar" role="img" aria-label="{escape(used)}">{bar}</div>'

@@ -12,6 +12,7 @@ from factory import diff
 from factory.compare.columns import Column
 from factory.compare.comparison import Comparison
 from factory.compare.written import spreads
+from factory.words import not_shown
 
 _LABEL, _SHORTEST = 44, 14  # columns that a label takes at most, and at least where there is one
 _GAP = 3  # columns between two cells
@@ -32,7 +33,7 @@ def summary(found: Comparison, width: int) -> Iterator[Any]:
     columns, left_out = fitting(found, width)
     yield table(found, columns)
     if left_out:
-        yield Text(f"Not shown for want of room: {', '.join(column.title for column in left_out)}", style="dim")
+        yield Text(not_shown(column.title for column in left_out), style="dim")
     for note in found.notes:
         yield Text(f"- {note}")
 

@@ -450,8 +450,10 @@ def _times_taken(mixing: str, rows: dict[str, int], weights: dict[str, float]) -
     return {name: max(1.0, draws * weights[name] / sum(weights.values()) / rows[name]) for name in rows}
 
 
-def _capacity(case: Case, *, training: bool) -> int:
+def _capacity(case: Case, *, training: bool) -> int | None:
     """Bytes for one process: of its card, or its share of a node's memory. What is set is no more than a budget.
+
+    None of a card that is not here: this machine's own memory says nothing of it.
 
     `training`: there is no more than is free, whatever was set.
     """
@@ -459,16 +461,19 @@ def _capacity(case: Case, *, training: bool) -> int:
     each = max(1, hardware.num_processes // hardware.num_nodes)
     cards = machine.gpus[:each] if case.device == "cuda" else ()
     # a card's memory is a process's own
-    free = min((card.usable_bytes for card in cards), default=machine.available_bytes // each)
+    here = None if case.device == "cuda" else machine.available_bytes // each
+    free = min((card.usable_bytes for card in cards), default=here)
     budget = hardware.memory and (hardware.memory if case.device == "cuda" else hardware.memory // each)
-    return (min(budget, free) if training else budget) if budget else free
+    if free is None or not budget:
+        return budget or free
+    return min(budget, free) if training else budget
 
 
 def _against_memory(made: plan.Plan) -> list[Refusal]:
     """Refuses what cannot fit whatever the activations are: the estimate's exact part alone is too large."""
     memory = made.estimate.memory
     needed = memory.weights + memory.gradients + memory.optimizer
-    if needed <= memory.capacity:
+    if memory.capacity is None or needed <= memory.capacity:
         return []
     return [
         refusal(

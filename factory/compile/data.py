@@ -1,7 +1,9 @@
 """What goes with what in the data: which sets serve a stage, and which keys say something of them."""
 
+from factory import registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
+from factory.facts import DataFacts
 
 INTERLEAVED = ("interleave_under", "interleave_over")
 
@@ -32,14 +34,26 @@ def _hub_unreachable(case: Case) -> tuple[str, str] | None:
     return None
 
 
-def _columns_for_stage(case: Case) -> str | None:
+def _of_another_stage(case: Case) -> tuple[str, DataFacts] | None:
     kind = case.stage_spec.KIND
-    for name, data in case.facts.data.items():
-        if data.kind != kind:
-            return (
-                f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={case.settings.stage.name} needs {kind}"
-            )
-    return None
+    return next(((name, data) for name, data in case.facts.data.items() if data.kind != kind), None)
+
+
+def _columns_for_stage(case: Case) -> str | None:
+    if (found := _of_another_stage(case)) is None:
+        return None
+    (name, data), stage = found, case.settings.stage.name
+    return f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={stage} needs {case.stage_spec.KIND}"
+
+
+def _stages_that_read(case: Case) -> dict[str, str]:
+    """Those that take the rows as they are, before those that sample answers of their own."""
+    found = _of_another_stage(case)
+    specs = {name: registry.spec("stages", name) for name in registry.names("stages")}
+    names = [name for name, spec in specs.items() if found and found[1].kind == spec.KIND]
+    names.sort(key=lambda name: registry.hook(specs[name], "new_tokens") is not None)
+    others = f" ({', '.join(names[1:])} take them too)" if names[1:] else ""
+    return {"stages": f"set stage={names[0]}{others}, " if names else ""}
 
 
 def _validation_set(case: Case) -> str | None:
@@ -139,7 +153,7 @@ RULES: tuple[Rule, ...] = (
     Rule("data-path-unread", _path_unread),
     Rule("data-names-unread", _names_unread),
     Rule("hub-unreachable", _hub_unreachable),
-    Rule("columns-for-stage", _columns_for_stage),
+    Rule("columns-for-stage", _columns_for_stage, _stages_that_read),
     Rule("validation-set", _validation_set),
     Rule("one-set-to-mix", _one_to_mix),
     Rule("stream-without-end", _stream_without_end),

@@ -44,7 +44,7 @@ def estimate(
     tuned: Tuned,
     sizes: Sizes,
     *,
-    capacity: int,
+    capacity: int | None,
     frozen: int = 0,
     cuda: bool = False,
     where: str = "",

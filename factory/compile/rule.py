@@ -82,6 +82,7 @@ class Rule:
 
     id: str
     wrong: Callable[[Case], str | tuple[str, str] | None]
+    gaps: Callable[[Case], dict[str, str]] | None = None  # what fills those of its words
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -103,7 +104,8 @@ class Rule:
         if found is None:
             return None
         key, wrong = found if isinstance(found, tuple) else (self.reads[0], found)
-        return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong)
+        gaps = self.gaps(case) if self.gaps else {}
+        return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong, **gaps)
 
 
 def _touches(bad: str, read: str) -> bool:

@@ -14,6 +14,7 @@ from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
 from factory.quantizers import spec as quantizers
 from factory.redact import secret_in
+from factory.refusal import did_you_mean
 from factory.settings import GROUPS, NAMED
 from factory.tracking import spec as tracking
 from factory.typed import to_tree
@@ -181,6 +182,10 @@ def _unknown_template(case: Case) -> str | None:
     return f"the templates are {', '.join(templates.names())}"
 
 
+def _template_meant(case: Case) -> dict[str, str]:
+    return {"hint": did_you_mean(case.settings.model.template, templates.names())}
+
+
 def _no_template(case: Case) -> str | None:
     # what has none is served for completions
     needs = case.stage_spec.KIND != "text" and case.settings.verb != "serve"
@@ -322,7 +327,7 @@ RULES: tuple[Rule, ...] = (
     Rule("group-size-unread", _group_size_unread),
     Rule("attention-of-model", _attention_of_model),
     Rule("s2-group", _s2_group),
-    Rule("unknown-template", _unknown_template),
+    Rule("unknown-template", _unknown_template, _template_meant),
     Rule("no-chat-template", _no_template),
     Rule("stage-not-there", _stage_not_there),
     Rule("secret-in-settings", _secret),

@@ -149,6 +149,8 @@ def prepared(line: CommandLine) -> Prepared:
         key, chosen = override.key_or_group, override.value()
         if len(key.encode()) > _LONGEST:
             problems.append(unknown_key(key, chosen, []))
+        elif override.is_sweep_override() and not line.multirun and not key.startswith("hydra"):
+            problems.append(refusal("several-values", text, "it names several values", key=key))
         elif key == "recipe":
             unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
             unknown = unknown or _several_runs(text, chosen, line.config_dirs)

@@ -8,6 +8,7 @@ keeps its usual names.
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +87,47 @@ def sources(path: str, names: Sequence[str]) -> dict[str, Source]:
 
 
 def expand(selected: dict[str, Source], names: Sequence[str]) -> dict[str, Source]:
-    """The selected sets, the named entries of a catalogue in its place."""
+    """The selected sets, the named entries of a catalogue in its place, with what is set of these (`with_entries`)."""
     found: dict[str, Source] = {}
+    set_of = _set_of(selected, names)
     for name, source in selected.items():
+        if name in set_of:
+            continue
         more = {name: source}
         if source.origin == "catalogue":
             if source.path is None:
                 raise refuse("catalogue-missing", read.unset(name), "no catalogue is named", hint="")
-            more = sources(source.path, names)
+            more = {
+                each: replace(entry, **_changed(source, set_of.get(each, source)))
+                for each, entry in sources(source.path, names).items()
+            }
         if twice := found.keys() & more.keys():
             wrong = "another selected set has this name"
             raise refuse("catalogue-names", f"data.names={min(twice)}", wrong, known=", ".join(more), hint="")
         found |= more
     return found
+
+
+def with_entries(data: Any) -> Any:
+    """The `data` of a composed tree in which a set that a catalogue names may say some keys alone, as its weight."""
+    try:
+        sets, names = dict(data["sources"]), set(data["names"])
+        listed = next(keys for keys in sets.values() if keys["origin"] == "catalogue")
+        partial = {name: keys for name, keys in sets.items() if name in names and "origin" not in keys}
+        return data | {"sources": sets | {name: listed | keys for name, keys in partial.items()}}
+    except (KeyError, TypeError, StopIteration, ValueError):
+        return data
+
+
+def _set_of(selected: dict[str, Source], names: Sequence[str]) -> dict[str, Source]:
+    """By the name of an entry what `with_entries` made of its keys: they follow the catalogue itself."""
+    catalogues = [name for name, source in selected.items() if source.origin == "catalogue"]
+    return {name: selected[name] for name in catalogues[1:] if name in names}
+
+
+def _changed(source: Source, other: Source) -> dict[str, Any]:
+    pairs = {field.name: (getattr(source, field.name), getattr(other, field.name)) for field in fields(Source)}
+    return {name: after for name, (before, after) in pairs.items() if before != after}
 
 
 def _read(path: str) -> tuple[Path, dict[str, Any]]:

@@ -41,5 +41,8 @@ class Record:
     audios: tuple[str, ...] = ()
 
 
+EMPTY = "is empty"  # how a reason ends that is of a row's content alone: its format may be the right one
+
+
 class BadRow(ValueError):
     """A row that cannot be trained; the text is the reason that is counted: the same words for the same reason."""

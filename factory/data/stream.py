@@ -175,12 +175,12 @@ class Stream:
         for each in self._files:
             each.refuse_changed()
         found = list[_Found]()
-        misfits, rows = {name: Counter[str]() for name in self._sources}, Counter[str]()
+        misfits, rows = {name: Dropped() for name in self._sources}, Counter[str]()
         for (name, _), encoded in zip(drawn, self._workers.encode(block for _, block in drawn), strict=True):
             counts["rows"] += encoded.rows
             dropped.add(encoded.bad)
             rows[name] += encoded.rows
-            misfits[name].update(bad.reason for bad in encoded.bad if not bad.aligned)
+            misfits[name].add(bad for bad in encoded.bad if not bad.aligned)
             found += _found(name, encoded)
         if position.epoch == position.block == 0:
             telling = {name: source for name, source in self._sources.items() if rows[name] >= _TELLING}

@@ -22,7 +22,7 @@ READING = "reading"  # the moment before the first step, where it may be the hig
 
 
 def memory(
-    tuned: Tuned, *, rows: int, length: int, capacity: int, frozen: int = 0, rolled: int = 0, cuda: bool = False
+    tuned: Tuned, *, rows: int, length: int, capacity: int | None, frozen: int = 0, rolled: int = 0, cuda: bool = False
 ) -> Memory:
     """Of micro-batches of `rows` sequences of `length` tokens, in one process.
 
@@ -53,7 +53,7 @@ def memory(
         instants=instants,
         total=total,
         capacity=capacity,
-        fits=total <= capacity,
+        fits=None if capacity is None else total <= capacity,
         uncalibrated=tuple(_uncalibrated(tuned.arch, tuned.steps)),
     )
 

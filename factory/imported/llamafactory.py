@@ -1,5 +1,6 @@
 """A train config of LLaMA-Factory as a command line of Factory: key by key from a table, the few choices in code."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from factory import models
+from factory import models, templates
 from factory.line import listed, spelt
 from factory.meant import SHORT
 from factory.parsed import yaml_of
@@ -19,12 +20,21 @@ _TABLE = Path(__file__).with_suffix(".yaml")
 # of finetuning_type=full, in the order that LLaMA-Factory asks
 _OPTIMIZED = {"use_galore": "galore", "use_apollo": "apollo", "use_badam": "badam"}
 _VARIANTS = {"use_dora": "dora", "pissa_init": "pissa", "use_rslora": "rslora", "loraplus_lr_ratio": "lora_plus"}
+# each is lora with one key set, so that they go together; the table has the last one's
+_ALSO = {"use_dora": ("dora", True), "pissa_init": ("initialization", "pissa"), "use_rslora": ("rslora", True)}
 # called here as there
 _TYPES = ("lora", "full", "freeze", "oft")
 _LOSSES = ("sigmoid", "hinge", "ipo", "simpo")
 _PRECISIONS = ("pure_bf16", "bf16", "fp16")
 _STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+_SHARDED = {"full_shard": "fsdp", "no_shard": "ddp"}
+_SHARDED_OTHERWISE = {
+    "shard_grad_op": "splits gradients and the optimizer alone; hardware.strategy=zero2 does, by DeepSpeed",
+    "hybrid_shard": "splits within a node; hardware.strategy=fsdp splits over all processes",
+    "hybrid_shard_zero2": "splits within a node; hardware.strategy=zero2 splits over all processes, by DeepSpeed",
+}
 
+_IN_A_KEY = re.compile(r"[\w-]+", re.ASCII)
 _NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
 
 _UNREAD: dict[type[Exception], str] = {
@@ -73,7 +83,7 @@ def translate(file: Path) -> Said:
     given = _read(file)
     _refuse_misspelt(given, file)
     left, said = dict(given), Said()
-    for choose in (_stage, _method, _model, _data, _precision, _processes, _warmup):
+    for choose in (_stage, _method, _model, _template, _data, _precision, _processes, _warmup):
         for name in choose(given, said, file):
             left.pop(name, None)
     defaults = {name: value for name, value in _table()["defaults"].items() if name not in given}
@@ -191,10 +201,10 @@ def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         method = next((ours for name, ours in _OPTIMIZED.items() if given.get(name)), "full")
         if method == "badam" and _text(given.get("badam_mode", "layer")) == "ratio":
             method = "badam_ratio"
-    variants = [ours for name, ours in _VARIANTS.items() if given.get(name)] if method == "lora" else []
-    method = variants[0] if variants else method
-    for other in variants[1:]:
-        said.missing[next(name for name, ours in _VARIANTS.items() if ours == other)] = f"method={method} has it not"
+    first, *others = [name for name in _VARIANTS if given.get(name) and method == "lora"] or [None]
+    method = _VARIANTS[first] if first else method
+    for key, value in (_ALSO[name] for name in others if name in _ALSO):
+        said.set(f"method.{key}", value)
     if bits == 4 and method == "lora":
         method = "qlora"
     elif bits is not None:
@@ -225,6 +235,19 @@ def _model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     yield "model_name_or_path"
 
 
+def _template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    name = given.get("template")
+    ours = "auto" if name is None else _table()["templates"].get(_text(name), _text(name))
+    if ours == "auto" or ours in templates.names():
+        said.set("model.template", ours)
+    else:
+        said.missing["template"] = (
+            f"there is no {ours} here, so the model's own is kept; to write it so, model.template={ours}.yaml, "
+            "a file of your own (docs/contributing.md)"
+        )
+    yield "template"
+
+
 def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     folder = Path(_text(given.get("dataset_dir", "data")))
     names = _names(given.get("dataset"))
@@ -247,7 +270,21 @@ def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         said.noted["cutoff_len"] = (
             "data.truncation=keep_response drops a row without room for its answer, there it is cut"
         )
-    yield from ("dataset", "dataset_dir", "eval_dataset", "val_size")
+    _weights(given, names, said)
+    yield from ("dataset", "dataset_dir", "eval_dataset", "val_size", "interleave_probs")
+
+
+def _weights(given: Mapping[str, Any], names: list[str], said: Said) -> None:
+    shares, mixing = _names(given.get("interleave_probs")), _text(given.get("mix_strategy", "concat"))
+    if shares and not mixing.startswith("interleave"):
+        said.missing["interleave_probs"] = f"mix_strategy={mixing} draws nothing"
+    elif len(shares) == len(names) and all(map(_IN_A_KEY.fullmatch, names)):
+        for name, share in zip(names, shares, strict=True):
+            said.set(f"data.sources.{name}.weight", share)
+    elif len(shares) == len(names):
+        said.missing["interleave_probs"] = "a name of these sets is no part of a key (data.sources.NAME.weight)"
+    elif shares:
+        said.missing["interleave_probs"] = f"{len(shares)} shares are not one for each of {len(names)} sets"
 
 
 def _names(value: Any) -> list[str]:
@@ -263,15 +300,50 @@ def _precision(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str
 
 
 def _processes(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
-    name = given.get("deepspeed")
-    if isinstance(name, str):
-        level = next((level for level in _STRATEGIES if f"z{level}" in Path(name).stem or f"zero{level}" in name), None)
+    if asked := given.get("deepspeed"):
+        level, offload = _zero(asked)
         if level is None:
-            said.missing["deepspeed"] = "its name tells no stage of ZeRO; set hardware.strategy=zero1, zero2 or zero3"
+            said.missing["deepspeed"] = "it tells no stage of ZeRO; set hardware.strategy=zero1, zero2 or zero3"
         else:
-            said.set("hardware.strategy", _STRATEGIES[level])
-            said.noted["deepspeed"] = f"hardware.strategy={_STRATEGIES[level]}; set hardware.num_processes beside it"
-    yield "deepspeed"
+            _share(said, "deepspeed", _STRATEGIES[level], offload=offload)
+    words = _sharding(given.get("fsdp"))
+    strategy = next((_SHARDED[word] for word in words if word in _SHARDED), None)
+    if strategy:
+        _share(said, "fsdp", strategy, offload="offload" in words)
+    elif words:
+        why = next((_SHARDED_OTHERWISE[word] for word in words if word in _SHARDED_OTHERWISE), None)
+        said.missing["fsdp"] = why or f"{' '.join(words)} does not say what is split; hardware.strategy=fsdp splits all"
+    yield from ("deepspeed", "fsdp")
+
+
+def _zero(asked: Any) -> tuple[int | None, bool]:
+    """The stage that a config of DeepSpeed says, or its file's name, and whether what is split moves to the CPU."""
+    if isinstance(asked, dict):
+        zero = asked.get("zero_optimization")
+        zero = zero if isinstance(zero, dict) else {}
+        stage = zero.get("stage")
+        moved = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
+        offload = any(isinstance(each, dict) and each.get("device") == "cpu" for each in moved)
+        return (stage if isinstance(stage, int) and stage in _STRATEGIES else None), offload
+    name = Path(_text(asked)).stem
+    return next(
+        (level for level in _STRATEGIES if f"z{level}" in name or f"zero{level}" in name), None
+    ), "offload" in name
+
+
+def _share(said: Said, name: str, strategy: str, *, offload: bool) -> None:
+    said.set("hardware.strategy", strategy)
+    if offload:
+        said.set("hardware.offload", True)
+    moved = " and hardware.offload=true" if offload else ""
+    said.noted[name] = f"hardware.strategy={strategy}{moved}; set hardware.num_processes beside it"
+
+
+def _sharding(asked: Any) -> list[str]:
+    """The words of transformers' `fsdp`: a text, a list of them, or a truth value in later versions."""
+    if asked is True:
+        return ["full_shard"]
+    return " ".join(_names(asked or None)).lower().split()
 
 
 def _warmup(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from factory import registry
 from factory.data import formats, read
 from factory.data.formats import FORMATS, BadRow, Record
 from factory.data.read import Broken, Row
+from factory.data.read.wrong import rows_below, wrapped
 from factory.data.record import Kind
 from factory.facts import DataFacts
 from factory.refusal import UserError, did_you_mean, refuse
@@ -254,6 +255,8 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
     format = source.format if source.format != "auto" else formats.recognise(columns, rows, kind, source.tags)
     missing = set(source.columns.values()) - own | (FORMATS[format].lacks(columns) if format else set())
     if format is None or missing:
+        if found.rows == 1 and source.origin == "file" and (key := rows_below(found.first[0])):
+            raise wrapped(Path(found.path), key)
         wrong = f"the columns {', '.join(sorted(columns)) or '(none)'} "
         wrong += f"lack {', '.join(sorted(missing))}" if missing else "fit no known format"
         raise refuse(

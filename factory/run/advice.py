@@ -74,8 +74,8 @@ def _first_that_fits(plan: Plan, variants: Iterator[tuple[str, ...]], reached: i
 def _fits(plan: Plan, needed: int, reached: int | None) -> bool:
     """Where the estimate was below what was there, and the run ended all the same, it is as much too low again."""
     memory = plan.estimate.memory
-    there = memory.capacity if reached is None else min(memory.capacity, reached)
-    if memory.total > there:
+    there = min((each for each in (memory.capacity, reached) if each is not None), default=None)
+    if there is not None and memory.total > there:
         return needed <= there
     return needed <= _MARGIN * memory.total
 

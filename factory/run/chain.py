@@ -191,7 +191,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     folder = SweepFolder(asked.resume or name)
     compile = beside(verbs.compile) if asked.resume else verbs.compile
     listed = [_ahead(link, folder, line.config_dirs, compile) for link in found]
-    screen.print(jobs.table(listed))
+    screen.print(jobs.Shown(listed))
     screen.print(jobs.summary(listed))
     if told := _stuck(listed):
         print(told, file=sys.stderr)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from factory.compare.labels import labels
 from factory.compare.runs import of_report
@@ -16,9 +18,10 @@ from factory.execute.verify import matter
 from factory.plan import KNOWN_LATER, Plan, to_json
 from factory.refusal import Refusal, UserError, refuse
 from factory.run.folder import RunFolder, read_json, runs_here
+from factory.run.screen import fitting
 from factory.run.swept import SweepFolder
 from factory.typed import to_tree
-from factory.words import between, duration, size
+from factory.words import between, duration, not_shown, size
 
 Compile = Callable[[Composed], Plan]
 Fate = Literal["run", "continue", "keep", "reuse", "refuse"]
@@ -28,6 +31,9 @@ AS_IT_GOES = (
 )
 _DIGEST = "digest: "  # how a plan's file starts
 _BESIDE = 12  # letters of a name that leave room beside it for what differs
+_LABEL, _FATE = 44, 20  # letters that a name or what differs, and what becomes of a job, have before they are broken
+_NUMBERS: tuple[str, ...] = ("trainable", "memory", "steps", "training")
+_LEAST = ("steps", "trainable", "training", "memory")  # left out in this order where there is no room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,29 +130,57 @@ def _sound(folder: Path, plan: Plan) -> bool:
     return all(versions.get(name) == plan.packages.get(name) for name in matter(plan))
 
 
-def table(jobs: Sequence[Job]) -> Table:
+class Shown:
+    """The jobs as a table of what there is room for where it is printed: a log is wider than a terminal."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self._jobs = jobs
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _table(self._jobs, options.max_width)
+
+
+def _table(jobs: Sequence[Job], width: int) -> Table:
     told = labels([job.plan.options if job.plan else {} for job in jobs], [job.overrides for job in jobs])
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="sweep: the plans", title_justify="left")
     under = max(len(job.name) for job in jobs) > _BESIDE
     beside = any(told) and not under
-    made.add_column("job", overflow="fold" if under else "ellipsis", no_wrap=not under)
+    said = [_in_lines(label) for label in told]
+    numbers = [dict(zip(_NUMBERS, _numbers(job), strict=True)) for job in jobs]
+    widths = _widths(jobs, said, numbers, beside=beside)
+    shown = [name for name in fitting(widths, width, _LEAST, gap=2) if name in _NUMBERS]
+    made.add_column("job", overflow="fold", no_wrap=not under)
     if beside:
-        made.add_column("what differs", overflow="fold", max_width=44)
-    for name in ("trainable", "memory", "steps", "training"):
+        made.add_column("what differs", overflow="fold", max_width=_LABEL)
+    for name in shown:
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("", overflow="fold")
-    for job, label in zip(jobs, told, strict=True):
-        more = escape(_in_lines(label))
+    for job, label, cells in zip(jobs, said, numbers, strict=True):
+        more = escape(label)
         name = f"{job.name}\n[dim]{more}[/dim]" if under and more else job.name
-        made.add_row(name, *([more] if beside else []), *_numbers(job), _said(job))
+        made.add_row(name, *([more] if beside else []), *(cells[name] for name in shown), _said(job))
+    left_out = [name for name in _NUMBERS if name not in shown]
     later = any(job.plan and _trains(job) and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs)
-    lines = [f"ranges of steps {KNOWN_LATER}"] if later else []
+    lines = [not_shown(left_out)] if left_out else []
+    lines += [f"ranges of steps {KNOWN_LATER}"] if later and "steps" in shown else []
     for rule in dict.fromkeys(refusal.rule for job in jobs for refusal in job.refusals):
         names = (job.name for job in jobs if rule in [refusal.rule for refusal in job.refusals])
         lines.append(f"refused by {escape(f'[{rule}]')}: {', '.join(names)}")
     if lines:
         made.caption, made.caption_justify = "\n".join(lines), "left"
     return made
+
+
+def _widths(
+    jobs: Sequence[Job], said: Sequence[str], numbers: Sequence[dict[str, str]], *, beside: bool
+) -> dict[str, int]:
+    """Of each column, without a break in a name, in what differs or in a number."""
+    label = min(_LABEL, max(len(line) for text in said for line in text.split("\n")))
+    name = min(_LABEL, max(len(job.name) for job in jobs))
+    widths = {"job": name, "what differs": max(label, len("differs"))} if beside else {"job": max(name, label)}
+    widths |= {each: max(len(each), *(len(cells[each]) for cells in numbers)) for each in _NUMBERS}
+    fates = [word for job in jobs for word in Text.from_markup(_said(job)).plain.split()]
+    return widths | {"": min(_FATE, max(map(len, fates)))}
 
 
 def _in_lines(label: str) -> str:
@@ -175,13 +209,14 @@ def _trains(job: Job) -> bool:
 def _said(job: Job) -> str:
     if job.plan is None:
         return "[yellow]refused[/yellow]"  # by which rules stands below: a narrow terminal would break their names
-    fits = "" if job.plan.estimate.memory.fits else "[bold]does not fit[/bold]"
+    fits = _FITS[job.plan.estimate.memory.fits]
     same = f"the same as {job.same}" if job.same else ""
     fate = _FATES[job.fate].format(reused=escape(job.reused or ""))
     after = f"again after {' and '.join(job.after)}" if job.after and job.fate == "run" else ""
     return ", ".join(filter(None, [fits, fate, same, after])) or "fits"
 
 
+_FITS: dict[bool | None, str] = {True: "", False: "[bold]does not fit[/bold]", None: "hardware.memory is not known"}
 _FATES: dict[Fate, str] = {
     "run": "",
     "continue": "continued from where it was",

@@ -83,7 +83,10 @@ def _extent(source: PlannedSource) -> str:
 
 def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
     fits = "fits" if memory.fits else "[bold]does not fit[/bold]"
-    yield "memory", f"about {size(memory.total)} of {size(memory.capacity)}: {fits}; most in {_peak(memory)}"
+    room = f" of {size(memory.capacity)}: {fits}" if memory.capacity is not None else ""
+    yield "memory", f"about {size(memory.total)}{room}; most in {_peak(memory)}"
+    if memory.capacity is None:
+        yield "", "[dim]no such card is here: hardware.memory=80GB, or what it has, tells whether that fits[/dim]"
     parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in _PARTS if getattr(memory, name))
     yield "", f"[dim]{parts}[/dim]"
     if memory.uncalibrated:

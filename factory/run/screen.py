@@ -1,6 +1,7 @@
 """What a person sees, in the terminal and in run.log alike."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ class Screen:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._tasks = None, {}
+
+
+def fitting(widths: Mapping[str, int], width: int, least: Sequence[str], *, gap: int) -> list[str]:
+    """The columns that there is room for with gaps between them; `least` may be left out, in that order."""
+    kept, left = list(widths), list(least)
+    while left and sum(widths[name] + gap for name in kept) + 1 > width:
+        kept.remove(left.pop(0))
+    return kept
 
 
 def grid() -> Table:

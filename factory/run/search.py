@@ -92,6 +92,7 @@ class _Tried:
     """The plans of changes, each compiled once."""
 
     def __init__(self, plan: Plan, anew: Anew):
+        assert plan.estimate.memory.capacity is not None, "nothing is searched for a card that nobody knows"
         self.plan, self.budget = plan, plan.estimate.memory.capacity
         self._anew = anew
         self._made: dict[Overrides, Plan] = {(): plan}

@@ -72,11 +72,11 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     found = sweeps.jobs(line, ready, str(folder.path))
     if isinstance(found, sweeps.Choosing):
         again, listed = _chosen_again(found, asked), list[Job]()
-        screen.print(jobs.table(jobs.compiled(found.ends, str(folder.path), verbs.compile)))
+        screen.print(jobs.Shown(jobs.compiled(found.ends, str(folder.path), verbs.compile)))
         screen.print(jobs.AS_IT_GOES)
     else:
         again, listed = (), _listed(found, folder, asked, verbs.compile)
-        screen.print(jobs.table(listed))
+        screen.print(jobs.Shown(listed))
         screen.print(jobs.summary(listed))
     with begun(folder, shared, line, before, listed) as (tracking, parent):
         task = _Task(

@@ -36,14 +36,14 @@ def plan(arguments: list[str]) -> int:
     composed = composed_of(line, "plan")
     shared = tuple(text for text in composed.overrides if not _of_plan(text))  # a plan's own line is one of `train`
     made = compiled(replace(composed, overrides=shared), training=False)
-    form, fits = composed.tree["plan"]["format"], made.estimate.memory.fits
+    form, too_large = composed.tree["plan"]["format"], made.estimate.memory.fits is False
     if convert(bool, composed.tree["plan"]["search"]):
         return _search(made, form, Anew(line.config_dirs))
-    changes = [] if fits or form == "yaml" else cheapest(made, None, Anew(line.config_dirs))
+    changes = cheapest(made, None, Anew(line.config_dirs)) if too_large and form != "yaml" else []
     if form == "json":
         from factory.plan import to_json
 
-        told = {} if fits else {"changes": [to_tree(change) for change in changes]}
+        told = {"changes": [to_tree(change) for change in changes]} if too_large else {}
         print(json.dumps({**to_json(made), **told}, ensure_ascii=False))
     elif form == "yaml":
         from factory.plan import to_yaml
@@ -55,7 +55,7 @@ def plan(arguments: list[str]) -> int:
 
         screen = Screen()
         screen.print(plan_panel(made))
-        if not fits:
+        if too_large:
             screen.print(changes_text(changes), soft_wrap=True)
     return 0
 
@@ -66,6 +66,10 @@ def _search(made: Plan, form: str, anew: Anew) -> int:
 
     if form == "yaml":
         raise refuse("search-as-yaml", "plan.format=yaml", "a table of settings is no plan")
+    if made.estimate.memory.capacity is None:
+        raise refuse(
+            "search-without-memory", "hardware.memory=null", "no such card is here, and nothing says what it has"
+        )
     found = search.search(made, anew)
     if form == "json":
         from factory.plan import to_json
@@ -122,7 +126,7 @@ def _show_jobs(found: "Sequence[Job]", known: bool, form: str) -> int:
         from factory.run.screen import Screen
 
         screen = Screen()
-        screen.print(jobs.table(found))
+        screen.print(jobs.Shown(found))
         screen.print(jobs.summary(found) if known else jobs.AS_IT_GOES)
     for job in found:
         if job.refusals:

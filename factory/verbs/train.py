@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from factory import compose, schema
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
-from factory.plan import Plan, Verb
+from factory.plan import PLAN_EXAMPLE, Plan, Verb
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
@@ -212,7 +212,7 @@ def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
     if not equals:
         path = rest.pop(at) if at < len(rest) else ""
     if not path:
-        raise refuse("plan-missing", "--from-plan", "no file is named")
+        raise refuse("plan-missing", "--from-plan", "no file is named", example=PLAN_EXAMPLE)
     return path, rest
 
 

@@ -83,7 +83,7 @@ def test_the_total_is_the_highest_moment_and_a_cpu_has_its_libraries() -> None:
     assert (gpu.runtime, gpu.slack) == (0, 0)
     assert cpu.runtime > 400 * 2**20
     for found in (cpu, gpu):
-        assert found.total == max(found.instants.values())
+        assert found.total == max(found.instants.values()) and found.capacity is not None
         assert found.fits == (found.total <= found.capacity)
         assert min(found.instants.values()) >= found.weights + found.optimizer + found.runtime
     assert cpu.uncalibrated == ()

@@ -1104,7 +1104,7 @@ def test_what_is_free_is_the_capacity(machine: Callable[..., None], tiny_model: 
     half, other = (replace(H100, free_bytes=count * 2**30) for count in (40, 70))
     machine(gpus=(other, half, replace(H100, free_bytes=2**30)), packages=ALL["packages"], available_bytes=8 * 2**30)
 
-    def capacity(*overrides: str, training: bool = False) -> int:
+    def capacity(*overrides: str, training: bool = False) -> int | None:
         return compiled(f"model.path={tiny_model}", *overrides, training=training).estimate.memory.capacity
 
     two = ("hardware.num_processes=2", "hardware.strategy=ddp")
@@ -1113,8 +1113,23 @@ def test_what_is_free_is_the_capacity(machine: Callable[..., None], tiny_model: 
     assert capacity("hardware=h100_80gb") == 80 * 2**30
     assert capacity("hardware=h100_80gb", training=True) == 70 * 2**30
     assert capacity("hardware.memory=24GB", training=True) == 24 * 10**9
+    machine(gpus=(), packages=ALL["packages"], available_bytes=8 * 2**30)
+    assert capacity("hardware=single_gpu") is None  # this machine's own memory is not a card's
+    assert capacity("hardware=single_gpu", "hardware.memory=24GB") == 24 * 10**9
     assert capacity("hardware=cpu") == capacity("hardware=cpu", "hardware.memory=9GB", training=True) == 8 * 2**30
     assert capacity("hardware=cpu", "hardware.memory=24GB", *two) == 12 * 10**9
+
+
+def test_a_stage_that_takes_the_rows_is_named(tiny_model: Path, here: Path) -> None:
+    (here / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (refusal,) = refusals(*BASE, f"model.path={tiny_model}", "data=file", "data.path=pairs.jsonl")
+    assert refusal.fix.startswith("set stage=dpo (orpo, rm take them too), or map ")
+
+
+@pytest.mark.parametrize(("name", "hint"), [("chatmll", "did you mean chatml? choose"), ("zzzzzz", "choose")])
+def test_a_template_that_was_meant_is_named(name: str, hint: str, tiny_model: Path) -> None:
+    (refusal,) = refusals(f"model.path={tiny_model}", f"model.template={name}")
+    assert refusal.fix.startswith(hint)
 
 
 def test_a_taken_folder_is_refused_or_continued(tiny_model: Path, here: Path) -> None:

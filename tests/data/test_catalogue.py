@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import compiled
 
 from factory.data import formats
 from factory.data.catalogue import expand, sources
@@ -182,6 +183,18 @@ def source(**changes: Any) -> Source:
         "license": None,
     }
     return Source(**{**values, **changes})
+
+
+def test_a_set_of_a_catalogue_may_have_keys_of_its_own(tmp_path: Path) -> None:
+    rows = [{"instruction": "Say one.", "output": "One."}] * 9
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    path = catalogue(tmp_path, a={"file_name": "a.json"}, b={"file_name": "a.json"})
+    chosen = ("data=llamafactory", f"data.path={path}", "hardware=cpu", "data.sources.b.weight=2.5")
+    plan = compiled(*chosen, "data.names=[a,b]")
+    assert [source.weight for source in plan.steps.align.sources.values()] == [1.0, 2.5]
+    with pytest.raises(UserError) as caught:
+        compiled(*chosen, "data.names=[a]")
+    assert [each.rule for each in caught.value.refusals] == ["bad-value"]
 
 
 def test_a_catalogues_place_is_taken_by_its_sets(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_lines_that_are_no_rows_are_dropped_by_reason(
 
 def test_mostly_broken_lines_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([json.dumps(questions(1)[0]).encode(), b"{", b"{", b"[]"]))
-    with pytest.raises(UserError, match=r"rows-broken.*3 of 4 rows cannot be used, most as: not JSON"):
+    with pytest.raises(UserError, match=r"rows-broken.*3 of 4 rows cannot be used: not JSON \(2: rows 2, 3\), not "):
         prepared(planned(path=str(tmp_path / "rows.jsonl")))
 
 
@@ -296,7 +296,19 @@ def test_a_format_that_most_rows_do_not_fit_is_wrong(tmp_path: Path, bad: int, r
     with pytest.raises(UserError) as error:
         prepared(source)
     assert rules(error) == ["rows-broken"]
-    assert f"{bad} of 20 rows cannot be used, most as: output is not a text" in str(error.value)
+    rows = "10, 11, 12, 13, 14 …"
+    assert f"{bad} of 20 rows cannot be used: output is not a text (11: rows {rows})" in str(error.value)
+
+
+def test_a_format_whose_texts_are_empty_may_be_right(tmp_path: Path) -> None:
+    """The words of another format would send a person the wrong way."""
+    empty = [{"instruction": "Say it.", "output": ""}] * 4
+    source = written(tmp_path / "rows.jsonl", [*questions(4), *empty, BAD, BAD])
+    with pytest.raises(UserError) as error:
+        prepared(source)
+    assert rules(error) == ["rows-empty"]
+    told = "6 of 10 rows cannot be used: output is empty (4: rows 5, 6, 7, 8), output is not a text (2: rows 9, 10)"
+    assert told in str(error.value) and "format" not in str(error.value)
 
 
 def test_a_format_that_no_row_fits_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,8 @@ GOOD = b'{"text": "a"}\n'
         ("a.json", b'\r\n[\r\n {"text": "a"}\r\n}', "data-broken", "line 4, column 1 "),
         ("a.json", PRETTY[:-3], "data-broken", "line "),
         ("a.json", b'[{"text": "a"}, ["b"]]', "data-broken", "row 2 is a list"),
+        ("a.json", b'{\n "version": "1.0",\n "data": [\n  {"text": "a"}\n ]\n}', "data-wrapped", 'key "data"'),
+        ("a.json", b'{\n "messages": [\n  {"role": "user", "content": "a"}\n ]\n}', "data-broken", "line 1, column 2"),
         ("a.json", b"[true]", "data-broken", "row 1 is a truth value"),
         ("a.json", b"[" * 100_000, "data-broken", "nested too deeply"),
         ("a.json", b'[\n{"text":\n"caf\xe9"}]', "data-encoding", "line 3, byte 5 (0xE9)"),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import compiled
 
-from factory import cli, compose, line, settings
+from factory import cli, compose, line, settings, templates
 from factory.imported import llamafactory
 from factory.refusal import UserError
 
@@ -131,6 +131,18 @@ def test_what_is_not_said_is_its_default(catalogue: Path) -> None:
         ({"use_rslora": True}, {"method": "rslora"}),
         ({"pissa_init": True}, {"method": "pissa"}),
         ({"loraplus_lr_ratio": 16}, {"method": "lora_plus", "method.b_learning_rate_ratio": "16"}),
+        ({"use_rslora": True, "loraplus_lr_ratio": 16}, {"method": "rslora", "method.b_learning_rate_ratio": "16"}),
+        ({"use_dora": True, "use_rslora": True}, {"method": "dora", "method.rslora": "true"}),
+        ({"max_grad_norm": 0.0}, {"stage.max_grad_norm": "null"}),
+        ({"max_grad_norm": 0}, {"stage.max_grad_norm": "null"}),
+        ({"max_grad_norm": 0.3}, {"stage.max_grad_norm": "0.3"}),
+        ({"template": "phi"}, {"model.template": "phi3"}),
+        ({"template": None}, {"model.template": "auto"}),
+        ({"fsdp": "full_shard auto_wrap"}, {"hardware.strategy": "fsdp", "hardware.offload": None}),
+        ({"fsdp": ["full_shard", "offload"]}, {"hardware.strategy": "fsdp", "hardware.offload": "true"}),
+        ({"fsdp": True}, {"hardware.strategy": "fsdp"}),
+        ({"fsdp": ""}, {"hardware.strategy": None}),
+        ({"deepspeed": "ds_z3_offload_config.json"}, {"hardware.strategy": "zero3", "hardware.offload": "true"}),
         ({"finetuning_type": "full", "use_galore": True, "galore_rank": 64}, {"method": "galore", "method.rank": "64"}),
         ({"finetuning_type": "full", "use_badam": True, "badam_mode": "ratio"}, {"method": "badam_ratio"}),
         ({"finetuning_type": "freeze", "freeze_trainable_layers": 2}, {"method": "freeze", "method.num_layers": "2"}),
@@ -149,6 +161,44 @@ def test_what_is_not_said_is_its_default(catalogue: Path) -> None:
 def test_a_choice_is_said_in_our_words(given: dict[str, Any], wanted: dict[str, str], catalogue: Path) -> None:
     found = said(catalogue, **given).overrides
     assert {key: found.get(key) for key in wanted} == wanted
+
+
+def test_variants_of_lora_go_together(catalogue: Path) -> None:
+    found = said(catalogue, use_rslora=True, use_dora=True, loraplus_lr_ratio=16, use_cpu=True)
+    assert found.missing == {}
+    attach = compiled(*found.as_overrides()).steps.attach.settings
+    assert (attach["rslora"], attach["dora"], attach["b_learning_rate_ratio"]) == (True, True, 16)
+
+
+@pytest.mark.parametrize("name", ["default", "intern2"])
+def test_a_template_that_is_not_here_is_left_to_the_model(name: str, here: Path) -> None:
+    found = said(here, template=name)
+    assert "model.template" not in found.overrides
+    assert "the model's own is kept" in found.missing["template"]
+
+
+def test_templates_of_the_table_are_there() -> None:
+    assert set(yaml.safe_load(llamafactory._TABLE.read_text())["templates"].values()) <= set(templates.names())
+
+
+def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
+    info = json.loads((catalogue / "data" / "dataset_info.json").read_text())
+    (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info | {"theirs": info["mine"]}))
+    drawn = {"dataset": "mine,theirs", "mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"}
+    found = said(catalogue, **drawn, use_cpu=True)
+    assert found.missing == {}
+    align = compiled(*found.as_overrides()).steps.align
+    assert {name: source.weight for name, source in align.sources.items()} == {"mine": 0.7, "theirs": 0.3}
+    assert "draws nothing" in said(catalogue, **drawn | {"mix_strategy": "concat"}).missing["interleave_probs"]
+    assert "interleave_probs" in said(catalogue, **drawn | {"interleave_probs": "0.7"}).missing
+    assert "interleave_probs" in said(catalogue, **drawn | {"dataset": "mine,set v1.5"}).missing
+
+
+@pytest.mark.parametrize("asked", ["shard_grad_op", "hybrid_shard auto_wrap", "auto_wrap", "offload"])
+def test_what_is_sharded_otherwise_has_no_equal(asked: str, here: Path) -> None:
+    found = said(here, fsdp=asked, fsdp_config={"min_num_params": 0})
+    assert "hardware.strategy" in found.missing["fsdp"] and "fsdp_config" in found.missing
+    assert "hardware.strategy" not in found.overrides
 
 
 @pytest.mark.parametrize(("loss", "stage"), [("sigmoid", "dpo"), ("simpo", "dpo"), ("orpo", "orpo")])
@@ -218,6 +268,10 @@ def test_a_deepspeed_config_is_translated(level: int, strategy: str, here: Path)
     assert "deepspeed" not in found.missing
     assert f"# said as   deepspeed: hardware.strategy={strategy}; " in "\n".join(llamafactory.as_script("x", found, []))
     assert "deepspeed" in said(here, deepspeed="mine.json").missing
+    moved = {"zero_optimization": {"stage": level, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
+    inside = said(here, deepspeed=moved).overrides
+    assert (inside["hardware.strategy"], inside["hardware.offload"]) == (strategy, "true")
+    assert "deepspeed" in said(here, deepspeed={"zero_optimization": "auto"}).missing
 
 
 def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:

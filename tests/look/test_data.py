@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +240,18 @@ def test_a_folders_file_with_other_columns_is_named(here: Path) -> None:
     (here / "set" / "a.jsonl").unlink()
     (here / "set" / "b.csv").write_text("ask,say,note\na,b,\n")
     assert look(path="set", columns={"instruction": "ask", "output": "say"}).rows == 2
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_below_a_key_are_written_out_by_the_command_that_is_told(indent: int | None, here: Path) -> None:
+    rows = [{"question": "What is é?", "answer": "A letter."}] * 3
+    (here / "set.json").write_text(json.dumps({"version": 1, "data": rows}, indent=indent))
+    found = refused(path="set.json")
+    assert (found.rule, found.wrong) == ("data-wrapped", 'it is one object, whose key "data" has the list of rows')
+    _, *words, into, name = shlex.split(found.fix.partition(": ")[2])
+    assert (into, name) == (">", "rows.jsonl")
+    written = subprocess.run([sys.executable, *words], check=True, cwd=here, capture_output=True).stdout
+    assert [json.loads(line) for line in written.splitlines()] == rows
 
 
 def test_a_set_of_the_hub_is_what_its_option_says(monkeypatch: pytest.MonkeyPatch) -> None:

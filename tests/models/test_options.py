@@ -1,5 +1,6 @@
 """Each model option against what transformers builds on the meta device, and against the size that is published."""
 
+import io
 import json
 import socket
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import compiled
+from rich.console import Console
 
 from factory import compose, groups, models, schema
 from factory.architecture import REMOTE_CODE, architecture
@@ -92,6 +94,17 @@ def test_planning_an_option_needs_no_network(
     assert plan.options["model"] == option
     assert plan.estimate.parameters.total == architecture(plan.steps.load.config).parameters()
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("width", [25, 40, 50, 60, 80, 110])
+def test_an_options_name_is_whole_at_any_width(width: int) -> None:
+    """It is what one has to type."""
+    out, rows = io.StringIO(), models.rows(("qwen2.5", "7b"))
+    Console(file=out, width=width).print(models.table(rows, width=width))
+    assert all(row.option in out.getvalue() for row in rows)
+    told = " ".join(out.getvalue().split()).partition("Not shown for want of room:")[2]
+    for name in ("parameters", "context", "template", "licence"):
+        assert (name in out.getvalue().splitlines()[1]) != (name in told), name
 
 
 def test_each_is_found_by_its_path() -> None:

@@ -228,7 +228,7 @@ def test_a_sweep_is_refused(preview: Command) -> None:
 
 def test_rows_that_do_not_fit_fail_the_preview(preview: Command, here: Path) -> None:
     said = preview(*rows("rows.jsonl", *(question(number, "") for number in range(10))))
-    assert (said.code, said.rules, said.out) == (1, ["rows-broken"], "")
+    assert (said.code, said.rules, said.out) == (1, ["rows-empty"], "")
 
 
 def test_ctrl_c_ends_it(preview: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What the plan's panel says, read as a terminal would have it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,16 @@ from factory.run.plan_shown import plan_panel
 def test_how_rows_stand_in_a_batch(words: tuple[str, ...], said: str) -> None:
     (line,) = (line for line in _lines(compiled("hardware=cpu", *words)) if " tokens, " in line and "up to" in line)
     assert line.split(" tokens, ")[1] == said
+
+
+def test_nothing_fits_a_card_that_nobody_knows(machine: Callable[..., None]) -> None:
+    machine(gpus=())
+    alone, told = (
+        " ".join(" ".join(_lines(compiled("hardware=single_gpu", *more, training=False))).split())
+        for more in ((), ("hardware.memory=80GB",))
+    )
+    assert " fits" not in alone.replace("whether that fits", "") and "hardware.memory=80GB" in alone
+    assert "of 74.51 GiB: fits; most in " in told and "no such card is here" not in told
 
 
 def test_the_size_of_a_set_of_the_hub_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,15 @@ def test_it_is_shown_as_a_table_and_as_json(command: Callable[..., Any]) -> None
         assert any(line.endswith(" ".join(row["overrides"]) or "(nothing: as it is)") for line in lines)
 
 
+def test_nothing_is_searched_for_a_card_that_nobody_knows(
+    command: Callable[..., Any], machine: Callable[..., None]
+) -> None:
+    machine(gpus=())
+    said = command("plan", "plan.search=true", "hardware=single_gpu")
+    assert (said.code, said.rules, said.out) == (2, ["search-without-memory"], "")
+    assert "hardware.memory=80GB" in said.err
+
+
 def test_it_is_no_plan_file(command: Callable[..., Any]) -> None:
     said = command("plan", "plan.search=true", "plan.format=yaml")
     assert (said.code, said.rules) == (2, ["search-as-yaml"])

@@ -305,6 +305,18 @@ def test_plan_m_shows_every_job_and_runs_none(command: Callable[..., Any], here:
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("width", [34, 40, 50, 60, 80, 120])
+def test_what_differs_is_whole_and_what_is_not_shown_is_told(
+    width: int, command: Callable[..., Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = command("plan", "-m", "method=lora,galore", "hardware=cpu").out
+    assert "method=lora" in out and "method=galore" in out and "…" not in out
+    table, _, told = out.partition("Not shown for want of room:")
+    for name in ("trainable", "memory", "steps", "training"):
+        assert (f" {name} " in table.splitlines()[2]) != (name in told), name
+
+
 def test_a_sweep_leaves_the_loggers_of_libraries_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra's own way of being quiet is to switch off every logger there is, in the whole process."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))

@@ -231,7 +231,7 @@ def _elsewhere(page: "Page", group: Any, problems: Any, asked: Any) -> None:
         for problem in planned.problems:
             if problem not in beside:
                 _problem(page, planned, problem, say)
-        if planned.plan is None or planned.plan.estimate.memory.fits:
+        if planned.plan is None or planned.plan.estimate.memory.fits is not False:
             return
         if asked_of == ("asked", *overrides):
             _that_fit(page, planned, say)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from factory.data.record import BadRow, Message, Role
+from factory.data.record import EMPTY, BadRow, Message, Role
 
 
 def with_system(system: str, messages: list[Message]) -> list[Message]:
@@ -25,10 +25,10 @@ def check(messages: Sequence[Message]) -> None:
             if before != "user" and before != "tool":
                 raise BadRow("two answers in a row" if before else _no_question(messages))
             if _empty(message["content"]) and "tool_calls" not in message:
-                raise BadRow("an answer is empty")
+                raise BadRow(f"an answer {EMPTY}")
         elif role == "user":
             if _empty(message["content"]):
-                raise BadRow("a message of the user is empty")
+                raise BadRow(f"a message of the user {EMPTY}")
         elif role == "tool":
             if before != "assistant" and before != "tool":
                 raise BadRow("a tool's result comes without a call")

@@ -3,7 +3,7 @@
 import json
 from typing import Any, NoReturn
 
-from factory.data.record import BadRow
+from factory.data.record import EMPTY, BadRow
 
 Row = dict[str, Any]  # as read gives it; not imported from there, which is much to import for a worker
 
@@ -15,7 +15,7 @@ def text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"{name} is not a text")
     if not value or value.isspace():
-        raise BadRow(f"{name} is empty")
+        raise BadRow(f"{name} {EMPTY}")
     return value
 
 

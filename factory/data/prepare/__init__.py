@@ -21,6 +21,7 @@ from factory.data.mix import Ranks
 from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
 from factory.data.prepare.workers import Aligning, Bad, Block, Encoded, Workers, blocks
+from factory.data.record import EMPTY
 from factory.plan import Align, PlannedSource
 from factory.refusal import refuse
 
@@ -32,6 +33,7 @@ _EARLY = 1000  # rows after which a format that fits none of them is refused
 _FIRST = 5  # row numbers that are kept of a reason
 _REASONS = 50  # different ones that are told apart
 _OTHER = "other reasons"
+_TOLD = 5  # reasons that a refusal names
 _UNSEEN = (image.MISSING, image.UNREADABLE, image.ADDRESS)
 _VERSIONS = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets")
 
@@ -142,17 +144,17 @@ class _Tally:
         self.rows = self._skipped = 0
         self._bad = list[Bad]()  # kept only until it is known which of them rank low enough to count
         self._dropped = Dropped()
-        self._misfits, self._unseen = Counter[str](), Counter[str]()
+        self._misfits, self._unseen = Dropped(), Counter[str]()
         self._ranks, self._new = np.zeros(0, np.uint64), list[Ranks]()
         self.limit: int | None = None
 
     def add(self, block: Encoded) -> None:
         self.rows += block.rows
         self._skipped += block.skipped
-        self._misfits.update(bad.reason for bad in block.bad if not bad.aligned)
+        self._misfits.add(bad for bad in block.bad if not bad.aligned)
         self._unseen.update(bad.reason for bad in block.bad if bad.reason in _UNSEEN)
         looked = self.rows - self._skipped
-        if looked >= _EARLY and self._misfits.total() == looked:
+        if looked >= _EARLY and self._misfits.total == looked:
             refuse_wrong_format(self._name, self._format, looked, self._misfits)
         if self._at_most is None:
             self._dropped.add(block.bad)
@@ -186,16 +188,14 @@ class _Tally:
         }
 
 
-def refuse_wrong_format(name: str, format: str, rows: int, misfits: Counter[str]) -> None:
-    """Raises UserError where most of the rows do not fit the format (`misfits`, by reason)."""
-    if misfits.total() <= rows * MOST_BAD:
+def refuse_wrong_format(name: str, format: str, rows: int, misfits: "Dropped") -> None:
+    """Raises UserError where most of the rows are none of the format (`misfits`)."""
+    if misfits.total <= rows * MOST_BAD:
         return
-    raise refuse(
-        "rows-broken",
-        f"data.sources.{name}.format={format}",
-        f"{misfits.total():,} of {rows:,} rows cannot be used, most as: {misfits.most_common(1)[0][0]}",
-        name=name,
-    )
+    empty = sum(entry["count"] for reason, entry in misfits.reasons.items() if reason.endswith(EMPTY))
+    rule, key = ("rows-empty", "columns") if empty > misfits.total / 2 else ("rows-broken", f"format={format}")
+    wrong = f"{misfits.total:,} of {rows:,} rows cannot be used: {misfits}"
+    raise refuse(rule, f"data.sources.{name}.{key}", wrong, name=name)
 
 
 def _refuse_unseen(name: str, rows: int, unseen: Counter[str]) -> None:
@@ -212,6 +212,16 @@ class Dropped:
     def __init__(self, reasons: dict[str, dict[str, Any]] | None = None) -> None:
         self.reasons = {} if reasons is None else reasons
 
+    @property
+    def total(self) -> int:
+        return sum(entry["count"] for entry in self.reasons.values())
+
+    def __str__(self) -> str:
+        """The most frequent reasons, each with its first rows."""
+        often = sorted(self.reasons.items(), key=lambda item: -item[1]["count"])
+        told = [f"{reason} ({_told(**entry)})" for reason, entry in often[:_TOLD]]
+        return ", ".join([*told, *([f"{len(often) - _TOLD} more reasons"] if len(often) > _TOLD else [])])
+
     def add(self, bad: Iterable[Bad]) -> None:
         for row in bad:
             reason = row.reason if row.reason in self.reasons or len(self.reasons) < _REASONS else _OTHER
@@ -219,6 +229,11 @@ class Dropped:
             entry["count"] += 1
             if len(entry["first"]) < _FIRST:
                 entry["first"].append(row.row + 1)
+
+
+def _told(count: int, first: list[int]) -> str:
+    more = " …" if count > len(first) else ""
+    return f"{count:,}: row{'s' if count > 1 else ''} {', '.join(map(str, first))}{more}"
 
 
 def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int) -> str:

@@ -20,13 +20,35 @@ _GOES_ON = (b"[", b"{", b",", b":")  # how a line within an array ends
 
 def rows(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
     """Of a .json file: an array, or lines, all of which must be objects."""
-    if stream.start().removeprefix(BOM).lstrip().startswith(b"["):
+    start = stream.start().removeprefix(BOM).lstrip()
+    if start.startswith(b"["):
         yield from _array(stream, skip)
         return
     for row in _lines(stream, skip):
         if isinstance(row, Broken):
-            raise row.error()
+            key = _rows_below(start.decode(errors="replace"))
+            raise row.error() if key is None else wrong.wrapped(stream.path, key)
         yield row
+
+
+def _rows_below(start: str) -> str | None:
+    """The key of an object over several lines, which begins so, whose value is a list of rows."""
+    at, key = 0, ""
+    try:
+        while start[at] in "{,":
+            key, at = _DECODER.raw_decode(start, _after_space(start, at + 1))
+            at = _after_space(start, _after_space(start, at) + 1)  # the colon
+            if start[at] == "[" and wrong.is_row(_DECODER.raw_decode(start, _after_space(start, at + 1))[0]):
+                return key
+            at = _after_space(start, _DECODER.raw_decode(start, at)[1])
+    except (ValueError, IndexError, RecursionError):
+        pass
+    return None
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def lines(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _MAGIC: dict[bytes, tuple[str, str]] = {
     b"PK\3\4": ("a zip archive", "unpack it (a spreadsheet: save it as csv)"),
     **dict.fromkeys((b"ustar\x0000", b"ustar  \0"), ("a tar archive", "unpack it")),
 }
+_TURN = {"role", "from"}  # of a conversation's messages
 _TAR_AT = 257  # bytes before a tar archive says what it is
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -51,6 +53,30 @@ class Broken(dict[str, Any]):
 
 def broken(path: Path, wrong: str) -> UserError:
     return refuse("data-broken", f"path={path}", wrong)
+
+
+def rows_below(value: Any) -> str | None:
+    """The key of an object whose value is a list of objects, and no conversation."""
+    found = value.items() if isinstance(value, dict) else ()
+    return next((key for key, rows in found if _are_rows(rows)), None)
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_row, value))
+
+
+def is_row(value: Any) -> bool:
+    """Whether it may be one: an object that is no message of a conversation."""
+    return isinstance(value, dict) and not _TURN & value.keys()
+
+
+def wrapped(path: Path, key: str) -> UserError:
+    file, below = (json.dumps(text, ensure_ascii=False) for text in (str(path), key))  # as Python reads them too
+    script = f"import json; [print(json.dumps(row)) for row in json.load(open({file}))[{below}]]"
+    packed = path.suffix.lower() in _PACKED
+    fix = f"python -c {shlex.quote(script)} > rows.jsonl"
+    wrong = f"it is one object, whose key {below} has the list of rows"
+    return refuse("data-wrapped", f"path={path}", wrong, fix=f"decompress it, and {fix}" if packed else fix)
 
 
 def not_utf8(path: Path, wrong: str, fix: str = _FROM_LATIN) -> UserError:
