@@ -16,8 +16,8 @@ from factory.plan import Train
 class Turns(Hooked):
     """Steps copies of what has its turn, and writes each step back: only these have gradients and a state.
 
-    A copy is of the type that is stepped, the weights may lie in another: they follow it, rounded, and a step too
-    small for their type is not lost. A tensor may be its own copy.
+    A copy is of the type that is stepped, the weights may lie in another: they follow it, rounded by chance, and a step
+    too small for their type is not lost, when the turn is over neither. A tensor may be its own copy.
     """
 
     def __init__(self, model: Any, plan: Train, arch: Architecture):

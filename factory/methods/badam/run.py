@@ -9,6 +9,7 @@ from factory.methods.badam.spec import Settings, blocks, trainable
 from factory.methods.marking import marks
 from factory.optimizers.turns import Turns
 from factory.plan import Train
+from factory.rounding import rounded
 
 __all__ = ["attach", "begin_step", "optimizer"]
 
@@ -39,7 +40,7 @@ class Blocks(Turns):
         return whole if self.plan.autocast is None else whole.float()
 
     def write(self, name: str, tensor: Tensor) -> None:
-        tensor.copy_(self.copies[name])
+        tensor.copy_(rounded(self.copies[name], tensor.dtype))
 
 
 def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:

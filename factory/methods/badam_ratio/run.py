@@ -10,6 +10,7 @@ from factory.methods.badam.run import attach, begin_step
 from factory.methods.badam_ratio.spec import Settings, chosen
 from factory.optimizers.turns import Turns
 from factory.plan import Train
+from factory.rounding import rounded
 
 __all__ = ["attach", "begin_step", "optimizer"]
 
@@ -46,7 +47,7 @@ class Shares(Turns):
         return elements[None] if whole.ndim >= 2 else elements
 
     def write(self, name: str, tensor: Tensor) -> None:
-        tensor.view(-1)[self._places(name)] = self.copies[name].flatten().to(tensor.dtype)
+        tensor.view(-1)[self._places(name)] = rounded(self.copies[name].flatten(), tensor.dtype)
 
     def _places(self, name: str) -> Tensor:
         """Drawn where they are needed: kept, they would take 8 bytes an element."""

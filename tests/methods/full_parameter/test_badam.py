@@ -12,6 +12,7 @@ import torch
 from conftest import compiled
 from low_rank import Adam
 
+from factory import rounding
 from factory.architecture import architecture
 from factory.methods.badam.run import active
 from factory.methods.badam.spec import blocks, gradients, optimizer_bytes, trainable
@@ -132,7 +133,7 @@ def test_a_block_is_stepped_in_float32_and_held_in_sixteen_bits(
         for name, copy in now["copies"].items():
             assert copy.dtype == torch.float32
             np.testing.assert_allclose(copy.double().numpy(), masters[name], atol=1e-7, err_msg=f"{step}: {name}")
-            assert now["weights"][name].equal(copy.to(torch.bfloat16)), name
+            assert now["weights"][name].equal(rounding.rounded(copy, torch.bfloat16)), name
             masters[name] = masters[name] - rate * adams[name](now["gradients"][name])
         if step % 4 == 3:
             final = seen[step + 1]["weights"] if step + 1 < len(seen) else dict(done.model.named_parameters())
