@@ -27,7 +27,7 @@ def _report(plan: Plan, peak: int, longest: int) -> dict[str, Any]:
 def test_the_estimate_is_that_of_a_plan_of_such_rows(here: Path) -> None:
     plan = compiled(*LINE, training=False)
     shorter = compiled(*LINE, "data.max_length=64", training=False).estimate.memory.total
-    assert shorter < 0.8 * plan.estimate.memory.total
+    assert shorter < 0.9 * plan.estimate.memory.total  # libraries are a quarter of it, more where torch has CUDA
     told = for_the_rows(plan, _report(plan, shorter, 64), Anew())
     assert told["memory"]["estimated_for"] == {"longest_row": 64, "bytes": shorter}
     assert told["memory"]["estimated_bytes"] == plan.estimate.memory.total
