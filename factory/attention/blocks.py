@@ -161,7 +161,7 @@ def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[
 
 
 class _Attend(Function):
-    """Its own derivative: of an operation that takes a list of tensors, torch.library's takes 0.3 ms a call."""
+    """Its own derivative: of an operation that takes a list of tensors, torch.library's takes 0.15 ms more a call."""
 
     @staticmethod
     def forward(

@@ -31,18 +31,20 @@ def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, process
     run.world.wait()
 
 
-def settle(run: Run, model: Any) -> None:
+def settle(run: Run, model: Any, arch: Architecture) -> None:
     """What has been trained in float32 takes the numbers that it is saved with: what is measured is what is read later.
 
-    Not where processes hold parts of it: there it is rounded as it is gathered, to the nearest.
+    Not a stage's heads, which are saved as they are, and not where processes hold parts of the weights: there they are
+    rounded as they are gathered, to the nearest.
     """
     kept, ranks = saved_type(run, model), run.plan.steps.train.ranks
     if kept is None or "weights" in SPLIT[ranks.strategy]:
         return
     from factory import rounding
 
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    beside = heads.heads(run.plan.steps.train.stage, arch)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in beside:
             rounding.settle(parameter, kept)
 
 

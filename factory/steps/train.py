@@ -110,7 +110,7 @@ def train(
         checkpoint.refuse_damaged(best, f"hydra.run.dir={run.folder.path}")
         engine.read(best)
     model.eval()
-    settle(run, model)
+    settle(run, model, arch)
     save_model(run, model, arch, tokenizer, processor)
     counts = _counts(state, dataset)
     check_tokens(run, dataset, counts, state.step, state.tokens)

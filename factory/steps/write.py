@@ -17,7 +17,8 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
 
     plan, asked = run.plan, run.engine
     model = with_adapters(model, run.adapters)
-    replace_linears(model, plan.steps.patch)
+    if run.adapters:
+        replace_linears(model, plan.steps.patch)
     made = Embedded(
         Model(model, plan.steps.load.device, partial(autocast, plan)),
         numbers=Numbers(asked.prefill, context(run)),

@@ -196,9 +196,7 @@ def test_a_step_that_overflows_in_float16_moves_nothing(
         return found
 
     monkeypatch.setattr(Engine, "clip", clip)
-    monkeypatch.setattr(
-        "factory.steps.train.settle", lambda run, model: None
-    )  # after the last step weights are rounded
+    monkeypatch.setattr("factory.steps.train.settle", lambda *_: None)  # after the last step weights are rounded
     base = ("hardware=cpu", "tracking=none", "evaluate.samples=0", f"model.path={tiny_model}")
     plan = compiled(*base, f"method={method}", *FITTING[method], *PLAIN, "precision=bf16", "stage.max_steps=14")
     steps = replace(plan.steps, train=replace(plan.steps.train, autocast="float16"))

@@ -36,6 +36,15 @@ LM_HEAD = 512 * 32
 SCORE = "score_head.weight"
 
 
+def test_weights_are_rounded_to_what_is_saved_and_the_head_is_not(execute: Execute) -> None:
+    done = execute(*SHORT[:-1], "precision=bf16", "method=full")
+    trained = {name: value.detach() for name, value in done.model.named_parameters() if value.requires_grad}
+    score = trained.pop(SCORE)
+    assert trained
+    assert score.dtype == torch.float32 and not score.equal(score.bfloat16().float())
+    assert all(value.dtype == torch.float32 and value.equal(value.bfloat16().float()) for value in trained.values())
+
+
 # --- the formula
 
 
