@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 from factory.architecture import Architecture, Shape
@@ -64,7 +65,8 @@ def step(
     low_rank = four_bits or not quantized
     asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, Shapes(rows=rows, length=length), reads)
     more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states), tuple(scratch))
-    key = repr((*asked, *more))  # most plans after the first differ in what no tensor's size follows from
+    # most plans after the first differ in what no tensor's size follows from
+    key = blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
     if key not in _walked:
         if len(_walked) == _KEPT:
             del _walked[next(iter(_walked))]
@@ -72,8 +74,8 @@ def step(
     return _walked[key]
 
 
-_KEPT = 64
-_walked: dict[str, Step] = {}
+_KEPT = 1024
+_walked: dict[bytes, Step] = {}
 
 
 def _walk(

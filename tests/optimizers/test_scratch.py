@@ -67,6 +67,7 @@ def test_scratch_is_what_a_step_allocates_on_a_cpu(name: str, number: int) -> No
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+@pytest.mark.slow
 def test_blocks_are_what_the_heap_grows_by() -> None:
     """The first step of a tensor in a process like a run's, where what is freed stays."""
     names = ("adamw_8bit", "ademamix", "ademamix_8bit", "lion", "lion_8bit", "adafactor")

@@ -46,8 +46,8 @@ def gone(processes: list[psutil.Process]) -> bool:
 def test_ranks_stop_at_the_same_step_and_end_with_each_other(
     tiny_model: Path, where: Path, started: Callable[..., Command]
 ) -> None:
-    folder, same = where / "run", (*SAME, f"model.path={tiny_model}", "hydra.run.dir=run")
-    command = started(*same)
+    folder = where / "run"
+    command = started(*SAME, f"model.path={tiny_model}", "hydra.run.dir=run")
     wait_for(lambda: steps(folder) >= 3, 90)
     command.process.send_signal(signal.SIGINT)
     text = command.ends(130)
@@ -69,8 +69,11 @@ def test_ranks_stop_at_the_same_step_and_end_with_each_other(
     assert json.loads((folder / "report.json").read_text())["status"] == "failed"
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
 
-    command = started(*same, "stage.resume=auto")
-    wait_for(lambda: len(ranks(command)) == 2 and steps(folder) > done + 3, 90)
+
+@pytest.mark.slow
+def test_ranks_end_with_the_command(tiny_model: Path, where: Path, started: Callable[..., Command]) -> None:
+    command = started(*SAME, f"model.path={tiny_model}", "hydra.run.dir=killed")
+    wait_for(lambda: len(ranks(command)) == 2 and steps(where / "killed") >= 3, 90)
     both = ranks(command)
     command.process.kill()
     wait_for(lambda: gone(both), 10)

@@ -164,6 +164,7 @@ def test_a_step_is_ended_where_one_runs(
     assert asked == [signal.SIGTERM] and said in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_bug_leaves_its_traceback_in_the_log(
     where: Path, options: tuple[str, ...], started: Callable[..., Command]
 ) -> None:

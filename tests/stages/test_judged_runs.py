@@ -312,6 +312,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
+@pytest.mark.slow
 def test_mlflow_gets_what_people_watch(uri: str, execute: Execute) -> None:
     done = execute("stage=dpo", *LORA, *RUN, "stage.max_steps=3", "tracking=mlflow", f"tracking.uri={uri}")
     write_report(done.run, "finished", done.result, None)

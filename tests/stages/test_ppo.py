@@ -246,6 +246,7 @@ def test_methods_without_an_adapter_train_without_a_reference(
     assert any(not value.detach().equal(done.start[name]) for name, value in done.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_change_no_loss(execute: Execute, scoring: str) -> None:
     plain = execute(*STAGES["ppo"], *LORA, *SHORT, scoring, folder="plain")
     recomputed = execute(*STAGES["ppo"], *LORA, *SHORT, scoring, "compute.activation_checkpointing=true", folder="r")
