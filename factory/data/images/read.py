@@ -17,7 +17,7 @@ MISSING, UNREADABLE, ADDRESS = (
     "an image cannot be read",
     "an image is at an address, and none is fetched",
 )
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -51,11 +51,14 @@ def _source(place: str) -> Path | io.BytesIO:
             return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
         except binascii.Error:
             raise BadRow(UNREADABLE) from None
-    if place.lower().startswith("file:"):
-        return Path(unquote(urlsplit(place).path))
     if _ADDRESS.match(place):
         raise BadRow(ADDRESS)
-    return Path(place)
+    return file_of(place)
+
+
+def file_of(place: str) -> Path:
+    """Of a path or a file: URL. Raises ValueError where such a URL cannot be taken apart."""
+    return Path(unquote(urlsplit(place).path) if place[:5].lower() == "file:" else place)
 
 
 def _rgb(image: Any) -> Any:
