@@ -50,7 +50,7 @@ def show(plan: Plan, asked: Any) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a data function or a library prints is no part of it
             try:
-                found = preview(plan, wanted.rows, lambda done, total: screen.progress("align", done, total or done))
+                found = preview(plan, wanted.rows, lambda done: screen.progress("align", done, done))
             finally:
                 screen.stop_progress()
         if wanted.html is not None:
