@@ -137,10 +137,9 @@ class Reader:
         found, at = list[Token](), 0
         while at < len(ids):
             trained, weight = _trained(example, at)
-            alike = self._alike(example, at, starts)
             if ids[at] in self._special:
-                size = alike if alike >= _FEW_SAME else 1
-                text = self.decode([ids[at]])
+                alike = self._alike(example, at, starts)
+                size, text = alike if alike >= _FEW_SAME else 1, self.decode([ids[at]])
             else:
                 size, text = self._character(example, at, starts)
             found.append(Token(tuple(ids[at : at + size]), text, trained, weight, ids[at] in self._special))
