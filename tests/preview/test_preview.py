@@ -213,6 +213,7 @@ def test_mistakes_are_refused_together_before_anything_is_read(
         ("rows.jsonl", "its name does not end in .html"),
         ("folder.html", "it is a folder"),
         ("none/page.html", "there is no such folder"),
+        (f"{'a' * 300}.html", "it cannot be written (File name too long)"),
     ],
 )
 def test_a_page_that_cannot_be_is_refused_beforehand(name: str, wrong: str, preview: Command, here: Path) -> None:
