@@ -108,11 +108,8 @@ def _lengths(lengths: Lengths) -> str:
 
 
 def _sample(number: int, sample: Sample) -> str:
-    label = ""
-    if sample.label is not None:
-        label = (
-            "<span class='label'>👍 desirable</span>" if sample.label else "<span class='label'>👎 undesirable</span>"
-        )
+    words = {None: "", True: "👍 desirable", False: "👎 undesirable"}[sample.label]
+    label = f"<span class='label'>{words}</span>" if words else ""
     size = f"<span>{sizes(sample.sides[0])}</span>" if len(sample.sides) == 1 else ""
     summary = f"<h3>Sequence {number}</h3><span>{escape(origins(sample))}</span>{size}{label}"
     sides = "".join(_side(number, sample, side) for side in sample.sides)
