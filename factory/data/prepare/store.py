@@ -197,8 +197,8 @@ def is_whole(folder: Path) -> bool:
     index = _index(folder)
     if index is None or _looks(index["images"]) != index["looks"]:
         return False
-    sizes = {name: folder / name for name in index["sizes"]}
-    return all(path.is_file() and path.stat().st_size == index["sizes"][name] for name, path in sizes.items())
+    files = ((folder / name, size) for name, size in index["sizes"].items())
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
 def _looks(images: list[str]) -> str:
