@@ -81,8 +81,10 @@ def _text(value: Any) -> str:
 
 def translate(file: Path) -> Said:
     """Raises UserError where the file is no such config."""
-    given = _read(file)
-    _refuse_misspelt(given, file)
+    written = _read(file)
+    _refuse_misspelt(written, file)
+    # there too a null is a key that is not said, but for the norm, which then cuts nothing
+    given = {name: value for name, value in written.items() if value is not None or name == "max_grad_norm"}
     left, said = dict(given), Said()
     for choose in (_stage, _method, _model, _template, _data, _precision, _processes, _warmup):
         for name in choose(given, said, file):

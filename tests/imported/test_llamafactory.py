@@ -293,6 +293,17 @@ def test_a_comment_has_no_second_line_for_a_shell_to_run(here: Path) -> None:
     assert any("mix_strategy: none touch here is none of" in text for text in lines[:command])
 
 
+@pytest.mark.parametrize(
+    "name", ["lora_alpha", "packing", "loraplus_lr_ratio", "save_total_limit", "val_size", "optim"]
+)
+def test_a_null_says_what_is_not_said(name: str, here: Path) -> None:
+    assert said(here, **{name: None}) == said(here)
+
+
+def test_a_norm_of_null_cuts_nothing(here: Path) -> None:
+    assert said(here, max_grad_norm=None).overrides["stage.max_grad_norm"] == "null"
+
+
 def test_what_is_refused_here_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(here)
     assert cli.main(["import-config", "old.yaml"]) == 0
