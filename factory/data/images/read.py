@@ -1,7 +1,6 @@
 """An image's place to its pixels, or why there are none."""
 
 import base64
-import binascii
 import io
 import re
 from pathlib import Path
@@ -23,7 +22,7 @@ _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 def read_image(place: str) -> Any:
     """The image in RGB, turned upright as its camera noted. Raises BadRow. `place`: a path, file: URL or data: URL."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         source = _source(place)
@@ -34,23 +33,21 @@ def read_image(place: str) -> Any:
                 raise BadRow("an image has too many pixels")
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
+    except BadRow:
+        raise
     except FileNotFoundError:
         raise BadRow(MISSING) from None
     except Image.DecompressionBombError:
         raise BadRow("an image has too many pixels") from None
     # what decoders raise of broken files
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        if isinstance(error, BadRow):
-            raise
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
         raise BadRow(UNREADABLE) from None
 
 
 def _source(place: str) -> Path | io.BytesIO:
+    """Raises BadRow, and ValueError where a data: or file: URL is broken."""
     if found := _DATA.match(place):
-        try:
-            return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
-        except binascii.Error:
-            raise BadRow(UNREADABLE) from None
+        return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
     if _ADDRESS.match(place):
         raise BadRow(ADDRESS)
     return file_of(place)
