@@ -69,13 +69,9 @@ def _rows(preview: Preview) -> str:
         "not sampled": data["not_sampled"],
         "dropped": sum(data["dropped"].values()),
     }
-    there = {name: count for name, count in parts.items() if count}
-    bar = "".join(
-        f"<i class='{name.replace(' ', '-')}' style='flex-grow:{count}'></i>" for name, count in there.items()
-    )
-    legend = "".join(
-        f"<li><i class='{name.replace(' ', '-')}'></i>{name} <b>{count:,}</b></li>" for name, count in there.items()
-    )
+    there = [(name, name.replace(" ", "-"), count) for name, count in parts.items() if count]
+    bar = "".join(f"<i class='{kind}' style='flex-grow:{count}'></i>" for _, kind, count in there)
+    legend = "".join(f"<li><i class='{kind}'></i>{name} <b>{count:,}</b></li>" for name, kind, count in there)
     made = f"<div class='stack' aria-hidden='true'>{bar}</div><ul class='legend'>{legend}</ul>"
     if preview.dropped:
         lines = "".join(
