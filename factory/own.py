@@ -26,8 +26,12 @@ def is_code(name: object) -> bool:
 
 
 def digest(path: str) -> str:
-    """A hash of the file; of one that is gone, of nothing."""
-    return hashlib.sha256(Path(path).read_bytes() if Path(path).is_file() else b"").hexdigest()
+    """A hash of the file; of one that is gone or cannot be read, of nothing."""
+    try:
+        content = Path(path).read_bytes() if Path(path).is_file() else b""
+    except OSError:
+        content = b""
+    return hashlib.sha256(content).hexdigest()
 
 
 def module(kind: str, path: str) -> ModuleType:

@@ -76,6 +76,9 @@ def test_a_template_may_be_jinja_as_tokenizers_have_it(here: Path) -> None:
     (here / "mine.jinja").write_bytes(b"\xff")
     (found,) = refusals("model.template=mine.jinja")
     assert found.rule == "own-template" and "it is no text" in found.wrong
+    for name in (f"{'a' * 300}.jinja", f"{'a' * 300}.yaml"):
+        (found,) = refusals(f"model.template={name}")
+        assert found.rule == "own-template" and "it cannot be read (File name too long)" in found.wrong
     (here / "mine.jinja").write_text("{{ messages[0]['content'] }}")
     made = compiled("model.template=mine.jinja", training=False)
     assert set(made.own) == {"mine.jinja"} and templates.read("mine.jinja") == "{{ messages[0]['content'] }}"

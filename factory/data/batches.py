@@ -236,9 +236,6 @@ class _Raised:
     error: BaseException
 
 
-_END = object()
-
-
 class Prefetcher(Generic[Item]):
     """Makes the next items in a thread while the present one is used: at most `ahead` of them wait.
 
@@ -253,7 +250,7 @@ class Prefetcher(Generic[Item]):
         self._thread.start()
 
     def _fill(self, items: Iterator[Item]) -> None:
-        last: Any = _END
+        last = _Raised(StopIteration())
         try:
             for item in items:
                 if not self._put(item):
@@ -281,9 +278,9 @@ class Prefetcher(Generic[Item]):
         if self._ended or self._closed.is_set():
             raise StopIteration
         item = self._queue.get()
-        if item is _END or isinstance(item, _Raised):
+        if isinstance(item, _Raised):
             self._ended = True
-            raise item.error if isinstance(item, _Raised) else StopIteration
+            raise item.error
         return item
 
     def __enter__(self) -> "Prefetcher[Item]":

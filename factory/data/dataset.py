@@ -181,10 +181,14 @@ class Dataset:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._sources[number], int(row - self._starts[number])
 
-    def origins(self, sequence: int) -> list[tuple[str, int]]:
-        """Where the sequence's pieces come from: a source's name, and the number of the row in it, from 0."""
+    def pieces(self, sequence: int) -> list[tuple[str, int, int]]:
+        """What the sequence is made of: a source's name, the number of the row in it, from 0, and the piece's tokens.
+
+        Of a pair these are the chosen answer's.
+        """
         names = {id(source): name for name, source in zip(self._names, self._sources, strict=True)}
-        return [(names[id(source)], int(source.rows[row])) for source, row, *_ in self._of(sequence)]
+        found = self._of(sequence)
+        return [(names[id(source)], int(source.rows[row]), stop - start) for source, row, start, stop in found]
 
     @property
     def lengths(self) -> Integers:

@@ -251,12 +251,8 @@ class Encoder:
             sides = [self._side(each, tokens) for each, tokens in zip(rendered, split, strict=True)]
             assert _share_prompt(sides), "a pair's prompt is tokenized in two ways"
         stay = self._kept(sides)
-        tokens = [_cut(side, stays) for side, stays in zip(sides, stay, strict=True)]
-        if record.images:
-            shown = [_shown(side, stays, record.images) for side, stays in zip(sides, stay, strict=True)]
-            tokens = [replace(each, images=images) for each, images in zip(tokens, shown, strict=True)]
-        if self.special is not None and _spells(self.special, record):
-            tokens = [replace(each, special=True) for each in tokens]
+        special = self.special is not None and _spells(self.special, record)
+        tokens = [_cut(side, stays, record.images, special) for side, stays in zip(sides, stay, strict=True)]
         return EncodedRow(tokens[0], tokens[1] if len(tokens) == 2 else None, record.label)
 
     def _kept(self, sides: list[_Side]) -> list[Kept]:
@@ -386,7 +382,7 @@ def _share_prompt(sides: list[_Side]) -> bool:
     return len(prompts) < 2 or prompts[0] == prompts[1]
 
 
-def _cut(side: _Side, stays: Kept) -> Tokens:
+def _cut(side: _Side, stays: Kept, images: tuple[str, ...] = (), special: bool = False) -> Tokens:
     ids, spans, asked, prompt = side.ids, side.trained, side.asked, side.prompt
     if stays.stretches != ((0, len(ids)),):
         ids = [token for start, end in stays.stretches for token in side.ids[start:end]]
@@ -394,7 +390,8 @@ def _cut(side: _Side, stays: Kept) -> Tokens:
         asked = _moved(asked[0], stays), _moved(asked[1], stays)
     if not any(end > max(start, 1) for start, end, _ in spans):  # the first token is predicted by nothing
         raise BadRow("no trained token")
-    return Tokens(ids, spans, asked, prompt, cut=len(side.ids) - len(ids), open_ended=stays.open_ended)
+    shown, cut = _shown(side, stays, images), len(side.ids) - len(ids)
+    return Tokens(ids, spans, asked, prompt, shown, cut, stays.open_ended, special)
 
 
 def _moved(at: int, stays: Kept) -> int:

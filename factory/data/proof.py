@@ -45,13 +45,8 @@ def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, to
             _look(found, record, side, encoder.renderer(record), spec, tokenizer)
     if not found.rows:
         return []
-    verdicts = [
-        (
-            "template",
-            found.rendered == found.rows,
-            f"{found.rendered} of {found.rows} rows are rendered as the tokenizer's own apply_chat_template does",
-        )
-    ]
+    detail = f"{found.rendered} of {found.rows} rows are rendered as the tokenizer's own apply_chat_template does"
+    verdicts = [("template", found.rendered == found.rows, detail)]
     if not spec.pack.train_on_prompt:
         detail = f"in {found.spelled} of {found.rows} rows the trained tokens spell exactly the answer"
         verdicts.append(("loss_mask", found.spelled == found.rows, detail + "".join(found.wrong[:1])))

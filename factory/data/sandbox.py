@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, ext, nodes, pass_context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
 MOST_WORK = 200_000  # of one rendering, in rounds of a loop
 MOST_CHARACTERS = 20_000_000  # of a text
@@ -108,8 +109,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             ) // _AT_ONCE
             spent = _filtered(nodes.Const(work), _SPEND, node.lineno)
             node.body.insert(0, nodes.ExprStmt(spent).set_lineno(node.lineno))
-        _with_joined(tree)
-        return tree
+        return _Joins().visit(tree)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
@@ -134,20 +134,12 @@ def _joined(values: list[Any]) -> str:
     return _held("".join([each if isinstance(each, str) else str(_held(each)) for each in values]))
 
 
-def _with_joined(node: nodes.Node) -> None:
-    """Every `a ~ b` below the node as a call of `joined`."""
-    for name, value in node.iter_fields():
-        if isinstance(value, list):
-            setattr(node, name, [_joining(each) if isinstance(each, nodes.Node) else each for each in value])
-        elif isinstance(value, nodes.Node):
-            setattr(node, name, _joining(value))
+class _Joins(NodeTransformer):
+    """Every `a ~ b` as a call of `_joined`."""
 
-
-def _joining(node: nodes.Node) -> nodes.Node:
-    _with_joined(node)
-    if not isinstance(node, nodes.Concat):
-        return node
-    return _filtered(nodes.List(node.nodes).set_lineno(node.lineno), _JOIN, node.lineno)
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(nodes.List(node.nodes).set_lineno(node.lineno), _JOIN, node.lineno)
 
 
 def _check_operation(operator: str, left: Any, right: Any) -> None:

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from typing import Any, Literal
 
@@ -166,22 +165,6 @@ def _format(words: str, reader: str) -> ToolFormat:
 
 
 FORMATS: dict[str, ToolFormat] = {name: _format(name, name.removesuffix("_tekken")) for name in templates.tool_names()}
-
-
-@cache
-def native(chat_template: str) -> bool:
-    """Whether a chat template renders the tools that it is given."""
-    from jinja2 import meta
-
-    return "tools" in meta.find_undeclared_variables(_tree(chat_template))
-
-
-def _tree(chat_template: str) -> Any:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    # transformers' own tag, which marks what an assistant wrote, holds no variables
-    unmarked = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", chat_template)
-    return ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(unmarked)
 
 
 def in_words(

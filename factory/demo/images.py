@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 SIDE = 128  # pixels
@@ -17,17 +18,17 @@ COLOURS = {
 BACKGROUND = (245, 245, 245)
 SHAPES = ("circle", "square", "triangle", "star")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-# the middles and the half width of so many shapes in one picture, in pixels
-PLACES = {
-    2: ([(36, 64), (92, 64)], 20),
-    3: ([(24, 64), (64, 64), (104, 64)], 16),
-    4: ([(36, 36), (92, 36), (36, 92), (92, 92)], 20),
-}
 CORNERS = {
     "top left": (36, 36),
     "top right": (92, 36),
     "bottom left": (36, 92),
     "bottom right": (92, 92),
+}
+# the middles and the half width of so many shapes in one picture, in pixels
+PLACES = {
+    2: ([(36, 64), (92, 64)], 20),
+    3: ([(24, 64), (64, 64), (104, 64)], 16),
+    4: (list(CORNERS.values()), 20),
 }
 Turn = tuple[str, str]  # a question and its answer
 
@@ -46,20 +47,13 @@ def rows() -> Iterator[dict[str, Any]]:
     Images are as the hub keeps them, {bytes, path}: which rows are held out goes by what a row says, so that a path of
     this machine's would make it differ from another's.
     """
-    for pictures, turns in _questions():
+    for pictures, turns in chain(_single(), _several(), _side_by_side(), _two_pictures()):
         images = [{"bytes": _png(shapes), "path": None} for shapes in pictures]
         messages = []
         for number, (question, answer) in enumerate(turns):
             marks = "<image>" * len(images) if number == 0 else ""
             messages += [{"role": "user", "content": marks + question}, {"role": "assistant", "content": answer}]
         yield {"messages": messages, "images": images}
-
-
-def _questions() -> Iterator[tuple[list[tuple[Drawn, ...]], list[Turn]]]:
-    yield from _single()
-    yield from _several()
-    yield from _side_by_side()
-    yield from _two_pictures()
 
 
 def _single() -> Iterator[tuple[list[tuple[Drawn, ...]], list[Turn]]]:
@@ -94,14 +88,11 @@ def _side_by_side() -> Iterator[tuple[list[tuple[Drawn, ...]], list[Turn]]]:
     for number in range(12):
         left, right = SHAPES[number % 4], SHAPES[(number + 1 + number // 4) % 4]
         first, second = colours[number % 6], colours[(number + 1 + number // 6) % 6]
-        wide, narrow = (24, 12) if number % 2 else (12, 24)
-        picture = (Drawn(left, first, (36, 64), wide), Drawn(right, second, (92, 64), narrow))
+        half, other = (24, 12) if number % 2 else (12, 24)
+        picture = (Drawn(left, first, (36, 64), half), Drawn(right, second, (92, 64), other))
         asked: list[Turn] = [
             (f"What is to the right of the {left}?", f"To its right is {_a(second)} {right}."),
-            (
-                f"Which is larger, the {left} or the {right}?",
-                f"The {left if wide > narrow else right} is larger.",
-            ),
+            (f"Which is larger, the {left} or the {right}?", f"The {left if half > other else right} is larger."),
             ("Which two colours do you see?", f"{first.capitalize()} on the left and {second} on the right."),
         ]
         yield [picture], [asked[number % 3]]

@@ -84,7 +84,7 @@ def ids(samples: Samples) -> list[str]:
     """What identifies each in another run on the same data: source:row, or of a stream's held-out rows their number."""
     if not isinstance(samples, Dataset):
         return [f"held out:{number}" for number in range(len(samples))]
-    return [f"{source}:{row}" for (source, row), *_ in map(samples.origins, range(len(samples)))]
+    return [f"{source}:{row}" for (source, row, _), *_ in map(samples.pieces, range(len(samples)))]
 
 
 def scores(run: Path | str) -> dict[str, dict[str, float]]:

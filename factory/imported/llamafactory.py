@@ -62,14 +62,15 @@ class Said:
 
 def as_script(name: str, said: Said, refused: list[str]) -> Iterator[str]:
     """Lines for a shell: the command, and as comments what it does not say and what it would be refused for here."""
-    yield f"# {Path(name).name}, as Factory says it"
-    for key, why in said.missing.items():
-        yield f"# no equal  {key}: {why}"
-    for key, why in said.same.items():
-        yield f"# so anyway {key}: {why}"
-    for key, note in said.noted.items():
-        yield f"# said as   {key}: {note}"
-    yield from (f"# refused   {line}" for line in refused)
+    comments = [
+        f"{Path(name).name}, as Factory says it",
+        *(f"no equal  {key}: {why}" for key, why in said.missing.items()),
+        *(f"so anyway {key}: {why}" for key, why in said.same.items()),
+        *(f"said as   {key}: {note}" for key, note in said.noted.items()),
+        *(f"refused   {line}" for line in refused),
+    ]
+    # a line's end in a key or a value would end the comment: what follows it, the shell would run
+    yield from (f"# {' '.join(text.splitlines())}" for text in comments)
     words = [shlex.quote(text) for text in said.as_overrides()]
     yield " \\\n    ".join([f"{program('factory')} train", *words])
 
@@ -80,8 +81,10 @@ def _text(value: Any) -> str:
 
 def translate(file: Path) -> Said:
     """Raises UserError where the file is no such config."""
-    given = _read(file)
-    _refuse_misspelt(given, file)
+    written = _read(file)
+    _refuse_misspelt(written, file)
+    # there too a null is a key that is not said, but for the norm, which then cuts nothing
+    given = {name: value for name, value in written.items() if value is not None or name == "max_grad_norm"}
     left, said = dict(given), Said()
     for choose in (_stage, _method, _model, _template, _data, _precision, _processes, _warmup):
         for name in choose(given, said, file):

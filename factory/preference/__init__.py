@@ -5,17 +5,15 @@ Importing this needs no torch, so that a spec can read `LOSSES`. Shapes: n pairs
 losses and gradients. arXiv numbers stand for the papers.
 """
 
-from factory.preference.losses import LOSSES, Preference
+from factory.preference.losses import LOSSES
 from factory.preference.pairs import preference, watched
 from factory.preference.single import bradley_terry, kto, kto_divergence
-from factory.preference.types import Answers, Options, Preferred
+from factory.preference.types import Answers, Options
 
 __all__ = [
     "LOSSES",
     "Answers",
     "Options",
-    "Preference",
-    "Preferred",
     "bradley_terry",
     "kto",
     "kto_divergence",

@@ -1,29 +1,27 @@
 """A compiled plan to its preview: the tokenizer is read, and the data steps run as they do in training."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory import registry, schedules
-from factory.data import batches, mix
-from factory.data import dataset as datasets
-from factory.data.dataset import Example, Pair, Sample
+from factory import registry
+from factory.data import batches
+from factory.data.dataset import Dataset as Rows
+from factory.data.dataset import Sample
+from factory.data.prepare import Progress
 from factory.data.record import Kind
 from factory.data.stream import Position, Stream
 from factory.plan import Plan
 from factory.preview import samples
 from factory.preview.samples import Dropped, Origin, Preview
 from factory.preview.samples import Reader as Tokens
-from factory.stages.rows import rows_per_step
 from factory.steps.align import Aligned, aligned
+from factory.steps.feed import total_steps
 from factory.steps.pack import Dataset, packed
-
-Progress = Callable[[int, int | None], None]
 
 
 def preview(plan: Plan, rows: int, progress: Progress) -> Preview:
@@ -32,16 +30,15 @@ def preview(plan: Plan, rows: int, progress: Progress) -> Preview:
     prepared = aligned(plan, tokenizer, progress, lambda: None, _processor(plan))
     dataset, tokens = packed(plan, prepared, tokenizer), samples.reader_of(tokenizer)
     if dataset.stream is not None:
-        return _streamed(plan, dataset.stream, rows, tokens)
-    sequences = len(dataset.train)
-    shown = islice(_origins(plan, prepared, dataset), rows)
+        return _streamed(plan, dataset, rows, tokens)
+    shown = islice(_origins(dataset), rows)
     return Preview(
         settings=_settings(plan),
         data={name: value for name, value in dataset.counts.items() if name != "dropped_rows"},
         dropped=tuple(_of_sources(dataset.counts)),
         lengths=samples.lengths(_lengths(prepared), plan.steps.pack.max_length),
-        sequences=sequences,
-        steps=_steps(plan, sequences),
+        sequences=len(dataset.train),
+        steps=total_steps(plan.steps.train, dataset),
         samples=tuple(samples.sample(dataset.train[at], origins, tokens) for at, origins in enumerate(shown)),
         notes=(*_notes(plan), *dataset.notes),
     )
@@ -112,11 +109,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     return tuple(note for note in plan.notes if note.startswith("data."))
 
 
-def _steps(plan: Plan, sequences: int) -> int:
-    train = plan.steps.train
-    return schedules.total_steps(sequences, rows_per_step(train), 1, train.num_epochs, train.max_steps)
-
-
 def _of_sources(counts: dict[str, Any]) -> Iterator[Dropped]:
     """By source, and what no source can tell: that the validation set has the same row."""
     told = Counter[str]()
@@ -140,30 +132,18 @@ def _lengths(prepared: Aligned) -> list[int]:
     return np.concatenate([np.zeros(0, np.int64), *sides]).tolist()
 
 
-def _origins(plan: Plan, prepared: Aligned, dataset: Dataset) -> Iterator[list[Origin]]:
+def _origins(dataset: Dataset) -> Iterator[list[Origin]]:
     """Of each sequence the rows that it is made of, with their tokens."""
-    train, pack = dataset.train, plan.steps.pack
-    assert isinstance(train, datasets.Dataset)
-    apart = train
-    if pack.packing and not pack.isolate_documents:
-        # the same pieces, as a set that tells where each ends
-        rows = mix.mix({name: found.digests for name, found in prepared.sources.items()}, plan.steps.align, plan.seed)
-        parted = replace(pack, isolate_documents=True)
-        apart = datasets.dataset(prepared.sources, rows.train, parted, prepared.spec.kind)
-    for number in range(len(train)):
-        sizes = _first(apart[number]).documents or (len(_first(train[number]).ids),)
-        places = train.origins(number)
-        yield [Origin(size=size, source=source, row=row + 1) for size, (source, row) in zip(sizes, places, strict=True)]
+    assert isinstance(dataset.train, Rows)
+    for number in range(len(dataset.train)):
+        pieces = dataset.train.pieces(number)
+        yield [Origin(size=tokens, source=source, row=row + 1) for source, row, tokens in pieces]
 
 
-def _first(sample: Sample) -> Example:
-    """The sequence, of a pair the chosen one."""
-    return sample.chosen if isinstance(sample, Pair) else batches.examples(sample)[0]
-
-
-def _streamed(plan: Plan, stream: Stream, rows: int, tokens: Tokens) -> Preview:
+def _streamed(plan: Plan, dataset: Dataset, rows: int, tokens: Tokens) -> Preview:
     """What is known of a stream before it is trained: its first block."""
-    found, position = _block(stream)
+    assert dataset.stream is not None
+    found, position = _block(dataset.stream)
     counts, pack = position.counts, plan.steps.pack
     dropped = counts["dropped"]
     full = len(found) * pack.max_length
@@ -181,9 +161,9 @@ def _streamed(plan: Plan, stream: Stream, rows: int, tokens: Tokens) -> Preview:
         dropped=tuple(_dropped(None, dropped)),
         lengths=samples.lengths(sizes, pack.max_length),
         sequences=len(found),
-        steps=_steps(plan, len(found)),  # a stream's are given
+        steps=total_steps(plan.steps.train, dataset),
         samples=tuple(samples.sample(each, _of_stream(each), tokens) for each in shown),
-        notes=(f"data.streaming: this is the first block, of {counts['rows']:,} rows", *_notes(plan)),
+        notes=(f"data.streaming: this is the first block, of {counts['rows']:,} rows", *_notes(plan), *dataset.notes),
     )
 
 
@@ -198,5 +178,5 @@ def _block(stream: Stream) -> tuple[list[Sample], Position]:
 
 
 def _of_stream(sample: Sample) -> list[Origin]:
-    example = _first(sample)
+    example = batches.examples(sample)[0]
     return [Origin(size=size) for size in example.documents or (len(example.ids),)]

@@ -8,9 +8,11 @@ from io import BytesIO
 from pathlib import Path
 from string import Template
 
-from factory.preview.samples import Lengths, Origin, Preview, Sample, Side, Token, stretches
+from factory.data.images import read_image
+from factory.data.record import BadRow
+from factory.preview.samples import Lengths, Preview, Sample, Side, Token, stretches
 from factory.preview.visible import NEWLINE, in_line, visible
-from factory.preview.words import bar_length, counted, described, images, origins, sizes, span, where
+from factory.preview.words import bar_length, counted, described, many, origins, sizes, span, where
 from factory.preview.words import origin as named
 from factory.refusal import refuse
 
@@ -67,13 +69,9 @@ def _rows(preview: Preview) -> str:
         "not sampled": data["not_sampled"],
         "dropped": sum(data["dropped"].values()),
     }
-    there = {name: count for name, count in parts.items() if count}
-    bar = "".join(
-        f"<i class='{name.replace(' ', '-')}' style='flex-grow:{count}'></i>" for name, count in there.items()
-    )
-    legend = "".join(
-        f"<li><i class='{name.replace(' ', '-')}'></i>{name} <b>{count:,}</b></li>" for name, count in there.items()
-    )
+    there = [(name, name.replace(" ", "-"), count) for name, count in parts.items() if count]
+    bar = "".join(f"<i class='{kind}' style='flex-grow:{count}'></i>" for _, kind, count in there)
+    legend = "".join(f"<li><i class='{kind}'></i>{name} <b>{count:,}</b></li>" for name, kind, count in there)
     made = f"<div class='stack' aria-hidden='true'>{bar}</div><ul class='legend'>{legend}</ul>"
     if preview.dropped:
         lines = "".join(
@@ -106,11 +104,8 @@ def _lengths(lengths: Lengths) -> str:
 
 
 def _sample(number: int, sample: Sample) -> str:
-    label = ""
-    if sample.label is not None:
-        label = (
-            "<span class='label'>👍 desirable</span>" if sample.label else "<span class='label'>👎 undesirable</span>"
-        )
+    words = {None: "", True: "👍 desirable", False: "👎 undesirable"}[sample.label]
+    label = f"<span class='label'>{words}</span>" if words else ""
     size = f"<span>{sizes(sample.sides[0])}</span>" if len(sample.sides) == 1 else ""
     summary = f"<h3>Sequence {number}</h3><span>{escape(origins(sample))}</span>{size}{label}"
     sides = "".join(_side(number, sample, side) for side in sample.sides)
@@ -124,15 +119,11 @@ def _side(number: int, sample: Sample, side: Side) -> str:
     runs = list[str]()
     for border, run in stretches(side.tokens, sample.borders):
         if border is not None:
-            runs.append(_border(border))
+            runs.append(f"<span class='border'>{escape(named(border))}</span>")
         runs.append(_run(run))
     name = f"tokens of sequence {number}{', ' * bool(side.name)}{side.name}; arrow keys walk through them"
     body = f"<div class='tokens' tabindex='0' role='group' aria-label='{name}'>{''.join(runs)}</div>"
     return f"<div class='side'>{heading}{body}</div>"
-
-
-def _border(origin: Origin) -> str:
-    return f"<span class='border'>{escape(named(origin))}</span>"
 
 
 def _run(run: list[Token]) -> str:
@@ -157,22 +148,23 @@ def _images(paths: tuple[str, ...]) -> str:
     if not paths:
         return ""
     shown = "".join(
-        f"<figure>{_thumbnail(path)}<figcaption>{_line(path.rpartition('/')[2])}</figcaption></figure>"
-        for path in paths
+        f"<figure>{_thumbnail(path)}<figcaption>{_line(_name(path))}</figcaption></figure>" for path in paths
     )
-    return f"<div class='images' role='group' aria-label='{images(paths)}'>{shown}</div>"
+    return f"<div class='images' role='group' aria-label='{many(len(paths), 'image')}'>{shown}</div>"
+
+
+def _name(path: str) -> str:
+    """Nothing where the image itself stands in the path's place."""
+    return "" if path.lower().startswith("data:") else path.rpartition("/")[2]
 
 
 def _thumbnail(path: str) -> str:
-    """The picture itself, small. One that cannot be read here is said to be so: a URL is never fetched."""
-    from PIL import Image, UnidentifiedImageError
-
+    """The picture itself, small, as a model is given it. One that cannot be read here is said to be so."""
     try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-            small.thumbnail(_THUMBNAIL)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError):
+        small = read_image(path)
+    except BadRow:
         return "<span class='missing'>not shown</span>"
+    small.thumbnail(_THUMBNAIL)
     buffer = BytesIO()
     small.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()

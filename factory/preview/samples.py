@@ -1,5 +1,6 @@
 """The prepared data set as what is shown of it: counts, lengths, and the first sequences token by token. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -137,10 +138,9 @@ class Reader:
         found, at = list[Token](), 0
         while at < len(ids):
             trained, weight = _trained(example, at)
-            alike = self._alike(example, at, starts)
             if ids[at] in self._special:
-                size = alike if alike >= _FEW_SAME else 1
-                text = self.decode([ids[at]])
+                alike = self._alike(example, at, starts)
+                size, text = alike if alike >= _FEW_SAME else 1, self.decode([ids[at]])
             else:
                 size, text = self._character(example, at, starts)
             found.append(Token(tuple(ids[at : at + size]), text, trained, weight, ids[at] in self._special))
@@ -246,11 +246,9 @@ def lengths(found: Sequence[int], max_length: int) -> Lengths | None:
 def _bins(found: Sequence[int]) -> Iterator[Bin]:
     """At most so many bins that a person can read, of a round width."""
     width = next(width for width in _round_numbers() if max(found) // width - min(found) // width < _BINS)
-    counts: dict[int, int] = {}
-    for length in found:
-        counts[length // width] = counts.get(length // width, 0) + 1
+    counts = Counter(length // width for length in found)
     for number in range(min(counts), max(counts) + 1):
-        yield Bin(low=number * width, high=(number + 1) * width - 1, rows=counts.get(number, 0))
+        yield Bin(low=number * width, high=(number + 1) * width - 1, rows=counts[number])
 
 
 def _round_numbers() -> Iterator[int]:

@@ -27,10 +27,13 @@ def unwritable(page: Path) -> str | None:
     """Why there can be no page, as far as it shows beforehand. A file that is no page is never written over."""
     if page.suffix.lower() not in _SUFFIXES:
         return "its name does not end in .html"
-    if page.is_dir():
-        return "it is a folder"
-    if not page.parent.is_dir():
-        return "there is no such folder"
+    try:
+        if page.is_dir():
+            return "it is a folder"
+        if not page.parent.is_dir():
+            return "there is no such folder"
+    except OSError as error:  # a name that is too long
+        return f"it cannot be written ({error.strerror})"
     return None if os.access(page.parent, os.W_OK) else "its folder cannot be written"
 
 
@@ -50,7 +53,7 @@ def show(plan: Plan, asked: Any) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a data function or a library prints is no part of it
             try:
-                found = preview(plan, wanted.rows, lambda done, total: screen.progress("align", done, total or done))
+                found = preview(plan, wanted.rows, lambda done: screen.progress("align", done, done))
             finally:
                 screen.stop_progress()
         if wanted.html is not None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from factory.preview.samples import Lengths, Preview, Sample, Side, Token, stretches
 from factory.preview.visible import encodable, escaped, in_line, visible
-from factory.preview.words import bar_length, counted, described, dropped, images, origins, sizes, span
+from factory.preview.words import bar_length, counted, described, dropped, many, origins, sizes, span
 from factory.preview.words import origin as named
 
 _SIDE_BY_SIDE = 100  # columns from which a pair's answers stand beside each other
@@ -133,7 +133,7 @@ class Terminal:
         if len(sample.sides) == 1:
             parts.append(sizes(sample.sides[0]))
         if sample.images:
-            parts.append(images(sample.images))
+            parts.append(many(len(sample.images), "image"))
         if sample.label is not None:
             parts.append(self._signs.wanted if sample.label else self._signs.unwanted)
         return self._text(self._signs.between.join(filter(None, parts)), "bold cyan")
@@ -183,10 +183,5 @@ class Terminal:
     def _legend(self) -> Text:
         if self.marked:
             return self._text(f"{self._signs.opening}trained{self._signs.closing} masked")
-        made = Text().append("trained", _STYLES[True, False]).append(" ").append("special", _STYLES[True, True])
-        return (
-            made.append("  ")
-            .append("masked", _STYLES[False, False])
-            .append(" ")
-            .append("special", _STYLES[False, True])
-        )
+        trained = ("trained", _STYLES[True, False]), " ", ("special", _STYLES[True, True])
+        return Text.assemble(*trained, "  ", ("masked", _STYLES[False, False]), " ", ("special", _STYLES[False, True]))

@@ -63,10 +63,6 @@ def sizes(side: Side) -> str:
     return f"{side.size:,} tokens, {side.trained:,} trained"
 
 
-def images(paths: tuple[str, ...]) -> str:
-    return many(len(paths), "image")
-
-
 def origin(found: Origin) -> str:
     return "next document" if found.source is None else f"{in_line(found.source)} row {found.row:,}"
 

@@ -7,7 +7,7 @@ from typing import Any
 from factory import registry
 from factory.data.encoding import EncoderSpec, spec_of
 from factory.data.images import image_spec
-from factory.data.prepare import Prepared, prepare
+from factory.data.prepare import Prepared, Progress, prepare
 from factory.execute.context import Run
 from factory.plan import Align, Plan
 
@@ -21,8 +21,8 @@ class Aligned:
 
 
 def align(run: Run, tokenizer: Any, processor: dict[str, bytes]) -> dict[str, Any]:
-    def progress(done: int, total: int | None) -> None:
-        run.progress("align", done, total or done)
+    def progress(done: int) -> None:
+        run.progress("align", done, done)
 
     with run.world.node_leader_first():  # the others find the rows in the cache
         return {"aligned": aligned(run.plan, tokenizer, progress, run.stop_if_asked, processor)}
@@ -31,7 +31,7 @@ def align(run: Run, tokenizer: Any, processor: dict[str, bytes]) -> dict[str, An
 def aligned(
     plan: Plan,
     tokenizer: Any,
-    progress: Callable[[int, int | None], None],
+    progress: Progress,
     stop: Callable[[], None],
     processor: Mapping[str, bytes],
 ) -> Aligned:

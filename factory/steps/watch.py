@@ -103,7 +103,8 @@ def rows_of(dataset: Dataset, update: batches.Step) -> list[stream.Origin]:
         return list(dict.fromkeys(update.origins))
     if not isinstance(dataset.train, Rows):
         return []
-    return list(dict.fromkeys(origin for number in update.chosen for origin in dataset.train.origins(number)))
+    pieces = (piece for number in update.chosen for piece in dataset.train.pieces(number))
+    return list(dict.fromkeys((source, row) for source, row, _ in pieces))
 
 
 def _named(rows: list[stream.Origin]) -> str:

@@ -76,7 +76,8 @@ def test_rows_of_several_sources_are_examples_in_the_order_that_is_asked(tmp_pat
     rows = encoded([*first, *second], "alpaca", "messages")
     for number, row in enumerate(order):
         assert data[number] == whole(rows[row].tokens)
-    assert [data.origins(number) for number in (0, 1, 4)] == [[("b", 3)], [("a", 0)], [("b", 1)]]
+    places = {0: ("b", 3), 1: ("a", 0), 4: ("b", 1)}
+    assert all(data.pieces(number) == [(*place, len(data[number].ids))] for number, place in places.items())  # type: ignore[union-attr]
     assert data.lengths.tolist() == [len(rows[row].tokens.ids) for row in order]
     checked(data)
     for number in (-1, 5):
@@ -96,7 +97,8 @@ def test_packed_rows_lie_side_by_side(tmp_path: Path, isolate: bool, train_on_pr
     for number in range(len(data)):
         sample = data[number]
         assert isinstance(sample, Example) and len(sample.ids) <= 128
-        members = [row for _, row in data.origins(number)]
+        members = [row for _, row, _ in data.pieces(number)]
+        assert [size for *_, size in data.pieces(number)] == [len(alone[row].tokens.ids) for row in members]
         seen += members
         assert sample.ids == [token for row in members for token in alone[row].tokens.ids]
         wanted = [labels(alone[row].tokens) for row in members]

@@ -48,6 +48,16 @@ def test_another_data_set_is_not_taken_for_it(
     assert found.low != found.high
 
 
+def test_the_same_bytes_under_another_suffix_are_other_rows(model: tuple[str, ...], here: Path) -> None:
+    """Eighty objects a line each, or one document."""
+    for name in ("rows.jsonl", "lines.txt"):
+        (here / name).write_text("\n".join(f'{{"text": "The number {n} follows {n - 1}."}}' for n in range(80)))
+    lines, document = (compiled(*DATA, *model, f"data.path={name}") for name in ("rows.jsonl", "lines.txt"))
+    known.remember(lines, 40, 3000)
+    assert known.exact(lines).estimate.steps == Range(low=60, high=60)
+    assert known.exact(document) == document
+
+
 def test_a_cache_that_cannot_be_written_is_no_loss(
     model: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

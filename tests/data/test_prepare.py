@@ -278,7 +278,7 @@ def test_two_at_once_make_it_once(tmp_path: Path, kept: Path, monkeypatch: pytes
 def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, kept: Path) -> None:
     source = written(tmp_path / "rows.jsonl", questions(30))
 
-    def progress(done: int, total: int | None) -> None:
+    def progress(done: int) -> None:
         written(tmp_path / "rows.jsonl", questions(40))
 
     with pytest.raises(UserError) as error:
@@ -367,7 +367,7 @@ def test_processes_change_nothing(tmp_path: Path, kept: Path, monkeypatch: pytes
     alone = prepare.prepare(plan, spec(), 0, 1)
     kept.rename(kept.with_name("others"))
     done = list[int]()
-    several = prepare.prepare(plan, spec(), 0, 2, progress=lambda count, total: done.append(count))
+    several = prepare.prepare(plan, spec(), 0, 2, progress=done.append)
     assert same(alone["one"], several["one"])
     trained = [mix.mix({name: each.digests for name, each in found.items()}, plan, 0) for found in (alone, several)]
     # which rows were encoded in vain depends on how fast they came, which are trained does not
@@ -485,6 +485,13 @@ def test_what_depends_on_images_is_made_again_when_they_change(tmp_path: Path) -
     assert whole()
     here.unlink()
     assert not store.is_whole(folder)
+
+
+@pytest.mark.parametrize("image", ["a" * 300, "file://[a/b.png", "a\0b.png"])
+def test_an_image_whose_name_no_file_has_is_a_missing_one(image: str, tmp_path: Path) -> None:
+    """As base64 without its data: before it; a bad row must not end the run."""
+    store.Writer(tmp_path).finish({}, [image])
+    assert store.is_whole(tmp_path)
 
 
 def test_the_images_of_a_block_are_known_of_bad_rows_too() -> None:

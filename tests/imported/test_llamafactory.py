@@ -285,6 +285,25 @@ def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:
     assert "cutoff_len" not in said(here, stage="pt").noted  # where nothing is an answer
 
 
+def test_a_comment_has_no_second_line_for_a_shell_to_run(here: Path) -> None:
+    found = said(here, **{"a key\nrm -rf .": 1, "mix_strategy": "none\ntouch here"})
+    lines = "\n".join(llamafactory.as_script("a\nb.yaml", found, [])).split("\n")
+    (command,) = (at for at, text in enumerate(lines) if text.endswith(" train \\"))
+    assert all(text.startswith("# ") for text in lines[:command])
+    assert any("mix_strategy: none touch here is none of" in text for text in lines[:command])
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_alpha", "packing", "loraplus_lr_ratio", "save_total_limit", "val_size", "optim"]
+)
+def test_a_null_says_what_is_not_said(name: str, here: Path) -> None:
+    assert said(here, **{name: None}) == said(here)
+
+
+def test_a_norm_of_null_cuts_nothing(here: Path) -> None:
+    assert said(here, max_grad_norm=None).overrides["stage.max_grad_norm"] == "null"
+
+
 def test_what_is_refused_here_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(here)
     assert cli.main(["import-config", "old.yaml"]) == 0

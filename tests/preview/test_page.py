@@ -129,6 +129,20 @@ def test_pictures_are_small_and_inside_and_a_broken_one_is_said(tmp_path: Path) 
     assert "<dog>.png" in read.text
 
 
+def test_a_picture_is_shown_as_a_model_is_given_it(tmp_path: Path) -> None:
+    """Upright, from a file: URL, and where it is a part of its row, whose bytes are no name to be told."""
+    from PIL import Image
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: turn by 90 degrees
+    Image.new("RGB", (640, 320), "teal").save(tmp_path / "cat.jpg", exif=turned)
+    content = base64.b64encode((tmp_path / "cat.jpg").read_bytes()).decode()
+    images = ((tmp_path / "cat.jpg").as_uri(), f"data:application/octet-stream;base64,{content}")
+    read = parsed(made.sample(made.example("A cat.", images=images)))
+    assert [(picture["width"], picture["height"]) for picture in read.all("img")] == [("80", "160")] * 2
+    assert "cat.jpg" in read.text and content[-20:] not in read.text
+
+
 def test_the_counts_are_there() -> None:
     read = parsed()
     for text in ("20 read", "no ␛[2J<i>answer</i>", "set rows 3, 4 …", "98.5% of 6 sequences", "max_length 40"):

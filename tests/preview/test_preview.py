@@ -151,6 +151,13 @@ def test_a_stream_shows_its_first_block(as_json: Callable[..., dict[str, Any]], 
     assert tree["dropped_rows"][0]["first"] == [5]
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_what_the_tokenizer_lacks_is_noted(streaming: str, as_json: Callable[..., dict[str, Any]], here: Path) -> None:
+    given = (*rows("rows.jsonl", *map(question, range(20))), f"data.streaming={streaming}", "stage.max_steps=5")
+    notes = as_json(*given, "model.template=llama3")["notes"]
+    assert any(note.startswith("The tokenizer has no token <|eot_id|>") for note in notes)
+
+
 def test_text_prints_marks_and_no_control_characters(preview: Command, here: Path) -> None:
     found = [question(number, f"Blue\x1b[31m {number}\r") for number in range(10)]
     said = preview(*rows("rows.jsonl", *found), "preview.rows=1")
@@ -206,6 +213,7 @@ def test_mistakes_are_refused_together_before_anything_is_read(
         ("rows.jsonl", "its name does not end in .html"),
         ("folder.html", "it is a folder"),
         ("none/page.html", "there is no such folder"),
+        (f"{'a' * 300}.html", "it cannot be written (File name too long)"),
     ],
 )
 def test_a_page_that_cannot_be_is_refused_beforehand(name: str, wrong: str, preview: Command, here: Path) -> None:

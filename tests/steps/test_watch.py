@@ -146,7 +146,7 @@ def test_stop_is_the_default(execute: Execute, monkeypatch: pytest.MonkeyPatch) 
     done = execute(*RUN, folder="whole")
     dataset, step = done.dataset.train, BAD - 1
     ((first, second),) = batches.micro_batches(step, len(dataset), 2, 1, done.run.plan.seed)
-    wanted = [row + 1 for number in (first, second) for _, row in dataset.origins(number)]
+    wanted = [row + 1 for number in (first, second) for _, row, _ in dataset.pieces(number)]
     (told,) = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines() if "bad_update" in line]
     assert [entry["row"] for entry in told["rows"]] == wanted
     rows = [json.loads(line) for line in (registry._PACKAGE / "demo" / "messages.jsonl").read_text().splitlines()]

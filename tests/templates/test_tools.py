@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from factory import templates
 from factory.data import tools
+from factory.data.chat_template import ChatTemplate, Learnt
 from factory.data.record import BadRow, Message, ToolCall
 from factory.data.tools import FORMATS
 
@@ -198,27 +199,10 @@ def test_nothing_to_say_changes_nothing() -> None:
     assert tools.in_words(messages, [], "default") == messages
 
 
-NATIVE = {
-    "{% if tools %}{{ tools | tojson }}{% endif %}": True,
-    "{%- if not tools is defined %}{%- set tools = none %}{%- endif %}{% if tools is not none %}x{% endif %}": True,
-    "{% for m in messages %}{{ m.content }} the tools and tool_calls{% endfor %}": False,
-    "{% set tools = ['a'] %}{% for tool in tools %}{{ tool }}{% endfor %}": False,
-    "{{ 'tools' }}{% for m in messages %}{% if 'tool_calls' in m %}{{ m.tool_calls }}{% endif %}{% endfor %}": False,
-    "{% for m in messages %}{% if m['tool_calls'] %}x{% endif %}{% endfor %}": False,
-    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}": False,
-    "{%- macro f(t) -%}{{ tools }}{%- endmacro -%}{{ f(1) }}": True,
-}
-
-
-@pytest.mark.parametrize("template", NATIVE)
-def test_native_is_found_in_the_program_not_in_its_text(template: str) -> None:
-    assert tools.native(template) == NATIVE[template]
-
-
 def test_a_chat_template_without_tools_takes_them_in_words() -> None:
     """As the embedded model's: its own ChatML, which writes any role and knows no tools."""
     own = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    assert not tools.native(own)
+    assert not Learnt(ChatTemplate(own, {}), frozenset(), "").native
     given = CONVERSATIONS["tool"]["messages"]
     messages = [
         message | {"tool_calls": [each["function"] for each in message["tool_calls"]]}

@@ -8,7 +8,7 @@ from factory.data.formats.shapes import Align
 from factory.data.formats.turns import Tags
 from factory.data.formats.values import Row
 from factory.data.read.wrong import Broken
-from factory.data.record import BadRow, Kind, Message, Record
+from factory.data.record import BadRow, Kind, Record
 
 __all__ = [
     "FORMATS",
@@ -17,7 +17,6 @@ __all__ = [
     "BadRow",
     "Format",
     "Kind",
-    "Message",
     "Record",
     "align",
     "recognise",
@@ -56,11 +55,7 @@ FORMATS: dict[str, Format] = {
     "transcripts": Format("pairs", (("chosen", "rejected"),), shapes.transcripts),
     "pairs": Format("pairs", (("prompt", "chosen", "rejected"),), shapes.pairs),
     "messages_pairs": Format("pairs", (("chosen", "rejected"),), shapes.messages_pairs),
-    "kto": Format(
-        "labelled",
-        tuple(("label", *columns) for columns in _LABELLED),
-        shapes.labelled,
-    ),
+    "kto": Format("labelled", tuple(("label", *columns) for columns in _LABELLED), shapes.labelled),
     "alpaca": Format("messages", (("instruction", "output"),), shapes.alpaca),
     "sharegpt": Format("messages", (("conversations",),), shapes.conversation("conversations")),
     "messages": Format("messages", (("messages",),), shapes.conversation("messages")),

@@ -63,19 +63,16 @@ class Expander:
         return marks, fit(text, marks, texts) if fit else texts
 
     def _of_places(self, places: tuple[str, ...]) -> tuple[str, ...]:
-        """A pair has the same images twice in a row."""
-        if self._last[0] != places:
-            self._last = places, self.of_images([read_image(place) for place in places])
-        return self._last[1]
-
-    def of_images(self, images: Sequence[Any]) -> tuple[str, ...]:
         """What the processor writes in the place of each image of one conversation: it follows from their sizes."""
-        sizes = tuple((image.width, image.height) for image in images)
-        if sizes not in self._known:
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            self._known[sizes] = written(self.processor, images)
-        return self._known[sizes]
+        if self._last[0] != places:  # a pair has the same images twice in a row
+            images = [read_image(place) for place in places]
+            sizes = tuple((image.width, image.height) for image in images)
+            if sizes not in self._known:
+                if len(self._known) >= _KEPT:
+                    self._known.clear()
+                self._known[sizes] = written(self.processor, images)
+            self._last = places, self._known[sizes]
+        return self._last[1]
 
 
 def _idefics2(text: str, marks: Sequence[Span], texts: list[str]) -> list[str]:

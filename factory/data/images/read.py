@@ -1,7 +1,6 @@
 """An image's place to its pixels, or why there are none."""
 
 import base64
-import binascii
 import io
 import re
 from pathlib import Path
@@ -17,13 +16,13 @@ MISSING, UNREADABLE, ADDRESS = (
     "an image cannot be read",
     "an image is at an address, and none is fetched",
 )
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
 def read_image(place: str) -> Any:
     """The image in RGB, turned upright as its camera noted. Raises BadRow. `place`: a path, file: URL or data: URL."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         source = _source(place)
@@ -34,28 +33,29 @@ def read_image(place: str) -> Any:
                 raise BadRow("an image has too many pixels")
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
+    except BadRow:
+        raise
     except FileNotFoundError:
         raise BadRow(MISSING) from None
     except Image.DecompressionBombError:
         raise BadRow("an image has too many pixels") from None
     # what decoders raise of broken files
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        if isinstance(error, BadRow):
-            raise
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
         raise BadRow(UNREADABLE) from None
 
 
 def _source(place: str) -> Path | io.BytesIO:
+    """Raises BadRow, and ValueError where a data: or file: URL is broken."""
     if found := _DATA.match(place):
-        try:
-            return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
-        except binascii.Error:
-            raise BadRow(UNREADABLE) from None
-    if place.lower().startswith("file:"):
-        return Path(unquote(urlsplit(place).path))
+        return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
     if _ADDRESS.match(place):
         raise BadRow(ADDRESS)
-    return Path(place)
+    return file_of(place)
+
+
+def file_of(place: str) -> Path:
+    """Of a path or a file: URL. Raises ValueError where such a URL cannot be taken apart."""
+    return Path(unquote(urlsplit(place).path) if place[:5].lower() == "file:" else place)
 
 
 def _rgb(image: Any) -> Any:

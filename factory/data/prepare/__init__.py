@@ -25,9 +25,9 @@ from factory.data.record import EMPTY
 from factory.plan import Align, PlannedSource
 from factory.refusal import refuse
 
-__all__ = ["Prepared", "aligning_of", "key", "prepare", "prepare_source", "refuse_wrong_format"]
+__all__ = ["Prepared", "Progress", "aligning_of", "key", "prepare", "prepare_source", "refuse_wrong_format"]
 
-Progress = Callable[[int, int | None], None]
+Progress = Callable[[int], None]  # told of the rows that are done
 MOST_BAD = 0.5  # share of bad rows above which the format itself must be wrong
 _EARLY = 1000  # rows after which a format that fits none of them is refused
 _FIRST = 5  # row numbers that are kept of a reason
@@ -43,7 +43,7 @@ def prepare(
     spec: EncoderSpec,
     seed: int,
     processes: int,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done: None,
     stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Prepared]:
     """Every source, from the cache where it is there. `stop` is called now and then and ends it all by raising."""
@@ -58,7 +58,7 @@ def prepare(
                 workers,
                 at_most=_at_most(align, name),
                 seed=seed,
-                progress=lambda done, total, before=before: progress(before + done, total),
+                progress=lambda done, before=before: progress(before + done),
                 stop=stop,
             )
     return found
@@ -79,7 +79,7 @@ def prepare_source(
     *,
     at_most: int | None,
     seed: int,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done: None,
     stop: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """The rows of one source. With `at_most`, at least those so many of the smallest rank that can be trained."""
@@ -117,7 +117,7 @@ def _make(
             if len(block.numbers):
                 with store.writing(target):
                     writer.write(batch)
-            progress(tally.rows, None)
+            progress(tally.rows)
         counts = tally.counts()
         if source.origin == "file" and source.sha256 and read.digest(Path(source.path)) != source.sha256:
             raise refuse("data-changed", f"data.sources.{name}.path={source.path}", "it changed while it was read")

@@ -12,12 +12,12 @@ from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from factory.data.encoding import Tokens
+from factory.data.images.read import file_of
 from factory.data.mix import DIGEST_BYTES, Ranks
 from factory.data.prepare.workers import Encoded
 from factory.refusal import UserError, refuse
@@ -197,16 +197,17 @@ def is_whole(folder: Path) -> bool:
     index = _index(folder)
     if index is None or _looks(index["images"]) != index["looks"]:
         return False
-    sizes = {name: folder / name for name in index["sizes"]}
-    return all(path.is_file() and path.stat().st_size == index["sizes"][name] for name, path in sizes.items())
+    files = ((folder / name, size) for name, size in index["sizes"].items())
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
 def _looks(images: list[str]) -> str:
     """A hash of the images' sizes and times of change, those that are not there included."""
     found = hashlib.sha256()
     for image in images:
-        path = Path(unquote(urlsplit(image).path) if image.startswith("file:") else image)
-        state = path.stat() if path.is_file() else None
+        state = None
+        with suppress(OSError, ValueError):  # of a name that no file has: its row is bad, and no more
+            state = path.stat() if (path := file_of(image)).is_file() else None
         found.update(repr((image, state and (state.st_size, state.st_mtime_ns))).encode(errors="surrogatepass"))
     return found.hexdigest()
 

@@ -28,7 +28,6 @@ __all__ = [
     "sample",
     "source_digest",
     "source_rows",
-    "unknown_type",
     "unset",
 ]
 
@@ -113,7 +112,7 @@ def files(path: Path) -> list[Path]:
         if not file.is_file():
             raise _no_file(file, f"path={path}")
         if opened.suffix(file) not in _KINDS:
-            raise unknown_type(file, f"path={path}")
+            raise _unknown_type(file, f"path={path}")
     return found
 
 
@@ -138,7 +137,7 @@ def near(path: Path) -> str:
     return f"did you mean {stems[alike[0]]}? " if alike else ""
 
 
-def unknown_type(path: Path, setting: str) -> UserError:
+def _unknown_type(path: Path, setting: str) -> UserError:
     suffix = "".join(path.suffixes[-2:] if opened.compression(path) else path.suffixes[-1:])
     wrong = f"{path.name} is of type {suffix or '(none)'}, which is not read"
     hint = did_you_mean(suffix.lower(), SUFFIXES) if suffix else ""

@@ -87,7 +87,7 @@ def _batches(source: "pyarrow.NativeFile | IO[bytes]") -> Iterator["pyarrow.Reco
         reader = pyarrow.ipc.open_file(source)
         yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
         return
-    source.seek(-len(_STREAM_END), os.SEEK_END)
+    source.seek(max(0, source.seek(0, os.SEEK_END) - len(_STREAM_END)))
     if source.read(len(_STREAM_END)) != _STREAM_END:
         raise EOFError("the stream has no end mark")
     source.seek(0)

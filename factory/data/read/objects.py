@@ -139,9 +139,7 @@ class _Window:
     def next(self) -> str:
         """The next character that is no space, still to be taken; nothing at the end."""
         while True:
-            match = _SPACE.match(self.text, self.at)
-            assert match
-            self.at = match.end()
+            self.at = _after_space(self.text, self.at)
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.more():
