@@ -28,7 +28,7 @@ from factory.plan import read_plan
 from factory.redact import redacted
 from factory.refusal import UserError, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, read_json, unwritable, write_whole
+from factory.run.folder import RunFolder, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder
@@ -100,10 +100,6 @@ def begun(
     folder: SweepFolder, common: compose.Composed, line: compose.CommandLine, before: Record | None, listed: list[Job]
 ) -> Iterator[tuple[Tracking, str | None]]:
     """The sweep's folder, claimed, with its record in it; how the jobs are tracked, and under what."""
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder.path, error) from None
     with RunFolder(folder.path).claimed():
         tracking = Tracking(**{field.name: common.tree["tracking"].get(field.name) for field in fields(Tracking)})
         parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
