@@ -212,9 +212,8 @@ def _push(case: Case) -> str | None:
 
 def _token(case: Case) -> str | None:
     asked = case.settings.export
-    return (
-        "there is no hub token here" if asked.push and not asked.dry_run and not case.facts.machine.hub_token else None
-    )
+    missing = asked.push and not asked.dry_run and not case.facts.machine.hub_token
+    return "there is no hub token here" if missing else None
 
 
 def _register(case: Case) -> str | None:
