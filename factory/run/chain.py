@@ -14,7 +14,7 @@ from factory.compile.bases import words
 from factory.compose import sweeps
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED, append
-from factory.line import name_of
+from factory.line import name_of, spelt
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run import jobs
@@ -27,7 +27,6 @@ from factory.schema import Sweep
 
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
-_PLAIN = re.compile(r"[\w./-]+")  # what Hydra reads without quotes
 _NAMING = ("stage", "method", "stage.reward_model")  # what a run of a recipe is, where the recipe says it of one
 _HELD = "method.quantization"
 _OWN = "runs."  # how an override for one run starts
@@ -289,6 +288,4 @@ def _start(
 
 def _model_of(folder: SweepFolder, name: str) -> str:
     """As Hydra's grammar takes it."""
-    path = RunFolder(folder.path / name).model.as_posix()
-    escaped = path.replace("'", "\\'")
-    return path if _PLAIN.fullmatch(path) else f"'{escaped}'"
+    return spelt(RunFolder(folder.path / name).model.as_posix())

@@ -23,6 +23,7 @@ from factory.compose import sweeps
 from factory.compose.calling import hydra_main
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
 from factory.execute.context import STARTED, append
+from factory.line import spelt
 from factory.look.machine import look_at_machine
 from factory.plan import read_plan
 from factory.redact import redacted
@@ -39,7 +40,7 @@ from factory.tracking.tracker import said
 from factory.words import program
 
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
-_NO_NAME = re.compile(r"[^\w.-]+")
+_NO_NAME = re.compile(r"[^\w.-]+", re.ASCII)  # what Hydra would have quoted
 _TABLE = "table.json"  # the comparison as MLflow shows a table
 
 
@@ -140,7 +141,7 @@ def beside(compile: Compile) -> Compile:
 
 def _arguments(ready: compose.Prepared, parent: str | None, folder: SweepFolder) -> list[str]:
     nested = [f"++tracking.parent_run={parent}"] if parent else []
-    return [*ready.overrides, *nested, f"hydra.sweep.dir={folder.path.as_posix()}", "--multirun"]
+    return [*ready.overrides, *nested, f"hydra.sweep.dir={spelt(folder.path.as_posix())}", "--multirun"]
 
 
 def record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None) -> Record:

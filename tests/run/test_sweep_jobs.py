@@ -339,6 +339,14 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     assert len({job.run_dir for job in found}) == 4 and all(job.run_dir.startswith("x/") for job in found)
 
 
+@pytest.mark.parametrize("name", ["läufe", "one, two"])
+def test_a_sweeps_folder_may_have_any_name(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    line = compose.CommandLine(overrides=("seed=1,2", "tracking=none", f"hydra.sweep.dir='{name}'"), multirun=True)
+    assert sweep(line, Sweep(resume=None, reuse=False), Runs().verbs, Screen()) == 0
+    assert SweepFolder(name).names() == ["0", "1"]
+
+
 def test_a_job_may_lie_elsewhere(here: Path) -> None:
     line = compose.parse(["-m", "seed=1,2", f"hydra.sweep.subdir={here}/else/${{hydra.job.num}}"])
     found, known = sweeps.planned(line, compiled)
