@@ -312,8 +312,8 @@ def _align(case: Case) -> plan.Align:
 
 def _planned_source(found: DataFacts) -> plan.PlannedSource:
     """As it was found; of its columns, those that are called otherwise."""
-    same = {field.name: getattr(found, field.name) for field in fields(plan.PlannedSource)}
-    return plan.PlannedSource(**same | {"columns": found.renamed})
+    values: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(plan.PlannedSource)}
+    return plan.PlannedSource(**{**values, "columns": found.renamed})
 
 
 def _context(case: Case) -> int:
