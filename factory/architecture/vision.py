@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from factory.architecture import dense, experts
-from factory.architecture.dense import Config, Family, Numbers, QueryKeyNorm, attention, decoder, gated
+from factory.architecture.dense import TIED, Config, Family, Numbers, QueryKeyNorm, attention, decoder, gated
 from factory.architecture.towers import TOWERS, Tower
 from factory.architecture.types import Architecture, Block, Shape, image_layers
 from factory.refusal import did_you_mean, refuse
@@ -259,22 +259,12 @@ MODELS: dict[str, Vision] = {
     "qwen2_5_vl": Vision(text="qwen2_5_vl_text", tower="qwen2_5_vl_vision", tower_at="visual", flat=True, join=nothing),
     "qwen3_vl": Vision(text="qwen3_vl_text", tower="qwen3_vl_vision", tower_at="visual", join=nothing),
     "paligemma": Vision(
-        text="gemma",
-        tower="siglip_vision_model",
-        join=paligemma,
-        **ANY,
-        defaults={"projection_dim": 2048, "tie_word_embeddings": True},
+        text="gemma", tower="siglip_vision_model", join=paligemma, **ANY, defaults={"projection_dim": 2048, **TIED}
     ),
     "idefics2": Vision(text="mistral", tower="idefics2_vision", join=idefics2, **IDEFICS),
     "idefics3": Vision(text="llama", tower="idefics3_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
     "smolvlm": Vision(text="llama", tower="smolvlm_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
-    "gemma3": Vision(
-        text="gemma3_text",
-        tower="siglip_vision_model",
-        join=gemma3,
-        any_tower=True,
-        defaults={"tie_word_embeddings": True},
-    ),
+    "gemma3": Vision(text="gemma3_text", tower="siglip_vision_model", join=gemma3, any_tower=True, defaults=TIED),
     "mllama": Vision(
         text="mllama_text_model",
         tower="mllama_vision_model",
@@ -287,19 +277,14 @@ MODELS: dict[str, Vision] = {
         tower="pixtral",
         join=mistral3,
         **ANY,
-        defaults={
-            "vision_feature_layer": -1,
-            "multimodal_projector_bias": False,
-            "spatial_merge_size": 2,
-            "tie_word_embeddings": True,
-        },
+        defaults={"vision_feature_layer": -1, "multimodal_projector_bias": False, "spatial_merge_size": 2, **TIED},
     ),
     "internvl": Vision(
         text="qwen2",
         tower="internvl_vision",
         join=internvl,
         any_text=True,
-        defaults={"downsample_ratio": 0.5, "tie_word_embeddings": True},
+        defaults={"downsample_ratio": 0.5, **TIED},
     ),
     "llama4": Vision(
         text="llama4_text",

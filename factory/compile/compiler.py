@@ -1,7 +1,7 @@
 """`compile`: the rules first, then every choice that `auto` leaves open, then the plan and its estimate."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any
 
@@ -311,21 +311,9 @@ def _align(case: Case) -> plan.Align:
 
 
 def _planned_source(found: DataFacts) -> plan.PlannedSource:
-    return plan.PlannedSource(
-        origin=found.origin,
-        path=found.path,
-        subset=found.subset,
-        split=found.split,
-        revision=found.revision,
-        format=found.format,
-        columns=found.renamed,
-        tags=found.tags,
-        folder=found.folder,
-        max_samples=found.max_samples,
-        weight=found.weight,
-        bytes=found.bytes,
-        sha256=found.sha256,
-    )
+    """As it was found; of its columns, those that are called otherwise."""
+    values: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(plan.PlannedSource)}
+    return plan.PlannedSource(**{**values, "columns": found.renamed})
 
 
 def _context(case: Case) -> int:

@@ -12,6 +12,9 @@ from factory.facts import Measured
 from factory.plan import Estimate, Pack, Parameters, Range, Train
 from factory.stages.rows import rows_per_step
 
+# bytes of a token where tokens are fewest and where they are most; tokens that a template adds to a row
+_FEWEST, _MOST, _MARKS = 6, 3, 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
@@ -58,8 +61,8 @@ def estimate(
     found = parameters(tuned.arch, tuned.everything)
     assert found.trainable == steps.attach.trainable
     length = pack.max_length
-    if not pack.packing:  # a token is seldom shorter than 3 bytes; the template adds its own
-        length = min(length, ceil(sizes.longest_bytes / 3) + 64)
+    if not pack.packing:
+        length = min(length, ceil(sizes.longest_bytes / _MOST) + _MARKS)
     stage = registry.spec("stages", train.stage)
     sampled = registry.hook(stage, "rollout_bytes")
     rolled = sampled(train.own, tuned.arch, steps.load.dtype, length) if sampled else 0
@@ -78,9 +81,6 @@ def estimate(
     )
     made = replace(made, speed=speed.speed(made, steps, where, measured))
     return replace(made, seconds=speed.seconds(made))
-
-
-_FEWEST, _MOST, _MARKS = 6, 3, 64  # bytes of a token, and tokens that a template adds to a row
 
 
 def _tokens(sizes: Sizes, pack: Pack, train: Train, steps: Range, longest: int) -> Range | None:
@@ -119,8 +119,8 @@ def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:
     if train.max_steps is not None:
         return Range(low=train.max_steps, high=train.max_steps)
     low, high = sizes.rows.low, sizes.rows.high
-    if pack.packing and sizes.bytes is not None and high is not None:  # between 6 bytes and 1 byte a token
-        low, packed = ceil(sizes.bytes / 6 / pack.max_length), ceil(sizes.bytes / pack.max_length) + 1
+    if pack.packing and sizes.bytes is not None and high is not None:  # at most a token a byte
+        low, packed = ceil(sizes.bytes / _FEWEST / pack.max_length), ceil(sizes.bytes / pack.max_length) + 1
         high = min(packed, high) if pack.isolate_documents else packed
     elif pack.packing and not pack.isolate_documents:
         high = None  # a long document is many sequences

@@ -21,20 +21,16 @@ def nothing_measured(settings: Settings) -> bool:
     return data.validation is None and data.validation_fraction == 0 and settings.evaluate.rows == "held_out"
 
 
-def _trained_rows(case: Case) -> tuple[str, str] | None:
+def _trained_rows(case: Case) -> str | None:
     data = case.settings.data
     if case.settings.evaluate.rows == "held_out":
         return None
     if data.streaming:
-        return "evaluate.rows", "a stream keeps no row that it has trained"
+        return "a stream keeps no row that it has trained"
     if data.validation is not None:
-        return "evaluate.rows", f"data.validation={data.validation} holds rows out that nothing would measure"
+        return f"data.validation={data.validation} holds rows out that nothing would measure"
     held = data.validation_fraction
-    return (
-        ("evaluate.rows", f"data.validation_fraction={held} holds rows out that nothing would measure")
-        if held
-        else None
-    )
+    return f"data.validation_fraction={held} holds rows out that nothing would measure" if held else None
 
 
 def _stride_unread(case: Case) -> str | None:

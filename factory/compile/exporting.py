@@ -1,6 +1,7 @@
 """Rules of an export, and what the plan says of it."""
 
 import re
+from typing import Any
 
 from factory import plan
 from factory.architecture import elements, sliding_window
@@ -9,9 +10,9 @@ from factory.compile.rule import Case, Rule
 from factory.export import spec
 from factory.own_base import FILE as OWN_BASE
 from factory.quantizers.spec import checkpoint_quantizer
+from factory.stages.rm.spec import SCORE
+from factory.typed import to_tree
 from factory.words import size
-
-SCORE = "score_head.weight"
 
 
 def scores(case: Case) -> bool:
@@ -22,26 +23,15 @@ def scores(case: Case) -> bool:
 
 def planned(case: Case) -> plan.Export:
     asked = case.settings.export
-    assert asked.dir is not None  # a rule
-    dtype = spec.dtype_of(asked.dtype, asked.format, case.model.config)
+    values: dict[str, Any] = to_tree(asked)
     return plan.Export(
-        dir=asked.dir,
-        format=asked.format,
-        dtype=dtype,
-        quantization=asked.quantization,
-        calibration=asked.calibration,
-        shard_size=asked.shard_size,
-        modelfile=asked.modelfile and asked.format == "gguf",
-        base=asked.base,
-        overwrite=asked.overwrite,
-        check=asked.check,
-        push=asked.push,
-        private=asked.private,
-        dry_run=asked.dry_run,
-        register=asked.register,
-        run=asked.run,
-        scores=scores(case),
-        bytes=_bytes(case),
+        **values
+        | {
+            "dtype": spec.dtype_of(asked.dtype, asked.format, case.model.config),
+            "modelfile": asked.modelfile and asked.format == "gguf",
+            "scores": scores(case),
+            "bytes": _bytes(case),
+        }
     )
 
 
@@ -222,9 +212,8 @@ def _push(case: Case) -> str | None:
 
 def _token(case: Case) -> str | None:
     asked = case.settings.export
-    return (
-        "there is no hub token here" if asked.push and not asked.dry_run and not case.facts.machine.hub_token else None
-    )
+    missing = asked.push and not asked.dry_run and not case.facts.machine.hub_token
+    return "there is no hub token here" if missing else None
 
 
 def _register(case: Case) -> str | None:

@@ -6,10 +6,12 @@ from factory.extras import install
 from factory.plan import Ranks
 from factory.quantizers.spec import stays_quantized
 from factory.ranks import spec
+from factory.words import counted
 
 # their optimizers read whole gradients, or draw numbers that must be alike on every rank
-_WHOLE_TENSORS = ("adalora", "galore", "galore_8bit", "apollo", "apollo_mini", "badam", "badam_ratio")
-_ALONE = ("apollo", "apollo_mini", "badam", "badam_ratio")
+_ALONE = ("apollo", "badam", "badam_ratio")
+_WHOLE_TENSORS = ("adalora", "galore", *_ALONE)
+_SPLITTING = ("fsdp", *spec.ZERO)
 STAGES_ALONE = ("ppo", "grpo")
 
 
@@ -41,13 +43,12 @@ def notes(case: Case) -> list[str]:
     hardware = case.settings.hardware
     if hardware.strategy == "none":
         return []
-    per = choices.threads(case)
     found = [
         f"memory is that of one of {hardware.num_processes} processes; what {hardware.strategy} splits is divided, "
         "which is not calibrated by measurements"
     ]
     if case.device == "cpu":
-        found.append(f"each process has {per} {'thread' if per == 1 else 'threads'}")
+        found.append(f"each process has {counted(choices.threads(case), 'thread')}")
     if hardware.strategy == "zero3":
         found.append("zero3: each process holds the whole weights until training begins, and splits them then")
     return found
@@ -120,21 +121,18 @@ def _stage_alone(case: Case) -> str | None:
 def _method(case: Case) -> tuple[str, str] | None:
     hardware, method = case.settings.hardware, case.settings.method
     name = method.name
-    if hardware.num_processes > 1 and (name in _ALONE or getattr(method, "layerwise", False)):
-        what = (
-            "steps within the backward pass, before gradients are shared"
-            if name not in _ALONE
-            else ("chooses or draws by itself what it updates")
-        )
-        return "method.name", f"{name} {what}"
-    if hardware.strategy in ("fsdp", *spec.ZERO) and name in _WHOLE_TENSORS:
+    if hardware.num_processes > 1 and name in _ALONE:
+        return "method.name", f"{name} chooses or draws by itself what it updates"
+    if hardware.num_processes > 1 and getattr(method, "layerwise", False):
+        return "method.name", f"{name} steps within the backward pass, before gradients are shared"
+    if hardware.strategy in _SPLITTING and name in _WHOLE_TENSORS:
         return "method.name", f"the optimizer of {name} reads whole gradients, and {hardware.strategy} splits them"
     return None
 
 
 def _optimizer(case: Case) -> str | None:
     hardware, optimizer = case.settings.hardware, case.settings.stage.optimizer
-    if hardware.strategy not in ("fsdp", *spec.ZERO) or optimizer in spec.ELEMENTWISE:
+    if hardware.strategy not in _SPLITTING or optimizer in spec.ELEMENTWISE:
         return None
     return f"it steps whole tensors or keeps states of its own kind, and {hardware.strategy} splits tensors"
 
@@ -146,7 +144,7 @@ def _bad_update(case: Case) -> str | None:
 
 def _precision(case: Case) -> str | None:
     strategy = case.settings.hardware.strategy
-    half = choices.precision(case)[0] == "fp16" and strategy in ("fsdp", *spec.ZERO)
+    half = choices.precision(case)[0] == "fp16" and strategy in _SPLITTING
     return f"the loss scale is not shared by the parts that {strategy} splits" if half else None
 
 

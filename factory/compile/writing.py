@@ -16,9 +16,8 @@ def _writes(case: Case) -> bool:
 
 def _scores(case: Case) -> str | None:
     stage = case.settings.stage.name
-    return (
-        f"a model of stage={stage} gives scores" if case.settings.verb == "chat" and not heads.writes(stage) else None
-    )
+    silent = case.settings.verb == "chat" and not heads.writes(stage)
+    return f"a model of stage={stage} gives scores" if silent else None
 
 
 def _attention(case: Case) -> str | None:

@@ -115,7 +115,7 @@ def recipe_of_runs(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
 def _of_runs(name: str, config_dirs: tuple[str, ...]) -> dict[str, Any] | None:
     """What the recipe's file holds, if it holds runs."""
     path = recipe_files(config_dirs).get(name)
-    if path is None or b"runs:" not in path.read_bytes():
+    if path is None or b"runs" not in path.read_bytes():
         return None
     from omegaconf import OmegaConf
 

@@ -51,13 +51,12 @@ def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | Ch
     task = [override for text, override in given.items() if text not in own]
     params = sweeper.get("params") or {}
     task = [*(parser.parse_override(f"{name}={value}") for name, value in params.items()), *task]
-    own.append(f"hydra.sweep.dir={folder}")
     if sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
         return _choosing(line, shared, folder, own, task)
     if endless := [each.input_line for each in task if each.is_sweep_override() and not each.is_discrete_sweep()]:
         raise refuse("interval-of-jobs", str(endless[0]).lstrip("+"), "an interval has no end of values")
     (split,) = translated(lambda: BasicSweeper.split_arguments(task, None))
-    return [_job(line, own, texts, number) for number, texts in enumerate(split)]
+    return [_job(line, folder, own, texts, number) for number, texts in enumerate(split)]
 
 
 def _choosing(line: CommandLine, shared: Any, folder: str, own: list[str], task: list[Any]) -> Choosing:
@@ -69,7 +68,7 @@ def _choosing(line: CommandLine, shared: Any, folder: str, own: list[str], task:
     texts = {"first": [_end(each, 0) for each in task], "last": [_end(each, -1) for each in task]}
     if texts["first"] == texts["last"]:
         del texts["last"]
-    ends = (replace(_job(line, own, each, 0), run_dir=f"{folder}/{name}") for name, each in texts.items())
+    ends = (replace(_job(line, folder, own, each, 0), run_dir=f"{folder}/{name}") for name, each in texts.items())
     sampler: Any = shared.hydra.sweeper.get("sampler") or {}
     given = sampler.get("seed")
     again = (f"hydra.sweeper.sampler.seed={shared.seed if given is None else given}",) if "seed" in sampler else None
@@ -86,7 +85,7 @@ def _end(override: Any, at: int) -> str:
     return f"{key}={(override.value().start, override.value().end)[at]}"
 
 
-def _job(line: CommandLine, own: list[str], texts: list[str], number: int) -> Composed:
+def _job(line: CommandLine, folder: str, own: list[str], texts: list[str], number: int) -> Composed:
     from omegaconf import open_dict
 
     config = config_of([*own, *texts], line.config_dirs)
@@ -94,7 +93,8 @@ def _job(line: CommandLine, own: list[str], texts: list[str], number: int) -> Co
     def made() -> Composed:
         with open_dict(config.hydra.job):  # what the launcher sets
             config.hydra.job.num, config.hydra.job.id = number, str(number)
-        run_dir = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+        config.hydra.sweep.dir = folder
+        run_dir = Path(folder) / str(config.hydra.sweep.subdir)
         return as_composed(config, config.hydra, _asked(texts), str(run_dir))
 
     return replace(translated(made), config_dirs=line.config_dirs)

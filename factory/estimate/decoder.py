@@ -68,12 +68,11 @@ class Decoder:
         self.angles: Tensor | None = None  # cosines and sines, which all layers share
 
     def weight(self, name: str, shape: Shape) -> Weight:
-        found = self._weights.get(name)
-        if found is None:
+        if name not in self._weights:
             trains = name in self._trained
-            found = Weight(prod(shape), self.numbers.trained if trains else self.numbers.frozen, trains)
-            self._weights[name] = found
-        return found
+            size = self.numbers.trained if trains else self.numbers.frozen
+            self._weights[name] = Weight(prod(shape), size, trains)
+        return self._weights[name]
 
     # --- the model
 

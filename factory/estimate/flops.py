@@ -1,7 +1,7 @@
 """Floating-point operations of a training step: of what is multiplied with, forward, backward, and once more."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Literal
 
 from factory.architecture import Architecture, Shape, elements
@@ -45,9 +45,10 @@ def trained(arch: Architecture, shapes: dict[str, Shape], length: int, again: bo
     return forward(arch, length) + back + weights + scores + (_layers(arch, length, first) if again is True else 0)
 
 
-def _lowest(arch: Architecture, names: Iterable[str]) -> int:
-    """The first layer that something trains in: the first of all where the embedding trains."""
+def _lowest(arch: Architecture, names: Collection[str]) -> int:
+    """The first layer that something trains in: the first of all where the embedding trains, or what sees."""
     at = re.compile(rf"{re.escape(arch.layers_at)}\.(\d+)\.")
-    found = [at.search(name) for name in names if arch.embedding not in name]
-    inside = [int(match[1]) for match in found if match]
-    return min(inside, default=arch.layers) if len(found) == len(list(names)) else 0
+    before = (arch.embedding, *(part for part in arch.parts.values() if not at.match(part)))
+    if any(part in name for name in names for part in before):
+        return 0
+    return min((int(match[1]) for match in map(at.search, names) if match), default=arch.layers)

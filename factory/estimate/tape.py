@@ -137,15 +137,16 @@ class Tape:
         scratch: int = 0,
         backward_scratch: int = 0,
         trains: tuple[Weight, ...] = (),
+        slopes: int | None = None,
         backward: Backward | None = None,
         dear: bool = False,
         again: bool = False,
     ) -> Tensor:
         """Makes a tensor. Its backward pass gives each input a gradient of the input's size, unless told otherwise.
 
-        `statistics` and scratch are bytes; those of `trains` that are trained get a gradient here. What is `dear`,
-        selective checkpointing keeps and does not make again. `again`: readers make it once more, and it goes with its
-        gradient.
+        `statistics` and scratch are bytes; those of `trains` that are trained get a gradient here, made with numbers of
+        `slopes` bytes, or of their own. What is `dear`, selective checkpointing keeps and does not make again. `again`:
+        readers make it once more, and it goes with its gradient.
         """
         trains = tuple(weight for weight in trains if weight.trained)
         self.ledger.pass_by(scratch)
@@ -168,7 +169,7 @@ class Tape:
                 place.clear()
             found: list[Gradient] = [None if each is None else Storage(self.ledger, each) for each in sizes]
             for weight in trains:
-                self.accumulate(weight, weight.size)
+                self.accumulate(weight, slopes or weight.size)
             self.ledger.pass_by(backward_scratch)
             return found
 
@@ -289,19 +290,10 @@ class Tape:
         size = self.compute or max(value.size, weight.size)
         value = self.cast(value, size)
         narrow = self.weight_cast(weight)
-        trains = tuple(each for each in (weight, bias) if each is not None and each.trained)
+        trains = (weight,) if bias is None else (weight, bias)
         saves = ((value,) if weight.trained else ()) + ((narrow,) if narrow is not None and value.node else ())
-        inner = value.bytes if value.node else None
-
-        def backward(gradient: Storage) -> list[Gradient]:
-            found: list[Gradient] = [None if inner is None else Storage(self.ledger, inner)]
-            for each in trains:
-                self.accumulate(each, size)
-            return found
-
         rows = value.count * outputs // (weight.count or 1)
-        count = rows * outputs
-        return self.operation([value], count, size, saves=saves, trains=trains, backward=backward, dear=True)
+        return self.operation([value], rows * outputs, size, saves=saves, trains=trains, slopes=size, dear=True)
 
     def fused_product(self, value: Tensor, weight: Weight, outputs: int, *, bias: Weight | None = None) -> Tensor:
         """As `Linear` of factory.fused: the weight is cast in both directions and kept in neither."""

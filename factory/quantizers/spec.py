@@ -83,10 +83,15 @@ def checkpoint_quantizer(config: dict[str, Any]) -> str | None:
     return said.get("quant_method") or legacy
 
 
+def _of_checkpoint(config: dict[str, Any], becomes: Checkpoint) -> str | None:
+    """The name of a checkpoint's quantizer, where this becomes of its weights."""
+    name = checkpoint_quantizer(config)
+    return name if name in QUANTIZERS and QUANTIZERS[name].checkpoint == becomes else None
+
+
 def stays_quantized(quantization: Quantization, config: dict[str, Any]) -> bool:
     """Whether the frozen linear layers are held quantized while the adapters train."""
-    name = checkpoint_quantizer(config)
-    return quantization.bits is not None or (name in QUANTIZERS and QUANTIZERS[name].checkpoint == "kept")
+    return quantization.bits is not None or _of_checkpoint(config, "kept") is not None
 
 
 def reading(config: dict[str, Any], device: str) -> dict[str, Any] | None:
@@ -104,8 +109,8 @@ def weight_bytes(quantization: Quantization, config: dict[str, Any], shape: Shap
 
     `dtype` is what the plan reads weights as: the whole weight's, and that of some constants.
     """
-    name, size = checkpoint_quantizer(config), BYTES[dtype]
-    if name is not None and QUANTIZERS[name].checkpoint == "kept":
+    name, size = _of_checkpoint(config, "kept"), BYTES[dtype]
+    if name is not None:
         return _CHECKPOINT_BYTES[name](config["quantization_config"], shape, size)
     if quantization.bits is None:
         return shape[0] * shape[1] * size
@@ -194,8 +199,8 @@ _CHECKPOINT_BYTES: dict[str, Callable[[dict[str, Any], Shape, int], int]] = {
 
 def notes(quantization: Quantization, config: dict[str, Any], arch: Architecture, dtype: Dtype) -> tuple[str, ...]:
     """What the plan says about weights that are held otherwise than one would think."""
-    name, found = checkpoint_quantizer(config), []
-    if name in QUANTIZERS and QUANTIZERS[name].checkpoint == "whole":
+    name, found = _of_checkpoint(config, "whole"), []
+    if name is not None:
         found.append(f"model: its {name} weights cannot be trained over, so they are read as {dtype}")
     if quantization.bits is not None and arch.experts():
         found.append(f"method.quantization.bits: the experts' stacked matrices stay {dtype}, no library quantizes them")
@@ -304,20 +309,20 @@ def _checkpoint_unread(case: Case) -> str | None:
     if name != "torchao":
         return None
     said = config["quantization_config"].get("quant_type")
-    kind = said["default"]["_type"] if isinstance(said, dict) else said
+    kind = said.get("default", {}).get("_type") if isinstance(said, dict) else said
     return None if kind == "Int8WeightOnlyConfig" else f"its weights are torchao's {kind}, not Int8WeightOnlyConfig"
 
 
 def _checkpoint_needs_gpu(case: Case) -> str | None:
     if checkpoint_quantizer(case.model.config) != "aqlm" or case.device != "cpu":
         return None
-    bits = case.model.config["quantization_config"]["nbits_per_codebook"]
-    return f"over AQLM codebooks of {bits} bits no adapter trains on a CPU" if bits == 8 else None
+    bits = case.model.config["quantization_config"].get("nbits_per_codebook")
+    return "over AQLM codebooks of 8 bits no adapter trains on a CPU" if bits == 8 else None
 
 
 def _checkpoint_method(case: Case) -> str | None:
-    name, method = checkpoint_quantizer(case.model.config), case.settings.method
-    if name not in QUANTIZERS or QUANTIZERS[name].checkpoint != "kept":
+    name, method = _of_checkpoint(case.model.config, "kept"), case.settings.method
+    if name is None:
         return None
     bits = _checkpoint_bits(case.model.config["quantization_config"])
     return None if _trains_over(method, name, bits) else f"{_option(case)} does not train over {name} weights"

@@ -30,7 +30,7 @@ def read(path: Path = FILE) -> tuple[tuple[Measured, ...], str | None]:
     reader, runs = Reader(), tree.get("runs") if isinstance(tree, dict) else None
     found = tuple(reader.record(Measured, run) for run in runs) if isinstance(runs, list) else ()
     positive = all(min(run.work, run.micro_batch, run.flops_per_second) > 0 for run in found if not reader.problems)
-    if runs is None or not isinstance(runs, list) or reader.problems or not positive:
+    if not isinstance(runs, list) or reader.problems or not positive:
         return (), f"{path} is not what runs write there; it is left aside"
     return found, None
 

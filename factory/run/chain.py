@@ -14,7 +14,7 @@ from factory.compile.bases import words
 from factory.compose import sweeps
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED, append
-from factory.line import name_of
+from factory.line import name_of, spelt
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run import jobs
@@ -27,7 +27,6 @@ from factory.schema import Sweep
 
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
-_PLAIN = re.compile(r"[\w./-]+")  # what Hydra reads without quotes
 _NAMING = ("stage", "method", "stage.reward_model")  # what a run of a recipe is, where the recipe says it of one
 _HELD = "method.quantization"
 _OWN = "runs."  # how an override for one run starts
@@ -52,13 +51,15 @@ def links(line: compose.CommandLine) -> list[Link]:
     found = compose.recipe_of_runs(line)
     assert found is not None
     recipe, content = found
-    if problems := [*_malformed(recipe, content), *_unusable(line, content)]:
+    file = f"recipe={recipe}"
+    if problems := list(_malformed(file, content)):
+        raise UserError(*problems)
+    runs = {str(name): texts for name, texts in content["runs"].items()}
+    if problems := [*_misread(file, runs), *_unusable(line, runs)]:
         raise UserError(*problems)
     given = [text for text in line.overrides if name_of(text) != "recipe" and not name_of(text).startswith(_OWN)]
     shared = content.get("shared", [])
-    return [
-        _link(name, texts, [*shared, *texts, *given, *_of_one(line, name)]) for name, texts in content["runs"].items()
-    ]
+    return [_link(name, texts, [*shared, *texts, *given, *_of_one(line, name)]) for name, texts in runs.items()]
 
 
 def _link(name: str, texts: Sequence[str], every: Sequence[str]) -> Link:
@@ -81,51 +82,50 @@ def _of_one(line: compose.CommandLine, name: str) -> list[str]:
     return [text.lstrip("+").removeprefix(start) for text in line.overrides if name_of(text).startswith(start)]
 
 
-def _malformed(recipe: str, content: Mapping[str, Any]) -> Iterator[Refusal]:
-    runs, file = content["runs"], f"recipe={recipe}"
+def _malformed(file: str, content: Mapping[str, Any]) -> Iterator[Refusal]:
+    runs = content["runs"]
     if more := sorted(content.keys() - {"runs", "shared"}):
         yield refusal("recipe-form", file, f"beside runs its file has {', '.join(more)}")
-    lists = {"shared": content.get("shared", []), **(runs if isinstance(runs, dict) else {"runs": runs})}
-    for name, texts in lists.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) and "=" in text for text in texts):
-            yield refusal("recipe-form", file, f"{name} is no list of overrides, each key=value")
-            return
     if not isinstance(runs, dict) or not runs:
         yield refusal("recipe-form", file, "runs is no {name: overrides}")
         return
-    before = list[str]()
-    for name, texts in runs.items():
+    for name, texts in (("shared", content.get("shared", [])), *runs.items()):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and "=" in text for text in texts):
+            yield refusal("recipe-form", file, f"{name} is no list of overrides, each key=value")
+    for name in runs:
         if not _NAME.fullmatch(str(name)):
             yield refusal("recipe-form", file, f"{name} cannot be a run's name")
+
+
+def _misread(file: str, runs: Mapping[str, Sequence[str]]) -> Iterator[Refusal]:
+    """What is wrong with overrides that read a run."""
+    before = list[str]()
+    for name, texts in runs.items():
         for text in texts:
-            yield from _misread(file, str(name), text, before)
-        before.append(str(name))
+            found = _READING.fullmatch(text)
+            if found is None:
+                if "${run:" in text:
+                    yield refusal("recipe-form", file, f"{text} of {name} is not KEY=${{run:NAME}}")
+            elif found[1] not in _AHEAD:
+                yield refusal(
+                    "recipe-form", file, f"{found[1]} of {name} cannot read a run, {' and '.join(_AHEAD)} can"
+                )
+            elif found[2] not in before:
+                hint = did_you_mean(found[2], before)
+                there = f"the runs before it are {', '.join(before)}" if before else "there is none before it"
+                yield refusal("recipe-order", file, f"{name} reads {found[2]}, and {there}", hint=hint)
+        before.append(name)
 
 
-def _misread(file: str, name: str, text: str, before: Sequence[str]) -> Iterator[Refusal]:
-    """What is wrong with an override that reads a run."""
-    found = _READING.fullmatch(text)
-    if found is None:
-        if "${run:" in text:
-            yield refusal("recipe-form", file, f"{text} of {name} is not KEY=${{run:NAME}}")
-    elif found[1] not in _AHEAD:
-        yield refusal("recipe-form", file, f"{found[1]} of {name} cannot read a run, {' and '.join(_AHEAD)} can")
-    elif found[2] not in before:
-        hint = did_you_mean(found[2], before)
-        there = f"the runs before it are {', '.join(before)}" if before else "there is none before it"
-        yield refusal("recipe-order", file, f"{name} reads {found[2]}, and {there}", hint=hint)
-
-
-def _unusable(line: compose.CommandLine, content: Mapping[str, Any]) -> Iterator[Refusal]:
+def _unusable(line: compose.CommandLine, runs: Mapping[str, Sequence[str]]) -> Iterator[Refusal]:
     """Overrides of the command line that no run, or not every run, can have."""
-    runs = content["runs"] if isinstance(content["runs"], dict) else {}
-    own = {name_of(text): name for name, texts in runs.items() for text in texts if isinstance(text, str)}
+    own = {name_of(text): name for name, texts in runs.items() for text in texts}
     for text in line.overrides:
         key = name_of(text)
         if key.startswith(_OWN):
             name = next((name for name in runs if key.startswith(f"{_OWN}{name}.")), None)
             if name is None:
-                hint = did_you_mean(key.split(".")[1], map(str, runs))
+                hint = did_you_mean(key.split(".")[1], runs)
                 yield refusal("recipe-run", text, "the recipe has no such run", hint=hint, known=", ".join(runs))
             elif (inner := key.removeprefix(f"{_OWN}{name}.")) in _reads(runs[name]) and inner not in groups.GROUPS:
                 yield refusal("recipe-key", text, f"{name} takes it from the run {_reads(runs[name])[inner]}")
@@ -288,6 +288,4 @@ def _start(
 
 def _model_of(folder: SweepFolder, name: str) -> str:
     """As Hydra's grammar takes it."""
-    path = RunFolder(folder.path / name).model.as_posix()
-    escaped = path.replace("'", "\\'")
-    return path if _PLAIN.fullmatch(path) else f"'{escaped}'"
+    return spelt(RunFolder(folder.path / name).model.as_posix())

@@ -75,8 +75,9 @@ def compiled(jobs: Iterable[Composed], folder: str, compile: Compile) -> list[Jo
 
 
 def name_of(composed: Composed, folder: str) -> str:
-    """A job's place under the sweep's folder."""
-    return Path(composed.run_dir).absolute().relative_to(Path(folder).absolute()).as_posix()
+    """A job's place under the sweep's folder; whole where hydra.sweep.subdir leads out of it."""
+    place, above = Path(composed.run_dir).absolute(), Path(folder).absolute()
+    return (place.relative_to(above) if place.is_relative_to(above) else place).as_posix()
 
 
 def continued(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
@@ -157,7 +158,7 @@ def _table(jobs: Sequence[Job], width: int) -> Table:
     made.add_column("", overflow="fold")
     for job, label, cells in zip(jobs, said, numbers, strict=True):
         more = escape(label)
-        name = f"{job.name}\n[dim]{more}[/dim]" if under and more else job.name
+        name = escape(job.name) + (f"\n[dim]{more}[/dim]" if under and more else "")
         made.add_row(name, *([more] if beside else []), *(cells[name] for name in shown), _said(job))
     left_out = [name for name in _NUMBERS if name not in shown]
     later = any(job.plan and _trains(job) and KNOWN_LATER in str(job.plan.estimate.steps) for job in jobs)
@@ -165,9 +166,9 @@ def _table(jobs: Sequence[Job], width: int) -> Table:
     lines += [f"ranges of steps {KNOWN_LATER}"] if later and "steps" in shown else []
     for rule in dict.fromkeys(refusal.rule for job in jobs for refusal in job.refusals):
         names = (job.name for job in jobs if rule in [refusal.rule for refusal in job.refusals])
-        lines.append(f"refused by {escape(f'[{rule}]')}: {', '.join(names)}")
+        lines.append(f"refused by [{rule}]: {', '.join(names)}")
     if lines:
-        made.caption, made.caption_justify = "\n".join(lines), "left"
+        made.caption, made.caption_justify = escape("\n".join(lines)), "left"
     return made
 
 
@@ -210,7 +211,7 @@ def _said(job: Job) -> str:
     if job.plan is None:
         return "[yellow]refused[/yellow]"  # by which rules stands below: a narrow terminal would break their names
     fits = _FITS[job.plan.estimate.memory.fits]
-    same = f"the same as {job.same}" if job.same else ""
+    same = f"the same as {escape(job.same)}" if job.same else ""
     fate = _FATES[job.fate].format(reused=escape(job.reused or ""))
     after = f"again after {' and '.join(job.after)}" if job.after and job.fate == "run" else ""
     return ", ".join(filter(None, [fits, fate, same, after])) or "fits"

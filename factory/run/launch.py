@@ -296,10 +296,10 @@ def _finish(
     code: int,
     tracker: Tracker,
     screen: Screen,
-    seen: Seen | None = None,
-    anew: Anew | None = None,
+    seen: Seen,
+    anew: Anew | None,
 ) -> int:
-    report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen or Seen())
+    report = read_json(folder.report) or _report_of_the_dead(plan, folder, code, seen)
     finished = report["status"] == "finished"
     advise = _advised if OUT_OF_MEMORY in report else for_the_rows if finished else None
     if advise:
@@ -315,13 +315,7 @@ def _finish(
     return _told(plan, folder, code, report, screen)
 
 
-def _told(
-    plan: Plan,
-    folder: RunFolder,
-    code: int,
-    report: dict[str, Any],
-    screen: Screen,
-) -> int:
+def _told(plan: Plan, folder: RunFolder, code: int, report: dict[str, Any], screen: Screen) -> int:
     """Says how it ended, and what can follow; the exit code."""
     again = _resume(folder)
     if report["status"] == "finished":

@@ -20,13 +20,9 @@ _Command = tuple[str, str]  # and what it is for
 
 def next_commands(plan: Plan, folder: RunFolder) -> str:
     """A line each, empty after a verb that nothing follows from."""
-    commands = {"train": _after_training, "export": _after_export}.get(plan.verb, _nothing)(plan, folder)
-    lines = [f"  {command}  # {purpose}" for command, purpose in commands]
+    after = {"train": _after_training, "export": _after_export}.get(plan.verb)
+    lines = [f"  {command}  # {purpose}" for command, purpose in after(plan, folder)] if after else []
     return "\n".join(["Next:", *lines]) if lines else ""
-
-
-def _nothing(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
-    yield from ()
 
 
 def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:

@@ -32,26 +32,30 @@ _INSTANTS = {
 
 
 def plan_panel(plan: Plan) -> Panel:
-    if plan.export is not None:
-        return _export_panel(plan, plan.export)
-    trains, table = plan.verb == "train", grid()
+    table = grid()
     for name, text in (
-        *_model(plan),
-        *_rows(plan),
-        *(_training(plan) if trains else ()),
-        *_evaluation(plan),
-        *_memory(plan.estimate.memory),
-        *([("time", _time(plan.estimate))] if trains else []),
-        *(("note", f"[dim]{note}[/dim]") for note in plan.notes),
+        *(_of_run(plan) if plan.export is None else _of_export(plan, plan.export)),
+        *(("note", f"[dim]{escape(note)}[/dim]") for note in plan.notes),
         *(("warning", f"[yellow]{escape(warning)}[/yellow]") for warning in plan.warnings),
     ):
         table.add_row(name, text)
     return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
 
 
+def _of_run(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield from _model(plan)
+    yield from _rows(plan)
+    if plan.verb == "train":
+        yield from _training(plan)
+    yield from _evaluation(plan)
+    yield from _memory(plan.estimate.memory)
+    if plan.verb == "train":
+        yield "time", _time(plan.estimate)
+
+
 def _model(plan: Plan) -> Iterator[tuple[str, str]]:
-    load, patch, attach, counted = plan.steps.load, plan.steps.patch, plan.steps.attach, plan.estimate.parameters
-    yield "load", f"{plan.options.get('model', '')}  {counted.total:,} parameters, {load.dtype} on {load.device}"
+    patch, attach, parameters = plan.steps.patch, plan.steps.attach, plan.estimate.parameters
+    yield "load", _loaded(plan)
     rope = f", rope {patch.rope_scaling} x {patch.rope_factor:g}" if patch.rope_scaling != "none" else ""
     recompute = ", activations recomputed" if patch.activation_checkpointing else ""
     groups = f" in groups of {patch.group_size:,} tokens" if patch.group_size else ""
@@ -60,16 +64,21 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "quantize", _quantization(plan)
     if plan.verb == "train":
         method = attach.method if attach.method in plan.own else plan.options.get("method", attach.method)
-        share = 100 * counted.trainable / counted.total
-        yield "attach", f"{method}  {counted.trainable:,} trained ({share:.2f} %), {attach.dtype}"
-        yield "", f"[dim]in {', '.join(_short(counted.trainable_by_module))}[/dim]"
-    elif load.adapter:
-        yield "attach", f"the adapter {load.adapter}"
+        share = 100 * parameters.trainable / parameters.total
+        yield "attach", f"{method}  {parameters.trainable:,} trained ({share:.2f} %), {attach.dtype}"
+        yield "", f"[dim]in {', '.join(_short(parameters.trainable_by_module))}[/dim]"
+    elif plan.steps.load.adapter:
+        yield "attach", f"the adapter {escape(plan.steps.load.adapter)}"
+
+
+def _loaded(plan: Plan) -> str:
+    load, model = plan.steps.load, escape(plan.options.get("model", ""))
+    return f"{model}  {plan.estimate.parameters.total:,} parameters, {load.dtype} on {load.device}"
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for name, source in plan.steps.align.sources.items():
-        yield "align", f"{name}  {Path(source.path).name}, format {source.format}, {_extent(source)}"
+        yield "align", f"{name}  {escape(Path(source.path).name)}, format {source.format}, {_extent(source)}"
     pack, pairs = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND == "pairs"
     alone = "answers to a prompt share it, nothing padded" if pairs else "a row each, nothing padded"
     unpacked = alone if pack.padding_free else "a row each"
@@ -93,32 +102,25 @@ def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
         yield "", f"[dim]rough: never measured with {', '.join(memory.uncalibrated)}[/dim]"
 
 
-def _export_panel(plan: Plan, export: Export) -> Panel:
-    steps, table = plan.steps, grid()
-    add, total = table.add_row, plan.estimate.parameters.total
-    add("load", f"{plan.options.get('model', '')}  {total:,} parameters, {steps.load.dtype} on {steps.load.device}")
-    if export.format != "adapter":
-        add("quantize", _quantization(plan))
+def _of_export(plan: Plan, export: Export) -> Iterator[tuple[str, str]]:
+    steps, whole = plan.steps, export.format != "adapter"
+    yield "load", _loaded(plan)
+    if whole:
+        yield "quantize", _quantization(plan)
     if (own := steps.load.own_base) is not None:
-        add("base", {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[own])
+        yield "base", {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[own]
     if steps.load.adapter:
-        add("adapter" if export.format == "adapter" else "merge", escape(steps.load.adapter))
+        yield "merge" if whole else "adapter", escape(steps.load.adapter)
     types = export.quantization or export.dtype
-    add("write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {escape(export.dir)}")
+    yield "write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {escape(export.dir)}"
     if export.register:
-        add("register", f"{escape(export.register)} in {plan.tracking.uri}")
+        yield "register", f"{escape(export.register)} in {plan.tracking.uri}"
     if export.push:
         kind = "private" if export.private else "public"
-        add("push", f"{export.push}, {kind}{'; nothing is uploaded (export.dry_run)' if export.dry_run else ''}")
-    if export.format != "adapter":
-        add(
-            "memory", f"{size(plan.estimate.memory.weights)} of weights, {size(plan.estimate.memory.capacity)} are free"
-        )
-    for note in plan.notes:
-        add("note", f"[dim]{escape(note)}[/dim]")
-    for warning in plan.warnings:
-        add("warning", f"[yellow]{escape(warning)}[/yellow]")
-    return Panel(table, title=f"plan {plan.digest()}", title_align="left", expand=False)
+        yield "push", f"{export.push}, {kind}{'; nothing is uploaded (export.dry_run)' if export.dry_run else ''}"
+    if whole:
+        memory = plan.estimate.memory
+        yield "memory", f"{size(memory.weights)} of weights, {size(memory.capacity)} are free"
 
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:

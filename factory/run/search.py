@@ -4,7 +4,7 @@ A way to hold the model is tried with each recomputation, from what was asked to
 micro-batch and the rank of the best are raised as long as they fit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log, sqrt
 from typing import Any
@@ -196,26 +196,26 @@ def _larger_batch(tried: _Tried, row: Row) -> Iterator[Row]:
     train = row.plan.steps.train
     if train.gradient_accumulation_steps > 1:
         return
-    yield from _largest(tried, row, train.batch_size, _LARGEST_BATCH, lambda number: (f"stage.batch_size={number}",))
+    yield from _largest(tried, row, "stage.batch_size", train.batch_size, _LARGEST_BATCH)
 
 
 def _higher_rank(tried: _Tried, row: Row) -> Iterator[Row]:
     if row.rank:
-        yield from _largest(tried, row, row.rank, _LARGEST_RANK, lambda number: (f"method.rank={number}",))
+        yield from _largest(tried, row, "method.rank", row.rank, _LARGEST_RANK)
 
 
-def _largest(tried: _Tried, row: Row, now: int, most: int, change: Callable[[int], Overrides]) -> Iterator[Row]:
-    """The row with the largest of the doubled numbers that fits. What two plans take tells where to look."""
+def _largest(tried: _Tried, row: Row, key: str, now: int, most: int) -> Iterator[Row]:
+    """The row with the largest of the key's doubled numbers that fits. What two plans take tells where to look."""
     numbers, needed = list[int](), row.plan.estimate.memory.total
     while now * 2 ** (len(numbers) + 1) <= most:
         numbers.append(now * 2 ** (len(numbers) + 1))
-    first = tried((*row.overrides, *change(numbers[0]))) if numbers else None
+    first = tried((*row.overrides, f"{key}={numbers[0]}")) if numbers else None
     if first is None or not first.estimate.memory.fits:
         return
     each = max(1, first.estimate.memory.total - needed) / now
     for number in reversed(numbers):
         guessed = needed + each * (number - now)
-        overrides = (*row.overrides, *change(number))
+        overrides = (*row.overrides, f"{key}={number}")
         if CLEARLY_LESS * guessed <= tried.budget and (made := tried.fitting(overrides)):
             yield Row(overrides=overrides, plan=made, way=row.way)
             return
@@ -225,10 +225,6 @@ _THEN = "then what changes less of the run, then the larger micro-batch and rank
 _ORDER = {
     True: f"by tokens a second, as runs here suggest, {_THEN}",
     False: f"by FLOPs a token, as no run was measured on this device, {_THEN}",
-}
-_HEAD = {
-    timed: ("memory", "batch", "a step", "rank", work, "add")
-    for timed, work in ((True, "tokens/s"), (False, "GFLOP/token"))
 }
 
 
@@ -244,7 +240,8 @@ def as_text(found: Found) -> str:
         *([f"Rough: memory was never measured with {', '.join(rough)}."] if rough else []),
         "",
     ]
-    cells = [_HEAD[found.timed], *(_cells(row, timed=found.timed) for row in found.rows)]
+    head = ("memory", "batch", "a step", "rank", "tokens/s" if found.timed else "GFLOP/token", "add")
+    cells = [head, *(_cells(row, timed=found.timed) for row in found.rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
     for *numbers, last in cells:
         right = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=True))

@@ -23,12 +23,13 @@ from factory.compose import sweeps
 from factory.compose.calling import hydra_main
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
 from factory.execute.context import STARTED, append
+from factory.line import spelt
 from factory.look.machine import look_at_machine
 from factory.plan import read_plan
 from factory.redact import redacted
 from factory.refusal import UserError, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, read_json, unwritable, write_whole
+from factory.run.folder import RunFolder, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder
@@ -39,7 +40,7 @@ from factory.tracking.tracker import said
 from factory.words import program
 
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
-_NO_NAME = re.compile(r"[^\w.-]+")
+_NO_NAME = re.compile(r"[^\w.-]+", re.ASCII)  # what Hydra would have quoted
 _TABLE = "table.json"  # the comparison as MLflow shows a table
 
 
@@ -100,10 +101,6 @@ def begun(
     folder: SweepFolder, common: compose.Composed, line: compose.CommandLine, before: Record | None, listed: list[Job]
 ) -> Iterator[tuple[Tracking, str | None]]:
     """The sweep's folder, claimed, with its record in it; how the jobs are tracked, and under what."""
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder.path, error) from None
     with RunFolder(folder.path).claimed():
         tracking = Tracking(**{field.name: common.tree["tracking"].get(field.name) for field in fields(Tracking)})
         parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
@@ -144,7 +141,7 @@ def beside(compile: Compile) -> Compile:
 
 def _arguments(ready: compose.Prepared, parent: str | None, folder: SweepFolder) -> list[str]:
     nested = [f"++tracking.parent_run={parent}"] if parent else []
-    return [*ready.overrides, *nested, f"hydra.sweep.dir={folder.path.as_posix()}", "--multirun"]
+    return [*ready.overrides, *nested, f"hydra.sweep.dir={spelt(folder.path.as_posix())}", "--multirun"]
 
 
 def record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None) -> Record:

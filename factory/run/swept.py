@@ -57,16 +57,16 @@ class SweepFolder:
         return any(path.is_file() for path in (self.record, self.outcomes, self.hydra))
 
     def read(self) -> Record | None:
-        tree = read_json(self.record)
-        if tree is None:
-            return None
-        jobs = [Recorded(**{**job, "overrides": tuple(job["overrides"])}) for job in tree["jobs"]]
-        return Record(
-            overrides=tuple(tree["overrides"]),
-            config_dirs=tuple(tree["config_dirs"]),
-            parent_run=tree["parent_run"],
-            jobs=tuple(jobs),
-        )
+        """None where there is none that a sweep has written."""
+        tree = read_json(self.record) or {}
+        with suppress(KeyError, TypeError):
+            return Record(
+                overrides=tuple(tree["overrides"]),
+                config_dirs=tuple(tree["config_dirs"]),
+                parent_run=tree["parent_run"],
+                jobs=tuple(Recorded(**{**job, "overrides": tuple(job["overrides"])}) for job in tree["jobs"]),
+            )
+        return None
 
     def write(self, record: Record) -> None:
         write_whole(self.record, json.dumps(to_tree(record), indent=1, ensure_ascii=False) + "\n")

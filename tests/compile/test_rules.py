@@ -547,6 +547,7 @@ TABLE = (
     row("adapter-fits", "{adapter} method=vera", "{adapter} method=qlora"),
     row("adapter-transposed", "{gpt2} method=oft method.block_size=8", "{gpt2} method=lora", "method=oft"),
     row("adapter-transposed", "{gpt2} method=loha", "{gpt2} method=vera"),
+    row("adapter-transposed", "{gpt2} method=loha method.target_modules=[attn.c_proj]", "method=loha"),
     row(
         "adapted-experts", "method=lora method.target_experts=true", "{mixtral} method=lora method.target_experts=true"
     ),

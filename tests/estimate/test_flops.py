@@ -10,6 +10,7 @@ from conftest import compiled
 from factory import registry
 from factory.architecture import architecture
 from factory.estimate import flops
+from factory.methods.parts import of_parts
 from factory.plan import Plan
 from factory.steps.attach import method_settings
 
@@ -73,3 +74,11 @@ def test_a_longer_one_has_scores_too(method: str) -> None:
     """Half of what torch counts: the scores of what lies ahead are left out."""
     longer = _counted(method, 512) - _counted(method, 8)
     assert 2 * (_estimated(method, 512) - _estimated(method, 8)) == pytest.approx(longer, rel=0.1)
+
+
+@pytest.mark.parametrize("part", ["vision", "projector"])
+def test_what_sees_learns_through_every_layer_of_the_decoder(part: str) -> None:
+    tower = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    arch = architecture({"model_type": "llava", "text_config": CONFIG, "vision_config": tower})
+    trained = of_parts(dict(arch.tensors()), (part,), arch)
+    assert flops.trained(arch, trained, 64, False) > 2 * flops.forward(arch, 64)

@@ -66,7 +66,9 @@ TABLE: tuple[tuple[str, On, tuple[On, ...]], ...] = (
     ("checkpoint-quantizer", On("", {"quant_method": "hqq"}), (On("", {"load_in_8bit": True}),)),
     ("checkpoint-quantizer", On("", {"bits": 4}), (On("", None),)),
     ("checkpoint-quantizer", On("", INT4), (On("", INT8),)),
+    ("checkpoint-quantizer", On("", {"quant_method": "torchao", "quant_type": {}}), (On("", INT8),)),
     ("checkpoint-broken", On("", {"quant_method": "gptq", "bits": 4}), (On("", GPTQ),)),
+    ("checkpoint-broken", On("", {"quant_method": "aqlm", "num_codebooks": 1}), (On("", AQLM),)),
     ("checkpoint-broken", On("", GPTQ | {"group_size": 0}), (On("", GPTQ | {"group_size": -1}),)),
     ("checkpoint-package", On("", GPTQ, without=("optimum",)), (On("", AWQ, without=("optimum",)),)),
     ("checkpoint-package", On("", AWQ, without=("gptqmodel",)), (On("", BNB, without=("gptqmodel",)),)),
@@ -134,6 +136,11 @@ def test_fires_alone(rule: str, wrong: On, legal: tuple[On, ...], folders: dict[
     assert found.machine == rule.endswith("-package")
     for on in legal:
         assert refused(on, folders) == [], on
+
+
+def test_of_an_unknown_quantizer_no_number_is_missed(folders: dict[str, Path], here: Path) -> None:
+    found = refused(On(FOUR, {"quant_method": "higgs"}), folders)
+    assert [each.rule for each in found] == ["quantized-twice", "checkpoint-quantizer"]
 
 
 def test_every_rule_is_in_the_table_and_reads_keys_that_exist() -> None:

@@ -58,6 +58,8 @@ def line(here: Path) -> Line:
         ("runs: {../one: [seed=1]}", "recipe-form", "../one cannot be a run's name"),
         ("runs: {one: {seed: 1}}", "recipe-form", "one is no list of overrides"),
         ("runs: {one: [seed]}", "recipe-form", "one is no list of overrides"),
+        ("runs: {one: }", "recipe-form", "one is no list of overrides"),
+        ("runs: {shared: [seed=1]}\nshared: 3", "recipe-form", "shared is no list of overrides"),
         ("runs: [seed=1]", "recipe-form", "runs is no {name: overrides}"),
         ("runs: {}", "recipe-form", "runs is no {name: overrides}"),
         ("runs: {one: [seed=1]}\nstage: {max_steps: 1}", "recipe-form", "beside runs its file has stage"),
@@ -84,6 +86,22 @@ def test_an_override_that_the_runs_cannot_have_is_refused(line: Line, override: 
     with pytest.raises(UserError) as refused:
         chain.links(line(text, override))
     assert [found.rule for found in refused.value.refusals] == [rule]
+
+
+def test_a_runs_name_may_be_a_number(line: Line, here: Path) -> None:
+    """And YAML has a space before its colon."""
+    text = "runs : {1: [seed=1], 2: ['model=${run:1}']}"
+    assert [(link.name, link.reads) for link in chain.links(line(text))] == [("1", {}), ("2", {"model": "1"})]
+    assert [job.name for job in chain.planned(line(text), Runs().verbs.compile)] == ["1", "2"]
+    with pytest.raises(UserError, match=r"the runs are 1, 2"):
+        chain.links(line(text, "runs.3.seed=1"))
+
+
+@pytest.mark.parametrize("folder", ["läufe", "it's, all"])
+def test_a_model_is_read_from_a_folder_of_any_name(folder: str, here: Path) -> None:
+    text = f"model.path={chain._model_of(SweepFolder(folder), 'one')}"
+    composed = compose.compose(compose.CommandLine(overrides=(text,)))
+    assert (composed.tree["model"]["path"], composed.problems) == (f"{folder}/one/model", ())
 
 
 def test_overrides_go_to_all_runs_or_to_one_and_win(line: Line) -> None:

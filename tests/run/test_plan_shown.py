@@ -52,6 +52,12 @@ def test_one_step_is_one_and_a_slow_one_is_no_standstill() -> None:
     assert "0.3 to 3 tokens/s" in text
 
 
+def test_a_list_in_a_note_is_no_markup() -> None:
+    words = ("method.target_modules=[q_proj]", "method.target_modules=[v_proj]")
+    note = " ".join(" ".join(_lines(compiled("hardware=cpu", *words, training=False))).split())
+    assert f"{words[0]} is replaced by {words[1]}, which stands after it" in note
+
+
 def _lines(made: Plan) -> list[str]:
     console = Console(width=100)
     with console.capture() as seen:

@@ -339,6 +339,33 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     assert len({job.run_dir for job in found}) == 4 and all(job.run_dir.startswith("x/") for job in found)
 
 
+@pytest.mark.parametrize("name", ["läufe", "one, two"])
+def test_a_sweeps_folder_may_have_any_name(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    line = compose.CommandLine(overrides=("seed=1,2", "tracking=none", f"hydra.sweep.dir='{name}'"), multirun=True)
+    assert sweep(line, Sweep(resume=None, reuse=False), Runs().verbs, Screen()) == 0
+    assert SweepFolder(name).names() == ["0", "1"]
+
+
+def test_a_job_may_lie_elsewhere(here: Path) -> None:
+    line = compose.parse(["-m", "seed=1,2", f"hydra.sweep.subdir={here}/else/${{hydra.job.num}}"])
+    found, known = sweeps.planned(line, compiled)
+    assert known and [job.name for job in found] == [f"{here}/else/0", f"{here}/else/1"]
+
+
+def test_a_list_in_a_jobs_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    modules = "method.target_modules=[q_proj]"
+    (job,) = jobs.compiled(composed(["refused"], "x"), "x", compiled)
+    Screen().print(jobs.Shown([replace(job, name=modules)]))
+    assert capsys.readouterr().out.count(modules) == 2
+
+
+def test_another_programs_file_is_no_sweep(here: Path) -> None:
+    (here / "sweep.json").write_text('{"program": "train.py"}')
+    with pytest.raises(UserError, match="sweep-missing"):
+        sweep(compose.parse([]), Sweep(resume=str(here), reuse=False), Runs().verbs, Screen())
+
+
 def test_a_sweeps_time_is_told_where_every_jobs_is(here: Path) -> None:
     known, other = jobs.compiled(composed(RANKS[:2], "x"), "x", compiled)
     assert known.plan is not None and "Training takes" not in jobs.summary([known, other])

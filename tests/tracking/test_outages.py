@@ -79,7 +79,7 @@ def test_what_is_missing_is_counted_told_and_sent_later(
     plan, folder, report = run(tmp_path / "run", URI)
     memory.accepts = accepts
     following = Tracker(plan, folder)
-    assert launch._finish(plan, folder, 0, following, Screen()) == 0
+    assert launch._finish(plan, folder, 0, following, Screen(), launch.Seen(), None) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"did not get {5 - accepts} of 6 records (ConnectionError: gone)" in said
     assert f"track {folder.path}" in said

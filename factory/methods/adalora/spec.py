@@ -9,24 +9,12 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, targets
+from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, over_bitsandbytes, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
-from factory.methods.lora.targets import over_bitsandbytes as trains_over
 from factory.optimizers.spec import state_bytes
 from factory.typed import key
 
-__all__ = [
-    "RULES",
-    "Settings",
-    "going_on",
-    "notes",
-    "optimizer_bytes",
-    "peft",
-    "phases",
-    "saved",
-    "trainable",
-    "trains_over",
-]
+trains_over = over_bitsandbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

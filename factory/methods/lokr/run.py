@@ -1,6 +1,3 @@
-from factory.methods.lora.run import go_on
-from factory.methods.lora.run import save as export
-from factory.methods.lora.run import wrap as attach
-from factory.optimizers.run import plain as optimizer
+from factory.methods.loha.run import attach, export, go_on, optimizer
 
 __all__ = ["attach", "export", "go_on", "optimizer"]

@@ -7,26 +7,13 @@ from typing import Any, Literal
 from factory import vocabulary
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.full.spec import optimizer_bytes
+from factory.methods.full import spec as full
 from factory.methods.lora.targets import PREFIX, Adapter, as_saved, misread, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.quantizers.spec import checkpoint_quantizer, stays_quantized
 from factory.typed import key
 
-__all__ = [
-    "RULES",
-    "Settings",
-    "notes",
-    "optimizer_bytes",
-    "peft",
-    "saved",
-    "scaling",
-    "starts_from_weights",
-    "targets",
-    "trainable",
-    "trains_over",
-]
-
+optimizer_bytes = full.optimizer_bytes
 _FROM_WEIGHTS = ("olora", "pissa", "loftq")
 # whose experts tell PEFT that their matrices lie as (experts, in, out); llama4's lie so too, and do not tell
 _SAY_TRANSPOSED = {"gpt_oss"}

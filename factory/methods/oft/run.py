@@ -1,15 +1,3 @@
-from typing import Any
-
-from factory.architecture import Architecture
-from factory.methods.lora.run import any_transposed, go_on, wrap
-from factory.methods.lora.run import save as export
-from factory.methods.oft.spec import Settings
-from factory.optimizers.run import plain as optimizer
-from factory.plan import Attach
+from factory.methods.loha.run import attach, export, go_on, optimizer
 
 __all__ = ["attach", "export", "go_on", "optimizer"]
-
-
-def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
-    turned = any_transposed(model, settings, arch)
-    return wrap(model, settings, plan, arch, fan_in_fan_out=turned)
