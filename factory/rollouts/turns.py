@@ -11,10 +11,10 @@ from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
 from factory.rewards import Reward
-from factory.rollouts import roles
 from factory.rollouts.rolled import Rolled, parts, roll
 from factory.stages.rows import rows_per_step
 from factory.steps.feed import autocast
+from factory.steps.kernels import without_dropout
 from factory.steps.pack import Dataset
 
 _RATIO_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's may differ by
@@ -72,7 +72,7 @@ def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
     train = run.plan.steps.train
     rows = slice(0, train.batch_size)
     batch = batches.collate(rolled.examples[rows], dataset.pad, run.plan.steps.load.device)
-    roles.without_dropout(model)
+    without_dropout(model)
     with autocast(run.plan):
         again, _ = sampled_log_probs(model, batch, train.own["temperature"])
     apart = float((again.detach() - rolled.log_probs[rows][rolled.mask[rows]]).abs().max())

@@ -65,11 +65,10 @@ def without_dropout(model: Any) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.eval()
-    if any("drop" in name and value for name, value in _inner(model).config.to_dict().items()):
-        return
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.training = True
+            said = vars(layer) | vars(getattr(layer, "config", layer))  # Falcon's reads its share there
+            layer.training = not any("drop" in name and value for name, value in said.items())
 
 
 def _plain() -> Contexts:
