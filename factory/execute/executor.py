@@ -10,12 +10,16 @@ from factory.plan import Plan, Verb
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`module:function` of factory.steps, called as function(run, **takes); it returns the values that it gives."""
+    """`module:function` of factory.steps, called as function(run, **takes); it returns the values that it gives.
+
+    `after` are values that it waits for and does not take: a mistake in them costs no weights.
+    """
 
     name: str
     function: str
     takes: tuple[str, ...]
     gives: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
 
 # cheapest first: a mistake in the data is found before a weight is read
@@ -27,7 +31,7 @@ STEPS: tuple[Step, ...] = (
     Step("reward", "reward:reward", ("tokenizer",), ("reward",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
-    Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
+    Step("attach", "attach:attach", ("patched", "quantization"), ("model", "arch"), after=("dataset",)),
     Step("witness", "proofs:witness", ("model", "dataset"), ("seen",)),
     Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
     Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference", "reward"), ("before",)),
@@ -59,7 +63,7 @@ EVALUATION = (
 EXPORT = (
     *(step for step in STEPS if step.name in ("load", "patch", "quantize")),
     Step("ready", "export:ready", ("config", "tokenizer"), ("ready",)),
-    Step("attach", "export:attached", ("patched", "quantization", "ready"), ("model", "arch")),
+    Step("attach", "attach:attach", ("patched", "quantization"), ("model", "arch"), after=("ready",)),
     Step("merge", "export:merge", ("model", "tokenizer"), ("merged",)),
     Step("write", "export:write", ("merged", "tokenizer", "processor", "ready"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
@@ -73,7 +77,7 @@ ADAPTER = (
 # but where no base that people have is the one that it was trained over: how far each is from it is measured
 MEASURED_ADAPTER = (
     *(step for step in EXPORT if step.name in ("load", "patch", "quantize", "ready")),
-    Step("measure", "apart:adapter", ("patched", "quantization", "ready"), ("apart",)),
+    Step("measure", "apart:adapter", ("patched", "quantization"), ("apart",), after=("ready",)),
     Step("write", "export:copy", ("tokenizer", "ready", "apart"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
@@ -88,10 +92,10 @@ def of_plan(plan: Plan) -> tuple[Step, ...]:
 
 
 def order(steps: tuple[Step, ...]) -> list[Step]:
-    """The steps so that each comes after those whose values it takes; ties keep the table's order."""
+    """The steps so that each comes after those whose values it takes or waits for; ties keep the table's order."""
     waiting, known, ordered = list(steps), set[str](), list[Step]()
     while waiting:
-        ready = next((step for step in waiting if known.issuperset(step.takes)), None)
+        ready = next((step for step in waiting if known.issuperset(step.takes + step.after)), None)
         assert ready is not None, f"no step gives what {[step.name for step in waiting]} take"
         waiting.remove(ready)
         ordered.append(ready)

@@ -61,14 +61,14 @@ def merged(run: Run, model: Any) -> str:
     return ""
 
 
-def adapter(run: Run, patched: Any, quantization: Any, ready: Any) -> dict[str, Any]:
-    """An adapter on the bases that people have, each read in its turn. Takes what is ready only to come after it."""
+def adapter(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
+    """An adapter on the bases that people have, each read in its turn."""
     own, found = _own_base(run), dict[str, dict[str, float]]()
     if own is None or not run.plan.exported.check:
         return {"apart": {"figures": found, "card": _UNKNOWN}}
     bases = {_WHOLE: None} | ({_QUANTIZED: quantization} if run.plan.steps.quantize.bits is not None else {})
     for name, held in bases.items():
-        model = attach(run, copy.deepcopy(patched), held, None)["model"]
+        model = attach(run, copy.deepcopy(patched), held)["model"]
         found[name] = moved(token_losses(run, model, list(own.ids), mixed=False), list(own.losses))
         del model
         gc.collect()

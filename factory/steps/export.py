@@ -15,7 +15,6 @@ from factory.export.tokens import tokens
 from factory.refusal import refuse
 from factory.run.folder import base_config
 from factory.steps import apart as far
-from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
 from factory.steps.proofs import UNMERGEABLE, said, token_losses
@@ -52,11 +51,6 @@ def ends(tokenizer: Any) -> list[int]:
             special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
             found |= set(after[:1]) & special
     return sorted(found)
-
-
-def attached(run: Run, patched: Any, quantization: Any, ready: Ready) -> dict[str, Any]:
-    """The model as it was trained: the base made whole, the adapter over it. Takes what is ready only to come after."""
-    return attach(run, patched, quantization, None)
 
 
 def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:

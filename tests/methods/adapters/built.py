@@ -93,7 +93,7 @@ def built(folder: Path, *overrides: str) -> Built:
     plan = compiled(f"model.path={folder}", "hardware=cpu", "tracking=none", "precision=fp32", *overrides)
     run = Run(plan=plan, folder=RunFolder(tempfile.mkdtemp()), resume_from=None, started=time.time())
     quantization = quantize(run)["quantization"]
-    given = attach(run, AutoConfig.from_pretrained(folder), quantization, None)
+    given = attach(run, AutoConfig.from_pretrained(folder), quantization)
     assert run.checks["trainable_as_planned"]["passed"]
     return Built(given["model"], method_settings(run), given["arch"], plan, folder, quantization)
 
