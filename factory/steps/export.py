@@ -17,7 +17,7 @@ from factory.run.folder import base_config
 from factory.steps import apart as far
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
-from factory.steps.proofs import UNMERGEABLE, said, token_losses
+from factory.steps.proofs import UNMERGEABLE, moved, said, token_losses
 from factory.steps.written import SCORE, Merged, Ready, as_gguf, as_hf, cast, classifier_class
 
 _MARK = "Qanswer0"
@@ -65,7 +65,7 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
         whole = model.merge_and_unload(safe_merge=True)
     except UNMERGEABLE as error:
         raise refuse("merge-differs", setting, f"it cannot be merged ({said(error).rstrip('.')})") from error
-    differ = far.most(token_losses(run, whole, ids, mixed=False), before)
+    differ = moved(token_losses(run, whole, ids, mixed=False), before)["most_nats"]
     detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
     if not differ <= HEAD_ROUNDING["float32"]:
         raise refuse("merge-differs", setting, detail)
