@@ -32,18 +32,15 @@ def updates(run: Run, dataset: Dataset, rolled: Rolled, columns: dict[str, Tenso
     `columns`, (n, ...) each, go along with the answers; those of tokens are (n, t), and `mask` says which are there.
     """
     train, device = run.plan.steps.train, run.plan.steps.load.device
-    size = train.batch_size
+    columns = {"mask": rolled.mask, **columns}
     found = list[batches.Step]()
     for _ in range(train.own["update_epochs"]):
         order = torch.randperm(len(rolled.answers)).tolist()
-        for start in range(0, len(order), size * train.gradient_accumulation_steps):
-            rows = order[start : start + size * train.gradient_accumulation_steps]
-            micro = [rows[first : first + size] for first in range(0, len(rows), size)]
+        for rows in parts(order, train.batch_size * train.gradient_accumulation_steps):
             made = [
                 batches.collate([rolled.examples[row] for row in each], dataset.pad, device)
-                | {"mask": rolled.mask[each]}
                 | {name: values[each] for name, values in columns.items()}
-                for each in micro
+                for each in parts(rows, train.batch_size)
             ]
             found.append(
                 batches.Step(

@@ -83,6 +83,3 @@ def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
         "ratio": ((log_probs.detach() - old).exp().sum(), count),
     }
     return Loss(by_policy + own["value_coefficient"] * by_value, metrics)
-
-
-__all__ = ["attach", "judged", "loss", "measure", "source"]
