@@ -131,8 +131,7 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
 
 def _read_whole(tuned: Tuned) -> bool:
     """Whether the weights are there whole beside what they are then quantized to: an adapter's start leaves them."""
-    starts = registry.hook(tuned.spec, "starts_from_weights")
-    taken = tuned.steps.load.own_base == "rebuilt" or (starts is not None and starts(tuned.method))
+    taken = tuned.steps.load.own_base == "rebuilt" or registry.starts_from_weights(tuned.spec, tuned.method)
     return taken and tuned.steps.quantize.bits is not None
 
 

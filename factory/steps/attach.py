@@ -128,8 +128,7 @@ def has_own_base(run: Run) -> bool:
 
 def starts_from_weights(run: Run) -> bool:
     """Whether the run's method takes its start out of the weights."""
-    starts = registry.hook(_spec(run), "starts_from_weights")
-    return starts is not None and starts(method_settings(run))
+    return registry.starts_from_weights(_spec(run), method_settings(run))
 
 
 def rebuilds(run: Run) -> bool:
