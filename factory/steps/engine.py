@@ -144,12 +144,12 @@ class Engine:
         """Moves the weights, and forgets the gradients."""
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def drop(self) -> None:
         """Forgets the gradients, and no weight moves."""
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def finish(self) -> None:
         for parameter in self.trained.values():  # a method's `begin_step` may have marked less
