@@ -6,6 +6,7 @@ model did.
 
 import copy
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,13 @@ def as_hf(
     if plan.check and ours is not None:
         _let_go(model)
         _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), dtype)
-    return {} if plan.scores or ours is None else moved(ours, expected)
+    if plan.scores or ours is None:
+        return {}
+    told = moved(ours, expected)
+    if not isfinite(told["mean_nats"]):
+        run.emit("note", text=f"In {dtype} the model's losses are no numbers: it was written without being compared.")
+        return {}
+    return told
 
 
 def _let_go(model: Any) -> None:
