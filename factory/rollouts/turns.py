@@ -12,6 +12,7 @@ from factory.execute.context import Run
 from factory.losses import sampled_log_probs
 from factory.rewards import Reward
 from factory.rollouts.rolled import Rolled, parts, roll
+from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
 from factory.steps.feed import autocast
 from factory.steps.kernels import without_dropout
@@ -81,12 +82,11 @@ def measure(run: Run, model: Any, dataset: Dataset, reward: Reward, name: str) -
     """Means over greedy answers to the held-out prompts: reward, KL to the reference, length, share that ended."""
     rows = [batches.examples(dataset.validation[number])[0] for number in range(len(dataset.validation))]
     rows.sort(key=lambda row: row.prompt)
-    totals, done = dict[str, float](), 0
+    found, done = Watched(), 0
     for part in parts(rows, run.plan.steps.evaluate.batch_size):
         run.stop_if_asked()
         rolled = roll(run, model, dataset, reward, part, greedy=True)
-        for key, value in rolled.watched().items():
-            totals[key] = totals.get(key, 0.0) + value * len(part)
+        found.add({key: (value * len(part), len(part)) for key, value in rolled.watched().items()})
         done += len(part)
         run.progress(name, done, len(rows))
-    return {key: value / done for key, value in totals.items() if key != "entropy"}
+    return {key: value for key, value in found.means().items() if key != "entropy"}
