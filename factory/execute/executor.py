@@ -1,7 +1,7 @@
 """Walks a plan: each step runs when what it takes is there, cheapest first; what nobody will read is dropped."""
 
-import importlib
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from factory.execute.context import Run
@@ -71,14 +71,14 @@ EXPORT = (
 # an adapter is written without its base
 ADAPTER = (
     *(step for step in EXPORT if step.name in ("load", "ready")),
-    Step("write", "export:copy", ("tokenizer", "ready"), ("written",)),
+    Step("write", "export:copy", ("tokenizer",), ("written",), after=("ready",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
 # but where no base that people have is the one that it was trained over: how far each is from it is measured
 MEASURED_ADAPTER = (
     *(step for step in EXPORT if step.name in ("load", "patch", "quantize", "ready")),
     Step("measure", "apart:adapter", ("patched", "quantization"), ("apart",), after=("ready",)),
-    Step("write", "export:copy", ("tokenizer", "ready", "apart"), ("written",)),
+    Step("write", "export:copy", ("tokenizer", "apart"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
 _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION, "export": EXPORT}
@@ -108,9 +108,8 @@ def walk(run: Run, steps: tuple[Step, ...] | None = None) -> Any:
     values: dict[str, Any] = {}
     ordered = order(steps or of_plan(run.plan))
     for number, step in enumerate(ordered):
-        module, _, function = step.function.partition(":")
         with run.step(step.name):
-            call = getattr(importlib.import_module(f"factory.steps.{module}"), function)
+            call = resolve_name(f"factory.steps.{step.function}")
             given = call(run, **{name: values[name] for name in step.takes})
         assert given.keys() == set(step.gives), f"{step.name} gave {sorted(given)}"
         values |= given

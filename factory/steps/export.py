@@ -90,7 +90,7 @@ def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes],
     return {"written": told}
 
 
-def copy(run: Run, tokenizer: Any, ready: Ready, apart: dict[str, Any] | None = None) -> dict[str, Any]:
+def copy(run: Run, tokenizer: Any, apart: dict[str, Any] | None = None) -> dict[str, Any]:
     """The adapter as PEFT reads it, with the files that its base must be read with.
 
     `apart` is what was found of one that has a base to itself on the published one.
