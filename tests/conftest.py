@@ -180,7 +180,6 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
     def execute(
         *overrides: str, folder: str = "run", resume_from: Path | None = None, plan: Plan | None = None
     ) -> Done:
-
         from known_warnings import unknown
 
         from factory.execute import executor
