@@ -131,7 +131,7 @@ def _steps(loop: Loop) -> None:
 def _step(loop: Loop, turn: Turn) -> None:
     run, plan, state = loop.run, loop.plan, loop.state
     rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, loop.total, plan.warmup_ratio)
-    loss, watched, norm = _updates(loop, turn, rate)
+    loss, watched, norm = _updates(run, loop, turn, rate)
     _add(loop, turn, loss)
     run.progress("train", state.step, loop.total)
     stopping, measured = run.asked_to_stop(), loop.due(plan.eval_steps)
@@ -223,12 +223,12 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
     return {**counts, "dropped": dropped, "not_sampled": 0, "packing_efficiency": None}
 
 
-def _updates(loop: Loop, turn: Turn, rate: float) -> tuple[float | None, dict[str, float], float]:
+def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> tuple[float | None, dict[str, float], float]:
     """The optimizer updates of a step, most often one: means of their losses and of what is watched, the last norm.
 
     The loss is None where none was finite.
     """
-    run, engine, state, step = loop.run, loop.engine, loop.state, loop.state.step + 1
+    engine, state, step = loop.engine, loop.state, loop.state.step + 1
     losses, means, norm = list[float](), Watched(), 0.0
     for number, update in enumerate(turn.updates, start=1):
         engine.begin(state.step, loop.total, rate)
