@@ -41,3 +41,9 @@ def run(kind: Kind, name: str) -> ModuleType:
 def hook(module: ModuleType, name: str, default: Any = None) -> Any:
     """What a spec or a run may have, or the default: listed in the docstrings of `methods` and `stages`."""
     return getattr(module, name, default)
+
+
+def starts_from_weights(method: ModuleType, settings: Any) -> bool:
+    """Whether a method, by its spec, takes its adapter's start out of the weights."""
+    starts = hook(method, "starts_from_weights")
+    return starts is not None and starts(settings)

@@ -180,8 +180,6 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
     def execute(
         *overrides: str, folder: str = "run", resume_from: Path | None = None, plan: Plan | None = None
     ) -> Done:
-        import time
-
         from known_warnings import unknown
 
         from factory.execute import executor
@@ -197,7 +195,7 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
         where.path.mkdir(parents=True, exist_ok=True)
         where.plan.write_text(to_yaml(plan))
         where.forget_metrics_after(last_logged(resume_from))  # as the parent does
-        run = Run(plan=plan, folder=where, resume_from=resume_from, started=time.time())
+        run = Run(plan=plan, folder=where, resume_from=resume_from)
         kept: dict[str, Any] = {}
         original = train.train
 

@@ -156,7 +156,7 @@ def outcome(row: Row, folder: Path, model: Path) -> Outcome:
         where = RunFolder(folder)
         where.path.mkdir(parents=True)
         where.plan.write_text(to_yaml(plan))
-        run = Run(plan=plan, folder=where, resume_from=None, started=time.time())
+        run = Run(plan=plan, folder=where, resume_from=None)
         with warnings.catch_warnings(), hearing(run.heard):
             warnings.simplefilter("always")
             executor.walk(run)

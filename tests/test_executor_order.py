@@ -14,7 +14,7 @@ def test_a_step_follows_its_givers() -> None:
     for steps in (STEPS, tuple(reversed(STEPS))):
         known: set[str] = set()
         for step in order(steps):
-            assert known.issuperset(step.takes), step.name
+            assert known.issuperset(step.takes + step.after), step.name
             known.update(step.gives)
         assert len(order(steps)) == len(STEPS)
 

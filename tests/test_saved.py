@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ def evaluated(*words: str, folder: str = "evaluated") -> Run:
     plan = cli._compiled(replace(composed, run_dir=folder), training=True, verb="evaluate")
     where = RunFolder(folder)
     where.path.mkdir(exist_ok=True)
-    return Run(plan=plan, folder=where, resume_from=None, started=time.time())
+    return Run(plan=plan, folder=where, resume_from=None)
 
 
 def perplexity(*words: str, folder: str = "evaluated") -> float:

@@ -1,13 +1,27 @@
 """Whether a model's files are what its config.json and the settings say: rules about what lies on the disk."""
 
 import re
+from collections.abc import Callable
 
+from factory import heads
 from factory.architecture import Shape
 from factory.compile.rule import Case, Rule
 
 
 def times(shape: Shape) -> str:
     return " x ".join(f"{number:,}" for number in shape)
+
+
+def head_fits(name: str) -> Callable[[Case], tuple[str, str] | None]:
+    """What is wrong with the file that the stage's head of this name goes on from, if there is one."""
+
+    def wrong(case: Case) -> tuple[str, str] | None:
+        found, wanted = heads.goes_on(name, case.model), case.heads[name]
+        if found is None or found[1] == wanted:
+            return None
+        return found[0], f"its {name.removesuffix('.weight')} is {times(found[1])}, {times(wanted)} is needed"
+
+    return wrong
 
 
 def _weights_fit(case: Case) -> str | None:

@@ -13,7 +13,7 @@ from factory.estimate import runtime
 from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned
-from factory.optimizers.spec import blocks, is_of_bitsandbytes, scratch, state_bytes
+from factory.optimizers.spec import PACKAGES, blocks, scratch, state_bytes
 from factory.plan import BYTES, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
@@ -123,7 +123,7 @@ def _instants(tuned: Tuned, kept: Kept, found: Step, rolled: int) -> dict[str, i
 def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     """Bytes of a process on a CPU whatever the model's size: what is imported, and buffers of kernels."""
     load, attach, train = tuned.steps.load, tuned.steps.attach, tuned.steps.train
-    theirs = stays_quantized(tuned.steps.quantize, load.config) or is_of_bitsandbytes(train.optimizer)
+    theirs = stays_quantized(tuned.steps.quantize, load.config) or train.optimizer in PACKAGES
     adapter = load.adapter is not None
     imported = runtime.resident(attach.method, tuned.arch, adapter=adapter, bitsandbytes=theirs, cuda=cuda)
     return imported + runtime.kernels(tuned.steps.patch.attention, BYTES[train.autocast or load.dtype], length)
@@ -131,8 +131,7 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
 
 def _read_whole(tuned: Tuned) -> bool:
     """Whether the weights are there whole beside what they are then quantized to: an adapter's start leaves them."""
-    starts = registry.hook(tuned.spec, "starts_from_weights")
-    taken = tuned.steps.load.own_base == "rebuilt" or (starts is not None and starts(tuned.method))
+    taken = tuned.steps.load.own_base == "rebuilt" or registry.starts_from_weights(tuned.spec, tuned.method)
     return taken and tuned.steps.quantize.bits is not None
 
 

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -62,7 +61,7 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     from factory.ranks.world import Followed, lost_another
     from factory.refusal import UserError
 
-    run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, started=time.time(), world=world)
+    run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, world=world)
     run.listen()
     try:
         ended = _walked(run)

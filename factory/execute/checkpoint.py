@@ -34,7 +34,7 @@ def save(
     state: dict[str, Any],
     *,
     keep: int | None = None,
-) -> Path:
+) -> None:
     """Saves after step `state["step"]`; older ones go when this one is whole, all but that of the step `keep`.
 
     All ranks call it. `write` puts the tensors into a folder, and `needed` are the bytes of them; rank 0 writes the
@@ -44,7 +44,7 @@ def save(
     kept = {"ranks": world.gathered(_random_state()), "scaler": scaler.state_dict()}
     number, there = world.leaders((os.getpid(), world.leads and damage(target) is None))
     if there:
-        return target
+        return
     aside, text = run.folder.checkpoints / f".{target.name}.{number}", json.dumps(state)
     try:
         if world.leads:
@@ -66,7 +66,6 @@ def save(
         _prune(run, keep)
     world.wait()  # whoever goes on finds it whole
     run.emit("saved", path=str(target), step=state["step"])
-    return target
 
 
 def _finish(run: Run, aside: Path, target: Path) -> None:
@@ -198,6 +197,12 @@ def write_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, SafetensorError)
 
 
+def refusal_of(error: Exception, path: Path) -> Exception:
+    """One of `write_errors`: a refusal where it is of the file system, else the error as it is."""
+    of_torch = isinstance(error, RuntimeError) and "inline_container" not in str(error)  # its writer of files
+    return error if of_torch else unwritable(path, error)
+
+
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Raises OSError where it cannot be written: of its library it is a bare Exception, which says no more."""
     try:
@@ -301,5 +306,4 @@ def _cannot_save(run: Run, files: int, error: Exception) -> Exception:
             f"hydra.run.dir={run.folder.path}",
             f"this checkpoint needs {size(needed)} ({needed:,} bytes), {size(free)} are free ({free:,} bytes)",
         )
-    of_torch = isinstance(error, RuntimeError) and "inline_container" not in str(error)  # its writer of files
-    return error if of_torch else unwritable(run.folder.checkpoints, error)
+    return refusal_of(error, run.folder.checkpoints)

@@ -32,7 +32,6 @@ class Run:
     plan: Plan
     folder: RunFolder
     resume_from: Path | None
-    started: float
     world: World = field(default_factory=World)
     way: Way = field(default_factory=Way)  # how the model is called
     stopping: bool = False  # asked to, of this process alone: `asked_to_stop` is of all

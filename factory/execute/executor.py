@@ -1,7 +1,7 @@
 """Walks a plan: each step runs when what it takes is there, cheapest first; what nobody will read is dropped."""
 
-import importlib
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from factory.execute.context import Run
@@ -10,12 +10,16 @@ from factory.plan import Plan, Verb
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`module:function` of factory.steps, called as function(run, **takes); it returns the values that it gives."""
+    """`module:function` of factory.steps, called as function(run, **takes); it returns the values that it gives.
+
+    `after` are values that it waits for and does not take: a mistake in them costs no weights.
+    """
 
     name: str
     function: str
     takes: tuple[str, ...]
     gives: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
 
 # cheapest first: a mistake in the data is found before a weight is read
@@ -27,7 +31,7 @@ STEPS: tuple[Step, ...] = (
     Step("reward", "reward:reward", ("tokenizer",), ("reward",)),
     Step("patch", "patch:patch", ("config",), ("patched",)),
     Step("quantize", "quantize:quantize", (), ("quantization",)),
-    Step("attach", "attach:attach", ("patched", "quantization", "dataset"), ("model", "arch")),
+    Step("attach", "attach:attach", ("patched", "quantization"), ("model", "arch"), after=("dataset",)),
     Step("witness", "proofs:witness", ("model", "dataset"), ("seen",)),
     Step("reference", "reference:reference", ("model", "dataset"), ("reference",)),
     Step("baseline", "evaluate:before", ("model", "tokenizer", "dataset", "reference", "reward"), ("before",)),
@@ -59,7 +63,7 @@ EVALUATION = (
 EXPORT = (
     *(step for step in STEPS if step.name in ("load", "patch", "quantize")),
     Step("ready", "export:ready", ("config", "tokenizer"), ("ready",)),
-    Step("attach", "export:attached", ("patched", "quantization", "ready"), ("model", "arch")),
+    Step("attach", "attach:attach", ("patched", "quantization"), ("model", "arch"), after=("ready",)),
     Step("merge", "export:merge", ("model", "tokenizer"), ("merged",)),
     Step("write", "export:write", ("merged", "tokenizer", "processor", "ready"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
@@ -67,14 +71,14 @@ EXPORT = (
 # an adapter is written without its base
 ADAPTER = (
     *(step for step in EXPORT if step.name in ("load", "ready")),
-    Step("write", "export:copy", ("tokenizer", "ready"), ("written",)),
+    Step("write", "export:copy", ("tokenizer",), ("written",), after=("ready",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
 # but where no base that people have is the one that it was trained over: how far each is from it is measured
 MEASURED_ADAPTER = (
     *(step for step in EXPORT if step.name in ("load", "patch", "quantize", "ready")),
-    Step("measure", "apart:adapter", ("patched", "quantization", "ready"), ("apart",)),
-    Step("write", "export:copy", ("tokenizer", "ready", "apart"), ("written",)),
+    Step("measure", "apart:adapter", ("patched", "quantization"), ("apart",), after=("ready",)),
+    Step("write", "export:copy", ("tokenizer", "apart"), ("written",)),
     Step("publish", "export:publish", ("written",), ("result",)),
 )
 _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION, "export": EXPORT}
@@ -88,10 +92,10 @@ def of_plan(plan: Plan) -> tuple[Step, ...]:
 
 
 def order(steps: tuple[Step, ...]) -> list[Step]:
-    """The steps so that each comes after those whose values it takes; ties keep the table's order."""
+    """The steps so that each comes after those whose values it takes or waits for; ties keep the table's order."""
     waiting, known, ordered = list(steps), set[str](), list[Step]()
     while waiting:
-        ready = next((step for step in waiting if known.issuperset(step.takes)), None)
+        ready = next((step for step in waiting if known.issuperset(step.takes + step.after)), None)
         assert ready is not None, f"no step gives what {[step.name for step in waiting]} take"
         waiting.remove(ready)
         ordered.append(ready)
@@ -104,9 +108,8 @@ def walk(run: Run, steps: tuple[Step, ...] | None = None) -> Any:
     values: dict[str, Any] = {}
     ordered = order(steps or of_plan(run.plan))
     for number, step in enumerate(ordered):
-        module, _, function = step.function.partition(":")
         with run.step(step.name):
-            call = getattr(importlib.import_module(f"factory.steps.{module}"), function)
+            call = resolve_name(f"factory.steps.{step.function}")
             given = call(run, **{name: values[name] for name in step.takes})
         assert given.keys() == set(step.gives), f"{step.name} gave {sorted(given)}"
         values |= given

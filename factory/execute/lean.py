@@ -13,19 +13,20 @@ from contextlib import contextmanager
 
 from factory import registry
 from factory.garbage import seldom_collected
-from factory.optimizers.spec import is_of_bitsandbytes
+from factory.optimizers import spec as optimizers
 from factory.plan import Plan
 from factory.quantizers.spec import checkpoint_quantizer
+from factory.ranks.spec import ZERO
 
 
 def imports(plan: Plan) -> None:
     """The libraries that every plan of its kind needs, once for the process: another plan may need what is left out."""
-    if not plan.steps.train.ranks.strategy.startswith("zero"):  # accelerate asks it when weights are saved
+    if plan.steps.train.ranks.strategy not in ZERO:  # accelerate asks it when weights are saved
         sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
     with seldom_collected():
         with _hidden("scipy"):
             importlib.import_module("transformers.modeling_utils")
-        if _is_quantized(plan) or is_of_bitsandbytes(plan.steps.train.optimizer):
+        if _is_quantized(plan) or plan.steps.train.optimizer in optimizers.PACKAGES:
             with _hidden(*(("torch._inductor.compile_fx",) if plan.steps.load.device == "cpu" else ())):
                 importlib.import_module("bitsandbytes")
         if _has_adapter(plan):

@@ -5,7 +5,6 @@ folder that `load` found.
 """
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +124,6 @@ def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: st
         plan=plan,
         folder=RunFolder("."),
         resume_from=None,
-        started=time.time(),
         engine=engine,
         adapters=adapters,
         tell=tell,

@@ -258,10 +258,8 @@ def _started(run: RunFolder) -> bool:
     except UserError:  # of another version: nobody knows
         return False
     spec = registry.spec("methods", steps.attach.method)
-    starts = registry.hook(spec, "starts_from_weights")
-    if starts is None or steps.quantize.bits is None:
-        return False
-    return starts(Reader().record(spec.Settings, steps.attach.settings))
+    settings = Reader().record(spec.Settings, steps.attach.settings)
+    return steps.quantize.bits is not None and registry.starts_from_weights(spec, settings)
 
 
 def head_shapes(folder: Path, shown: str) -> dict[str, Shape]:

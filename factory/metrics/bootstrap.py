@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Statistics = NDArray[np.float64]
+Statistics = NDArray[np.float64]  # (rows, k): sums over rows of which a metric is a function; or (k)
 _BLOCK = 4_000_000  # drawn numbers that exist at a time
 
 

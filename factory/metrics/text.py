@@ -10,9 +10,9 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Statistics = NDArray[np.float64]  # (rows, k): sums over rows of which a metric is a function
+from factory.metrics.bootstrap import Statistics
+
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CHINESE = re.compile(f"[{_HAN}]")
 _CHARACTER_OR_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")

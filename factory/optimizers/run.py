@@ -1,7 +1,7 @@
 """Optimizers by name, with their papers' constants. Weight decay is decoupled, and of matrices only."""
 
-import importlib
 from collections.abc import Callable
+from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +34,7 @@ def build(named: Named, plan: Train, arch: Architecture, ratio: Ratio = one) -> 
     return BUILDERS[plan.optimizer](named, plan, arch, ratio)
 
 
-def grouped(named: Named, weight_decay: float, ratio: Ratio = one) -> Groups:
+def grouped(named: Named, weight_decay: float, ratio: Ratio) -> Groups:
     """Parameter groups: one for each rate, matrices apart from vectors."""
     found: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in named.items():
@@ -49,8 +49,7 @@ def _of(path: str, **constants: Any) -> Builder:
     """`module:class`, imported when it is built."""
 
     def builder(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
-        module, _, name = path.partition(":")
-        optimizer = getattr(importlib.import_module(module), name)
+        optimizer = resolve_name(path)
         return optimizer(grouped(named, plan.weight_decay, ratio), lr=plan.learning_rate, **constants)
 
     return builder

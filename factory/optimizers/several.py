@@ -22,7 +22,7 @@ class Several:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -78,5 +78,5 @@ class Layerwise(Hooked):
     def step(self) -> None:
         """Everything has been stepped already."""
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         self.norms = {}

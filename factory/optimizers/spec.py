@@ -92,10 +92,6 @@ def is_hidden(tensor: str, shape: Shape, arch: Architecture) -> bool:
     return len(shape) == 2 and f"{arch.layers_at}." in tensor
 
 
-def is_of_bitsandbytes(name: str) -> bool:
-    return name.startswith("paged_") or name in _ON_CPU
-
-
 def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
     """Of tensors whose numbers are held in `size` bytes."""
     hidden = HIDDEN.get(name, STATES[name])

@@ -22,6 +22,7 @@ from factory.execute.memory import give_back
 from factory.optimizers.several import Several
 from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.ways import Way
+from factory.steps.kernels import unwrapped
 
 
 class Split(Way):
@@ -35,9 +36,8 @@ class Split(Way):
             "reshard_after_forward": given["reshard_after_forward"],
             "offload_policy": CPUOffloadPolicy() if given["offload"] == "cpu" else OffloadPolicy(),
         }
-        inner = model.get_base_model() if hasattr(model, "peft_config") else model
         for name in given["units"]:
-            fully_shard(inner.get_submodule(name), **options)
+            fully_shard(unwrapped(model).get_submodule(name), **options)
         self.root: Any = Root(model)
         fully_shard(self.root, **options)
         give_back()

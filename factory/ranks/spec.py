@@ -1,6 +1,5 @@
 """What each strategy is given, and what of a model it splits among its processes. No torch."""
 
-from collections.abc import Callable
 from typing import Any
 
 from factory.architecture import Architecture, Shape, elements
@@ -44,22 +43,22 @@ def configuration(
             "train_batch_size": batch_size * accumulation * processes,
             "gradient_clipping": max_grad_norm or 0.0,
         }
-    makers: dict[Strategy, Callable[[], dict[str, Any]]] = {
-        "none": dict,
-        "ddp": lambda: {
+    given: dict[Strategy, dict[str, Any]] = {
+        "none": {},
+        "ddp": {
             "broadcast_buffers": False,  # they are constants, and read alike by all
             "init_sync": False,  # so are the weights: a check compares them instead
             "gradient_as_bucket_view": True,
             "bucket_cap_mb": _DDP_BUCKET_MIB,
             "find_unused_parameters": unused,
         },
-        "fsdp": lambda: {
+        "fsdp": {
             "units": [f"{arch.layers_at}.{index}" for index in range(arch.layers)],
             "reshard_after_forward": True,
             "offload": "cpu" if offload else "none",
         },
     }
-    return makers[strategy]()
+    return given[strategy]
 
 
 def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape], offload: bool) -> dict[str, Any]:

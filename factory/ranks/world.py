@@ -7,7 +7,7 @@ Every call below but the properties is made by all ranks, at the same place.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -32,8 +32,8 @@ class World:
     local_rank: int = 0
     _group: Any = None
     _prompt: Any = None  # the same ranks, who do not wait long
-    _long: bool = field(default=True, repr=False)
-    _apart: bool = field(default=False, repr=False)  # within `node_leader_first`
+    _long: bool = True
+    _apart: bool = False  # within `node_leader_first`
 
     @property
     def leads(self) -> bool:

@@ -18,6 +18,7 @@ from factory.execute.memory import give_back
 from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.spec import ZERO
 from factory.ranks.ways import Way
+from factory.steps.kernels import unwrapped
 
 _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
 
@@ -107,7 +108,6 @@ def _wait_as_planned(seconds: int) -> None:
 
 def _used_from_outside(run: Run, model: Any, arch: Architecture) -> list[Any]:
     """Parameters that a loss reads without calling their module: of the language model's head, and the stage's own."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    head = inner.get_output_embeddings()
+    head = unwrapped(model).get_output_embeddings()
     own = [model.get_parameter(name) for name in heads.heads(run.plan.steps.train.stage, arch)]
     return [*(head.parameters() if head is not None else ()), *own]

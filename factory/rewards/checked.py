@@ -18,6 +18,13 @@ def scores(given: Any, count: int, setting: str, *, rule: str = "reward-values")
     if len(values) != count:
         raise refuse(rule, setting, f"it gave {len(values)} scores for {count} answers")
     for number, value in enumerate(values, start=1):
-        if not isinstance(value, Real) or not isfinite(value):
+        if not _is_finite(value):
             raise refuse(rule, setting, f"the score of answer {number} of {count} is {value!r}")
     return [float(value) for value in values]
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
@@ -37,13 +38,20 @@ def _patiently(address: str, body: bytes, timeout: float, retries: int) -> bytes
             with urlopen(request, timeout=timeout) as answer:  # noqa: S310  http(s), by the spec
                 return answer.read(_MOST)
         except HTTPError as error:
-            said = error.read(_SHOWN).decode(errors="replace").strip()
-            wrong = f"it answered {error.code} {error.reason}{': ' + said if said else ''}"
+            wrong = f"it answered {error.code} {error.reason}{_text(error)}"
             if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in _BUSY:
                 break
-        except (OSError, HTTPException) as error:  # refused, timed out, cut off
+        except (OSError, HTTPException, ValueError) as error:  # refused, timed out, cut off; no address
             wrong = f"it cannot be asked ({getattr(error, 'reason', None) or str(error) or type(error).__name__})"
     raise refuse("reward-server", f"stage.reward={address}", f"{wrong}, at try {tried + 1} of {retries + 1}")
+
+
+def _text(error: HTTPError) -> str:
+    """What the server says of it, as far as that comes."""
+    with suppress(OSError, HTTPException):
+        if said := error.read(_SHOWN).decode(errors="replace").strip():
+            return f": {said}"
+    return ""
 
 
 def _rewards(address: str, answer: bytes) -> Any:

@@ -99,13 +99,3 @@ def _marks_kept(model: Any) -> Iterator[None]:
         for parameter, trains in marks:
             if parameter.requires_grad != trains:
                 parameter.requires_grad_(trains)
-
-
-def without_dropout(model: Any) -> None:
-    """Evaluation mode in all but what decides whether activations are recomputed: it stays so for the backward pass."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True

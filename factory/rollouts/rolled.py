@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from factory.rollouts import roles
 from factory.rollouts.sample import Answer, Sampling, sample
 from factory.steps.feed import autocast
 from factory.steps.pack import Dataset
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,8 @@ def as_example(answer: Answer) -> Example:
     return Example([*answer.prompt, *answer.ids], [IGNORED] * len(answer.prompt) + answer.ids)
 
 
-def parts(examples: list[Example], size: int) -> Iterable[list[Example]]:
-    return (examples[start : start + size] for start in range(0, len(examples), size))
+def parts(items: list[Item], size: int) -> Iterable[list[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def dense(values: Tensor, mask: Tensor) -> Tensor:

@@ -49,21 +49,14 @@ def updates(stage: Settings) -> int:
     return stage.update_epochs * stage.rollout_batch_size // (stage.batch_size * stage.gradient_accumulation_steps)
 
 
-def starts_from_weights(case: Case) -> bool:
-    """Whether the trained adapter has taken its start out of the base."""
-    starts = registry.hook(registry.spec("methods", case.settings.method.name), "starts_from_weights")
-    return starts is not None and starts(case.settings.method)
-
-
 def copies_start(case: Case) -> bool:
     """Whether the reference is an adapter, a frozen copy of the trained one's start, and not the bare base."""
-    return case.model.adapter is not None or starts_from_weights(case)
+    return case.model.adapter is not None or registry.starts_from_weights(case.method_spec, case.settings.method)
 
 
 def reads_reference(case: Case) -> bool:
     """Whether the stage measures how far the policy has moved."""
-    stage = case.settings.stage
-    return registry.spec("stages", stage.name).reads_reference(asdict(stage))
+    return case.stage_spec.reads_reference(asdict(case.settings.stage))
 
 
 # --- what the plan says
@@ -103,14 +96,12 @@ def rollout_bytes(own: dict[str, Any], arch: Architecture, dtype: Dtype, prompt:
 
 def reward_bytes(case: Case, trained: Dtype, frozen: Dtype) -> int:
     """The frozen tensors beside the base: the reward model's, and of the trained adapter its start."""
-    method, reward = case.settings.method, case.facts.reward
-    total = 0
+    reward, total = case.facts.reward, 0
     if reward is not None:
         kind = frozen if reward.adapter is None else trained
         total += BYTES[kind] * sum(map(prod, reward.shapes.values())) + 4 * sum(map(prod, reward.heads.values()))
     if reads_reference(case) and copies_start(case):
-        shapes = registry.spec("methods", method.name).trainable(method, case.arch)
-        total += BYTES[trained] * sum(map(prod, shapes.values()))
+        total += BYTES[trained] * sum(map(prod, case.trained.values()))
     return total
 
 
@@ -162,24 +153,20 @@ def _reward_base(case: Case) -> str | None:
     reward = case.facts.reward
     if reward is None or reward.adapter is None:
         return None
-    spec = registry.spec("methods", case.settings.method.name)
-    peft = registry.hook(spec, "peft")
+    peft = registry.hook(case.method_spec, "peft")
     if peft is None:
         return f"it is an adapter, and method={case.settings.method.name} trains the weights that it stands on"
     if reward.adapter.started:
         return "it stands on a base of its own, quantized without its start, and the policy on another"
-    ours, theirs = peft(case.settings.method, case.arch)["peft_type"], reward.adapter.config.get("peft_type")
-    if ours != theirs:
-        return f"its adapter is of PEFT's type {theirs}, the trained one {ours}: one base cannot carry both"
-    words = [
-        said.get("trainable_token_indices") or None
-        for said in (peft(case.settings.method, case.arch), reward.adapter.config)
-    ]
-    if words[0] != words[1]:
+    ours, theirs = peft(case.settings.method, case.arch), reward.adapter.config
+    if ours["peft_type"] != (kind := theirs.get("peft_type")):
+        return f"its adapter is of PEFT's type {kind}, the trained one {ours['peft_type']}: one base cannot carry both"
+    words = "trainable_token_indices"
+    if (ours.get(words) or None) != (theirs.get(words) or None):
         return "it was trained with other new tokens"
-    if starts_from_weights(case):
+    if registry.starts_from_weights(case.method_spec, case.settings.method):
         return f"method={case.settings.options.get('method')} starts from the base's weights, and leaves it another"
-    if getattr(case.settings.method, "target_experts", False) or reward.adapter.config.get("target_parameters"):
+    if getattr(case.settings.method, "target_experts", False) or theirs.get("target_parameters"):
         return "PEFT cannot hold two adapters of stacked experts"
     if reward.base is not None and not _same_model(reward.base, case.model.fingerprint):
         return f"it was trained on another model ({reward.base}, here is {case.model.fingerprint})"
@@ -209,8 +196,7 @@ def _reward_fits(case: Case) -> str | None:
 
 
 def _reference_needs_adapter(case: Case) -> str | None:
-    spec = registry.spec("methods", case.settings.method.name)
-    whole = registry.hook(spec, "peft") is None and reads_reference(case)
+    whole = registry.hook(case.method_spec, "peft") is None and reads_reference(case)
     return f"method={case.settings.method.name} moves the base itself, and no copy of it is kept" if whole else None
 
 

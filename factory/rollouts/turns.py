@@ -11,10 +11,11 @@ from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
 from factory.rewards import Reward
-from factory.rollouts import roles
 from factory.rollouts.rolled import Rolled, parts, roll
+from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
 from factory.steps.feed import autocast
+from factory.steps.kernels import without_dropout
 from factory.steps.pack import Dataset
 
 _RATIO_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's may differ by
@@ -32,18 +33,15 @@ def updates(run: Run, dataset: Dataset, rolled: Rolled, columns: dict[str, Tenso
     `columns`, (n, ...) each, go along with the answers; those of tokens are (n, t), and `mask` says which are there.
     """
     train, device = run.plan.steps.train, run.plan.steps.load.device
-    size = train.batch_size
+    columns = {"mask": rolled.mask, **columns}
     found = list[batches.Step]()
     for _ in range(train.own["update_epochs"]):
         order = torch.randperm(len(rolled.answers)).tolist()
-        for start in range(0, len(order), size * train.gradient_accumulation_steps):
-            rows = order[start : start + size * train.gradient_accumulation_steps]
-            micro = [rows[first : first + size] for first in range(0, len(rows), size)]
+        for rows in parts(order, train.batch_size * train.gradient_accumulation_steps):
             made = [
                 batches.collate([rolled.examples[row] for row in each], dataset.pad, device)
-                | {"mask": rolled.mask[each]}
                 | {name: values[each] for name, values in columns.items()}
-                for each in micro
+                for each in parts(rows, train.batch_size)
             ]
             found.append(
                 batches.Step(
@@ -72,7 +70,7 @@ def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
     train = run.plan.steps.train
     rows = slice(0, train.batch_size)
     batch = batches.collate(rolled.examples[rows], dataset.pad, run.plan.steps.load.device)
-    roles.without_dropout(model)
+    without_dropout(model)
     with autocast(run.plan):
         again, _ = sampled_log_probs(model, batch, train.own["temperature"])
     apart = float((again.detach() - rolled.log_probs[rows][rolled.mask[rows]]).abs().max())
@@ -84,12 +82,11 @@ def measure(run: Run, model: Any, dataset: Dataset, reward: Reward, name: str) -
     """Means over greedy answers to the held-out prompts: reward, KL to the reference, length, share that ended."""
     rows = [batches.examples(dataset.validation[number])[0] for number in range(len(dataset.validation))]
     rows.sort(key=lambda row: row.prompt)
-    totals, done = dict[str, float](), 0
+    found, done = Watched(), 0
     for part in parts(rows, run.plan.steps.evaluate.batch_size):
         run.stop_if_asked()
         rolled = roll(run, model, dataset, reward, part, greedy=True)
-        for key, value in rolled.watched().items():
-            totals[key] = totals.get(key, 0.0) + value * len(part)
+        found.add({key: (value * len(part), len(part)) for key, value in rolled.watched().items()})
         done += len(part)
         run.progress(name, done, len(rows))
-    return {key: value / done for key, value in totals.items() if key != "entropy"}
+    return {key: value for key, value in found.means().items() if key != "entropy"}

@@ -11,7 +11,7 @@ from factory.own_base import OwnBase
 from factory.refusal import refuse
 from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
-from factory.steps.proofs import token_losses
+from factory.steps.proofs import moved, token_losses
 
 # mean nats a token that another base may move the losses by, by the bits of the run's own: a guard against what is
 # wrong, not a measure of how good it is
@@ -20,18 +20,6 @@ _IN_INTEGERS = ("bitsandbytes", 8)  # computes with 8-bit activations too (LLM.i
 # nats a token, on average, by which arithmetic in 16 bits alone moves losses, twice over (docs/measurements.md)
 _IN_16_BITS = 0.1
 _WHOLE, _QUANTIZED = "in full precision", "quantized"
-
-
-def moved(losses: list[float], before: list[float]) -> dict[str, float]:
-    """In nats a token: on average, and at most."""
-    apart = [abs(one - other) for one, other in zip(losses, before, strict=True)]
-    return {"mean_nats": sum(apart) / max(1, len(apart)), "most_nats": most(losses, before)}
-
-
-def most(losses: list[float], others: list[float]) -> float:
-    """The largest difference; infinite where one is no number."""
-    apart = [abs(one - other) for one, other in zip(losses, others, strict=True)]
-    return max((float("inf") if value != value else value for value in apart), default=0.0)
 
 
 def merged(run: Run, model: Any) -> str:
@@ -61,14 +49,14 @@ def merged(run: Run, model: Any) -> str:
     return ""
 
 
-def adapter(run: Run, patched: Any, quantization: Any, ready: Any) -> dict[str, Any]:
-    """An adapter on the bases that people have, each read in its turn. Takes what is ready only to come after it."""
+def adapter(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
+    """An adapter on the bases that people have, each read in its turn."""
     own, found = _own_base(run), dict[str, dict[str, float]]()
     if own is None or not run.plan.exported.check:
         return {"apart": {"figures": found, "card": _UNKNOWN}}
     bases = {_WHOLE: None} | ({_QUANTIZED: quantization} if run.plan.steps.quantize.bits is not None else {})
     for name, held in bases.items():
-        model = attach(run, copy.deepcopy(patched), held, None)["model"]
+        model = attach(run, copy.deepcopy(patched), held)["model"]
         found[name] = moved(token_losses(run, model, list(own.ids), mixed=False), list(own.losses))
         del model
         gc.collect()

@@ -15,7 +15,6 @@ from factory.quantizers.spec import stays_quantized
 from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.kernels import compile_layers, recompute, replace_kernels, replace_linears
-from factory.steps.pack import Dataset
 from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
@@ -23,8 +22,7 @@ from factory.typed import Reader
 from factory.vocabulary import as_said, grown
 
 
-def attach(run: Run, patched: Any, quantization: Any, dataset: Dataset | None = None) -> dict[str, Any]:
-    """Takes the dataset only to come after it: a mistake in the rows costs no weights."""
+def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
     import torch
 
     plan = run.plan.steps
@@ -130,8 +128,7 @@ def has_own_base(run: Run) -> bool:
 
 def starts_from_weights(run: Run) -> bool:
     """Whether the run's method takes its start out of the weights."""
-    starts = registry.hook(_spec(run), "starts_from_weights")
-    return starts is not None and starts(method_settings(run))
+    return registry.starts_from_weights(_spec(run), method_settings(run))
 
 
 def rebuilds(run: Run) -> bool:

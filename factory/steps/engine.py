@@ -1,7 +1,7 @@
 """Engine: what an optimizer update is made of, and what of it a checkpoint holds."""
 
-import importlib
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from factory import registry
@@ -27,8 +27,7 @@ _ENGINES: dict[Strategy, str] = {
 
 def engine(run: Run, model: Any, arch: Architecture) -> "Engine":
     """The one of the plan's strategy."""
-    module, _, name = _ENGINES[run.plan.steps.train.ranks.strategy].partition(":")
-    return getattr(importlib.import_module(module), name)(run, model, arch)
+    return resolve_name(_ENGINES[run.plan.steps.train.ranks.strategy])(run, model, arch)
 
 
 class Engine:
@@ -144,12 +143,12 @@ class Engine:
         """Moves the weights, and forgets the gradients."""
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def drop(self) -> None:
         """Forgets the gradients, and no weight moves."""
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def finish(self) -> None:
         for parameter in self.trained.values():  # a method's `begin_step` may have marked less

@@ -34,8 +34,7 @@ def before(
     """Measured once: a resumed run takes it from its checkpoint."""
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
-    if writes(run.plan.steps.train.stage):
-        _check_head(run, model, dataset)
+    _check_head(run, model, dataset)
     if run.plan.steps.pack.isolate_documents or run.plan.steps.pack.padding_free:
         check_isolation(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, reference, reward, "baseline")}
@@ -65,8 +64,7 @@ def after(
 
 def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
     """Of a model that is not trained here."""
-    if writes(run.plan.steps.train.stage):
-        _check_head(run, model, dataset)
+    _check_head(run, model, dataset)
     found = _measure(run, model, tokenizer, dataset, None, None, "evaluate")
     samples = [{"prompt": each["prompt"], "after": each["answer"]} for each in found.pop("samples")]
     return {"measured": {"evaluate": found, "samples": samples, "data": dataset.counts}}
@@ -217,6 +215,8 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     from factory.losses import heads_agree
 
     plan = run.plan.steps
+    if not writes(plan.train.stage):
+        return
     ids = dataset.first.ids[:_HEAD_TOKENS]
     tokens = torch.tensor([ids], device=plan.load.device)
     with torch.no_grad(), autocast(run.plan):

@@ -15,10 +15,9 @@ from factory.export.tokens import tokens
 from factory.refusal import refuse
 from factory.run.folder import base_config
 from factory.steps import apart as far
-from factory.steps.attach import attach
 from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
-from factory.steps.proofs import UNMERGEABLE, said, token_losses
+from factory.steps.proofs import UNMERGEABLE, moved, said, token_losses
 from factory.steps.written import SCORE, Merged, Ready, as_gguf, as_hf, cast, classifier_class
 
 _MARK = "Qanswer0"
@@ -54,11 +53,6 @@ def ends(tokenizer: Any) -> list[int]:
     return sorted(found)
 
 
-def attached(run: Run, patched: Any, quantization: Any, ready: Ready) -> dict[str, Any]:
-    """The model as it was trained: the base made whole, the adapter over it. Takes what is ready only to come after."""
-    return attach(run, patched, quantization, None)
-
-
 def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     """The adapter in the weights, in float32, held against that beside them. Raises UserError where they differ."""
     ids = own_base.ids(tokenizer)
@@ -71,7 +65,7 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
         whole = model.merge_and_unload(safe_merge=True)
     except UNMERGEABLE as error:
         raise refuse("merge-differs", setting, f"it cannot be merged ({said(error).rstrip('.')})") from error
-    differ = far.most(token_losses(run, whole, ids, mixed=False), before)
+    differ = moved(token_losses(run, whole, ids, mixed=False), before)["most_nats"]
     detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
     if not differ <= HEAD_ROUNDING["float32"]:
         raise refuse("merge-differs", setting, detail)
@@ -96,7 +90,7 @@ def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes],
     return {"written": told}
 
 
-def copy(run: Run, tokenizer: Any, ready: Ready, apart: dict[str, Any] | None = None) -> dict[str, Any]:
+def copy(run: Run, tokenizer: Any, apart: dict[str, Any] | None = None) -> dict[str, Any]:
     """The adapter as PEFT reads it, with the files that its base must be read with.
 
     `apart` is what was found of one that has a base to itself on the published one.

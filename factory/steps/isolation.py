@@ -52,7 +52,7 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
     together, whole = slope(found.together, 1), _gradient_norm(model)
     apart = sum(slope(part, -1) for part in found.apart)
     left = _gradient_norm(model) / whole if whole else 0.0
-    model.zero_grad(set_to_none=True)
+    model.zero_grad()
     kind = precision(plan)
     run.check(
         "packing_isolation",

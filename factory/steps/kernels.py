@@ -44,7 +44,7 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
     if not plan.patch.activation_checkpointing:
         return
     contexts = _selective if plan.patch.activation_checkpointing == "selective" else _plain
-    layers = _inner(model).get_submodule(arch.layers_at)
+    layers = unwrapped(model).get_submodule(arch.layers_at)
     turns = gives_back(plan.patch, len(layers)) if plan.load.device == "cpu" else range(0)
     options: dict[str, Any] = {"use_reentrant": False}
     if turns:
@@ -65,11 +65,10 @@ def without_dropout(model: Any) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.eval()
-    if any("drop" in name and value for name, value in _inner(model).config.to_dict().items()):
-        return
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.training = True
+            said = vars(layer) | vars(getattr(layer, "config", layer))  # Falcon's reads its share there
+            layer.training = not any("drop" in name and value for name, value in said.items())
 
 
 def _plain() -> Contexts:
@@ -115,9 +114,10 @@ def compile_layers(model: Any, plan: Patch, arch: Architecture) -> None:
     """Each decoder layer alone: of the whole model, transformers would always build the mask of packed sequences."""
     if not plan.compile:
         return
-    for layer in _inner(model).get_submodule(arch.layers_at):
+    for layer in unwrapped(model).get_submodule(arch.layers_at):
         layer.compile()
 
 
-def _inner(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
+    """The model below PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -1,6 +1,5 @@
 """Load: the model's config, tokenizer and processor. The weights are read once, in `attach`, when all is known."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     from transformers import AutoTokenizer
 
     said = _files(path, revision, ("tokenizer_config.json",))
-    if any("gguf_file" in _keys(content) for content in said.values()):  # which transformers opens, wherever it lies
+    if any("gguf_file" in _tree(content) for content in said.values()):  # which transformers opens, wherever it lies
         raise ValueError("its tokenizer_config.json names another file to read (gguf_file)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -64,7 +63,7 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     if template != "auto":
         tokenizer.chat_template = templates.read(template)
     elif not tokenizer.chat_template and (found := _files(path, revision, (_PROCESSOR_TEMPLATE,))):
-        tokenizer.chat_template = json.loads(found[_PROCESSOR_TEMPLATE])["chat_template"]
+        tokenizer.chat_template = _tree(found[_PROCESSOR_TEMPLATE]).get("chat_template")
     if tokenizer.eos_token_id is None:
         raise refuse("no-end-token", f"model.path={path}", "its tokenizer has no end-of-text token")
     if tokenizer.pad_token_id is None:
@@ -72,9 +71,9 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     return tokenizer
 
 
-def _keys(content: bytes) -> frozenset[str]:
+def _tree(content: bytes) -> dict[str, Any]:
     found = json_of(content)
-    return frozenset(found) if isinstance(found, dict) else frozenset()
+    return found if isinstance(found, dict) else {}
 
 
 def read_processor(path: str, revision: str | None) -> dict[str, bytes]:

@@ -78,13 +78,13 @@ def prove(
         return {"expected": None}
     if frozen := seen.frozen:  # else there is nothing that could have changed
         now = checksums(model, frozen)
-        moved = [name for name in frozen if now.get(name) != frozen[name]]
-        detail = f"{len(frozen) - len(moved)} of {len(frozen)} frozen tensors are as they were before the first step"
-        run.check("frozen_unchanged", not moved, detail + _named(moved))
+        other = [name for name in frozen if now.get(name) != frozen[name]]
+        detail = f"{len(frozen) - len(other)} of {len(frozen)} frozen tensors are as they were before the first step"
+        run.check("frozen_unchanged", not other, detail + _named(other))
     if reference is not None:
         run.check("reference_unchanged", *_numbers_hold(run, model, dataset, reference))
     elif seen.reference:
-        apart = _apart(_reference_losses(run, model, dataset), seen.reference)
+        apart = moved(_reference_losses(run, model, dataset), seen.reference)["most_nats"]
         detail = f"the reference's losses of single tokens have moved by {apart:.2g} nats at most"
         run.check("reference_unchanged", apart <= _REFERENCE_ROUNDING[precision(run.plan.steps)], detail)
     names = [name for name, value in model.named_parameters() if value.requires_grad]
@@ -244,17 +244,16 @@ def saved_type(run: Run, model: Any) -> Any:
 
 def read_saved(run: Run) -> Any:
     """The model of the run's folder: whole weights, or the adapter on its base, with the heads beside them."""
-    import torch
     from transformers import AutoConfig
 
     plan, folder = run.plan.steps, run.folder.model
     adapter = (folder / "adapter_config.json").is_file()
     if adapter and plan.load.source == "folder" and not Path(plan.load.path).exists():
         raise FileNotFoundError(f"its base {plan.load.path} is gone")
-    own = base_config(folder)
-    at = own.parent if own.is_file() else source.folder(run) if adapter else folder
-    revision = plan.load.revision if adapter and not own.is_file() else None
-    config = AutoConfig.from_pretrained(at, revision=revision, trust_remote_code=plan.load.trust_remote_code)
+    stretched, trust = base_config(folder), plan.load.trust_remote_code
+    at = stretched.parent if stretched.is_file() else source.folder(run) if adapter else folder
+    revision = plan.load.revision if adapter and not stretched.is_file() else None
+    config = AutoConfig.from_pretrained(at, revision=revision, trust_remote_code=trust)
     config._attn_implementation, config.use_cache = plan.patch.attention, False
     if adapter:
         from peft import PeftModel
@@ -268,16 +267,14 @@ def read_saved(run: Run) -> Any:
         if own:
             own_base.forget_the_start(model)
     else:
-        trust = plan.load.trust_remote_code
         model, info = model_class(config).from_pretrained(
             folder, config=config, dtype="auto", trust_remote_code=trust, output_loading_info=True
         )
         if info["missing_keys"]:
             raise ValueError(f"its files lack {', '.join(sorted(info['missing_keys'])[:_NAMED])}")
         replace_kernels(model, plan.patch)
-        model = model.to(plan.load.device)
     heads.load(model, folder)
-    return model.to(torch.device(plan.load.device)) if plan.quantize.bits is None else model
+    return model.to(plan.load.device) if plan.quantize.bits is None else model
 
 
 def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
@@ -293,16 +290,13 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
             value.data = value.data.to(expected.types[name])
     again = checksums(model, wrong)  # over 8-bit weights PEFT reads an adapter in float32, whatever it was saved in
     wrong = [name for name in wrong if again[name] != expected.trained[name]]
-    losses, allowed = token_losses(run, model, expected.ids), HEAD_ROUNDING[precision(run.plan.steps)]
-    if saved_type(run, model) is None:
-        apart = _apart(losses, expected.losses)
-        detail = f"losses of single tokens differ by {apart:.2g} nats at most"
-    else:  # the weights are those that were trained, rounded: it shows in some tokens more than in others
-        apart = sum(abs(one - other) for one, other in zip(losses, expected.losses, strict=True)) / max(1, len(losses))
-        detail = f"losses of single tokens differ by {apart:.2g} nats on average"
+    # weights that are those that were trained, rounded: it shows in some tokens more than in others
+    figure, how = ("most_nats", "at most") if saved_type(run, model) is None else ("mean_nats", "on average")
+    apart = moved(token_losses(run, model, expected.ids), expected.losses)[figure]
+    detail = f"losses of single tokens differ by {apart:.2g} nats {how}"
     if same:
         detail = f"{len(same) - len(wrong)} of {len(same)} trained tensors are the same, {detail}"
-    return not wrong and apart <= allowed, detail + _named(wrong)
+    return not wrong and apart <= HEAD_ROUNDING[precision(run.plan.steps)], detail + _named(wrong)
 
 
 _MERGED_TOKENS = 16
@@ -349,7 +343,7 @@ def _merged_alike(run: Run, model: Any, ids: list[int]) -> tuple[bool, str]:
     finally:
         for hook in hooks:
             hook.remove()
-    wrong = [name for name, moved in found.items() if not moved <= _MERGED_ROUNDING]
+    wrong = [name for name, share in found.items() if not share <= _MERGED_ROUNDING]
     most = max(found.values(), default=0.0, key=_nan_is_most)
     detail = f"merging moves what adapters add by {100 * most:.2g} % at most, in {len(found)} of {len(layers)} layers"
     return bool(found) and not wrong, detail + _named(wrong)
@@ -402,9 +396,10 @@ def token_losses(run: Run, model: Any, ids: list[int], *, mixed: bool = True) ->
     return losses.tolist()
 
 
-def _apart(losses: list[float], others: list[float]) -> float:
-    """The largest difference; NaN where there is one in them."""
-    return max((abs(one - other) for one, other in zip(losses, others, strict=True)), default=0.0, key=_nan_is_most)
+def moved(losses: list[float], before: list[float]) -> dict[str, float]:
+    """In nats a token: on average, and at most; NaN where there is one in them."""
+    apart = [abs(one - other) for one, other in zip(losses, before, strict=True)]
+    return {"mean_nats": sum(apart) / max(1, len(apart)), "most_nats": max(apart, default=0.0, key=_nan_is_most)}
 
 
 def _nan_is_most(value: float) -> float:

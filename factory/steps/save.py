@@ -9,10 +9,10 @@ from typing import Any
 
 from factory import heads, own_base, registry
 from factory.architecture import Architecture
-from factory.execute.checkpoint import save_tokenizer, write_errors
+from factory.execute.checkpoint import refusal_of, save_tokenizer, write_errors
 from factory.execute.context import Run
 from factory.ranks.spec import SPLIT
-from factory.run.folder import base_config, open_as, unwritable
+from factory.run.folder import base_config, open_as
 from factory.steps.attach import has_own_base, method_settings
 from factory.steps.proofs import saved_type, token_losses
 
@@ -53,8 +53,6 @@ def _adapts(model: Any) -> bool:
 
 
 def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
-    import torch
-
     beside = tuple(heads.heads(run.plan.steps.train.stage, arch))
     aside = run.folder.path / f".model.{os.getpid()}"
     try:
@@ -73,8 +71,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         else:
             model.config.use_cache = True
             state = {name: value for name, value in model.state_dict().items() if name not in beside}
-            if run.plan.steps.train.autocast is not None:
-                kept = getattr(torch, run.plan.steps.train.autocast)
+            if (kept := saved_type(run, model)) is not None:
                 cast: dict[int, Any] = {}  # tied tensors stay one
                 for name, value in state.items():  # beside the GPU's memory, which has no room for a second model
                     state[name] = cast.setdefault(value.data_ptr(), value.to("cpu", kept))
@@ -87,7 +84,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         shutil.rmtree(run.folder.model, ignore_errors=True)
         aside.rename(run.folder.model)
     except write_errors() as error:
-        raise unwritable(run.folder.model, error) from error
+        raise refusal_of(error, run.folder.model) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -15,10 +15,10 @@ from factory.benchmarks.prompts import Prompter
 from factory.evaluation import generate, harness, rows
 from factory.evaluation.generate import Answered, Prompt, Scorer
 from factory.execute.context import Run
-from factory.plan import Plan
 from factory.refusal import refuse
 from factory.steps.feed import autocast
 from factory.steps.pack import Dataset
+from factory.steps.patch import context
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
             for name, each in plan.benchmarks.items()
         ]
         tasks = _tasks(run, tokenizer)
-    context = _context(run.plan)
-    asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=context) for exam in exams)
+    room = context(run.plan.steps.patch)
+    asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=room) for exam in exams)
     if not plan.generation:
         return {"asked": Asked(asked, tasks, [], None)}
     prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples)
@@ -60,14 +60,8 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         return tokenizer.apply_chat_template(said, tokenize=False, **options)
 
-    context = _context(run.plan)
-    return harness.read(plan.harness, seed=run.plan.seed, chat=chat if plan.chat else None, context=context)
-
-
-def _context(plan: Plan) -> int:
-    """What the model reads, in tokens, its positions scaled where they are."""
-    patch = plan.steps.patch
-    return round(patch.context_length * patch.rope_factor)
+    room = context(run.plan.steps.patch)
+    return harness.read(plan.harness, seed=run.plan.seed, chat=chat if plan.chat else None, context=room)
 
 
 def score(
@@ -109,7 +103,7 @@ def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dic
             Called(text_model(model), torch.device(device), call, run.stop_if_asked),
             tokenizer,
             batch_size=plan.batch_size,
-            context=_context(run.plan),
+            context=context(run.plan.steps.patch),
             progress=partial(run.progress, rows.HARNESS),
         ),
         limit=plan.max_samples,

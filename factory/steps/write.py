@@ -10,6 +10,7 @@ from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.feed import autocast
 from factory.steps.kernels import replace_linears
+from factory.steps.patch import context
 
 
 def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
         replace_linears(model, plan.steps.patch)
     made = Embedded(
         Model(model, plan.steps.load.device, partial(autocast, plan)),
-        numbers=Numbers(asked.prefill, context(run)),
+        numbers=Numbers(asked.prefill, context(plan.steps.patch)),
         most=asked.batch,
         queue=asked.queue,
         scores=_score if plan.steps.train.stage == "rm" else None,
@@ -38,7 +39,7 @@ def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:
     plan, adapters = run.plan, dict(run.adapters)
     if plan.steps.load.adapter is not None:
         adapters[OWN] = plan.steps.load.adapter
-    made = Vllm(source.folder(run), plan, run.engine, adapters, context(run))
+    made = Vllm(source.folder(run), plan, run.engine, adapters, context(plan.steps.patch))
     return {"room": Room(plan, made, prompts(run, tokenizer, {}, ()), {}, _capacity(run))}
 
 
@@ -49,13 +50,6 @@ def _capacity(run: Opening) -> int:
 def prompts(run: Opening, tokenizer: Any, processor: Any, stops: Any) -> Prompts:
     images = image_spec(run.plan.steps.load.config.get("model_type", ""), processor, tokenizer)
     return Prompts(tokenizer, run.plan.steps.pack, images, stops)
-
-
-def context(run: Opening) -> int:
-    """Tokens of a prompt and its answer: what the positions were made for, stretched where they are."""
-    patch = run.plan.steps.patch
-    factor = patch.rope_factor if patch.rope_scaling != "none" else 1.0
-    return round(patch.context_length * factor)
 
 
 def with_adapters(model: Any, adapters: dict[str, str]) -> Any:

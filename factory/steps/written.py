@@ -6,6 +6,7 @@ model did.
 
 import copy
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from factory.export import card, gguf, spec
 from factory.export.tokens import Tokens
 from factory.refusal import refuse
 from factory.schema import Quantization
-from factory.steps import apart as far
 from factory.steps.evaluate import HEAD_ROUNDING
-from factory.steps.proofs import token_losses
+from factory.steps.proofs import moved, token_losses
 from factory.steps.quantize import held, keep_gradients
 from factory.steps.save import say_dtype
 from factory.steps.walk import model_class, outside_linears, sees
@@ -86,7 +86,13 @@ def as_hf(
     if plan.check and ours is not None:
         _let_go(model)
         _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), dtype)
-    return {} if plan.scores or ours is None else far.moved(ours, expected)
+    if plan.scores or ours is None:
+        return {}
+    told = moved(ours, expected)
+    if not isfinite(told["mean_nats"]):
+        run.emit("note", text=f"In {dtype} the model's losses are no numbers: it was written without being compared.")
+        return {}
+    return told
 
 
 def _let_go(model: Any) -> None:
@@ -127,7 +133,7 @@ def _read(run: Run, folder: Path) -> Any:
 
 
 def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str) -> None:
-    differ = far.most(ours, theirs)
+    differ = moved(ours, theirs)["most_nats"]
     what = "scores" if run.plan.exported.scores else "losses of single tokens"
     detail = f"read anew, {what} differ by {differ:.2g} at most"
     if not differ <= HEAD_ROUNDING[dtype]:
@@ -245,7 +251,7 @@ def as_gguf(
     config = merged.model.config
     _let_go(merged.model)
     again = _read_gguf(run, file, config)
-    told = far.moved(token_losses(run, again, merged.ids, mixed=False), expected)
+    told = moved(token_losses(run, again, merged.ids, mixed=False), expected)
     if plan.quantization is None:
         allowed, found = HEAD_ROUNDING[plan.dtype or "float16"], told["most_nats"]
     else:

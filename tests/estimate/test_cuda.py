@@ -137,7 +137,7 @@ def _peak(plan: Plan) -> int:
                 loss.backward()
                 del loss
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
     return counted.peak
 
 

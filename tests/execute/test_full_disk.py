@@ -95,6 +95,22 @@ def test_other_errors_are_not_called_a_full_disk(execute: Callable[..., Any], mo
         execute(*RUN)
 
 
+def test_what_fails_while_the_model_is_saved_is_told_as_what_it_is(
+    execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of memory that was not enough a run tells what to do, as `memory.is_exhausted` finds it."""
+    import torch
+
+    from factory import heads
+
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(heads, "save", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        execute(*RUN)
+
+
 def test_every_random_state_comes_back(here: Path) -> None:
     import random
 

@@ -85,7 +85,7 @@ def test_before_training_it_ends_at_once(place: str, execute: Execute, monkeypat
 
 def test_no_function_of_the_users_is_told_to_have_raised_it(here: Path) -> None:
     """In whose code a signal may come as anywhere."""
-    run = Run(plan=compiled(training=False), folder=RunFolder("run"), resume_from=None, started=0.0, at_once=True)
+    run = Run(plan=compiled(training=False), folder=RunFolder("run"), resume_from=None, at_once=True)
     run.listen()
     with pytest.raises(Interrupted):
         function.called("mine:rows", "it raised", lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,6 +1,5 @@
 """Exports within the test's own process."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def exported(*words: str) -> dict[str, Any]:
     """What the report says of it, with its checks."""
     where = RunFolder("export-run")
     where.path.mkdir(exist_ok=True)
-    run = Run(plan=planned(*words), folder=where, resume_from=None, started=time.time())
+    run = Run(plan=planned(*words), folder=where, resume_from=None)
     result = executor.walk(run)
     return {**result["export"], "checks": run.checks}
 

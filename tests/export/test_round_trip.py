@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from exporting import SHORT, exported, files, losses
+from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
-from factory.execute.report import write_report
+from factory.execute.report import as_json, write_report
 from factory.refusal import UserError
+from factory.run.folder import RunFolder
 
 Execute = Callable[..., Any]
 TEXT = "A fox and a dog: what do they say?"
@@ -173,3 +175,20 @@ def test_shards_are_as_large_as_is_said(here: Path, tiny_model: Path) -> None:
     shards = sorted(Path("out").glob("model-*.safetensors"))
     assert len(shards) > 1 and all(shard.stat().st_size < 110_000 for shard in shards)
     assert AutoModelForCausalLM.from_pretrained("out", dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_model_that_its_type_is_too_narrow_for_is_written_unchecked_and_told(execute: Execute, here: Path) -> None:
+    """The weights have a place in float16, the logits have none: there is no figure, and the report is whole."""
+    done = execute("method=full", *SHORT)
+    write_report(done.run, "finished", done.result, None)
+    file = here / "run" / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"] *= 3e4
+    save_file(weights, file, metadata={"format": "pt"})
+    asked = ("run=run", "export.dir=hf", "export.dtype=float16")
+    with pytest.raises(UserError, match=r"\[export-unfit\].*differ by nan"):
+        exported(*asked)
+    told = exported(*asked, "export.check=false")
+    assert "mean_nats" not in told and (here / "hf" / "model.safetensors").is_file()
+    assert json.loads(as_json(told)) == told
+    assert "no numbers" in RunFolder("export-run").events.read_text()

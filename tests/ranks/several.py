@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def alone(folder: Path, plan: Plan, resume: bool = False) -> Left:
     folder.mkdir(parents=True, exist_ok=True)
     where.plan.write_text(to_yaml(plan))
     start = where.checkpoint() if resume else None
-    run = Run(plan=plan, folder=where, resume_from=start, started=time.time())
+    run = Run(plan=plan, folder=where, resume_from=start)
     result = walk(run)
     (folder / "result.json").write_text(json.dumps({**result, "checks": run.checks, "memory": run.memory_by_step}))
     return Left(folder)

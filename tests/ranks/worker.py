@@ -7,7 +7,6 @@ folder/result.json.
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def work(job: dict[str, Any], world: World) -> None:
     folder = RunFolder(job["folder"])
     start = folder.checkpoint() if job.get("resume") else None
     world.wait()
-    run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=start, started=time.time(), world=world)
+    run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=start, world=world)
 
     def updates(run: Run, loop: train.Loop, *values: Any) -> Any:
         if loop.state.step + 1 == job.get("stop_at") and world.rank == job.get("stop_rank", 0):

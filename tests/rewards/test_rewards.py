@@ -1,6 +1,7 @@
 """Scores from functions, TRL and servers: what they are called with, and what is said where they fail."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ def test_what_is_named(text: str, found: Named | None) -> None:
         ([1.0, float("nan")], "the score of answer 2 of 2 is nan"),
         ([None, 1.0], "the score of answer 1 of 2 is None"),
         (["1", 1.0], "the score of answer 1 of 2 is '1'"),
+        ([1.0, 10**400], f"the score of answer 2 of 2 is 1{'0' * 400}"),
     ],
 )
 def test_scores_that_are_none(given: Any, wrong: str) -> None:
@@ -243,6 +245,30 @@ def test_a_server_that_does_not_answer_in_time(serving: Callable[..., Any], wait
     with pytest.raises(UserError, match="timed out"):
         by_server(address, {"reward_timeout": 0.2, "reward_retries": 1})(*ASKED)
     assert time.monotonic() - start < 5
+
+
+def test_a_server_that_fails_and_does_not_say_why_in_time(waits: list[float]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        held = list[socket.socket]()
+
+        def refuses() -> None:
+            for _ in range(2):
+                held.append(listening.accept()[0])
+                held[-1].recv(2**16)
+                held[-1].sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\n")
+
+        threading.Thread(target=refuses, daemon=True).start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/score"
+        with pytest.raises(UserError, match="it answered 503 Busy, at try 2 of 2"):
+            by_server(address, {"reward_timeout": 0.2, "reward_retries": 1})(*ASKED)
+        for each in held:
+            each.close()
+
+
+@pytest.mark.parametrize("address", ["http://a..b/score", "http://127.0.0.1/\u00e9", "http://[1/score"])
+def test_an_address_that_is_none(address: str, waits: list[float]) -> None:
+    with pytest.raises(UserError, match=r"it cannot be asked \(.*, at try 3 of 3"):
+        by_server(address, OWN)(*ASKED)
 
 
 def test_a_run_by_a_server(serving: Callable[..., Any], execute: Callable[..., Any]) -> None:

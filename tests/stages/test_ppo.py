@@ -42,6 +42,15 @@ def rolls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     return found
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_layer_that_drops_out_by_itself_drops_nothing_here(
+    stage: str, execute: Execute, scoring: str, here: Path
+) -> None:
+    model = tiny.save(here / "opt", model_type="opt", ffn_dim=64, word_embed_proj_dim=32, dropout=0.5)
+    done = execute(*STAGES[stage], *LORA, *ONE, f"model.path={model}", scoring)
+    assert done.run.checks["ratio_is_one"]["passed"], done.run.checks["ratio_is_one"]
+
+
 def exact(folder: Path, adapter: Path | None = None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     return model.eval() if adapter is None else PeftModel.from_pretrained(model, adapter).double().eval()

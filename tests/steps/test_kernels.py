@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,7 +73,8 @@ def test_layers_that_drop_out_by_themselves_are_kept_from_it(execute: Callable[.
     from factory.steps.kernels import without_dropout
 
     model = execute("method=full", "compute.activation_checkpointing=true", *SHORT).model
-    model.config.hidden_dropout = 0.1
+    first, second = model.model.layers
+    first.hidden_dropout, second.config = 0.1, SimpleNamespace(attention_dropout=0.1)
     without_dropout(model)
     assert not any(module.training for module in model.modules())
 

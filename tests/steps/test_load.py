@@ -17,3 +17,11 @@ def test_a_tokenizer_names_no_other_file(tiny_model: Path, tmp_path: Path) -> No
     file.write_text(json.dumps(said))
     with pytest.raises(ValueError, match="gguf_file"):
         read_tokenizer(str(copy), None, False, "auto")
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '"text"'])
+def test_a_template_file_of_another_form_has_none(content: str, tiny_model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "llama")
+    (copy / "chat_template.jinja").unlink()
+    (copy / "chat_template.json").write_text(content)
+    assert read_tokenizer(str(copy), None, False, "auto").chat_template is None

@@ -11,6 +11,7 @@ from factory.rollouts import roles, turns
 from factory.rollouts.rolled import dense, roll
 from factory.stages.loss import Loss
 from factory.steps.feed import Turn
+from factory.steps.kernels import without_dropout
 from factory.steps.pack import Dataset
 
 attach, measure = roles.attach, turns.measure
@@ -41,7 +42,7 @@ def source(
 
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Summed over the answers."""
-    roles.without_dropout(model)
+    without_dropout(model)
     log_probs, _ = sampled_log_probs(model, turns.text(batch), own["temperature"])
     mask, old, advantages = batch["mask"], batch["old"], batch["advantages"]
     new = dense(log_probs, mask)

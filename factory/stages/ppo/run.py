@@ -12,6 +12,7 @@ from factory.rollouts.rolled import Rolled, roll
 from factory.stages.loss import Loss
 from factory.stages.ppo.spec import VALUE
 from factory.steps.feed import Turn
+from factory.steps.kernels import without_dropout
 from factory.steps.pack import Dataset
 
 attach, measure = roles.attach, turns.measure
@@ -65,7 +66,7 @@ def _next(coefficient: float, watched: dict[str, float], own: dict[str, Any], sa
 
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Summed over the answers' tokens: the clipped policy's loss, and the clipped value's by its weight."""
-    roles.without_dropout(model)
+    without_dropout(model)
     log_probs, states = sampled_log_probs(model, turns.text(batch), own["temperature"], states=True)
     assert states is not None
     values = heads.apply(model, VALUE, states)[:, 0]
@@ -82,6 +83,3 @@ def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
         "ratio": ((log_probs.detach() - old).exp().sum(), count),
     }
     return Loss(by_policy + own["value_coefficient"] * by_value, metrics)
-
-
-__all__ = ["attach", "judged", "loss", "measure", "source"]

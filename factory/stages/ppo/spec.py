@@ -9,7 +9,7 @@ from typing import Any
 from factory import heads as saved
 from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.files import times
+from factory.compile.files import head_fits
 from factory.compile.rule import Case, Rule
 from factory.data.record import Kind
 from factory.rollouts import spec as rollouts
@@ -61,15 +61,8 @@ def _target(case: Case) -> str | None:
     return "the coefficient starts at 0 and stays there" if stage.kl_target and not stage.kl_coefficient else None
 
 
-def _value_head(case: Case) -> tuple[str, str] | None:
-    found, wanted = saved.goes_on(VALUE, case.model), heads(case.arch)[VALUE]
-    if found is None or found[1] == wanted:
-        return None
-    return found[0], f"its value_head is {times(found[1])}, {times(wanted)} is needed"
-
-
 RULES = (
     *rollouts.RULES,
     Rule("kl-target", _target),
-    Rule("value-head", _value_head),
+    Rule("value-head", head_fits(VALUE)),
 )

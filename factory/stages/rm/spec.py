@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from factory import heads as saved
 from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.files import times
+from factory.compile.files import head_fits
 from factory.compile.rule import Case, Rule
 from factory.data.record import Kind
 from factory.stages.loss import Unit
@@ -36,14 +36,7 @@ def _answers_asked(case: Case) -> str | None:
     return "it trains a score and writes nothing" if asked else None
 
 
-def _score_head(case: Case) -> tuple[str, str] | None:
-    found, wanted = saved.goes_on(SCORE, case.model), heads(case.arch)[SCORE]
-    if found is None or found[1] == wanted:
-        return None
-    return found[0], f"its score_head is {times(found[1])}, {times(wanted)} is needed"
-
-
 RULES = (
     Rule("answers-of-a-score", _answers_asked),
-    Rule("score-head", _score_head),
+    Rule("score-head", head_fits(SCORE)),
 )

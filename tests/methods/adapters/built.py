@@ -1,7 +1,6 @@
 """A method's model as the executor attaches it, trained for a step or two by hand, and read back as others read it."""
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -91,9 +90,9 @@ def built(folder: Path, *overrides: str) -> Built:
     from transformers import AutoConfig
 
     plan = compiled(f"model.path={folder}", "hardware=cpu", "tracking=none", "precision=fp32", *overrides)
-    run = Run(plan=plan, folder=RunFolder(tempfile.mkdtemp()), resume_from=None, started=time.time())
+    run = Run(plan=plan, folder=RunFolder(tempfile.mkdtemp()), resume_from=None)
     quantization = quantize(run)["quantization"]
-    given = attach(run, AutoConfig.from_pretrained(folder), quantization, None)
+    given = attach(run, AutoConfig.from_pretrained(folder), quantization)
     assert run.checks["trainable_as_planned"]["passed"]
     return Built(given["model"], method_settings(run), given["arch"], plan, folder, quantization)
 
