@@ -11,6 +11,7 @@ from typing import Any
 
 from factory.anew import Anew
 from factory.line import Overrides, changed, name_of
+from factory.look.model import local
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, refusal
 from factory.run.advice import cheapest
@@ -89,7 +90,7 @@ class Planner:
             return False  # what stands there is known when it is too late
         if not value.startswith(("/", "~")) and ".." not in value:
             return True
-        place = Path(value).expanduser().resolve()
+        place = local(value).resolve()
         return any(place.is_relative_to(folder) for folder in self._folders)
 
     def fixes(self, planned: Planned, problem: Refusal) -> list[Overrides]:
