@@ -72,10 +72,9 @@ class Children:
     def served(self, words: tuple[str, ...]) -> Server:
         """`factory serve` of these words, started where it is not there. Raises RuntimeError with what it said."""
         with self._starting:
-            known = self._servers.get(words)
-            if known is not None and known.process.poll() is None:
-                return known
-            made = self._servers[words] = self._serve(words)
+            made = self._servers.get(words)
+            if made is None or made.process.poll() is not None:
+                made = self._servers[words] = self._serve(words)
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             if made.process.poll() is not None:
