@@ -74,7 +74,7 @@ def append(file: Path, rows: list[Row]) -> None:
     """All in one write, so that a kill leaves none of them or a last one that `read` leaves out. Raises UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab", buffering=0) as opened:
+        with file.open("ab") as opened:
             opened.write(_lines(rows).encode())
     except OSError as error:
         raise unwritable(file, error) from None

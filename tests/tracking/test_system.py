@@ -1,13 +1,20 @@
 """The machine is looked at while a run goes on, under the names that MLflow's own page of them reads."""
 
+import resource
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from factory.evaluation import rows
+from factory.execute.context import append
+from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.tracking import system
+from factory.tracking.delivery import Growing
 from factory.tracking.ledger import whole_lines
 from factory.tracking.system import Sampler, looking
 
@@ -57,3 +64,22 @@ def test_a_full_disk_ends_the_looking(tmp_path: Path) -> None:
     with Sampler(folder, 0.01) as sampler:
         sampler._thread.join(5)
         assert not sampler._thread.is_alive()
+
+
+@pytest.mark.parametrize("write", [lambda file, line: append(file, line), lambda file, line: rows.append(file, [line])])
+def test_a_line_that_a_full_disk_cuts_short_is_told_and_passed_over(
+    write: Callable[[Path, dict[str, Any]], None], tmp_path: Path
+) -> None:
+    folder, line = RunFolder(tmp_path), {"time": 1.0, "values": {"system/x": 1.0}}
+    write(folder.system, line)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folder.system.stat().st_size + 9, before[1]))  # the system writes a part
+    try:
+        with pytest.raises(UserError):
+            write(folder.system, line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for _ in range(2):  # the disk has room again: the run was resumed
+        write(folder.system, line)
+    assert folder.system.read_bytes().count(b"\n") == 3
+    assert whole_lines(folder.system) == Growing(folder.system).lines() == [line, line]
