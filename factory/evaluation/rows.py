@@ -87,17 +87,6 @@ def ids(samples: Samples) -> list[str]:
     return [f"{source}:{row}" for (source, row), *_ in map(samples.origins, range(len(samples)))]
 
 
-def scores(run: Path | str) -> dict[str, dict[str, float]]:
-    """{score: {row's id: number}} of a run's folder; empty where nothing was measured row by row."""
-    found: dict[str, dict[str, float]] = {}
-    for file in sorted(RunFolder(run).evaluation.glob("*.jsonl")):
-        suffix = "_before" if file.stem == PERPLEXITY_BEFORE else ""
-        for row in read(file):
-            for name, value in row["scores"].items():
-                found.setdefault(name + suffix, {})[row["id"]] = value
-    return found
-
-
 _CHANCE = 0.05  # of intervals that hold a difference 95 times of 100
 
 
