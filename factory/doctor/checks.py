@@ -28,7 +28,7 @@ _HUB_WAIT = 2.5  # seconds
 _IMPORT_WAIT = 120  # seconds
 _LOW_DISK = 5 * 2**30  # bytes: a converted 1B model with its checkpoints
 # the module of a distribution, where it has another name
-_MODULES = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "liger-kernel": "liger_kernel"}
+_MODULES = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml"}
 # of these the import alone takes seconds: doctor.imports=all tries them
 _SLOW = ("accelerate", "bitsandbytes", "datasets", "mlflow", "peft")
 # what an extra is for; one without an entry shows its packages

@@ -51,7 +51,7 @@ def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str
     made.post("/v1/completions")(partial_of(_complete, desk, metrics, wire.CompletionRequest))
     made.post("/v1/embeddings")(partial_of(_embed, desk, metrics, wire.EmbeddingRequest))
     made.post("/v1/score")(partial_of(_score, desk, metrics, wire.ScoreRequest))
-    metrics.know(str(route.path) for route in made.routes if hasattr(route, "path"))  # type: ignore[attr-defined]
+    metrics.know(_addresses(made))
     return Guard(made, key, serve.max_body, metrics.count)
 
 
