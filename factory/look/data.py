@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from factory import registry
-from factory.data import formats, read
+from factory.data import formats, function, hub, read
 from factory.data.formats import FORMATS, BadRow, Record
 from factory.data.read import Broken, Row
 from factory.data.read.wrong import rows_below, wrapped
@@ -107,8 +107,6 @@ def _refuse_unknown(rule: str, setting: str, names: Iterable[str], known: Iterab
 
 def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
     """What the option says: a plan needs no network."""
-    from factory.data import hub
-
     assert source.path is not None
     hub.check_id(source.path, setting)
     if source.format == "auto":
@@ -195,8 +193,6 @@ def _count(sizes: dict[Path, int]) -> tuple[int, bool]:
 
 def _look_at_function(given: str, said: int | None) -> _Found:
     """`said`: how many rows the settings say that it gives."""
-    from factory.data import function
-
     found = function.look(given)
     seen = _walk(found.rows, sys.maxsize)
     rows = found.total if found.total is not None else said or UNKNOWN

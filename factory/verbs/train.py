@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from factory import compose, schema
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
+from factory.execute.verify import verify
 from factory.look.machine import look_at_machine
 from factory.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
 from factory.ranks.outer import refuse_outer, run_as_rank
@@ -198,8 +199,6 @@ def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
 
 def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | None) -> int:
     """Launches a plan that was not compiled just now, if what it was made from is still so."""
-    from factory.execute.verify import verify
-
     verify(made)
     return _launch(made, folder, start, Anew(made.config_dirs))
 
