@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import DynamicCache
 
 from factory.inference.draw import Drawer, draw
-from factory.inference.scheduler import Lane, Scheduled, Scheduler
+from factory.inference.scheduler import Lane, Scheduled, Scheduler, T
 from factory.inference.slots import Slots
 from factory.inference.types import Done, Request, Ticket, Token, Unable, failed
-from factory.losses import text_model
+from factory.losses import decoder, text_model
 
 _log = logging.getLogger(__name__)
 _KEPT_PREFIX = 16  # tokens that two prompts must share before what was read of the first is used again
@@ -105,9 +106,7 @@ class Model:
     def states(self, ids: Tensor) -> Tensor:
         """The last states of one row: (tokens, width)."""
         with torch.no_grad(), self._autocast():
-            # as the losses find it (factory/losses.py)
-            decoder = self.inner.base_model if self.inner.base_model is not self.inner else self.inner.model
-            return decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state[0]
+            return decoder(self.inner)(input_ids=ids.to(self.device), use_cache=False).last_hidden_state[0]
 
 
 class Together:
@@ -322,24 +321,19 @@ class Embedded(Scheduled):
         return self._lanes[request.adapter]
 
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
-        return [self._embedded(row, adapter) for row in rows]
+        def embedded(ids: Tensor) -> list[float]:
+            return normalize(self.model.states(ids).float().mean(0), dim=0).tolist()
 
-    def _embedded(self, row: Sequence[int], adapter: str | None) -> list[float]:
-        def made() -> list[float]:
-            self.model.use(adapter)
-            states = self.model.states(torch.tensor([list(row)])).float().mean(0)
-            return (states / states.norm().clamp_min(1e-12)).tolist()
-
-        return self._scheduler.call(made)
+        return [self._of_row(embedded, row, adapter) for row in rows]
 
     def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
-        if self.scores is None:
+        if (scores := self.scores) is None:
             raise Unable
-        return [self._scored(self.scores, row, adapter) for row in rows]
+        return [self._of_row(lambda ids: scores(self.model, ids), row, adapter) for row in rows]
 
-    def _scored(self, scores: Callable[[Any, Tensor], float], row: Sequence[int], adapter: str | None) -> float:
-        def made() -> float:
+    def _of_row(self, work: Callable[[Tensor], T], row: Sequence[int], adapter: str | None) -> T:
+        def made() -> T:
             self.model.use(adapter)
-            return scores(self.model, torch.tensor([list(row)]))
+            return work(torch.tensor([list(row)]))
 
         return self._scheduler.call(made)
