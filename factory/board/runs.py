@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from factory.board.children import spawned
 from factory.line import Overrides
 from factory.parsed import yaml_of
 from factory.run.folder import RunFolder, is_held, read_json, write_whole
@@ -191,16 +191,8 @@ class Runs:
 
     def _spawn(self, entry: dict[str, Any]) -> None:
         folder = entry["folder"]
-        with self._printed(folder).open("wb") as out:
-            self._children[folder] = subprocess.Popen(  # noqa: S603  this program, no shell
-                [sys.executable, "-m", "factory", *entry["words"]],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # it outlives the server
-                env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
-            )
-        write_whole(self._own / "last.json", json.dumps({"folder": folder, "process": self._children[folder].pid}))
+        made = self._children[folder] = spawned(entry["words"], self._printed(folder), outlive=True)
+        write_whole(self._own / "last.json", json.dumps({"folder": folder, "process": made.pid}))
 
     def _own_alive(self) -> bool:
         """Whether what a server before this one started still runs."""

@@ -58,7 +58,7 @@ def test_whoever_asks_for_a_server_waits_until_it_answers(tmp_path: Path, monkey
         started.append(words)
         return subprocess.Popen([sys.executable, "-c", SERVES, words[-1].partition("=")[2]])
 
-    monkeypatch.setattr(children, "_spawned", spawned)
+    monkeypatch.setattr(children, "spawned", spawned)
     made = children.Children(tmp_path)
 
     def answers(_: int) -> int:
