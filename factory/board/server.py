@@ -17,7 +17,7 @@ from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
 from factory.redact import without_secrets
-from factory.refusal import UserError, refuse
+from factory.refusal import refuse
 from factory.run.folder import unwritable
 from factory.schema import Board
 
@@ -74,7 +74,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise _taken(board, error) from None
+        raise refuse("board-port", f"board.port={board.port}", f"nothing can listen there ({error})") from None
     print(f"Factory's page is at {blocks.local_url}  (Ctrl-C stops the page; runs go on)", flush=True)
     blocks.block_thread()
 
@@ -114,7 +114,3 @@ def _redact_errors() -> None:
 
 def _knows(password: str, given: str) -> bool:
     return hmac.compare_digest(given.encode(), password.encode())
-
-
-def _taken(board: Board, error: OSError) -> UserError:
-    return refuse("board-port", f"board.port={board.port}", f"nothing can listen there ({error})")
