@@ -4,8 +4,9 @@ One thing differs. In training the text of a special token in a message becomes 
 a client sends must never end a turn or begin one, so here it stays a text.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -61,7 +62,8 @@ class Prompts:
     def chat(self, conversation: Conversation) -> list[int]:
         """What the model is given to answer. Raises BadRow with what the chat template does not take."""
         record = _record(conversation)
-        mark = next((each for each in _MARKS if not _holds(record, each)), None)
+        texts = json.dumps([*record.prompt, *record.tools], ensure_ascii=False)
+        mark = next((each for each in _MARKS if each not in texts), None)
         if mark is None:
             raise BadRow("the texts have too many private-use characters")
         return self._spec.encoder.prompt(self._guarded(conversation, mark), mark)
@@ -178,19 +180,3 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list | tuple):
         return [_each_text(item, change) for item in value]
     return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield str(name)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _holds(record: Record, mark: str) -> bool:
-    return any(mark in text for text in _texts([*record.prompt, *record.tools]))
