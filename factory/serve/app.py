@@ -17,14 +17,13 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from factory import __version__, schema
-from factory.data.record import BadRow
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
 from factory.inference.types import Overloaded, Stopping, Unable
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
-from factory.serve.asked import Desk
+from factory.serve.asked import Desk, rendered
 from factory.serve.guard import Guard
 from factory.serve.images import Fetcher
 from factory.serve.metrics import Metrics
@@ -166,7 +165,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
     desk.adapter(asked.model)
     tools = [] if asked.tool_choice == "none" else asked.tools or []
     conversation = await desk.conversation(asked.messages, tools)
-    ids = await _apart(desk, desk.ids_of, conversation)
+    ids = await _apart(desk, rendered, room.prompts.chat, conversation)
     begun = _begun_call(desk, asked)
     if begun:
         ids = [*ids, *room.prompts.tokenizer(begun, add_special_tokens=False)["input_ids"]]
@@ -282,18 +281,11 @@ async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request
         conversation = await desk.conversation(messages)  # type: ignore[arg-type]
         if conversation.messages[-1]["role"] != "assistant":
             raise errors.bad("A conversation that is scored ends with an answer of the assistant.", "messages")
-        rows.append(await _apart(desk, _answered, desk, conversation))
+        rows.append(await _apart(desk, rendered, desk.room.prompts.answered, conversation))
         desk.fits(rows[-1], "messages", 0)
     found = await _of_engine(desk.room.engine.score, rows, adapter)
     data = [{"object": "score", "index": at, "score": each} for at, each in enumerate(found)]
     return _listed(asked.model, data, rows)
-
-
-def _answered(desk: Desk, conversation: Any) -> list[int]:
-    try:
-        return desk.room.prompts.answered(conversation)
-    except BadRow as error:
-        raise errors.bad(f"The messages cannot be rendered: {error}.", "messages") from None
 
 
 def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]]) -> Response:
