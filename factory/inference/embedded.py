@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers import DynamicCache
 from factory.inference.draw import Drawer, draw
 from factory.inference.scheduler import Lane, Scheduled, Scheduler, T
 from factory.inference.slots import Slots
-from factory.inference.types import Done, Request, Ticket, Token, Unable, failed
+from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable, failed
 from factory.losses import decoder, text_model
 
 _log = logging.getLogger(__name__)
@@ -294,13 +295,13 @@ class Alone:
 
 @dataclass(slots=True)
 class Embedded(Scheduled):
-    """The engine. `scores` gives a reward model's scores of a row of tokens, where it is one."""
+    """The engine. `scores` gives a reward model's score of inputs beside a row of tokens, where it is one."""
 
     model: Model
     numbers: Numbers
     most: int
     queue: int
-    scores: Callable[[Any, Tensor], float] | None = None
+    scores: Callable[[Any, dict[str, Any], Tensor], float] | None = None
     _lanes: dict[str | None, Lane] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -326,10 +327,10 @@ class Embedded(Scheduled):
 
         return [self._of_row(embedded, row, adapter) for row in rows]
 
-    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
-        if (scores := self.scores) is None:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
+        if self.scores is None:
             raise Unable
-        return [self._of_row(lambda ids: scores(self.model, ids), row, adapter) for row in rows]
+        return [self._of_row(partial(self.scores, self.model, inputs), row, adapter) for row, inputs in rows]
 
     def _of_row(self, work: Callable[[Tensor], T], row: Sequence[int], adapter: str | None) -> T:
         def made() -> T:

@@ -136,6 +136,9 @@ class Load:
     prompt_tokens: int
 
 
+Seen = tuple[Sequence[int], dict[str, Any]]  # a row of tokens, and a processor's tensors beside it
+
+
 class Engine(Protocol):
     """`context`: the most tokens of a prompt and its answer. `grammars`: whether it asks `Request.allowed`."""
 
@@ -159,7 +162,7 @@ class Engine(Protocol):
         """Of each row of tokens the mean of its last states, of length 1. Raises Unable."""
         ...
 
-    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
         """Of each row the reward model's score at its last token. Raises Unable."""
         ...
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import schema
 from factory.inference.scheduler import Lane, Scheduled, Scheduler
-from factory.inference.types import Done, Request, Ticket, Token, Unable
+from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable
 from factory.look.model import look_at_adapter
 from factory.plan import Plan
 from factory.refusal import first_line, refuse
@@ -130,7 +130,7 @@ class Vllm(Scheduled):
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
         raise Unable
 
-    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
         raise Unable
 
 

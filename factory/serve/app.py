@@ -20,7 +20,7 @@ from factory import __version__, schema
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
-from factory.inference.types import Overloaded, Stopping, Unable
+from factory.inference.types import Overloaded, Seen, Stopping, Unable
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
 from factory.serve.asked import Desk, rendered
@@ -276,14 +276,15 @@ def _coded(asked: wire.EmbeddingRequest, values: list[float]) -> Any:
 async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request: Request) -> Response:
     adapter = desk.adapter(asked.model)
     several = asked.messages if isinstance(asked.messages[0], list) else [asked.messages]
-    rows = list[list[int]]()
+    rows, seen = list[list[int]](), list[Seen]()
     for messages in several:
         conversation = await desk.conversation(messages)  # type: ignore[arg-type]
         if conversation.messages[-1]["role"] != "assistant":
             raise errors.bad("A conversation that is scored ends with an answer of the assistant.", "messages")
         rows.append(await _apart(desk, rendered, desk.room.prompts.answered, conversation))
         desk.fits(rows[-1], "messages", 0)
-    found = await _of_engine(desk.room.engine.score, rows, adapter)
+        seen.append((rows[-1], await _apart(desk, desk.room.prompts.inputs, rows[-1], conversation.images)))
+    found = await _of_engine(desk.room.engine.score, seen, adapter)
     data = [{"object": "score", "index": at, "score": each} for at, each in enumerate(found)]
     return _listed(asked.model, data, rows)
 
@@ -294,7 +295,7 @@ def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]
     return errors.Json({"object": "list", "data": data, "model": model, "usage": told})
 
 
-async def _of_engine(work: Callable[..., Any], rows: Sequence[Sequence[int]], adapter: str | None) -> Any:
+async def _of_engine(work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> Any:
     try:
         return await asyncio.to_thread(work, rows, adapter)
     except Unable:
