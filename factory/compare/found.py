@@ -12,7 +12,7 @@ from factory.compare.runs import Run, Status
 from factory.execute.__main__ import REFUSED
 from factory.plan import read_plan
 from factory.refusal import UserError, first_line, refuse
-from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
+from factory.run.folder import RunFolder, is_mlflow_id, is_no_store, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
 from factory.schema import Tracking
 
@@ -167,7 +167,7 @@ def _is_ours(made: Any) -> bool:
 
 def _client(tracking: Tracking, setting: str) -> Any:
     uri = tracking.mlflow
-    if uri is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()):
+    if uri is None or is_no_store(uri):
         raise refuse("compare-tracking", setting, f"there is no tracking at tracking.uri={uri or 'null'}")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from factory.tracking.to_mlflow import connect
