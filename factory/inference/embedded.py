@@ -303,6 +303,7 @@ class Embedded(Scheduled):
     queue: int
     scores: Callable[[Any, dict[str, Any], Tensor], float] | None = None
     _lanes: dict[str | None, Lane] = field(default_factory=dict)
+    grammars = True
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self._lane, lambda: list(self._lanes.values()), self.most, self.queue)
@@ -310,10 +311,6 @@ class Embedded(Scheduled):
     @property
     def context(self) -> int:
         return self.numbers.context
-
-    @property
-    def grammars(self) -> bool:
-        return True
 
     def _lane(self, request: Request) -> Lane:
         kind = Together if self.model.side_by_side else Alone
