@@ -11,9 +11,9 @@ import pytest
 
 from factory.evaluation import rows
 from factory.execute.context import append
+from factory.look import machine
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
-from factory.tracking import system
 from factory.tracking.delivery import Growing
 from factory.tracking.ledger import whole_lines
 from factory.tracking.system import Sampler, looking
@@ -39,9 +39,8 @@ def test_a_line_every_so_often(tmp_path: Path) -> None:
 
 def test_nvidias_cards_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a card does not tell is left out; a driver that fails stops nothing."""
-    monkeypatch.setattr(system.shutil, "which", lambda name: f"/usr/bin/{name}")
     done = subprocess.CompletedProcess([], 0, stdout=SAID)
-    monkeypatch.setattr(system.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     found = {name: value for name, value in looking()().items() if "gpu" in name}
     assert found == {
         "system/gpu_0_utilization_percentage": 93.0,
@@ -55,7 +54,7 @@ def test_nvidias_cards_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("nvidia-smi", 20)
 
-    monkeypatch.setattr(system.subprocess, "run", fails)
+    monkeypatch.setattr(machine.subprocess, "run", fails)
     assert not [name for name in looking()() if "gpu" in name]
 
 
