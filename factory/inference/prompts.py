@@ -90,32 +90,32 @@ class Prompts:
         return self.pictures.inputs([tuple(images)], np.array([list(ids)]))
 
     @cached_property
-    def _ending(self) -> tuple[int | None, str | None]:
+    def _ending(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """What ends an answer in training: a token of its own, or else a text that the tokenizer spells in pieces."""
         answer = "It is one."
         if not self.chats:
-            return None, None
+            return (), ()
         said: tuple[Message, ...] = ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": answer})
         record = _record(Conversation(messages=said))
         (row,) = self._spec.encoder.encode([record])
         if isinstance(row, BadRow):
-            return None, None
+            return (), ()
         last = row.tokens.ids[row.tokens.spans[-1][1] - 1]
         if last in self.tokenizer.all_special_ids or last in self.tokenizer.added_tokens_decoder:
-            return last, None
+            return (last,), ()
         rendered = self._spec.encoder.renderer(record).render(record.prompt, ())
         end = rendered.text[rendered.answers[-1].start : rendered.answers[-1].end].partition(answer)[2].strip()
-        return None, end or None
+        return (), (end,) if end else ()
 
     @cached_property
     def stops(self) -> frozenset[int]:
         """Tokens that end an answer: the end of text, and training's own."""
-        return frozenset({self.tokenizer.eos_token_id, *self._more_stops, *filter(None, self._ending[:1])})
+        return frozenset({self.tokenizer.eos_token_id, *self._more_stops, *self._ending[0]})
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
         """Texts that do, of a template whose end of turn is no token."""
-        return tuple(filter(None, self._ending[1:]))
+        return self._ending[1]
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
