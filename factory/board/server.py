@@ -20,17 +20,17 @@ from factory.redact import without_secrets
 from factory.refusal import refuse
 from factory.run.folder import unwritable
 from factory.schema import Board
+from factory.serve.guard import is_own
 
 PASSWORD = "FACTORY_BOARD_PASSWORD"  # noqa: S105  a variable's name
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 _OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
 
 
 def check(board: Board) -> str | None:
     """The password. Raises UserError where the address needs one."""
     password = board.password or os.environ.get(PASSWORD)
-    if password is None and (board.host not in _LOCAL or board.share):
-        what = f"board.host={board.host}" if board.host not in _LOCAL else "board.share=true"
+    if password is None and (board.share or not is_own(board.host)):
+        what = "board.share=true" if is_own(board.host) else f"board.host={board.host}"
         raise refuse("board-password", what, "it needs a password")
     return password
 
