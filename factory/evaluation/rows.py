@@ -122,8 +122,7 @@ def compared(first: Path | str, second: Path | str, *, samples: int = 1000, seed
         ids = [row for row in mine[metric] if row in theirs[metric]]
         if not ids:
             continue
-        sides = (_stacked(metric, ids, [sums[row] for row in ids]) for sums in (mine[metric], theirs[metric]))
-        one, other = sides
+        one, other = (_stacked(metric, ids, [sums[row] for row in ids]) for sums in (mine[metric], theirs[metric]))
         difference = bootstrap.difference(one, other, _OF.get(metric, mean_of), samples=samples, seed=seed)
         found[metric] = Compared(difference, len(ids), metric in LOWER_IS_BETTER)
     return found

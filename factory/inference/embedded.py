@@ -75,10 +75,8 @@ class Model:
         self._positions = "position_ids" in takes
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.side_by_side = side_by_side(self.inner.config)
-        self._adapter: str | None = None
+        self._adapter: str | None = model.active_adapter if hasattr(model, "peft_config") else None
         model.eval()
-        if hasattr(model, "peft_config"):
-            self._adapter = model.active_adapter
 
     def use(self, adapter: str | None) -> None:
         """None: the base alone."""
@@ -139,8 +137,7 @@ class Together:
         logits = self._model.logits(ids, self._slots.cache, self._slots.mask(), positions, {})
         self._slots.advance()
         tokens = draw([row.drawer for row in self._rows], logits)
-        ended = [at for at, token in enumerate(tokens) if self._tell(self._rows[at], token)]
-        self._leave(ended)
+        self._leave([at for at, row in enumerate(self._rows) if told(row, tokens[at], self._numbers.context)])
         return written + len(tokens)
 
     def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
@@ -216,13 +213,9 @@ class Together:
         row = Row(reading.ticket, Drawer(request.sampling, request.allowed))
         self._read = ((), Slots()) if request.inputs else (request.ids, reading.slots)
         (token,) = draw([row.drawer], logits)
-        if not self._tell(row, token):
+        if not told(row, token, self._numbers.context):
             self._slots.add(reading.slots, len(request.ids))
             self._rows.append(row)
-
-    def _tell(self, row: Row, token: Token | Done) -> bool:
-        """Whether that ends it."""
-        return told(row, token, self._numbers.context)
 
 
 def told(row: Row, token: Token | Done, context: int) -> bool:
