@@ -1,4 +1,4 @@
-"""Before a request is read: its key, its size, who can send it. Plain ASGI, so that a client's leaving is seen behind it."""
+"""Before a request is read: its address, key and size. Plain ASGI, so that a client's leaving is seen behind it."""
 
 import hmac
 import ipaddress
