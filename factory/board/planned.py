@@ -76,13 +76,15 @@ class Planner:
         return Planned(overrides=overrides, tree=tree, options=options, plan=plan)
 
     def _outside(self, overrides: Overrides) -> Iterator[Refusal]:
-        """What names a place that the page may not touch."""
         for text in overrides:
             if not all(map(self.allows, _paths(text.partition("=")[2]))) or name_of(text).startswith(
                 "hydra.searchpath"
             ):
-                shown = ", ".join(map(str, self._folders))
-                yield refusal("board-folder", text, "it lies outside", folders=shown)
+                yield self.outside(text)
+
+    def outside(self, setting: str) -> Refusal:
+        """Of what names a place that the page may not touch."""
+        return refusal("board-folder", setting, "it lies outside", folders=", ".join(map(str, self._folders)))
 
     def allows(self, value: str) -> bool:
         """Whether a text is no path, or one inside of the page's folders."""

@@ -57,7 +57,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     planner = Planner((*folders, uploads), config_dirs)
     planner(())  # the first composing is the slow one
     runs.keep_going()
-    blocks = page.page(planner, runs, children, Votes(_OUTPUTS / ".board" / "votes.jsonl"), folders)
+    blocks = page.page(planner, runs, children, Votes(_OUTPUTS / ".board" / "votes.jsonl"))
     blocks.queue(default_concurrency_limit=8)
     try:
         blocks.launch(
