@@ -62,7 +62,8 @@ class Talk:
         )
 
     def ask(self, text: str) -> None:
-        self._say({"role": "user", "content": text})
+        for side in self.sides:
+            side.append({"role": "user", "content": text})
 
     def result(self, text: str) -> None:
         """Of the first call that has none yet."""
@@ -72,10 +73,6 @@ class Talk:
         for side, call in zip(self.sides, calls, strict=True):
             if call is not None:
                 side.append({"role": "tool", "content": text, "name": call["name"]})
-
-    def _say(self, message: Message) -> None:
-        for side in self.sides:
-            side.append(message)
 
     def answered(self, side: int, text: str, calls: Sequence[ToolCall] = ()) -> None:
         message: Message = {"role": "assistant", "content": text}

@@ -59,12 +59,7 @@ def _run(composed: compose.Composed) -> int:
     return _launch(made, RunFolder(composed.run_dir), start, Anew(composed.config_dirs))
 
 
-def _launch(
-    made: Plan,
-    folder: RunFolder,
-    start: Path | Literal["newest"] | None,
-    anew: Anew | None,
-) -> int:
+def _launch(made: Plan, folder: RunFolder, start: Path | Literal["newest"] | None, anew: Anew | None) -> int:
     from factory.run.launch import launch
     from factory.run.screen import Screen
 
