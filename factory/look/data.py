@@ -17,6 +17,7 @@ from factory.data.read import Broken, Row
 from factory.data.read.wrong import rows_below, wrapped
 from factory.data.record import Kind
 from factory.facts import DataFacts
+from factory.look.model import local
 from factory.refusal import UserError, did_you_mean, refuse
 from factory.schema import Source
 
@@ -51,11 +52,7 @@ def source_path(path: str, stage: str) -> Path:
     kind = registry.spec("stages", stage).KIND
     if path.startswith(_PACKAGE_PREFIX):
         return Path(__file__).parents[1] / path.removeprefix(_PACKAGE_PREFIX).replace("{kind}", kind)
-    return Path(_at_home(path))
-
-
-def _at_home(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises where there is no such user
+    return local(path)
 
 
 def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
@@ -294,7 +291,7 @@ def _as_said(source: Source) -> dict[str, Any]:
     return {
         "renamed": source.columns,
         "tags": source.tags,
-        "folder": None if source.folder is None else _at_home(source.folder),
+        "folder": None if source.folder is None else os.path.expanduser(source.folder),  # noqa: PTH111  as in `local`
         "max_samples": source.max_samples,
         "weight": source.weight,
     }
