@@ -50,10 +50,8 @@ def _said(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    is_verb = arguments and not arguments[0].startswith("-") and "=" not in arguments[0]
-    verb, rest = (
-        (arguments[0], arguments[1:]) if is_verb and arguments[0][:1] not in ("+", "~") else ("train", arguments)
-    )
+    is_verb = arguments and not arguments[0].startswith(("-", "+", "~")) and "=" not in arguments[0]
+    verb, rest = (arguments[0], arguments[1:]) if is_verb else ("train", arguments)
     if "--help" in arguments or "-h" in arguments or verb == "help":
         from factory.help import of_verb, overview
 

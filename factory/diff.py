@@ -10,8 +10,8 @@ from typing import Any
 
 from factory.execute.verify import MATTER
 from factory.plan import Plan, read_plan
-from factory.refusal import refuse
-from factory.run.folder import RunFolder, is_mlflow_id
+from factory.refusal import first_line, refuse
+from factory.run.folder import RunFolder, is_mlflow_id, is_no_store
 from factory.typed import plain, to_tree
 
 ABSENT = "(absent)"
@@ -105,8 +105,8 @@ def read(name: str, tracking_uri: str | None) -> Plan:
 
 
 def _of_mlflow(run: str, uri: str | None) -> Plan:
-    setting, database = f"--diff {run}", Path((uri or "").removeprefix("sqlite:///"))
-    if uri is None or (uri.startswith("sqlite:///") and not database.exists()):  # MLflow would make a new one
+    setting = f"--diff {run}"
+    if uri is None or is_no_store(uri):
         raise refuse("plan-missing", setting, f"there is no tracking at tracking.uri={plain(uri)}", example=_EXAMPLE)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.artifacts import download_artifacts
@@ -116,8 +116,8 @@ def _of_mlflow(run: str, uri: str | None) -> Plan:
         try:
             found = download_artifacts(run_id=run, artifact_path="plan.yaml", dst_path=folder, tracking_uri=uri)
         except (MlflowException, OSError) as error:
-            first = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise refuse("plan-missing", setting, f"{uri} does not give it ({first})", example=_EXAMPLE) from error
+            wrong = f"{uri} does not give it ({first_line(error)})"
+            raise refuse("plan-missing", setting, wrong, example=_EXAMPLE) from error
         return read_plan(Path(found), setting=setting, example=_EXAMPLE)
 
 

@@ -1,4 +1,6 @@
-"""The hub's client, as far as everybody who asks the hub must know it."""
+"""The hub and its client, as far as everybody who asks the hub must know them."""
+
+_PATIENCE = 10  # seconds for its first answer
 
 
 def lost() -> tuple[type[Exception], ...]:
@@ -9,3 +11,14 @@ def lost() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(base for base in HfHubHTTPError.__bases__ if base is not OSError)
+
+
+def ask(url: str) -> None:
+    """Raises OSError at once where nobody answers there: the hub's client would try again for half a minute."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=_PATIENCE).close()  # noqa: S310  the hub's address
+    except HTTPError:
+        return  # it answers; what it says is the client's to read

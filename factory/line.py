@@ -62,9 +62,9 @@ def listed(values: Iterable[Any]) -> str:
     return f"[{','.join(spelt(str(value)) for value in values)}]"
 
 
-def command(overrides: Overrides, verb: str = "train") -> str:
+def command(overrides: Overrides) -> str:
     """To be pasted into a shell."""
-    return shlex.join([*program("factory").split(), verb, *overrides])
+    return shlex.join([*program("factory").split(), "train", *overrides])
 
 
 def read(text: str) -> Overrides:

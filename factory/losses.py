@@ -296,6 +296,12 @@ def text_model(model: Any) -> Any:
     return inner.language_model if inner.config.model_type in _TEXT_APART else inner
 
 
+def decoder(inner: Any) -> Any:
+    """What of a `text_model` makes the states that go into its head."""
+    # Llama 4's text class names a prefix that it does not have, and is its own base model then
+    return inner.base_model if inner.base_model is not inner else inner.model
+
+
 def head_of(model: Any) -> Head | None:
     """The head as the model applies it; None where only the model itself knows how: another kind, or a wrapped head."""
     inner = text_model(model)
@@ -444,10 +450,7 @@ def _at(batch: dict[str, Tensor], found: Tensor, where: tuple[Tensor, ...]) -> T
 
 def _states(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """What goes into the head, of all that the model reads: (rows, length, width)."""
-    inner = text_model(model)
-    # Llama 4's text class names a prefix that it does not have, and is its own base model then
-    body = inner.base_model if inner.base_model is not inner else inner.model
-    return body(**_inputs(model, batch)).last_hidden_state
+    return decoder(text_model(model))(**_inputs(model, batch)).last_hidden_state
 
 
 def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor, *, wide: bool = True) -> Tensor:

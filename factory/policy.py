@@ -6,6 +6,7 @@ where it is False, whatever stands there; the others are of single tokens, for `
 gives finite losses and gradients. arXiv numbers stand for the papers.
 """
 
+import operator
 from collections.abc import Callable
 
 import torch
@@ -15,10 +16,6 @@ _FARTHEST = 20.0  # of a log-ratio before exp: e^20 is no policy's neighbour, an
 _ERROR_CLIP = 0.2  # Ziegler et al. 2019, section 2.2
 _STD_FLOOR = 1e-4  # TRL's: a group that agrees has advantages of 0
 _VARIANCE_FLOOR = 1e-8  # lm-human-preferences'
-
-
-def _difference(log_probs: Tensor, reference: Tensor) -> Tensor:
-    return log_probs - reference
 
 
 def _half_square(log_probs: Tensor, reference: Tensor) -> Tensor:
@@ -32,7 +29,7 @@ def _without_bias(log_probs: Tensor, reference: Tensor) -> Tensor:
 
 # Estimates of KL(pi || pi_ref) from a token that pi drew, Schulman's "Approximating KL divergence" (2020): with
 # r = pi_ref / pi, k1 = -log r, k2 = (log r)^2 / 2, k3 = (r - 1) - log r. k1 and k3 have no bias; k3 is never negative.
-KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": _difference, "k2": _half_square, "k3": _without_bias}
+KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": operator.sub, "k2": _half_square, "k3": _without_bias}
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -96,3 +96,8 @@ def caused(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """What it says, of several lines the first, without its full stop; of none its class."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__).rstrip(".")

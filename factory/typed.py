@@ -62,9 +62,6 @@ def key(doc: str, **limits: float) -> Any:
 _hints = cache(typing.get_type_hints)
 
 
-_NO_KEY = "the key is not there"
-
-
 class Reader:
     """Converts a tree to dataclasses; `problems` and `bad_keys` collect what was wrong with it."""
 
@@ -97,8 +94,8 @@ class Reader:
         base = "_base@_here_" if paths[0].startswith("data.sources.") else "_base"
         fix = f"restore it; a file of options of your own begins with defaults: [{base}], which has every key"
         others = ", ".join(path.rpartition(".")[2] for path in paths[1:])
-        wrong = f"the key is not there, nor {'are' if len(paths) > 2 else 'is'} {others}" if others else _NO_KEY
-        self._bad(paths[0], "(missing)", wrong, fix)
+        nor = f", nor {'are' if len(paths) > 2 else 'is'} {others}" if others else ""
+        self._bad(paths[0], "(missing)", f"the key is not there{nor}", fix)
         self.bad_keys.update(paths)
 
     def value(self, kind: Any, value: Any, path: str, limits: Limits | None = None) -> Any:

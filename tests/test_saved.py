@@ -92,6 +92,12 @@ def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None
         evaluated(f"run={'0' * 32}", "tracking.uri=sqlite:///mlflow.db")
 
 
+def test_to_ask_for_an_id_makes_no_store(here: Path) -> None:
+    with pytest.raises(UserError, match=r"\[run-model\].*no such run"):
+        evaluated(f"run={'0' * 32}", "tracking.uri=sqlite:///mlflow.db")
+    assert not (here / "mlflow.db").exists()
+
+
 def test_a_runs_own_files_are_found_from_elsewhere(
     execute: Execute, tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

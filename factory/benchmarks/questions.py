@@ -3,18 +3,19 @@
 import csv
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from factory import cache
 from factory.benchmarks.types import LETTERS, NAMES, Benchmark, Exam, Hub, Question, benchmark
 from factory.data import hub as hub_rows
 from factory.refusal import UserError, did_you_mean, refuse
 
+Part = Literal["shots", "scored"]
 Record = dict[str, Any] | str  # a row by its columns' names in small letters, or why it is none
 Dropped = dict[str, dict[str, int | list[str]]]
 _MOST_BAD = 0.5  # share of broken rows above which the file itself must be wrong
@@ -71,16 +72,10 @@ class _Folder:
         before, after = benchmark(name).files.scored.split("{subject}")
         return sorted(path.name.removesuffix(after) for path in place.glob(f"{before}*{after}"))
 
-    def shots(self, subject: str) -> Iterator[tuple[str, Record]] | None:
-        """Rows with their places; None where the file is not there."""
-        return self._rows(self._files.shots, subject)
-
-    def scored(self, subject: str) -> Iterator[tuple[str, Record]] | None:
-        return self._rows(self._files.scored, subject)
-
-    def _rows(self, pattern: str, subject: str) -> Iterator[tuple[str, Record]] | None:
-        file = self._place / pattern.format(subject=subject)
-        return self._records(file) if file.is_file() else None
+    def rows(self, part: Part, subject: str) -> Iterator[tuple[str, Record]]:
+        """With their places; none where the file is not there."""
+        file = self._place / getattr(self._files, part).format(subject=subject)
+        return self._records(file) if file.is_file() else iter(())
 
     def _records(self, file: Path) -> Iterator[tuple[str, Record]]:
         shown = file.relative_to(self._place)
@@ -113,20 +108,12 @@ class _Set:
         if hub.subset is not None:
             self.subjects = sorted(self._by_subject(hub.scored))
 
-    def shots(self, subject: str) -> Iterator[tuple[str, Record]] | None:
-        return self._rows(self._hub.shots, subject)
-
-    def scored(self, subject: str) -> Iterator[tuple[str, Record]] | None:
-        return self._rows(self._hub.scored, subject)
-
-    def _rows(self, split: str, subject: str) -> Iterator[tuple[str, Record]] | None:
-        if self._hub.subset is None:
-            rows: Iterable[dict[str, Any]] = _rows(self._hub, subject, split)
-        elif subject in (found := self._by_subject(split)):
-            rows = found[subject]
-        else:
-            return None
-        return ((f"{split}, {subject}, row {number}", _record(row)) for number, row in enumerate(rows, 1))
+    def rows(self, part: Part, subject: str) -> Iterator[tuple[str, Record]]:
+        """With their places; none where the set has none of the subject."""
+        split: str = getattr(self._hub, part)
+        own = self._hub.subset is None
+        found = _rows(self._hub, subject, split) if own else self._by_subject(split).get(subject, [])
+        return ((f"{split}, {subject}, row {number}", _record(row)) for number, row in enumerate(found, 1))
 
     def _by_subject(self, split: str) -> dict[str, list[dict[str, Any]]]:
         if split not in self._kept:
@@ -192,7 +179,7 @@ def _question(subject: str, number: int, record: Record) -> Question | str:
 def _scored(source: _Folder | _Set, subject: str, dropped: Dropped) -> list[Question]:
     """Broken rows are left out and noted in `dropped`. Raises UserError where most are."""
     found, bad = list[Question](), list[tuple[str, str]]()
-    for number, (place, record) in enumerate(source.scored(subject) or (), 1):
+    for number, (place, record) in enumerate(source.rows("scored", subject), 1):
         question = _question(subject, number, record)
         if isinstance(question, str):
             bad.append((place, question))
@@ -217,7 +204,7 @@ def _shots(source: _Folder | _Set, subject: str, count: int) -> tuple[Question, 
     if not count:
         return ()
     found = list[Question]()
-    for number, (place, record) in enumerate(islice(source.shots(subject) or (), count), 1):
+    for number, (place, record) in enumerate(islice(source.rows("shots", subject), count), 1):
         question = _question(subject, number, record)
         if isinstance(question, str):
             raise refuse("benchmark-broken", f"evaluate.path={source.shown}", f"{place}: {question}")

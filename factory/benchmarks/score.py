@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factory.benchmarks.prompts import Prompt, Prompter, common
-from factory.losses import head_of, text_model
+from factory.losses import decoder, head_of, text_model
 
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
 Reading = Literal["shared", "whole", "alone"]
@@ -119,10 +119,8 @@ class _Asked:
     def __init__(self, model: Any, letters: Sequence[int], device: Any, call: Call) -> None:
         self._model, self._device, self._call = text_model(model), device, call
         self._letters, self._head = torch.tensor(letters, device=device), head_of(model)
-        self._body = self._model
-        if self._head is not None:  # only the last token of each row needs logits
-            base = self._model.base_model
-            self._body = base if base is not self._model else self._model.model
+        # only the last token of each row needs logits
+        self._body = self._model if self._head is None else decoder(self._model)
         named = inspect.signature(self._body.forward).parameters
         self._cache = "cache" if "cache" in named else "past_key_values"  # its newer name, and its older one
         kind = torch.device(device).type

@@ -59,7 +59,7 @@ class Children:
     def lines(self, words: list[str]) -> Iterator[Ended]:
         """What it printed so far (code -1), as it comes; at last with its code."""
         printed = self.aside("out")
-        process = _spawned(words, printed)
+        process = spawned(words, printed)
         try:
             while _goes_on(process):
                 yield Ended(-1, _end(printed))
@@ -72,10 +72,9 @@ class Children:
     def served(self, words: tuple[str, ...]) -> Server:
         """`factory serve` of these words, started where it is not there. Raises RuntimeError with what it said."""
         with self._starting:
-            known = self._servers.get(words)
-            if known is not None and known.process.poll() is None:
-                return known
-            made = self._servers[words] = self._serve(words)
+            made = self._servers.get(words)
+            if made is None or made.process.poll() is not None:
+                made = self._servers[words] = self._serve(words)
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             if made.process.poll() is not None:
@@ -92,7 +91,7 @@ class Children:
     def _serve(self, words: tuple[str, ...]) -> Server:
         port = free_port("127.0.0.1")
         printed = self.aside("served")
-        process = _spawned(["serve", *words, f"serve.port={port}"], printed)
+        process = spawned(["serve", *words, f"serve.port={port}"], printed)
         return Server(process, f"http://127.0.0.1:{port}", printed)
 
     def keep(self, wanted: set[tuple[str, ...]]) -> None:
@@ -100,6 +99,7 @@ class Children:
         for words, server in list(self._servers.items()):
             if words not in wanted:
                 server.process.terminate()
+                server.printed.unlink(missing_ok=True)
                 del self._servers[words]
 
     def close(self) -> None:
@@ -112,15 +112,16 @@ def free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def _spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
-    """It ends with this process: nobody writes to its input, which is closed when this process is gone."""
+def spawned(words: list[str], printed: Path, *, outlive: bool = False) -> subprocess.Popen[bytes]:
+    """This program. Where it does not `outlive` this process, the end of its input ends it: nobody writes there."""
     with printed.open("wb") as out:
-        return subprocess.Popen(  # noqa: S603  this program, no shell
+        return subprocess.Popen(  # noqa: S603  no shell
             [sys.executable, "-m", "factory", *words],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL if outlive else subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", ENDS: "1"},
+            start_new_session=outlive,
+            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **({} if outlive else {ENDS: "1"})},
         )
 
 

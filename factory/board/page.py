@@ -38,7 +38,6 @@ class Page:
     runs: Runs
     children: Children
     votes: Votes
-    folders: tuple[Path, ...]
     saved: Path  # where files to download lie
     blocks: Any = None
     language: Any = None
@@ -65,16 +64,9 @@ class Page:
         return words("en")(name)
 
 
-def page(planner: Planner, runs: Runs, children: Children, votes: Votes, folders: tuple[Path, ...]) -> Any:
+def page(planner: Planner, runs: Runs, children: Children, votes: Votes) -> Any:
     """The whole of it, to be launched."""
-    made = Page(
-        planner=planner,
-        runs=runs,
-        children=children,
-        votes=votes,
-        folders=folders,
-        saved=Path(mkdtemp(prefix="factory-")),
-    )
+    made = Page(planner, runs, children, votes, saved=Path(mkdtemp(prefix="factory-")))
     with gr.Blocks(title="Factory", analytics_enabled=False, fill_width=True) as blocks:
         made.blocks = blocks
         made.overrides, made.formed, made.current = gr.State(()), gr.State(0), gr.State(None)

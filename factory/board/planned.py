@@ -11,6 +11,7 @@ from typing import Any
 
 from factory.anew import Anew
 from factory.line import Overrides, changed, name_of
+from factory.look.model import local
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, refusal
 from factory.run.advice import cheapest
@@ -75,13 +76,15 @@ class Planner:
         return Planned(overrides=overrides, tree=tree, options=options, plan=plan)
 
     def _outside(self, overrides: Overrides) -> Iterator[Refusal]:
-        """What names a place that the page may not touch."""
         for text in overrides:
             if not all(map(self.allows, _paths(text.partition("=")[2]))) or name_of(text).startswith(
                 "hydra.searchpath"
             ):
-                shown = ", ".join(map(str, self._folders))
-                yield refusal("board-folder", text, "it lies outside", folders=shown)
+                yield self.outside(text)
+
+    def outside(self, setting: str) -> Refusal:
+        """Of what names a place that the page may not touch."""
+        return refusal("board-folder", setting, "it lies outside", folders=", ".join(map(str, self._folders)))
 
     def allows(self, value: str) -> bool:
         """Whether a text is no path, or one inside of the page's folders."""
@@ -89,7 +92,7 @@ class Planner:
             return False  # what stands there is known when it is too late
         if not value.startswith(("/", "~")) and ".." not in value:
             return True
-        place = Path(value).expanduser().resolve()
+        place = local(value).resolve()
         return any(place.is_relative_to(folder) for folder in self._folders)
 
     def fixes(self, planned: Planned, problem: Refusal) -> list[Overrides]:

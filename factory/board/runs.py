@@ -8,17 +8,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from factory.board.children import spawned
 from factory.line import Overrides
+from factory.parsed import yaml_of
 from factory.run.folder import RunFolder, is_held, read_json, write_whole
 from factory.tracking import ledger
 from factory.tracking.ledger import whole_lines
@@ -182,23 +183,16 @@ class Runs:
         """Looks at the queue for as long as the server lives."""
 
         def look() -> None:
-            while not threading.Event().wait(_POLL):
+            while True:
+                time.sleep(_POLL)
                 self.next()
 
         threading.Thread(target=look, daemon=True).start()
 
     def _spawn(self, entry: dict[str, Any]) -> None:
         folder = entry["folder"]
-        with self._printed(folder).open("wb") as out:
-            self._children[folder] = subprocess.Popen(  # noqa: S603  this program, no shell
-                [sys.executable, "-m", "factory", *entry["words"]],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # it outlives the server
-                env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
-            )
-        write_whole(self._own / "last.json", json.dumps({"folder": folder, "process": self._children[folder].pid}))
+        made = self._children[folder] = spawned(entry["words"], self._printed(folder), outlive=True)
+        write_whole(self._own / "last.json", json.dumps({"folder": folder, "process": made.pid}))
 
     def _own_alive(self) -> bool:
         """Whether what a server before this one started still runs."""
@@ -248,20 +242,13 @@ class Runs:
 
 def _said(plan: Path) -> tuple[str, Overrides]:
     """The verb and the overrides of a plan file, from its head: the whole is not read for a list."""
-    verb, found, inside = "train", list[str](), False
     try:
         with plan.open(encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("verb: "):
-                    verb = line.partition(" ")[2].strip()
-                if inside and line.startswith("- "):
-                    found.append(line[2:].strip().strip("'\""))
-                elif inside:
-                    break
-                inside = inside or line.startswith("overrides:")
-    except (OSError, UnicodeDecodeError):
-        return verb, ()
-    return verb, tuple(text for text in found if not text.startswith("hydra.run.dir="))
+            head = yaml_of("".join(takewhile(lambda line: not line.startswith("config_dirs:"), file)))
+        verb, overrides = str(head["verb"]), tuple(map(str, head["overrides"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return "train", ()
+    return verb, tuple(text for text in overrides if not text.startswith("hydra.run.dir="))
 
 
 def _of_run(folder: str) -> int | None:

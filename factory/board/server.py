@@ -17,20 +17,20 @@ from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
 from factory.redact import without_secrets
-from factory.refusal import UserError, refuse
+from factory.refusal import refuse
 from factory.run.folder import unwritable
 from factory.schema import Board
+from factory.serve.guard import is_own
 
 PASSWORD = "FACTORY_BOARD_PASSWORD"  # noqa: S105  a variable's name
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 _OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
 
 
 def check(board: Board) -> str | None:
     """The password. Raises UserError where the address needs one."""
     password = board.password or os.environ.get(PASSWORD)
-    if password is None and (board.host not in _LOCAL or board.share):
-        what = f"board.host={board.host}" if board.host not in _LOCAL else "board.share=true"
+    if password is None and (board.share or not is_own(board.host)):
+        what = "board.share=true" if is_own(board.host) else f"board.host={board.host}"
         raise refuse("board-password", what, "it needs a password")
     return password
 
@@ -57,7 +57,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     planner = Planner((*folders, uploads), config_dirs)
     planner(())  # the first composing is the slow one
     runs.keep_going()
-    blocks = page.page(planner, runs, children, Votes(_OUTPUTS / ".board" / "votes.jsonl"), folders)
+    blocks = page.page(planner, runs, children, Votes(_OUTPUTS / ".board" / "votes.jsonl"))
     blocks.queue(default_concurrency_limit=8)
     try:
         blocks.launch(
@@ -74,7 +74,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise _taken(board, error) from None
+        raise refuse("board-port", f"board.port={board.port}", f"nothing can listen there ({error})") from None
     print(f"Factory's page is at {blocks.local_url}  (Ctrl-C stops the page; runs go on)", flush=True)
     blocks.block_thread()
 
@@ -114,7 +114,3 @@ def _redact_errors() -> None:
 
 def _knows(password: str, given: str) -> bool:
     return hmac.compare_digest(given.encode(), password.encode())
-
-
-def _taken(board: Board, error: OSError) -> UserError:
-    return refuse("board-port", f"board.port={board.port}", f"nothing can listen there ({error})")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from factory import schema
@@ -12,6 +11,7 @@ from factory.data.tools import bare
 from factory.inference.calls import open_call
 from factory.inference.prompts import Conversation
 from factory.inference.types import Sampling
+from factory.look.model import local
 from factory.refusal import did_you_mean
 from factory.typed import Reader, plain, to_tree
 
@@ -62,7 +62,8 @@ class Talk:
         )
 
     def ask(self, text: str) -> None:
-        self._say({"role": "user", "content": text})
+        for side in self.sides:
+            side.append({"role": "user", "content": text})
 
     def result(self, text: str) -> None:
         """Of the first call that has none yet."""
@@ -72,10 +73,6 @@ class Talk:
         for side, call in zip(self.sides, calls, strict=True):
             if call is not None:
                 side.append({"role": "tool", "content": text, "name": call["name"]})
-
-    def _say(self, message: Message) -> None:
-        for side in self.sides:
-            side.append(message)
 
     def answered(self, side: int, text: str, calls: Sequence[ToolCall] = ()) -> None:
         message: Message = {"role": "assistant", "content": text}
@@ -126,7 +123,7 @@ class Talk:
             self.tools = ()
             return 0
         try:
-            found = tuple(bare(tool) for tool in json.loads(Path(file).read_text(encoding="utf-8")))
+            found = tuple(bare(tool) for tool in json.loads(local(file).read_text(encoding="utf-8")))
             if not all(isinstance(tool["name"], str) for tool in found):
                 raise TypeError
         except OSError as error:
@@ -142,7 +139,7 @@ class Talk:
             raise Wrong("name a file: /save talk.jsonl")
         if not any(self.sides):
             raise Wrong("nothing was said yet")
-        path, rows = Path(file).expanduser(), list[dict[str, Any]]()
+        path, rows = local(file), list[dict[str, Any]]()
         for side, title in enumerate(titles):
             row: dict[str, Any] = {"messages": list(self.conversation(side).messages)}
             row |= {"tools": list(self.tools)} if self.tools else {}

@@ -11,8 +11,8 @@ from factory.compare import runs
 from factory.compare.runs import Run, Status
 from factory.execute.__main__ import REFUSED
 from factory.plan import read_plan
-from factory.refusal import UserError, refuse
-from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
+from factory.refusal import UserError, first_line, refuse
+from factory.run.folder import RunFolder, is_mlflow_id, is_no_store, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
 from factory.schema import Tracking
 
@@ -137,7 +137,7 @@ def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:
         try:
             page = client.search_runs(chosen, text, max_results=_PAGE, page_token=token)
         except MlflowException as error:
-            raise refuse("compare-filter", text, _first_line(error)) from None
+            raise refuse("compare-filter", text, first_line(error)) from None
         yield from (_of_mlflow(client, each) for each in page if _is_ours(each))
         if not (token := page.token):
             return
@@ -151,7 +151,7 @@ def _of_id(run_id: str, tracking: Tracking) -> Iterator[Run]:
     try:
         made = client.get_run(run_id)
     except MlflowException as error:
-        raise refuse("compare-tracking", run_id, f"{tracking.uri} does not give it ({_first_line(error)})") from None
+        raise refuse("compare-tracking", run_id, f"{tracking.uri} does not give it ({first_line(error)})") from None
     if _is_ours(made):
         yield _of_mlflow(client, made)
         return
@@ -167,7 +167,7 @@ def _is_ours(made: Any) -> bool:
 
 def _client(tracking: Tracking, setting: str) -> Any:
     uri = tracking.mlflow
-    if uri is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()):
+    if uri is None or is_no_store(uri):
         raise refuse("compare-tracking", setting, f"there is no tracking at tracking.uri={uri or 'null'}")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from factory.tracking.to_mlflow import connect
@@ -175,11 +175,7 @@ def _client(tracking: Tracking, setting: str) -> Any:
     try:
         return connect(tracking)[0]
     except Exception as error:  # whatever a server or its database may raise
-        raise refuse("compare-tracking", setting, f"{uri} cannot be reached ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise refuse("compare-tracking", setting, f"{uri} cannot be reached ({first_line(error)})") from None
 
 
 def _of_mlflow(client: Any, made: Any) -> Run:

@@ -104,6 +104,7 @@ def _legend(found: Comparison) -> str:
 def _curves(found: Comparison) -> str:
     held_out = any("eval_loss" in line for run in found.runs for line in run.lines)
     caption = "Circles: the held-out rows." if held_out else ""
+    memory = [Series(place, found.names[place], _memory(run)) for place, run in enumerate(found.runs)]
     rates = plots.lines(_series(found, "step", "learning_rate"), "step", "learning rate", zero=True)
     figures = [
         *(
@@ -111,7 +112,7 @@ def _curves(found: Comparison) -> str:
             for each, across in (("step", "step"), ("token", "tokens"), ("second", "seconds"))
         ),
         ("Learning rate", rates, ""),
-        ("Memory against perplexity", plots.scatter(_memory(found), "peak memory, GiB", "perplexity"), ""),
+        ("Memory against perplexity", plots.scatter(memory, "peak memory, GiB", "perplexity"), ""),
     ]
     drawn = "".join(
         f"<figure><h3>{title}</h3>{svg}{f'<figcaption>{note}</figcaption>' if note else ''}</figure>"
@@ -134,11 +135,7 @@ def _points(run: Run, across: str, up: str) -> list[Point]:
     return [(float(x), float(y)) for x, y in pairs if x is not None and y is not None]
 
 
-def _memory(found: Comparison) -> list[Series]:
-    return [Series(place, found.names[place], _memory_of(run)) for place, run in enumerate(found.runs)]
-
-
-def _memory_of(run: Run) -> list[Point]:
+def _memory(run: Run) -> list[Point]:
     peak, perplexity = PEAK.value(run), PERPLEXITY.value(run)
     return [] if peak is None or perplexity is None else [(peak / _GIB, perplexity)]
 

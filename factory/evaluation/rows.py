@@ -74,7 +74,7 @@ def append(file: Path, rows: list[Row]) -> None:
     """All in one write, so that a kill leaves none of them or a last one that `read` leaves out. Raises UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab", buffering=0) as opened:
+        with file.open("ab") as opened:
             opened.write(_lines(rows).encode())
     except OSError as error:
         raise unwritable(file, error) from None
@@ -85,17 +85,6 @@ def ids(samples: Samples) -> list[str]:
     if not isinstance(samples, Dataset):
         return [f"held out:{number}" for number in range(len(samples))]
     return [f"{source}:{row}" for (source, row, _), *_ in map(samples.pieces, range(len(samples)))]
-
-
-def scores(run: Path | str) -> dict[str, dict[str, float]]:
-    """{score: {row's id: number}} of a run's folder; empty where nothing was measured row by row."""
-    found: dict[str, dict[str, float]] = {}
-    for file in sorted(RunFolder(run).evaluation.glob("*.jsonl")):
-        suffix = "_before" if file.stem == PERPLEXITY_BEFORE else ""
-        for row in read(file):
-            for name, value in row["scores"].items():
-                found.setdefault(name + suffix, {})[row["id"]] = value
-    return found
 
 
 _CHANCE = 0.05  # of intervals that hold a difference 95 times of 100
@@ -133,8 +122,7 @@ def compared(first: Path | str, second: Path | str, *, samples: int = 1000, seed
         ids = [row for row in mine[metric] if row in theirs[metric]]
         if not ids:
             continue
-        sides = (_stacked(metric, ids, [sums[row] for row in ids]) for sums in (mine[metric], theirs[metric]))
-        one, other = sides
+        one, other = (_stacked(metric, ids, [sums[row] for row in ids]) for sums in (mine[metric], theirs[metric]))
         difference = bootstrap.difference(one, other, _OF.get(metric, mean_of), samples=samples, seed=seed)
         found[metric] = Compared(difference, len(ids), metric in LOWER_IS_BETTER)
     return found

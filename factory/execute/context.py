@@ -101,7 +101,7 @@ class Run:
 def append(path: Path, line: dict[str, Any]) -> None:
     """One JSON line in one write, so that a reader or a kill never sees half of it as whole."""
     try:
-        with path.open("ab", buffering=0) as file:
+        with path.open("ab") as file:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise unwritable(path, error) from None

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from factory.plan import Export
 from factory.refusal import refuse
 
@@ -19,8 +21,6 @@ _ROWS, _LENGTH = 128, 512  # sequences, and tokens of each
 
 def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
     """Sequences of (1, length) ids, cut from the text end to end. Raises UserError where there is too little of it."""
-    import torch
-
     if plan.calibration:
         text = Path(plan.calibration).read_text(encoding="utf-8", errors="replace")
     else:
@@ -36,8 +36,6 @@ def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
 
 def _group(quantization: str, model: Any) -> int:
     """Raises UserError where there is none: what is left over at a row's end has no place in the layouts."""
-    import torch
-
     head = model.get_output_embeddings()
     linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear) and each is not head]
     widths = sorted({each.in_features for each in linear})

@@ -10,17 +10,21 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
+import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 from factory.export.spec import BLOCK, GGUF, rope
 from factory.export.tokens import Tokens
 from factory.plan import Export
+from factory.rounding import rounded
 
 _HALF_MAX = 65504.0  # the largest number of float16
 
 
 def write(path: Path, model: Any, tokens: Tokens, template: str | None, plan: Export, *, name: str) -> None:
     """Tensor after tensor, so that the model is there once. Raises OSError."""
-    import gguf
-
     kind = GGUF[model.config.model_type]
     writer = gguf.GGUFWriter(path, kind.name)
     try:
@@ -39,8 +43,6 @@ def write(path: Path, model: Any, tokens: Tokens, template: str | None, plan: Ex
 
 
 def _numbers(writer: Any, config: Any, plan: Export, name: str) -> None:
-    import gguf
-
     said = config.to_dict()
     width = said.get("head_dim") or config.hidden_size // config.num_attention_heads
     writer.add_type("model")
@@ -72,8 +74,6 @@ def _numbers(writer: Any, config: Any, plan: Export, name: str) -> None:
 
 
 def _file_type(plan: Export) -> int:
-    import gguf
-
     types = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
     named = f"MOSTLY_{plan.quantization.upper()}" if plan.quantization else types[plan.dtype or "float16"]
     return int(gguf.LlamaFileType[named])
@@ -107,8 +107,6 @@ class Tensor:
 
 
 def _tensors(model: Any, plan: Export) -> Iterator[Tensor]:
-    import gguf
-
     config, kind = model.config, GGUF[model.config.model_type]
     architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind.name)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
@@ -139,8 +137,6 @@ def _numbers_of(value: Any, heads: int | None) -> Any:
     transformers turns a head's first half against its second, llama.cpp pairs of neighbours: row i of the first half
     becomes row 2i, row i of the second 2i + 1.
     """
-    import torch
-
     numbers = value.detach().to("cpu", torch.float32)
     if heads is not None:
         halves = numbers.reshape(heads, 2, numbers.shape[0] // heads // 2, *numbers.shape[1:])
@@ -150,9 +146,6 @@ def _numbers_of(value: Any, heads: int | None) -> Any:
 
 def _rope_factors(config: Any) -> Any:
     """What llama.cpp divides each frequency by, for Llama 3.1's positions, which have no keys: (head width / 2)."""
-    import torch
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     theta, width = config.rope_parameters["rope_theta"], 2 * len(stretched)
     plain = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
@@ -161,8 +154,6 @@ def _rope_factors(config: Any) -> Any:
 
 def _type(name: str, shape: tuple[int, ...], plan: Export) -> Any:
     """A vector stays float32. Embedding and head, which suffer most, have 8 bits at least."""
-    import gguf
-
     types = gguf.GGMLQuantizationType
     if len(shape) == 1:
         return types.F32
@@ -176,26 +167,16 @@ def _type(name: str, shape: tuple[int, ...], plan: Export) -> Any:
 
 
 def _announce(writer: Any, tensor: Tensor) -> None:
-    import gguf
-    import numpy as np
-
     shape = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.kind)
     writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), prod(shape), raw_dtype=tensor.kind)
 
 
 def _content(tensor: Tensor) -> Any:
     """The tensor's bytes. Raises OverflowError for a number that float16 has not."""
-    import gguf
-    import numpy as np
-
     numbers, types = tensor.make(), gguf.GGMLQuantizationType
     if tensor.kind == types.F16 and np.abs(numbers).max() > _HALF_MAX:
         raise OverflowError(tensor.name)
     if tensor.kind in (types.F16, types.BF16):
-        import torch
-
-        from factory.rounding import rounded
-
         narrow = torch.float16 if tensor.kind == types.F16 else torch.bfloat16
         numbers = rounded(torch.from_numpy(numbers), narrow).float().numpy()
     return np.ascontiguousarray(gguf.quants.quantize(numbers, tensor.kind)).view(np.uint8)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.plan import Plan
-from factory.refusal import refuse
+from factory.refusal import first_line, refuse
 from factory.run.folder import RunFolder, read_json
 from factory.tracking.to_mlflow import connect
 
@@ -38,9 +38,8 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
                 metadata={"plan_digest": plan.digest()},
             )
     except (MlflowException, OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         where = f"export.register={plan.export.register}"
-        raise refuse("register-failed", where, first[:200].rstrip("."), dir=plan.export.dir) from error
+        raise refuse("register-failed", where, first_line(error)[:200], dir=plan.export.dir) from error
     return {
         "name": plan.export.register,
         "version": made.registered_model_version,

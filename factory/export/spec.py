@@ -3,7 +3,6 @@
 No torch here: what cannot be exported is refused before anything is loaded.
 """
 
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from factory.architecture import Architecture
 from factory.plan import BYTES, Dtype
+from factory.run.folder import read_json
 
 MARKER = "export.json"  # in every folder that an export has written: only such a folder is ever replaced
 MODEL_GGUF = "model.gguf"
@@ -95,8 +95,4 @@ def bytes_of(arch: Architecture, format: str, dtype: Dtype | None, quantization:
 
 def is_export(folder: Path) -> bool:
     """Whether an export has written the folder."""
-    try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("written_by") == "factory export"
+    return (read_json(folder / MARKER) or {}).get("written_by") == "factory export"

@@ -10,17 +10,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import DynamicCache
 
 from factory.inference.draw import Drawer, draw
-from factory.inference.scheduler import Lane, Scheduled, Scheduler
+from factory.inference.scheduler import Lane, Scheduled, Scheduler, T
 from factory.inference.slots import Slots
-from factory.inference.types import Done, Request, Ticket, Token, Unable, failed
-from factory.losses import text_model
+from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable, failed
+from factory.losses import decoder, text_model
 
 _log = logging.getLogger(__name__)
 _KEPT_PREFIX = 16  # tokens that two prompts must share before what was read of the first is used again
@@ -73,10 +75,8 @@ class Model:
         self._positions = "position_ids" in takes
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.side_by_side = side_by_side(self.inner.config)
-        self._adapter: str | None = None
+        self._adapter: str | None = model.active_adapter if hasattr(model, "peft_config") else None
         model.eval()
-        if hasattr(model, "peft_config"):
-            self._adapter = model.active_adapter
 
     def use(self, adapter: str | None) -> None:
         """None: the base alone."""
@@ -105,9 +105,7 @@ class Model:
     def states(self, ids: Tensor) -> Tensor:
         """The last states of one row: (tokens, width)."""
         with torch.no_grad(), self._autocast():
-            # as the losses find it (factory/losses.py)
-            decoder = self.inner.base_model if self.inner.base_model is not self.inner else self.inner.model
-            return decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state[0]
+            return decoder(self.inner)(input_ids=ids.to(self.device), use_cache=False).last_hidden_state[0]
 
 
 class Together:
@@ -139,8 +137,7 @@ class Together:
         logits = self._model.logits(ids, self._slots.cache, self._slots.mask(), positions, {})
         self._slots.advance()
         tokens = draw([row.drawer for row in self._rows], logits)
-        ended = [at for at, token in enumerate(tokens) if self._tell(self._rows[at], token)]
-        self._leave(ended)
+        self._leave([at for at, row in enumerate(self._rows) if told(row, tokens[at], self._numbers.context)])
         return written + len(tokens)
 
     def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
@@ -216,13 +213,9 @@ class Together:
         row = Row(reading.ticket, Drawer(request.sampling, request.allowed))
         self._read = ((), Slots()) if request.inputs else (request.ids, reading.slots)
         (token,) = draw([row.drawer], logits)
-        if not self._tell(row, token):
+        if not told(row, token, self._numbers.context):
             self._slots.add(reading.slots, len(request.ids))
             self._rows.append(row)
-
-    def _tell(self, row: Row, token: Token | Done) -> bool:
-        """Whether that ends it."""
-        return told(row, token, self._numbers.context)
 
 
 def told(row: Row, token: Token | Done, context: int) -> bool:
@@ -295,14 +288,15 @@ class Alone:
 
 @dataclass(slots=True)
 class Embedded(Scheduled):
-    """The engine. `scores` gives a reward model's scores of a row of tokens, where it is one."""
+    """The engine. `scores` gives a reward model's score of inputs beside a row of tokens, where it is one."""
 
     model: Model
     numbers: Numbers
     most: int
     queue: int
-    scores: Callable[[Any, Tensor], float] | None = None
+    scores: Callable[[Any, dict[str, Any], Tensor], float] | None = None
     _lanes: dict[str | None, Lane] = field(default_factory=dict)
+    grammars = True
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self._lane, lambda: list(self._lanes.values()), self.most, self.queue)
@@ -311,10 +305,6 @@ class Embedded(Scheduled):
     def context(self) -> int:
         return self.numbers.context
 
-    @property
-    def grammars(self) -> bool:
-        return True
-
     def _lane(self, request: Request) -> Lane:
         kind = Together if self.model.side_by_side else Alone
         if request.adapter not in self._lanes:
@@ -322,24 +312,19 @@ class Embedded(Scheduled):
         return self._lanes[request.adapter]
 
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
-        return [self._embedded(row, adapter) for row in rows]
+        def embedded(ids: Tensor) -> list[float]:
+            return normalize(self.model.states(ids).float().mean(0), dim=0).tolist()
 
-    def _embedded(self, row: Sequence[int], adapter: str | None) -> list[float]:
-        def made() -> list[float]:
-            self.model.use(adapter)
-            states = self.model.states(torch.tensor([list(row)])).float().mean(0)
-            return (states / states.norm().clamp_min(1e-12)).tolist()
+        return [self._of_row(embedded, row, adapter) for row in rows]
 
-        return self._scheduler.call(made)
-
-    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
         if self.scores is None:
             raise Unable
-        return [self._scored(self.scores, row, adapter) for row in rows]
+        return [self._of_row(partial(self.scores, self.model, inputs), row, adapter) for row, inputs in rows]
 
-    def _scored(self, scores: Callable[[Any, Tensor], float], row: Sequence[int], adapter: str | None) -> float:
-        def made() -> float:
+    def _of_row(self, work: Callable[[Tensor], T], row: Sequence[int], adapter: str | None) -> T:
+        def made() -> T:
             self.model.use(adapter)
-            return scores(self.model, torch.tensor([list(row)]))
+            return work(torch.tensor([list(row)]))
 
         return self._scheduler.call(made)

@@ -4,8 +4,9 @@ One thing differs. In training the text of a special token in a message becomes 
 a client sends must never end a turn or begin one, so here it stays a text.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -61,7 +62,8 @@ class Prompts:
     def chat(self, conversation: Conversation) -> list[int]:
         """What the model is given to answer. Raises BadRow with what the chat template does not take."""
         record = _record(conversation)
-        mark = next((each for each in _MARKS if not _holds(record, each)), None)
+        texts = json.dumps([*record.prompt, *record.tools], ensure_ascii=False)
+        mark = next((each for each in _MARKS if each not in texts), None)
         if mark is None:
             raise BadRow("the texts have too many private-use characters")
         return self._spec.encoder.prompt(self._guarded(conversation, mark), mark)
@@ -88,32 +90,32 @@ class Prompts:
         return self.pictures.inputs([tuple(images)], np.array([list(ids)]))
 
     @cached_property
-    def _ending(self) -> tuple[int | None, str | None]:
+    def _ending(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """What ends an answer in training: a token of its own, or else a text that the tokenizer spells in pieces."""
         answer = "It is one."
         if not self.chats:
-            return None, None
+            return (), ()
         said: tuple[Message, ...] = ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": answer})
         record = _record(Conversation(messages=said))
         (row,) = self._spec.encoder.encode([record])
         if isinstance(row, BadRow):
-            return None, None
+            return (), ()
         last = row.tokens.ids[row.tokens.spans[-1][1] - 1]
         if last in self.tokenizer.all_special_ids or last in self.tokenizer.added_tokens_decoder:
-            return last, None
+            return (last,), ()
         rendered = self._spec.encoder.renderer(record).render(record.prompt, ())
         end = rendered.text[rendered.answers[-1].start : rendered.answers[-1].end].partition(answer)[2].strip()
-        return None, end or None
+        return (), (end,) if end else ()
 
     @cached_property
     def stops(self) -> frozenset[int]:
         """Tokens that end an answer: the end of text, and training's own."""
-        return frozenset({self.tokenizer.eos_token_id, *self._more_stops, *filter(None, self._ending[:1])})
+        return frozenset({self.tokenizer.eos_token_id, *self._more_stops, *self._ending[0]})
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
         """Texts that do, of a template whose end of turn is no token."""
-        return tuple(filter(None, self._ending[1:]))
+        return self._ending[1]
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
@@ -178,19 +180,3 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list | tuple):
         return [_each_text(item, change) for item in value]
     return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield str(name)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _holds(record: Record, mark: str) -> bool:
-    return any(mark in text for text in _texts([*record.prompt, *record.tools]))

@@ -1,7 +1,6 @@
 """What an engine takes and gives, whatever library is behind it. No torch."""
 
 import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -93,19 +92,14 @@ class Stopping(Exception):
 class Ticket:
     """One answer that is being written. `tell` is called from the engine's thread, and last with Done."""
 
-    __slots__ = ("_cancelled", "request", "tell")
+    __slots__ = ("cancelled", "request", "tell")
 
     def __init__(self, request: Request, tell: Callable[[Event], None]):
-        self.request, self.tell = request, tell
-        self._cancelled = threading.Event()
+        self.request, self.tell, self.cancelled = request, tell, False
 
     def cancel(self) -> None:
         """Its place is free before the next token."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        self.cancelled = True
 
 
 class Stream:
@@ -136,6 +130,9 @@ class Load:
     prompt_tokens: int
 
 
+Seen = tuple[Sequence[int], dict[str, Any]]  # a row of tokens, and a processor's tensors beside it
+
+
 class Engine(Protocol):
     """`context`: the most tokens of a prompt and its answer. `grammars`: whether it asks `Request.allowed`."""
 
@@ -159,7 +156,7 @@ class Engine(Protocol):
         """Of each row of tokens the mean of its last states, of length 1. Raises Unable."""
         ...
 
-    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
         """Of each row the reward model's score at its last token. Raises Unable."""
         ...
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from factory import schema
 from factory.inference.scheduler import Lane, Scheduled, Scheduler
-from factory.inference.types import Done, Request, Ticket, Token, Unable
+from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable
 from factory.look.model import look_at_adapter
 from factory.plan import Plan
-from factory.refusal import refuse
+from factory.refusal import first_line, refuse
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its kernels have room for
 _REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}
@@ -119,8 +119,8 @@ class Vllm(Scheduled):
         try:
             engine = LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError, OSError) as error:  # it has no class of its own
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise refuse("engine-vllm-start", f"engine={asked.name}", first[:300].rstrip(".: ")) from error
+            wrong = first_line(error)[:300].rstrip(".: ")
+            raise refuse("engine-vllm-start", f"engine={asked.name}", wrong) from error
         lane: Lane = VllmLane(
             engine,
             {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)},
@@ -130,7 +130,7 @@ class Vllm(Scheduled):
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
         raise Unable
 
-    def score(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[float]:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
         raise Unable
 
 

@@ -96,11 +96,10 @@ def _data(settings: Settings, bad_keys: set[str], tried: Tried) -> dict[str, Dat
     looked = {name: facts for name, facts in found.items() if facts is not None}
     if settings.verb != "train":  # a plan of the others names the sets of the run that they follow
         return looked
-    return {name: replace(facts, unreachable=_unreachable(facts)) for name, facts in looked.items()}
-
-
-def _unreachable(facts: DataFacts) -> str | None:
-    return hub.unreachable(facts.path) if facts.origin == "hub" else None
+    return {
+        name: replace(facts, unreachable=hub.unreachable(facts.path) if facts.origin == "hub" else None)
+        for name, facts in looked.items()
+    }
 
 
 def _exams(asked: Evaluate, tried: Tried) -> tuple[dict[str, BenchmarkFacts], HarnessFacts | None]:

@@ -40,9 +40,8 @@ def numbers(text: str) -> dict[str, int]:
 def kills() -> int:
     """How many processes of the own group were ended for lack of memory; 0 where the system does not count them."""
     for text in (text for folder in _groups() for text in _read(folder, _EVENTS)):
-        counted = [line.split()[1] for line in text.splitlines() if line.startswith("oom_kill ")]
-        if counted:
-            return int(counted[0])
+        if (counted := numbers(text).get("oom_kill")) is not None:
+            return counted
     return 0
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from factory import registry
-from factory.data import formats, read
+from factory.data import formats, function, hub, read
 from factory.data.formats import FORMATS, BadRow, Record
 from factory.data.read import Broken, Row
 from factory.data.read.wrong import rows_below, wrapped
 from factory.data.record import Kind
 from factory.facts import DataFacts
+from factory.look.model import local
 from factory.refusal import UserError, did_you_mean, refuse
 from factory.schema import Source
 
@@ -51,11 +52,7 @@ def source_path(path: str, stage: str) -> Path:
     kind = registry.spec("stages", stage).KIND
     if path.startswith(_PACKAGE_PREFIX):
         return Path(__file__).parents[1] / path.removeprefix(_PACKAGE_PREFIX).replace("{kind}", kind)
-    return Path(_at_home(path))
-
-
-def _at_home(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises where there is no such user
+    return local(path)
 
 
 def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
@@ -107,8 +104,6 @@ def _refuse_unknown(rule: str, setting: str, names: Iterable[str], known: Iterab
 
 def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
     """What the option says: a plan needs no network."""
-    from factory.data import hub
-
     assert source.path is not None
     hub.check_id(source.path, setting)
     if source.format == "auto":
@@ -195,8 +190,6 @@ def _count(sizes: dict[Path, int]) -> tuple[int, bool]:
 
 def _look_at_function(given: str, said: int | None) -> _Found:
     """`said`: how many rows the settings say that it gives."""
-    from factory.data import function
-
     found = function.look(given)
     seen = _walk(found.rows, sys.maxsize)
     rows = found.total if found.total is not None else said or UNKNOWN
@@ -298,7 +291,7 @@ def _as_said(source: Source) -> dict[str, Any]:
     return {
         "renamed": source.columns,
         "tags": source.tags,
-        "folder": None if source.folder is None else _at_home(source.folder),
+        "folder": None if source.folder is None else os.path.expanduser(source.folder),  # noqa: PTH111  as in `local`
         "max_samples": source.max_samples,
         "weight": source.weight,
     }

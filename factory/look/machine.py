@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata, util
@@ -127,13 +126,9 @@ def _gpus() -> tuple[Gpu, ...]:
 def _nvidia() -> tuple[Gpu, ...]:
     """Those that CUDA_VISIBLE_DEVICES leaves, in its order."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1") or not shutil.which("nvidia-smi"):
+    if visible in ("", "-1"):
         return ()
-    asked = "uuid,name,memory.total,memory.free,compute_cap"
-    query = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603  a fixed query
-        lines = [line.split(", ") for line in done.stdout.splitlines()]
         found = {
             uuid: Gpu(
                 name=name,
@@ -141,11 +136,21 @@ def _nvidia() -> tuple[Gpu, ...]:
                 compute_capability=float(capability),
                 free_bytes=int(free) * 2**20 if free.isdigit() else None,
             )
-            for uuid, name, mib, free, capability in lines
+            for uuid, name, mib, free, capability in of_nvidia("uuid,name,memory.total,memory.free,compute_cap")
         }
-    except (OSError, subprocess.SubprocessError, ValueError):
+    except ValueError:
         return ()
     return tuple(_visible(found, visible))
+
+
+def of_nvidia(asked: str) -> list[list[str]]:
+    """What nvidia-smi says of each card; nothing where it is not there, or where the driver does not answer."""
+    query = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603  a fixed query
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.split(", ") for line in done.stdout.splitlines()]
 
 
 def _visible(cards: dict[str, Gpu], visible: str | None) -> Iterator[Gpu]:

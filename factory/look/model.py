@@ -13,7 +13,7 @@ from typing import Any
 from factory import heads, own_base, registry, schema
 from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
-from factory.hub import lost
+from factory.hub import ask, lost
 from factory.look.walked import gguf_config, walked
 from factory.parsed import json_of
 from factory.plan import read_plan
@@ -23,7 +23,6 @@ from factory.settings import Settings
 from factory.typed import Reader
 from factory.vocabulary import added_tokens, tokens_in
 
-_HUB_PATIENCE = 10  # seconds
 _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
 
 
@@ -145,20 +144,9 @@ def _hub_file(path: str, name: str, revision: str | None) -> Path:
 
     cached = try_to_load_from_cache(path, name, revision=revision)
     if not isinstance(cached, str):
-        _refuse_no_network(hf_hub_url(path, name))
+        ask(hf_hub_url(path, name))
         cached = hf_hub_download(path, name, revision=revision)
     return Path(cached)
-
-
-def _refuse_no_network(url: str) -> None:
-    """Raises OSError at once where the hub's host cannot be reached: its client would try again for half a minute."""
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    try:
-        urlopen(Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()  # noqa: S310  the hub's address
-    except HTTPError:
-        return  # it answers; what it says about this model is the client's to read
 
 
 def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> ModelFacts:

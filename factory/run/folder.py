@@ -217,8 +217,15 @@ def is_mlflow_id(text: str) -> bool:
     return _MLFLOW_ID.fullmatch(text) is not None
 
 
+def is_no_store(uri: str) -> bool:
+    """Whether it is an sqlite file that is not there: MLflow would make one."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def folder_in_mlflow(run_id: str, uri: str) -> Path | None:
     """The folder that an MLflow run was written to; None where there is no such run."""
+    if is_no_store(uri):
+        return None
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -17,14 +17,13 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from factory import __version__, schema
-from factory.data.record import BadRow
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
-from factory.inference.types import Overloaded, Stopping, Unable
+from factory.inference.types import Overloaded, Seen, Stopping, Unable
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
-from factory.serve.asked import Desk
+from factory.serve.asked import Desk, rendered
 from factory.serve.guard import Guard
 from factory.serve.images import Fetcher
 from factory.serve.metrics import Metrics
@@ -51,7 +50,7 @@ def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str
     made.post("/v1/completions")(partial_of(_complete, desk, metrics, wire.CompletionRequest))
     made.post("/v1/embeddings")(partial_of(_embed, desk, metrics, wire.EmbeddingRequest))
     made.post("/v1/score")(partial_of(_score, desk, metrics, wire.ScoreRequest))
-    metrics.know(str(route.path) for route in made.routes if hasattr(route, "path"))  # type: ignore[attr-defined]
+    metrics.know(_addresses(made))
     return Guard(made, key, serve.max_body, metrics.count)
 
 
@@ -166,7 +165,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
     desk.adapter(asked.model)
     tools = [] if asked.tool_choice == "none" else asked.tools or []
     conversation = await desk.conversation(asked.messages, tools)
-    ids = await _apart(desk, desk.ids_of, conversation)
+    ids = await _apart(desk, rendered, room.prompts.chat, conversation)
     begun = _begun_call(desk, asked)
     if begun:
         ids = [*ids, *room.prompts.tokenizer(begun, add_special_tokens=False)["input_ids"]]
@@ -277,23 +276,17 @@ def _coded(asked: wire.EmbeddingRequest, values: list[float]) -> Any:
 async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request: Request) -> Response:
     adapter = desk.adapter(asked.model)
     several = asked.messages if isinstance(asked.messages[0], list) else [asked.messages]
-    rows = list[list[int]]()
+    rows, seen = list[list[int]](), list[Seen]()
     for messages in several:
         conversation = await desk.conversation(messages)  # type: ignore[arg-type]
         if conversation.messages[-1]["role"] != "assistant":
             raise errors.bad("A conversation that is scored ends with an answer of the assistant.", "messages")
-        rows.append(await _apart(desk, _answered, desk, conversation))
+        rows.append(await _apart(desk, rendered, desk.room.prompts.answered, conversation))
         desk.fits(rows[-1], "messages", 0)
-    found = await _of_engine(desk.room.engine.score, rows, adapter)
+        seen.append((rows[-1], await _apart(desk, desk.room.prompts.inputs, rows[-1], conversation.images)))
+    found = await _of_engine(desk.room.engine.score, seen, adapter)
     data = [{"object": "score", "index": at, "score": each} for at, each in enumerate(found)]
     return _listed(asked.model, data, rows)
-
-
-def _answered(desk: Desk, conversation: Any) -> list[int]:
-    try:
-        return desk.room.prompts.answered(conversation)
-    except BadRow as error:
-        raise errors.bad(f"The messages cannot be rendered: {error}.", "messages") from None
 
 
 def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]]) -> Response:
@@ -302,7 +295,7 @@ def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]
     return errors.Json({"object": "list", "data": data, "model": model, "usage": told})
 
 
-async def _of_engine(work: Callable[..., Any], rows: Sequence[Sequence[int]], adapter: str | None) -> Any:
+async def _of_engine(work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> Any:
     try:
         return await asyncio.to_thread(work, rows, adapter)
     except Unable:

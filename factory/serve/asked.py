@@ -1,7 +1,7 @@
 """A client's request to what the room takes: messages, tokens, how to draw."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,13 +118,15 @@ class Desk:
         given = tuple(tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools)
         return Conversation(messages=tuple(made), tools=given, images=tuple(images), places=frozenset(places))
 
-    def ids_of(self, conversation: Conversation) -> list[int]:
-        try:
-            return self.room.prompts.chat(conversation)
-        except BadRow as error:
-            raise bad(f"The messages cannot be rendered: {error}.", "messages") from None
-        except UserError as error:
-            raise bad(error.refusals[0].wrong, "messages") from None
+
+def rendered(render: Callable[[Conversation], list[int]], conversation: Conversation) -> list[int]:
+    """What one of the prompts' ways gives. Raises ApiError."""
+    try:
+        return render(conversation)
+    except BadRow as error:
+        raise bad(f"The messages cannot be rendered: {error}.", "messages") from None
+    except UserError as error:
+        raise bad(error.refusals[0].wrong, "messages") from None
 
 
 def _parts(content: str | list[wire.Part]) -> list[str | wire.ImageUrl]:

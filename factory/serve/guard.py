@@ -1,6 +1,7 @@
-"""Before a request is read: its key and its size. Plain ASGI, so that a client's leaving is seen behind it."""
+"""Before a request is read: its address, key and size. Plain ASGI, so that a client's leaving is seen behind it."""
 
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -66,3 +67,13 @@ class Guard:
             return True
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(given.strip(), self._key) and kind.lower() == b"bearer"
+
+
+def is_own(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

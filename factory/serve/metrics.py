@@ -1,6 +1,6 @@
 """What Prometheus is told."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -43,7 +43,7 @@ class Metrics:
         )
         self._paths: frozenset[str] = frozenset()
 
-    def know(self, paths: Iterator[str]) -> None:
+    def know(self, paths: Iterable[str]) -> None:
         """What is counted by its name: any other path is `other`, or a client could fill the memory with names."""
         self._paths = frozenset(paths)
 

@@ -1,6 +1,5 @@
 """Listening, and the end of it: whoever is being answered when the server is stopped gets an end that can be read."""
 
-import ipaddress
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from factory import schema
 from factory.inference.room import Room, to_stderr
 from factory.refusal import UserError, refusal, refuse
 from factory.serve.app import app
+from factory.serve.guard import is_own
 
 KEY = "FACTORY_API_KEY"  # the environment variable
 _BACKLOG = 1024  # connections that wait to be taken
@@ -27,23 +27,13 @@ def key(said: str | None) -> str | None:
 def unusable(serve: schema.Serve, secret: str | None) -> None:
     """Raises UserError for an address that is open to others without a key, or that cannot be listened on."""
     problems = []
-    if secret is None and not _own(serve.host):
+    if secret is None and not is_own(serve.host):
         wrong = "other machines can reach it, and serve.api_key is not set"
         problems.append(refusal("serve-open", f"serve.host={serve.host}", wrong, variable=KEY))
     if secret is not None and (not secret.isascii() or not secret.isprintable() or " " in secret):
         problems.append(refusal("serve-key", "serve.api_key=…", "a header cannot carry it"))
     if problems:
         raise UserError(*problems)
-
-
-def _own(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listening(serve: schema.Serve) -> socket.socket:

@@ -72,7 +72,7 @@ def _with_one(model: Any, name: str, folder: str) -> Any:
     return model
 
 
-def _score(model: Any, ids: Any) -> float:
+def _score(model: Any, inputs: dict[str, Any], ids: Any) -> float:
     """At the row's last token."""
     import torch
 
@@ -82,5 +82,6 @@ def _score(model: Any, ids: Any) -> float:
     ids = ids.to(model.device)
     labels = torch.full_like(ids, IGNORED)
     labels[:, -1] = ids[:, -1]
+    seen = {name: value.to(model.device) for name, value in inputs.items()}
     with torch.inference_mode():
-        return float(scores(model.model, {"input_ids": ids, "labels": labels})[0])
+        return float(scores(model.model, {"input_ids": ids, "labels": labels, **seen})[0])

@@ -4,7 +4,6 @@ Whatever fails in between is sent again: the tools know a record that they have 
 """
 
 import importlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 from factory.plan import Plan
 from factory.run.folder import RunFolder
-from factory.tracking.ledger import Ledger, counts, told
+from factory.tracking.ledger import Ledger, counts, parsed, told
 from factory.tracking.spec import TOOLS
 
 _PLACE = ("step", "time", "seconds")  # of a line in metrics.jsonl: its place, not what was measured
@@ -57,7 +56,7 @@ class Growing:
         except OSError:
             return []
         self._at += len(whole) + len(end)
-        return [json.loads(line) for line in whole.split(b"\n") if line]
+        return parsed(whole)
 
 
 class Delivery:

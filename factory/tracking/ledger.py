@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -56,10 +57,18 @@ def known(folder: RunFolder) -> Ledger | None:
 def whole_lines(path: Any) -> list[dict[str, Any]]:
     """A file's lines of JSON, without one that is being written or was cut short; none where there is no file."""
     try:
-        *whole, _ = path.read_bytes().split(b"\n")
+        return parsed(path.read_bytes().rpartition(b"\n")[0])
     except OSError:
         return []
-    return [json.loads(line) for line in whole if line]
+
+
+def parsed(content: bytes) -> list[dict[str, Any]]:
+    """Its lines of JSON, without one that a full disk cut short, which the next was joined to."""
+    found = list[dict[str, Any]]()
+    for line in filter(None, content.split(b"\n")):
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def counts(ledger: Ledger, folder: RunFolder) -> tuple[int, int]:

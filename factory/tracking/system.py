@@ -1,7 +1,5 @@
 """What the machine does while a run goes on, a line every so many seconds in system.jsonl; under MLflow's own names."""
 
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +8,7 @@ from typing import Any
 import psutil
 
 from factory.execute.context import append
+from factory.look.machine import of_nvidia
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 
@@ -68,15 +67,7 @@ def looking() -> Callable[[], dict[str, float]]:
 
 def _cards() -> Iterator[tuple[str, float]]:
     """Of NVIDIA's cards; what a card does not tell is left out."""
-    if not shutil.which("nvidia-smi"):
-        return
-    query = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-    try:
-        text = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603  a fixed query
-    except (OSError, subprocess.SubprocessError):
-        return
-    for line in text.splitlines():
-        index, *told = line.split(", ")
+    for index, *told in of_nvidia(_QUERY):
         for name, value in zip(_CARD, told, strict=False):
             try:
                 yield f"gpu_{index}_{name}", float(value)

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory import compose
+from factory import compose, diff
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
-from factory.plan import Plan
+from factory.plan import Plan, to_json, to_yaml
 from factory.refusal import UserError, refuse
 from factory.run.advice import cheapest
 from factory.typed import convert, to_tree
@@ -41,13 +41,9 @@ def plan(arguments: list[str]) -> int:
         return _search(made, form, Anew(line.config_dirs))
     changes = cheapest(made, None, Anew(line.config_dirs)) if too_large and form != "yaml" else []
     if form == "json":
-        from factory.plan import to_json
-
         told = {"changes": [to_tree(change) for change in changes]} if too_large else {}
         print(json.dumps({**to_json(made), **told}, ensure_ascii=False))
     elif form == "yaml":
-        from factory.plan import to_yaml
-
         print(to_yaml(made), end="")
     else:
         from factory.run.plan_shown import changes_text, plan_panel
@@ -72,8 +68,6 @@ def _search(made: Plan, form: str, anew: Anew) -> int:
         )
     found = search.search(made, anew)
     if form == "json":
-        from factory.plan import to_json
-
         print(json.dumps({**to_json(made), "search": search.as_json(found)}, ensure_ascii=False))
     else:
         from factory.run.screen import Screen
@@ -136,8 +130,6 @@ def _show_jobs(found: "Sequence[Job]", known: bool, form: str) -> int:
 
 def _diff(arguments: list[str]) -> int:
     """Two plans: files, run folders or MLflow run ids."""
-    from factory import diff
-
     at = next(place for place, word in enumerate(arguments) if word.partition("=")[0] == "--diff")
     _, equals, first = arguments[at].partition("=")
     given = [first] * bool(equals) + arguments[at + 1 :]

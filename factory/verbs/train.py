@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from factory import compose, schema
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
-from factory.plan import PLAN_EXAMPLE, Plan, Verb
+from factory.execute.verify import verify
+from factory.look.machine import look_at_machine
+from factory.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
@@ -57,12 +59,7 @@ def _run(composed: compose.Composed) -> int:
     return _launch(made, RunFolder(composed.run_dir), start, Anew(composed.config_dirs))
 
 
-def _launch(
-    made: Plan,
-    folder: RunFolder,
-    start: Path | Literal["newest"] | None,
-    anew: Anew | None,
-) -> int:
+def _launch(made: Plan, folder: RunFolder, start: Path | Literal["newest"] | None, anew: Anew | None) -> int:
     from factory.run.launch import launch
     from factory.run.screen import Screen
 
@@ -151,8 +148,6 @@ def _job(folder: RunFolder, executed: Callable[[], int]) -> int:
 
 def _replay(arguments: list[str]) -> int:
     """Executes a plan file as it is. Only places may be changed: hydra.run.dir and tracking."""
-    from factory.look.machine import look_at_machine
-    from factory.plan import read_plan
     from factory.tracking.later import unusable
 
     path, rest = _from_plan(arguments)
@@ -199,8 +194,6 @@ def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
 
 def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | None) -> int:
     """Launches a plan that was not compiled just now, if what it was made from is still so."""
-    from factory.execute.verify import verify
-
     verify(made)
     return _launch(made, folder, start, Anew(made.config_dirs))
 
@@ -231,14 +224,11 @@ def resume(arguments: list[str]) -> int:
 
 
 def _go_on(folder: RunFolder) -> int:
-    from factory.plan import read_plan
-
     return _launch_checked(read_plan(folder.plan), folder, "newest")
 
 
 def track(arguments: list[str]) -> int:
     """send what of a run's or a sweep's FOLDER did not reach its tracking; tracking.uri=ADDRESS for another place"""
-    from factory.look.machine import look_at_machine
     from factory.run import sweep
     from factory.tracking import later
 

@@ -5,12 +5,27 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import pytest
 
+from factory.board import children
 from factory.tied import ENDS
 
 WAITS = "import time; from factory.tied import tie; tie(); print('there', flush=True); time.sleep(60)"
+# as `factory serve`, which answers once it has read its model
+SERVES = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Health(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+time.sleep(1)
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+"""
 
 
 @pytest.mark.parametrize(("asked", "ends"), [("1", True), ("", False)])
@@ -34,3 +49,24 @@ def test_a_command_ends_with_its_input_where_that_is_asked(asked: str, ends: boo
     finally:
         process.kill()
         process.wait()
+
+
+def test_whoever_asks_for_a_server_waits_until_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list[list[str]]()
+
+    def spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
+        started.append(words)
+        return subprocess.Popen([sys.executable, "-c", SERVES, words[-1].partition("=")[2]])
+
+    monkeypatch.setattr(children, "spawned", spawned)
+    made = children.Children(tmp_path)
+
+    def answers(_: int) -> int:
+        return httpx.get(f"{made.served(('run=one',)).address}/health").status_code
+
+    try:
+        with ThreadPoolExecutor(2) as both:
+            assert list(both.map(answers, range(2))) == [200, 200]
+        assert len(started) == 1
+    finally:
+        made.close()

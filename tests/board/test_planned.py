@@ -50,7 +50,8 @@ def test_what_would_fit(planner: Planner) -> None:
 
 
 def test_a_place_outside_is_refused(planner: Planner, tmp_path: Path) -> None:
-    for path in ("/etc/passwd", "~/.ssh/id_rsa", "../../x.jsonl", str(tmp_path / "x.jsonl")):
+    own = str(tmp_path / "x.jsonl")
+    for path in ("/etc/passwd", "~/.ssh/id_rsa", "~nobody-of-this-name/x.jsonl", "../../x.jsonl", own):
         planned = planner(("data=file", f"data.path={path}"))
         assert [problem.rule for problem in planned.problems] == ["board-folder"], path
     inside = planner._folders[0] / "x.jsonl"

@@ -1,12 +1,15 @@
 """Runs outlive the page: they are found, followed, stopped and gone on with by their folders."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
+from factory.plan import to_yaml
 
 SHORT = ("stage.max_steps=4", "stage.logging_steps=1", "tracking=none", "evaluate.samples=0", "data.max_length=256",
          "data.max_samples=20", "evaluate.perplexity=false", "stage.batch_size=1")  # fmt: skip
@@ -68,6 +71,18 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on(
     assert runs.metrics(folder)[-1]["step"] > step, runs._printed(folder).read_text()
     assert runs.stop(folder)
     _until(runs, folder, {"interrupted"})
+
+
+def test_overrides_are_listed_as_they_were_given(tmp_path: Path) -> None:
+    plan = Planner((tmp_path,))(()).plan
+    assert plan is not None
+    tokens = ",".join(f"'token {number}'" for number in range(30))  # longer than a line of the file
+    given = ("data.path='my rows.jsonl'", "stage.reward='a: b'", f"model.new_tokens=[{tokens}]", "tags={a: 'it\\'s'}")
+    (tmp_path / "outputs/one").mkdir(parents=True)
+    content = to_yaml(replace(plan, verb="evaluate", overrides=(*given, "hydra.run.dir=outputs/one")))
+    (tmp_path / "outputs/one/plan.yaml").write_text(content, encoding="utf-8")
+    (found,) = Runs(tmp_path / "outputs", tmp_path / "sweeps").all()
+    assert (found.verb, found.overrides) == ("evaluate", given)
 
 
 def test_votes_are_counted_between_two(tmp_path: Path) -> None:

@@ -102,3 +102,12 @@ def test_what_is_saved_can_be_trained_on(talk: Talk, tmp_path: Path) -> None:
     for wrong in (str(other), "", str(tmp_path / "no" / "folder.jsonl")):
         with pytest.raises(Wrong):
             talk.save(wrong, ["base", "run"])
+
+
+def test_a_path_may_begin_at_home(talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tools.json").write_text('[{"name": "look_up"}]', encoding="utf-8")
+    assert talk.read_tools("~/tools.json") == 1
+    assert talk.save("~/talk.jsonl", ["one", "other"]) == str(tmp_path / "talk.jsonl")
+    with pytest.raises(Wrong, match="cannot be written"):
+        talk.save("~nobody-of-this-name/talk.jsonl", ["one", "other"])

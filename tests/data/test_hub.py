@@ -169,7 +169,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         found.append(endpoint)
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(hub, "_ask", ask)
+    monkeypatch.setattr(hub, "ask", ask)
     hub._silent.cache_clear()
     yield found
     hub._silent.cache_clear()

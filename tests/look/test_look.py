@@ -183,7 +183,7 @@ def test_its_tokenizer_is_not_waited_for_without_the_hub(monkeypatch: pytest.Mon
     def unreachable(url: str) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr("factory.look.model._refuse_no_network", unreachable)
+    monkeypatch.setattr("factory.look.model.ask", unreachable)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the client was asked"))
     found = refusals("model.path=me/mine", "model.new_tokens=['<a>']")
     assert "vocabulary-unknown" in [refusal.rule for refusal in found]
@@ -198,7 +198,7 @@ def test_a_hub_models_numbers_come_from_its_config(
         asked.append((path, name, options["revision"]))
         return str(copy / name)
 
-    monkeypatch.setattr("factory.look.model._refuse_no_network", lambda url: None)
+    monkeypatch.setattr("factory.look.model.ask", lambda url: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     plan = compiled("model.path=me/mine", "model.revision=v2", training=False)
     assert asked == [("me/mine", "config.json", "v2")]

@@ -1,13 +1,20 @@
 """The machine is looked at while a run goes on, under the names that MLflow's own page of them reads."""
 
+import resource
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from factory.evaluation import rows
+from factory.execute.context import append
+from factory.look import machine
+from factory.refusal import UserError
 from factory.run.folder import RunFolder
-from factory.tracking import system
+from factory.tracking.delivery import Growing
 from factory.tracking.ledger import whole_lines
 from factory.tracking.system import Sampler, looking
 
@@ -32,9 +39,8 @@ def test_a_line_every_so_often(tmp_path: Path) -> None:
 
 def test_nvidias_cards_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a card does not tell is left out; a driver that fails stops nothing."""
-    monkeypatch.setattr(system.shutil, "which", lambda name: f"/usr/bin/{name}")
     done = subprocess.CompletedProcess([], 0, stdout=SAID)
-    monkeypatch.setattr(system.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     found = {name: value for name, value in looking()().items() if "gpu" in name}
     assert found == {
         "system/gpu_0_utilization_percentage": 93.0,
@@ -48,7 +54,7 @@ def test_nvidias_cards_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("nvidia-smi", 20)
 
-    monkeypatch.setattr(system.subprocess, "run", fails)
+    monkeypatch.setattr(machine.subprocess, "run", fails)
     assert not [name for name in looking()() if "gpu" in name]
 
 
@@ -57,3 +63,22 @@ def test_a_full_disk_ends_the_looking(tmp_path: Path) -> None:
     with Sampler(folder, 0.01) as sampler:
         sampler._thread.join(5)
         assert not sampler._thread.is_alive()
+
+
+@pytest.mark.parametrize("write", [lambda file, line: append(file, line), lambda file, line: rows.append(file, [line])])
+def test_a_line_that_a_full_disk_cuts_short_is_told_and_passed_over(
+    write: Callable[[Path, dict[str, Any]], None], tmp_path: Path
+) -> None:
+    folder, line = RunFolder(tmp_path), {"time": 1.0, "values": {"system/x": 1.0}}
+    write(folder.system, line)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folder.system.stat().st_size + 9, before[1]))  # the system writes a part
+    try:
+        with pytest.raises(UserError):
+            write(folder.system, line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for _ in range(2):  # the disk has room again: the run was resumed
+        write(folder.system, line)
+    assert folder.system.read_bytes().count(b"\n") == 3
+    assert whole_lines(folder.system) == Growing(folder.system).lines() == [line, line]

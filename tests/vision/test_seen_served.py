@@ -55,3 +55,23 @@ def test_a_model_that_sees_answers_by_what_it_sees(kind: str, tmp_path: Path) ->
         logits = model(input_ids=torch.tensor([ids]), **inputs).logits[0, -1].log_softmax(-1)
     assert first[0] == pytest.approx(float(logits.max()), abs=1e-4)
     room.engine.stop(0)
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+def test_a_score_is_of_what_is_seen(kind: str, tmp_path: Path) -> None:
+    """Another image gives another score, one that is none is refused."""
+    words = (f"model.path={seers.save(kind, tmp_path / kind)}", "stage=rm", "serve.name=eye", *TINY)
+    room, settings = room_of("serve", *words)
+
+    def scored(*urls: str) -> Any:
+        parts = [*({"type": "image_url", "image_url": {"url": url}} for url in urls), {"type": "text", "text": "What?"}]
+        said = [{"role": "user", "content": parts}, {"role": "assistant", "content": "It is one."}]
+        return http.post("/v1/score", json={"model": "eye", "messages": said})
+
+    with serving(room, settings) as found, found.http() as http:
+        shown = ([picture("red")], [picture("blue")], [picture("red")], [])
+        red, blue, again, none = (scored(*urls).json()["data"][0]["score"] for urls in shown)
+        assert red == again and abs(red - blue) > 1e-6 and none not in (red, blue)
+        broken = scored("data:image/png;base64,AAAA")
+        assert broken.status_code == 400 and broken.json()["error"]["param"] == "messages"
+    room.engine.stop(0)

@@ -10,7 +10,6 @@ from factory.board import shown
 from factory.board.said import words
 from factory.board.tabs import listed
 from factory.line import spelt
-from factory.refusal import refusal
 from factory.schema import Export
 
 if TYPE_CHECKING:
@@ -34,15 +33,10 @@ def build(page: "Page") -> None:
             yield shown.waiting(say("no_runs")), ""
             return
         if not page.planner.allows(place):
-            folders = ", ".join(map(str, page.folders))
-            yield (
-                "",
-                shown.problem(refusal("board-folder", f"export.dir={place}", "it lies outside", folders=folders), say),
-            )
+            yield "", shown.problem(page.planner.outside(f"export.dir={place}"), say)
             return
-        for done in page.children.lines(
-            ["export", f"run={spelt(folder)}", f"export.dir={spelt(place)}", f"export.format={form}"]
-        ):
+        asked = ["export", f"run={spelt(folder)}", f"export.dir={spelt(place)}", f"export.format={form}"]
+        for done in page.children.lines(asked):
             ended = say("done") if done.code == 0 else say("failed", code=done.code)
             yield shown.waiting(say("export_wait") if done.code == -1 else ended), shown.log(done.text)
 
