@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from types import ModuleType
 
 from factory import heads, registry
@@ -13,7 +14,7 @@ from factory.typed import plain, to_tree
 from factory.vocabulary import Vocabulary, grown
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """What a rule sees. A rule that reads model.* runs only where the model is known."""
 
@@ -27,7 +28,7 @@ class Case:
         """Whether the model's architecture is."""
         return self.read is not None
 
-    @property
+    @cached_property
     def arch(self) -> Architecture:
         """The architecture that is trained: the vocabulary has grown, and what the stage never reaches is fixed."""
         assert self.read is not None

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -211,7 +212,8 @@ def test_pictures_are_drawn_as_the_rows_say() -> None:
     content = [image["bytes"] for row in rows for image in row["images"]]
     assert len(set(content)) == len(content) >= 40
     assert list(images.rows()) == rows
-    for row, (pictures, turns) in zip(rows, images._questions(), strict=True):
+    drawn = chain(images._single(), images._several(), images._side_by_side(), images._two_pictures())
+    for row, (pictures, turns) in zip(rows, drawn, strict=True):
         shown = {word for shapes in pictures for each in shapes for word in (each.shape, each.colour)}
         said = set(re.findall(r"[a-z]+", " ".join(text.lower() for turn in turns for text in turn)))
         assert {word for word in (*images.SHAPES, *images.COLOURS) if {word, f"{word}s"} & said} <= shown
