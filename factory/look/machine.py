@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata, util
@@ -145,6 +146,8 @@ def _nvidia() -> tuple[Gpu, ...]:
 
 def of_nvidia(asked: str) -> list[list[str]]:
     """What nvidia-smi says of each card; nothing where it is not there, or where the driver does not answer."""
+    if not shutil.which("nvidia-smi"):
+        return []
     query = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603  a fixed query
