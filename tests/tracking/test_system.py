@@ -39,6 +39,7 @@ def test_a_line_every_so_often(tmp_path: Path) -> None:
 
 def test_nvidias_cards_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a card does not tell is left out; a driver that fails stops nothing."""
+    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
     done = subprocess.CompletedProcess([], 0, stdout=SAID)
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     found = {name: value for name, value in looking()().items() if "gpu" in name}
