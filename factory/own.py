@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +38,7 @@ def digest(path: str) -> str:
 def module(kind: str, path: str) -> ModuleType:
     """The file as a module, read again when it has changed. Raises UserError."""
     group = kind.removesuffix("s")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  of a name that is too long, Path raises
         raise refuse("own-module", f"{group}.name={path}", "there is no such file", group=group)
     return _module(kind, path, digest(path))
 

@@ -52,6 +52,12 @@ def test_a_file_that_cannot_be_one_is_refused(name: str, text: str | None, wrong
     assert re.search(wrong, found.wrong), found.wrong
 
 
+@pytest.mark.parametrize("name", ["method", "stage"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, here: Path) -> None:
+    (found,) = refusals(f"{name}.name={'a' * 300}.py")
+    assert (found.rule, found.wrong) == ("own-module", "there is no such file")
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
