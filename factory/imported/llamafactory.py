@@ -243,6 +243,8 @@ def _template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]
     ours = "auto" if name is None else _table()["templates"].get(_text(name), _text(name))
     if ours == "auto" or ours in templates.names():
         said.set("model.template", ours)
+        if otherwise := _table()["written_otherwise"].get(ours):
+            said.noted["template"] = f"written here as its source does; LLaMA-Factory writes {otherwise}"
     else:
         said.missing["template"] = (
             f"there is no {ours} here, so the model's own is kept; to write it so, model.template={ours}.yaml, "

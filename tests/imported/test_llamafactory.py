@@ -178,7 +178,17 @@ def test_a_template_that_is_not_here_is_left_to_the_model(name: str, here: Path)
 
 
 def test_templates_of_the_table_are_there() -> None:
-    assert set(yaml.safe_load(llamafactory._TABLE.read_text())["templates"].values()) <= set(templates.names())
+    table = yaml.safe_load(llamafactory._TABLE.read_text())
+    assert {*table["templates"].values(), *table["written_otherwise"]} <= set(templates.names())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("zephyr", "no line breaks"), ("smollm2", "no full stop"), ("chatml", None), ("default", None)],
+)
+def test_a_template_that_is_written_otherwise_there_is_told(name: str, told: str | None, here: Path) -> None:
+    note = said(here, template=name).noted.get("template")
+    assert (note is None) if told is None else (note is not None and told in note)
 
 
 def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
