@@ -4,7 +4,7 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +187,27 @@ class Encoder:
         if self._images is not None:
             text = self._images.prompt(text, record.images)
         if cut and cut in text:
-            *parts, last = text.split(cut)
-            return self._texts.pieces("".join([*parts, last]), [*accumulate(map(len, parts))]).ids
+            return self._apart(text, cut)
         (placed,) = self._texts.encode([text])
         return placed.ids
+
+    def answered(self, record: Record, cut: str = "") -> list[int]:
+        """A conversation up to the end of its last answer, as in training. `cut` is as in `prompt`. Raises BadRow."""
+        rendered = self._rendered(record)
+        if isinstance(rendered, BadRow):
+            raise rendered
+        (whole,) = rendered
+        if not cut or cut not in whole.text:
+            side = self._side(whole, *self._texts.encode([whole.text]))
+            return side.ids[: side.trained[-1][1]]
+        borders = sorted({at for answer in whole.answers for at in (answer.start, answer.end)})
+        pieces = [whole.text[start:end] for start, end in pairwise([0, *borders])]
+        ids = self._apart(cut.join(pieces), cut)
+        return ids if whole.answers[-1].closed else [*ids, self._eos]
+
+    def _apart(self, text: str, cut: str) -> list[int]:
+        *parts, last = text.split(cut)
+        return self._texts.pieces("".join([*parts, last]), [*accumulate(map(len, parts))]).ids
 
     def renderer(self, record: Record) -> Renderer:
         """What renders the record's conversation: a tokenizer may have a template of its own for tools."""

@@ -61,11 +61,7 @@ class Prompts:
 
     def chat(self, conversation: Conversation) -> list[int]:
         """What the model is given to answer. Raises BadRow with what the chat template does not take."""
-        record = _record(conversation)
-        texts = json.dumps([*record.prompt, *record.tools], ensure_ascii=False)
-        mark = next((each for each in _MARKS if each not in texts), None)
-        if mark is None:
-            raise BadRow("the texts have too many private-use characters")
+        mark = _mark(conversation)
         return self._spec.encoder.prompt(self._guarded(conversation, mark), mark)
 
     def text(self, text: str) -> list[int]:
@@ -74,12 +70,10 @@ class Prompts:
 
     def answered(self, conversation: Conversation) -> list[int]:
         """A conversation up to the end of its last answer, as a reward model reads it. Raises BadRow."""
-        *before, last = conversation.messages
-        record = replace(_record(conversation), prompt=tuple(before), response=(last,))
-        (row,) = self._spec.encoder.encode([record])
-        if isinstance(row, BadRow):
-            raise row
-        return row.tokens.ids[: row.tokens.spans[-1][1]]
+        mark = _mark(conversation)
+        record = self._guarded(conversation, mark)
+        *before, last = record.prompt
+        return self._spec.encoder.answered(replace(record, prompt=tuple(before), response=(last,)), mark)
 
     def inputs(self, ids: Sequence[int], images: Sequence[str]) -> dict[str, Any]:
         """The tensors that the model takes beside the ids of a prompt with images."""
@@ -159,6 +153,15 @@ class Prompts:
             messages.append(made)
         tools = tuple(_each_text(bare(tool), guard) for tool in conversation.tools)
         return replace(_record(conversation), prompt=tuple(messages), tools=tools)
+
+
+def _mark(conversation: Conversation) -> str:
+    """A character that none of its texts has."""
+    record = _record(conversation)
+    texts = json.dumps([*record.prompt, *record.tools], ensure_ascii=False)
+    if found := next((each for each in _MARKS if each not in texts), None):
+        return found
+    raise BadRow("the texts have too many private-use characters")
 
 
 def _record(conversation: Conversation) -> Record:
