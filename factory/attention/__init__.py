@@ -5,6 +5,12 @@ S2 = "s2"
 BLOCKS = "blocks"
 OURS = (S2, BLOCKS)
 BLOCK = 64  # queries of a block
+_SHORT = 3 * BLOCK  # tokens; up to here one matrix of scores takes less time than more and smaller operations
+
+
+def block_of(length: int) -> int:
+    """Queries of a block: of a short row all."""
+    return length if length <= _SHORT else BLOCK
 
 
 def key_step(length: int) -> int:
@@ -12,6 +18,8 @@ def key_step(length: int) -> int:
 
     Of products in bfloat16 a CPU compiles a kernel for each shape, half a megabyte that stays (docs/measurements.md).
     """
+    if length <= _SHORT:
+        return length
     step = 2 * BLOCK
     while 4 * step < length:
         step *= 2

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from factory.attention import BLOCK, BLOCKS, key_step
+from factory.attention import BLOCKS, block_of, key_step
 from factory.attention.mask import FOREIGN, Mask, mask, spans, whole
 
 
@@ -33,9 +33,9 @@ _softmax_slopes = torch.ops.aten._softmax_backward_data.out
 
 
 class Seen(NamedTuple):
-    """Of each block of BLOCK queries: its first key, and what is added to the scores of its last keys.
+    """Of each block of queries: its first key, and what is added to the scores of its last keys.
 
-    A mask is (batch or 1, 1, 1, BLOCK, keys): 0 where a key is seen, else the lowest number, so that a query that sees
+    A mask is (batch or 1, 1, 1, block, keys): 0 where a key is seen, else the lowest number, so that a query that sees
     nothing (padding) has a mean of values and no NaN. Both ends of the keys are multiples of `key_step`.
     """
 
@@ -76,10 +76,10 @@ def attend(
 
 @lru_cache(maxsize=8)  # all layers keep the same
 def _causal(length: int, dtype: torch.dtype, device: torch.device) -> Seen:
-    step = key_step(length)
-    places, starts = torch.arange(step, device=device), range(0, length, BLOCK)
+    step, block = key_step(length), block_of(length)
+    places, starts = torch.arange(step, device=device), range(0, length, block)
     inside = {start % step for start in starts}
-    later = {start: _added((places[start : start + BLOCK, None] >= places)[None], dtype) for start in inside}
+    later = {start: _added((places[start : start + block, None] >= places)[None], dtype) for start in inside}
     return Seen([0] * len(starts), [later[start % step] for start in starts])
 
 
@@ -88,14 +88,14 @@ def _of(mask: Mask, length: int, dtype: torch.dtype) -> Seen:
 
 
 def _made(mask: Mask, length: int, dtype: torch.dtype) -> Seen:
-    found, step = Seen([], []), key_step(length)
+    found, step, block = Seen([], []), key_step(length), block_of(length)
     tokens = torch.arange(length, device=mask.device)
-    for start in range(0, length, BLOCK):
-        queries = tokens[start : start + BLOCK]
+    for start in range(0, length, block):
+        queries = tokens[start : start + block]
         seen = mask.seen(queries[:, None], tokens[None, : start + len(queries)])
         first = int(seen.flatten(0, 1).any(0).to(torch.uint8).argmax()) // step * step
         wide = _up(start + len(queries), step)
-        unseen = (0, wide - seen.shape[-1], 0, BLOCK - len(queries))
+        unseen = (0, wide - seen.shape[-1], 0, block - len(queries))
         found.starts.append(first)
         found.masks.append(_added(functional.pad(seen, unseen)[..., first:], dtype))
     return found
@@ -132,7 +132,6 @@ def _(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: li
     return query.new_empty(batch, length, heads, value.shape[-1])
 
 
-@torch.library.custom_op("factory::attend_blocks_backward", mutates_args=())
 def _slopes(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float
 ) -> list[Tensor]:
@@ -155,11 +154,6 @@ def _slopes(
     return [_together(by_query, batch, length).transpose(1, 2), of_key, of_value]
 
 
-@_slopes.register_fake
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[Tensor]:
-    return [torch.empty_like(each) for each in (query, key, value)]
-
-
 class _Attend(Function):
     """Its own derivative: of an operation that takes a list of tensors, torch.library's takes 0.15 ms more a call."""
 
@@ -179,17 +173,18 @@ class _Attend(Function):
 
 
 def _tiles(states: Tensor, key_heads: int) -> Tensor:
-    """(batch, heads, length, dim) to (blocks, batch * key heads, sharing * BLOCK, dim); 0 after the last row.
+    """(batch, heads, length, dim) to (blocks, batch * key heads, sharing * block, dim); 0 after the last row.
 
     Of a block, the heads that share a key are rows of one matrix.
     """
-    apart = _padded(states, BLOCK).unflatten(2, (-1, BLOCK)).unflatten(1, (key_heads, -1))
+    block = block_of(states.shape[2])
+    apart = _padded(states, block).unflatten(2, (-1, block)).unflatten(1, (key_heads, -1))
     return apart.permute(3, 0, 1, 2, 4, 5).flatten(3, 4).flatten(1, 2)
 
 
 def _together(tiles: Tensor, batch: int, length: int) -> Tensor:
     """What `_tiles` took apart, to (batch, length, heads, dim)."""
-    apart = tiles.unflatten(2, (-1, BLOCK)).unflatten(1, (batch, -1))
+    apart = tiles.unflatten(2, (-1, block_of(length))).unflatten(1, (batch, -1))
     return apart.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)[:, :length].contiguous()
 
 
@@ -206,9 +201,9 @@ def _padded(states: Tensor, step: int) -> Tensor:
 
 def _keys_at(length: int, starts: list[int]) -> Iterator[slice]:
     """The keys that each block meets."""
-    step = key_step(length)
+    step, block = key_step(length), block_of(length)
     for number, start in enumerate(starts):
-        yield slice(start, _up(min((number + 1) * BLOCK, length), step))
+        yield slice(start, _up(min((number + 1) * block, length), step))
 
 
 class _Scores:
@@ -219,7 +214,7 @@ class _Scores:
         self._room = [keys.new_empty(self._across * self._down * keys.shape[1]) for _ in range(matrices)]
 
     def of(self, keys: int) -> list[Tensor]:
-        """(batch * key heads, sharing * BLOCK, keys) each."""
+        """(batch * key heads, sharing * block, keys) each."""
         count = self._across * self._down * keys
         return [each[:count].view(self._across, self._down, keys) for each in self._room]
 
@@ -227,6 +222,6 @@ class _Scores:
         """softmax(scale Q K' + mask), in the second of the room."""
         scores, weights, *_ = self.of(keys.shape[1])
         torch.baddbmm(scores, tile, keys.transpose(1, 2), beta=0, alpha=scale, out=scores)
-        batch, last = unseen.shape[0], unseen.shape[-1]
-        scores.view(batch, -1, self._down // BLOCK, BLOCK, keys.shape[1])[..., -last:].add_(unseen)
+        batch, *_, block, last = unseen.shape
+        scores.view(batch, -1, self._down // block, block, keys.shape[1])[..., -last:].add_(unseen)
         return torch.softmax(scores, dim=-1, out=weights)

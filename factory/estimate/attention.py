@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from factory.architecture import Architecture
-from factory.attention import BLOCK, BLOCKS, S2, key_step
+from factory.attention import BLOCKS, S2, block_of, key_step
 from factory.estimate.anatomy import Anatomy
 from factory.estimate.tape import STATISTIC, Tape, Tensor, factors
 
@@ -64,10 +64,10 @@ class Attention:
         """Keeps what goes in; copies of all, in the order of blocks, and a block's scores come and go."""
         query, keys, values = self._compute(query, keys, values)
         arch, tape, batch = self.arch, self.tape, self.batch
-        step = key_step(batch.length)
+        step, block = key_step(batch.length), block_of(batch.length)
         length = ceil(batch.length / step) * step
         heads = batch.rows * arch.heads * query.size
-        scores, tiles = heads * BLOCK * length, heads * arch.head_dim * ceil(batch.length / BLOCK) * BLOCK
+        scores, tiles = heads * block * length, heads * arch.head_dim * ceil(batch.length / block) * block
         wide = (keys.count + values.count) * query.size * length // batch.length
         return tape.operation(
             [query, keys, values],

@@ -63,7 +63,7 @@ SIGHTS = {"causal": causal, "documents": documents, "window": window}
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-@pytest.mark.parametrize("length", [1, 7, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+@pytest.mark.parametrize("length", [1, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 5, 5 * BLOCK])
 @pytest.mark.parametrize(("heads", "key_heads", "wide"), [(4, 4, 8), (6, 2, 8), (3, 1, 5)])
 def test_the_formula_and_its_gradients(sight: str, length: int, heads: int, key_heads: int, wide: int) -> None:
     """Values may be of another width than keys. In float64, so that only rounding differs."""
@@ -82,11 +82,12 @@ def test_the_formula_and_its_gradients(sight: str, length: int, heads: int, key_
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_bfloat16_is_as_exact_as_transformers_own_way() -> None:
+@pytest.mark.parametrize("length", [100, 200])
+def test_bfloat16_is_as_exact_as_transformers_own_way(length: int) -> None:
     """Against float64: what `eager` makes of the same numbers is no nearer."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    states = [draw(1, count, 200, 32).bfloat16() for count in (6, 2, 2)]
-    weight, sees = draw(1, 200, 6, 32).bfloat16(), causal(200)[:1]
+    states = [draw(1, count, length, 32).bfloat16() for count in (6, 2, 2)]
+    weight, sees = draw(1, length, 6, 32).bfloat16(), causal(length)[:1]
 
     def all_of(way: Any, dtype: torch.dtype) -> list[torch.Tensor]:
         leaves = [each.to(dtype).requires_grad_() for each in states]
@@ -106,10 +107,11 @@ def test_bfloat16_is_as_exact_as_transformers_own_way() -> None:
     assert all(one < 1.5 * other for one, other in zip(ours, eager, strict=True))
 
 
-def test_what_sees_nothing_is_no_nan() -> None:
-    sees = causal(BLOCK + 9)
+@pytest.mark.parametrize("length", [9, 3 * BLOCK + 9])
+def test_what_sees_nothing_is_no_nan(length: int) -> None:
+    sees = causal(length)
     sees[0, :, :3] = False  # padding on the left: its own rows see nothing
-    states = [torch.randn(2, 2, BLOCK + 9, 4, requires_grad=True) for _ in range(3)]
+    states = [torch.randn(2, 2, length, 4, requires_grad=True) for _ in range(3)]
     found, _ = blocks.attend(LAYER, *states, given(sees))
     found[0, 3:].sum().backward()
     assert found.isfinite().all()
