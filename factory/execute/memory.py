@@ -9,8 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
-# in what the libraries say: torch on a CPU, on a GPU, and safetensors
-_EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory", "bad_alloc")
+# in what the libraries say: torch on a CPU, on a GPU, safetensors, and glibc as it loads a library
+_EXHAUSTED = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "cannot allocate memory for thread-local data",
+)
 
 
 def reset_peak(device: str) -> None:

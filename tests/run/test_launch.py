@@ -268,7 +268,15 @@ def test_metrics_are_forgotten_once(tmp_path: Path) -> None:
     assert folder.metrics.read_text() == ""
 
 
-@pytest.mark.parametrize(("words", "told"), [("what():  std::bad_alloc", "what():  std::bad_alloc"), ("a bug", None)])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("what():  std::bad_alloc", "what():  std::bad_alloc"),
+        ("cannot allocate memory for thread-local data: ABORT", "cannot allocate memory for thread-local data: ABORT"),
+        ("libthreads.so: cannot allocate memory in static TLS block", None),  # of which there may be plenty
+        ("a bug", None),
+    ],
+)
 def test_a_child_that_a_library_ended_for_memory(words: str, told: str | None, tmp_path: Path) -> None:
     (tmp_path / "run.log").write_text(f"importing the libraries\n  {words}\nthe end\n")
     assert launch._of_memory(tmp_path / "run.log") == told
