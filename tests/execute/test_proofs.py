@@ -273,6 +273,28 @@ def test_one_bit_of_a_tiny_tensor() -> None:
     assert proofs.checksum(torch.tensor(1.0)) != proofs.checksum(torch.tensor(1.0000001))
 
 
+def test_the_checksum_of_a_quantizers_own_kind_of_tensor() -> None:
+    """By what it holds: torchao's refuses to be seen as bytes."""
+    import torch
+
+    class Held:
+        shape = (2, 4)
+
+        def __init__(self, scale: float = 0.5, first: int = 1):
+            self.codes, self.scale = torch.arange(first, first + 8, dtype=torch.int8), torch.tensor([scale])
+
+        def detach(self) -> "Held":
+            return self
+
+        def __tensor_flatten__(self) -> tuple[list[str], None]:
+            return ["codes", "scale"], None
+
+    known = proofs.checksum(Held())
+    assert known == proofs.checksum(Held()) and known[0] == (2, 4)
+    assert known != proofs.checksum(Held(scale=0.25))
+    assert known != proofs.checksum(Held(first=2))
+
+
 def test_layers_that_share_what_they_are_made_of_are_merged_one_by_one(execute: Callable[..., Any]) -> None:
     """Widening the projections that VeRA's layers share left the next ones with two types."""
     done = execute("method=vera", "precision=pure_bf16", "stage.max_steps=1")
