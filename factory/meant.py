@@ -73,7 +73,9 @@ def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
 
 
 def flag_meant(flag: str) -> str:
-    """`did you mean X=…? ` for `--learning-rate`, or nothing."""
+    """`did you mean X=…? ` for `--learning-rate`, or nothing; other tools have a flag where `resume` is a verb here."""
+    if flag == "--resume":
+        return "to go on with a run, `factory resume FOLDER`; "
     found = _named_so(flag.lstrip("-").replace("-", "_"))
     return f"did you mean {found}=…? " if found else ""
 

@@ -485,6 +485,7 @@ def test_a_verb_without_what_it_needs_is_refused(arguments: tuple[str, ...], rul
         (("train", "--diff=one"), "flag-of-another-verb", "belongs to `plan`"),
         (("plan", "--multirun=true"), "unknown-flag", "it takes no value"),
         (("--from-pln", "x"), "unknown-flag", "there is no such flag"),
+        (("train", "--resume"), "unknown-flag", "`factory resume FOLDER`"),
     ],
     ids=str,
 )
