@@ -49,7 +49,7 @@ class Model:
     package: str | None = key("an installed Python package that carries these weights as GGUF; used before the hub")
     revision: str | None = key("the hub's branch, tag or commit")
     family: str | None = key("the models that this one belongs with")
-    license: str | None = key("the hub's licence tag")
+    license: str | None = key("the hub's licence tag, or the licence's name where the tag is `other`")
     gated: bool = key("whether the hub asks for a token of somebody who accepted the licence")
     template: str = key(
         "the chat template: auto (the tokenizer's own), a named one, or a file of your own (YAML, jinja)"
