@@ -15,6 +15,8 @@ from factory.run.screen import WHOSE, grid
 from factory.words import between, counted, duration, rate, size
 
 _NAMED = 8  # modules that a plan names
+_TOLD = {"name", "learning_rate", "quantization", "target_modules"}  # of a method's settings, in lines of their own
+_ALL_TEXT = ("parts", ["language"])  # what a model that sees nothing has
 _REFERENCES = {
     "base": "the base without an adapter",
     "adapter": "the base with the saved adapter",
@@ -67,6 +69,10 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
         share = 100 * parameters.trainable / parameters.total
         yield "attach", f"{method}  {parameters.trainable:,} trained ({share:.2f} %), {attach.dtype}"
         yield "", f"[dim]in {', '.join(_short(parameters.trainable_by_module))}[/dim]"
+        shown = registry.hook(registry.spec("methods", attach.method), "shown", dict)
+        own = {key: value for key, value in shown(attach.settings).items() if key not in _TOLD}
+        if told := _settings({key: value for key, value in own.items() if (key, value) != _ALL_TEXT}):
+            yield "", f"[dim]{told}[/dim]"
     elif plan.steps.load.adapter:
         yield "attach", f"the adapter {escape(plan.steps.load.adapter)}"
 
@@ -136,8 +142,8 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     if train.ranks.processes > 1:
         where = f" on {train.ranks.nodes} nodes" if train.ranks.nodes > 1 else ""
         yield "", f"{train.ranks.processes} processes{where} by {train.ranks.strategy}"
-    if told := [f"{name} {_number(value)}" for name, value in train.own.items() if value]:
-        yield "", f"[dim]{', '.join(told)}[/dim]"
+    if told := _settings(train.own):
+        yield "", f"[dim]{told}[/dim]"
     if train.reference:
         yield "", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]"
 
@@ -176,8 +182,15 @@ def _scoring(asked: Evaluate) -> Iterator[str]:
         yield f"{', '.join(asked.harness.tasks)} of lm-evaluation-harness, {each}{kind}"
 
 
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _settings(own: dict[str, Any]) -> str:
+    """Those that are not off."""
+    return ", ".join(name if value is True else f"{name} {_value(value)}" for name, value in own.items() if value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return escape(f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value))
 
 
 def _time(estimate: Estimate) -> str:

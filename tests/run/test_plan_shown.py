@@ -27,6 +27,19 @@ def test_how_rows_stand_in_a_batch(words: tuple[str, ...], said: str) -> None:
     assert line.split(" tokens, ")[1] == said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("method=lora_plus", "rank 8, alpha 16, b_learning_rate_ratio 16, initialization kaiming"),
+        ("method=dora method.rank=4", "rank 4, alpha 16, dora, b_learning_rate_ratio 1, initialization kaiming"),
+        ("method=freeze", "more num_layers 3, position last, modules all"),
+        ("method=freeze method.layers=[1,2]", "1 more layers [1, 2], modules all"),
+    ],
+)
+def test_a_methods_own_settings_stand_below_it(words: str, said: str) -> None:
+    assert said in " ".join(" ".join(_lines(compiled("hardware=cpu", *words.split(), training=False))).split())
+
+
 def test_nothing_fits_a_card_that_nobody_knows(machine: Callable[..., None]) -> None:
     machine(gpus=())
     alone, told = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from factory import schema
 from factory.architecture import Architecture, Shape
@@ -12,7 +12,7 @@ from factory.methods.parts import nothing_trains, of_parts
 from factory.refusal import did_you_mean
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "trainable"]
+__all__ = ["RULES", "Settings", "optimizer_bytes", "shown", "trainable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,12 @@ def chosen(method: Settings, arch: Architecture) -> tuple[int, ...]:
         return tuple(sorted(set(method.layers)))
     indices = range(arch.layers)
     return tuple(indices[-method.num_layers :] if method.position == "last" else indices[: method.num_layers])
+
+
+def shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that decide: layers that are listed are not counted."""
+    idle = ("num_layers", "position") if settings["layers"] is not None else ()
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
