@@ -9,6 +9,7 @@ from factory.estimate import flops, speed
 from factory.estimate.memory import memory
 from factory.estimate.tuned import Tuned
 from factory.facts import Measured
+from factory.methods.lora.targets import PREFIX
 from factory.plan import Estimate, Pack, Parameters, Range, Train
 from factory.stages.rows import rows_per_step
 
@@ -26,7 +27,9 @@ class Sizes:
 
 
 def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
-    known = {name for block in arch.blocks for name in (*block.linears, *block.experts)}
+    of_layers = {name for block in arch.blocks for name in block.linears}
+    stacks = {name for block in arch.blocks for expert in block.experts for name in (expert, expert.rpartition(".")[0])}
+    known = of_layers | stacks | set(arch.part_linears)
     by_module: dict[str, int] = {}
     for name, shape in shapes.items():
         module = _module(name, arch, known)
@@ -35,12 +38,16 @@ def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
 
 
 def _module(name: str, arch: Architecture, known: set[str]) -> str:
-    """`…layers.3.self_attn.q_proj.lora_A.default.weight` is of `self_attn.q_proj`, the longest known name in it."""
-    words = name.partition(f"{arch.layers_at}.")[2].split(".")[1:]
-    for end in range(len(words), 0, -1):
-        if ".".join(words[:end]) in known:
-            return ".".join(words[:end])
-    return (".".join(words) or name.rpartition("model.")[2]).removesuffix(".weight").removesuffix(".bias")
+    """`…layers.3.self_attn.q_proj.lora_A.default.weight` is of `self_attn.q_proj`, the longest known name in it.
+
+    Layers of the same name are one module, in a vision tower too: `visual.blocks.attn.qkv`.
+    """
+    inside = name.partition(f"{arch.layers_at}.")[2].partition(".")[2]
+    words = (inside or name.removeprefix(PREFIX)).split(".")
+    ends = (end for end in range(len(words), 0, -1) if ".".join(words[:end]) in known)
+    own = words[: next(ends, len(words) - (words[-1] in ("weight", "bias")))]
+    module = ".".join(word for word in own if not word.isdecimal())
+    return module if inside else module.rpartition("model.")[2]
 
 
 def estimate(

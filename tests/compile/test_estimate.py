@@ -50,6 +50,20 @@ def test_trainable_tensors_are_the_models_or_beside_them(method: str, option: st
     } | {"embed_tokens", "norm", "lm_head"}
 
 
+@pytest.mark.parametrize(
+    ("words", "modules"),
+    [
+        ("model=gpt_oss_20b method.target_experts=true", "q_proj k_proj v_proj o_proj experts"),
+        ("model=qwen2.5_vl_7b method.parts=[vision] data=demo_images", "qkv proj gate_proj up_proj down_proj"),
+        ("model=llava1.5_7b method=full method.parts=[projector] data=demo_images", "linear_1 linear_2"),
+    ],
+)
+def test_what_is_trained_is_told_by_module(words: str, modules: str) -> None:
+    found = compiled("hardware=h100_80gb", *words.split(), training=False).estimate.parameters
+    assert [name.rpartition(".")[2] for name in found.trainable_by_module] == modules.split()
+    assert sum(found.trainable_by_module.values()) == found.trainable
+
+
 def test_memory_of_full_training_is_a_multiple_of_the_parameters() -> None:
     mixed, pure = (estimate("model=llama2_7b", "method=full", GPU, f"precision={p}") for p in ("bf16", "pure_bf16"))
     count = mixed.parameters.total
