@@ -13,7 +13,7 @@ from factory.execute.context import Run
 from factory.heads import writes
 from factory.plan import Steps
 from factory.steps.feed import autocast, collating
-from factory.steps.kernels import without_dropout
+from factory.steps.kernels import rounded_by_row, without_dropout
 from factory.steps.pack import Dataset
 
 _MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
@@ -49,8 +49,9 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
         return float(loss.detach())
 
     without_dropout(model)
-    together, whole = slope(found.together, 1), _gradient_norm(model)
-    apart = sum(slope(part, -1) for part in found.apart)
+    with rounded_by_row(model):
+        together, whole = slope(found.together, 1), _gradient_norm(model)
+        apart = sum(slope(part, -1) for part in found.apart)
     left = _gradient_norm(model) / whole if whole else 0.0
     model.zero_grad()
     kind = precision(plan)

@@ -60,7 +60,8 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
 def without_dropout(model: Any) -> None:
     """Puts the model in evaluation, its layers recomputing as in training: transformers has each do so where it trains.
 
-    A layer that drops out by itself, as OPT's, and not by a module, does not recompute then.
+    A layer that drops out by itself, as OPT's, and not by a module, does not recompute then. Layers of 8 bits multiply
+    as in training too: on a CPU by their weights made wide, where evaluation would round what comes in.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -69,6 +70,27 @@ def without_dropout(model: Any) -> None:
         if isinstance(layer, GradientCheckpointingLayer):
             said = vars(layer) | vars(getattr(layer, "config", layer))  # Falcon's reads its share there
             layer.training = not any("drop" in name and value for name, value in said.items())
+    for layer in _of_8_bits(model):
+        layer.training = True
+
+
+@contextmanager
+def rounded_by_row(model: Any) -> Iterator[None]:
+    """Layers of 8 bits round each row by itself, whatever is beside it.
+
+    Else they leave the columns wide in which any row has an outlier (Dettmers et al. 2022, section 3.2).
+    """
+    states = [(layer.state, layer.state.threshold) for layer in _of_8_bits(model)]
+    for state, _ in states:
+        state.threshold = 0.0
+    yield
+    for state, threshold in states:
+        state.threshold = threshold
+
+
+def _of_8_bits(model: Any) -> list[Any]:
+    """Of bitsandbytes. PEFT's layers beside them have the same name, and no state."""
+    return [layer for layer in model.modules() if type(layer).__name__ == "Linear8bitLt" and "state" in vars(layer)]
 
 
 def _plain() -> Contexts:

@@ -79,6 +79,33 @@ def test_layers_that_drop_out_by_themselves_are_kept_from_it(execute: Callable[.
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("proof", ["as in training", "by row"])
+def test_a_row_of_8_bits_does_not_depend_on_what_is_beside_it(proof: str) -> None:
+    import torch
+    from bitsandbytes.nn.modules import Linear8bitLt
+
+    from factory.steps.kernels import rounded_by_row, without_dropout
+
+    layer = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=6.0)
+    layer.load_state_dict({"weight": torch.randn(64, 64, generator=torch.manual_seed(0))})
+    model = torch.nn.Sequential(layer.to("cpu"))
+    rows = torch.randn(4, 64, generator=torch.manual_seed(1))
+    rows[3, 5] = 20.0  # an outlier, in the last row alone
+
+    def apart() -> float:
+        return float((model(rows)[:3] - model(rows[:3])).abs().max())
+
+    model.eval()
+    assert apart() > 1e-3
+    if proof == "by row":
+        with rounded_by_row(model):
+            assert apart() == 0
+        assert layer.state.threshold == 6.0
+    else:
+        without_dropout(model)
+        assert apart() < 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_steps(execute: Callable[..., Any]) -> None:
