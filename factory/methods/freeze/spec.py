@@ -62,13 +62,13 @@ def _is_of(tensor: str, module: str) -> bool:
     return f".{module}." in f".{tensor}."
 
 
-def _layers_exist(case: Case) -> str | None:
+def _layers_exist(case: Case) -> str | tuple[str, str] | None:
     method, count = case.settings.method, case.arch.layers
     if method.layers is not None:
         if not method.layers:
-            return "the list is empty"
+            return "method.layers", "the list is empty"
         outside = [layer for layer in method.layers if not 0 <= layer < count]
-        return f"the model has layers 0 to {count - 1}, not {outside[0]}" if outside else None
+        return ("method.layers", f"the model has layers 0 to {count - 1}, not {outside[0]}") if outside else None
     return f"the model has {count} layers" if method.num_layers > count else None
 
 

@@ -64,8 +64,10 @@ def unknown_names(names: tuple[str, ...], linears: dict[str, Shape]) -> str | No
     unknown = [name for name in names if not named((name,), linears)]
     if not unknown:
         return None
-    short = {".".join(name.split(".")[-parts:]) for name in linears for parts in (1, 2)}
-    return f"the model has no linear layer {unknown[0]}; {did_you_mean(unknown[0], sorted(short))}".rstrip("; ?")
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in linears)
+    short = {".".join(name.split(".")[-2:]) for name in linears} | set(ends)
+    near = did_you_mean(unknown[0], sorted(short)).rstrip(" ?") or f"it has {', '.join(ends)}"
+    return f"the model has no linear layer {unknown[0]}; {near}"
 
 
 def _targets_exist(case: Case) -> str | None:

@@ -127,10 +127,13 @@ def test_layers_by_the_end_of_their_names(names: str, layers: int, tiny_model: P
     assert len(made.trained) == 2 * layers
 
 
-def test_an_unknown_layer_is_refused_with_the_nearest(tiny_model: Path) -> None:
-    found = refusals(f"model.path={tiny_model}", "method=lora", "method.target_modules=[q_porj]", "hardware=cpu")
+@pytest.mark.parametrize(
+    ("name", "said"), [("q_porj", "did you mean q_proj"), ("query_key_value", "it has q_proj, k_proj, v_proj, o_proj")]
+)
+def test_an_unknown_layer_is_refused_with_what_there_is(name: str, said: str, tiny_model: Path) -> None:
+    found = refusals(f"model.path={tiny_model}", "method=lora", f"method.target_modules=[{name}]", "hardware=cpu")
     assert [refusal.rule for refusal in found] == ["target-modules"]
-    assert "did you mean q_proj" in found[0].wrong
+    assert said in found[0].wrong
 
 
 def test_qlora_is_lora_with_another_base(tiny_model: Path) -> None:
