@@ -211,6 +211,14 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
     assert [found.rule for found in refusals(text, training=False)] == ["unknown-option"]
 
 
+@pytest.mark.parametrize("text", ["data=[alpaca,alpaca]", "data=[alpaca,demo,alpaca]", "data=[demo],[alpaca,alpaca]"])
+def test_a_set_that_is_named_twice_is_refused(text: str) -> None:
+    (found,) = compose.prepared(compose.parse(["-m", text])).problems
+    assert (found.rule, found.setting) == ("option-twice", "data=alpaca")
+    assert "data.sources.alpaca.weight=2" in found.fix
+    assert not compose.prepared(compose.parse(["-m", "data=demo,[alpaca,demo],demo"])).problems
+
+
 @pytest.mark.parametrize(
     ("argument", "rule"),
     [
