@@ -219,6 +219,16 @@ def test_a_set_that_is_named_twice_is_refused(text: str) -> None:
     assert not compose.prepared(compose.parse(["-m", "data=demo,[alpaca,demo],demo"])).problems
 
 
+def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
+    (found,) = refusals("data=[demo,demo_tools]", "data.sources.demoo.weight=2", training=False)
+    assert (found.rule, found.setting) == ("unknown-set", "data.sources.demoo.weight=2")
+    assert found.wrong == "no set demoo is selected" and "did you mean demo?" in found.fix
+    two = refusals("data.sources.alpaca.weight=2", "data.sources.alpaca.max_samples=3", training=False)
+    assert [each.rule for each in two] == ["unknown-set", "unknown-set"]
+    (found,) = refusals("data.sources.demo={weigth: 2}", training=False)
+    assert found.rule == "unknown-key"
+
+
 @pytest.mark.parametrize(
     ("argument", "rule"),
     [
