@@ -433,6 +433,7 @@ def test_a_row_that_must_stop_the_run_does(tmp_path: Path, few: int, monkeypatch
     with pytest.raises(UserError) as error:
         prepared(written(tmp_path / "rows.jsonl", rows), spec(truncation="error"), processes=2)
     assert rules(error) == ["row-too-long"]
+    assert "row 4 of rows has" in str(error.value)
 
 
 class Dying:

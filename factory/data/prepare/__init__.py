@@ -112,7 +112,7 @@ def _make(
         rows = given.of(rows)
 
     def wanted() -> Iterator[Block]:
-        for block in blocks(rows, aligning_of(source), seed):
+        for block in blocks(rows, aligning_of(source), seed, name):
             stop()
             yield block
 
