@@ -149,6 +149,23 @@ def test_images_and_tools_are_seen(here: Path) -> None:
     assert not facts.images
 
 
+@pytest.mark.parametrize("column", ["videos", "audios"])
+def test_rows_with_videos_or_audios_are_refused(column: str, here: Path) -> None:
+    single = column.removesuffix("s")
+    answer = {"role": "assistant", "content": "That."}
+    listed = {"messages": [{"role": "user", "content": f"<{single}>What?"}, answer], column: ["a.bin"]}
+    part = [{"type": single, single: "a.bin"}, {"type": "text", "text": "What?"}]
+    for row in (listed, {"messages": [{"role": "user", "content": part}, answer]}):
+        (here / "rows.jsonl").write_text(LINES.decode().splitlines()[0] + "\n" + json.dumps(row))
+        found = refused(path="rows.jsonl", format="messages")
+        assert (found.rule, found.setting) == ("data-media", "data.sources.mine.path=rows.jsonl")
+        assert found.wrong == f"of its first rows 1 has {column}" and f"<{single}>" in found.fix
+    (here / "rows.jsonl").write_text(json.dumps({"messages": listed["messages"]}))
+    assert not look(path="rows.jsonl").images  # a text like any other
+    found = refused(origin="hub", path="me/set", format="messages", columns={column: "clip"})
+    assert (found.rule, found.setting) == ("data-media", f"data.sources.mine.columns={column}")
+
+
 def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
     row = {"talk": [{"who": "customer", "says": "hi"}, {"who": "clerk", "says": "ho"}]}
     (here / "a.jsonl").write_text(json.dumps(row))
