@@ -9,7 +9,7 @@ from factory.data import catalogue
 from factory.meant import unknown_key
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
-from factory.typed import Key, Limits, Reader, known_keys, walk_keys
+from factory.typed import Key, Limits, Reader, known_keys, plain, walk_keys
 
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
@@ -68,7 +68,9 @@ def read(
     for name in tree:
         if name not in (*GROUPS, *NAMED, "seed"):
             reader.problems.append(unknown_key(str(name), tree[name], [found.path for found in all_keys()]))
-    tree = {**tree, "data": catalogue.with_entries(tree.get("data", {}))}
+    data, unknown = _of_known_sets(catalogue.with_entries(tree.get("data", {})))
+    reader.problems += unknown
+    tree = {**tree, "data": data}
     for name, cls in GROUPS.items():
         values[name] = reader.record(cls, tree.get(name, {}), name)
     for name, kind in NAMED.items():
@@ -78,6 +80,33 @@ def read(
         **values, options=options, overrides=overrides, run_dir=run_dir, config_dirs=config_dirs, verb=verb
     )
     return settings, reader.problems, reader.bad_keys
+
+
+def _of_known_sets(data: Any) -> tuple[Any, list[Refusal]]:
+    """The `data` of a tree without sets that nothing selects, of which some keys are said and no origin or path."""
+    sets = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(sets, dict):
+        return data, []
+    bare = {
+        name: keys for name, keys in sets.items() if isinstance(keys, dict) and not {"origin", "path"} & keys.keys()
+    }
+    names = data.get("names")
+    known = [
+        *map(str, (name for name in sets if name not in bare)),
+        *map(str, names if isinstance(names, list) else ()),
+    ]
+    problems = [
+        refusal(
+            "unknown-set",
+            f"data.sources.{name}.{key}={plain(value)}",
+            f"no set {name} is selected",
+            known=", ".join(known) or "none",
+            hint=did_you_mean(str(name), known),
+        )
+        for name, keys in bare.items()
+        for key, value in keys.items()
+    ]
+    return {**data, "sources": {name: keys for name, keys in sets.items() if name not in bare}}, problems
 
 
 def _named(reader: Reader, group: str, kind: registry.Kind, tree: Any) -> Any:

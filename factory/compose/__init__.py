@@ -157,7 +157,7 @@ def prepared(line: CommandLine) -> Prepared:
             problems += unknown
             ready += [] if unknown else [f"+recipes={text.partition('=')[2]}"]
         elif key in GROUPS and not isinstance(chosen, dict) and not override.is_delete():
-            unknown = _unknown_options(key, chosen, options(key, line.config_dirs))
+            unknown = _unknown_options(key, chosen, options(key, line.config_dirs)) + _named_twice(key, chosen)
             problems += unknown
             bad_groups |= {key} if unknown else set()
             ready += [] if unknown else [text.lstrip("+")]
@@ -211,6 +211,16 @@ def _unknown_options(group: str, chosen: Any, known: list[str]) -> list[Refusal]
         for name in names
         if name not in known
     ]
+
+
+def _named_twice(group: str, chosen: Any) -> list[Refusal]:
+    """Sets that stand twice in one list: Hydra would take each once in silence."""
+    if group != "data":
+        return []
+    lists = [each for each in (getattr(chosen, "list", None) or [chosen]) if isinstance(each, list)]
+    twice = {name for names in map(_names, lists) for name in names if names.count(name) > 1}
+    wrong = "it is named twice in a list"
+    return [refusal("option-twice", f"{group}={name}", wrong, name=name) for name in sorted(twice)]
 
 
 def _several_runs(text: str, chosen: Any, config_dirs: tuple[str, ...]) -> list[Refusal]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from factory.refusal import UserError, did_you_mean, refuse
 
 Row = dict[str, Any]
-READ_WHOLE = 1000  # rows: what gives fewer is known by its rows, the others by their code
+READ_WHOLE = 1000  # rows: of what gives more, planning asks for these alone
 
 
 def rows(path: str, skip: int = 0) -> Iterator[Row]:
@@ -27,7 +27,8 @@ def rows(path: str, skip: int = 0) -> Iterator[Row]:
 class Looked(NamedTuple):
     """The first rows, at most READ_WHOLE; `total` is None where there are more and the result does not say how many.
 
-    `sha256` is of the rows where these are all, else of the module's file: what that reads can change unseen.
+    `sha256` is of the rows where these are all, else of the module's file: what that reads can change unseen, so that
+    what is kept of the rows goes by their own `Sum`.
     """
 
     rows: list[Row]
@@ -35,13 +36,30 @@ class Looked(NamedTuple):
     sha256: str
 
 
+class Sum:
+    """A hash of the rows that have passed through it, their keys in the order that they stand in."""
+
+    def __init__(self) -> None:
+        self._found = hashlib.sha256()
+
+    def of(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            self._found.update(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+            yield row
+
+    def hexdigest(self) -> str:
+        return self._found.hexdigest()
+
+
 def look(path: str) -> Looked:
     """Calls the function, as planning and the check before a run do."""
     result = _result(path)
     found = list(islice(_checked(path, result), READ_WHOLE + 1))
     if len(found) <= READ_WHOLE:
-        text = json.dumps(found, sort_keys=True, ensure_ascii=False, default=str)
-        return Looked(found, len(found), hashlib.sha256(text.encode()).hexdigest())
+        of_all = Sum()
+        for _ in of_all.of(found):
+            pass
+        return Looked(found, len(found), of_all.hexdigest())
     module, _ = _imported(path)
     source = Path(module.__file__).read_bytes() if module.__file__ else b""
     total = len(result) if isinstance(result, list | tuple) else None

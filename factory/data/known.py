@@ -74,7 +74,8 @@ def _narrower(guessed: Range, found: Range) -> Range:
 def _path(plan: Plan) -> Path | None:
     """None where the content of the data or of the tokenizer is not known."""
     steps, align = plan.steps, to_tree(plan.steps.align)
-    if steps.align.streaming or any(source.sha256 is None for source in steps.align.sources.values()):
+    unknown = any(source.sha256 is None or source.origin == "function" for source in steps.align.sources.values())
+    if steps.align.streaming or unknown:  # of many rows that a function gives the plan knows the code alone
         return None
     for source in align["sources"].values():
         source["path"] = Path(source["path"]).suffixes[-2:]  # the same bytes are other rows under another suffix

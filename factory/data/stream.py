@@ -203,7 +203,7 @@ class Stream:
             reader = readers[name]
             block = filling.get(name)
             if block is None or len(block.rows) == BLOCK_ROWS or reader.taken != block.first + len(block.rows):
-                block = filling[name] = Block(aligning_of(self._sources[name]), reader.taken, [])
+                block = filling[name] = Block(aligning_of(self._sources[name]), reader.taken, [], name=name)
                 blocks.append((name, block))
             block.rows.append(reader.take())
             count += 1

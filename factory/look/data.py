@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from factory import registry
 from factory.data import formats, function, hub, read
 from factory.data.formats import FORMATS, BadRow, Record
+from factory.data.formats.media import MEDIA
 from factory.data.read import Broken, Row
 from factory.data.read.wrong import rows_below, wrapped
 from factory.data.record import Kind
@@ -25,10 +26,11 @@ READ_WHOLE = 16 * 2**20  # bytes: what takes less, on the disk and as rows, is r
 PEEK_ROWS = 100
 UNKNOWN = 0  # rows, where nobody says how many there are
 _PACKAGE_PREFIX = "package:"
-_MEDIA = ("images", "videos", "audios")
+_UNTRAINED = ("videos", "audios")
 _STDIN = "-"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB_ID = re.compile(r"[\w-]+/[\w-]+")  # of those without a dot, which a file has
+_EXAMPLE = "{instruction: question, output: answer}"
 _COMPARED = 20  # files of a folder, and rows of each, whose columns are compared
 
 
@@ -110,6 +112,9 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
         where = f"data.sources.{name}.format=auto"
         raise refuse("hub-undeclared", where, "the columns are not known before the set is read", name=name)
     format = FORMATS[source.format]
+    for column in _UNTRAINED:
+        if column in source.columns:
+            raise _untrained(f"data.sources.{name}.columns={column}", "its rows have", column)
     return DataFacts(
         **_as_said(source),
         origin="hub",
@@ -126,7 +131,7 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
         longest_row_bytes=sys.maxsize,
         sha256=None,
         tools="tools" in source.columns,
-        images=not source.columns.keys().isdisjoint(_MEDIA),
+        images="images" in source.columns,
     )
 
 
@@ -246,17 +251,28 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
     rows = [formats.rename(row, source.columns) for row in found.first]
     columns = {column for row in rows for column in row}
     format = source.format if source.format != "auto" else formats.recognise(columns, rows, kind, source.tags)
-    missing = set(source.columns.values()) - own | (FORMATS[format].lacks(columns) if format else set())
-    if format is None or missing:
+    absent = sorted(set(source.columns.values()) - own)
+    lacking = FORMATS[format].lacks(columns) if format else set[str]()
+    if format is None or lacking or absent:
         if found.rows == 1 and source.origin == "file" and (key := rows_below(found.first[0])):
             raise wrapped(Path(found.path), key)
-        wrong = f"the columns {', '.join(sorted(columns)) or '(none)'} "
-        wrong += f"lack {', '.join(sorted(missing))}" if missing else "fit no known format"
-        raise refuse(
-            "data-format", f"data.sources.{name}.format={source.format}", wrong, known=_known_formats(), name=name
-        )
+        if absent:
+            hint = did_you_mean(absent[0], sorted(own))
+            raise _no_format(name, source, f"{_listed(own)} lack {', '.join(absent)}", hint=hint)
+        wrong = f"lack {', '.join(sorted(lacking))}" if lacking else "fit no known format"
+        raise _no_format(name, source, f"{_listed(columns)} {wrong}")
+    if source.format == "auto" and format == "transcripts" and formats.without_prompt(rows, source.tags):
+        wrong = f"{_listed(columns)} are of pairs, and none of them is known to hold the prompt"
+        raise _no_format(name, source, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
     _refuse_others(name, format, found.files, source)
     records = _records(rows, format, source)
+    for column in _UNTRAINED:
+        if shown := sum(bool(getattr(record, column)) for record in records):
+            raise _untrained(
+                f"data.sources.{name}.path={source.path}",
+                f"of its first rows {shown} {'has' if shown == 1 else 'have'}",
+                column,
+            )
     origin: Literal["file", "function"] = "function" if source.origin == "function" else "file"
     return DataFacts(
         **_as_said(source),
@@ -271,8 +287,12 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
         longest_row_bytes=found.longest,
         sha256=found.sha256,
         tools=any(_has_tools(record) for record in records),
-        images=any(record.images or record.videos or record.audios for record in records),
+        images=any(record.images for record in records),
     )
+
+
+def _untrained(setting: str, what: str, column: str) -> UserError:
+    return refuse("data-media", setting, f"{what} {column}", column=column, mark=MEDIA[column][0])
 
 
 def _refuse_others(name: str, format: str, files: dict[str, list[Row]], source: Source) -> None:
@@ -282,9 +302,22 @@ def _refuse_others(name: str, format: str, files: dict[str, list[Row]], source: 
         lacking = FORMATS[format].lacks(columns) if rows else set()
         if lacking:
             wrong = f"the folder's first rows are {format}, and {file} with {', '.join(sorted(columns)) or '(none)'} "
-            wrong += f"lacks {', '.join(sorted(lacking))}"
-            where = f"data.sources.{name}.format={source.format}"
-            raise refuse("data-format", where, wrong, known=_known_formats(), name=name)
+            raise _no_format(name, source, f"{wrong}lacks {', '.join(sorted(lacking))}")
+
+
+def _no_format(name: str, source: Source, wrong: str, *, hint: str = "", example: str = _EXAMPLE) -> UserError:
+    where = f"data.sources.{name}.format={source.format}"
+    return refuse("data-format", where, wrong, known=_known_formats(), name=name, hint=hint, example=example)
+
+
+def _listed(columns: set[str]) -> str:
+    return f"the columns {', '.join(sorted(columns)) or '(none)'}"
+
+
+def _perhaps_prompt(row: Row) -> str:
+    """The first column that no format reads and that has a text or messages."""
+    own = (column for column, value in row.items() if column not in formats.STANDARD and isinstance(value, str | list))
+    return next(own, "COLUMN")
 
 
 def _as_said(source: Source) -> dict[str, Any]:

@@ -211,6 +211,24 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
     assert [found.rule for found in refusals(text, training=False)] == ["unknown-option"]
 
 
+@pytest.mark.parametrize("text", ["data=[alpaca,alpaca]", "data=[alpaca,demo,alpaca]", "data=[demo],[alpaca,alpaca]"])
+def test_a_set_that_is_named_twice_is_refused(text: str) -> None:
+    (found,) = compose.prepared(compose.parse(["-m", text])).problems
+    assert (found.rule, found.setting) == ("option-twice", "data=alpaca")
+    assert "data.sources.alpaca.weight=2" in found.fix
+    assert not compose.prepared(compose.parse(["-m", "data=demo,[alpaca,demo],demo"])).problems
+
+
+def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
+    (found,) = refusals("data=[demo,demo_tools]", "data.sources.demoo.weight=2", training=False)
+    assert (found.rule, found.setting) == ("unknown-set", "data.sources.demoo.weight=2")
+    assert found.wrong == "no set demoo is selected" and "did you mean demo?" in found.fix
+    two = refusals("data.sources.alpaca.weight=2", "data.sources.alpaca.max_samples=3", training=False)
+    assert [each.rule for each in two] == ["unknown-set", "unknown-set"]
+    (found,) = refusals("data.sources.demo={weigth: 2}", training=False)
+    assert found.rule == "unknown-key"
+
+
 @pytest.mark.parametrize(
     ("argument", "rule"),
     [

@@ -194,7 +194,8 @@ def test_a_set_of_a_catalogue_may_have_keys_of_its_own(tmp_path: Path) -> None:
     assert [source.weight for source in plan.steps.align.sources.values()] == [1.0, 2.5]
     with pytest.raises(UserError) as caught:
         compiled(*chosen, "data.names=[a]")
-    assert [each.rule for each in caught.value.refusals] == ["bad-value"]
+    assert [each.rule for each in caught.value.refusals] == ["unknown-set"]
+    assert "llamafactory, a" in str(caught.value)
 
 
 def test_a_catalogues_place_is_taken_by_its_sets(tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_the_first_rows_decide_where_columns_do_not() -> None:
     ranked = {"conversations": said(human="hi"), "chosen": said(gpt="ho")[0], "rejected": said(gpt="no")[0]}
     assert recognise(set(ranked), [ranked], "messages") == "sharegpt_pairs"
     # a set all of whose first rows are broken is known by its columns
+    for broken in ({"rejected": "ho"}, {"rejected": ""}, {"chosen": ""}):
+        assert recognise(columns, [texts | broken], "pairs") == "pairs"
     assert recognise({"instruction", "output"}, [{"instruction": "", "output": ""}], "messages") == "alpaca"
 
 

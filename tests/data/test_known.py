@@ -66,3 +66,15 @@ def test_a_cache_that_cannot_be_written_is_no_loss(
     monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "file"))
     known.remember(plan, 5, 300)
     assert known.exact(plan) == plan
+
+
+def test_of_a_functions_rows_nothing_is_taken_to_be_known(
+    model: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    (here / "texts_of_mine.py").write_text(
+        "def rows():\n    return [{'text': f'The number {n}.'} for n in range(1500)]\n"
+    )
+    plan = compiled(*DATA[2:], *model, "data=function", "data.path=texts_of_mine:rows")
+    known.remember(plan, 40, 3000)
+    assert known.exact(plan) == plan

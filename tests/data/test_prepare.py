@@ -154,6 +154,44 @@ def test_a_second_run_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert same(first, prepared(moved))
 
 
+GIVEN = """
+import itertools, json
+from pathlib import Path
+
+def rows():
+    return map(json.loads, Path("rows.jsonl").read_text().splitlines())
+
+counted = itertools.count()
+
+def drawn():
+    yield from rows()
+    yield {"instruction": "Count on.", "output": f"{next(counted)}"}
+"""
+
+
+def test_many_rows_of_a_function_are_known_by_themselves_and_not_by_its_code(
+    here: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (here / "given_from_a_file.py").write_text(GIVEN)
+    source = planned(origin="function", path="given_from_a_file:rows", sha256="the code's")
+    written(here / "rows.jsonl", questions(1100))
+    first = prepared(source)
+    assert len(first) == 1100
+    with monkeypatch.context() as patched:
+        patched.setattr(EncoderSpec, "encoder", None)
+        assert same(first, prepared(source))  # from the cache
+    written(here / "rows.jsonl", questions(1100, first=7))
+    assert not same(first, prepared(source))
+    written(here / "rows.jsonl", questions(1100)[::-1])
+    assert prepared(source).digests[0].tolist() == first.digests[-1].tolist()
+    there = set(kept.iterdir())
+    with pytest.raises(UserError) as error:
+        prepared(dataclasses.replace(source, path="given_from_a_file:drawn"))
+    assert rules(error) == ["function-unsteady"]
+    assert {path for path in kept.iterdir() if path.is_dir()} == {path for path in there if path.is_dir()}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -321,7 +359,7 @@ def test_a_format_that_no_row_fits_is_refused_early(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patched, pytest.raises(UserError) as error:
         patched.setattr(read, "source_rows", endless)
-        prepared(planned(origin="function"))
+        prepared(planned(origin="hub", path="me/set"))
     assert rules(error) == ["rows-broken"]
     assert len(asked) < 10_000
     # rows that are too long fit the format: they are dropped, however many they are
@@ -395,6 +433,7 @@ def test_a_row_that_must_stop_the_run_does(tmp_path: Path, few: int, monkeypatch
     with pytest.raises(UserError) as error:
         prepared(written(tmp_path / "rows.jsonl", rows), spec(truncation="error"), processes=2)
     assert rules(error) == ["row-too-long"]
+    assert "row 4 of rows has" in str(error.value)
 
 
 class Dying:

@@ -403,6 +403,34 @@ def test_what_datasets_saved_is_read_without_its_notes(tmp_path: Path) -> None:
         list(rows(tmp_path / "two"))
 
 
+@pytest.mark.parametrize(
+    ("names", "told", "fix"),
+    [
+        (("train.jsonl", "test.jsonl"), r"test \(test.jsonl\), train \(train.jsonl\)", "set/train.jsonl"),
+        (("data/train-00000-of-00001.jsonl", "data/dev.jsonl"), "validation", "set/data/train-00000-of-00001.jsonl"),
+        (("train/a.jsonl", "train/b.jsonl", "eval_set.jsonl.gz"), "test .*, train ", "set/train"),
+        (("train_1.jsonl", "train_2.jsonl", "val.jsonl"), "validation", "move train_1.jsonl and the others of train"),
+        (("valid.jsonl", "test.jsonl"), "test .*, validation", "set/test.jsonl"),
+    ],
+)
+def test_files_that_were_set_apart_are_not_read_together(
+    names: tuple[str, ...], told: str, fix: str, here: Path
+) -> None:
+    for name in names:
+        (here / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "set" / name).write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match=rf"\[data-splits\].*it holds the splits .*{told}") as error:
+        list(rows(Path("set")))
+    assert error.value.refusals[0].fix.endswith(fix)
+
+
+def test_names_that_say_one_split_or_none_are_read_together(here: Path) -> None:
+    for name in ("train-0.jsonl", "train/testimony.jsonl", "latest.jsonl", "contest_1.jsonl"):
+        (here / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "set" / name).write_text('{"text": "a"}\n')
+    assert len(list(rows(Path("set")))) == 4
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

@@ -149,6 +149,23 @@ def test_images_and_tools_are_seen(here: Path) -> None:
     assert not facts.images
 
 
+@pytest.mark.parametrize("column", ["videos", "audios"])
+def test_rows_with_videos_or_audios_are_refused(column: str, here: Path) -> None:
+    single = column.removesuffix("s")
+    answer = {"role": "assistant", "content": "That."}
+    listed = {"messages": [{"role": "user", "content": f"<{single}>What?"}, answer], column: ["a.bin"]}
+    part = [{"type": single, single: "a.bin"}, {"type": "text", "text": "What?"}]
+    for row in (listed, {"messages": [{"role": "user", "content": part}, answer]}):
+        (here / "rows.jsonl").write_text(LINES.decode().splitlines()[0] + "\n" + json.dumps(row))
+        found = refused(path="rows.jsonl", format="messages")
+        assert (found.rule, found.setting) == ("data-media", "data.sources.mine.path=rows.jsonl")
+        assert found.wrong == f"of its first rows 1 has {column}" and f"<{single}>" in found.fix
+    (here / "rows.jsonl").write_text(json.dumps({"messages": listed["messages"]}))
+    assert not look(path="rows.jsonl").images  # a text like any other
+    found = refused(origin="hub", path="me/set", format="messages", columns={column: "clip"})
+    assert (found.rule, found.setting) == ("data-media", f"data.sources.mine.columns={column}")
+
+
 def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
     row = {"talk": [{"who": "customer", "says": "hi"}, {"who": "clerk", "says": "ho"}]}
     (here / "a.jsonl").write_text(json.dumps(row))
@@ -179,7 +196,7 @@ def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
             {"path": "rows.jsonl", "columns": {"instruction": "ask"}},
             "data-format",
             "data.sources.mine.format=auto",
-            "lack ask",
+            "the columns instruction, output lack ask",
         ),
         (
             {"path": "rows.jsonl", "format": "kto"},
@@ -207,6 +224,27 @@ def test_near_names_are_told(here: Path) -> None:
     assert "did you mean rows.jsonl?" in refused(path="row.jsonl").fix
     assert "did you mean instruction?" in refused(path="rows.jsonl", columns={"instuction": "a"}).fix
     assert "did you mean role_tag?" in refused(path="rows.jsonl", tags={"role": "a"}).fix
+
+
+def test_a_mapped_column_is_sought_among_the_sets_own(here: Path) -> None:
+    (here / "rows.jsonl").write_text('{"question": "a", "answer": "b"}')
+    found = refused(path="rows.jsonl", columns={"instruction": "question", "output": "answr"})
+    assert "the columns answer, question lack answr" in found.wrong
+    assert "did you mean answer?" in found.fix
+
+
+@pytest.mark.parametrize("more", [{}, {"system": "s", "id": 3}])
+def test_pairs_without_a_known_prompt_are_told_which_column_may_hold_it(more: dict[str, Any], here: Path) -> None:
+    row = {**more, "question": "q", "chosen": "good", "rejected": "bad"}
+    (here / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"rejected": ""}))
+    found = refused("dpo", path="rows.jsonl")
+    assert (found.rule, found.setting) == ("data-format", "data.sources.mine.format=auto")
+    assert "are of pairs, and none of them is known to hold the prompt" in found.wrong
+    assert found.fix.endswith("data.sources.mine.columns='{prompt: question}'")
+    assert look("dpo", path="rows.jsonl", columns={"prompt": "question"}).format == "pairs"
+    said = {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: a\n\nAssistant: b"}
+    (here / "rows.jsonl").write_text(json.dumps(said))
+    assert look("dpo", path="rows.jsonl").format == "transcripts"  # of equal answers
 
 
 def test_broken_lines_are_counted_and_tell_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +286,7 @@ def test_rows_below_a_key_are_written_out_by_the_command_that_is_told(indent: in
     (here / "set.json").write_text(json.dumps({"version": 1, "data": rows}, indent=indent))
     found = refused(path="set.json")
     assert (found.rule, found.wrong) == ("data-wrapped", 'it is one object, whose key "data" has the list of rows')
+    assert refused(path="set.json", columns={"instruction": "question", "output": "answer"}) == found
     _, *words, into, name = shlex.split(found.fix.partition(": ")[2])
     assert (into, name) == (">", "rows.jsonl")
     written = subprocess.run([sys.executable, *words], check=True, cwd=here, capture_output=True).stdout

@@ -8,7 +8,7 @@ from factory.data.formats.shapes import Align
 from factory.data.formats.turns import Tags
 from factory.data.formats.values import Row
 from factory.data.read.wrong import Broken
-from factory.data.record import BadRow, Kind, Record
+from factory.data.record import EMPTY, BadRow, Kind, Record
 
 __all__ = [
     "FORMATS",
@@ -21,6 +21,7 @@ __all__ = [
     "align",
     "recognise",
     "rename",
+    "without_prompt",
 ]
 
 
@@ -84,26 +85,36 @@ def recognise(columns: set[str], first_rows: Sequence[Row], kind: Kind, tags: Ta
     """The format that has its columns, takes any of the first rows, is of the wanted kind, and takes the most of them.
 
     What comes first counts first, and broken rows are still known by their columns. The rows have their standard
-    columns' names. Without a row, the format with more columns is the more telling one.
+    columns' names. Where no row tells, the format with more columns is the more telling one.
     """
     fitting = [name for name, found in FORMATS.items() if not found.lacks(columns)]
 
     def rank(name: str) -> tuple[bool, bool, int]:
         found = FORMATS[name]
-        if not first_rows:
-            return False, found.kind != kind, -max(len(needed) for needed in found.needs if set(needed) <= columns)
-        aligned = sum(_aligns(name, row, tags or {}) for row in first_rows)
-        return not aligned, found.kind != kind, -aligned
+        if aligned := sum(_aligns(name, row, tags or {}) for row in first_rows):
+            return False, found.kind != kind, -aligned
+        return True, found.kind != kind, -max(len(needed) for needed in found.needs if set(needed) <= columns)
 
     return min(fitting, key=rank, default=None)
 
 
-def _aligns(format: str, row: Row, tags: Tags) -> bool:
+def without_prompt(first_rows: Sequence[Row], tags: Tags | None = None) -> bool:
+    """Whether rows that were recognised as transcripts are pairs of answers, to prompts that no standard column has."""
+    reasons = {_reason("transcripts", row, tags or {}) for row in first_rows}
+    said = {reason for reason in reasons if not (reason or "").endswith(EMPTY)}
+    return bool(said) and all(reason and reason.endswith(shapes.NO_SPEAKER) for reason in said)
+
+
+def _reason(format: str, row: Row, tags: Tags) -> str | None:
     try:
         align(row, format, {}, tags)
-    except BadRow:
-        return False
-    return True
+    except BadRow as error:
+        return str(error)
+    return None
+
+
+def _aligns(format: str, row: Row, tags: Tags) -> bool:
+    return _reason(format, row, tags) is None
 
 
 def rename(row: Row, columns: dict[str, str]) -> Row:

@@ -15,6 +15,7 @@ Align = Callable[..., Record]  # (row, tags=None)
 COMMON = frozenset(["system", "tools", *media.COLUMNS])
 INSTRUCTION = COMMON | {"history"}
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+NO_SPEAKER = "does not begin with a speaker"  # how a reason ends
 LABELS: dict[Any, bool] = {1: True, "1": True, "true": True, 0: False, "0": False, "false": False}  # True is 1
 
 
@@ -112,7 +113,7 @@ def transcripts(row: Row, tags: Tags | None = None) -> Record:
 def _transcript(written: str, name: str) -> list[Message]:
     before, *parts = _SPEAKER.split(written)
     if before.strip() or not parts:
-        raise BadRow(f"{name} does not begin with a speaker")
+        raise BadRow(f"{name} {NO_SPEAKER}")
     return [
         {"role": "user", "content": said.strip()} if speaker == "Human" else answer(said.strip())
         for speaker, said in zip(parts[::2], parts[1::2], strict=True)

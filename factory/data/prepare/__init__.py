@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import numpy as np
 
 import factory
 from factory import cache as cache_folder
-from factory.data import read
+from factory.data import function, read
 from factory.data.encoding import EncoderSpec
 from factory.data.images import read as image
 from factory.data.known import code
 from factory.data.mix import Ranks
 from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
-from factory.data.prepare.workers import Aligning, Bad, Block, Encoded, Workers, blocks
+from factory.data.prepare.workers import BLOCK_ROWS, Aligning, Bad, Block, Encoded, Workers, blocks
 from factory.data.record import EMPTY
 from factory.plan import Align, PlannedSource
 from factory.refusal import refuse
@@ -83,6 +84,8 @@ def prepare_source(
     stop: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """The rows of one source. With `at_most`, at least those so many of the smallest rank that can be trained."""
+    if source.origin == "function":
+        source = replace(source, sha256=_sum_of_all(source, stop))
     target = cache_folder.folder() / "data" / key(source, spec, at_most, seed)
     if store.is_whole(target):
         return Prepared(target)
@@ -103,10 +106,13 @@ def _make(
     progress: Progress,
     stop: Callable[[], None],
 ) -> None:
-    writer, images = store.Writer(aside), set[str]()
+    writer, images, given = store.Writer(aside), set[str](), function.Sum()
+    rows = read.source_rows(source)
+    if source.origin == "function":
+        rows = given.of(rows)
 
     def wanted() -> Iterator[Block]:
-        for block in blocks(read.source_rows(source), aligning_of(source), seed):
+        for block in blocks(rows, aligning_of(source), seed, name):
             stop()
             yield block
 
@@ -121,10 +127,22 @@ def _make(
         counts = tally.counts()
         if source.origin == "file" and source.sha256 and read.digest(Path(source.path)) != source.sha256:
             raise refuse("data-changed", f"data.sources.{name}.path={source.path}", "it changed while it was read")
+        if source.origin == "function" and given.hexdigest() != source.sha256:
+            wrong = "it was called twice, and gave other rows the second time"
+            raise refuse("function-unsteady", f"data.sources.{name}.path={source.path}", wrong)
         with store.writing(target):
             writer.finish(counts, images)
     finally:
         writer.abandon()
+
+
+def _sum_of_all(source: PlannedSource, stop: Callable[[], None]) -> str:
+    """Of all that a function gives now: its code does not tell what it reads."""
+    found = function.Sum()
+    for number, _ in enumerate(found.of(read.source_rows(source))):
+        if number % BLOCK_ROWS == 0:
+            stop()
+    return found.hexdigest()
 
 
 def aligning_of(source: PlannedSource) -> Aligning:
@@ -239,7 +257,7 @@ def _told(count: int, first: list[int]) -> str:
 def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int) -> str:
     """A hash of all that decides which tokens a row becomes: content, format, tokenizer, settings, versions, this code.
 
-    A hub set's content is known by its name and revision only.
+    A hub set's content is known by its name and revision only; a function's `sha256` is of all its rows here.
     """
     # the same bytes are other rows under another suffix
     file = [source.sha256, Path(source.path).suffixes[-2:]]

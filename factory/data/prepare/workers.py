@@ -46,13 +46,14 @@ class Aligning:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows `first`, `first` + 1 … of a source. Those that rank above `limit` by the seed are not wanted."""
+    """Rows `first`, `first` + 1 … of the source `name`. Those that rank above `limit` by the seed are not wanted."""
 
     aligning: Aligning
     first: int
     rows: list[Row]
     seed: int = 0
     limit: int | None = None
+    name: str = "the set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,17 @@ class Encoded:
     images: frozenset[str] = frozenset()
 
 
-def blocks(rows: Iterable[Row], aligning: Aligning, seed: int = 0) -> Iterator[Block]:
+def blocks(rows: Iterable[Row], aligning: Aligning, seed: int = 0, name: str = "the set") -> Iterator[Block]:
     """Blocks of BLOCK_ROWS rows, of fewer where they are long."""
     held, first, size = list[Row](), 0, 0
     for row in rows:
         held.append(row)
         size += _characters(row)
         if len(held) >= BLOCK_ROWS or size >= _BLOCK_CHARACTERS:
-            yield Block(aligning, first, held, seed)
+            yield Block(aligning, first, held, seed, name=name)
             first, held, size = first + len(held), [], 0
     if held:
-        yield Block(aligning, first, held, seed)
+        yield Block(aligning, first, held, seed, name=name)
 
 
 def _characters(value: Any) -> int:
@@ -118,7 +119,8 @@ def encode(encoder: Encoder, block: Block) -> Encoded:
     kept, encoded = list[int](), list[EncodedRow]()
     for at, found in zip(places, encoder.encode(records) if records else [], strict=True):
         if isinstance(found, TooLong):
-            raise refuse("row-too-long", "data.truncation=error", f"row {block.first + at + 1:,} has {found}")
+            wrong = f"row {block.first + at + 1:,} of {block.name} has {found}"
+            raise refuse("row-too-long", "data.truncation=error", wrong)
         if isinstance(found, BadRow):
             bad.append(Bad(block.first + at, int(ranks[at]), str(found), True))
         else:

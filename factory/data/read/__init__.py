@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ Row = dict[str, Any]
 _OF_DATA_PATH = ("file", "function", "llamafactory")  # options whose source takes it from there
 _MOST_FILES = 20_000  # of a folder: with more it is one that was not meant, as `/`
 _ALIKE = 0.6  # of names, as difflib counts
+# the words in a file's or a folder's name that say a split, as `datasets` reads them
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,10 @@ def files(path: Path) -> list[Path]:
     if not path.is_dir():
         found = [path]
     else:
-        found = _sets_own_files(path) or sorted(_walk(path), key=lambda file: file.relative_to(path).parts)
+        found = _sets_own_files(path)
+        if found is None:
+            found = sorted(_walk(path), key=lambda file: file.relative_to(path).parts)
+            _refuse_splits(path, found)
     for file in found:
         if not file.is_file():
             raise _no_file(file, f"path={path}")
@@ -186,6 +196,30 @@ def _walk(path: Path) -> Iterator[Path]:
                 raise refuse("data-many-files", f"path={path}", f"there are more than {_MOST_FILES:,} files in it")
             yield from (Path(folder, name) for name in names if not name.startswith("."))
         seen.add(real)
+
+
+def _refuse_splits(path: Path, found: list[Path]) -> None:
+    """Raises UserError where the names of a folder's files say that some were set apart from others."""
+    splits: dict[str, list[Path]] = {}
+    for file in found:
+        words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
+        said = next((_SPLITS[word] for word in words if word in _SPLITS), None)
+        if said and opened.suffix(file) in _KINDS:
+            splits.setdefault(said, []).append(file)
+    if len(splits) > 1:
+        told = ", ".join(f"{name} ({files[0].relative_to(path)})" for name, files in sorted(splits.items()))
+        name = "train" if "train" in splits else min(splits)
+        raise refuse("data-splits", f"path={path}", f"it holds the splits {told}", first=_alone(path, name, splits))
+
+
+def _alone(path: Path, name: str, splits: dict[str, list[Path]]) -> str:
+    """What to name for one of the splits: its file, or the folder that has no other's."""
+    wanted = splits[name]
+    folder = Path(os.path.commonpath(wanted))  # of one file itself
+    others = [file for other, files in splits.items() if other != name for file in files]
+    if not any(file.is_relative_to(folder) for file in others):
+        return str(folder)
+    return f"a folder to which you move {wanted[0].relative_to(path)} and the others of {name}"
 
 
 def _raise(error: OSError) -> None:
