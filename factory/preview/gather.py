@@ -81,9 +81,14 @@ def _settings(plan: Plan) -> dict[str, str]:
     return found | {
         "stage": steps.train.stage,
         "template": "the tokenizer's own" if steps.pack.template == "auto" else steps.pack.template,
-        "max_length": f"{steps.pack.max_length:,} tokens; longer rows: {steps.pack.truncation}",
+        "max_length": f"{steps.pack.max_length:,} tokens; longer rows: {_longer(plan)}",
         "loss": _loss(plan),
     }
+
+
+def _longer(plan: Plan) -> str:
+    pack, kind = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND
+    return "joined and cut, no token is lost" if pack.packing and kind == "text" else pack.truncation
 
 
 # what is trained of a record where nothing else is asked for

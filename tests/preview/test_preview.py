@@ -140,6 +140,7 @@ def test_packed_documents_are_parted(isolated: str, as_json: Callable[..., dict[
         assert at == len(sample["input_ids"])
         assert [end for end in ends[:-1] if sample["input_ids"][end - 1] != eos] == []
     assert len(tree["samples"][0]["documents"]) > 1
+    assert tree["settings"]["max_length"] == "64 tokens; longer rows: joined and cut, no token is lost"
 
 
 def test_a_stream_shows_its_first_block(as_json: Callable[..., dict[str, Any]], here: Path) -> None:
