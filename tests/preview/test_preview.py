@@ -143,6 +143,17 @@ def test_packed_documents_are_parted(isolated: str, as_json: Callable[..., dict[
     assert tree["settings"]["max_length"] == "64 tokens; longer rows: joined and cut, no token is lost"
 
 
+def test_answers_that_are_sampled_are_none_of_the_rows(as_json: Callable[..., dict[str, Any]], here: Path) -> None:
+    Path("short.py").write_text("def short(*_, **__): return []\n")
+    given = (*rows("rows.jsonl", *map(question, range(12))), "stage=grpo", "stage.reward=short:short")
+    tree, learnt = as_json(*given), as_json(*given[:2])
+    assert "sampled" in tree["settings"]["loss"] and tree["data"]["trained_tokens"] == 0
+    assert tree["data"]["tokens"] == learnt["data"]["tokens"] and learnt["data"]["trained_tokens"]
+    for sample in tree["samples"]:
+        assert set(sample["labels"]) == {IGNORED} and "Blue." not in sample["text"] and "Question" in sample["text"]
+        assert [each["tokens"] for each in sample["documents"]] == [len(sample["input_ids"])]
+
+
 def test_a_stream_shows_its_first_block(as_json: Callable[..., dict[str, Any]], here: Path) -> None:
     found = [question(number, "" if number == 4 else "Blue.") for number in range(40)]
     tree = as_json(*rows("rows.jsonl", *found), "data.streaming=true", "data.shuffle_buffer=20", "stage.max_steps=5")
