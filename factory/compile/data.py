@@ -129,7 +129,7 @@ def _judged_packed(case: Case) -> str | None:
 
 def _cut_but_packed(case: Case) -> str | None:
     text = case.stage_spec.KIND == "text"
-    asked = case.settings.data.truncation in ("left", "right")
+    asked = case.settings.data.truncation in ("error", "left", "right")
     return "no document of packed text is too long" if text and choices.packing(case) and asked else None
 
 

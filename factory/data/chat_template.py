@@ -165,8 +165,9 @@ class Learnt:
     """What probes tell of a template. Raises BadRow where it does not take the simplest conversation.
 
     `reasoned` gives an answer with reasoning as the template shows it, left out where it never does. `native`: it
-    renders tools, calls and their results. `default_system` is what it says where there is no system message. `sees`:
-    it has a place for an image that is a part of a content.
+    renders tools, calls and their results. `results_apart`: it has a turn for results that is not the user's.
+    `default_system` is what it says where there is no system message. `sees`: it has a place for an image that is a
+    part of a content.
     """
 
     def __init__(self, template: ChatTemplate, specials: frozenset[str], eos: str):
@@ -176,7 +177,7 @@ class Learnt:
         self.reasoned = self._learn_reasoning()
         self.openings = {"user": self._opening([_user(_USER)], _USER)}
         self.closings = self._plain_closings()
-        self.arguments_as_text = False
+        self.arguments_as_text = self.results_apart = False
         self.native = self._learn_calls()
         if not self.native:
             self._learn_results([_user(_USER), _assistant(_LAST)])
@@ -263,7 +264,7 @@ class Learnt:
             try:
                 text = self._render(context, tools, answering=True)
                 if all(word in text for word in (_TOOL, PROBE_NAME, _VALUE, _NEXT)):
-                    self._learn_call_closings(context)
+                    self._learn_call_closings(context, tools)
                     self.openings["tool"] = self._opening(context, _NEXT)
                     self.arguments_as_text = as_text
                     return True
@@ -271,10 +272,12 @@ class Learnt:
                 continue
         return False
 
-    def _learn_call_closings(self, context: list[Given]) -> None:
+    def _learn_call_closings(self, context: list[Given], tools: list[Given]) -> None:
         """A call ends where its rendering as the last message and in the middle part, or with its terminator."""
         tail = _after(self._render(context[:2]), _VALUE)
-        gap = _between(self._render([*context, _assistant(_LAST)]), _VALUE, _NEXT)
+        # where tools were told of, a word may stand before a result
+        gap = _between(self._render([*context, _assistant(_LAST)], tools), _VALUE, _NEXT)
+        self.results_apart = self._apart(gap)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tail, gap, strict=False)))
         own = list(self._special.finditer(tail[:shared]))
         for after, text, plain in ((None, tail, (False, None)), ("tool", gap, (False, "user"))):
@@ -295,9 +298,14 @@ class Learnt:
             if _NEXT in text:
                 self.openings["tool"] = self._opening(context, _NEXT)
                 gap = _between(text, _LAST, _NEXT)
+                self.results_apart = self._apart(gap)
                 self.closings[False, "tool"] = Closing(self._inner(gap, self.closings[False, None].terminator), gap)
         except BadRow:
             return
+
+    def _apart(self, gap: str) -> bool:
+        """Whether what stands before a result is no beginning of a user's turn."""
+        return self.closings[False, "user"].gap not in gap
 
 
 def _after(text: str, word: str) -> str:

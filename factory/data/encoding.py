@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -305,7 +306,7 @@ class Encoder:
         images = tuple((placed.edge(start)[0], placed.edge(end)[0]) for start, end in rendered.images)
         trained = [span for span in spans if span[2]]
         if self._pack.train_on_prompt and self._kind == "messages":
-            trained = [(start, end, 1.0) for start, end in without([(0, len(ids))], images)]
+            trained = _all_but(images, spans, len(ids))
         layout, prompt = self._layout(rendered, placed, spans, len(ids)), spans[-1][0]
         before = [text for text in rendered.texts if text[1] <= rendered.answers[-1].start]
         return _Side(ids, trained, layout, images, _inside(before[-1], placed) if before else (0, 0), prompt)
@@ -387,6 +388,13 @@ def _same_prompt(sides: list[Rendered], known: int) -> list[Rendered]:
         )
         for side in sides
     ]
+
+
+def _all_but(images: Sequence[Span], spans: Sequence[Weighted], size: int) -> list[Weighted]:
+    """All tokens but those of images; an answer that says its own weight keeps it."""
+    own = [span for span in spans if span[2] != 1]
+    rest = without([(0, size)], sorted([*images, *((start, end) for start, end, _ in own)]))
+    return sorted([*((start, end, 1.0) for start, end in rest), *(span for span in own if span[2])])
 
 
 def _cuts(rendered: Rendered) -> list[int]:

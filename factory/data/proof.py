@@ -6,9 +6,12 @@ from itertools import islice
 from typing import Any
 from unicodedata import normalize
 
+import numpy as np
+
 from factory.data import formats, read
 from factory.data.encoding import Encoder, EncoderSpec, media
 from factory.data.images.expand import ids_as_processor
+from factory.data.packing import Integers
 from factory.data.prepare import Prepared
 from factory.data.prepare.store import Side
 from factory.data.record import BadRow, Message, Record
@@ -18,7 +21,9 @@ from factory.plan import Plan, PlannedSource
 
 _ROWS = 50  # of each source
 _SEEN = 5  # with images
-_LOOKED = 1000  # rows of a source among which they are sought
+_LOOKED = 1000  # rows of a source among which they are sought, where none are drawn
+_NEAR = 20_000  # rows of a source that are soon read: of one with more, stretches are drawn, which are each read up to
+_STRETCH = 10
 Verdict = tuple[str, bool, str]
 
 
@@ -26,30 +31,34 @@ Verdict = tuple[str, bool, str]
 class _Found:
     rows: int = 0
     rendered: int = 0
+    compared: int = 0
     spelled: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
 def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, tokenizer: Any) -> list[Verdict]:
-    """Of the first rows of each source that were not cut, read and rendered anew: (check, passed, detail).
+    """Of rows of each source that were not cut, drawn by the seed, read and rendered anew: (check, passed, detail).
 
-    The text is compared with the tokenizer's own `apply_chat_template`, the tokens in the cache, or of a stream those
-    that it will give, with the answers of the records.
+    The text is compared with the tokenizer's own `apply_chat_template`, the tokens in the cache, or of a stream the
+    first that it will give, with the answers of the records; where prompts are trained too, what is not trained as all
+    else is with the answers that say so themselves.
     """
     if spec.kind == "text":
         return []
     found, encoder = _Found(), spec.encoder
     for name, source in plan.steps.align.sources.items():
-        rows = _in_cache(source, sources[name]) if name in sources else _as_they_come(source, encoder)
+        rows = _in_cache(source, sources[name], plan.seed) if name in sources else _as_they_come(source, encoder)
         for side, record in islice(rows, _ROWS):
             _look(found, record, side, encoder.renderer(record), spec, tokenizer)
     if not found.rows:
         return []
     detail = f"{found.rendered} of {found.rows} rows are rendered as the tokenizer's own apply_chat_template does"
     verdicts = [("template", found.rendered == found.rows, detail)]
-    if not spec.pack.train_on_prompt:
-        detail = f"in {found.spelled} of {found.rows} rows the trained tokens spell exactly the answer"
-        verdicts.append(("loss_mask", found.spelled == found.rows, detail + "".join(found.wrong[:1])))
+    if found.compared:
+        right = "all is trained but the answers that are marked otherwise"
+        right = right if spec.pack.train_on_prompt else "the trained tokens spell exactly the answer"
+        detail = f"in {found.spelled} of {found.compared} rows {right}" + "".join(found.wrong[:1])
+        verdicts.append(("loss_mask", found.spelled == found.compared, detail))
     return verdicts
 
 
@@ -63,9 +72,8 @@ def images(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, token
     processor: Any = None
     encoder, rows, same = spec.encoder, 0, 0
     for name, prepared in sources.items():
-        seen = (
-            (place, record) for place, record in _records(plan.steps.align.sources[name], prepared) if record.images
-        )
+        rows_read = _records(plan.steps.align.sources[name], prepared, _first(prepared))
+        seen = ((place, record) for place, record in rows_read if record.images)
         for place, record in islice(seen, _SEEN):
             processor = processor or spec.images.processor_of(tokenizer)
             text = encoder.renderer(record).render([*record.prompt, *record.response], record.tools, images=True).text
@@ -78,17 +86,37 @@ def images(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, token
     return [("images_as_processor", same == rows, detail)]
 
 
-def _records(source: PlannedSource, prepared: Prepared) -> Iterator[tuple[int, Record]]:
-    """Rows that are in the cache whole, with their places there."""
-    places = {int(row): place for place, row in enumerate(prepared.rows[:_LOOKED].tolist())}
-    for number, row in enumerate(islice(read.source_rows(source), _LOOKED)):
-        place = places.get(number)
-        if place is not None and not prepared.cut[place]:
-            yield place, formats.align(row, source.format, source.columns, source.tags)
+def _records(source: PlannedSource, prepared: Prepared, places: Integers) -> Iterator[tuple[int, Record]]:
+    """Rows of these places in the cache, in their order."""
+    wanted = dict(zip(prepared.rows[places].tolist(), places.tolist(), strict=True))
+    first, end = min(wanted, default=0), max(wanted, default=-1) + 1
+    for number, row in enumerate(islice(read.source_rows(source, first), end - first), first):
+        if number in wanted:
+            yield wanted[number], formats.align(row, source.format, source.columns, source.tags)
 
 
-def _in_cache(source: PlannedSource, prepared: Prepared) -> Iterator[tuple[Side, Record]]:
-    return ((prepared.side(place), record) for place, record in _records(source, prepared))
+def _first(prepared: Prepared) -> Integers:
+    """Places of rows that are in the cache whole, of the source's first."""
+    return np.flatnonzero((prepared.cut == 0) & (prepared.rows < _LOOKED))
+
+
+def _drawn(source: PlannedSource, prepared: Prepared, seed: int) -> list[Integers]:
+    """Places of rows that are in the cache whole, of all the source's: together what is read at once.
+
+    A function has to be run for all rows before one, so of its rows the first are taken.
+    """
+    whole = _first(prepared) if source.origin == "function" else np.flatnonzero(prepared.cut == 0)
+    draws = np.random.default_rng(seed)
+    if not len(whole) or prepared.rows[whole].max() < _NEAR:
+        return [np.sort(draws.permutation(whole)[:_ROWS])]
+    starts = draws.permutation(np.arange(0, len(whole), _STRETCH))[: _ROWS // _STRETCH]
+    return [whole[start : start + _STRETCH] for start in np.sort(starts).tolist()]
+
+
+def _in_cache(source: PlannedSource, prepared: Prepared, seed: int) -> Iterator[tuple[Side, Record]]:
+    for places in _drawn(source, prepared, seed):
+        for place, record in _records(source, prepared, places):
+            yield prepared.side(place), record
 
 
 def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Side, Record]]:
@@ -108,28 +136,44 @@ def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: E
     given, tools = renderer.given(messages, record.tools, images=media(record))
     rendered = renderer.render(messages, record.tools, images=media(record))
     found.rendered += rendered.text == tokenizer.apply_chat_template(given, tools=tools, tokenize=False)
-    trained = [
-        tokenizer.decode(side.ids[start:end].tolist(), clean_up_tokenization_spaces=False)
-        for (start, end), weight in zip(side.spans.tolist(), side.weights.tolist(), strict=True)
-        if weight > 0
-    ]
+    if spec.pack.train_on_prompt and media(record):
+        return  # what is not trained of it are images, too
+    found.compared += 1
+    stretches = _other(side) if spec.pack.train_on_prompt else _trained(side)
+    trained = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in stretches]
     # some tokenizers compose accents before they split: the same text in another spelling
     spelled = [normalize("NFC", text) for text in trained]
     wanted = [normalize("NFC", text) for text in _answers(rendered, messages, spec, tokenizer)]
     if spelled == wanted:
         found.spelled += 1
     else:
-        found.wrong.append(f"; {trained!r} are trained, {wanted!r} should be"[:500])
+        found.wrong.append(f"; there it is {trained!r} and should be {wanted!r}"[:500])
+
+
+def _trained(side: Side) -> list[list[int]]:
+    """The stretches that count in the loss."""
+    spans = zip(side.spans.tolist(), side.weights.tolist(), strict=True)
+    return [side.ids[start:end].tolist() for (start, end), weight in spans if weight > 0]
+
+
+def _other(side: Side) -> list[list[int]]:
+    """The stretches that do not count 1."""
+    weights = np.zeros(len(side.ids), np.float32)
+    for (start, end), weight in zip(side.spans.tolist(), side.weights.tolist(), strict=True):
+        weights[start:end] = weight
+    borders = np.flatnonzero(np.diff(weights)) + 1
+    parts = zip(np.split(side.ids, borders), np.split(weights, borders), strict=True)
+    return [ids.tolist() for ids, weight in parts if weight[0] != 1]
 
 
 def _answers(rendered: Rendered, messages: list[Message], spec: EncoderSpec, tokenizer: Any) -> Iterator[str]:
-    """The texts that should be trained, each beginning with what the record says."""
+    """The texts that those stretches should be, each beginning with what the record says."""
     turns = [message for message in messages if message["role"] == "assistant"]
     last_alone = spec.pack.mask_history or spec.kind != "messages"
     chosen = list(zip(rendered.answers, turns, strict=True))[-1 if last_alone else 0 :]
     for answer, message in chosen:
         text = rendered.text[answer.start : answer.end]
         assert message["content"].strip() in text
-        if answer.weight > 0:
+        if answer.weight != 1 if spec.pack.train_on_prompt else answer.weight > 0:
             end = tokenizer.eos_token if not answer.closed and answer is rendered.answers[-1] else ""
             yield text + end

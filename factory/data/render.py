@@ -163,7 +163,7 @@ class _Form:
         if not tools and not any("tool_calls" in message or message["role"] == "tool" for message in messages):
             return messages, tools
         form = "default" if self._tools == "auto" else self._tools
-        role = "tool" if "tool" in self._learnt.openings else "user"
+        role = "tool" if self._learnt.results_apart else "user"
         return words.in_words(messages, tools, form, self._learnt.default_system, role), ()
 
     def given(

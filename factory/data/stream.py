@@ -25,7 +25,7 @@ from factory.plan import Align, Pack, PlannedSource, held_out_rows
 from factory.refusal import UserError, refuse
 
 Origin = tuple[str, int]  # a source's name, and the number of a row in it, from 0
-_TELLING = 10  # rows of a source in the first block that show whether its format is right
+_TELLING = 10  # rows of a source in the first block that show whether its format is right, where it has more
 _NOTHING: dict[str, Any] = {
     "rows": 0,
     "used": 0,
@@ -171,7 +171,7 @@ class Stream:
         """The block's encoded rows, source by source, and the position of the next block, its counts up to here."""
         counts = copy.deepcopy(position.counts)
         dropped = Dropped(counts["dropped"])
-        drawn, after = self._draw(position, readers)
+        drawn, after, ended = self._draw(position, readers)
         for each in self._files:
             each.refuse_changed()
         found = list[_Found]()
@@ -183,12 +183,15 @@ class Stream:
             misfits[name].add(bad for bad in encoded.bad if not bad.aligned)
             found += _found(name, encoded)
         if position.epoch == position.block == 0:
-            telling = {name: source for name, source in self._sources.items() if rows[name] >= _TELLING}
-            for name, source in telling.items():
-                refuse_wrong_format(name, source.format, rows[name], misfits[name])
+            for name, source in self._sources.items():
+                if rows[name] >= _TELLING or name in ended:
+                    refuse_wrong_format(name, source.format, rows[name], misfits[name])
         return found, replace(after, counts=counts)
 
-    def _draw(self, position: Position, readers: dict[str, "_Reader"]) -> tuple[list[tuple[str, Block]], Position]:
+    def _draw(
+        self, position: Position, readers: dict[str, "_Reader"]
+    ) -> tuple[list[tuple[str, Block]], Position, set[str]]:
+        """The block's rows, the position after it, and the sources that have been read to their end."""
         align, chances = self._align, self._random(position, "draws").random(self._align.shuffle_buffer)
         most = align.max_samples - position.drawn if align.max_samples is not None else len(chances)
         # a source without any row is used up before it begins
@@ -215,10 +218,11 @@ class Stream:
                 names, bounds = self._drawable(ended, readers)
         drawn = position.drawn + count
         if over or (align.max_samples is not None and drawn >= align.max_samples):
-            return blocks, Position(epoch=position.epoch + 1)
+            return blocks, Position(epoch=position.epoch + 1), ended
         taken = {name: reader.taken for name, reader in readers.items()}
         order = tuple(name for name in self._sources if name in ended)
-        return blocks, Position(epoch=position.epoch, block=position.block + 1, drawn=drawn, taken=taken, ended=order)
+        after = Position(epoch=position.epoch, block=position.block + 1, drawn=drawn, taken=taken, ended=order)
+        return blocks, after, ended
 
     def _over(self, ended: set[str], readers: dict[str, "_Reader"]) -> bool:
         """Whether the epoch ends here; a source that has no row at all ends none alone."""

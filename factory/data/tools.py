@@ -177,7 +177,8 @@ def in_words(
     """The conversation for a chat template that knows of no tools: they, their calls and results are texts.
 
     `default_system` is what the template says where there is no system message, which the tools would take the place
-    of. Results that follow each other share one message of the user; with `role="tool"` they stay as they are.
+    of. Results that follow each other share one message of the user; with `role="tool"` each stays one of its own, and
+    has the word before it that the description promises.
     """
     words = FORMATS[format]
     told = _told(messages, tools, words, default_system)
@@ -187,7 +188,9 @@ def in_words(
             made.append({"role": "user", "content": "\n".join(words.result(message["content"]) for message in group)})
         else:
             made += [_called(message, words) for message in group]
-    return made
+    if not tools or not words.text.promised:
+        return made
+    return [{**each, "content": words.result(each["content"])} if each["role"] == "tool" else each for each in made]
 
 
 def _told(

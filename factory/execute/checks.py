@@ -1,8 +1,8 @@
 """The proofs of a run, by the names that report.json has them under: where each is red, and where it is absent."""
 
 CHECKS: dict[str, str] = {
-    "template": "the text of the first rows is not what the tokenizer's own chat template makes; absent of plain text",
-    "loss_mask": "the trained tokens do not spell the answers; absent of plain text, and where prompts are trained too",
+    "template": "the text of rows is not what the tokenizer's own chat template makes; absent of plain text",
+    "loss_mask": "the trained tokens do not spell the answers; absent of plain text, and of images where prompts train",
     "images_as_processor": "tokens of a row with images are not the model's processor's; absent without images",
     "tokens_accounted": "rows or tokens were lost, or trained twice, between the files and the optimizer",
     "trainable_as_planned": "as many parameters require a gradient as the plan does not say",

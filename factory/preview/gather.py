@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 
 from factory import registry
 from factory.data import batches
+from factory.data.dataset import IGNORED, Example, Sample
 from factory.data.dataset import Dataset as Rows
-from factory.data.dataset import Sample
 from factory.data.prepare import Progress
 from factory.data.record import Kind
 from factory.data.stream import Position, Stream
@@ -32,14 +33,17 @@ def preview(plan: Plan, rows: int, progress: Progress) -> Preview:
     if dataset.stream is not None:
         return _streamed(plan, dataset, rows, tokens)
     shown = islice(_origins(dataset), rows)
+    data = {name: value for name, value in dataset.counts.items() if name != "dropped_rows"}
     return Preview(
         settings=_settings(plan),
-        data={name: value for name, value in dataset.counts.items() if name != "dropped_rows"},
+        data=data | {"trained_tokens": 0} if _sampled(plan) else data,
         dropped=tuple(_of_sources(dataset.counts)),
         lengths=samples.lengths(_lengths(prepared), plan.steps.pack.max_length),
         sequences=len(dataset.train),
         steps=total_steps(plan.steps.train, dataset),
-        samples=tuple(samples.sample(dataset.train[at], origins, tokens) for at, origins in enumerate(shown)),
+        samples=tuple(
+            samples.sample(*_seen(plan, dataset.train[at], origins), tokens) for at, origins in enumerate(shown)
+        ),
         notes=(*_notes(plan), *dataset.notes),
     )
 
@@ -81,9 +85,14 @@ def _settings(plan: Plan) -> dict[str, str]:
     return found | {
         "stage": steps.train.stage,
         "template": "the tokenizer's own" if steps.pack.template == "auto" else steps.pack.template,
-        "max_length": f"{steps.pack.max_length:,} tokens; longer rows: {steps.pack.truncation}",
+        "max_length": f"{steps.pack.max_length:,} tokens; longer rows: {_longer(plan)}",
         "loss": _loss(plan),
     }
+
+
+def _longer(plan: Plan) -> str:
+    pack, kind = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND
+    return "joined and cut, no token is lost" if pack.packing and kind == "text" else pack.truncation
 
 
 # what is trained of a record where nothing else is asked for
@@ -97,12 +106,26 @@ _TRAINED: dict[Kind, str] = {
 
 def _loss(plan: Plan) -> str:
     pack, kind = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND
+    if _sampled(plan):
+        return "on answers that are sampled while it trains; the rows give their prompts"
     trained = _TRAINED[kind]
     if kind == "messages":
         trained = "all tokens" if pack.train_on_prompt else "the last answer" if pack.mask_history else trained
     if not pack.packing:
         return f"on {trained}; a row each"
     return f"on {trained}; packed{', documents isolated' if pack.isolate_documents else ''}"
+
+
+def _sampled(plan: Plan) -> bool:
+    return registry.hook(registry.spec("stages", plan.steps.train.stage), "new_tokens") is not None
+
+
+def _seen(plan: Plan, found: Sample, origins: list[Origin]) -> tuple[Sample, list[Origin]]:
+    """Of a row whose answer is sampled the prompt alone is of use, and nothing of it is trained."""
+    if not _sampled(plan) or not isinstance(found, Example):
+        return found, origins
+    ids = found.ids[: found.prompt]
+    return replace(found, ids=ids, labels=[IGNORED] * len(ids), weights=None), [replace(origins[0], size=len(ids))]
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

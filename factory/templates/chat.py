@@ -177,9 +177,13 @@ def _reasoning(template: Template) -> list[str]:
 
 
 def _tool(template: Template, tools: ToolText) -> list[str]:
-    content = {"content": "message['content']", "content|tojson": "(message['content'] | tojson)"}
+    content = _result("message['content']")
     if template.tool is not None:
-        return [output(template.tool, SPECIAL | content)]
+        plain = [output(template.tool, SPECIAL | content)]
+        if not tools.promised:
+            return plain
+        worded = _result(f"({expression(tools.result, content)})")
+        return ["{%- if tools -%}", output(template.tool, SPECIAL | worded), "{%- else -%}", *plain, "{%- endif -%}"]
     before, _, after = around(template.user)
     return [  # results that follow each other share one turn
         "{%- if loop.first or turns[loop.index0 - 1]['role'] != 'tool' -%}",
@@ -190,6 +194,10 @@ def _tool(template: Template, tools: ToolText) -> list[str]:
         output(tools.result, content),
         *_if("loop.last or turns[loop.index0 + 1]['role'] != 'tool'", [output(after)]),
     ]
+
+
+def _result(text: str) -> dict[str, str]:
+    return {"content": text, "content|tojson": f"({text} | tojson)"}
 
 
 def _end(template: Template) -> list[str]:

@@ -29,7 +29,7 @@ class Template:
     system_place: Literal["turn", "first_user"] = "turn"  # inside the first user's turn, before its text
     default_system: str | None = None  # where a conversation has none
     generation_prompt: str | None = None  # the answer's header when the model answers; null: all before the content
-    tool: str | None = None  # a tool's result; null: in the user's turn, as the tool format wraps it
+    tool: str | None = None  # a tool's result; null: in the user's turn, as the tool format words it
     calls: str | None = None  # an answer that is tool calls alone; null: as other answers
     tools: str = "default"  # the tool format
     tools_place: Literal["system", "turn", "first_user"] = "system"  # in the system text, a system turn, before a user
@@ -70,12 +70,18 @@ class ToolText:
     call: str
     between_calls: str
     after_content: str  # between an answer's text and its calls
-    result: str  # around {{content}}, in a user's turn
+    result: str  # around {{content}}, in a user's turn; in a tool's own where `promised`
     first: bool  # whether the tools stand before the system's own text
 
     def check(self) -> None:
         for text, slot in ((self.describe, "tools"), (self.calls, "calls"), (self.result, "content")):
             assert around(text)[1] == slot, f"no place for {slot}: {text!r}"
+
+    @property
+    def promised(self) -> bool:
+        """Whether `describe` says by which word a result is known: a tool's own turn alone does not keep that."""
+        word = around(self.result)[0].strip()
+        return bool(word) and word in self.describe
 
 
 Made = TypeVar("Made", Template, ToolText)

@@ -343,6 +343,7 @@ TABLE = (
         compiles("{llava} stage=dpo data=file data.path=seen_pairs.jsonl"),
     ),
     row("cut-but-packed", "stage=pt data.truncation=right", "stage=pt data.packing=false data.truncation=right"),
+    row("cut-but-packed", "stage=pt data.truncation=error", "stage=pt", "data.truncation=error"),
     row("prompt-and-last-answer", "data.mask_history=true data.train_on_prompt=true", "data.mask_history=true"),
     row("data-names-unread", "data.names=[a]", "data=llamafactory data.path=dataset_info.json data.names=[said]"),
     row("validation-set", "data.validation=demo", "{two} data.validation=file"),

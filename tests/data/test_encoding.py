@@ -306,6 +306,18 @@ def test_the_prompt_too() -> None:
     assert tokens.spans == [(0, len(tokens.ids), 1.0)]
 
 
+def test_with_the_prompt_a_message_s_own_word_stands() -> None:
+    unmarked = row(encoder(bytes_of("chatml")), TALKS[2]).tokens
+    (start, end, _), (first, last, _), _ = unmarked.spans
+    messages: list[Message] = [message.copy() for message in (*TALKS[2].prompt, *TALKS[2].response)]
+    messages[1]["weight"], messages[3]["weight"] = 0.0, 0.25
+    record = Record(prompt=tuple(messages[:-1]), response=(messages[-1],))
+    tokens = row(encoder(bytes_of("chatml"), train_on_prompt=True), record).tokens
+    size = len(unmarked.ids)
+    assert tokens.ids == unmarked.ids
+    assert tokens.spans == [(0, start, 1.0), (end, first, 1.0), (first, last, 0.25), (last, size, 1.0)]
+
+
 def test_weights() -> None:
     messages: list[Message] = [*TALKS[2].prompt, *TALKS[2].response]
     messages = [message.copy() for message in messages]

@@ -243,6 +243,8 @@ def test_a_named_template_takes_tools(name: str, form: str) -> None:
     trained = "".join(answers(rendered))
     assert "Rome" in trained and "23:00" not in trained and "20" not in trained
     assert len(rendered.exchanges) == 2, "a tool's result begins no exchange"
+    promised = '"Observation:" lines' in rendered.text
+    assert rendered.text.count("Observation: ") == 2 * promised, "results are not as the system text has them"
 
 
 THOUGHTS: list[Message] = [

@@ -213,7 +213,9 @@ def test_a_stream_of_nothing_is_refused(tmp_path: Path) -> None:
     empty = written(tmp_path / "a.jsonl", [])
     long = written(tmp_path / "b.jsonl", [{"instruction": "a " * 200, "output": "b"}] * 40)
     wrong = written(tmp_path / "c.jsonl", [*questions(5), *[{"instruction": "What?", "output": 3}] * 11])
-    for source, rule in ((empty, "nothing-to-train"), (long, "nothing-to-train"), (wrong, "rows-broken")):
+    few = written(tmp_path / "d.jsonl", [*questions(4), *[{"instruction": "What?", "output": 3}] * 5])
+    found = ((empty, "nothing-to-train"), (long, "nothing-to-train"), (wrong, "rows-broken"), (few, "rows-broken"))
+    for source, rule in found:
         with pytest.raises(UserError) as error:
             next(streamed({"a": source}).samples())
         (refusal,) = error.value.refusals

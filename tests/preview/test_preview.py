@@ -140,6 +140,18 @@ def test_packed_documents_are_parted(isolated: str, as_json: Callable[..., dict[
         assert at == len(sample["input_ids"])
         assert [end for end in ends[:-1] if sample["input_ids"][end - 1] != eos] == []
     assert len(tree["samples"][0]["documents"]) > 1
+    assert tree["settings"]["max_length"] == "64 tokens; longer rows: joined and cut, no token is lost"
+
+
+def test_answers_that_are_sampled_are_none_of_the_rows(as_json: Callable[..., dict[str, Any]], here: Path) -> None:
+    Path("short.py").write_text("def short(*_, **__): return []\n")
+    given = (*rows("rows.jsonl", *map(question, range(12))), "stage=grpo", "stage.reward=short:short")
+    tree, learnt = as_json(*given), as_json(*given[:2])
+    assert "sampled" in tree["settings"]["loss"] and tree["data"]["trained_tokens"] == 0
+    assert tree["data"]["tokens"] == learnt["data"]["tokens"] and learnt["data"]["trained_tokens"]
+    for sample in tree["samples"]:
+        assert set(sample["labels"]) == {IGNORED} and "Blue." not in sample["text"] and "Question" in sample["text"]
+        assert [each["tokens"] for each in sample["documents"]] == [len(sample["input_ids"])]
 
 
 def test_a_stream_shows_its_first_block(as_json: Callable[..., dict[str, Any]], here: Path) -> None:

@@ -238,11 +238,11 @@ def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[
     messages = [
         *HI,
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "c1", "content": "the sea's fall"},
+        {"role": "tool", "tool_call_id": "c1", "content": "falls"},
     ]
     client.chat.completions.create(model="tiny", messages=messages, tools=[TOOL])
     text = opened[0].prompts.tokenizer.decode(seen[0].ids)
-    assert "Action: look_up" in text and "<|im_start|>tool\nthe sea's fall" in text
+    assert "Action: look_up" in text and "<|im_start|>tool\nObservation: falls" in text
 
 
 def test_json_is_held_to_or_refused(client: Any) -> None:

@@ -213,3 +213,8 @@ def test_a_chat_template_without_tools_takes_them_in_words() -> None:
     text = rendered(own, messages=tools.in_words(messages, TOOLS, "default"))
     assert 'Action: weather\nAction Input: {"town": "Bern"}<|im_end|>' in text
     assert 'Observation: {"celsius": 21.5}<|im_end|>' in text and "Be kind.\n\nYou may use these tools:" in text
+    text = rendered(own, messages=tools.in_words(messages, TOOLS, "default", role="tool"))
+    assert '<|im_start|>tool\nObservation: {"celsius": 21.5}<|im_end|>' in text, "the description promises the word"
+    for form in ("qwen", "default"):  # of qwen's form the turn is enough; and nothing is promised without tools
+        text = rendered(own, messages=tools.in_words(messages, TOOLS if form == "qwen" else [], form, role="tool"))
+        assert '<|im_start|>tool\n{"celsius": 21.5}<|im_end|>' in text
