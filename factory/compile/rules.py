@@ -91,6 +91,11 @@ def _adapter_fits(case: Case) -> str | None:
     adapter, method = case.model.adapter, case.settings.method
     if adapter is None:
         return None
+    if adapter.base_kind not in (None, kind := case.model.config.get("model_type")):
+        base = adapter.config.get("base_model_name_or_path")
+        return (
+            f"it was trained on a {adapter.base_kind} model, {base}, and {case.settings.model.path} is a {kind} model"
+        )
     spec = case.method_spec
     if registry.hook(spec, "ANY_ADAPTER"):
         return None
