@@ -1,7 +1,10 @@
 """The user's cache folder: what is made once and can be made again."""
 
 import os
+import re
 from pathlib import Path
+
+CONVERTED = re.compile("-[0-9a-f]{12}$")  # ends the name of the folder that a GGUF file was converted to
 
 
 def folder() -> Path:

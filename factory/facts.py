@@ -55,7 +55,7 @@ class AdapterFacts:
     """A saved PEFT adapter: its adapter_config.json, and its tensors' shapes by their names in its file.
 
     `base` is the config.json that its base must be read with, and `context_length` what its positions reach; None:
-    the base's own.
+    the base's own. `base_kind` is the model_type of what it was trained on; None: that cannot be read.
     """
 
     path: str
@@ -67,6 +67,7 @@ class AdapterFacts:
     fingerprint: str
     heads: dict[str, Shape] = field(default_factory=dict)  # that a stage trained beside it
     started: bool = False  # whether it has a base to itself: its start left weights that were quantized then
+    base_kind: str | None = None
     own_base: OwnBase | None = None  # what is said of that beside it; None: nothing
 
 

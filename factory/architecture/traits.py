@@ -1,7 +1,7 @@
 """What planning knows of a kind of model beside its tensors. No torch.
 
 What is said here is proven against transformers' classes: the kernels in tests/architecture/test_attention.py, the
-rest in tests/steps/test_heads.py and tests/steps/test_patch.py.
+rest in tests/steps/test_heads.py and tests/steps/test_patch.py. Of kinds that are walked see `factory.steps.walk`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ class Traits:
 
 
 USUAL = Traits()
-UNKNOWN = Traits(ours=False)  # of kinds without a closed form: what needs a proof is not claimed
+# of kinds without a closed form: what needs a proof is not claimed, and their walk adds what their class says
+UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False)
 REMOTE = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, remote_code=True)
 SEES = Traits(ours=False)  # its tower's attention looks in both directions
 SEES_WITHOUT_FLASH = Traits(ours=False, flash=False)

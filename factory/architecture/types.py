@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from math import prod
 from typing import Any
 
+from factory.architecture.traits import Traits
+
 Shape = tuple[int, ...]
 
 
@@ -75,6 +77,7 @@ class Architecture(Numbers):
     new_rows: range = range(0)  # ids whose rows nobody has trained yet; an adapter trains them
     active_expert_share: float = 1.0  # of the experts: those that a token passes through
     fixed: tuple[str, ...] = ()  # parameters that the model's class itself never trains
+    traits: Traits | None = None  # of a kind without a closed form, as its class says; None: those of its kind
 
     @property
     def layers(self) -> int:
@@ -120,7 +123,8 @@ class Architecture(Numbers):
             if block not in alike:
                 alike.append(block)
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "new_rows"}
-        return {**values, "alike": [asdict(block) for block in alike], "blocks": [alike.index(b) for b in self.blocks]}
+        values |= {"alike": [asdict(block) for block in alike], "blocks": [alike.index(b) for b in self.blocks]}
+        return values | {"traits": self.traits and asdict(self.traits)}
 
     @staticmethod
     def from_json(tree: dict[str, Any]) -> "Architecture":
@@ -129,6 +133,7 @@ class Architecture(Numbers):
         values["blocks"] = tuple(alike[index] for index in values["blocks"])
         values |= {name: _shapes(values[name]) for name in ("outside", "part_linears")}
         values["fixed"] = tuple(values["fixed"])
+        values["traits"] = values["traits"] and Traits(**values["traits"])
         return Architecture(**values)
 
 

@@ -1,9 +1,9 @@
 """The base that a saved adapter stands on: the published one, or one that it has to itself and that is made again."""
 
-import re
 from pathlib import Path
 from typing import Literal
 
+from factory import cache
 from factory.compile.rule import Case
 from factory.own_base import FILE as OWN_BASE
 from factory.own_base import OwnBase
@@ -83,6 +83,6 @@ def _other_name(case: Case) -> tuple[str, ...]:
     model, said = case.settings.model, adapter.config.get("base_model_name_or_path")
     there = Path(said).name if isinstance(said, str) else ""
     here = {Path(path or "").name.removesuffix(".gguf").lower() for path in (model.path, model.hub, case.model.path)}
-    if not there or there.lower() in here or re.sub("-[0-9a-f]{12}$", "", there.lower()) in here:  # a cached GGUF's
+    if not there or there.lower() in here or cache.CONVERTED.sub("", there.lower()) in here:
         return ()
     return (f"model.adapter={model.adapter}: it was trained on {there}, here is {model.path}",)

@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from factory import registry, schema
-from factory.architecture import sliding_window, text_numbers, traits_of
+from factory.architecture import sliding_window, text_numbers
 from factory.attention import BLOCKS
 from factory.compile.rule import Case
 from factory.plan import Verb
@@ -70,7 +70,7 @@ def isolation(case: Case) -> bool:
 
 def attention(case: Case) -> str:
     """torch's own fused kernel, where the model's class takes it and our own is not faster."""
-    asked, own = case.settings.compute.attention, traits_of(case.arch.kind)
+    asked, own = case.settings.compute.attention, case.traits
     if asked != "auto":
         return asked
     if not own.sdpa:
@@ -91,7 +91,7 @@ def padding_free(case: Case) -> bool:
     Where attention costs no more so, and the stage's loss need not know which token is of which row. Pairs of answers
     share their prompts then, unless some layers would see less of one from behind the other answer.
     """
-    if packing(case) or attention(case) != BLOCKS or not traits_of(case.arch.kind).isolates or case.arch.parts:
+    if packing(case) or attention(case) != BLOCKS or not case.traits.isolates or case.arch.parts:
         return False
     if case.stage_spec.KIND == "pairs":
         return _sees_all(case)

@@ -6,7 +6,7 @@ from functools import cached_property
 from types import ModuleType
 
 from factory import heads, registry
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture, Shape, Traits, traits_of
 from factory.facts import Facts, ModelFacts
 from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
@@ -34,6 +34,11 @@ class Case:
         assert self.read is not None
         arch, stage = grown(self.read, self.vocabulary), self.settings.stage
         return arch if stage is None else heads.reached(stage.name, arch)
+
+    @property
+    def traits(self) -> Traits:
+        """What the model's class can do."""
+        return self.arch.traits or traits_of(self.arch.kind)
 
     @property
     def vocabulary(self) -> Vocabulary:

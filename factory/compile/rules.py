@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from factory import own, registry, templates
-from factory.architecture import text_numbers, traits_of
+from factory.architecture import FAMILIES, text_numbers, traits_of
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.files import times
@@ -91,6 +91,11 @@ def _adapter_fits(case: Case) -> str | None:
     adapter, method = case.model.adapter, case.settings.method
     if adapter is None:
         return None
+    if adapter.base_kind not in (None, kind := case.model.config.get("model_type")):
+        base = adapter.config.get("base_model_name_or_path")
+        return (
+            f"it was trained on a {adapter.base_kind} model, {base}, and {case.settings.model.path} is a {kind} model"
+        )
     spec = case.method_spec
     if registry.hook(spec, "ANY_ADAPTER"):
         return None
@@ -137,7 +142,7 @@ def _said_otherwise(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
 
 
 def _remote_code(case: Case) -> str | None:
-    needed = traits_of(case.arch.kind).remote_code and not case.settings.model.trust_remote_code
+    needed = case.traits.remote_code and not case.settings.model.trust_remote_code
     return f"the architecture {case.arch.kind} is code that comes with the model" if needed else None
 
 
@@ -156,7 +161,7 @@ def _group_size_unread(case: Case) -> str | None:
 
 def _attention_of_model(case: Case) -> str | None:
     kind, asked = case.arch.kind, case.settings.compute.attention
-    own = traits_of(kind)
+    own = case.traits
     able = {"sdpa": own.sdpa, "flash_attention_2": own.flash, "flash_attention_3": own.flash} | dict.fromkeys(
         OURS, own.ours
     )
@@ -248,7 +253,8 @@ def _scaled_already(case: Case) -> str | None:
 def _rope_missing(case: Case) -> str | None:
     config = text_numbers(case.model.config)
     kind = config.get("model_type") or case.arch.kind
-    missing = not traits_of(kind).scalable or config.get("alibi")
+    own = traits_of(kind) if kind in FAMILIES else case.traits
+    missing = not own.scalable or config.get("alibi")
     if case.settings.model.rope_scaling == "none" or not missing:
         return None
     return f"a {kind} model has no rotary positions that can be scaled"
@@ -287,8 +293,12 @@ def _padding_unread(case: Case) -> str | None:
 
 
 def _not_isolated(case: Case) -> str | None:
-    wrong = choices.isolation(case) and not traits_of(case.arch.kind).isolates
-    return f"a {case.arch.kind} model cannot part packed documents" if wrong else None
+    if not choices.isolation(case) or case.traits.isolates:
+        return None
+    kind = case.arch.kind
+    if case.arch.traits is not None:
+        return f"that a {kind} model parts packed documents is not proven"
+    return f"a {kind} model cannot part packed documents"
 
 
 _TRACKING = (

@@ -10,13 +10,13 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from factory import heads, own_base, registry, schema
+from factory import cache, heads, models, own_base, registry, schema
 from factory.architecture import FAMILIES, Shape
 from factory.facts import AdapterFacts, ModelFacts
 from factory.hub import ask, lost
 from factory.look.walked import gguf_config, walked
 from factory.parsed import json_of
-from factory.plan import read_plan
+from factory.plan import Plan, read_plan
 from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, base_config, read_json
 from factory.settings import Settings
@@ -30,8 +30,7 @@ def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     model = settings.model
     found = _found(model, training=training)
     if model.adapter is not None:
-        adapter = look_at_adapter(model.adapter)
-        found = replace(found, adapter=adapter, config=found.config if adapter.base is None else adapter.base)
+        found = _with_adapter(found, look_at_adapter(model.adapter))
     if str(found.config.get("model_type")) not in FAMILIES:
         found = replace(found, walked=walked(found, trust_remote_code=model.trust_remote_code))
     return found
@@ -211,19 +210,43 @@ def look_at_adapter(path: str) -> AdapterFacts:
     base = base_config(folder)
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors", *([base] if base.is_file() else [])]
     files += sorted((*folder.glob(heads.FILES), *folder.glob(own_base.FILE)))
-    own = _own_base(folder, path)
+    own, run = _own_base(folder, path), _plan_of(RunFolder(folder.resolve().parent))
     return AdapterFacts(
         path=str(folder.resolve()),
         config=config,
-        base=read_json(base),
+        base=(said := read_json(base)),
         context_length=_stretched(base, setting) if base.is_file() else None,
         shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
         tokens=added_tokens(folder),
         heads=head_shapes(folder, path),
-        started=own is not None or _started(RunFolder(folder.resolve().parent)),
+        started=own is not None or (run is not None and _started(run)),
+        base_kind=_base_kind(config, said, run),
         own_base=own,
         fingerprint=fingerprint_of(files),
     )
+
+
+def _with_adapter(found: ModelFacts, adapter: AdapterFacts) -> ModelFacts:
+    """A GGUF file may say another kind than the model has elsewhere: Mistral's are llama's in there."""
+    kind = None if found.source == "gguf" else adapter.base_kind
+    own = adapter.base if kind in (None, found.config.get("model_type")) else None  # a rule refuses another kind's
+    return replace(found, adapter=replace(adapter, base_kind=kind), config=found.config if own is None else own)
+
+
+def _base_kind(config: dict[str, Any], base: dict[str, Any] | None, run: Plan | None) -> str | None:
+    """By the config.json beside the adapter, its run's plan, or the option of the path that it names.
+
+    Nothing is read at that path: it is another's word.
+    """
+    said = str(config.get("base_model_name_or_path"))
+    if cache.CONVERTED.search(said):
+        return None
+    if base is None and run is not None:
+        base = run.steps.load.config
+    if base is None and (option := models.option_of(said)) is not None:
+        base = models.numbers(option).get("architecture")
+    kind = (base or {}).get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def _own_base(folder: Path, shown: str) -> own_base.OwnBase | None:
@@ -237,14 +260,17 @@ def _own_base(folder: Path, shown: str) -> own_base.OwnBase | None:
     return found
 
 
-def _started(run: RunFolder) -> bool:
-    """Whether the method of the run in this folder, if there is one, took its start out of quantized weights."""
-    if not run.plan.is_file():
-        return False
+def _plan_of(run: RunFolder) -> Plan | None:
+    """Of the run in this folder, if there is one."""
     try:
-        steps = read_plan(run.plan).steps
+        return read_plan(run.plan) if run.plan.is_file() else None
     except UserError:  # of another version: nobody knows
-        return False
+        return None
+
+
+def _started(run: Plan) -> bool:
+    """Whether the run's method took its start out of quantized weights."""
+    steps = run.steps
     spec = registry.spec("methods", steps.attach.method)
     settings = Reader().record(spec.Settings, steps.attach.settings)
     return steps.quantize.bits is not None and registry.starts_from_weights(spec, settings)

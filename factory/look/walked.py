@@ -19,6 +19,7 @@ from factory.refusal import UserError, did_you_mean, refuse
 from factory.run.folder import write_whole
 
 _PATIENCE = 300  # seconds
+_ANSWER = 2  # one more whenever an answer says other things: what the cache holds is asked for again
 _MOST = 10_000  # layers, experts
 
 
@@ -68,7 +69,7 @@ def gguf_config(model: ModelFacts) -> dict[str, Any]:
 
 
 def _ask(what: str, asked: dict[str, Any]) -> dict[str, Any]:
-    key = json.dumps([what, asked, installed_version("transformers")], sort_keys=True, default=str)
+    key = json.dumps([_ANSWER, what, asked, installed_version("transformers")], sort_keys=True, default=str)
     kept = cache.folder() / "architectures" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     with suppress(OSError, ValueError):
         return json.loads(kept.read_text(encoding="utf-8"))

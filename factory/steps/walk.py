@@ -6,11 +6,13 @@ Also the way to plan for an architecture that has no closed form: it is built on
 import copy
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
-from factory.architecture import Architecture, Block, Shape
+from factory.architecture import Architecture, Block, Shape, Traits
 from factory.architecture.dense import ALIASES, numbers, of_blocks, uniform
 from factory.architecture.experts import EXPERT_WORDS
+from factory.architecture.traits import UNKNOWN
 from factory.architecture.types import image_layers
 
 # layers of the decoder that no adapter stands beside: what chooses the experts is tiny, and some return tuples
@@ -188,7 +190,22 @@ def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
     config._attn_implementation = "eager"  # a config may name a kernel of the hub, which is code
     with torch.device("meta"):
         model = model_class(config).from_config(config, trust_remote_code=trusted)
-    return walk(model).as_json(), None
+    return replace(walk(model), traits=traits(model)).as_json(), None
+
+
+def traits(model: Any) -> Traits:
+    """What a model's class says of itself. What only a forward shows, as whether documents are parted, is not claimed.
+
+    Positions are config.json's to scale where it has a place for that and a module of the decoder reads it.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    rotary = any(hasattr(module, "rope_type") for module in model.get_decoder().modules())
+    return replace(
+        UNKNOWN,
+        sdpa=bool(model._supports_sdpa),
+        flash=bool(model._supports_flash_attn),
+        scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
+    )
 
 
 def _gguf(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:

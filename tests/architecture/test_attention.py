@@ -1,10 +1,13 @@
 """What the planner says of attention kernels is what the classes of transformers say."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+from families import built, of
 
 from factory.architecture import FAMILIES, REMOTE_CODE, traits_of
+from factory.steps.walk import traits
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - REMOTE_CODE))
@@ -34,5 +37,13 @@ def test_no_class_of_transformers_builds_what_comes_with_its_code(kind: str) -> 
     assert kind not in CONFIG_MAPPING
 
 
-def test_no_groups_are_planned_for_a_kind_that_nobody_looked_at() -> None:
-    assert not traits_of("no_such_kind").ours
+def test_nothing_is_claimed_of_a_kind_that_nobody_looked_at() -> None:
+    assert not any(asdict(traits_of("no_such_kind")).values())
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - REMOTE_CODE - {"phimoe"}))  # it scales by longrope alone
+def test_what_a_walk_reads_of_a_class_is_what_is_proven(kind: str) -> None:
+    """So it is to be trusted of kinds that have no row in the table."""
+    read, proven = traits(built(of(kind))), traits_of(kind)
+    assert (read.sdpa, read.flash, read.scalable) == (proven.sdpa, proven.flash, proven.scalable)
+    assert not read.ours and not read.isolates

@@ -12,6 +12,7 @@ from conftest import compiled, refusals
 
 from factory.architecture import FAMILIES
 from factory.look.model import package_file
+from factory.steps import walk
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1", "evaluate.samples=0", "data.max_samples=12")
 WALKED = "apertus"  # an architecture of transformers that has no closed form here
@@ -57,6 +58,50 @@ def test_an_architecture_without_a_closed_form_is_planned_and_trained(
 
     monkeypatch.setattr(subprocess, "run", asked_again)
     assert compiled(f"model.path={unnamed}", *BASE).digest() == done.run.plan.digest()
+
+
+@pytest.fixture
+def walked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk is done in this process, which has torch; its answer is as of another."""
+
+    def ask(_: str, asked: dict[str, Any]) -> dict[str, Any]:
+        found, problem = walk._built(asked)
+        return json.loads(json.dumps({"found": found, "problem": problem}))
+
+    monkeypatch.setattr("factory.look.walked._ask", ask)
+
+
+XGLM = {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4}
+RWKV = {"attention_hidden_size": 32, "context_length": 256}
+
+
+@pytest.mark.usefixtures("walked_here")
+@pytest.mark.parametrize(
+    ("kind", "numbers", "attention"), [("xglm", XGLM, "eager"), ("rwkv", RWKV, "eager"), ("biogpt", {}, "sdpa")]
+)
+def test_what_its_class_does_not_say_is_not_promised(
+    kind: str, numbers: dict[str, Any], attention: str, here: Path
+) -> None:
+    base = (f"model.path={tiny.save(here / kind, model_type=kind, **numbers)}", *BASE)
+    assert compiled(*base).steps.patch.attention == attention
+    asked = {
+        "attention-of-model": ("compute.attention=sdpa",),
+        "rope-missing": ("model.rope_scaling=linear", "model.context_length=256", "data.max_length=300"),
+        "isolation-unsupported": ("data.packing=true",),
+    }
+    if attention == "sdpa":
+        assert not refusals(*base, *asked.pop("attention-of-model"))
+    for rule, words in asked.items():
+        assert [refusal.rule for refusal in refusals(*base, *words)] == [rule]
+
+
+@pytest.mark.usefixtures("walked_here")
+def test_what_its_class_says_is_planned(here: Path) -> None:
+    base = (f"model.path={tiny.save(here / 'persimmon', model_type='persimmon')}", *BASE)
+    patch = compiled(*base, "model.rope_scaling=linear", "data.max_length=300").steps.patch
+    assert (patch.attention, patch.rope_scaling) == ("sdpa", "linear")
+    assert [refusal.rule for refusal in refusals(*base, "data.packing=true")] == ["isolation-unsupported"]
+    assert not refusals(*base, "data.packing=true", "data.isolate_documents=false")
 
 
 def test_a_gguf_file_is_planned_from_its_own_numbers(here: Path) -> None:

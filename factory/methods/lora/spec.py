@@ -8,7 +8,7 @@ from factory import vocabulary
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
 from factory.methods.full import spec as full
-from factory.methods.lora.targets import PREFIX, Adapter, as_saved, misread, targets
+from factory.methods.lora.targets import PREFIX, Adapter, as_saved, left_out, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.quantizers.spec import checkpoint_quantizer, stays_quantized
 from factory.typed import key
@@ -102,10 +102,10 @@ def _experts(method: Settings, arch: Architecture) -> dict[str, Shape]:
 
 def notes(method: Settings, arch: Architecture) -> tuple[str, ...]:
     """What a plan says about layers that are not adapted."""
-    left_out = misread(method, arch) if method.target_modules == "all-linear" else ()
-    if not left_out:
+    without, why = left_out(method, arch)
+    if method.target_modules != "all-linear" or not without:
         return ()
-    return (f"method.target_modules=all-linear: but {len(left_out)} layers that PEFT would take for experts",)
+    return (f"method.target_modules=all-linear: but {len(without)} layers {why}",)
 
 
 def _not_for_experts(case: Case) -> str | tuple[str, str] | None:

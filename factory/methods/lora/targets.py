@@ -24,7 +24,15 @@ EXPERTS_BY_NAME = {
     "qwen3_moe",
     "qwen3_next",
 }
-_EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
+# what no adapter stands beside, by kind: the layers' names, and what is said of them. The classes with Mamba's layers
+# hand some weights to their kernels, dt_proj's on a CPU too; PEFT refuses LoRA beside some of these
+_PAST = "whose weight its class reads past any adapter"
+LEFT_OUT: dict[str, tuple[tuple[str, ...], str]] = {
+    **dict.fromkeys(EXPERTS_BY_NAME, (("gate_proj", "up_proj", "down_proj"), "that PEFT would take for experts")),
+    **dict.fromkeys(("mamba", "falcon_mamba"), (("x_proj", "dt_proj", "out_proj"), _PAST)),
+    **dict.fromkeys(("bamba", "falcon_h1", "mamba2", "nemotron_h"), (("out_proj",), _PAST)),
+    "jamba": (("dt_proj",), _PAST),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +46,16 @@ def _linears(method: Adapter, arch: Architecture) -> dict[str, Shape]:
     return of_parts(arch.linears() | arch.part_linears, method.parts, arch)
 
 
-def misread(method: Adapter, arch: Architecture) -> dict[str, Shape]:
-    """The linear layers that PEFT would take for experts."""
-    return named(_EXPERT_NAMES, _linears(method, arch)) if arch.kind in EXPERTS_BY_NAME else {}
+def left_out(method: Adapter, arch: Architecture) -> tuple[dict[str, Shape], str]:
+    """The linear layers that are to have no adapter, and why."""
+    names, why = LEFT_OUT.get(arch.kind, ((), ""))
+    return named(names, _linears(method, arch)), why
 
 
 def candidates(method: Adapter, arch: Architecture) -> dict[str, Shape]:
     """The linear layers of the chosen parts by their whole names, as (out, in)."""
-    left_out = misread(method, arch)
-    return {name: shape for name, shape in _linears(method, arch).items() if name not in left_out}
+    without, _ = left_out(method, arch)
+    return {name: shape for name, shape in _linears(method, arch).items() if name not in without}
 
 
 def named(names: tuple[str, ...], linears: dict[str, Shape]) -> dict[str, Shape]:
@@ -77,9 +86,10 @@ def _targets_exist(case: Case) -> str | None:
         return None
     if not method.target_modules:
         return "the list is empty"
-    taken = [name for name in method.target_modules if named((name,), misread(method, case.arch))]
+    without, why = left_out(method, case.arch)
+    taken = [name for name in method.target_modules if named((name,), without)]
     if taken:
-        return f"PEFT takes {taken[0]} of a {case.arch.kind} model for its experts"
+        return f"{taken[0]} of a {case.arch.kind} model is a layer {why}"
     return unknown_names(method.target_modules, found)
 
 

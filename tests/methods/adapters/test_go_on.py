@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from test_adapter_experts import mixture
 from test_every_adapter import ADAPTERS, FROM_WEIGHTS
 
+from factory.plan import to_yaml
+
 LORA = ("method=lora", "method.rank=4")
 TWO_TOKENS = (*LORA, "model.new_tokens=['<a>','<b>']")
 KEPT = {name: (f"method={name}", *words) for name, words in ADAPTERS.items() if name not in FROM_WEIGHTS}
@@ -127,6 +129,40 @@ def test_another_base_is_told_and_other_shapes_refused(tiny_model: Path, tmp_pat
     wider = tiny.save(tmp_path / "wide" / "llama", hidden_size=64)
     (found,) = refusals(f"model.path={wider}", *words)
     assert found.rule == "adapter-fits" and "32 x 4, 64 x 4 is needed" in found.wrong
+
+
+def test_an_adapter_of_another_kind_of_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """Though each of its tensors has its place: a llama and a qwen2 differ in what they compute."""
+    first = saved(tiny_model, tmp_path / "run" / "model", *LORA, steps=0)
+    other = tiny.save(tmp_path / "qwen2", model_type="qwen2")
+    config = tmp_path / "run" / "model" / "adapter_config.json"
+    words = ("hardware=cpu", f"model.adapter={config.parent}", *LORA)
+
+    def wrong(base: Path | str) -> list[str]:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(base)}))
+        return [refusal.wrong for refusal in refusals(f"model.path={other}", *words) if refusal.rule == "adapter-fits"]
+
+    (of_option,) = wrong("meta-llama/Llama-3.2-1B")
+    assert not wrong("Qwen/Qwen2.5-0.5B-Instruct") and not wrong("me/unknown")
+    assert not wrong(tiny_model)  # an adapter's word is no reason to read elsewhere
+    (tmp_path / "run" / "plan.yaml").write_text(to_yaml(first.plan))
+    (of_run,) = wrong(tiny_model)
+    assert all("on a llama model" in text and "is a qwen2 model" in text for text in (of_option, of_run))
+    assert not wrong(tmp_path / "mistral-0123456789ab")  # was a GGUF file, in which Mistral's models are llama's
+    assert not refusals(f"model.path={tiny_model}", *words)
+
+
+def test_the_positions_of_another_kind_of_base_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
+    """The config.json beside an adapter would stand in for the model's own, and hide what kind that is."""
+    saved(tiny_model, tmp_path / "adapter", *LORA, steps=0)
+    said = json.loads((tiny_model / "config.json").read_text())
+    said["rope_parameters"] |= {"rope_type": "linear", "factor": 2.0}
+    (tmp_path / "adapter" / "base").mkdir()
+    (tmp_path / "adapter" / "base" / "config.json").write_text(json.dumps(said))
+    words = ("hardware=cpu", f"model.adapter={tmp_path / 'adapter'}", *LORA)
+    assert not refusals(f"model.path={tiny_model}", *words)
+    (found,) = refusals(f"model.path={tiny.save(tmp_path / 'qwen2', model_type='qwen2')}", *words)
+    assert found.rule == "adapter-fits" and "is a qwen2 model" in found.wrong
 
 
 def test_a_file_that_lacks_a_tensor_is_not_loaded_in_part(tiny_model: Path, tmp_path: Path) -> None:
