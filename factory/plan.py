@@ -65,6 +65,11 @@ class Patch:
     vocabulary: int  # rows of the embedding as it is trained
     new_rows: tuple[int, int]  # the ids that nobody has trained yet: from, up to
 
+    @property
+    def reach(self) -> int:
+        """What the model reads, in tokens: a prompt and its answer. Unstretched positions have the factor 1."""
+        return round(self.context_length * self.rope_factor)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attach:

@@ -23,7 +23,7 @@ class Saved:
     `quantization` is how its base was held; None: nobody knows. `config_dirs` are those of its options that are there.
     `template` is the one that it was trained with, where that was a file: which may be another by now, or gone.
     `sources` are the run's sets, by name, and `base` the files that it started from: with whole paths, as its overrides
-    are relative to where it was started.
+    are relative to where it was started. `positions` are keys of `model` with what the saved one needs.
     """
 
     path: str | None
@@ -35,6 +35,7 @@ class Saved:
     template: str | None = None
     sources: Mapping[str, PlannedSource] = field(default_factory=dict)
     base: str | None = None
+    positions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -74,7 +75,14 @@ def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:
         "template": str(model / "chat_template.jinja") if templates.is_file(plan.steps.pack.template) else None,
         "sources": plan.steps.align.sources,
         "base": load.path if load.source in ("folder", "gguf") else None,
+        "positions": positions(plan),
     }
+
+
+def positions(plan: Plan) -> dict[str, Any]:
+    """Keys of `model` for what a run has saved: positions that it stretched are so in the files already."""
+    patch = plan.steps.patch
+    return {} if patch.rope_scaling == "none" else {"rope_scaling": "none", "context_length": patch.reach}
 
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:

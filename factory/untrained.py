@@ -47,8 +47,14 @@ def untrained(
                 "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
             )
         places = {} if found.overrides else {"path": found.path}
-    if found.template is not None and not {"model", "model.template"} & {name_of(text) for text in own}:
+    said = {name_of(text) for text in own}
+    if found.template is not None and not {"model", "model.template"} & said:
         places["template"] = found.template
+    places |= {
+        name: value
+        for name, value in found.positions.items()
+        if f"model.{name}" not in said and not (base and name == "context_length")  # it reaches as far as it did
+    }
     at_home = _at_home({**made.tree, "model": model.tree["model"]}, found, own)
     tree = {**made.tree, **at_home, "method": method, "model": {**at_home["model"], **places}}
     options = {**made.options, "model": model.options["model"], "method": "none"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import compiled
+from conftest import compiled, refusals
 from test_methods import FITTING
 
 from factory import cli, compose, templates
@@ -17,7 +17,7 @@ from factory.execute import executor
 from factory.execute.context import Run
 from factory.execute.verify import verify
 from factory.inference import asked
-from factory.plan import read_plan
+from factory.plan import Verb, read_plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
@@ -59,6 +59,30 @@ def test_a_run_is_measured_as_it_was_at_its_end(method: str, execute: Execute) -
     # what starts from the weights is saved as its difference from them
     rounding = {"pissa": 1e-4}.get(method, 1e-6)
     assert perplexity("run=run") == pytest.approx(wanted["perplexity"], rel=rounding)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("scaling", ["linear", "dynamic", "yarn", "llama3"])
+def test_stretched_positions_are_not_stretched_once_more(scaling: str, method: str, execute: Execute) -> None:
+    """Nor is the context that the run was told of, which was the one before."""
+    own = ("stage=pt", "data.max_length=384", "model.context_length=256", f"model.rope_scaling={scaling}")
+    done = execute(f"method={method}", *SHORT[:2], *SHORT[3:], *own, "evaluate.perplexity=true")
+    measured = evaluated("run=run")
+    assert measured.plan.steps.patch.reach == 384
+    wanted = done.result["evaluate"]["perplexity"]
+    assert executor.walk(measured)["evaluate"]["perplexity"] == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(UserError) as refused:
+        evaluated("run=run", "model.rope_scaling=linear", "data.max_length=600")
+    assert [refusal.rule for refusal in refused.value.refusals] == ["scaled-already"]
+
+
+def test_weights_that_were_trained_stretched_are_gone_on_from(execute: Execute, here: Path) -> None:
+    own = ("stage=pt", "data.max_length=384", "method=full", *SHORT[:2], *SHORT[3:], "evaluate.perplexity=true")
+    first = execute(*own, "model.rope_scaling=linear")
+    again = (*own, f"model.path={here / 'run/model'}")
+    before = execute(*again, folder="again").result["evaluate"]["perplexity_before"]
+    assert before == pytest.approx(first.result["evaluate"]["perplexity"], rel=1e-5)
+    assert [refusal.rule for refusal in refusals(*again, *HERE, "model.rope_scaling=linear")] == ["scaled-already"]
 
 
 def test_the_base_is_measured_where_no_run_is_named(execute: Execute, tiny_model: Path) -> None:
@@ -237,3 +261,18 @@ def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> Non
     plan = to_write("chat", compose.parse([]), line, side)[0]
     assert plan.steps.pack.template == "alpaca" and plan.steps.align.max_samples is None
     assert evaluated("run=run").plan.steps.align.max_samples == 31
+
+
+def test_a_recipe_that_stretches_positions_is_gone_on_from(execute: Execute, tiny_model: Path) -> None:
+    """As long_context_s2 does; a conversation is held as far as it reaches, and with its base as far as that does."""
+    small = ("data=demo", "data.max_length=384", "data.streaming=false", "stage.max_steps=1", "precision=fp32")
+    execute("recipe=long_context_s2", f"model.path={tiny_model}", "method=lora", *small)
+    assert evaluated("run=run").plan.steps.patch.reach == 384
+    sides: tuple[tuple[Verb, bool, int], ...] = (("chat", False, 384), ("serve", False, 384), ("chat", True, 256))
+    for verb, base, reach in sides:
+        line, side = asked.Line(("tracking=none",), None), asked.Side("x", "run", base=base)
+        patch = to_write(verb, compose.parse([]), line, side)[0].steps.patch
+        assert (patch.rope_scaling, patch.reach) == ("none", reach)
+    line = asked.Line(("tracking=none", "engine=vllm"), None)
+    with pytest.raises(UserError, match=r"\[engine-vllm-weights\] model\.adapter"):
+        to_write("chat", compose.parse([]), line, asked.Side("x", "run"))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from factory.architecture.positions import reach
 from factory.architecture.types import Architecture, Block, Numbers, Shape
 
 Config = dict[str, Any]
@@ -44,7 +45,6 @@ def uniform(config: Config, defaults: Config, aliases: dict[str, str] = ALIASES)
 
 def numbers(config: Config, head_dim: str = "head_dim") -> Numbers:
     """Of a config that `uniform` made; `head_dim` is the key of one head's width."""
-    context = config.get("max_position_embeddings")
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     return Numbers(
         hidden=hidden,
@@ -53,7 +53,7 @@ def numbers(config: Config, head_dim: str = "head_dim") -> Numbers:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get(head_dim) or hidden // heads),
         vocabulary=int(config["vocab_size"]),
-        context_length=None if context is None else int(context),
+        context_length=reach(config),
         tied=bool(config.get("tie_word_embeddings")),
     )
 

@@ -186,6 +186,7 @@ class Vision:
     flat: bool = False  # older files have the language model's numbers on the top level
     tied_by_text: bool = False  # the text_config's word on it is the one that is read
     extra_embeddings: int = 0
+    counted: bool = False  # the factor of its linear positions is in its context already
     join: Projector
     defaults: Config = field(default_factory=dict)
 
@@ -208,7 +209,8 @@ def language_model(model: Vision, config: Config) -> Architecture:
     kind = kind_of(text, "text_config", TEXTS, model.text) if model.any_text else model.text
     tied = (text if model.tied_by_text else config).get("tie_word_embeddings", False)
     said = {**TEXT_DEFAULTS.get(kind, {}), **text, "tie_word_embeddings": tied, "model_type": kind}
-    return TEXTS[kind](said)
+    language = TEXTS[kind](said)
+    return replace(language, context_length=int(said["max_position_embeddings"])) if model.counted else language
 
 
 def kind_of(part: Config, name: str, known: Mapping[str, Any], default: str) -> str:
@@ -264,7 +266,9 @@ MODELS: dict[str, Vision] = {
     "idefics2": Vision(text="mistral", tower="idefics2_vision", join=idefics2, **IDEFICS),
     "idefics3": Vision(text="llama", tower="idefics3_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
     "smolvlm": Vision(text="llama", tower="smolvlm_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
-    "gemma3": Vision(text="gemma3_text", tower="siglip_vision_model", join=gemma3, any_tower=True, defaults=TIED),
+    "gemma3": Vision(
+        text="gemma3_text", tower="siglip_vision_model", join=gemma3, any_tower=True, counted=True, defaults=TIED
+    ),
     "mllama": Vision(
         text="mllama_text_model",
         tower="mllama_vision_model",

@@ -124,9 +124,9 @@ def unfused(case: Case) -> str | None:
 
 
 def context_length(case: Case) -> int | None:
-    """Of a base whose positions an adapter was trained with stretched, their length."""
+    """Of a base whose positions an adapter was trained with stretched, their length: an option says the base's own."""
     adapter = case.model.adapter
-    return case.settings.model.context_length or (adapter and adapter.context_length) or case.arch.context_length
+    return (adapter and adapter.context_length) or case.settings.model.context_length or case.arch.context_length
 
 
 def max_length(case: Case, context: int) -> int:

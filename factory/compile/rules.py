@@ -5,6 +5,7 @@ from typing import Any
 
 from factory import own, registry, templates
 from factory.architecture import FAMILIES, text_numbers, traits_of
+from factory.architecture.positions import scalings
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.files import times
@@ -50,9 +51,17 @@ def _too_long(case: Case) -> str | None:
     return f"the model was made for {context:,} tokens"
 
 
+def _way_beyond(case: Case) -> dict[str, str]:
+    if _scaled(case) or _unscalable(case):
+        return {"way": "where the model's card says more, set model.context_length"}
+    return {"way": "set model.rope_scaling=linear (or dynamic, yarn)"}
+
+
 def _nothing_to_scale(case: Case) -> str | None:
     length, context = case.settings.data.max_length, choices.context_length(case)
     if context is None or case.settings.model.rope_scaling == "none" or (length != "auto" and length > context):
+        return None
+    if _scaled(case):  # that is said, and a longer length would be of no use
         return None
     return f"sequences of {choices.max_length(case, context):,} tokens fit the context of {context:,}"
 
@@ -236,26 +245,26 @@ def _flash_precision(case: Case) -> str | None:
     return "it computes in 16 bits only" if flash and choices.precision(case)[0] == "fp32" else None
 
 
-# rotary positions that nothing stretches; `mrope` only parts them by time, height and width
-_UNSCALED = {"default", "mrope"}
+def _scaled(case: Case) -> list[str]:
+    return scalings(text_numbers(case.model.config))
 
 
 def _scaled_already(case: Case) -> str | None:
-    config = text_numbers(case.model.config)
-    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    each = [own for own in said.values() if isinstance(own, dict)] or [said]  # some have a kind of layers each
-    kinds = {str(own.get("rope_type") or own.get("type") or "default") for own in each} - _UNSCALED
-    if case.settings.model.rope_scaling == "none" or not kinds:
+    if case.settings.model.rope_scaling == "none" or not (kinds := _scaled(case)):
         return None
-    return f"the model's own positions are scaled ({', '.join(sorted(kinds))})"
+    return f"the model's own positions are scaled ({', '.join(kinds)})"
 
 
-def _rope_missing(case: Case) -> str | None:
+def _unscalable(case: Case) -> str | None:
+    """The kind of a model that has no positions which could be scaled."""
     config = text_numbers(case.model.config)
     kind = config.get("model_type") or case.arch.kind
     own = traits_of(kind) if kind in FAMILIES else case.traits
-    missing = not own.scalable or config.get("alibi")
-    if case.settings.model.rope_scaling == "none" or not missing:
+    return kind if not own.scalable or config.get("alibi") else None
+
+
+def _rope_missing(case: Case) -> str | None:
+    if case.settings.model.rope_scaling == "none" or (kind := _unscalable(case)) is None:
         return None
     return f"a {kind} model has no rotary positions that can be scaled"
 
@@ -319,7 +328,7 @@ RULES: tuple[Rule, ...] = (
     Rule("fp16-on-cpu", _fp16_on_cpu),
     Rule("compile-bf16-on-cpu", _compiled_bf16_on_cpu),
     Rule("context-unknown", _context_unknown),
-    Rule("beyond-context", _too_long),
+    Rule("beyond-context", _too_long, _way_beyond),
     Rule("nothing-to-scale", _nothing_to_scale),
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("kernels", _kernels),

@@ -43,6 +43,8 @@ def _vllm_weights(case: Case) -> tuple[str, str] | None:
         return "model.new_tokens", wrong
     if settings.model.rope_scaling != "none":
         return "model.rope_scaling", wrong
+    if case.model.adapter is not None and case.model.adapter.base is not None:
+        return "model.adapter", "its base's positions are stretched, and engine=vllm reads the base's own"
     return None if heads.writes(settings.stage.name) else ("stage.name", wrong)
 
 

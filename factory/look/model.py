@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from factory import cache, heads, models, own_base, registry, schema
-from factory.architecture import FAMILIES, Shape
+from factory.architecture import FAMILIES, Shape, text_numbers
+from factory.architecture.positions import reach, scalings
 from factory.facts import AdapterFacts, ModelFacts
 from factory.hub import ask, lost
 from factory.look.walked import gguf_config, walked
@@ -283,15 +284,14 @@ def head_shapes(folder: Path, shown: str) -> dict[str, Shape]:
 
 
 def _stretched(file: Path, setting: str) -> int:
-    """What the positions of a saved base config reach: linear and dynamic keep the length before, beside a factor."""
+    """What the positions of a saved base config reach."""
     try:
-        config = read_json(file) or {}
-        text = config.get("text_config", config)
-        rope = text["rope_parameters"].get("full_attention", text["rope_parameters"])
-        factor = rope["factor"] if rope["rope_type"] in ("linear", "dynamic") else 1
-        return round(factor * text["max_position_embeddings"])
+        text = text_numbers(read_json(file) or {})
+        if scalings(text) and (found := reach(text)) is not None:
+            return found
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):  # the last two of numbers without end
-        raise refuse("adapter-missing", setting, "its base/config.json has no stretched positions") from None
+        pass
+    raise refuse("adapter-missing", setting, "its base/config.json has no stretched positions")
 
 
 def fingerprint_of(files: list[Path]) -> str:

@@ -23,6 +23,7 @@ from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, begun, beside, closed, code_of, recorded
 from factory.run.swept import SweepFolder
+from factory.saved import positions
 from factory.schema import Sweep
 
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
@@ -270,16 +271,18 @@ def _start(
 ) -> tuple[str, ...]:
     """Where the link's model is: the adapter that the run it reads has left, on that run's own base; or its weights.
 
-    What is evaluated is the model that was trained, on a base that is held as it was then.
+    What is evaluated is the model that was trained, on a base that is held as it was then. Positions that it was
+    trained with stretched are not stretched once more.
     """
     read = link.reads.get("model")
     if read is None:
         return ()
     plan, model = plans[read], _model_of(folder, read)
     assert plan is not None  # a run that is read and refused is never begun
+    reach = tuple(f"model.{key}={value}" for key, value in positions(plan).items())
     if registry.hook(registry.spec("methods", plan.steps.attach.method), "peft") is None:
-        return (f"model.path={model}",)
-    place = (*(text for text in places[read] if name_of(text) == "model.path"), f"model.adapter={model}")
+        return (f"model.path={model}", *reach)
+    place = (*(text for text in places[read] if name_of(text) == "model.path"), f"model.adapter={model}", *reach)
     if plan.steps.quantize.bits is None or "method=none" not in link.overrides:
         return place
     asked = any(name_of(text).startswith(_HELD) for text in link.overrides)

@@ -4,7 +4,6 @@ from typing import Any
 
 from factory.attention import register
 from factory.execute.context import Run
-from factory.plan import Patch
 
 # what a scaling says beside its factor. `original`: the context before, under the name that transformers reads
 _OWN: dict[str, dict[str, float]] = {
@@ -44,8 +43,3 @@ def scale_positions(config: Any, scaling: str, factor: float, context: int) -> N
     old = text.rope_parameters  # theta, and the share of a head that turns, stay
     text.rope_parameters = {**old, _GLOBAL: {**old[_GLOBAL], **new}} if _GLOBAL in old else {**old, **new}
     text.max_position_embeddings = round(factor * context) if kept else context
-
-
-def context(plan: Patch) -> int:
-    """What the model reads, in tokens: a prompt and its answer. Positions that are not stretched have the factor 1."""
-    return round(plan.context_length * plan.rope_factor)

@@ -18,7 +18,6 @@ from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.steps.feed import autocast
 from factory.steps.pack import Dataset
-from factory.steps.patch import context
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
             for name, each in plan.benchmarks.items()
         ]
         tasks = _tasks(run, tokenizer)
-    room = context(run.plan.steps.patch)
+    room = run.plan.steps.patch.reach
     asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=room) for exam in exams)
     if not plan.generation:
         return {"asked": Asked(asked, tasks, [], None)}
@@ -60,7 +59,7 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         return tokenizer.apply_chat_template(said, tokenize=False, **options)
 
-    room = context(run.plan.steps.patch)
+    room = run.plan.steps.patch.reach
     return harness.read(plan.harness, seed=run.plan.seed, chat=chat if plan.chat else None, context=room)
 
 
@@ -103,7 +102,7 @@ def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dic
             Called(text_model(model), torch.device(device), call, run.stop_if_asked),
             tokenizer,
             batch_size=plan.batch_size,
-            context=context(run.plan.steps.patch),
+            context=run.plan.steps.patch.reach,
             progress=partial(run.progress, rows.HARNESS),
         ),
         limit=plan.max_samples,

@@ -10,7 +10,6 @@ from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.feed import autocast
 from factory.steps.kernels import replace_linears
-from factory.steps.patch import context
 
 
 def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
         replace_linears(model, plan.steps.patch)
     made = Embedded(
         Model(model, plan.steps.load.device, partial(autocast, plan)),
-        numbers=Numbers(asked.prefill, context(plan.steps.patch)),
+        numbers=Numbers(asked.prefill, plan.steps.patch.reach),
         most=asked.batch,
         queue=asked.queue,
         scores=_score if plan.steps.train.stage == "rm" else None,
@@ -39,7 +38,7 @@ def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:
     plan, adapters = run.plan, dict(run.adapters)
     if plan.steps.load.adapter is not None:
         adapters[OWN] = plan.steps.load.adapter
-    made = Vllm(source.folder(run), plan, run.engine, adapters, context(plan.steps.patch))
+    made = Vllm(source.folder(run), plan, run.engine, adapters, plan.steps.patch.reach)
     return {"room": Room(plan, made, prompts(run, tokenizer, {}, ()), {}, _capacity(run))}
 
 

@@ -125,6 +125,7 @@ TABLE = (
     ),
     row("fp16-on-cpu", "precision=fp16", "precision=bf16", "precision=fp32", on_gpu("precision=fp16 {gpu}")),
     row("beyond-context", "data.max_length=257", "data.max_length=256", "data.max_length=257 {linear}"),
+    row("beyond-context", "{scaled} data.max_length=513", "{scaled} data.max_length=512"),  # made for 256, times 2
     row("nothing-to-scale", "model.rope_scaling=yarn", "model.rope_scaling=yarn data.max_length=300"),
     row("nothing-to-scale", "{linear} data.max_length=256", "model.rope_scaling=dynamic data.max_length=300"),
     row(
@@ -513,6 +514,7 @@ TABLE = (
         "parts-need-images", "{llava} method=freeze {one} method.parts=[language,vision]", "{llava} method=freeze {one}"
     ),
     row("scaled-already", "{scaled} model.rope_scaling=linear data.max_length=512", "{scaled} data.max_length=200"),
+    row("scaled-already", "{scaled} model.rope_scaling=linear data.max_length=600", "{scaled} data.max_length=512"),
     row(
         "scaled-already",
         "{scaled_layers} model.rope_scaling=linear data.max_length=512",
@@ -791,6 +793,14 @@ PRETENDED |= {rule.id for rule in writing.RULES}  # of chat and serve: tests/inf
 
 def test_the_table_has_every_rule() -> None:
     assert {row.rule for row in TABLE} == set(RULES) - PRETENDED
+
+
+@pytest.mark.parametrize("word", ["scaled", "opt"])
+def test_what_to_do_beyond_the_context_is_not_refused_then(word: str, models: dict[str, Path]) -> None:
+    base = (*BASE, f"model.path={models[word]}", "data.max_length=600")
+    (refusal,) = refusals(*base)
+    assert refusal.rule == "beyond-context" and "model.rope_scaling" not in refusal.fix
+    assert not refusals(*base, "model.context_length=600")
 
 
 def test_a_stage_with_a_spec_alone_is_planned_and_not_trained(

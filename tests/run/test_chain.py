@@ -143,7 +143,8 @@ class Runs:
     def _plan(self, composed: compose.Composed) -> Plan:
         if self._refused and self._refused in composed.overrides:
             raise refuse("galore-rank", "method.rank=9", "it is too much")
-        return side_by_side.plan(*(text for text in composed.overrides if text.startswith(("seed=", "method="))))
+        own = ("seed=", "method=", "model.rope_scaling=", "model.context_length=", "data.max_length=")
+        return side_by_side.plan(*(text for text in composed.overrides if text.startswith(own)))
 
     def _run(self, composed: compose.Composed) -> int:
         folder = RunFolder(composed.run_dir)
@@ -190,6 +191,21 @@ def test_all_are_compiled_first_and_the_second_takes_the_firsts_adapter(line: Li
     assert runs.asked["two"][-1] == f"model.adapter={FOLDER}/one/model"
     assert SweepFolder(FOLDER).names() == ["one", "two", "three"]
     assert not any("model.adapter" in text for text in (*runs.asked["one"], *runs.asked["three"]))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_all_stretch_is_stretched_by_the_first(method: str, line: Line) -> None:
+    text = f"""
+    shared: [tracking=none, model.rope_scaling=yarn, data.max_length=100000]
+    runs:
+      one: [method={method}]
+      two: [method={method}, 'model=${{run:one}}']
+    """
+    runs = Runs()
+    assert chained(line(text), runs) == 0
+    assert "model.rope_scaling=yarn" in runs.asked["one"]
+    assert {"model.rope_scaling=none", "model.context_length=100000"} < set(runs.asked["two"])
+    assert "model.rope_scaling=yarn" not in runs.asked["two"]
 
 
 def test_the_weights_of_a_run_that_trains_them_are_read_as_a_model(line: Line) -> None:
