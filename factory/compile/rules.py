@@ -187,10 +187,9 @@ def _template_meant(case: Case) -> dict[str, str]:
 
 
 def _no_template(case: Case) -> str | None:
-    # what has none is served for completions
-    needs = case.stage_spec.KIND != "text" and case.settings.verb != "serve"
+    needs = templates.needed(case.settings.verb, case.stage_spec.KIND)
     missing = case.settings.model.template == "auto" and case.model.chat_template is False
-    return "the tokenizer of this model has no chat template" if needs and missing else None
+    return templates.MISSING if needs and missing else None
 
 
 def _stage_not_there(case: Case) -> str | None:

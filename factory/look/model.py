@@ -90,13 +90,14 @@ def _gguf(file: Path, shown: str) -> ModelFacts:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise _broken(shown, file.name, "it is not a GGUF file")
+    template = _gguf_template(file)
     found = ModelFacts(
         source="gguf",
         path=str(file.absolute()),
         config={},
         fingerprint=fingerprint_of([file]),
-        chat_template=None,
-        tools=_renders_tools(_gguf_template(file)),
+        chat_template=template is not None,
+        tools=_renders_tools(template),
     )
     return replace(found, config=gguf_config(found))
 
