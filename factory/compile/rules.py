@@ -5,9 +5,9 @@ from typing import Any
 
 from factory import own, registry, templates
 from factory.architecture import text_numbers, traits_of
+from factory.architecture.fit import times
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
-from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved

@@ -1,0 +1,33 @@
+"""Weights that are not those of their config.json, where nobody could look at them before: as of a model on the hub."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from conftest import compiled
+
+from factory.refusal import UserError
+
+BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "wrong"),
+    [
+        ({"hidden_size": 48}, "weights-fit", "lm_head.weight is 512 x 48 in its file, its config.json says 512 x 32"),
+        ({"num_hidden_layers": 3}, "weights-fit", "its files have 3 layers, its config.json says 2"),
+        ({"num_hidden_layers": 1}, "weights-missing", "its files lack model.layers.1.input_layernorm.weight, "),
+    ],
+)
+def test_weights_of_another_model(
+    changes: dict[str, int], rule: str, wrong: str, here: Path, execute: Callable[..., Any]
+) -> None:
+    mine, other = tiny.save(here / "mine"), tiny.save(here / "other", **changes)
+    plan = compiled(*BASE, f"model.path={mine}")
+    shutil.copy(other / "model.safetensors", mine)
+    with pytest.raises(UserError, match=re.escape(f"[{rule}] model.path={mine}: {wrong}")):
+        execute(plan=plan)
