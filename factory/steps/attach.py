@@ -182,6 +182,11 @@ def _check_fit(run: Run, model: Any, info: dict[str, Any]) -> None:
         arch = walk(model)
         if (wrong := other_layers(places_of(info["unexpected_keys"], arch), arch, plan.config)) is not None:
             raise refuse("weights-fit", setting, wrong)
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    for name in sorted(tied.keys() - model.all_tied_weights_keys.keys()):  # not made one
+        raise refuse(
+            "weights-untied", setting, f"its config.json ties {name} to {tied[name]}, and its files differ in them"
+        )
 
 
 def _let_go_of_file(model: Any) -> None:

@@ -1,5 +1,6 @@
 """Weights that are not those of their config.json, where nobody could look at them before: as of a model on the hub."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -31,3 +32,16 @@ def test_weights_of_another_model(
     shutil.copy(other / "model.safetensors", mine)
     with pytest.raises(UserError, match=re.escape(f"[{rule}] model.path={mine}: {wrong}")):
         execute(plan=plan)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_is_tied_and_another_tensor_is_refused(tied: bool, here: Path, execute: Callable[..., Any]) -> None:
+    """Whichever of the two were taken, it might be the wrong one; untied, as the refusal says, both are read."""
+    folder = tiny.save(here / "mine", tie_word_embeddings=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+    if not tied:
+        execute(*BASE, f"model.path={folder}")
+        return
+    with pytest.raises(UserError, match=r"\[weights-untied\] .* ties lm_head.weight to model.embed_tokens.weight"):
+        execute(*BASE, f"model.path={folder}")
