@@ -24,6 +24,8 @@ def load(run: Run) -> dict[str, Any]:
 
     plan = run.plan.steps.load
     with source.readable(plan):
+        if run.plan.export is None or run.plan.export.format != "adapter":  # which is written without its base
+            source.check_hub(plan)
         path = source.folder(run)
         config = AutoConfig.from_pretrained(
             _config_folder(plan, path), revision=plan.revision, trust_remote_code=plan.trust_remote_code
