@@ -9,6 +9,7 @@ from factory.architecture.fit import times
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.rule import Case, Rule, value_of
+from factory.extras import install
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
@@ -25,6 +26,10 @@ NEEDS = {
     ("compute.attention", "flash_attention_2"): "flash-attn",
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
     ("compute.kernels", "liger"): "liger-kernel",
+}
+_EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger"}
+_ELSEWHERE = {
+    "flash-attn-3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention (it is not on PyPI)"
 }
 
 
@@ -66,11 +71,11 @@ def _kernels(case: Case) -> str | None:
     name = case.settings.compute.kernels
     if name in ("auto", "none"):
         return None
+    if name == "unsloth":
+        return "it reads and patches models in its own way, which is not there yet"
     if name == "fused":
         return choices.unfused(case) if case.device == "cpu" else "they are written for a CPU"
-    if case.device == "cpu":
-        return f"{name} needs a GPU"
-    return "it reads and patches models in its own way, which is not there yet" if name == "unsloth" else None
+    return f"{name} needs a GPU" if case.device == "cpu" else None
 
 
 def _device_missing(case: Case) -> str | None:
@@ -81,10 +86,26 @@ def _device_missing(case: Case) -> str | None:
 
 
 def _package_missing(case: Case) -> tuple[str, str] | None:
+    if (found := _lacking(case)) is None:
+        return None
+    key, package = found
+    return key, f"it needs the package {package}, which is not installed"
+
+
+def _lacking(case: Case) -> tuple[str, str] | None:
+    """The first choice whose package is not here, and that package."""
     for (key, wanted), package in NEEDS.items():
         if value_of(case.settings, key) == wanted and package not in case.facts.machine.packages:
-            return key, f"it needs the package {package}, which is not installed"
+            return key, package
     return None
+
+
+def _getting_it(case: Case) -> dict[str, str]:
+    found = _lacking(case)
+    assert found is not None
+    package = found[1]
+    command = install(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package}"
+    return {"install": _ELSEWHERE.get(package, f"install it: {command}")}
 
 
 def _adapter_fits(case: Case) -> str | None:
@@ -313,7 +334,7 @@ RULES: tuple[Rule, ...] = (
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("kernels", _kernels),
     Rule("device-missing", _device_missing),
-    Rule("package-missing", _package_missing),
+    Rule("package-missing", _package_missing, _getting_it),
     *data.RULES,
     *files.RULES,
     *watching.RULES,
