@@ -202,8 +202,8 @@ class Compute:
     )
     group_size: int | Auto = key("tokens in a group of s2 attention; auto: a quarter of data.max_length", low=2)
     kernels: Literal["auto", "none", "fused", "unsloth", "liger"] = key(
-        "kernels in place of the model's own: fused are Factory's and keep less, liger's and unsloth's are for a GPU; "
-        "auto: fused on a CPU"
+        "kernels in place of the model's own: fused are Factory's and keep less, liger's are for a GPU, unsloth's not "
+        "there yet; auto: fused on a CPU"
     )
     activation_checkpointing: bool | Literal["selective"] = key(
         "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'"

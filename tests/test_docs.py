@@ -22,6 +22,7 @@ _FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(factory [^`\n]+)`")
 # a key with its value, as `data.packing=true`
 _KEY = re.compile(r"(?<![\w./-])([a-z]+(?:\.[a-zA-Z_]+)+)=(?!=)")
+_SETTING = re.compile(r"['\"]?[a-z_]+(\.\w+)*=")
 FLAGS = {"--help", "--diff", "--from-plan"}
 SHOWN = {"stage.learning_rat=1e-4"}  # a mistake, for its refusal
 # words for what a reader puts in their place
@@ -62,6 +63,16 @@ def test_a_command_is_read_as_it_stands(file: Path) -> None:
         left = [text for text in asked.overrides if not text.startswith(("plan.", "recipe="))]
         found = {problem.rule for problem in refusals(*left, training=False)}
         assert not found & WRONG, (command, found)
+
+
+@pytest.mark.parametrize("file", documents(), ids=lambda file: file.stem)
+def test_a_setting_is_read_as_it_stands(file: Path) -> None:
+    for code in re.findall(r"`([^`\n…]+)`", file.read_text(encoding="utf-8")):
+        if not _SETTING.match(code):
+            continue
+        for word in filter(_SETTING.match, shlex.split(code)):
+            problems = compose.prepared(compose.parse([word])).problems
+            assert "syntax" not in {problem.rule for problem in problems}, code
 
 
 def test_models_are_filtered_as_it_is_shown(command: Callable[..., Said]) -> None:

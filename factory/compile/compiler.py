@@ -7,10 +7,10 @@ from typing import Any
 
 from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
+from factory.architecture.fit import times
 from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, ranks, writing
 from factory.compile.estimate import Sizes, estimate
-from factory.compile.files import times
 from factory.compile.rule import Case
 from factory.compile.rules import rules_for
 from factory.diff import differences, shown

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from factory import heads, schema
+from factory import heads, schema, templates
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.evaluation import spec
@@ -114,7 +114,7 @@ def _benchmark_template(case: Case) -> str | None:
     missing = case.settings.model.template == "auto" and case.model.chat_template is False
     asked = case.settings.evaluate
     conversations = asked.chat and (asked.benchmarks or asked.harness)
-    return "the tokenizer of this model has no chat template" if conversations and missing else None
+    return templates.MISSING if conversations and missing else None
 
 
 def _nothing_written(case: Case) -> tuple[str, str] | None:

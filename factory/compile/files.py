@@ -1,15 +1,10 @@
 """Whether a model's files are what its config.json and the settings say: rules about what lies on the disk."""
 
-import re
 from collections.abc import Callable
 
 from factory import heads
-from factory.architecture import Shape
+from factory.architecture.fit import other_layers, other_shape, places_of, times
 from factory.compile.rule import Case, Rule
-
-
-def times(shape: Shape) -> str:
-    return " x ".join(f"{number:,}" for number in shape)
 
 
 def head_fits(name: str) -> Callable[[Case], tuple[str, str] | None]:
@@ -35,16 +30,10 @@ def _weights_fit(case: Case) -> str | None:
         return None
     for name, shape in there.items():
         if planned.get(name, shape) != shape:
-            return f"{name} is {times(shape)} in its file, its config.json says {times(planned[name])}"
-    layer = re.compile(re.escape(case.read.layers_at) + r"\.(\d+)\.(.+)")
-    by_ending: dict[str, set[int]] = {}
-    for name in there:
-        if found := layer.match(name):
-            by_ending.setdefault(found[2], set()).add(int(found[1]))
-    layers = max((max(places) for places in by_ending.values()), default=-1) + 1
-    more = int(case.model.config.get("num_nextn_predict_layers") or 0)  # for predicting further tokens: never read
-    if layers and layers not in (case.read.layers, case.read.layers + more):
-        return f"its files have {layers} layers, its config.json says {case.read.layers}"
+            return other_shape(name, shape, planned[name])
+    by_ending = places_of(there, case.read)
+    if (wrong := other_layers(by_ending, case.read, case.model.config)) is not None:
+        return wrong
     for ending, places in by_ending.items():  # where no layer has it, the checkpoint names it as an older class did
         for index, block in enumerate(case.read.blocks):
             if ending in block.tensors and index not in places:

@@ -5,11 +5,12 @@ from typing import Any
 
 from factory import own, registry, templates
 from factory.architecture import FAMILIES, text_numbers, traits_of
+from factory.architecture.fit import times
 from factory.architecture.positions import scalings
 from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
-from factory.compile.files import times
 from factory.compile.rule import Case, Rule, value_of
+from factory.extras import install
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
@@ -26,6 +27,10 @@ NEEDS = {
     ("compute.attention", "flash_attention_2"): "flash-attn",
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
     ("compute.kernels", "liger"): "liger-kernel",
+}
+_EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger"}
+_ELSEWHERE = {
+    "flash-attn-3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention (it is not on PyPI)"
 }
 
 
@@ -75,11 +80,11 @@ def _kernels(case: Case) -> str | None:
     name = case.settings.compute.kernels
     if name in ("auto", "none"):
         return None
+    if name == "unsloth":
+        return "it reads and patches models in its own way, which is not there yet"
     if name == "fused":
         return choices.unfused(case) if case.device == "cpu" else "they are written for a CPU"
-    if case.device == "cpu":
-        return f"{name} needs a GPU"
-    return "it reads and patches models in its own way, which is not there yet" if name == "unsloth" else None
+    return f"{name} needs a GPU" if case.device == "cpu" else None
 
 
 def _device_missing(case: Case) -> str | None:
@@ -90,10 +95,26 @@ def _device_missing(case: Case) -> str | None:
 
 
 def _package_missing(case: Case) -> tuple[str, str] | None:
+    if (found := _lacking(case)) is None:
+        return None
+    key, package = found
+    return key, f"it needs the package {package}, which is not installed"
+
+
+def _lacking(case: Case) -> tuple[str, str] | None:
+    """The first choice whose package is not here, and that package."""
     for (key, wanted), package in NEEDS.items():
         if value_of(case.settings, key) == wanted and package not in case.facts.machine.packages:
-            return key, f"it needs the package {package}, which is not installed"
+            return key, package
     return None
+
+
+def _getting_it(case: Case) -> dict[str, str]:
+    found = _lacking(case)
+    assert found is not None
+    package = found[1]
+    command = install(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package}"
+    return {"install": _ELSEWHERE.get(package, f"install it: {command}")}
 
 
 def _adapter_fits(case: Case) -> str | None:
@@ -201,10 +222,9 @@ def _template_meant(case: Case) -> dict[str, str]:
 
 
 def _no_template(case: Case) -> str | None:
-    # what has none is served for completions
-    needs = case.stage_spec.KIND != "text" and case.settings.verb != "serve"
+    needs = templates.needed(case.settings.verb, case.stage_spec.KIND)
     missing = case.settings.model.template == "auto" and case.model.chat_template is False
-    return "the tokenizer of this model has no chat template" if needs and missing else None
+    return templates.MISSING if needs and missing else None
 
 
 def _stage_not_there(case: Case) -> str | None:
@@ -333,7 +353,7 @@ RULES: tuple[Rule, ...] = (
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("kernels", _kernels),
     Rule("device-missing", _device_missing),
-    Rule("package-missing", _package_missing),
+    Rule("package-missing", _package_missing, _getting_it),
     *data.RULES,
     *files.RULES,
     *watching.RULES,

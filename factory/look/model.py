@@ -5,7 +5,9 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import replace
+from fnmatch import fnmatch
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from factory.settings import Settings
 from factory.typed import Reader
 from factory.vocabulary import added_tokens, tokens_in
 
+_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}
 _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
 
 
@@ -90,13 +93,14 @@ def _gguf(file: Path, shown: str) -> ModelFacts:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise _broken(shown, file.name, "it is not a GGUF file")
+    template = _gguf_template(file)
     found = ModelFacts(
         source="gguf",
         path=str(file.absolute()),
         config={},
         fingerprint=fingerprint_of([file]),
-        chat_template=None,
-        tools=_renders_tools(_gguf_template(file)),
+        chat_template=template is not None,
+        tools=_renders_tools(template),
     )
     return replace(found, config=gguf_config(found))
 
@@ -114,7 +118,13 @@ def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
 
 def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
     """The config.json with the commit that it is of: a branch may move between planning and training."""
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         cached = _hub_file(path, "config.json", revision)
@@ -123,7 +133,11 @@ def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
         wrong = "it is gated and there is no token with access"
     except RepositoryNotFoundError:
         wrong = "neither this folder nor this hub model exists"
-    except (*lost(), LocalEntryNotFoundError, OSError, ValueError) as error:
+    except RevisionNotFoundError:
+        raise refuse("revision-missing", f"model.revision={revision}", f"the hub has none of {path}") from None
+    except (*lost(), LocalEntryNotFoundError, EntryNotFoundError, OSError, ValueError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise refuse("model-incomplete", f"model.path={path}", "there is no config.json in it") from None
         wrong = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})"
     raise refuse("model-unreachable", f"model.path={path}", wrong)
 
@@ -165,14 +179,8 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
     if not isinstance(config, dict):
         raise _broken(shown, "config.json", "it is not a JSON object")
     weights = sorted(set(folder.glob("*.safetensors")) - set(folder.glob(heads.FILES)))
-    if training and not weights:
-        pickles = [path.name for path in folder.glob("*.bin")]
-        if pickles and not model.allow_pickle:
-            raise refuse("pickled-weights", f"model.path={shown}", f"there are no safetensors in it, only {pickles[0]}")
-        if not pickles:
-            raise incomplete("there are no safetensors in it")
-    if training and not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        raise incomplete("there is no tokenizer in it")
+    if training:
+        check_whole((path.name for path in folder.iterdir()), shown, allow_pickle=model.allow_pickle)
     shapes: dict[str, Shape] = {}
     for file in weights:
         shapes |= safetensors_shapes(file, shown)
@@ -189,6 +197,19 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         heads=head_shapes(folder, shown),
         tokens=tokens_in(folder),
     )
+
+
+def check_whole(names: Iterable[str], shown: str, *, allow_pickle: bool) -> None:
+    """Raises UserError where a model's files, in a folder or on the hub, lack what training reads."""
+    there = set(names)
+    wrong = None if there & _TOKENIZERS else "there is no tokenizer in it"
+    if not any(name.endswith(".safetensors") and not fnmatch(name, heads.FILES) for name in there):
+        pickles = sorted(name for name in there if name.endswith(".bin"))
+        if pickles and not allow_pickle:
+            raise refuse("pickled-weights", f"model.path={shown}", f"there are no safetensors in it, only {pickles[0]}")
+        wrong = wrong if pickles else "there are no safetensors in it"
+    if wrong is not None:
+        raise refuse("model-incomplete", f"model.path={shown}", wrong)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -59,6 +59,7 @@ def read_tokenizer(plan: Plan) -> Any:
     asked = plan.steps.load
     with source.readable(asked), source.tokenizer_folder(asked) as path:
         tokenizer = load.read_tokenizer(path, asked.revision, asked.trust_remote_code, plan.steps.pack.template)
+    load.check_template(plan, tokenizer)
     add_tokens(tokenizer, plan.steps.patch.new_tokens)
     return tokenizer
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from factory import heads, own_base, registry
 from factory.architecture import FAMILIES, Architecture, architecture
+from factory.architecture.fit import other_layers, other_shape, places_of
 from factory.execute.context import Run
 from factory.quantizers.spec import stays_quantized
 from factory.refusal import refuse
@@ -157,13 +158,35 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
             config=config,
             trust_remote_code=plan.trust_remote_code,
             use_safetensors=None if plan.allow_pickle else True,
+            ignore_mismatched_sizes=True,  # else all that is raised is that there are some
             output_loading_info=True,
             **common,
         )
-    if info["missing_keys"]:  # transformers makes them up at random, and says so in a log line
-        named = ", ".join(sorted(info["missing_keys"])[:3])
-        raise refuse("weights-missing", f"model.path={plan.path}", f"its files lack {named}")
+    _check_fit(run, model, info)
     return model
+
+
+def _check_fit(run: Run, model: Any, info: dict[str, Any]) -> None:
+    """What of its files transformers did not read as they are, and says in a log line at most.
+
+    Of a folder's files most of it is refused before; the hub's are not here then.
+    """
+    plan = run.plan.steps.load
+    setting = f"model.path={plan.path}"
+    if info["mismatched_keys"]:
+        raise refuse("weights-fit", setting, other_shape(*min(info["mismatched_keys"])))
+    if info["missing_keys"]:  # made up at random
+        named = ", ".join(sorted(info["missing_keys"])[:3])
+        raise refuse("weights-missing", setting, f"its files lack {named}")
+    if info["unexpected_keys"] and not plan.config.get("quantization_config"):  # left out
+        arch = walk(model)
+        if (wrong := other_layers(places_of(info["unexpected_keys"], arch), arch, plan.config)) is not None:
+            raise refuse("weights-fit", setting, wrong)
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    for name in sorted(tied.keys() - model.all_tied_weights_keys.keys()):  # not made one
+        raise refuse(
+            "weights-untied", setting, f"its config.json ties {name} to {tied[name]}, and its files differ in them"
+        )
 
 
 def _let_go_of_file(model: Any) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from factory import templates
+from factory import registry, templates
 from factory.execute.context import Run
 from factory.parsed import json_of
-from factory.plan import Load
+from factory.plan import Load, Plan
 from factory.refusal import UserError, refuse
 from factory.run.folder import base_config
 from factory.steps import source
@@ -24,11 +24,14 @@ def load(run: Run) -> dict[str, Any]:
 
     plan = run.plan.steps.load
     with source.readable(plan):
+        if run.plan.export is None or run.plan.export.format != "adapter":  # which is written without its base
+            source.check_hub(plan)
         path = source.folder(run)
         config = AutoConfig.from_pretrained(
             _config_folder(plan, path), revision=plan.revision, trust_remote_code=plan.trust_remote_code
         )
         tokenizer = read_tokenizer(path, plan.revision, plan.trust_remote_code, run.plan.steps.pack.template)
+    check_template(run.plan, tokenizer)
     patch = run.plan.steps.patch
     add_tokens(tokenizer, patch.new_tokens)
     _check_vocabulary(tokens_of(tokenizer), patch.vocabulary, patch.new_rows, run)
@@ -36,6 +39,13 @@ def load(run: Run) -> dict[str, Any]:
     if sees(config) and not processor:
         run.emit("note", text="No processor of this model was found: only its tokenizer is saved with it.")
     return {"config": config, "tokenizer": tokenizer, "processor": processor}
+
+
+def check_template(plan: Plan, tokenizer: Any) -> None:
+    """Of a model on the hub nobody knows before it is here whether its tokenizer has one."""
+    kind = registry.spec("stages", plan.steps.train.stage).KIND
+    if templates.needed(plan.verb, kind) and not tokenizer.chat_template:
+        raise refuse("no-chat-template", f"model.template={plan.steps.pack.template}", templates.MISSING)
 
 
 def _config_folder(plan: Load, path: str) -> str:

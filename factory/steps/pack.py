@@ -135,9 +135,10 @@ def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:
     vocabulary = tokenizer.get_vocab()
     lacking = [token for token in templates.template(name).stop if token not in vocabulary]
     if lacking:
+        added = ",".join(f"'{token}'" for token in lacking)
         yield (
             f"The tokenizer has no token {' and no '.join(lacking)}, with which model.template={name} ends an answer: "
-            f"it is spelled in pieces. model.new_tokens=[{','.join(lacking)}] adds it."
+            f'it is spelled in pieces. "model.new_tokens=[{added}]" adds it.'
         )
 
 

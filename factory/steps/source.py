@@ -16,6 +16,7 @@ from typing import Any
 from factory import cache
 from factory.execute.context import Run
 from factory.hub import lost
+from factory.look.model import check_whole
 from factory.plan import Load
 from factory.refusal import UserError, caused, refuse
 
@@ -99,6 +100,23 @@ def _tokenizer(gguf: Path, source: str) -> Any:
     return tokenizer
 
 
+def check_hub(plan: Load) -> None:
+    """Raises UserError where a model that is not in the cache yet lacks on the hub what training reads."""
+    from huggingface_hub import model_info, try_to_load_from_cache
+
+    known = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    if plan.source != "hub" or any(
+        isinstance(try_to_load_from_cache(plan.path, name, revision=plan.revision), str) for name in known
+    ):
+        return
+    try:
+        found = model_info(plan.path, revision=plan.revision).siblings or ()
+    except (*lost(), OSError):  # who reads the files will say so
+        return
+    if names := [file.rfilename for file in found if "/" not in file.rfilename]:
+        check_whole(names, plan.path, allow_pickle=plan.allow_pickle)
+
+
 @contextmanager
 def readable(plan: Load) -> Iterator[None]:
     """Turns what the libraries raise about missing or broken model files into a refusal."""
@@ -114,5 +132,6 @@ def readable(plan: Load) -> Iterator[None]:
         if plan.source == "hub" and (gone := next((each for each in caused(error) if isinstance(each, lost())), None)):
             wrong = f"the hub went away before all of it was in the cache ({type(gone).__name__})"
             raise refuse("model-unreachable", f"model.path={plan.path}", wrong) from error
+        check_hub(plan)
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise refuse("model-unreadable", f"model.path={plan.path}", first.rstrip(".")) from error

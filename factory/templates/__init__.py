@@ -8,9 +8,10 @@ from factory.refusal import UserError, refuse
 from factory.templates import types
 from factory.templates.types import Template, ToolText
 
-__all__ = ["Template", "ToolText", "names", "read", "template", "tool_names", "tool_text"]
+__all__ = ["MISSING", "Template", "ToolText", "names", "needed", "read", "template", "tool_names", "tool_text"]
 
 _FOLDER = Path(__file__).parent
+MISSING = "the tokenizer of this model has no chat template"
 
 
 def names() -> tuple[str, ...]:
@@ -29,6 +30,11 @@ def is_file(name: str) -> bool:
 def is_jinja(name: str) -> bool:
     """Whether it is the path of a template as tokenizers carry it: that of a saved model, for one."""
     return name.endswith(".jinja")
+
+
+def needed(verb: str, kind: str) -> bool:
+    """Whether rows of this kind need one: without it a model is served for completions, and exported as it is."""
+    return kind != "text" and verb not in ("serve", "export")
 
 
 def template(name: str) -> Template:

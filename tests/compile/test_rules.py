@@ -385,6 +385,7 @@ TABLE = (
         "compute.kernels=none",
         machine={"packages": HERE | {"liger-kernel": "0.8"}},
     ),
+    row("kernels", "compute.kernels=unsloth", "compute.kernels=none"),
     row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("compute.kernels=liger {gpu}"), machine=WITH_GPU),
     row("device-missing", "hardware=single_gpu", "hardware=auto", on_gpu("hardware=single_gpu")),
     row("device-missing", "hardware=a100_40gb", on_gpu("hardware=h100_80gb"), machine=WITH_GPU),
@@ -1142,6 +1143,25 @@ def test_a_stage_that_takes_the_rows_is_named(tiny_model: Path, here: Path) -> N
 def test_a_template_that_was_meant_is_named(name: str, hint: str, tiny_model: Path) -> None:
     (refusal,) = refusals(f"model.path={tiny_model}", f"model.template={name}")
     assert refusal.fix.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        ("stage.optimizer=lion", "install it: pip install bitsandbytes; "),
+        ("compute.kernels=liger", "install it: pip install '{root}[liger]'; "),
+        ("compute.attention=flash_attention_2", "pip install --no-build-isolation '{root}[flash-attn]'; "),
+        ("compute.attention=flash_attention_3", "build it from the folder hopper of github.com/Dao-AILab/"),
+    ],
+)
+def test_a_package_is_told_with_what_installs_it(
+    words: str, fix: str, tiny_model: Path, machine: Callable[..., None]
+) -> None:
+    machine(gpus=(H100,), packages={})
+    on_card = ("evaluate.samples=0", "hardware=h100_80gb", "tracking=none")
+    found = refusals(*on_card, f"model.path={tiny_model}", "data.packing=false", words)
+    (refusal,) = (refusal for refusal in found if refusal.rule == "package-missing")
+    assert fix.format(root=Path(factory.__file__).parents[1]) in refusal.fix
 
 
 def test_a_taken_folder_is_refused_or_continued(tiny_model: Path, here: Path) -> None:

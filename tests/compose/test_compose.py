@@ -1,6 +1,7 @@
 """The front door: what is not in the schema is refused wherever it comes from, all at once and in one shape."""
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -565,3 +566,12 @@ def test_a_file_that_is_no_config_is_refused(content: bytes, here: Path) -> None
     with pytest.raises(UserError) as error:
         compose.compose(compose.parse(["--config-dir", str(here / "own"), "method=mine"]))
     assert [each.rule for each in error.value.refusals] == ["compose"]
+
+
+def test_the_quotes_that_are_advised_are_read() -> None:
+    (problem,) = compose.prepared(compose.parse(["model.new_tokens=[<tool>]"])).problems
+    advised = [text for text in shlex.split(problem.fix) if text.startswith("key=")]
+    assert len(advised) == 2
+    assert not compose.prepared(
+        compose.parse([text.strip(",").replace("key=", "tags.a=") for text in advised])
+    ).problems

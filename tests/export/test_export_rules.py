@@ -288,3 +288,11 @@ def test_a_template_of_no_form_is_refused() -> None:
     made.chat_template = "{{ messages | length }}{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError, match="Ollama cannot say the chat template"):
         modelfile.turn_of(made)
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_a_base_model_is_written_without_a_chat_template(form: str, here: Path) -> None:
+    bare = tiny.save(here / "bare", template=False)
+    words = (f"model.path={bare}", f"export.format={form}", "export.dir=out", "export.check=false")
+    exported(*words)
+    assert (here / "out" / ("model.gguf" if form == "gguf" else "model.safetensors")).is_file()

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from conftest import compiled, refusals
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RevisionNotFoundError
 
 from factory import anew, compose, settings
 from factory.data import hub
@@ -147,6 +149,28 @@ def test_a_named_model_without_the_hub_plans_and_does_not_train(monkeypatch: pyt
     assert compiled("model=llama3_8b", "hardware=cpu", training=False).steps.load.source == "hub"
     found = refusals("model=llama3_8b", "hardware=cpu")
     assert "model-unreachable" in [refusal.rule for refusal in found]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RevisionNotFoundError, "[revision-missing] model.revision=v2: the hub has none of me/mine."),
+        (RemoteEntryNotFoundError, "[model-incomplete] model.path=me/mine: there is no config.json in it."),
+        (
+            HfHubHTTPError,
+            "[model-unreachable] model.path=me/mine: it is not in the cache and the hub cannot be reached",
+        ),
+    ],
+)
+def test_a_hub_that_answers_is_not_called_away(
+    error: type[HfHubHTTPError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(*_: object) -> Path:
+        raise error("no", response=httpx.Response(404, request=httpx.Request("GET", "https://hub")))
+
+    monkeypatch.setattr("factory.look.model._hub_file", answers)
+    (refusal,) = refusals("model.path=me/mine", "model.revision=v2", training=False)
+    assert str(refusal).startswith(said)
 
 
 def test_a_set_of_a_hub_that_is_not_reached_plans_and_does_not_train(

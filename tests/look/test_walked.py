@@ -114,6 +114,23 @@ def test_a_gguf_file_is_planned_from_its_own_numbers(here: Path) -> None:
     assert plan.estimate.parameters == compiled(*BASE).estimate.parameters
 
 
+@pytest.mark.parametrize("has", [False, True])
+def test_a_gguf_file_says_whether_it_has_a_chat_template(
+    has: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf import GGUFWriter
+
+    monkeypatch.setattr("factory.look.model.gguf_config", lambda _: tiny.config().to_dict())
+    writer = GGUFWriter("some.gguf", "llama")
+    if has:
+        writer.add_chat_template("{{ messages }}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = refusals("model.path=some.gguf", *BASE)
+    assert [refusal.rule for refusal in found] == ([] if has else ["no-chat-template"])
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 200, b"hello"])
 def test_a_broken_gguf_file_is_refused(content: bytes, here: Path) -> None:
     (here / "some.gguf").write_bytes(content)

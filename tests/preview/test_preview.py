@@ -1,6 +1,7 @@
 """The verb: what it prints, counts and refuses, on the tiny model and on files made for it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import Said
+from conftest import Said, compiled
 from test_imports import REFUSED, SCRIPT
 
 from factory.data.dataset import IGNORED
@@ -167,7 +168,9 @@ def test_a_stream_shows_its_first_block(as_json: Callable[..., dict[str, Any]], 
 def test_what_the_tokenizer_lacks_is_noted(streaming: str, as_json: Callable[..., dict[str, Any]], here: Path) -> None:
     given = (*rows("rows.jsonl", *map(question, range(20))), f"data.streaming={streaming}", "stage.max_steps=5")
     notes = as_json(*given, "model.template=llama3")["notes"]
-    assert any(note.startswith("The tokenizer has no token <|eot_id|>") for note in notes)
+    (note,) = (note for note in notes if note.startswith("The tokenizer has no token <|eot_id|>"))
+    (advised,) = (word for word in shlex.split(note.replace("'s", "")) if word.startswith("model.new_tokens="))
+    assert compiled("hardware=cpu", advised, training=False).steps.patch.new_tokens == ("<|eot_id|>", "<|eom_id|>")
 
 
 def test_text_prints_marks_and_no_control_characters(preview: Command, here: Path) -> None:

@@ -1,0 +1,56 @@
+"""What the hub has of a model, looked at before any of it is read."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import compiled
+
+from factory.plan import Load
+from factory.refusal import UserError
+from factory.steps import source
+
+WHOLE = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+@pytest.fixture
+def of_hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Load:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    plan = compiled(f"model.path={tiny_model}", "hardware=cpu", "tracking=none").steps.load
+    return replace(plan, source="hub", path="me/mine", revision="main")
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [
+        (WHOLE, None),
+        ((), None),  # the hub says nothing of them
+        (("config.json", "pytorch_model.bin", "tokenizer.json"), "[pickled-weights] model.path=me/mine: "),
+        (("config.json", "tokenizer.json", "rm_head.safetensors"), "there are no safetensors in it"),
+        (("config.json", "tokenizer.json", "original/model.safetensors"), "there are no safetensors in it"),
+        (WHOLE[:2], "[model-incomplete] model.path=me/mine: there is no tokenizer in it"),
+    ],
+)
+def test_what_the_hub_has_of_a_model(
+    names: tuple[str, ...], wrong: str | None, of_hub: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: found)
+    if wrong is None:
+        source.check_hub(of_hub)
+        return
+    with pytest.raises(UserError) as raised:
+        source.check_hub(of_hub)
+    assert wrong in str(raised.value)
+    with pytest.raises(UserError) as raised, source.readable(of_hub):  # instead of the words of who read it
+        raise OSError("Please do not set `use_safetensors=True`")
+    assert wrong in str(raised.value)
+
+
+def test_a_hub_that_does_not_answer_is_left_to_who_reads(of_hub: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.model_info", away)
+    source.check_hub(of_hub)
