@@ -1,5 +1,6 @@
 """Pack: encoded rows to the sequences that are trained and those that are held out, with the count of every row."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,6 +42,7 @@ class Dataset:
     pad: int
     stops: list[int]  # tokens that end an answer: the end of text, and the template's end of turn
     counts: dict[str, Any]
+    digest: str | None  # of the rows of an epoch, in their order; None: they are not known before
     notes: tuple[str, ...]  # what a person should know of the rows
 
 
@@ -86,8 +88,15 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         pad=tokenizer.pad_token_id,
         stops=_stops(train[0], tokenizer),
         counts=counts,
+        digest=_digest(aligned, mixed),
         notes=tuple(_notes(plan, aligned, mixed, counts, tokenizer)),
     )
+
+
+def _digest(aligned: Aligned, mixed: Mixed) -> str:
+    """What else has been prepared beside what is trained depends on how many prepared it."""
+    all_rows = np.concatenate([source.digests for source in aligned.sources.values()])
+    return hashlib.sha256(all_rows[mixed.train].data).hexdigest()
 
 
 def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Dataset:
@@ -108,6 +117,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         pad=tokenizer.pad_token_id,
         stops=_stops(first, tokenizer),
         counts={},
+        digest=None,
         notes=tuple(_lacking(plan, aligned, tokenizer)),
     )
 

@@ -12,6 +12,7 @@ from factory.data import batches
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
 from factory.plan import Train
+from factory.refusal import refuse
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
 from factory.steps.accounts import check_tokens
@@ -40,6 +41,7 @@ class State:
     last_loss: float | None = None
     seconds_to_first_step: float | None = None
     before: dict[str, Any] | None = None  # what was measured before training
+    rows: str | None = None  # a digest of what is trained on
     position: dict[str, Any] | None = None  # where the source of the batches goes on
     line: dict[str, Any] | None = None  # of metrics.jsonl: it waits for the evaluation of its step
     stopped_early: bool = False
@@ -95,6 +97,10 @@ def train(
     plan, engine = run.plan.steps.train, engine_of(run, model, arch)
     saved = engine.restore()
     state = State.from_json(saved) if saved else State(best=Best(plan.metric_for_best_model), before=before)
+    if state.rows not in (None, dataset.digest):  # a function's rows, or a hub's branch, that no plan knows beforehand
+        wrong = "the rows are others by now than those that it was trained on"
+        raise refuse("resume-other-rows", f"stage.resume={run.resume_from}", wrong)
+    state.rows = dataset.digest
     run.checks = {**state.checks, **run.checks}
     run.bad_updates = state.losses.summary() if state.losses.bad else None
     total = total_steps(plan, dataset)

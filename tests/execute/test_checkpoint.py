@@ -180,6 +180,19 @@ def test_a_checkpoint_of_another_run_is_refused(execute: Execute) -> None:
         execute(*LORA, "method.rank=8", resume_from=RunFolder("other").checkpoint())
 
 
+def test_other_rows_are_not_gone_on_with(execute: Execute) -> None:
+    """What no plan knows beforehand: a function's rows, or a branch of the hub."""
+    rows, words = Path("rows.jsonl"), (*LORA, "data=file", "data.path=rows.jsonl", "stage.save_steps=3")
+    given = [json.dumps({"instruction": f"Say {number}.", "output": str(number)}) for number in range(30)]
+    rows.write_text("\n".join(given))
+    execute(*words, folder="first")
+    saved = RunFolder("first").checkpoint()
+    execute(*words, resume_from=saved, folder="same")
+    rows.write_text("\n".join([*given[:-1], given[0]]))
+    with pytest.raises(UserError, match="resume-other-rows"):
+        execute(*words, resume_from=saved, folder="others")
+
+
 FULL = [
     ("safetensors.torch.save_file", OSError(errno.ENOSPC, "No space left on device")),
     ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
