@@ -88,7 +88,9 @@ def _of_known_sets(data: Any) -> tuple[Any, list[Refusal]]:
     if not isinstance(sets, dict):
         return data, []
     bare = {
-        name: keys for name, keys in sets.items() if isinstance(keys, dict) and not {"origin", "path"} & keys.keys()
+        name: keys
+        for name, keys in sets.items()
+        if isinstance(keys, dict) and keys and not {"origin", "path"} & keys.keys()
     }
     names = data.get("names")
     known = [

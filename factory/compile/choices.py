@@ -125,8 +125,9 @@ def unfused(case: Case) -> str | None:
 
 def context_length(case: Case) -> int | None:
     """Of a base whose positions an adapter was trained with stretched, their length: an option says the base's own."""
-    adapter = case.model.adapter
-    return (adapter and adapter.context_length) or case.settings.model.context_length or case.arch.context_length
+    adapter, said = case.model.adapter, case.settings.model.context_length
+    reached = None if case.asked("model.context_length") else adapter and adapter.context_length
+    return reached or said or case.arch.context_length
 
 
 def max_length(case: Case, context: int) -> int:

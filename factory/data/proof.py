@@ -22,8 +22,7 @@ from factory.plan import Plan, PlannedSource
 _ROWS = 50  # of each source
 _SEEN = 5  # with images
 _LOOKED = 1000  # rows of a source among which they are sought, where none are drawn
-_NEAR = 20_000  # rows of a source that are soon read: of one with more, stretches are drawn, which are each read up to
-_STRETCH = 10
+_NEAR = 20_000  # rows of a source among which they are drawn: those before them have to be read
 Verdict = tuple[str, bool, str]
 
 
@@ -100,23 +99,20 @@ def _first(prepared: Prepared) -> Integers:
     return np.flatnonzero((prepared.cut == 0) & (prepared.rows < _LOOKED))
 
 
-def _drawn(source: PlannedSource, prepared: Prepared, seed: int) -> list[Integers]:
-    """Places of rows that are in the cache whole, of all the source's: together what is read at once.
+def _drawn(source: PlannedSource, prepared: Prepared, seed: int) -> Integers:
+    """Places of rows that are in the cache whole.
 
     A function has to be run for all rows before one, so of its rows the first are taken.
     """
-    whole = _first(prepared) if source.origin == "function" else np.flatnonzero(prepared.cut == 0)
-    draws = np.random.default_rng(seed)
-    if not len(whole) or prepared.rows[whole].max() < _NEAR:
-        return [np.sort(draws.permutation(whole)[:_ROWS])]
-    starts = draws.permutation(np.arange(0, len(whole), _STRETCH))[: _ROWS // _STRETCH]
-    return [whole[start : start + _STRETCH] for start in np.sort(starts).tolist()]
+    whole = np.flatnonzero((prepared.cut == 0) & (prepared.rows < _NEAR))
+    if source.origin == "function":
+        return _first(prepared)
+    return np.sort(np.random.default_rng(seed).permutation(whole)[:_ROWS])
 
 
 def _in_cache(source: PlannedSource, prepared: Prepared, seed: int) -> Iterator[tuple[Side, Record]]:
-    for places in _drawn(source, prepared, seed):
-        for place, record in _records(source, prepared, places):
-            yield prepared.side(place), record
+    for place, record in _records(source, prepared, _drawn(source, prepared, seed)):
+        yield prepared.side(place), record
 
 
 def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Side, Record]]:

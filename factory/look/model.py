@@ -27,6 +27,7 @@ from factory.typed import Reader
 from factory.vocabulary import added_tokens, tokens_in
 
 _TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
 
 
@@ -265,7 +266,7 @@ def _base_kind(config: dict[str, Any], base: dict[str, Any] | None, run: Plan | 
         return None
     if base is None and run is not None:
         base = run.steps.load.config
-    if base is None and (option := models.option_of(said)) is not None:
+    if base is None and _HUB_ID.fullmatch(said) and (option := models.option_of(said)) is not None:
         base = models.numbers(option).get("architecture")
     kind = (base or {}).get("model_type")
     return kind if isinstance(kind, str) else None

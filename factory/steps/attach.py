@@ -180,7 +180,9 @@ def _check_fit(run: Run, model: Any, info: dict[str, Any]) -> None:
         raise refuse("weights-missing", setting, f"its files lack {named}")
     if info["unexpected_keys"] and not plan.config.get("quantization_config"):  # left out
         arch = walk(model)
-        if (wrong := other_layers(places_of(info["unexpected_keys"], arch), arch, plan.config)) is not None:
+        places = places_of(info["unexpected_keys"], arch)
+        beyond = {name: each for name, each in places.items() if max(each) >= arch.layers}
+        if (wrong := other_layers(beyond, arch, plan.config)) is not None:
             raise refuse("weights-fit", setting, wrong)
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     for name in sorted(tied.keys() - model.all_tied_weights_keys.keys()):  # not made one

@@ -83,9 +83,11 @@ def rounded_by_row(model: Any) -> Iterator[None]:
     states = [(layer.state, layer.state.threshold) for layer in _of_8_bits(model)]
     for state, _ in states:
         state.threshold = 0.0
-    yield
-    for state, threshold in states:
-        state.threshold = threshold
+    try:
+        yield
+    finally:
+        for state, threshold in states:
+            state.threshold = threshold
 
 
 def _of_8_bits(model: Any) -> list[Any]:

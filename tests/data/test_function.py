@@ -163,3 +163,15 @@ def test_what_is_installed_is_not_hidden_by_a_file_here(here: Path, monkeypatch:
     with pytest.raises(UserError, match="json has no rows"):
         list(rows("json:rows"))
     assert function.json is json
+
+
+def test_an_object_is_known_by_its_kind_and_not_by_its_address() -> None:
+    class Silent:
+        pass
+
+    def total(*values: object) -> str:
+        made = function.Sum()
+        assert [row["x"] for row in made.of({"x": value} for value in values)] == [*values]
+        return made.hexdigest()
+
+    assert total(Silent()) == total(Silent()) != total(1) != total("1")

@@ -52,10 +52,8 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, first: int) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("near", [20_000, 100])
-def test_rows_are_drawn_out_of_all(near: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_drawn_out_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = written(tmp_path / "rows.jsonl", questions(400))
-    monkeypatch.setattr(proof, "_NEAR", near)
     assert verdict(source) == (True, "in 50 of 50 rows the trained tokens spell exactly the answer")
     seen = spoiled(monkeypatch, 200)
     passed, _ = verdict(source)
@@ -67,6 +65,9 @@ def test_rows_are_drawn_out_of_all(near: int, tmp_path: Path, monkeypatch: pytes
     seen.clear()
     verdict(source, seed=1)
     assert seen != again
+    seen.clear()
+    monkeypatch.setattr(proof, "_NEAR", 100)
+    assert verdict(source)[0] and max(seen) < 100, "what lies far behind is not read"
 
 
 def test_a_few_rows_are_all_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -410,6 +410,7 @@ def test_what_datasets_saved_is_read_without_its_notes(tmp_path: Path) -> None:
         (("data/train-00000-of-00001.jsonl", "data/dev.jsonl"), "validation", "set/data/train-00000-of-00001.jsonl"),
         (("train/a.jsonl", "train/b.jsonl", "eval_set.jsonl.gz"), "test .*, train ", "set/train"),
         (("train_1.jsonl", "train_2.jsonl", "val.jsonl"), "validation", "move train_1.jsonl and the others of train"),
+        (("train/x_train.jsonl", "train/x_dev.jsonl"), "train .*, validation", "set/train/x_train.jsonl"),
         (("valid.jsonl", "test.jsonl"), "test .*, validation", "set/test.jsonl"),
     ],
 )
@@ -425,10 +426,11 @@ def test_files_that_were_set_apart_are_not_read_together(
 
 
 def test_names_that_say_one_split_or_none_are_read_together(here: Path) -> None:
-    for name in ("train-0.jsonl", "train/testimony.jsonl", "latest.jsonl", "contest_1.jsonl"):
+    names = ("train-0.jsonl", "train/testimony.jsonl", "latest.jsonl", "dev-blog.jsonl", "testing_software.jsonl")
+    for name in names:
         (here / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (here / "set" / name).write_text('{"text": "a"}\n')
-    assert len(list(rows(Path("set")))) == 4
+    assert len(list(rows(Path("set")))) == len(names)
 
 
 VALUES = st.recursive(

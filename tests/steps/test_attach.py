@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from conftest import compiled
+from safetensors.torch import load_file, save_file
 
 from factory.refusal import UserError
 
@@ -32,6 +34,13 @@ def test_weights_of_another_model(
     shutil.copy(other / "model.safetensors", mine)
     with pytest.raises(UserError, match=re.escape(f"[{rule}] model.path={mine}: {wrong}")):
         execute(plan=plan)
+
+
+def test_a_tensor_more_in_some_layer_is_no_other_depth(here: Path, execute: Callable[..., Any]) -> None:
+    folder = tiny.save(here / "mine")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.layers.0.sink": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    execute(*BASE, f"model.path={folder}")
 
 
 @pytest.mark.parametrize("tied", [True, False])

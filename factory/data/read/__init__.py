@@ -37,6 +37,7 @@ _OF_DATA_PATH = ("file", "function", "llamafactory")  # options whose source tak
 _MOST_FILES = 20_000  # of a folder: with more it is one that was not meant, as `/`
 _ALIKE = 0.6  # of names, as difflib counts
 # the words in a file's or a folder's name that say a split, as `datasets` reads them
+_NO_NAME = {"of", "set", "split", "data"}  # train-00000-of-00002, eval_set
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -199,17 +200,29 @@ def _walk(path: Path) -> Iterator[Path]:
 
 
 def _refuse_splits(path: Path, found: list[Path]) -> None:
-    """Raises UserError where the names of a folder's files say that some were set apart from others."""
-    splits: dict[str, list[Path]] = {}
+    """Raises UserError where files or folders whose names are else the same are of several splits."""
+    named: dict[tuple[str, ...], dict[str, list[Path]]] = {}
     for file in found:
-        words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
-        said = next((_SPLITS[word] for word in words if word in _SPLITS), None)
-        if said and opened.suffix(file) in _KINDS:
-            splits.setdefault(said, []).append(file)
-    if len(splits) > 1:
+        said = _split_of(file.relative_to(path))
+        if said is not None and opened.suffix(file) in _KINDS:
+            rest, split = said
+            named.setdefault(rest, {}).setdefault(split, []).append(file)
+    for splits in named.values():
+        if len(splits) < 2:
+            continue
         told = ", ".join(f"{name} ({files[0].relative_to(path)})" for name, files in sorted(splits.items()))
         name = "train" if "train" in splits else min(splits)
         raise refuse("data-splits", f"path={path}", f"it holds the splits {told}", first=_alone(path, name, splits))
+
+
+def _split_of(file: Path) -> tuple[tuple[str, ...], str] | None:
+    """The split that a file's name, or else that of a folder it is in, says, with what else stands in that name."""
+    for part in (file.name.partition(".")[0], *reversed(file.parts[:-1])):
+        words = [word for word in re.split(r"[^a-z]+", part.lower()) if word and word not in _NO_NAME]
+        for at, word in enumerate(words):
+            if word in _SPLITS:
+                return (*words[:at], "", *words[at + 1 :]), _SPLITS[word]
+    return None
 
 
 def _alone(path: Path, name: str, splits: dict[str, list[Path]]) -> str:

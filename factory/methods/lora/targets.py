@@ -30,7 +30,9 @@ _PAST = "whose weight its class reads past any adapter"
 LEFT_OUT: dict[str, tuple[tuple[str, ...], str]] = {
     **dict.fromkeys(EXPERTS_BY_NAME, (("gate_proj", "up_proj", "down_proj"), "that PEFT would take for experts")),
     **dict.fromkeys(("mamba", "falcon_mamba"), (("x_proj", "dt_proj", "out_proj"), _PAST)),
-    **dict.fromkeys(("bamba", "falcon_h1", "mamba2", "nemotron_h"), (("out_proj",), _PAST)),
+    **dict.fromkeys(
+        ("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), (("out_proj",), _PAST)
+    ),
     "jamba": (("dt_proj",), _PAST),
 }
 
