@@ -50,6 +50,12 @@ def trainable(method: Turns, arch: Architecture) -> dict[str, Shape]:
     return {name: shape for block in blocks(method, arch) for name, shape in block.items()}
 
 
+def notes(method: Turns, arch: Architecture) -> tuple[str, ...]:
+    if not (method.head and arch.tied) or method.embedding:
+        return ()
+    return ("method.head=true: of it the last norm alone, as the head is the embedding (method.embedding=true)",)
+
+
 def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
     """The state of the largest block."""
     return max((state_bytes(optimizer, block, arch, size) for block in blocks(method, arch)), default=0)

@@ -9,12 +9,12 @@ from typing import Literal
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Rule
-from factory.methods.badam.spec import Turns, trainable
+from factory.methods.badam.spec import Turns, notes, trainable
 from factory.methods.parts import nothing_trains
 from factory.optimizers.spec import no_adam, state_bytes
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "chosen", "copied", "gradients", "optimizer_bytes", "trainable"]
+__all__ = ["RULES", "Settings", "chosen", "copied", "gradients", "notes", "optimizer_bytes", "trainable"]
 
 _WHOLE = 100  # elements: smaller tensors are trained as a whole
 

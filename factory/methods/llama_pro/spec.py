@@ -7,7 +7,7 @@ the matrices that write to the residual stream set to zero.
 from dataclasses import dataclass, replace
 
 from factory import schema
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture, Shape, text_numbers
 from factory.compile.rule import Case, Rule
 from factory.methods.full.spec import optimizer_bytes
 from factory.typed import key
@@ -45,7 +45,7 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
 
 def is_residual(tensor: str) -> bool:
     """Whether the tensor, named within a layer, is of what writes to the residual stream."""
-    return not set(RESIDUAL).isdisjoint(tensor.split("."))
+    return not set(RESIDUAL).isdisjoint(word.removesuffix("_bias") for word in tensor.split("."))
 
 
 def _no_even_spread(case: Case) -> str | None:
@@ -58,8 +58,12 @@ def _other_parts(case: Case) -> str | None:
 
 
 def _not_expandable(case: Case) -> str | None:
-    """Layers alike, of an attention and MLPs that end in the known matrices, and no other mixer."""
-    first, arch = case.arch.blocks[0], case.arch
+    """Layers alike that nothing tells by their numbers, of an attention and MLPs that end in the known matrices."""
+    first, arch, config = case.arch.blocks[0], case.arch, text_numbers(case.model.config)
+    if config.get("scale_depth"):
+        return "what its layers add is scaled by their number"
+    if config.get("model_type") == "llama4_text" or config.get("mlp_only_layers"):
+        return "its config.json has lists of its layers' numbers"
     if any(block.tensors != first.tensors for block in arch.blocks):
         return "its layers differ from each other"
     mixers = {name.partition(".")[0] for name in (*first.linears, *first.experts)}

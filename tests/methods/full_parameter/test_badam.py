@@ -232,3 +232,11 @@ def test_the_state_is_one_blocks(execute: Callable[..., Any], tiny_model: Path) 
     state = inner["state"]
     held = sum(entry[name].nbytes for entry in state.values() for name in ("exp_avg", "exp_avg_sq"))
     assert held == done.run.plan.estimate.memory.optimizer
+
+
+@pytest.mark.parametrize("method", ["badam", "badam_ratio"])
+def test_a_tied_head_is_told_to_be_the_embedding(method: str) -> None:
+    words = ("hardware=cpu", f"method={method}", "method.head=true")
+    told = [note for note in compiled(*words, training=False).notes if note.startswith("method.head")]
+    assert len(told) == 1 and "method.embedding=true" in told[0]
+    assert not [note for note in compiled(*words, "method.embedding=true", training=False).notes if "head" in note]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import AS_TRANSFORMERS
+from conftest import AS_TRANSFORMERS, refusals
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from factory.methods.llama_pro.spec import expanded, is_residual, order
@@ -17,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"use_sliding_window": False},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
 }
 SHORT = (
@@ -40,7 +42,13 @@ def test_the_new_layers_are_evenly_spread() -> None:
 
 @pytest.fixture(params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tiny.save(tmp_path / "base", model_type=request.param, num_hidden_layers=4, **KINDS[request.param])
+    saved = tiny.save(tmp_path / "base", model_type=request.param, num_hidden_layers=4, **KINDS[request.param])
+    tensors = load_file(saved / "model.safetensors")
+    for name, value in tensors.items():
+        if name.endswith("bias"):  # new ones are zero
+            tensors[name] = value + torch.randn(value.shape, generator=torch.manual_seed(0))
+    save_file(tensors, saved / "model.safetensors", {"format": "pt"})
+    return saved
 
 
 def test_an_untrained_expansion_is_the_model(folder: Path, execute: Callable[..., Any]) -> None:
@@ -87,3 +95,11 @@ def test_the_expanded_architecture_is_the_models(tiny_model: Path) -> None:
     arch, settings = walk(model), SimpleNamespace(num_new_layers=1)
     model = attach(model, settings, Any, arch)  # type: ignore[arg-type]
     assert dict(walk(model).tensors()) == dict(expanded(settings, arch).tensors())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [("minicpm3_4b", "scaled by their number"), ("llama4_scout", "lists of its layers' numbers")]
+)
+def test_layers_that_are_told_by_their_numbers_are_refused(option: str, told: str) -> None:
+    found = refusals(f"model={option}", "method=llama_pro", "method.num_new_layers=2", "hardware=cpu", training=False)
+    assert [told in each.wrong for each in found if each.rule == "llama-pro-architecture"] == [True]
