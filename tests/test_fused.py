@@ -167,6 +167,15 @@ def test_a_norm_that_only_looks_like_one_is_left(monkeypatch: pytest.MonkeyPatch
     assert replaced(model, plain) == {}
 
 
+def test_a_norm_with_a_gate_is_left() -> None:
+    from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+
+    model = torch.nn.ModuleDict({"norm": MambaRMSNormGated(8, group_size=8)})
+    fused.fuse(model)
+    assert type(model["norm"]) is MambaRMSNormGated
+    assert model["norm"](torch.ones(1, 8), torch.ones(1, 8)).shape == (1, 8)
+
+
 def adapted(dropout: float = 0.0, **more: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 

@@ -6,6 +6,7 @@ Autograd's own way with each is in `functions`.
 import copy
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,7 +70,8 @@ def _eps(norm: Any) -> float | None:
 
 def _is_norm(module: Any) -> bool:
     weights = dict(module.named_parameters())
-    return list(weights) == ["weight"] and weights["weight"].dim() == 1 and _eps(module) is not None
+    alone = list(weights) == ["weight"] and weights["weight"].dim() == 1 and _eps(module) is not None
+    return alone and len(signature(module.forward).parameters) == 1  # Mamba's have a gate as well
 
 
 def _is_rms_norm(norm: Any, whole: bool) -> bool:
