@@ -15,14 +15,17 @@ class Traits:
     scalable: bool = True  # its positions are rotary, and config.json's to scale
     isolates: bool = True  # position_ids part packed documents
     remote_code: bool = False  # no class of transformers builds it: its code comes with the model
+    media: tuple[str, ...] = ()  # what it takes beside text, by the record's columns: images, videos, audios
 
 
 USUAL = Traits()
 # of kinds without a closed form: what needs a proof is not claimed, and their walk adds what their class says
 UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False)
 REMOTE = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, remote_code=True)
-SEES = Traits(ours=False)  # its tower's attention looks in both directions
-SEES_WITHOUT_FLASH = Traits(ours=False, flash=False)
+IMAGES, MOVING = ("images",), ("images", "videos")
+SEES = Traits(ours=False, media=IMAGES)  # its tower's attention looks in both directions
+SEES_WITHOUT_FLASH = Traits(ours=False, flash=False, media=IMAGES)
+SEES_VIDEOS = Traits(ours=False, media=MOVING)
 
 # position_ids do not part documents where there is alibi, where positions are learned, where the mask leaves them out,
 # and where there are convolutions or states
@@ -40,7 +43,7 @@ TRAITS: dict[str, Traits] = {
     "llama4_text": Traits(flash=False),
     "opt": Traits(scalable=False, isolates=False),
     "qwen3_next": Traits(ours=False, isolates=False),
-    **dict.fromkeys(("idefics2", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3"), SEES),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"), SEES),
+    **dict.fromkeys(("idefics2", "idefics3", "llava", "llava_next", "mistral3"), SEES),
+    **dict.fromkeys(("internvl", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"), SEES_VIDEOS),
     **dict.fromkeys(("gemma3", "llama4", "mllama", "paligemma"), SEES_WITHOUT_FLASH),
 }

@@ -133,7 +133,8 @@ class Architecture(Numbers):
         values["blocks"] = tuple(alike[index] for index in values["blocks"])
         values |= {name: _shapes(values[name]) for name in ("outside", "part_linears")}
         values["fixed"] = tuple(values["fixed"])
-        values["traits"] = values["traits"] and Traits(**values["traits"])
+        traits = values["traits"]
+        values["traits"] = traits and Traits(**traits | {"media": tuple(traits["media"])})
         return Architecture(**values)
 
 

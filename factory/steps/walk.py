@@ -12,7 +12,7 @@ from typing import Any
 from factory.architecture import Architecture, Block, Shape, Traits
 from factory.architecture.dense import ALIASES, numbers, of_blocks, uniform
 from factory.architecture.experts import EXPERT_WORDS
-from factory.architecture.traits import UNKNOWN
+from factory.architecture.traits import IMAGES, MOVING, UNKNOWN
 from factory.architecture.types import image_layers
 
 # layers of the decoder that no adapter stands beside: what chooses the experts is tiny, and some return tuples
@@ -198,13 +198,17 @@ def traits(model: Any) -> Traits:
 
     Positions are config.json's to scale where it has a place for that and a module of the decoder reads it.
     """
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    seeing = sees(model.config)
     rotary = any(hasattr(module, "rope_type") for module in model.get_decoder().modules())
     return replace(
         UNKNOWN,
         sdpa=bool(model._supports_sdpa),
         flash=bool(model._supports_flash_attn),
         scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
+        media=(MOVING if model.config.model_type in VIDEO_PROCESSOR_MAPPING_NAMES else IMAGES) if seeing else (),
     )
 
 
