@@ -126,7 +126,8 @@ class HarnessFacts:
 class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
-    `renamed` is {standard column: own}; `tools` and `images` say whether any row that was looked at carries them.
+    `renamed` is {standard column: own}; `tools` says whether any row that was looked at
+    carries them, `media` which of images, videos and audios.
     `unreachable`: why the hub's rows cannot be read now.
     """
 
@@ -149,7 +150,7 @@ class DataFacts:
     longest_row_bytes: int
     sha256: str | None
     tools: bool = False
-    images: bool = False
+    media: tuple[str, ...] = ()
     unreachable: str | None = None
 
 

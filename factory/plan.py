@@ -14,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 14
+VERSION = 15
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -120,6 +120,14 @@ def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Frames:
+    """What is seen of a video: `fps` frames a second, at most `most`; without `fps` so many, evenly."""
+
+    fps: float | None
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
     template: str
     max_length: int
@@ -131,6 +139,7 @@ class Pack:
     mask_history: bool
     reasoning: str
     tools: str
+    frames: Frames | None  # None: the model takes no videos
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,6 +449,7 @@ CHANGED: dict[int, str] = {
     12: "how long ranks wait for one that does not come is planned",
     13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
     14: "folders of one's own options (--config-dir) are planned; memory is not known of a GPU that is not here",
+    15: "how videos are seen is planned, of a model that takes them",
 }
 
 

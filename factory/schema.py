@@ -86,7 +86,7 @@ class Source:
     tags: dict[str, str] = key(
         "the set's own names in a conversation, as {role_tag: speaker, content_tag: says, user_tag: customer}"
     )
-    folder: str | None = key("where the paths of images start; null: where the set is")
+    folder: str | None = key("where the paths of images, videos and sounds start; null: where the set is")
     max_samples: int | None = key("use at most so many of its rows, drawn by seed", low=1)
     weight: float = key(
         "concat: how often its rows are taken in an epoch, halves too; interleave: its share of the draws", above=0
@@ -121,6 +121,10 @@ class Data:
     tools: Literal["auto", "default", "glm4", "llama3", "mistral", "qwen"] = key(
         "how tools are written; auto: the chat template's own way, or `default` where it has none"
     )
+    video_fps: float | None = key(
+        "frames of a video that are seen a second, at most video_frames; null: video_frames of each, evenly", above=0
+    )
+    video_frames: int = key("the most frames of a video that are seen", low=2)
     streaming: bool = key("prepare rows while training, block by block, instead of all before it")
     shuffle_buffer: int = key("streaming: rows in a block, which are shuffled among themselves", low=2)
 

@@ -350,6 +350,7 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
         mask_history=data.mask_history,
         reasoning=data.reasoning,
         tools=data.tools,
+        frames=plan.Frames(fps=data.video_fps, most=data.video_frames) if "videos" in case.traits.media else None,
     )
 
 

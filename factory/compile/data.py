@@ -3,6 +3,7 @@
 from factory import registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
+from factory.extras import install
 from factory.facts import DataFacts
 
 INTERLEAVED = ("interleave_under", "interleave_over")
@@ -138,14 +139,59 @@ def _prompt_and_last_answer(case: Case) -> str | None:
     return "data.train_on_prompt trains what this masks" if data.mask_history and data.train_on_prompt else None
 
 
-def _images_unseen(case: Case) -> str | None:
-    blind = [name for name, data in case.facts.data.items() if data.images and not case.arch.parts]
-    return f"{blind[0]} has images" if blind else None
+def shown(case: Case) -> list[tuple[str, str]]:
+    """What the sets have beside text: the set's name and the record's column."""
+    return [(name, column) for name, data in case.facts.data.items() for column in data.media]
 
 
-def _images_packed(case: Case) -> str | None:
-    images = any(data.images for data in case.facts.data.values())
-    return "rows with images are not packed" if images and choices.packing(case) else None
+def _media_not_taken(case: Case) -> str | None:
+    taken = case.traits.media
+    for name, column in shown(case):
+        if column not in taken:
+            return f"{name} has {column}, and the model takes {' and '.join(['text', *taken])} alone"
+    return None
+
+
+def _media_packed(case: Case) -> str | None:
+    media = shown(case)
+    return f"rows with {media[0][1]} are not packed" if media and choices.packing(case) else None
+
+
+# what is said of videos alone, and the value that says nothing
+VIDEO_KEYS = {"video_fps": 2.0, "video_frames": 128}
+
+
+def _videos(case: Case) -> bool:
+    return any(column == "videos" for _, column in shown(case))
+
+
+def _video_keys_unread(case: Case) -> tuple[str, str] | None:
+    named = [name for name, nothing in VIDEO_KEYS.items() if getattr(case.settings.data, name) != nothing]
+    return (f"data.{named[0]}", "none of the first rows has a video") if named and not _videos(case) else None
+
+
+def _videos_of_one_length(case: Case) -> str | None:
+    wrong = "longer videos have more frames"
+    one_tensor = case.arch.kind == "llava_onevision" and case.settings.data.video_fps is not None
+    return wrong if one_tensor and _videos(case) else None
+
+
+# what decodes them, and what the processors of videos are made with
+_PACKAGES = {"videos": ("av", "torchvision"), "audios": ("av",)}
+_MEDIA_EXTRAS = {"videos": "vision", "audios": "audio"}
+
+
+def _media_package(case: Case) -> str | None:
+    for name, column in shown(case):
+        lacking = [package for package in _PACKAGES.get(column, ()) if package not in case.facts.machine.packages]
+        if lacking:
+            return f"{name} has {column}, which need {' and '.join(lacking)}"
+    return None
+
+
+def _getting_media(case: Case) -> dict[str, str]:
+    column = next(column for _, column in shown(case) if column in _MEDIA_EXTRAS)
+    return {"install": install(_MEDIA_EXTRAS[column])}
 
 
 RULES: tuple[Rule, ...] = (
@@ -164,6 +210,9 @@ RULES: tuple[Rule, ...] = (
     Rule("judged-packed", _judged_packed),
     Rule("cut-but-packed", _cut_but_packed),
     Rule("prompt-and-last-answer", _prompt_and_last_answer),
-    Rule("images-unseen", _images_unseen),
-    Rule("images-packed", _images_packed),
+    Rule("media-not-taken", _media_not_taken),
+    Rule("media-packed", _media_packed),
+    Rule("video-keys-unread", _video_keys_unread),
+    Rule("videos-of-one-length", _videos_of_one_length),
+    Rule("media-package", _media_package, _getting_media),
 )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, Sample, Samples, joined
-from factory.data.images import Pictures
+from factory.data.media import Inputs
 from factory.data.sharing import shared
 from factory.schedules import steps_per_epoch
 
@@ -124,7 +124,7 @@ def collate(
     pad: int,
     device: str,
     max_length: int | None = None,
-    pictures: Pictures | None = None,
+    media: Inputs | None = None,
     others: Samples = (),
     padding_free: bool = False,
 ) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def collate(
     `padding_free` makes one row of plain examples, in which they are isolated, and adds to pairs the row in which the
     answers share their prompts (`sharing.shared`): the model reads that one.
 
-    `pictures` adds what the model takes of the rows' images.
+    `media` adds what the model takes of the rows' images, videos and sounds.
     """
     import torch
 
@@ -161,8 +161,8 @@ def collate(
     if isinstance(samples[0], Labelled):
         batch["desirable"] = np.array([sample.label for sample in samples])
     made = {name: torch.from_numpy(values) for name, values in batch.items()}
-    if pictures is not None:
-        made |= pictures.inputs([row.images for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
+    if media is not None:
+        made |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
     return {name: values.to(device) for name, values in made.items()}
 
 
@@ -201,7 +201,7 @@ def mismatched(samples: Sequence[Labelled], max_length: int | None = None, other
         weights = other.example.weights
         if weights is not None:
             weights = ([0.0] * len(prompt) + weights[other.prompt :])[:max_length]
-        found.append(Example(ids[:max_length], labels[:max_length], (), weights, sample.example.images))
+        found.append(Example(ids[:max_length], labels[:max_length], (), weights, sample.example.media))
     return found
 
 

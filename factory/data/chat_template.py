@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Template, TemplateError
 
-from factory.data.record import BadRow
+from factory.data.record import MEDIA, BadRow
 from factory.data.sandbox import sandbox
 
 Given = dict[str, Any]  # a message as a chat template reads it
@@ -59,24 +59,29 @@ class ChatTemplate:
 class PartsTemplate(ChatTemplate):
     """For templates that take a content as a list of parts, as those of models that see do.
 
-    A content's `<image>`, `<video>` or `<audio>` becomes a part; a text part is the last, an empty one if need be.
+    A content's mark of one of the `kinds`, as `<image>`, becomes a part; a text part is the last, an empty one if need
+    be.
     """
 
+    def __init__(self, source: str, special: Mapping[str, Any], kinds: Iterable[str]):
+        super().__init__(source, special)
+        self._mark = re.compile(f"(<(?:{'|'.join(kinds)})>)")
+
     def __call__(self, messages: Sequence[Given], tools: Any = None, *, answering: bool = False) -> str:
-        parted = [{**message, "content": parts(message["content"])} for message in messages]
+        parted = [{**message, "content": self.parts(message["content"])} for message in messages]
         return super().__call__(parted, tools, answering=answering)
 
+    def split(self, content: str) -> list[str]:
+        """Texts, and between each two of them what is no text."""
+        return self._mark.split(content)
 
-MEDIA = re.compile(r"(<(?:image|video|audio)>)")
-
-
-def parts(content: str) -> list[dict[str, str]]:
-    """The content as parts: texts, and what is no text."""
-    made = [
-        {"type": each[1:-1]} if MEDIA.fullmatch(each) else {"type": "text", "text": each}
-        for each in MEDIA.split(content)
-    ]
-    return [part for part in made[:-1] if part.get("text") != ""] + made[-1:]
+    def parts(self, content: str) -> list[dict[str, str]]:
+        """The content as parts: texts, and what is no text."""
+        made = [
+            {"type": each[1:-1]} if number % 2 else {"type": "text", "text": each}
+            for number, each in enumerate(self.split(content))
+        ]
+        return [part for part in made[:-1] if part.get("text") != ""] + made[-1:]
 
 
 def _refused(error: TemplateError) -> BadRow:
@@ -166,8 +171,8 @@ class Learnt:
 
     `reasoned` gives an answer with reasoning as the template shows it, left out where it never does. `native`: it
     renders tools, calls and their results. `results_apart`: it has a turn for results that is not the user's.
-    `default_system` is what it says where there is no system message. `sees`: it has a place for an image that is a
-    part of a content.
+    `default_system` is what it says where there is no system message. `takes` are the kinds of media that it has a
+    place for, where they are parts of a content.
     """
 
     def __init__(self, template: ChatTemplate, specials: frozenset[str], eos: str):
@@ -182,11 +187,11 @@ class Learnt:
         if not self.native:
             self._learn_results([_user(_USER), _assistant(_LAST)])
         self.default_system = self._default_system()
-        self.sees = self._sees()
+        self.takes = frozenset(kind for kind in MEDIA.values() if self._takes(kind))
 
-    def _sees(self) -> bool:
+    def _takes(self, kind: str) -> bool:
         try:
-            text = self._render([_user(f"<image>{_USER}")])
+            text = self._render([_user(f"<{kind}>{_USER}")])
         except BadRow:
             return False
         spelled_out = "'type'" in text  # a list where it looks for a text

@@ -16,7 +16,7 @@ from factory.data import packing
 from factory.data.known import code
 from factory.data.packing import Integers, Pieces
 from factory.data.prepare.store import Prepared, Side, writing
-from factory.data.record import Kind
+from factory.data.record import Kind, Medium
 from factory.plan import Pack
 
 IGNORED = -100  # a label that is not trained, as torch's cross entropy has it
@@ -34,7 +34,7 @@ class Example:
     labels: list[int]
     documents: tuple[int, ...] = ()
     weights: list[float] | None = None
-    images: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
     asked: tuple[int, int] = field(default=(0, 0), compare=False)
     prompt: int = field(default=0, compare=False)
 
@@ -83,7 +83,7 @@ class Samples(Protocol):
 Piece = tuple[Side, int, int]  # the tokens start up to stop of a row
 
 
-def example(pieces: list[Piece], *, isolate: bool, images: tuple[str, ...] = ()) -> Example:
+def example(pieces: list[Piece], *, isolate: bool, media: tuple[Medium, ...] = ()) -> Example:
     """One sequence of the pieces. An isolated document's first token is predicted by nothing of its own."""
     size = sum(stop - start for _, start, stop in pieces)
     ids, labels = np.empty(size, np.int32), np.full(size, IGNORED, np.int32)
@@ -106,7 +106,7 @@ def example(pieces: list[Piece], *, isolate: bool, images: tuple[str, ...] = ())
         labels.tolist(),
         tuple(stop - start for _, start, stop in pieces) if isolate else (),
         weights.tolist() if uneven else None,
-        images,
+        media,
         only.asked if only else (0, 0),
         only.prompt if only else 0,
     )
@@ -136,9 +136,9 @@ def joined(rows: Sequence[Example]) -> Example:
     )
 
 
-def labelled(side: Side, label: bool, images: tuple[str, ...] = ()) -> Labelled:
+def labelled(side: Side, label: bool, media: tuple[Medium, ...] = ()) -> Labelled:
     """What is trained is the answer that has the label; all before it is prompt."""
-    found = example([(side, 0, len(side.ids))], isolate=False, images=images)
+    found = example([(side, 0, len(side.ids))], isolate=False, media=media)
     return Labelled(found, label, int(side.spans[0, 0]))
 
 
@@ -158,15 +158,15 @@ class Dataset:
 
     def __getitem__(self, sequence: int) -> Sample:
         found = self._of(sequence)
-        images = tuple(image for source, row, *_ in found for image in source.images(row))
+        media = tuple(medium for source, row, *_ in found for medium in source.media(row))
         source, row, *_ = found[0]
         if self.kind == "pairs":
             sides = (source.side(row, rejected=worse) for worse in (False, True))
-            return Pair(*(example([(side, 0, len(side.ids))], isolate=False, images=images) for side in sides))
+            return Pair(*(example([(side, 0, len(side.ids))], isolate=False, media=media) for side in sides))
         if self.kind == "labelled":
-            return labelled(source.side(row), source.label(row), images)
+            return labelled(source.side(row), source.label(row), media)
         pieces = [(source.side(row), start, stop) for source, row, start, stop in found]
-        return example(pieces, isolate=self._isolate, images=images)
+        return example(pieces, isolate=self._isolate, media=media)
 
     def _of(self, sequence: int) -> list[tuple[Prepared, int, int, int]]:
         """The sequence's pieces: source, row in it, first token, last."""

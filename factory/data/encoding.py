@@ -12,10 +12,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from factory.data import files
-from factory.data.images import Expander, ImageSpec
-from factory.data.images.expand import without
+from factory.data.media import Expander, ProcessorSpec
+from factory.data.media.expand import without
+from factory.data.media.read import NAMED
 from factory.data.placing import Fast, Placed, Slow, Texts
-from factory.data.record import BadRow, Kind, Record
+from factory.data.record import MEDIA, BadRow, Kind, Medium, Record
 from factory.data.render import Rendered, Renderer
 from factory.data.truncate import Kept, Layout, kept, shifted
 from factory.plan import Pack
@@ -35,7 +36,7 @@ class Tokens:
     spans: list[Weighted]
     asked: Span = (0, 0)
     prompt: int = 0
-    images: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
     cut: int = 0
     open_ended: bool = False
     special: bool = False  # a text of the record spells one of the tokenizer's special tokens, and has become it
@@ -57,7 +58,7 @@ class _Side:
     ids: list[int]
     trained: list[Weighted]
     layout: Layout
-    images: tuple[Span, ...] = ()
+    media: tuple[tuple[int, int, Medium], ...] = ()
     asked: Span = (0, 0)
     prompt: int = 0
 
@@ -68,7 +69,8 @@ class EncoderSpec:
 
     `tokenizer` is a fast one's JSON; else `files` are a saved one's, by name, in base64. `special` are its named tokens
     as a chat template reads them, `specials` the texts of all its special tokens. `tool_template` is the chat template
-    for conversations with tools, of a tokenizer that has one of its own for them. `images`: of a model that sees.
+    for conversations with tools, of a tokenizer that has one of its own for them. `processor`: of a model that takes
+    more than text.
     """
 
     tokenizer: str | None
@@ -81,7 +83,7 @@ class EncoderSpec:
     eos: int
     pack: Pack
     kind: Kind
-    images: ImageSpec | None = None
+    processor: ProcessorSpec | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "encoder"}
@@ -89,10 +91,11 @@ class EncoderSpec:
     @cached_property
     def encoder(self) -> "Encoder":
         """Made once in a process: a tokenizer's reading takes as long as 1,000 rows."""
-        expander = None if self.images is None else Expander(partial(self.images.processor, self.tokenizer))
+        expander = None if self.processor is None else Expander(partial(self.processor.processor, self.tokenizer))
         made = Encoder(self._tokenizer(), self._renderers(), self.eos, self.pack, self.kind, expander)
-        # a place for an image is written as some models' own token for it
-        if self.kind != "text" and (texts := [re.escape(text) for text in self.specials if text != "<image>"]):
+        # places for images, videos and sounds are written as some models' own tokens for them
+        marks = {f"<{kind}>" for kind in MEDIA.values()}
+        if self.kind != "text" and (texts := [re.escape(text) for text in self.specials if text not in marks]):
             made.special = re.compile("|".join(texts))
         return made
 
@@ -118,7 +121,7 @@ class EncoderSpec:
         return made[self.template], made[self.tool_template]
 
 
-def spec_of(tokenizer: Any, pack: Pack, kind: Kind, images: ImageSpec | None = None) -> EncoderSpec:
+def spec_of(tokenizer: Any, pack: Pack, kind: Kind, processor: ProcessorSpec | None = None) -> EncoderSpec:
     """Of a transformers tokenizer, with the tokens that were added to it and the chat template that it has now."""
     chats = kind != "text"
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -133,14 +136,15 @@ def spec_of(tokenizer: Any, pack: Pack, kind: Kind, images: ImageSpec | None = N
         eos=tokenizer.eos_token_id,
         pack=pack,
         kind=kind,
-        images=images,
+        processor=processor,
     )
 
 
 class Encoder:
     """Of one tokenizer: a `tokenizers.Tokenizer`, or one of transformers that is not fast.
 
-    `renderers` are of conversations without tools and with them; none for plain texts. `images`: of a model that sees.
+    `renderers` are of conversations without tools and with them; none for plain texts. `media`: of a model that takes
+    more than text.
     """
 
     def __init__(
@@ -150,9 +154,9 @@ class Encoder:
         eos: int,
         pack: Pack,
         kind: Kind,
-        images: Expander | None,
+        media: Expander | None,
     ):
-        self._renderers, self._eos, self._pack, self._kind, self._images = renderers, eos, pack, kind, images
+        self._renderers, self._eos, self._pack, self._kind, self._media = renderers, eos, pack, kind, media
         self.special: re.Pattern[str] | None = None  # the special tokens' texts
         fast = isinstance(tokenizer, Tokenizer)
         self._texts: Texts = Fast(tokenizer, placed=kind != "text") if fast else Slow(tokenizer)
@@ -184,9 +188,9 @@ class Encoder:
         """
         if self._kind == "text":
             return self._texts.documents([record.response[0]["content"]])[0]
-        text = self.renderer(record).prompt(record.prompt, record.tools, images=media(record))
-        if self._images is not None:
-            text = self._images.prompt(text, record.images)
+        text = self.renderer(record).prompt(record.prompt, record.tools, media=bool(record.media))
+        if self._media is not None:
+            text = self._media.prompt(text, record.media)
         if cut and cut in text:
             return self._apart(text, cut)
         (placed,) = self._texts.encode([text])
@@ -244,7 +248,9 @@ class Encoder:
             return BadRow("an answer that is judged has a weight of its own")
         renderer = self.renderer(record)
         try:
-            rendered = [renderer.render([*record.prompt, *side], record.tools, images=media(record)) for side in sides]
+            rendered = [
+                renderer.render([*record.prompt, *side], record.tools, media=bool(record.media)) for side in sides
+            ]
             rendered = [self._seen(each, record) for each in rendered]
             if self._kind == "messages":
                 (only,) = rendered
@@ -255,12 +261,11 @@ class Encoder:
             return error
 
     def _seen(self, rendered: Rendered, record: Record) -> Rendered:
-        """With the tokens of the images."""
-        if record.videos or record.audios:
-            raise BadRow("it has videos or audios, and none is trained")
-        if self._images is None and record.images:
-            raise BadRow("it has images, and the model has no processor for them")
-        return rendered if self._images is None else self._images.expand(rendered, record.images)
+        """With the tokens of its media."""
+        if self._media is None and record.media:
+            column = next(column for column, kind in MEDIA.items() if kind in record.media)
+            raise BadRow(f"it has {column}, and the model has no processor for them")
+        return rendered if self._media is None else self._media.expand(rendered, record.media)
 
     def _row(self, record: Record, rendered: list[Rendered], placed: list[Placed]) -> EncodedRow:
         sides = [self._side(each, tokens) for each, tokens in zip(rendered, placed, strict=True)]
@@ -270,7 +275,7 @@ class Encoder:
             assert _share_prompt(sides), "a pair's prompt is tokenized in two ways"
         stay = self._kept(sides)
         special = self.special is not None and _spells(self.special, record)
-        tokens = [_cut(side, stays, record.images, special) for side, stays in zip(sides, stay, strict=True)]
+        tokens = [_cut(side, stays, special) for side, stays in zip(sides, stay, strict=True)]
         return EncodedRow(tokens[0], tokens[1] if len(tokens) == 2 else None, record.label)
 
     def _kept(self, sides: list[_Side]) -> list[Kept]:
@@ -303,13 +308,13 @@ class Encoder:
             rest = ids[end:] if rendered.text[rendered.answers[-1].end :].strip() else []
             ids = [*ids[:end], self._eos, *rest]
             spans[-1] = (start, end + 1, weight)
-        images = tuple((placed.edge(start)[0], placed.edge(end)[0]) for start, end in rendered.images)
+        media = tuple((placed.edge(start)[0], placed.edge(end)[0], medium) for start, end, medium in rendered.media)
         trained = [span for span in spans if span[2]]
         if self._pack.train_on_prompt and self._kind == "messages":
-            trained = _all_but(images, spans, len(ids))
+            trained = _all_but([(start, end) for start, end, _ in media], spans, len(ids))
         layout, prompt = self._layout(rendered, placed, spans, len(ids)), spans[-1][0]
         before = [text for text in rendered.texts if text[1] <= rendered.answers[-1].start]
-        return _Side(ids, trained, layout, images, _inside(before[-1], placed) if before else (0, 0), prompt)
+        return _Side(ids, trained, layout, media, _inside(before[-1], placed) if before else (0, 0), prompt)
 
     def _spans(self, rendered: Rendered, placed: Placed) -> list[Weighted] | None:
         """The answers in tokens, None where a token reaches over a border."""
@@ -345,18 +350,14 @@ def _spells(special: re.Pattern[str], record: Record) -> bool:
     return any(special.search(message["content"]) for message in messages)
 
 
-def media(record: Record) -> bool:
-    """Whether its contents have places for more than text."""
-    return bool(record.images or record.videos or record.audios)
-
-
-def _shown(side: _Side, stays: Kept, images: tuple[str, ...]) -> tuple[str, ...]:
-    """The images that stay. Only the last ones may go, with all that was said of them."""
-    stay = [any(first <= start and end <= last for first, last in stays.stretches) for start, end in side.images]
+def _shown(side: _Side, stays: Kept) -> tuple[Medium, ...]:
+    """The media that stay. Only the last ones may go, with all that was said of them."""
+    stay = [any(first <= start and end <= last for first, last in stays.stretches) for start, end, _ in side.media]
     count, last = sum(stay), stays.stretches[-1][1]
-    if not all(stay[:count]) or any(start < last for start, _ in side.images[count:]):
-        raise BadRow("too long, and an image would be lost")
-    return images[:count]
+    if not all(stay[:count]) or any(start < last for start, *_ in side.media[count:]):
+        lost = next(medium for kept, (*_, medium) in zip(stay, side.media, strict=True) if not kept)
+        raise BadRow(f"too long, and {NAMED[lost.kind]} would be lost")
+    return tuple(medium for *_, medium in side.media[:count])
 
 
 def _inside(span: Span, placed: Placed) -> Span:
@@ -390,10 +391,10 @@ def _same_prompt(sides: list[Rendered], known: int) -> list[Rendered]:
     ]
 
 
-def _all_but(images: Sequence[Span], spans: Sequence[Weighted], size: int) -> list[Weighted]:
-    """All tokens but those of images; an answer that says its own weight keeps it."""
+def _all_but(media: Sequence[Span], spans: Sequence[Weighted], size: int) -> list[Weighted]:
+    """All tokens but those of media; an answer that says its own weight keeps it."""
     own = [span for span in spans if span[2] != 1]
-    rest = without([(0, size)], sorted([*images, *((start, end) for start, end, _ in own)]))
+    rest = without([(0, size)], sorted([*media, *((start, end) for start, end, _ in own)]))
     return sorted([*((start, end, 1.0) for start, end in rest), *(span for span in own if span[2])])
 
 
@@ -407,7 +408,7 @@ def _share_prompt(sides: list[_Side]) -> bool:
     return len(prompts) < 2 or prompts[0] == prompts[1]
 
 
-def _cut(side: _Side, stays: Kept, images: tuple[str, ...] = (), special: bool = False) -> Tokens:
+def _cut(side: _Side, stays: Kept, special: bool = False) -> Tokens:
     ids, spans, asked, prompt = side.ids, side.trained, side.asked, side.prompt
     if stays.stretches != ((0, len(ids)),):
         ids = [token for start, end in stays.stretches for token in side.ids[start:end]]
@@ -415,7 +416,7 @@ def _cut(side: _Side, stays: Kept, images: tuple[str, ...] = (), special: bool =
         asked = _moved(asked[0], stays), _moved(asked[1], stays)
     if not any(end > max(start, 1) for start, end, _ in spans):  # the first token is predicted by nothing
         raise BadRow("no trained token")
-    shown, cut = _shown(side, stays, images), len(side.ids) - len(ids)
+    shown, cut = _shown(side, stays), len(side.ids) - len(ids)
     return Tokens(ids, spans, asked, prompt, shown, cut, stays.open_ended, special)
 
 

@@ -9,18 +9,18 @@ from unicodedata import normalize
 import numpy as np
 
 from factory.data import formats, read
-from factory.data.encoding import Encoder, EncoderSpec, media
-from factory.data.images.expand import ids_as_processor
+from factory.data.encoding import Encoder, EncoderSpec
+from factory.data.media.expand import ids_as_processor
 from factory.data.packing import Integers
 from factory.data.prepare import Prepared
 from factory.data.prepare.store import Side
-from factory.data.record import BadRow, Message, Record
+from factory.data.record import BadRow, Message, Record, by_kind
 from factory.data.render import Rendered, Renderer
 from factory.data.stream import side_of
 from factory.plan import Plan, PlannedSource
 
 _ROWS = 50  # of each source
-_SEEN = 5  # with images
+_SEEN = 5  # with media
 _LOOKED = 1000  # rows of a source among which they are sought, where none are drawn
 _NEAR = 20_000  # rows of a source among which they are drawn: those before them have to be read
 Verdict = tuple[str, bool, str]
@@ -61,28 +61,31 @@ def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, to
     return verdicts
 
 
-def images(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, tokenizer: Any) -> list[Verdict]:
-    """Of the first rows with images of each source: their tokens are those that the processor makes of the same text.
+def media(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, tokenizer: Any) -> list[Verdict]:
+    """Of the first rows with media of each source: their tokens are those that the processor makes of the same text.
 
-    They are compared up to the last token of an image: of the text after it nothing depends on the processor.
+    They are compared up to the last token of a medium: of the text after it nothing depends on the processor.
     """
-    if spec.images is None or spec.kind == "text":
+    if spec.processor is None or spec.kind == "text":
         return []
     processor: Any = None
-    encoder, rows, same = spec.encoder, 0, 0
+    encoder, rows, same, kinds = spec.encoder, 0, 0, dict[str, Any]()
     for name, prepared in sources.items():
         rows_read = _records(plan.steps.align.sources[name], prepared, _first(prepared))
-        seen = ((place, record) for place, record in rows_read if record.images)
+        seen = ((place, record) for place, record in rows_read if record.media)
         for place, record in islice(seen, _SEEN):
-            processor = processor or spec.images.processor_of(tokenizer)
-            text = encoder.renderer(record).render([*record.prompt, *record.response], record.tools, images=True).text
-            theirs, ours = ids_as_processor(processor, text, prepared.images(place)), prepared.side(place).ids.tolist()
-            last = max(at for at, token in enumerate(ours) if token in processor.image_token_ids)
+            processor = processor or spec.processor.processor_of(tokenizer)
+            text = encoder.renderer(record).render([*record.prompt, *record.response], record.tools, media=True).text
+            shown = by_kind(prepared.media(place))
+            kinds |= shown
+            theirs, ours = ids_as_processor(processor, text, shown), prepared.side(place).ids.tolist()
+            last = max(at for at, token in enumerate(ours) if token in processor.ids)
             rows, same = rows + 1, same + (ours[: last + 1] == theirs[: last + 1])
     if not rows:
         return []
-    detail = f"in {same} of {rows} rows with images the tokens are those that the model's processor gives"
-    return [("images_as_processor", same == rows, detail)]
+    named = " and ".join(f"{kind}s" for kind in kinds)
+    detail = f"in {same} of {rows} rows with {named} the tokens are those that the model's processor gives"
+    return [("media_as_processor", same == rows, detail)]
 
 
 def _records(source: PlannedSource, prepared: Prepared, places: Integers) -> Iterator[tuple[int, Record]]:
@@ -129,11 +132,11 @@ def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Sid
 def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: EncoderSpec, tokenizer: Any) -> None:
     found.rows += 1
     messages = [*record.prompt, *record.response]
-    given, tools = renderer.given(messages, record.tools, images=media(record))
-    rendered = renderer.render(messages, record.tools, images=media(record))
+    given, tools = renderer.given(messages, record.tools, media=bool(record.media))
+    rendered = renderer.render(messages, record.tools, media=bool(record.media))
     found.rendered += rendered.text == tokenizer.apply_chat_template(given, tools=tools, tokenize=False)
-    if spec.pack.train_on_prompt and media(record):
-        return  # what is not trained of it are images, too
+    if spec.pack.train_on_prompt and record.media:
+        return  # what is not trained of it are media, too
     found.compared += 1
     stretches = _other(side) if spec.pack.train_on_prompt else _trained(side)
     trained = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in stretches]

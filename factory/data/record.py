@@ -1,10 +1,20 @@
 """The standard record that every data set is brought to (the paper, section 4.2, Table 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 Kind = Literal["text", "messages", "pairs", "labelled"]
 Role = Literal["system", "user", "assistant", "tool"]
+# what a content may have beside text: the mark `<image>` stands where one belongs; by the record's columns
+MEDIA = {"images": "image", "videos": "video", "audios": "audio"}
+
+
+class Medium(NamedTuple):
+    """`kind` is image, video or audio; `place` a path, a file: URL or a data: URL."""
+
+    kind: str
+    place: str
 
 
 class ToolCall(TypedDict):
@@ -39,6 +49,18 @@ class Record:
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
     audios: tuple[str, ...] = ()
+
+    @property
+    def media(self) -> dict[str, tuple[str, ...]]:
+        """The places of what it has beside text, by kind; no kind that it has none of."""
+        found = {kind: getattr(self, column) for column, kind in MEDIA.items()}
+        return {kind: places for kind, places in found.items() if places}
+
+
+def by_kind(media: Sequence[Medium]) -> dict[str, tuple[str, ...]]:
+    """Their places, in their order."""
+    kinds = dict.fromkeys(each.kind for each in media)
+    return {kind: tuple(each.place for each in media if each.kind == kind) for kind in kinds}
 
 
 EMPTY = "is empty"  # how a reason ends that is of a row's content alone: its format may be the right one

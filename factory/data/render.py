@@ -9,15 +9,15 @@ import json
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from factory.data import tools as words
-from factory.data.chat_template import MEDIA, ChatTemplate, Given, Learnt, PartsTemplate, called, parts
-from factory.data.record import BadRow, Message
+from factory.data.chat_template import ChatTemplate, Given, Learnt, PartsTemplate, called
+from factory.data.record import MEDIA, BadRow, Medium, Message
 
 Span = tuple[int, int]
 _CHANGED = "the chat template changes a text, or what stands around it"
@@ -30,7 +30,7 @@ _VARIANTS: tuple[Callable[[str], str], ...] = (
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
     lambda text: json.dumps(text)[1:-1],
 )
-_Stretch = tuple[int, int]  # the number of a message, and of a stretch of its text between images
+_Stretch = tuple[int, int]  # the number of a message, and of a stretch of its text between media
 _STEM = "Qz7m"
 _PLAIN = {"role", "content"}
 _MOST_SHAPES = 1000
@@ -51,7 +51,8 @@ class Rendered:
     """`texts` are the system's, users' and tools' texts, in their order; `system` is the system's of them.
 
     `exchanges` are the places where a user's turn begins: what lies between the first of them and another can be taken
-    away, and a shorter conversation is left. `images` are where an image's tokens stand, once they are written out.
+    away, and a shorter conversation is left. `media` are where the tokens of images, videos and sounds stand, once they
+    are written out, in their order.
     """
 
     text: str
@@ -59,12 +60,12 @@ class Rendered:
     texts: tuple[Span, ...]
     exchanges: tuple[int, ...]
     system: Span | None
-    images: tuple[Span, ...] = ()
+    media: tuple[tuple[int, int, Medium], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the text of message `index` stands, or a stretch of it between images."""
+    """Where the text of message `index` stands, or a stretch of it between media."""
 
     index: int
     start: int
@@ -85,8 +86,8 @@ class Renderer:
     `reasoning`: template (as it does with an answer's reasoning), keep (a row where it leaves reasoning out is bad) or
     strip. `tools`: auto (by the template if it can, else in words of the default format) or one of `tools.FORMATS`.
 
-    Of a conversation with `images` the contents are given in parts to a template that has a place for them; others have
-    the text `<image>` there.
+    Of a conversation with `media` the contents are given in parts to a template that has a place for them; others have
+    the text `<image>` there, `<video>` or `<audio>`.
     """
 
     def __init__(self, template: str, special: Mapping[str, Any], specials: frozenset[str], reasoning: str, tools: str):
@@ -101,37 +102,38 @@ class Renderer:
     @cached_property
     def _parts(self) -> "_Form | None":
         try:
-            form = _Form(PartsTemplate(*self._made[:2]), *self._made[1:])
+            form = self._of_parts(MEDIA.values())
+            return self._of_parts(sorted(form.takes)) if form.takes else None
         except BadRow:
             return None
-        return form if form.sees else None
 
-    def _form(self, images: bool) -> "_Form":
+    def _of_parts(self, kinds: Iterable[str]) -> "_Form":
+        return _Form(PartsTemplate(*self._made[:2], kinds), *self._made[1:])
+
+    def _form(self, media: bool) -> "_Form":
         if self._plain is None:
             if self._parts is None:
                 raise BadRow(str(self._broken))
             return self._parts
-        return self._parts if images and self._parts else self._plain
+        return self._parts if media and self._parts else self._plain
 
     def given(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, images: bool = False
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: bool = False
     ) -> tuple[list[Given], list[Given] | None]:
         """The messages and the tools as `apply_chat_template` takes them."""
-        form = self._form(images)
+        form = self._form(media)
         given, functions = form.given(*form.worded(messages, tools))
-        if form is self._parts:
-            return [{**message, "content": parts(message["content"])} for message in given], functions
-        return given, functions
+        return [{**message, "content": form.content(message["content"])} for message in given], functions
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, images: bool = False) -> str:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: bool = False) -> str:
         """The messages with what the model is given to answer the last. Raises BadRow."""
-        return self._form(images).prompt(messages, tools)
+        return self._form(media).prompt(messages, tools)
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, images: bool = False
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: bool = False
     ) -> Rendered:
         """Raises BadRow where the template refuses the conversation, or loses or changes a part of it."""
-        return self._form(images).render(messages, tools)
+        return self._form(media).render(messages, tools)
 
 
 class _Form:
@@ -147,12 +149,17 @@ class _Form:
     ):
         self._template, self._reasoning, self._tools = template, reasoning, tools
         self._learnt = Learnt(template, specials, special.get("eos_token") or "")
-        self._parts = isinstance(template, PartsTemplate)
+        self._parts = template if isinstance(template, PartsTemplate) else None
         self._shapes: dict[tuple[str, ...], _Shape | None] = {}
 
     @property
-    def sees(self) -> bool:
-        return self._learnt.sees
+    def takes(self) -> frozenset[str]:
+        """The kinds of media that the template has a place for, where contents are parts."""
+        return self._learnt.takes
+
+    def content(self, text: str) -> Any:
+        """As the template reads it."""
+        return self._parts.parts(text) if self._parts else text
 
     def worded(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
@@ -264,8 +271,9 @@ class _Form:
         """What is left of a rendering with marks in the place of these messages' texts, and the texts."""
         marked, stretches = list(given), dict[_Stretch, str]()
         for index in texts:
-            split = MEDIA.split(given[index]["content"]) if self._parts else [given[index]["content"]]
-            # an empty text between two images is no part, the last one is
+            text = given[index]["content"]
+            split = self._parts.split(text) if self._parts else [text]
+            # an empty text between two media is no part, the last one is
             for number in (each for each in range(0, len(split), 2) if split[each] or each == len(split) - 1):
                 stretches[index, number] = split[number]
                 split[number] = f"{stem}{index}n{number}q"

@@ -253,7 +253,7 @@ class Stream:
                 example(
                     [(sides[row], start, stop) for row, start, stop in columns[first:last]],
                     isolate=isolate,
-                    images=tuple(image for row, *_ in columns[first:last] for image in rows[row].tokens.images),
+                    media=tuple(medium for row, *_ in columns[first:last] for medium in rows[row].tokens.media),
                 ),
                 [row for row, *_ in columns[first:last]],
             )
@@ -352,9 +352,9 @@ def _rejected(row: EncodedRow) -> Tokens:
 
 
 def _whole(tokens: Tokens) -> Example:
-    return example([(side_of(tokens), 0, len(tokens.ids))], isolate=False, images=tokens.images)
+    return example([(side_of(tokens), 0, len(tokens.ids))], isolate=False, media=tokens.media)
 
 
 def _labelled(row: EncodedRow) -> Labelled:
     assert row.label is not None
-    return labelled(side_of(row.tokens), row.label, row.tokens.images)
+    return labelled(side_of(row.tokens), row.label, row.tokens.media)

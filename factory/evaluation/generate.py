@@ -12,6 +12,7 @@ from typing import Any
 
 from factory.data.batches import examples
 from factory.data.dataset import Labelled, Samples
+from factory.data.record import Medium
 from factory.evaluation import rows
 from factory.evaluation.function import Score, metric
 from factory.evaluation.spec import kind, shown
@@ -21,13 +22,13 @@ from factory.run.folder import read_json, write_whole
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A held-out row's tokens before its last answer, that as text, the answer, and the row's images."""
+    """A held-out row's tokens before its last answer, that as text, the answer, and the row's media."""
 
     id: str
     ids: list[int]
     text: str
     reference: str
-    images: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
         row = examples(sample)[0]
         asked, answer = row.ids[slice(*row.asked)], row.ids[row.prompt :]
         text, reference = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
-        found.append(Prompt(name, row.ids[: row.prompt], text, reference, row.images))
+        found.append(Prompt(name, row.ids[: row.prompt], text, reference, row.media))
     return found
 
 
@@ -104,7 +105,7 @@ def scorer(asked: Sequence[str], references: Sequence[str]) -> Scorer:
 
 def digest(plan_digest: str, asked: Sequence[Prompt]) -> str:
     """Of what the rows of an answers' file depend on."""
-    content = [plan_digest, [(each.id, each.ids, each.reference, each.images) for each in asked]]
+    content = [plan_digest, [(each.id, each.ids, each.reference, each.media) for each in asked]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

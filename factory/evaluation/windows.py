@@ -18,7 +18,7 @@ def windows(row: Example, length: int, stride: int) -> Iterator[Example]:
     if size <= length:
         yield row
         return
-    assert not row.documents and not row.images and row.weights is None, "only plain texts are longer"
+    assert not row.documents and not row.media and row.weights is None, "only plain texts are longer"
     counted = 1  # tokens whose prediction is counted, or that nothing predicts
     end = length
     while counted < size:

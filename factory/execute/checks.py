@@ -2,8 +2,8 @@
 
 CHECKS: dict[str, str] = {
     "template": "the text of rows is not what the tokenizer's own chat template makes; absent of plain text",
-    "loss_mask": "the trained tokens do not spell the answers; absent of plain text, and of images where prompts train",
-    "images_as_processor": "tokens of a row with images are not the model's processor's; absent without images",
+    "loss_mask": "the trained tokens do not spell the answers; absent of plain text, and of media where prompts train",
+    "media_as_processor": "tokens of a row with media are not the model's processor's; absent where there are none",
     "tokens_accounted": "rows or tokens were lost, or trained twice, between the files and the optimizer",
     "trainable_as_planned": "as many parameters require a gradient as the plan does not say",
     "logits_as_model": "the losses are not those of the model's own logits; absent where they do not read the head",

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from factory.architecture import FAMILIES, traits_of
 from factory.data.encoding import Encoder, EncoderSpec, spec_of
-from factory.data.images import ImageSpec, Pictures
-from factory.data.record import BadRow, Message, Record
+from factory.data.media import Inputs, ProcessorSpec
+from factory.data.record import BadRow, Medium, Message, Record
 from factory.data.tools import FORMATS, ToolFormat, bare
 from factory.plan import Pack
 
@@ -39,25 +40,31 @@ class Conversation:
 class Prompts:
     """Of one tokenizer, as the plan's `pack` says. `chats`: whether it has a chat template."""
 
-    def __init__(self, tokenizer: Any, pack: Pack, images: ImageSpec | None, more_stops: Sequence[int] = ()):
+    def __init__(self, tokenizer: Any, pack: Pack, processor: ProcessorSpec | None, more_stops: Sequence[int] = ()):
         # data.max_length is of rows: the context alone limits what is asked here
-        self.tokenizer, self._images = tokenizer, images
+        self.tokenizer, self._processor = tokenizer, processor
         self._pack = replace(pack, packing=False, max_length=_ENDLESS)
         self.chats = bool(tokenizer.chat_template)
         self._more_stops = more_stops
 
     @cached_property
     def _spec(self) -> EncoderSpec:
-        return spec_of(self.tokenizer, self._pack, "messages", self._images)
+        return spec_of(self.tokenizer, self._pack, "messages", self._processor)
 
     @cached_property
     def _plain(self) -> Encoder:
         return spec_of(self.tokenizer, self._pack, "text").encoder
 
     @cached_property
-    def pictures(self) -> Pictures | None:
-        images = self._images
-        return None if images is None else Pictures(lambda: images.processor_of(self.tokenizer))
+    def media(self) -> Inputs | None:
+        processor = self._processor
+        return None if processor is None else Inputs(lambda: processor.processor_of(self.tokenizer))
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images. Of a kind without a closed form those with a processor mostly do."""
+        kind = self._processor and self._processor.kind
+        return kind is not None and (kind not in FAMILIES or "images" in traits_of(kind).media)
 
     def chat(self, conversation: Conversation) -> list[int]:
         """What the model is given to answer. Raises BadRow with what the chat template does not take."""
@@ -79,9 +86,9 @@ class Prompts:
         """The tensors that the model takes beside the ids of a prompt with images."""
         import numpy as np
 
-        if not images or self.pictures is None:
+        if not images or self.media is None:
             return {}
-        return self.pictures.inputs([tuple(images)], np.array([list(ids)]))
+        return self.media([tuple(Medium("image", place) for place in images)], np.array([list(ids)]))
 
     @cached_property
     def _ending(self) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -13,10 +13,9 @@ from typing import Any, Literal, NamedTuple
 from factory import registry
 from factory.data import formats, function, hub, read
 from factory.data.formats import FORMATS, BadRow, Record
-from factory.data.formats.media import MEDIA
 from factory.data.read import Broken, Row
 from factory.data.read.wrong import rows_below, wrapped
-from factory.data.record import Kind
+from factory.data.record import MEDIA, Kind
 from factory.facts import DataFacts
 from factory.look.model import local
 from factory.refusal import UserError, did_you_mean, refuse
@@ -26,7 +25,6 @@ READ_WHOLE = 16 * 2**20  # bytes: what takes less, on the disk and as rows, is r
 PEEK_ROWS = 100
 UNKNOWN = 0  # rows, where nobody says how many there are
 _PACKAGE_PREFIX = "package:"
-_UNTRAINED = ("videos", "audios")
 _STDIN = "-"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB_ID = re.compile(r"[\w-]+/[\w-]+")  # of those without a dot, which a file has
@@ -112,9 +110,6 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
         where = f"data.sources.{name}.format=auto"
         raise refuse("hub-undeclared", where, "the columns are not known before the set is read", name=name)
     format = FORMATS[source.format]
-    for column in _UNTRAINED:
-        if column in source.columns:
-            raise _untrained(f"data.sources.{name}.columns={column}", "its rows have", column)
     return DataFacts(
         **_as_said(source),
         origin="hub",
@@ -131,7 +126,7 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
         longest_row_bytes=sys.maxsize,
         sha256=None,
         tools="tools" in source.columns,
-        images="images" in source.columns,
+        media=tuple(column for column in MEDIA if column in source.columns),
     )
 
 
@@ -266,13 +261,6 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
         raise _no_format(name, source, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
     _refuse_others(name, format, found.files, source)
     records = _records(rows, format, source)
-    for column in _UNTRAINED:
-        if shown := sum(bool(getattr(record, column)) for record in records):
-            raise _untrained(
-                f"data.sources.{name}.path={source.path}",
-                f"of its first rows {shown} {'has' if shown == 1 else 'have'}",
-                column,
-            )
     origin: Literal["file", "function"] = "function" if source.origin == "function" else "file"
     return DataFacts(
         **_as_said(source),
@@ -287,12 +275,8 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
         longest_row_bytes=found.longest,
         sha256=found.sha256,
         tools=any(_has_tools(record) for record in records),
-        images=any(record.images for record in records),
+        media=tuple(column for column in MEDIA if any(getattr(record, column) for record in records)),
     )
-
-
-def _untrained(setting: str, what: str, column: str) -> UserError:
-    return refuse("data-media", setting, f"{what} {column}", column=column, mark=MEDIA[column][0])
 
 
 def _refuse_others(name: str, format: str, files: dict[str, list[Row]], source: Source) -> None:

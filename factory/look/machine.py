@@ -16,6 +16,8 @@ from factory.quantizers import spec as quantizers
 PACKAGES: tuple[str, ...] = (
     *quantizers.PACKAGES,
     "torch",
+    "torchvision",
+    "av",
     "transformers",
     "peft",
     "accelerate",

@@ -38,7 +38,7 @@ def nothing_trains(trainable: Callable[[Any, Architecture], dict[str, Shape]]) -
 
 def needs_images(case: Case) -> str | None:
     """A rule's test: whether a part is chosen that text alone never reaches."""
-    if any(data.images for data in case.facts.data.values()):
+    if any(data.media for data in case.facts.data.values()):
         return None
     arch = case.arch
     there = {part_of(name, arch) for name, _ in arch.tensors()}

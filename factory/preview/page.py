@@ -7,16 +7,20 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 from string import Template
+from typing import Any
 
-from factory.data.images import read_image
-from factory.data.record import BadRow
+from factory.data.media import read_image, read_video
+from factory.data.record import BadRow, Medium
+from factory.plan import Frames
+from factory.preview import words
 from factory.preview.samples import Lengths, Preview, Sample, Side, Token, stretches
 from factory.preview.visible import NEWLINE, in_line, visible
-from factory.preview.words import bar_length, counted, described, many, origins, sizes, span, where
+from factory.preview.words import bar_length, counted, described, origins, sizes, span, where
 from factory.preview.words import origin as named
 from factory.refusal import refuse
 
 _ROOM = Path(__file__).parent
+_STILLS = Frames(fps=None, most=3)  # of a video
 _THUMBNAIL = (160, 160)
 
 
@@ -109,9 +113,7 @@ def _sample(number: int, sample: Sample) -> str:
     size = f"<span>{sizes(sample.sides[0])}</span>" if len(sample.sides) == 1 else ""
     summary = f"<h3>Sequence {number}</h3><span>{escape(origins(sample))}</span>{size}{label}"
     sides = "".join(_side(number, sample, side) for side in sample.sides)
-    return (
-        f"<details open><summary>{summary}</summary>{_images(sample.images)}<div class='sides'>{sides}</div></details>"
-    )
+    return f"<details open><summary>{summary}</summary>{_media(sample.media)}<div class='sides'>{sides}</div></details>"
 
 
 def _side(number: int, sample: Sample, side: Side) -> str:
@@ -144,13 +146,13 @@ def _token(token: Token) -> str:
     return f"<i{kind} data-ids='{ids}'>{text}{repeated}</i>"
 
 
-def _images(paths: tuple[str, ...]) -> str:
-    if not paths:
+def _media(media: tuple[Medium, ...]) -> str:
+    if not media:
         return ""
     shown = "".join(
-        f"<figure>{_thumbnail(path)}<figcaption>{_line(_name(path))}</figcaption></figure>" for path in paths
+        f"<figure>{_thumbnails(each)}<figcaption>{_line(_name(each.place))}</figcaption></figure>" for each in media
     )
-    return f"<div class='images' role='group' aria-label='{many(len(paths), 'image')}'>{shown}</div>"
+    return f"<div class='images' role='group' aria-label='{words.media(media)}'>{shown}</div>"
 
 
 def _name(path: str) -> str:
@@ -158,12 +160,21 @@ def _name(path: str) -> str:
     return "" if path.lower().startswith("data:") else path.rpartition("/")[2]
 
 
-def _thumbnail(path: str) -> str:
-    """The picture itself, small, as a model is given it. One that cannot be read here is said to be so."""
+def _thumbnails(medium: Medium) -> str:
+    """An image, or a video's first, last and middle frames, small. One that cannot be read here is said to be so."""
+    from PIL import Image
+
     try:
-        small = read_image(path)
+        if medium.kind == "image":
+            return _thumbnail(read_image(medium.place))
+        if medium.kind == "video":
+            return "".join(_thumbnail(Image.fromarray(each)) for each in read_video(medium.place, _STILLS).frames)
     except BadRow:
         return "<span class='missing'>not shown</span>"
+    return "<span class='missing'>a sound</span>"
+
+
+def _thumbnail(small: Any) -> str:
     small.thumbnail(_THUMBNAIL)
     buffer = BytesIO()
     small.save(buffer, "PNG")

@@ -9,6 +9,7 @@ from typing import Any
 
 from factory.data.dataset import IGNORED, Example, Labelled, Pair
 from factory.data.dataset import Sample as Prepared
+from factory.data.record import MEDIA, Medium, by_kind
 
 Decode = Callable[[list[int]], str]
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are no whole character
@@ -62,8 +63,8 @@ class Sample:
     label: bool | None = None
 
     @property
-    def images(self) -> tuple[str, ...]:
-        return self.sides[0].example.images
+    def media(self) -> tuple[Medium, ...]:
+        return self.sides[0].example.media
 
     @property
     def borders(self) -> dict[int, Origin]:
@@ -299,6 +300,6 @@ def _sample_json(sample: Sample) -> dict[str, Any]:
     ]
     if sample.label is not None:
         made["label"] = sample.label
-    if sample.images:
-        made["images"] = list(sample.images)
+    shown = by_kind(sample.media)
+    made |= {column: list(shown[kind]) for column, kind in MEDIA.items() if kind in shown}
     return made

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from factory.preview.samples import Lengths, Preview, Sample, Side, Token, stretches
 from factory.preview.visible import encodable, escaped, in_line, visible
-from factory.preview.words import bar_length, counted, described, dropped, many, origins, sizes, span
+from factory.preview.words import bar_length, counted, described, dropped, media, origins, sizes, span
 from factory.preview.words import origin as named
 
 _SIDE_BY_SIDE = 100  # columns from which a pair's answers stand beside each other
@@ -132,8 +132,8 @@ class Terminal:
         parts = [f"{self._signs.rule * 2} sequence {number}", origins(sample)]
         if len(sample.sides) == 1:
             parts.append(sizes(sample.sides[0]))
-        if sample.images:
-            parts.append(many(len(sample.images), "image"))
+        if sample.media:
+            parts.append(media(sample.media))
         if sample.label is not None:
             parts.append(self._signs.wanted if sample.label else self._signs.unwanted)
         return self._text(self._signs.between.join(filter(None, parts)), "bold cyan")

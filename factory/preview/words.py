@@ -1,7 +1,8 @@
 """A preview's figures in words: the same on a terminal and on a page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from factory.data.record import Medium, by_kind
 from factory.preview.samples import Bin, Dropped, Lengths, Origin, Preview, Sample, Side
 from factory.preview.visible import in_line
 
@@ -73,3 +74,8 @@ def origins(sample: Sample) -> str:
     if count == 1:
         return "" if first.source is None else origin(first)
     return f"{count:,} documents" + ("" if first.source is None else f" from {origin(first)} on")
+
+
+def media(shown: Sequence[Medium]) -> str:
+    """`2 images, 1 video`."""
+    return ", ".join(many(len(places), kind) for kind, places in by_kind(shown).items())

@@ -220,8 +220,8 @@ def _data(case: Case) -> str | tuple[str, str] | None:
             return f"data.{name}", why
     if choices.packing(case):
         return "data.packing", "prompts are answered one by one"
-    seen = [name for name, found in case.facts.data.items() if found.images]
-    return ("data.sources", f"{seen[0]} has images") if seen else None
+    seen = [name for name, found in case.facts.data.items() if found.media]
+    return ("data.sources", f"{seen[0]} has {case.facts.data[seen[0]].media[0]}") if seen else None
 
 
 def _batches(case: Case) -> str | None:

@@ -128,7 +128,7 @@ def _about(made: FastAPI, desk: Desk, metrics: Metrics) -> None:
     def entry(name: str) -> dict[str, Any]:
         parent = next((base for base, adapter in room.names.items() if adapter is None), None)
         own = {"parent": parent} if room.names[name] is not None and parent else {}
-        sees = ["text"] if room.prompts.pictures is None else ["text", "image"]
+        sees = ["text", "image"] if room.prompts.sees else ["text"]
         takes = {"input_modalities": sees, "tool_calls": room.prompts.tool_format is not None}
         more = {"max_model_len": room.context, **takes, **own}
         return {"id": name, "object": "model", "created": started, "owned_by": "factory", **more}

@@ -107,7 +107,7 @@ class Desk:
                 if isinstance(part, str):
                     content += part
                     continue
-                if self.room.prompts.pictures is None:
+                if not self.room.prompts.sees:
                     raise bad("This model sees no images.", f"{param}.content")
                 if message.role != "user":
                     raise bad("Images are in messages of the user alone.", f"{param}.content")

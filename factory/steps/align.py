@@ -6,7 +6,7 @@ from typing import Any
 
 from factory import registry
 from factory.data.encoding import EncoderSpec, spec_of
-from factory.data.images import image_spec
+from factory.data.media import processor_spec
 from factory.data.prepare import Prepared, Progress, prepare
 from factory.execute.context import Run
 from factory.plan import Align, Plan
@@ -35,11 +35,11 @@ def aligned(
     stop: Callable[[], None],
     processor: Mapping[str, bytes],
 ) -> Aligned:
-    """`processor`: the files of a model's that sees. Raises UserError where a set cannot be read or does not fit."""
+    """`processor`: the files of a model's. Raises UserError where a set cannot be read or does not fit."""
     steps = plan.steps
     kind = registry.spec("stages", steps.train.stage).KIND
-    images = image_spec(steps.load.config.get("model_type", ""), processor, tokenizer)
-    spec = spec_of(tokenizer, steps.pack, kind, images)
+    own = processor_spec(steps.load.config.get("model_type", ""), processor, tokenizer, steps.pack.frames)
+    spec = spec_of(tokenizer, steps.pack, kind, own)
     return Aligned(prepare(_ahead(steps.align), spec, plan.seed, steps.train.threads, progress, stop), spec)
 
 

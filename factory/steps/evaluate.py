@@ -10,6 +10,7 @@ import numpy as np
 
 from factory import registry
 from factory.data import batches
+from factory.data.record import Medium
 from factory.estimate.speed import precision
 from factory.evaluation import rows
 from factory.evaluation.windows import windows
@@ -180,7 +181,7 @@ def _exp(loss: float) -> float:
 
 
 def _answer(
-    run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int], images: tuple[str, ...]
+    run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int], shown: tuple[Medium, ...]
 ) -> dict[str, str]:
     """The greedy answer to a prompt."""
     import torch
@@ -190,7 +191,7 @@ def _answer(
     run.stop_if_asked()
     device = run.plan.steps.load.device
     ids = torch.tensor([prompt], device=device)
-    seen = {} if dataset.pictures is None else dataset.pictures.inputs([images], np.array([prompt]))
+    seen = {} if dataset.media is None else dataset.media([shown], np.array([prompt]))
     write = partial(
         text_model(model).generate,
         input_ids=ids,

@@ -37,7 +37,7 @@ def collating(run: Run, dataset: Dataset, *, padding_free: bool = False) -> Call
         pad=dataset.pad,
         device=run.plan.steps.load.device,
         max_length=run.plan.steps.pack.max_length,
-        pictures=dataset.pictures,
+        media=dataset.media,
         others=dataset.train,
         padding_free=padding_free,
     )

@@ -12,9 +12,10 @@ from factory import templates
 from factory.data import known, mix, proof
 from factory.data.batches import examples
 from factory.data.dataset import IGNORED, Example, Sample, Samples, dataset
-from factory.data.images import Pictures
+from factory.data.media import Inputs
 from factory.data.mix import Mixed
 from factory.data.prepare.workers import Workers
+from factory.data.record import Medium
 from factory.data.stream import Stream
 from factory.execute.context import Run
 from factory.plan import Pack, Plan
@@ -28,7 +29,7 @@ _SAME = "the validation set has the same row"
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """`counts` is the report's `data`; `prompts` are of the rows that are measured, `validation` (held out, or all that
-    train): what a person reads, its ids, and its images.
+    train): what a person reads, its ids, and its media.
 
     A stream has no `train` that is known before: it gives samples while training, and its counts at the end.
     """
@@ -37,8 +38,8 @@ class Dataset:
     stream: Stream | None
     first: Example  # a sequence that is trained
     validation: Samples
-    prompts: list[tuple[str, list[int], tuple[str, ...]]]
-    pictures: Pictures | None  # what makes the rows' images a model's inputs
+    prompts: list[tuple[str, list[int], tuple[Medium, ...]]]
+    media: Inputs | None  # what makes the rows' images, videos and sounds a model's inputs
     pad: int
     stops: list[int]  # tokens that end an answer: the end of text, and the template's end of turn
     counts: dict[str, Any]
@@ -51,7 +52,7 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
     counts = found.counts
     if found.stream is None:
         run.check("tokens_accounted", *rows_accounted(counts))  # where nothing is trained, this is all
-    for look in (proof.loss_mask, proof.images):
+    for look in (proof.loss_mask, proof.media):
         for name, passed, detail in look(run.plan, aligned.sources, aligned.spec, tokenizer):
             run.check(name, passed, detail)
     for note in found.notes:
@@ -84,7 +85,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         first=examples(train[0])[0],
         validation=validation,
         prompts=_prompts(validation, prompts, tokenizer),
-        pictures=_pictures(aligned, tokenizer),
+        media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
         stops=_stops(train[0], tokenizer),
         counts=counts,
@@ -113,7 +114,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         first=examples(first)[0],
         validation=validation,
         prompts=_prompts(validation, steps.evaluate.samples, tokenizer),
-        pictures=_pictures(aligned, tokenizer),
+        media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
         stops=_stops(first, tokenizer),
         counts={},
@@ -122,9 +123,9 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
     )
 
 
-def _pictures(aligned: Aligned, tokenizer: Any) -> Pictures | None:
-    images = aligned.spec.images
-    return None if images is None else Pictures(partial(images.processor_of, tokenizer))
+def _media(aligned: Aligned, tokenizer: Any) -> Inputs | None:
+    processor = aligned.spec.processor
+    return None if processor is None else Inputs(partial(processor.processor_of, tokenizer))
 
 
 def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], tokenizer: Any) -> Iterator[str]:
@@ -183,14 +184,14 @@ def _nothing(aligned: Aligned) -> Exception:
     return refuse("nothing-to-train", "data", f"no row is left of {rows:,}", reasons=reasons)
 
 
-def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, list[int], tuple[str, ...]]]:
+def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, list[int], tuple[Medium, ...]]]:
     """Conversations up to the last answer, which is to be given; the beginnings of plain texts, to be continued."""
     found = []
     for number in range(min(count, len(samples))):
         example = examples(samples[number])[0]
         prompt = example.ids[: example.prompt or _PROMPT_TOKENS]
         shown = prompt[slice(*example.asked)] if example.prompt else prompt
-        found.append((tokenizer.decode(shown, skip_special_tokens=True), prompt, example.images))
+        found.append((tokenizer.decode(shown, skip_special_tokens=True), prompt, example.media))
     return found
 
 

@@ -167,9 +167,9 @@ def _batch(run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, 
     plan, device = run.plan.steps.evaluate, run.plan.steps.load.device
     sampling = Sampling(plan.max_new_tokens, temperature=plan.temperature or 1.0, greedy=plan.temperature == 0)
     drawing = nullcontext() if sampling.greedy else _drawing(run.plan.seed + number, device)
-    images, pictures = [each.images for each in asked], dataset.pictures
+    shown, media = [each.media for each in asked], dataset.media
     options = {"pad": dataset.pad, "stops": dataset.stops, "device": device, "call": run.way.call}
-    options["beside"] = None if pictures is None else partial(pictures.inputs, images)
+    options["beside"] = None if media is None else partial(media, shown)
     with autocast(run.plan), drawing:
         given = sample(model, [each.ids for each in asked], sampling, **options)
     texts = tokenizer.batch_decode([each.ids for each in given], skip_special_tokens=True)

@@ -198,7 +198,7 @@ def traits(model: Any) -> Traits:
 
     Positions are config.json's to scale where it has a place for that and a module of the decoder reads it.
     """
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+    from transformers import VIDEO_PROCESSOR_MAPPING
 
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     seeing = sees(model.config)
@@ -208,7 +208,7 @@ def traits(model: Any) -> Traits:
         sdpa=bool(model._supports_sdpa),
         flash=bool(model._supports_flash_attn),
         scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
-        media=(MOVING if model.config.model_type in VIDEO_PROCESSOR_MAPPING_NAMES else IMAGES) if seeing else (),
+        media=(MOVING if type(model.config) in VIDEO_PROCESSOR_MAPPING else IMAGES) if seeing else (),
     )
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from factory.data.images import image_spec
+from factory.data.media import processor_spec
 from factory.inference.prompts import Prompts
 from factory.inference.room import OWN, Opening, Room
 from factory.refusal import refuse
@@ -47,8 +47,9 @@ def _capacity(run: Opening) -> int:
 
 
 def prompts(run: Opening, tokenizer: Any, processor: Any, stops: Any) -> Prompts:
-    images = image_spec(run.plan.steps.load.config.get("model_type", ""), processor, tokenizer)
-    return Prompts(tokenizer, run.plan.steps.pack, images, stops)
+    pack = run.plan.steps.pack
+    own = processor_spec(run.plan.steps.load.config.get("model_type", ""), processor, tokenizer, pack.frames)
+    return Prompts(tokenizer, pack, own, stops)
 
 
 def with_adapters(model: Any, adapters: dict[str, str]) -> Any:

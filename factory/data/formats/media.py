@@ -4,10 +4,11 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from factory.data.record import MEDIA as KINDS
 from factory.data.record import BadRow, Message
 
 # by the column that lists them: the mark in a text, and the name of a single one
-MEDIA = {"images": ("<image>", "image"), "videos": ("<video>", "video"), "audios": ("<audio>", "audio")}
+MEDIA = {column: (f"<{kind}>", kind) for column, kind in KINDS.items()}
 COLUMNS = frozenset([*MEDIA, *(single for _, single in MEDIA.values())])
 # the types of a content's parts, as OpenAI's, Hugging Face's and Qwen's messages have them
 PARTS = {

@@ -16,8 +16,8 @@ import factory
 from factory import cache as cache_folder
 from factory.data import function, read
 from factory.data.encoding import EncoderSpec
-from factory.data.images import read as image
 from factory.data.known import code
+from factory.data.media.read import UNSEEN
 from factory.data.mix import Ranks
 from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
@@ -35,7 +35,6 @@ _FIRST = 5  # row numbers that are kept of a reason
 _REASONS = 50  # different ones that are told apart
 _OTHER = "other reasons"
 _TOLD = 5  # reasons that a refusal names
-_UNSEEN = (image.MISSING, image.UNREADABLE, image.ADDRESS)
 _VERSIONS = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets")
 
 
@@ -106,7 +105,7 @@ def _make(
     progress: Progress,
     stop: Callable[[], None],
 ) -> None:
-    writer, images, given = store.Writer(aside), set[str](), function.Sum()
+    writer, files, given = store.Writer(aside), set[str](), function.Sum()
     rows = read.source_rows(source)
     if source.origin == "function":
         rows = given.of(rows)
@@ -119,7 +118,7 @@ def _make(
     try:
         for block, batch in workers.tables(wanted(), lambda: tally.limit):
             tally.add(block)
-            images |= block.images if workers.sees else frozenset()
+            files |= block.files if workers.reads_media else frozenset()
             if len(block.numbers):
                 with store.writing(target):
                     writer.write(batch)
@@ -131,7 +130,7 @@ def _make(
             wrong = "it was called twice, and gave other rows the second time"
             raise refuse("function-unsteady", f"data.sources.{name}.path={source.path}", wrong)
         with store.writing(target):
-            writer.finish(counts, images)
+            writer.finish(counts, files)
     finally:
         writer.abandon()
 
@@ -170,7 +169,7 @@ class _Tally:
         self.rows += block.rows
         self._skipped += block.skipped
         self._misfits.add(bad for bad in block.bad if not bad.aligned)
-        self._unseen.update(bad.reason for bad in block.bad if bad.reason in _UNSEEN)
+        self._unseen.update(bad.reason for bad in block.bad if bad.reason in UNSEEN)
         looked = self.rows - self._skipped
         if looked >= _EARLY and self._misfits.total == looked:
             refuse_wrong_format(self._name, self._format, looked, self._misfits)
@@ -217,11 +216,11 @@ def refuse_wrong_format(name: str, format: str, rows: int, misfits: "Dropped") -
 
 
 def _refuse_unseen(name: str, rows: int, unseen: Counter[str]) -> None:
-    """Raises UserError where the images of most rows are not there: nothing is kept, as they may be put there."""
+    """Raises UserError where what most rows show is not there: nothing is kept, as they may be put there."""
     if unseen.total() <= rows * MOST_BAD:
         return
-    wrong = f"of {unseen.total():,} of {rows:,} rows no image can be had, most as: {unseen.most_common(1)[0][0]}"
-    raise refuse("images-unread", f"data.sources.{name}.folder", wrong, name=name)
+    wrong = f"of {unseen.total():,} of {rows:,} rows, most as: {unseen.most_common(1)[0][0]}"
+    raise refuse("media-unread", f"data.sources.{name}.folder", wrong, name=name)
 
 
 class Dropped:

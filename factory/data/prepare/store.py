@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.data.encoding import Tokens
-from factory.data.images.read import file_of
+from factory.data.media.read import file_of
 from factory.data.mix import DIGEST_BYTES, Ranks
 from factory.data.prepare.workers import Encoded
+from factory.data.record import Medium
 from factory.refusal import UserError, refuse
 
 _SHARD_BYTES = 256 * 2**20
@@ -29,6 +30,8 @@ _SIDES = ("", "rejected_")  # of a pair; of other rows the second is empty
 
 def schema() -> Any:
     """A line is a row. Spans are start, end, start, end … of trained tokens; `weights` has one number a span.
+
+    `media` are kind, place, kind, place …
 
     `label` is 1, 0, or -1 where a row has none.
     """
@@ -44,7 +47,7 @@ def schema() -> Any:
         ("special", pa.int8()),
     ]
     sides = [(side + name, kind) for side in _SIDES for name, kind in tokens]
-    row = [("images", pa.list_(pa.string())), ("label", pa.int8()), ("row", pa.int64())]
+    row = [("media", pa.list_(pa.string())), ("label", pa.int8()), ("row", pa.int64())]
     return pa.schema([*sides, *row, ("digest", pa.binary(DIGEST_BYTES))])
 
 
@@ -58,7 +61,7 @@ def as_batch(block: Encoded) -> bytes:
 
     rows = block.encoded
     columns = [*_tokens([row.tokens for row in rows]), *_tokens([row.rejected or _EMPTY for row in rows])]
-    columns.append(_lists([row.tokens.images for row in rows], _texts))
+    columns.append(_lists([[*chain.from_iterable(row.tokens.media)] for row in rows], _texts))
     columns.append(_numbers([-1 if row.label is None else int(row.label) for row in rows], pa.int8()))
     columns.append(_numbers(block.numbers, pa.int64()))
     columns.append(pa.Array.from_buffers(pa.binary(DIGEST_BYTES), len(rows), [None, _buffer(block.digests)]))
@@ -139,13 +142,13 @@ class Writer:
             self._sink.close()
             self._file = self._sink = None
 
-    def finish(self, counts: dict[str, Any], images: Iterable[str] = ()) -> None:
-        """What makes the folder whole: the counts, the size of each file, and the images that the tokens depend on."""
+    def finish(self, counts: dict[str, Any], files: Iterable[str] = ()) -> None:
+        """What makes the folder whole: the counts, the size of each shard, and the files that tokens depend on."""
         self._shut()
         sizes = {name: (self._folder / name).stat().st_size for name in self._shards}
-        places = sorted(images)
+        places = sorted(files)
         with (self._folder / _INDEX).open("w") as file:
-            json.dump({"counts": counts, "sizes": sizes, "images": places, "looks": _looks(places)}, file)
+            json.dump({"counts": counts, "sizes": sizes, "files": places, "looks": _looks(places)}, file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -193,22 +196,22 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether it can be read, and its images are still those that were counted in tokens."""
+    """Whether it can be read, and its media are still those that were counted in tokens."""
     index = _index(folder)
-    if index is None or _looks(index["images"]) != index["looks"]:
+    if index is None or _looks(index["files"]) != index["looks"]:
         return False
     files = ((folder / name, size) for name, size in index["sizes"].items())
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
-def _looks(images: list[str]) -> str:
-    """A hash of the images' sizes and times of change, those that are not there included."""
+def _looks(files: list[str]) -> str:
+    """A hash of the files' sizes and times of change, those that are not there included."""
     found = hashlib.sha256()
-    for image in images:
+    for file in files:
         state = None
         with suppress(OSError, ValueError):  # of a name that no file has: its row is bad, and no more
-            state = path.stat() if (path := file_of(image)).is_file() else None
-        found.update(repr((image, state and (state.st_size, state.st_mtime_ns))).encode(errors="surrogatepass"))
+            state = path.stat() if (path := file_of(file)).is_file() else None
+        found.update(repr((file, state and (state.st_size, state.st_mtime_ns))).encode(errors="surrogatepass"))
     return found.hexdigest()
 
 
@@ -308,8 +311,9 @@ class Prepared:
         assert label >= 0, "only labelled rows have a label"
         return bool(label)
 
-    def images(self, row: int) -> tuple[str, ...]:
-        return tuple(self._table.column("images")[row].as_py())
+    def media(self, row: int) -> tuple[Medium, ...]:
+        found = self._table.column("media")[row].as_py()
+        return tuple(map(Medium, found[::2], found[1::2]))
 
     def trained(self, *, rejected: bool = False) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Of each row: its trained tokens, and whether its first token is one of them."""

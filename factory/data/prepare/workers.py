@@ -19,7 +19,7 @@ import numpy as np
 from factory.data import formats, mix
 from factory.data.encoding import EncodedRow, Encoder, EncoderSpec
 from factory.data.read import Row
-from factory.data.record import BadRow, Record
+from factory.data.record import MEDIA, BadRow, Record
 from factory.data.truncate import TooLong
 from factory.garbage import collect_seldom, seldom_collected
 from factory.refusal import Refusal, UserError, refuse
@@ -29,13 +29,13 @@ _BLOCK_CHARACTERS = 4_000_000  # so that long documents do not fill the memory
 _FEW = 40  # blocks that are sooner done here than processes are started
 _THREADS = 4  # of this process: all but tokenizing is done by one at a time, a quarter of the work
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
-_OUTSIDE = "an image's path leads out of its set's folder"
+_OUTSIDE = "a path leads out of its set's folder"
 _AHEAD = 2  # blocks a process that are under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aligning:
-    """How a source's rows become records. `inside`: the folders that its images must lie in; None: anywhere."""
+    """How a source's rows become records. `inside`: the folders that its media must lie in; None: anywhere."""
 
     format: str
     columns: dict[str, str]
@@ -68,7 +68,7 @@ class Bad:
 class Encoded:
     """What became of a block. `numbers`, `digests` (rows, 2) and `ranks` are of the encoded rows.
 
-    `images` are the files of all rows that were looked at, of the bad ones too.
+    `files` are the media of all rows that were looked at, of the bad ones too.
     """
 
     rows: int
@@ -78,7 +78,7 @@ class Encoded:
     numbers: list[int]
     digests: mix.Ranks
     ranks: mix.Ranks
-    images: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
 
 
 def blocks(rows: Iterable[Row], aligning: Aligning, seed: int = 0, name: str = "the set") -> Iterator[Block]:
@@ -127,29 +127,32 @@ def encode(encoder: Encoder, block: Block) -> Encoded:
             kept.append(at)
             encoded.append(found)
     numbers = [block.first + at for at in kept]
-    images = frozenset(image for record in records for image in record.images if not image.startswith("data:"))
+    media = (place for record in records for places in record.media.values() for place in places)
+    files = frozenset(place for place in media if not place.startswith("data:"))
     skipped = len(block.rows) - len(wanted)
-    return Encoded(len(block.rows), skipped, bad, encoded, numbers, digests[kept], ranks[kept], images)
+    return Encoded(len(block.rows), skipped, bad, encoded, numbers, digests[kept], ranks[kept], files)
 
 
 def _record(row: Row, aligning: Aligning) -> Record:
     record = formats.align(row, aligning.format, aligning.columns, aligning.tags)
-    if not record.images:
+    if not record.media:
         return record
-    return replace(record, images=tuple(_placed(image, aligning) for image in record.images))
+    return replace(
+        record, **{name: tuple(_placed(place, aligning) for place in getattr(record, name)) for name in MEDIA}
+    )
 
 
-def _placed(image: str, aligning: Aligning) -> str:
-    """An image's path, from its set's folder. Raises BadRow where rows may not name what lies there."""
-    if ":" in image.split("/")[0] and (aligning.inside is None or image.lower().startswith("data:")):
-        return image  # a URL
-    found = Path(aligning.folder or "") / image
+def _placed(place: str, aligning: Aligning) -> str:
+    """A medium's path, from its set's folder. Raises BadRow where rows may not name what lies there."""
+    if ":" in place.split("/")[0] and (aligning.inside is None or place.lower().startswith("data:")):
+        return place  # a URL
+    found = Path(aligning.folder or "") / place
     inside = aligning.inside
-    if inside is None and aligning.folder is not None and not Path(image).is_absolute():
+    if inside is None and aligning.folder is not None and not Path(place).is_absolute():
         inside = (aligning.folder,)
     if inside is not None and not any(_lies_in(found, folder) for folder in inside):
         raise BadRow(_OUTSIDE)
-    return str(found) if aligning.folder is not None else image
+    return str(found) if aligning.folder is not None else place
 
 
 def _lies_in(path: Path, folder: str) -> bool:
@@ -173,9 +176,9 @@ class Workers:
             self._pool = None
 
     @property
-    def sees(self) -> bool:
-        """Whether tokens depend on images."""
-        return self._spec.images is not None
+    def reads_media(self) -> bool:
+        """Whether tokens depend on images, videos or sounds."""
+        return self._spec.processor is not None
 
     def encode(self, blocks: Iterable[Block]) -> Iterator[Encoded]:
         return self._map(blocks, lambda block: block, encode)
@@ -217,7 +220,7 @@ class Workers:
         """In threads: while one renders, others tokenize, which holds no lock."""
         encoder = self._spec.encoder
         # neither processors nor tokenizers that are written in Python are made for threads
-        several = self._spec.tokenizer is not None and self._spec.images is None
+        several = self._spec.tokenizer is not None and self._spec.processor is None
         threads = min(self._processes, _THREADS) if several else 1
         # what a block is made of lives as long as the block
         with seldom_collected(), _tokenized_by(threads), ThreadPoolExecutor(threads, "encode") as pool:

@@ -36,13 +36,13 @@ def _reference_of_stream(case: Case) -> str | None:
     return wrong if case.settings.data.streaming else None
 
 
-def _images(case: Case) -> str | None:
-    seen = [name for name, data in case.facts.data.items() if data.images]
-    return f"{seen[0]} has images" if seen else None
+def _media(case: Case) -> str | None:
+    seen = [name for name, data in case.facts.data.items() if data.media]
+    return f"{seen[0]} has {case.facts.data[seen[0]].media[0]}" if seen else None
 
 
 RULES = (
     Rule("one-to-mismatch", _one_to_mismatch),
     Rule("reference-of-a-stream", _reference_of_stream),
-    Rule("mismatched-images", _images),
+    Rule("mismatched-media", _media),
 )

@@ -1,0 +1,85 @@
+"""A video's place to some of its frames, evenly in time, as RGB."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.data.media.read import UNREADABLE, check_pixels, container, opened
+from factory.data.record import BadRow
+from factory.plan import Frames
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Video:
+    """`frames` (n, height, width, 3) of the `count` that there are, by their `numbers`, at `rate` of them a second."""
+
+    frames: NDArray[np.uint8]
+    numbers: tuple[int, ...]
+    count: int
+    rate: float
+
+    def metadata(self) -> Any:
+        """As transformers' processors read it."""
+        from transformers.video_utils import VideoMetadata
+
+        _, height, width, _ = self.frames.shape
+        return VideoMetadata(
+            total_num_frames=self.count,
+            fps=self.rate,
+            width=width,
+            height=height,
+            duration=self.count / self.rate,
+            frames_indices=list(self.numbers),
+        )
+
+
+def read_video(place: str, frames: Frames) -> Video:
+    """Turned upright as its camera noted. Raises BadRow. `place`: a path, file: URL or data: URL."""
+    from av.error import FFmpegError
+
+    try:
+        with opened("video", place) as source:
+            count, rate = _measured(source)
+            numbers = chosen(count, rate, frames)
+            return Video(_decoded(source, numbers), numbers, count, rate)
+    except FFmpegError:
+        raise BadRow(f"a video {UNREADABLE}") from None
+
+
+def chosen(count: int, rate: float, frames: Frames) -> tuple[int, ...]:
+    """Which frames are seen: `frames.fps` a second, at most `frames.most`, from the first to the last.
+
+    Without `fps` they are `most`, some of them twice where the video has fewer. One alone would not move.
+    """
+    wanted = frames.most
+    if frames.fps is not None:
+        wanted = min(max(int(count / rate * frames.fps), 2), frames.most, count)
+    return tuple(np.linspace(0, count - 1, wanted).astype(int).tolist())
+
+
+def _measured(source: Any) -> tuple[int, float]:
+    """How many frames there are, and how many a second: not all files say the first, some say what is not so."""
+    with container(source) as film:
+        stream = film.streams.video[0]
+        check_pixels("video", stream.width, stream.height)
+        count = sum(packet.size > 0 for packet in film.demux(stream))
+        rate = stream.average_rate or stream.guessed_rate or Fraction(0)
+    if not count or not rate:
+        raise BadRow(f"a video {UNREADABLE}")
+    return count, float(rate)
+
+
+def _decoded(source: Any, numbers: tuple[int, ...]) -> NDArray[np.uint8]:
+    wanted, found = set(numbers), dict[int, Any]()
+    with container(source) as film:
+        for number, frame in enumerate(film.decode(film.streams.video[0])):
+            if number in wanted:
+                found[number] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            if number == numbers[-1]:
+                break
+    if len(found) < len(wanted):
+        raise BadRow(f"a video {UNREADABLE}")
+    return np.stack([found[number] for number in numbers])
