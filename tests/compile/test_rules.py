@@ -60,7 +60,8 @@ def on_gpu(overrides: str) -> Legal:
     return Legal(tuple(overrides.split()), WITH_GPU)
 
 
-ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, "deepspeed", "lm-eval", "tensorboardX", "wandb"), "1")}
+OTHERS = ("deepspeed", "lm-eval", "tensorboardX", "wandb", "av", "torchvision")
+ALL = {"packages": HERE | dict.fromkeys((*quantizers.PACKAGES, *OTHERS), "1")}
 ON_GPU = {"gpus": (H100,), **ALL}
 GPUS = {"gpus": (H100, H100), **ALL}
 
@@ -339,7 +340,7 @@ TABLE = (
     ),
     row("one-to-mismatch", "stage=kto stage.batch_size=1", "stage=kto stage.batch_size=2 evaluate.batch_size=1"),
     row(
-        "mismatched-images",
+        "mismatched-media",
         "{llava} stage=kto data=file data.path=seen_labelled.jsonl",
         compiles("{llava} stage=dpo data=file data.path=seen_pairs.jsonl"),
     ),
@@ -365,11 +366,26 @@ TABLE = (
         "{two} data.sources.demo.weight=2",
         "{two} {stream} data.mixing=interleave_over data.sources.demo.weight=2",
     ),
-    row("images-unseen", "data=file data.path=seen.jsonl", compiles("{llava} data=file data.path=seen.jsonl")),
+    row("media-not-taken", "data=file data.path=seen.jsonl", compiles("{llava} data=file data.path=seen.jsonl")),
     row(
-        "images-packed",
+        "media-packed",
         "{llava} data=file data.path=seen.jsonl data.packing=true",
         compiles("{llava} data=file data.path=seen.jsonl data.packing=false"),
+    ),
+    row("media-not-taken", "{llava} data=file data.path=films.jsonl", compiles("{onevision} {films}")),
+    row("media-not-taken", "{onevision} data=file data.path=heard.jsonl"),
+    row("media-package", "{onevision} {films}", compiles("{onevision} {films}"), machine=without("av")),
+    row("media-package", "{onevision} {films}", compiles("{onevision} {films}"), machine=without("torchvision")),
+    row(
+        "video-keys-unread",
+        "{onevision} data=file data.path=seen.jsonl data.video_fps=1",
+        compiles("{onevision} {films} data.video_frames=8"),
+    ),
+    row("video-keys-unread", "data.video_frames=8"),
+    row(
+        "videos-of-one-length",
+        "{onevision} data=file data.path=films.jsonl data.video_fps=1",
+        compiles("{onevision} {films}"),
     ),
     row(
         "attention-needs-gpu",
@@ -757,6 +773,7 @@ WORDS = {
     "four": "method.quantization.bits=4",
     "ranks": "method.ranks={model.layers.0.mlp.up_proj:3}",
     "linear": "model.rope_scaling=linear",
+    "films": "data=file data.path=films.jsonl data.video_fps=null",
     "gpu": "hardware=single_gpu",
     "single": "method.quantization.double_quantization=false",
     "eight": "method.quantization.bits=8",
@@ -850,6 +867,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     tiny.save(folder / "odd", hidden_size=24, intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
     tiny.save(folder / "glm4_moe", **GLM4_MOE)
     see_apart(folder / "mllama")
+    see(folder / "onevision", "llava_onevision")
     for name, rope in ROPES.items():
         see(folder / f"{name}llava", **({"rope_parameters": rope} if rope else {}))
     said: dict[str, dict[str, Any]] = {name: {"quantization_config": said} for name, said in SAID.items()}
@@ -869,13 +887,14 @@ LINEAR, UNSCALED = ({"rope_theta": 10000.0, "rope_type": name, "factor": 2.0} fo
 ROPES = {"": None, "scaled_": LINEAR, "turned_": {"type": "mrope", "mrope_section": [1, 1, 2]}}  # of models that see
 
 
-def see(folder: Path, **text: Any) -> None:
+def see(folder: Path, kind: str = "llava", **text: Any) -> None:
     """A tiny model that sees."""
-    from transformers import AutoModelForImageTextToText, LlavaConfig
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     eyes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     eyes |= {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 2, "projection_dim": 16}
-    model = AutoModelForImageTextToText.from_config(LlavaConfig(vision_config=eyes, text_config=tiny.config()))
+    config = AutoConfig.for_model(kind, vision_config=eyes, text_config=tiny.config().to_dict())
+    model = AutoModelForImageTextToText.from_config(config)
     model.config.text_config.update(text)
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -994,6 +1013,9 @@ def filled(
     (here / "dataset_info.json").write_text(json.dumps(catalogue))
     picture = {"messages": [{"role": "user", "content": "<image>Red?"}, {"role": "assistant", "content": "Yes."}]}
     (here / "seen.jsonl").write_text("\n".join(json.dumps({**picture, "images": ["red.png"]}) for _ in range(20)))
+    for name, kind in (("films", "video"), ("heard", "audio")):
+        said = json.dumps(picture).replace("<image>", f"<{kind}>")
+        (here / f"{name}.jsonl").write_text("\n".join([json.dumps(json.loads(said) | {f"{kind}s": ["a.mp4"]})] * 20))
     asked, places = {"prompt": "<image>Red?"}, {"images": ["red.png"]}
     for name, said in (
         ("seen_pairs", {"chosen": "Yes.", "rejected": "No."}),

@@ -58,6 +58,7 @@ def pack(**changes: Any) -> Pack:
         "mask_history": False,
         "reasoning": "template",
         "tools": "auto",
+        "frames": None,
     }
     return Pack(**{**values, **changes})
 

@@ -48,6 +48,7 @@ def packed(**changes: Any) -> Pack:
         "mask_history": False,
         "reasoning": "template",
         "tools": "auto",
+        "frames": None,
     }
     return Pack(**(values | changes))
 

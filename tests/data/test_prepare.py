@@ -132,7 +132,7 @@ def test_pairs_labels_weights_and_cuts_are_kept(tmp_path: Path) -> None:
     turns[1]["weight"] = 0.5  # type: ignore[assignment]
     found = prepared(written(tmp_path / "turns.jsonl", [{"messages": turns}], format="messages"))
     assert found.side(0).weights.tolist() == [0.5, 1.0]
-    assert found.images(0) == ()
+    assert found.media(0) == ()
     texts = [{"text": "one"}, {"text": "two " * 100}]
     found = prepared(written(tmp_path / "texts.jsonl", texts, format="text"), spec("text", packing=True))
     trained, leading = found.trained()
@@ -439,7 +439,7 @@ def test_a_row_that_must_stop_the_run_does(tmp_path: Path, few: int, monkeypatch
 class Dying:
     """Stands for an encoder that takes more memory than there is."""
 
-    tokenizer = images = None
+    tokenizer = processor = None
 
     @property
     def encoder(self) -> "Dying":
@@ -540,7 +540,7 @@ def test_the_images_of_a_block_are_known_of_bad_rows_too() -> None:
     turns[0]["value"] += "<image>"
     (block,) = workers.blocks([{"conversations": turns, "images": images}], aligning)
     found = workers.encode(spec().encoder, block)
-    assert len(found.bad) == 1 and found.images == {"cat.png"}  # the other one is a part of the row
+    assert len(found.bad) == 1 and found.files == {"cat.png"}  # the other one is a part of the row
 
 
 def test_a_slow_tokenizer_works_too(tmp_path: Path) -> None:

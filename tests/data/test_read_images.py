@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from factory.data.images import Expander, read
-from factory.data.images.expand import without
-from factory.data.images.read import read_image
-from factory.data.record import BadRow
+from factory.data.media import Expander, read
+from factory.data.media.expand import without
+from factory.data.media.read import read_image
+from factory.data.record import BadRow, Medium
 from factory.data.render import Answer, Rendered
 
 
@@ -113,12 +113,15 @@ def test_an_image_of_too_many_pixels_is_not_unfolded(tmp_path: Path, monkeypatch
 class Wide:
     """A processor whose images have a token for each pixel of their width, between two others."""
 
-    image_token, calls = "<image>", 0
+    tokens, name, calls = {"image": "<image>"}, "WideProcessor", 0
 
-    def __call__(self, text: list[str], images: list[list[Any]], **_: Any) -> dict[str, Any]:
+    def read(self, medium: Medium) -> Any:
+        return read_image(medium.place)
+
+    def __call__(self, kind: str, text: list[str], rows: list[list[Any]], **_: Any) -> dict[str, Any]:
         self.calls += 1
-        assert text[0].count(self.image_token) == len(images[0])
-        return {"text_replacement_offsets": [[{"replacement": f"[{'*' * each.width}]"} for each in images[0]]]}
+        assert text[0].count(self.tokens[kind]) == len(rows[0])
+        return {"text_replacement_offsets": [[{"replacement": f"[{'*' * each.width}]"} for each in rows[0]]]}
 
 
 def rendered(text: str, answers: tuple[Any, ...] = (), texts: tuple[Any, ...] = ()) -> Rendered:
@@ -133,10 +136,12 @@ def test_all_stays_where_it_was_around_the_images(pieces: list[tuple[str, int]],
     answer, after = text.index("answer"), len(text) - 1
     before = rendered(text, ((answer, after),), ((5, 5 + len(question)), (after, len(text))))
     expander = Expander(Wide)
-    expander._last = tuple(map(str, range(len(pieces)))), tuple(f"[{'*' * width}]" for _, width in pieces)
-    made = expander.expand(before, [str(number) for number in range(len(pieces))])
+    places = tuple(map(str, range(len(pieces))))
+    expander._last = (("image", places),), {"image": tuple(f"[{'*' * width}]" for _, width in pieces)}
+    made = expander.expand(before, {"image": places})
+    assert [medium for *_, medium in made.media] == [Medium("image", place) for place in places]
     assert made.text == text.replace("<image>", "{}").format(*(f"[{'*' * width}]" for _, width in pieces))
-    assert [made.text[start:stop] for start, stop in made.images] == [f"[{'*' * width}]" for _, width in pieces]
+    assert [made.text[start:stop] for start, stop, _ in made.media] == [f"[{'*' * width}]" for _, width in pieces]
     assert [made.text[each.start : each.end] for each in made.answers] == ["answer"]
     assert [made.text[start:stop] for start, stop in made.texts] == [
         each for each in (*(each for each, _ in pieces), end) if each
@@ -154,9 +159,9 @@ def test_an_images_tokens_follow_from_its_size_and_are_asked_for_once(tmp_path: 
     places = [saved(tmp_path / f"{number}.png", Image.new("L", (number % 2 + 1, 2))) for number in range(4)]
     processor = Wide()
     expander = Expander(lambda: processor)
-    assert [expander.prompt("a <image> b", [place]) for place in places] == ["a [*] b", "a [**] b"] * 2
+    assert [expander.prompt("a <image> b", {"image": [place]}) for place in places] == ["a [*] b", "a [**] b"] * 2
     assert processor.calls == 2
-    assert expander.prompt("<image><image>", places[:2]) == "[*][**]"
+    assert expander.prompt("<image><image>", {"image": places[:2]}) == "[*][**]"
     assert processor.calls == 3
 
 
@@ -164,13 +169,13 @@ def test_marks_without_an_image_and_images_without_a_mark_are_bad_rows(tmp_path:
     place, expander = saved(tmp_path / "a.png", Image.new("L", (2, 2))), Expander(Wide)
     for text, places in (("none", [place]), ("<image><image>", [place]), ("<image>", [place, place])):
         with pytest.raises(BadRow, match="as many marks as there are images"):
-            expander.expand(rendered(text), places)
+            expander.expand(rendered(text), {"image": places})
     with pytest.raises(BadRow, match="and the row no image"):
-        expander.expand(rendered("I write <image> here"), ())
+        expander.expand(rendered("I write <image> here"), {})
     with pytest.raises(BadRow, match="an answer has an image"):
-        expander.expand(rendered("ask: <image>", ((5, 12),)), [place])
+        expander.expand(rendered("ask: <image>", ((5, 12),)), {"image": [place]})
     untouched = rendered("no image")
-    assert expander.expand(untouched, ()) is untouched
+    assert expander.expand(untouched, {}) is untouched
 
 
 def test_a_row_without_images_needs_no_processor() -> None:
@@ -178,18 +183,18 @@ def test_a_row_without_images_needs_no_processor() -> None:
         raise AssertionError("it is made when the first image comes")
 
     text = rendered("<img> is a tag")
-    assert Expander(never).expand(text, ()) is text
+    assert Expander(never).expand(text, {}) is text
 
 
 def test_a_processor_that_tells_nothing_is_refused(tmp_path: Path) -> None:
     from factory.refusal import UserError
 
     class Silent(Wide):
-        def __call__(self, text: list[str], images: list[list[Any]], **_: Any) -> dict[str, Any]:
+        def __call__(self, kind: str, text: list[str], rows: list[list[Any]], **_: Any) -> dict[str, Any]:
             return {"input_ids": [[1]]}
 
     with pytest.raises(UserError, match="processor-unknown"):
-        Expander(Silent).prompt("<image>", [saved(tmp_path / "a.png", Image.new("L", (2, 2)))])
+        Expander(Silent).prompt("<image>", {"image": [saved(tmp_path / "a.png", Image.new("L", (2, 2)))]})
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_planning_sees_tools_and_images_without_the_network(name: str) -> None:
     source, row = sources()[name], FACTS[name]["row"]
     found = look_at_data(name, source, "sft")
     record = formats.align(row, source.format, source.columns, source.tags)
-    assert (found.tools, found.images) == (bool(record.tools), bool(record.images))
+    assert (found.tools, found.media) == (bool(record.tools), ("images",) if record.images else ())
 
 
 @pytest.mark.parametrize(("name", "column"), ANSWERS.items())

@@ -276,7 +276,7 @@ ELSEWHERE = {
     "memory_as_estimated": f"{Path(__file__).name}::test_memory_off_the_estimate",
     "written": "../export/test_round_trip.py::test_a_file_that_is_not_what_was_written_leaves_nothing",
     "as_trained": "../export/test_own_base.py::test_another_base_under_the_same_name_is_refused",
-    "images_as_processor": "../vision/test_seen_runs.py::test_tokens_that_are_not_the_processors_are_red",
+    "media_as_processor": "../vision/test_seen_runs.py::test_tokens_that_are_not_the_processors_are_red",
 }
 
 

@@ -15,7 +15,7 @@ from conftest import compiled
 
 from factory.data.encoding import spec_of
 from factory.data.formats import FORMATS
-from factory.data.images import read_image
+from factory.data.media import read_image
 from factory.data.prepare.workers import Aligning, Block, encode
 from factory.data.record import BadRow
 from fuzz.mutation import EXTREMES, changed, twisted

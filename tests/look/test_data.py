@@ -72,7 +72,7 @@ def test_a_small_file_is_known_exactly(here: Path) -> None:
     assert facts.sha256
     assert (facts.folder, facts.max_samples, facts.weight) == ("pictures", 9, 2.0)
     assert not facts.tools
-    assert not facts.images
+    assert not facts.media
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "folder"])
@@ -138,7 +138,7 @@ def test_images_and_tools_are_seen(here: Path) -> None:
     messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "That."}]
     parquet(here / "a.parquet", [{"messages": messages, "images": [{"bytes": b"\xff" * 5000, "path": None}]}])
     facts = look(path="a.parquet")
-    assert facts.images
+    assert facts.media == ("images",)
     assert not facts.tools
     assert facts.longest_row_bytes < 300  # an image is no text
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
@@ -146,24 +146,21 @@ def test_images_and_tools_are_seen(here: Path) -> None:
     (here / "a.json").write_text(json.dumps([{"messages": talk}]))
     facts = look(path="a.json")
     assert facts.tools
-    assert not facts.images
+    assert not facts.media
 
 
 @pytest.mark.parametrize("column", ["videos", "audios"])
-def test_rows_with_videos_or_audios_are_refused(column: str, here: Path) -> None:
+def test_videos_and_audios_are_seen(column: str, here: Path) -> None:
     single = column.removesuffix("s")
     answer = {"role": "assistant", "content": "That."}
     listed = {"messages": [{"role": "user", "content": f"<{single}>What?"}, answer], column: ["a.bin"]}
     part = [{"type": single, single: "a.bin"}, {"type": "text", "text": "What?"}]
     for row in (listed, {"messages": [{"role": "user", "content": part}, answer]}):
         (here / "rows.jsonl").write_text(LINES.decode().splitlines()[0] + "\n" + json.dumps(row))
-        found = refused(path="rows.jsonl", format="messages")
-        assert (found.rule, found.setting) == ("data-media", "data.sources.mine.path=rows.jsonl")
-        assert found.wrong == f"of its first rows 1 has {column}" and f"<{single}>" in found.fix
+        assert look(path="rows.jsonl", format="messages").media == (column,)
     (here / "rows.jsonl").write_text(json.dumps({"messages": listed["messages"]}))
-    assert not look(path="rows.jsonl").images  # a text like any other
-    found = refused(origin="hub", path="me/set", format="messages", columns={column: "clip"})
-    assert (found.rule, found.setting) == ("data-media", f"data.sources.mine.columns={column}")
+    assert not look(path="rows.jsonl").media  # a text like any other
+    assert look(origin="hub", path="me/set", format="messages", columns={column: "clip"}).media == (column,)
 
 
 def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
@@ -314,7 +311,7 @@ def test_a_set_of_the_hub_is_what_its_option_says(monkeypatch: pytest.MonkeyPatc
     )
     assert (facts.kind, facts.columns, facts.rows, facts.sha256) == ("messages", ("completion", "question"), 5, None)
     assert look(origin="hub", path="me/set", format="text").rows == data.UNKNOWN
-    assert look(origin="hub", path="me/set", format="messages", columns={"images": "image"}).images
+    assert look(origin="hub", path="me/set", format="messages", columns={"images": "image"}).media == ("images",)
 
 
 def test_a_function_is_asked_for_its_first_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import made_samples as made
 import pytest
 
 from factory.data.dataset import Example, Labelled, Pair
+from factory.data.record import Medium
 from factory.preview import page
 from factory.preview.samples import Preview, Sample
 from factory.refusal import UserError
@@ -121,7 +122,7 @@ def test_pictures_are_small_and_inside_and_a_broken_one_is_said(tmp_path: Path) 
     Image.new("RGB", (640, 320), "teal").save(tmp_path / "cat.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     images = (str(tmp_path / "cat.png"), str(tmp_path / "broken.png"), "https://example.org/<dog>.png")
-    read = parsed(made.sample(made.example("A cat.", images=images)))
+    read = parsed(made.sample(made.example("A cat.", media=[Medium("image", place) for place in images])))
     (picture,) = read.all("img")
     assert (picture["width"], picture["height"]) == ("160", "80")
     assert (picture["src"] or "").startswith("data:image/png;base64,")
@@ -138,7 +139,7 @@ def test_a_picture_is_shown_as_a_model_is_given_it(tmp_path: Path) -> None:
     Image.new("RGB", (640, 320), "teal").save(tmp_path / "cat.jpg", exif=turned)
     content = base64.b64encode((tmp_path / "cat.jpg").read_bytes()).decode()
     images = ((tmp_path / "cat.jpg").as_uri(), f"data:application/octet-stream;base64,{content}")
-    read = parsed(made.sample(made.example("A cat.", images=images)))
+    read = parsed(made.sample(made.example("A cat.", media=[Medium("image", place) for place in images])))
     assert [(picture["width"], picture["height"]) for picture in read.all("img")] == [("80", "160")] * 2
     assert "cat.jpg" in read.text and content[-20:] not in read.text
 

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from factory.data.dataset import Labelled, Pair
+from factory.data.record import Medium
 from factory.preview import samples
 from factory.preview.samples import Preview
 from factory.preview.terminal import Terminal
@@ -105,8 +106,12 @@ def test_a_weight_stands_before_what_it_weighs() -> None:
 
 
 def test_images_are_counted() -> None:
-    found = made.preview(made.sample(made.example("A cat.", images=("a.png", "b.png"))))
-    assert " · 2 images\n" in piped(found)
+    found = made.preview(
+        made.sample(
+            made.example("A cat.", media=[Medium("image", "a.png"), Medium("video", "b.mp4"), Medium("image", "c.png")])
+        )
+    )
+    assert " · 2 images, 1 video\n" in piped(found)
 
 
 def test_a_long_sequence_says_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

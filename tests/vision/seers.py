@@ -15,7 +15,8 @@ SIDE = sights.SIDE
 # of the tests' own, and like those of the models
 QWEN = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}\
 {% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
-{{ part['text'] if 'text' in part else '<|vision_start|><|image_pad|><|vision_end|>' }}{% endfor %}{% endif %}\
+{{ part['text'] if 'text' in part else '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}{% endfor %}\
+{% endif %}\
 {{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 # images before all text, whatever their order
 FIRST = """{% for message in messages %}{{ message['role'] | upper + ':' }}\
@@ -23,14 +24,20 @@ FIRST = """{% for message in messages %}{{ message['role'] | upper + ':' }}\
 {% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ ' ' + part['text'] }}{% endfor %}\
 {{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}\
 {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+FIRST_OF_BOTH = FIRST.replace(
+    "{{ '<image>\n' }}{% endfor %}",
+    "{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>\\n' }}{% endfor %}",
+)
 # the text between a role and what follows depends on whether an image does
 COLON = """<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}\
 {{ ':' if message['content'][0]['type'] == 'image' else ': ' }}{% for part in message['content'] %}\
-{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}<end_of_utterance>\n{% endfor %}\
+{{ part['text'] if part['type'] == 'text' else '<image>' if part['type'] == 'image' }}{% endfor %}\
+<end_of_utterance>\n{% endfor %}\
 {% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
 TURNS = """{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}\
 {% if message['content'] is string %}{{ message['content'] | trim }}{% else %}{% for part in message['content'] %}\
-{{ part['text'] | trim if part['type'] == 'text' else 'MARK' }}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}\
+{{ part['text'] | trim if part['type'] == 'text' else MARK }}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 # what is seen comes before the beginning-of-text token, as PaliGemma's processor lays a question and its answer out
 PREFIX = """{% for message in messages %}{% for part in message['content'] if part['type'] == 'image' %}<image>\
@@ -41,7 +48,7 @@ PREFIX = """{% for message in messages %}{% for part in message['content'] if pa
 
 @dataclass(frozen=True)
 class Seer:
-    """`processor`: its class, and what processor_config.json says; `image`: the type and settings for images."""
+    """`processor`: its class, and what processor_config.json says; `image`, `video`: types and settings for them."""
 
     config: dict[str, Any]
     processor: tuple[str, dict[str, Any]]
@@ -50,12 +57,14 @@ class Seer:
     marks: tuple[str, ...]  # special tokens; the first is what stands for a piece of an image
     named: dict[str, str] = field(default_factory=dict)  # those that the tokenizer knows by a name
     id_key: str = "image_token_id"
+    video: tuple[str, dict[str, Any]] | None = None
 
 
 SQUARE = {"size": {"height": SIDE, "width": SIDE}}
 SHORTEST = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 GRID = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 PIXELS = {"size": {"shortest_edge": 64, "longest_edge": 256}, "patch_size": 2, "merge_size": 2}
+FRAMES = ("Qwen2VLVideoProcessor", PIXELS)
 ROWS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 VISION = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 FAKE = "<fake_token_around_image>"
@@ -100,9 +109,10 @@ SEERS: dict[str, Seer] = {
         _of_families("llava_onevision", image_grid_pinpoints=GRID, vision_aspect_ratio="anyres_max_9"),
         ("LlavaOnevisionProcessor", {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}),
         ("LlavaOnevisionImageProcessor", SQUARE | {"image_grid_pinpoints": GRID}),
-        FIRST,
+        FIRST_OF_BOTH,
         ("<image>", "<video>"),
         id_key="image_token_index",
+        video=("LlavaOnevisionVideoProcessor", SQUARE),
     ),
     "idefics2": Seer(
         _of_families("idefics2"),
@@ -124,10 +134,13 @@ SEERS: dict[str, Seer] = {
         ("SmolVLMImageProcessor", {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": SIDE}}),
         COLON,
         ("<image>", FAKE, "<end_of_utterance>", "<global-img>", *ROWS),
+        video=("SmolVLMVideoProcessor", {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": SIDE}}),
     ),
-    "qwen2_vl": Seer(_known("qwen2_vl"), ("Qwen2VLProcessor", {}), ("Qwen2VLImageProcessor", PIXELS), QWEN, VISION),
+    "qwen2_vl": Seer(
+        _known("qwen2_vl"), ("Qwen2VLProcessor", {}), ("Qwen2VLImageProcessor", PIXELS), QWEN, VISION, video=FRAMES
+    ),
     "qwen2_5_vl": Seer(
-        _known("qwen2_5_vl"), ("Qwen2_5_VLProcessor", {}), ("Qwen2VLImageProcessor", PIXELS), QWEN, VISION
+        _known("qwen2_5_vl"), ("Qwen2_5_VLProcessor", {}), ("Qwen2VLImageProcessor", PIXELS), QWEN, VISION, video=FRAMES
     ),
     "qwen3_vl": Seer(
         _of_families("qwen3_vl", text=TURNED | {"head_dim": 8}, vision={"hidden_size": 16}),
@@ -135,6 +148,7 @@ SEERS: dict[str, Seer] = {
         ("Qwen2VLImageProcessor", PIXELS),
         QWEN,
         VISION,
+        video=("Qwen3VLVideoProcessor", PIXELS | {"size": {"shortest_edge": 128, "longest_edge": 1024}}),
     ),
     "paligemma": Seer(
         _known("paligemma"),
@@ -149,7 +163,7 @@ SEERS: dict[str, Seer] = {
         _known("gemma3"),
         ("Gemma3Processor", {"image_seq_length": 4}),
         ("Gemma3ImageProcessor", SQUARE),
-        TURNS.replace("MARK", "<start_of_image>"),
+        TURNS.replace("MARK", "'<start_of_image>'"),
         ("<image_soft_token>", "<start_of_image>", "<end_of_image>", "<bos>"),
         GEMMA | {"bos_token": "<bos>"},
         id_key="image_token_index",
@@ -158,15 +172,16 @@ SEERS: dict[str, Seer] = {
         _known("internvl"),
         ("InternVLProcessor", {"image_seq_length": 4}),
         ("GotOcr2ImageProcessor", SQUARE | {"max_patches": 2, "min_patches": 1, "crop_to_patches": True}),
-        TURNS.replace("MARK", "<IMG_CONTEXT>\n"),
+        TURNS.replace("MARK", "'<IMG_CONTEXT>\\n' if part['type'] == 'image' else '<video>\\n'"),
         ("<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<bos>"),
         INTERN | {"bos_token": "<bos>"},
+        video=("InternVLVideoProcessor", SQUARE),
     ),
     "mllama": Seer(
         _of_families("mllama"),
         ("MllamaProcessor", {}),
         ("MllamaImageProcessor", TILED),
-        TURNS.replace("MARK", "<|image|>"),
+        TURNS.replace("MARK", "'<|image|>'"),
         ("<|image|>", "<|python_tag|>", "<bos>"),
         {"bos_token": "<bos>"},
         id_key="image_token_index",
@@ -199,6 +214,8 @@ def model(kind: str, known: Any) -> Any:
     seer, said = SEERS[kind], copy.deepcopy(SEERS[kind].config)
     said["text_config"] |= {"vocab_size": len(known), "max_position_embeddings": 1024, "pad_token_id": 0}
     said[seer.id_key] = known.convert_tokens_to_ids(seer.marks[0])
+    if kind == "llava_onevision":
+        said["video_token_index"] = known.convert_tokens_to_ids("<video>")
     if kind.startswith("qwen"):
         named = {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
         named["video_token_id"] = "video_pad"
@@ -219,15 +236,19 @@ def save(kind: str, folder: Path, *, weights: bool = True) -> Path:
     name, said = seer.processor
     type, settings = seer.image
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": type, **settings}))
+    if seer.video:
+        type, settings = seer.video
+        said_of_videos = json.dumps({"video_processor_type": type, **settings})
+        (folder / "video_preprocessor_config.json").write_text(said_of_videos)
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": name, **said}))
     return folder
 
 
-def processor(kind: str, folder: Path) -> Any:
-    """As transformers has it, by the factory's own reading of the folder's files."""
+def processor(kind: str, folder: Path, frames: Any = None) -> Any:
+    """The factory's, read of the folder's files; transformers' is its `own`."""
     from transformers import AutoTokenizer
 
-    from factory.data.images import read_processor_object
+    from factory.data.media import Processor
     from factory.steps.load import read_processor
 
-    return read_processor_object(read_processor(str(folder), None), kind, AutoTokenizer.from_pretrained(folder))
+    return Processor(read_processor(str(folder), None), kind, AutoTokenizer.from_pretrained(folder), frames)

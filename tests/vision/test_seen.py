@@ -1,10 +1,12 @@
-"""Rows with images: the tokens are the processor's own, and so are the loss and its gradients, down to the tower."""
+"""Rows with images and videos: the tokens are the processor's own, and so are the loss and its gradients."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import films
 import pytest
 import seers
 import torch
@@ -12,31 +14,20 @@ from PIL import Image
 from torch.nn import functional
 
 from factory.data import batches
-from factory.data.chat_template import parts
 from factory.data.dataset import IGNORED, Example
 from factory.data.encoding import EncodedRow, spec_of
-from factory.data.images import Pictures, image_spec
-from factory.data.record import BadRow, Message, Record
+from factory.data.media import Inputs, processor_spec
+from factory.data.record import BadRow, Medium, Message, Record
 from factory.losses import causal_lm
 from factory.methods.parts import part_of
-from factory.plan import Pack
+from factory.plan import Frames, Pack
 from factory.steps.load import read_processor
 
 SIZES = {"wide": (40, 24), "square": (24, 24), "tall": (12, 30)}
 ONE_TURN = ("paligemma",)
+MOVING = [kind for kind, seer in seers.SEERS.items() if seer.video]
 # the features are taken below the tower's last layer: no answer follows from it
 LAST = dict.fromkeys(("llava", "llava_next"), ("encoder.layers.1.", "post_layernorm."))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _words_for_numbers() -> Any:
-    """SmolVLM's processor wants a package that says numbers in words, of videos alone."""
-    from transformers.models.smolvlm import processing_smolvlm
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(processing_smolvlm, "num2words", str)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +49,27 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return image
 
 
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    root = tmp_path_factory.mktemp("films")
+    return cache(lambda name: films.save(root / f"{name}.mkv", films.frames(name)))
+
+
+def seen_of(kind: str) -> Frames:
+    """LLaVA-OneVision takes as many frames of all."""
+    return Frames(fps=None, most=4) if kind == "llava_onevision" else Frames(fps=2.0, most=128)
+
+
 def pack(**changes: Any) -> Pack:
     values: dict[str, Any] = {"template": "auto", "max_length": 1024, "truncation": "drop", "packing": False}
     values |= {"isolate_documents": False, "padding_free": False, "train_on_prompt": False, "mask_history": False}
-    return Pack(**(values | {"reasoning": "template", "tools": "auto"} | changes))
+    return Pack(**(values | {"reasoning": "template", "tools": "auto", "frames": None} | changes))
 
 
-def record(turns: tuple[str, ...], images: tuple[str, ...]) -> Record:
+def record(turns: tuple[str, ...], images: tuple[str, ...] = (), videos: tuple[str, ...] = ()) -> Record:
     roles = ("user", "assistant")
     messages = tuple(Message(role=roles[at % 2], content=content) for at, content in enumerate(turns))
-    return Record(prompt=messages[:-1], response=messages[-1:], images=images)
+    return Record(prompt=messages[:-1], response=messages[-1:], images=images, videos=videos)
 
 
 def records(kind: str, image: Callable[[str], str]) -> list[Record]:
@@ -80,11 +82,24 @@ def records(kind: str, image: Callable[[str], str]) -> list[Record]:
     return found
 
 
+def moving(kind: str, image: Callable[[str], str], film: Callable[[str], str]) -> list[Record]:
+    """One video, two of other sizes, one after an image, one in the second turn, and none."""
+    mixed = record(("<image><video>Which?", "Both."), (image("wide"),), (film("next"),))
+    return [
+        record(("<video>What is it?", "A star."), videos=(film("short"),)),
+        record(("<video><video>Which?", "Both."), videos=(film("long"), film("wide"))),
+        *([mixed] if kind != "smolvlm" else []),  # its processor keeps the video's frames alone
+        record(("What?", "A star.", "And <video>?", "No."), videos=(film("long"),)),
+        record(("<image>What is it?", "A star."), (image("tall"),)),
+        record(("What is red?", "A colour.")),
+    ]
+
+
 def encoded(kind: str, folder: Path, rows: list[Record], **changes: Any) -> list[EncodedRow | BadRow]:
     from transformers import AutoTokenizer
 
     known: Any = AutoTokenizer.from_pretrained(folder)
-    images = image_spec(kind, read_processor(str(folder), None), known)
+    images = processor_spec(kind, read_processor(str(folder), None), known, seen_of(kind))
     return spec_of(known, pack(**changes), "messages", images).encoder.encode(rows)
 
 
@@ -93,19 +108,44 @@ def example(row: EncodedRow | BadRow) -> Example:
     labels = [IGNORED] * len(row.tokens.ids)
     for start, end, _ in row.tokens.spans:
         labels[start:end] = row.tokens.ids[start:end]
-    return Example(row.tokens.ids, labels, images=row.tokens.images)
+    return Example(row.tokens.ids, labels, media=row.tokens.media)
 
 
 def theirs(kind: str, processor: Any, one: Record, **more: Any) -> Any:
     """What the processor gives of a whole conversation in its template, as a user of transformers would ask for it."""
     messages = [*one.prompt, *one.response]
     given = [{"role": each["role"], "content": parts(each["content"])} for each in messages]
-    images = [[Image.open(place) for place in one.images]] if one.images else None
+    shown: dict[str, Any] = {"images": [[Image.open(place) for place in one.images]]} if one.images else {}
+    if one.videos:
+        shown |= videos(kind, one)
     if kind in ONE_TURN:
         asked = messages[0]["content"]
-        return processor(text=[asked], suffix=[messages[1]["content"]], images=images, **more)
-    text = processor.tokenizer.apply_chat_template(given, tokenize=False)
-    return processor(text=[text], images=images, add_special_tokens=False, **more)
+        return processor(text=[asked], suffix=[messages[1]["content"]], **shown, **more)
+    own = kind == "smolvlm" and one.videos  # its processor has another template for them
+    text = (processor if own else processor.tokenizer).apply_chat_template(given, tokenize=False)
+    more = {"return_tensors": "pt"} | more if one.videos else more
+    return processor(text=[text], **shown, add_special_tokens=False, **more)
+
+
+def parts(content: str) -> list[dict[str, str]]:
+    """As messages of transformers have them."""
+    split = re.split("<(image|video)>", content)
+    made = [{"type": each} if at % 2 else {"type": "text", "text": each} for at, each in enumerate(split)]
+    return [part for part in made[:-1] if part.get("text") != ""] + made[-1:]
+
+
+def videos(kind: str, one: Record) -> dict[str, Any]:
+    """The frames that are to be seen of films that were never written: two a second, the first and the last of them."""
+    whole = [films.frames(Path(place).stem) for place in one.videos]
+    counts = [4 if kind == "llava_onevision" else 2 * len(each) // films.RATE for each in whole]
+    numbers = [[at * (len(each) - 1) // (count - 1) for at in range(count)]
+               for each, count in zip(whole, counts, strict=True)]  # fmt: skip
+    told = [
+        {"fps": films.RATE, "total_num_frames": len(each), "duration": len(each) / films.RATE, "frames_indices": found}
+        for each, found in zip(whole, numbers, strict=True)
+    ]
+    shown = [each[found] for each, found in zip(whole, numbers, strict=True)]
+    return {"videos": shown, "video_metadata": told, "do_sample_frames": False}
 
 
 @pytest.mark.parametrize("kind", seers.SEERS)
@@ -113,8 +153,8 @@ def test_the_tokens_are_the_processors(kind: str, folder: Any, image: Any) -> No
     processor = seers.processor(kind, folder(kind))
     for one, row in zip(records(kind, image), encoded(kind, folder(kind), records(kind, image)), strict=True):
         found = example(row)
-        assert found.ids == list(theirs(kind, processor, one)["input_ids"][0])
-        assert found.images == one.images
+        assert found.ids == list(theirs(kind, processor.own, one)["input_ids"][0])
+        assert found.media == tuple(Medium("image", place) for place in one.images)
         trained = processor.tokenizer.decode([token for token in found.labels if token != IGNORED])
         assert [text.strip() for text in trained.replace("<end_of_utterance>", "<|im_end|>").split("<|im_end|>")] == [
             *(message["content"] for message in [*one.prompt, *one.response][1::2]),
@@ -122,22 +162,44 @@ def test_the_tokens_are_the_processors(kind: str, folder: Any, image: Any) -> No
         ]
 
 
+@pytest.mark.parametrize("kind", MOVING)
+def test_the_tokens_of_videos_are_the_processors(kind: str, folder: Any, image: Any, film: Any) -> None:
+    processor, rows = seers.processor(kind, folder(kind), seen_of(kind)), moving(kind, image, film)
+    processor._take_videos()
+    for one, row in zip(rows, encoded(kind, folder(kind), rows), strict=True):
+        assert example(row).ids == list(theirs(kind, processor.own, one)["input_ids"][0])
+        shown = {medium.kind: medium.place for medium in example(row).media}
+        assert shown.get("video") == (one.videos[-1] if one.videos else None)
+
+
 @pytest.mark.parametrize("kind", seers.SEERS)
 def test_the_loss_and_its_gradients_are_the_models_own(kind: str, folder: Any, image: Any) -> None:
     """Row by row, against the model's own forward of what its processor gives; then all rows in one batch."""
+    as_the_models_own(kind, folder(kind), records(kind, image))
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_the_loss_and_its_gradients_of_videos_are_the_models_own(kind: str, folder: Any, image: Any, film: Any) -> None:
+    as_the_models_own(kind, folder(kind), moving(kind, image, film))
+
+
+def as_the_models_own(kind: str, folder: Path, rows: list[Record]) -> None:
     from factory.architecture import architecture
 
-    processor, model = seers.processor(kind, folder(kind)), seers.model(kind, seers.tokenizer(kind)).double().train()
-    arch, pictures = architecture(model.config.to_dict()), Pictures(lambda: processor)
+    processor = seers.processor(kind, folder, seen_of(kind))
+    model = seers.model(kind, seers.tokenizer(kind)).double().train()
+    arch, media = architecture(model.config.to_dict()), Inputs(lambda: processor)
     trained = dict(model.named_parameters())
-    rows, sums, slopes = records(kind, image), [], []
-    samples = [example(row) for row in encoded(kind, folder(kind), rows)]
+    sums, slopes = [], []
+    samples = [example(row) for row in encoded(kind, folder, rows)]
+    if any(one.videos for one in rows):
+        processor._take_videos()
     for one, sample in zip(rows, samples, strict=True):
-        inputs = dict(theirs(kind, processor, one, return_tensors="pt"))
+        inputs = dict(theirs(kind, processor.own, one, return_tensors="pt"))
         inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
         logits = model(**inputs, use_cache=False).logits[:, :-1]  # its own `loss` would be in float32
         own = functional.cross_entropy(logits.transpose(1, 2), torch.tensor([sample.labels])[:, 1:], reduction="sum")
-        mine = causal_lm(model, doubled(batches.collate([sample], 0, "cpu", pictures=pictures)))
+        mine = causal_lm(model, doubled(batches.collate([sample], 0, "cpu", media=media)))
         torch.testing.assert_close(mine, own, rtol=1e-10, atol=1e-10)
         left, right = (
             torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True)
@@ -153,7 +215,7 @@ def test_the_loss_and_its_gradients_are_the_models_own(kind: str, folder: Any, i
     blind = {name for name in eyes if any(part in name for part in LAST.get(kind, ()))}
     assert eyes - blind
     if kind != "mllama":
-        together = causal_lm(model, doubled(batches.collate(samples, 0, "cpu", pictures=pictures)))
+        together = causal_lm(model, doubled(batches.collate(samples, 0, "cpu", media=media)))
         torch.testing.assert_close(together.detach(), sum(sums), rtol=1e-10, atol=1e-10)
     assert slopes[0] & (eyes - blind), "no gradient reaches what sees"
 
@@ -164,10 +226,10 @@ def test_a_batch_of_llama_vision_is_as_its_processors(folder: Any, image: Any) -
     processor, model = seers.processor(kind, folder(kind)), seers.model(kind, seers.tokenizer(kind)).double()
     rows = [one for one in records(kind, image) if one.images]
     samples = [example(row) for row in encoded(kind, folder(kind), rows)]
-    mine = causal_lm(model, doubled(batches.collate(samples, 0, "cpu", pictures=Pictures(lambda: processor))))
+    mine = causal_lm(model, doubled(batches.collate(samples, 0, "cpu", media=Inputs(lambda: processor))))
     messages = [[*one.prompt, *one.response] for one in rows]
     given = [[{**each, "content": parts(each["content"])} for each in each_row] for each_row in messages]
-    inputs = processor(
+    inputs = processor.own(
         text=[processor.tokenizer.apply_chat_template(each, tokenize=False) for each in given],
         images=[[Image.open(place) for place in one.images] for one in rows],
         return_tensors="pt",

@@ -60,7 +60,7 @@ def test_each_row_refers_to_its_own_image(
     for samples in (done.dataset.train, done.dataset.validation):
         for number in range(len(samples)):
             for example in batches.examples(samples[number]):
-                batch = batches.collate([example], 0, "cpu", pictures=done.dataset.pictures)
+                batch = batches.collate([example], 0, "cpu", media=done.dataset.media)
                 with torch.no_grad():
                     value = sequence_log_probs(model, batch)[0].item()
                 wanted.add((str(example.ids), round(value, 3)))
@@ -79,4 +79,4 @@ def test_answers_that_are_judged_one_by_one_have_no_images_yet(tmp_path: Path, h
     (here / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = (f"model.path={seers.save('llava', tmp_path / 'llava')}", "hardware=cpu", "stage=kto")
     found = refusals(*words, "data=file", "data.path=labelled.jsonl")
-    assert [refusal.rule for refusal in found] == ["mismatched-images"]
+    assert [refusal.rule for refusal in found] == ["mismatched-media"]

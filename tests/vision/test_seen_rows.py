@@ -1,10 +1,9 @@
-"""Images in a row: never cut, never trained, the same when their batch is made; and what a processor needs."""
+"""Media in a row: never cut, never trained, the same when their batch is made; and what a processor needs."""
 
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from test_seen import encoded, example, pack, record
 from factory.data import batches
 from factory.data.dataset import IGNORED, Labelled, Pair
 from factory.data.encoding import spec_of
-from factory.data.images import Pictures, image_spec, processor, read_processor_object
-from factory.data.record import BadRow, Message, Record
+from factory.data.media import Inputs, Processor, processor, processor_spec
+from factory.data.record import BadRow, Medium, Message, Record
 from factory.refusal import UserError
 from factory.steps.load import read_processor, read_tokenizer
 
@@ -63,7 +62,7 @@ def test_texts_are_cut_around_an_image(folder: Path, image: Any) -> None:
         cut = example(made)
         assert len(cut.ids) <= len(whole.ids) - 20
         assert runs(cut.ids, mark) == runs(whole.ids, mark)
-        assert cut.images == one.images
+        assert cut.media == tuple(Medium("image", place) for place in one.images)
         assert [label for label in cut.labels if label != IGNORED] == [
             label for label in whole.labels if label != IGNORED
         ]
@@ -77,7 +76,7 @@ def test_an_image_that_others_are_said_of_is_not_taken_away(folder: Path, image:
     first = record((f"<image>{LONG}", "A star.", "And now?", "A moon."), places[:1])
     size = len(example(encoded(KIND, folder, [first])[0]).ids)
     (row,) = encoded(KIND, folder, [first], truncation="left", max_length=size - 10)
-    assert example(row).images == places[:1]
+    assert example(row).media == (Medium("image", places[0]),)
     assert "A star" not in known(folder).decode(example(row).ids)
     for turns, images in (
         ((f"{LONG}<image>", "A star.", "And now?", "A moon."), places[:1]),
@@ -93,7 +92,7 @@ def test_a_cut_end_takes_its_images_along(folder: Path, image: Any) -> None:
     one = record(("<image>What?", "A star.", f"{LONG}<image>", "A moon."), places)
     (row,) = encoded(KIND, folder, [one], truncation="right", max_length=60)
     made = example(row)
-    assert made.images == places[:1]
+    assert made.media == (Medium("image", places[0]),)
     assert len(runs(made.ids, known(folder).convert_tokens_to_ids("<|image_pad|>"))) == 1
 
 
@@ -112,12 +111,14 @@ def test_a_row_that_cannot_be_seen_says_why(folder: Path, image: Any) -> None:
     tokenizer = known(folder)
     (blind,) = spec_of(tokenizer, pack(), "messages").encoder.encode([asked])
     assert str(blind) == "it has images, and the model has no processor for them"
-    film = replace(record(("<video>What?", "A star."), ()), videos=("a.mp4",))
+    film = record(("<video>What?", "A star."), videos=("a.mp4",))
+    heard = replace(record(("<audio>What?", "A star.")), audios=("a.wav",))
     spoken = replace(record(("Write <|image_pad|>.", "No."), ()))
     missing = record(("<image>What?", "A star."), ("none.png",))
-    found = [str(row) for row in encoded(KIND, folder, [film, spoken, missing])]
+    found = [str(row) for row in encoded(KIND, folder, [film, heard, spoken, missing])]
     assert found == [
-        "it has videos or audios, and none is trained",
+        "a video is missing",
+        "it has audios, and the model takes none",
         "a text has the model's mark of an image, and the row no image",
         "an image is missing",
     ]
@@ -131,7 +132,7 @@ def test_a_template_that_knows_nothing_of_images_has_them_as_the_models_own_writ
     tokenizer, one = known(folder), record(("<image>What?", "A star."), (image(0),))
     (own,) = encoded(KIND, folder, [one])
     tokenizer.chat_template = templates.read("chatml")
-    images = image_spec(KIND, read_processor(str(folder), None), tokenizer)
+    images = processor_spec(KIND, read_processor(str(folder), None), tokenizer)
     (made,) = spec_of(tokenizer, pack(), "messages", images).encoder.encode([one])
     assert example(made).ids == example(own).ids
 
@@ -144,7 +145,7 @@ def test_a_spec_is_sent_to_a_worker_and_hashed(folder: Path, image: Any) -> None
     tokenizer, files = known(folder), read_processor(str(folder), None)
     other = files | {"preprocessor_config.json": files["preprocessor_config.json"].replace(b"256", b"128")}
     one, same, changed = (
-        spec_of(tokenizer, pack(), "messages", image_spec(KIND, each, tokenizer)) for each in (files, files, other)
+        spec_of(tokenizer, pack(), "messages", processor_spec(KIND, each, tokenizer)) for each in (files, files, other)
     )
     source = PlannedSource(
         origin="file", path="a.jsonl", subset=None, split="train", revision=None, format="messages", columns={},
@@ -164,22 +165,22 @@ def test_both_answers_of_a_pair_see_the_image(folder: Path, image: Any) -> None:
     answers: list[Message] = [{"role": "assistant", "content": text} for text in ("A star.", "A moon it is.")]
     one = Record(prompt=asked, response=(answers[0],), rejected=(answers[1],), images=(image(2),))
     tokenizer = known(folder)
-    images = image_spec(KIND, read_processor(str(folder), None), tokenizer)
+    images = processor_spec(KIND, read_processor(str(folder), None), tokenizer)
     assert images is not None
     (row,) = spec_of(tokenizer, pack(), "pairs", images).encoder.encode([one])
     assert not isinstance(row, BadRow)
     assert row.rejected is not None
-    assert row.tokens.images == row.rejected.images == one.images
+    assert row.tokens.media == row.rejected.media == (Medium("image", one.images[0]),)
     first, second = example(row), example(replace(row, tokens=row.rejected))
-    pictures = Pictures(lambda: images.processor_of(tokenizer))
-    batch = batches.collate([Pair(first, second)], 0, "cpu", pictures=pictures)
+    media = Inputs(lambda: images.processor_of(tokenizer))
+    batch = batches.collate([Pair(first, second)], 0, "cpu", media=media)
     assert batch["input_ids"].shape[0] == 2
     patches = len(batch["pixel_values"]) // 2
     assert torch.equal(batch["pixel_values"][:patches], batch["pixel_values"][patches:])
-    alone = batches.collate([first], 0, "cpu", pictures=pictures)
+    alone = batches.collate([first], 0, "cpu", media=media)
     assert torch.equal(alone["pixel_values"], batch["pixel_values"][:patches])
     samples = [Labelled(each, True, each.labels.index(label)) for each, label in ((first, first.labels[-3]),)]
-    assert len(batches.collate(samples, 0, "cpu", pictures=pictures)["image_grid_thw"]) == 2
+    assert len(batches.collate(samples, 0, "cpu", media=media)["image_grid_thw"]) == 2
     assert "pixel_values" not in batches.collate([first], 0, "cpu")
 
 
@@ -187,14 +188,14 @@ def test_an_image_that_is_another_now_is_refused(folder: Path, tmp_path: Path) -
     place = tmp_path / "a.png"
     Image.new("RGB", (16, 16)).save(place)
     row = example(encoded(KIND, folder, [record(("<image>What?", "A star."), (str(place),))])[0])
-    pictures = Pictures(lambda: seers.processor(KIND, folder))
-    assert "pixel_values" in batches.collate([row], 0, "cpu", pictures=pictures)
+    media = Inputs(lambda: seers.processor(KIND, folder))
+    assert "pixel_values" in batches.collate([row], 0, "cpu", media=media)
     Image.new("RGB", (16, 40)).save(place)
-    with pytest.raises(UserError, match=r"image-changed.*tokens now"):
-        batches.collate([row], 0, "cpu", pictures=pictures)
+    with pytest.raises(UserError, match=r"media-changed.*tokens now"):
+        batches.collate([row], 0, "cpu", media=media)
     place.unlink()
     with pytest.raises(UserError, match="an image is missing"):
-        batches.collate([row], 0, "cpu", pictures=pictures)
+        batches.collate([row], 0, "cpu", media=media)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +205,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     known = seers.tokenizer("smolvlm")
     files = read_processor(str(seers.save("smolvlm", tmp_path, weights=False)), None)
     with pytest.raises(UserError, match="pip install num2words"):
-        read_processor_object(files, "smolvlm", known)
+        Processor(files, "smolvlm", known)
     for message in ("\nPixtralProcessor requires the Torchvision library but it was not found", "No module"):
 
         def lacking(*_: Any, message: str = message) -> Any:
@@ -212,33 +213,37 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(processor, "_made", lacking)
         with pytest.raises(UserError, match="pip install torchvision"):
-            read_processor_object(files, "mistral3", known)
+            Processor(files, "mistral3", known)
 
 
-@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here")
-def test_pixtral_needs_torchvision() -> None:
+def test_pixtral_needs_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import import_utils
+
+    monkeypatch.setattr(import_utils, "is_torchvision_available", lambda: False)
+    tried = import_utils.BACKENDS_MAPPING["torchvision"]
+    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "torchvision", (lambda: False, tried[1]))
     files = {
         "processor_config.json": b'{"processor_class": "PixtralProcessor"}',
         "preprocessor_config.json": b'{"image_processor_type": "PixtralImageProcessor"}',
     }
     with pytest.raises(UserError, match="pip install torchvision"):
-        read_processor_object(files, "mistral3", seers.tokenizer("llava"))
+        Processor(files, "mistral3", seers.tokenizer("llava"))
 
 
 def test_a_processor_that_is_not_known_or_knows_other_tokens_is_refused(folder: Path) -> None:
     files = read_processor(str(folder), None)
     with pytest.raises(UserError, match="no AProcessor"):
-        read_processor_object({"processor_config.json": b'{"processor_class": "AProcessor"}'}, KIND, known(folder))
+        Processor({"processor_config.json": b'{"processor_class": "AProcessor"}'}, KIND, known(folder))
     with pytest.raises(UserError, match="no processor for llama"):
-        read_processor_object({"preprocessor_config.json": b"{}"}, "llama", known(folder))
+        Processor({"preprocessor_config.json": b"{}"}, "llama", known(folder))
     plain = {"preprocessor_config.json": files["preprocessor_config.json"]}
-    assert type(read_processor_object(plain, KIND, known(folder))).__name__ == "Qwen2VLProcessor"
+    assert Processor(plain, KIND, known(folder)).name == "Qwen2VLProcessor"
     paligemma = b'{"processor_class": "PaliGemmaProcessor"}'
     siglip = b'{"image_processor_type": "SiglipImageProcessor", "image_seq_length": 4}'
     files = {"processor_config.json": paligemma, "preprocessor_config.json": siglip}
     with pytest.raises(UserError, match="adds 1,153 tokens"):
-        read_processor_object(files, "paligemma", tiny.tokenizer())
-    assert image_spec(KIND, {}, known(folder)) is None
+        Processor(files, "paligemma", tiny.tokenizer())
+    assert processor_spec(KIND, {}, known(folder)) is None
 
 
 def test_the_template_of_an_older_processor_is_read(folder: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_tokens_that_are_not_the_processors_are_red(
     monkeypatch.setattr(proof, "ids_as_processor", lambda *args: [1, *real(*args)])
     done = execute(f"model.path={base('llava')}", *SHORT, "data.max_samples=6", "evaluate.perplexity=false")
     red = {name for name, check in done.run.checks.items() if not check["passed"]}
-    assert red == {"images_as_processor"}
+    assert red == {"media_as_processor"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,11 +49,11 @@ def test_a_run_sees(kind: str, base: Callable[[str], Path], execute: Callable[..
     more = ("data.max_samples=12",) if kind != "paligemma" else ()
     done = execute(f"model.path={base(kind)}", *SHORT, *more)
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-    assert done.run.checks["images_as_processor"]["detail"].startswith("in 5 of 5 rows")
+    assert done.run.checks["media_as_processor"]["detail"].startswith("in 5 of 5 rows")
     data, evaluate = done.result["data"], done.result["evaluate"]
     assert data["dropped"] == {}
     assert data["used"] + data["validation"] + data["not_sampled"] == data["rows"] == 52
-    assert done.dataset.first.images
+    assert done.dataset.first.media
     assert evaluate["perplexity"] != evaluate["perplexity_before"]
     assert len(done.result["samples"]) == 1
 
@@ -87,9 +87,9 @@ def test_a_score_is_of_what_is_seen(
     done = execute(f"model.path={base(kind)}", *words, "data.validation_fraction=0")
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
     pairs = [done.dataset.train[number] for number in range(12)]
-    by_image = {pair.chosen.images: pair for pair in pairs}
+    by_image = {pair.chosen.media: pair for pair in pairs}
     assert len(by_image) == 2
-    batch = collate(list(by_image.values()), done.dataset.pad, "cpu", pictures=done.dataset.pictures)
+    batch = collate(list(by_image.values()), done.dataset.pad, "cpu", media=done.dataset.media)
     red, blue = batch["input_ids"][:2]
     assert red.equal(blue)
     found = scores(done.model, batch)
@@ -121,7 +121,7 @@ def test_what_is_answered_is_what_training_would_see(
     prompts = [tuple(ids[here].tolist()) for ids, here in zip(inputs["input_ids"], seen, strict=True)]
     assert len(asked) == 3, "prompts that are alike: seed others"
     assert set(prompts) == set(asked) and not seen.all()
-    batch = collate([asked[prompt] for prompt in prompts], dataset.pad, "cpu", pictures=dataset.pictures)
+    batch = collate([asked[prompt] for prompt in prompts], dataset.pad, "cpu", media=dataset.media)
     assert "pixel_values" in inputs
     for name in batch.keys() - {"input_ids", "labels", "attention_mask"}:
         value, wanted = inputs[name], batch[name]
@@ -143,7 +143,7 @@ def _alone(done: Any, row: Any) -> str:
         pad=dataset.pad,
         stops=dataset.stops,
         device="cpu",
-        beside=partial(dataset.pictures.inputs, [row.images]),
+        beside=partial(dataset.media, [row.media]),
     )
     known: Any = AutoTokenizer.from_pretrained(done.run.folder.model)
     return known.decode(found[0].ids, skip_special_tokens=True).strip()
@@ -152,7 +152,7 @@ def _alone(done: Any, row: Any) -> str:
 def test_streamed_rows_see_as_prepared_ones_do(base: Callable[[str], Path], execute: Callable[..., Any]) -> None:
     done = execute(f"model.path={base('llava')}", *SHORT, "data.streaming=true")
     assert len(done.losses) == 2
-    assert done.dataset.pictures is not None
+    assert done.dataset.media is not None
 
 
 def test_a_missing_image_is_a_row_that_is_counted(
@@ -194,12 +194,12 @@ def test_images_that_are_put_in_their_place_later_are_found(
     rows = [{"messages": turns, "images": [f"{number}.png"]} for number in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = (f"model.path={base('llava')}", "data=file", f"data.path={tmp_path / 'rows.jsonl'}", *SHORT[1:])
-    with pytest.raises(UserError, match=r"images-unread.*of 8 of 8 rows"):
+    with pytest.raises(UserError, match=r"media-unread.*of 8 of 8 rows"):
         execute(*asked, folder="a")
     (tmp_path / "images").mkdir()
     for number in range(8):
         Image.new("RGB", (16, 12), (20 * number, 0, 90)).save(tmp_path / "images" / f"{number}.png")
-    with pytest.raises(UserError, match="images-unread"):
+    with pytest.raises(UserError, match="media-unread"):
         execute(*asked, folder="b")
     done = execute(*asked, f"data.sources.file.folder={tmp_path / 'images'}", folder="c")
     assert done.result["data"]["dropped"] == {}

@@ -29,6 +29,7 @@ def _decoded(sound: Any, rate: int) -> NDArray[np.float32]:
     import av
 
     stream = sound.streams.audio[0]
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+    resampler = av.AudioResampler(format="fltp", rate=rate)
     frames = [*sound.decode(stream), None]  # None: what the resampler still holds
-    return np.concatenate([made.to_ndarray()[0] for frame in frames for made in resampler.resample(frame)])
+    pieces = [made.to_ndarray() for frame in frames for made in resampler.resample(frame)]  # (channels, samples)
+    return np.concatenate(pieces, axis=1).mean(axis=0)

@@ -150,7 +150,7 @@ def ids_as_processor(processor: Processor, text: str, places: Places) -> list[in
         images = written(processor, "image", shown["image"][0])
         (expanded,), _ = processor.own.get_text_with_replacements([marked], images)
         return processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
-    return processor.all([marked], shown)["input_ids"][0]
+    return list(map(int, processor.all([marked], shown)["input_ids"][0]))
 
 
 def written(processor: Processor, kind: str, shown: Sequence[Any]) -> tuple[str, ...]:
@@ -161,6 +161,8 @@ def written(processor: Processor, kind: str, shown: Sequence[Any]) -> tuple[str,
     if processor.name in _FITTED:  # it does not tell: then it is what there is of one image alone
         alone = [processor(kind, [token], [[image]]) for image in shown]
         return tuple(processor.tokenizer.decode(each["input_ids"][0]) for each in alone)
+    if kind == "video" and len(shown) > 1:  # of other lengths they would not be one tensor
+        return tuple(text for each in shown for text in written(processor, kind, [each]))
     found = processor(kind, [" ".join([token] * len(shown))], [shown], return_text_replacement_offsets=True)
     offsets = found.get("text_replacement_offsets")
     if not offsets:

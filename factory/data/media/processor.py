@@ -117,6 +117,7 @@ class Processor:
             films: list[Video] = [film for row in rows["video"] for film in row]
             given["videos"] = [film.frames for film in films]
             given |= {"video_metadata": [film.metadata() for film in films], "do_sample_frames": False}
+            options = {"return_tensors": "pt"} | options  # some count the frames of no list
         if "audio" in rows:
             given["audio"] = [wave for row in rows["audio"] for wave in row]
             given["sampling_rate"] = self.own.feature_extractor.sampling_rate

@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -51,14 +51,18 @@ def opened(kind: str, place: str) -> Iterator[Path | io.BytesIO]:
         raise BadRow(f"{NAMED[kind]} {UNREADABLE}") from None
 
 
-def container(source: Path | io.BytesIO) -> Any:
-    """PyAV's, from the source's start. Raises ImportError, and what PyAV does of a broken file."""
+@contextmanager
+def container(source: Path | io.BytesIO) -> Iterator[Any]:
+    """PyAV's, from the source's start. Raises ImportError, and what PyAV does of a broken file.
+
+    A file may be a playlist, which names other files and addresses: no protocol is allowed, so that none is read.
+    """
     import av
 
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-        return av.open(source)
-    return av.open(str(source))
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+        file.seek(0)
+        with av.open(file, "r", options={"protocol_whitelist": "none"}) as found:
+            yield found
 
 
 def check_pixels(kind: str, width: int, height: int) -> None:
