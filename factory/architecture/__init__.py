@@ -49,7 +49,7 @@ def sliding_window(config: dict[str, Any]) -> int | None:
 
 
 def text_numbers(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a config.json: all of it, unless the model sees."""
+    """The language model's part of a config.json: all of it, unless the model sees or hears."""
     return config.get("text_config") or config
 
 
