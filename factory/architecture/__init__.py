@@ -21,6 +21,7 @@ __all__ = [
     "Traits",
     "architecture",
     "elements",
+    "media_of",
     "sliding_window",
     "text_numbers",
     "traits_of",
@@ -40,6 +41,11 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Architecture]] = {
 
 def traits_of(kind: str) -> Traits:
     return TRAITS.get(kind, USUAL if kind in FAMILIES else UNKNOWN)
+
+
+def media_of(arch: Architecture) -> tuple[str, ...]:
+    """What the model takes beside text, by the record's columns."""
+    return (arch.traits or traits_of(arch.kind)).media
 
 
 def sliding_window(config: dict[str, Any]) -> int | None:

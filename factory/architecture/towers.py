@@ -256,7 +256,7 @@ def mllama(block: Block, at: str, config: Config) -> None:
 
 
 def whisper(block: Block, at: str, config: Config) -> None:
-    """The encoder of Whisper (Radford et al. 2022), which reads a spectrogram. Its positions are sines that never train."""
+    """The encoder of Whisper (Radford et al. 2022), which reads a spectrogram; its positions never train."""
     hidden = int(config["hidden_size"])
     convolution(block, f"{at}.conv1", hidden, int(config["num_mel_bins"]), 3)
     convolution(block, f"{at}.conv2", hidden, hidden, 3)
