@@ -225,14 +225,14 @@ def traits(model: Any) -> Traits:
 
 def _media(config: Any) -> tuple[str, ...]:
     """What a model takes beside text, as transformers maps its kind to classes: audios of those that do not see."""
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
-    kind = config.model_type
+    kind = type(config)
     if sees(config):
-        return MOVING if kind in VIDEO_PROCESSOR_MAPPING_NAMES else IMAGES
-    hears = kind in FEATURE_EXTRACTOR_MAPPING_NAMES and kind not in IMAGE_PROCESSOR_MAPPING_NAMES
+        return MOVING if kind in VIDEO_PROCESSOR_MAPPING else IMAGES
+    hears = kind in FEATURE_EXTRACTOR_MAPPING and kind not in IMAGE_PROCESSOR_MAPPING
     return SOUNDS if hears and multimodal(config) else ()
 
 
