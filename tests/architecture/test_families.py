@@ -175,6 +175,13 @@ def test_an_unknown_part_is_refused_by_its_name(kind: str, part: str) -> None:
         architecture(config | {part: config[part] | {"model_type": "no_such_kind"}})
 
 
+@pytest.mark.parametrize("said", [{"encoder_layers": 10**9}, {"d_model": 0}, {"encoder_ffn_dim": "wide"}])
+def test_a_towers_numbers_are_looked_at_by_its_own_words(said: dict[str, Any]) -> None:
+    config = of("qwen2_audio")
+    with pytest.raises(UserError, match="incomplete-config"):
+        architecture(config | {"audio_config": config["audio_config"] | said})
+
+
 def test_a_list_that_is_too_short_is_refused() -> None:
     with pytest.raises(UserError, match="incomplete-config"):
         architecture(of("lfm2") | {"layer_types": ["conv"]})
