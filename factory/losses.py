@@ -274,7 +274,7 @@ _PLAIN_KINDS = """
     helium glm glm4 glm4_moe phi phi3 phimoe starcoder2 stablelm gpt2 gpt_neo gpt_neox gptj gpt_bigcode opt bloom falcon
     mpt deepseek_v2 deepseek_v3 gpt_oss llama4_text lfm2
     gemma3 idefics2 idefics3 internvl llava llava_next llava_onevision mistral3 paligemma qwen2_vl qwen2_5_vl qwen3_vl
-    smolvlm mllama
+    smolvlm mllama qwen2_audio
 """
 
 # by model_type, each proven against the model's own loss (tests/test_losses.py); of any other, its own logits are taken

@@ -5,7 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from factory import groups
-from factory.architecture import architecture
+from factory.architecture import architecture, media_of
 from factory.parsed import yaml_of
 from factory.refusal import UserError, did_you_mean, refuse
 from factory.words import not_shown
@@ -28,6 +28,7 @@ class Row:
     license: str
     gated: bool
     vision: bool
+    audio: bool
 
 
 def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _nested(one: Any, other: Any) -> bool:
 
 
 def rows(words: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> list[Row]:
-    """The options in which every word occurs: in the name, the path, the family, the licence, or as `vision`."""
+    """The options in which every word occurs: in name, path, family or licence, or as `vision`, `audio` or `gated`."""
     found = [_row(option, config_dirs) for option in groups.options("model", config_dirs)]
     chosen = [row for row in found if all(word.lower() in _text(row) for word in words)]
     if not chosen:
@@ -67,6 +68,7 @@ def _row(option: str, config_dirs: tuple[str, ...]) -> Row:
         arch = architecture(tree.get("architecture") or {})
     except UserError:  # an option of the user's own that names a folder: its numbers are read when it is planned
         arch = None
+    media = set(media_of(arch)) if arch else set[str]()
     return Row(
         option=option,
         path=_path(tree),
@@ -76,7 +78,8 @@ def _row(option: str, config_dirs: tuple[str, ...]) -> Row:
         template=tree["template"],
         license=tree["license"] or "",
         gated=tree["gated"],
-        vision=bool(arch and arch.parts),
+        vision=not media.isdisjoint(("images", "videos")),
+        audio="audios" in media,
     )
 
 
@@ -96,7 +99,11 @@ def _by_path() -> dict[str, str]:
 
 
 def _text(row: Row) -> str:
-    return " ".join((row.option, row.path, row.family, row.license, "vision" * row.vision, "gated" * row.gated)).lower()
+    return " ".join((row.option, row.path, row.family, row.license, *_marks(row))).lower()
+
+
+def _marks(row: Row) -> list[str]:
+    return [word for word in ("vision", "audio", "gated") if getattr(row, word)]
 
 
 def as_json(found: list[Row]) -> list[dict[str, Any]]:
@@ -128,7 +135,7 @@ def table(rows: list[Row], *, width: int) -> "Table":
 
 
 def _cells(row: Row) -> dict[str, str]:
-    marks = "".join(f" {word}" for word, there in (("vision", row.vision), ("gated", row.gated)) if there)
+    marks = "".join(f" {word}" for word in _marks(row))
     return {
         "model=": row.option,
         "parameters": f"{row.parameters / 1e9:,.2f} B" if row.parameters else "?",

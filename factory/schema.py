@@ -145,7 +145,7 @@ class Method:
 
     name: str = key("the method's folder under factory/methods")
     learning_rate: float = key("what suits this method; stage.learning_rate follows it unless set", above=0)
-    parts: tuple[Literal["language", "vision", "projector"], ...] = key(
+    parts: tuple[Literal["language", "vision", "audio", "projector"], ...] = key(
         "what is trained of a model that has more than a language model; the others are frozen"
     )
     quantization: Quantization

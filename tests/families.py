@@ -259,9 +259,27 @@ VISION: dict[str, list[dict[str, Any]]] = {
         seeing(LLAMA4 | TIED, LLAMA4_EYES),
     ],
 }
+EARS = {"d_model": 12, "encoder_ffn_dim": 20, "encoder_layers": 2, "encoder_attention_heads": 2, "num_mel_bins": 8}
+EARS |= {"max_source_positions": 10}
+
+
+def hearing(text: dict[str, Any] | str, audio: dict[str, Any], **more: Any) -> dict[str, Any]:
+    said = seeing(text, {}, audio_config=audio, **more)
+    del said["vision_config"]
+    return said
+
+
+AUDIO: dict[str, list[dict[str, Any]]] = {
+    "qwen2_audio": [
+        hearing("qwen2", EARS),
+        hearing("llama", EARS | {"model_type": "qwen2_audio_encoder"}, tie_word_embeddings=True),
+        hearing(TIED, {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}),
+        {"text_config": {}, "audio_config": {}},
+    ],
+}
 DECODERS = DENSE | EXPERTS
 SAID = [{"model_type": kind, **SMALL, **said} for kind, several in DECODERS.items() for said in several]
-SAID += [{"model_type": kind, **said} for kind, several in (LEGACY | VISION).items() for said in several]
+SAID += [{"model_type": kind, **said} for kind, several in (LEGACY | VISION | AUDIO).items() for said in several]
 CASES = [{key: value for key, value in config.items() if value is not ABSENT} for config in SAID]
 KINDS = {config["model_type"]: config for config in reversed(CASES)}  # the first case of each kind
 SIZES = {"vocab_size": 512, "max_position_embeddings": 256, "n_positions": 256, "max_seq_len": 256}
@@ -286,11 +304,15 @@ def built(config: dict[str, Any]) -> Any:
 
 def built_of(config: dict[str, Any], device: str) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
+    by_part: dict[str, Any] = {
+        "vision_config": AutoModelForImageTextToText,
+        "audio_config": AutoModelForMultimodalLM,
+    }
     said = {key: value for key, value in (TOKENS | config).items() if key != "model_type"}
     made = AutoConfig.for_model(config["model_type"], **copy.deepcopy(said))
-    build: Any = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    build: Any = next((by_part[key] for key in config if key in by_part), AutoModelForCausalLM)
     with torch.device(device):
         return build.from_config(made)
 
@@ -303,7 +325,7 @@ def roomy(config: dict[str, Any]) -> dict[str, Any]:
     """The config with a vocabulary and a context for the tests' rows, and what its forward needs."""
     config = config | ALSO.get(config["model_type"], {})
     changed: dict[str, Any] = {key: SIZES.get(key, value) for key, value in copy.deepcopy(config).items()}
-    if "vision_config" in config and "vocab_size" not in config:
+    if "text_config" in config and "vocab_size" not in config:
         changed["text_config"] |= {key: SIZES[key] for key in ("vocab_size", "max_position_embeddings")}
         if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):  # the halves of a head's width, by time, height, width
             changed["text_config"]["rope_parameters"] = {"rope_type": "default", "mrope_section": [1, 1, 2]}

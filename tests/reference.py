@@ -73,7 +73,7 @@ def options() -> Iterator[str]:
 
 
 def _of_model(row: models.Row) -> tuple[str, ...]:
-    kinds = ", ".join(word for word, there in (("gated", row.gated), ("vision", row.vision)) if there)
+    kinds = ", ".join(word for word in ("gated", "vision", "audio") if getattr(row, word))
     numbers = (f"{number:,}" if number else "" for number in (row.parameters, row.context_length))
     return row.option, row.path, *numbers, row.template, row.license, kinds
 

@@ -7,7 +7,7 @@ A module per kind of family; each has a table `FAMILIES` of model_type → funct
 from collections.abc import Callable
 from typing import Any
 
-from factory.architecture import convolution, dense, experts, latent, legacy, vision
+from factory.architecture import convolution, dense, experts, latent, legacy, towers, vision
 from factory.architecture.traits import TRAITS, UNKNOWN, USUAL, Traits
 from factory.architecture.types import Architecture, Block, Shape, elements
 from factory.refusal import did_you_mean, refuse
@@ -21,6 +21,7 @@ __all__ = [
     "Traits",
     "architecture",
     "elements",
+    "media_of",
     "sliding_window",
     "text_numbers",
     "traits_of",
@@ -42,6 +43,11 @@ def traits_of(kind: str) -> Traits:
     return TRAITS.get(kind, USUAL if kind in FAMILIES else UNKNOWN)
 
 
+def media_of(arch: Architecture) -> tuple[str, ...]:
+    """What the model takes beside text, by the record's columns."""
+    return (arch.traits or traits_of(arch.kind)).media
+
+
 def sliding_window(config: dict[str, Any]) -> int | None:
     """Of how many tokens some layers see the last ones only; None where all see all."""
     numbers = text_numbers(config)
@@ -49,7 +55,7 @@ def sliding_window(config: dict[str, Any]) -> int | None:
 
 
 def text_numbers(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a config.json: all of it, unless the model sees."""
+    """The language model's part of a config.json: all of it, unless the model sees or hears."""
     return config.get("text_config") or config
 
 
@@ -72,7 +78,8 @@ def architecture(config: dict[str, Any]) -> Architecture:
         ) from error
 
 
-_COUNTS = {*dense.ALIASES, *dense.ALIASES.values(), "intermediate_size", "num_key_value_heads", "head_dim"}
+_ALIASES = dense.ALIASES | {word: name for words in towers.WORDS.values() for word, name in words.items()}
+_COUNTS = {*_ALIASES, *_ALIASES.values(), "intermediate_size", "num_key_value_heads", "head_dim"}
 _MAPPINGS = ("rope_parameters", "rope_scaling", "quantization_config")
 _MOST = {"num_hidden_layers": 10_000}
 _LARGEST = 2**40  # of any count: far above every model's, far below what would take minutes to plan
@@ -88,7 +95,7 @@ def _check(config: dict[str, Any]) -> None:
 
 def _possible(key: str, value: Any) -> bool:
     if key in _COUNTS and not isinstance(value, list):
-        return type(value) is int and 1 <= value <= _MOST.get(dense.ALIASES.get(key, key), _LARGEST)
+        return type(value) is int and 1 <= value <= _MOST.get(_ALIASES.get(key, key), _LARGEST)
     if key in _MAPPINGS:
         return isinstance(value, dict)
     return key != "tie_word_embeddings" or isinstance(value, bool)

@@ -1,6 +1,6 @@
-"""What sees in a vision model: the towers' tensors, by the model_type of vision_config, and their defaults.
+"""What sees or hears in a model: the towers' tensors, by the model_type of their own config, and their defaults.
 
-A tower is a function of the block to fill, the prefix of its names, and vision_config with the class's defaults.
+A tower is a function of the block to fill, the prefix of its names, and its config with the class's defaults.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ class Layer:
     square: tuple[str, ...]
     qkv: str | None = None  # the name of the one projection
     bias: bool = True
+    unbiased: tuple[str, ...] = ()  # those of `square` that have none even so
     mlp: Callable[..., None] = ungated
-    mlp_at: str = "mlp"
+    mlp_at: str | None = "mlp"
     mlp_bias: bool = True
     norms: tuple[str, str]
     norm_bias: bool = True
@@ -42,8 +43,8 @@ def encoder(block: Block, at: str, layer: Layer, layers: int, hidden: int, width
         if layer.qkv:
             block.linear(f"{here}.{layer.qkv}", 3 * hidden, hidden, bias=layer.bias)
         for name in layer.square:
-            block.linear(f"{here}.{name}", hidden, hidden, bias=layer.bias)
-        layer.mlp(block, f"{here}.{layer.mlp_at}", hidden, width, bias=layer.mlp_bias)
+            block.linear(f"{here}.{name}", hidden, hidden, bias=layer.bias and name not in layer.unbiased)
+        layer.mlp(block, f"{here}.{layer.mlp_at}" if layer.mlp_at else here, hidden, width, bias=layer.mlp_bias)
         for name in layer.norms:
             block.norm(f"{here}.{name}", hidden, bias=layer.norm_bias)
         block.tensors.update({f"{here}.{name}": (hidden,) for name in layer.vectors})
@@ -65,12 +66,16 @@ def patches(config: Config) -> int:
     return (side(config["image_size"]) // side(config["patch_size"])) ** 2
 
 
+def convolution(block: Block, name: str, out: int, *inside: int, bias: bool = True) -> None:
+    block.norm(name, out, *inside)
+    if bias:
+        block.tensors[f"{name}.bias"] = (out,)
+
+
 def patch_embedding(block: Block, name: str, config: Config, *, bias: bool = False) -> None:
     """A convolution with a stride of its own size."""
-    patch, hidden = side(config["patch_size"]), int(config["hidden_size"])
-    block.norm(name, hidden, int(config["num_channels"]), patch, patch)
-    if bias:
-        block.tensors[f"{name}.bias"] = (hidden,)
+    patch = side(config["patch_size"])
+    convolution(block, name, int(config["hidden_size"]), int(config["num_channels"]), patch, patch, bias=bias)
 
 
 CLIP_LAYER = Layer(
@@ -102,6 +107,13 @@ QWEN: dict[str, Any] = {"at": "blocks", "qkv": "attn.qkv", "square": ("attn.proj
 QWEN2_LAYER = Layer(**QWEN)
 QWEN2_5_LAYER = Layer(**QWEN, mlp=gated, norm_bias=False)
 QWEN3_LAYER = Layer(**QWEN, mlp=two("linear_fc1", "linear_fc2"))
+WHISPER_LAYER = Layer(
+    at="layers",
+    square=projections("self_attn", "out_proj"),
+    unbiased=("self_attn.k_proj",),
+    mlp_at=None,
+    norms=("self_attn_layer_norm", "final_layer_norm"),
+)
 
 
 def clip(block: Block, at: str, config: Config) -> None:
@@ -243,11 +255,21 @@ def mllama(block: Block, at: str, config: Config) -> None:
     sized(block, at, MLLAMA_GLOBAL_LAYER, config | {"num_hidden_layers": config["num_global_layers"]})
 
 
+def whisper(block: Block, at: str, config: Config) -> None:
+    """The encoder of Whisper (Radford et al. 2022), which reads a spectrogram; its positions never train."""
+    hidden = int(config["hidden_size"])
+    convolution(block, f"{at}.conv1", hidden, int(config["num_mel_bins"]), 3)
+    convolution(block, f"{at}.conv2", hidden, hidden, 3)
+    block.norm(f"{at}.embed_positions", int(config["max_source_positions"]), hidden)
+    sized(block, at, WHISPER_LAYER, config)
+    block.norm(f"{at}.layer_norm", hidden, bias=True)
+
+
 SQUARES = {"num_channels": 3, "image_size": 224}
 IDEFICS = {"intermediate_size": 3072, "num_hidden_layers": 12, "patch_size": 32, "vision_use_head": False, **SQUARES}
 QWEN_PATCHES = {"in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
-# by the vision_config's model_type: the tower, and what its class says where config.json leaves a number out
+# by the model_type of its config: the tower, and what its class says where config.json leaves a number out
 TOWERS: dict[str, tuple[Tower, Config]] = {
     "clip_vision_model": (
         clip,
@@ -328,4 +350,22 @@ TOWERS: dict[str, tuple[Tower, Config]] = {
             "supported_aspect_ratios": ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)),
         },
     ),
+    "qwen2_audio_encoder": (
+        whisper,
+        {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_mel_bins": 128,
+            "max_source_positions": 1500,
+        },
+    ),
+}
+# config.json's words for the numbers above, where a class has its own
+WORDS: dict[str, dict[str, str]] = {
+    "qwen2_audio_encoder": {
+        "d_model": "hidden_size",
+        "encoder_ffn_dim": "intermediate_size",
+        "encoder_layers": "num_hidden_layers",
+    },
 }

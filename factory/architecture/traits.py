@@ -22,10 +22,11 @@ USUAL = Traits()
 # of kinds without a closed form: what needs a proof is not claimed, and their walk adds what their class says
 UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False)
 REMOTE = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, remote_code=True)
-IMAGES, MOVING = ("images",), ("images", "videos")
+IMAGES, MOVING, SOUNDS = ("images",), ("images", "videos"), ("audios",)
 SEES = Traits(ours=False, media=IMAGES)  # its tower's attention looks in both directions
 SEES_WITHOUT_FLASH = Traits(ours=False, flash=False, media=IMAGES)
 SEES_VIDEOS = Traits(ours=False, media=MOVING)
+HEARS = Traits(ours=False, media=SOUNDS)
 
 # position_ids do not part documents where there is alibi, where positions are learned, where the mask leaves them out,
 # and where there are convolutions or states
@@ -46,4 +47,5 @@ TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("idefics2", "idefics3", "llava", "llava_next", "mistral3"), SEES),
     **dict.fromkeys(("internvl", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"), SEES_VIDEOS),
     **dict.fromkeys(("gemma3", "llama4", "mllama", "paligemma"), SEES_WITHOUT_FLASH),
+    "qwen2_audio": HEARS,
 }

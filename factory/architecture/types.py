@@ -59,10 +59,10 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture(Numbers):
-    """`blocks` are the decoder layers; `outside` is all else: embedding, last norm, head, and a vision model's parts.
+    """`blocks` are the decoder layers; `outside` is all else: embedding, last norm, head, and what sees or hears.
 
-    `parts` names what a vision model has beside what reads text, by the prefix of its tensors; `part_linears` are the
-    linear layers in there, as far as they are outside the decoder. A tied head is no tensor of its own: it is the
+    `parts` names what a model has beside what reads text, by the prefix of its tensors; `part_linears` are the linear
+    layers in there, as far as they are outside the decoder. A tied head is no tensor of its own: it is the
     embedding.
     """
 

@@ -1,12 +1,22 @@
-"""Language models that see: a decoder of the other tables under a prefix, a tower, and what joins the two."""
+"""Language models that see or hear: a decoder of the other tables under a prefix, a tower, what joins the two."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from factory.architecture import dense, experts
-from factory.architecture.dense import TIED, Config, Family, Numbers, QueryKeyNorm, attention, decoder, gated
-from factory.architecture.towers import TOWERS, Tower
+from factory.architecture.dense import (
+    TIED,
+    Config,
+    Family,
+    Numbers,
+    QueryKeyNorm,
+    attention,
+    decoder,
+    gated,
+    uniform,
+)
+from factory.architecture.towers import TOWERS, WORDS, Tower
 from factory.architecture.types import Architecture, Block, Shape, image_layers
 from factory.refusal import did_you_mean, refuse
 
@@ -72,7 +82,7 @@ TEXT_DEFAULTS: dict[str, Config] = {
     | {"intermediate_size_mlp": 16384, "num_local_experts": 16, "num_experts_per_tok": 1},
 }
 
-Projector = Callable[[Block, Config, Architecture, Config], None]  # of config, the language model, vision_config
+Projector = Callable[[Block, Config, Architecture, Config], None]  # of config, the language model, the tower's config
 
 
 def features(config: Config) -> int:
@@ -167,47 +177,54 @@ def llama4(block: Block, config: Config, language: Architecture, vision: Config)
     block.linear("multi_modal_projector.linear_1", language.hidden, int(vision["vision_output_dim"]))
 
 
+def qwen2_audio(block: Block, config: Config, language: Architecture, audio: Config) -> None:
+    block.linear("multi_modal_projector.linear", language.hidden, int(audio["hidden_size"]), bias=True)
+
+
 def nothing(block: Block, config: Config, language: Architecture, vision: Config) -> None:
     """The tower itself merges patches to the language model's width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vision:
+class Multimodal:
     """`text` and `tower` are the kinds of the two parts where config.json does not say, or where it cannot choose."""
 
     text: str
     text_at: str = "language_model"
     tower: str
     tower_at: str = "vision_tower"
+    tower_by: str = "vision_config"  # config.json's key of the tower's numbers
     above: str = "model."  # before the names of all parts
     head: str = "lm_head"
     any_text: bool = False
     any_tower: bool = False
     flat: bool = False  # older files have the language model's numbers on the top level
     tied_by_text: bool = False  # the text_config's word on it is the one that is read
+    ties: bool = True  # whether its class ties the head to the embedding where it is told to
     extra_embeddings: int = 0
+    fixed: tuple[str, ...] = ()  # the ends of the names of what its class never trains, of the parts beside the text
     counted: bool = False  # the factor of its linear positions is in its context already
     join: Projector
     defaults: Config = field(default_factory=dict)
 
 
-def seeing(model: Vision) -> Callable[[Config], Architecture]:
+def seeing(model: Multimodal) -> Callable[[Config], Architecture]:
     def build(config: Config) -> Architecture:
         config = {**model.defaults, **config}
         language = language_model(model, config)
-        tower, vision = tower_of(model, config["vision_config"])
+        tower, said = tower_of(model, config[model.tower_by])
         parts = Block()
-        tower(parts, model.tower_at, vision)
-        model.join(parts, config, language, vision)
+        tower(parts, model.tower_at, said)
+        model.join(parts, config, language, said)
         return joined(model, config, language, parts)
 
     return build
 
 
-def language_model(model: Vision, config: Config) -> Architecture:
+def language_model(model: Multimodal, config: Config) -> Architecture:
     text = config if model.flat and config.get("text_config") is None else config["text_config"]
     kind = kind_of(text, "text_config", TEXTS, model.text) if model.any_text else model.text
-    tied = (text if model.tied_by_text else config).get("tie_word_embeddings", False)
+    tied = model.ties and (text if model.tied_by_text else config).get("tie_word_embeddings", False)
     said = {**TEXT_DEFAULTS.get(kind, {}), **text, "tie_word_embeddings": tied, "model_type": kind}
     language = TEXTS[kind](said)
     return replace(language, context_length=int(said["max_position_embeddings"])) if model.counted else language
@@ -225,17 +242,19 @@ def kind_of(part: Config, name: str, known: Mapping[str, Any], default: str) -> 
     return kind
 
 
-def tower_of(model: Vision, vision: Config) -> tuple[Tower, Config]:
-    kind = kind_of(vision, "vision_config", TOWERS, model.tower) if model.any_tower else model.tower
+def tower_of(model: Multimodal, config: Config) -> tuple[Tower, Config]:
+    kind = kind_of(config, model.tower_by, TOWERS, model.tower) if model.any_tower else model.tower
     tower, defaults = TOWERS[kind]
-    return tower, {**defaults, **vision}
+    return tower, uniform(config, defaults, WORDS.get(kind, {}))
 
 
-def joined(model: Vision, config: Config, language: Architecture, parts: Block) -> Architecture:
+def joined(model: Multimodal, config: Config, language: Architecture, parts: Block) -> Architecture:
     at = f"{model.above}{model.text_at}"
     outside = renamed(renamed(language.outside, "model.", f"{at}."), "lm_head.", f"{model.head}.")
     rows, hidden = outside[f"{at}.embed_tokens.weight"]
     outside[f"{at}.embed_tokens.weight"] = (rows + model.extra_embeddings, hidden)
+    fixed = renamed(dict.fromkeys(language.fixed, ()), "model.", f"{at}.")
+    beside = {f"{model.above}{name}": shape for name, shape in parts.tensors.items()}
     names = {name.partition(".")[0] for name in parts.tensors}
     return replace(
         language,
@@ -243,9 +262,10 @@ def joined(model: Vision, config: Config, language: Architecture, parts: Block) 
         layers_at=f"{at}.layers",
         embedding=f"{at}.embed_tokens",
         head=model.head,
-        outside={**outside, **{f"{model.above}{name}": shape for name, shape in parts.tensors.items()}},
+        outside=outside | beside,
         parts={name: f"{model.above}{name}." for name in names} | image_layers(f"{at}.layers", language.blocks),
         part_linears={f"{model.above}{name}": shape for name, shape in parts.linears.items()},
+        fixed=(*(name for name in beside if name.endswith(model.fixed)), *fixed),
     )
 
 
@@ -253,44 +273,48 @@ FEATURES = {"vision_feature_layer": -2, "multimodal_projector_bias": True}
 ANY: dict[str, Any] = {"any_text": True, "any_tower": True}
 IDEFICS: dict[str, Any] = {"any_text": True, "text_at": "text_model", "tower_at": "vision_model"}
 
-MODELS: dict[str, Vision] = {
-    "llava": Vision(text="llama", tower="clip_vision_model", join=llava, **ANY, defaults=FEATURES),
-    "llava_next": Vision(text="llama", tower="clip_vision_model", join=llava_next, **ANY, defaults=FEATURES),
-    "llava_onevision": Vision(text="qwen2", tower="siglip_vision_model", join=llava_next, **ANY, defaults=FEATURES),
-    "qwen2_vl": Vision(text="qwen2_vl_text", tower="qwen2_vl_vision", tower_at="visual", flat=True, join=nothing),
-    "qwen2_5_vl": Vision(text="qwen2_5_vl_text", tower="qwen2_5_vl_vision", tower_at="visual", flat=True, join=nothing),
-    "qwen3_vl": Vision(text="qwen3_vl_text", tower="qwen3_vl_vision", tower_at="visual", join=nothing),
-    "paligemma": Vision(
+MODELS: dict[str, Multimodal] = {
+    "llava": Multimodal(text="llama", tower="clip_vision_model", join=llava, **ANY, defaults=FEATURES),
+    "llava_next": Multimodal(text="llama", tower="clip_vision_model", join=llava_next, **ANY, defaults=FEATURES),
+    "llava_onevision": Multimodal(text="qwen2", tower="siglip_vision_model", join=llava_next, **ANY, defaults=FEATURES),
+    "qwen2_vl": Multimodal(text="qwen2_vl_text", tower="qwen2_vl_vision", tower_at="visual", flat=True, join=nothing),
+    "qwen2_5_vl": Multimodal(
+        text="qwen2_5_vl_text", tower="qwen2_5_vl_vision", tower_at="visual", flat=True, join=nothing
+    ),
+    "qwen3_vl": Multimodal(text="qwen3_vl_text", tower="qwen3_vl_vision", tower_at="visual", join=nothing),
+    "paligemma": Multimodal(
         text="gemma", tower="siglip_vision_model", join=paligemma, **ANY, defaults={"projection_dim": 2048, **TIED}
     ),
-    "idefics2": Vision(text="mistral", tower="idefics2_vision", join=idefics2, **IDEFICS),
-    "idefics3": Vision(text="llama", tower="idefics3_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
-    "smolvlm": Vision(text="llama", tower="smolvlm_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
-    "gemma3": Vision(
+    "idefics2": Multimodal(text="mistral", tower="idefics2_vision", join=idefics2, **IDEFICS),
+    "idefics3": Multimodal(
+        text="llama", tower="idefics3_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS
+    ),
+    "smolvlm": Multimodal(text="llama", tower="smolvlm_vision", join=idefics3, defaults={"scale_factor": 2}, **IDEFICS),
+    "gemma3": Multimodal(
         text="gemma3_text", tower="siglip_vision_model", join=gemma3, any_tower=True, counted=True, defaults=TIED
     ),
-    "mllama": Vision(
+    "mllama": Multimodal(
         text="mllama_text_model",
         tower="mllama_vision_model",
         tower_at="vision_model",
         extra_embeddings=8,  # the image's token and what was kept free beside it
         join=mllama,
     ),
-    "mistral3": Vision(
+    "mistral3": Multimodal(
         text="mistral",
         tower="pixtral",
         join=mistral3,
         **ANY,
         defaults={"vision_feature_layer": -1, "multimodal_projector_bias": False, "spatial_merge_size": 2, **TIED},
     ),
-    "internvl": Vision(
+    "internvl": Multimodal(
         text="qwen2",
         tower="internvl_vision",
         join=internvl,
         any_text=True,
         defaults={"downsample_ratio": 0.5, **TIED},
     ),
-    "llama4": Vision(
+    "llama4": Multimodal(
         text="llama4_text",
         text_at="language_model.model",
         tower="llama4_vision_model",
@@ -299,6 +323,16 @@ MODELS: dict[str, Vision] = {
         head="language_model.lm_head",
         tied_by_text=True,
         join=llama4,
+    ),
+    "qwen2_audio": Multimodal(
+        text="qwen2",
+        tower="qwen2_audio_encoder",
+        tower_at="audio_tower",
+        tower_by="audio_config",
+        fixed=(".embed_positions.weight",),
+        join=qwen2_audio,
+        ties=False,
+        **ANY,
     ),
 }
 

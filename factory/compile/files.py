@@ -5,6 +5,7 @@ from collections.abc import Callable
 from factory import heads
 from factory.architecture.fit import other_layers, other_shape, places_of, times
 from factory.compile.rule import Case, Rule
+from factory.methods.parts import parts_of
 
 
 def head_fits(name: str) -> Callable[[Case], tuple[str, str] | None]:
@@ -74,9 +75,13 @@ def _adapter_tokens(case: Case) -> str | None:
 
 
 def _parts_absent(case: Case) -> str | None:
-    absent = [part for part in case.settings.method.parts if part != "language" and not case.arch.parts]
-    beside = absent and "language" in case.settings.method.parts  # else nothing trains, which another rule says
-    return f"the model has no {absent[0]}" if beside else None
+    chosen = case.settings.method.parts
+    if set(chosen) == {"language"}:
+        return None
+    there = parts_of(case.arch)
+    absent = [part for part in chosen if part not in there]
+    beside = there & set(chosen)  # else nothing trains, which another rule says
+    return f"the model has no {absent[0]}" if absent and beside else None
 
 
 RULES = (

@@ -375,7 +375,7 @@ RULES: tuple[Rule, ...] = (
     Rule("flash-packing", _flash_packing),
     Rule("flash-precision", _flash_precision),
     Rule("scaled-already", _scaled_already),
-    Rule("parts-need-images", parts.needs_images),
+    Rule("parts-need-images", parts.needs_media),
     *optimizers.RULES,
     *quantizers.RULES,
     *ranks.RULES,

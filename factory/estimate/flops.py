@@ -46,7 +46,7 @@ def trained(arch: Architecture, shapes: dict[str, Shape], length: int, again: bo
 
 
 def _lowest(arch: Architecture, names: Collection[str]) -> int:
-    """The first layer that something trains in: the first of all where the embedding trains, or what sees."""
+    """The first layer that something trains in: the first of all where the embedding trains, or what sees or hears."""
     at = re.compile(rf"{re.escape(arch.layers_at)}\.(\d+)\.")
     before = (arch.embedding, *(part for part in arch.parts.values() if not at.match(part)))
     if any(part in name for name in names for part in before):

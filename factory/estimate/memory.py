@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from factory import registry
-from factory.architecture import Architecture, Shape, elements
+from factory.architecture import Architecture, Shape, elements, media_of
 from factory.estimate import runtime
 from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
@@ -201,7 +201,7 @@ def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
     if arch.kind in _ROUGH:
         yield f"{arch.kind} models"
     if arch.parts:
-        yield "images"
+        yield "audio" if media_of(arch) == ("audios",) else "images"
     if steps.load.device != "cpu":
         yield "GPUs"
     if steps.train.ranks.processes > 1:

@@ -62,9 +62,11 @@ class Prompts:
 
     @property
     def sees(self) -> bool:
-        """Whether the model takes images. Of a kind without a closed form those with a processor mostly do."""
-        kind = self._processor and self._processor.kind
-        return kind is not None and (kind not in FAMILIES or "images" in traits_of(kind).media)
+        """Whether the model takes images. Of a kind without a closed form its processor has to be asked."""
+        if self._processor is None or self.media is None:
+            return False
+        kind = self._processor.kind
+        return "images" in traits_of(kind).media if kind in FAMILIES else "image" in self.media.processor.tokens
 
     def chat(self, conversation: Conversation) -> list[int]:
         """What the model is given to answer. Raises BadRow with what the chat template does not take."""

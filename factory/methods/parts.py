@@ -1,20 +1,34 @@
-"""Which part of a model a tensor is of: a model that sees has more than a language model."""
+"""Which part of a model a tensor is of: a model that sees or hears has more than a language model."""
 
 from collections.abc import Callable
 from typing import Any
 
-from factory.architecture import Architecture, Shape
+from factory.architecture import Architecture, Shape, media_of
 from factory.compile.rule import Case
 
-# what stands between the vision tower and the language model, in transformers' words
+# what stands between the tower and the language model, in transformers' words, and what a tower is that hears
 _PROJECTORS = ("projector", "connector", "merger", "modality_projection", "perceiver")
+_EARS = ("audio",)
+# which media give a part its gradients, by the record's columns: text alone trains none of them
+_REACHED_BY = {
+    "vision": ("images", "videos"),
+    "audio": ("audios",),
+    "projector": ("images", "videos", "audios"),
+}
 
 
 def part_of(name: str, arch: Architecture) -> str:
-    """`language`, `vision` or `projector` of a tensor or a linear layer: what text alone trains is language."""
+    """`language`, `vision`, `audio` or `projector` of a tensor or a linear layer: what text trains is language."""
     if not f"{name}.".startswith(tuple(arch.parts.values())):
         return "language"
-    return "projector" if any(word in name for word in _PROJECTORS) else "vision"
+    if any(word in name for word in _PROJECTORS):
+        return "projector"
+    return "audio" if media_of(arch) == ("audios",) or any(word in name for word in _EARS) else "vision"
+
+
+def parts_of(arch: Architecture) -> set[str]:
+    """The parts that the model has."""
+    return {part_of(name, arch) for name, _ in arch.tensors()}
 
 
 def of_parts(shapes: dict[str, Shape], parts: tuple[str, ...], arch: Architecture) -> dict[str, Shape]:
@@ -30,17 +44,23 @@ def nothing_trains(trainable: Callable[[Any, Architecture], dict[str, Shape]]) -
         method, arch = case.settings.method, case.arch
         if trainable(method, arch):
             return None
-        there = sorted({part_of(name, arch) for name, _ in arch.tensors()})
-        return f"nothing of this model would be trained; its parts are {', '.join(there)}"
+        return f"nothing of this model would be trained; its parts are {', '.join(sorted(parts_of(arch)))}"
 
     return wrong
 
 
-def needs_images(case: Case) -> str | None:
-    """A rule's test: whether a part is chosen that text alone never reaches."""
-    if any(data.media for data in case.facts.data.values()):
+def needs_media(case: Case) -> str | None:
+    """A rule's test: whether a part is chosen that nothing in the data ever reaches."""
+    given, there = _given(case), parts_of(case.arch)
+    chosen = [part for part in case.settings.method.parts if part in _REACHED_BY and part in there]
+    unreached = [part for part in chosen if not given & set(_REACHED_BY[part])]
+    if not unreached:
         return None
-    arch = case.arch
-    there = {part_of(name, arch) for name, _ in arch.tensors()}
-    unreached = [part for part in case.settings.method.parts if part != "language" and part in there]
-    return f"only images train its {' and its '.join(unreached)}, and the data has none" if unreached else None
+    ways, taken = [_REACHED_BY[part] for part in unreached], media_of(case.arch)
+    asked = dict.fromkeys(media for way in ways for media in [each for each in way if each in taken] or way)
+    return f"only {' or '.join(asked)} train its {' and its '.join(unreached)}, and the data has none"
+
+
+def _given(case: Case) -> set[str]:
+    """What the data has beside text."""
+    return {column for data in case.facts.data.values() for column in data.media}

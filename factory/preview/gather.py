@@ -65,16 +65,16 @@ def read_tokenizer(plan: Plan) -> Any:
 
 
 def _processor(plan: Plan) -> dict[str, bytes]:
-    """The files of its processor, of a model that sees."""
+    """The files of its processor, of a model that takes more than text."""
     from transformers import CONFIG_MAPPING
 
     from factory.steps.load import read_processor
-    from factory.steps.walk import sees
+    from factory.steps.walk import multimodal
 
     asked = plan.steps.load
     kind = asked.config.get("model_type", "")
-    seeing = kind in CONFIG_MAPPING and sees(CONFIG_MAPPING[kind]())
-    return read_processor(asked.path, asked.revision) if seeing else {}
+    more = kind in CONFIG_MAPPING and multimodal(CONFIG_MAPPING[kind]())
+    return read_processor(asked.path, asked.revision) if more else {}
 
 
 def _settings(plan: Plan) -> dict[str, str]:

@@ -12,9 +12,9 @@ from factory.refusal import UserError, refuse
 from factory.run.folder import base_config
 from factory.steps import source
 from factory.steps.vocabulary import add_tokens, tokens_of
-from factory.steps.walk import sees
+from factory.steps.walk import multimodal
 
-# what a vision model's processor is made of beside its tokenizer, as transformers names it
+# what the processor of a model that sees or hears is made of beside its tokenizer, as transformers names it
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _PROCESSOR_TEMPLATE = "chat_template.json"  # of models that were published before tokenizers carried it
 
@@ -35,8 +35,8 @@ def load(run: Run) -> dict[str, Any]:
     patch = run.plan.steps.patch
     add_tokens(tokenizer, patch.new_tokens)
     _check_vocabulary(tokens_of(tokenizer), patch.vocabulary, patch.new_rows, run)
-    processor = read_processor(path, plan.revision) if sees(config) else {}
-    if sees(config) and not processor:
+    processor = read_processor(path, plan.revision) if multimodal(config) else {}
+    if multimodal(config) and not processor:
         run.emit("note", text="No processor of this model was found: only its tokenizer is saved with it.")
     return {"config": config, "tokenizer": tokenizer, "processor": processor}
 

@@ -12,12 +12,12 @@ from typing import Any
 from factory.architecture import Architecture, Block, Shape, Traits
 from factory.architecture.dense import ALIASES, numbers, of_blocks, uniform
 from factory.architecture.experts import EXPERT_WORDS
-from factory.architecture.traits import IMAGES, MOVING, UNKNOWN
+from factory.architecture.traits import IMAGES, MOVING, SOUNDS, UNKNOWN
 from factory.architecture.types import image_layers
 
 # layers of the decoder that no adapter stands beside: what chooses the experts is tiny, and some return tuples
 ROUTERS = {"gate", "router", "shared_expert_gate"}
-_LANGUAGE_MODELS = ("language_model", "text_model")  # in the path to a vision model's decoder
+_LANGUAGE_MODELS = ("language_model", "text_model")  # in the path to the decoder of a model that sees or hears
 _STACKED = 2  # at least so many dimensions has a parameter that holds the matrices of all experts
 # config.json's words that differ from kind to kind, beside those that `ALIASES` and the kinds' own classes translate
 _WORDS = {
@@ -93,7 +93,7 @@ def _all_linears(model: Any) -> dict[str, Shape]:
 
 
 def outside_linears(config: Any, *, trust_remote_code: bool) -> list[str]:
-    """The linear layers of a config's model that are not in `arch.linears()`: heads, routers, a vision model's parts.
+    """The linear layers of a config's model that are not in `arch.linears()`: heads, routers, what sees or hears.
 
     The model is built without memory, from a copy of the config: some classes write into theirs.
     """
@@ -133,7 +133,7 @@ def _stacked(name: str, shape: Shape, whole: str, linears: dict[str, Shape]) -> 
 
 
 def _parts(model: Any, layers_at: str, embedding: str, head: str) -> dict[str, str]:
-    """What stands beside the language model in a vision model: its children's names, parameters too, and prefixes."""
+    """What stands beside the language model: its children's names, parameters too, and prefixes."""
     path = layers_at.split(".")
     language = next((name for name in _LANGUAGE_MODELS if name in path), None)
     if language is None:
@@ -161,11 +161,26 @@ def sees(config: Any) -> bool:
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def model_class(config: Any) -> Any:
-    """The auto class that builds and reads a config's model: those that see images first."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+def multimodal(config: Any) -> bool:
+    """Whether transformers has a class for a config's model that reads more than text: it has a processor then."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-    return AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
+    return sees(config) or type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+
+def model_class(config: Any) -> Any:
+    """The auto class that builds and reads a config's model: that of images first, then that of text alone."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    if sees(config):
+        return AutoModelForImageTextToText
+    return AutoModelForMultimodalLM if multimodal(config) and not _of_text(config) else AutoModelForCausalLM
+
+
+def _of_text(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
@@ -173,13 +188,12 @@ def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
     import torch
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = asked["config"].get("model_type")
     trusted = asked["trust_remote_code"]
     if kind in CONFIG_MAPPING:
         config = AutoConfig.for_model(**asked["config"])
-        if model_class(config).__name__ == "AutoModelForCausalLM" and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if not multimodal(config) and not _of_text(config):
             return None, "transformers has this architecture, but not as a model that writes text"
     elif "auto_map" in asked["config"] and trusted:
         config = AutoConfig.from_pretrained(asked["path"], revision=asked["revision"], trust_remote_code=True)
@@ -198,18 +212,28 @@ def traits(model: Any) -> Traits:
 
     Positions are config.json's to scale where it has a place for that and a module of the decoder reads it.
     """
-    from transformers import VIDEO_PROCESSOR_MAPPING
-
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    seeing = sees(model.config)
     rotary = any(hasattr(module, "rope_type") for module in model.get_decoder().modules())
     return replace(
         UNKNOWN,
         sdpa=bool(model._supports_sdpa),
         flash=bool(model._supports_flash_attn),
         scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
-        media=(MOVING if type(model.config) in VIDEO_PROCESSOR_MAPPING else IMAGES) if seeing else (),
+        media=_media(model.config),
     )
+
+
+def _media(config: Any) -> tuple[str, ...]:
+    """What a model takes beside text, as transformers maps its kind to classes: audios of those that do not see."""
+    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
+
+    kind = type(config)
+    if sees(config):
+        return MOVING if kind in VIDEO_PROCESSOR_MAPPING else IMAGES
+    hears = kind in FEATURE_EXTRACTOR_MAPPING and kind not in IMAGE_PROCESSOR_MAPPING
+    return SOUNDS if hears and multimodal(config) else ()
 
 
 def _gguf(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:

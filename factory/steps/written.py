@@ -20,7 +20,7 @@ from factory.steps.evaluate import HEAD_ROUNDING
 from factory.steps.proofs import moved, token_losses
 from factory.steps.quantize import held, keep_gradients
 from factory.steps.save import say_dtype
-from factory.steps.walk import model_class, outside_linears, sees
+from factory.steps.walk import model_class, multimodal, outside_linears
 
 SCORE = "score_head"
 # mean nats a token that a type of so many bits may move the losses by; a guard against files that are wrong, not a
@@ -207,7 +207,7 @@ def classifier_class(config: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or sees(config):
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or multimodal(config):
         wrong = f"transformers has no sequence classifier of {config.model_type}"
         fix = "set export.format=adapter, or read the run's own model/ as its card says"
         raise refuse("export-unfit", "export.format=hf", wrong, fix=fix)

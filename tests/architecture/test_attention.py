@@ -16,15 +16,16 @@ def test_the_kernels_that_a_class_takes(kind: str) -> None:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
     )
 
     config = CONFIG_MAPPING[kind]
-    models: Any = (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        if config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        else MODEL_FOR_CAUSAL_LM_MAPPING
+    mappings: Any = (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
     )
-    model = models[config]
+    model = next(models[config] for models in mappings if config in models)
     assert model._supports_sdpa == traits_of(kind).sdpa
     assert model._supports_flash_attn == traits_of(kind).flash
     assert model.supports_gradient_checkpointing
@@ -47,3 +48,4 @@ def test_what_a_walk_reads_of_a_class_is_what_is_proven(kind: str) -> None:
     read, proven = traits(built(of(kind))), traits_of(kind)
     assert (read.sdpa, read.flash, read.scalable) == (proven.sdpa, proven.flash, proven.scalable)
     assert not read.ours and not read.isolates
+    assert read.media == proven.media

@@ -111,6 +111,10 @@ def test_every_family_is_compared() -> None:
             },
         ),
         ("qwen2_vl", {"visual": "model.visual."}),
+        (
+            "qwen2_audio",
+            {"audio_tower": "model.audio_tower.", "multi_modal_projector": "model.multi_modal_projector."},
+        ),
         ("idefics3", {"vision_model": "model.vision_model.", "connector": "model.connector."}),
         ("llama4", {"vision_model": "vision_model.", "multi_modal_projector": "multi_modal_projector."}),
     ],
@@ -130,7 +134,7 @@ def test_routers_are_no_linears_and_experts_are_stacked(kind: str) -> None:
     assert 0 < found.active_expert_share < 1
 
 
-@pytest.mark.parametrize("kind", ["ernie4_5_moe", "mllama"])
+@pytest.mark.parametrize("kind", ["ernie4_5_moe", "mllama", "qwen2_audio"])
 def test_another_process_reads_the_same(kind: str) -> None:
     found = architecture(of(kind))
     assert found.fixed or found.parts
@@ -152,6 +156,7 @@ def test_layers_may_differ() -> None:
         ("gpt_neox", "intermediate_size"),
         ("llava", "text_config"),
         ("llava", "vision_config"),
+        ("qwen2_audio", "audio_config"),
     ],
 )
 def test_a_missing_number_is_refused_by_its_name(kind: str, without: str) -> None:
@@ -161,11 +166,20 @@ def test_a_missing_number_is_refused_by_its_name(kind: str, without: str) -> Non
     assert [refusal.rule for refusal in error.value.refusals] == ["incomplete-config"]
 
 
-@pytest.mark.parametrize("part", ["text_config", "vision_config"])
-def test_an_unknown_part_is_refused_by_its_name(part: str) -> None:
-    config = of("llava")
+@pytest.mark.parametrize(
+    ("kind", "part"), [("llava", "text_config"), ("llava", "vision_config"), ("qwen2_audio", "audio_config")]
+)
+def test_an_unknown_part_is_refused_by_its_name(kind: str, part: str) -> None:
+    config = of(kind)
     with pytest.raises(UserError, match=rf"\[unknown-architecture\] {part}.model_type=no_such_kind"):
         architecture(config | {part: config[part] | {"model_type": "no_such_kind"}})
+
+
+@pytest.mark.parametrize("said", [{"encoder_layers": 10**9}, {"d_model": 0}, {"encoder_ffn_dim": "wide"}])
+def test_a_towers_numbers_are_looked_at_by_its_own_words(said: dict[str, Any]) -> None:
+    config = of("qwen2_audio")
+    with pytest.raises(UserError, match="incomplete-config"):
+        architecture(config | {"audio_config": config["audio_config"] | said})
 
 
 def test_a_list_that_is_too_short_is_refused() -> None:

@@ -173,7 +173,12 @@ SEEING: dict[str, dict[str, Any]] = {
         },
     },
 }
-KINDS = (*TEXT, *SEEING)
+HEARD = {"d_model": 16, "encoder_ffn_dim": 24, "encoder_layers": 1, "encoder_attention_heads": 2, "num_mel_bins": 8}
+HEARING: dict[str, dict[str, Any]] = {
+    "qwen2_audio": {"text_config": {"model_type": "qwen2"}, "audio_config": HEARD | {"max_source_positions": 10}},
+}
+BESIDE_TEXT = SEEING | HEARING
+KINDS = (*TEXT, *BESIDE_TEXT)
 
 
 def config(kind: str, **changes: Any) -> Any:
@@ -181,19 +186,19 @@ def config(kind: str, **changes: Any) -> Any:
 
     if kind in TEXT:
         return AutoConfig.for_model(kind, **{**NUMBERS, **NO_TOKENS, **TEXT[kind], **changes})
-    said = SEEING[kind]
+    said = BESIDE_TEXT[kind]
     return AutoConfig.for_model(kind, **{**said, "text_config": {**NUMBERS, **NO_TOKENS, **said["text_config"]}})
 
 
 def built(config: Any, attention: str = "eager") -> Any:
     """A random model in float32 and evaluation mode, of weights and biases large enough to be seen."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from factory.steps.walk import model_class
 
     torch.manual_seed(0)
-    auto = AutoModelForImageTextToText if config.model_type in SEEING else AutoModelForCausalLM
     # the experts' other implementations have no float64
-    model = auto.from_config(config, attn_implementation=attention, experts_implementation="eager")
+    model = model_class(config).from_config(config, attn_implementation=attention, experts_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

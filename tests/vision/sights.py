@@ -1,4 +1,4 @@
-"""Tiny models that see, and batches with images in them: as their processors make them, but random."""
+"""Tiny models that see or hear, and batches with images or audios in them: as processors make them, but random."""
 
 import copy
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGE = 95  # the id that stands for a piece of an image
+IMAGE = 95  # the id that stands for a piece of an image, or of an audio
 TOKENS = 12  # of text, in each of two rows
 SIDE = 8  # of an image, in pixels
 TEXT = {
@@ -37,6 +37,9 @@ CLIP = {"model_type": "clip_vision_model", **EYES}
 SIGLIP = {"model_type": "siglip_vision_model", **EYES, "vision_use_head": False}
 TURNED = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 PATCHES = (SIDE // 2) ** 2  # of one image
+BINS, FRAMES = 8, 40  # of a spectrogram
+EARS = {"d_model": 16, "encoder_ffn_dim": 24, "encoder_layers": 2, "encoder_attention_heads": 2}
+EARS |= {"num_mel_bins": BINS, "max_source_positions": FRAMES // 2}
 
 
 def pixels(*before: int) -> Tensor:
@@ -73,14 +76,23 @@ def patches(ids: Tensor) -> dict[str, Tensor]:
     return {"pixel_values": values, "image_grid_thw": grid, "mm_token_type_ids": (ids == IMAGE).int()}
 
 
+def spectrograms(ids: Tensor) -> dict[str, Tensor]:
+    """One audio a row, padded to as long as its tower takes. A convolution halves the frames, and a mean does again."""
+    values = torch.randn(len(ids), BINS, FRAMES, generator=torch.Generator().manual_seed(1))
+    lengths = 4 * (ids == IMAGE).sum(dim=1, keepdim=True)
+    return {"input_features": values, "feature_attention_mask": (torch.arange(FRAMES) < lengths).long()}
+
+
 @dataclass(frozen=True)
 class Sight:
-    """A kind's config, how many tokens an image takes of a row, and what a batch holds of the images."""
+    """A kind's config, how many tokens an image or an audio takes of a row, and what a batch holds of these."""
 
     config: dict[str, Any]
     tokens: int
-    images: Callable[[Tensor], dict[str, Tensor]] = flat
+    media: Callable[[Tensor], dict[str, Tensor]] = flat
     unseen: tuple[str, ...] = ()  # where the names of tensors start that no answer follows from
+    tower: str = "vision"  # the part that it is
+    values: str = "pixel_values"  # what a batch calls them
 
 
 LLAMA = {"model_type": "llama", **TEXT}
@@ -149,17 +161,27 @@ SIGHTS: dict[str, Sight] = {
         },
         PATCHES // 4,
     ),
+    "qwen2_audio": Sight(
+        {"text_config": {"model_type": "qwen2", **TEXT}, "audio_config": EARS, "audio_token_index": IMAGE},
+        FRAMES // 4 - 2,
+        spectrograms,
+        tower="audio",
+        values="input_features",
+    ),
 }
 
 
 def built(kind: str, **text: int) -> Any:
     """A random model in float32, all of it frozen, with biases that are not zero. `text`: other numbers of its text."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
+
+    from factory.steps.walk import model_class
 
     torch.manual_seed(0)
     said = copy.deepcopy(SIGHTS[kind].config)
     said["text_config"] |= text
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **said))
+    config = AutoConfig.for_model(kind, **said)
+    model = model_class(config).from_config(config)
     with torch.no_grad():
         for value in model.parameters():
             value.add_(0.05 * torch.randn_like(value))
@@ -167,10 +189,10 @@ def built(kind: str, **text: int) -> Any:
 
 
 def batch(kind: str) -> dict[str, Tensor]:
-    """Two rows: an image's tokens after one of text; half of the text is trained."""
+    """Two rows: an image's or an audio's tokens after one of text; half of the text is trained."""
     sight = SIGHTS[kind]
     ids = torch.randint(3, 90, (2, sight.tokens + TOKENS), generator=torch.Generator().manual_seed(2))
     ids[:, 1 : 1 + sight.tokens] = IMAGE
     labels = ids.clone()
     labels[:, : -TOKENS // 2] = -100
-    return {"input_ids": ids, "labels": labels, **sight.images(ids)}
+    return {"input_ids": ids, "labels": labels, **sight.media(ids)}

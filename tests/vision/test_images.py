@@ -1,4 +1,4 @@
-"""With images in the batch: the loss is the model's own, and just the named parts of the model learn."""
+"""With images or audios in the batch: the loss is the model's own, and just the named parts of the model learn."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,13 @@ from factory.methods.parts import part_of
 from factory.typed import Reader
 
 METHODS = {"full": (), "freeze": ("method.num_layers=2",), "lora": ("method.rank=4",)}
-PARTS: list[tuple[str, ...]] = [("language",), ("vision",), ("projector",), ("language", "vision", "projector")]
+PARTS: list[tuple[str, ...]] = [("language",), ("tower",), ("projector",), ("language", "tower", "projector")]
 NO_LAYER = ("gemma3", "lora", "projector")  # it is a matrix of its own: there is no layer that LoRA could stand beside
 CASES = [
     (kind, method, parts)
     for kind in sights.SIGHTS
     for method in METHODS
-    for parts in PARTS
+    for parts in (tuple(part.replace("tower", sights.SIGHTS[kind].tower) for part in parts) for parts in PARTS)
     if (kind, method, *parts) != NO_LAYER
 ]
 
@@ -55,8 +55,9 @@ def test_the_loss_and_its_gradients_are_the_models_own(kind: str) -> None:
         if left is not None:
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
     with torch.no_grad():
-        other = causal_lm(model, batch | {"labels": labels, "pixel_values": batch["pixel_values"].flip(0)})
-    assert abs(other - mine) > 1e-4, "the images are not seen"
+        values = sights.SIGHTS[kind].values
+        other = causal_lm(model, batch | {"labels": labels, values: batch[values].flip(0)})
+    assert abs(other - mine) > 1e-4, "what is beside the text is not read"
 
 
 @pytest.mark.parametrize(("kind", "method", "parts"), CASES)
@@ -85,8 +86,8 @@ def test_the_named_parts_alone_learn(kind: str, method: str, parts: tuple[str, .
     assert {name for name, value in model.named_parameters() if not value.equal(before[name])} == reached
 
 
-@pytest.mark.parametrize("parts", [("language",), ("language", "vision", "projector")])
-@pytest.mark.parametrize("kind", ["llava", "idefics3", "gemma3", "qwen2_vl"])
+@pytest.mark.parametrize("parts", [("language",), ("language", "vision", "audio", "projector")])
+@pytest.mark.parametrize("kind", ["llava", "idefics3", "gemma3", "qwen2_vl", "qwen2_audio"])
 def test_recomputed_activations_give_the_same_gradients(kind: str, parts: tuple[str, ...], tiny_model: Path) -> None:
     from factory.steps.kernels import recompute
 

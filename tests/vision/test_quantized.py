@@ -61,7 +61,7 @@ def quantized(model: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("kind", ["llava", "idefics3", "paligemma", "qwen2_vl", "qwen2_moe"])
+@pytest.mark.parametrize("kind", ["llava", "idefics3", "paligemma", "qwen2_vl", "qwen2_audio", "qwen2_moe"])
 def test_the_decoders_linear_layers_alone(kind: str, bits: str, tmp_path: Path, execute: Callable[..., Any]) -> None:
     done = execute(f"model.path={saved(kind, tmp_path / 'base')}", *BITS[bits], *SHORT)
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks

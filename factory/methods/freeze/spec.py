@@ -40,7 +40,7 @@ def shown(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
-    """Of the language model what is named; a vision model's other parts, where they are chosen, as a whole."""
+    """Of the language model what is named; the model's other parts, where they are chosen, as a whole."""
     others = tuple(part for part in method.parts if part != "language")
     found = of_parts(dict(arch.tensors()), others, arch)
     if "language" in method.parts:
