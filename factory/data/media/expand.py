@@ -28,6 +28,7 @@ _AROUND: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"), _SEEN),
     "Qwen2AudioProcessor": ("<|audio_bos|>", "<|audio_eos|>"),
 }
+_HEARD = 2  # tokens: of one alone Qwen2-Audio's class takes the text for one that is not written out
 _KEPT = 4096  # sizes whose tokens are remembered
 
 
@@ -168,7 +169,10 @@ def written(processor: Processor, kind: str, shown: Sequence[Any]) -> tuple[str,
     if not offsets:
         wrong = f"{processor.name} does not tell what it writes for {NAMED[kind]}"
         raise refuse("processor-unknown", "model.path", wrong)
-    return tuple(each["replacement"] for each in offsets[0])
+    texts = tuple(each["replacement"] for each in offsets[0])
+    if kind == "audio" and any(text.count(token) < _HEARD for text in texts):
+        raise BadRow("an audio is too short to be heard")
+    return texts
 
 
 def _written_out(text: str, marks: Sequence[Mark], texts: Sequence[str]) -> tuple[str, list[Span]]:
