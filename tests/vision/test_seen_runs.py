@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import films
 import pytest
 import seers
 import torch
@@ -224,3 +225,77 @@ def test_an_adapter_stands_beside_what_sees(base: Callable[[str], Path], execute
     }
     assert any("vision_model" in name for name in moved)
     assert any("connector" in name for name in moved)
+
+
+FILMED = ("data=file", "stage.max_steps=2", "stage.batch_size=2", "precision=fp32", "evaluate.samples=1")
+FILMING = ("llava_onevision", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """14 rows on films of two lengths, one of a picture beside; one film is cut in half, and one is missing."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("filmed")
+    for name in ("short", "long"):
+        films.save(folder / f"{name}.mkv", films.frames(name))
+    (folder / "half.mkv").write_bytes((folder / "short.mkv").read_bytes()[:300])
+    Image.new("RGB", (16, 12), (200, 0, 90)).save(folder / "red.png")
+    rows = []
+    for number in range(14):
+        name = {12: "half", 13: "none"}.get(number, ("short", "long")[number % 2])
+        shown: dict[str, list[str]] = {"videos": [f"{name}.mkv"]}
+        if number == 3:
+            shown["images"] = ["red.png"]
+        asked = f"{'<image>' * (number == 3)}<video>How long is number {number}?"
+        said = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"It is {name}."}]
+        rows.append(json.dumps({"messages": said, **shown}))
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize("kind", FILMING)
+def test_a_run_sees_films(kind: str, base: Callable[[str], Path], execute: Callable[..., Any], filmed: Path) -> None:
+    fixed = ("data.video_fps=null", "data.video_frames=4") if kind == "llava_onevision" else ()
+    # of LLaVA-OneVision's tower, and of the tiny Qwen3-VL's, some tensors lead nowhere
+    whole = () if kind in ("llava_onevision", "qwen3_vl") else ("method=full", PARTS)
+    done = execute(f"model.path={base(kind)}", *FILMED, f"data.path={filmed}/rows.jsonl", *fixed, *whole)
+    assert not {name: check for name, check in done.run.checks.items() if not check["passed"]}
+    # of both in one conversation SmolVLM's processor keeps one, so that there is nothing to compare with
+    assert done.run.checks["media_as_processor"]["detail"].startswith("in 5 of 5 rows with videos")
+    assert done.result["data"]["dropped"] == {"a video cannot be read": 1, "a video is missing": 1}
+    assert done.result["data"]["used"] + done.result["data"]["validation"] == 12
+    moved = {name for name, value in done.model.named_parameters() if not value.equal(done.start[name])}
+    assert any("vision" in name or "visual" in name for name in moved) == bool(whole)
+    assert len(done.result["samples"]) == 1
+
+
+def test_answers_to_a_film_are_compared_and_streamed(
+    base: Callable[[str], Path], execute: Callable[..., Any], filmed: Path
+) -> None:
+    """Pairs see the same film on both sides; streamed rows are seen as prepared ones are."""
+    asked = {"prompt": "<video>How long?", "chosen": "It is short.", "rejected": "It is loud.", "videos": ["short.mkv"]}
+    (filmed / "pairs.jsonl").write_text("\n".join([json.dumps(asked)] * 8))
+    words = (f"model.path={base('qwen2_vl')}", *FILMED, "data.validation_fraction=0", "evaluate.samples=0")
+    done = execute(*words, "stage=dpo", f"data.path={filmed}/pairs.jsonl", folder="pairs")
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+    pair = done.dataset.train[0]
+    assert pair.chosen.media == pair.rejected.media and pair.chosen.media[0].kind == "video"
+    batch = collate([pair], done.dataset.pad, "cpu", media=done.dataset.media)
+    assert len(batch["video_grid_thw"]) == 2
+    done = execute(*words, f"data.path={filmed}/rows.jsonl", "data.streaming=true", folder="streamed")
+    assert len(done.losses) == 2
+
+
+def test_how_a_film_is_seen_is_a_setting(
+    base: Callable[[str], Path], execute: Callable[..., Any], filmed: Path
+) -> None:
+    """More frames a second are more tokens, up to the most; other settings are other rows in the cache."""
+    (filmed / "one.jsonl").write_text("\n".join((filmed / "rows.jsonl").read_text().splitlines()[1::2][:4]))
+    words = (f"model.path={base('qwen2_vl')}", *FILMED, f"data.path={filmed}/one.jsonl", "data.validation_fraction=0")
+    frames = []
+    for number, more in enumerate(((), ("data.video_fps=4",), ("data.video_fps=8", "data.video_frames=6"))):
+        done = execute(*words, *more, "evaluate.samples=0", "stage.max_steps=1", folder=str(number))
+        batch = collate([done.dataset.train[0]], done.dataset.pad, "cpu", media=done.dataset.media)
+        frames.append(2 * int(batch["video_grid_thw"][0, 0]))
+    assert frames == [6, 12, 6]  # of 24 frames at 8 a second

@@ -128,11 +128,15 @@ class Processor:
 
     def _take_videos(self) -> None:
         """It needs torchvision, and images do not."""
-        if self.own.video_processor is None:
-            self.own.video_processor = _packaged(lambda: _read("AutoVideoProcessor", self._files))
+        if self.own.video_processor is not None:
+            return
+        self.own.video_processor = made = _packaged(lambda: _read("AutoVideoProcessor", self._files))
+        if getattr(made, _CAPPED, False) is None:  # transformers warns: the reference implementation does it
+            setattr(made, _CAPPED, True)
 
 
 _REASON = 120  # characters
+_CAPPED = "cap_pixels_per_frame"  # of Qwen-VL: a frame's share of the pixels of all (docs/decisions/0030-videos.md)
 
 
 def _packaged(make: Any) -> Any:

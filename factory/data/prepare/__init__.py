@@ -150,7 +150,13 @@ def aligning_of(source: PlannedSource) -> Aligning:
         from factory.data import hub
 
         inside = hub.cache_folders()
-    return Aligning(format=source.format, columns=source.columns, tags=source.tags, folder=source.folder, inside=inside)
+    own = None
+    if source.origin == "file":
+        path = Path(source.path)
+        own = str(path if path.is_dir() else path.parent)
+    return Aligning(
+        format=source.format, columns=source.columns, tags=source.tags, folder=source.folder, inside=inside, own=own
+    )
 
 
 class _Tally:
@@ -219,7 +225,9 @@ def _refuse_unseen(name: str, rows: int, unseen: Counter[str]) -> None:
     """Raises UserError where what most rows show is not there: nothing is kept, as they may be put there."""
     if unseen.total() <= rows * MOST_BAD:
         return
-    wrong = f"of {unseen.total():,} of {rows:,} rows, most as: {unseen.most_common(1)[0][0]}"
+    wrong = (
+        f"of {unseen.total():,} of {rows:,} rows what they show cannot be had, most as: {unseen.most_common(1)[0][0]}"
+    )
     raise refuse("media-unread", f"data.sources.{name}.folder", wrong, name=name)
 
 
@@ -263,7 +271,7 @@ def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int
     content = file if source.origin == "file" else _plain(source)
     parts = [
         content,
-        _plain(aligning_of(source)),
+        _plain(aligning_of(source) if spec.processor else replace(aligning_of(source), own=None)),
         _plain(spec),
         None if at_most is None else [at_most, seed],
         {name: version(name) for name in _VERSIONS},

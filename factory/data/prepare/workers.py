@@ -35,13 +35,17 @@ _AHEAD = 2  # blocks a process that are under way
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aligning:
-    """How a source's rows become records. `inside`: the folders that its media must lie in; None: anywhere."""
+    """How a source's rows become records. `inside`: the folders that its media must lie in; None: anywhere.
+
+    Paths of media start at `folder`, and where none is asked for, at the source's `own`.
+    """
 
     format: str
     columns: dict[str, str]
     tags: dict[str, str]
     folder: str | None
     inside: tuple[str, ...] | None = None
+    own: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +147,17 @@ def _record(row: Row, aligning: Aligning) -> Record:
 
 
 def _placed(place: str, aligning: Aligning) -> str:
-    """A medium's path, from its set's folder. Raises BadRow where rows may not name what lies there."""
+    """A medium's path, from where its set's paths start. Raises BadRow where rows may not name what lies there."""
     if ":" in place.split("/")[0] and (aligning.inside is None or place.lower().startswith("data:")):
         return place  # a URL
-    found = Path(aligning.folder or "") / place
+    start = aligning.folder if aligning.folder is not None else aligning.own
+    found = Path(start or "") / place
     inside = aligning.inside
     if inside is None and aligning.folder is not None and not Path(place).is_absolute():
         inside = (aligning.folder,)
     if inside is not None and not any(_lies_in(found, folder) for folder in inside):
         raise BadRow(_OUTSIDE)
-    return str(found) if aligning.folder is not None else place
+    return str(found) if start is not None else place
 
 
 def _lies_in(path: Path, folder: str) -> bool:
