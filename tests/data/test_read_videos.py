@@ -116,7 +116,7 @@ def test_what_is_no_film_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(BadRow, match=f"^{why}$"):
             read_video(place, ALL)
-    monkeypatch.setattr("factory.data.media.read.MOST_PIXELS", 511)
+    monkeypatch.setattr("factory.data.media.video.MOST_OF_ALL", 20 * 16 * 32 - 1)
     with pytest.raises(BadRow, match="too many pixels"):
         read_video(str(tmp_path / "a.mp4"), ALL)
 

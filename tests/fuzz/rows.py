@@ -15,9 +15,11 @@ from conftest import compiled
 
 from factory.data.encoding import spec_of
 from factory.data.formats import FORMATS
-from factory.data.media import read_image
+from factory.data.media import read_image, read_video
+from factory.data.media.audio import read_audio
 from factory.data.prepare.workers import Aligning, Block, encode
 from factory.data.record import BadRow
+from factory.plan import Frames
 from fuzz.mutation import EXTREMES, changed, twisted
 
 _CALL = {"name": "look_up", "arguments": {"x": 1}}
@@ -56,7 +58,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         kind: spec_of(tiny.tokenizer(), plan.steps.pack, kind).encoder
         for kind in ("text", "messages", "pairs", "labelled")
     }
-    pictures = _pictures()
+    files = {kind: whole() for kind, (whole, _) in _READ.items()}
     os.mkfifo(folder / "pipe")
 
     def case(chance: random.Random) -> str:
@@ -64,7 +66,8 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         if what < 0.2:
             return fuzz_files.check(chance.getrandbits(30), folder)
         if what < 0.3:
-            return _image(chance, pictures, folder)
+            kind = chance.choice(list(files))
+            return _medium(chance, kind, files[kind], folder)
         format = chance.choice(sorted(FORMATS))
         rows = [twisted(seed, chance) for seed in chance.sample(_SEEDS, 3)]
         rows = [row for row in rows if isinstance(row, dict) and _in_a_file(row)]
@@ -96,14 +99,64 @@ def _pictures() -> list[bytes]:
     return found
 
 
-def _image(chance: random.Random, pictures: list[bytes], folder: Path) -> str:
-    content = changed(chance.choice(pictures), chance)
+def _films() -> list[bytes]:
+    import av
+    import numpy as np
+
+    found = []
+    for form, codec, pixels in (
+        ("mp4", "mpeg4", "yuv420p"),
+        ("matroska", "ffv1", "bgr0"),
+        ("avi", "mjpeg", "yuvj420p"),
+    ):
+        file = io.BytesIO()
+        with av.open(file, "w", format=form) as film:
+            stream = film.add_stream(codec, rate=4)
+            stream.width, stream.height, stream.pix_fmt = 32, 16, pixels
+            for shade in range(0, 240, 40):
+                shown = np.full((16, 32, 3), shade, np.uint8)
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+            film.mux(stream.encode())
+        found.append(file.getvalue())
+    return found
+
+
+def _sounds() -> list[bytes]:
+    import av
+    import numpy as np
+
+    found = []
+    for form, codec in (("wav", "pcm_s16le"), ("flac", "flac"), ("matroska", "aac")):
+        file = io.BytesIO()
+        with av.open(file, "w", format=form) as sound:
+            stream = sound.add_stream(codec, rate=8000, layout="mono")
+            kind = "fltp" if codec == "aac" else "s16"
+            wave = np.sin(np.arange(2048) / 9)
+            values = wave.astype(np.float32) if kind == "fltp" else (wave * 9999).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(values[None], format=kind, layout="mono")
+            frame.sample_rate = 8000
+            sound.mux(stream.encode(frame))
+            sound.mux(stream.encode())
+        found.append(file.getvalue())
+    return found
+
+
+# by kind: whole files, and what reads one
+_READ: dict[str, tuple[Callable[[], list[bytes]], Callable[[str], Any]]] = {
+    "image": (_pictures, read_image),
+    "video": (_films, lambda place: read_video(place, Frames(fps=2.0, most=8))),
+    "audio": (_sounds, lambda place: read_audio(place, 16000, 30)),
+}
+
+
+def _medium(chance: random.Random, kind: str, whole: list[bytes], folder: Path) -> str:
+    content = changed(chance.choice(whole), chance)
     match chance.randrange(4):
         case 0:
-            place = "data:image/png;base64," + base64.b64encode(content).decode()
+            place = f"data:{kind}/any;base64," + base64.b64encode(content).decode()
         case 1:
-            (folder / "a.png").write_bytes(content)
-            place = str(folder / "a.png")
+            (folder / f"a.{kind}").write_bytes(content)
+            place = str(folder / f"a.{kind}")
         case 2:
             place = chance.choice(
                 (str(folder / "pipe"), "/dev/zero", "/dev/tty", "/proc/self/environ", str(folder), "file:///dev/random")
@@ -111,7 +164,7 @@ def _image(chance: random.Random, pictures: list[bytes], folder: Path) -> str:
         case _:
             place = str(chance.choice(EXTREMES))
     try:
-        read_image(place)
+        _READ[kind][1](place)
     except BadRow:
         return "refused"
-    return "an image"
+    return f"a {kind}"

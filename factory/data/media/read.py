@@ -27,7 +27,8 @@ def read_image(place: str) -> Any:
 
     try:
         with opened("image", place) as source, Image.open(source) as image:
-            check_pixels("image", image.width, image.height)
+            if image.width * image.height > MOST_PIXELS:
+                raise too_large("image")
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
@@ -65,10 +66,11 @@ def container(source: Path | io.BytesIO) -> Iterator[Any]:
             yield found
 
 
-def check_pixels(kind: str, width: int, height: int) -> None:
-    """Raises BadRow."""
-    if width * height > MOST_PIXELS:
-        raise too_large(kind)
+def decodable(streams: Any) -> Any:
+    """The first of a container's streams. Raises IndexError where there is none, ValueError where none decodes it."""
+    if streams[0].codec_context is None:
+        raise ValueError("no decoder")
+    return streams[0]
 
 
 def too_large(kind: str) -> BadRow:

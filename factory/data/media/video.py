@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.data.media.read import UNREADABLE, check_pixels, container, opened
+from factory.data.media.read import UNREADABLE, container, decodable, opened, too_large
 from factory.data.record import BadRow
 from factory.plan import Frames
+
+
+MOST_OF_ALL = 2**30  # pixels of the frames that are seen, 3 GiB of them: 128 of 3840 x 2160
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +45,10 @@ def read_video(place: str, frames: Frames) -> Video:
 
     try:
         with opened("video", place) as source:
-            count, rate = _measured(source)
+            count, rate, pixels = _measured(source)
             numbers = chosen(count, rate, frames)
+            if pixels * len(set(numbers)) > MOST_OF_ALL:
+                raise too_large("video")
             return Video(_decoded(source, numbers), numbers, count, rate)
     except FFmpegError:
         raise BadRow(f"a video {UNREADABLE}") from None
@@ -60,22 +65,22 @@ def chosen(count: int, rate: float, frames: Frames) -> tuple[int, ...]:
     return tuple(np.linspace(0, count - 1, wanted).astype(int).tolist())
 
 
-def _measured(source: Any) -> tuple[int, float]:
-    """How many frames there are, and how many a second: not all files say the first, some say what is not so."""
+def _measured(source: Any) -> tuple[int, float, int]:
+    """How many frames there are, how many a second, and pixels of one: not all files say the first, some say what is not so."""
     with container(source) as film:
-        stream = film.streams.video[0]
-        check_pixels("video", stream.width, stream.height)
+        stream = decodable(film.streams.video)
+        pixels = stream.width * stream.height
         count = sum(packet.size > 0 for packet in film.demux(stream))
         rate = stream.average_rate or stream.guessed_rate or Fraction(0)
     if not count or not rate:
         raise BadRow(f"a video {UNREADABLE}")
-    return count, float(rate)
+    return count, float(rate), pixels
 
 
 def _decoded(source: Any, numbers: tuple[int, ...]) -> NDArray[np.uint8]:
     wanted, found = set(numbers), dict[int, Any]()
     with container(source) as film:
-        for number, frame in enumerate(film.decode(film.streams.video[0])):
+        for number, frame in enumerate(film.decode(decodable(film.streams.video))):
             if number in wanted:
                 found[number] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
             if number == numbers[-1]:
