@@ -11,7 +11,6 @@ from factory.data.media.read import UNREADABLE, container, decodable, opened, to
 from factory.data.record import BadRow
 from factory.plan import Frames
 
-
 MOST_OF_ALL = 2**30  # pixels of the frames that are seen, 3 GiB of them: 128 of 3840 x 2160
 
 
@@ -66,7 +65,7 @@ def chosen(count: int, rate: float, frames: Frames) -> tuple[int, ...]:
 
 
 def _measured(source: Any) -> tuple[int, float, int]:
-    """How many frames there are, how many a second, and pixels of one: not all files say the first, some say what is not so."""
+    """How many frames there are, how many a second, and pixels of one: not all files say the first, some wrongly."""
     with container(source) as film:
         stream = decodable(film.streams.video)
         pixels = stream.width * stream.height

@@ -153,8 +153,8 @@ def _placed(place: str, aligning: Aligning) -> str:
     start = aligning.folder if aligning.folder is not None else aligning.own
     found = Path(start or "") / place
     inside = aligning.inside
-    if inside is None and aligning.folder is not None and not Path(place).is_absolute():
-        inside = (aligning.folder,)
+    if inside is None and start is not None and not Path(place).is_absolute():
+        inside = (start,)
     if inside is not None and not any(_lies_in(found, folder) for folder in inside):
         raise BadRow(_OUTSIDE)
     return str(found) if start is not None else place
