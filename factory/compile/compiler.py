@@ -354,9 +354,17 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
     )
 
 
+def _of_videos(fps: float | None, frames: str) -> str:
+    if fps is None:
+        return f"data.video_fps=null: {frames} frames of each video are seen"
+    return f"data.video_fps={fps:g}: {fps:g} frames a second of a video are seen, at most {frames}"
+
+
 def _chat_notes(case: Case) -> list[str]:
-    """What becomes of tools and of reasoning, where the rows have any or somebody asked."""
+    """What becomes of videos, of tools and of reasoning, where the rows have any or somebody asked."""
     data, found = case.settings.data, list[str]()
+    if any("videos" in facts.media for facts in case.facts.data.values()):
+        found.append(_of_videos(data.video_fps, f"{data.video_frames:,}"))
     if any(facts.tools for facts in case.facts.data.values()) and data.tools == "auto":
         named = case.settings.model.template
         own = case.model.tools if named == "auto" else None if templates.is_jinja(named) else True

@@ -168,7 +168,8 @@ def _thumbnails(medium: Medium) -> str:
         if medium.kind == "image":
             return _thumbnail(read_image(medium.place))
         if medium.kind == "video":
-            return "".join(_thumbnail(Image.fromarray(each)) for each in read_video(medium.place, _STILLS).frames)
+            stills = read_video(medium.place, _STILLS).frames
+            return f"<div class='stills'>{''.join(_thumbnail(Image.fromarray(each)) for each in stills)}</div>"
     except BadRow:
         return "<span class='missing'>not shown</span>"
     return "<span class='missing'>a sound</span>"

@@ -4,10 +4,12 @@ import base64
 import re
 from hashlib import sha256
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import made_samples as made
 import pytest
+from PIL import Image
 
 from factory.data.dataset import Example, Labelled, Pair
 from factory.data.record import Medium
@@ -117,8 +119,6 @@ def test_a_run_of_special_tokens_is_shown_once() -> None:
 
 
 def test_pictures_are_small_and_inside_and_a_broken_one_is_said(tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (640, 320), "teal").save(tmp_path / "cat.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     images = (str(tmp_path / "cat.png"), str(tmp_path / "broken.png"), "https://example.org/<dog>.png")
@@ -130,10 +130,28 @@ def test_pictures_are_small_and_inside_and_a_broken_one_is_said(tmp_path: Path) 
     assert "<dog>.png" in read.text
 
 
+def test_of_a_film_three_frames_are_shown_and_a_sound_is_named(tmp_path: Path) -> None:
+    import av
+    import numpy as np
+
+    with av.open(str(tmp_path / "cat.mkv"), "w") as film:
+        stream = film.add_stream("ffv1", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "bgr0"
+        for shade in range(0, 250, 50):
+            shown = np.full((16, 32, 3), shade, np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        film.mux(stream.encode())
+    shown = [Medium("video", str(tmp_path / "cat.mkv")), Medium("audio", "purr.wav"), Medium("video", "none.mp4")]
+    read = parsed(made.sample(made.example("A cat.", media=shown)))
+    pictures = [(each["src"] or "").partition(",")[2] for each in read.all("img")]
+    shades = [Image.open(BytesIO(base64.b64decode(each))).getpixel((3, 3)) for each in pictures]
+    assert shades == [(0,) * 3, (100,) * 3, (200,) * 3]
+    for text in ("a sound", "purr.wav", "not shown", "none.mp4"):
+        assert text in read.text
+
+
 def test_a_picture_is_shown_as_a_model_is_given_it(tmp_path: Path) -> None:
     """Upright, from a file: URL, and where it is a part of its row, whose bytes are no name to be told."""
-    from PIL import Image
-
     turned = Image.Exif()
     turned[0x0112] = 6  # orientation: turn by 90 degrees
     Image.new("RGB", (640, 320), "teal").save(tmp_path / "cat.jpg", exif=turned)
