@@ -6,7 +6,7 @@ from pathlib import Path
 
 from factory import templates
 from factory.data.chat_template import ChatTemplate, Learnt, PartsTemplate
-from factory.data.record import BadRow
+from factory.data.record import MEDIA, BadRow
 from fuzz.mutation import EXTREMES, changed
 
 _FOLDER = Path(__file__).parents[1] / "data" / "chat_templates"
@@ -81,9 +81,9 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
             source = changed(chance.choice(seeds).encode(), chance, _PIECES).decode("utf-8", "replace")
         content = str(chance.choice((*EXTREMES, "Hi")))
         messages = [{**message, "content": content} for message in _MESSAGES] if chance.random() < 0.3 else _MESSAGES
-        kind = PartsTemplate if chance.random() < 0.2 else ChatTemplate
+        parts, special = chance.random() < 0.2, {"bos_token": "<s>", "eos_token": "</s>"}
         try:
-            template = kind(source, {"bos_token": "<s>", "eos_token": "</s>"})
+            template = PartsTemplate(source, special, MEDIA.values()) if parts else ChatTemplate(source, special)
             template(messages, answering=chance.random() < 0.5)
             Learnt(template, frozenset(["<s>", "</s>"]), "</s>")
         except BadRow:

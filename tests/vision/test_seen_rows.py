@@ -1,6 +1,8 @@
 """Media in a row: never cut, never trained, the same when their batch is made; and what a processor needs."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -216,18 +218,25 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             Processor(files, "mistral3", known)
 
 
-def test_pixtral_needs_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.utils import import_utils
+WITHOUT = """
+import sys, importlib.util as util
+here = util.find_spec
+util.find_spec = lambda name, *more: None if name.partition(".")[0] == "torchvision" else here(name, *more)
+from transformers import AutoTokenizer
+from factory.data.media import Processor
+files = {
+    "processor_config.json": b'{"processor_class": "PixtralProcessor"}',
+    "preprocessor_config.json": b'{"image_processor_type": "PixtralImageProcessor"}',
+}
+Processor(files, "mistral3", AutoTokenizer.from_pretrained(sys.argv[1]))
+"""
 
-    monkeypatch.setattr(import_utils, "is_torchvision_available", lambda: False)
-    tried = import_utils.BACKENDS_MAPPING["torchvision"]
-    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "torchvision", (lambda: False, tried[1]))
-    files = {
-        "processor_config.json": b'{"processor_class": "PixtralProcessor"}',
-        "preprocessor_config.json": b'{"image_processor_type": "PixtralImageProcessor"}',
-    }
-    with pytest.raises(UserError, match="pip install torchvision"):
-        Processor(files, "mistral3", seers.tokenizer("llava"))
+
+def test_pixtral_needs_torchvision(tmp_path: Path) -> None:
+    seers.tokenizer("llava").save_pretrained(tmp_path)
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "UserError" in done.stderr and "pip install torchvision" in done.stderr
 
 
 def test_a_processor_that_is_not_known_or_knows_other_tokens_is_refused(folder: Path) -> None:
