@@ -126,8 +126,8 @@ class HarnessFacts:
 class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
-    `renamed` is {standard column: own}; `tools` says whether any row that was looked at
-    carries them, `media` which of images, videos and audios.
+    `renamed` is {standard column: own}; `tools` says whether any row that was looked at carries
+    them, `media` which of images, videos and audios.
     `unreachable`: why the hub's rows cannot be read now.
     """
 

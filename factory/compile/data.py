@@ -148,7 +148,7 @@ def _media_not_taken(case: Case) -> str | None:
     taken = case.traits.media
     for name, column in shown(case):
         if column not in taken:
-            return f"{name} has {column}, and the model takes {' and '.join(['text', *taken])} alone"
+            return f"{name} has {column}, and the model takes {', '.join(['text', *taken])} alone"
     return None
 
 
@@ -166,8 +166,10 @@ def _videos(case: Case) -> bool:
 
 
 def _video_keys_unread(case: Case) -> tuple[str, str] | None:
+    if _videos(case) or any(data.peeked for data in case.facts.data.values()):
+        return None
     named = [name for name, nothing in VIDEO_KEYS.items() if getattr(case.settings.data, name) != nothing]
-    return (f"data.{named[0]}", "none of the first rows has a video") if named and not _videos(case) else None
+    return (f"data.{named[0]}", "no row has a video") if named else None
 
 
 def _videos_of_one_length(case: Case) -> str | None:
@@ -181,17 +183,26 @@ _PACKAGES = {"videos": ("av", "torchvision"), "audios": ("av",)}
 _MEDIA_EXTRAS = {"videos": "vision", "audios": "audio"}
 
 
-def _media_package(case: Case) -> str | None:
+def _lacking(case: Case) -> tuple[str, str, list[str]] | None:
+    """The first set and column whose packages are not all here, and those that are not."""
     for name, column in shown(case):
-        lacking = [package for package in _PACKAGES.get(column, ()) if package not in case.facts.machine.packages]
-        if lacking:
-            return f"{name} has {column}, which need {' and '.join(lacking)}"
+        packages = [package for package in _PACKAGES.get(column, ()) if package not in case.facts.machine.packages]
+        if packages:
+            return name, column, packages
     return None
 
 
+def _media_package(case: Case) -> str | None:
+    if (found := _lacking(case)) is None:
+        return None
+    name, column, packages = found
+    return f"{name} has {column}, which need {' and '.join(packages)}"
+
+
 def _getting_media(case: Case) -> dict[str, str]:
-    column = next(column for _, column in shown(case) if column in _MEDIA_EXTRAS)
-    return {"install": install(_MEDIA_EXTRAS[column])}
+    found = _lacking(case)
+    assert found is not None
+    return {"install": install(_MEDIA_EXTRAS[found[1]])}
 
 
 RULES: tuple[Rule, ...] = (

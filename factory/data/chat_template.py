@@ -65,7 +65,7 @@ class PartsTemplate(ChatTemplate):
 
     def __init__(self, source: str, special: Mapping[str, Any], kinds: Iterable[str]):
         super().__init__(source, special)
-        self._mark = re.compile(f"(<(?:{'|'.join(kinds)})>)")
+        self._mark = re.compile(f"(<(?:{'|'.join(kinds) or '(?!)'})>)")
 
     def __call__(self, messages: Sequence[Given], tools: Any = None, *, answering: bool = False) -> str:
         parted = [{**message, "content": self.parts(message["content"])} for message in messages]

@@ -188,7 +188,7 @@ class Encoder:
         """
         if self._kind == "text":
             return self._texts.documents([record.response[0]["content"]])[0]
-        text = self.renderer(record).prompt(record.prompt, record.tools, media=bool(record.media))
+        text = self.renderer(record).prompt(record.prompt, record.tools, media=record.media)
         if self._media is not None:
             text = self._media.prompt(text, record.media)
         if cut and cut in text:
@@ -248,9 +248,7 @@ class Encoder:
             return BadRow("an answer that is judged has a weight of its own")
         renderer = self.renderer(record)
         try:
-            rendered = [
-                renderer.render([*record.prompt, *side], record.tools, media=bool(record.media)) for side in sides
-            ]
+            rendered = [renderer.render([*record.prompt, *side], record.tools, media=record.media) for side in sides]
             rendered = [self._seen(each, record) for each in rendered]
             if self._kind == "messages":
                 (only,) = rendered
@@ -262,9 +260,14 @@ class Encoder:
 
     def _seen(self, rendered: Rendered, record: Record) -> Rendered:
         """With the tokens of its media."""
-        if self._media is None and record.media:
+        if record.media:
             column = next(column for column, kind in MEDIA.items() if kind in record.media)
-            raise BadRow(f"it has {column}, and the model has no processor for them")
+            if self._media is None:
+                raise BadRow(f"it has {column}, and the model has no processor for them")
+            if self._pack.packing or self._kind == "labelled":  # of rows that no plan saw
+                raise BadRow(
+                    f"it has {column}, and rows that are {'packed' if self._pack.packing else 'labelled'} show none"
+                )
         return rendered if self._media is None else self._media.expand(rendered, record.media)
 
     def _row(self, record: Record, rendered: list[Rendered], placed: list[Placed]) -> EncodedRow:

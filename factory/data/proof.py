@@ -12,8 +12,9 @@ from factory.data import formats, read
 from factory.data.encoding import Encoder, EncoderSpec
 from factory.data.media.expand import ids_as_processor
 from factory.data.packing import Integers
-from factory.data.prepare import Prepared
+from factory.data.prepare import Prepared, aligning_of
 from factory.data.prepare.store import Side
+from factory.data.prepare.workers import record_of
 from factory.data.record import BadRow, Message, Record, by_kind
 from factory.data.render import Rendered, Renderer
 from factory.data.stream import side_of
@@ -75,7 +76,11 @@ def media(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, tokeni
         seen = ((place, record) for place, record in rows_read if record.media)
         for place, record in islice(seen, _SEEN):
             processor = processor or spec.processor.processor_of(tokenizer)
-            text = encoder.renderer(record).render([*record.prompt, *record.response], record.tools, media=True).text
+            text = (
+                encoder.renderer(record)
+                .render([*record.prompt, *record.response], record.tools, media=record.media)
+                .text
+            )
             shown = by_kind(prepared.media(place))
             kinds |= shown
             theirs, ours = ids_as_processor(processor, text, shown), prepared.side(place).ids.tolist()
@@ -121,7 +126,7 @@ def _in_cache(source: PlannedSource, prepared: Prepared, seed: int) -> Iterator[
 def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Side, Record]]:
     for row in islice(read.source_rows(source, streaming=True), _LOOKED):
         try:
-            record = formats.align(row, source.format, source.columns, source.tags)
+            record = record_of(row, aligning_of(source))
         except BadRow:
             continue
         (made,) = encoder.encode([record])
@@ -132,8 +137,8 @@ def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Sid
 def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: EncoderSpec, tokenizer: Any) -> None:
     found.rows += 1
     messages = [*record.prompt, *record.response]
-    given, tools = renderer.given(messages, record.tools, media=bool(record.media))
-    rendered = renderer.render(messages, record.tools, media=bool(record.media))
+    given, tools = renderer.given(messages, record.tools, media=record.media)
+    rendered = renderer.render(messages, record.tools, media=record.media)
     found.rendered += rendered.text == tokenizer.apply_chat_template(given, tools=tools, tokenize=False)
     if spec.pack.train_on_prompt and record.media:
         return  # what is not trained of it are media, too

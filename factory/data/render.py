@@ -86,51 +86,55 @@ class Renderer:
     `reasoning`: template (as it does with an answer's reasoning), keep (a row where it leaves reasoning out is bad) or
     strip. `tools`: auto (by the template if it can, else in words of the default format) or one of `tools.FORMATS`.
 
-    Of a conversation with `media` the contents are given in parts to a template that has a place for them; others have
-    the text `<image>` there, `<video>` or `<audio>`.
+    Of a conversation with `media` (kinds) the contents are given in parts to a template that has a place for them;
+    others have the text `<image>` there, `<video>` or `<audio>`.
     """
 
     def __init__(self, template: str, special: Mapping[str, Any], specials: frozenset[str], reasoning: str, tools: str):
         self._made = template, special, specials, reasoning, tools
         self._broken: BadRow | None = None
         self._plain: _Form | None = None
+        self._in_parts = dict[frozenset[str], _Form]()
         try:
             self._plain = _Form(ChatTemplate(template, special), *self._made[1:])
         except BadRow as error:
             self._broken = error  # the reason of every row, where it does not take parts either
 
     @cached_property
-    def _parts(self) -> "_Form | None":
+    def _takes(self) -> frozenset[str]:
+        """The kinds of media that the template has a place for, where contents are parts."""
         try:
-            form = self._of_parts(MEDIA.values())
-            return self._of_parts(sorted(form.takes)) if form.takes else None
+            return _Form(PartsTemplate(*self._made[:2], MEDIA.values()), *self._made[1:]).takes
         except BadRow:
-            return None
+            return frozenset()
 
-    def _of_parts(self, kinds: Iterable[str]) -> "_Form":
-        return _Form(PartsTemplate(*self._made[:2], kinds), *self._made[1:])
-
-    def _form(self, media: bool) -> "_Form":
-        if self._plain is None:
-            if self._parts is None:
-                raise BadRow(str(self._broken))
-            return self._parts
-        return self._parts if media and self._parts else self._plain
+    def _form(self, media: Iterable[str]) -> "_Form":
+        """For a conversation with these kinds: the mark of another is a text in it."""
+        kinds = self._takes.intersection(media) if media else frozenset[str]()
+        if self._plain is not None and not kinds:
+            return self._plain
+        if self._plain is None and not self._takes:
+            raise BadRow(str(self._broken))
+        if kinds not in self._in_parts:
+            self._in_parts[kinds] = _Form(PartsTemplate(*self._made[:2], sorted(kinds)), *self._made[1:])
+        return self._in_parts[kinds]
 
     def given(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: bool = False
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: Iterable[str] = ()
     ) -> tuple[list[Given], list[Given] | None]:
         """The messages and the tools as `apply_chat_template` takes them."""
         form = self._form(media)
         given, functions = form.given(*form.worded(messages, tools))
         return [{**message, "content": form.content(message["content"])} for message in given], functions
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: bool = False) -> str:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: Iterable[str] = ()
+    ) -> str:
         """The messages with what the model is given to answer the last. Raises BadRow."""
         return self._form(media).prompt(messages, tools)
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: bool = False
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, media: Iterable[str] = ()
     ) -> Rendered:
         """Raises BadRow where the template refuses the conversation, or loses or changes a part of it."""
         return self._form(media).render(messages, tools)

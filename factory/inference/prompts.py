@@ -17,6 +17,7 @@ from factory.data.media import Inputs, ProcessorSpec
 from factory.data.record import BadRow, Medium, Message, Record
 from factory.data.tools import FORMATS, ToolFormat, bare
 from factory.plan import Pack
+from factory.refusal import UserError
 
 _MARKS = [chr(code) for code in range(0xE000, 0xE100)]  # for private use: no template and hardly a text has one
 _MEDIA = re.compile(r"<(?=(?:image|video|audio)>)")
@@ -60,13 +61,18 @@ class Prompts:
         processor = self._processor
         return None if processor is None else Inputs(lambda: processor.processor_of(self.tokenizer))
 
-    @property
+    @cached_property
     def sees(self) -> bool:
         """Whether the model takes images. Of a kind without a closed form its processor has to be asked."""
         if self._processor is None or self.media is None:
             return False
         kind = self._processor.kind
-        return "images" in traits_of(kind).media if kind in FAMILIES else "image" in self.media.processor.tokens
+        if kind in FAMILIES:
+            return "images" in traits_of(kind).media
+        try:
+            return "image" in self.media.processor.tokens
+        except UserError:  # a text is served without it
+            return False
 
     def chat(self, conversation: Conversation) -> list[int]:
         """What the model is given to answer. Raises BadRow with what the chat template does not take."""

@@ -29,6 +29,7 @@ _STDIN = "-"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB_ID = re.compile(r"[\w-]+/[\w-]+")  # of those without a dot, which a file has
 _EXAMPLE = "{instruction: question, output: answer}"
+_SHOWING = tuple(f'"{kind}'.encode() for kind in MEDIA.values())  # how a key or a type in such a row begins
 _COMPARED = 20  # files of a folder, and rows of each, whose columns are compared
 
 
@@ -38,6 +39,7 @@ class _Found:
 
     path: str
     first: list[Row]
+    showing: list[Row]
     rows: int
     peeked: bool
     bytes: int
@@ -154,6 +156,7 @@ def _look_at_files(given: str, stage: str, setting: str) -> _Found:
     return _Found(
         path=str(path.resolve()),
         first=seen.first,
+        showing=seen.showing,
         rows=rows,
         peeked=not exact,
         bytes=sum(sizes.values()),
@@ -196,6 +199,7 @@ def _look_at_function(given: str, said: int | None) -> _Found:
     return _Found(
         path=given,
         first=seen.first,
+        showing=seen.showing,
         rows=rows,
         peeked=found.total is None,
         bytes=round(seen.bytes * max(rows, seen.rows) / max(1, seen.rows)),
@@ -206,6 +210,7 @@ def _look_at_function(given: str, said: int | None) -> _Found:
 
 class _Seen(NamedTuple):
     first: list[Row]
+    showing: list[Row]  # the first of the others that may have images, videos or sounds
     rows: int
     bytes: int
     longest: int
@@ -215,7 +220,7 @@ class _Seen(NamedTuple):
 
 def _walk(rows: Iterable[Row], most: int) -> _Seen:
     """Reads on until the rows take more than `most` bytes, PEEK_ROWS at the least."""
-    first: list[Row] = []
+    first, showing = list[Row](), list[Row]()
     broken: Broken | None = None
     count = total = longest = 0
     for count, row in enumerate(rows, start=1):
@@ -223,18 +228,20 @@ def _walk(rows: Iterable[Row], most: int) -> _Seen:
             broken = broken or row
             total += len(row["line"])
         else:
-            size = _size(row)
-            total, longest = total + size, max(longest, size)
+            text = _text(row)
+            total, longest = total + len(text), max(longest, len(text))
             if count <= PEEK_ROWS:
                 first.append(row)
+            elif len(showing) < PEEK_ROWS and any(word in text for word in _SHOWING):
+                showing.append(row)
         if count >= PEEK_ROWS and total > most:
-            return _Seen(first, count, total, longest, False, broken)
-    return _Seen(first, count, total, longest, True, broken)
+            return _Seen(first, showing, count, total, longest, False, broken)
+    return _Seen(first, showing, count, total, longest, True, broken)
 
 
-def _size(row: Row) -> int:
-    """Bytes of its texts as JSON; an image's own bytes are no text."""
-    return len(json.dumps(row, ensure_ascii=False, default=_as_text).encode())
+def _text(row: Row) -> bytes:
+    """Its texts as JSON; an image's own bytes are no text."""
+    return json.dumps(row, ensure_ascii=False, default=_as_text).encode()
 
 
 def _as_text(value: Any) -> str:
@@ -261,6 +268,7 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
         raise _no_format(name, source, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
     _refuse_others(name, format, found.files, source)
     records = _records(rows, format, source)
+    showing = _records([formats.rename(row, source.columns) for row in found.showing], format, source)
     origin: Literal["file", "function"] = "function" if source.origin == "function" else "file"
     return DataFacts(
         **_as_said(source),
@@ -275,7 +283,7 @@ def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
         longest_row_bytes=found.longest,
         sha256=found.sha256,
         tools=any(_has_tools(record) for record in records),
-        media=tuple(column for column in MEDIA if any(getattr(record, column) for record in records)),
+        media=tuple(column for column in MEDIA if any(getattr(record, column) for record in (*records, *showing))),
     )
 
 

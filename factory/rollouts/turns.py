@@ -10,6 +10,7 @@ from factory.data.dataset import Example
 from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
+from factory.refusal import refuse
 from factory.rewards import Reward
 from factory.rollouts.rolled import Rolled, parts, roll
 from factory.stages.loss import Watched
@@ -24,7 +25,10 @@ _RATIO_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats th
 def asked(run: Run, dataset: Dataset, step: int) -> list[Example]:
     """The rows whose prompts are answered in a step: a function of seed and epoch, as everywhere."""
     (rows,) = batches.micro_batches(step, len(dataset.train), rows_per_step(run.plan.steps.train), 1, run.plan.seed)
-    return [batches.examples(dataset.train[row])[0] for row in rows]
+    found = [batches.examples(dataset.train[row])[0] for row in rows]
+    if any(each.media for each in found):  # of rows that no plan saw
+        raise refuse("rollout-data", "data.sources", "a row has images, videos or sounds")
+    return found
 
 
 def updates(run: Run, dataset: Dataset, rolled: Rolled, columns: dict[str, Tensor]) -> list[batches.Step]:

@@ -35,7 +35,7 @@ def aligned(
     stop: Callable[[], None],
     processor: Mapping[str, bytes],
 ) -> Aligned:
-    """`processor`: the files of a model's. Raises UserError where a set cannot be read or does not fit."""
+    """`processor`: the files of the model's. Raises UserError where a set cannot be read or does not fit."""
     steps = plan.steps
     kind = registry.spec("stages", steps.train.stage).KIND
     own = processor_spec(steps.load.config.get("model_type", ""), processor, tokenizer, steps.pack.frames)

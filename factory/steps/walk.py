@@ -225,15 +225,17 @@ def traits(model: Any) -> Traits:
 
 def _media(config: Any) -> tuple[str, ...]:
     """What a model takes beside text, as transformers maps its kind to classes: audios of those that do not see."""
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
+    from transformers import PROCESSOR_MAPPING
 
-    kind = type(config)
+    try:
+        processor: Any = PROCESSOR_MAPPING[type(config)]
+        parts = set(processor.get_attributes())
+    except (KeyError, ImportError):  # it has none, or a package of its is missing
+        return IMAGES if sees(config) else ()
+    known = parts <= {"tokenizer", "image_processor", "video_processor", "feature_extractor"}
     if sees(config):
-        return MOVING if kind in VIDEO_PROCESSOR_MAPPING else IMAGES
-    hears = kind in FEATURE_EXTRACTOR_MAPPING and kind not in IMAGE_PROCESSOR_MAPPING
-    return SOUNDS if hears and multimodal(config) else ()
+        return MOVING if known and "video_processor" in parts else IMAGES
+    return SOUNDS if known and parts == {"tokenizer", "feature_extractor"} and multimodal(config) else ()
 
 
 def _gguf(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:

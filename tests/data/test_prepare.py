@@ -500,7 +500,7 @@ def test_images_are_looked_for_in_the_sources_folder() -> None:
     aligning = workers.Aligning(format="sharegpt", columns={}, tags={}, folder="/data/images")
     turns = [{"from": "human", "value": "<image><image><image>what?"}, {"from": "gpt", "value": "a cat"}]
     images = ["cat.png", "/other/dog.png", "https://example.org/cow.png"]
-    record = workers._record({"conversations": turns, "images": images}, aligning)
+    record = workers.record_of({"conversations": turns, "images": images}, aligning)
     assert record.images == ("/data/images/cat.png", "/other/dog.png", "https://example.org/cow.png")
 
 
@@ -587,9 +587,9 @@ def test_rows_name_no_image_outside_of_their_folder(
     row = {"conversations": turns, "images": [image]}
     if found is None:
         with pytest.raises(BadRow, match="leads out"):
-            workers._record(row, aligning)
+            workers.record_of(row, aligning)
     else:
-        assert workers._record(row, aligning).images == (found,)
+        assert workers.record_of(row, aligning).images == (found,)
 
 
 def test_a_set_of_the_hub_names_what_was_downloaded_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

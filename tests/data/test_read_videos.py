@@ -96,6 +96,30 @@ def test_a_film_is_turned_upright_as_its_camera_noted(tmp_path: Path) -> None:
     assert frame[4, 12, 0] > 200 and max(frame[4, 4, 0], frame[28, 12, 0]) < 50
 
 
+def test_a_film_that_was_cut_without_being_encoded_anew_has_the_frames_that_are_shown(tmp_path: Path) -> None:
+    """From within a group of pictures on: by an edit list that hides what is before, and a stream that begins there."""
+    shown = np.repeat(np.repeat(np.linspace(0, 240, 40, dtype=np.uint8)[:, None, None, None], 16, 1), 32, 2)
+    whole = film(tmp_path / "whole.ts", "mpeg2video", "yuv420p", np.repeat(shown, 3, 3))
+    kept = {}
+    for name, hidden in (("hidden.mp4", True), ("begun.ts", False)):
+        with av.open(whole) as old, av.open(str(tmp_path / name), "w") as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for number, packet in enumerate(old.demux(video=0)):
+                if packet.dts is None or (not hidden and number < 5):
+                    continue
+                if hidden:  # what is shown before 0 is hidden by the edit list
+                    packet.pts, packet.dts = packet.pts - 5 * 9000, packet.dts - 5 * 9000
+                packet.stream = stream
+                new.mux(packet)
+        found = read_video(str(tmp_path / name), Frames(fps=None, most=2))
+        kept[name] = found.count
+        with av.open(str(tmp_path / name)) as file:
+            there = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        assert found.count == len(there)
+        assert np.array_equal(found.frames, np.stack([there[0], there[-1]]))
+    assert max(kept.values()) < 40
+
+
 def test_what_is_no_film_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path(film(tmp_path / "a.mp4", "mpeg4", "yuv420p")).read_bytes()
     (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])

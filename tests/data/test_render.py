@@ -503,19 +503,19 @@ def test_images_have_a_place_in_templates_that_see(template: str, end: str, imag
     from transformers.utils.chat_template_utils import render_jinja_template
 
     made = Renderer(template, {}, frozenset({END, "<end_of_utterance>"}), "template", "auto")
-    rendered = made.render(SEEN, media=True)
-    (text,), _ = render_jinja_template([made.given(SEEN, media=True)[0]], chat_template=template)
+    rendered = made.render(SEEN, media=["image"])
+    (text,), _ = render_jinja_template([made.given(SEEN, media=["image"])[0]], chat_template=template)
     assert rendered.text == text
     assert text.count(image) == 3
     assert [answer.strip() for answer in answers(rendered)] == [f"A star.{end}", f"<No>.{end}"]
     assert texts(rendered) == ["Be kind.", "\nWhat is it?", "And ", ", between two: ", ""]
     assert len(rendered.exchanges) == 2
-    assert made.prompt(SEEN[:2], media=True).count(image) == 1
+    assert made.prompt(SEEN[:2], media=["image"]).count(image) == 1
 
 
 def test_a_template_that_does_not_see_has_the_images_as_text() -> None:
     for name in ("chatml", "llama3_1", "vicuna"):
-        assert renderer(name).render(SEEN, media=True) == renderer(name).render(SEEN)
+        assert renderer(name).render(SEEN, media=["image"]) == renderer(name).render(SEEN)
     # and one that does, where a text only speaks of them
     made = Renderer(QWEN_VL, {}, frozenset({END}), "template", "auto")
     assert "<|im_start|>user\n<image>\nWhat is it?<|im_end|>" in made.render(SEEN).text

@@ -163,6 +163,15 @@ def test_videos_and_audios_are_seen(column: str, here: Path) -> None:
     assert look(origin="hub", path="me/set", format="messages", columns={column: "clip"}).media == (column,)
 
 
+def test_what_later_rows_show_is_seen_too(here: Path) -> None:
+    """As far as the file is read; of all that is read later each row is looked at when it is prepared."""
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    part = [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What?"}]
+    rows = [{"messages": said}] * 150 + [{"messages": [{"role": "user", "content": part}, said[1]]}]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert look(path="rows.jsonl").media == ("videos",)
+
+
 def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
     row = {"talk": [{"who": "customer", "says": "hi"}, {"who": "clerk", "says": "ho"}]}
     (here / "a.jsonl").write_text(json.dumps(row))

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import films
 import pytest
 import seers
 import tiny
@@ -21,6 +22,7 @@ from factory.data.dataset import IGNORED, Labelled, Pair
 from factory.data.encoding import spec_of
 from factory.data.media import Inputs, Processor, processor, processor_spec
 from factory.data.record import BadRow, Medium, Message, Record
+from factory.plan import Frames
 from factory.refusal import UserError
 from factory.steps.load import read_processor, read_tokenizer
 
@@ -216,6 +218,45 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(processor, "_made", lacking)
         with pytest.raises(UserError, match="pip install torchvision"):
             Processor(files, "mistral3", known)
+
+
+def test_a_text_may_speak_of_what_the_row_does_not_show(folder: Path, image: Any) -> None:
+    """The mark of another kind is a text then, whose or where it is."""
+    said = ("<image>What does <video> mean in HTML?", "Use <video> for it.")
+    (row,) = encoded(KIND, folder, [record(said, (image(0),))])
+    text = known(folder).decode(example(row).ids)
+    assert text.count("<video>") == 2 and example(row).media == (Medium("image", image(0)),)
+
+
+def test_rows_that_no_plan_saw_are_not_packed(folder: Path, image: Any) -> None:
+    (row,) = encoded(KIND, folder, [record(("<image>What?", "A star."), (image(0),))], packing=True)
+    assert str(row) == "it has images, and rows that are packed show none"
+
+
+def test_films_that_do_not_fit_into_one_batch_are_refused(tmp_path: Path) -> None:
+    """Of a kind whose rule a plan knows, or of one that it does not know."""
+    place = seers.save("llava_onevision", tmp_path / "model", weights=False)
+    processor = seers.processor("llava_onevision", place, Frames(fps=2.0, most=128))
+    media = tuple(
+        Medium("video", films.save(tmp_path / f"{name}.mkv", films.frames(name))) for name in ("short", "long")
+    )
+    with pytest.raises(UserError, match=r"(?s)media-of-a-batch.*video_fps=null"):
+        Inputs(lambda: processor)([media], torch.zeros(1, 8).long().numpy())
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("granite_speech", {"processor_config.json": b'{"processor_class": "GraniteSpeechProcessor"}'}),
+        (
+            KIND,
+            {"processor_config.json": b'{"processor_class": "Qwen2VLProcessor"}', "preprocessor_config.json": b"[]"},
+        ),
+    ],
+)
+def test_files_that_make_no_processor_are_refused(kind: str, files: dict[str, bytes]) -> None:
+    with pytest.raises(UserError, match="processor-unknown"):
+        Processor(files, kind, seers.tokenizer("llava"))
 
 
 WITHOUT = """

@@ -156,6 +156,22 @@ def test_streamed_rows_see_as_prepared_ones_do(base: Callable[[str], Path], exec
     assert done.dataset.media is not None
 
 
+def test_a_stream_is_proven_on_what_its_rows_show(
+    base: Callable[[str], Path], execute: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Their paths start where the set is, wherever the run was started."""
+    from PIL import Image
+
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (16, 12), (200, 0, 90)).save(tmp_path / "set" / "a.png")
+    turns = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "Red."}]
+    rows = [{"messages": turns, "images": ["a.png"]}] * 8
+    (tmp_path / "set" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("data=file", f"data.path={tmp_path}/set/rows.jsonl", "data.streaming=true", *SHORT[1:])
+    done = execute(f"model.path={base('llava')}", *words, "data.validation_fraction=0")
+    assert done.run.checks["template"]["detail"].startswith("8 of 8 rows")
+
+
 def test_a_missing_image_is_a_row_that_is_counted(
     base: Callable[[str], Path], execute: Callable[..., Any], tmp_path: Path
 ) -> None:

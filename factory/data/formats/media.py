@@ -65,7 +65,7 @@ def _places(parts: list[str | int | None], listed: list[str], reason: str) -> tu
     own = [part for part in parts if isinstance(part, str)]
     if own:
         if listed or len(own) < len(parts):
-            raise BadRow("some images are in the messages and some are not")
+            raise BadRow("some of what is shown is in the messages and some is not")
         return tuple(own)
     numbers = [part for part in parts if isinstance(part, int)]
     if not numbers:

@@ -68,13 +68,14 @@ class Inputs:
     def _of_kind(self, kind: str, rows: Rows, counts: NDArray[np.int64]) -> Made:
         own = [[medium for medium in media if medium.kind == kind] for media in rows]
         having = [number for number, media in enumerate(own) if media]
-        made = self.processor(
-            kind,
-            [self.processor.tokens[kind] * len(own[number]) for number in having],
-            [[self._again(medium) for medium in own[number]] for number in having],
-            return_tensors="pt",
-            padding=True,
-        )
+        texts = [self.processor.tokens[kind] * len(own[number]) for number in having]
+        shown = [[self._again(medium) for medium in own[number]] for number in having]
+        try:
+            made = self.processor(kind, texts, shown, return_tensors="pt", padding=True)
+        except BadRow as error:  # each alone was taken when its row was prepared
+            raise refuse(
+                "media-of-a-batch", "stage.batch_size", f"{len(having):,} rows with {kind}s: {error}"
+            ) from None
         counts[having] += self._count(made["input_ids"].numpy())
         return {name: value for name, value in made.items() if name not in _OF_TEXT}
 

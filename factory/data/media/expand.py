@@ -10,7 +10,6 @@ from typing import Any
 
 from factory.data.media.processor import Processor
 from factory.data.media.read import NAMED
-from factory.data.media.video import Video
 from factory.data.record import MEDIA, BadRow, Medium
 from factory.data.render import Rendered
 from factory.refusal import refuse
@@ -20,7 +19,7 @@ Places = Mapping[str, Sequence[str]]  # of the media of one conversation, by kin
 # the texts that stand for something in some model: what a text that has none of them may not hold
 _MARKS = (
     *("<image>", "<|image_pad|>", "<|image|>", "[IMG]", "<start_of_image>", "<image_soft_token>", "<IMG_CONTEXT>"),
-    *("<video>", "<|video_pad|>", "<|AUDIO|>"),
+    *("<video>", "<|video_pad|>", "<|video|>", "<|VIDEO|>", "<|AUDIO|>", "<|audio|>", "[AUDIO]", "<audio_soft_token>"),
 )
 _SEEN = ("<|vision_start|>", "<|vision_end|>")
 # what templates of this processor's models write around one: for a template that has no place for it
@@ -80,6 +79,8 @@ class Expander:
 
     def _of_kind(self, kind: str, places: Sequence[str]) -> tuple[str, ...]:
         shown = [self.processor.read(Medium(kind, place)) for place in places]
+        if kind == "video":  # hardly two are of one length, and each is long
+            return written(self.processor, kind, shown)
         sizes = (kind, *map(_SIZES[kind], shown))
         if sizes not in self._known:
             if len(self._known) >= _KEPT:
@@ -88,12 +89,8 @@ class Expander:
         return self._known[sizes]
 
 
-def _size_of_video(video: Video) -> Any:
-    return video.frames.shape, video.numbers, video.count, video.rate
-
-
 # all that the tokens of one depend on
-_SIZES: dict[str, Callable[[Any], Any]] = {"image": lambda image: image.size, "video": _size_of_video, "audio": len}
+_SIZES: dict[str, Callable[[Any], Any]] = {"image": lambda image: image.size, "audio": len}
 
 
 class Mark:

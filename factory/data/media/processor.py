@@ -16,7 +16,7 @@ from factory.data.media.read import read_image
 from factory.data.media.video import Video, read_video
 from factory.data.record import BadRow, Medium
 from factory.plan import Frames
-from factory.refusal import refuse
+from factory.refusal import UserError, refuse
 
 # by kind: what of the processor takes them, and under which name they are given
 _PARTS = {
@@ -130,13 +130,24 @@ class Processor:
         """It needs torchvision, and images do not."""
         if self.own.video_processor is not None:
             return
-        self.own.video_processor = made = _packaged(lambda: _read("AutoVideoProcessor", self._files))
+        self.own.video_processor = made = _known(lambda: _read("AutoVideoProcessor", self._files))
         if getattr(made, _CAPPED, False) is None:  # transformers warns: the reference implementation does it
             setattr(made, _CAPPED, True)
 
 
 _REASON = 120  # characters
 _CAPPED = "cap_pixels_per_frame"  # of Qwen-VL: a frame's share of the pixels of all (docs/decisions/0030-videos.md)
+
+
+def _known(make: Any) -> Any:
+    """Raises UserError where a package is missing, or the files are not what transformers reads."""
+    try:
+        return _packaged(make)
+    except UserError:
+        raise
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        wrong = f"transformers cannot make it of its files ({type(error).__name__}: {str(error)[:_REASON]})"
+        raise refuse("processor-unknown", "model.path", wrong) from None
 
 
 def _packaged(make: Any) -> Any:
@@ -156,7 +167,7 @@ def _package(message: str) -> str:
 
 
 def _checked(make: Any, known: int) -> Any:
-    made = _packaged(make)
+    made = _known(make)
     if len(made.tokenizer) != known:  # some add tokens to theirs, or change its settings
         new = len(made.tokenizer) - known
         raise refuse("processor-tokens", "model.path", f"its processor adds {new:,} tokens that its tokenizer lacks")

@@ -45,12 +45,17 @@ def read_video(place: str, frames: Frames) -> Video:
     try:
         with opened("video", place) as source:
             count, rate, pixels = _measured(source)
-            numbers = chosen(count, rate, frames)
-            if pixels * len(set(numbers)) > MOST_OF_ALL:
-                raise too_large("video")
-            return Video(_decoded(source, numbers), numbers, count, rate)
+            while count:
+                numbers = chosen(count, rate, frames)
+                if pixels * len(numbers) > MOST_OF_ALL:
+                    raise too_large("video")
+                found, there = _decoded(source, numbers)
+                if there > numbers[-1]:
+                    return Video(found, numbers, count, rate)
+                count = there  # some packets give no frame, as where a film begins between two whole pictures
     except FFmpegError:
-        raise BadRow(f"a video {UNREADABLE}") from None
+        pass
+    raise BadRow(f"a video {UNREADABLE}")
 
 
 def chosen(count: int, rate: float, frames: Frames) -> tuple[int, ...]:
@@ -69,21 +74,22 @@ def _measured(source: Any) -> tuple[int, float, int]:
     with container(source) as film:
         stream = decodable(film.streams.video)
         pixels = stream.width * stream.height
-        count = sum(packet.size > 0 for packet in film.demux(stream))
+        count = sum(packet.size > 0 and not packet.is_discard for packet in film.demux(stream))
         rate = stream.average_rate or stream.guessed_rate or Fraction(0)
-    if not count or not rate:
-        raise BadRow(f"a video {UNREADABLE}")
-    return count, float(rate), pixels
+    return (count if rate else 0), float(rate), pixels
 
 
-def _decoded(source: Any, numbers: tuple[int, ...]) -> NDArray[np.uint8]:
-    wanted, found = set(numbers), dict[int, Any]()
+def _decoded(source: Any, numbers: tuple[int, ...]) -> tuple[NDArray[np.uint8], int]:
+    """The frames of these numbers, and how many were decoded: fewer than the last's number where there is none."""
+    places, found, count = np.array(numbers), np.empty(0, np.uint8), 0
     with container(source) as film:
         for number, frame in enumerate(film.decode(decodable(film.streams.video))):
-            if number in wanted:
-                found[number] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            count = number + 1
+            if (wanted := places == number).any():
+                shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                if not len(found):
+                    found = np.empty((len(numbers), *shown.shape), np.uint8)
+                found[wanted] = shown
             if number == numbers[-1]:
                 break
-    if len(found) < len(wanted):
-        raise BadRow(f"a video {UNREADABLE}")
-    return np.stack([found[number] for number in numbers])
+    return found, count

@@ -5,8 +5,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -275,11 +276,21 @@ def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int
         _plain(spec),
         None if at_most is None else [at_most, seed],
         {name: version(name) for name in _VERSIONS},
+        _decoders() if spec.processor else {},
         factory.__version__,
         code(),
     ]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _decoders() -> dict[str, str]:
+    """What says how long a video or a sound is, as far as it is installed."""
+    found = {}
+    for name in ("av", "pillow", "torchvision"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _plain(value: Any) -> Any:

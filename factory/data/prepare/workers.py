@@ -116,7 +116,7 @@ def encode(encoder: Encoder, block: Block) -> Encoded:
     bad, places, records = list[Bad](), list[int](), list[Record]()
     for at in wanted:
         try:
-            records.append(_record(block.rows[at], block.aligning))
+            records.append(record_of(block.rows[at], block.aligning))
             places.append(at)
         except BadRow as error:
             bad.append(Bad(block.first + at, int(ranks[at]), str(error), False))
@@ -137,7 +137,8 @@ def encode(encoder: Encoder, block: Block) -> Encoded:
     return Encoded(len(block.rows), skipped, bad, encoded, numbers, digests[kept], ranks[kept], files)
 
 
-def _record(row: Row, aligning: Aligning) -> Record:
+def record_of(row: Row, aligning: Aligning) -> Record:
+    """Raises BadRow."""
     record = formats.align(row, aligning.format, aligning.columns, aligning.tags)
     if not record.media:
         return record
@@ -153,8 +154,8 @@ def _placed(place: str, aligning: Aligning) -> str:
     start = aligning.folder if aligning.folder is not None else aligning.own
     found = Path(start or "") / place
     inside = aligning.inside
-    if inside is None and start is not None and not Path(place).is_absolute():
-        inside = (start,)
+    if inside is None and aligning.folder is not None and not Path(place).is_absolute():
+        inside = (aligning.folder,)
     if inside is not None and not any(_lies_in(found, folder) for folder in inside):
         raise BadRow(_OUTSIDE)
     return str(found) if start is not None else place
