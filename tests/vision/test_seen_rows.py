@@ -244,6 +244,15 @@ def test_films_that_do_not_fit_into_one_batch_are_refused(tmp_path: Path) -> Non
         Inputs(lambda: processor)([media], torch.zeros(1, 8).long().numpy())
 
 
+def test_films_are_no_medium_of_a_model_that_takes_none(folder: Path, tmp_path: Path) -> None:
+    """Although its processor would: what a model takes is the plan's to say."""
+    tokenizer = known(folder)
+    spec = processor_spec(KIND, read_processor(str(folder), None), tokenizer, None)
+    asked = record(("<video>What?", "A star."), videos=(films.save(tmp_path / "a.mkv", films.frames("short")),))
+    (row,) = spec_of(tokenizer, pack(), "messages", spec).encoder.encode([asked])
+    assert str(row) == "it has videos, and the model takes none"
+
+
 @pytest.mark.parametrize(
     ("kind", "files"),
     [

@@ -86,6 +86,8 @@ class Processor:
         """What stands for each kind that it takes, in a text that it is given."""
         there = self.own.get_attributes()
         found = {kind: getattr(self.own, f"{kind}_token", None) for kind, (part, _) in _PARTS.items() if part in there}
+        if self._frames is None:  # the plan knows nothing of videos
+            found.pop("video", None)
         return {kind: token for kind, token in found.items() if token is not None}
 
     @cached_property
@@ -100,7 +102,7 @@ class Processor:
             return read_image(medium.place)
         if medium.kind == "video":
             frames = self._frames
-            assert frames is not None, "of a model that takes videos it is known how they are seen"
+            assert frames is not None, "without them no video has a token"
             return _packaged(lambda: read_video(medium.place, frames))
         heard = self.own.feature_extractor
         return _packaged(lambda: read_audio(medium.place, heard.sampling_rate, getattr(heard, "chunk_length", None)))
