@@ -63,6 +63,7 @@ def by_kind(media: Sequence[Medium]) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(each.place for each in media if each.kind == kind) for kind in kinds}
 
 
+TEMPLATE = "the chat template"  # how a reason begins that is of what renders the row
 EMPTY = "is empty"  # how a reason ends that is of a row's content alone: its format may be the right one
 
 

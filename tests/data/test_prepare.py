@@ -367,6 +367,22 @@ def test_a_format_that_no_row_fits_is_refused_early(tmp_path: Path, monkeypatch:
     assert prepared(source).counts["dropped"]["longer than max_length"]["count"] == 1500
 
 
+def test_a_template_that_takes_no_row_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def endless(source: PlannedSource) -> Iterator[read.Row]:
+        for number in range(1_000_000):
+            asked.append(number)
+            yield {"instruction": f"Say {number}.", "output": "It is said."}
+
+    silent = dataclasses.replace(spec(), template="{{ 'Hi' }}", tool_template="{{ 'Hi' }}")
+    with monkeypatch.context() as patched, pytest.raises(UserError) as error:
+        patched.setattr(read, "source_rows", endless)
+        prepared(planned(origin="hub", path="me/set"), silent)
+    assert rules(error) == ["nothing-to-train"]
+    assert "the chat template leaves out a message" in str(error.value) and len(asked) < 10_000
+
+
 def test_reasons_do_not_grow_without_end() -> None:
     dropped = prepare.Dropped()
     dropped.add(workers.Bad(row, 0, f"reason {row}", True) for row in range(1000))

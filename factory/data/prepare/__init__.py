@@ -23,7 +23,7 @@ from factory.data.mix import Ranks
 from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
 from factory.data.prepare.workers import BLOCK_ROWS, Aligning, Bad, Block, Encoded, Workers, blocks
-from factory.data.record import EMPTY
+from factory.data.record import EMPTY, TEMPLATE
 from factory.plan import Align, PlannedSource
 from factory.refusal import refuse
 
@@ -168,7 +168,7 @@ class _Tally:
         self.rows = self._skipped = 0
         self._bad = list[Bad]()  # kept only until it is known which of them rank low enough to count
         self._dropped = Dropped()
-        self._misfits, self._unseen = Dropped(), Counter[str]()
+        self._misfits, self._unseen, self._unrendered = Dropped(), Counter[str](), Dropped()
         self._ranks, self._new = np.zeros(0, np.uint64), list[Ranks]()
         self.limit: int | None = None
 
@@ -177,9 +177,13 @@ class _Tally:
         self._skipped += block.skipped
         self._misfits.add(bad for bad in block.bad if not bad.aligned)
         self._unseen.update(bad.reason for bad in block.bad if bad.reason in UNSEEN)
+        self._unrendered.add(bad for bad in block.bad if bad.reason.startswith(TEMPLATE))
         looked = self.rows - self._skipped
         if looked >= _EARLY and self._misfits.total == looked:
             refuse_wrong_format(self._name, self._format, looked, self._misfits)
+        if looked >= _EARLY and self._unrendered.total == looked:  # no other row of such a set would fare better
+            wrong = f"none of the first {looked:,} rows of {self._name} is left"
+            raise refuse("nothing-to-train", "data", wrong, reasons=str(self._unrendered))
         if self._at_most is None:
             self._dropped.add(block.bad)
             return
