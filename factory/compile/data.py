@@ -148,7 +148,10 @@ def _media_not_taken(case: Case) -> str | None:
     taken = case.traits.media
     for name, column in shown(case):
         if column not in taken:
-            return f"{name} has {column}, and the model takes {', '.join(['text', *taken])} alone"
+            *others, last = ["text", *taken]
+            return (
+                f"{name} has {column}, and the model takes {', '.join(others)}{' and ' if others else ''}{last} alone"
+            )
     return None
 
 
