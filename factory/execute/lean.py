@@ -2,7 +2,7 @@
 
 bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernels, as on a CPU;
 scipy serves losses of detectors: a second of CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports
-MLflow, for a tuner of its own.
+MLflow, for a tuner of its own. torchvision, which transformers imports with every model, serves those that see.
 """
 
 import gc
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from factory import registry
+from factory.architecture import FAMILIES, traits_of
 from factory.garbage import seldom_collected
 from factory.optimizers import spec as optimizers
 from factory.plan import Plan
@@ -24,7 +25,7 @@ def imports(plan: Plan) -> None:
     if plan.steps.train.ranks.strategy not in ZERO:  # accelerate asks it when weights are saved
         sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
     with seldom_collected():
-        with _hidden("scipy"):
+        with _hidden("scipy", *(("torchvision",) if _reads_text_alone(plan) else ())):
             importlib.import_module("transformers.modeling_utils")
         if _is_quantized(plan) or plan.steps.train.optimizer in optimizers.PACKAGES:
             with _hidden(*(("torch._inductor.compile_fx",) if plan.steps.load.device == "cpu" else ())):
@@ -35,6 +36,11 @@ def imports(plan: Plan) -> None:
                 for ask in (asked.is_bnb_available, asked.is_bnb_4bit_available):
                     ask()  # PEFT does for each layer, and keeps what it hears first
     gc.freeze()  # what is there now stays, and need not be looked through again
+
+
+def _reads_text_alone(plan: Plan) -> bool:
+    kind = plan.steps.load.config.get("model_type")
+    return kind in FAMILIES and not traits_of(kind).media
 
 
 def _has_adapter(plan: Plan) -> bool:

@@ -11,6 +11,7 @@ from conftest import compiled
 from factory.plan import to_yaml
 
 ASKED = ("bitsandbytes", "scipy", "pandas", "sklearn", "datasets", "mlflow", "trl", "torch._inductor.compile_fx")
+ASKED += ("torchvision", "av")
 SCRIPT = """
 import gc, json, sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from factory.run.folder import RunFolder
 usual = gc.get_threshold()
 code = __main__.execute(RunFolder("run"), None, from_environment())
 found = [name for name in sys.argv[1:] if sys.modules.get(name) is not None]
-import bitsandbytes, scipy.optimize  # nothing stays hidden
+import bitsandbytes, scipy.optimize, torchvision  # nothing stays hidden
 print(json.dumps([code, found, gc.get_threshold() == usual]))
 """
 
