@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -93,13 +93,13 @@ class Expander:
 _SIZES: dict[str, Callable[[Any], Any]] = {"image": lambda image: image.size, "audio": len}
 
 
+@dataclass(frozen=True, slots=True)
 class Mark:
     """Characters of a text in whose place something is shown."""
 
-    __slots__ = ("end", "medium", "start")
-
-    def __init__(self, start: int, end: int, medium: Medium):
-        self.start, self.end, self.medium = start, end, medium
+    start: int
+    end: int
+    medium: Medium
 
 
 def marks(processor: Processor, text: str, places: Places) -> tuple[list[Mark], dict[str, tuple[str, str]]]:
