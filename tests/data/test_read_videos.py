@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 import av
+import films
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,14 +22,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 32, 3), np.uint8)
 
 
 def film(path: Path, codec: str = "ffv1", pixels: str = "bgr0", shown: np.ndarray = NOISE) -> str:
-    """FFV1 in RGB loses nothing."""
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=RATE)
-        stream.height, stream.width, stream.pix_fmt = *shown.shape[1:3], pixels
-        for each in shown:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(each, format="rgb24")))
-        file.mux(stream.encode())
-    return str(path)
+    return films.save(path, shown, RATE, codec, pixels)
 
 
 def sound(path: Path, wave: np.ndarray, rate: int) -> str:
