@@ -183,6 +183,26 @@ def test_the_loss_and_its_gradients_of_videos_are_the_models_own(kind: str, fold
     as_the_models_own(kind, folder(kind), moving(kind, image, film))
 
 
+def as_own(
+    model: Any, inputs: dict[str, Any], sample: Example, media: Inputs, atol: float
+) -> tuple[torch.Tensor, set[str]]:
+    """A row's loss, and the tensors with a gradient, once both are those of the model's own forward of `inputs`."""
+    logits = model(**doubled(inputs), use_cache=False).logits[:, :-1]  # its own `loss` would be in float32
+    own = functional.cross_entropy(logits.transpose(1, 2), torch.tensor([sample.labels])[:, 1:], reduction="sum")
+    mine = causal_lm(model, doubled(batches.collate([sample], 0, "cpu", media=media)))
+    torch.testing.assert_close(mine, own, rtol=1e-10, atol=1e-10)
+    trained = dict(model.named_parameters())
+    left, right = (
+        torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True) for loss in (mine, own)
+    )
+    for name, slope, other in zip(trained, left, right, strict=True):
+        assert (slope is None) == (other is None), name
+        if slope is not None and other is not None:
+            torch.testing.assert_close(slope, other, rtol=1e-6, atol=atol)
+    alive = {name for name, slope in zip(trained, left, strict=True) if slope is not None and slope.any()}
+    return mine.detach(), alive
+
+
 def as_the_models_own(kind: str, folder: Path, rows: list[Record]) -> None:
     from factory.architecture import architecture
 
@@ -196,21 +216,9 @@ def as_the_models_own(kind: str, folder: Path, rows: list[Record]) -> None:
         processor._take_videos()
     for one, sample in zip(rows, samples, strict=True):
         inputs = dict(theirs(kind, processor.own, one, return_tensors="pt"))
-        inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-        logits = model(**inputs, use_cache=False).logits[:, :-1]  # its own `loss` would be in float32
-        own = functional.cross_entropy(logits.transpose(1, 2), torch.tensor([sample.labels])[:, 1:], reduction="sum")
-        mine = causal_lm(model, doubled(batches.collate([sample], 0, "cpu", media=media)))
-        torch.testing.assert_close(mine, own, rtol=1e-10, atol=1e-10)
-        left, right = (
-            torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True)
-            for loss in (mine, own)
-        )
-        for name, one_slope, other in zip(trained, left, right, strict=True):
-            assert (one_slope is None) == (other is None), name
-            if one_slope is not None and other is not None:
-                torch.testing.assert_close(one_slope, other, rtol=1e-6, atol=1e-7)  # some compute norms in float32
-        sums.append(mine.detach())
-        slopes.append({name for name, slope in zip(trained, left, strict=True) if slope is not None and slope.any()})
+        loss, alive = as_own(model, inputs, sample, media, 1e-7)  # some compute norms in float32
+        sums.append(loss)
+        slopes.append(alive)
     eyes = {name for name in trained if part_of(name, arch) == "vision" and name.endswith("weight")}
     blind = {name for name in eyes if any(part in name for part in LAST.get(kind, ()))}
     assert eyes - blind
