@@ -22,6 +22,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from factory.run.launch import ENVIRONMENT
+
 COMMON = (
     "hardware=cpu hardware.threads=1 tracking=none evaluate.perplexity=false evaluate.samples=0 "
     "data.validation_fraction=0 data.max_length=512 stage.save_steps=null stage.warmup_ratio=0 stage.logging_steps=1 "
@@ -120,7 +124,7 @@ def measured(stage: str, method: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "factory_shares.py").write_text(REWARD)
         path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         folder = Path(place) / "run"
         folder.mkdir()
         command = [sys.executable, "-m", "factory", "plan", *words, "plan.format=yaml", f"hydra.run.dir={folder}"]
@@ -134,8 +138,6 @@ def measured(stage: str, method: str) -> dict[str, Any]:
             raise RuntimeError(done.stdout[-1500:] + done.stderr[-1500:])
         found = json.loads((folder / "shares.json").read_text())
         tokens = [json.loads(line)["tokens"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    import yaml
-
     estimate = yaml.safe_load(plan)["estimate"]
     measured = (tokens[SKIPPED + WATCHED - 1] - tokens[SKIPPED - 1]) / WATCHED
     return {**found, "flops": estimate["flops_per_step"] * measured / estimate["tokens_per_step"]}

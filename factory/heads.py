@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from factory import registry
 from factory.architecture import Architecture, Shape
+from factory.ranks.spec import SPLIT
+from factory.schema import Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,14 @@ def heads(stage: str, arch: Architecture) -> dict[str, Shape]:
 def writes(stage: str) -> bool:
     """Whether the stage reads the language model's head."""
     return registry.hook(registry.spec("stages", stage), "WRITES", True)
+
+
+def joined(stage: str, kernels: str, strategy: Strategy) -> bool:
+    """Whether an embedding that is the head too has one gradient, to which its own is added by row (factory.fused).
+
+    Not where the stage's loss may not reach the head, nor where gradients are split among processes.
+    """
+    return kernels == "fused" and writes(stage) and "gradients" not in SPLIT[strategy]
 
 
 def unread(stage: str, arch: Architecture) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from allocated import most_allocated
 from torch import Tensor
 
 from factory import fused
@@ -321,3 +322,89 @@ def test_what_peft_can_do_besides_is_left_to_it() -> None:
     before = [type(each) for each in dora.modules()]
     fused.fuse_linears(dora)
     assert [type(each) for each in dora.modules()] == before
+
+
+def tied(kind: str = "llama", **more: Any) -> tuple[Any, Any]:
+    """A model whose head is its embedding, as it is and with one gradient of that."""
+    plain = model_of(kind, tie_word_embeddings=True, **more).train()
+    model = copy.deepcopy(plain)
+    fused.fuse_embedding(model)
+    return plain, model
+
+
+def gradients(model: Any, ids: Tensor, *, passes: int = 1) -> list[Tensor]:
+    """Added up over as many backward passes, each of two losses."""
+    for _ in range(passes):
+        (model(input_ids=ids, labels=ids).loss + 2 * model(input_ids=ids.flip(1), labels=ids).loss).backward()
+    found = [value.grad for value in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])  # the second scales what its embedding gives
+def test_an_embedding_that_is_the_head_learns_the_same(kind: str) -> None:
+    ids = torch.cat((IDS, torch.full_like(IDS, 7)), dim=1)  # a word that is there often, and padding
+    plain, model = tied(kind)
+    assert (
+        sum(replaced(model, plain).values()) == 1 and (IDS == 0).any() and model.get_input_embeddings().padding_idx == 0
+    )
+    expected, weight = gradients(plain, ids), model.get_input_embeddings().weight
+    for changed in (lambda: model, lambda: copy.deepcopy(model), lambda: model.requires_grad_(True)):
+        for one, other in zip(gradients(changed(), ids), expected, strict=True):
+            close(one, other, torch.float32)
+        weight.requires_grad_(False)
+        assert model(input_ids=ids, labels=ids).loss.backward() is None and weight.grad is None
+        weight.requires_grad_(True)
+        model.zero_grad()
+    for one, other in zip(gradients(model, ids, passes=2), gradients(plain, ids, passes=2), strict=True):
+        close(one, other, torch.float32)
+
+
+def test_a_word_that_is_there_often_is_summed_before_it_is_rounded() -> None:
+    torch.manual_seed(0)
+    ids, slope = torch.full((1, 500), 3), torch.rand(1, 500, 4).bfloat16()
+
+    def learned(look: Callable[[Tensor], Tensor]) -> Tensor:
+        table = torch.zeros(8, 4, dtype=torch.bfloat16, requires_grad=True)
+        (look(table) * slope).sum().backward()
+        assert table.grad is not None and not table.grad[:3].any()
+        return table.grad[3].double()
+
+    exact = slope.double().sum((0, 1))
+    ours = learned(lambda table: fused.Lookup.apply(ids, table, fused.Rows(table, None)) + 0 * table[0])
+    theirs = learned(lambda table: torch.nn.functional.embedding(ids, table))
+    assert (ours / exact - 1).abs().max() <= 2**-8 < 0.01 < (theirs / exact - 1).abs().max()
+
+
+def test_an_embedding_learns_where_nothing_reads_the_head() -> None:
+    plain, model = tied()
+    for _ in range(2):
+        for each in (plain, model):
+            each.model(input_ids=IDS).last_hidden_state.square().sum().backward()
+    close(model.model.embed_tokens.weight.grad, plain.model.embed_tokens.weight.grad, torch.float32)
+
+
+def test_an_embedding_that_is_the_head_has_one_gradient() -> None:
+    plain, model = tied(vocab_size=20_000)
+    table = 20_000 * 32 * 4
+    logits = torch.linspace(-1, 1, IDS.numel() * 20_000).view(*IDS.shape, -1)
+
+    def most(each: Any) -> int:
+        gradients(each, IDS)
+        return most_allocated(lambda: each(input_ids=IDS).logits.backward(logits))
+
+    assert most(plain) - most(model) > 0.9 * table
+    assert most(model) < 1.1 * table + logits.numel() * 4
+
+
+def test_an_embedding_beside_a_head_is_left() -> None:
+    plain = model_of("llama")
+    model = copy.deepcopy(plain)
+    fused.fuse_embedding(model)
+    assert replaced(model, plain) == {}
+    plain, _ = tied()
+    for name, value in {"sparse": True, "scale_grad_by_freq": True, "max_norm": 1.0}.items():
+        model = copy.deepcopy(plain)
+        setattr(model.get_input_embeddings(), name, value)
+        fused.fuse_embedding(model)
+        assert replaced(model, plain) == {}

@@ -14,7 +14,7 @@ from factory.architecture import Architecture, Block, Shape
 from factory.estimate.adapters import Beside, adapted, is_low_rank, low_rank
 from factory.estimate.anatomy import ANATOMIES, Anatomy, is_plain, norms, roles
 from factory.estimate.attention import Attention, Shapes
-from factory.estimate.tape import STATISTIC, Tape, Tensor, Weight
+from factory.estimate.tape import STATISTIC, Gradient, Storage, Tape, Tensor, Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,15 @@ _FEED_FORWARD = ("gate", "gate_up", "up", "down")
 
 
 class Fused(NamedTuple):
-    """What of factory.fused stands in the model: norms and gated MLPs; linear layers that train; LoRA's layers."""
+    """What of factory.fused stands in the model: norms and gated MLPs; linear layers that train; LoRA's layers.
+
+    `joined`: of an embedding that is the head too, as `factory.heads.joined` says.
+    """
 
     layers: bool
     linears: bool
     adapters: bool
+    joined: bool
 
 
 class Decoder:
@@ -81,7 +85,8 @@ class Decoder:
         tape, arch = self.tape, self.arch
         name = f"{arch.embedding}.weight"
         table = self.weight(name, arch.outside[name])
-        hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=(table,))
+        by_row = _nothing if arch.tied and self.fused.joined else None
+        hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=(table,), backward=by_row)
         self.angles = tape.new(2 * batch.length * arch.head_dim, hidden.size) if self.anatomy.rotary else None
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
@@ -180,6 +185,11 @@ class Decoder:
         whole = weight.count * size  # dequantized, in both directions
         count = value.count // shape[1] * shape[0]
         return tape.operation([value], count, size, scratch=whole, backward_scratch=whole)
+
+
+def _nothing(_: Storage) -> list[Gradient]:
+    """A backward pass that makes no tensor of a size that counts."""
+    return []
 
 
 def replace_size(weight: Weight, size: int) -> Weight:

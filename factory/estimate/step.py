@@ -13,6 +13,7 @@ from factory.estimate.decoder import Decoder, Fused, Numbers
 from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
+from factory.heads import joined
 from factory.plan import BYTES, Patch, Steps
 from factory.quantizers.spec import stays_quantized
 
@@ -63,7 +64,9 @@ def step(
     quantized = stays_quantized(steps.quantize, steps.load.config)
     four_bits = (steps.quantize.method, steps.quantize.bits) == ("bitsandbytes", 4)
     low_rank = four_bits or not quantized
-    asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, Shapes(rows=rows, length=length), reads)
+    shapes = Shapes(rows=rows, length=length)
+    by_row = joined(steps.train.stage, steps.patch.kernels, steps.train.ranks.strategy)
+    asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, by_row, shapes, reads)
     more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states), tuple(scratch))
     # most plans after the first differ in what no tensor's size follows from
     key = blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
@@ -86,6 +89,7 @@ def _walk(
     patch: Patch,
     quantized: bool,
     low_rank: bool,
+    by_row: bool,
     batch: Shapes,
     reads: str,
     in_heap: bool,
@@ -106,7 +110,7 @@ def _walk(
         attention=patch.attention,
         group=patch.group_size,
         quantized=quantized,
-        fused=Fused(fused, linears, linears and low_rank),
+        fused=Fused(fused, linears, linears and low_rank, by_row),
         checkpointing=patch.activation_checkpointing,
         turns=gives_back(patch, len(arch.blocks)),
     )

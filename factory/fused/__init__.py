@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.fused.functions import Linear, LowRank, gated_silu, rms_norm
+from factory.fused.functions import Linear, Lookup, LowRank, Rows, gated_silu, rms_norm
 
 
 def fuse(model: Any, *, remade: bool = True) -> None:
@@ -45,6 +45,32 @@ def fuse_linears(model: Any) -> None:
     linears = _by_class(model, lambda module: type(module) is torch.nn.Linear and module is not head)
     for found in linears.values():
         _become(found, _linear)
+
+
+def fuse_embedding(model: Any) -> None:
+    """Of an embedding that is the head too: the table's gradient is the head's, and its own is added to that by row.
+
+    For models whose loss reads the head. Autograd would make a second one, as large, and add the two.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, torch.nn.Embedding) or head is None or head.weight is not embedding.weight:
+        return
+    if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+        return
+    kind = type(embedding)
+    bases = (_Embedding,) if kind is torch.nn.Embedding else (kind, _Embedding)  # some scale what this gives
+    embedding.__class__ = type(kind.__name__, bases, {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+class _Embedding(torch.nn.Embedding):
+    _rows: Rows | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.weight.requires_grad and torch.is_grad_enabled()):
+            return super().forward(input)
+        if self._rows is None or self._rows.table is not self.weight:
+            self._rows = Rows(self.weight, self.padding_idx)
+        return Lookup.apply(input, self.weight, self._rows)
 
 
 def _by_class(model: Any, wanted: Callable[[Any], bool]) -> dict[type, list[Any]]:

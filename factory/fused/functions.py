@@ -1,8 +1,8 @@
-"""Norms, gated MLPs and linear layers, each one autograd function: what goes in is kept, and little is made.
+"""Norms, gated MLPs, linear layers and lookups, each one autograd function: what goes in is kept, and little is made.
 
 Autograd keeps what each of an expression's operations needs: of an RMS norm its input in float32, of a gated MLP the
 activation beside what it is of, of a linear layer its input and, where autocast narrows it, its weight once more. Here
-that is made again from what is kept anyway.
+that is made again from what is kept anyway. Of a lookup it makes a gradient as large as the whole table.
 """
 
 from collections.abc import Callable
@@ -219,3 +219,55 @@ class LowRank(Function):
         if ctx.needs_input_grad[0]:
             by_x = (by_low @ a.to(dtype)).addmm_(slope, ctx.weight().to(dtype)).view(ctx.shape).to(given)
         return by_x, by_a, by_b, None, None, None, None
+
+
+class Rows:
+    """What a table's lookups add to its gradient, by row, until what else reads the table has made that.
+
+    A backward pass reaches the table's gradient once, after all that adds to it; this is added there, in its place.
+    """
+
+    def __init__(self, table: Tensor, padding: int | None) -> None:
+        self.table, self._padding = table, padding
+        self._left = list[tuple[Tensor, Tensor]]()
+        table.register_hook(self._add)
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """The copy of a table has no hook."""
+
+    def leave(self, ids: Tensor, slope: Tensor) -> None:
+        """ids: (…); slope: (…, width), of the rows that they name. That of padding is 0, as torch has it."""
+        ids, slope = ids.flatten(), slope.flatten(0, -2)
+        if self._padding is not None:
+            there = ids != self._padding
+            ids, slope = ids[there], slope[there]
+        self._left.append((ids, slope))
+
+    def _add(self, gradient: Tensor | None) -> None:
+        """To `gradient`, (words, width); None: nothing else did read the table."""
+        if gradient is None:
+            if self.table.grad is None:
+                self.table.grad = torch.zeros_like(self.table)
+            gradient = self.table.grad
+        while self._left:
+            ids, slope = self._left.pop()
+            words, places = ids.unique(return_inverse=True)
+            # a word that is there often is summed before it is rounded
+            summed = slope.new_zeros(len(words), slope.shape[-1], dtype=_wide(slope.dtype))
+            summed.index_add_(0, places, slope.to(summed.dtype))
+            gradient.index_add_(0, words, summed.to(gradient.dtype))
+
+
+class Lookup(Function):
+    """table[ids]: (…, width); its gradient is left in `rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table: Tensor, rows: Rows) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.rows = rows
+        return functional.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[None, ...]:
+        ctx.rows.leave(*ctx.saved_tensors, *slopes)
+        return None, None, None

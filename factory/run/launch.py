@@ -41,7 +41,7 @@ from factory.words import counted, program, rate, size
 
 _POLL = 0.1  # seconds
 # what the child gets unless the user has set it (docs/measurements.md)
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),  # large tensors are reused, not given back and faulted in each step
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     # what a CPU compiles for a shape and keeps, half a MiB each: those of a step have room, not those of every length
@@ -148,7 +148,7 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     planned = plan.steps.train.ranks
     several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
     threads = plan.steps.train.threads
-    own = {**_ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {})}
+    own = {**ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {})}
     environment = {**own, **os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]

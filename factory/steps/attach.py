@@ -15,7 +15,7 @@ from factory.execute.context import Run
 from factory.quantizers.spec import stays_quantized
 from factory.refusal import refuse
 from factory.steps import source
-from factory.steps.kernels import compile_layers, recompute, replace_kernels, replace_linears
+from factory.steps.kernels import compile_layers, join_gradients, recompute, replace_kernels, replace_linears
 from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
@@ -43,6 +43,7 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
         if rebuilds(run):
             own_base.forget_the_start(model)
     replace_linears(model, plan.patch)
+    join_gradients(model, plan)
     dtype = getattr(torch, plan.attach.dtype)
     for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:

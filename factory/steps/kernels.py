@@ -8,6 +8,7 @@ from typing import Any
 from factory.architecture import Architecture
 from factory.estimate.heap import gives_back
 from factory.execute.memory import give_back
+from factory.heads import joined
 from factory.plan import Patch, Steps
 from factory.refusal import refuse
 
@@ -37,6 +38,14 @@ def replace_linears(model: Any, plan: Patch) -> None:
         from factory.fused import fuse_linears
 
         fuse_linears(model)
+
+
+def join_gradients(model: Any, plan: Steps) -> None:
+    """Of an embedding that is the head too, its own gradient is added to the head's by row."""
+    if joined(plan.train.stage, plan.patch.kernels, plan.train.ranks.strategy):
+        from factory.fused import fuse_embedding
+
+        fuse_embedding(model)
 
 
 def recompute(model: Any, plan: Steps, arch: Architecture) -> None:

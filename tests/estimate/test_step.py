@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "phi3": ALL_HEADS,
     "gpt_neox": ALL_HEADS,
     "bloom": ALL_HEADS,
+    "tied": {**SIZES, "model_type": "llama", "tie_word_embeddings": True},
     "odd heads": {**SIZES, "model_type": "llama", "hidden_size": 96, "num_attention_heads": 6},
 }
 
@@ -86,7 +87,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     from transformers import AutoModelForCausalLM
 
     from factory import attention
-    from factory.steps.kernels import recompute, replace_kernels, replace_linears
+    from factory.steps.kernels import join_gradients, recompute, replace_kernels, replace_linears
 
     steps = plan.steps
     attention.register(steps.patch.attention, steps.patch.group_size)
@@ -99,6 +100,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     arch = architecture(steps.load.config)
     model = registry.run("methods", steps.attach.method).attach(model, _settings(plan), steps.attach, arch)
     replace_linears(model, steps.patch)
+    join_gradients(model, steps)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, steps.attach.dtype))
@@ -168,6 +170,12 @@ def test_what_is_kept_is_what_autograd_keeps(models: Path, kind: str, method: st
 )
 def test_a_step_is_what_torch_allocates(models: Path, words: str) -> None:
     _allocates(models, "llama", words)
+
+
+@pytest.mark.parametrize("kernels", ["fused", "none"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_head_that_is_the_embedding_has_one_gradient(models: Path, precision: str, kernels: str) -> None:
+    _allocates(models, "tied", f"method=full precision={precision} compute.kernels={kernels}")
 
 
 @pytest.mark.parametrize("kind", ["llama", "odd heads"])

@@ -81,7 +81,7 @@ def test_blocks_are_what_the_heap_grows_by() -> None:
     """The first step of a tensor in a process like a run's, where what is freed stays."""
     names = ("adamw_8bit", "ademamix", "ademamix_8bit", "lion", "lion_8bit", "adafactor")
     command = [sys.executable, "-c", GROWN, json.dumps(LARGE), " ".join(names)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **launch._ENVIRONMENT})
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **launch.ENVIRONMENT})
     grown, elements = json.loads(done.stdout), LARGE[0] * LARGE[1]
     arch: Any = SimpleNamespace(layers_at="layers")
     for name in names:
