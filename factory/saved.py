@@ -13,6 +13,7 @@ from factory.refusal import refuse
 from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
 
+_TEMPLATE = "chat_template.jinja"
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
 
 
@@ -72,11 +73,16 @@ def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:
     load = plan.steps.load
     return {
         "config_dirs": tuple(each for each in plan.config_dirs if Path(each).is_dir()),
-        "template": str(model / "chat_template.jinja") if templates.is_file(plan.steps.pack.template) else None,
+        "template": str(model / _TEMPLATE) if templates.is_file(plan.steps.pack.template) else None,
         "sources": plan.steps.align.sources,
         "base": load.path if load.source in ("folder", "gguf") else None,
         "positions": positions(plan),
     }
+
+
+def chats(folder: Path) -> bool:
+    """Whether the written model in the folder has a chat template, as transformers names its file."""
+    return (folder / _TEMPLATE).is_file()
 
 
 def positions(plan: Plan) -> dict[str, Any]:

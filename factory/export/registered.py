@@ -7,6 +7,7 @@ from typing import Any
 from factory.plan import Plan
 from factory.refusal import first_line, refuse
 from factory.run.folder import RunFolder, read_json
+from factory.saved import chats
 from factory.tracking.to_mlflow import connect
 
 _NEEDS = ("transformers", "torch", "accelerate", "safetensors")
@@ -22,7 +23,6 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
     from mlflow.exceptions import MlflowException
 
     assert plan.export is not None and plan.export.register is not None and plan.tracking.mlflow is not None
-    chat = (folder / "chat_template.jinja").is_file()
     try:
         client, experiment = connect(plan.tracking)
         mlflow.set_tracking_uri(plan.tracking.mlflow)
@@ -32,7 +32,7 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
             made = transformers.log_model(
                 transformers_model=_read(folder),  # of a folder's path MLflow 3.17 fails on transformers 5
                 name="model",
-                task="llm/v1/chat" if chat else "llm/v1/completions",
+                task="llm/v1/chat" if chats(folder) else "llm/v1/completions",
                 registered_model_name=plan.export.register,
                 pip_requirements=[f"{name}=={version(name)}" for name in _NEEDS],
                 metadata={"plan_digest": plan.digest()},

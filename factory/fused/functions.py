@@ -239,8 +239,7 @@ class Rows:
         """ids: (…); slope: (…, width), of the rows that they name. That of padding is 0, as torch has it."""
         ids, slope = ids.flatten(), slope.flatten(0, -2)
         if self._padding is not None:
-            there = ids != self._padding
-            ids, slope = ids[there], slope[there]
+            slope = slope.masked_fill((ids == self._padding)[:, None], 0)
         self._left.append((ids, slope))
 
     def _add(self, gradient: Tensor | None) -> None:
@@ -250,12 +249,21 @@ class Rows:
                 self.table.grad = torch.zeros_like(self.table)
             gradient = self.table.grad
         while self._left:
-            ids, slope = self._left.pop()
-            words, places = ids.unique(return_inverse=True)
-            # a word that is there often is summed before it is rounded
-            summed = slope.new_zeros(len(words), slope.shape[-1], dtype=_wide(slope.dtype))
-            summed.index_add_(0, places, slope.to(summed.dtype))
-            gradient.index_add_(0, words, summed.to(gradient.dtype))
+            words, slopes = _by_word(*self._left.pop())
+            gradient.index_add_(0, words, slopes.to(gradient.dtype))
+
+
+def _by_word(ids: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Words, and the sum of each one's slopes in float32 at least; as many rows as ids, those left over are of 0.
+
+    A word that is there often is so rounded once, and nobody waits for a GPU to know how many there are.
+    """
+    order = ids.argsort(stable=True)
+    given = ids[order]
+    places = given.diff(prepend=given[:1]).ne(0).cumsum(0)
+    words = torch.zeros_like(given).scatter_(0, places, given)
+    wide = slope[order].to(_wide(slope.dtype))
+    return words, torch.zeros_like(wide).index_add_(0, places, wide)
 
 
 class Lookup(Function):

@@ -8,6 +8,7 @@ from pathlib import Path
 from factory.line import name_of, said_by
 from factory.plan import Plan, PlannedSource
 from factory.run.folder import RunFolder
+from factory.saved import chats
 from factory.tracking.spec import shows
 from factory.words import program
 
@@ -55,7 +56,7 @@ def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     if export.format == "gguf":
         if export.modelfile:
             yield f"ollama create NAME -f {shlex.quote(str(Path(export.dir) / 'Modelfile'))}", "into Ollama"
-    elif export.format == "hf" and not export.scores:
+    elif export.format == "hf" and not export.scores and chats(Path(export.dir)):
         yield f"{program('factory')} chat model.path={shlex.quote(export.dir)}", "talk to it"
     if export.push and export.dry_run:
         again = " ".join(shlex.quote(text) for text in plan.overrides if name_of(text) != "export.dry_run")

@@ -105,6 +105,9 @@ def test_after_an_export(here: Path) -> None:
     def told(export: Export) -> list[list[str]]:
         return _commands(next_commands(replace(plan, export=export), RunFolder("outputs/x")))
 
+    assert told(EXPORT) == []  # without a chat template nobody can talk to it
+    Path(EXPORT.dir).mkdir(parents=True)
+    (Path(EXPORT.dir) / "chat_template.jinja").touch()
     ((*_, verb, path),) = told(EXPORT)
     assert (verb, path) == ("chat", "model.path=my models/one")
     ((*start, file),) = told(replace(EXPORT, format="gguf"))
