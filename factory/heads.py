@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from factory import registry
 from factory.architecture import Architecture, Shape
-from factory.ranks.spec import SPLIT
-from factory.schema import Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,12 +34,9 @@ def writes(stage: str) -> bool:
     return registry.hook(registry.spec("stages", stage), "WRITES", True)
 
 
-def joined(stage: str, kernels: str, strategy: Strategy) -> bool:
-    """Whether an embedding that is the head too has one gradient, to which its own is added by row (factory.fused).
-
-    Not where the stage's loss may not reach the head, nor where gradients are split among processes.
-    """
-    return kernels == "fused" and writes(stage) and "gradients" not in SPLIT[strategy]
+def joined(stage: str, kernels: str) -> bool:
+    """Whether an embedding that is the head too has one gradient, to which its own is added by row (factory.fused)."""
+    return kernels == "fused" and writes(stage)
 
 
 def unread(stage: str, arch: Architecture) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def step(
     four_bits = (steps.quantize.method, steps.quantize.bits) == ("bitsandbytes", 4)
     low_rank = four_bits or not quantized
     shapes = Shapes(rows=rows, length=length)
-    by_row = joined(steps.train.stage, steps.patch.kernels, steps.train.ranks.strategy)
+    by_row = joined(steps.train.stage, steps.patch.kernels)
     asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, by_row, shapes, reads)
     more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states), tuple(scratch))
     # most plans after the first differ in what no tensor's size follows from

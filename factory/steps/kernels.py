@@ -42,7 +42,7 @@ def replace_linears(model: Any, plan: Patch) -> None:
 
 def join_gradients(model: Any, plan: Steps) -> None:
     """Of an embedding that is the head too, its own gradient is added to the head's by row."""
-    if joined(plan.train.stage, plan.patch.kernels, plan.train.ranks.strategy):
+    if joined(plan.train.stage, plan.patch.kernels):
         from factory.fused import fuse_embedding
 
         fuse_embedding(model)
