@@ -245,6 +245,15 @@ def test_a_linear_layer_is_torchs(mixed: bool) -> None:
         assert torch.equal(one, other)
 
 
+def test_weights_are_narrowed_by_autocast_where_nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps them from token to token of an answer that is sampled."""
+    plain, model = whole()
+    fused.fuse(plain)
+    monkeypatch.setattr(fused.Linear, "forward", lambda *_: pytest.fail("it narrows the weight each time"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
 def sizes_kept(model: Any) -> list[int]:
     """Numbers of each tensor that is kept for the backward pass, its parameters aside."""
     own, kept = {value.data_ptr() for value in model.parameters()}, dict[int, int]()

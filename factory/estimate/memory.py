@@ -112,11 +112,13 @@ def _instants(tuned: Tuned, kept: Kept, found: Step, rolled: int) -> dict[str, i
     """Bytes of the model and its step at each moment, without those of the process."""
     held, standing = kept.weights + kept.optimizer, kept.gradients if tuned.accumulates else 0
     stepping = scratch(tuned.steps.train.optimizer, tuned.largest, tuned.number, tuned.steps.load.device)
+    narrow = 0 if tuned.in_turns else _narrow(tuned)
+    sampling = rolled + narrow if rolled else 0
     return {
-        "forward": held + standing + max(rolled, found.forward),
+        "forward": held + standing + max(sampling, found.forward),
         "backward": held + standing + max(0, found.backward - (kept.whole_gradients - kept.gradients)),
         "step": held + kept.gradients + stepping,
-        "saving": held + (0 if tuned.in_turns else _saving(tuned)),
+        "saving": held + narrow,
     }
 
 
@@ -178,10 +180,11 @@ def _at_one_time(shapes: dict[str, Shape], arch: Architecture) -> dict[str, Shap
     return {name: shape for name, shape in shapes.items() if name in own} or shapes
 
 
-def _saving(tuned: Tuned) -> int:
-    """Bytes of the copies that are written: of trained weights, in the type that they computed in, in the CPU's memory.
+def _narrow(tuned: Tuned) -> int:
+    """Bytes of trained weights once more, in the type that they computed in, in the CPU's memory.
 
-    What trains in turns is held in that type already.
+    So they are written, and so autocast keeps them while an answer is sampled. What trains in turns is held in that
+    type already.
     """
     kept, steps = tuned.steps.train.autocast, tuned.steps
     if kept is None or kept == steps.attach.dtype or steps.load.device != "cpu":

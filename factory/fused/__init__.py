@@ -152,7 +152,8 @@ def _product_type(x: Tensor) -> tuple[bool, torch.dtype]:
 
 def _linear(layer: Any, x: Tensor) -> Tensor:
     mixed, dtype = _product_type(x)
-    if not layer.weight.requires_grad or (not mixed and dtype != layer.weight.dtype):
+    learns = layer.weight.requires_grad and torch.is_grad_enabled()  # else autocast keeps what it has narrowed
+    if not learns or (not mixed and dtype != layer.weight.dtype):
         return torch.nn.Linear.forward(layer, x)
     return Linear.apply(x, layer.weight, layer.bias, dtype)
 
