@@ -10,6 +10,7 @@ from allocated import most_allocated
 from torch import Tensor
 
 from factory import fused
+from factory.fused.functions import LowRank
 
 IDS = torch.arange(24).view(2, 12) % 64
 
@@ -69,7 +70,7 @@ def test_a_gates_and_a_low_ranks_slopes_in_float64() -> None:
     assert torch.autograd.gradcheck(fused.gated_silu, (x, x.detach().flip(0).requires_grad_()))
 
     def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return fused.LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7, torch.float64)
+        return LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7, torch.float64)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return fused.Linear.apply(x, weight, bias, torch.float64)
@@ -95,7 +96,7 @@ def test_what_an_adapter_adds_is_not_rounded_away() -> None:
     forward = wide[0] @ wide[1].T, added
     assert abs(share(x @ weight.T + x @ a.T @ b.T, *forward)) < 0.5  # rounded one after the other
     leaf = x.clone().requires_grad_()
-    made = fused.LowRank.apply(leaf, a, b, lambda: weight, None, 1.0, torch.bfloat16)
+    made = LowRank.apply(leaf, a, b, lambda: weight, None, 1.0, torch.bfloat16)
     (found,) = torch.autograd.grad(made, leaf, slope)
     assert share(made, *forward) == pytest.approx(1, abs=0.2)
     assert share(found, wide[4] @ wide[1], by_x) == pytest.approx(1, abs=0.2)
@@ -243,6 +244,17 @@ def test_a_linear_layer_is_torchs(mixed: bool) -> None:
         layer.weight.requires_grad_(False)
     for one, other in zip(learned(model, mixed=mixed), learned(plain, mixed=mixed), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_what_is_made_is_the_same_where_nothing_is_learned(mixed: bool) -> None:
+    model = adapted()
+    fused.fuse(model)
+    fused.fuse_linears(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        learned = model(input_ids=IDS).logits
+        with torch.no_grad():
+            assert torch.equal(model(input_ids=IDS).logits, learned)
 
 
 def test_weights_are_narrowed_by_autocast_where_nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.fused.functions import Linear, Lookup, LowRank, Rows, gated_silu, rms_norm
+from factory.fused.functions import Linear, Lookup, Rows, gated_silu, low_rank, rms_norm
 
 
 def fuse(model: Any, *, remade: bool = True) -> None:
@@ -172,7 +172,7 @@ def _adapted(layer: Any, x: Tensor, *given: Any, usual: Callable[..., Tensor], *
         return usual(layer, x)
     make = _weight(base)
     assert make is not None
-    return LowRank.apply(x, a, b, make, base.bias, layer.scaling[name], dtype)
+    return low_rank(x, a, b, make, base.bias, layer.scaling[name], dtype)
 
 
 def _weight(base: Any) -> Callable[[], Tensor] | None:

@@ -39,14 +39,33 @@ class Again:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool, *, remade: bool = True) -> Tensor:
     """`RMSNorm`. `remade`: linear functions that read it make it again and do not keep it."""
+    if not torch.is_grad_enabled():  # autograd's own way takes longer than the norm of a token
+        return _rms_norm(x, weight, eps, whole)
     again = Again(partial(_rms_norm, eps=eps, whole=whole))
     return _told(RMSNorm.apply(x, weight, eps, whole, again), again, remade, x, weight)
 
 
 def gated_silu(gate: Tensor, up: Tensor, *, remade: bool = True) -> Tensor:
     """`GatedSilu`. `remade`: linear functions that read it make it again and do not keep it."""
+    if not torch.is_grad_enabled():
+        return _gated_silu(gate, up)
     again = Again(_gated_silu)
     return _told(GatedSilu.apply(gate, up, again), again, remade, gate, up)
+
+
+def low_rank(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    weight: Callable[[], Tensor],
+    bias: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`LowRank`."""
+    if not torch.is_grad_enabled():
+        return _low_rank(x.to(dtype), a, b, weight().to(dtype), bias, scale)[0]
+    return LowRank.apply(x, a, b, weight, bias, scale, dtype)  # type: ignore[no-any-return]
 
 
 def _told(made: Tensor, again: Again, remade: bool, *given: Tensor) -> Tensor:
@@ -194,15 +213,8 @@ class LowRank(Function):
         scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        narrow, w = x.to(dtype), weight().to(dtype)
-        flat = narrow.reshape(-1, x.shape[-1])
-        low = flat @ a.to(dtype).T
-        made = x.new_empty(*x.shape[:-1], len(w), dtype=dtype)  # what is returned as a view may not be changed in place
-        into = made.view(-1, len(w))
-        torch.addmm(into, low, b.to(dtype).T, beta=0, alpha=scale, out=into)
-        into.addmm_(flat, w.T)
-        if bias is not None:
-            into.add_(bias.to(dtype))
+        narrow = x.to(dtype)
+        made, low = _low_rank(narrow, a, b, weight().to(dtype), bias, scale)
         ctx.again, kept = _reading(x, narrow)
         ctx.save_for_backward(a, b, low, *kept)
         ctx.weight, ctx.scale, ctx.types, ctx.shape = weight, scale, (x.dtype, dtype), x.shape
@@ -219,6 +231,21 @@ class LowRank(Function):
         if ctx.needs_input_grad[0]:
             by_x = (by_low @ a.to(dtype)).addmm_(slope, ctx.weight().to(dtype)).view(ctx.shape).to(given)
         return by_x, by_a, by_b, None, None, None, None
+
+
+def _low_rank(
+    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What `LowRank` makes of x, in the type of x and of the weight; and x Aᵀ, (tokens, rank)."""
+    flat = x.reshape(-1, x.shape[-1])
+    low = flat @ a.to(x.dtype).T
+    made = x.new_empty(*x.shape[:-1], len(weight))  # what is returned as a view may not be changed in place
+    into = made.view(-1, len(weight))
+    torch.addmm(into, low, b.to(x.dtype).T, beta=0, alpha=scale, out=into)
+    into.addmm_(flat, weight.T)
+    if bias is not None:
+        into.add_(bias.to(x.dtype))
+    return made, low
 
 
 class Rows:
