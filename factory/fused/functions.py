@@ -283,7 +283,7 @@ class Rows:
 def _by_word(ids: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """Words, and the sum of each one's slopes in float32 at least; as many rows as ids, those left over are of 0.
 
-    A word that is there often is so rounded once, and nobody waits for a GPU to know how many there are.
+    So a word that is there often is rounded once, and nobody waits for a GPU to know how many there are.
     """
     order = ids.argsort(stable=True)
     given = ids[order]
