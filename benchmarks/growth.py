@@ -10,7 +10,6 @@ Results are kept in --out, a line a point; a point that is there is not measured
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from typing import Any
 
 import psutil
 from memory import read
+
+from factory.execute.memory import peak_of
 
 COMMON = (
     "hardware=cpu tracking=none evaluate.perplexity=false evaluate.samples=0 data.validation_fraction=0 "
@@ -120,8 +121,12 @@ def of_processes(count: int, out: Path) -> dict[str, float]:
 def of_jobs(count: int, out: Path) -> dict[str, float]:
     """Seconds in which a sweep's jobs are planned; and the planning process's largest memory, MiB."""
     command = [sys.executable, "-m", "factory", "plan", "-m", *COMMON.split(), f"seed=range({count})"]
-    start, used = time.monotonic(), os.wait4(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid, 0)[2]
-    return {"x": count, "y": time.monotonic() - start, "memory": used.ru_maxrss / 1024}
+    start, most = time.monotonic(), 0
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while child.poll() is None:  # rusage has what this process held as it started the child
+        most = max(most, peak_of(child.pid))
+        time.sleep(0.02)
+    return {"x": count, "y": time.monotonic() - start, "memory": most / 2**20}
 
 
 Point = Callable[[Any, Path], dict[str, float]]
