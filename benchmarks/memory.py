@@ -35,6 +35,7 @@ RANDOM: dict[str, dict[str, Any]] = {
     "deep": {"hidden": 384, "mlp": 1024, "layers": 24, "heads": 6, "keys": 2, "vocabulary": 1024},
     "lexical": {"hidden": 512, "mlp": 1408, "layers": 4, "heads": 8, "keys": 8, "vocabulary": 65536},
     "big": {"hidden": 1536, "mlp": 4096, "layers": 12, "heads": 12, "keys": 4, "vocabulary": 16384},
+    "billion": {"hidden": 1536, "mlp": 4096, "layers": 34, "heads": 24, "keys": 8, "vocabulary": 49152, "tied": True},
     "qwen2": {"kind": "qwen2", "hidden": 768, "mlp": 2048, "layers": 6, "heads": 12, "keys": 2, "vocabulary": 8192},
     "qwen3": {"kind": "qwen3", "hidden": 768, "mlp": 2048, "layers": 6, "heads": 6, "keys": 2, "vocabulary": 8192},
     "gemma2": {"kind": "gemma2", "hidden": 768, "mlp": 3072, "layers": 6, "heads": 6, "keys": 2, "vocabulary": 16384},
@@ -113,6 +114,7 @@ def cases() -> list[Case]:
         Case("big", "sft", "galore", 256, 1, "precision=pure_bf16"),
         Case("big", "dpo", "qlora", 256, 2),
         Case("big", "pt", "freeze", 512, 2),
+        *(Case("billion", "pt", method, 512, 1, "precision=pure_bf16") for method in ("lora", "qlora")),
     ]
     kinds = ("qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "neox", "falcon", "bloom")
     found += [Case(kind, "pt", method, 512, 2) for kind in kinds for method in ("lora", "full")]
@@ -139,6 +141,7 @@ def random_model(numbers: dict[str, Any], folder: Path) -> None:
         num_attention_heads=numbers["heads"],
         num_key_value_heads=numbers["keys"],
         **({} if numbers.get("kind") == "falcon" else {"head_dim": numbers["hidden"] // numbers["heads"]}),
+        **({"tie_word_embeddings": True} if "tied" in numbers else {}),
         vocab_size=numbers["vocabulary"],
         max_position_embeddings=4096,
         pad_token_id=0,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from factory.architecture import Architecture
@@ -43,6 +44,24 @@ def grouped(named: Named, weight_decay: float, ratio: Ratio) -> Groups:
         {"params": parameters, "weight_decay": weight_decay if matrices else 0.0, "lr_ratio": share}
         for (share, matrices), parameters in found.items()
     ]
+
+
+def begin(optimizer: Any) -> None:
+    """Gives all AdamW's tensors their state, as their first step would: zeros, in the types that torch keeps it in.
+
+    Made in that step they would lie between its activations, and what those leave is too small for anything large: the
+    heap of a CPU would be higher (docs/measurements.md).
+    """
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        if isinstance(each, torch.optim.AdamW):
+            for group in each.param_groups:
+                each.state.update((parameter, _moments(parameter)) for parameter in group["params"])
+
+
+def _moments(parameter: Tensor) -> dict[str, Tensor]:
+    """Of a fused AdamW."""
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
 
 def _of(path: str, **constants: Any) -> Builder:

@@ -9,6 +9,7 @@ from factory.architecture import Architecture
 from factory.data import batches
 from factory.execute import checkpoint
 from factory.execute.context import Run
+from factory.optimizers.run import begin
 from factory.optimizers.several import Hooked
 from factory.schema import Strategy
 from factory.stages.loss import Watched
@@ -49,7 +50,10 @@ class Engine:
 
     def restore(self) -> dict[str, Any] | None:
         """The loop's state in the checkpoint that the run resumes from, all else put back; None where there is none."""
-        return checkpoint.restore(self._run, self.read, self._scaler)
+        found = checkpoint.restore(self._run, self.read, self._scaler)
+        if found is None:
+            begin(self.optimizer)
+        return found
 
     def save(self, state: dict[str, Any], *, keep: int | None = None) -> None:
         """`keep` is a step whose checkpoint is not pruned."""

@@ -12,8 +12,8 @@ from conftest import planned_train
 from torch import Tensor
 
 from factory.architecture import Architecture, architecture
-from factory.optimizers.run import BUILDERS, build, grouped, plain
-from factory.optimizers.spec import NEEDS_GPU, PACKAGES, STATES, state_bytes
+from factory.optimizers.run import BUILDERS, begin, build, grouped, plain
+from factory.optimizers.spec import BEGUN, NEEDS_GPU, PACKAGES, STATES, state_bytes
 from factory.schema import Optimizer
 
 ON_CPU = sorted(set(STATES) - NEEDS_GPU)
@@ -72,6 +72,41 @@ def test_the_state_takes_the_planned_bytes(name: str, dtype: torch.dtype) -> Non
     give_gradients(named, 1)
     optimizer.step()
     assert held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH, dtype.itemsize)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_which_state_is_there_before_the_first_step(name: str) -> None:
+    optimizer = build(tensors(), planned_train(optimizer=name), ARCH)
+    begin(optimizer)
+    whole = held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH, 4)
+    assert whole == (name in BEGUN or name == "sgd")  # which keeps none
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_state_that_is_there_before_the_first_step_is_what_that_makes(name: str, dtype: torch.dtype) -> None:
+    """In keys, types and bytes, and the weights are the same to the bit; of several optimizers, AdamW's is."""
+    begun, own = tensors(dtype), tensors(dtype)
+    early, late = (build(named, planned_train(optimizer=name), ARCH) for named in (begun, own))
+    begin(early)
+    before = _typed(early.state_dict())
+    for named, optimizer in ((begun, early), (own, late)):
+        for seed in (1, 2):
+            give_gradients(named, seed)
+            optimizer.step()
+    after = _typed(late.state_dict())
+    assert before == after if name == "adamw" else before["optimizers"][1] == after["optimizers"][1]
+    for key, value in begun.items():
+        assert torch.equal(value, own[key]), key
+
+
+def _typed(state: Any) -> Any:
+    """A state with the type and the shape of each tensor in its place."""
+    if isinstance(state, Tensor):
+        return state.dtype, state.shape
+    if isinstance(state, dict):
+        return {key: _typed(value) for key, value in state.items()}
+    return [_typed(value) for value in state] if isinstance(state, list) else state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
