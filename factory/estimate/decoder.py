@@ -133,7 +133,7 @@ class Decoder:
             scratch=wide if value.size < 4 else 0,
             backward_scratch=2 * wide + (value.count * size if weight.trained or size < 4 else 0),
             trains=(weight,),
-            again=True,
+            again=wide,
         )
 
     def _normalized(self, value: Tensor, width: int) -> Tensor:
@@ -310,7 +310,7 @@ class Layer:
             gate, up = self.linear(value, "gate"), self.linear(value, "up")
             if self.decoder.fused.layers and self.decoder.anatomy.silu:
                 made = tape.operation(
-                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=up.bytes, again=True
+                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=up.bytes, again=gate.bytes
                 )
             else:
                 made = tape.multiply(self._activated(gate), up)

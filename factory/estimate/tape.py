@@ -63,17 +63,25 @@ class Storage:
 
 
 @dataclass(slots=True, eq=False)
+class Again:
+    """What is made once more in the backward pass (factory.fused); on the way to it there is `half`, in bytes."""
+
+    half: int
+    there: list[Storage] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
 class Tensor:
     """`count` elements of `size` bytes. `node` is the operation that made it, None where no gradient flows to it.
 
-    `again`: where it is made once more in the backward pass, which its readers share (factory.fused).
+    `again`: how it is made once more in the backward pass, for all of its readers.
     """
 
     storage: Storage
     count: int
     size: int
     node: "Node | None" = None
-    again: "list[Storage] | None" = None
+    again: Again | None = None
 
     @property
     def bytes(self) -> int:
@@ -140,7 +148,7 @@ class Tape:
         slopes: int | None = None,
         backward: Backward | None = None,
         dear: bool = False,
-        again: bool = False,
+        again: int | None = None,
     ) -> Tensor:
         """Makes a tensor. Its backward pass gives each input a gradient of the input's size, unless told otherwise.
 
@@ -162,11 +170,11 @@ class Tape:
             kept.append(Storage(self.ledger, statistics))
         sizes = [value.bytes if value.node else None for value in inputs]
 
-        place = made.again = list[Storage]() if again else None
+        remade = made.again = None if again is None else Again(again)
 
         def usual(gradient: Storage) -> list[Gradient]:
-            if place is not None:
-                place.clear()
+            if remade is not None:
+                remade.there.clear()
             found: list[Gradient] = [None if each is None else Storage(self.ledger, each) for each in sizes]
             for weight in trains:
                 self.accumulate(weight, slopes or weight.size)
@@ -319,8 +327,8 @@ class Tape:
         """What a fused layer keeps of what it multiplies, and how it is there again in the backward pass."""
         if value.again is None:
             return (value,), lambda: None
-        place, count = value.again, value.bytes
-        return (), lambda: None if place else place.append(Storage(self.ledger, count))
+        there, sizes = value.again.there, (value.again.half, value.bytes)
+        return (), lambda: None if there else there.extend(Storage(self.ledger, size) for size in sizes)
 
     # --- checkpoints
 

@@ -20,28 +20,33 @@ Kept = tuple[Tensor, ...]
 class Again:
     """Makes a function's output once more, of the tensors that the function keeps: who reads it need not keep it too.
 
-    It is there from its first reader's backward pass to the function's own, which comes after all of theirs. The
-    tensors are handed in: who recomputes a layer has others in their place.
+    It is there from its first reader's backward pass to the function's own, which comes after all of theirs, and so is
+    `half`, what the function needs there itself on the way to it. The tensors are handed in: who recomputes a layer has
+    others in their place.
     """
 
-    def __init__(self, make: Callable[..., Tensor]) -> None:
-        self._make = make
-        self._made: Tensor | None = None
+    def __init__(self, half: Callable[..., Tensor], whole: Callable[..., Tensor]) -> None:
+        """`whole` makes the output of what `half` gave, which it leaves as it is, and the same tensors."""
+        self._half, self._whole = half, whole
+        self._made: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, kept: Kept, dtype: torch.dtype) -> Tensor:
-        if self._made is None or self._made.dtype != dtype:
-            self._made = self._make(*kept).to(dtype)
-        return self._made
+        if self._made is None or self._made[1].dtype != dtype:
+            half = self._half(*kept)
+            self._made = half, self._whole(half, *kept).to(dtype)
+        return self._made[1]
 
-    def drop(self) -> None:
-        self._made = None
+    def take(self) -> Tensor | None:
+        """The half, if it was made; nothing is there any more."""
+        half, self._made = None if self._made is None else self._made[0], None
+        return half
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool, *, remade: bool = True) -> Tensor:
     """`RMSNorm`. `remade`: linear functions that read it make it again and do not keep it."""
     if not torch.is_grad_enabled():  # autograd's own way takes longer than the norm of a token
         return _rms_norm(x, weight, eps, whole)
-    again = Again(partial(_rms_norm, eps=eps, whole=whole))
+    again = Again(partial(_half_rms_norm, eps=eps), partial(_whole_rms_norm, whole=whole))
     return _told(RMSNorm.apply(x, weight, eps, whole, again), again, remade, x, weight)
 
 
@@ -49,7 +54,7 @@ def gated_silu(gate: Tensor, up: Tensor, *, remade: bool = True) -> Tensor:
     """`GatedSilu`. `remade`: linear functions that read it make it again and do not keep it."""
     if not torch.is_grad_enabled():
         return _gated_silu(gate, up)
-    again = Again(_gated_silu)
+    again = Again(lambda gate, _: functional.silu(gate), lambda half, _, up: half * up)
     return _told(GatedSilu.apply(gate, up, again), again, remade, gate, up)
 
 
@@ -104,8 +109,8 @@ class RMSNorm(Function):
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         """d x = (s - n mean(s n)) / rms(x), where s is the gradient in n."""
         (slope,), (x, weight, scale) = slopes, ctx.saved_tensors
-        ctx.again.drop()
-        normed = _normed(x, scale)
+        half = ctx.again.take()
+        normed = _normed(x, scale) if half is None else half
         by_weight = None
         if ctx.needs_input_grad[1]:
             of_all = tuple(range(x.dim() - 1))
@@ -121,6 +126,15 @@ class RMSNorm(Function):
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool) -> Tensor:
     return _weighed(_normed(x, _inverse_rms(x, eps)), x.dtype, weight, whole)
+
+
+def _half_rms_norm(x: Tensor, _: Tensor, eps: float | None) -> Tensor:
+    return _normed(x, _inverse_rms(x, eps))
+
+
+def _whole_rms_norm(normed: Tensor, x: Tensor, weight: Tensor, whole: bool) -> Tensor:
+    apart = normed.clone() if whole or normed.dtype == x.dtype else normed
+    return _weighed(apart, x.dtype, weight, whole)
 
 
 def _inverse_rms(x: Tensor, eps: float | None) -> Tensor:
@@ -162,8 +176,8 @@ class GatedSilu(Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         (slope,), (gate, up) = slopes, ctx.saved_tensors
-        ctx.again.drop()
-        by_up = _times(functional.silu(gate), slope).to(up.dtype)
+        half = ctx.again.take()
+        by_up = _times(functional.silu(gate) if half is None else half, slope).to(up.dtype)
         return torch.ops.aten.silu_backward((slope * up).to(gate.dtype), gate), by_up, None
 
 
