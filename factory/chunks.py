@@ -1,6 +1,7 @@
 """How many tokens have logits at a time, and how many words a gradient: of the loss, and of its estimate. No torch."""
 
 CHUNK = 256  # tokens
+WIDE = 32  # tokens of a chunk whose logits are float32 at a time, on a CPU; on a GPU all are, so that it is asked less
 WORDS = 4096  # of the vocabulary, whose part of a head's gradient is made and added at a time
 MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
 
@@ -21,3 +22,8 @@ def room(tokens: int, chunk: int) -> int:
     Few sizes, as of blocks that are ever another size glibc's heap would keep the holes (docs/measurements.md).
     """
     return max(MULTIPLE, min(chunk, 1 << (tokens - 1).bit_length()))
+
+
+def wide(rows: int, *, on_cpu: bool) -> int:
+    """Rows of what holds logits in float32, of a chunk's room of `rows` in a narrower type."""
+    return min(rows, WIDE) if on_cpu else rows

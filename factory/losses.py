@@ -81,27 +81,34 @@ def _chunks(hidden: Tensor, dtype: torch.dtype, size: int) -> Iterator[tuple[sli
 
 
 class _Room:
-    """For the logits of a chunk after the other, in the type of the product and in float32 at least.
+    """For the logits of a chunk after the other, in the type of the product; of some of its tokens in float32 at least.
 
     Its sizes are few: of blocks that are ever another size glibc's heap would keep the holes.
     """
 
     def __init__(self, tokens: int, size: int, head: Head) -> None:
-        shape, dtype = (chunks.room(tokens, size), len(head.weight)), head.weight.dtype
-        self._narrow = head.weight.new_empty(shape)
-        self._wide = self._narrow if _wide(dtype) == dtype else head.weight.new_empty(shape, dtype=_wide(dtype))
+        rows, words, dtype = chunks.room(tokens, size), len(head.weight), head.weight.dtype
+        self._head, self._product = head, head.weight.new_empty(rows, words)
+        self._at_once, self._wide = rows, None
+        if _wide(dtype) != dtype:
+            self._at_once = chunks.wide(rows, on_cpu=head.weight.device.type == "cpu")
+            self._wide = head.weight.new_empty(self._at_once, words, dtype=_wide(dtype))
 
-    def logits(self, head: Head, part: Tensor) -> Tensor:
-        """`Head.logits`."""
-        product = torch.mm(part, head.weight.T, out=self._narrow[: len(part)])
-        return head.shaped(self._same(self._wide, product))
+    def product(self, part: Tensor) -> Tensor:
+        """What goes into the head, times its weight."""
+        return torch.mm(part, self._head.weight.T, out=self._product[: len(part)])
 
-    def narrow(self, slopes: Tensor) -> Tensor:
-        """In the product's type, in its place."""
-        return self._same(self._narrow, slopes)
+    def logits(self, product: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Tokens of the product, and their logits (`Head.logits`), there until the next are."""
+        for start in range(0, len(product), self._at_once):
+            some = slice(start, start + self._at_once)
+            narrow = product[some]
+            yield some, self._head.shaped(narrow if self._wide is None else self._wide[: len(narrow)].copy_(narrow))
 
-    def _same(self, room: Tensor, values: Tensor) -> Tensor:
-        return values if values.dtype == room.dtype else room[: len(values)].copy_(values)
+    def put(self, slopes: Tensor, product: Tensor) -> None:
+        """In the place of the product that the logits were made of."""
+        if self._wide is not None:
+            product.copy_(slopes)
 
 
 class _Gradients:
@@ -117,12 +124,14 @@ class _Gradients:
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
-    def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor, room: _Room) -> None:
-        """Of the tokens of `rows`: what went into the head, its weight of that type, and the slopes."""
+    def add_bias(self, slopes: Tensor) -> None:
+        """Of some tokens, in float32 at least."""
         if self._needs_bias:
             total = slopes.sum(0)
             self.bias = total if self.bias is None else self.bias.add_(total)
-        slopes = room.narrow(slopes)
+
+    def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor) -> None:
+        """Of the tokens of `rows`: what went into the head, its weight of that type, and the slopes in it too."""
         if self.hidden is not None:
             self.hidden[rows] = (slopes @ narrow)[: rows.stop - rows.start]
         if self._needs_weight:
@@ -162,12 +171,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         total, room = hidden.new_zeros((), dtype=_wide(dtype)), _Room(len(hidden), gradients.chunk, head)
         for rows, part in _chunks(hidden, dtype, gradients.chunk):
-            logits, factors = room.logits(head, part), None if counts is None else counts[rows]
-            bend = head.bend(logits) if gradients.needed else None
-            losses = _losses(logits, target[rows])
-            total += losses.sum() if factors is None else (losses * factors).sum()
+            product, wanted, times = room.product(part), target[rows], None if counts is None else counts[rows]
+            for some, logits in room.logits(product):
+                bend, factors = head.bend(logits) if gradients.needed else None, None if times is None else times[some]
+                losses = _losses(logits, wanted[some])
+                total += losses.sum() if factors is None else (losses * factors).sum()
+                if gradients.needed:
+                    slopes = head.slopes(logits, bend, wanted[some], factors)
+                    gradients.add_bias(slopes)
+                    room.put(slopes, product[some])
             if gradients.needed:
-                gradients.add(rows, part, head.weight, head.slopes(logits, bend, target[rows], factors), room)
+                gradients.add(rows, part, head.weight, product)
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         return total
 
@@ -204,7 +218,8 @@ class LinearLogProbs(torch.autograd.Function):
         size = chunks.chunk(head_trains=False, on_cpu=hidden.device.type == "cpu")
         values, room = hidden.new_empty(len(target), dtype=_wide(dtype)), _Room(len(hidden), size, head)
         for rows, part in _chunks(hidden, dtype, size):
-            values[rows] = -_losses(room.logits(head, part), target[rows])
+            for some, logits in room.logits(room.product(part)):
+                values[rows][some] = -_losses(logits, target[rows][some])
         return values
 
     @staticmethod
@@ -218,10 +233,13 @@ class LinearLogProbs(torch.autograd.Function):
             head = Head(weight.to(dtype), bias, scale, cap)
             room = _Room(len(hidden), gradients.chunk, head)
             for rows, part in _chunks(hidden, dtype, gradients.chunk):
-                logits = room.logits(head, part)
-                bend = head.bend(logits)
-                slopes = head.slopes(torch.softmax(logits, dim=-1, out=logits), bend, target[rows], -grad[rows])
-                gradients.add(rows, part, head.weight, slopes, room)
+                product, wanted, factors = room.product(part), target[rows], -grad[rows]
+                for some, logits in room.logits(product):
+                    bend = head.bend(logits)
+                    slopes = head.slopes(torch.softmax(logits, dim=-1, out=logits), bend, wanted[some], factors[some])
+                    gradients.add_bias(slopes)
+                    room.put(slopes, product[some])
+                gradients.add(rows, part, head.weight, product)
         return gradients.hidden, gradients.weight, None, None, gradients.bias, None, None
 
 

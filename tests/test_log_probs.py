@@ -296,10 +296,8 @@ def test_autocast_as_in_the_loss(
     model: Any, dtype: torch.dtype, taken: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both take the head in one type, so both round alike; instead of float16 it is float32."""
-    logits, seen = losses._Room.logits, []
-    monkeypatch.setattr(
-        losses._Room, "logits", lambda room, head, part: (seen.append(part.dtype), logits(room, head, part))[1]
-    )
+    product, seen = losses._Room.product, []
+    monkeypatch.setattr(losses._Room, "product", lambda room, part: (seen.append(part.dtype), product(room, part))[1])
     exact, _ = token_log_probs(model, given_batch())
     assert set(seen) == {torch.float32}
     seen.clear()

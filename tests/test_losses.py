@@ -101,6 +101,22 @@ def test_gradients_are_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(value.grad, slopes, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("function", [losses.LinearCrossEntropy, losses.LinearLogProbs])
+def test_how_many_logits_are_wide_at_a_time_changes_no_gradient(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of some tokens after the others they are what they are of all, to the last bit."""
+    found = []
+    for rows in (4096, 7):
+        monkeypatch.setattr(chunks, "WIDE", rows)
+        hidden, weight, target = _problem(70, torch.float32)
+        bias = torch.linspace(-1, 1, 13, requires_grad=True)
+        values = function.apply(hidden, weight, target, torch.bfloat16, bias, 0.5, 3.0)
+        found.append([values, *torch.autograd.grad(values.sum(), (hidden, weight, bias))])
+    one, other = found
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one[1:3], other[1:3], strict=True))
+    for mine, theirs in zip(one, other, strict=True):  # sums of tokens in another order
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
 def test_bfloat16_logits_keep_the_gradients_types() -> None:
     hidden, weight, target = _problem(20, torch.float32)
     chunked = LinearCrossEntropy.apply(hidden, weight, target, torch.bfloat16)

@@ -7,20 +7,20 @@ from factory.estimate.tape import Gradient, Storage, Tape, Tensor, Weight
 def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: int) -> list[Gradient]:
     """One chunk's logits and slopes on the way to the gradients of hidden states and head, which are returned.
 
-    The logits are float32, softmax is taken in their place; the product and the slopes are once more there in the
-    head's type. Of the head's gradient a block of words is a product on its way, and widened where it is narrower.
+    The product and, in its place, the slopes are in the head's type; where that is narrower, the logits of some tokens
+    are float32 beside it. Of the head's gradient a block of words is a product on its way, and widened where it is
+    narrower.
     """
     width = head.count // vocabulary
     wanted = hidden.node is not None
     gradient = Storage(tape.ledger, hidden.bytes) if wanted else None
-    chunk = chunks.chunk(head_trains=head.trained, on_cpu=tape.ledger.heap is not None)
-    rows = chunks.room(hidden.count // width, chunk)
-    logits = rows * vocabulary
+    on_cpu = tape.ledger.heap is not None
+    rows = chunks.room(hidden.count // width, chunks.chunk(head_trains=head.trained, on_cpu=on_cpu))
     part = rows * width * size
-    narrow = logits * size if size != 4 else 0
+    wide = chunks.wide(rows, on_cpu=on_cpu) * vocabulary * 4 if size != 4 else 0
     made = Storage(tape.ledger, head.count * head.size) if head.trained else None
     block = min(vocabulary, chunks.WORDS) * width * (size if size == head.size else size + head.size)
-    tape.ledger.pass_by(part, logits * 4, narrow + (block if head.trained else 0))
+    tape.ledger.pass_by(part, rows * vocabulary * size, wide + (block if head.trained else 0))
     return [gradient, made]
 
 

@@ -26,6 +26,7 @@ def a_gpus_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of as many tokens as on a GPU, though the tensors say that they are on a CPU."""
     usual = chunks.chunk
     monkeypatch.setattr(chunks, "chunk", lambda *, head_trains, on_cpu: usual(head_trains=head_trains, on_cpu=False))
+    monkeypatch.setattr(chunks, "wide", lambda rows, *, on_cpu: rows)
 
 
 def _counter() -> Any:
