@@ -13,7 +13,7 @@ from factory.estimate import runtime
 from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned
-from factory.optimizers.spec import BEGUN, PACKAGES, blocks, scratch, state_bytes
+from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state_bytes
 from factory.plan import BYTES, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
@@ -93,7 +93,7 @@ def _kept(tuned: Tuned, frozen: int) -> Kept:
 def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
     train, expanded, everything = tuned.steps.train, tuned.expanded, tuned.everything
     states = _spread(kept.optimizer, everything)
-    begun = train.optimizer in BEGUN and not tuned.in_turns
+    early = train.optimizer in MADE_EARLY and not tuned.in_turns
     gradients = [prod(shape) * tuned.number for shape in everything.values()] if tuned.accumulates else []
     return step(
         expanded,
@@ -105,8 +105,8 @@ def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
         reads=registry.hook(registry.spec("stages", train.stage), "READS", "tokens"),
         copied=tuned.in_turns,
         frees_gradients=tuned.layerwise or tuned.accumulates,
-        standing=[*(states if begun else []), *gradients],
-        states=[] if begun else states,
+        standing=[*(states if early else []), *gradients],
+        states=[] if early else states,
         scratch=blocks(train.optimizer, tuned.largest, tuned.number, tuned.steps.load.device),
     )
 

@@ -46,7 +46,7 @@ def grouped(named: Named, weight_decay: float, ratio: Ratio) -> Groups:
     ]
 
 
-def begin(optimizer: Any) -> None:
+def make_states(optimizer: Any) -> None:
     """Gives all AdamW's tensors their state, as their first step would: zeros, in the types that torch keeps it in.
 
     Made in that step they would lie between its activations, and what those leave is too small for anything large: the

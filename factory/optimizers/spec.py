@@ -55,7 +55,7 @@ STATES: dict[str, State] = {
     "muon": _alike(2),  # of what is no hidden matrix
     "sgd": _floats(0),
 }
-BEGUN = frozenset({"adamw"})  # its state is there before the first step (factory.optimizers.run)
+MADE_EARLY = frozenset({"adamw"})  # its state is there before the first step (factory.optimizers.run)
 HIDDEN: dict[str, State] = {"muon": _alike(1)}  # of hidden matrices, where they are treated in another way
 
 # What a tensor's step makes and frees, in bytes for each element of one in float32, and of one in 16 bits; as torch's

@@ -9,7 +9,7 @@ from factory.architecture import Architecture
 from factory.data import batches
 from factory.execute import checkpoint
 from factory.execute.context import Run
-from factory.optimizers.run import begin
+from factory.optimizers.run import make_states
 from factory.optimizers.several import Hooked
 from factory.schema import Strategy
 from factory.stages.loss import Watched
@@ -52,7 +52,7 @@ class Engine:
         """The loop's state in the checkpoint that the run resumes from, all else put back; None where there is none."""
         found = checkpoint.restore(self._run, self.read, self._scaler)
         if found is None:
-            begin(self.optimizer)
+            make_states(self.optimizer)
         return found
 
     def save(self, state: dict[str, Any], *, keep: int | None = None) -> None:

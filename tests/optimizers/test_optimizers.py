@@ -12,8 +12,8 @@ from conftest import planned_train
 from torch import Tensor
 
 from factory.architecture import Architecture, architecture
-from factory.optimizers.run import BUILDERS, begin, build, grouped, plain
-from factory.optimizers.spec import BEGUN, NEEDS_GPU, PACKAGES, STATES, state_bytes
+from factory.optimizers.run import BUILDERS, build, grouped, make_states, plain
+from factory.optimizers.spec import MADE_EARLY, NEEDS_GPU, PACKAGES, STATES, state_bytes
 from factory.schema import Optimizer
 
 ON_CPU = sorted(set(STATES) - NEEDS_GPU)
@@ -77,9 +77,9 @@ def test_the_state_takes_the_planned_bytes(name: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("name", ON_CPU)
 def test_which_state_is_there_before_the_first_step(name: str) -> None:
     optimizer = build(tensors(), planned_train(optimizer=name), ARCH)
-    begin(optimizer)
+    make_states(optimizer)
     whole = held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH, 4)
-    assert whole == (name in BEGUN or name == "sgd")  # which keeps none
+    assert whole == (name in MADE_EARLY or name == "sgd")  # which keeps none
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -88,7 +88,7 @@ def test_a_state_that_is_there_before_the_first_step_is_what_that_makes(name: st
     """In keys, types and bytes, and the weights are the same to the bit; of several optimizers, AdamW's is."""
     begun, own = tensors(dtype), tensors(dtype)
     early, late = (build(named, planned_train(optimizer=name), ARCH) for named in (begun, own))
-    begin(early)
+    make_states(early)
     before = _typed(early.state_dict())
     for named, optimizer in ((begun, early), (own, late)):
         for seed in (1, 2):
