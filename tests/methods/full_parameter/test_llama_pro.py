@@ -1,5 +1,6 @@
 """Block expansion: the same model until it is trained, and only the new layers are."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,16 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return saved
 
 
+def short(folder: Path) -> tuple[str, ...]:
+    """gpt-oss has no kernel of torch's: its sinks are in the sum of the softmax."""
+    eager = json.loads((folder / "config.json").read_text())["model_type"] == "gpt_oss"
+    return tuple(word.replace("sdpa", "eager") for word in SHORT) if eager else SHORT
+
+
 def test_an_untrained_expansion_is_the_model(folder: Path, execute: Callable[..., Any]) -> None:
     """Losses are the model's as long as the rate is nothing; the saved one reloads with its new layers and agrees."""
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    done = execute(*SHORT, f"model.path={folder}", "method.num_new_layers=2", "stage.learning_rate=1e-30")
+    done = execute(*short(folder), f"model.path={folder}", "method.num_new_layers=2", "stage.learning_rate=1e-30")
     again: Any = AutoModelForCausalLM.from_pretrained(done.run.folder.model, dtype=torch.float32)
     assert again.config.num_hidden_layers == 6
     assert walk(again).blocks == walk(base).blocks[:1] * 6
@@ -70,7 +77,7 @@ def test_an_untrained_expansion_is_the_model(folder: Path, execute: Callable[...
 
 
 def test_only_the_new_layers_are_trained(folder: Path, execute: Callable[..., Any]) -> None:
-    done = execute(*SHORT, f"model.path={folder}", "method.num_new_layers=2")
+    done = execute(*short(folder), f"model.path={folder}", "method.num_new_layers=2")
     changed = {name for name, value in done.model.named_parameters() if not value.detach().equal(done.start[name])}
     assert changed == {name for name in done.start if name.startswith(("model.layers.2.", "model.layers.5."))}
     for new, old in ((2, 1), (5, 4)):
