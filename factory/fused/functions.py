@@ -125,7 +125,7 @@ class RMSNorm(Function):
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool) -> Tensor:
-    return _weighed(_normed(x, _inverse_rms(x, eps)), x.dtype, weight, whole)
+    return _weighed(_half_rms_norm(x, weight, eps), x.dtype, weight, whole)
 
 
 def _half_rms_norm(x: Tensor, _: Tensor, eps: float | None) -> Tensor:
