@@ -60,13 +60,14 @@ class Decoder:
         quantized: bool,
         fused: Fused,
         checkpointing: bool | Literal["selective"],
+        kept: dict[str, int],
         turns: range = range(0),
     ):
         self.tape, self.arch, self.numbers, self.quantized, self.fused = tape, arch, numbers, quantized, fused
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())
         self.method, self.attention, self.group = method, attention, group
         self.checkpointing, self.turns = checkpointing, turns
-        self._trained = trained
+        self._trained, self._kept = trained, kept
         self._beside = _adapters(trained, numbers.trained)
         self._weights: dict[str, Weight] = {}
         self.angles: Tensor | None = None  # cosines and sines, which all layers share
@@ -75,7 +76,7 @@ class Decoder:
         if name not in self._weights:
             trains = name in self._trained
             size = self.numbers.trained if trains else self.numbers.frozen
-            self._weights[name] = Weight(prod(shape), size, trains)
+            self._weights[name] = Weight(prod(shape), size, trains, self._kept.get(name))
         return self._weights[name]
 
     # --- the model

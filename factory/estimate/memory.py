@@ -78,6 +78,7 @@ def _kept(tuned: Tuned, frozen: int) -> Kept:
     present = registry.hook(tuned.spec, "gradients")
     trained = present(tuned.method, shapes, tuned.arch) if present else elements(shapes.values())
     gradients = (trained + elements(heads.values())) * tuned.number
+    gradients += sum(count - prod(shapes[name]) * tuned.number for name, count in tuned.kept.items())
     states = tuned.spec.optimizer_bytes(tuned.method, optimizer, shapes, tuned.arch, tuned.number)
     states += state_bytes(optimizer, heads, tuned.arch, tuned.number)
     return Kept(
@@ -105,6 +106,7 @@ def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
         reads=registry.hook(registry.spec("stages", train.stage), "READS", "tokens"),
         copied=tuned.in_turns,
         frees_gradients=tuned.layerwise or tuned.accumulates,
+        kept=tuned.kept,
         standing=[*(states if early else []), *gradients],
         states=[] if early else states,
         scratch=blocks(train.optimizer, tuned.largest, tuned.number, tuned.steps.load.device),

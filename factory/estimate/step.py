@@ -1,10 +1,11 @@
 """A training step on a tape: how much activations, gradients and temporary buffers take at most."""
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 from factory.architecture import Architecture, Shape
@@ -45,6 +46,7 @@ def step(
     reads: str,
     copied: bool = False,
     frees_gradients: bool = False,
+    kept: Mapping[str, int] = MappingProxyType({}),
     standing: Iterable[int] = (),
     states: Iterable[int] = (),
     scratch: Iterable[int] = (),
@@ -67,7 +69,7 @@ def step(
     shapes = Shapes(rows=rows, length=length)
     by_row = joined(steps.train.stage, steps.patch.kernels)
     asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, by_row, shapes, reads)
-    more = (steps.load.device == "cpu", frees_gradients, tuple(standing), tuple(states), tuple(scratch))
+    more = (steps.load.device == "cpu", frees_gradients, dict(kept), tuple(standing), tuple(states), tuple(scratch))
     # most plans after the first differ in what no tensor's size follows from
     key = blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
     if key not in _walked:
@@ -94,6 +96,7 @@ def _walk(
     reads: str,
     in_heap: bool,
     frees_gradients: bool,
+    kept: dict[str, int],
     standing: tuple[int, ...],
     states: tuple[int, ...],
     scratch: tuple[int, ...],
@@ -112,6 +115,7 @@ def _walk(
         quantized=quantized,
         fused=Fused(fused, linears, linears and low_rank, by_row),
         checkpointing=patch.activation_checkpointing,
+        kept=kept,
         turns=gives_back(patch, len(arch.blocks)),
     )
     there = [Storage(tape.ledger, count) for count in standing]

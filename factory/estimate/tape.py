@@ -90,11 +90,12 @@ class Tensor:
 
 @dataclass(slots=True, eq=False)
 class Weight:
-    """A parameter: it lies outside of the ledger, its gradient does not."""
+    """A parameter: it lies outside of the ledger, its gradient does not. `kept`: bytes of what that soon becomes."""
 
     count: int
     size: int
     trained: bool = False
+    kept: int | None = None
 
 
 Gradient = Storage | None
@@ -199,8 +200,16 @@ class Tape:
         made = Storage(self.ledger, weight.count * size)
         if size != weight.size:
             made = Storage(self.ledger, weight.count * weight.size)
-        if not self.frees_gradients and id(weight) not in self.gradients:
-            self.gradients[id(weight)] = made
+        if self.frees_gradients or id(weight) in self.gradients:
+            return
+        self.gradients[id(weight)] = made if weight.kept is None else self._becomes(weight)
+
+    def _becomes(self, weight: Weight) -> Storage:
+        """Made of the gradient in float32."""
+        wide = None if weight.size == 4 else Storage(self.ledger, 4 * weight.count)
+        made = Storage(self.ledger, weight.kept or 0)
+        del wide
+        return made
 
     def backward(self, loss: Tensor) -> None:
         """From the loss to the first operation."""

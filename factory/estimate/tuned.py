@@ -59,6 +59,12 @@ class Tuned:
     def accumulates(self) -> bool:
         return self.steps.train.gradient_accumulation_steps > 1 and not self.layerwise
 
+    @cached_property
+    def kept(self) -> dict[str, int]:
+        """Bytes of what becomes of a gradient as soon as it is whole, by tensor; the others stay as they are."""
+        own = registry.hook(self.spec, "kept")
+        return own(self.method, self.shapes, self.arch, self.steps.train) if own else {}
+
     @property
     def largest(self) -> int:
         """Numbers of the largest tensor that trains."""

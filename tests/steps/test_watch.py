@@ -157,6 +157,17 @@ def test_stop_is_the_default(execute: Execute, monkeypatch: pytest.MonkeyPatch) 
     assert all(answer in tiny.tokenizer().decode(ids) for answer, ids in zip(answers, texts, strict=True))
 
 
+@pytest.mark.parametrize("words", ["", "method.layerwise=true stage.max_grad_norm=null"])
+def test_a_method_that_decomposes_gradients_does_not_hide_it(
+    words: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LAPACK raises at what is no number, and does so within the backward pass."""
+    bend(monkeypatch, {BAD: nan})
+    galore = ("method=galore", "method.rank=8", "method.update_interval=1", *words.split())
+    with pytest.raises(UserError, match=r"\[not-finite\] step=3: the loss is nan"):
+        execute(*galore, *RUN[1:])
+
+
 @pytest.mark.parametrize("policy", ["skip", "warn"])
 def test_an_update_that_is_not_finite_is_never_applied(
     policy: str, execute: Execute, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

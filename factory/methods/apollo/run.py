@@ -16,6 +16,8 @@ __all__ = ["attach", "optimizer"]
 class Apollo(low_rank.LowRank):
     """Algorithm 1 of the paper, with the norm-growth limiter of its section 4.1."""
 
+    reads_gradient = True
+
     def __init__(self, settings: Settings, plan: Train, arch: Architecture, name: str, matrix: Tensor):
         super().__init__(settings, plan, arch, name, matrix)
         self.scaling, self.limit = settings.scaling, settings.growth_limit
@@ -27,12 +29,13 @@ class Apollo(low_rank.LowRank):
         shape = (*gradient.shape[:-2], shorter, self.rank)
         return torch.randn(shape, device=gradient.device) / sqrt(self.rank)
 
-    def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
+    def direction(self, low: Tensor, normalized: Tensor) -> Tensor:
         """The gradient, each channel (of the longer side) or all of it times what the update was to the gradient."""
         over = (-2, -1) if self.scaling == "tensor" else (-2 if self.left else -1)
         before = torch.linalg.vector_norm(low, dim=over, keepdim=True)
         after = torch.linalg.vector_norm(normalized, dim=over, keepdim=True)
-        scaled = gradient * torch.where(before > 0, after / before, 0.0) * self.scale
+        assert self.matrix.grad is not None
+        scaled = self.matrix.grad.float() * torch.where(before > 0, after / before, 0.0) * self.scale
         norm = scaled.norm().item()
         if self.last_norm and norm > self.limit * self.last_norm:
             scaled.mul_(self.limit * self.last_norm / norm)

@@ -6,12 +6,10 @@ from torch import Tensor
 
 from factory.execute.memory import give_back
 from factory.methods.full.run import attach
-from factory.methods.galore.spec import projected
+from factory.methods.galore.spec import in_the_pass, projected
 from factory.optimizers import low_rank
 
 __all__ = ["attach", "optimizer"]
-
-AT_ONCE = 2**24  # elements of the matrices that are decomposed side by side: LAPACK takes some five times as much
 
 
 class GaLore(low_rank.LowRank):
@@ -25,7 +23,7 @@ class GaLore(low_rank.LowRank):
     def refresh_all(due: list[low_rank.LowRank]) -> None:
         """LAPACK leaves most cores idle with matrices of thousands of columns: each gets a core of its own."""
         threads = torch.get_num_threads()
-        workers = min(threads, AT_ONCE // max(each.matrix.numel() for each in due))
+        workers = min(threads, low_rank.AT_ONCE // max(each.matrix.numel() for each in due))
         if workers < 2 or due[0].matrix.device.type != "cpu":
             low_rank.LowRank.refresh_all(due)
             return
@@ -35,12 +33,17 @@ class GaLore(low_rank.LowRank):
         give_back()  # what each thread had in a heap of its own
 
     def draw(self, gradient: Tensor) -> Tensor:
-        """The gradient's first singular vectors of the shorter side."""
+        """The gradient's first singular vectors of the shorter side; no numbers where it is not finite.
+
+        LAPACK would raise within the backward pass, where it is not yet known that the update is bad.
+        """
+        if not gradient.isfinite().all():
+            return gradient.new_full((*gradient.shape[:-2], min(gradient.shape[-2:]), self.rank), float("nan"))
         left, _, right = torch.linalg.svd(gradient, full_matrices=False)
         return (left if self.left else right.mT)[..., : self.rank].contiguous()
 
-    def direction(self, gradient: Tensor, low: Tensor, normalized: Tensor) -> Tensor:
+    def direction(self, low: Tensor, normalized: Tensor) -> Tensor:
         return self.project_back(normalized)
 
 
-optimizer = low_rank.around(GaLore, projected)
+optimizer = low_rank.around(GaLore, projected, in_the_pass)

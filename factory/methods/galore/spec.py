@@ -8,9 +8,10 @@ from factory.compile.rule import Case, Rule
 from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.optimizers.spec import HIDDEN, state_bytes
+from factory.plan import Train
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
+__all__ = ["RULES", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +36,29 @@ def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], 
         if name not in wanted:
             whole[name] = shape
             continue
-        *stack, rows, columns = shape
-        low[name] = (*stack, method.rank, columns) if rows <= columns else (*stack, rows, method.rank)
-        projectors += 4 * prod(stack) * min(rows, columns) * method.rank
+        low[name] = _low(method, shape)
+        projectors += 4 * prod(shape[:-2]) * min(shape[-2:]) * method.rank
     return projectors + state_bytes(optimizer, low, arch, 4) + state_bytes(optimizer, whole, arch, size)
+
+
+def in_the_pass(method: Settings, train: Train) -> bool:
+    """Whether gradients are projected as soon as they are whole: in one process, each is so after one backward pass.
+
+    Those of float16 are multiplied until all are known to be finite.
+    """
+    whole = train.gradient_accumulation_steps == 1 and train.ranks.strategy == "none"
+    return whole and train.autocast != "float16" and not method.layerwise
+
+
+def kept(method: Settings, shapes: dict[str, Shape], arch: Architecture, train: Train) -> dict[str, int]:
+    wanted = projected(arch) & shapes.keys() if in_the_pass(method, train) else ()
+    return {name: 4 * prod(_low(method, shapes[name])) for name in wanted}
+
+
+def _low(method: Settings, shape: Shape) -> Shape:
+    """Of the projected gradient."""
+    *stack, rows, columns = shape
+    return (*stack, method.rank, columns) if rows <= columns else (*stack, rows, method.rank)
 
 
 def rank_too_high(case: Case) -> str | None:

@@ -13,8 +13,9 @@ from low_rank import SHAPES, Adam, gradients
 
 from factory.architecture import architecture
 from factory.methods.galore.run import GaLore, optimizer
-from factory.methods.galore.spec import optimizer_bytes, projected
+from factory.methods.galore.spec import kept, optimizer_bytes, projected
 from factory.optimizers import low_rank as optimizers
+from factory.optimizers.several import Hooked
 
 RANK, INTERVAL, SCALE, DECAY = 4, 3, 0.25, 0.1
 SETTINGS: Any = SimpleNamespace(
@@ -76,6 +77,126 @@ def test_projectors_are_drawn_side_by_side(train_plan: Callable[..., Any], monke
         torch.set_num_threads(threads)
 
 
+# --- gradients that are projected within the backward pass
+
+
+class Stepped:
+    """A small network, its matrices GaLore's, whose gradients are projected in the pass or when all are there."""
+
+    def __init__(self, plan: Any, *, in_the_pass: bool):
+        torch.manual_seed(0)
+        self.network = torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.Tanh(), torch.nn.Linear(20, 12))
+        named = dict(self.network.named_parameters())
+        self.low: dict[str, Any] = {
+            name: GaLore(SETTINGS, plan, Any, name, value)  # type: ignore[arg-type]
+            for name, value in named.items()
+            if value.ndim == 2
+        }
+        self.rest = {name: value for name, value in named.items() if name not in self.low}
+        others = [torch.optim.AdamW(self.rest.values(), lr=plan.learning_rate)]
+        self.made: Any = (
+            optimizers.ProjectedInThePass(others, self.rest, self.low)
+            if in_the_pass
+            else optimizers.Projected(others, [*self.low.values()])
+        )
+
+    def backward(self, seed: int, *, times: float = 1.0) -> None:
+        rows = torch.randn(64, 12, generator=torch.Generator().manual_seed(seed))
+        (self.network(rows).square().sum() * times).backward()
+
+    def clip(self, limit: float) -> float:
+        if isinstance(self.made, Hooked):
+            return self.made.clip(limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit).item()
+
+    def step(self) -> None:
+        self.made.step()
+        self.made.zero_grad()
+
+
+@pytest.mark.parametrize(("limit", "apart"), [(float("inf"), 0.0), (0.5, 1e-5)])
+def test_a_gradient_is_projected_before_it_is_clipped_or_after(
+    limit: float, apart: float, train_plan: Callable[..., Any]
+) -> None:
+    early, late = (Stepped(train_plan(weight_decay=DECAY), in_the_pass=early) for early in (True, False))
+    for step in range(2 * INTERVAL + 1):
+        norms = []
+        for each in (early, late):
+            each.backward(step)
+            norms.append(each.clip(limit))
+            each.step()
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0.5
+        for mine, theirs in zip(early.network.parameters(), late.network.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=apart)
+
+
+def test_of_what_was_projected_no_gradient_stays(
+    train_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a projector is to be drawn, gradients of so many elements wait for each other."""
+    made = Stepped(train_plan(), in_the_pass=True)
+    alive: list[int] = []
+    for one in made.low.values():  # called after the optimizer's own hook
+        one.matrix.register_post_accumulate_grad_hook(
+            lambda _: alive.append(sum(each.matrix.grad is not None for each in made.low.values()))
+        )
+    monkeypatch.setattr(optimizers, "AT_ONCE", 241)  # one matrix has 240
+    for step in range(2):
+        made.backward(step)
+        made.clip(1.0)
+        assert all(each.low is not None and each.matrix.grad is None for each in made.low.values())
+        made.step()
+    assert alive == [1, 0, 0, 0]
+    assert all(each.low is None and each.steps == 2 for each in made.low.values())
+
+
+def test_what_is_no_number_draws_no_projector(train_plan: Callable[..., Any]) -> None:
+    """LAPACK would raise; the update is dropped, and the next one is due."""
+    made = Stepped(train_plan(), in_the_pass=True)
+    before = [value.detach().clone() for value in made.network.parameters()]
+    made.backward(0, times=float("nan"))
+    assert not np.isfinite(made.clip(1.0))
+    made.made.zero_grad()
+    assert all(map(torch.equal, before, made.network.parameters()))
+    made.backward(1)
+    assert np.isfinite(made.clip(1.0))
+    made.step()
+    assert all(value.isfinite().all() for value in made.network.parameters())
+    assert all(each.steps == 1 and each.projector.isfinite().all() for each in made.low.values())
+
+
+def test_a_tensor_without_a_gradient_is_told(train_plan: Callable[..., Any]) -> None:
+    made, names = Stepped(train_plan(), in_the_pass=True), ("0.weight", "0.bias")
+    for times, wanted in ((0.0, False), (1.0, True)):
+        assert not any(made.made.has_gradient(name) for name in names)
+        made.backward(0, times=times)
+        made.clip(1.0)
+        assert [made.made.has_gradient(name) for name in names] == [wanted] * 2
+        made.made.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, optimizers.ProjectedInThePass),
+        ({"gradient_accumulation_steps": 2}, optimizers.Projected),
+        ({"autocast": "float16"}, optimizers.Projected),
+    ],
+)
+def test_only_a_gradient_that_one_pass_makes_whole_is_projected_in_it(
+    changes: dict[str, Any], wanted: type, train_plan: Callable[..., Any]
+) -> None:
+    import tiny
+    from transformers import AutoModelForCausalLM
+
+    config = tiny.config()
+    model, arch = AutoModelForCausalLM.from_config(config), architecture(config.to_dict())
+    shapes = {key: tuple(value.shape) for key, value in model.named_parameters()}
+    plan = train_plan(**changes)
+    assert type(optimizer(model, SETTINGS, plan, arch)) is wanted
+    assert bool(kept(SETTINGS, shapes, arch, plan)) == (wanted is optimizers.ProjectedInThePass)
+
+
 def test_eight_bits_step_almost_as_algorithm_2(train_plan: Callable[..., Any]) -> None:
     """At the projected size the state has more than 4096 elements, so that it is kept in 8 bits."""
     shape, settings = (96, 300), SimpleNamespace(**{**vars(SETTINGS), "rank": 32})
@@ -114,8 +235,7 @@ def test_the_state_takes_the_planned_bytes(
     assert any(len(shapes[key]) == 3 for key in projected(arch)) == (kind != "llama")
     settings: Any = SimpleNamespace(**{**vars(SETTINGS), "rank": 8})
     made = optimizer(model, settings, train_plan(optimizer=name), arch)
-    for value in model.parameters():
-        value.grad = torch.randn_like(value)
+    sum((value * torch.randn_like(value)).sum() for value in model.parameters()).backward()
     made.step()
     assert _held(made.state_dict()) == optimizer_bytes(settings, name, shapes, arch, dtype.itemsize)
 
