@@ -6,14 +6,9 @@ WORDS = 4096  # of the vocabulary, whose part of a head's gradient is made and a
 MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
 
 
-def chunk(*, head_trains: bool, on_cpu: bool) -> int:
-    """Tokens of a chunk. Each passes over the gradient of a head that trains: fewer are faster.
-
-    On a CPU a frozen head's are half: 3 to 6 % of its time, for memory that is the peak of small models.
-    """
-    if head_trains:
-        return 2 * CHUNK
-    return CHUNK // 2 if on_cpu else CHUNK
+def chunk(*, head_trains: bool) -> int:
+    """Tokens of a chunk. Each passes over the gradient of a head that trains: fewer are faster."""
+    return 2 * CHUNK if head_trains else CHUNK
 
 
 def room(tokens: int, chunk: int) -> int:

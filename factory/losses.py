@@ -118,7 +118,7 @@ class _Gradients:
         needs_hidden, self._needs_weight = needs[:2]
         self._needs_bias = bias is not None and needs[4]
         self.needed = needs_hidden or self._needs_weight or self._needs_bias
-        self.chunk = chunks.chunk(head_trains=self._needs_weight, on_cpu=hidden.device.type == "cpu")
+        self.chunk = chunks.chunk(head_trains=self._needs_weight)
         self._type = weight.dtype
         self.hidden = torch.empty_like(hidden) if needs_hidden else None
         self.weight: Tensor | None = None
@@ -215,7 +215,7 @@ class LinearLogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, target, bias)
         ctx.numbers = dtype, scale, cap
         head = Head(weight.to(dtype), bias, scale, cap)
-        size = chunks.chunk(head_trains=False, on_cpu=hidden.device.type == "cpu")
+        size = chunks.chunk(head_trains=False)
         values, room = hidden.new_empty(len(target), dtype=_wide(dtype)), _Room(len(hidden), size, head)
         for rows, part in _chunks(hidden, dtype, size):
             for some, logits in room.logits(room.product(part)):
@@ -479,7 +479,7 @@ def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor, *, wide: b
 
 def _by_logits(logits: Tensor, target: Tensor) -> Tensor:
     """log softmax(logits)[target]: (tokens). Of no more than a chunk are the wide ones there at once."""
-    size = chunks.chunk(head_trains=False, on_cpu=logits.device.type == "cpu")
+    size = chunks.chunk(head_trains=False)
     parts = zip(logits.split(size), target.split(size), strict=True)
     return torch.cat([checkpoint(_log_probs, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 

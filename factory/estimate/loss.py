@@ -14,10 +14,9 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     width = head.count // vocabulary
     wanted = hidden.node is not None
     gradient = Storage(tape.ledger, hidden.bytes) if wanted else None
-    on_cpu = tape.ledger.heap is not None
-    rows = chunks.room(hidden.count // width, chunks.chunk(head_trains=head.trained, on_cpu=on_cpu))
+    rows = chunks.room(hidden.count // width, chunks.chunk(head_trains=head.trained))
     part = rows * width * size
-    wide = chunks.wide(rows, on_cpu=on_cpu) * vocabulary * 4 if size != 4 else 0
+    wide = chunks.wide(rows, on_cpu=tape.ledger.heap is not None) * vocabulary * 4 if size != 4 else 0
     made = Storage(tape.ledger, head.count * head.size) if head.trained else None
     block = min(vocabulary, chunks.WORDS) * width * (size if size == head.size else size + head.size)
     tape.ledger.pass_by(part, rows * vocabulary * size, wide + (block if head.trained else 0))

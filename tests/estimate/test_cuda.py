@@ -22,10 +22,8 @@ GPU = ("hardware=h100_80gb", "stage=pt", "data.packing=true")
 
 
 @pytest.fixture(autouse=True)
-def a_gpus_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of as many tokens as on a GPU, though the tensors say that they are on a CPU."""
-    usual = chunks.chunk
-    monkeypatch.setattr(chunks, "chunk", lambda *, head_trains, on_cpu: usual(head_trains=head_trains, on_cpu=False))
+def a_gpus_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tokens' are float32 at a time as on a GPU, though the tensors say that they are on a CPU."""
     monkeypatch.setattr(chunks, "wide", lambda rows, *, on_cpu: rows)
 
 
