@@ -51,8 +51,8 @@ def in_the_pass(method: Settings, train: Train) -> bool:
 
 
 def kept(method: Settings, shapes: dict[str, Shape], arch: Architecture, train: Train) -> dict[str, int]:
-    wanted = projected(arch) & shapes.keys() if in_the_pass(method, train) else ()
-    return {name: 4 * prod(_low(method, shapes[name])) for name in wanted}
+    wanted = projected(arch) if in_the_pass(method, train) else ()
+    return {name: 4 * prod(_low(method, shape)) for name, shape in shapes.items() if name in wanted}
 
 
 def _low(method: Settings, shape: Shape) -> Shape:
