@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -71,12 +70,12 @@ class ProjectedInThePass(Hooked):
         self._rest, self._low = rest, low
         self._norms: dict[str, Tensor] = {}
         self._waiting: list[LowRank] = []
-        for name, each in low.items():
-            each.matrix.register_post_accumulate_grad_hook(partial(self._take, name, each))
+        self.take_from({name: each.matrix for name, each in low.items()})
 
-    def _take(self, name: str, each: "LowRank", matrix: Tensor) -> None:
-        assert matrix.grad is not None and each.low is None, f"{name} has two gradients in a step"
-        self._norms[name] = torch.nn.utils.get_total_norm([matrix.grad])
+    def _take(self, name: str, tensor: Tensor) -> None:
+        each = self._low[name]
+        assert tensor.grad is not None and each.low is None, f"{name} has two gradients in a step"
+        self._norms[name] = torch.nn.utils.get_total_norm([tensor.grad])
         if not each.is_due():
             each.take()
             return

@@ -1,8 +1,10 @@
 """Several optimizers that the loop treats as one, stepped after the backward pass or within it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -38,6 +40,14 @@ class Several:
 class Hooked(Several, ABC):
     """Takes gradients from their tensors within the backward pass, so that the loop must ask here for them."""
 
+    def take_from(self, tensors: dict[str, Tensor]) -> None:
+        """`_take` has each as soon as its gradient is whole, with its name, for as long as this optimizer is there."""
+        for name, tensor in tensors.items():
+            tensor.register_post_accumulate_grad_hook(partial(weak(self._take), name))
+
+    @abstractmethod
+    def _take(self, name: str, tensor: Tensor) -> None: ...
+
     @abstractmethod
     def has_gradient(self, name: str) -> bool:
         """Whether the last backward pass gave the tensor one that is not zero."""
@@ -45,6 +55,21 @@ class Hooked(Several, ABC):
     @abstractmethod
     def clip(self, max_norm: float) -> Tensor:
         """The norm of all gradients of the last backward pass together, before they were clipped to it."""
+
+
+def weak(method: Callable[..., None]) -> Callable[..., None]:
+    """Calls a bound method while somebody has its object.
+
+    A tensor holds such hooks where Python's search for cycles does not see them: if what they call held the tensor,
+    neither would ever go.
+    """
+    found = WeakMethod(method)
+
+    def call(*given: Any) -> None:
+        if (alive := found()) is not None:
+            alive(*given)
+
+    return call
 
 
 class Layerwise(Hooked):
@@ -57,15 +82,13 @@ class Layerwise(Hooked):
     def __init__(self, optimizers: dict[str, Any], max_norm: float | None):
         super().__init__(list(optimizers.values()))
         self.norms: dict[str, Tensor] = {}
-        limit = float("inf") if max_norm is None else max_norm
-        for name, optimizer in optimizers.items():
-            ((parameter,),) = (group["params"] for group in optimizer.param_groups)
-            parameter.register_post_accumulate_grad_hook(partial(self._step, name, optimizer, limit))
+        self._each, self._limit = optimizers, float("inf") if max_norm is None else max_norm
+        self.take_from({name: each.param_groups[0]["params"][0] for name, each in optimizers.items()})
 
-    def _step(self, name: str, optimizer: Any, limit: float, parameter: Tensor) -> None:
-        self.norms[name] = torch.nn.utils.clip_grad_norm_([parameter], limit)
-        optimizer.step()
-        parameter.grad = None
+    def _take(self, name: str, tensor: Tensor) -> None:
+        self.norms[name] = torch.nn.utils.clip_grad_norm_([tensor], self._limit)
+        self._each[name].step()
+        tensor.grad = None
 
     def has_gradient(self, name: str) -> bool:
         return name in self.norms and bool(self.norms[name])

@@ -1,7 +1,6 @@
 """What BAdam's two modes share: some of the weights have their turn, and each turn's optimizer starts from nothing."""
 
 from abc import abstractmethod
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +26,7 @@ class Turns(Hooked):
         self.turn = -1
         self.copies: dict[str, Tensor] = {}
         self.alive: dict[str, Tensor] = {}  # whether a copied tensor's last gradient was not zero, all of it
-        for name, tensor in self.tensors.items():
-            tensor.register_post_accumulate_grad_hook(partial(self._take, name))
+        self.take_from(self.tensors)
 
     @abstractmethod
     def chosen(self, turn: int) -> set[str]:

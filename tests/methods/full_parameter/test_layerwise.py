@@ -51,7 +51,7 @@ def test_a_gradient_is_gone_before_the_next_comes() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
     named = dict(model.named_parameters())
-    Layerwise({name: torch.optim.SGD([value], lr=0.1) for name, value in named.items()}, None)
+    made = Layerwise({name: torch.optim.SGD([value], lr=0.1) for name, value in named.items()}, None)
     alive: list[int] = []
     for value in named.values():  # called after the optimizer's own hook
         value.register_post_accumulate_grad_hook(
@@ -59,7 +59,7 @@ def test_a_gradient_is_gone_before_the_next_comes() -> None:
         )
     start = {name: value.detach().clone() for name, value in named.items()}
     model(torch.randn(2, 4)).sum().backward()
-    assert alive == [0] * 6
+    assert alive == [0] * 6 and made.norms.keys() == named.keys()
     assert not any(torch.equal(value, start[name]) for name, value in named.items())
 
 
@@ -79,14 +79,14 @@ def test_each_tensor_is_clipped_alone() -> None:
 
 
 def test_a_dead_tensor_is_found(execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Layerwise._step
+    original = Layerwise._take
 
-    def losing(self: Any, name: str, optimizer: Any, limit: float, parameter: Any) -> None:
+    def losing(self: Any, name: str, tensor: Any) -> None:
         if name == "model.layers.1.mlp.up_proj.weight":
-            parameter.grad.zero_()
-        original(self, name, optimizer, limit, parameter)
+            tensor.grad.zero_()
+        original(self, name, tensor)
 
-    monkeypatch.setattr(Layerwise, "_step", losing)
+    monkeypatch.setattr(Layerwise, "_take", losing)
     done = execute(*PLAIN, "method=full", "method.layerwise=true")
     check = done.run.checks["gradients_alive"]
     assert not check["passed"]
