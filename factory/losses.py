@@ -86,8 +86,8 @@ class _Room:
     Its sizes are few: of blocks that are ever another size glibc's heap would keep the holes.
     """
 
-    def __init__(self, tokens: int, size: int, head: Head) -> None:
-        rows, words, dtype = chunks.room(tokens, size), len(head.weight), head.weight.dtype
+    def __init__(self, tokens: int, gradients: "_Gradients", head: Head) -> None:
+        rows, words, dtype = chunks.room(tokens, gradients.chunk), len(head.weight), head.weight.dtype
         self._head, self._product = head, head.weight.new_empty(rows, words)
         self._at_once, self._wide = rows, None
         if _wide(dtype) != dtype:
@@ -148,6 +148,25 @@ class _Gradients:
             into.copy_(product) if first else into.add_(product)
 
 
+def _token_losses(
+    head: Head, gradients: _Gradients, hidden: Tensor, target: Tensor, counts: Tensor | None = None
+) -> Tensor:
+    """-log softmax(logits)[target] of each token: (tokens). The gradients are of their sum, each times its count."""
+    values, room = hidden.new_empty(len(target), dtype=_wide(head.weight.dtype)), _Room(len(hidden), gradients, head)
+    for rows, part in _chunks(hidden, head.weight.dtype, gradients.chunk):
+        product, wanted, times = room.product(part), target[rows], None if counts is None else counts[rows]
+        for some, logits in room.logits(product):
+            bend = head.bend(logits) if gradients.needed else None
+            values[rows][some] = _losses(logits, wanted[some])
+            if gradients.needed:
+                slopes = head.slopes(logits, bend, wanted[some], None if times is None else times[some])
+                gradients.add_bias(slopes)
+                room.put(slopes, product[some])
+        if gradients.needed:
+            gradients.add(rows, part, head.weight, product)
+    return values
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross entropies of a head's logits, its gradients computed chunk by chunk in the forward pass.
 
@@ -167,23 +186,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         cap: float | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
-        head = Head(weight.to(dtype), bias, scale, cap)
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
-        total, room = hidden.new_zeros((), dtype=_wide(dtype)), _Room(len(hidden), gradients.chunk, head)
-        for rows, part in _chunks(hidden, dtype, gradients.chunk):
-            product, wanted, times = room.product(part), target[rows], None if counts is None else counts[rows]
-            for some, logits in room.logits(product):
-                bend, factors = head.bend(logits) if gradients.needed else None, None if times is None else times[some]
-                losses = _losses(logits, wanted[some])
-                total += losses.sum() if factors is None else (losses * factors).sum()
-                if gradients.needed:
-                    slopes = head.slopes(logits, bend, wanted[some], factors)
-                    gradients.add_bias(slopes)
-                    room.put(slopes, product[some])
-            if gradients.needed:
-                gradients.add(rows, part, head.weight, product)
+        losses = _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target, counts)
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
-        return total
+        return (losses if counts is None else losses * counts).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -197,8 +203,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 class LinearLogProbs(torch.autograd.Function):
     """log softmax(logits)[target] of each token, (tokens) in float32 at least, the logits made chunk by chunk.
 
-    Arguments as those of `LinearCrossEntropy`. What the tokens' gradients will be is not known in the forward pass,
-    so the backward pass makes each chunk's logits again; only the arguments are kept in between.
+    Arguments as those of `LinearCrossEntropy`. What the tokens' gradients will be is not known in the forward pass. Of
+    a frozen head a token's own is a factor of what then goes back, which is made in the forward pass; for one that
+    trains, the backward pass makes each chunk's logits again, and only the arguments are kept in between.
     """
 
     @staticmethod
@@ -212,34 +219,25 @@ class LinearLogProbs(torch.autograd.Function):
         scale: float = 1.0,
         cap: float | None = None,
     ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, target, bias)
-        ctx.numbers = dtype, scale, cap
-        head = Head(weight.to(dtype), bias, scale, cap)
-        size = chunks.chunk(head_trains=False)
-        values, room = hidden.new_empty(len(target), dtype=_wide(dtype)), _Room(len(hidden), size, head)
-        for rows, part in _chunks(hidden, dtype, size):
-            for some, logits in room.logits(room.product(part)):
-                values[rows][some] = -_losses(logits, target[rows][some])
-        return values
+        needs = ctx.needs_input_grad
+        ctx.again, ctx.numbers = needs[1] or (bias is not None and needs[4]), (dtype, scale, cap)
+        gradients = _Gradients((False,) * len(needs) if ctx.again else needs, hidden, weight, bias)
+        losses = _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target)
+        ctx.save_for_backward(*((hidden, weight, target, bias) if ctx.again else (gradients.hidden,)))
+        return losses.neg_()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grads
+        if not ctx.again:
+            (slopes,) = ctx.saved_tensors
+            return (slopes * -grad[:, None]).to(slopes.dtype), None, None, None, None, None, None
         hidden, weight, target, bias = ctx.saved_tensors
         dtype, scale, cap = ctx.numbers
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
-            head = Head(weight.to(dtype), bias, scale, cap)
-            room = _Room(len(hidden), gradients.chunk, head)
-            for rows, part in _chunks(hidden, dtype, gradients.chunk):
-                product, wanted, factors = room.product(part), target[rows], -grad[rows]
-                for some, logits in room.logits(product):
-                    bend = head.bend(logits)
-                    slopes = head.slopes(torch.softmax(logits, dim=-1, out=logits), bend, wanted[some], factors[some])
-                    gradients.add_bias(slopes)
-                    room.put(slopes, product[some])
-                gradients.add(rows, part, head.weight, product)
+            _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target, -grad)
         return gradients.hidden, gradients.weight, None, None, gradients.bias, None, None
 
 

@@ -164,11 +164,61 @@ def kept(values: Callable[[], Tensor], dtype: torch.dtype | None = None) -> int:
     return sum(held.values())
 
 
-def test_only_its_arguments_are_kept_for_the_backward_pass() -> None:
+def test_little_is_kept_for_the_backward_pass() -> None:
+    """Its arguments, or what goes back if each token's gradient is 1."""
     hidden, weight, target = wide_problem(640, 512)
     assert kept(lambda: plain(hidden, weight, None, target)) > 640 * 512
+    assert kept(lambda: LinearLogProbs.apply(hidden, weight, target, torch.float32)) == hidden.numel()
+    weight.requires_grad_(True)
     arguments = hidden.numel() + weight.numel() + target.numel()
     assert kept(lambda: LinearLogProbs.apply(hidden, weight, target, torch.float32)) == arguments
+
+
+class Products(TorchDispatchMode):
+    """How many products gave so many columns."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns, self.count = columns, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        self.count += func.name().startswith("aten::mm") and given.shape[-1] == self.columns
+        return given
+
+
+@pytest.mark.parametrize(("trains_head", "times"), [(False, 1), (True, 2)])
+def test_a_frozen_heads_logits_are_made_once(trains_head: bool, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "chunk", lambda *, head_trains: 64)
+    hidden, weight, target = wide_problem(640, 512)
+    weight.requires_grad_(trains_head)
+    with Products(512) as seen:
+        LinearLogProbs.apply(hidden, weight, target, torch.float32).sum().backward()
+    assert seen.count == times * 10
+
+
+def test_a_frozen_head_goes_back_as_often_as_it_is_asked() -> None:
+    hidden, weight, target = wide_problem(40, 512)
+    values = LinearLogProbs.apply(hidden, weight, target, torch.float32)
+    first, second = (torch.autograd.grad((values * times).sum(), [hidden], retain_graph=True)[0] for times in (1, 2))
+    torch.testing.assert_close(2 * first, second)
+
+
+def test_a_frozen_heads_slopes_are_rounded_no_worse() -> None:
+    """Of tokens whose gradients differ by orders of magnitude, beside those of float64."""
+    dtype = torch.bfloat16
+    hidden, weight, target = wide_problem(64, 512)
+    hidden, weight = (value.detach().to(dtype) for value in (hidden, 0.1 * weight))
+    factors = torch.logspace(-3, 0, 64)
+    apart = []
+    for trains in (False, True):
+        entry, head = hidden.clone().requires_grad_(True), weight.clone().requires_grad_(trains)
+        (LinearLogProbs.apply(entry, head, target, dtype) * factors).sum().backward()
+        exact = hidden.double().requires_grad_(True)
+        (plain(exact, weight.double(), None, target) * factors).sum().backward()
+        assert entry.grad is not None and exact.grad is not None and entry.grad.dtype == dtype
+        apart.append(((entry.grad - exact.grad).norm(dim=-1) / exact.grad.norm(dim=-1)).max().item())
+    assert apart[0] < 1.2 * apart[1] < 0.02
 
 
 def given_batch(length: int = 16) -> dict[str, Tensor]:

@@ -44,9 +44,21 @@ def cross_entropy(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> 
 
 
 def log_probs(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tensor:
-    """`LinearLogProbs`: the hidden states are kept, and the backward pass makes each chunk's logits again."""
+    """`LinearLogProbs`: of a head that trains the backward pass makes each chunk's logits again."""
     size = tape.compute or hidden.size
     copy = tape.new(head.count, size) if size != head.size else None
+    if not head.trained and tape.recording and hidden.node is not None:
+        kept = _through(tape, hidden, head, vocabulary, size)
+        del copy
+
+        def scaled(gradient: Storage) -> list[Gradient]:
+            wide = Storage(tape.ledger, hidden.count * 4) if hidden.size != 4 else None
+            made: list[Gradient] = [Storage(tape.ledger, hidden.count * hidden.size)]
+            del wide
+            kept.clear()
+            return made
+
+        return tape.operation([hidden], 0, 4, backward=scaled)
     _through(tape, tape.detached(hidden), Weight(head.count, head.size), vocabulary, size)
     del copy
     source = Tensor(hidden.storage, hidden.count, hidden.size, hidden.node)

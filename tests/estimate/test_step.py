@@ -108,7 +108,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
             parameter.data = parameter.data.to(getattr(torch, steps.attach.dtype))
     recompute(model, steps, arch)
     model.train()
-    _project(plan, model, arch)
+    projecting = _project(plan, model, arch)
     held = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers())}
     kept: dict[int, Any] = {}
 
@@ -125,19 +125,22 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     saved = sum(storage.nbytes() for storage in kept.values())
     kept.clear()
     del loss
-    return Found(saved, _peak(plan, model, ids) if peak else 0)
+    found = Found(saved, _peak(plan, model, ids) if peak else 0)
+    del projecting  # a model does not hold it
+    return found
 
 
-def _project(plan: Plan, model: Any, arch: Any) -> None:
-    """As a method's optimizer does in the backward pass, with projectors that are there."""
+def _project(plan: Plan, model: Any, arch: Any) -> Any:
+    """What projects gradients in the backward pass, with projectors that are there; None where nothing does."""
     import torch
 
     if plan.steps.attach.method != "galore":
-        return
+        return None
     made = registry.run("methods", "galore").optimizer(model, _settings(plan), plan.steps.train, arch)
     for each in made._low.values():
         side = min(each.matrix.shape)
         each.steps, each.projector = 1, torch.eye(side, min(side, each.rank))
+    return made
 
 
 def _loss(plan: Plan, model: Any, ids: Any) -> Any:
