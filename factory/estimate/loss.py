@@ -50,11 +50,11 @@ def log_probs(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tens
     if not head.trained and tape.recording and hidden.node is not None:
         kept = _through(tape, hidden, head, vocabulary, size)
         del copy
+        wide, narrow = 4 * hidden.count, hidden.bytes
 
         def scaled(gradient: Storage) -> list[Gradient]:
-            wide = Storage(tape.ledger, hidden.count * 4) if hidden.size != 4 else None
-            made: list[Gradient] = [Storage(tape.ledger, hidden.count * hidden.size)]
-            del wide
+            product = Storage(tape.ledger, wide)
+            made: list[Gradient] = [product if narrow == wide else Storage(tape.ledger, narrow)]
             kept.clear()
             return made
 
