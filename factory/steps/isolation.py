@@ -19,6 +19,7 @@ from factory.steps.pack import Dataset
 _MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
 _SLOPE_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # of a gradient's norm
 _LOOKED = 20  # sequences among which one of several documents is sought
+_ENOUGH = 3  # documents, rows or prompts that are compared: one has a neighbour on each side. More only takes longer
 
 Batch = dict[str, Any]
 
@@ -88,7 +89,7 @@ def _are_pairs(dataset: Dataset) -> bool:
 
 
 def _answers(run: Run, dataset: Dataset) -> _Compared:
-    size = min(run.plan.steps.train.batch_size, len(dataset.train))
+    size = min(run.plan.steps.train.batch_size, len(dataset.train), _ENOUGH)
     pairs: list[Any] = [dataset.train[number] for number in range(size)]
     apart = collating(run, dataset)
     sides = [side for pair in pairs for side in batches.examples(pair)]
@@ -107,12 +108,13 @@ def _documents(run: Run, dataset: Dataset) -> _Compared | None:
 
 
 def _several_documents(plan: Steps, dataset: Dataset) -> Example | None:
-    """A sequence of them, as it is trained."""
+    """The first of what shares a sequence, as it is trained."""
     sequences = _first_sequences(dataset)
     if plan.pack.padding_free:
-        rows = list(islice(sequences, plan.train.batch_size))
-        return joined(rows) if len(rows) > 1 else None
-    return next((found for found in sequences if len(found.documents) > 1), None)
+        rows = list(islice(sequences, min(plan.train.batch_size, _ENOUGH)))
+    else:
+        rows = next((alone(found)[:_ENOUGH] for found in sequences if len(found.documents) > 1), [])
+    return joined(rows) if len(rows) > 1 else None
 
 
 def _gradient_norm(model: Any) -> float:
