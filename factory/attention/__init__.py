@@ -6,6 +6,7 @@ BLOCKS = "blocks"
 OURS = (S2, BLOCKS)
 BLOCK = 64  # queries of a block
 _SHORT = 3 * BLOCK  # tokens; up to here one matrix of scores takes less time than more and smaller operations
+LONG = 2048  # tokens from which on torch's kernel, where it is faster forwards (flash), is faster backwards too
 
 
 def block_of(length: int) -> int:

@@ -5,7 +5,7 @@ made, and of packed documents only what lies within them. What is kept for the g
 out, as of torch's fused kernel (Dao et al. 2022, arXiv 2205.14135, section 3.1); the scores are made again.
 
 Scores are held in the type of the queries, so in bfloat16 they are rounded as in transformers' own way (`eager`).
-Measured beside torch's kernel in docs/measurements.md.
+Measured beside torch's kernel in docs/measurements.md; where that is faster (`flash`), it stands in.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from factory.attention import BLOCKS, block_of, key_step
+from factory.attention import BLOCKS, LONG, block_of, flash, key_step
 from factory.attention.mask import FOREIGN, Mask, mask, spans, whole
 
 
@@ -67,11 +67,14 @@ def attend(
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    fused = attention_mask is None and flash.wins(query, value)
+    if fused and length >= LONG:
+        return flash.Whole.apply(query, key, value, scale), None
     if attention_mask is None:
         seen = _causal(length, query.dtype, query.device)
     else:
         seen = _of(attention_mask, length, query.dtype)
-    return _Attend.apply(query, key, value, seen.starts, scale, *seen.masks), None
+    return _Attend.apply(query, key, value, seen.starts, scale, fused, *seen.masks), None
 
 
 @lru_cache(maxsize=8)  # all layers keep the same
@@ -155,21 +158,33 @@ def _slopes(
 
 
 class _Attend(Function):
-    """Its own derivative: of an operation that takes a list of tensors, torch.library's takes 0.15 ms more a call."""
+    """Its own derivative: of an operation that takes a list of tensors, torch.library's takes 0.15 ms more a call.
+
+    `fused`: the way forward is torch's kernel.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: list[int], scale: float, *masks: Tensor
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        starts: list[int],
+        scale: float,
+        fused: bool,
+        *masks: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(query, key, value, *masks)
         ctx.starts, ctx.scale = starts, scale
+        if fused:
+            return torch.ops.factory.attend_whole(query, key, value, scale)[0]  # type: ignore[no-any-return]
         return torch.ops.factory.attend_blocks(query, key, value, list(masks), starts, scale)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         query, key, value, *masks = ctx.saved_tensors
         found = _slopes(slopes[0], query, key, value, masks, ctx.starts, ctx.scale)
-        return *found, None, None, *[None] * len(masks)
+        return *found, *[None] * (3 + len(masks))
 
 
 def _tiles(states: Tensor, key_heads: int) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from factory.architecture import Architecture
-from factory.attention import BLOCKS, S2, block_of, key_step
+from factory.attention import BLOCKS, LONG, S2, block_of, key_step
 from factory.estimate.anatomy import Anatomy
 from factory.estimate.tape import STATISTIC, Tape, Tensor, factors
 
@@ -61,7 +61,10 @@ class Attention:
         return tape.pointwise(made) if arch.heads == arch.kv_heads else made
 
     def _by_blocks(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keeps what goes in; copies of all, in the order of blocks, and a block's scores come and go."""
+        """Keeps what goes in; copies of all, in the order of blocks, and a block's scores come and go.
+
+        Of long rows as torch's kernel has it, which may stand in: its room is smaller, so the heap has more holes.
+        """
         query, keys, values = self._compute(query, keys, values)
         arch, tape, batch = self.arch, self.tape, self.batch
         step, block = key_step(batch.length), block_of(batch.length)
@@ -69,12 +72,15 @@ class Attention:
         heads = batch.rows * arch.heads * query.size
         scores, tiles = heads * block * length, heads * arch.head_dim * ceil(batch.length / block) * block
         wide = (keys.count + values.count) * query.size * length // batch.length
+        fused = query.size == 2 and batch.length >= LONG
         return tape.operation(
             [query, keys, values],
             query.count,
             query.size,
             saves=(query, keys, values),
-            scratch=2 * scores + wide + 2 * tiles,
+            saves_output=fused,
+            statistics=batch.tokens * arch.heads * STATISTIC if fused else 0,
+            scratch=query.count * query.size if fused else 2 * scores + wide + 2 * tiles,
             backward_scratch=3 * scores + 2 * wide + 3 * tiles,
             dear=True,
         )

@@ -132,7 +132,7 @@ def _dear() -> list[Any]:
 
     aten, ours = torch.ops.aten, torch.ops.factory
     return [
-        *([ours.attend_blocks.default] if hasattr(ours, "attend_blocks") else []),
+        *(getattr(ours, name).default for name in ("attend_blocks", "attend_whole") if hasattr(ours, name)),
         aten.mm.default,
         aten.addmm.default,
         aten.bmm.default,

@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import AutoModelForCausalLM
 
-from factory.attention import BLOCK, BLOCKS, blocks, mask
+from factory.attention import BLOCK, BLOCKS, blocks, flash, mask
 
 Sees = Any  # (batch, queries, keys) of truth values
 LAYER: Any = SimpleNamespace(is_causal=True, num_key_value_groups=1)
@@ -82,6 +82,37 @@ def test_the_formula_and_its_gradients(sight: str, length: int, heads: int, key_
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("long", [1, 1_000_000], ids=["both ways", "forwards"])
+@pytest.mark.parametrize("length", [1, BLOCK + 1, 3 * BLOCK + 5])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
+def test_torchs_kernel_and_its_gradients(
+    length: int, heads: int, key_heads: int, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it stands in for blocks. In float64, which it takes too."""
+    monkeypatch.setattr(flash, "wins", lambda query, value: True)
+    monkeypatch.setattr(blocks, "LONG", long)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+    states = [draw(2, length, count, 8).transpose(1, 2).requires_grad_() for count in (heads, key_heads, key_heads)]
+    weight = draw(2, length, heads, 8)
+    wanted = formula(*states, causal(length), 0.3)
+    slopes = torch.autograd.grad((wanted * weight).sum(), states)
+    found, _ = blocks.attend(LAYER, *states, None, scaling=0.3)
+    assert type(found.grad_fn).__name__ == ("WholeBackward" if length >= long else "_AttendBackward")
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    for one, other in zip(torch.autograd.grad((found * weight).sum(), states), slopes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_torchs_kernel_where_tiles_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "_has_tiles", lambda: True)
+    narrow, wide = torch.empty(1, 1, 2, 8, dtype=torch.bfloat16), torch.empty(1, 1, 2, 9, dtype=torch.bfloat16)
+    assert flash.wins(narrow, narrow)
+    assert not flash.wins(narrow, wide) and not flash.wins(narrow.float(), narrow.float())
+    monkeypatch.setattr(flash, "_has_tiles", lambda: False)
+    assert not flash.wins(narrow, narrow)
+
+
 @pytest.mark.parametrize("length", [100, 200])
 def test_bfloat16_is_as_exact_as_transformers_own_way(length: int) -> None:
     """Against float64: what `eager` makes of the same numbers is no nearer."""
@@ -118,8 +149,11 @@ def test_what_sees_nothing_is_no_nan(length: int) -> None:
     assert all(each.grad is not None and each.grad.isfinite().all() for each in states)
 
 
-def test_scores_are_neither_kept_nor_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("long", [None, 1, 1_000_000], ids=["blocks", "torch's", "torch's forwards"])
+def test_scores_are_neither_kept_nor_made_whole(long: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept for the gradients are what goes in and small masks; selective recomputation keeps the output alone."""
+    monkeypatch.setattr(flash, "wins", lambda query, value: long is not None)
+    monkeypatch.setattr(blocks, "LONG", long or 0)
     length = 8 * BLOCK
     states = [torch.randn(1, 2, length, 4, requires_grad=True) for _ in range(3)]
     kept = list[int]()
@@ -133,17 +167,17 @@ def test_scores_are_neither_kept_nor_made_whole(monkeypatch: pytest.MonkeyPatch)
     assert max(kept) < 2 * BLOCK * length * 4 / 2  # half of a block's scores
 
     seen = set[str]()
+    ours = (torch.ops.factory.attend_blocks if long is None else torch.ops.factory.attend_whole).default
 
     def policy(_: Any, operation: Any, *args: Any, **named: Any) -> CheckpointPolicy:
         seen.add(str(operation))
-        ours = operation is torch.ops.factory.attend_blocks.default
-        return CheckpointPolicy.MUST_SAVE if ours else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if operation is ours else CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts = partial(create_selective_checkpoint_contexts, policy)
     attended = lambda *leaves: blocks.attend(LAYER, *leaves, None)[0]  # noqa: E731
     checkpoint(attended, *states, use_reentrant=False, context_fn=contexts).sum().backward()
-    assert "factory.attend_blocks.default" in seen
-    assert not any("bmm" in name or "softmax" in name for name in seen)
+    assert str(ours) in seen
+    assert not any("bmm" in name or "softmax" in name or "flash" in name for name in seen)
 
 
 def test_what_is_written_with_a_cache_is_the_same() -> None:
