@@ -28,7 +28,8 @@ class Tracker:
         self.problem: str | None = None
         self._on = plan.tracking.on
         self._where = plan.tracking.uri or plan.tracking.tool
-        remote = self._where.startswith("http") or plan.tracking.tool == "wandb"
+        tracking = plan.tracking
+        remote = tracking.mode == "online" if tracking.tool == "wandb" else self._where.startswith("http")
         self._patience = _PATIENCE if remote else _PATIENCE_WITH_FILES
         self._folder = folder
         self._delivery = Delivery(plan, folder, ledger.of(plan.tracking, folder))

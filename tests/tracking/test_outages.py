@@ -110,6 +110,20 @@ def test_a_server_that_hangs_holds_up_no_end(
     assert told is not None and "no answer within" in told["problem"] and told["unsent"] == 5
 
 
+@pytest.mark.parametrize(("mode", "unsent"), [("offline", 0), ("online", 5)])
+def test_files_are_waited_for_longer_than_servers(
+    mode: str, unsent: int, tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb's folder is one, however long its own process takes to start on a busy machine."""
+    monkeypatch.setitem(delivery.TOOLS, "wandb", delivery.TOOLS["mlflow"])
+    monkeypatch.setattr(tracker, "_PATIENCE", 0.2)
+    usual = memory.flush
+    monkeypatch.setattr(memory, "flush", lambda self: (time.sleep(1), usual(self)))
+    plan, folder, report = run(tmp_path / "run", None, tool="wandb", mode=mode)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == unsent
+
+
 def test_a_resumed_run_sends_what_the_attempt_before_could_not(
     tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
