@@ -14,7 +14,7 @@ from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
-from factory import heads, own_base, registry
+from factory import heads, own_base, registry, saved_adapter
 from factory.architecture import Architecture, Shape
 from factory.estimate.speed import precision
 from factory.execute import checkpoint
@@ -260,13 +260,11 @@ def read_saved(run: Run) -> Any:
     config = AutoConfig.from_pretrained(at, revision=revision, trust_remote_code=trust)
     config._attn_implementation, config.use_cache = plan.patch.attention, False
     if adapter:
-        from peft import PeftModel
-
         quantization = quantize(run)["quantization"]
         own = has_own_base(run)
         base, _ = read_base(run, config, quantization, taking_out(folder) if own else None)
         replace_kernels(base, plan.patch)  # in 16 bits another order of sums moves single tokens by tenths of a nat
-        model = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=plan.attach.dtype == "float32")
+        model = saved_adapter.read(base, folder, wide=plan.attach.dtype == "float32")
         replace_linears(model, plan.patch)
         if own:
             own_base.forget_the_start(model)
@@ -286,7 +284,7 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
 
     Tensors that are saved in another form are not compared.
     """
-    found = {} if _pruned(model) else checksums(model, expected.trained)
+    found = checksums(model, expected.trained)
     same = [name for name, (shape, _) in expected.trained.items() if name in found and found[name][0] == shape]
     wrong = [name for name in same if found[name] != expected.trained[name]]
     for name, value in model.named_parameters():  # in another type the same weights add up to other losses
@@ -385,12 +383,6 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
     rounding = _FLOAT32_ROUNDING * float(apart.abs().max())
     off = max(0.0, float((merged - apart).abs().max()) - rounding)
     return off / max(float((apart - alone).abs().max()), rounding) if off else 0.0
-
-
-def _pruned(model: Any) -> bool:
-    """Whether its adapter's ranks were pruned: such a one PEFT reads in its base's type, rounded."""
-    adapters = getattr(model, "peft_config", {}).values()
-    return any(each.peft_type == "ADALORA" and bool(each.rank_pattern) for each in adapters)
 
 
 def token_losses(run: Run, model: Any, ids: list[int], *, mixed: bool = True) -> list[float]:

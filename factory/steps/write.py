@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from factory import saved_adapter
 from factory.data.media import processor_spec
 from factory.inference.prompts import Prompts
 from factory.inference.room import OWN, Opening, Room
@@ -56,20 +57,11 @@ def with_adapters(model: Any, adapters: dict[str, str]) -> Any:
     """The model with further adapters beside its own. Raises UserError for one that is not of this base."""
     for name, folder in adapters.items():
         try:
-            model = _with_one(model, name, folder)
+            model = saved_adapter.read(model, folder, name)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", first[:200].rstrip(".: ")) from error
     return model.requires_grad_(False)
-
-
-def _with_one(model: Any, name: str, folder: str) -> Any:
-    from peft import PeftModel
-
-    if not hasattr(model, "peft_config"):
-        return PeftModel.from_pretrained(model, folder, adapter_name=name)
-    model.load_adapter(folder, adapter_name=name)
-    return model
 
 
 def _score(model: Any, inputs: dict[str, Any], ids: Any) -> float:

@@ -1,5 +1,6 @@
 from typing import Any
 
+from factory import saved_adapter
 from factory.architecture import Architecture
 from factory.methods.none.spec import Settings
 from factory.plan import Attach
@@ -10,8 +11,6 @@ def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> 
 
 
 def go_on(model: Any, path: str) -> Any:
-    from peft import PeftModel
-
-    loaded = PeftModel.from_pretrained(model, path)
+    loaded = saved_adapter.read(model, path)
     loaded.requires_grad_(False)  # PEFT leaves IA³'s vectors to be trained
     return loaded
