@@ -1,24 +1,22 @@
 """How a run's threads wait for each other (OpenMP's, of which torch starts one a core).
 
 One that sleeps must be woken, at each of a step's thousands of operations; one that spins is there at once, and takes
-its core from whoever else needs it. So they spin for a moment where the cores were idle before the run, else never
-(libgomp: OMP_WAIT_POLICY, GOMP_SPINCOUNT; measured in docs/measurements.md).
+its core from whoever else needs it. So where the cores were idle before the run they spin for as long as OpenMP has it
+by itself (libgomp: some 7 ms), else never (OMP_WAIT_POLICY; measured in docs/measurements.md).
 """
 
 import os
 
 import psutil
 
-_SPINS = 2000  # some 50 µs
 _LOOKED = 0.1  # seconds
 _TAKEN = 0.5  # of a core by others, at most, where threads spin
 
 
 def waiting(threads: int) -> dict[str, str]:
-    """The environment of a process of so many threads; what is set by hand stays as it is."""
-    if threads == 1 or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or _idle() < threads - _TAKEN:
-        return {"OMP_WAIT_POLICY": "PASSIVE"}
-    return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(_SPINS)}
+    """The environment of a process of so many threads, beside what is set by hand."""
+    spinning = threads > 1 and _idle() >= threads - _TAKEN
+    return {} if spinning else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _idle() -> float:
