@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from conftest import compiled
+from safetensors.torch import load_file
 from torch import Tensor
 
 from factory import registry
 from factory.architecture import Architecture
 from factory.execute.context import Run
-from factory.methods.lora.targets import PREFIX
+from factory.methods.lora.targets import PREFIX, targets
 from factory.plan import Plan
 from factory.run.folder import RunFolder
 from factory.steps.attach import attach, method_settings
@@ -95,6 +96,17 @@ def built(folder: Path, *overrides: str) -> Built:
     given = attach(run, AutoConfig.from_pretrained(folder), quantization)
     assert run.checks["trainable_as_planned"]["passed"]
     return Built(given["model"], method_settings(run), given["arch"], plan, folder, quantization)
+
+
+def saved_pruned(made: Built, folder: Path, kept: list[bool]) -> dict[str, Tensor]:
+    """An AdaLoRA of which each layer kept these ranks, of numbers that bfloat16 would round: what its file has."""
+    pattern = {f"{name}.lora_E": kept for name in targets(made.settings, made.arch)}
+    made.model.peft_config["default"].rank_pattern = pattern
+    with torch.no_grad():
+        for value in made.trained.values():
+            value.normal_()
+    made.method.export(made.model, made.settings, folder)
+    return load_file(folder / "adapter_model.safetensors")
 
 
 def weight_of(model: Any, name: str) -> Tensor:

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from built import QUANTIZED, built
+from built import QUANTIZED, built, saved_pruned
 from conftest import refusals
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from factory.methods.adalora import run as adalora
-from factory.methods.lora.targets import targets
 from factory.steps.attach import method_settings
 
 START, KEPT, ADAPTERS, STEPS = 6, 2, 14, 20
@@ -215,16 +214,8 @@ def test_goes_on_with_what_was_kept(
 def test_the_loaded_values_are_not_rounded(tiny_model: Path, tmp_path: Path) -> None:
     """PEFT resizes in the type of the base, here bfloat16."""
     words = ("method=adalora", "method.initial_rank=4", "method.rank=3", "precision=bf16")
-    first = built(tiny_model, *words)
-    pattern = {f"{name}.lora_E": [True, False, True, True] for name in targets(first.settings, first.arch)}
-    first.model.peft_config["default"].rank_pattern = pattern
-    with torch.no_grad():
-        for value in first.model.parameters():
-            if value.requires_grad:
-                value.normal_()
-    first.method.export(first.model, first.settings, tmp_path)
+    wanted = saved_pruned(built(tiny_model, *words), tmp_path, [True, False, True, True])
     second = built(tiny_model, *words, f"model.adapter={tmp_path}")
-    wanted = load_file(tmp_path / "adapter_model.safetensors")
     found = {name.replace(".default", ""): value for name, value in second.model.named_parameters()}
     for name, value in wanted.items():
         assert value.dtype == found[name].dtype == torch.float32

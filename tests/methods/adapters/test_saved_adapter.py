@@ -1,38 +1,23 @@
 """A saved adapter is read as it was saved, pruned ones over a narrow base too."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from built import built, saved_pruned
 
 from factory import saved_adapter
-from factory.methods.lora.targets import targets
-from tests.methods.adapters.built import Built, built
 
 ADALORA = ("method=adalora", "method.initial_rank=4", "method.rank=3", "precision=bf16")
 PATTERNS = {"pruned": [True, False, True, True], "one left": [False, False, True, False], "gone": [False] * 4}
-
-
-def saved(made: Built, folder: Path, kept: list[bool]) -> dict[str, Any]:
-    """With numbers that bfloat16 would round."""
-    pattern = {f"{name}.lora_E": kept for name in targets(made.settings, made.arch)}
-    made.model.peft_config["default"].rank_pattern = pattern
-    with torch.no_grad():
-        for value in made.model.parameters():
-            if value.requires_grad:
-                value.normal_()
-    made.method.export(made.model, made.settings, folder)
-    return load_file(folder / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("kept", PATTERNS.values(), ids=PATTERNS)
 def test_a_pruned_one_over_a_narrow_base_is_not_rounded(kept: list[bool], tiny_model: Path, tmp_path: Path) -> None:
     """Alone, and beside one that was read before, which stays as it is."""
     made = built(tiny_model, *ADALORA)
-    first = saved(made, tmp_path / "first", PATTERNS["pruned"])
-    second = saved(made, tmp_path / "second", kept)
+    first = saved_pruned(made, tmp_path / "first", PATTERNS["pruned"])
+    second = saved_pruned(made, tmp_path / "second", kept)
     model = saved_adapter.read(made.base().bfloat16(), tmp_path / "first")
     model = saved_adapter.read(model, tmp_path / "second", "other")
     found = dict(model.named_parameters())
@@ -45,7 +30,7 @@ def test_a_pruned_one_over_a_narrow_base_is_not_rounded(kept: list[bool], tiny_m
 
 def test_one_that_is_narrow_itself_stays_so(tiny_model: Path, tmp_path: Path) -> None:
     made = built(tiny_model, *ADALORA[:-1], "precision=pure_bf16")
-    wanted = saved(made, tmp_path, PATTERNS["pruned"])
+    wanted = saved_pruned(made, tmp_path, PATTERNS["pruned"])
     found = dict(saved_adapter.read(made.base().bfloat16(), tmp_path, wide=False).named_parameters())
     for key, value in wanted.items():
         assert value.dtype == found[f"{key}.default"].dtype == torch.bfloat16 and found[f"{key}.default"].equal(value)
