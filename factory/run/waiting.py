@@ -2,7 +2,8 @@
 
 One that sleeps must be woken, at each of a step's thousands of operations; one that spins is there at once, and takes
 its core from whoever else needs it. So where the cores were idle before the run they spin for as long as OpenMP has it
-by itself (libgomp: some 7 ms), else never (OMP_WAIT_POLICY; measured in docs/measurements.md).
+by itself (libgomp: some 7 ms), else never (OMP_WAIT_POLICY). Cores that become busy later make such a run slower than
+one that sleeps: what is set by hand decides (both measured in docs/measurements.md).
 """
 
 import os
