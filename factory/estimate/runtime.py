@@ -8,6 +8,7 @@ from factory.attention import BLOCKS, key_step
 
 _MIB = 2**20
 _BASE = 435 * _MIB  # Python with torch, transformers and accelerate, and the kernels that torch compiles
+LIBRARY_PAGES = 150 * _MIB  # of _BASE: pages of the libraries' files, as many as an environment has that is not new
 _CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libraries, and what libraries load for them
 _ADAPTERS = 45 * _MIB  # PEFT
 _BITSANDBYTES = 22 * _MIB  # without torch's inductor, which it would import (execute/lean.py)

@@ -85,6 +85,23 @@ def peak_of(pid: int) -> int:
         return 0
 
 
+def library_pages() -> int | None:
+    """Resident bytes of shared libraries' files, which nobody can tell beforehand; None where the system tells of none.
+
+    Where a file lies in the system's cache in large pieces, as one does that was just written, a look at a part of it
+    brings the whole piece.
+    """
+    import psutil
+
+    if sys.platform != "linux":
+        return None
+    try:
+        maps = psutil.Process().memory_maps()
+    except psutil.Error:
+        return None
+    return sum(each.rss for each in maps if ".so" in Path(each.path).name)
+
+
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that there was no memory left, in whoever's words."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

@@ -5,7 +5,9 @@ from math import sqrt
 from typing import Any
 
 from factory.estimate.memory import READING
+from factory.estimate.runtime import LIBRARY_PAGES
 from factory.execute.context import Run
+from factory.execute.memory import library_pages
 from factory.plan import Estimate, Plan
 from factory.redact import without_secrets
 from factory.run.folder import write_whole
@@ -16,14 +18,25 @@ ADVICE = ("memory_as_estimated",)  # checks that tell how far to trust an estima
 _NEAR = 0.1  # of the estimate: what memory_as_estimated allows
 
 
-def memory_as_estimated(reached: int | None, planned: int, rows: str = "") -> dict[str, dict[str, Any]]:
-    """Bytes while training, measured and planned (`rows`: for which); nothing where nothing was measured."""
-    if reached is None:
+def memory_as_estimated(memory: dict[str, Any], planned: int, rows: str = "") -> dict[str, dict[str, Any]]:
+    """A report's memory while training and what was planned (`rows`: for which); nothing where nothing was measured."""
+    if (reached := comparable(memory)) is None:
         return {}
     off = (reached - planned) / planned
     apart = f"{abs(round(100 * off))} % {'more' if off > 0 else 'less'} than" if round(100 * off) else "about"
-    detail = f"{size(reached)} were reached, {apart} the {size(planned)} estimated{rows}"
+    beside = memory["peak_bytes"] - reached
+    pages = f", beside {size(beside)} that the libraries' files take more here than usual" if beside else ""
+    detail = f"{size(reached)} were reached, {apart} the {size(planned)} estimated{rows}{pages}"
     return {"memory_as_estimated": {"passed": abs(off) <= _NEAR, "detail": detail}}
+
+
+def comparable(memory: dict[str, Any]) -> int | None:
+    """Of a report's memory what an estimate can tell: the peak less the pages of libraries' files beyond the usual.
+
+    How many those are is the system's cache's doing (docs/measurements.md).
+    """
+    peak = memory["peak_bytes"]
+    return peak and peak - max(0, (memory.get("library_pages_bytes") or LIBRARY_PAGES) - LIBRARY_PAGES)
 
 
 def rows_told(estimated_for: dict[str, Any]) -> str:
@@ -33,14 +46,14 @@ def rows_told(estimated_for: dict[str, Any]) -> str:
     return f" for rows of up to {estimated_for['longest_row']:,} tokens" if estimated_for else ""
 
 
-def errors(estimate: Estimate, peak: int | None, train: dict[str, Any] | None) -> dict[str, Any]:
+def errors(estimate: Estimate, memory: dict[str, Any], train: dict[str, Any] | None) -> dict[str, Any]:
     """Shares by which the estimates were above what came (below: negative): of time, by the middle of its range.
 
     A run that stopped early has no time to compare.
     """
     found: dict[str, Any] = {}
-    if peak:
-        found["memory_error"] = round(estimate.memory.total / peak - 1, 4)
+    if reached := comparable(memory):
+        found["memory_error"] = round(estimate.memory.total / reached - 1, 4)
     seconds = estimate.seconds
     if seconds is not None and train is not None and train["seconds"] and not train.get("stopped_early"):
         middle = sqrt(seconds.low * seconds.high)
@@ -85,15 +98,21 @@ def _peak(run: Run) -> int | None:
     return max((run.memory_by_step[name] for name in estimated if name in run.memory_by_step), default=None)
 
 
+def _pages(run: Run) -> int | None:
+    """Of this process; None on a GPU, and with a torch built for CUDA, whose libraries the estimate counts apart."""
+    counted = run.plan.steps.load.device == "cpu" and "cuda" not in run.plan.packages
+    return library_pages() if counted else None
+
+
 def write_report(run: Run, status: str, result: dict[str, Any], error: str | None) -> None:
     report = blank(run.plan, status)
     estimated = _is_estimated(run.plan)
     peak = _peak(run) if estimated else max(run.memory_by_step.values(), default=None)
-    report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step}
-    advice = memory_as_estimated(peak, run.plan.estimate.memory.total) if estimated else {}
+    report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step, "library_pages_bytes": _pages(run)}
+    advice = memory_as_estimated(report["memory"], run.plan.estimate.memory.total) if estimated else {}
     report |= {**result, "checks": {**run.checks, **advice}}
     if status == "finished" and estimated:
-        report["estimate"] = errors(run.plan.estimate, peak, result.get("train"))
+        report["estimate"] = errors(run.plan.estimate, report["memory"], result.get("train"))
     report["warnings"] = run.heard.summary()
     if run.bad_updates is not None:
         report["bad_updates"] = run.bad_updates

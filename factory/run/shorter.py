@@ -15,8 +15,14 @@ def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[
 
     As it was where sequences are filled, a row was as long as may be, or the overrides give another plan now.
     """
-    longest, peak = report.get("train", {}).get("longest_row"), report["memory"]["peak_bytes"]
-    if anew is None or not peak or not longest or plan.steps.pack.packing or longest >= plan.steps.pack.max_length:
+    longest, memory = report.get("train", {}).get("longest_row"), report["memory"]
+    if (
+        anew is None
+        or not memory["peak_bytes"]
+        or not longest
+        or plan.steps.pack.packing
+        or longest >= plan.steps.pack.max_length
+    ):
         return report
     try:
         made = anew((*plan.overrides, f"data.max_length={longest}"))
@@ -29,11 +35,11 @@ def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[
     if plan.steps.pack.padding_free:  # `longest` is no row's length then, but a mean
         sequences = registry.hook(registry.spec("stages", plan.steps.train.stage), "SEQUENCES", 1)
         rows["batch_tokens"] = longest * plan.steps.train.batch_size * sequences
-    checks = memory_as_estimated(peak, estimate.memory.total, rows_told(rows))
-    memory_error = errors(estimate, peak, None)
+    checks = memory_as_estimated(memory, estimate.memory.total, rows_told(rows))
+    memory_error = errors(estimate, memory, None)
     return {
         **report,
-        "memory": {**report["memory"], "estimated_for": rows},
+        "memory": {**memory, "estimated_for": rows},
         "checks": {**report.get("checks", {}), **checks},
         "estimate": {**report.get("estimate", {}), **memory_error},
     }

@@ -265,7 +265,7 @@ def test_ranks_that_hold_other_weights(monkeypatch: Patch) -> None:
 
 
 def test_memory_off_the_estimate() -> None:
-    assert not memory_as_estimated(1200, 1000)["memory_as_estimated"]["passed"]
+    assert not memory_as_estimated({"peak_bytes": 1200}, 1000)["memory_as_estimated"]["passed"]
 
 
 # where a check's fault is planted that no run above has

@@ -137,8 +137,8 @@ def test_errors_are_signed_shares_of_what_came() -> None:
     """Of time, by the middle of the range: 10 to 40 s is 20 s."""
     estimate = replace(compiled("hardware=cpu", training=False).estimate, seconds=Span(low=10, high=40))
     total = estimate.memory.total
-    found = errors(estimate, 2 * total, {"seconds": 10.0})
+    found = errors(estimate, {"peak_bytes": 2 * total}, {"seconds": 10.0})
     assert (found["memory_error"], found["time_error"]) == (-0.5, 1.0)
-    assert errors(estimate, total, {"seconds": 25.0})["time_error"] == -0.2
-    assert "time_error" not in errors(estimate, total, {"seconds": 25.0, "stopped_early": True})
-    assert errors(replace(estimate, seconds=None), None, None) == {}
+    assert errors(estimate, {"peak_bytes": total}, {"seconds": 25.0})["time_error"] == -0.2
+    assert "time_error" not in errors(estimate, {"peak_bytes": total}, {"seconds": 25.0, "stopped_early": True})
+    assert errors(replace(estimate, seconds=None), {"peak_bytes": None}, None) == {}
