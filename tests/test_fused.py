@@ -10,7 +10,7 @@ from allocated import most_allocated
 from torch import Tensor
 
 from factory import fused
-from factory.fused.functions import LowRank
+from factory.fused.functions import Adapted
 
 IDS = torch.arange(24).view(2, 12) % 64
 
@@ -70,7 +70,7 @@ def test_a_gates_and_a_low_ranks_slopes_in_float64() -> None:
     assert torch.autograd.gradcheck(fused.gated_silu, (x, x.detach().flip(0).requires_grad_()))
 
     def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return LowRank.apply(x, a, b, lambda: frozen[0], frozen[1], 0.7, torch.float64)
+        return fused.low_rank(x, [Adapted(a, b, 0.7, lambda: frozen[0], frozen[1])], torch.float64)[0]
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return fused.Linear.apply(x, weight, bias, torch.float64)
@@ -96,7 +96,7 @@ def test_what_an_adapter_adds_is_not_rounded_away() -> None:
     forward = wide[0] @ wide[1].T, added
     assert abs(share(x @ weight.T + x @ a.T @ b.T, *forward)) < 0.5  # rounded one after the other
     leaf = x.clone().requires_grad_()
-    made = LowRank.apply(leaf, a, b, lambda: weight, None, 1.0, torch.bfloat16)
+    (made,) = fused.low_rank(leaf, [Adapted(a, b, 1.0, lambda: weight, None)], torch.bfloat16)
     (found,) = torch.autograd.grad(made, leaf, slope)
     assert share(made, *forward) == pytest.approx(1, abs=0.2)
     assert share(found, wide[4] @ wide[1], by_x) == pytest.approx(1, abs=0.2)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.fused.functions import Linear, Lookup, Rows, gated_silu, low_rank, rms_norm
+from factory.fused.functions import Adapted, Linear, Lookup, Rows, gated_silu, low_rank, rms_norm
+from factory.fused.together import Together, join
 
 
 def fuse(model: Any, *, remade: bool = True) -> None:
@@ -40,6 +41,7 @@ def fuse_linears(model: Any) -> None:
     if hasattr(model, "peft_config"):
         for found in _by_class(model, _is_plain).values():
             _become(found, partial(_adapted, usual=type(found[0]).forward))
+        join(model, _is_plain)
         return
     head = model.get_output_embeddings()
     linears = _by_class(model, lambda module: type(module) is torch.nn.Linear and module is not head)
@@ -159,20 +161,38 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
 
 
 def _adapted(layer: Any, x: Tensor, *given: Any, usual: Callable[..., Tensor], **named: Any) -> Tensor:
-    active = layer.active_adapters
-    mixed, dtype = _product_type(x)
-    name = active[0] if len(active) == 1 else None
-    plain = not (given or named or layer.disable_adapters or layer.merged) and name in layer.lora_A
-    if not plain or (layer.training and not isinstance(layer.lora_dropout[name], torch.nn.Identity)):
+    together: Together = layer.together
+    if (made := together.take(layer, x)) is not None:
+        return made
+    own = None if given or named else _as_adapted(layer, x)
+    if own is None:
         return usual(layer, x, *given, **named)
+    others = {other: _as_adapted(other, x) for other in together.others(layer)}
+    alike = {other: found for other, found in others.items() if found is not None and _are_alike(found, own)}
+    made, *rest = low_rank(x, [own, *alike.values()], _product_type(x)[1])
+    together.leave(x, dict(zip(alike, rest, strict=True)))
+    return made
+
+
+def _as_adapted(layer: Any, x: Tensor) -> Adapted | None:
+    """None where it is more, or another type of it, than a low rank beside a frozen layer."""
+    active = layer.active_adapters
+    name = active[0] if len(active) == 1 else None
+    plain = not (layer.disable_adapters or layer.merged) and name in layer.lora_A
+    if not plain or (layer.training and not isinstance(layer.lora_dropout[name], torch.nn.Identity)):
+        return None
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    base = layer.get_base_layer()
+    base, (mixed, _) = layer.get_base_layer(), _product_type(x)
     learns_more = base.weight.requires_grad or layer.lora_B[name].bias is not None
     if learns_more or (not mixed and not x.dtype == a.dtype == b.dtype):
-        return usual(layer, x)
+        return None
     make = _weight(base)
     assert make is not None
-    return low_rank(x, a, b, make, base.bias, layer.scaling[name], dtype)
+    return Adapted(a, b, layer.scaling[name], make, base.bias)
+
+
+def _are_alike(one: Adapted, other: Adapted) -> bool:
+    return (one.scale, one.a.dtype, one.b.dtype) == (other.scale, other.a.dtype, other.b.dtype)
 
 
 def _weight(base: Any) -> Callable[[], Tensor] | None:

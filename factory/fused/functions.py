@@ -5,9 +5,9 @@ activation beside what it is of, of a linear layer its input and, where autocast
 that is made again from what is kept anyway. Of a lookup it makes a gradient as large as the whole table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,19 +58,25 @@ def gated_silu(gate: Tensor, up: Tensor, *, remade: bool = True) -> Tensor:
     return _told(GatedSilu.apply(gate, up, again), again, remade, gate, up)
 
 
-def low_rank(
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    weight: Callable[[], Tensor],
-    bias: Tensor | None,
-    scale: float,
-    dtype: torch.dtype,
-) -> Tensor:
+class Adapted(NamedTuple):
+    """A frozen linear layer with an adapter beside it: A, (rank, in), B, (out, rank), and s.
+
+    `weight` makes W, (out, in): a quantized one is there while it is multiplied with.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    weight: Callable[[], Tensor]
+    bias: Tensor | None
+
+
+def low_rank(x: Tensor, layers: Sequence[Adapted], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """`LowRank`."""
     if not torch.is_grad_enabled():
-        return _low_rank(x.to(dtype), a, b, weight().to(dtype), bias, scale)[0]
-    return LowRank.apply(x, a, b, weight, bias, scale, dtype)  # type: ignore[no-any-return]
+        return _low_rank(x.to(dtype), layers)[0]
+    pairs = [each for layer in layers for each in (layer.a, layer.b)]
+    return LowRank.apply(x, layers, dtype, *pairs)  # type: ignore[no-any-return]
 
 
 def _told(made: Tensor, again: Again, remade: bool, *given: Tensor) -> Tensor:
@@ -207,59 +213,80 @@ class Linear(Function):
 
 
 class LowRank(Function):
-    """x Wᵀ + b + s (x Aᵀ) Bᵀ in `dtype` (Hu et al. 2021, LoRA, equation 3), its sums taken in the products.
+    """x Wᵀ + b + s (x Aᵀ) Bᵀ of each layer in `dtype` (Hu et al. 2021, LoRA, equation 3), summed in the products.
 
     The small sum comes first and the large one is added to it within the product, so that both are rounded as one: what
     is below the last digit of x Wᵀ, as most of an adapter's first steps in bfloat16, would be lost beside it.
 
-    x: (…, in); A: (rank, in); B: (out, rank). `weight` makes W, (out, in), which is not trained: a quantized one is
-    there while it is multiplied with.
+    x: (…, in). Layers that read the same x, alike in s and in their types, have one product with all their A and one
+    gradient in x: a small product takes as long as its start. `pairs`: A and B of each, for autograd to see.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        a: Tensor,
-        b: Tensor,
-        weight: Callable[[], Tensor],
-        bias: Tensor | None,
-        scale: float,
-        dtype: torch.dtype,
-    ) -> Tensor:
+        ctx: Any, x: Tensor, layers: Sequence[Adapted], dtype: torch.dtype, *pairs: Tensor
+    ) -> tuple[Tensor, ...]:
         narrow = x.to(dtype)
-        made, low = _low_rank(narrow, a, b, weight().to(dtype), bias, scale)
+        made, low = _low_rank(narrow, layers)
         ctx.again, kept = _reading(x, narrow)
-        ctx.save_for_backward(a, b, low, *kept)
-        ctx.weight, ctx.scale, ctx.types, ctx.shape = weight, scale, (x.dtype, dtype), x.shape
+        ctx.save_for_backward(low, *pairs, *kept)
+        ctx.weights, ctx.scale = [layer.weight for layer in layers], layers[0].scale
+        ctx.types, ctx.shape = (x.dtype, dtype), x.shape
         return made
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
-        (slope,), (a, b, low, *kept), (given, dtype) = slopes, ctx.saved_tensors, ctx.types
-        slope = slope.reshape(-1, slope.shape[-1])
-        by_low = (slope @ b.to(dtype)).mul_(ctx.scale)
-        by_a = (by_low.T @ _read(ctx.again, tuple(kept), dtype)).to(a.dtype) if ctx.needs_input_grad[1] else None
-        by_b = (slope.T @ (low * ctx.scale)).to(b.dtype) if ctx.needs_input_grad[2] else None
+        (low, *saved), (given, dtype), learns = ctx.saved_tensors, ctx.types, ctx.needs_input_grad[3:]
+        every_a, every_b, kept = saved[: len(learns) : 2], saved[1 : len(learns) : 2], tuple(saved[len(learns) :])
+        slopes = tuple(slope.reshape(-1, slope.shape[-1]) for slope in slopes)
+        by_low = torch.empty_like(low)
+        for part, slope, b in zip(_by_layer(by_low, every_a, 1), slopes, every_b, strict=True):
+            torch.mm(slope, b.to(dtype), out=part)
+        by_low.mul_(ctx.scale)
+        by_pair: list[Tensor | None] = [None] * len(learns)
+        if any(learns[::2]):
+            by_a = (by_low.T @ _read(ctx.again, kept, dtype)).to(every_a[0].dtype)
+            by_pair[::2] = _by_layer(by_a, every_a, 0)
+        if any(learns[1::2]):
+            parts = _by_layer(low * ctx.scale, every_a, 1)
+            by_pair[1::2] = [(slope.T @ part).to(every_b[0].dtype) for part, slope in zip(parts, slopes, strict=True)]
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = (by_low @ a.to(dtype)).addmm_(slope, ctx.weight().to(dtype)).view(ctx.shape).to(given)
-        return by_x, by_a, by_b, None, None, None, None
+            by_x = by_low @ _joined(every_a, dtype)
+            for slope, weight in zip(slopes, ctx.weights, strict=True):
+                by_x.addmm_(slope, weight().to(dtype))
+            by_x = by_x.view(ctx.shape).to(given)
+        return by_x, None, None, *by_pair
 
 
-def _low_rank(
-    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """What `LowRank` makes of x, in the type of x and of the weight; and x Aᵀ, (tokens, rank)."""
-    flat = x.reshape(-1, x.shape[-1])
-    low = flat @ a.to(x.dtype).T
+def _low_rank(x: Tensor, layers: Sequence[Adapted]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What `LowRank` makes of x, in its type; and x Aᵀ of all layers, (tokens, ranks)."""
+    every_a = [layer.a for layer in layers]
+    low = x.reshape(-1, x.shape[-1]) @ _joined(every_a, x.dtype).T
+    parts = _by_layer(low, every_a, 1)
+    return tuple(_one_low_rank(x, part, layer) for part, layer in zip(parts, layers, strict=True)), low
+
+
+def _one_low_rank(x: Tensor, low: Tensor, layer: Adapted) -> Tensor:
+    weight = layer.weight().to(x.dtype)
     made = x.new_empty(*x.shape[:-1], len(weight))  # what is returned as a view may not be changed in place
     into = made.view(-1, len(weight))
-    torch.addmm(into, low, b.to(x.dtype).T, beta=0, alpha=scale, out=into)
-    into.addmm_(flat, weight.T)
-    if bias is not None:
-        into.add_(bias.to(x.dtype))
-    return made, low
+    torch.addmm(into, low, layer.b.to(x.dtype).T, beta=0, alpha=layer.scale, out=into)
+    into.addmm_(x.reshape(-1, x.shape[-1]), weight.T)
+    if layer.bias is not None:
+        into.add_(layer.bias.to(x.dtype))
+    return made
+
+
+def _joined(every_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One below the other."""
+    if len(every_a) == 1:
+        return every_a[0].to(dtype)
+    return torch.cat(tuple(every_a), out=every_a[0].new_empty(0, dtype=dtype))
+
+
+def _by_layer(of_all: Tensor, every_a: Sequence[Tensor], dim: int) -> tuple[Tensor, ...]:
+    return of_all.split([len(a) for a in every_a], dim)
 
 
 class Rows:

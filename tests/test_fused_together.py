@@ -1,0 +1,154 @@
+"""Adapted layers that read the same tensor are computed as one, and where they do not, as they would be alone."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_fused import adapted, close, learned, model_of
+from torch import Tensor, nn
+
+from factory import fused
+from factory.fused import together
+from factory.fused.functions import Adapted, LowRank
+
+
+def layers_of(*ranks: int, scale: float = 0.7) -> list[Adapted]:
+    """Of 5 numbers each, the first with a bias."""
+    torch.manual_seed(0)
+    made = []
+    for i, rank in enumerate(ranks):
+        a, b, weight = (torch.randn(*shape, dtype=torch.float64) for shape in ((rank, 5), (3 + i, rank), (3 + i, 5)))
+        bias = None if i else torch.randn(3, dtype=torch.float64)
+        made.append(Adapted(a.requires_grad_(), b.requires_grad_(), scale, lambda weight=weight: weight, bias))
+    return made
+
+
+def test_several_layers_at_once_in_float64() -> None:
+    layers = layers_of(2, 1, 4)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    pairs = [each for layer in layers for each in (layer.a, layer.b)]
+
+    def all_of_them(x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        return fused.low_rank(x, layers, torch.float64)
+
+    assert torch.autograd.gradcheck(all_of_them, (x, *pairs))
+    for made, layer in zip(all_of_them(x), layers, strict=True):
+        wanted = x @ (layer.weight() + 0.7 * layer.b @ layer.a).T + (0 if layer.bias is None else layer.bias)
+        close(made, wanted, torch.float64)
+
+
+def test_of_what_does_not_train_no_gradient_is_made() -> None:
+    layers = layers_of(2, 3)
+    layers[0].a.requires_grad_(False)
+    layers[1].b.requires_grad_(False)
+    first, second = fused.low_rank(torch.ones(1, 5, dtype=torch.float64), layers, torch.float64)
+    (first.sum() + second.sum()).backward()
+    assert [each.grad is not None for layer in layers for each in (layer.a, layer.b)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("llama", {("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")}),
+        ("qwen3", {("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")}),
+        ("gemma2", {("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")}),
+        ("phi3", set()),  # its layers are one already
+        ("opt", set()),  # what it scales is no number here: nothing is known of it
+    ],
+)
+def test_which_layers_read_the_same(kind: str, expected: set[tuple[str, ...]]) -> None:
+    more = {"num_key_value_heads": 4} if kind == "opt" else {}
+    model = model_of(kind, **more)
+    together.join(model, lambda layer: type(layer) is nn.Linear)
+    names = {id(layer): name.rpartition(".")[2] for name, layer in model.named_modules()}
+    found = {tuple(names[id(each)] for each in layer.together.others(None)) for layer in linears(model)}
+    assert found - {()} == expected
+
+
+def linears(model: Any) -> list[Any]:
+    return [layer for layer in model.modules() if hasattr(layer, "together")]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers each of the functions has that are applied."""
+    counts, own = list[int](), LowRank.apply
+    monkeypatch.setattr(LowRank, "apply", lambda x, layers, *more: counts.append(len(layers)) or own(x, layers, *more))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, [3, 1, 2, 1] * 2),
+        ({"alpha_pattern": {"k_proj": 3}, "rank_pattern": {"v_proj": 2}}, [1, 1, 1, 1, 2, 1] * 2),  # v: 12 / 2
+        ({"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 6}}, [3, 1, 2, 1] * 2),
+    ],
+)
+def test_joined_layers_are_pefts(more: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = adapted(**more)
+    model = copy.deepcopy(plain)
+    fused.fuse_linears(model)
+    counts = counted(monkeypatch)
+    for one, other in zip(learned(model, mixed=False), learned(plain, mixed=False), strict=True):
+        close(one, other, torch.float32)
+    assert counts == expected
+    assert not any(layer.together._waiting for layer in linears(model))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_recomputed_layers_are_joined_too(copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted()
+    fused.fuse_linears(model)
+    found = learned(model, mixed=True)
+    model = copy.deepcopy(model) if copied else model
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    counts = counted(monkeypatch)
+    for one, other in zip(learned(model, mixed=True), found, strict=True):
+        assert torch.equal(one, other)
+    assert counts == [3, 1, 2, 1] * 4
+
+
+class Module(nn.Module):
+    """Its second layer reads what `other` gives, and its third is called on some days."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.other, self.third_too = nn.Identity(), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.first(x) + self.second(self.other(x))
+        return made + self.third(x) if self.third_too else made
+
+
+def test_layers_that_do_not_read_the_same_go_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["first", "second", "third"], init_lora_weights=False)
+    plain: Any = get_peft_model(Module(), config)  # type: ignore[arg-type]
+    model = copy.deepcopy(plain)
+    monkeypatch.setattr(together, "_reading_what_comes_in", lambda *_: ["first", "second", "third"])
+    fused.fuse_linears(model)
+    counts = counted(monkeypatch)
+
+    def same(model: Any, other: nn.Module, third_too: bool) -> None:
+        for each in (model, plain):
+            each.base_model.model.other, each.base_model.model.third_too = other, third_too
+        x = torch.randn(2, 4, requires_grad=True)
+        made, wanted = (each(x) for each in (model, plain))
+        close(made, wanted, torch.float32)
+        grads = [torch.autograd.grad(each.sum(), x)[0] for each in (made, wanted)]
+        close(grads[0], grads[1], torch.float32)
+
+    same(model, nn.Identity(), True)
+    assert counts == [3]
+    same(model, nn.Identity(), False)  # what the third would have given waits
+    same(model, nn.Identity(), False)
+    assert counts == [3, 3, 1, 1]
+    assert not any(layer.together._waiting or layer.together.others(None) for layer in linears(model))
+    fresh = copy.deepcopy(plain)
+    fused.fuse_linears(fresh)
+    counts.clear()
+    same(fresh, nn.ReLU(), True)
+    assert counts == [3, 1, 1]
