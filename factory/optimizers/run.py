@@ -58,6 +58,14 @@ def make_states(optimizer: Any) -> None:
                 each.state.update((parameter, _moments(parameter)) for parameter in group["params"])
 
 
+def divides_gradients(optimizer: Any) -> bool:
+    """Whether its step divides them by `grad_scale`, a float32, as it reads them: torch's fused AdamW.
+
+    torch.amp.GradScaler sets that too, and is no part of this.
+    """
+    return type(optimizer) is torch.optim.AdamW and optimizer.defaults["fused"]
+
+
 def _moments(parameter: Tensor) -> dict[str, Tensor]:
     """Of a fused AdamW."""
     step = torch.zeros((), dtype=torch.float32, device=parameter.device)

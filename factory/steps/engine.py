@@ -9,7 +9,7 @@ from factory.architecture import Architecture
 from factory.data import batches
 from factory.execute import checkpoint
 from factory.execute.context import Run
-from factory.optimizers.run import make_states
+from factory.optimizers.run import divides_gradients, make_states
 from factory.optimizers.several import Hooked
 from factory.schema import Strategy
 from factory.stages.loss import Watched
@@ -131,7 +131,18 @@ class Engine:
         self._scaler.unscale_(self.optimizer)
         if isinstance(self.optimizer, Hooked):
             return self.optimizer.clip(self._limit).item()
+        if divides_gradients(self.optimizer) and not self.skips_overflows:
+            return self._clip_in_the_step()
         return torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit).item()
+
+    def _clip_in_the_step(self) -> float:
+        """As torch.nn.utils.clip_grad_norm_ does, its small number included, but in the optimizer's own pass."""
+        import torch
+
+        gradients = [each.grad for each in self.trained.values() if each.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.grad_scale = ((norm.float() + 1e-6) / self._limit).clamp(min=1)
+        return norm.item()
 
     @property
     def _limit(self) -> float:
