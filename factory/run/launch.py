@@ -45,8 +45,8 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),  # large tensors are reused, not given back and faulted in each step
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     # what a CPU compiles for a shape and keeps, half a MiB each: those of a step have room, not those of every length
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-    "LRU_CACHE_CAPACITY": "64",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "80",
+    "LRU_CACHE_CAPACITY": "80",
     "TOKENIZERS_PARALLELISM": "true",
     "PYTHONUNBUFFERED": "1",
 }
