@@ -44,7 +44,7 @@ _POLL = 0.1  # seconds
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),  # large tensors are reused, not given back and faulted in each step
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
-    # what a CPU compiles for a shape and keeps, half a MiB each: those of a step have room, not those of every length
+    # what a CPU compiles for a shape and keeps, half a MiB each: those of two lengths have room, not of each
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "80",
     "LRU_CACHE_CAPACITY": "80",
     "TOKENIZERS_PARALLELISM": "true",

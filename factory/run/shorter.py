@@ -15,14 +15,8 @@ def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[
 
     As it was where sequences are filled, a row was as long as may be, or the overrides give another plan now.
     """
-    longest, memory = report.get("train", {}).get("longest_row"), report["memory"]
-    if (
-        anew is None
-        or not memory["peak_bytes"]
-        or not longest
-        or plan.steps.pack.packing
-        or longest >= plan.steps.pack.max_length
-    ):
+    longest, memory, pack = report.get("train", {}).get("longest_row"), report["memory"], plan.steps.pack
+    if anew is None or not (memory["peak_bytes"] and longest) or pack.packing or longest >= pack.max_length:
         return report
     try:
         made = anew((*plan.overrides, f"data.max_length={longest}"))
@@ -32,7 +26,7 @@ def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[
         return report
     estimate = made.estimate
     rows = {"longest_row": longest, "bytes": estimate.memory.total}
-    if plan.steps.pack.padding_free:  # `longest` is no row's length then, but a mean
+    if pack.padding_free:  # `longest` is no row's length then, but a mean
         sequences = registry.hook(registry.spec("stages", plan.steps.train.stage), "SEQUENCES", 1)
         rows["batch_tokens"] = longest * plan.steps.train.batch_size * sequences
     checks = memory_as_estimated(memory, estimate.memory.total, rows_told(rows))

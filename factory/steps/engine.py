@@ -131,7 +131,8 @@ class Engine:
         self._scaler.unscale_(self.optimizer)
         if isinstance(self.optimizer, Hooked):
             return self.optimizer.clip(self._limit).item()
-        if divides_gradients(self.optimizer) and not self.skips_overflows:
+        on_cpu = self._run.plan.steps.load.device == "cpu"
+        if on_cpu and divides_gradients(self.optimizer) and not self.skips_overflows:
             return self._clip_in_the_step()
         return torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit).item()
 
