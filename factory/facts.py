@@ -31,6 +31,7 @@ class Machine:
     packages: dict[str, str]
     hub_token: bool  # whether there is one
     cpu: str = "CPU"  # its name
+    native: bool = False  # whether the kernels in C are made here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from factory.facts import ModelFacts
+    from factory.plan import Patch
 
 FILES = "*_head.safetensors"  # each with the tensor `weight`
 _TENSOR = "weight"
@@ -34,9 +35,9 @@ def writes(stage: str) -> bool:
     return registry.hook(registry.spec("stages", stage), "WRITES", True)
 
 
-def joined(stage: str, kernels: str) -> bool:
+def joined(stage: str, patch: "Patch") -> bool:
     """Whether an embedding that is the head too has one gradient, to which its own is added by row (factory.fused)."""
-    return kernels == "fused" and writes(stage)
+    return patch.fused and writes(stage)
 
 
 def unread(stage: str, arch: Architecture) -> tuple[str, ...]:

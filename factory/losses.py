@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from factory import chunks
 from factory.data.dataset import IGNORED
 from factory.data.sharing import PLACES, READ_AS
+from factory.native import kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,9 @@ class _Room:
     def __init__(self, tokens: int, gradients: "_Gradients", head: Head) -> None:
         rows, words, dtype = chunks.room(tokens, gradients.chunk), len(head.weight), head.weight.dtype
         self._head, self._product = head, head.weight.new_empty(rows, words)
+        self._native = head.bias is None and head.cap is None and kernels.fit(self._product)
         self._at_once, self._wide = rows, None
-        if _wide(dtype) != dtype:
+        if _wide(dtype) != dtype and not self._native:
             self._at_once = chunks.wide(rows, on_cpu=head.weight.device.type == "cpu")
             self._wide = head.weight.new_empty(self._at_once, words, dtype=_wide(dtype))
 
@@ -98,17 +100,30 @@ class _Room:
         """What goes into the head, times its weight."""
         return torch.mm(part, self._head.weight.T, out=self._product[: len(part)])
 
-    def logits(self, product: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def losses(self, product: Tensor, target: Tensor, counts: Tensor | None, gradients: "_Gradients") -> Tensor:
+        """-log softmax(logits)[target]: (tokens). In the product's place are, if they are needed, the slopes in it."""
+        if self._native:
+            product[len(target) :] = 0
+            rows = product[: len(target)]
+            return kernels.cross_entropy(rows, target, self._head.scale, counts, slopes=gradients.needed)
+        parts = list[Tensor]()
+        for some, logits in self._logits(product):
+            wanted = target[some]
+            bend = self._head.bend(logits) if gradients.needed else None
+            parts.append(_losses(logits, wanted))
+            if gradients.needed:
+                slopes = self._head.slopes(logits, bend, wanted, None if counts is None else counts[some])
+                gradients.add_bias(slopes)
+                if self._wide is not None:
+                    product[some].copy_(slopes)
+        return torch.cat(parts)
+
+    def _logits(self, product: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Tokens of the product, and their logits (`Head.logits`), there until the next are."""
         for start in range(0, len(product), self._at_once):
             some = slice(start, start + self._at_once)
             narrow = product[some]
             yield some, self._head.shaped(narrow if self._wide is None else self._wide[: len(narrow)].copy_(narrow))
-
-    def put(self, slopes: Tensor, product: Tensor) -> None:
-        """In the place of the product that the logits were made of."""
-        if self._wide is not None:
-            product.copy_(slopes)
 
 
 class _Gradients:
@@ -154,14 +169,8 @@ def _token_losses(
     """-log softmax(logits)[target] of each token: (tokens). The gradients are of their sum, each times its count."""
     values, room = hidden.new_empty(len(target), dtype=_wide(head.weight.dtype)), _Room(len(hidden), gradients, head)
     for rows, part in _chunks(hidden, head.weight.dtype, gradients.chunk):
-        product, wanted, times = room.product(part), target[rows], None if counts is None else counts[rows]
-        for some, logits in room.logits(product):
-            bend = head.bend(logits) if gradients.needed else None
-            values[rows][some] = _losses(logits, wanted[some])
-            if gradients.needed:
-                slopes = head.slopes(logits, bend, wanted[some], None if times is None else times[some])
-                gradients.add_bias(slopes)
-                room.put(slopes, product[some])
+        product = room.product(part)
+        values[rows] = room.losses(product, target[rows], None if counts is None else counts[rows], gradients)
         if gradients.needed:
             gradients.add(rows, part, head.weight, product)
     return values

@@ -22,6 +22,7 @@ _OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfi
 Verb = Literal["train", "evaluate", "export", "chat", "serve"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
+FUSED = ("fused", "native")  # values of `kernels`: those of factory.fused, by torch or in C
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
 
@@ -64,6 +65,10 @@ class Patch:
     rows: int  # of the embedding as it is read
     vocabulary: int  # rows of the embedding as it is trained
     new_rows: tuple[int, int]  # the ids that nobody has trained yet: from, up to
+
+    @property
+    def fused(self) -> bool:
+        return self.kernels in FUSED
 
     @property
     def reach(self) -> int:

@@ -205,9 +205,9 @@ class Compute:
         "the attention kernel; a named one runs or is refused, auto says what it chose"
     )
     group_size: int | Auto = key("tokens in a group of s2 attention; auto: a quarter of data.max_length", low=2)
-    kernels: Literal["auto", "none", "fused", "unsloth", "liger"] = key(
-        "kernels in place of the model's own: fused are Factory's and keep less, liger's are for a GPU, unsloth's not "
-        "there yet; auto: fused on a CPU"
+    kernels: Literal["auto", "none", "fused", "native", "unsloth", "liger"] = key(
+        "kernels in place of the model's own: fused are Factory's and keep less, native are these in C, made by this "
+        "machine's compiler, liger's are for a GPU, unsloth's not there yet; auto: on a CPU native, or else fused"
     )
     activation_checkpointing: bool | Literal["selective"] = key(
         "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'"

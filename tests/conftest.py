@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,25 @@ def _little_to_collect() -> None:
     """A run collects garbage before it reads what it saved: what outlives a module of tests is not looked through."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _by_torch() -> Iterator[None]:
+    """A plan that was executed in a test may have left the kernels in C in use."""
+    yield
+    if "factory.native.kernels" in sys.modules:
+        sys.modules["factory.native.kernels"].use(False)
+
+
+@pytest.fixture(params=["torch", "C"])
+def computed(request: pytest.FixtureRequest) -> str:
+    """What is computed by torch, and then by the kernels in C."""
+    from factory.native import build, kernels
+
+    if request.param == "C" and (missing := build.why_not()):
+        pytest.skip(missing)
+    kernels.use(request.param == "C")
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from torch import Tensor
 from factory import fused
 from factory.fused.functions import Adapted
 
+pytestmark = pytest.mark.usefixtures("computed")
+
 IDS = torch.arange(24).view(2, 12) % 64
 
 

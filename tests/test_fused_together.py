@@ -12,6 +12,8 @@ from factory import fused
 from factory.fused import together
 from factory.fused.functions import Adapted, LowRank
 
+pytestmark = pytest.mark.usefixtures("computed")
+
 
 def layers_of(*ranks: int, scale: float = 0.7) -> list[Adapted]:
     """Of 5 numbers each, the first with a bias."""

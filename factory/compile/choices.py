@@ -110,7 +110,9 @@ def kernels(case: Case) -> str:
     asked = case.settings.compute.kernels
     if asked != "auto":
         return asked
-    return "none" if case.device != "cpu" or case.settings.verb in WRITES or unfused(case) else "fused"
+    if case.device != "cpu" or case.settings.verb in WRITES or unfused(case):
+        return "none"
+    return "native" if case.facts.machine.native else "fused"
 
 
 def unfused(case: Case) -> str | None:

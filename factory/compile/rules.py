@@ -14,6 +14,7 @@ from factory.extras import install
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
+from factory.plan import FUSED
 from factory.quantizers import spec as quantizers
 from factory.redact import secret_in
 from factory.refusal import did_you_mean
@@ -82,9 +83,15 @@ def _kernels(case: Case) -> str | None:
         return None
     if name == "unsloth":
         return "it reads and patches models in its own way, which is not there yet"
-    if name == "fused":
+    if name in FUSED:
         return choices.unfused(case) if case.device == "cpu" else "they are written for a CPU"
     return f"{name} needs a GPU" if case.device == "cpu" else None
+
+
+def _native(case: Case) -> str | None:
+    if case.settings.compute.kernels != "native" or case.device != "cpu" or case.facts.machine.native:
+        return None
+    return "they could not be made here (`python -m factory doctor` says why)"
 
 
 def _device_missing(case: Case) -> str | None:
@@ -352,6 +359,7 @@ RULES: tuple[Rule, ...] = (
     Rule("nothing-to-scale", _nothing_to_scale),
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("kernels", _kernels),
+    Rule("native-kernels", _native),
     Rule("device-missing", _device_missing),
     Rule("package-missing", _package_missing, _getting_it),
     *data.RULES,

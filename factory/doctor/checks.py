@@ -290,6 +290,7 @@ def _known_bad() -> Iterator[Line]:
 
 def _machine(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
     from factory.look import machine
+    from factory.native import build
     from factory.words import size
 
     seen = machine.look_at_machine()
@@ -297,6 +298,11 @@ def _machine(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
     yield _line("memory", True, f"{size(seen.available_bytes)} free")
     bf16 = "multiplies bfloat16 natively" if seen.cpu_bf16 else "no bfloat16 instructions: precision=auto takes float32"
     yield _line("bf16 on the CPU", True, bf16)
+    missing = build.why_not()
+    says = missing or f"made by {' '.join(build.compiler() or ())}"
+    yield _line(
+        "kernels in C", missing is None, says, "install gcc: steps on a CPU are faster with them", otherwise="missing"
+    )
     torch = imported().get("torch", {})
     devices = torch.get("devices", [])
     for number, device in enumerate(devices):

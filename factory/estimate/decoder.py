@@ -88,7 +88,8 @@ class Decoder:
         table = self.weight(name, arch.outside[name])
         by_row = _nothing if arch.tied and self.fused.joined else None
         hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=(table,), backward=by_row)
-        self.angles = tape.new(2 * batch.length * arch.head_dim, hidden.size) if self.anatomy.rotary else None
+        angle = 4 if tape.native else hidden.size
+        self.angles = tape.new(2 * batch.length * arch.head_dim, angle) if self.anatomy.rotary else None
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
             if self.checkpointing:
@@ -123,8 +124,10 @@ class Decoder:
 
     def _rms_fused(self, value: Tensor, weight: Weight, width: int) -> Tensor:
         """As `RMSNorm` of factory.fused: what goes in is kept, and a number for each token."""
-        wide = value.count * 4
+        native = self.tape.native and value.size == weight.size
+        wide = 0 if native else value.count * 4
         size = value.size if self.anatomy.norm == "rms_wide" else max(value.size, weight.size)
+        backward = 0 if native else 2 * wide + (value.count * size if weight.trained or size < 4 else 0)
         return self.tape.operation(
             [value],
             value.count,
@@ -132,7 +135,7 @@ class Decoder:
             saves=(value,),
             statistics=value.count // width * STATISTIC,
             scratch=wide if value.size < 4 else 0,
-            backward_scratch=2 * wide + (value.count * size if weight.trained or size < 4 else 0),
+            backward_scratch=backward,
             trains=(weight,),
             again=wide,
         )
@@ -268,8 +271,10 @@ class Layer:
     def _turned(self, value: Tensor) -> Tensor:
         """x cos + rotate_half(x) sin, in the wider of x's type and of the hidden states'."""
         tape = self.decoder.tape
-        size = max(value.size, self.stream)
         angles = (self.decoder.angles,) if self.decoder.angles is not None else ()
+        if tape.native and self.decoder.fused.layers and "qkv" not in self.roles:
+            return tape.operation([value], value.count, value.size, saves=angles)
+        size = max(value.size, self.stream)
         turned = tape.operation([value], value.count, size, saves=angles)
         half = tape.concatenated(
             [tape.pointwise(tape.sliced(value, value.count // 2)), tape.sliced(value, value.count // 2)]
@@ -310,8 +315,9 @@ class Layer:
         if "gate" in self.roles:
             gate, up = self.linear(value, "gate"), self.linear(value, "up")
             if self.decoder.fused.layers and self.decoder.anatomy.silu:
+                half = 0 if tape.native else gate.bytes
                 made = tape.operation(
-                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=up.bytes, again=gate.bytes
+                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=half, again=half
                 )
             else:
                 made = tape.multiply(self._activated(gate), up)

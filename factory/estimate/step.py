@@ -67,7 +67,7 @@ def step(
     four_bits = (steps.quantize.method, steps.quantize.bits) == ("bitsandbytes", 4)
     low_rank = four_bits or not quantized
     shapes = Shapes(rows=rows, length=length)
-    by_row = joined(steps.train.stage, steps.patch.kernels)
+    by_row = joined(steps.train.stage, steps.patch)
     asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, by_row, shapes, reads)
     more = (steps.load.device == "cpu", frees_gradients, dict(kept), tuple(standing), tuple(states), tuple(scratch))
     # most plans after the first differ in what no tensor's size follows from
@@ -101,9 +101,9 @@ def _walk(
     states: tuple[int, ...],
     scratch: tuple[int, ...],
 ) -> Step:
-    tape = Tape(numbers.compute, Ledger(Heap() if in_heap else None), frees_gradients=frees_gradients)
-    fused = patch.kernels == "fused"
-    linears = fused and patch.activation_checkpointing != "selective"
+    ledger = Ledger(Heap() if in_heap else None)
+    tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients, native=patch.kernels == "native")
+    linears = patch.fused and patch.activation_checkpointing != "selective"
     decoder = Decoder(
         tape,
         arch,
@@ -113,7 +113,7 @@ def _walk(
         attention=patch.attention,
         group=patch.group_size,
         quantized=quantized,
-        fused=Fused(fused, linears, linears and low_rank, by_row),
+        fused=Fused(patch.fused, linears, linears and low_rank, by_row),
         checkpointing=patch.activation_checkpointing,
         kept=kept,
         turns=gives_back(patch, len(arch.blocks)),

@@ -123,6 +123,7 @@ class Tape:
     ledger: Ledger
     recording: bool = True
     frees_gradients: bool = False  # each is stepped as soon as it is whole
+    native: bool = False  # with the kernels in C, which make nothing on the way
     nodes: list[Node] = field(default_factory=list)
     gradients: dict[int, Storage] = field(default_factory=dict)
     keeps: list[Storage] | None = None

@@ -6,15 +6,16 @@ Autograd's own way with each is in `functions`.
 import copy
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
+from inspect import signature, unwrap
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from factory.fused.functions import Adapted, Linear, Lookup, Rows, gated_silu, low_rank, rms_norm
+from factory.fused.functions import Adapted, Linear, Lookup, Rotate, Rows, gated_silu, low_rank, rms_norm, turns
 from factory.fused.together import Together, join
+from factory.native import kernels
 
 
 def fuse(model: Any, *, remade: bool = True) -> None:
@@ -31,6 +32,9 @@ def fuse(model: Any, *, remade: bool = True) -> None:
         for found in _by_class(model, _is_mlp).values():
             if _is_gated_silu(found[0]):
                 _become(found, partial(_gated, remade=remade))
+        if kernels.used():
+            for module in _by_class(model, _turns):
+                _turn(unwrap(module.forward).__globals__)
 
 
 def fuse_linears(model: Any) -> None:
@@ -90,6 +94,37 @@ def _become(modules: list[Any], forward: Callable[..., Any]) -> None:
     fused.__module__, fused.__qualname__ = kind.__module__, kind.__qualname__
     for module in modules:
         module.__class__ = fused
+
+
+_TURN = "apply_rotary_pos_emb"  # how transformers calls it in each kind's own file
+
+
+def _turns(module: Any) -> bool:
+    return _TURN in getattr(getattr(unwrap(type(module).forward), "__code__", None), "co_names", ())
+
+
+def _turn(names: dict[str, Any]) -> None:
+    """Puts ours in the place of a file's function, for what ours fits, if they are found to compute the same."""
+    usual, angles = names[_TURN], torch.randn(2, 2, 5, 8)
+    query, key = (torch.randn(2, 5, heads, 8).transpose(1, 2) for heads in (4, 2))
+    try:
+        same = zip(usual(query, key, *angles), Rotate.apply(query, key, *angles), strict=True)
+        if not isinstance(usual, _Turned) and all(torch.allclose(*pair, atol=1e-6) for pair in same):
+            names[_TURN] = _Turned(usual)
+    except (RuntimeError, TypeError, ValueError):  # it takes something else
+        return
+
+
+class _Turned:
+    """A file's function that stays what it is where nothing in C is used, as for another model of this process."""
+
+    def __init__(self, usual: Callable[..., Any]) -> None:
+        self._usual = usual
+
+    def __call__(self, query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, *given: Any, **named: Any) -> Any:
+        if given or named or not turns(query, key, cosine, sine):
+            return self._usual(query, key, cosine, sine, *given, **named)
+        return Rotate.apply(query, key, cosine, sine)
 
 
 def _eps(norm: Any) -> float | None:

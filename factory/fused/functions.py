@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from factory.native import kernels
+
 Kept = tuple[Tensor, ...]
 
 
@@ -25,15 +27,15 @@ class Again:
     others in their place.
     """
 
-    def __init__(self, half: Callable[..., Tensor], whole: Callable[..., Tensor]) -> None:
-        """`whole` makes the output of what `half` gave, which it leaves as it is, and the same tensors."""
-        self._half, self._whole = half, whole
-        self._made: tuple[Tensor, Tensor] | None = None
+    def __init__(self, make: Callable[..., tuple[Tensor | None, Tensor]]) -> None:
+        """`make` gives the half, if there is one, and the output."""
+        self._make = make
+        self._made: tuple[Tensor | None, Tensor] | None = None
 
     def __call__(self, kept: Kept, dtype: torch.dtype) -> Tensor:
         if self._made is None or self._made[1].dtype != dtype:
-            half = self._half(*kept)
-            self._made = half, self._whole(half, *kept).to(dtype)
+            half, whole = self._make(*kept)
+            self._made = half, whole.to(dtype)
         return self._made[1]
 
     def take(self) -> Tensor | None:
@@ -45,8 +47,8 @@ class Again:
 def rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool, *, remade: bool = True) -> Tensor:
     """`RMSNorm`. `remade`: linear functions that read it make it again and do not keep it."""
     if not torch.is_grad_enabled():  # autograd's own way takes longer than the norm of a token
-        return _rms_norm(x, weight, eps, whole)
-    again = Again(partial(_half_rms_norm, eps=eps), partial(_whole_rms_norm, whole=whole))
+        return _rms_norm(x, weight, eps, whole)[0]
+    again = Again(partial(_rms_norm_again, eps=eps, whole=whole))
     return _told(RMSNorm.apply(x, weight, eps, whole, again), again, remade, x, weight)
 
 
@@ -54,7 +56,7 @@ def gated_silu(gate: Tensor, up: Tensor, *, remade: bool = True) -> Tensor:
     """`GatedSilu`. `remade`: linear functions that read it make it again and do not keep it."""
     if not torch.is_grad_enabled():
         return _gated_silu(gate, up)
-    again = Again(lambda gate, _: functional.silu(gate), lambda half, _, up: half * up)
+    again = Again(_gated_silu_again)
     return _told(GatedSilu.apply(gate, up, again), again, remade, gate, up)
 
 
@@ -106,18 +108,21 @@ class RMSNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float | None, whole: bool, again: Again) -> Tensor:
-        scale = _inverse_rms(x, eps)
+        made, scale = _rms_norm(x, weight, eps, whole)
         ctx.save_for_backward(x, weight, scale)
         ctx.whole, ctx.again = whole, again
-        return _weighed(_normed(x, scale), x.dtype, weight, whole)
+        return made
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         """d x = (s - n mean(s n)) / rms(x), where s is the gradient in n."""
         (slope,), (x, weight, scale) = slopes, ctx.saved_tensors
-        half = ctx.again.take()
+        half, by_weight = ctx.again.take(), None
+        if kernels.fit(x, weight):
+            by_weight = kernels.rms_norm_weight(x, scale, slope) if ctx.needs_input_grad[1] else None
+            by_x = kernels.rms_norm_back(x, weight, scale, slope, ctx.whole) if ctx.needs_input_grad[0] else None
+            return by_x, by_weight, None, None, None
         normed = _normed(x, scale) if half is None else half
-        by_weight = None
         if ctx.needs_input_grad[1]:
             of_all = tuple(range(x.dim() - 1))
             of_n = normed if ctx.whole else normed.to(x.dtype)
@@ -130,17 +135,20 @@ class RMSNorm(Function):
         return inner.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), by_weight, None, None, None
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool) -> Tensor:
-    return _weighed(_half_rms_norm(x, weight, eps), x.dtype, weight, whole)
+def _rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool) -> tuple[Tensor, Tensor]:
+    """What `RMSNorm` makes, and 1 / rms(x): (…, 1)."""
+    if eps is not None and kernels.fit(x, weight):
+        return kernels.rms_norm(x, weight, eps, whole)
+    scale = _inverse_rms(x, eps)
+    return _weighed(_normed(x, scale), x.dtype, weight, whole), scale
 
 
-def _half_rms_norm(x: Tensor, _: Tensor, eps: float | None) -> Tensor:
-    return _normed(x, _inverse_rms(x, eps))
-
-
-def _whole_rms_norm(normed: Tensor, x: Tensor, weight: Tensor, whole: bool) -> Tensor:
+def _rms_norm_again(x: Tensor, weight: Tensor, *, eps: float | None, whole: bool) -> tuple[Tensor | None, Tensor]:
+    if kernels.fit(x, weight):
+        return None, _rms_norm(x, weight, eps, whole)[0]
+    normed = _normed(x, _inverse_rms(x, eps))
     apart = normed.clone() if whole or normed.dtype == x.dtype else normed
-    return _weighed(apart, x.dtype, weight, whole)
+    return normed, _weighed(apart, x.dtype, weight, whole)
 
 
 def _inverse_rms(x: Tensor, eps: float | None) -> Tensor:
@@ -183,12 +191,61 @@ class GatedSilu(Function):
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         (slope,), (gate, up) = slopes, ctx.saved_tensors
         half = ctx.again.take()
+        if kernels.fit(gate, up):
+            return *kernels.gated_silu_back(gate, up, slope), None
         by_up = _times(functional.silu(gate) if half is None else half, slope).to(up.dtype)
         return torch.ops.aten.silu_backward((slope * up).to(gate.dtype), gate), by_up, None
 
 
 def _gated_silu(gate: Tensor, up: Tensor) -> Tensor:
-    return _times(functional.silu(gate), up)
+    return kernels.gated_silu(gate, up) if kernels.fit(gate, up) else _times(functional.silu(gate), up)
+
+
+def _gated_silu_again(gate: Tensor, up: Tensor) -> tuple[Tensor | None, Tensor]:
+    if kernels.fit(gate, up):
+        return None, kernels.gated_silu(gate, up)
+    half = functional.silu(gate)
+    return half, half * up
+
+
+class Rotate(Function):
+    """Positions in queries and keys, each (batch, heads, length, width) as a layer's products lie in memory.
+
+    cosine and sine: (batch or 1, length, width). In the type of what is turned (Su et al. 2021, arXiv 2104.09864,
+    section 3.4.2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, ...]:
+        wide = _in_float32(cosine), _in_float32(sine)
+        ctx.save_for_backward(*wide)
+        return tuple(_turned(each, *wide) for each in (query, key))
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
+        cosine, sine = ctx.saved_tensors
+        return *(_turned(each, cosine, sine, back=True) for each in slopes), None, None
+
+
+def _in_float32(angles: Tensor) -> Tensor:
+    """Made once, as an attribute of what all layers read."""
+    if angles.dtype == torch.float32:
+        return angles
+    made = getattr(angles, "wide", None)
+    if made is None:
+        made = angles.wide = angles.float()  # type: ignore[attr-defined]
+    return made
+
+
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Tensor:
+    return kernels.rotate(x.transpose(1, 2).contiguous(), cosine, sine, back=back).transpose(1, 2)
+
+
+def turns(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> bool:
+    """Whether `Rotate` does."""
+    angles = len(cosine) in (1, len(query)) and cosine.shape[1:] == (query.shape[2], query.shape[3]) == sine.shape[1:]
+    kept = cosine.is_contiguous() and sine.is_contiguous() and not (cosine.requires_grad or sine.requires_grad)
+    return angles and kept and kernels.fit(query.transpose(1, 2), key.transpose(1, 2))
 
 
 class Linear(Function):

@@ -1,7 +1,6 @@
 """The machine: cores, memory, cards, and the packages that a run may need."""
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -10,7 +9,8 @@ from importlib import metadata, util
 from pathlib import Path
 
 from factory.facts import Gpu, Machine
-from factory.look import cgroup
+from factory.look import cgroup, cpu
+from factory.native import build
 from factory.quantizers import spec as quantizers
 
 PACKAGES: tuple[str, ...] = (
@@ -53,11 +53,12 @@ def look_at_machine() -> Machine:
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
         available_bytes=memory.available if granted is None else min(memory.available, granted),
-        cpu_bf16=cpu_has_bf16(),
+        cpu_bf16=cpu.has_bf16(),
         gpus=_gpus(),
         packages=_packages(),
         hub_token=_has_hub_token(),
-        cpu=_cpu_name(),
+        cpu=cpu.name(),
+        native=build.why_not() is None,
     )
 
 
@@ -97,26 +98,6 @@ def _built_for(name: str) -> str | None:
         return None
     found = re.search(rf"^{name}\b.*= *['\"](.+)['\"]", text, re.MULTILINE)
     return found[1] if found else None
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; without, float32 is faster (docs/measurements.md)."""
-    flags = _of_first_core("flags", "Features")
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
-
-
-def _cpu_name() -> str:
-    return _of_first_core("model name") or platform.processor() or platform.machine()
-
-
-def _of_first_core(*names: str) -> str:
-    """What the system says of it by the first of these names; nothing where it does not."""
-    try:
-        with Path("/proc/cpuinfo").open() as file:
-            line = next((line for line in file if line.startswith(names)), "")
-    except OSError:
-        return ""
-    return line.partition(":")[2].strip()
 
 
 def _gpus() -> tuple[Gpu, ...]:

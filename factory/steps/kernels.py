@@ -18,7 +18,10 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 def replace_kernels(model: Any, plan: Patch) -> None:
     """Ours or Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
-    if plan.kernels == "fused":
+    from factory.native import kernels
+
+    kernels.use(plan.kernels == "native")
+    if plan.fused:
         from factory.fused import fuse
 
         fuse(model, remade=plan.activation_checkpointing != "selective")
@@ -34,7 +37,7 @@ def replace_kernels(model: Any, plan: Patch) -> None:
 
 def replace_linears(model: Any, plan: Patch) -> None:
     """Ours in place of torch's and PEFT's, whose products selective checkpointing can keep one by one."""
-    if plan.kernels == "fused" and plan.activation_checkpointing != "selective":
+    if plan.fused and plan.activation_checkpointing != "selective":
         from factory.fused import fuse_linears
 
         fuse_linears(model)
@@ -42,7 +45,7 @@ def replace_linears(model: Any, plan: Patch) -> None:
 
 def join_gradients(model: Any, plan: Steps) -> None:
     """Of an embedding that is the head too, its own gradient is added to the head's by row."""
-    if joined(plan.train.stage, plan.patch.kernels):
+    if joined(plan.train.stage, plan.patch):
         from factory.fused import fuse_embedding
 
         fuse_embedding(model)

@@ -403,6 +403,7 @@ TABLE = (
     ),
     row("kernels", "compute.kernels=unsloth", "compute.kernels=none"),
     row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("compute.kernels=liger {gpu}"), machine=WITH_GPU),
+    row("native-kernels", "compute.kernels=native", "compute.kernels=fused", machine={"native": False}),
     row("device-missing", "hardware=single_gpu", "hardware=auto", on_gpu("hardware=single_gpu")),
     row("device-missing", "hardware=a100_40gb", on_gpu("hardware=h100_80gb"), machine=WITH_GPU),
     row("package-missing", "stage.optimizer=adamw_8bit", "stage.optimizer=adamw_8bit", machine={"packages": {}}),

@@ -1,5 +1,7 @@
 """What a tape says of a training step against what torch keeps and allocates in one."""
 
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from conftest import compiled
 from factory import registry
 from factory.architecture import architecture
 from factory.estimate.step import Step, step
+from factory.native import build
 from factory.plan import Plan
 from factory.steps.attach import method_settings
 
@@ -37,6 +40,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+_kernels = ContextVar("_kernels", default="fused")
+
+
+@pytest.fixture(autouse=True, params=["fused", "native"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "native" and (missing := build.why_not()):
+        pytest.skip(missing)
+    before = _kernels.set(request.param)
+    yield
+    _kernels.reset(before)
+
+
 @dataclass
 class Found:
     saved: int  # bytes that autograd keeps at the forward pass's end
@@ -58,6 +73,7 @@ def _plan(models: Path, kind: str, words: str) -> Plan:
         f"model.path={_folder(models, kind)}",
         "hardware=cpu",
         f"data.max_length={LENGTH}",
+        f"compute.kernels={_kernels.get()}",
         *words.split(),
         training=False,
     )
@@ -190,10 +206,10 @@ def test_a_step_is_what_torch_allocates(models: Path, words: str) -> None:
     _allocates(models, "llama", words)
 
 
-@pytest.mark.parametrize("kernels", ["fused", "none"])
+@pytest.mark.parametrize("more", ["", "compute.kernels=none"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_head_that_is_the_embedding_has_one_gradient(models: Path, precision: str, kernels: str) -> None:
-    _allocates(models, "tied", f"method=full precision={precision} compute.kernels={kernels}")
+def test_a_head_that_is_the_embedding_has_one_gradient(models: Path, precision: str, more: str) -> None:
+    _allocates(models, "tied", f"method=full precision={precision} {more}")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])

@@ -1,0 +1,73 @@
+"""The kernels are made once, for this machine; where they cannot be, that is said and nothing is left."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from factory.native import build
+from factory.refusal import UserError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+
+
+def compiler(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def made(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "cache" / "native").iterdir())
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+def test_they_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.why_not() is None
+    files = made(tmp_path)
+    assert [name.split("-")[0] for name in files] == ["bfloat16", "float32"]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("made again"))
+    assert build.why_not() is None
+    assert made(tmp_path) == files
+
+
+def test_what_the_compiler_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path / "cc", 'echo "omp.h: fatal error: no such file" >&2; exit 3'))
+    assert build.why_not() == "cc ended with 3: omp.h: fatal error: no such file"
+    assert made(tmp_path) == []
+
+
+def test_another_compiler_makes_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = 'while [ "$1" != -o ]; do shift; done; echo "$0" > "$2"'
+    for name in ("one", "other"):
+        monkeypatch.setenv("CC", compiler(tmp_path / name, script))
+        assert build.why_not() is None
+    assert len(made(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("asked", ["no-such-compiler", "gcc 'open"])
+def test_no_compiler(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", asked)
+    assert "no C compiler" in str(build.why_not())
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("CC", compiler(tmp_path / "cc", "exit 0"))
+    assert "cache/native: Not a directory" in str(build.why_not())
+
+
+def test_a_run_that_cannot_make_them_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that goes on where its plan was not made."""
+    from factory.native import kernels
+
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(UserError, match=r"native-kernels.*no C compiler(?s:.*)compute.kernels=fused"):
+        kernels.use(True)
+    monkeypatch.setenv("CC", compiler(tmp_path / "cc", 'while [ "$1" != -o ]; do shift; done; echo no > "$2"'))
+    with pytest.raises(UserError, match="native-kernels"):  # what it made is no library
+        kernels.use(True)
+    assert not kernels.used()
