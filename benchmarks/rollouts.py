@@ -15,6 +15,7 @@ import torch
 
 import factory
 from factory import cache, fused
+from factory.native import build, kernels
 from factory.rollouts.sample import Sampling, sample
 
 
@@ -31,6 +32,7 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     folder = next(cache.folder().glob("SmolLM2-135M-Instruct*/config.json")).parent
+    kernels.use(build.why_not() is None)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
     fused.fuse(base)
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear")).eval()

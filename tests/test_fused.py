@@ -171,6 +171,34 @@ def test_a_norm_that_only_looks_like_one_is_left(monkeypatch: pytest.MonkeyPatch
     assert replaced(model, plain) == {}
 
 
+def test_positions_that_are_turned_in_another_way_are_left(computed: str) -> None:
+    """Pairs of neighbours (Glm 4) are not pairs of halves, nor is a function of other arguments what it was."""
+    from transformers.models.glm4 import modeling_glm4
+    from transformers.models.qwen3 import modeling_qwen3
+
+    if computed != "C":
+        return
+    own = modeling_qwen3.apply_rotary_pos_emb
+    usual = getattr(own, "usual", own)  # another test may have been here
+    for left in (modeling_glm4.apply_rotary_pos_emb, lambda query, key: (query, key), lambda *given: given[:1]):
+        names = {"apply_rotary_pos_emb": left}
+        fused._turn(names)
+        assert names["apply_rotary_pos_emb"] is left
+    names = {"apply_rotary_pos_emb": usual}
+    for _ in range(2):  # the second finds it done
+        fused._turn(names)
+        assert names["apply_rotary_pos_emb"].usual is usual
+    turned, (query, key) = names["apply_rotary_pos_emb"], torch.randn(2, 1, 4, 3, 8).transpose(2, 3)
+    angles = torch.randn(2, 1, 4, 8)
+    for more in ({}, {"unsqueeze_dim": 1}):
+        for one, other in zip(turned(query, key, *angles, **more), usual(query, key, *angles), strict=True):
+            close(one, other, torch.float32)
+    for wrong in (query.double(), query[..., :6], query.contiguous()):  # what does not fit is the file's own to do
+        given = (wrong, wrong, *(each.to(wrong.dtype)[..., : wrong.shape[-1]] for each in angles))
+        for one, other in zip(turned(*given), usual(*given), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_a_norm_with_a_gate_is_left() -> None:
     from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 

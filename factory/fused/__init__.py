@@ -119,11 +119,11 @@ class _Turned:
     """A file's function that stays what it is where nothing in C is used, as for another model of this process."""
 
     def __init__(self, usual: Callable[..., Any]) -> None:
-        self._usual = usual
+        self.usual = usual
 
     def __call__(self, query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, *given: Any, **named: Any) -> Any:
         if given or named or not turns(query, key, cosine, sine):
-            return self._usual(query, key, cosine, sine, *given, **named)
+            return self.usual(query, key, cosine, sine, *given, **named)
         return Rotate.apply(query, key, cosine, sine)
 
 
