@@ -114,7 +114,11 @@ def cases() -> list[Case]:
         Case("big", "sft", "galore", 256, 1, "precision=pure_bf16"),
         Case("big", "dpo", "qlora", 256, 2),
         Case("big", "pt", "freeze", 512, 2),
-        *(Case("billion", "pt", method, 512, 1, "precision=pure_bf16") for method in ("lora", "qlora")),
+        *(
+            Case("billion", "pt", method, length, 1, "precision=pure_bf16")
+            for length in (256, 512)
+            for method in ("lora", "qlora")
+        ),
     ]
     kinds = ("qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "neox", "falcon", "bloom")
     found += [Case(kind, "pt", method, 512, 2) for kind in kinds for method in ("lora", "full")]

@@ -404,7 +404,7 @@ def sequence_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Te
 
 
 def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
-    """The largest difference, in nats, between a token's loss by the model's own logits and by `causal_lm`'s.
+    """The largest difference, in nats, between a token's loss by the model's own logits and by `causal_lm`'s head.
 
     Rounding is all that may differ. 0 where `causal_lm` takes the model's own. It makes the logits of the whole batch,
     so give it a small one; at most 31 trained tokens are compared.
@@ -413,15 +413,14 @@ def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
     if head is None:
         return 0.0
     wanted, target = _targets(batch)
-    compared = range(0, len(target), max(1, len(target) // 16))
+    compared = torch.arange(0, len(target), max(1, len(target) // 16), device=target.device)
     training = model.training
     model.eval()
     with torch.no_grad():
-        theirs = functional.cross_entropy(_own_logits(model, batch, wanted), target, reduction="none")
-        hidden = _hidden(model, batch, wanted)
-        ours = [_by_head(LinearCrossEntropy, head, hidden[at : at + 1], target[at : at + 1]) for at in compared]
+        theirs = _log_probs(_own_logits(model, batch, wanted)[compared], target[compared])
+        ours = _by_head(LinearLogProbs, head, _hidden(model, batch, wanted)[compared], target[compared])
     model.train(training)
-    return max((abs(float(theirs[at] - one)) for at, one in zip(compared, ours, strict=True)), default=0.0)
+    return float((theirs - ours).abs().max()) if len(compared) else 0.0
 
 
 def _targets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
