@@ -180,6 +180,7 @@ def test_positions_that_are_turned_in_another_way_are_left(computed: str) -> Non
         return
     own = modeling_qwen3.apply_rotary_pos_emb
     usual = getattr(own, "usual", own)  # another test may have been here
+    fused._turn({})  # a method of that name
     for left in (modeling_glm4.apply_rotary_pos_emb, lambda query, key: (query, key), lambda *given: given[:1]):
         names = {"apply_rotary_pos_emb": left}
         fused._turn(names)
@@ -459,3 +460,11 @@ def test_an_embedding_beside_a_head_is_left() -> None:
         setattr(model.get_input_embeddings(), name, value)
         fused.fuse_embedding(model)
         assert replaced(model, plain) == {}
+
+
+def test_what_does_not_fit_is_as_wrong_as_ever(computed: str) -> None:
+    """A weight of another width and a gate that is broadcast are torch's to refuse or to do."""
+    x, gate = torch.randn(3, 8), torch.randn(3, 8)
+    with pytest.raises(RuntimeError):
+        fused.rms_norm(x, torch.ones(6), 1e-5, False)
+    close(fused.gated_silu(gate, x[:1]), torch.nn.functional.silu(gate) * x[:1], torch.float32)

@@ -105,11 +105,13 @@ def _turns(module: Any) -> bool:
 
 def _turn(names: dict[str, Any]) -> None:
     """Puts ours in the place of a file's function, for what ours fits, if they are found to compute the same."""
-    usual, angles = names[_TURN], torch.randn(2, 2, 5, 8)
+    usual, angles = names.get(_TURN), torch.randn(2, 2, 5, 8)
+    if usual is None or isinstance(usual, _Turned):  # a method's name, or it is done
+        return
     query, key = (torch.randn(2, 5, heads, 8).transpose(1, 2) for heads in (4, 2))
     try:
         same = zip(usual(query, key, *angles), Rotate.apply(query, key, *angles), strict=True)
-        if not isinstance(usual, _Turned) and all(torch.allclose(*pair, atol=1e-6) for pair in same):
+        if all(torch.allclose(*pair, atol=1e-6) for pair in same):
             names[_TURN] = _Turned(usual)
     except (RuntimeError, TypeError, ValueError):  # it takes something else
         return

@@ -118,7 +118,7 @@ class RMSNorm(Function):
         """d x = (s - n mean(s n)) / rms(x), where s is the gradient in n."""
         (slope,), (x, weight, scale) = slopes, ctx.saved_tensors
         half, by_weight = ctx.again.take(), None
-        if kernels.fit(x, weight):
+        if _in_c(x, weight):
             by_weight = kernels.rms_norm_weight(x, scale, slope) if ctx.needs_input_grad[1] else None
             by_x = kernels.rms_norm_back(x, weight, scale, slope, ctx.whole) if ctx.needs_input_grad[0] else None
             return by_x, by_weight, None, None, None
@@ -137,18 +137,22 @@ class RMSNorm(Function):
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool) -> tuple[Tensor, Tensor]:
     """What `RMSNorm` makes, and 1 / rms(x): (…, 1)."""
-    if eps is not None and kernels.fit(x, weight):
+    if eps is not None and _in_c(x, weight):
         return kernels.rms_norm(x, weight, eps, whole)
     scale = _inverse_rms(x, eps)
     return _weighed(_normed(x, scale), x.dtype, weight, whole), scale
 
 
 def _rms_norm_again(x: Tensor, weight: Tensor, *, eps: float | None, whole: bool) -> tuple[Tensor | None, Tensor]:
-    if kernels.fit(x, weight):
+    if eps is not None and _in_c(x, weight):
         return None, _rms_norm(x, weight, eps, whole)[0]
     normed = _normed(x, _inverse_rms(x, eps))
     apart = normed.clone() if whole or normed.dtype == x.dtype else normed
     return normed, _weighed(apart, x.dtype, weight, whole)
+
+
+def _in_c(x: Tensor, weight: Tensor) -> bool:
+    return weight.shape == x.shape[-1:] and kernels.fit(x, weight)
 
 
 def _inverse_rms(x: Tensor, eps: float | None) -> Tensor:
@@ -191,18 +195,20 @@ class GatedSilu(Function):
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         (slope,), (gate, up) = slopes, ctx.saved_tensors
         half = ctx.again.take()
-        if kernels.fit(gate, up):
+        if gate.shape == up.shape and kernels.fit(gate, up):
             return *kernels.gated_silu_back(gate, up, slope), None
         by_up = _times(functional.silu(gate) if half is None else half, slope).to(up.dtype)
         return torch.ops.aten.silu_backward((slope * up).to(gate.dtype), gate), by_up, None
 
 
 def _gated_silu(gate: Tensor, up: Tensor) -> Tensor:
-    return kernels.gated_silu(gate, up) if kernels.fit(gate, up) else _times(functional.silu(gate), up)
+    if gate.shape == up.shape and kernels.fit(gate, up):
+        return kernels.gated_silu(gate, up)
+    return _times(functional.silu(gate), up)
 
 
 def _gated_silu_again(gate: Tensor, up: Tensor) -> tuple[Tensor | None, Tensor]:
-    if kernels.fit(gate, up):
+    if gate.shape == up.shape and kernels.fit(gate, up):
         return None, kernels.gated_silu(gate, up)
     half = functional.silu(gate)
     return half, half * up
@@ -243,7 +249,8 @@ def _turned(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> T
 
 def turns(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> bool:
     """Whether `Rotate` does."""
-    angles = len(cosine) in (1, len(query)) and cosine.shape[1:] == (query.shape[2], query.shape[3]) == sine.shape[1:]
+    angles = len(cosine) in (1, len(query)) and cosine.shape == sine.shape and query.shape[-1] % 2 == 0
+    angles = angles and cosine.shape[1:] == query.shape[2:] == key.shape[2:] and len(key) == len(query)
     kept = cosine.is_contiguous() and sine.is_contiguous() and not (cosine.requires_grad or sine.requires_grad)
     return angles and kept and kernels.fit(query.transpose(1, 2), key.transpose(1, 2))
 

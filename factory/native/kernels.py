@@ -105,7 +105,10 @@ def cross_entropy(product: Tensor, target: Tensor, scale: float, factors: Tensor
     """-log softmax(scale product)[target]: (rows) in float32, of product: (rows, words).
 
     In the product's place, where `slopes` are asked for, are those in it, each row's times its factor (None: 1).
+    Raises IndexError for a target that is no word.
     """
+    if bool(((target < 0) | (target >= product.shape[1])).any()):
+        raise IndexError(f"targets are 0 to {product.shape[1] - 1}, not {target.tolist()}")
     losses = product.new_empty(len(product), dtype=torch.float32)
     target = target.contiguous()
     factors = None if factors is None else factors.to(torch.float32).contiguous()

@@ -118,6 +118,12 @@ def test_what_is_no_number_is_no_loss(logit: float) -> None:
         assert losses[0] == pytest.approx(math.log(64)) and not losses[1].isfinite()
 
 
+@pytest.mark.parametrize("target", [-1, 64])
+def test_a_target_that_is_no_word(target: int) -> None:
+    with pytest.raises(IndexError, match="0 to 63"):
+        kernels.cross_entropy(torch.zeros(2, 64), torch.tensor([0, target]), 1.0, None, slopes=True)
+
+
 def test_words_that_are_ruled_out() -> None:
     product = torch.tensor([[0.0, -math.inf, -1e30, 0.0]])
     losses = kernels.cross_entropy(product, torch.tensor([3]), 1.0, None, slopes=True)
