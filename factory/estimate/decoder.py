@@ -88,8 +88,9 @@ class Decoder:
         table = self.weight(name, arch.outside[name])
         by_row = _nothing if arch.tied and self.fused.joined else None
         hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=(table,), backward=by_row)
-        angle = 4 if tape.native else hidden.size
-        self.angles = tape.new(2 * batch.length * arch.head_dim, angle) if self.anatomy.rotary else None
+        angles = 2 * batch.length * arch.head_dim
+        self.angles = tape.new(angles, 4 if tape.native else hidden.size) if self.anatomy.rotary else None
+        given = tape.new(angles, hidden.size) if tape.native and hidden.size < 4 else None
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
             if self.checkpointing:
@@ -97,7 +98,9 @@ class Decoder:
                 hidden = tape.checkpoint(layer, hidden, selective=self.checkpointing == "selective", before=before)
             else:
                 hidden = layer(hidden)
-        self.angles = None
+        del given
+        if not self.checkpointing:  # else each layer is given them once more
+            self.angles = None
         if self.turns:
             tape.ledger.give_back()
         return self.norm(hidden, self._last_norm(), arch.hidden)
@@ -273,7 +276,8 @@ class Layer:
         tape = self.decoder.tape
         angles = (self.decoder.angles,) if self.decoder.angles is not None else ()
         if tape.native and self.decoder.fused.layers and "qkv" not in self.roles:
-            return tape.operation([value], value.count, value.size, saves=angles)
+            laid_out = value.bytes  # what torch's attention gives back lies by heads, the kernel reads it by tokens
+            return tape.operation([value], value.count, value.size, saves=angles, backward_scratch=laid_out)
         size = max(value.size, self.stream)
         turned = tape.operation([value], value.count, size, saves=angles)
         half = tape.concatenated(
