@@ -86,8 +86,8 @@ def computed(request: pytest.FixtureRequest) -> str:
     """What is computed by torch, and then by the kernels in C."""
     from factory.native import build, kernels
 
-    if request.param == "C" and (missing := build.why_not()):
-        pytest.skip(missing)
+    if request.param == "C" and build.compiler() is None:  # one that fails is a failure
+        pytest.skip("there is no C compiler")
     kernels.use(request.param == "C")
     return request.param
 

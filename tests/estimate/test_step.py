@@ -45,8 +45,8 @@ _kernels = ContextVar("_kernels", default="fused")
 
 @pytest.fixture(autouse=True, params=["fused", "native"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "native" and (missing := build.why_not()):
-        pytest.skip(missing)
+    if request.param == "native" and build.compiler() is None:
+        pytest.skip("there is no C compiler")
     before = _kernels.set(request.param)
     yield
     _kernels.reset(before)

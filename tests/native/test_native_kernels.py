@@ -15,8 +15,8 @@ TYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture(autouse=True, params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    if missing := build.why_not():
-        pytest.skip(missing)
+    if build.compiler() is None:
+        pytest.skip("there is no C compiler")
     before = torch.get_num_threads()
     kernels.use(True)
     torch.set_num_threads(request.param)
