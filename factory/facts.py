@@ -31,6 +31,7 @@ class Machine:
     packages: dict[str, str]
     hub_token: bool  # whether there is one
     cpu: str = "CPU"  # its name
+    multiplies_wide: bool = False  # whether the CPU multiplies float32 faster than bfloat16
     native: bool = False  # whether the kernels in C are made here
 
 

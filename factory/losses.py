@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from factory import chunks
+from factory import chunks, products
 from factory.data.dataset import IGNORED
 from factory.data.sharing import PLACES, READ_AS
 from factory.native import kernels
@@ -98,7 +98,7 @@ class _Room:
 
     def product(self, part: Tensor) -> Tensor:
         """What goes into the head, times its weight."""
-        return torch.mm(part, self._head.weight.T, out=self._product[: len(part)])
+        return products.logits(part, self._head.weight, self._product[: len(part)])
 
     def losses(self, product: Tensor, target: Tensor, counts: Tensor | None, gradients: "_Gradients") -> Tensor:
         """-log softmax(logits)[target]: (tokens). In the product's place are, if they are needed, the slopes in it."""
@@ -148,7 +148,7 @@ class _Gradients:
     def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor) -> None:
         """Of the tokens of `rows`: what went into the head, its weight of that type, and the slopes in it too."""
         if self.hidden is not None:
-            self.hidden[rows] = (slopes @ narrow)[: rows.stop - rows.start]
+            self.hidden[rows] = products.back(slopes, narrow)[: rows.stop - rows.start]
         if self._needs_weight:
             self._add_weight(slopes, part)
 
@@ -159,7 +159,7 @@ class _Gradients:
             self.weight = slopes.new_empty(words, part.shape[1], dtype=self._type)
         for start in range(0, words, chunks.WORDS):
             block = slice(start, start + chunks.WORDS)
-            product, into = slopes[:, block].T @ part, self.weight[block]
+            product, into = products.by_weight(slopes[:, block], part), self.weight[block]
             into.copy_(product) if first else into.add_(product)
 
 

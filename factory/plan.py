@@ -14,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 15
+VERSION = 16
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -58,6 +58,7 @@ class Patch:
     activation_checkpointing: bool | Literal["selective"]
     compile: bool
     kernels: str
+    products: str  # the type that those of bfloat16 are computed in: own or float32
     rope_scaling: str
     rope_factor: float
     context_length: int
@@ -455,6 +456,7 @@ CHANGED: dict[int, str] = {
     13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
     14: "folders of one's own options (--config-dir) are planned; memory is not known of a GPU that is not here",
     15: "how videos are seen is planned, of a model that takes them",
+    16: "the type that products of bfloat16 are computed in is planned",
 }
 
 

@@ -209,6 +209,10 @@ class Compute:
         "kernels in place of the model's own: fused are Factory's and keep less, native are these in C, made by this "
         "machine's compiler, liger's are for a GPU, unsloth's not there yet; auto: on a CPU native, or else fused"
     )
+    products: Literal["auto", "own", "float32"] = key(
+        "how a CPU multiplies matrices of bfloat16: in their own type, or made float32 a part at a time, which many "
+        "CPUs are faster at; auto: as this one is faster"
+    )
     activation_checkpointing: bool | Literal["selective"] = key(
         "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'"
     )

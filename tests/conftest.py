@@ -75,10 +75,11 @@ def _little_to_collect() -> None:
 
 @pytest.fixture(autouse=True)
 def _by_torch() -> Iterator[None]:
-    """A plan that was executed in a test may have left the kernels in C in use."""
+    """A plan that was executed in a test may have left the kernels in C in use, and wide products."""
     yield
-    if "factory.native.kernels" in sys.modules:
-        sys.modules["factory.native.kernels"].use(False)
+    for name in ("factory.native.kernels", "factory.products"):
+        if name in sys.modules:
+            sys.modules[name].use(False)
 
 
 @pytest.fixture(params=["torch", "C"])

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from factory import products
 from factory.attention import BLOCKS, LONG, block_of, flash, key_step
 from factory.attention.mask import FOREIGN, Mask, mask, spans, whole
 
@@ -121,12 +122,14 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:
     """(batch, heads, length, dim), keys and values of as many heads or fewer, to (batch, length, heads, dim)."""
     batch, _, length, _ = query.shape
+    given, kind = query.dtype, products.through(query.dtype, query[0, 0])
+    query, key, value = (each.to(kind) for each in (query, key, value))
     queries, keys, values = _tiles(query, key.shape[1]), _wide(key), _wide(value)
     out = queries.new_empty(*queries.shape[:-1], value.shape[-1])
     scores = _Scores(queries, keys, 2)
     for tile, into, unseen, at in zip(queries, out, masks, _keys_at(length, starts), strict=True):
         torch.bmm(scores.weights(tile, keys[:, at], unseen, scale), values[:, at], out=into)
-    return _together(out, batch, length)
+    return _together(out, batch, length).to(given)
 
 
 @_attend.register_fake
@@ -140,6 +143,8 @@ def _slopes(
 ) -> list[Tensor]:
     """Gradients of queries, keys and values. With P the weights and S the scores: dV = P'dO, dS = P (dP - sum P dP)."""
     batch, _, length, _ = query.shape
+    given, kind = query.dtype, products.through(query.dtype, query[0, 0])
+    grad, query, key, value = (each.to(kind) for each in (grad, query, key, value))
     queries, slopes = _tiles(query, key.shape[1]), _tiles(grad.transpose(1, 2), key.shape[1])
     keys, values = _wide(key), _wide(value)
     by_query, by_key, by_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
@@ -154,7 +159,7 @@ def _slopes(
         torch.baddbmm(into, by_score, keys[:, at], beta=0, alpha=scale, out=into)
         by_key[:, at].baddbmm_(by_score.transpose(1, 2), tile, alpha=scale)
     of_key, of_value = (each.unflatten(0, (batch, -1))[:, :, :length].contiguous() for each in (by_key, by_value))
-    return [_together(by_query, batch, length).transpose(1, 2), of_key, of_value]
+    return [each.to(given) for each in (_together(by_query, batch, length).transpose(1, 2), of_key, of_value)]
 
 
 class _Attend(Function):

@@ -7,7 +7,7 @@ from factory import registry, schema
 from factory.architecture import sliding_window, text_numbers
 from factory.attention import BLOCKS
 from factory.compile.rule import Case
-from factory.plan import Verb
+from factory.plan import FUSED, Verb
 from factory.typed import to_tree
 
 SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
@@ -28,7 +28,8 @@ def _precision(case: Case) -> tuple[str, str]:
         idle = "; an Ascend NPU would take fp16, but runs are on a CPU or a CUDA device" if _npu(case) else ""
         if machine.cpu_bf16:
             why = "this CPU multiplies bfloat16 natively (measured: 1.3 to 1.4 times as fast as float32)"
-            return "bf16", why + idle
+            slow = "this CPU has bfloat16, half the bytes, and is faster at products in float32 (compute.products)"
+            return "bf16", (slow if machine.multiplies_wide else why) + idle
         return "fp32", "this CPU has no bfloat16 instructions" + idle
     if hardware.compute_capability is None and "rocm" in machine.packages:
         return (
@@ -113,6 +114,24 @@ def kernels(case: Case) -> str:
     if case.device != "cpu" or case.settings.verb in WRITES or unfused(case):
         return "none"
     return "native" if case.facts.machine.native else "fused"
+
+
+def products(case: Case) -> str:
+    asked = case.settings.compute.products
+    if asked != "auto":
+        return asked
+    return "float32" if case.facts.machine.multiplies_wide and unwidened(case) is None else "own"
+
+
+def unwidened(case: Case) -> str | None:
+    """Why products of bfloat16 cannot be computed in float32."""
+    if case.device != "cpu":
+        return "it is for a CPU"
+    if (name := precision(case)[0]) not in ("bf16", "pure_bf16"):
+        return f"precision={name} has no products of bfloat16"
+    if (name := kernels(case)) not in FUSED:
+        return f"Factory's own layers multiply so, and compute.kernels={name} leaves the model its own"
+    return None
 
 
 def unfused(case: Case) -> str | None:

@@ -215,6 +215,7 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
         activation_checkpointing=compute.activation_checkpointing,
         compile=compute.compile,
         kernels=choices.kernels(case),
+        products=choices.products(case),
         rope_scaling=model.rope_scaling,
         rope_factor=max(1.0, length / context),
         context_length=context,

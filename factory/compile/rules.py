@@ -94,6 +94,10 @@ def _native(case: Case) -> str | None:
     return "they could not be made here (`python -m factory doctor` says why)"
 
 
+def _products(case: Case) -> str | None:
+    return choices.unwidened(case) if case.settings.compute.products == "float32" else None
+
+
 def _device_missing(case: Case) -> str | None:
     hardware, gpus = case.settings.hardware, case.facts.machine.gpus
     if hardware.card and not any(hardware.card.lower() in gpu.name.lower() for gpu in gpus):
@@ -360,6 +364,7 @@ RULES: tuple[Rule, ...] = (
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("kernels", _kernels),
     Rule("native-kernels", _native),
+    Rule("products", _products),
     Rule("device-missing", _device_missing),
     Rule("package-missing", _package_missing, _getting_it),
     *data.RULES,

@@ -57,21 +57,25 @@ def low_rank(tape: Tape, value: Tensor, made: int, own: Beside) -> Tensor:
     size, pair = tape.compute or value.size, (own.tensors["lora_A"], own.tensors["lora_B"])
     value = tape.cast(value, size)
     rows, rank = value.count // own.inputs, pair[0].count // own.inputs
-    narrow = [weight.count * size for weight in pair if weight.size != size]
+    forwards, back, piece = tape.widened_layer(size, rows, (own.outputs, own.inputs), tape.compute or size)
+    other = tape.widened(size, rows, (rows, own.outputs))  # the slopes of a layer that reads the same
+    narrow = [weight.count * size for weight in pair if weight.size != size and not forwards]
     low, inner = tape.new(rows * rank, size), value.bytes if value.node else None
     saves, read = tape.reading(value)
 
     def backward(gradient: Storage) -> list[Gradient]:
         found: list[Gradient] = [None if inner is None else Storage(tape.ledger, inner)]
         read()
-        tape.ledger.pass_by(made, *narrow)
+        wide = Storage(tape.ledger, back + other) if back else None
+        tape.ledger.pass_by(made + piece, *narrow)
         for weight in pair:
-            tape.accumulate(weight, size)
+            tape.accumulate(weight, weight.size if back else size)
+        del wide
         return found
 
     tape.ledger.pass_by(*narrow)
-    kept, count = (*saves, low), rows * own.outputs
-    return tape.operation([value], count, size, saves=kept, trains=pair, scratch=made, backward=backward, dear=True)
+    kept, count, scratch = (*saves, low), rows * own.outputs, made + forwards
+    return tape.operation([value], count, size, saves=kept, trains=pair, scratch=scratch, backward=backward, dear=True)
 
 
 def dora(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:

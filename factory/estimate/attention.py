@@ -69,10 +69,13 @@ class Attention:
         arch, tape, batch = self.arch, self.tape, self.batch
         step, block = key_step(batch.length), block_of(batch.length)
         length = ceil(batch.length / step) * step
-        heads = batch.rows * arch.heads * query.size
+        given = query.count + keys.count + values.count
+        copies = tape.widened(query.size, batch.length, (1, given))
+        size = 4 if copies else query.size
+        heads = batch.rows * arch.heads * size
         scores, tiles = heads * block * length, heads * arch.head_dim * ceil(batch.length / block) * block
-        wide = (keys.count + values.count) * query.size * length // batch.length
-        fused = query.size == 2 and batch.length >= LONG
+        wide = (keys.count + values.count) * size * length // batch.length
+        fused = size == 2 and batch.length >= LONG
         return tape.operation(
             [query, keys, values],
             query.count,
@@ -80,8 +83,8 @@ class Attention:
             saves=(query, keys, values),
             saves_output=fused,
             statistics=batch.tokens * arch.heads * STATISTIC if fused else 0,
-            scratch=query.count * query.size if fused else 2 * scores + wide + 2 * tiles,
-            backward_scratch=3 * scores + 2 * wide + 3 * tiles,
+            scratch=query.count * query.size if fused else copies + 2 * scores + wide + 2 * tiles,
+            backward_scratch=2 * copies + 3 * scores + 2 * wide + 3 * tiles,
             dear=True,
         )
 

@@ -186,7 +186,8 @@ class Decoder:
         weight, tape = self.weight(f"{name}.weight", shape), self.tape
         if not self.quantized:
             bias = self.weight(f"{name}.bias", shape[:1]) if f"{name}.bias" in self._trained else None
-            product = tape.fused_product if self.fused.linears and weight.trained else tape.product
+            ours = self.fused.linears and (weight.trained or tape.wide)
+            product = tape.fused_product if ours else tape.product
             return product(value, weight, shape[0], bias=bias)
         size = tape.compute or self.numbers.frozen
         whole = weight.count * size  # dequantized, in both directions

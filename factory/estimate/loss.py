@@ -19,8 +19,10 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     wide = chunks.wide(rows, on_cpu=tape.ledger.heap is not None) * vocabulary * 4
     wide = 0 if size == 4 or tape.native else wide
     made = Storage(tape.ledger, head.count * head.size) if head.trained else None
-    block = min(vocabulary, chunks.WORDS) * width * (size if size == head.size else size + head.size)
-    tape.ledger.pass_by(part, rows * vocabulary * size, wide + (block if head.trained else 0))
+    words = min(vocabulary, chunks.WORDS)
+    block = words * width * (size if size == head.size else size + head.size) if head.trained else 0
+    widened = tape.widened(size, rows, (rows, width), (rows, words), (words, width))
+    tape.ledger.pass_by(part, rows * vocabulary * size, max(wide + block, widened))
     return [gradient, made]
 
 

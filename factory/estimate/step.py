@@ -102,7 +102,8 @@ def _walk(
     scratch: tuple[int, ...],
 ) -> Step:
     ledger = Ledger(Heap() if in_heap else None)
-    tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients, native=patch.kernels == "native")
+    tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
+    tape.native, tape.wide = patch.kernels == "native", patch.products == "float32"
     linears = patch.fused and patch.activation_checkpointing != "selective"
     decoder = Decoder(
         tape,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from factory import chunks
 from factory.estimate.heap import Heap, Place
 
 _SMALL = 32  # bytes; of a tensor's own object, what fits beside another tensor in the heap and keeps holes apart
@@ -124,6 +125,7 @@ class Tape:
     recording: bool = True
     frees_gradients: bool = False  # each is stepped as soon as it is whole
     native: bool = False  # with the kernels in C, which make nothing on the way
+    wide: bool = False  # products of bfloat16 by way of float32
     nodes: list[Node] = field(default_factory=list)
     gradients: dict[int, Storage] = field(default_factory=dict)
     keeps: list[Storage] | None = None
@@ -303,6 +305,24 @@ class Tape:
     def leave_autocast(self) -> None:
         self._casts.clear()
 
+    def widened(self, size: int, rows: int, *matrices: tuple[int, int]) -> int:
+        """Bytes of a product's matrices, (rows, columns) each, where factory.products makes them wide; else 0.
+
+        `size`: bytes of a number of what is multiplied; `rows`: of that. Of a weight's rows not all are wide at a time.
+        """
+        widens = self.wide and size == 2 and chunks.widened(rows)
+        return 4 * sum(height * width for height, width in matrices) if widens else 0
+
+    def widened_layer(self, size: int, rows: int, shape: tuple[int, int], of_weight: int) -> tuple[int, int, int]:
+        """As `widened`, of a layer whose weight, (out, in), has numbers of `of_weight` bytes.
+
+        All on the way forward; on the way back what is read and made, and beside it for a moment the weight.
+        """
+        outputs, inputs = shape
+        both = self.widened(size, rows, (rows, outputs), (rows, inputs))
+        piece = self.widened(size, rows, (min(outputs, chunks.PIECE), inputs)) if of_weight < 4 else 0
+        return both + max(piece, self.widened(size, rows, (rows, outputs)) // 2), both, piece
+
     def product(self, value: Tensor, weight: Weight, outputs: int, *, bias: Weight | None = None) -> Tensor:
         """value @ weight.T with `outputs` columns, in autocast's type."""
         size = self.compute or max(value.size, weight.size)
@@ -317,21 +337,28 @@ class Tape:
         """As `Linear` of factory.fused: the weight is cast in both directions and kept in neither."""
         size = self.compute or max(value.size, weight.size)
         value = self.cast(value, size)
-        narrow = weight.count * size if weight.size != size else 0
+        rows = value.count * outputs // weight.count
+        forwards, back, piece = self.widened_layer(size, rows, (outputs, weight.count // outputs), weight.size)
+        narrow = weight.count * size if weight.size != size and not forwards else 0
         trains = (weight, *((bias,) if bias is not None and bias.trained else ()))
-        saves, read = self.reading(value)
+        saves, read = self.reading(value) if weight.trained else ((), lambda: None)
         inner = value.bytes if value.node else None
 
         def backward(gradient: Storage) -> list[Gradient]:
-            self.ledger.pass_by(narrow)
+            wide = Storage(self.ledger, back) if back else None
+            self.ledger.pass_by(narrow, piece)
             found: list[Gradient] = [None if inner is None else Storage(self.ledger, inner)]
             read()
             for each in trains:
-                self.accumulate(each, size)
+                if each.trained:
+                    self.accumulate(each, each.size if back else size)
+            del wide
             return found
 
-        count = value.count * outputs * outputs // weight.count
-        return self.operation([value], count, size, saves=saves, trains=trains, scratch=narrow, backward=backward)
+        scratch = narrow + forwards
+        return self.operation(
+            [value], rows * outputs, size, saves=saves, trains=trains, scratch=scratch, backward=backward
+        )
 
     def reading(self, value: Tensor) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
         """What a fused layer keeps of what it multiplies, and how it is there again in the backward pass."""

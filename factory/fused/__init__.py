@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factory import products
 from factory.fused.functions import Adapted, Linear, Lookup, Rotate, Rows, gated_silu, low_rank, rms_norm, turns
 from factory.fused.together import Together, join
 from factory.native import kernels
@@ -40,17 +41,22 @@ def fuse(model: Any, *, remade: bool = True) -> None:
 def fuse_linears(model: Any) -> None:
     """LoRA's layers, while they are a frozen linear one with one adapter beside it; without PEFT, layers that train.
 
-    A language model's head is left: it is read by the losses (factory.losses).
+    Where products are made wide, frozen layers too. A language model's head is left: it is read by the losses
+    (factory.losses).
     """
-    if hasattr(model, "peft_config"):
+    adapted = hasattr(model, "peft_config")
+    if adapted:
         for found in _by_class(model, _is_plain).values():
             _become(found, partial(_adapted, usual=type(found[0]).forward))
         join(model, _is_plain)
-        return
-    head = model.get_output_embeddings()
-    linears = _by_class(model, lambda module: type(module) is torch.nn.Linear and module is not head)
-    for found in linears.values():
-        _become(found, _linear)
+    if not adapted or products.used():
+        head = model.get_output_embeddings()
+        for found in _by_class(model, lambda module: _is_linear(module) and module is not head).values():
+            _become([layer for layer in found if not (adapted and layer.weight.requires_grad)], _linear)
+
+
+def _is_linear(module: Any) -> bool:
+    return type(module) is torch.nn.Linear
 
 
 def fuse_embedding(model: Any) -> None:
@@ -192,7 +198,7 @@ def _product_type(x: Tensor) -> tuple[bool, torch.dtype]:
 def _linear(layer: Any, x: Tensor) -> Tensor:
     mixed, dtype = _product_type(x)
     learns = layer.weight.requires_grad and torch.is_grad_enabled()  # else autocast keeps what it has narrowed
-    if not learns or (not mixed and dtype != layer.weight.dtype):
+    if (not learns and products.through(dtype, x) == dtype) or (not mixed and dtype != layer.weight.dtype):
         return torch.nn.Linear.forward(layer, x)
     return Linear.apply(x, layer.weight, layer.bias, dtype)
 

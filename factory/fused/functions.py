@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from factory import products
 from factory.native import kernels
 
 Kept = tuple[Tensor, ...]
@@ -256,22 +257,28 @@ def turns(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> bool:
 
 
 class Linear(Function):
-    """x Wᵀ + b in `dtype`. x: (…, in); W: (out, in), which is trained."""
+    """x Wᵀ + b in `dtype`. x: (…, in); W: (out, in)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         narrow = x.to(dtype)
         ctx.again, kept = _reading(x, narrow)
-        ctx.save_for_backward(weight, *kept)
+        ctx.save_for_backward(weight, *(kept if ctx.needs_input_grad[1] else ()))
         ctx.types = x.dtype, dtype
-        return functional.linear(narrow, weight.to(dtype), None if bias is None else bias.to(dtype))
+        return products.linear(narrow, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         (slope,), (weight, *kept), (given, dtype) = slopes, ctx.saved_tensors, ctx.types
-        by_x = (slope @ weight.to(dtype)).to(given) if ctx.needs_input_grad[0] else None
-        slope = slope.reshape(-1, slope.shape[-1])
-        by_weight = (slope.T @ _read(ctx.again, tuple(kept), dtype)).to(weight.dtype)
+        wide, shape = products.through(dtype, slope), slope.shape
+        slope = slope.reshape(-1, shape[-1]).to(wide)
+        by_x = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_x = slope.new_empty(len(slope), weight.shape[1])
+            products.add_back(by_x, slope, weight, beta=0)
+            by_x = by_x.view(*shape[:-1], weight.shape[1]).to(given)
+        if ctx.needs_input_grad[1]:
+            by_weight = (slope.T @ _read(ctx.again, tuple(kept), dtype).to(wide)).to(weight.dtype)
         by_bias = slope.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return by_x, by_weight, by_bias, None
 
@@ -293,7 +300,7 @@ class LowRank(Function):
         narrow = x.to(dtype)
         made, low = _low_rank(narrow, layers)
         ctx.again, kept = _reading(x, narrow)
-        ctx.save_for_backward(low, *pairs, *kept)
+        ctx.save_for_backward(low.to(dtype), *pairs, *kept)
         ctx.weights, ctx.scale = [layer.weight for layer in layers], layers[0].scale
         ctx.types, ctx.shape = (x.dtype, dtype), x.shape
         return made
@@ -302,41 +309,44 @@ class LowRank(Function):
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         (low, *saved), (given, dtype), learns = ctx.saved_tensors, ctx.types, ctx.needs_input_grad[3:]
         every_a, every_b, kept = saved[: len(learns) : 2], saved[1 : len(learns) : 2], tuple(saved[len(learns) :])
-        slopes = tuple(slope.reshape(-1, slope.shape[-1]) for slope in slopes)
+        wide = products.through(dtype, slopes[0])
+        slopes, low = tuple(slope.reshape(-1, slope.shape[-1]).to(wide) for slope in slopes), low.to(wide)
         by_low = torch.empty_like(low)
         for part, slope, b in zip(_by_layer(by_low, every_a, 1), slopes, every_b, strict=True):
-            torch.mm(slope, b.to(dtype), out=part)
+            torch.mm(slope, b.to(wide), out=part)
         by_low.mul_(ctx.scale)
         by_pair: list[Tensor | None] = [None] * len(learns)
         if any(learns[::2]):
-            by_a = (by_low.T @ _read(ctx.again, kept, dtype)).to(every_a[0].dtype)
+            by_a = (by_low.T @ _read(ctx.again, kept, dtype).to(wide)).to(every_a[0].dtype)
             by_pair[::2] = _by_layer(by_a, every_a, 0)
         if any(learns[1::2]):
             parts = _by_layer(low * ctx.scale, every_a, 1)
             by_pair[1::2] = [(slope.T @ part).to(every_b[0].dtype) for part, slope in zip(parts, slopes, strict=True)]
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = by_low @ _joined(every_a, dtype)
+            by_x = by_low @ _joined(every_a, wide)
             for slope, weight in zip(slopes, ctx.weights, strict=True):
-                by_x.addmm_(slope, weight().to(dtype))
+                products.add_back(by_x, slope, weight())
             by_x = by_x.view(ctx.shape).to(given)
         return by_x, None, None, *by_pair
 
 
 def _low_rank(x: Tensor, layers: Sequence[Adapted]) -> tuple[tuple[Tensor, ...], Tensor]:
     """What `LowRank` makes of x, in its type; and x Aᵀ of all layers, (tokens, ranks)."""
-    every_a = [layer.a for layer in layers]
-    low = x.reshape(-1, x.shape[-1]) @ _joined(every_a, x.dtype).T
+    every_a, dtype = [layer.a for layer in layers], x.dtype
+    x = x.to(products.through(dtype, x))
+    low = products.mm(x.reshape(-1, x.shape[-1]), _joined(every_a, x.dtype).T)
     parts = _by_layer(low, every_a, 1)
-    return tuple(_one_low_rank(x, part, layer) for part, layer in zip(parts, layers, strict=True)), low
+    made = (_one_low_rank(x, part, layer).to(dtype) for part, layer in zip(parts, layers, strict=True))
+    return tuple(made), low
 
 
 def _one_low_rank(x: Tensor, low: Tensor, layer: Adapted) -> Tensor:
-    weight = layer.weight().to(x.dtype)
+    weight = layer.weight()
     made = x.new_empty(*x.shape[:-1], len(weight))  # what is returned as a view may not be changed in place
     into = made.view(-1, len(weight))
     torch.addmm(into, low, layer.b.to(x.dtype).T, beta=0, alpha=layer.scale, out=into)
-    into.addmm_(x.reshape(-1, x.shape[-1]), weight.T)
+    products.add(into, x.reshape(-1, x.shape[-1]), weight)
     if layer.bias is not None:
         into.add_(layer.bias.to(x.dtype))
     return made

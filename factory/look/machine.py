@@ -58,6 +58,7 @@ def look_at_machine() -> Machine:
         packages=_packages(),
         hub_token=_has_hub_token(),
         cpu=cpu.name(),
+        multiplies_wide=cpu.multiplies_wide(),
         native=build.why_not() is None,
     )
 

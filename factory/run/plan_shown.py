@@ -62,7 +62,8 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     recompute = ", activations recomputed" if patch.activation_checkpointing else ""
     groups = f" in groups of {patch.group_size:,} tokens" if patch.group_size else ""
     kernels = "" if patch.kernels == "none" else f", kernels {patch.kernels}"
-    yield "patch", f"attention {patch.attention}{groups}{kernels}{rope}{recompute}"
+    products = "" if patch.products == "own" else f", products in {patch.products}"
+    yield "patch", f"attention {patch.attention}{groups}{kernels}{products}{rope}{recompute}"
     yield "quantize", _quantization(plan)
     if plan.verb == "train":
         method = attach.method if attach.method in plan.own else plan.options.get("method", attach.method)

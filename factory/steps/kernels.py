@@ -18,9 +18,11 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 def replace_kernels(model: Any, plan: Patch) -> None:
     """Ours or Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
+    from factory import products
     from factory.native import kernels
 
     kernels.use(plan.kernels == "native")
+    products.use(plan.products == "float32")
     if plan.fused:
         from factory.fused import fuse
 

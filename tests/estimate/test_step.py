@@ -40,16 +40,17 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-_kernels = ContextVar("_kernels", default="fused")
+_computed = ContextVar("_computed", default=("fused", "own"))
 
 
-@pytest.fixture(autouse=True, params=["fused", "native"])
-def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "native" and build.compiler() is None:
+@pytest.fixture(autouse=True, params=[("fused", "own"), ("native", "own"), ("fused", "float32")], ids="-".join)
+def computed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """By which kernels, and products of bfloat16 in which type."""
+    if "native" in request.param and build.compiler() is None:
         pytest.skip("there is no C compiler")
-    before = _kernels.set(request.param)
+    before = _computed.set(request.param)
     yield
-    _kernels.reset(before)
+    _computed.reset(before)
 
 
 @dataclass
@@ -69,11 +70,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _plan(models: Path, kind: str, words: str) -> Plan:
+    kernels, products = _computed.get()
+    can = "bf16" in words and "kernels=none" not in words
     return compiled(
         f"model.path={_folder(models, kind)}",
         "hardware=cpu",
         f"data.max_length={LENGTH}",
-        f"compute.kernels={_kernels.get()}",
+        f"compute.kernels={kernels}",
+        f"compute.products={products if can else 'own'}",
         *words.split(),
         training=False,
     )

@@ -1,0 +1,36 @@
+"""What the system says of a processor, and what is taken from it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.look import cpu
+
+SAYS = "processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: {vendor} {flags}\nflags\t\t: fpu avx2 {flags}\n\n"
+# by its maker and what it can do: whether it has bfloat16, and whether it is faster at float32
+KINDS = {
+    ("GenuineIntel", "avx512_bf16 avx512_fp16 amx_bf16 amx_tile"): (True, False),
+    ("GenuineIntel", "avx512_bf16 avx512_fp16"): (True, True),  # its tiles are hidden
+    ("GenuineIntel", "avx512_bf16"): (True, False),  # Cooper Lake, which never had any
+    ("AuthenticAMD", "avx512_bf16"): (True, False),
+    ("AuthenticAMD", "avx512_bf16 avx512_fp16"): (True, False),
+    ("GenuineIntel", "avx512f"): (False, True),
+}
+
+
+@pytest.mark.parametrize(("vendor", "flags"), KINDS)
+def test_what_it_multiplies_faster(vendor: str, flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text(SAYS.format(vendor=vendor, flags=flags))
+    opened: Any = Path.open
+    monkeypatch.setattr(Path, "open", lambda _, *given: opened(tmp_path / "cpuinfo", *given))
+    assert (cpu.has_bf16(), cpu.multiplies_wide()) == KINDS[vendor, flags]
+    assert cpu.name() == f"{vendor} {flags}"
+
+
+def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "open", missing)
+    assert not cpu.has_bf16() and cpu.multiplies_wide()
