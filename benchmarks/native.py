@@ -21,15 +21,13 @@ from factory.attention import blocks
 from factory.fused import functions
 from factory.native import kernels
 
-WAYS = ("torch", "C")
 
-
-def both(work: Callable[[], Any], turns: int) -> list[list[float]]:
-    """Seconds of the work by torch and in C, turn by turn."""
+def both(work: Callable[[], Any], turns: int, use: Callable[[bool], None]) -> list[list[float]]:
+    """Seconds of the work without and with what is to be used, turn by turn."""
     found: list[list[float]] = [[], []]
     for turn in range(-2, turns):  # the first two are not counted
         for way in (0, 1) if turn % 2 else (1, 0):
-            kernels.use(bool(way))
+            use(bool(way))
             start = time.perf_counter()
             work()
             if turn >= 0:
@@ -109,7 +107,7 @@ def main() -> int:
     print("| | torch, ms | C, ms | of torch's |", "|---|---:|---:|---:|", sep="\n")
     works = [*alone(options.tokens), *((f"a step, rank {rank}", step(rank, options.tokens)) for rank in options.ranks)]
     for name, work in works:
-        by_torch, in_c = both(work, options.turns)
+        by_torch, in_c = both(work, options.turns, kernels.use)
         ratio = statistics.median(one / other for one, other in zip(in_c, by_torch, strict=True))
         times = (f"{1000 * statistics.median(each):.2f}" for each in (by_torch, in_c))
         print(f"| {name} | {' | '.join(times)} | {ratio:.2f} |", flush=True)

@@ -49,14 +49,16 @@ def fuse_linears(model: Any) -> None:
         for found in _by_class(model, _is_plain).values():
             _become(found, partial(_adapted, usual=type(found[0]).forward))
         join(model, _is_plain)
-    if not adapted or products.used():
-        head = model.get_output_embeddings()
-        for found in _by_class(model, lambda module: _is_linear(module) and module is not head).values():
-            _become([layer for layer in found if not (adapted and layer.weight.requires_grad)], _linear)
+    if adapted and not products.used():
+        return
+    head = model.get_output_embeddings()
 
+    def is_ours(module: Any) -> bool:
+        alone = type(module) is torch.nn.Linear and module is not head
+        return alone and not (adapted and module.weight.requires_grad)
 
-def _is_linear(module: Any) -> bool:
-    return type(module) is torch.nn.Linear
+    for found in _by_class(model, is_ours).values():
+        _become(found, _linear)
 
 
 def fuse_embedding(model: Any) -> None:
