@@ -3,9 +3,9 @@
     python benchmarks/products.py                            # one thread
     python benchmarks/products.py --threads 2 --tokens 512
 
-First the products of a layer of the embedded model, for some numbers of tokens, then steps of the model: the loss and its
-gradients, without the optimizer. Both ways in one process, one after the other, so that a machine that changes its speed
-changes it for both. Times are medians, a ratio is the median of the pairs'. `rank 0`: all weights train.
+First the products of a layer of the embedded model, for some numbers of tokens, then steps of the model: the loss and
+its gradients, without the optimizer. Both ways in one process, one after the other, so that a machine that changes its
+speed changes it for both. Times are medians, a ratio is the median of the pairs'. `rank 0`: all weights train.
 """
 
 import argparse
