@@ -69,7 +69,7 @@ def attend(
         query, key, value = (each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     fused = attention_mask is None and flash.wins(query, value)
-    if fused and length >= LONG:
+    if length >= LONG and (fused or (attention_mask is None and flash.wins_wide(query, value))):
         return flash.Whole.apply(query, key, value, scale), None
     if attention_mask is None:
         seen = _causal(length, query.dtype, query.device)

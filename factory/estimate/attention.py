@@ -75,7 +75,8 @@ class Attention:
         heads = batch.rows * arch.heads * size
         scores, tiles = heads * block * length, heads * arch.head_dim * ceil(batch.length / block) * block
         wide = (keys.count + values.count) * size * length // batch.length
-        fused = size == 2 and batch.length >= LONG
+        fused = query.size == 2 and batch.length >= LONG
+        whole = 8 * query.count * size if fused and copies else 0  # torch's kernel, backwards
         return tape.operation(
             [query, keys, values],
             query.count,
@@ -84,7 +85,7 @@ class Attention:
             saves_output=fused,
             statistics=batch.tokens * arch.heads * STATISTIC if fused else 0,
             scratch=query.count * query.size if fused else copies + 2 * scores + wide + 2 * tiles,
-            backward_scratch=2 * copies + 3 * scores + 2 * wide + 3 * tiles,
+            backward_scratch=whole or 2 * copies + 3 * scores + 2 * wide + 3 * tiles,
             dear=True,
         )
 

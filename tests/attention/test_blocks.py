@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import AutoModelForCausalLM
 
+from factory import products
 from factory.attention import BLOCK, BLOCKS, blocks, flash, mask
 
 Sees = Any  # (batch, queries, keys) of truth values
@@ -116,26 +117,45 @@ def test_torchs_kernel_where_tiles_are_multiplied(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("length", [100, 200])
 def test_bfloat16_is_as_exact_as_transformers_own_way(length: int) -> None:
     """Against float64: what `eager` makes of the same numbers is no nearer."""
+    ours, eager = _off(length, _ours), _off(length, _eager(length))
+    assert max(ours) < 0.01
+    assert all(one < 1.5 * other for one, other in zip(ours, eager, strict=True))
+
+
+@pytest.mark.parametrize("long", [1, 1_000_000], ids=["torch's", "blocks"])
+@pytest.mark.parametrize("length", [100, 200])
+def test_wide_products_are_more_exact(length: int, long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is rounded is what goes in and what comes out."""
+    monkeypatch.setattr(blocks, "LONG", long)
+    narrow = _off(length, _eager(length))
+    products.use(True)
+    wide = _off(length, _ours)
+    assert max(wide) < 0.003
+    assert all(one < other for one, other in zip(wide, narrow, strict=True))
+
+
+def _ours(*states: torch.Tensor) -> torch.Tensor:
+    return blocks.attend(LAYER, *states, None)[0]
+
+
+def _eager(length: int) -> Any:
+    return partial(formula, sees=causal(length)[:1], scale=32**-0.5)
+
+
+def _off(length: int, way: Any) -> list[float]:
+    """How far in bfloat16 it is from float64: what it makes, and the gradients."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     states = [draw(1, count, length, 32).bfloat16() for count in (6, 2, 2)]
-    weight, sees = draw(1, length, 6, 32).bfloat16(), causal(length)[:1]
+    weight = draw(1, length, 6, 32).bfloat16()
 
     def all_of(way: Any, dtype: torch.dtype) -> list[torch.Tensor]:
         leaves = [each.to(dtype).requires_grad_() for each in states]
         made = way(*leaves)
         return [made.detach(), *torch.autograd.grad(made, leaves, weight.to(dtype))]
 
-    def off(way: Any) -> list[float]:
-        exact = all_of(partial(formula, sees=sees, scale=32**-0.5), torch.float64)
-        return [
-            float((one - other).norm() / other.norm())
-            for one, other in zip(all_of(way, torch.bfloat16), exact, strict=True)
-        ]
-
-    ours = off(lambda *leaves: blocks.attend(LAYER, *leaves, None)[0])
-    eager = off(partial(formula, sees=sees, scale=32**-0.5))
-    assert max(ours) < 0.01
-    assert all(one < 1.5 * other for one, other in zip(ours, eager, strict=True))
+    exact = all_of(_eager(length), torch.float64)
+    narrow = all_of(way, torch.bfloat16)
+    return [float((one - other).norm() / other.norm()) for one, other in zip(narrow, exact, strict=True)]
 
 
 @pytest.mark.parametrize("length", [9, 3 * BLOCK + 9])
