@@ -31,46 +31,50 @@ def through(dtype: torch.dtype, x: Tensor) -> torch.dtype:
     return torch.float32 if there and chunks.widened(x.numel() // x.shape[-1]) else dtype
 
 
-def add(onto: Tensor, x: Tensor, weight: Tensor, *, beta: int = 1) -> None:
-    """beta onto + x Wᵀ, in the place of `onto`, (rows, out). x: (rows, in), of its type; W: (out, in)."""
-    for part in _pieces(onto, weight):
-        onto[:, part].addmm_(x, weight[part].to(x.dtype).T, beta=beta)
-
-
-def add_back(onto: Tensor, slope: Tensor, weight: Tensor, *, beta: int = 1) -> None:
-    """beta onto + s W, in the place of `onto`, (rows, in), and of its type. s: (rows, out); W: (out, in)."""
-    for part in _pieces(onto, weight):
-        onto.addmm_(slope[:, part].to(onto.dtype), weight[part].to(onto.dtype), beta=beta)
-        beta = 1
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b in x's type: (…, out)."""
-    wide = x.to(through(x.dtype, x))
-    if wide is x:
+    if through(x.dtype, x) == x.dtype:
         return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    made = wide.new_empty(*x.shape[:-1], len(weight))
-    if bias is not None:
-        made.copy_(bias)
-    add(made.view(-1, len(weight)), wide.reshape(-1, x.shape[-1]), weight, beta=int(bias is not None))
-    return made.to(x.dtype)
+    made = x.new_empty(*x.shape[:-1], len(weight))
+    _narrowed(x.reshape(-1, x.shape[-1]), weight, bias, made.view(-1, len(weight)))
+    return made
 
 
-def logits(x: Tensor, table: Tensor, out: Tensor) -> Tensor:
+def logits(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """x Wᵀ in `out`: (rows, words), of x's type."""
-    wide = x.to(through(x.dtype, x))
-    if wide is x:
-        return torch.mm(x, table.T, out=out)
-    for part in _pieces(wide, table):
-        out[:, part] = mm(wide, table[part].to(wide.dtype).T)
+    if through(x.dtype, x) == x.dtype:
+        return torch.mm(x, weight.T, out=out)
+    return _narrowed(x, weight, None, out)
+
+
+def _narrowed(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    wide = x.float()
+    for part in _pieces(torch.float32, weight):
+        product = mm(wide, weight[part].float().T)
+        out[:, part] = product if bias is None else product.add_(bias[part])
     return out
 
 
-def back(slope: Tensor, table: Tensor) -> Tensor:
-    """s W: (rows, in), of the type that is multiplied in."""
-    made = slope.new_empty(len(slope), table.shape[1], dtype=through(slope.dtype, slope))
-    add_back(made, slope, table, beta=0)
+def add(onto: Tensor, x: Tensor, weight: Tensor) -> None:
+    """onto += x Wᵀ. onto: (rows, out), x: (rows, in), both of the type that is multiplied in; W: (out, in)."""
+    for part in _pieces(onto.dtype, weight):
+        onto[:, part].addmm_(x, weight[part].to(x.dtype).T)
+
+
+def back(slope: Tensor, weight: Tensor) -> Tensor:
+    """s W: (rows, in), of the type that is multiplied in, for s: (rows, out)."""
+    kind = through(slope.dtype, slope)
+    first, *others = _pieces(kind, weight)
+    made = mm(slope[:, first].to(kind), weight[first].to(kind))
+    for part in others:
+        made.addmm_(slope[:, part].to(kind), weight[part].to(kind))
     return made
+
+
+def add_back(onto: Tensor, slope: Tensor, weight: Tensor) -> None:
+    """onto += s W. onto: (rows, in), s: (rows, out), both of the type that is multiplied in; W: (out, in)."""
+    for part in _pieces(onto.dtype, weight):
+        onto.addmm_(slope[:, part], weight[part].to(onto.dtype))
 
 
 def by_weight(slope: Tensor, x: Tensor) -> Tensor:
@@ -84,8 +88,7 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out=a.new_empty(len(a), b.shape[1]))
 
 
-def _pieces(made: Tensor, weight: Tensor) -> list[slice]:
+def _pieces(kind: torch.dtype, weight: Tensor) -> list[slice]:
     """Whole where nothing is made wide: a narrow sum is rounded once."""
-    widens = made.dtype == torch.float32 != weight.dtype
-    step = chunks.PIECE if widens else max(1, len(weight))
+    step = chunks.PIECE if kind == torch.float32 != weight.dtype else max(1, len(weight))
     return [slice(start, start + step) for start in range(0, len(weight), step)]

@@ -50,7 +50,7 @@ def test_each_product_is_float64s(autocast: bool) -> None:
         read = products.logits(X, WEIGHT, torch.empty(ROWS, OUT, dtype=NARROW))
         back, by_weight = products.back(SLOPE, WEIGHT), products.by_weight(SLOPE, X)
         products.add(onto[0], X.float(), WEIGHT)
-        products.add_back(onto[1], SLOPE, WEIGHT)
+        products.add_back(onto[1], SLOPE.float(), WEIGHT)
     made = exact(lambda x, w: x @ w.T, X, WEIGHT)
     near(forwards[0], made, NARROW)
     near(forwards[1], made + BIAS.double(), NARROW)

@@ -270,15 +270,13 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         (slope,), (weight, *kept), (given, dtype) = slopes, ctx.saved_tensors, ctx.types
-        wide, shape = products.through(dtype, slope), slope.shape
-        slope = slope.reshape(-1, shape[-1]).to(wide)
+        wide, rows = products.through(dtype, slope), slope.shape[:-1]
+        slope = slope.reshape(-1, slope.shape[-1]).to(wide)
         by_x = by_weight = None
         if ctx.needs_input_grad[0]:
-            by_x = slope.new_empty(len(slope), weight.shape[1])
-            products.add_back(by_x, slope, weight, beta=0)
-            by_x = by_x.view(*shape[:-1], weight.shape[1]).to(given)
+            by_x = products.back(slope, weight).view(*rows, weight.shape[1]).to(given)
         if ctx.needs_input_grad[1]:
-            by_weight = (slope.T @ _read(ctx.again, tuple(kept), dtype).to(wide)).to(weight.dtype)
+            by_weight = products.mm(slope.T, _read(ctx.again, tuple(kept), dtype).to(wide)).to(weight.dtype)
         by_bias = slope.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return by_x, by_weight, by_bias, None
 
@@ -317,14 +315,15 @@ class LowRank(Function):
         by_low.mul_(ctx.scale)
         by_pair: list[Tensor | None] = [None] * len(learns)
         if any(learns[::2]):
-            by_a = (by_low.T @ _read(ctx.again, kept, dtype).to(wide)).to(every_a[0].dtype)
+            by_a = products.mm(by_low.T, _read(ctx.again, kept, dtype).to(wide)).to(every_a[0].dtype)
             by_pair[::2] = _by_layer(by_a, every_a, 0)
         if any(learns[1::2]):
             parts = _by_layer(low * ctx.scale, every_a, 1)
-            by_pair[1::2] = [(slope.T @ part).to(every_b[0].dtype) for part, slope in zip(parts, slopes, strict=True)]
+            found = (products.mm(slope.T, part) for part, slope in zip(parts, slopes, strict=True))
+            by_pair[1::2] = [each.to(every_b[0].dtype) for each in found]
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = by_low @ _joined(every_a, wide)
+            by_x = products.mm(by_low, _joined(every_a, wide))
             for slope, weight in zip(slopes, ctx.weights, strict=True):
                 products.add_back(by_x, slope, weight())
             by_x = by_x.view(ctx.shape).to(given)
