@@ -5,10 +5,10 @@
     python benchmarks/shares.py --top 25 --only pt.lora    # and the operators that take most
 
 Each job is a process of its own that executes a plan; torch's profiler watches a few steps after the first two. A share
-is of the time on the clock: of `products` (of matrices, attention's too), of each other kind of operator, and of what is
-between torch's operators: Python, and the kernels in C. `limit` is the time of the estimate's FLOPs at the speed of one product of the model's largest
-layer, measured in the same process, for as many tokens as the steps had; `utilisation` is that limit over the step's
-time without the profiler.
+is of the time on the clock: of `products` (of matrices, attention's too), of each other kind of operator, and of what
+is between torch's operators, Python and the kernels in C. `limit` is the time of the estimate's FLOPs at the speed of
+one product of the model's largest layer, measured in the same process, for as many tokens as the steps had;
+`utilisation` is that limit over the step's time without the profiler.
 """
 
 import argparse
