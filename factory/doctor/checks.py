@@ -297,6 +297,8 @@ def _machine(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
     yield _line("CPU", True, f"{seen.threads} threads for a run, of {os.cpu_count()} cores")
     yield _line("memory", True, f"{size(seen.available_bytes)} free")
     bf16 = "multiplies bfloat16 natively" if seen.cpu_bf16 else "no bfloat16 instructions: precision=auto takes float32"
+    if seen.cpu_bf16 and seen.multiplies_wide:
+        bf16 = "has bfloat16, and multiplies float32 faster: compute.products=auto takes that"
     yield _line("bf16 on the CPU", True, bf16)
     missing = build.why_not()
     says = missing or f"made by {' '.join(build.compiler() or ())}"

@@ -34,11 +34,12 @@ def precision(steps: Steps) -> str:
 
 
 def kind(steps: Steps) -> str:
-    """The stage, the method, and how its base is held: what two runs share whose FLOPs a second are alike."""
+    """The stage, the method, how its base is held and computed: what two runs share whose FLOPs a second are alike."""
     quantizer = checkpoint_quantizer(steps.load.config)
     held = f"{steps.quantize.bits} bits of {steps.quantize.method}" if steps.quantize.bits else quantizer or "whole"
     compiled = ", compiled" if steps.patch.compile else ""
-    return f"{steps.train.stage}, {steps.attach.method.removeprefix('q')}, {held}{compiled}"
+    wide = "" if steps.patch.products == "own" else f", products in {steps.patch.products}"
+    return f"{steps.train.stage}, {steps.attach.method.removeprefix('q')}, {held}{compiled}{wide}"
 
 
 def work(estimate: Estimate) -> float:

@@ -96,9 +96,10 @@ def test_of_answers_that_are_sampled_no_time_is_said() -> None:
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        ("method=lora stage=pt", "pt, lora, whole"),
-        ("method=qlora stage=dpo", "dpo, lora, 4 bits of bitsandbytes"),
-        ("method.quantization.bits=4 stage=dpo", "dpo, lora, 4 bits of bitsandbytes"),
+        ("method=lora stage=pt compute.products=own", "pt, lora, whole"),
+        ("method=lora stage=pt precision=bf16 compute.products=float32", "pt, lora, whole, products in float32"),
+        ("method=qlora stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes"),
+        ("method.quantization.bits=4 stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes"),
         ("method=full compute.compile=true precision=fp32", "sft, full, whole, compiled"),
     ],
 )
