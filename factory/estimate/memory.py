@@ -133,7 +133,8 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     theirs = stays_quantized(tuned.steps.quantize, load.config) or train.optimizer in PACKAGES
     adapter = load.adapter is not None
     imported = runtime.resident(attach.method, tuned.arch, adapter=adapter, bitsandbytes=theirs, cuda=cuda)
-    return imported + runtime.kernels(tuned.steps.patch.attention, BYTES[train.autocast or load.dtype], length)
+    patch, size = tuned.steps.patch, BYTES[train.autocast or load.dtype]
+    return imported + (runtime.kernels(patch.attention, size, length) if patch.products == "own" else 0)
 
 
 def _read_whole(tuned: Tuned) -> bool:
