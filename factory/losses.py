@@ -417,10 +417,39 @@ def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
     training = model.training
     model.eval()
     with torch.no_grad():
-        theirs = _log_probs(_own_logits(model, batch, wanted)[compared], target[compared])
-        ours = _by_head(LinearLogProbs, head, _hidden(model, batch, wanted)[compared], target[compared])
+        own, states = _own_logits_and_states(model, batch, wanted)
+        theirs = _log_probs(own[compared], target[compared])
+        hidden = _hidden(model, batch, wanted) if states is None else _at(batch, states, wanted.nonzero(as_tuple=True))
+        ours = _by_head(LinearLogProbs, head, hidden[compared], target[compared])
     model.train(training)
     return float((theirs - ours).abs().max()) if len(compared) else 0.0
+
+
+def _own_logits_and_states(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`_own_logits`, and `_states` where the model called its decoder just as that does: then both are the same."""
+    called: list[tuple[Any, dict[str, Any], Tensor]] = []
+
+    def keep(_decoder: Any, words: Any, named: dict[str, Any], given: Any) -> None:
+        called.append((words, named, given.last_hidden_state.clone()))
+
+    hook = decoder(text_model(model)).register_forward_hook(keep, with_kwargs=True)
+    try:
+        logits = _own_logits(model, batch, wanted)
+    finally:
+        hook.remove()
+    if len(called) != 1:
+        return logits, None
+    words, named, states = called[0]
+    said = {name: value for name, value in named.items() if value is not None}
+    return logits, states if not words and _same(said, _inputs(model, batch)) else None
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    def equal(a: Any, b: Any) -> bool:
+        both = isinstance(a, Tensor) and isinstance(b, Tensor)
+        return torch.equal(a, b) if both else type(a) is type(b) and bool(a == b)
+
+    return one.keys() == other.keys() and all(equal(value, other[name]) for name, value in one.items())
 
 
 def _targets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from factory.compare.runs import Run
 from factory.evaluation import rows
-from factory.metrics.text import ROUGE
+from factory.metrics import ROUGE
 from factory.words import size
 
 Better = Literal["low", "high"]

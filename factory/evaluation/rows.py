@@ -24,8 +24,8 @@ from factory.benchmarks.result import MEANS, by_subject
 from factory.benchmarks.types import NAMES as BENCHMARKS
 from factory.benchmarks.types import benchmark
 from factory.data.dataset import Dataset, Samples
-from factory.metrics import bootstrap
-from factory.metrics.text import ROUGE, Statistics, bleu4_of, mean_of
+from factory.metrics import ROUGE, bootstrap
+from factory.metrics.text import Statistics, bleu4_of, mean_of
 from factory.run.folder import RunFolder, unwritable, write_whole
 
 Row = dict[str, Any]

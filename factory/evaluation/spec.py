@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from factory.metrics.text import METRICS
+from factory.metrics import METRICS
 
 __all__ = ["METRICS", "kind", "shown"]
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")

@@ -2,17 +2,21 @@
 
 bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernels, as on a CPU;
 scipy serves losses of detectors: a second of CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports
-MLflow, for a tuner of its own. torchvision, which transformers imports with every model, serves those that see.
+MLflow, for a tuner of its own. torchvision, which transformers imports with every model, serves those that see. What
+stands in for more is in stand_ins.py, what libraries need not find out in told.py.
 """
 
 import gc
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from factory import registry
 from factory.architecture import FAMILIES, traits_of
+from factory.execute import stand_ins
+from factory.execute.told import telling
 from factory.garbage import seldom_collected
 from factory.optimizers import spec as optimizers
 from factory.plan import Plan
@@ -24,11 +28,15 @@ def imports(plan: Plan) -> None:
     """The libraries that every plan of its kind needs, once for the process: another plan may need what is left out."""
     if plan.steps.train.ranks.strategy not in ZERO:  # accelerate asks it when weights are saved
         sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
-    with seldom_collected():
+    alone = _is_alone(plan)
+    with seldom_collected(), telling(alone=alone):
+        importlib.import_module("torch")
+        if alone:
+            stand_ins.install()
         with _hidden("scipy", *(("torchvision",) if _reads_text_alone(plan) else ())):
             importlib.import_module("transformers.modeling_utils")
         if _is_quantized(plan) or plan.steps.train.optimizer in optimizers.PACKAGES:
-            with _hidden(*(("torch._inductor.compile_fx",) if plan.steps.load.device == "cpu" else ())):
+            with _uncompiled() if plan.steps.load.device == "cpu" else nullcontext():
                 importlib.import_module("bitsandbytes")
         if _has_adapter(plan):
             with _hidden(*(() if _is_quantized(plan) else ("bitsandbytes",))):
@@ -36,6 +44,14 @@ def imports(plan: Plan) -> None:
                 for ask in (asked.is_bnb_available, asked.is_bnb_4bit_available):
                     ask()  # PEFT does for each layer, and keeps what it hears first
     gc.freeze()  # what is there now stays, and need not be looked through again
+
+
+def _is_alone(plan: Plan) -> bool:
+    """Whether it neither shares tensors with other processes nor compiles, as other quantizers do as they like."""
+    steps = plan.steps
+    one = steps.train.ranks.processes == 1 and steps.load.device == "cpu" and not steps.patch.compile
+    quantizers = {steps.quantize.method if steps.quantize.bits else None, checkpoint_quantizer(steps.load.config)}
+    return one and quantizers <= {None, "bitsandbytes"}
 
 
 def _reads_text_alone(plan: Plan) -> bool:
@@ -53,6 +69,17 @@ def _is_quantized(plan: Plan) -> bool:
     steps = plan.steps
     quantizer = checkpoint_quantizer(steps.load.config)
     return any((steps.quantize.bits, quantizer, steps.load.reward, plan.export))
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Functions that are compiled as they are imported stay as they are."""
+    torch: Any = sys.modules["torch"]
+    compiler, torch.compile = torch.compile, stand_ins.itself
+    try:
+        yield
+    finally:
+        torch.compile = compiler
 
 
 @contextmanager

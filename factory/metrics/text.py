@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from factory.metrics import ROUGE
 from factory.metrics.bootstrap import Statistics
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CHINESE = re.compile(f"[{_HAN}]")
 _CHARACTER_OR_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
 _MOSTLY = 0.3  # share of Chinese characters above which there are no words between spaces
-ROUGE = ("rouge1", "rouge2", "rougeL")
-METRICS = ("bleu4", *ROUGE, "exact_match")
 
 
 @dataclass(frozen=True, slots=True)

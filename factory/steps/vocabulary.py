@@ -21,6 +21,8 @@ def tokens_of(tokenizer: Any) -> int:
 
 def add_tokens(tokenizer: Any, tokens: tuple[str, ...]) -> None:
     """Each is one id from then on, and text that a decoder shows. Raises UserError for one that is there already."""
+    if not tokens:
+        return
     there = tokenizer.get_vocab()
     known = [token for token in tokens if token in there]
     if known:

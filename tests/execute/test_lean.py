@@ -11,7 +11,7 @@ from conftest import compiled
 from factory.plan import to_yaml
 
 ASKED = ("bitsandbytes", "scipy", "pandas", "sklearn", "datasets", "mlflow", "trl", "torch._inductor.compile_fx")
-ASKED += ("torchvision", "av")
+ASKED += ("torchvision", "av", "sympy.core", "torch._dynamo.symbolic_convert", "torch.distributed.tensor._api")
 SCRIPT = """
 import gc, json, sys
 from pathlib import Path

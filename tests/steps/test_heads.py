@@ -74,6 +74,31 @@ def test_a_head_without_its_transform_is_found_out(kind: str, monkeypatch: pytes
     assert heads_agree(model, batch()) > 0.01
 
 
+@pytest.mark.parametrize("outer", ["as it is", "another mask", "twice"])
+def test_states_are_those_of_the_models_own_call_where_it_calls_alike(outer: str) -> None:
+    """Else the decoder is called again, and what differs is found out."""
+    model = kinds.build("llama")
+    called, decode = list[None](), model.model.forward
+
+    def counted(**named: Any) -> Any:
+        called.append(None)
+        return decode(**named)
+
+    def other(**named: Any) -> Any:
+        if outer == "twice":
+            model.model(**named)
+        given = {**named, "attention_mask": torch.eye(named["input_ids"].shape[1])[None, None] == 1}
+        return own(**(given if outer == "another mask" else named))
+
+    own, model.model.forward = model.forward, counted
+    if outer != "as it is":
+        model.forward = other
+    apart = heads_agree(model, batch())
+    assert (len(called), apart > 1e-3) == {"as it is": (1, False), "another mask": (2, True), "twice": (3, False)}[
+        outer
+    ]
+
+
 def test_an_unknown_kind_takes_its_own_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = kinds.build("gemma2").double()
     monkeypatch.delitem(TRANSFORMS, "gemma2")

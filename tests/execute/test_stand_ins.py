@@ -1,0 +1,101 @@
+"""What stands in for parts of torch, each case in a process of its own: what is imported cannot be taken back."""
+
+import subprocess
+import sys
+
+import pytest
+
+BEGIN = "import sys, torch; from factory.execute import stand_ins\n"
+INSTALLED = BEGIN + "stand_ins.install()\n"
+
+
+def run(script: str, begin: str = INSTALLED) -> str:
+    done = subprocess.run([sys.executable, "-c", begin + script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_a_model_asks_imports_none_of_them() -> None:
+    script = """
+import torch.utils.checkpoint
+from factory.execute.told import telling
+sys.modules["torchvision"] = None  # it asks for more
+with telling(alone=True):
+    from transformers import LlamaConfig, LlamaForCausalLM
+with torch.device("meta"):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 8}
+    model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, **sizes))
+    bounds = ((5,), (2, 7), (0, 7, 2), (7, 0, -2), (0.0, 1.0, 0.25))
+    ranges = [(torch.arange(*each), torch.arange(*each, device="cpu")) for each in bounds]
+assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in ranges)
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0)
+torch.utils.checkpoint.checkpoint(lambda x: 2 * x, weight, use_reentrant=False).sum().backward()
+optimizer.step()
+torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))
+assert not isinstance(weight, torch.distributed.tensor.DTensor)
+from torch.distributed.tensor import DTensor
+print([name for name, module in sys.modules.items() if isinstance(module, stand_ins.StandIn)])
+"""
+    assert run(script).strip() == str(list(ALL))
+
+
+ALL = ("torch._dynamo", "torch.distributed.tensor", "sympy", "torch.fx.experimental.symbolic_shapes")
+
+
+def test_numbers_are_answered_as_by_the_real_one() -> None:
+    run("""
+from torch.fx.experimental import symbolic_shapes
+one, two = [(True,), (False,)], [(True, False), (True, True), (False, False)]
+cases = {"sym_and": one + two, "sym_or": one + two, "is_nested_int": [(3,)], "has_guarding_hint": [(3,), (True,)]}
+cases["sym_eq"] = [(1, 1), (1, 2), ((1, 2), [1, 2]), ((1, 2), (1, 3)), ((1,), (1, 2)), (((1,), 2), ([1], 2))]
+cases["guarding_hint_or_throw"] = [(3,), (True,)]
+asked = {name: getattr(symbolic_shapes, name) for name in stand_ins._OF_NUMBERS}
+given = {name: [ask(*words) for words in cases.get(name, one)] for name, ask in asked.items()}
+assert isinstance(symbolic_shapes, stand_ins.StandIn)
+symbolic_shapes.become_real()
+real = {name: getattr(symbolic_shapes, name) for name in asked}
+assert all(real[name] is not asked[name] for name in asked)
+assert given == {name: [ask(*words) for words in cases.get(name, one)] for name, ask in real.items()}
+""")
+
+
+def test_formulas_are_for_the_real_one() -> None:
+    """Asked by a name that was taken before there was any."""
+    run("""
+from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_or
+from torch.fx.experimental import symbolic_shapes
+free = symbolic_shapes.ShapeEnv().create_unbacked_symint()
+assert guard_or_false(free > 3) is False
+assert isinstance(sym_or(False, free > 3), torch.SymBool)
+""")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "assert torch.compile(lambda x: x.sin() + 1, backend='eager')(torch.zeros(2)).tolist() == [1, 1]",
+        "import torch._dynamo.utils as utils; assert torch._dynamo.exc.counters is utils.counters",
+        "from torch._dynamo.eval_frame import OptimizedModule; assert OptimizedModule.__module__ != 'factory'",
+        "from torch._dynamo import config, optimize; assert callable(optimize)",
+        "from torch.distributed.tensor import DTensor, Shard; assert issubclass(DTensor, torch.Tensor)",
+        "import torch.distributed.tensor._api as api; assert torch.distributed.tensor.DTensor is api.DTensor",
+        "import sympy.polys; assert sympy.Symbol('x') + 0 == sympy.Symbol('x')",
+        "from torch.fx.experimental.symbolic_shapes import ShapeEnv; ShapeEnv()",
+    ],
+)
+def test_it_becomes_the_real_one(asked: str) -> None:
+    run(asked + f"\nassert any(type(sys.modules[name]) is not stand_ins.StandIn for name in {ALL})")
+
+
+def test_the_real_ones_stay_where_they_are_there() -> None:
+    run(
+        """
+import torch._dynamo
+assert not isinstance(torch._dynamo, stand_ins.StandIn)
+before = torch._dynamo.disable
+stand_ins.install()
+assert torch._dynamo.disable is before
+""",
+        BEGIN,
+    )

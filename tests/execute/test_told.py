@@ -1,0 +1,77 @@
+"""What libraries are told as they are imported: that it is true, and that it is found out anew when it may not be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from factory.execute import told
+
+SCRIPT = """
+import json, sys
+from factory.execute.told import telling
+with telling(alone=sys.argv[1] == "alone"):
+    import transformers
+    from transformers.utils import import_utils
+    import accelerate.utils.imports as accelerate
+again = import_utils.define_import_structure.__closure__ is not None  # it remembers
+folder = transformers.__path__[0] + "/models"
+found = {}
+for prefix in (None, "models"):
+    here = import_utils.define_import_structure(folder, prefix)
+    import_utils.create_import_structure_from_path.cache_clear()
+    fresh = import_utils.spread_import_structure(import_utils.create_import_structure_from_path(folder))
+    fresh = {needs: {(prefix + "." if prefix else "") + name: of for name, of in each.items()}
+             for needs, each in fresh.items()}
+    assert here == fresh and len(here) > 3, prefix
+asked = (import_utils.is_torch_distributed_available, import_utils.is_torch_flex_attn_available)
+there = [ask() for ask in (*asked, accelerate.is_torch_distributed_available)]
+print(json.dumps([again, there, transformers.LlamaForCausalLM.__name__]))
+"""
+
+
+def told_of(who: str, cache: Path) -> list[object]:
+    environment = {**os.environ, "FACTORY_CACHE": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, who], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_is_exported_is_remembered_as_it_is(tmp_path: Path) -> None:
+    """Found out, read, and found out again where what was kept is no longer whole, or cannot be kept."""
+    cache = tmp_path / "cache"
+    assert told_of("alone", cache) == [True, [False] * 3, "LlamaForCausalLM"]
+    (kept,) = (cache / "transformers").iterdir()
+    whole = kept.read_bytes()
+    assert told_of("rank", cache) == [True, [True] * 3, "LlamaForCausalLM"]
+    kept.write_bytes(whole[:1000])
+    assert told_of("alone", cache)[0]
+    assert kept.read_bytes() == whole
+    cache.joinpath("file").write_text("")
+    assert told_of("alone", cache / "file")[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "a" / "one.py").write_text("__all__ = ['Other']"),
+        lambda folder: (folder / "a" / "two.py").write_text(""),
+        lambda folder: (folder / "a" / "one.py").unlink(),
+        lambda folder: (folder / "a" / "one.py").rename(folder / "a" / "three.py"),
+        lambda folder: os.utime(folder / "a" / "one.py", ns=(1, 1)),
+    ],
+)
+def test_another_state_of_the_sources_is_another(change: object, tmp_path: Path) -> None:
+    (tmp_path / "a" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "a" / "one.py").write_text("__all__ = ['One']")
+    before = told._state(tmp_path)
+    (tmp_path / "a" / "__pycache__" / "one.py").write_text("")
+    assert told._state(tmp_path) == before
+    assert callable(change)
+    change(tmp_path)
+    assert told._state(tmp_path) != before
