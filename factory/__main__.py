@@ -6,6 +6,7 @@ import signal
 import sys
 from types import FrameType
 
+from factory.garbage import seldom_collected
 from factory.tied import tie
 
 _BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -43,7 +44,8 @@ def _deaf() -> None:
 
 def _run() -> int:
     try:
-        from factory.cli import main as cli
+        with seldom_collected():
+            from factory.cli import main as cli
     except Exception as error:  # a broken library may raise anything
         if sys.argv[1:2] == ["doctor"]:
             from factory.doctor import main as doctor

@@ -7,9 +7,16 @@ from contextlib import contextmanager
 _SELDOM = (50_000, 20, 50)  # new objects; of these rounds, one through the older objects; of those, one through all
 
 
+_USUAL = gc.get_threshold()
+
+
 def collect_seldom() -> None:
     """From now on, in this process."""
     gc.set_threshold(*_SELDOM)
+
+
+def collect_as_usual() -> None:
+    gc.set_threshold(*_USUAL)
 
 
 @contextmanager

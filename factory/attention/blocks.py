@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from factory import products
 from factory.attention import BLOCKS, LONG, block_of, flash, key_step
 from factory.attention.mask import FOREIGN, Mask, mask, spans, whole
+from factory.attention.operation import define
 
 
 def register() -> None:
@@ -115,10 +116,9 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, least)[:, None, None]
 
 
-# --- one operation: what recomputes activations selectively sees it whole, and keeps none of the scores
+# --- one operation: what recomputes activations selectively keeps none of the scores
 
 
-@torch.library.custom_op("factory::attend_blocks", mutates_args=())
 def _attend(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:
     """(batch, heads, length, dim), keys and values of as many heads or fewer, to (batch, length, heads, dim)."""
     batch, _, length, _ = query.shape
@@ -132,10 +132,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], star
     return _together(out, batch, length).to(given)
 
 
-@_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:
+def _shapes(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:
     batch, heads, length, _ = query.shape
     return query.new_empty(batch, length, heads, value.shape[-1])
+
+
+define(
+    "attend_blocks(Tensor query, Tensor key, Tensor value, Tensor[] masks, SymInt[] starts, float scale) -> Tensor",
+    _attend,
+    _shapes,
+)
 
 
 def _slopes(

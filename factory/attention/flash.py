@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from factory import products
+from factory.attention.operation import define
 
 _AT_ONCE = 4  # heads
 
@@ -69,7 +70,6 @@ class Whole(Function):
         return by_query.flatten(1, 2).to(given), by_key.sum(2).to(given), by_value.sum(2).to(given), None
 
 
-@torch.library.custom_op("factory::attend_whole", mutates_args=())
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """`Whole`; and of each row of scores the logarithm of its sum, (batch, key heads, sharing, length).
 
@@ -90,11 +90,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Te
     return made, sums
 
 
-@_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _shapes(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     batch, heads, length, _ = query.shape
     rows = batch, key.shape[1], heads // key.shape[1], length
     return query.new_empty(batch, length, heads, value.shape[-1]), query.new_empty(rows, dtype=_type_of_sums(query))
+
+
+define("attend_whole(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)", _attend, _shapes)
 
 
 def _type_of_sums(states: Tensor) -> torch.dtype:

@@ -13,6 +13,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from factory.garbage import collect_seldom
+
 if TYPE_CHECKING:
     from factory.execute.context import Run
     from factory.ranks.world import World
@@ -34,6 +36,7 @@ def end_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     end_with_parent()
+    collect_seldom()  # until all is imported
     from factory.ranks.world import from_environment
     from factory.redact import redacting
     from factory.run.folder import RunFolder

@@ -17,7 +17,7 @@ from factory import registry
 from factory.architecture import FAMILIES, traits_of
 from factory.execute import stand_ins
 from factory.execute.told import telling
-from factory.garbage import seldom_collected
+from factory.garbage import collect_as_usual
 from factory.optimizers import spec as optimizers
 from factory.plan import Plan
 from factory.quantizers.spec import checkpoint_quantizer
@@ -29,7 +29,7 @@ def imports(plan: Plan) -> None:
     if plan.steps.train.ranks.strategy not in ZERO:  # accelerate asks it when weights are saved
         sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
     alone = _is_alone(plan)
-    with seldom_collected(), telling(alone=alone):
+    with telling(alone=alone):
         importlib.import_module("torch")
         if alone:
             stand_ins.install()
@@ -44,6 +44,7 @@ def imports(plan: Plan) -> None:
                 for ask in (asked.is_bnb_available, asked.is_bnb_4bit_available):
                     ask()  # PEFT does for each layer, and keeps what it hears first
     gc.freeze()  # what is there now stays, and need not be looked through again
+    collect_as_usual()
 
 
 def _is_alone(plan: Plan) -> bool:
