@@ -132,7 +132,8 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     load, attach, train = tuned.steps.load, tuned.steps.attach, tuned.steps.train
     theirs = stays_quantized(tuned.steps.quantize, load.config) or train.optimizer in PACKAGES
     adapter = load.adapter is not None
-    imported = runtime.resident(attach.method, tuned.arch, adapter=adapter, bitsandbytes=theirs, cuda=cuda)
+    beside = {"adapter": adapter, "bitsandbytes": theirs, "cuda": cuda, "alone": runtime.is_alone(tuned.steps)}
+    imported = runtime.resident(attach.method, tuned.arch, **beside)
     patch, size = tuned.steps.patch, BYTES[train.autocast or load.dtype]
     return imported + (runtime.kernels(patch.attention, size, length) if patch.products == "own" else 0)
 

@@ -3,27 +3,42 @@
 from math import ceil
 
 from factory import registry
-from factory.architecture import Architecture
+from factory.architecture import FAMILIES, Architecture, traits_of
 from factory.attention import BLOCKS, key_step
+from factory.plan import Steps
+from factory.quantizers.spec import checkpoint_quantizer
 
 _MIB = 2**20
-_BASE = 435 * _MIB  # Python with torch, transformers and accelerate, and the kernels that torch compiles
+_BASE = 371 * _MIB  # Python with torch, transformers and accelerate, and the kernels that torch compiles
+_TOGETHER = 64 * _MIB  # torch's compiler, tensors of several machines and sympy, which a process alone does without
 LIBRARY_PAGES = 150 * _MIB  # of _BASE: pages of the libraries' files, as many as an environment has that is not new
 _CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libraries, and what libraries load for them
 _ADAPTERS = 45 * _MIB  # PEFT
-_BITSANDBYTES = 22 * _MIB  # without torch's inductor, which it would import (execute/lean.py)
+_BITSANDBYTES = 22 * _MIB  # of a process that is not alone
 _SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 
 
-def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bool, cuda: bool) -> int:
+def is_alone(steps: Steps) -> bool:
+    """Whether a process needs nothing that serves ranks or compiles: for its imports (execute/lean.py).
+
+    Others of the quantizers compile as they like, and what processes images asks for the compiler.
+    """
+    kind = steps.load.config.get("model_type")
+    text = kind in FAMILIES and not traits_of(kind).media
+    one = steps.train.ranks.processes == 1 and steps.load.device == "cpu" and not steps.patch.compile
+    quantizers = {steps.quantize.method if steps.quantize.bits else None, checkpoint_quantizer(steps.load.config)}
+    return text and one and quantizers <= {None, "bitsandbytes"}
+
+
+def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bool, cuda: bool, alone: bool) -> int:
     """Bytes of the process before its first weight. A method whose spec says how PEFT saves it needs PEFT.
 
     So does a saved `adapter`. `cuda`: whether torch was built for it.
     """
     adapters = _ADAPTERS if adapter or registry.hook(registry.spec("methods", method), "peft") else 0
-    beside = (_BITSANDBYTES if bitsandbytes else 0) + (_CUDA if cuda else 0)
-    return _BASE + adapters + beside + _TOKEN * arch.vocabulary
+    shared = 0 if alone else _TOGETHER + (_BITSANDBYTES if bitsandbytes else 0)
+    return _BASE + shared + adapters + (_CUDA if cuda else 0) + _TOKEN * arch.vocabulary
 
 
 def kernels(attention: str, size: int, length: int) -> int:

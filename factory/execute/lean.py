@@ -15,6 +15,7 @@ from typing import Any
 
 from factory import registry
 from factory.architecture import FAMILIES, traits_of
+from factory.estimate.runtime import is_alone
 from factory.execute import stand_ins
 from factory.execute.told import telling
 from factory.garbage import collect_as_usual
@@ -28,7 +29,7 @@ def imports(plan: Plan) -> None:
     """The libraries that every plan of its kind needs, once for the process: another plan may need what is left out."""
     if plan.steps.train.ranks.strategy not in ZERO:  # accelerate asks it when weights are saved
         sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
-    alone = _is_alone(plan)
+    alone = is_alone(plan.steps)
     with telling(alone=alone):
         importlib.import_module("torch")
         if alone:
@@ -45,14 +46,6 @@ def imports(plan: Plan) -> None:
                     ask()  # PEFT does for each layer, and keeps what it hears first
     gc.freeze()  # what is there now stays, and need not be looked through again
     collect_as_usual()
-
-
-def _is_alone(plan: Plan) -> bool:
-    """Whether it neither shares tensors with other processes nor compiles, as other quantizers do as they like."""
-    steps = plan.steps
-    one = steps.train.ranks.processes == 1 and steps.load.device == "cpu" and not steps.patch.compile
-    quantizers = {steps.quantize.method if steps.quantize.bits else None, checkpoint_quantizer(steps.load.config)}
-    return one and quantizers <= {None, "bitsandbytes"}
 
 
 def _reads_text_alone(plan: Plan) -> bool:
