@@ -8,6 +8,7 @@ machines, `symbolic_shapes` and sympy whether a size is a formula. Imported they
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -52,13 +53,13 @@ _OF_NUMBERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _asked(name: str, *words: Any) -> Any:
-    if all(map(_is_plain, words)):
+def _asked(name: str, *words: Any, **named: Any) -> Any:
+    if not named and all(map(_is_plain, words)):
         return _OF_NUMBERS[name](*words)
     module = sys.modules[_SHAPES]
     if isinstance(module, StandIn):
         module.become_real()
-    return getattr(module, name)(*words)
+    return getattr(module, name)(*words, **named)
 
 
 def _is_plain(value: Any) -> bool:
@@ -149,4 +150,5 @@ def _put(module: ModuleType) -> None:
     if above:
         setattr(sys.modules[above], last, module)
     for part in _PARTS.get(name, ()):
-        importlib.import_module(f"{name}.{part}")
+        with suppress(ModuleNotFoundError):  # of another release
+            importlib.import_module(f"{name}.{part}")
