@@ -69,7 +69,7 @@ def _tell(module: Any, *, alone: bool) -> None:
     for name in _FOR_OTHERS[module.__name__] if alone else ():
         if hasattr(module, name):
             setattr(module, name, lambda: False)
-    if module.__name__ == _TRANSFORMERS:
+    if hasattr(module, "define_import_structure"):
         _remember_exported(module)
 
 

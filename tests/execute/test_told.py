@@ -27,7 +27,8 @@ for prefix in (None, "models"):
     fresh = {needs: {(prefix + "." if prefix else "") + name: of for name, of in each.items()}
              for needs, each in fresh.items()}
     assert here == fresh and len(here) > 3, prefix
-asked = (import_utils.is_torch_distributed_available, import_utils.is_torch_flex_attn_available)
+names = ("is_torch_distributed_available", "is_torch_flex_attn_available")  # a release may lack one
+asked = [getattr(import_utils, name, accelerate.is_torch_distributed_available) for name in names]
 there = [ask() for ask in (*asked, accelerate.is_torch_distributed_available)]
 print(json.dumps([again, there, transformers.LlamaForCausalLM.__name__]))
 """
