@@ -83,7 +83,7 @@ assert not isinstance(sys.modules["torch.fx.experimental.symbolic_shapes"], stan
     [
         "assert torch.compile(lambda x: x.sin() + 1, backend='eager')(torch.zeros(2)).tolist() == [1, 1]",
         "import torch._dynamo.utils as utils; assert torch._dynamo.exc.counters is utils.counters",
-        "from torch._dynamo.eval_frame import OptimizedModule as it; assert it.__module__ == 'torch._dynamo.eval_frame'",
+        "from torch._dynamo.eval_frame import OptimizedModule; assert OptimizedModule.__module__.startswith('torch')",
         "from torch._dynamo import config, optimize; assert callable(optimize)",
         "from torch.distributed.tensor import DTensor, Shard; assert issubclass(DTensor, torch.Tensor)",
         "import torch.distributed.tensor._api as api; assert torch.distributed.tensor.DTensor is api.DTensor",
