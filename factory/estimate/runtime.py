@@ -24,11 +24,15 @@ def is_alone(steps: Steps) -> bool:
 
     Others of the quantizers compile as they like, and what processes images asks for the compiler.
     """
-    kind = steps.load.config.get("model_type")
-    text = kind in FAMILIES and not traits_of(kind).media
     one = steps.train.ranks.processes == 1 and steps.load.device == "cpu" and not steps.patch.compile
     quantizers = {steps.quantize.method if steps.quantize.bits else None, checkpoint_quantizer(steps.load.config)}
-    return text and one and quantizers <= {None, "bitsandbytes"}
+    return one and reads_text_alone(steps) and quantizers <= {None, "bitsandbytes"}
+
+
+def reads_text_alone(steps: Steps) -> bool:
+    """Whether its model is known, and neither sees nor hears."""
+    kind = steps.load.config.get("model_type")
+    return kind in FAMILIES and not traits_of(kind).media
 
 
 def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bool, cuda: bool, alone: bool) -> int:

@@ -14,8 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from factory import registry
-from factory.architecture import FAMILIES, traits_of
-from factory.estimate.runtime import is_alone
+from factory.estimate.runtime import is_alone, reads_text_alone
 from factory.execute import stand_ins
 from factory.execute.told import telling
 from factory.garbage import collect_as_usual
@@ -34,7 +33,7 @@ def imports(plan: Plan) -> None:
         importlib.import_module("torch")
         if alone:
             stand_ins.install()
-        with _hidden("scipy", *(("torchvision",) if _reads_text_alone(plan) else ())):
+        with _hidden("scipy", *(("torchvision",) if reads_text_alone(plan.steps) else ())):
             importlib.import_module("transformers.modeling_utils")
         if _is_quantized(plan) or plan.steps.train.optimizer in optimizers.PACKAGES:
             with _uncompiled() if plan.steps.load.device == "cpu" else nullcontext():
@@ -46,11 +45,6 @@ def imports(plan: Plan) -> None:
                     ask()  # PEFT does for each layer, and keeps what it hears first
     gc.freeze()  # what is there now stays, and need not be looked through again
     collect_as_usual()
-
-
-def _reads_text_alone(plan: Plan) -> bool:
-    kind = plan.steps.load.config.get("model_type")
-    return kind in FAMILIES and not traits_of(kind).media
 
 
 def _has_adapter(plan: Plan) -> bool:

@@ -82,7 +82,7 @@ def _remember_exported(module: Any) -> None:
         if folder.name != "models":  # one model's few files
             return find(module_path, prefix)
         kept = cache.folder() / "transformers" / f"{_state(folder)[:12]}.json"
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # it is not there, or broken
             return _read(kept.read_text(encoding="utf-8"), prefix)
         text = _text(find(module_path))
         with suppress(OSError, UserError):

@@ -50,9 +50,10 @@ def test_what_is_exported_is_remembered_as_it_is(tmp_path: Path) -> None:
     (kept,) = (cache / "transformers").iterdir()
     whole = kept.read_bytes()
     assert told_of("rank", cache) == [True, [True] * 3, "LlamaForCausalLM"]
-    kept.write_bytes(whole[:1000])
-    assert told_of("alone", cache)[0]
-    assert kept.read_bytes() == whole
+    for broken in (whole[:1000], b'["a list of another kind"]', b"7"):
+        kept.write_bytes(broken)
+        assert told_of("alone", cache)[0]
+        assert kept.read_bytes() == whole
     cache.joinpath("file").write_text("")
     assert told_of("alone", cache / "file")[0]
 
