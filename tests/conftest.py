@@ -140,8 +140,11 @@ class Said:
 
 
 @pytest.fixture
-def command(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def command(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """The command line, within this process."""
+    from factory.execute import lean
+
+    monkeypatch.setattr(lean, "imports", lambda *_plans, **_more: None)  # the process of tests is for all plans
 
     def command(*arguments: str) -> Said:
         code = cli.main(list(arguments))

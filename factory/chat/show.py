@@ -11,7 +11,7 @@ from typing import Any
 from factory.chat.talk import HELP, Talk, Wrong
 from factory.data.record import BadRow, ToolCall
 from factory.inference import asked, calls
-from factory.inference.room import Piece, Room, opened, to_stderr
+from factory.inference.room import Piece, Room, libraries, opened, to_stderr
 from factory.inference.types import Done
 from factory.plan import Plan
 from factory.refusal import refuse
@@ -75,6 +75,8 @@ def speakers_of(sides: list[Asked], settings: Settings) -> list[Speaker]:
                 found.append(Speaker(title, room, name))
                 continue
         to_stderr(f"Reading {title} …")
+        if not rooms:
+            libraries(settings.engine, *(each.plan for each in sides))
         room = opened(each.plan, settings.engine, {}, title, to_stderr)
         rooms.setdefault(of_base, room)
         found.append(Speaker(title, room, title))

@@ -1,4 +1,4 @@
-"""What a child imports, and no more: it executes one plan, and libraries import each other because they are installed.
+"""What a process imports for its plans, and no more: libraries import each other because they are installed.
 
 bitsandbytes compiles functions with torch's inductor as it is imported, for where it has no kernels, as on a CPU;
 scipy serves losses of detectors: a second of CPU time and 70 MiB in all (docs/measurements.md). DeepSpeed imports
@@ -9,7 +9,7 @@ stands in for more is in stand_ins.py, what libraries need not find out in told.
 import gc
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,34 +17,46 @@ from factory import registry
 from factory.estimate.runtime import is_alone, reads_text_alone
 from factory.execute import stand_ins
 from factory.execute.told import telling
-from factory.garbage import collect_as_usual
+from factory.garbage import collect_as_usual, collect_seldom
 from factory.optimizers import spec as optimizers
 from factory.plan import Plan
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.ranks.spec import ZERO
 
 
-def imports(plan: Plan) -> None:
-    """The libraries that every plan of its kind needs, once for the process: another plan may need what is left out."""
-    if plan.steps.train.ranks.strategy not in ZERO:  # accelerate asks it when weights are saved
+def imports(*plans: Plan, adapters: bool = False) -> None:
+    """The libraries that these plans need, once for the process: another plan may need what is left out.
+
+    `adapters`: further ones may be put on their models.
+    """
+    collect_seldom()
+    if not any(plan.steps.train.ranks.strategy in ZERO for plan in plans):  # accelerate asks it when weights are saved
         sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
-    alone = is_alone(plan.steps)
+    alone, quantized = all(is_alone(plan.steps) for plan in plans), any(map(_is_quantized, plans))
     with telling(alone=alone):
         importlib.import_module("torch")
         if alone:
             stand_ins.install()
-        with _hidden("scipy", *(("torchvision",) if reads_text_alone(plan.steps) else ())):
+        with _hidden(*_unseen(plans)):
             importlib.import_module("transformers.modeling_utils")
-        if _is_quantized(plan) or plan.steps.train.optimizer in optimizers.PACKAGES:
-            with _uncompiled() if plan.steps.load.device == "cpu" else nullcontext():
+        if quantized or any(plan.steps.train.optimizer in optimizers.PACKAGES for plan in plans):
+            on_cpu = all(plan.steps.load.device == "cpu" for plan in plans)
+            with _uncompiled() if on_cpu else nullcontext():
                 importlib.import_module("bitsandbytes")
-        if _has_adapter(plan):
-            with _hidden(*(() if _is_quantized(plan) else ("bitsandbytes",))):
+        if adapters or any(map(_has_adapter, plans)):
+            with _hidden(*(() if quantized else ("bitsandbytes",))):
                 asked = importlib.import_module("peft").import_utils
                 for ask in (asked.is_bnb_available, asked.is_bnb_4bit_available):
                     ask()  # PEFT does for each layer, and keeps what it hears first
     gc.freeze()  # what is there now stays, and need not be looked through again
     collect_as_usual()
+
+
+def _unseen(plans: Sequence[Plan]) -> tuple[str, ...]:
+    """What models do without. Who has imported transformers before, as a user's own file may, made it look already."""
+    if "transformers" in sys.modules:
+        return ()
+    return ("scipy", "torchvision") if all(reads_text_alone(plan.steps) for plan in plans) else ("scipy",)
 
 
 def _has_adapter(plan: Plan) -> bool:

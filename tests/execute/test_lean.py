@@ -1,9 +1,11 @@
-"""A child imports what its plan needs and no more, asked of `sys.modules` in processes of their own."""
+"""Who executes plans imports what they need and no more, asked of `sys.modules` in processes of their own."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import compiled
@@ -27,6 +29,21 @@ print(json.dumps([code, found, gc.get_threshold() == usual]))
 """
 
 
+TALK = """
+import importlib, io, json, sys
+from factory import cli
+
+words, first, asked = sys.argv[1].split(), sys.argv[2], sys.argv[3:]
+if first:
+    importlib.import_module(first)
+sys.stdin = io.StringIO("Hi")
+code = cli.main(["chat", *words])
+found = [name for name in asked if sys.modules.get(name) is not None]
+import scipy.optimize, torchvision  # nothing stays hidden
+print("\\n" + json.dumps([code, found]))
+"""
+
+
 @pytest.mark.parametrize(
     ("overrides", "needed"),
     [
@@ -46,3 +63,35 @@ def test_a_child_imports_what_its_plan_needs(overrides: str, needed: list[str], 
     assert code == 0, done.stderr
     assert found == needed
     assert as_usual
+
+
+def talked(words: str, *asked: str, first: str = "") -> list[str]:
+    """Which of these modules a process holds in the end that answered one message."""
+    short = "hardware=cpu precision=fp32 generation.temperature=0 generation.max_tokens=2"
+    line = [sys.executable, "-c", TALK, f"{words} {short}", first, *asked]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    code, found = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    return found
+
+
+@pytest.mark.parametrize(("overrides", "needed"), [("", []), ("method.quantization.bits=4", ["bitsandbytes"])])
+def test_who_talks_imports_what_its_model_needs(
+    overrides: str, needed: list[str], tiny_model: Path, here: Path
+) -> None:
+    assert talked(f"model.path={tiny_model} {overrides}", *ASKED) == needed
+
+
+def test_two_models_have_what_either_needs(execute: Callable[..., Any], tiny_model: Path) -> None:
+    short = ("stage.max_steps=1", "data.max_samples=12")
+    execute("method=qlora", *short, folder="four")
+    execute("method=lora", *short, folder="whole")
+    asked = (*ASKED, "peft.tuners.lora.bnb")
+    assert talked("run=whole compare=[base,run]", *asked) == []
+    assert talked("run=whole compare=[run,four]", *asked) == ["bitsandbytes", "peft.tuners.lora.bnb"]
+
+
+@pytest.mark.parametrize("first", ["torch", "transformers", "transformers.modeling_utils", "peft"])
+def test_a_process_whose_user_imported_them_before_talks_too(first: str, tiny_model: Path, here: Path) -> None:
+    assert talked(f"model.path={tiny_model}", "sympy.core", first=first) == ([] if first == "torch" else ["sympy.core"])
