@@ -134,8 +134,7 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     adapter = load.adapter is not None
     beside = {"adapter": adapter, "bitsandbytes": theirs, "cuda": cuda, "alone": runtime.is_alone(tuned.steps)}
     imported = runtime.resident(attach.method, tuned.arch, **beside)
-    patch, size = tuned.steps.patch, BYTES[train.autocast or load.dtype]
-    return imported + (runtime.kernels(patch.attention, size, length) if patch.products == "own" else 0)
+    return imported + runtime.kernels(tuned.steps.patch, BYTES[train.autocast or load.dtype], length)
 
 
 def _read_whole(tuned: Tuned) -> bool:
