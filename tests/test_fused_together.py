@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import KINDS, built_of
 from test_fused import adapted, close, learned, model_of
 from torch import Tensor, nn
 
@@ -66,6 +67,16 @@ def test_which_layers_read_the_same(kind: str, expected: set[tuple[str, ...]]) -
     names = {id(layer): name.rpartition(".")[2] for name, layer in model.named_modules()}
     found = {tuple(names[id(each)] for each in layer.together.others(None)) for layer in linears(model)}
     assert found - {()} == expected
+
+
+def test_every_kind_is_asked_and_the_asking_ends() -> None:
+    with pytest.raises(TypeError):
+        iter(together._Anything())  # type: ignore[call-overload]
+    apart = {"bloom", "dbrx", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "mpt", "opt", "phi3"}  # joined, or as opt
+    for kind, config in KINDS.items():
+        model = built_of(config, "meta")
+        together.join(model, lambda layer: type(layer) is nn.Linear)
+        assert any(layer.together.others(None) for layer in linears(model)) == (kind not in apart), kind
 
 
 def linears(model: Any) -> list[Any]:

@@ -73,6 +73,8 @@ _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 class _Anything:
     """Whatever a forward asks for: its attributes and items are more of it, and so is what it gives."""
 
+    __iter__ = None  # by its items it would never end
+
     def __getattr__(self, name: str) -> "_Anything":
         if name.startswith("__"):
             raise AttributeError(name)
