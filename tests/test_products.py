@@ -1,5 +1,6 @@
 """Products of bfloat16 by way of float32, against float64 and against torch's own."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,23 @@ def test_layers_with_a_low_rank_are_float64s() -> None:
             torch.testing.assert_close(
                 one.grad.double(), other.grad, rtol=2**-7, atol=2**-7 * float(other.grad.abs().max())
             )
+
+
+def test_an_adapter_that_is_read_computes_as_it_did_when_it_trained() -> None:
+    """Layers that PEFT calls by itself, and copies of the base's: all of them are frozen once they are read."""
+    from peft import LoraConfig, get_peft_model
+    from test_fused import model_of
+
+    more: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["up_proj"], "use_dora": True}
+    trains: Any = get_peft_model(model_of("llama"), LoraConfig(r=4, init_lora_weights=False, **more))
+    read = copy.deepcopy(trains).requires_grad_(False)
+    for each in (trains, read):
+        fused.fuse_linears(each)
+    plain = [layer for layer in read.modules() if isinstance(layer, torch.nn.Linear)]
+    assert sum(type(layer) is not torch.nn.Linear for layer in plain) == 2 * 7  # the base's own, and no other
+    with torch.no_grad(), torch.autocast("cpu", NARROW):
+        one, other = (each(input_ids=torch.arange(2 * ROWS).view(2, ROWS) % 64).logits for each in (trains, read))
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("attention", ["blocks", "sdpa"])

@@ -4,7 +4,7 @@ Autograd's own way with each is in `functions`.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature, unwrap
 from types import SimpleNamespace
@@ -41,8 +41,8 @@ def fuse(model: Any, *, remade: bool = True) -> None:
 def fuse_linears(model: Any) -> None:
     """LoRA's layers, while they are a frozen linear one with one adapter beside it; without PEFT, layers that train.
 
-    Where products are made wide, frozen layers too. A language model's head is left: it is read by the losses
-    (factory.losses).
+    Where products are made wide, the base's other layers too. What PEFT has put in is left, whether it trains or was
+    read, and a language model's head: it is read by the losses (factory.losses).
     """
     adapted = hasattr(model, "peft_config")
     if adapted:
@@ -51,14 +51,22 @@ def fuse_linears(model: Any) -> None:
         join(model, _is_plain)
     if adapted and not products.used():
         return
-    head = model.get_output_embeddings()
-
-    def is_ours(module: Any) -> bool:
-        alone = type(module) is torch.nn.Linear and module is not head
-        return alone and not (adapted and module.weight.requires_grad)
-
-    for found in _by_class(model, is_ours).values():
+    left = {model.get_output_embeddings(), *(_put_in(model) if adapted else ())}
+    for found in _by_class(model, lambda module: type(module) is torch.nn.Linear and module not in left).values():
         _become(found, _linear)
+
+
+def _put_in(model: Any) -> Iterator[Any]:
+    """The layers of adapters, and copies that train in the place of the base's own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in model.modules():
+        tuner = isinstance(module, BaseTunerLayer)
+        if tuner or isinstance(module, AuxiliaryTrainingWrapper):
+            names = module.adapter_layer_names if tuner else ("modules_to_save",)
+            for part in (getattr(module, name, None) for name in names):
+                yield from part.modules() if isinstance(part, torch.nn.Module) else ()
 
 
 def fuse_embedding(model: Any) -> None:
