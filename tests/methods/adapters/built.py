@@ -18,6 +18,7 @@ from factory.methods.lora.targets import PREFIX, targets
 from factory.plan import Plan
 from factory.run.folder import RunFolder
 from factory.steps.attach import attach, method_settings
+from factory.steps.kernels import replace_kernels
 from factory.steps.quantize import keep_gradients, quantize
 
 IDS = (torch.arange(2 * 24).reshape(2, 24) * 37) % 500 + 3
@@ -61,6 +62,8 @@ class Built:
             device_map=None if made is None else {"": "cpu"},
         )
         keep_gradients(read)
+        if made is not None and self.plan.steps.quantize.bits == 8:  # it rounds what comes in: all digits must be alike
+            replace_kernels(read, self.plan.steps.patch)
         return read.eval()
 
     def train(self, steps: int = 3, rate: float = 1e-2) -> set[str]:
