@@ -84,8 +84,10 @@ def test_a_linear_layers_slopes_are_float64s(trained: bool) -> None:
     made = Linear.apply(x, weight, None, NARROW)
     near(made, exact(lambda x, w: x @ w.T, x, weight), NARROW)
     made.backward(SLOPE.view(2, -1, OUT))
+    assert x.grad is not None
     near(x.grad, exact(lambda s, w: s @ w, SLOPE, weight).view_as(x), NARROW)
     if trained:
+        assert weight.grad is not None
         near(weight.grad, exact(lambda s, x: s.T @ x, SLOPE, X), torch.float32)
 
 
@@ -157,7 +159,8 @@ def _gradients(folder: Path, attention: str, dtype: torch.dtype) -> Tensor:
 
     ours.register(attention, None)
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=NARROW, attn_implementation=attention).to(dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=NARROW, attn_implementation=attention)
+    model.to(dtype)
     fused.fuse(model)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     fused.fuse_linears(model)
