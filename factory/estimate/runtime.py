@@ -6,7 +6,7 @@ from factory import registry
 from factory.architecture import FAMILIES, Architecture, traits_of
 from factory.attention import BLOCKS, key_step
 from factory.plan import Patch, Steps
-from factory.quantizers.spec import checkpoint_quantizer
+from factory.quantizers.spec import holding
 
 _MIB = 2**20
 _BASE = 341 * _MIB  # Python with torch, transformers and accelerate
@@ -26,8 +26,7 @@ def is_alone(steps: Steps) -> bool:
     Others of the quantizers compile as they like, and what processes images asks for the compiler.
     """
     one = steps.train.ranks.processes == 1 and steps.load.device == "cpu" and not steps.patch.compile
-    quantizers = {steps.quantize.method if steps.quantize.bits else None, checkpoint_quantizer(steps.load.config)}
-    return one and reads_text_alone(steps) and quantizers <= {None, "bitsandbytes"}
+    return one and reads_text_alone(steps) and holding(steps.quantize, steps.load.config) <= {"bitsandbytes"}
 
 
 def reads_text_alone(steps: Steps) -> bool:

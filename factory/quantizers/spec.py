@@ -94,6 +94,11 @@ def stays_quantized(quantization: Quantization, config: dict[str, Any]) -> bool:
     return quantization.bits is not None or _of_checkpoint(config, "kept") is not None
 
 
+def holding(quantization: Quantization, config: dict[str, Any]) -> set[str]:
+    """The quantizers whose weights the model has, by the plan or by its checkpoint."""
+    return {name for name in (quantization.bits and quantization.method, checkpoint_quantizer(config)) if name}
+
+
 def reading(config: dict[str, Any], device: str) -> dict[str, Any] | None:
     """What transformers is to be told beyond the checkpoint's own configuration; None: nothing."""
     name = checkpoint_quantizer(config)

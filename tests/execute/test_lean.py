@@ -1,6 +1,7 @@
 """Who executes plans imports what they need and no more, asked of `sys.modules` in processes of their own."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +64,21 @@ def test_a_child_imports_what_its_plan_needs(overrides: str, needed: list[str], 
     assert code == 0, done.stderr
     assert found == needed
     assert as_usual
+
+
+def test_quantizers_that_are_there_and_not_used_are_left(
+    tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, version in (("torchao", "0.18.0"), ("hqq", "0.2.8")):
+        (here / name).mkdir()
+        (here / name / "__init__.py").write_text(f"raise RuntimeError('{name} is imported')")
+        (here / f"{name}-{version}.dist-info").mkdir()
+        (here / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    found = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), *([found] if found else [])]))
+    monkeypatch.syspath_prepend(here)  # a plan has their versions
+    assert talked(f"model.path={tiny_model}", "torchao", "hqq") == []
+    test_a_child_imports_what_its_plan_needs("method=lora", [], tiny_model, here)
 
 
 def talked(words: str, *asked: str, first: str = "") -> list[str]:
