@@ -135,6 +135,16 @@ def test_an_adapter_that_is_read_computes_as_it_did_when_it_trained() -> None:
     assert torch.equal(one, other)
 
 
+def test_a_weight_of_another_librarys_kind_is_left_to_it() -> None:
+    from test_fused import model_of
+
+    model = model_of("llama")
+    theirs, ours = model.model.layers[0].mlp.up_proj, model.model.layers[1].mlp.up_proj
+    theirs.weight.__tensor_flatten__ = None
+    fused.fuse_linears(model)
+    assert type(theirs) is torch.nn.Linear is not type(ours)
+
+
 @pytest.mark.parametrize("attention", ["blocks", "sdpa"])
 def test_a_models_gradients_are_nearer_to_float64s_than_without(attention: str, tiny_model: Path) -> None:
     """The loss of 200 tokens and what adapters learn of it, their rounding beside that of torch's own products."""

@@ -52,8 +52,15 @@ def fuse_linears(model: Any) -> None:
     if adapted and not products.used():
         return
     left = {model.get_output_embeddings(), *(_put_in(model) if adapted else ())}
-    for found in _by_class(model, lambda module: type(module) is torch.nn.Linear and module not in left).values():
+
+    def is_ours(module: Any) -> bool:
+        return type(module) is torch.nn.Linear and module not in left and not hasattr(module.weight, _OF_OTHERS)
+
+    for found in _by_class(model, is_ours).values():
         _become(found, _linear)
+
+
+_OF_OTHERS = "__tensor_flatten__"  # what a tensor has that is another library's kind, as torchao's
 
 
 def _put_in(model: Any) -> Iterator[Any]:
