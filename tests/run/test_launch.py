@@ -131,6 +131,7 @@ def test_killed_child_then_killed_parent(
     child = command.child()
     assert f"Continuing from killed/checkpoints/{done.name}" in " ".join(command.output.read_text().split())
     os.kill(child.pid, signal.SIGSTOP)  # so that it outlives its parent for as long as others try
+    wait_for(lambda: child.status() == psutil.STATUS_STOPPED, PATIENCE)  # one of its threads ends it with its parent
     try:
         command.process.kill()
         command.process.wait(10)
