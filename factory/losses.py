@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from factory import chunks, products
-from factory.data.dataset import IGNORED
+from factory.attention import documents
+from factory.data.dataset import IGNORED, TRAINED_AT
 from factory.data.sharing import PLACES, READ_AS
 from factory.native import kernels
 
@@ -311,6 +312,8 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
+Where = tuple[Tensor, Tensor]  # rows and places of a batch: (tokens) each
+
 # transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
 _TEXT_APART = ("llama4",)
 
@@ -347,12 +350,12 @@ def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
     Labels of -100 are not trained. Only the trained positions get logits: the decoder runs on all tokens, the head on
     those alone. Where the head is of a kind that is not known here, the model makes its own logits, of all positions.
     """
-    wanted, target = _targets(batch)
+    where, target = _targets(batch)
     head = head_of(model)
-    counts = batch["weights"][:, 1:][wanted] if "weights" in batch else None
+    counts = batch["weights"][:, 1:][where] if "weights" in batch else None
     if head is None:
-        return _summed(_own_logits(model, batch, wanted), target, counts)
-    return _by_head(LinearCrossEntropy, head, _hidden(model, batch, wanted), target, counts)
+        return _summed(_own_logits(model, batch, where), target, counts)
+    return _by_head(LinearCrossEntropy, head, _hidden(model, batch, where), target, counts)
 
 
 def row_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -370,13 +373,13 @@ def token_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     `causal_lm` labels of -100 are not trained, and a head that is not known makes the logits of all positions. The
     batch's `weights` have no part in it: they say how a loss counts a token, not how likely it is.
     """
-    wanted, target = _targets(batch)
+    where, target = _targets(batch)
     head = head_of(model)
     if head is None:
-        values = _by_logits(_own_logits(model, batch, wanted, wide=False), target)
+        values = _by_logits(_own_logits(model, batch, where, wide=False), target)
     else:
-        values = _by_head(LinearLogProbs, head, _hidden(model, batch, wanted), target)
-    return values, wanted.nonzero()[:, 0]
+        values = _by_head(LinearLogProbs, head, _hidden(model, batch, where), target)
+    return values, where[0]
 
 
 def sampled_log_probs(
@@ -387,12 +390,12 @@ def sampled_log_probs(
     The hidden states, (tokens, width), stand before each token: what is expected of the text without it. None unless
     asked for; where the head is not known they take a second pass.
     """
-    wanted, target = _targets(batch)
+    where, target = _targets(batch)
     head = head_of(model)
     if head is None:
-        values = _by_logits(_own_logits(model, batch, wanted, wide=False) / temperature, target)
-        return values, _hidden(model, batch, wanted) if states else None
-    hidden = _hidden(model, batch, wanted)
+        values = _by_logits(_own_logits(model, batch, where, wide=False) / temperature, target)
+        return values, _hidden(model, batch, where) if states else None
+    hidden = _hidden(model, batch, where)
     return _by_head(LinearLogProbs, head.at(temperature), hidden, target), hidden if states else None
 
 
@@ -400,7 +403,8 @@ def sequence_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Te
     """Of each row the sum of `token_log_probs`, and how many tokens it sums: (rows), (rows). Of none: 0 and 0."""
     values, rows = token_log_probs(model, batch)
     count = len(batch["labels"])
-    return values.new_zeros(count).index_add(0, rows, values), torch.bincount(rows, minlength=count)
+    tokens = rows.new_zeros(count).index_add(0, rows, torch.ones_like(rows))
+    return values.new_zeros(count).index_add(0, rows, values), tokens
 
 
 def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
@@ -412,20 +416,20 @@ def heads_agree(model: Any, batch: dict[str, Tensor]) -> float:
     head = head_of(model)
     if head is None:
         return 0.0
-    wanted, target = _targets(batch)
+    where, target = _targets(batch)
     compared = torch.arange(0, len(target), max(1, len(target) // 16), device=target.device)
     training = model.training
     model.eval()
     with torch.no_grad():
-        own, states = _own_logits_and_states(model, batch, wanted)
+        own, states = _own_logits_and_states(model, batch, where)
         theirs = _log_probs(own[compared], target[compared])
-        hidden = _hidden(model, batch, wanted) if states is None else _at(batch, states, wanted.nonzero(as_tuple=True))
+        hidden = _hidden(model, batch, where) if states is None else _at(batch, states, where)
         ours = _by_head(LinearLogProbs, head, hidden[compared], target[compared])
     model.train(training)
     return float((theirs - ours).abs().max()) if len(compared) else 0.0
 
 
-def _own_logits_and_states(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+def _own_logits_and_states(model: Any, batch: dict[str, Tensor], where: Where) -> tuple[Tensor, Tensor | None]:
     """`_own_logits`, and `_states` where the model called its decoder just as that does: then both are the same."""
     called: list[tuple[Any, dict[str, Any], Tensor]] = []
 
@@ -434,7 +438,7 @@ def _own_logits_and_states(model: Any, batch: dict[str, Tensor], wanted: Tensor)
 
     hook = decoder(text_model(model)).register_forward_hook(keep, with_kwargs=True)
     try:
-        logits = _own_logits(model, batch, wanted)
+        logits = _own_logits(model, batch, where)
     finally:
         hook.remove()
     if len(called) != 1:
@@ -452,10 +456,11 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(equal(value, other[name]) for name, value in one.items())
 
 
-def _targets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Which positions' next token is trained (rows, length - 1), and those tokens."""
+def _targets(batch: dict[str, Tensor]) -> tuple[Where, Tensor]:
+    """Where the next token is trained, and those tokens: (tokens). Looked for where the batch does not say it."""
     labels = batch["labels"][:, 1:]
-    return labels != IGNORED, labels[labels != IGNORED]
+    rows, places = batch[TRAINED_AT] if TRAINED_AT in batch else (labels != IGNORED).nonzero(as_tuple=True)
+    return (rows, places), labels[rows, places]
 
 
 # its attention is bidirectional unless it is told which tokens answer: all that it is not told of are taken to
@@ -465,7 +470,7 @@ _FOUR_POSITIONS = ("qwen2_vl", "qwen2_5_vl")
 
 
 # what a batch holds beside the model's inputs
-_OURS = ("labels", "weights", "reference", "desirable", PLACES, *READ_AS)
+_OURS = ("labels", TRAINED_AT, "weights", "reference", "desirable", PLACES, *READ_AS)
 
 
 def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
@@ -489,13 +494,13 @@ def answer_states(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return _at(batch, _states(model, batch), (torch.arange(len(last), device=last.device), last))
 
 
-def _hidden(model: Any, batch: dict[str, Tensor], wanted: Tensor) -> Tensor:
-    """What goes into the head at the wanted positions: (tokens, width)."""
-    return _at(batch, _states(model, batch), wanted.nonzero(as_tuple=True))
+def _hidden(model: Any, batch: dict[str, Tensor], where: Where) -> Tensor:
+    """What goes into the head there: (tokens, width)."""
+    return _at(batch, _states(model, batch), where)
 
 
-def _at(batch: dict[str, Tensor], found: Tensor, where: tuple[Tensor, ...]) -> Tensor:
-    """What the model gave, (rows, length, …), of the tokens in these rows and columns of the batch: (tokens, …)."""
+def _at(batch: dict[str, Tensor], found: Tensor, where: Where) -> Tensor:
+    """What the model gave, (rows, length, …), of the tokens there: (tokens, …)."""
     if PLACES in batch:
         return found[0].index_select(0, batch[PLACES][where])
     return found[where]
@@ -503,12 +508,17 @@ def _at(batch: dict[str, Tensor], found: Tensor, where: tuple[Tensor, ...]) -> T
 
 def _states(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """What goes into the head, of all that the model reads: (rows, length, width)."""
-    return decoder(text_model(model))(**_inputs(model, batch)).last_hidden_state
+    return _called(decoder(text_model(model)), model, batch).last_hidden_state
 
 
-def _own_logits(model: Any, batch: dict[str, Tensor], wanted: Tensor, *, wide: bool = True) -> Tensor:
-    """The model's own logits at the wanted positions, (tokens, vocabulary), in float32 at least where they are wide."""
-    logits = _at(batch, text_model(model)(**_inputs(model, batch)).logits, wanted.nonzero(as_tuple=True))
+def _called(part: Any, model: Any, batch: dict[str, Tensor]) -> Any:
+    with documents.known(batch):
+        return part(**_inputs(model, batch))
+
+
+def _own_logits(model: Any, batch: dict[str, Tensor], where: Where, *, wide: bool = True) -> Tensor:
+    """The model's own logits there, (tokens, vocabulary), in float32 at least where they are wide."""
+    logits = _at(batch, _called(text_model(model), model, batch).logits, where)
     return logits.to(_wide(logits.dtype)) if wide else logits
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, Sample, Samples, joined
+from factory.data.dataset import IGNORED, TRAINED_AT, Dataset, Example, Labelled, Pair, Sample, Samples, joined
 from factory.data.media import Inputs
 from factory.data.sharing import shared
 from factory.schedules import steps_per_epoch
@@ -22,6 +22,8 @@ Item = TypeVar("Item")
 # lengths are padded to a multiple: for each new shape a CPU's bfloat16 kernels are compiled and kept, 12 MB a time
 _MULTIPLE = 8
 _POLL = 0.1  # seconds in which a full queue sees that it is closed
+# of a row's documents, as transformers names it: bounds, (documents + 1), and the longest, of queries and of keys
+FLASH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 def micro_batches(
@@ -127,6 +129,8 @@ def collate(
     media: Inputs | None = None,
     others: Samples = (),
     padding_free: bool = False,
+    flash: bool = False,
+    reference: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     """A micro-batch of n samples as tensors.
 
@@ -141,7 +145,9 @@ def collate(
     `padding_free` makes one row of plain examples, in which they are isolated, and adds to pairs the row in which the
     answers share their prompts (`sharing.shared`): the model reads that one.
 
-    `media` adds what the model takes of the rows' images, videos and sounds.
+    `media` adds what the model takes of the rows' images, videos and sounds, `flash` where a single row's documents
+    begin, and `reference` what the loss measures the rows against. All that is asked of the rows is asked here, before
+    they are on a GPU, which would have to be waited for: `trained_at` too.
     """
     import torch
 
@@ -160,10 +166,14 @@ def collate(
         batch |= shared(samples, longest, pad, _MULTIPLE)
     if isinstance(samples[0], Labelled):
         batch["desirable"] = np.array([sample.label for sample in samples])
+    batch[TRAINED_AT] = np.stack(np.nonzero(batch["labels"][:, 1:] != IGNORED))
     made = {name: torch.from_numpy(values) for name, values in batch.items()}
     if media is not None:
         made |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
-    return {name: values.to(device) for name, values in made.items()}
+    if reference is not None:
+        made["reference"] = reference(made)
+    moved = {name: values.to(device) for name, values in made.items()}
+    return moved | _stretches(rows[0], longest, device) if flash and media is None and len(rows) == 1 else moved
 
 
 def _rows(samples: Sequence[Any], max_length: int | None, others: Samples, padding_free: bool) -> list[Any]:
@@ -229,6 +239,15 @@ def _positions(example: Example, length: int) -> NDArray[np.int64]:
     sizes = (*documents, length - sum(documents))
     starts = list(accumulate((0, *sizes[:-1])))
     return np.arange(length) - np.repeat(starts, sizes)
+
+
+def _stretches(example: Example, length: int, device: str) -> dict[str, Any]:
+    """Where the documents of a row begin and end, as flash attention's kernels take it: else each layer would look."""
+    import torch
+
+    ends = np.append(np.flatnonzero(_positions(example, length) == 0), length)
+    bounds, longest = torch.from_numpy(ends.astype(np.int32)).to(device), int(np.diff(ends).max())
+    return dict(zip(FLASH, (bounds, bounds, longest, longest), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

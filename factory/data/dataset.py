@@ -20,6 +20,7 @@ from factory.data.record import Kind, Medium
 from factory.plan import Pack
 
 IGNORED = -100  # a label that is not trained, as torch's cross entropy has it
+TRAINED_AT = "trained_at"  # of a batch: (2, tokens), rows and places of the tokens before those that are trained
 
 
 @dataclass(frozen=True, slots=True)

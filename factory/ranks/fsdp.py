@@ -70,9 +70,8 @@ class Fsdp(Shared):
         self._split.root.set_is_last_backward(last)
         yield
 
-    def clip(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit)
-        return float(_whole(norm))
+    def clip(self) -> Any:
+        return _whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit))
 
     def has_gradient(self, name: str) -> bool:
         gradient = self.trained[name].grad

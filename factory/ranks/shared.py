@@ -66,9 +66,14 @@ class Shared(Engine):
     def _penalize(self) -> None:
         """It was added to the last micro-batch's loss, whose gradients are shared."""
 
-    def _of_all(self, total: float, watched: Watched) -> tuple[float, dict[str, float]]:
-        summed, whole = over_ranks(self._world, total, watched)
+    def told(self, loss: Any, watched: Watched) -> tuple[float, dict[str, float]]:
+        summed, whole = over_ranks(self._world, loss.item(), watched)
         return summed, whole.means()
+
+    @property
+    def leaves_out(self) -> bool:
+        """A rank knows its own loss alone, and all must leave out the same."""
+        return False
 
 
 def about_bytes(trained: dict[str, Any]) -> int:

@@ -63,11 +63,11 @@ class Zero(Shared):
     def _backward(self, loss: Any, *, last: bool) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def clip(self) -> float:
+    def clip(self) -> Any:
         """DeepSpeed clips in its step; the norm is the one that it will take."""
         groups = self.optimizer._get_norm_groups() if self._stage_number == 3 else [self.optimizer.scaled_global_norm()]
         norms = torch.stack([torch.as_tensor(norm, dtype=torch.float64) for norm in groups])
-        return float("nan") if bool((norms < 0).any()) else float(norms.norm())  # -1 stands for what is not finite
+        return norms.norm().where((norms >= 0).all(), torch.nan)  # -1 stands for what is not finite
 
     def has_gradient(self, name: str) -> bool:
         from deepspeed.utils import safe_get_full_grad  # pyright: ignore[reportMissingImports]
@@ -75,7 +75,8 @@ class Zero(Shared):
         gradient = safe_get_full_grad(self.trained[name])
         return gradient is not None and bool(gradient.any())
 
-    def apply(self) -> None:
+    def apply(self, unless: Any = None) -> None:
+        assert unless is None, "DeepSpeed decides by itself"
         self._engine.step()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from factory.data import batches
-from factory.data.dataset import Example
+from factory.data.dataset import TRAINED_AT, Example
 from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
@@ -66,7 +66,7 @@ def tokens(rolled: Rolled) -> int:
 
 def text(batch: dict[str, Any]) -> dict[str, Any]:
     """What of a batch the model reads, and which tokens are trained."""
-    return {name: batch[name] for name in ("input_ids", "labels")}
+    return {name: batch[name] for name in ("input_ids", "labels", TRAINED_AT)}
 
 
 def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from factory.ranks.world import World
 
 Unit = Literal["tokens", "samples"]  # what a stage's loss is the mean over
+Metrics = dict[str, tuple[Any, Any]]  # of what is watched: a sum, and how many it is of; numbers or tensors of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,33 +14,38 @@ class Loss:
     """`total` is the sum over a batch's trained tokens, or over its samples; `metrics` are (sum, how many)."""
 
     total: Any
-    metrics: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
 
-    def parts(self) -> tuple[Any, dict[str, tuple[Any, int]]]:
+    def parts(self) -> tuple[Any, Metrics]:
         """As a tuple, in which libraries that split a model find its tensors."""
         return self.total, self.metrics
 
 
 @dataclass(slots=True)
 class Watched:
-    """The means of what is watched, over several batches."""
+    """The means of what is watched, over several batches. What is added is read when the means are."""
 
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    added: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
 
-    def add(self, metrics: dict[str, tuple[Any, int]]) -> None:
-        for name, (value, count) in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-            self.counts[name] = self.counts.get(name, 0) + count
+    def add(self, metrics: Metrics) -> None:
+        for name, found in metrics.items():
+            self.added.setdefault(name, []).append(found)
+
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """Of each name the sum of its values, and how many they are of."""
+        return {
+            name: (sum(float(value) for value, _ in found), sum(int(count) for _, count in found))
+            for name, found in self.added.items()
+        }
 
     def means(self) -> dict[str, float]:
-        return {name: value / self.counts[name] for name, value in self.sums.items() if self.counts[name]}
+        return {name: value / count for name, (value, count) in self.sums().items() if count}
 
 
 def over_ranks(world: World, total: float, watched: Watched) -> tuple[float, Watched]:
     """A sum of losses and what is watched, of all ranks together, added in their order."""
     whole, summed = Watched(), 0.0
-    for part, sums, counts in world.gathered((total, watched.sums, watched.counts)):
+    for part, sums in world.gathered((total, watched.sums())):
         summed += part
-        whole.add({name: (value, counts[name]) for name, value in sums.items()})
+        whole.add(sums)
     return summed, whole

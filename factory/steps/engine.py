@@ -15,7 +15,6 @@ from factory.schema import Strategy
 from factory.stages.loss import Watched
 from factory.steps.attach import method_settings
 from factory.steps.feed import autocast, unit
-from factory.steps.reference import Reference
 
 # the engine of each strategy, as module:class: imported when it is built
 _ENGINES: dict[Strategy, str] = {
@@ -34,7 +33,8 @@ def engine(run: Run, model: Any, arch: Architecture) -> "Engine":
 class Engine:
     """Of one process. An update is `begin`, `accumulate`, `clip` and `apply` (or `drop`), in this order.
 
-    `trained` are the tensors that require a gradient, by name.
+    None of these reads what it computes, so that a GPU is asked for more than it has done; `told` does. `trained` are
+    the tensors that require a gradient, by name.
     """
 
     def __init__(self, run: Run, model: Any, arch: Architecture):
@@ -87,22 +87,23 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_ratio", 1.0)
 
-    def accumulate(self, step: batches.Step, reference: Reference | None) -> tuple[float, dict[str, float]]:
-        """Gradients of the mean loss over the units of all micro-batches; returns that mean, and what is watched."""
+    def accumulate(self, step: batches.Step) -> tuple[Any, Watched]:
+        """Gradients of the mean loss over the units of all micro-batches; returns this rank's part, as `told` reads it.
+
+        That is a tensor of one number, and what is watched.
+        """
         import torch
 
         total, watched = torch.zeros((), device=self._run.plan.steps.load.device), Watched()
         units = step.trained if unit(self._run.plan) == "tokens" else step.samples
         for number, batch in enumerate(step.batches, start=1):
-            if reference is not None:
-                batch["reference"] = reference.of(batch)
             counted, last = number <= len(step.batches) - step.idle, number == len(step.batches)
             loss, metrics = self._pass(batch, units, counted=counted, last=last)
             if counted:
                 total += loss
                 watched.add(metrics)
         self._penalize()
-        return self._of_all(total.item(), watched)
+        return total, watched
 
     def _pass(self, batch: dict[str, Any], units: float, *, counted: bool, last: bool) -> tuple[Any, dict[str, Any]]:
         """Adds the gradients of a micro-batch's part of the mean; returns that part, and what is watched."""
@@ -121,29 +122,29 @@ class Engine:
         if (penalty := self._penalty()) is not None:
             self._scaler.scale(penalty).backward()
 
-    def _of_all(self, total: float, watched: Watched) -> tuple[float, dict[str, float]]:
-        return total, watched.means()
+    def told(self, loss: Any, watched: Watched) -> tuple[float, dict[str, float]]:
+        """What `accumulate` gave, as numbers, of all ranks together."""
+        return loss.item(), watched.means()
 
-    def clip(self) -> float:
-        """The norm of all gradients together, before they are clipped to the plan's."""
+    def clip(self) -> Any:
+        """The norm of all gradients together, before they are clipped to the plan's: a tensor of one number."""
         import torch
 
         self._scaler.unscale_(self.optimizer)
         if isinstance(self.optimizer, Hooked):
-            return self.optimizer.clip(self._limit).item()
-        on_cpu = self._run.plan.steps.load.device == "cpu"
-        if on_cpu and divides_gradients(self.optimizer) and not self.skips_overflows:
+            return self.optimizer.clip(self._limit)
+        if divides_gradients(self.optimizer) and not self.skips_overflows:
             return self._clip_in_the_step()
-        return torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit)
 
-    def _clip_in_the_step(self) -> float:
+    def _clip_in_the_step(self) -> Any:
         """As torch.nn.utils.clip_grad_norm_ does, its small number included, but in the optimizer's own pass."""
         import torch
 
         gradients = [each.grad for each in self.trained.values() if each.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.grad_scale = ((norm.float() + 1e-6) / self._limit).clamp(min=1)
-        return norm.item()
+        return norm
 
     @property
     def _limit(self) -> float:
@@ -155,9 +156,18 @@ class Engine:
         gradient = self.trained[name].grad
         return gradient is not None and bool(gradient.any())
 
-    def apply(self) -> None:
-        """Moves the weights, and forgets the gradients."""
+    @property
+    def leaves_out(self) -> bool:
+        """Whether `apply` can be told what would leave an update out, before anybody has read it."""
+        return divides_gradients(self.optimizer) and not self.skips_overflows
+
+    def apply(self, unless: Any = None) -> None:
+        """Moves the weights, and forgets the gradients. `unless`: where this tensor is true nothing moves."""
+        if unless is not None:
+            self.optimizer.found_inf = unless.float()
         self._scaler.step(self.optimizer)
+        if unless is not None:
+            self.optimizer.found_inf = None
         self._scaler.update()
         self.optimizer.zero_grad()
 

@@ -109,13 +109,12 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     if unit(run.plan) == "tokens":
         loss = _of_tokens(run, model, dataset, name)
         return {"loss": loss, "perplexity": _exp(loss)}
-    plan, collate = run.plan.steps.train, collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
+    plan, of = run.plan.steps.train, None if reference is None else reference.of
+    collate = collating(run, dataset, of, padding_free=run.plan.steps.pack.padding_free)
     stage, total, watched = registry.run("stages", plan.stage), 0.0, Watched()
     samples = [dataset.validation[number] for number in range(len(dataset.validation))]
     for chosen, counts in _batches(run, samples, name):
         batch = collate(chosen)
-        if reference is not None:
-            batch["reference"] = reference.of(batch)
         loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, plan.own).parts())
         if counts:
             total += float(loss)

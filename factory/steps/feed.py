@@ -14,6 +14,8 @@ from factory.stages.loss import Unit
 from factory.stages.rows import rows_per_step
 from factory.steps.pack import Dataset
 
+Of = Callable[[dict[str, Any]], Any]  # what a batch's rows are measured against: `Reference.of`
+
 
 def autocast(plan: Plan) -> Any:
     """The mixed precision of a plan, as a context; none where it has none."""
@@ -30,7 +32,9 @@ def total_steps(plan: Train, dataset: Dataset) -> int:
     return schedules.total_steps(len(dataset.train), rows_per_step(plan), 1, plan.num_epochs, plan.max_steps)
 
 
-def collating(run: Run, dataset: Dataset, *, padding_free: bool = False) -> Callable[[list[Any]], dict[str, Any]]:
+def collating(
+    run: Run, dataset: Dataset, reference: Of | None = None, *, padding_free: bool = False
+) -> Callable[[list[Any]], dict[str, Any]]:
     """What makes a micro-batch of samples."""
     return partial(
         batches.collate,
@@ -40,18 +44,30 @@ def collating(run: Run, dataset: Dataset, *, padding_free: bool = False) -> Call
         media=dataset.media,
         others=dataset.train,
         padding_free=padding_free,
+        flash=_takes_bounds(run.plan),
+        reference=reference,
     )
 
 
+def _takes_bounds(plan: Plan) -> bool:
+    """Whether the model's attention takes where documents begin: code from the hub may not know the words."""
+    return plan.steps.patch.attention.startswith("flash") and not plan.steps.load.trust_remote_code
+
+
 def feed(
-    run: Run, dataset: Dataset, first: int, last: int, position: dict[str, Any] | None = None
+    run: Run,
+    dataset: Dataset,
+    first: int,
+    last: int,
+    position: dict[str, Any] | None = None,
+    reference: Of | None = None,
 ) -> Iterator[batches.Step]:
     """The optimizer steps from `first` up to `last`; of a stream, those from its position on.
 
     Each with this rank's share of its micro-batches, counted for itself: `of_all` adds up what the ranks have.
     """
     plan = run.plan.steps.train
-    collate = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
+    collate = collating(run, dataset, reference, padding_free=run.plan.steps.pack.padding_free)
     size, accumulation = plan.batch_size, plan.micro_batches
     if dataset.stream is None:
         share = run.world.share
@@ -76,14 +92,21 @@ class Turn:
 
 @contextmanager
 def turns(
-    run: Run, model: Any, dataset: Dataset, reward: Any, first: int, last: int, position: dict[str, Any] | None
+    run: Run,
+    model: Any,
+    dataset: Dataset,
+    reference: Of | None,
+    reward: Any,
+    first: int,
+    last: int,
+    position: dict[str, Any] | None,
 ) -> Iterator[Iterator[Turn]]:
     """The steps from `first` up to `last`: of the stage's own source, or made ahead of the data's batches."""
     stage = registry.run("stages", run.plan.steps.train.stage)
     if source := registry.hook(stage, "source"):
         yield source(run, model, dataset, reward, first, last, position)
         return
-    with batches.Prefetcher(feed(run, dataset, first, last, position)) as steps:
+    with batches.Prefetcher(feed(run, dataset, first, last, position, reference)) as steps:
         yield (
             Turn([step], step.tokens, step.position.as_json() if isinstance(step, stream.Step) else None)
             for step in map(partial(of_all, run), steps)

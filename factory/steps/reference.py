@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from factory.data import batches
-from factory.data.dataset import IGNORED
+from factory.data.dataset import IGNORED, TRAINED_AT
 from factory.data.sharing import PLACES, READ_AS
 from factory.execute.context import Run
 from factory.refusal import refuse
@@ -24,7 +24,8 @@ from factory.steps.feed import autocast, collating, feed, total_steps
 from factory.steps.pack import Dataset
 
 _KEY_BYTES = 16
-_OF_TEXT = ("input_ids", "labels", "position_ids", "weights", "desirable", PLACES, *READ_AS)  # else of images
+# all else is of images
+_OF_TEXT = ("input_ids", "labels", TRAINED_AT, "position_ids", "weights", "desirable", PLACES, *READ_AS)
 
 
 @dataclass(slots=True)

@@ -1,12 +1,14 @@
 """Train: the one loop, for every stage and method."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import ceil, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from factory import registry, schedules
+from factory.ahead import runs_ahead
 from factory.architecture import Architecture
 from factory.data import batches
 from factory.execute import checkpoint, memory
@@ -59,7 +61,8 @@ class State:
 class Loop:
     """What every step works with. `clock` is when it began on the monotonic clock, had no evaluation taken any time.
 
-    `logged` are the seconds and the tokens of the line before.
+    `logged` are the seconds and the tokens of the line before. `untold` tells what came of the last step, where that
+    waits until the next one was asked of a GPU.
     """
 
     run: Run
@@ -72,6 +75,7 @@ class Loop:
     total: int
     clock: float
     logged: tuple[float, int]
+    untold: Callable[[], None] | None = None
 
     @property
     def plan(self) -> Train:
@@ -81,6 +85,20 @@ class Loop:
         """Whether now: every so many steps, and after the last; where it is None, `last` says."""
         ended = self.state.step == self.total and (last or steps is not None)
         return ended or (steps is not None and self.state.step % steps == 0)
+
+    def tell(self) -> None:
+        """What came of the last step, unless it was told."""
+        if self.untold is not None:
+            untold, self.untold = self.untold, None
+            untold()
+
+
+class Numbers(NamedTuple):
+    """Of a step's updates: means of losses and of what is watched, the last norm. No loss where none is finite."""
+
+    loss: float | None
+    watched: dict[str, float]
+    norm: float
 
 
 def train(
@@ -128,7 +146,8 @@ def _steps(loop: Loop) -> None:
     run, state = loop.run, loop.state
     if state.line is not None:  # the evaluation that was interrupted
         _evaluate(loop)
-    made = turns(run, loop.model, loop.dataset, loop.reward, state.step, loop.total, state.position)
+    of = None if loop.reference is None else loop.reference.of
+    made = turns(run, loop.model, loop.dataset, of, loop.reward, state.step, loop.total, state.position)
     with made as source, run.world.waiting(long=False):
         while state.step < loop.total and not state.stopped_early:
             _step(loop, next(source))
@@ -137,17 +156,16 @@ def _steps(loop: Loop) -> None:
 def _step(loop: Loop, turn: Turn) -> None:
     run, plan, state = loop.run, loop.plan, loop.state
     rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, loop.total, plan.warmup_ratio)
-    loss, watched, norm = _updates(run, loop, turn, rate)
-    _add(loop, turn, loss)
+    late = _reads_late(loop, turn)
+    numbers = (_asked if late else _updates)(run, loop, turn, rate)
+    loop.tell()
+    _add(loop, turn)
     run.progress("train", state.step, loop.total)
     stopping, measured = run.asked_to_stop(), loop.due(plan.eval_steps)
-    if measured or stopping or state.step == 1 or loop.due(plan.logging_steps):
-        line = _line(loop, {"loss": loss, **watched}, rate, norm)
-        loop.logged = (state.seconds, state.tokens)
-        if measured:
-            state.line = line
-        else:
-            run.log(line)
+    shown = measured or stopping or state.step == 1 or loop.due(plan.logging_steps)
+    loop.untold = partial(_tell, loop, numbers, rate, shown=shown, held=measured)
+    if not late or measured or stopping or loop.due(plan.save_steps, last=True):
+        loop.tell()
     best_before = state.best.step
     if measured and not stopping:
         _evaluate(loop)
@@ -161,8 +179,36 @@ def _step(loop: Loop, turn: Turn) -> None:
         raise Interrupted
 
 
-def _add(loop: Loop, turn: Turn, loss: float | None) -> None:
-    """A step that was made."""
+def _reads_late(loop: Loop, turn: Turn) -> bool:
+    """Whether a step's numbers are read when the next was asked of the GPU, which so need not wait for us.
+
+    What is not finite the optimizer leaves out by itself then; whether a step is a spike must be known before it.
+    """
+    plan, watching = loop.plan, loop.state.alive.watching
+    spikes = plan.spike_factor is not None or plan.spike_norm is not None
+    one = len(turn.updates) == 1 and not watching
+    return runs_ahead(loop.run.plan.steps.load.device) and loop.engine.leaves_out and one and not spikes
+
+
+def _tell(loop: Loop, numbers: Callable[[], Numbers], rate: float, *, shown: bool, held: bool) -> None:
+    """Reads the numbers of the last step. Those that are shown are a line; one that is held waits for an evaluation."""
+    state, (loss, watched, norm) = loop.state, numbers()
+    state.seconds = time.monotonic() - loop.clock
+    state.last_loss = state.last_loss if loss is None else loss
+    if state.first_loss is None:
+        state.first_loss, state.seconds_to_first_step = loss, age_of_command()
+    if not shown:
+        return
+    line = _line(loop, {"loss": loss, **watched}, rate, norm)
+    loop.logged = (state.seconds, state.tokens)
+    if held:
+        state.line = line
+    else:
+        loop.run.log(line)
+
+
+def _add(loop: Loop, turn: Turn) -> None:
+    """A step that was made, or asked for."""
     state = loop.state
     state.step += 1
     state.tokens += turn.tokens
@@ -170,10 +216,7 @@ def _add(loop: Loop, turn: Turn, loss: float | None) -> None:
     # that share what is one row then
     rows = loop.plan.batch_size * sequences(loop.run.plan) if loop.run.plan.steps.pack.padding_free else 1
     state.longest = max(state.longest, *(ceil(length / rows) for _, length in shapes), 0)
-    state.seconds, state.position = time.monotonic() - loop.clock, turn.position
-    state.last_loss = state.last_loss if loss is None else loss
-    if state.first_loss is None:
-        state.first_loss, state.seconds_to_first_step = loss, age_of_command()
+    state.position = turn.position
 
 
 def _evaluate(loop: Loop) -> None:
@@ -229,17 +272,31 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
     return {**counts, "dropped": dropped, "not_sampled": 0, "packing_efficiency": None}
 
 
-def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> tuple[float | None, dict[str, float], float]:
-    """The optimizer updates of a step, most often one: means of their losses and of what is watched, the last norm.
+def _asked(run: Run, loop: Loop, turn: Turn, rate: float) -> Callable[[], Numbers]:
+    """The one update of a step, of which nothing is read: returns what does."""
+    engine, state, step, (update,) = loop.engine, loop.state, loop.state.step + 1, turn.updates
+    engine.begin(state.step, loop.total, rate)
+    loss, watched = engine.accumulate(update)
+    norm = engine.clip()
+    engine.apply(unless=~(loss.isfinite() & norm.isfinite()))
 
-    The loss is None where none was finite.
-    """
+    def read() -> Numbers:
+        (mean, means), largest = engine.told(loss, watched), norm.item()
+        to_be_skipped(run, state.losses, loop.dataset, step, update, mean, largest, fp16=False)
+        finite = {name: value for name, value in means.items() if isfinite(value)}
+        return Numbers(mean if isfinite(mean) else None, {**finite, **turn.watched}, largest)
+
+    return read
+
+
+def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> Callable[[], Numbers]:
+    """The optimizer updates of a step, most often one, each made when it is known to be a good one."""
+    loop.tell()
     engine, state, step = loop.engine, loop.state, loop.state.step + 1
     losses, means, norm = list[float](), Watched(), 0.0
     for number, update in enumerate(turn.updates, start=1):
         engine.begin(state.step, loop.total, rate)
-        loss, watched = engine.accumulate(update, loop.reference)
-        norm = engine.clip()
+        (loss, watched), norm = engine.told(*engine.accumulate(update)), engine.clip().item()
         losses += [loss] if isfinite(loss) else []
         means.add({name: (value, 1) for name, value in watched.items() if isfinite(value)})
         if to_be_skipped(run, state.losses, loop.dataset, step, update, loss, norm, fp16=engine.skips_overflows):
@@ -249,8 +306,8 @@ def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> tuple[float | Non
         if state.alive.watching and update.tells and isfinite(norm):
             state.alive.look(run, engine, last=step == loop.total and number == len(turn.updates))
         engine.apply()
-    mean = sum(losses) / len(losses) if losses else None
-    return mean, {**means.means(), **turn.watched}, norm
+    found = Numbers(sum(losses) / len(losses) if losses else None, {**means.means(), **turn.watched}, norm)
+    return lambda: found
 
 
 def _line(loop: Loop, watched: Mapping[str, float | None], rate: float, norm: float) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from factory.data import batches, dataset
-from factory.data.batches import Prefetcher, collate, cut, lengths, micro_batches, mismatched, steps
-from factory.data.dataset import IGNORED, Example, Labelled, Pair, alone, example
+from factory.data.batches import FLASH, Prefetcher, collate, cut, lengths, micro_batches, mismatched, steps
+from factory.data.dataset import IGNORED, TRAINED_AT, Example, Labelled, Pair, alone, example
 from factory.data.prepare.store import Side
 from factory.losses import causal_lm
 from factory.schedules import steps_per_epoch, total_steps
@@ -73,7 +74,9 @@ def rows(*sizes: int, untrained: int = 2) -> list[Example]:
 def test_collate_pads_on_the_right_without_a_mask() -> None:
     examples = rows(5, 11)
     batch = collate(examples, 7, "cpu")
-    assert batch.keys() == {"input_ids", "labels"}
+    assert batch.keys() == {"input_ids", "labels", TRAINED_AT}
+    assert batch[TRAINED_AT].tolist() == (batch["labels"][:, 1:] != IGNORED).nonzero().T.tolist()
+    assert batch[TRAINED_AT].tolist() == [[0] * 3 + [1] * 9, [*range(1, 4), *range(1, 10)]]
     assert batch["input_ids"].shape == batch["labels"].shape == (2, 16)
     for row, each in enumerate(examples):
         size = len(each.ids)
@@ -83,6 +86,21 @@ def test_collate_pads_on_the_right_without_a_mask() -> None:
     positions = collate([examples[0], packed], 7, "cpu")["position_ids"]
     assert positions[0].tolist() == [*range(5), *range(11)]
     assert positions[1].tolist() == [*range(4), *range(7), *range(5)]
+
+
+def test_a_rows_documents_are_told_to_flash_attention() -> None:
+    """As transformers finds them in the positions, layer by layer; of several rows it takes each as a whole."""
+    plain, other = rows(11, 5)
+    packed = Example(plain.ids, plain.labels, (4, 6, 1))
+    batch = collate([packed], 7, "cpu", flash=True)
+    bounds, longest = prepare_fa_kwargs_from_position_ids(batch["position_ids"])
+    for name, found in zip(FLASH, (*bounds, *longest), strict=True):
+        assert torch.equal(torch.as_tensor(batch[name], dtype=torch.int32), found)
+    assert batch["cu_seq_lens_q"].tolist() == [0, 4, 10, 11, 16] and batch["max_length_k"] == 6
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert collate([plain], 7, "cpu", flash=True)["cu_seq_lens_k"].tolist() == [0, 11, 16]
+    assert FLASH[0] not in collate([packed, other], 7, "cpu", flash=True)
+    assert FLASH[0] not in collate([packed], 7, "cpu")
 
 
 @pytest.fixture(params=["sdpa", "eager"])

@@ -6,7 +6,7 @@ import torch
 
 from factory.attention.mask import Spans, spans
 from factory.data.batches import collate, read
-from factory.data.dataset import IGNORED, Example, Pair
+from factory.data.dataset import IGNORED, TRAINED_AT, Example, Pair
 
 
 def side(prompt: int, *ids: int) -> Example:
@@ -25,7 +25,7 @@ def test_what_is_in_common_is_there_once() -> None:
     assert read(batch).tolist() == [[11, 12, 13, 14, 15, 26, 27, 31, 32, 33, 41, 42, 51, 52, 0, 0]]
     assert batch["shared_positions"].tolist() == [[0, 1, 2, 3, 4, 4, 5, 0, 1, 2, 0, 1, 0, 1, 0, 1]]
     plain = collate(PAIRS, 0, "cpu")
-    assert plain.keys() == {"input_ids", "labels"}
+    assert plain.keys() == {"input_ids", "labels", TRAINED_AT}
     assert all(torch.equal(batch[name], plain[name]) for name in plain)
     assert torch.equal(read(plain), plain["input_ids"])
 

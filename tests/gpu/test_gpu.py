@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from reads import Reads
 from test_methods import FITTING
 
 from factory.look.machine import installed_version
 from factory.optimizers.spec import NEEDS_GPU
+from factory.steps import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 SHORT = (
@@ -63,6 +65,23 @@ def test_paged_states_step_as_others_and_go_on(optimizer: str, execute: Callable
     middle = paged.run.folder.checkpoints / "step-000003"
     resumed = execute(*options, f"stage.optimizer={optimizer}", "stage.save_steps=3", resume_from=middle)
     assert resumed.losses == pytest.approx(paged.losses[3:], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [(), ("data.packing=true",), ("stage=dpo",)], ids=["rows", "packed", "dpo"])
+def test_no_step_waits_for_the_gpu(
+    options: tuple[str, ...], execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the third on: until then it is watched whether every tensor lives."""
+    ask, asked = train._asked, list[Reads]()
+
+    def asking(*given: Any) -> Any:
+        asked.append(Reads())
+        with asked[-1]:
+            return ask(*given)
+
+    monkeypatch.setattr(train, "_asked", asking)
+    execute("method=lora", *SHORT, "stage.max_steps=6", "precision=bf16", *options)
+    assert [step.seen for step in asked] == [[]] * 4
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -147,7 +147,7 @@ def test_the_gradient_is_that_of_the_losses(
         found = accumulate(engine, *values)
         gradient = {name: value.grad.double() for name, value in engine.trained.items() if value.grad is not None}
         weights.append(gradient)
-        norms.append(found[0])
+        norms.append(found[0].item())
         return found
 
     monkeypatch.setattr(Engine, "accumulate", accumulating)

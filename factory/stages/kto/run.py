@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from factory.data.dataset import TRAINED_AT
 from factory.losses import sequence_log_probs
 from factory.preference import kto, kto_divergence
 from factory.stages.loss import Loss
@@ -12,16 +13,15 @@ from factory.stages.loss import Loss
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Of 2n rows, n answers and n mismatched ones, which say how far the model is from its reference."""
     desirable = batch["desirable"]
-    rows = {name: values for name, values in batch.items() if name != "desirable"}
+    rows = {name: values for name, values in batch.items() if name not in ("desirable", TRAINED_AT)}
     answers = {name: values[: len(desirable)] for name, values in rows.items()}
     mismatched = {name: values[len(desirable) :] for name, values in rows.items()}
     with torch.no_grad(), _no_casts_kept():
         divergence = kto_divergence(sequence_log_probs(model, mismatched)[0], mismatched["reference"])
     losses, rewards = kto(sequence_log_probs(model, answers)[0], answers["reference"], desirable, divergence, **own)
-    wanted, unwanted = rewards[desirable], rewards[~desirable]
     metrics = {
-        "rewards/chosen": (wanted.sum(), len(wanted)),
-        "rewards/rejected": (unwanted.sum(), len(unwanted)),
+        "rewards/chosen": (rewards.where(desirable, 0).sum(), desirable.sum()),
+        "rewards/rejected": (rewards.where(~desirable, 0).sum(), (~desirable).sum()),
         "kl": (divergence * len(losses), len(losses)),
     }
     return Loss(losses.sum(), metrics)
