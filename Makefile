@@ -57,8 +57,9 @@ bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its ow
 	$(RUN) benchmarks/rollouts.py
 	$(RUN) benchmarks/growth.py
 
-bench-gpu: $(VENV)/.dev  ## on a GPU: the paper's methods and kernels on a model of Llama-2-7B's shapes
+bench-gpu: $(VENV)/.dev  ## on a GPU: the paper's methods and kernels on a model of Llama-2-7B's shapes, and the peer
 	$(RUN) benchmarks/gpu.py
+	$(RUN) benchmarks/peer.py --device cuda
 
 images: $(VENV)/.dev  ## pictures of the board in docs/images, by its journeys in Chromium
 	FACTORY_BOARD_IMAGES=$(CURDIR)/docs/images $(RUN) -m pytest -m slow tests/board/test_browser.py tests/board/test_browser_comparing.py

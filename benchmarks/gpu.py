@@ -54,7 +54,9 @@ def cases() -> dict[str, str]:
     for method in ("lora", "full"):
         for name, words in KERNELS.items():
             found[f"{method} {name}"] = f"{METHODS[method]} {words} {CHECKPOINTING}"
-        found[f"{method} sdpa, all kept"] = f"{METHODS[method]} {KERNELS['sdpa']}"
+        found[f"{method} sdpa, all kept"] = (
+            f"{METHODS[method]} {KERNELS['sdpa']} compute.activation_checkpointing=false"
+        )
     return found
 
 

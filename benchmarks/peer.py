@@ -1,4 +1,4 @@
-"""Factory beside LLaMA-Factory on this machine's CPU: prints a table, writes OUT/results.jsonl and OUT/runs/*.log.
+"""Factory beside LLaMA-Factory on this machine: prints a table, writes OUT/results.jsonl and OUT/runs/*.log.
 
 Both train the embedded model on the demo data with the same numbers: batch 1, constant learning rate, bf16 with trained
 tensors in float32, fused AdamW, 2 threads, no evaluation, no checkpoints, the model saved once at the end. They take
@@ -15,7 +15,8 @@ turns at each job, so that a busy machine hits both. The jobs:
     dpo_lora  20 pairs of the demo, each side a sequence of its own for the peer, LoRA of rank 8. Factory measures the
               reference before the first step, the peer within each: those seconds are counted for both
 
-CPU seconds and peak memory are the system's count for the whole command, all its processes included (wait4).
+CPU seconds and peak memory are the system's count for the whole command, all its processes included (wait4). On a GPU
+(--device cuda) gpu_mib is the most that the card holds more than before, looked at ten times a second by nvidia-smi.
 LLaMA-Factory recomputes activations by default, Factory does not: here neither does, with --checkpointing both do, and
 with --as-it-comes the peer alone, as each does by itself.
 """
@@ -41,16 +42,18 @@ from factory import cache
 DEMO = Path(factory.__file__).parent / "demo"
 PACKAGES = ("llamafactory==0.9.5", "gguf", "bitsandbytes", "galore-torch")
 # each waits as it does by itself; the peer was installed with its bytecode, ours is kept from the first run on
-SAME = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
+SAME = {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
+CARDS = {"cpu": "", "cuda": "0"}  # that a run sees, by --device
 # what to set, in Factory's words and in the peer's
 COMMON = (
-    "hardware=cpu precision=bf16 tracking.uri=null evaluate.perplexity=false evaluate.samples=0 "
+    "precision=bf16 tracking.uri=null evaluate.perplexity=false evaluate.samples=0 "
     "data.validation_fraction=0 stage.batch_size=1 stage.lr_scheduler=constant stage.warmup_ratio=0 "
     "stage.logging_steps=1 stage.save_steps=null model.template=chatml",
-    "use_cpu=true bf16=true report_to=none include_num_input_tokens_seen=non_padding do_train=true "
+    "bf16=true report_to=none include_num_input_tokens_seen=non_padding do_train=true "
     "per_device_train_batch_size=1 gradient_accumulation_steps=1 lr_scheduler_type=constant template=chatml "
     'logging_steps=1 save_strategy="no" optim=adamw_torch_fused seed=42',
 )
+DEVICE = {"cpu": ("hardware=cpu", "use_cpu=true"), "cuda": ("hardware=single_gpu", "use_cpu=false")}
 PT = ("stage=pt stage.learning_rate=1e-5", "stage=pt dataset=text packing=true learning_rate=1.0e-5")
 SFT = (
     "stage=sft stage.learning_rate=1e-4 data.max_length=1024",
@@ -95,7 +98,7 @@ JOBS = {
     "sft_packed": (SFT, PACKED, LORA_8),
     "dpo_lora": (DPO, LORA_8),
 }
-MEASURED = ["load", "exit", "output_lines", "wall_s", "cpu_s", "peak_mib", "training_peak_mib"]
+MEASURED = ["load", "exit", "output_lines", "wall_s", "cpu_s", "peak_mib", "gpu_mib", "training_peak_mib"]
 FIRST = ["first_loss_wall_s", "first_loss_cpu_s"]  # until the first step's loss is on the disk
 OF_TRAINING = ["trained", "steps", "tokens", "train_s", "tokens_per_s", "loss_first", "last", "mean"]
 COLUMNS = ["job", "system", *MEASURED, *FIRST, *OF_TRAINING]
@@ -118,7 +121,7 @@ def embedded_model(runs: Path) -> Path:
     """The folder that Factory's first run converts the embedded model into; both systems read it."""
     folder = cache.folder() / "SmolLM2-135M-Instruct.Q4_1"
     if not (folder / "config.json").is_file():
-        words = " ".join(ours for ours, _ in (COMMON, *JOBS["start"])).split()
+        words = " ".join(ours for ours, _ in (DEVICE["cpu"], COMMON, *JOBS["start"])).split()
         command = [sys.executable, "-m", "factory", *words, f"hydra.run.dir={runs / 'convert'}"]
         subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
@@ -142,32 +145,50 @@ def watch(process: psutil.Process, losses: Path, found: dict[str, Any], start: f
         time.sleep(0.02)
 
 
-def measure(command: list[Any], folder: Path, losses: str) -> dict[str, Any]:
+def held() -> int:
+    """MiB that the first card holds, whoever's they are."""
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+
+
+def watch_card(process: psutil.Process, found: dict[str, Any], before: int) -> None:
+    """The most that the card holds more than before, as long as the process lives."""
+    while process.is_running():
+        found["gpu_mib"] = max(found["gpu_mib"], held() - before)
+        time.sleep(0.1)
+
+
+def measure(command: list[Any], folder: Path, losses: str, device: str) -> dict[str, Any]:
     """Runs a command to its end and says what it took. HF_HOME: no data cached by a run before."""
     load, start, log = os.getloadavg()[0], time.monotonic(), folder.with_suffix(".log")
-    environment = {**os.environ, **SAME, "HF_HOME": str(folder / "hf")}
+    environment = {**os.environ, **SAME, "CUDA_VISIBLE_DEVICES": CARDS[device], "HF_HOME": str(folder / "hf")}
+    first: dict[str, Any] = {} if device == "cpu" else {"gpu_mib": 0}
+    before = 0 if device == "cpu" else held()
     with log.open("wb") as file:
         process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, env=environment)
-        first: dict[str, Any] = {}
-        threading.Thread(
-            target=watch, args=(psutil.Process(process.pid), folder / losses, first, start), daemon=True
-        ).start()
+        seen = psutil.Process(process.pid)
+        threading.Thread(target=watch, args=(seen, folder / losses, first, start), daemon=True).start()
+        if device == "cuda":
+            threading.Thread(target=watch_card, args=(seen, first, before), daemon=True).start()
         _, status, used = os.wait4(process.pid, 0)
     wall, process.returncode = time.monotonic() - start, os.waitstatus_to_exitcode(status)
     cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     lines = len(log.read_text(errors="replace").splitlines())
     values = (round(load, 1), process.returncode, lines, round(wall, 1), round(cpu, 1), round(peak))
-    return dict(zip(MEASURED, values, strict=False)) | first
+    named = (name for name in MEASURED if name not in ("gpu_mib", "training_peak_mib"))
+    return dict(zip(named, values, strict=True)) | first
 
 
-def run_factory(words: str, model: Path, folder: Path) -> dict[str, Any]:
+def run_factory(words: str, model: Path, folder: Path, device: str) -> dict[str, Any]:
     paths = [f"model.path={model}", f"hydra.run.dir={folder}"]
-    result = measure([sys.executable, "-m", "factory", *words.split(), *paths], folder, "metrics.jsonl")
+    result = measure([sys.executable, "-m", "factory", *words.split(), *paths], folder, "metrics.jsonl", device)
     if result["exit"] == 0:
         report = json.loads((folder / "report.json").read_text())
         result["training_peak_mib"] = round(report["memory"]["peak_bytes"] / 2**20)
-        # Factory resets the system's mark of peak memory at each of its steps, which hides earlier ones from wait4
-        result["peak_mib"] = max(result["peak_mib"], *(round(v / 2**20) for v in report["memory"]["by_step"].values()))
+        if device == "cpu":
+            # Factory resets the system's mark of peak memory at each of its steps, which hides earlier ones from wait4
+            marks = [round(peak / 2**20) for peak in report["memory"]["by_step"].values()]
+            result["peak_mib"] = max(result["peak_mib"], *marks)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         ends = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         before = sum(each["seconds"] for each in ends if each["event"] == "end" and each["name"] == "reference")
@@ -176,12 +197,12 @@ def run_factory(words: str, model: Path, folder: Path) -> dict[str, Any]:
     return result
 
 
-def run_peer(python: Path, words: str, model: Path, folder: Path) -> dict[str, Any]:
+def run_peer(python: Path, words: str, model: Path, folder: Path, device: str) -> dict[str, Any]:
     config, data = folder.with_suffix(".yaml"), folder.parent.parent
     lines = [f"{key}: {value}" for key, value in dict(word.split("=", 1) for word in words.split()).items()]
     lines += [f'model_name_or_path: "{model}"', f'dataset_dir: "{data}"', f'output_dir: "{folder}"']
     config.write_text("\n".join(lines) + "\n")
-    result = measure([python.with_name("llamafactory-cli"), "train", config], folder, "trainer_log.jsonl")
+    result = measure([python.with_name("llamafactory-cli"), "train", config], folder, "trainer_log.jsonl", device)
     if result["exit"] == 0:
         *steps, end = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         count = re.search(r"trainable params: ([\d,]+)", folder.with_suffix(".log").read_text(errors="replace"))
@@ -216,6 +237,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/peer"), help="results and logs (outputs/peer)")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="these jobs")
+    parser.add_argument("--device", choices=DEVICE, default="cpu", help="where both train (cpu)")
     parser.add_argument("--repeat", type=int, default=1, help="turns of each system at each job (1)")
     recomputes = parser.add_mutually_exclusive_group()
     recomputes.add_argument("--checkpointing", action="store_true", help="both recompute activations")
@@ -232,15 +254,15 @@ def main() -> int:
     who = "peer" if options.as_it_comes else "both" if options.checkpointing else "none"
     results = []
     for job, turn in ((job, turn) for job in options.only for turn in range(options.repeat)):
-        ours, theirs = map(" ".join, zip(COMMON, *JOBS[job], RECOMPUTE[who], strict=True))
+        ours, theirs = map(" ".join, zip(DEVICE[options.device], COMMON, *JOBS[job], RECOMPUTE[who], strict=True))
         for system in ("factory", "llamafactory"):
             folder = runs / f"{job}-{system}-{turn}"
             shutil.rmtree(folder, ignore_errors=True)
             print(f"{job}: {system} …", file=sys.stderr)
             if system == "factory":
-                result = run_factory(ours, model, folder)
+                result = run_factory(ours, model, folder, options.device)
             else:
-                result = run_peer(python, theirs, model, folder)
+                result = run_peer(python, theirs, model, folder, options.device)
             results.append({"job": job, "system": system, "recomputes": who, **result})
             with (runs.parent / "results.jsonl").open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")

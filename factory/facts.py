@@ -33,6 +33,7 @@ class Machine:
     cpu: str = "CPU"  # its name
     multiplies_wide: bool = False  # whether the CPU multiplies float32 faster than bfloat16
     native: bool = False  # whether the kernels in C are made here
+    memory_bytes: int | None = None  # all that there is, free or not; None: nobody says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

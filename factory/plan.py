@@ -22,6 +22,7 @@ _OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfi
 Verb = Literal["train", "evaluate", "export", "chat", "serve"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
+Recomputed = bool | Literal["selective"]  # which activations: all, or all but the products of matrices
 FUSED = ("fused", "native")  # values of `kernels`: those of factory.fused, by torch or in C
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
@@ -55,7 +56,7 @@ class Load:
 class Patch:
     attention: str
     group_size: int | None  # of s2 attention
-    activation_checkpointing: bool | Literal["selective"]
+    activation_checkpointing: Recomputed
     compile: bool
     kernels: str
     products: str  # the type that those of bfloat16 are computed in: own or float32

@@ -213,8 +213,9 @@ class Compute:
         "how a CPU multiplies matrices of bfloat16: in their own type, or made float32 a part at a time, which many "
         "CPUs are faster at; auto: as this one is faster"
     )
-    activation_checkpointing: bool | Literal["selective"] = key(
-        "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'"
+    activation_checkpointing: bool | Literal["auto", "selective"] = key(
+        "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'; "
+        "auto: as little as fits into the machine's memory by the estimate"
     )
     compile: bool = key("torch.compile the decoder: minutes at the start, faster steps on a GPU")
 

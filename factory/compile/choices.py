@@ -7,7 +7,7 @@ from factory import registry, schema
 from factory.architecture import sliding_window, text_numbers
 from factory.attention import BLOCKS
 from factory.compile.rule import Case
-from factory.plan import FUSED, Verb
+from factory.plan import FUSED, Recomputed, Verb
 from factory.typed import to_tree
 
 SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
@@ -121,6 +121,19 @@ def products(case: Case) -> str:
     if asked != "auto":
         return asked
     return "float32" if case.facts.machine.multiplies_wide and unwidened(case) is None else "own"
+
+
+def recomputations(case: Case) -> tuple[Recomputed, ...]:
+    """What may be recomputed, that which keeps most first: where `auto` is asked for, the first that fits is taken.
+
+    Selective recomputation needs the model's own layers: Factory's for a CPU keep no more than it does by themselves.
+    """
+    asked = case.settings.compute.activation_checkpointing
+    if asked != "auto":
+        return (asked,)
+    if case.settings.verb != "train":
+        return (False,)
+    return (False, True) if kernels(case) in FUSED else (False, "selective", True)
 
 
 def unwidened(case: Case) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -9,7 +10,7 @@ from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
 from factory.architecture.fit import times
 from factory.attention import BLOCKS
-from factory.compile import bases, choices, evaluating, exporting, ranks, writing
+from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, writing
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
 from factory.compile.rules import rules_for
@@ -24,7 +25,6 @@ from factory.run.folder import taken
 from factory.settings import Settings
 from factory.typed import to_tree
 from factory.vocabulary import vocabulary
-from factory.words import size
 
 VALIDATION_ROWS = 200  # at most, whatever data.validation_fraction says
 
@@ -62,8 +62,9 @@ def compile(
     refusals = [refusal for refusal in found if training or not refusal.machine]
     if refusals or not case.known:
         return refusals or found
-    made = _plan(case, tuple(_warning(refusal) for refusal in found), training=training)
-    lacking = _against_memory(made)
+    warnings = tuple(_warning(refusal) for refusal in found)
+    made = fitting.as_little_recomputed(case, partial(_plan, warnings=warnings, training=training))
+    lacking = fitting.against_memory(made)
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
     return (_against_folder(made, settings, facts) if training else []) + lacking or made
@@ -168,7 +169,7 @@ def _estimate(case: Case, numbers: Numbers, steps: plan.Steps, *, training: bool
     return estimate(
         Tuned(arch=case.arch, spec=case.method_spec, method=case.settings.method, steps=steps),
         _sizes(case),
-        capacity=_capacity(case, training=training),
+        capacity=fitting.capacity(case, training=training),
         frozen=judge(case, numbers.trained, numbers.frozen) if judge else 0,
         cuda="cuda" in machine.packages,
         where=speed.device(machine, steps, case.settings.hardware.card),
@@ -205,14 +206,15 @@ _WHY_ATTENTION = {
 
 def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
     model, compute, rows = case.settings.model, case.settings.compute, case.vocabulary
-    attention, context = choices.attention(case), _context(case)
+    attention, context, recomputed = choices.attention(case), _context(case), compute.activation_checkpointing
+    assert recomputed != "auto", "`fitting` decides it"
     if compute.attention == "auto":
         why = _WHY_ATTENTION.get(attention, f"all that the class of {case.arch.kind} takes")
         notes.append(f"compute.attention=auto: {attention}, {why}")
     return plan.Patch(
         attention=attention,
         group_size=_group_size(case, length, notes) if attention == "s2" else None,
-        activation_checkpointing=compute.activation_checkpointing,
+        activation_checkpointing=recomputed,
         compile=compute.compile,
         kernels=choices.kernels(case),
         products=choices.products(case),
@@ -446,40 +448,6 @@ def _times_taken(mixing: str, rows: dict[str, int], weights: dict[str, float]) -
         return dict.fromkeys(rows, 1.0)
     draws = 1.5 * max(rows[name] * sum(weights.values()) / weights[name] for name in rows)
     return {name: max(1.0, draws * weights[name] / sum(weights.values()) / rows[name]) for name in rows}
-
-
-def _capacity(case: Case, *, training: bool) -> int | None:
-    """Bytes for one process: of its card, or its share of a node's memory. What is set is no more than a budget.
-
-    None of a card that is not here: this machine's own memory says nothing of it.
-
-    `training`: there is no more than is free, whatever was set.
-    """
-    hardware, machine = case.settings.hardware, case.facts.machine
-    each = max(1, hardware.num_processes // hardware.num_nodes)
-    cards = machine.gpus[:each] if case.device == "cuda" else ()
-    # a card's memory is a process's own
-    here = None if case.device == "cuda" else machine.available_bytes // each
-    free = min((card.usable_bytes for card in cards), default=here)
-    budget = hardware.memory and (hardware.memory if case.device == "cuda" else hardware.memory // each)
-    if free is None or not budget:
-        return budget or free
-    return min(budget, free) if training else budget
-
-
-def _against_memory(made: plan.Plan) -> list[Refusal]:
-    """Refuses what cannot fit whatever the activations are: the estimate's exact part alone is too large."""
-    memory = made.estimate.memory
-    needed = memory.weights + memory.gradients + memory.optimizer
-    if memory.capacity is None or needed <= memory.capacity:
-        return []
-    return [
-        refusal(
-            "memory",
-            f"method={made.options.get('method')}",
-            f"weights, gradients and optimizer take {size(needed)}, {size(memory.capacity)} are free",
-        )
-    ]
 
 
 def _against_folder(made: plan.Plan, settings: Settings, facts: Facts) -> list[Refusal]:

@@ -18,12 +18,22 @@ def free() -> int | None:
     What the kernel keeps of files in memory is given up when it is needed.
     """
     found = []
+    for folder, limit in _limits():
+        used = next((int(text) for text in _read(folder, _USED) if text.strip().isdigit()), 0)
+        found.append(max(0, limit - max(0, used - _of_files(folder))))
+    return min(found, default=None)
+
+
+def limit() -> int | None:
+    """Bytes that the own group and those around it may have together; None where there is no limit."""
+    return min((limit for _, limit in _limits()), default=None)
+
+
+def _limits() -> Iterator[tuple[Path, int]]:
     for folder in _groups():
         limit = next((int(text) for text in _read(folder, _LIMITS) if text.strip().isdigit()), _NO_LIMIT)
         if limit < _NO_LIMIT:
-            used = next((int(text) for text in _read(folder, _USED) if text.strip().isdigit()), 0)
-            found.append(max(0, limit - max(0, used - _of_files(folder))))
-    return min(found, default=None)
+            yield folder, limit
 
 
 def _of_files(folder: Path) -> int:

@@ -47,7 +47,7 @@ def look_at_machine() -> Machine:
     import psutil
 
     memory = psutil.virtual_memory()
-    granted = cgroup.free()
+    granted, limit = cgroup.free(), cgroup.limit()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return Machine(
@@ -60,6 +60,7 @@ def look_at_machine() -> Machine:
         cpu=cpu.name(),
         multiplies_wide=cpu.multiplies_wide(),
         native=build.why_not() is None,
+        memory_bytes=memory.total if limit is None else min(memory.total, limit),
     )
 
 

@@ -5,7 +5,7 @@ micro-batch and the rank of the best are raised as long as they fit.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, sqrt
 from typing import Any
 
@@ -29,6 +29,7 @@ _HELD: tuple[Overrides, ...] = (
 )
 _OTHERS: tuple[Overrides, ...] = (("method=lora",), ("method=qlora",))
 _RECOMPUTED = (False, "selective", True)  # what costs less time first
+_KEPT = "compute.activation_checkpointing=false"  # of every plan that says no other: what `auto` means is tried here
 _LARGEST_BATCH, _LARGEST_RANK = 64, 256
 _RAISED = 3  # rows whose micro-batch is raised; the rank is raised of the best alone
 _APART = 1.1  # times the work of a token that is told apart
@@ -83,9 +84,18 @@ def search(plan: Plan, anew: Anew) -> Found:
     raised = [*(_larger_batch(tried, row) for row in rows[:_RAISED]), *(_higher_rank(tried, row) for row in rows[:1])]
     rows += [row for found in raised for row in found]
     _sort(rows, plan)
+    rows = [_as_short(row, plan, anew) for row in rows]
     return Found(
         asked=plan, rows=tuple(rows), timed=_timed(rows), budget=tried.budget, tried=tried.count, refused=tried.refused
     )
+
+
+def _as_short(row: Row, asked: Plan, anew: Anew) -> Row:
+    """Without the word for what is recomputed, where `auto` says the same."""
+    overrides = tuple(text for text in row.overrides if not text.startswith(_KEPT.removesuffix("false")))
+    if anew((*asked.overrides, *overrides)).digest() == row.plan.digest():
+        return replace(row, overrides=overrides)
+    return row if overrides != row.overrides else replace(row, overrides=(_KEPT, *overrides))
 
 
 class _Tried:
@@ -95,7 +105,7 @@ class _Tried:
         assert plan.estimate.memory.capacity is not None, "nothing is searched for a card that nobody knows"
         self.plan, self.budget = plan, plan.estimate.memory.capacity
         self._anew = anew
-        self._made: dict[Overrides, Plan] = {(): plan}
+        self._made: dict[Overrides, Plan] = {}
         self.refused = 0
 
     @property
@@ -106,7 +116,7 @@ class _Tried:
         """None where it is not legal."""
         if overrides not in self._made:
             try:
-                self._made[overrides] = self._anew((*self.plan.overrides, *overrides))
+                self._made[overrides] = self._anew((*self.plan.overrides, _KEPT, *overrides))
             except UserError:
                 self.refused += 1
                 return None

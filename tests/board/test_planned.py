@@ -41,7 +41,7 @@ def test_a_problem_stands_beside_its_key_and_can_be_mended(
 
 
 def test_what_would_fit(planner: Planner) -> None:
-    planned = planner(("hardware=cpu", "hardware.memory=1100MB"))
+    planned = planner(("hardware=cpu", "hardware.memory=750MB"))
     found = planner.that_fit(planned)
     assert found
     for overrides, needed, fits in found:

@@ -55,11 +55,13 @@ def test_no_doubled_micro_batch_or_rank_would_fit_too(eight: Found) -> None:
     batches = {row.overrides[0]: row for row in eight.rows if row.sequences > 4}
     assert batches
     for row in batches.values():
-        more = (*row.overrides, f"stage.batch_size={2 * row.plan.steps.train.batch_size}")
+        recomputed = f"compute.activation_checkpointing={str(row.plan.steps.patch.activation_checkpointing).lower()}"
+        more = (*row.overrides, recomputed, f"stage.batch_size={2 * row.plan.steps.train.batch_size}")
         assert not compiled(*LLAMA, *more, training=False).estimate.memory.fits
     (rank,) = (row.rank for row in eight.rows if row.rank != 8)
     assert rank
-    assert not compiled(*LLAMA, f"method.rank={2 * rank}", training=False).estimate.memory.fits
+    more = (f"method.rank={2 * rank}", "compute.activation_checkpointing=false")
+    assert not compiled(*LLAMA, *more, training=False).estimate.memory.fits
 
 
 def test_a_smaller_budget_makes_smaller_micro_batches_of_the_same_step() -> None:

@@ -1,0 +1,86 @@
+"""The memory that a run may take: how much there is, whether a plan fits, and what is recomputed so that it does."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from factory import plan
+from factory.compile import choices
+from factory.compile.rule import Case
+from factory.refusal import Refusal, refusal
+from factory.typed import plain
+from factory.words import size
+
+_MARGIN = 0.9  # of a machine's memory: others have some, and estimates are good to a tenth
+
+
+def capacity(case: Case, *, training: bool) -> int | None:
+    """Bytes for one process: of its card, or its share of a node's memory. What is set is no more than a budget.
+
+    None of a card that is not here: this machine's own memory says nothing of it.
+
+    `training`: there is no more than is free, whatever was set.
+    """
+    budget, free = _budget(case), _here(case, free=True)
+    if free is None or not budget:
+        return budget or free
+    return min(budget, free) if training else budget
+
+
+def against_memory(made: plan.Plan) -> list[Refusal]:
+    """Refuses what cannot fit whatever the activations are: the estimate's exact part alone is too large."""
+    memory = made.estimate.memory
+    needed = memory.weights + memory.gradients + memory.optimizer
+    if memory.capacity is None or needed <= memory.capacity:
+        return []
+    return [
+        refusal(
+            "memory",
+            f"method={made.options.get('method')}",
+            f"weights, gradients and optimizer take {size(needed)}, {size(memory.capacity)} are free",
+        )
+    ]
+
+
+def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan]) -> plan.Plan:
+    """The plan with the least recomputation with which it fits; where none does, with the most.
+
+    Into what there is, free just now or not: else the same command would give another plan an hour later.
+    """
+    first, *others = choices.recomputations(case)
+    made = make(_recomputing(case, first))
+    there = _budget(case) or _here(case, free=False)
+    kept = made.estimate.memory.total
+    for kind in others:
+        if there is None or made.estimate.memory.total <= there:
+            break
+        made = make(_recomputing(case, kind))
+    if (chosen := made.steps.patch.activation_checkpointing) == first:
+        return made
+    why = f"with all activations kept it is estimated at {size(kept)}, {size(there or 0)} are for a run"
+    return replace(made, notes=(*made.notes, f"compute.activation_checkpointing=auto: {plain(chosen)}, as {why}"))
+
+
+def _recomputing(case: Case, kind: plan.Recomputed) -> Case:
+    compute = replace(case.settings.compute, activation_checkpointing=kind)
+    return replace(case, settings=replace(case.settings, compute=compute))
+
+
+def _processes(case: Case) -> int:
+    """Of a node."""
+    return max(1, case.settings.hardware.num_processes // case.settings.hardware.num_nodes)
+
+
+def _budget(case: Case) -> int | None:
+    asked = case.settings.hardware.memory
+    return asked and (asked if case.device == "cuda" else asked // _processes(case))
+
+
+def _here(case: Case, *, free: bool) -> int | None:
+    """Of this machine: of the cards that the run takes the fullest's, or the process's share."""
+    machine, each = case.facts.machine, _processes(case)
+    if case.device == "cuda":
+        cards = machine.gpus[:each]
+        return min((card.usable_bytes if free else int(_MARGIN * card.memory_bytes) for card in cards), default=None)
+    if free or machine.memory_bytes is None:
+        return machine.available_bytes // each
+    return int(_MARGIN * machine.memory_bytes) // each

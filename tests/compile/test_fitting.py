@@ -1,0 +1,138 @@
+"""What is recomputed where nobody said it: as little as fits, by what the machine has and not by what is free."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AS_TRANSFORMERS, compiled
+from pretended import H100, MACHINES
+
+from factory.facts import Machine
+from factory.look import machine as look
+from factory.plan import Plan
+
+FULL = ("model=llama2_7b", "method=full", "stage=pt", "stage.batch_size=4", "data.max_length=2048")
+KINDS = (False, "selective", True)
+
+
+def asked(kind: Any) -> str:
+    return f"compute.activation_checkpointing={str(kind).lower()}"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def change(name: str = "gpu", **values: Any) -> None:
+        made: Machine = replace(MACHINES[name], **values)
+        monkeypatch.setattr(look, "look_at_machine", lambda: made)
+
+    change()
+    return change
+
+
+def plan(*overrides: str) -> Plan:
+    return compiled(*FULL, *overrides, training=False)
+
+
+def budget(count: int) -> str:
+    return f"hardware.memory={count // 1024 + 1}KiB"
+
+
+def needed(kind: Any, *overrides: str) -> int:
+    return plan(asked(kind), *overrides).estimate.memory.total
+
+
+def recomputed(made: Plan) -> Any:
+    return made.steps.patch.activation_checkpointing
+
+
+def said(made: Plan) -> list[str]:
+    return [note for note in made.notes if note.startswith("compute.activation_checkpointing=auto")]
+
+
+def test_as_little_as_fits(machine: Callable[..., None]) -> None:
+    """Of what keeps most, what fits into the budget."""
+    totals = [needed(kind) for kind in KINDS]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == 3
+    for kind, total in zip(KINDS, totals, strict=True):
+        made = plan(budget(total))
+        assert (recomputed(made), made.estimate.memory.fits) == (kind, True)
+        assert bool(said(made)) == (kind is not False)
+    least = plan(budget(totals[-1] - 2048))
+    assert (recomputed(least), least.estimate.memory.fits) == (True, False)
+
+
+def test_the_note_says_why(machine: Callable[..., None]) -> None:
+    (note,) = said(plan("hardware=rtx4090", "method=lora"))
+    assert note.startswith("compute.activation_checkpointing=auto: true, as with all activations kept it is estimated")
+    assert "24.00 GiB are for a run" in note
+
+
+def test_what_is_said_is_done(machine: Callable[..., None]) -> None:
+    for kind in KINDS:
+        made = plan(asked(kind), "hardware.memory=1GB")
+        assert recomputed(made) == kind and not said(made)
+
+
+def test_it_is_the_plan_that_says_so(machine: Callable[..., None]) -> None:
+    """So a run goes on, and is compared, as one whose command said it."""
+    card = ("hardware=rtx4090", "method=lora")
+    assert recomputed(plan(*card)) is True and plan(*card).estimate.memory.fits
+    assert plan(*card).digest() == plan(*card, asked(True)).digest()
+
+
+def test_what_is_free_decides_nothing(machine: Callable[..., None]) -> None:
+    whole = needed(False)
+    card = replace(H100, memory_bytes=whole * 10 // 9 + 10, free_bytes=2**30)
+    machine(gpus=(card,))
+    assert recomputed(plan()) is False
+    assert not plan().estimate.memory.fits
+    machine(gpus=(replace(card, memory_bytes=whole),))  # a tenth is not the run's
+    assert recomputed(plan()) == "selective"
+    machine(gpus=(card, replace(card, memory_bytes=whole)))
+    assert recomputed(plan("hardware.num_processes=2", "hardware.strategy=ddp")) == "selective"
+
+
+def test_a_card_that_is_not_here_says_nothing(machine: Callable[..., None]) -> None:
+    machine("cpu")
+    assert recomputed(plan("hardware=single_gpu")) is False
+
+
+def test_of_a_nodes_memory_each_process_has_a_share(machine: Callable[..., None]) -> None:
+    cpu = ("hardware=cpu", *AS_TRANSFORMERS)
+    whole = needed(False, *cpu)
+    machine("cpu", memory_bytes=whole * 10 // 9 + 10, available_bytes=2**30)
+    assert recomputed(plan(*cpu)) is False
+    assert recomputed(plan(*cpu, "hardware.num_processes=2", "hardware.strategy=ddp")) is not False
+    machine("cpu", memory_bytes=None, available_bytes=whole - 1)  # where nobody says more
+    assert recomputed(plan(*cpu)) == "selective"
+
+
+def test_beside_our_own_layers_all_is_made_again(machine: Callable[..., None]) -> None:
+    """They keep less than selective recomputation does, which needs the model's own."""
+    machine("cpu")
+    small = ("model=smollm2_135m", "hardware=cpu")
+    kept = [needed(kind, *small) for kind in KINDS]
+    assert kept[2] < kept[1] < kept[0]
+    made = plan(*small, budget(kept[1]))
+    assert made.steps.patch.fused and recomputed(made) is True
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "export"])
+def test_where_nothing_goes_back_nothing_is_recomputed(
+    verb: str, machine: Callable[..., None], tiny_model: Path
+) -> None:
+    machine("cpu", memory_bytes=2**20)
+    made = compiled(f"model.path={tiny_model}", "export.dir=written", training=False, verb=verb)
+    assert recomputed(made) is False and not said(made)
+
+
+def test_a_run_trains_as_its_plan_says(execute: Callable[..., Any]) -> None:
+    """Losses are those of a run that keeps everything."""
+    options = ("method=lora", "precision=fp32", "stage.max_steps=3", "stage.logging_steps=1", "hardware.memory=100MB")
+    lean = execute(*options, folder="lean")
+    kept = execute(*options, asked(False), folder="kept")
+    assert recomputed(lean.run.plan) is True and recomputed(kept.run.plan) is False
+    assert lean.losses == pytest.approx(kept.losses, rel=1e-6)
+    assert all(check["passed"] for name, check in lean.run.checks.items() if name != "memory_as_estimated")
