@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from factory import chunks, products
 from factory.attention import documents
-from factory.data.dataset import IGNORED, TRAINED_AT
+from factory.data.dataset import IGNORED, OF_ANSWERS, TRAINED_AT
 from factory.data.sharing import PLACES, READ_AS
 from factory.native import kernels
 
@@ -470,7 +470,7 @@ _FOUR_POSITIONS = ("qwen2_vl", "qwen2_5_vl")
 
 
 # what a batch holds beside the model's inputs
-_OURS = ("labels", TRAINED_AT, "weights", "reference", "desirable", PLACES, *READ_AS)
+_OURS = ("labels", TRAINED_AT, OF_ANSWERS, "weights", "reference", "desirable", PLACES, *READ_AS)
 
 
 def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:

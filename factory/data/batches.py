@@ -12,7 +12,18 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.data.dataset import IGNORED, TRAINED_AT, Dataset, Example, Labelled, Pair, Sample, Samples, joined
+from factory.data.dataset import (
+    IGNORED,
+    OF_ANSWERS,
+    TRAINED_AT,
+    Dataset,
+    Example,
+    Labelled,
+    Pair,
+    Sample,
+    Samples,
+    joined,
+)
 from factory.data.media import Inputs
 from factory.data.sharing import shared
 from factory.schedules import steps_per_epoch
@@ -140,7 +151,8 @@ def collate(
     one.
 
     Pairs make 2n rows: the chosen, then the rejected, in the same order. Labelled ones make 2n too: as they are, then
-    each prompt with the next one's answer (`mismatched`, which also reads `others`); `desirable` (n) are their labels.
+    each prompt with the next one's answer (`mismatched`, which also reads `others`); `desirable` (n) are their labels,
+    and `trained_answers`, a number, says how many of the trained tokens are in the first n rows.
 
     `padding_free` makes one row of plain examples, in which they are isolated, and adds to pairs the row in which the
     answers share their prompts (`sharing.shared`): the model reads that one.
@@ -173,7 +185,11 @@ def collate(
     if reference is not None:
         made["reference"] = reference(made)
     moved = {name: values.to(device) for name, values in made.items()}
-    return moved | _stretches(rows[0], longest, device) if flash and media is None and len(rows) == 1 else moved
+    if isinstance(samples[0], Labelled):
+        moved[OF_ANSWERS] = int(np.count_nonzero(batch[TRAINED_AT][0] < len(samples)))
+    if flash and media is None and len(rows) == 1:
+        moved |= _stretches(rows[0], longest, device)
+    return moved
 
 
 def _rows(samples: Sequence[Any], max_length: int | None, others: Samples, padding_free: bool) -> list[Any]:

@@ -20,7 +20,8 @@ from factory.data.record import Kind, Medium
 from factory.plan import Pack
 
 IGNORED = -100  # a label that is not trained, as torch's cross entropy has it
-TRAINED_AT = "trained_at"  # of a batch: (2, tokens), rows and places of the tokens before those that are trained
+# of a batch: (2, tokens), rows and places of the tokens before those that are trained; how many are of labelled answers
+TRAINED_AT, OF_ANSWERS = "trained_at", "trained_answers"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from factory.data import batches
-from factory.data.dataset import IGNORED, TRAINED_AT
+from factory.data.dataset import IGNORED, OF_ANSWERS, TRAINED_AT
 from factory.data.sharing import PLACES, READ_AS
 from factory.execute.context import Run
 from factory.refusal import refuse
@@ -25,7 +25,7 @@ from factory.steps.pack import Dataset
 
 _KEY_BYTES = 16
 # all else is of images
-_OF_TEXT = ("input_ids", "labels", TRAINED_AT, "position_ids", "weights", "desirable", PLACES, *READ_AS)
+_OF_TEXT = ("input_ids", "labels", TRAINED_AT, OF_ANSWERS, "position_ids", "weights", "desirable", PLACES, *READ_AS)
 
 
 @dataclass(slots=True)

@@ -53,8 +53,9 @@ def lines(done: Any) -> list[dict[str, Any]]:
         ("stage=dpo", "method=lora"),
         ("stage=rm",),
         ("stage=orpo",),
+        ("stage=kto",),
     ],
-    ids=["rows", "accumulated", "pt", "packed", "lora", "dpo", "rm", "orpo"],
+    ids=["rows", "accumulated", "pt", "packed", "lora", "dpo", "rm", "orpo", "kto"],
 )
 def test_no_step_reads_what_it_computes(options: tuple[str, ...], execute: Execute, ahead: list[Reads]) -> None:
     done = execute(*LATE, *options)
