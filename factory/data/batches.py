@@ -164,6 +164,22 @@ def collate(
     import torch
 
     rows = _rows(samples, max_length, others, padding_free)
+    batch = _arrays(samples, rows, pad, padding_free)
+    made = {name: torch.from_numpy(values) for name, values in batch.items()}
+    if media is not None:
+        made |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
+    if reference is not None:
+        made["reference"] = reference(made)
+    moved = {name: values.to(device) for name, values in made.items()}
+    if isinstance(samples[0], Labelled):
+        moved[OF_ANSWERS] = int(np.count_nonzero(batch[TRAINED_AT][0] < len(samples)))
+    if flash and media is None and len(rows) == 1:
+        moved |= _stretches(rows[0], batch["input_ids"].shape[1], device)
+    return moved
+
+
+def _arrays(samples: Sequence[Any], rows: list[Any], pad: int, padding_free: bool) -> dict[str, NDArray[Any]]:
+    """What of a batch follows from the rows alone."""
     longest = padded(max(len(row.ids) for row in rows))
     batch = {
         "input_ids": _padded([row.ids for row in rows], longest, pad, np.int64),
@@ -179,17 +195,7 @@ def collate(
     if isinstance(samples[0], Labelled):
         batch["desirable"] = np.array([sample.label for sample in samples])
     batch[TRAINED_AT] = np.stack(np.nonzero(batch["labels"][:, 1:] != IGNORED))
-    made = {name: torch.from_numpy(values) for name, values in batch.items()}
-    if media is not None:
-        made |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
-    if reference is not None:
-        made["reference"] = reference(made)
-    moved = {name: values.to(device) for name, values in made.items()}
-    if isinstance(samples[0], Labelled):
-        moved[OF_ANSWERS] = int(np.count_nonzero(batch[TRAINED_AT][0] < len(samples)))
-    if flash and media is None and len(rows) == 1:
-        moved |= _stretches(rows[0], longest, device)
-    return moved
+    return batch
 
 
 def _rows(samples: Sequence[Any], max_length: int | None, others: Samples, padding_free: bool) -> list[Any]:
