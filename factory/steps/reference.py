@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
 from typing import Any
 from zipfile import BadZipFile
 
@@ -25,12 +24,8 @@ from factory.steps.feed import autocast, collating, feed, total_steps
 from factory.steps.pack import Dataset
 
 _KEY_BYTES = 16
-_STRETCH = 64  # micro-batches that are put in order of their length; of images one alone, as they are large
 # all else is of images
 _OF_TEXT = ("input_ids", "labels", TRAINED_AT, OF_ANSWERS, "position_ids", "weights", "desirable", PLACES, *READ_AS)
-
-
-Numbered = tuple[int, dict[str, Any]]  # a micro-batch, and the steps that are done with it
 
 
 @dataclass(slots=True)
@@ -77,26 +72,18 @@ def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
     base = roles.reference(model) if is_bare_base(run) else nullcontext()  # adapters that add nothing yet take time
     model.eval()
     with torch.no_grad(), autocast(run.plan), base:
-        reached, stretch = 0, 1 if dataset.media is not None else _STRETCH
-        for done, batch in _by_length(_batches(run, dataset, total), stretch):
+        for done, batch in _batches(run, dataset, total):
             run.stop_if_asked()
-            reached = max(reached, done)
             keys = keys_of(batch)
             if run.world.any(not found.sums.keys() >= set(keys)):  # ranks call the model together
                 sums, _ = run.way.call(partial(sequence_log_probs, model, batch))
                 found.sums |= zip(keys, sums.tolist(), strict=True)
-            run.progress("reference", min(reached, total), total)
+            run.progress("reference", min(done, total), total)
     for other in run.world.gathered(found.sums):
         found.sums |= other
 
 
-def _by_length(found: Iterator[Numbered], stretch: int) -> Iterator[Numbered]:
-    """So many at a time, the longest first: a CPU compiles kernels for each length, and keeps those of few."""
-    while part := list(islice(found, stretch)):
-        yield from sorted(part, key=lambda each: batches.read(each[1]).shape[-1], reverse=True)
-
-
-def _batches(run: Run, dataset: Dataset, total: int) -> Iterator[Numbered]:
+def _batches(run: Run, dataset: Dataset, total: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every batch that this rank will train, and its share of those that are held out, with the steps done."""
     with batches.Prefetcher(feed(run, dataset, 0, total)) as steps:
         for number, step in enumerate(steps, start=1):

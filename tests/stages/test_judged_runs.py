@@ -15,8 +15,8 @@ from test_judged import log_prob
 from test_methods import FITTING, SHORT
 from transformers import AutoModelForCausalLM
 
-from factory import losses, registry
-from factory.data.batches import mismatched, read
+from factory import registry
+from factory.data.batches import mismatched
 from factory.data.dataset import IGNORED, Example, Labelled
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
@@ -126,31 +126,6 @@ def test_a_row_is_measured_once(execute: Execute, monkeypatch: pytest.MonkeyPatc
     done = execute("stage=dpo", *LORA, *RUN, "stage.num_epochs=3")
     with np.load(done.run.folder.reference) as kept:
         assert len(kept["sums"]) == 2 * (len(done.dataset.train) + len(done.dataset.validation))
-
-
-@pytest.mark.parametrize("stage", ["dpo", "kto"])
-def test_what_is_of_one_length_is_measured_together(
-    stage: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The longest first, which changes no number: the batches are those that are trained."""
-    lengths, original = list[int](), losses.sequence_log_probs
-
-    def measured(model: Any, batch: dict[str, Any]) -> Any:
-        lengths.append(read(batch).shape[1])
-        return original(model, batch)
-
-    monkeypatch.setattr(losses, "sequence_log_probs", measured)
-    found, seen = list[Any](), list[list[int]]()
-    for stretch in (64, 1):
-        monkeypatch.setattr(reference, "_STRETCH", stretch)
-        lengths.clear()
-        done = execute(f"stage={stage}", *LORA, *RUN, "stage.num_epochs=2", folder=f"{stretch}")
-        with np.load(done.run.folder.reference) as kept:
-            keys = kept["keys"].reshape(len(kept["sums"]), -1)
-            found.append({row.tobytes(): value for row, value in zip(keys, kept["sums"], strict=True)})
-        seen.append(lengths[: len(found[-1]) // 4])  # later ones are of the proofs
-    assert found[0] == found[1]
-    assert seen[0] == sorted(seen[0], reverse=True) != seen[1]
 
 
 # --- stopped and gone on
