@@ -170,7 +170,7 @@ def collate(
         made |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
     if reference is not None:
         made["reference"] = reference(made)
-    moved = {name: values.to(device) for name, values in made.items()}
+    moved: dict[str, Any] = {name: values.to(device) for name, values in made.items()}
     if isinstance(samples[0], Labelled):
         moved[OF_ANSWERS] = int(np.count_nonzero(batch[TRAINED_AT][0] < len(samples)))
     if flash and media is None and len(rows) == 1:

@@ -29,7 +29,8 @@ def test_two_in_one_folder(verb: str, trained: str, where: Path, tiny_model: Pat
     first = started(*words)
     wait_for(lambda: (folder / ("sweep.json" if verb == "sweep" else "events.jsonl")).exists(), 120)
     code, text = ended(started(*words))
-    refused = ("[folder-in-use]", "[folder-taken]", "[sweep-taken]", "[export-there]")  # the last, where the first ended
+    # the last where the first has ended by now
+    refused = ("[folder-in-use]", "[folder-taken]", "[sweep-taken]", "[export-there]")
     assert code == 2 and any(rule in text for rule in refused), text
     code, text = ended(first)
     assert code == 0, text
