@@ -14,6 +14,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from factory.data import proof
 from factory.data.batches import collate
+from factory.data.dataset import TRAINED_AT
 from factory.methods.lora.targets import PREFIX
 from factory.refusal import UserError
 from factory.rollouts.sample import Sampling, sample
@@ -124,7 +125,7 @@ def test_what_is_answered_is_what_training_would_see(
     assert set(prompts) == set(asked) and not seen.all()
     batch = collate([asked[prompt] for prompt in prompts], dataset.pad, "cpu", media=dataset.media)
     assert "pixel_values" in inputs
-    for name in batch.keys() - {"input_ids", "labels", "attention_mask"}:
+    for name in batch.keys() - {"input_ids", "labels", TRAINED_AT, "attention_mask"}:
         value, wanted = inputs[name], batch[name]
         if value.shape == seen.shape:  # of tokens
             value = value[seen]
