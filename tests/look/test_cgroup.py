@@ -46,7 +46,7 @@ def test_inside_a_container_the_root_is_its_own(group: Path) -> None:
 
 
 def test_where_nothing_is_limited_nothing_is_said(group: Path) -> None:
-    assert (cgroup.free(), cgroup.kills()) == (None, 0)
+    assert (cgroup.free(), cgroup.limit(), cgroup.kills()) == (None, None, 0)
     (group / "own").write_text("4:memory:/job\n")
     write(group / "tree" / "memory", memory__limit_in_bytes="9223372036854771712\n")
     assert (cgroup.free(), cgroup.kills()) == (None, 0)
@@ -63,6 +63,7 @@ def test_what_others_in_the_group_hold_is_not_free(group: Path) -> None:
     assert cgroup.free() == 9000 - 6500
     write(group / "tree" / "job", memory__current="9500", memory__stat="inactive_file 0")
     assert cgroup.free() == 0
+    assert cgroup.limit() == 4000  # whoever holds how much of it
 
 
 def test_version_1_counts_the_groups_below(group: Path) -> None:

@@ -355,6 +355,8 @@ def test_the_machine_is_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.threads == 3
     assert machine.gpus == ()
     assert 0 < machine.available_bytes <= psutil.virtual_memory().total
+    assert machine.memory_bytes is not None
+    assert machine.available_bytes <= machine.memory_bytes <= psutil.virtual_memory().total
     assert {"torch", "transformers", "peft"} <= set(machine.packages)
 
 
