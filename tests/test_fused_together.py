@@ -122,6 +122,20 @@ def test_recomputed_layers_are_joined_too(copied: bool, monkeypatch: pytest.Monk
     assert counts == [3, 1, 2, 1] * 4
 
 
+def test_a_layer_is_copied_without_those_that_are_joined_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = adapted()
+    model = copy.deepcopy(plain)
+    fused.fuse_linears(model)
+    counts = counted(monkeypatch)
+    for name, layer in model.named_modules():
+        if hasattr(layer, "together") and layer.together.others(layer):
+            copied, x = together.alone(layer), torch.randn(2, 3, layer.in_features)
+            assert copied.together.others(copied) == []
+            close(copied(x), plain.get_submodule(name)(x), torch.float32)
+            assert layer.together.others(layer)
+    assert counts == [1] * 5 * 2  # q, k, v, gate and up of each layer
+
+
 class Module(nn.Module):
     """Its second layer reads what `other` gives, and its third is called on some days."""
 

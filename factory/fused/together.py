@@ -1,5 +1,6 @@
 """Layers of a module that read the same tensor: the first that is called makes what all of them make of it."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from inspect import Parameter, signature
@@ -45,6 +46,12 @@ def join(model: Any, wanted: Callable[[Any], bool]) -> None:
         joined = Together(same := [layers[name] for name in read.get(asked, ())])
         for layer in same if len(same) > 1 else ():
             layer.together = joined
+
+
+def alone(layer: Any) -> Any:
+    """A copy of a layer that is joined with no other: theirs would be copied with it, and made with its own."""
+    joined = getattr(layer, "together", None)
+    return copy.deepcopy(layer, {id(joined): Together()} if joined is not None else None)
 
 
 def _reading_what_comes_in(module: Any, names: Iterable[str]) -> list[str]:
