@@ -14,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 16
+VERSION = 17
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `export`: all but the places
@@ -57,6 +57,7 @@ class Patch:
     attention: str
     group_size: int | None  # of s2 attention
     activation_checkpointing: Recomputed
+    recomputed_layers: int | None  # the first of the decoder's; None: all
     compile: bool
     kernels: str
     products: str  # the type that those of bfloat16 are computed in: own or float32
@@ -71,6 +72,10 @@ class Patch:
     @property
     def fused(self) -> bool:
         return self.kernels in FUSED
+
+    def recomputed(self, layers: int) -> int:
+        """How many of a decoder's layers are, the first ones."""
+        return min(self.recomputed_layers or layers, layers) if self.activation_checkpointing else 0
 
     @property
     def reach(self) -> int:
@@ -458,6 +463,7 @@ CHANGED: dict[int, str] = {
     14: "folders of one's own options (--config-dir) are planned; memory is not known of a GPU that is not here",
     15: "how videos are seen is planned, of a model that takes them",
     16: "the type that products of bfloat16 are computed in is planned",
+    17: "of how many layers activations are recomputed is planned",
 }
 
 

@@ -217,6 +217,11 @@ class Compute:
         "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'; "
         "auto: as little as fits into the machine's memory by the estimate"
     )
+    recomputed_layers: int | Auto = key(
+        "of how many decoder layers, the first ones, activations are recomputed: fewer take less time; auto: of all, "
+        "or where activation_checkpointing=auto recomputes, of as few as fit",
+        low=1,
+    )
     compile: bool = key("torch.compile the decoder: minutes at the start, faster steps on a GPU")
 
 

@@ -128,12 +128,26 @@ def recomputations(case: Case) -> tuple[Recomputed, ...]:
 
     Selective recomputation needs the model's own layers: Factory's for a CPU keep no more than it does by themselves.
     """
-    asked = case.settings.compute.activation_checkpointing
+    asked, layers = case.settings.compute.activation_checkpointing, case.settings.compute.recomputed_layers
     if asked != "auto":
         return (asked,)
     if case.settings.verb != "train":
         return (False,)
+    if layers != "auto":
+        return (True,)
     return (False, True) if kernels(case) in FUSED else (False, "selective", True)
+
+
+def recomputed_layers(case: Case) -> int | None:
+    """None: all of them."""
+    asked = case.settings.compute.recomputed_layers
+    return None if asked in ("auto", layers(case)) else asked
+
+
+def layers(case: Case) -> int:
+    """Of the decoder, with those that the method adds."""
+    expand = registry.hook(case.method_spec, "expanded")
+    return (expand(case.settings.method, case.arch) if expand else case.arch).layers
 
 
 def unwidened(case: Case) -> str | None:

@@ -215,6 +215,7 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
         attention=attention,
         group_size=_group_size(case, length, notes) if attention == "s2" else None,
         activation_checkpointing=recomputed,
+        recomputed_layers=choices.recomputed_layers(case) if recomputed else None,
         compile=compute.compile,
         kernels=choices.kernels(case),
         products=choices.products(case),

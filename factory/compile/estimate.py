@@ -114,7 +114,9 @@ def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
     """
     train = tuned.steps.train
     forward = flops.forward(tuned.expanded, length)
-    trained = flops.trained(tuned.expanded, tuned.shapes, length, tuned.steps.patch.activation_checkpointing)
+    patch = tuned.steps.patch
+    again = 0 if patch.activation_checkpointing == "selective" else patch.recomputed(tuned.expanded.layers)
+    trained = flops.trained(tuned.expanded, tuned.shapes, length, again)
     a_sample = trained * sequences + forward * judged  # of a token of it
     if "rollout_batch_size" not in train.own:
         return a_sample * length * train.batch_size * train.micro_batches

@@ -50,18 +50,39 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan]) -> plan.
     made = make(_recomputing(case, first))
     there = _budget(case) or _here(case, free=False)
     kept = made.estimate.memory.total
+
+    def fits(made: plan.Plan) -> bool:
+        return there is None or made.estimate.memory.total <= there
+
     for kind in others:
-        if there is None or made.estimate.memory.total <= there:
+        if fits(made):
             break
         made = make(_recomputing(case, kind))
     if (chosen := made.steps.patch.activation_checkpointing) == first:
         return made
+    if fits(made) and not case.traits.remote_code:  # which may know all layers or none
+        made = _of_fewest_layers(made, choices.layers(case), fits, lambda few: make(_recomputing(case, chosen, few)))
+    few = made.steps.patch.recomputed_layers
+    said = f"{plain(chosen)} for the first {few} of {choices.layers(case)} layers" if few else plain(chosen)
     why = f"with all activations kept it is estimated at {size(kept)}, {size(there or 0)} are for a run"
-    return replace(made, notes=(*made.notes, f"compute.activation_checkpointing=auto: {plain(chosen)}, as {why}"))
+    return replace(made, notes=(*made.notes, f"compute.activation_checkpointing=auto: {said}, as {why}"))
 
 
-def _recomputing(case: Case, kind: plan.Recomputed) -> Case:
+def _of_fewest_layers(
+    all_of_them: plan.Plan, layers: int, fits: Callable[[plan.Plan], bool], make: Callable[[int], plan.Plan]
+) -> plan.Plan:
+    """By halving: the first layers are kept until the backward pass ends, so each that is recomputed leaves more."""
+    found, too_few = (layers, all_of_them), 0
+    while found[0] - too_few > 1:
+        few = (found[0] + too_few) // 2
+        made = make(few)
+        found, too_few = ((few, made), too_few) if fits(made) else (found, few)
+    return found[1]
+
+
+def _recomputing(case: Case, kind: plan.Recomputed, layers: int | None = None) -> Case:
     compute = replace(case.settings.compute, activation_checkpointing=kind)
+    compute = compute if layers is None else replace(compute, recomputed_layers=layers)
     return replace(case, settings=replace(case.settings, compute=compute))
 
 

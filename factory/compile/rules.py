@@ -98,6 +98,16 @@ def _products(case: Case) -> str | None:
     return choices.unwidened(case) if case.settings.compute.products == "float32" else None
 
 
+def _recomputed_layers(case: Case) -> str | None:
+    compute = case.settings.compute
+    if compute.recomputed_layers == "auto":
+        return None
+    if compute.activation_checkpointing is False:
+        return "compute.activation_checkpointing=false recomputes none"
+    there = choices.layers(case)
+    return f"the model has {there} layers" if compute.recomputed_layers > there else None
+
+
 def _device_missing(case: Case) -> str | None:
     hardware, gpus = case.settings.hardware, case.facts.machine.gpus
     if hardware.card and not any(hardware.card.lower() in gpu.name.lower() for gpu in gpus):
@@ -365,6 +375,7 @@ RULES: tuple[Rule, ...] = (
     Rule("kernels", _kernels),
     Rule("native-kernels", _native),
     Rule("products", _products),
+    Rule("recomputed-layers", _recomputed_layers),
     Rule("device-missing", _device_missing),
     Rule("package-missing", _package_missing, _getting_it),
     *data.RULES,

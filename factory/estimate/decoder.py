@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from factory.architecture import Architecture, Block, Shape
 from factory.estimate.adapters import Beside, adapted, is_low_rank, low_rank
@@ -44,7 +44,7 @@ class Fused(NamedTuple):
 class Decoder:
     """`trained` are the shapes of what is trained; `quantized`: linears dequantize.
 
-    `turns` are the layers before which the heap gives back what is free.
+    `recomputed` are the first so many layers; `turns` are those before which the heap gives back what is free.
     """
 
     def __init__(
@@ -59,14 +59,15 @@ class Decoder:
         group: int | None,
         quantized: bool,
         fused: Fused,
-        checkpointing: bool | Literal["selective"],
+        recomputed: int,
+        selective: bool,
         kept: dict[str, int],
         turns: range = range(0),
     ):
         self.tape, self.arch, self.numbers, self.quantized, self.fused = tape, arch, numbers, quantized, fused
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())
         self.method, self.attention, self.group = method, attention, group
-        self.checkpointing, self.turns = checkpointing, turns
+        self.recomputed, self.selective, self.turns = recomputed, selective, turns
         self._trained, self._kept = trained, kept
         self._beside = _adapters(trained, numbers.trained)
         self._weights: dict[str, Weight] = {}
@@ -93,13 +94,13 @@ class Decoder:
         given = tape.new(angles, hidden.size) if tape.native and hidden.size < 4 else None
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
-            if self.checkpointing:
+            if index < self.recomputed:
                 before = tape.ledger.give_back if index in self.turns else None
-                hidden = tape.checkpoint(layer, hidden, selective=self.checkpointing == "selective", before=before)
+                hidden = tape.checkpoint(layer, hidden, selective=self.selective, before=before)
             else:
                 hidden = layer(hidden)
         del given
-        if not self.checkpointing:  # else each layer is given them once more
+        if not self.recomputed:  # else each layer is given them once more
             self.angles = None
         if self.turns:
             tape.ledger.give_back()

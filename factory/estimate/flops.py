@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection
-from typing import Literal
 
 from factory.architecture import Architecture, Shape, elements
 
@@ -29,11 +28,11 @@ def _head(arch: Architecture) -> float:
     return 2 * arch.vocabulary * arch.hidden
 
 
-def trained(arch: Architecture, shapes: dict[str, Shape], length: int, again: bool | Literal["selective"]) -> float:
+def trained(arch: Architecture, shapes: dict[str, Shape], length: int, again: int) -> float:
     """Of a token that is trained: forward, the gradients of what flows back, those of weights, and layers made again.
 
     Nothing flows below the lowest layer that trains. What stands beside the model's own tensors is multiplied with, and
-    has both gradients. Selective recomputation makes no product again.
+    has both gradients. `again`: the layers, the first ones, whose products are made again.
     """
     base = {name for name, _ in arch.tensors()}
     own = elements(shape for name, shape in shapes.items() if name in base)
@@ -42,7 +41,8 @@ def trained(arch: Architecture, shapes: dict[str, Shape], length: int, again: bo
     back = _head(arch) + _layers(arch, length, first)
     weights = forward(arch, 0) * own / arch.parameters() + 6 * beside
     scores = _attention(arch, length) * (arch.layers - first)  # each product of attention has two gradients
-    return forward(arch, length) + back + weights + scores + (_layers(arch, length, first) if again is True else 0)
+    made_again = _layers(arch, length, first) - _layers(arch, length, max(first, again))
+    return forward(arch, length) + back + weights + scores + made_again
 
 
 def _lowest(arch: Architecture, names: Collection[str]) -> int:

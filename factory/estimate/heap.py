@@ -23,7 +23,8 @@ def gives_back(patch: Patch, layers: int) -> range:
     Each leaves its input behind in a hole that a larger tensor had left, and the heap would grow by that tensor from
     layer to layer. Compiled layers cannot be interrupted.
     """
-    return range(0, layers if patch.activation_checkpointing and not patch.compile else 0, max(1, layers // _TURNS))
+    recomputed = 0 if patch.compile else patch.recomputed(layers)
+    return range(0, recomputed, max(1, recomputed // _TURNS))
 
 
 class Heap:

@@ -115,7 +115,8 @@ def _walk(
         group=patch.group_size,
         quantized=quantized,
         fused=Fused(patch.fused, linears, linears and low_rank, by_row),
-        checkpointing=patch.activation_checkpointing,
+        recomputed=patch.recomputed(len(arch.blocks)),
+        selective=patch.activation_checkpointing == "selective",
         kept=kept,
         turns=gives_back(patch, len(arch.blocks)),
     )

@@ -104,8 +104,10 @@ def smaller_batches(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 def _recomputed(plan: Plan) -> Iterator[tuple[str, ...]]:
-    if plan.steps.patch.activation_checkpointing is not True:
-        yield ("compute.activation_checkpointing=true",)
+    patch = plan.steps.patch
+    if patch.activation_checkpointing is not True or patch.recomputed_layers is not None:
+        named = any(text.startswith("compute.recomputed_layers=") for text in plan.overrides)
+        yield "compute.activation_checkpointing=true", *(("compute.recomputed_layers=auto",) if named else ())
 
 
 def _quantized(plan: Plan) -> Iterator[tuple[str, ...]]:

@@ -17,7 +17,11 @@ from factory.words import between, counted, duration, rate, size
 _NAMED = 8  # modules that a plan names
 _TOLD = {"name", "learning_rate", "quantization", "target_modules"}  # of a method's settings, in lines of their own
 _ALL_TEXT = ("parts", ["language"])  # what a model that sees nothing has
-_RECOMPUTED = {False: "", True: ", activations recomputed", "selective": ", activations recomputed but for products"}
+_RECOMPUTED = {
+    False: "",
+    True: ", activations{} recomputed",
+    "selective": ", activations{} recomputed but for products",
+}
 _REFERENCES = {
     "base": "the base without an adapter",
     "adapter": "the base with the saved adapter",
@@ -60,7 +64,8 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     patch, attach, parameters = plan.steps.patch, plan.steps.attach, plan.estimate.parameters
     yield "load", _loaded(plan)
     rope = f", rope {patch.rope_scaling} x {patch.rope_factor:g}" if patch.rope_scaling != "none" else ""
-    recompute = _RECOMPUTED[patch.activation_checkpointing]
+    few = f" of the first {patch.recomputed_layers} layers" if patch.recomputed_layers else ""
+    recompute = _RECOMPUTED[patch.activation_checkpointing].format(few)
     groups = f" in groups of {patch.group_size:,} tokens" if patch.group_size else ""
     kernels = "" if patch.kernels == "none" else f", kernels {patch.kernels}"
     products = "" if patch.products == "own" else f", products in {patch.products}"

@@ -10,7 +10,7 @@ from math import log, sqrt
 from typing import Any
 
 from factory.estimate.speed import work
-from factory.plan import Plan
+from factory.plan import Patch, Plan
 from factory.refusal import UserError
 from factory.run.advice import CLEARLY_LESS, Anew, smaller_batches
 from factory.typed import to_tree
@@ -29,7 +29,8 @@ _HELD: tuple[Overrides, ...] = (
 )
 _OTHERS: tuple[Overrides, ...] = (("method=lora",), ("method=qlora",))
 _RECOMPUTED = (False, "selective", True)  # what costs less time first
-_KEPT = "compute.activation_checkpointing=false"  # of every plan that says no other: what `auto` means is tried here
+_WORDS = ("compute.activation_checkpointing=", "compute.recomputed_layers=")
+_KEPT = f"{_WORDS[0]}false"  # of every plan that says no other: what `auto` means is tried here
 _LARGEST_BATCH, _LARGEST_RANK = 64, 256
 _RAISED = 3  # rows whose micro-batch is raised; the rank is raised of the best alone
 _APART = 1.1  # times the work of a token that is told apart
@@ -91,11 +92,18 @@ def search(plan: Plan, anew: Anew) -> Found:
 
 
 def _as_short(row: Row, asked: Plan, anew: Anew) -> Row:
-    """Without the word for what is recomputed, where `auto` says the same."""
-    overrides = tuple(text for text in row.overrides if not text.startswith(_KEPT.removesuffix("false")))
+    """Without the words for what is recomputed, where the command line says the same."""
+    overrides = tuple(text for text in row.overrides if not text.startswith(_WORDS))
     if anew((*asked.overrides, *overrides)).digest() == row.plan.digest():
         return replace(row, overrides=overrides)
-    return row if overrides != row.overrides else replace(row, overrides=(_KEPT, *overrides))
+    kept, *more = _beneath(asked)
+    return replace(row, overrides=(*((kept,) if overrides == row.overrides else ()), *more, *row.overrides))
+
+
+def _beneath(asked: Plan) -> Overrides:
+    """What stands before the changes: which layers are recomputed is tried here, whatever was asked."""
+    named = any(text.startswith(_WORDS[1]) for text in asked.overrides)
+    return (_KEPT, f"{_WORDS[1]}auto") if named else (_KEPT,)
 
 
 class _Tried:
@@ -116,7 +124,7 @@ class _Tried:
         """None where it is not legal."""
         if overrides not in self._made:
             try:
-                self._made[overrides] = self._anew((*self.plan.overrides, _KEPT, *overrides))
+                self._made[overrides] = self._anew((*self.plan.overrides, *_beneath(self.plan), *overrides))
             except UserError:
                 self.refused += 1
                 return None
@@ -165,8 +173,9 @@ def _ways(tried: _Tried, ways: tuple[Overrides, ...], first: int) -> Iterator[Ro
 
 def _recomputed(tried: _Tried, own: Overrides, plain: Plan, way: int) -> Iterator[Row]:
     """With each recomputation the largest micro-batch that fits, up to the one that fits as it was asked for."""
+    seen = set[str]()
     for kind in _RECOMPUTED:
-        said = f"compute.activation_checkpointing={str(kind).lower()}"
+        said = f"{_WORDS[0]}{str(kind).lower()}"
         same = plain.steps.patch.activation_checkpointing == kind
         overrides = own if same else (*own, said)
         made = tried(overrides)
@@ -174,9 +183,19 @@ def _recomputed(tried: _Tried, own: Overrides, plain: Plan, way: int) -> Iterato
             continue
         found = _up_to_asked(tried, overrides, made)
         if found is not None:
-            yield Row(overrides=found[0], plan=found[1], way=way)
+            smaller, fitting = _of_fewest_layers(tried, *found) if kind else found
+            if (digest := fitting.digest()) not in seen:
+                yield Row(overrides=smaller, plan=fitting, way=way)
+            seen.add(digest)
             if found[0] == overrides:
                 return
+
+
+def _of_fewest_layers(tried: _Tried, overrides: Overrides, made: Plan) -> tuple[Overrides, Plan]:
+    """What `auto` says where it fits too: as little as needs be."""
+    least = tuple(f"{_WORDS[0]}auto" if text.startswith(_WORDS[0]) else text for text in overrides)
+    found = tried.fitting(least)
+    return (overrides, made) if found is None else (least, found)
 
 
 def _up_to_asked(tried: _Tried, overrides: Overrides, made: Plan) -> tuple[Overrides, Plan] | None:
@@ -250,7 +269,7 @@ def as_text(found: Found) -> str:
         *([f"Rough: memory was never measured with {', '.join(rough)}."] if rough else []),
         "",
     ]
-    head = ("memory", "batch", "a step", "rank", "tokens/s" if found.timed else "GFLOP/token", "add")
+    head = ("memory", "batch", "a step", "rank", "recomputed", "tokens/s" if found.timed else "GFLOP/token", "add")
     cells = [head, *(_cells(row, timed=found.timed) for row in found.rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
     for *numbers, last in cells:
@@ -266,9 +285,18 @@ def _cells(row: Row, *, timed: bool) -> tuple[str, ...]:
         str(train.batch_size),
         str(row.sequences),
         str(row.rank or "-"),
+        _recomputes(row.plan.steps.patch),
         f"{rate(speed.low)} to {rate(speed.high)}" if timed and speed else f"{row.flops_per_token / 1e9:.3g}",
         " ".join(row.overrides) or "(nothing: as it is)",
     )
+
+
+def _recomputes(patch: Patch) -> str:
+    """Of which layers, the first ones."""
+    if not patch.activation_checkpointing:
+        return "-"
+    few = str(patch.recomputed_layers or "all")
+    return few if patch.activation_checkpointing is True else f"selective {few}"
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -289,6 +317,7 @@ def _tree(row: Row) -> dict[str, Any]:
         "method": row.plan.options.get("method"),
         "quantization_bits": steps.quantize.bits,
         "activation_checkpointing": steps.patch.activation_checkpointing,
+        "recomputed_layers": steps.patch.recomputed_layers,
         "batch_size": steps.train.batch_size,
         "gradient_accumulation_steps": steps.train.gradient_accumulation_steps,
         "sequences_per_step": row.sequences,

@@ -57,17 +57,28 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
     """Activations are dropped after the forward pass and computed again; `selective` keeps the results of matmuls."""
     if not plan.patch.activation_checkpointing:
         return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     contexts = _selective if plan.patch.activation_checkpointing == "selective" else _plain
     layers = unwrapped(model).get_submodule(arch.layers_at)
+    recomputed = plan.patch.recomputed(len(layers))
     turns = gives_back(plan.patch, len(layers)) if plan.load.device == "cpu" else range(0)
     options: dict[str, Any] = {"use_reentrant": False}
     if turns:
         layers[-1].register_forward_hook(lambda *_: give_back())
-        places = cycle(range(len(layers)))  # layers run in their order (an image's tower, before them, in its own)
+        places = cycle(range(recomputed))  # layers run in their order (an image's tower, before them, in its own)
         options["context_fn"] = lambda: _with_room(contexts()) if next(places) in turns else contexts()
     elif contexts is _selective:
         options["context_fn"] = contexts
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    for layer in layers[recomputed:]:
+        if not isinstance(layer, GradientCheckpointingLayer):
+            raise refuse(
+                "recomputed-layers",
+                f"compute.recomputed_layers={recomputed}",
+                f"the code of {arch.kind} says for all of its layers at once whether they are recomputed",
+            )
+        layer.gradient_checkpointing = False
     model.disable_input_require_grads()  # made for reentrant ones: with them all that is frozen is walked back too
 
 

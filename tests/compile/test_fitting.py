@@ -21,6 +21,10 @@ def asked(kind: Any) -> str:
     return f"compute.activation_checkpointing={str(kind).lower()}"
 
 
+def layers(few: int) -> str:
+    return f"compute.recomputed_layers={few}"
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def change(name: str = "gpu", **values: Any) -> None:
@@ -61,11 +65,45 @@ def test_as_little_as_fits(machine: Callable[..., None]) -> None:
         assert bool(said(made)) == (kind is not False)
     least = plan(budget(totals[-1] - 2048))
     assert (recomputed(least), least.estimate.memory.fits) == (True, False)
+    assert not any(made.steps.patch.recomputed_layers for made in (plan(budget(totals[0])), least))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_of_as_few_layers_as_fit(device: str, machine: Callable[..., None]) -> None:
+    """On a CPU, beside Factory's own layers, of none are the products kept."""
+    machine(device)
+    own = ("model=smollm2_135m", "hardware=cpu") if device == "cpu" else ()
+    kept, least = needed(False, *own), needed(True, *own)
+    kinds = set()
+    for share in (0.02, 0.2, 0.4, 0.6, 0.8, 0.98):
+        there = least + round(share * (kept - least))
+        made = plan(*own, budget(there))
+        kind, few = recomputed(made), made.steps.patch.recomputed_layers
+        assert made.estimate.memory.fits and few is not None
+        assert plan(*own, asked(kind), layers(few)).digest() == made.digest()
+        assert (needed(kind, *own, layers(few - 1)) if few > 1 else kept) > there
+        kinds.add(kind)
+    assert kinds == ({"selective", True} if device == "gpu" else {True})
+
+
+def test_a_number_of_layers_is_taken_as_it_is(machine: Callable[..., None]) -> None:
+    totals = [needed(True, layers(few)) for few in (1, 16, 31, 32)]
+    assert totals[0] > totals[1] > totals[2] == totals[3]  # what the last one keeps is there in any case
+    whole = plan(asked(True), layers(32))
+    assert whole.digest() == plan(asked(True)).digest()
+    assert plan(layers(5)).digest() == plan(asked(True), layers(5)).digest()  # who names layers wants them recomputed
+    work = [plan(asked(True), layers(few)).estimate.flops_per_step for few in (8, 16, 24)]
+    assert work[1] - work[0] == pytest.approx(work[2] - work[1])
+
+
+def test_layers_that_a_method_adds_count(machine: Callable[..., None]) -> None:
+    grown = ("method=llama_pro", "method.num_new_layers=4")
+    assert plan(asked(True), layers(36), *grown).digest() == plan(asked(True), *grown).digest()
 
 
 def test_the_note_says_why(machine: Callable[..., None]) -> None:
     (note,) = said(plan("hardware=rtx4090", "method=lora"))
-    assert note.startswith("compute.activation_checkpointing=auto: true, as with all activations kept it is estimated")
+    assert note.startswith("compute.activation_checkpointing=auto: true for the first 26 of 32 layers, as with all act")
     assert "24.00 GiB are for a run" in note
 
 
@@ -79,7 +117,7 @@ def test_it_is_the_plan_that_says_so(machine: Callable[..., None]) -> None:
     """So a run goes on, and is compared, as one whose command said it."""
     card = ("hardware=rtx4090", "method=lora")
     assert recomputed(plan(*card)) is True and plan(*card).estimate.memory.fits
-    assert plan(*card).digest() == plan(*card, asked(True)).digest()
+    assert plan(*card).digest() == plan(*card, asked(True), layers(26)).digest()
 
 
 def test_what_is_free_decides_nothing(machine: Callable[..., None]) -> None:

@@ -28,12 +28,13 @@ def test_what_is_given_back_is_not_resident(back: bool, resident: int) -> None:
 
 @pytest.mark.parametrize(("layers", "expected"), [(2, [0, 1]), (30, [0, 15])])
 def test_the_heap_is_given_back_where_layers_are_recomputed(layers: int, expected: list[int]) -> None:
-    def turns(kept: bool | str, *, compiled: bool = False) -> list[int]:
-        patch: Any = SimpleNamespace(activation_checkpointing=kept, compile=compiled)
+    def turns(recomputed: int, *, compiled: bool = False) -> list[int]:
+        patch: Any = SimpleNamespace(recomputed=lambda _: recomputed, compile=compiled)
         return [*gives_back(patch, layers)]
 
-    assert turns(True) == turns("selective") == expected
-    assert turns(False) == turns(True, compiled=True) == []
+    assert turns(layers) == expected
+    assert turns(1) == [0]
+    assert turns(0) == turns(layers, compiled=True) == []
 
 
 @pytest.mark.parametrize("kept", ["true", "selective"])

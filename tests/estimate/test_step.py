@@ -239,6 +239,16 @@ def _allocates(models: Path, kind: str, words: str, near: float = 0.02) -> None:
     assert max(said.forward, said.backward) == pytest.approx(found.peak, rel=0.08)
 
 
+@pytest.mark.parametrize("kind", [True, "selective"])
+@pytest.mark.parametrize("layers", [1, 5, 11])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_of_some_layers_the_others_keep_theirs(models: Path, method: str, layers: int, kind: bool | str) -> None:
+    words = f"method={method} precision=bf16 stage=pt compute.activation_checkpointing={str(kind).lower()}"
+    plan = _plan(models, "deep", f"{words} compute.recomputed_layers={layers} compute.attention=sdpa")
+    said = _estimated(plan)
+    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.05)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("kind", [True, "selective"])
 @pytest.mark.parametrize("method", ["lora", "full"])

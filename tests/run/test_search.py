@@ -68,11 +68,31 @@ def test_a_smaller_budget_makes_smaller_micro_batches_of_the_same_step() -> None
     """Without anything computed again where that fits, which is less work; with it the micro-batch may be larger."""
     rows = found(*LLAMA[:2], "hardware.memory=17GiB", "data.packing=true").rows
     assert {row.sequences for row in rows} == {4}
+    assert len({row.plan.digest() for row in rows}) == len(rows)
     eight_bits = [row for row in rows if row.way == 2 and row.rank == 8]
     sizes = {row.plan.steps.patch.activation_checkpointing: row.plan.steps.train.batch_size for row in eight_bits}
     assert sizes == {False: 1, "selective": 2, True: 4}
     work = [row.flops_per_token for row in eight_bits]
     assert work[0] == work[1] < 0.8 * work[2]
+
+
+def test_of_no_more_layers_than_need_be() -> None:
+    """Rows recompute what `auto` does, which their command lines say by saying nothing."""
+    asked = (*LLAMA[:2], "hardware.memory=17GiB", "compute.kernels=none")
+    few = [row for row in found(*asked).rows if row.plan.steps.patch.activation_checkpointing]
+    assert few and all(row.plan.steps.patch.recomputed_layers for row in few)
+    for row in few:
+        assert compiled(*asked, *row.overrides, training=False).digest() == row.plan.digest()
+        assert not any("recomputed" in text or "checkpointing" in text for text in row.overrides)
+
+
+def test_what_was_asked_to_be_recomputed_is_tried_anew() -> None:
+    """Each line stands behind the command line that it changes."""
+    asked = (*LLAMA[:2], "hardware.memory=17GiB", "compute.recomputed_layers=3")
+    rows = found(*asked).rows
+    assert {row.plan.steps.patch.recomputed_layers for row in rows} - {3}
+    for row in rows:
+        assert compiled(*asked, *row.overrides, training=False).digest() == row.plan.digest()
 
 
 def test_other_methods_only_where_the_asked_one_does_not_fit() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from factory.architecture import architecture
+
 SHORT = (
     "stage.max_steps=3",
     "stage.logging_steps=1",
@@ -37,6 +39,40 @@ def test_selective_keeps_the_matmuls(execute: Callable[..., Any], monkeypatch: p
         return counted.get_total_flops()
 
     assert flops("false") == flops("selective") < flops("true")
+
+
+@pytest.mark.parametrize("kept", ["true", "selective"])
+def test_of_the_first_layers_alone(kept: str, execute: Callable[..., Any]) -> None:
+    """The steps are the same, and what is multiplied again lies between none and all."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flops, losses = [], []
+    for words in (["false"], [kept, "1"], [kept, "2"]):
+        options = zip(("compute.activation_checkpointing", "compute.recomputed_layers"), words, strict=False)
+        done = execute("method=full", *map("=".join, options), *SHORT, folder="-".join(words))
+        tokens = torch.tensor([done.dataset.train[0].ids])
+        with FlopCounterMode(display=False) as counted:
+            done.model.train()(input_ids=tokens, labels=tokens).loss.backward()
+        flops.append(counted.get_total_flops())
+        losses.append(done.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == pytest.approx(losses[0], rel=1e-6)
+    again = [each - flops[0] for each in flops]
+    assert again == ([0, 0, 0] if kept == "selective" else [0, again[1], 2 * again[1]]) and again[2] >= again[1]
+
+
+def test_code_that_knows_all_layers_or_none_is_refused(execute: Callable[..., Any]) -> None:
+    import torch
+
+    from factory.refusal import UserError
+    from factory.steps.kernels import recompute
+
+    options = ("compute.activation_checkpointing=true", "compute.recomputed_layers=1")
+    done = execute("method=full", *options, *SHORT)
+    done.model.model.layers[1] = torch.nn.Identity()
+    with pytest.raises(UserError, match="says for all of its layers at once") as refused:
+        recompute(done.model, done.run.plan.steps, architecture(done.run.plan.steps.load.config))
+    assert "compute.recomputed_layers=auto" in str(refused.value)
 
 
 def test_a_proof_recomputes_as_training_does(execute: Callable[..., Any]) -> None:
