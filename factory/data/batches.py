@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.ahead import moved
 from factory.data.dataset import (
     IGNORED,
     OF_ANSWERS,
@@ -170,12 +171,12 @@ def collate(
         made |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
     if reference is not None:
         made["reference"] = reference(made)
-    moved: dict[str, Any] = {name: values.to(device) for name, values in made.items()}
+    there: dict[str, Any] = {name: moved(values, device) for name, values in made.items()}
     if isinstance(samples[0], Labelled):
-        moved[OF_ANSWERS] = int(np.count_nonzero(batch[TRAINED_AT][0] < len(samples)))
+        there[OF_ANSWERS] = int(np.count_nonzero(batch[TRAINED_AT][0] < len(samples)))
     if flash and media is None and len(rows) == 1:
-        moved |= _stretches(rows[0], batch["input_ids"].shape[1], device)
-    return moved
+        there |= _stretches(rows[0], batch["input_ids"].shape[1], device)
+    return there
 
 
 def _arrays(samples: Sequence[Any], rows: list[Any], pad: int, padding_free: bool) -> dict[str, NDArray[Any]]:
@@ -268,7 +269,7 @@ def _stretches(example: Example, length: int, device: str) -> dict[str, Any]:
     import torch
 
     ends = np.append(np.flatnonzero(_positions(example, length) == 0), length)
-    bounds, longest = torch.from_numpy(ends.astype(np.int32)).to(device), int(np.diff(ends).max())
+    bounds, longest = moved(torch.from_numpy(ends.astype(np.int32)), device), int(np.diff(ends).max())
     return dict(zip(FLASH, (bounds, bounds, longest, longest), strict=True))
 
 

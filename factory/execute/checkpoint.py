@@ -41,7 +41,7 @@ def save(
     rest. Raises UserError on a full disk, with the bytes that were needed; then the ones before are as they were.
     """
     world, target = run.world, of_step(run.folder, state["step"])
-    kept = {"ranks": world.gathered(_random_state()), "scaler": scaler.state_dict()}
+    kept = {"ranks": world.gathered(_random_state(run.plan.steps.load.device)), "scaler": scaler.state_dict()}
     number, there = world.leaders((os.getpid(), world.leads and damage(target) is None))
     if there:
         return
@@ -131,11 +131,14 @@ def read_whole_tensors(folder: Path, wanted: dict[str, Any]) -> tuple[dict[str, 
 
 
 def _unpickled(path: Path) -> Any:
-    """Tensors and plain values: nothing else is made of a checkpoint. Raises UserError."""
+    """Tensors, on the CPU, and plain values: nothing else is made of a checkpoint. Raises UserError.
+
+    Each rank takes to its own card what it needs of them; read to where they were, all would lie on the first.
+    """
     import torch
 
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError):
         wrong = f"{path.name} is broken, or holds more than tensors and numbers"
         raise refuse("no-checkpoint", f"stage.resume={path.parent}", wrong) from None
@@ -228,7 +231,7 @@ def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, An
     read(run.resume_from)
     kept = _unpickled(run.resume_from / "random.pt")
     if run.world.rank < len(kept["ranks"]):  # a rank more than there were goes on as it is seeded
-        _set_random_state(kept["ranks"][run.world.rank], gpus=len(kept["ranks"]) == 1)
+        _set_random_state(kept["ranks"][run.world.rank])
     if kept["scaler"]:
         scaler.load_state_dict(kept["scaler"])
     return state
@@ -238,8 +241,8 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
-def _random_state() -> dict[str, Any]:
-    """Of Python, NumPy, torch and every GPU, in types that torch reads back without running code."""
+def _random_state(device: str) -> dict[str, Any]:
+    """Of Python, NumPy, torch and the process's own GPU, in types that torch reads back without running code."""
     import torch
 
     name, words, *rest = np.random.get_state(legacy=True)
@@ -248,18 +251,18 @@ def _random_state() -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(np.asarray(words).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
-    return {**found, "cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else found
+    return {**found, "cuda": torch.cuda.get_rng_state()} if device == "cuda" else found
 
 
-def _set_random_state(kept: dict[str, Any], *, gpus: bool) -> None:
+def _set_random_state(kept: dict[str, Any]) -> None:
     import torch
 
     random.setstate(kept["python"])
     name, words, *rest = kept["numpy"]
     np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(kept["torch"])
-    if gpus and "cuda" in kept:
-        torch.cuda.set_rng_state_all(kept["cuda"])
+    if "cuda" in kept:
+        torch.cuda.set_rng_state(kept["cuda"])
 
 
 def _bring_best(run: Run, step: int) -> None:

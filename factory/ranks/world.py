@@ -48,7 +48,7 @@ class World:
         import torch.distributed as dist
 
         if device == "cuda":
-            torch.cuda.set_device(self.local_rank)
+            torch.cuda.set_device(self.local_rank % torch.cuda.device_count())  # each may be shown its own card alone
         most = timedelta(seconds=limit)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=most)
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from factory.ahead import sent
 from factory.ranks.world import World
 
 Unit = Literal["tokens", "samples"]  # what a stage's loss is the mean over
@@ -30,6 +31,12 @@ class Watched:
     def add(self, metrics: Metrics) -> None:
         for name, found in metrics.items():
             self.added.setdefault(name, []).append(found)
+
+    def sent(self) -> "Watched":
+        """On its way to the CPU (`factory.ahead.sent`)."""
+        return Watched(
+            {name: [(sent(value), sent(count)) for value, count in found] for name, found in self.added.items()}
+        )
 
     def sums(self) -> dict[str, tuple[float, int]]:
         """Of each name the sum of its values, and how many they are of."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from factory import heads, own_base, registry
+from factory.ahead import card
 from factory.architecture import FAMILIES, Architecture, architecture
 from factory.architecture.fit import other_layers, other_shape, places_of
 from factory.execute.context import Run
@@ -142,11 +143,11 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
     """The model in the type that the plan reads, quantized as `held` says; of `rest` instead of the saved weights."""
     import torch
 
-    plan = run.plan.steps.load
+    plan = run.plan.steps.load  # transformers reads tensors in threads
     common: dict[str, Any] = {
         "dtype": getattr(torch, plan.read_as),
         "quantization_config": _of_decoder(held, run, config),
-        "device_map": {"": plan.device} if plan.device == "cuda" or held is not None else None,
+        "device_map": {"": card(plan.device)} if plan.device == "cuda" or held is not None else None,
     }
     if rest is not None:
         model = type(rest).from_pretrained(None, config=rest.config, state_dict=rest.state_dict(), **common)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from factory import registry, schedules
+from factory.ahead import card
 from factory.data import batches, stream
 from factory.execute.context import Run
 from factory.plan import Plan, Train
@@ -39,7 +40,7 @@ def collating(
     return partial(
         batches.collate,
         pad=dataset.pad,
-        device=run.plan.steps.load.device,
+        device=card(run.plan.steps.load.device),  # batches are made in a thread of their own
         max_length=run.plan.steps.pack.max_length,
         media=dataset.media,
         others=dataset.train,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -59,7 +60,8 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
         return
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    contexts = _selective if plan.patch.activation_checkpointing == "selective" else _plain
+    selective = partial(_selective, _dear(model))
+    contexts = selective if plan.patch.activation_checkpointing == "selective" else _plain
     layers = unwrapped(model).get_submodule(arch.layers_at)
     recomputed = plan.patch.recomputed(len(layers))
     turns = gives_back(plan.patch, len(layers)) if plan.load.device == "cpu" else range(0)
@@ -68,7 +70,7 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
         layers[-1].register_forward_hook(lambda *_: give_back())
         places = cycle(range(recomputed))  # layers run in their order (an image's tower, before them, in its own)
         options["context_fn"] = lambda: _with_room(contexts()) if next(places) in turns else contexts()
-    elif contexts is _selective:
+    elif contexts is selective:
         options["context_fn"] = contexts
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     for layer in layers[recomputed:]:
@@ -124,10 +126,10 @@ def _plain() -> Contexts:
     return nullcontext(), nullcontext()
 
 
-def _selective() -> Contexts:
+def _selective(kept: list[Any]) -> Contexts:
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-    return create_selective_checkpoint_contexts(_dear())
+    return create_selective_checkpoint_contexts(kept)
 
 
 def _with_room(contexts: Contexts) -> Contexts:
@@ -142,21 +144,31 @@ def _after_giving_back(context: AbstractContextManager[Any]) -> Iterator[None]:
         yield
 
 
-def _dear() -> list[Any]:
-    """The operations that take most of a layer's time: what they give is kept."""
+def _dear(model: Any) -> list[Any]:
+    """The operations that take most of a layer's time: what they give is kept.
+
+    Attention that drops out is made again: kept, it would not draw, and what drops out after it would draw its numbers.
+    """
     import torch
 
     aten, ours = torch.ops.aten, torch.ops.factory
+    products = [aten.mm.default, aten.addmm.default, aten.bmm.default]
+    if any(map(_drops_attention_out, model.modules())):
+        return products
     return [
+        *products,
         *(getattr(ours, name).default for name in ("attend_blocks", "attend_whole") if hasattr(ours, name)),
-        aten.mm.default,
-        aten.addmm.default,
-        aten.bmm.default,
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
     ]
+
+
+def _drops_attention_out(module: Any) -> bool:
+    """By what transformers calls it there: a share, or a module that has one."""
+    said = {**vars(module), **dict(module.named_children())}.items()
+    return any("att" in name and "drop" in name and getattr(value, "p", value) for name, value in said)
 
 
 def compile_layers(model: Any, plan: Patch, arch: Architecture) -> None:

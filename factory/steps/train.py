@@ -8,7 +8,7 @@ from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 from factory import registry, schedules
-from factory.ahead import runs_ahead
+from factory.ahead import arrival, runs_ahead, sent
 from factory.architecture import Architecture
 from factory.data import batches
 from factory.execute import checkpoint, memory
@@ -273,14 +273,16 @@ def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
 
 
 def _asked(run: Run, loop: Loop, turn: Turn, rate: float) -> Callable[[], Numbers]:
-    """The one update of a step, of which nothing is read: returns what does."""
+    """The one update of a step, of which nothing is read: returns what does, and waits for no more than this step."""
     engine, state, step, (update,) = loop.engine, loop.state, loop.state.step + 1, turn.updates
     engine.begin(state.step, loop.total, rate)
     loss, watched = engine.accumulate(update)
     norm = engine.clip()
     engine.apply(unless=~(loss.isfinite() & norm.isfinite()))
+    loss, norm, watched, there = sent(loss), sent(norm), watched.sent(), arrival(run.plan.steps.load.device)
 
     def read() -> Numbers:
+        there()
         (mean, means), largest = engine.told(loss, watched), norm.item()
         to_be_skipped(run, state.losses, loop.dataset, step, update, mean, largest, fp16=False)
         finite = {name: value for name, value in means.items() if isfinite(value)}

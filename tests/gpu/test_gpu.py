@@ -76,8 +76,12 @@ def test_no_step_waits_for_the_gpu(
 
     def asking(*given: Any) -> Any:
         asked.append(Reads())
-        with asked[-1]:
-            return ask(*given)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with asked[-1]:
+                return ask(*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(train, "_asked", asking)
     execute("method=lora", *SHORT, "stage.max_steps=6", "precision=bf16", *options)

@@ -14,6 +14,7 @@ from transformers.masking_utils import find_packed_sequence_indices
 
 from factory.attention import documents
 from factory.refusal import UserError
+from factory.stages import loss
 from factory.steps import train
 
 Execute = Callable[..., Any]
@@ -63,6 +64,38 @@ def test_no_step_reads_what_it_computes(options: tuple[str, ...], execute: Execu
     assert all(step.operations > 100 for step in ahead)
     assert [step.seen for step in ahead] == [[]] * len(ahead)
     assert [line["step"] for line in done.metrics] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto"])
+def test_what_is_read_late_was_sent_before(
+    stage: str, execute: Execute, ahead: list[Reads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's own number would be there when all that was asked for after it is: the next step."""
+    copies, later, ask = list[torch.Tensor](), list[Reads](), train._asked
+
+    def sent(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        copies.append(value.clone())
+        return copies[-1]
+
+    def asked(*given: Any) -> Callable[[], Any]:
+        read = ask(*given)
+
+        def reading() -> Any:
+            later.append(Reads())
+            with later[-1]:
+                return read()
+
+        return reading
+
+    monkeypatch.setattr(train, "_asked", asked)
+    for place in (train, loss):
+        monkeypatch.setattr(place, "sent", sent)
+    execute(*LATE, f"stage={stage}")
+    assert len(later) == len(ahead) > 3
+    assert all(each.numbers for each in later)
+    assert set[int]().union(*(each.numbers for each in later)) <= {each.data_ptr() for each in copies}
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])

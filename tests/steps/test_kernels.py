@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from families import KINDS, built_of
 
 from factory.architecture import architecture
 
@@ -73,6 +74,26 @@ def test_code_that_knows_all_layers_or_none_is_refused(execute: Callable[..., An
     with pytest.raises(UserError, match="says for all of its layers at once") as refused:
         recompute(done.model, done.run.plan.steps, architecture(done.run.plan.steps.load.config))
     assert "compute.recomputed_layers=auto" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "kept"),
+    [
+        ("llama", {}, True),
+        ("llama", {"attention_dropout": 0.1}, False),
+        ("gpt2", {"attn_pdrop": 0.1}, False),
+        ("gpt2", {"attn_pdrop": 0.0}, True),
+        ("falcon", {"attention_dropout": 0.1, "hidden_dropout": 0.0}, False),
+    ],
+)
+def test_selective_makes_attention_that_drops_out_again(kind: str, more: dict[str, Any], kept: bool) -> None:
+    """A GPU's kernels draw what they drop out: kept, all that is drawn after them would be drawn anew."""
+    from factory.steps import kernels
+
+    known = kernels._dear(built_of({**KINDS[kind], **more}, "meta"))
+    names = {each.overloadpacket.__name__ for each in known}
+    assert {"mm", "addmm", "bmm"} <= names
+    assert any("attention" in name for name in names) == kept
 
 
 def test_a_proof_recomputes_as_training_does(execute: Callable[..., Any]) -> None:
