@@ -17,8 +17,9 @@ turns at each job, so that a busy machine hits both. The jobs:
 
 CPU seconds and peak memory are the system's count for the whole command, all its processes included (wait4). On a GPU
 (--device cuda) gpu_mib is the most that the card holds more than before, looked at ten times a second by nvidia-smi.
-LLaMA-Factory recomputes activations by default, Factory does not: here neither does, with --checkpointing both do, and
-with --as-it-comes the peer alone, as each does by itself.
+LLaMA-Factory recomputes activations by default, Factory where it must: here neither does, with --checkpointing both do,
+with --as-it-comes the peer alone, as each does by itself, and with --within SHARE Factory recomputes what it must to be
+planned with that share of the memory that the peer took before it.
 """
 
 import argparse
@@ -83,6 +84,7 @@ GALORE = (
 RECOMPUTE = {  # by who does
     "none": ("compute.activation_checkpointing=false", "disable_gradient_checkpointing=true"),
     "peer": ("compute.activation_checkpointing=false", "disable_gradient_checkpointing=false"),
+    "within": ("compute.activation_checkpointing=auto", "disable_gradient_checkpointing=false"),
     "both": ("compute.activation_checkpointing=true", "disable_gradient_checkpointing=false"),
 }
 WRONG = ("method=lora method.rnak=8", "finetuning_type=lora lora_rnak=8")
@@ -242,6 +244,7 @@ def main() -> int:
     recomputes = parser.add_mutually_exclusive_group()
     recomputes.add_argument("--checkpointing", action="store_true", help="both recompute activations")
     recomputes.add_argument("--as-it-comes", action="store_true", help="each recomputes as it does by itself")
+    recomputes.add_argument("--within", type=float, metavar="SHARE", help="the peer's memory that Factory may take")
     options = parser.parse_args()
     runs = options.out.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
@@ -251,15 +254,18 @@ def main() -> int:
     data["pairs"] = {"file_name": str(DEMO / "pairs.jsonl"), "ranking": True, "columns": {"prompt": "prompt"}}
     data["pairs"]["columns"] |= {"chosen": "chosen", "rejected": "rejected"}
     (runs.parent / "dataset_info.json").write_text(json.dumps(data, indent=1))
-    who = "peer" if options.as_it_comes else "both" if options.checkpointing else "none"
+    asked = {"peer": options.as_it_comes, "both": options.checkpointing, "within": options.within}
+    who = next((who for who, said in asked.items() if said), "none")
     results = []
     for job, turn in ((job, turn) for job in options.only for turn in range(options.repeat)):
         ours, theirs = map(" ".join, zip(DEVICE[options.device], COMMON, *JOBS[job], RECOMPUTE[who], strict=True))
-        for system in ("factory", "llamafactory"):
+        for system in ("factory", "llamafactory") if who != "within" else ("llamafactory", "factory"):
             folder = runs / f"{job}-{system}-{turn}"
             shutil.rmtree(folder, ignore_errors=True)
             print(f"{job}: {system} …", file=sys.stderr)
             if system == "factory":
+                if who == "within":
+                    ours += f" hardware.memory={round(options.within * results[-1]['peak_mib'])}MiB"
                 result = run_factory(ours, model, folder, options.device)
             else:
                 result = run_peer(python, theirs, model, folder, options.device)
