@@ -73,6 +73,11 @@ class Patch:
     def fused(self) -> bool:
         return self.kernels in FUSED
 
+    @property
+    def fuses_linears(self) -> bool:
+        """Linear layers too: selective recomputation keeps the products of torch's own one by one."""
+        return self.fused and self.activation_checkpointing != "selective"
+
     def recomputed(self, layers: int) -> int:
         """How many of a decoder's layers are, the first ones."""
         return min(self.recomputed_layers or layers, layers) if self.activation_checkpointing else 0

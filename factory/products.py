@@ -33,9 +33,14 @@ def through(dtype: torch.dtype, x: Tensor) -> torch.dtype:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b in x's type: (…, out)."""
-    if through(x.dtype, x) == x.dtype:
+    own = through(x.dtype, x) == x.dtype
+    if own and (bias is None or x.dim() <= 2):
         return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    made = x.new_empty(*x.shape[:-1], len(weight))
+    made = x.new_empty(*x.shape[:-1], len(weight))  # torch's own is a view here, which may not be changed in place
+    if own:
+        assert bias is not None
+        torch.addmm(bias.to(x.dtype), x.reshape(-1, x.shape[-1]), weight.to(x.dtype).T, out=made.view(-1, len(weight)))
+        return made
     _narrowed(x.reshape(-1, x.shape[-1]), weight, bias, made.view(-1, len(weight)))
     return made
 

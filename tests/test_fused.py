@@ -334,7 +334,7 @@ def test_what_is_made_again_goes_with_its_makers_gradient() -> None:
     torch.manual_seed(0)
     x, scale, weight = (torch.randn(*shape, requires_grad=True) for shape in ((2, 3, 8), (8,), (4, 8)))
     made = fused.rms_norm(x, scale, 1e-6, False)
-    again, kept = made.again  # type: ignore[attr-defined]
+    _, again, kept = made.again  # type: ignore[attr-defined]
     assert torch.equal(again(kept, torch.float32), made) and again._made is not None
     linear = fused.Linear.apply(made, weight, None, torch.float32)
     (linear.sum() + made.sum()).backward()
@@ -468,3 +468,125 @@ def test_what_does_not_fit_is_as_wrong_as_ever(computed: str) -> None:
     with pytest.raises(RuntimeError):
         fused.rms_norm(x, torch.ones(6), 1e-5, False)
     close(fused.gated_silu(gate, x[:1]), torch.nn.functional.silu(gate) * x[:1], torch.float32)
+
+
+class Changing(torch.nn.Module):
+    """What a norm and a gate made is changed in place before it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
+
+        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+        self.norm, self.mlp = LlamaRMSNorm(8), LlamaMLP(LlamaConfig(**sizes))
+        self.up, self.in_place = torch.nn.Linear(8, 4, bias=False), True
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.norm(x)
+        made *= 2
+        gated = self.mlp.act_fn(self.mlp.gate_proj(made)) * self.mlp.up_proj(made)
+        return self.up(made + self.mlp.down_proj(gated)) + self.up(made)
+
+
+def test_what_was_changed_in_place_is_not_made_again() -> None:
+    torch.manual_seed(0)
+    plain, x = Changing(), torch.randn(2, 5, 8)
+    model = copy.deepcopy(plain)
+    fused.fuse(model)
+    fused.fuse_linears(model)
+    for each in (plain, model):
+        each(x).square().sum().backward()
+    for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None, name
+        close(one.grad, other.grad, torch.float32)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_layer_makes_may_be_changed_in_place(dtype: torch.dtype, shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 4, bias=bias).to(dtype)
+    x = torch.randn(shape).to(dtype).requires_grad_()
+
+    def changed(function: Callable[..., Tensor]) -> list[Tensor]:
+        def made(x: Tensor, *_: Tensor) -> Tensor:
+            found = function(x)
+            found += 1
+            return found
+
+        return slopes(made, x, *layer.parameters())
+
+    ours = changed(lambda x: fused.Linear.apply(x, layer.weight, layer.bias, dtype))
+    for one, other in zip(ours, changed(layer), strict=True):
+        close(one, other, dtype)
+
+
+def test_one_class_with_two_activations() -> None:
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    plain = torch.nn.ModuleList(LlamaMLP(LlamaConfig(hidden_act=kind, **sizes)) for kind in ("silu", "gelu", "silu"))
+    model, x = copy.deepcopy(plain), torch.randn(3, 8)
+    fused.fuse(model)
+    assert [type(one) is type(other) for one, other in zip(model, plain, strict=True)] == [False, True, False]
+    for one, other in zip(model, plain, strict=True):
+        close(one(x), other(x), torch.float32)
+
+
+class Heads(torch.nn.Module):
+    """A norm, and an MLP, that read other shapes than most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps, self.act_fn = torch.nn.Parameter(torch.ones(8)), 1e-6, torch.nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        _batch, _length, _heads, _width = x.shape
+        return x * self.weight
+
+
+class Ranked(Heads):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.weight
+        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(8, 8) for _ in range(3))
+
+
+@pytest.mark.parametrize("kind", [Heads, Ranked])
+def test_what_takes_other_shapes_is_left(kind: type[torch.nn.Module]) -> None:
+    model = torch.nn.ModuleList([kind()])
+    fused.fuse(model)
+    assert type(model[0]) is kind
+
+
+def test_a_bias_that_trains_beside_an_adapter_learns() -> None:
+    plain = adapted(bias="lora_only")
+    model = copy.deepcopy(plain)
+    fused.fuse_linears(model)
+    for one, other in zip(learned(model, mixed=False), learned(plain, mixed=False), strict=True):
+        close(one, other, torch.float32)
+
+
+def test_who_turns_otherwise_gets_what_was_there() -> None:
+    """By name, or with other numbers: qwen4_exp's queries alone."""
+    turned = fused._Turned(lambda *given, **named: (given, named))
+    query, angles = torch.randn(1, 2, 5, 8), torch.randn(1, 5, 8)
+    assert turned(query, cos=angles, sin=angles) == ((query,), {"cos": angles, "sin": angles})
+    assert turned(query, query, angles) == ((query, query, angles), {})
+    assert turned(query, query, angles, angles, None)[0][4] is None
+
+
+def test_what_was_turned_may_be_changed_in_place() -> None:
+    from transformers.models.llama import modeling_llama
+
+    fused.fuse(model_of("llama"))
+    query, key = (torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(2))
+    made = modeling_llama.apply_rotary_pos_emb(query, key, *torch.randn(2, 1, 5, 8))
+    for each in made:
+        each *= 2
+        each.sum().backward()
+    assert query.grad is not None and key.grad is not None

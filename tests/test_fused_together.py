@@ -129,7 +129,7 @@ def test_a_layer_is_copied_without_those_that_are_joined_with_it(monkeypatch: py
     counts = counted(monkeypatch)
     for name, layer in model.named_modules():
         if hasattr(layer, "together") and layer.together.others(layer):
-            copied, x = together.alone(layer), torch.randn(2, 3, layer.in_features)
+            copied, x = together.copied_alone(layer), torch.randn(2, 3, layer.in_features)
             assert copied.together.others(copied) == []
             close(copied(x), plain.get_submodule(name)(x), torch.float32)
             assert layer.together.others(layer)
@@ -179,3 +179,27 @@ def test_layers_that_do_not_read_the_same_go_apart(monkeypatch: pytest.MonkeyPat
     counts.clear()
     same(fresh, nn.ReLU(), True)
     assert counts == [3, 1, 1]
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.first(x)
+        x *= 2
+        return made + self.second(x)
+
+
+@pytest.mark.parametrize("way", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_what_was_changed_in_place_is_read_anew(way: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["first", "second"], init_lora_weights=False)
+    plain: Any = get_peft_model(InPlace(), config)  # type: ignore[arg-type]
+    model = copy.deepcopy(plain)
+    fused.fuse_linears(model)
+    with way():
+        x = torch.randn(3, 4)
+        close(model(x.clone()), plain(x.clone()), torch.float32)

@@ -14,13 +14,14 @@ class Traits:
     ours: bool = True  # its class takes attention functions of ours, which are all that flows between tokens
     scalable: bool = True  # its positions are rotary, and config.json's to scale
     isolates: bool = True  # position_ids part packed documents
+    recomputes: bool = True  # its class can make activations anew in the backward pass
     remote_code: bool = False  # no class of transformers builds it: its code comes with the model
     media: tuple[str, ...] = ()  # what it takes beside text, by the record's columns: images, videos, audios
 
 
 USUAL = Traits()
 # of kinds without a closed form: what needs a proof is not claimed, and their walk adds what their class says
-UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False)
+UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, recomputes=False)
 REMOTE = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, remote_code=True)
 IMAGES, MOVING, SOUNDS = ("images",), ("images", "videos"), ("audios",)
 SEES = Traits(ours=False, media=IMAGES)  # its tower's attention looks in both directions

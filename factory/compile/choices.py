@@ -131,7 +131,7 @@ def recomputations(case: Case) -> tuple[Recomputed, ...]:
     asked, layers = case.settings.compute.activation_checkpointing, case.settings.compute.recomputed_layers
     if asked != "auto":
         return (asked,)
-    if case.settings.verb != "train":
+    if case.settings.verb != "train" or not case.traits.recomputes:
         return (False,)
     if layers != "auto":
         return (True,)

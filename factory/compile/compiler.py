@@ -63,7 +63,7 @@ def compile(
     if refusals or not case.known:
         return refusals or found
     warnings = tuple(_warning(refusal) for refusal in found)
-    made = fitting.as_little_recomputed(case, partial(_plan, warnings=warnings, training=training))
+    made = fitting.as_little_recomputed(case, partial(_plan, warnings=warnings, training=training), training=training)
     lacking = fitting.against_memory(made)
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []

@@ -36,19 +36,21 @@ def against_memory(made: plan.Plan) -> list[Refusal]:
         refusal(
             "memory",
             f"method={made.options.get('method')}",
-            f"weights, gradients and optimizer take {size(needed)}, {size(memory.capacity)} are free",
+            f"weights, gradients and optimizer take {size(needed)}, {size(memory.capacity)} are for a run",
         )
     ]
 
 
-def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan]) -> plan.Plan:
+def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, training: bool) -> plan.Plan:
     """The plan with the least recomputation with which it fits; where none does, with the most.
 
-    Into what there is, free just now or not: else the same command would give another plan an hour later.
+    Into what there is, free just now or not: else the same command would give another plan an hour later. `training`:
+    no more than that, whatever was set.
     """
     first, *others = choices.recomputations(case)
     made = make(_recomputing(case, first))
-    there = _budget(case) or _here(case, free=False)
+    budget, here = _budget(case), _here(case, free=False)
+    there = min(budget, here) if training and budget and here else budget or here
     kept = made.estimate.memory.total
 
     def fits(made: plan.Plan) -> bool:

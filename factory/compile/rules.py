@@ -98,6 +98,12 @@ def _products(case: Case) -> str | None:
     return choices.unwidened(case) if case.settings.compute.products == "float32" else None
 
 
+def _not_recomputed(case: Case) -> str | None:
+    compute = case.settings.compute
+    asked = compute.recomputed_layers != "auto" or compute.activation_checkpointing in (True, "selective")
+    return f"the class of {case.arch.kind} does not" if asked and not case.traits.recomputes else None
+
+
 def _recomputed_layers(case: Case) -> str | None:
     compute = case.settings.compute
     if compute.recomputed_layers == "auto":
@@ -375,6 +381,7 @@ RULES: tuple[Rule, ...] = (
     Rule("kernels", _kernels),
     Rule("native-kernels", _native),
     Rule("products", _products),
+    Rule("recomputation", _not_recomputed),
     Rule("recomputed-layers", _recomputed_layers),
     Rule("device-missing", _device_missing),
     Rule("package-missing", _package_missing, _getting_it),

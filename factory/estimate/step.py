@@ -104,7 +104,6 @@ def _walk(
     ledger = Ledger(Heap() if in_heap else None)
     tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
     tape.native, tape.wide = patch.kernels == "native", patch.products == "float32"
-    linears = patch.fused and patch.activation_checkpointing != "selective"
     decoder = Decoder(
         tape,
         arch,
@@ -114,7 +113,7 @@ def _walk(
         attention=patch.attention,
         group=patch.group_size,
         quantized=quantized,
-        fused=Fused(patch.fused, linears, linears and low_rank, by_row),
+        fused=Fused(patch.fused, patch.fuses_linears, patch.fuses_linears and low_rank, by_row),
         recomputed=patch.recomputed(len(arch.blocks)),
         selective=patch.activation_checkpointing == "selective",
         kept=kept,

@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from threading import RLock
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
@@ -26,11 +26,24 @@ def _nothing(*_words: Any, **_named: Any) -> None:
 
 def itself(function: Callable[..., Any] | None = None, *_more: Any, **_named: Any) -> Any:
     """Where nothing is compiled, a function that shall be compiled in some way is what it was."""
-    return function or itself
+    return itself if function is None else function
 
 
 class _None:
     """What nothing is where there is one process and nothing is compiled: a tensor of several, compiled, a formula."""
+
+
+class _EvalFrame:
+    """torch._dynamo.eval_frame: it has one class that is asked for, of which nothing is."""
+
+    OptimizedModule = _None
+
+    def __getattr__(self, name: str) -> Any:
+        module = sys.modules["torch._dynamo"]
+        if name.startswith("__") or not isinstance(module, StandIn):
+            raise AttributeError(name)
+        module.become_real()
+        return getattr(module.eval_frame, name)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -68,7 +81,7 @@ def _is_plain(value: Any) -> bool:
 
 _ANSWERS: dict[str, dict[str, Any]] = {
     "torch._dynamo": {
-        "eval_frame": SimpleNamespace(OptimizedModule=_None),
+        "eval_frame": _EvalFrame(),
         "graph_break": _nothing,
         **dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), itself),
     },
@@ -98,9 +111,13 @@ class StandIn(ModuleType):
             if self._begun or spec is None or spec.loader is None:
                 return
             self._begun = True
-            for name in _ANSWERS[self.__name__]:
-                delattr(self, name)
-            spec.loader.exec_module(self)
+            answers = {name: vars(self).pop(name) for name in _ANSWERS[self.__name__]}
+            try:
+                spec.loader.exec_module(self)
+            except BaseException:  # as a signal's: who asks again begins anew
+                vars(self).update(answers)
+                self._begun = False
+                raise
             self.__class__ = ModuleType  # type: ignore[assignment]
 
 

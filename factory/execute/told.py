@@ -81,7 +81,10 @@ def _remember_exported(module: Any) -> None:
         folder = folder if folder.is_dir() else folder.parent
         if folder.name != "models":  # one model's few files
             return find(module_path, prefix)
-        kept = cache.folder() / "transformers" / f"{_state(folder)[:12]}.json"
+        try:
+            kept = cache.folder() / "transformers" / f"{_state(folder)[:12]}.json"
+        except OSError:  # a file that is none, as an editor leaves one, or an archive
+            return find(module_path, prefix)
         with suppress(OSError, ValueError, TypeError, AttributeError):  # it is not there, or broken
             return _read(kept.read_text(encoding="utf-8"), prefix)
         text = _text(find(module_path))

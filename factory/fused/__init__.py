@@ -4,7 +4,7 @@ Autograd's own way with each is in `functions`.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from inspect import signature, unwrap
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from factory import products
-from factory.fused.functions import Adapted, Linear, Lookup, Rotate, Rows, gated_silu, low_rank, rms_norm, turns
+from factory.fused.functions import Adapted, Linear, Lookup, Rows, gated_silu, low_rank, rms_norm, rotate, turns
 from factory.fused.together import Together, join
 from factory.native import kernels
 
@@ -30,7 +30,7 @@ def fuse(model: Any, *, remade: bool = True) -> None:
             whole = next((whole for whole in (False, True) if _is_rms_norm(found[0], whole)), None)
             if whole is not None:
                 _become(found, partial(_norm, whole=whole, remade=remade))
-        for found in _by_class(model, _is_mlp).values():
+        for found in _by_class(model, _is_mlp, _activated_by).values():
             if _is_gated_silu(found[0]):
                 _become(found, partial(_gated, remade=remade))
         if kernels.used():
@@ -102,11 +102,13 @@ class _Embedding(torch.nn.Embedding):
         return Lookup.apply(input, self.weight, self._rows)
 
 
-def _by_class(model: Any, wanted: Callable[[Any], bool]) -> dict[type, list[Any]]:
-    found: dict[type, list[Any]] = {}
+def _by_class(
+    model: Any, wanted: Callable[[Any], bool], kind: Callable[[Any], Hashable] = type
+) -> dict[Hashable, list[Any]]:
+    found: dict[Hashable, list[Any]] = {}
     for module in model.modules():
         if wanted(module):
-            found.setdefault(type(module), []).append(module)
+            found.setdefault(kind(module), []).append(module)
     return found
 
 
@@ -119,6 +121,7 @@ def _become(modules: list[Any], forward: Callable[..., Any]) -> None:
         module.__class__ = fused
 
 
+_ANGLED = 4  # query, key, cosine and sine
 _TURN = "apply_rotary_pos_emb"  # how transformers calls it in each kind's own file
 
 
@@ -133,7 +136,7 @@ def _turn(names: dict[str, Any]) -> None:
         return
     query, key = (torch.randn(2, 5, heads, 8).transpose(1, 2) for heads in (4, 2))
     try:
-        same = zip(usual(query, key, *angles), Rotate.apply(query, key, *angles), strict=True)
+        same = zip(usual(query, key, *angles), rotate(query, key, *angles), strict=True)
         if all(torch.allclose(*pair, atol=1e-6) for pair in same):
             names[_TURN] = _Turned(usual)
     except (RuntimeError, TypeError, ValueError):  # it takes something else
@@ -146,10 +149,10 @@ class _Turned:
     def __init__(self, usual: Callable[..., Any]) -> None:
         self.usual = usual
 
-    def __call__(self, query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, *given: Any, **named: Any) -> Any:
-        if given or named or not turns(query, key, cosine, sine):
-            return self.usual(query, key, cosine, sine, *given, **named)
-        return Rotate.apply(query, key, cosine, sine)
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if len(given) != _ANGLED or named or not turns(*given):  # who calls it otherwise means something else
+            return self.usual(*given, **named)
+        return rotate(*given)
 
 
 def _eps(norm: Any) -> float | None:
@@ -168,12 +171,17 @@ def _is_rms_norm(norm: Any, whole: bool) -> bool:
     x = sizes * torch.randn(4, len(own.weight))
     try:
         return bool(torch.allclose(own(x), rms_norm(x, own.weight, _eps(own), whole), atol=1e-5))
-    except (RuntimeError, TypeError):  # it takes something else
+    except Exception:  # of any kind: it takes something else
         return False
 
 
 def _is_mlp(module: Any) -> bool:
     return {"gate_proj", "up_proj", "down_proj", "act_fn"} <= {name for name, _ in module.named_children()}
+
+
+def _activated_by(mlp: Any) -> Hashable:
+    """A class may be used with several activations."""
+    return type(mlp), type(mlp.act_fn) if isinstance(mlp.act_fn, torch.nn.Module) else mlp.act_fn
 
 
 def _is_gated_silu(mlp: Any) -> bool:
@@ -183,7 +191,7 @@ def _is_gated_silu(mlp: Any) -> bool:
     x = torch.randn(4, 3)
     try:
         return bool(torch.allclose(type(mlp).forward(own, x), _gated(own, x)))
-    except (RuntimeError, TypeError, AttributeError):  # it does something else
+    except Exception:  # of any kind: it does something else
         return False
 
 
@@ -227,7 +235,8 @@ def _adapted(layer: Any, x: Tensor, *given: Any, usual: Callable[..., Tensor], *
     own = None if given or named else _as_adapted(layer, x)
     if own is None:
         return usual(layer, x, *given, **named)
-    others = {other: _as_adapted(other, x) for other in together.others(layer)}
+    joined = [] if x.is_inference() else together.others(layer)  # such have no version: they may change unseen
+    others = {other: _as_adapted(other, x) for other in joined}
     alike = {other: found for other, found in others.items() if found is not None and _are_alike(found, own)}
     made, *rest = low_rank(x, [own, *alike.values()], _product_type(x)[1])
     together.leave(x, dict(zip(alike, rest, strict=True)))
@@ -244,6 +253,7 @@ def _as_adapted(layer: Any, x: Tensor) -> Adapted | None:
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     base, (mixed, _) = layer.get_base_layer(), _product_type(x)
     learns_more = base.weight.requires_grad or layer.lora_B[name].bias is not None
+    learns_more = learns_more or (base.bias is not None and base.bias.requires_grad)
     if learns_more or (not mixed and not x.dtype == a.dtype == b.dtype):
         return None
     make = _weight(base)

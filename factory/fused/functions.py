@@ -45,7 +45,7 @@ class Again:
         return half
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool, *, remade: bool = True) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, whole: bool, *, remade: bool = True) -> Tensor:
     """`RMSNorm`. `remade`: linear functions that read it make it again and do not keep it."""
     if not torch.is_grad_enabled():  # autograd's own way takes longer than the norm of a token
         return _rms_norm(x, weight, eps, whole)[0]
@@ -83,15 +83,19 @@ def low_rank(x: Tensor, layers: Sequence[Adapted], dtype: torch.dtype) -> tuple[
 
 
 def _told(made: Tensor, again: Again, remade: bool, *given: Tensor) -> Tensor:
-    """How it is made again is an attribute: who reads a copy, a slice or a sum of it finds none."""
+    """How it is made again is an attribute: who reads a copy, a slice or a sum of it finds none.
+
+    It holds for what the tensor is now: in place it may become another.
+    """
     if remade and made.requires_grad:
-        made.again = again, tuple(each.detach() for each in given)  # type: ignore[attr-defined]
+        made.again = made._version, again, tuple(each.detach() for each in given)  # type: ignore[attr-defined]
     return made
 
 
 def _reading(x: Tensor, narrow: Tensor) -> tuple[Again | None, Kept]:
     """What a linear function keeps of its input `x`, which it multiplies as `narrow`."""
-    return getattr(x, "again", (None, (narrow,)))
+    version, again, kept = getattr(x, "again", (None, None, ()))
+    return (None, (narrow,)) if version is None or version != x._version else (again, kept)
 
 
 def _read(again: Again | None, kept: Kept, dtype: torch.dtype) -> Tensor:
@@ -108,7 +112,7 @@ class RMSNorm(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float | None, whole: bool, again: Again) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, whole: bool, again: Again) -> Tensor:
         made, scale = _rms_norm(x, weight, eps, whole)
         ctx.save_for_backward(x, weight, scale)
         ctx.whole, ctx.again = whole, again
@@ -136,16 +140,16 @@ class RMSNorm(Function):
         return inner.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), by_weight, None, None, None
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float | None, whole: bool) -> tuple[Tensor, Tensor]:
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, whole: bool) -> tuple[Tensor, Tensor]:
     """What `RMSNorm` makes, and 1 / rms(x): (…, 1)."""
-    if eps is not None and _in_c(x, weight):
+    if _in_c(x, weight):
         return kernels.rms_norm(x, weight, eps, whole)
     scale = _inverse_rms(x, eps)
     return _weighed(_normed(x, scale), x.dtype, weight, whole), scale
 
 
-def _rms_norm_again(x: Tensor, weight: Tensor, *, eps: float | None, whole: bool) -> tuple[Tensor | None, Tensor]:
-    if eps is not None and _in_c(x, weight):
+def _rms_norm_again(x: Tensor, weight: Tensor, *, eps: float, whole: bool) -> tuple[Tensor | None, Tensor]:
+    if _in_c(x, weight):
         return None, _rms_norm(x, weight, eps, whole)[0]
     normed = _normed(x, _inverse_rms(x, eps))
     apart = normed.clone() if whole or normed.dtype == x.dtype else normed
@@ -156,7 +160,7 @@ def _in_c(x: Tensor, weight: Tensor) -> bool:
     return weight.shape == x.shape[-1:] and kernels.fit(x, weight)
 
 
-def _inverse_rms(x: Tensor, eps: float | None) -> Tensor:
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype)).square_()
     return squares.div_(x.shape[-1]).add_(eps).rsqrt_()
 
@@ -215,23 +219,28 @@ def _gated_silu_again(gate: Tensor, up: Tensor) -> tuple[Tensor | None, Tensor]:
     return half, half * up
 
 
+def rotate(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, ...]:
+    """`Rotate`, as (batch, heads, length, width) again: a function's own views may not be changed in place."""
+    return tuple(made.transpose(1, 2) for made in Rotate.apply(query, key, cosine, sine))
+
+
 class Rotate(Function):
     """Positions in queries and keys, each (batch, heads, length, width) as a layer's products lie in memory.
 
-    cosine and sine: (batch or 1, length, width). In the type of what is turned (Su et al. 2021, arXiv 2104.09864,
-    section 3.4.2).
+    Gives (batch, length, heads, width). cosine and sine: (batch or 1, length, width). In the type of what is turned (Su
+    et al. 2021, arXiv 2104.09864, section 3.4.2).
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, ...]:
         wide = _in_float32(cosine), _in_float32(sine)
         ctx.save_for_backward(*wide)
-        return tuple(_turned(each, *wide) for each in (query, key))
+        return tuple(_turned(each.transpose(1, 2), *wide) for each in (query, key))
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
-        return *(_turned(each, cosine, sine, back=True) for each in slopes), None, None
+        return *(_turned(each, cosine, sine, back=True).transpose(1, 2) for each in slopes), None, None
 
 
 def _in_float32(angles: Tensor) -> Tensor:
@@ -245,7 +254,7 @@ def _in_float32(angles: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Tensor:
-    return kernels.rotate(x.transpose(1, 2).contiguous(), cosine, sine, back=back).transpose(1, 2)
+    return kernels.rotate(x.contiguous(), cosine, sine, back=back)
 
 
 def turns(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> bool:

@@ -15,12 +15,12 @@ class Together:
 
     def __init__(self, layers: Sequence[Any] = ()) -> None:
         self._layers = layers
-        self._x: Tensor | None = None
+        self._x: tuple[Tensor, int] | None = None  # with its version: in place it may become another
         self._waiting = dict[Any, Tensor]()
 
     def take(self, layer: Any, x: Tensor) -> Tensor | None:
         """What was made of `x` for the layer, once. Layers that leave what waits for them go apart for good."""
-        if self._waiting and self._x is not x:
+        if self._waiting and not self._is(x):
             self._layers, self._waiting = (), {}
         made = self._waiting.pop(layer, None)
         self._x = self._x if self._waiting else None
@@ -30,7 +30,10 @@ class Together:
         return [each for each in self._layers if each is not layer]
 
     def leave(self, x: Tensor, made: dict[Any, Tensor]) -> None:
-        self._x, self._waiting = x if made else None, made
+        self._x, self._waiting = (x, x._version) if made else None, made
+
+    def _is(self, x: Tensor) -> bool:
+        return self._x is not None and self._x[0] is x and self._x[1] == x._version
 
 
 def join(model: Any, wanted: Callable[[Any], bool]) -> None:
@@ -48,7 +51,7 @@ def join(model: Any, wanted: Callable[[Any], bool]) -> None:
             layer.together = joined
 
 
-def alone(layer: Any) -> Any:
+def copied_alone(layer: Any) -> Any:
     """A copy of a layer that is joined with no other: theirs would be copied with it, and made with its own."""
     joined = getattr(layer, "together", None)
     return copy.deepcopy(layer, {id(joined): Together()} if joined is not None else None)

@@ -26,7 +26,7 @@ def free() -> int | None:
 
 def limit() -> int | None:
     """Bytes that the own group and those around it may have together; None where there is no limit."""
-    return min((limit for _, limit in _limits()), default=None)
+    return min((most for _, most in _limits()), default=None)
 
 
 def _limits() -> Iterator[tuple[Path, int]]:

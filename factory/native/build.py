@@ -62,6 +62,10 @@ def library(number: str) -> Path:
     file = cache.folder() / "native" / f"{number}-{blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
     if not file.is_file():
         _make([*command, *flags], [*command, "-shared"], file)
+    if os.statvfs(file).f_flag & os.ST_NOEXEC:
+        raise NotBuiltError(
+            f"{file.parent} is on a disk without programs (noexec): set FACTORY_CACHE to another folder"
+        )
     return file
 
 

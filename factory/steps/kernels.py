@@ -27,7 +27,7 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     if plan.fused:
         from factory.fused import fuse
 
-        fuse(model, remade=plan.activation_checkpointing != "selective")
+        fuse(model, remade=plan.fuses_linears)
     if plan.kernels != "liger":
         return
     from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]  # an extra
@@ -39,8 +39,8 @@ def replace_kernels(model: Any, plan: Patch) -> None:
 
 
 def replace_linears(model: Any, plan: Patch) -> None:
-    """Ours in place of torch's and PEFT's, whose products selective checkpointing can keep one by one."""
-    if plan.fused and plan.activation_checkpointing != "selective":
+    """Ours in place of torch's and PEFT's."""
+    if plan.fuses_linears:
         from factory.fused import fuse_linears
 
         fuse_linears(model)

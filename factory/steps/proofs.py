@@ -363,7 +363,7 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
     """The largest difference as a share of the adapter's largest part; what float32 itself rounds does not count."""
     import torch
 
-    from factory.fused.together import alone
+    from factory.fused.together import copied_alone
 
     def wide(value: Any) -> Any:
         return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
@@ -374,7 +374,7 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
 
     device = next(layer.parameters()).device.type
     with torch.autocast(device, enabled=False):
-        alike = alone(layer).float()  # a copy: layers of VeRA share what would be widened for the next ones
+        alike = copied_alone(layer).float()  # a copy: layers of VeRA share what would be widened for the next ones
         alone, apart = answer(alike.get_base_layer()), answer(alike)
         try:
             alike.merge()

@@ -219,6 +219,7 @@ def traits(model: Any) -> Traits:
         sdpa=bool(model._supports_sdpa),
         flash=bool(model._supports_flash_attn),
         scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
+        recomputes=bool(model.supports_gradient_checkpointing),
         media=_media(model.config),
     )
 

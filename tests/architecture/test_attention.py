@@ -47,5 +47,6 @@ def test_what_a_walk_reads_of_a_class_is_what_is_proven(kind: str) -> None:
     """So it is to be trusted of kinds that have no row in the table."""
     read, proven = traits(built(of(kind))), traits_of(kind)
     assert (read.sdpa, read.flash, read.scalable) == (proven.sdpa, proven.flash, proven.scalable)
+    assert read.recomputes and proven.recomputes
     assert not read.ours and not read.isolates
     assert read.media == proven.media

@@ -132,6 +132,17 @@ def test_what_is_free_decides_nothing(machine: Callable[..., None]) -> None:
     assert recomputed(plan("hardware.num_processes=2", "hardware.strategy=ddp")) == "selective"
 
 
+def test_a_budget_above_what_is_there_hides_no_machine(machine: Callable[..., None]) -> None:
+    """A plan may be for another machine; who trains has this one."""
+    small = ("model=smollm2_135m", "stage=pt", "hardware=single_gpu", "stage.batch_size=16")
+    whole = compiled(*small, asked(False), training=False).estimate.memory.total
+    machine(gpus=(replace(H100, memory_bytes=whole, free_bytes=whole),))
+    words = (*small, "hardware.memory=80GB")
+    assert recomputed(compiled(*words, training=False)) is False
+    made = compiled(*words, training=True)
+    assert recomputed(made) is not False and made.estimate.memory.fits
+
+
 def test_a_card_that_is_not_here_says_nothing(machine: Callable[..., None]) -> None:
     machine("cpu")
     assert recomputed(plan("hardware=single_gpu")) is False

@@ -414,11 +414,13 @@ TABLE = (
         "compute.recomputed_layers=2",
         "compute.activation_checkpointing=false",
     ),
-    row("recomputed-layers", "compute.recomputed_layers=31", "compute.recomputed_layers=30"),
+    row("recomputation", "{japanese} compute.activation_checkpointing=true", "{japanese}"),
+    row("recomputation", "{japanese} compute.recomputed_layers=1"),
+    row("recomputed-layers", "compute.recomputed_layers=3", "compute.recomputed_layers=2"),
     row(
         "recomputed-layers",
-        "compute.recomputed_layers=33 method=llama_pro",
-        "compute.recomputed_layers=32 method=llama_pro",
+        "compute.recomputed_layers=4 method=llama_pro method.num_new_layers=1",
+        "compute.recomputed_layers=3 method=llama_pro method.num_new_layers=1",
     ),
     row("device-missing", "hardware=single_gpu", "hardware=auto", on_gpu("hardware=single_gpu")),
     row("device-missing", "hardware=a100_40gb", on_gpu("hardware=h100_80gb"), machine=WITH_GPU),
@@ -881,6 +883,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     tiny.save(folder / "phi", model_type="phi")
     tiny.save(folder / "mixtral", model_type="mixtral", num_local_experts=4)
     tiny.save(folder / "gpt2", model_type="gpt2", n_inner=64, num_key_value_heads=4)
+    tiny.save(folder / "japanese", model_type="gpt_neox_japanese", intermediate_multiple_size=2)
     tiny.save(folder / "odd", hidden_size=24, intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
     tiny.save(folder / "glm4_moe", **GLM4_MOE)
     see_apart(folder / "mllama")

@@ -43,6 +43,38 @@ print([name for name, module in sys.modules.items() if isinstance(module, stand_
 ALL = ("torch._dynamo", "torch.distributed.tensor", "sympy", "torch.fx.experimental.symbolic_shapes")
 
 
+def test_one_that_was_interrupted_becomes_real_when_it_is_asked_again() -> None:
+    run("""
+import sympy
+execute, sympy.__spec__.loader.exec_module = sympy.__spec__.loader.exec_module, lambda _: 1 / 0
+try:
+    sympy.Symbol
+except ZeroDivisionError:
+    pass
+sympy.__spec__.loader.exec_module = execute
+assert isinstance(sympy, stand_ins.StandIn) and sympy.Basic
+assert str(sympy.Symbol("x")) == "x" and not isinstance(sympy, stand_ins.StandIn)
+""")
+
+
+def test_more_of_a_part_is_asked_of_the_real_one() -> None:
+    run("""
+import torch._dynamo
+assert torch._dynamo.eval_frame.OptimizedModule and isinstance(torch._dynamo, stand_ins.StandIn)
+before = torch._dynamo.eval_frame
+assert callable(before.innermost_fn) and not isinstance(torch._dynamo, stand_ins.StandIn)
+""")
+
+
+def test_what_is_empty_stays_what_it_is() -> None:
+    run("""
+import torch._dynamo
+empty = torch.nn.ModuleList()
+assert torch._dynamo.disable(empty) is empty
+assert torch._dynamo.disable(recursive=True)(empty) is empty
+""")
+
+
 def test_numbers_are_answered_as_by_the_real_one() -> None:
     run("""
 from torch.fx.experimental import symbolic_shapes

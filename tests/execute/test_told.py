@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +42,18 @@ def told_of(who: str, cache: Path) -> list[object]:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_sources_that_cannot_be_looked_at_are_read_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that an editor leaves may be a link to nothing."""
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / ".#modeling.py").symlink_to("nobody@nowhere")
+    module = SimpleNamespace(define_import_structure=lambda path, prefix: (path, prefix))
+    told._remember_exported(module)
+    assert module.define_import_structure(models, "x") == (models, "x")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_what_is_exported_is_remembered_as_it_is(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The kernels are made once, for this machine; where they cannot be, that is said and nothing is left."""
 
+import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +34,13 @@ def test_they_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("made again"))
     assert build.why_not() is None
     assert made(tmp_path) == files
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+def test_a_cache_without_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made there, they could not be loaded."""
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    assert "noexec): set FACTORY_CACHE to another folder" in str(build.why_not())
 
 
 def test_what_the_compiler_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
