@@ -155,7 +155,7 @@ class _Turned:
         return rotate(*given)
 
 
-def _eps(norm: Any) -> float | None:
+def _eps(norm: Any) -> Any:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
