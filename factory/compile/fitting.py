@@ -61,13 +61,28 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
             break
         made = make(_recomputing(case, kind))
     if (chosen := made.steps.patch.activation_checkpointing) == first:
-        return made
+        return _told_of_less(case, made, make)
     if fits(made) and not case.traits.remote_code:  # which may know all layers or none
         made = _of_fewest_layers(made, choices.layers(case), fits, lambda few: make(_recomputing(case, chosen, few)))
     few = made.steps.patch.recomputed_layers
     said = f"{plain(chosen)} for the first {few} of {choices.layers(case)} layers" if few else plain(chosen)
     why = f"with all activations kept it is estimated at {size(kept)}, {size(there or 0)} are for a run"
     return replace(made, notes=(*made.notes, f"compute.activation_checkpointing=auto: {said}, as {why}"))
+
+
+def _told_of_less(case: Case, made: plan.Plan, make: Callable[[Case], plan.Plan]) -> plan.Plan:
+    """With a note where selective recomputation, which needs torch's layers, takes more than none beside Factory's."""
+    patch = made.steps.patch
+    if made.verb != "train" or patch.activation_checkpointing != "selective" or not patch.fused:
+        return made
+    kept, least = (make(_recomputing(case, kind)).estimate.memory.total for kind in (False, True))
+    if kept > made.estimate.memory.total:
+        return made
+    note = (
+        "compute.activation_checkpointing=selective leaves linear layers to torch, which keep more than Factory's: "
+        f"{size(made.estimate.memory.total)}, where false takes {size(kept)} and true {size(least)}"
+    )
+    return replace(made, notes=(*made.notes, note))
 
 
 def _of_fewest_layers(

@@ -34,8 +34,8 @@ def fuse(model: Any, *, remade: bool = True) -> None:
             if _is_gated_silu(found[0]):
                 _become(found, partial(_gated, remade=remade))
         if kernels.used():
-            for module in _by_class(model, _turns):
-                _turn(unwrap(module.forward).__globals__)
+            for found in _by_class(model, _turns).values():
+                _turn(unwrap(type(found[0]).forward).__globals__)
 
 
 def fuse_linears(model: Any) -> None:

@@ -12,6 +12,7 @@ from pretended import H100, MACHINES
 from factory.facts import Machine
 from factory.look import machine as look
 from factory.plan import Plan
+from factory.words import size
 
 FULL = ("model=llama2_7b", "method=full", "stage=pt", "stage.batch_size=4", "data.max_length=2048")
 KINDS = (False, "selective", True)
@@ -166,6 +167,19 @@ def test_beside_our_own_layers_all_is_made_again(machine: Callable[..., None]) -
     assert kept[2] < kept[1] < kept[0]
     made = plan(*small, budget(kept[1]))
     assert made.steps.patch.fused and recomputed(made) is True
+
+
+def test_who_asks_for_more_than_none_is_told(machine: Callable[..., None]) -> None:
+    machine("cpu")
+    small = ("model=smollm2_135m", "hardware=cpu", "stage.batch_size=1", "data.max_length=512", "method=lora")
+
+    def notes(*more: str) -> list[str]:
+        return [note for note in plan(*small, *more).notes if "leaves linear layers to torch" in note]
+
+    assert needed("selective", *small) > needed(False, *small)
+    (note,) = notes(asked("selective"))
+    assert f"true {size(needed(True, *small))}" in note
+    assert not notes(asked(True)) and not notes(asked("selective"), "compute.kernels=none")
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "export"])
