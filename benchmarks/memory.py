@@ -84,6 +84,8 @@ def cases() -> list[Case]:
         Case("smol", "orpo", "lora", 256, 2),
         Case("smol", "pt", "lora", 2048, 1, "compute.activation_checkpointing=true"),
         Case("smol", "pt", "lora", 1024, 1, "compute.activation_checkpointing=selective"),
+        *(Case("smol", "pt", "lora", 1024, 2, f"compute.recomputed_layers={few}") for few in (6, 12, 24)),
+        *(Case("smol", "pt", "full", 1024, 2, f"compute.recomputed_layers={few}") for few in (8, 24)),
         Case("smol", "pt", "lora", 1024, 1, "compute.attention=eager"),
         Case("smol", "pt", "lora", 1024, 1, "compute.attention=s2"),
         Case("smol", "pt", "full", 512, 1, "stage.optimizer=adamw_8bit"),
