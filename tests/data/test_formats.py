@@ -145,6 +145,13 @@ def test_the_first_rows_decide_where_columns_do_not() -> None:
     assert recognise({"instruction", "output"}, [{"instruction": "", "output": ""}], "messages") == "alpaca"
 
 
+def test_a_label_is_read_where_one_is_needed_whatever_it_says() -> None:
+    """So that what is told is what is wrong with it."""
+    row = {"prompt": "hi", "completion": "ho", "label": "maybe"}
+    assert recognise(set(row), [row], "labelled") == "kto"
+    assert recognise(set(row), [row], "messages") == "prompt_completion"
+
+
 @pytest.mark.parametrize(
     ("labels", "found"),
     [

@@ -261,6 +261,7 @@ def test_labelled_rows_are_what_their_stage_makes_of_them(here: Path) -> None:
     assert found == {"sft": "kto", "kto": "kto", "grpo": "prompt_completion", "ppo": "prompt_completion"}
     assert look("sft", path="rows.jsonl", format="prompt_completion").kind == "messages"
     (here / "rows.jsonl").write_text(json.dumps({**rows[0], "label": "maybe"}))
+    assert look("kto", path="rows.jsonl").kind == "labelled"  # the row's own reason is told when it is read
     assert look("sft", path="rows.jsonl").kind == "messages"
 
 

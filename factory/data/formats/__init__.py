@@ -87,8 +87,11 @@ def recognise(columns: set[str], first_rows: Sequence[Row], kind: Kind, tags: Ta
     """The format that has its columns, takes any of the first rows, is of the wanted kind, and takes the most of them.
 
     What comes first counts first, and broken rows are still known by their columns. The rows have their standard
-    columns' names. Where no row tells, the format with more columns is the more telling one.
+    columns' names. Where no row tells, the format with more columns is the more telling one. Where a label is needed
+    and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it.
     """
+    if kind == "labelled" and not FORMATS[_JUDGED].lacks(columns):
+        return _JUDGED
     fitting = [name for name, found in FORMATS.items() if not found.lacks(columns)]
 
     def rank(name: str) -> tuple[bool, bool, int]:
