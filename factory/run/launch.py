@@ -265,7 +265,7 @@ def _rows(counts: dict[str, Any]) -> str:
     if not counts:
         return "rows as they come"
     return (
-        f"{counts['used']:,} rows ({counts['trained_tokens']:,} trained of {counts['tokens']:,} tokens), "
+        f"{counts['used']:,} rows ({counts['tokens']:,} tokens, {counts['trained_tokens']:,} of them in the loss), "
         f"{sum(counts['dropped'].values()):,} dropped"
     )
 

@@ -238,6 +238,12 @@ def test_a_bug_in_the_child_is_told_in_its_report(
     assert "Traceback" in capfd.readouterr().err  # which is run.log in a child
 
 
+def test_the_tokens_in_the_loss_are_told_from_all_of_a_rows() -> None:
+    """Those that went through the steps, prompts too, are the check's (tests/steps/test_accounts.py)."""
+    counts = {"used": 36, "trained_tokens": 2164, "tokens": 3687, "dropped": {"it is empty": 2}}
+    assert launch._rows(counts) == "36 rows (3,687 tokens, 2,164 of them in the loss), 2 dropped"
+
+
 def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     tail = Tail(path)
