@@ -47,7 +47,8 @@ def rows_told(estimated_for: dict[str, Any]) -> str:
 
 
 def errors(estimate: Estimate, memory: dict[str, Any], train: dict[str, Any] | None) -> dict[str, Any]:
-    """Shares by which the estimates were above what came (below: negative): of time, by the middle of its range.
+    """Shares by which the estimates were above what came (below: negative): of time, by the geometric
+    mean of its range.
 
     A run that stopped early has no time to compare.
     """

@@ -1,6 +1,7 @@
 """A report, as a person reads it."""
 
 from collections.abc import Iterator
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,9 @@ def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
         return ""
     low, high, off = errors["seconds"]["low"], errors["seconds"]["high"], round(100 * errors["time_error"])
     place = "within" if low <= train["seconds"] <= high else "not within"
-    above = f", whose middle is {abs(off)} % {'more' if off > 0 else 'less'}" if off else ""
+    # the middle of factors is no half of a sum: it is named, so that nobody reckons another
+    middle = f"geometric mean of {duration(sqrt(low * high))}"
+    above = f", whose {middle} is {abs(off)} % {'more' if off > 0 else 'less'}" if off else ""
     return f"{duration(train['seconds'])} of training, {place} {between(duration(low), duration(high))}{above}"
 
 
