@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from factory.execute.report import ADVICE, rows_told
+from factory.execute.report import ADVICE, mostly_dropped, rows_told
 from factory.run.screen import WHOSE, grid
 from factory.words import between, counted, duration, rate, size
 
@@ -81,6 +81,8 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "data", f"{used}, {data['validation']:,} held out, {dropped}"
     for reason, count in data["dropped"].items():
         yield "", f"dropped: {escape(reason)} ({count:,})"
+    if told := mostly_dropped(data):
+        yield "", f"[yellow]{escape(told)}[/yellow]"
 
 
 def _quality(evaluate: dict[str, Any], data: dict[str, Any]) -> Iterator[tuple[str, str]]:
