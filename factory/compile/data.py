@@ -3,6 +3,7 @@
 from factory import registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
+from factory.data.formats import FORMATS
 from factory.extras import install
 from factory.facts import DataFacts
 
@@ -54,7 +55,18 @@ def _stages_that_read(case: Case) -> dict[str, str]:
     names = [name for name, spec in specs.items() if found and found[1].kind == spec.KIND]
     names.sort(key=lambda name: registry.hook(specs[name], "new_tokens") is not None)
     others = f" ({', '.join(names[1:])} take them too)" if names[1:] else ""
-    return {"stages": f"set stage={names[0]}{others}, " if names else ""}
+    return {"stages": f"set stage={names[0]}{others}, {_whatever_the_label(case, found)}" if names else ""}
+
+
+def _whatever_the_label(case: Case, found: tuple[str, DataFacts] | None) -> str:
+    """How a file's labelled answers are trained all the same, each as an example."""
+    if found is None or found[1].kind != "labelled" or case.stage_spec.KIND != "messages":
+        return ""
+    name, columns = found[0], set(found[1].columns)
+    plain = [other for other, each in FORMATS.items() if each.kind == "messages" and not each.lacks(columns)]
+    if not plain or name not in case.settings.data.sources:  # not known beforehand, or said in a catalogue's words
+        return ""
+    return f"or data.sources.{name}.format={plain[0]} to train each answer whatever its label, "
 
 
 def _validation_set(case: Case) -> str | None:

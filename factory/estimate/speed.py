@@ -1,13 +1,16 @@
 """How long a run's steps will take, between two bounds: from its FLOPs, and from what runs before it reached.
 
-Nothing is said of a device, or of numbers of a type, that no run was ever measured with.
+Nothing is said of a device, of numbers of a type, or of an optimizer that multiplies matrices, that no run was ever
+measured with.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from factory import registry
 from factory.facts import Machine, Measured
+from factory.optimizers.spec import MULTIPLIES, STATES
 from factory.plan import Estimate, Span, Speed, Steps
 from factory.quantizers.spec import checkpoint_quantizer
 
@@ -34,12 +37,38 @@ def precision(steps: Steps) -> str:
 
 
 def kind(steps: Steps) -> str:
-    """The stage, the method, how its base is held and computed: what two runs share whose FLOPs a second are alike."""
+    """What two runs share whose FLOPs a second are alike: the stage, the method, how its base is held and computed, and
+    the optimizer, last. What is recomputed is in the FLOPs, how many processes compute in the device."""
+    return ", ".join((*_computed(steps), _optimized(steps)))
+
+
+def _computed(steps: Steps) -> Iterator[str]:
+    patch, ranks = steps.patch, steps.train.ranks
     quantizer = checkpoint_quantizer(steps.load.config)
-    held = f"{steps.quantize.bits} bits of {steps.quantize.method}" if steps.quantize.bits else quantizer or "whole"
-    compiled = ", compiled" if steps.patch.compile else ""
-    wide = "" if steps.patch.products == "own" else f", products in {steps.patch.products}"
-    return f"{steps.train.stage}, {steps.attach.method.removeprefix('q')}, {held}{compiled}{wide}"
+    yield steps.train.stage
+    yield steps.attach.method.removeprefix("q")
+    yield f"{steps.quantize.bits} bits of {steps.quantize.method}" if steps.quantize.bits else quantizer or "whole"
+    table = (  # what differs from the usual
+        (patch.compile, "compiled"),
+        (patch.products != "own", f"products in {patch.products}"),
+        (patch.kernels != "none", f"{patch.kernels} kernels"),
+        (patch.attention != "sdpa", f"{patch.attention} attention"),
+        (ranks.strategy != "none", ranks.strategy),
+        (ranks.offload, "offloaded"),
+    )
+    yield from (name for differs, name in table if differs)
+
+
+def _optimized(steps: Steps) -> str:
+    """The optimizer; of one that multiplies matrices, how many micro-batches share a step of it."""
+    name, shared = steps.train.optimizer, steps.train.micro_batches
+    return f"{name} after {shared} micro-batches" if name in MULTIPLIES and shared > 1 else name
+
+
+def _optimizer(kind: str) -> str | None:
+    """Of a kind; None where it is unknown: an older record names none."""
+    name = kind.rpartition(", ")[2].partition(" ")[0]
+    return name if name in STATES else None
 
 
 def work(estimate: Estimate) -> float:
@@ -58,7 +87,7 @@ def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured
         return None  # answers are sampled, as long as they come
     like = Like(kind=kind(steps), work=work(estimate), micro_batch=micro_batch(estimate, steps))
     there = [found for found in measured if (found.device, found.precision) == (where, precision(steps))]
-    there = [found for found in there if found.kind == like.kind] or there
+    there = _alike(there, like.kind)
     if not there:
         return None
     nearest = max(_LIKE, min(_apart(found, like) for found in there))  # what is farther tells nothing more
@@ -68,6 +97,20 @@ def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured
         high=max(span.high for span in spans) / like.work,
         start_seconds=max(found.start_seconds for found in there),
     )
+
+
+def _alike(there: list[Measured], kind: str) -> list[Measured]:
+    """Those of the kind; without any, those with an optimizer that is like its own; at last, those with an unknown one.
+
+    The products of an optimizer are no part of a run's FLOPs, and may take most of its time.
+    """
+    own = _optimizer(kind)
+    known = [(found, _optimizer(found.kind)) for found in there]
+    same = [found for found in there if found.kind == kind]
+    if own in MULTIPLIES:
+        return same or [found for found, name in known if name == own]
+    like = [found for found, name in known if name is not None and name not in MULTIPLIES]
+    return same or like or [found for found, name in known if name is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ class Run:
     way: Way = field(default_factory=Way)  # how the model is called
     stopping: bool = False  # asked to, of this process alone: `asked_to_stop` is of all
     memory_by_step: dict[str, int] = field(default_factory=dict)
+    peak_before: int = 0  # of memory, while training, of the processes that this one goes on for
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     now: str = "start"  # the step that runs
     at_once: bool = False  # whether a signal ends the run where it is: there is nothing to save
@@ -72,7 +73,7 @@ class Run:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Tells a step's start and end, with its own peak of memory: the largest of all ranks."""
+        """Tells a step's start and end, with its own peak of memory, which is the largest of all ranks."""
         self.stop_if_asked()
         device = self.plan.steps.load.device
         start = time.monotonic()
@@ -83,8 +84,13 @@ class Run:
             yield
         finally:
             self.at_once = False
-        self.memory_by_step[name] = self.world.most(memory.peak(device))
+        self.memory_by_step[name] = self.peak(name)
         self.emit("end", name=name, seconds=round(time.monotonic() - start, 3), memory=self.memory_by_step[name])
+
+    def peak(self, name: str) -> int:
+        """Of memory, up to now, of the step that runs."""
+        before = self.peak_before if name == "train" else 0
+        return max(before, self.world.most(memory.peak(self.plan.steps.load.device)))
 
     def listen(self) -> None:
         """SIGTERM and SIGINT end the run: after the training step, once it is saved; in the other steps at once."""

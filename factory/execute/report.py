@@ -1,6 +1,7 @@
 """report.json: what happened, with what was planned beside it."""
 
 import json
+from collections.abc import Mapping
 from math import sqrt
 from typing import Any
 
@@ -47,7 +48,8 @@ def rows_told(estimated_for: dict[str, Any]) -> str:
 
 
 def errors(estimate: Estimate, memory: dict[str, Any], train: dict[str, Any] | None) -> dict[str, Any]:
-    """Shares by which the estimates were above what came (below: negative): of time, by the middle of its range.
+    """Shares by which the estimates were above what came (below: negative): of time, by the geometric
+    mean of its range.
 
     A run that stopped early has no time to compare.
     """
@@ -59,6 +61,16 @@ def errors(estimate: Estimate, memory: dict[str, Any], train: dict[str, Any] | N
         middle = sqrt(seconds.low * seconds.high)
         found |= {"seconds": to_tree(seconds), "time_error": round(middle / train["seconds"] - 1, 4)}
     return found
+
+
+def mostly_dropped(data: Mapping[str, Any]) -> str | None:
+    """Of a report's data, where more than half of the rows that were to be used are dropped: it is another set then."""
+    dropped, rows = sum(data["dropped"].values()), data["rows"] - data.get("not_sampled", 0)
+    if 2 * dropped <= rows:
+        return None
+    reason, most = max(data["dropped"].items(), key=lambda entry: entry[1])
+    why = reason if most == dropped else f"{most:,} of them: {reason}"
+    return f"More than half of the rows are dropped, {dropped:,} of {rows:,} ({why})."
 
 
 OUT_OF_MEMORY = "out_of_memory"

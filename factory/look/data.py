@@ -15,7 +15,7 @@ from factory.data import formats, function, hub, read
 from factory.data.formats import FORMATS, BadRow, Record
 from factory.data.read import Broken, Row
 from factory.data.read.wrong import rows_below, wrapped
-from factory.data.record import MEDIA, Kind
+from factory.data.record import MEDIA
 from factory.facts import DataFacts
 from factory.look.model import local
 from factory.refusal import UserError, did_you_mean, refuse
@@ -64,7 +64,6 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
     if source.path is None:
         wrong = "no file is named" if source.origin == "file" else "nothing is named"
         raise refuse("data-missing", read.unset(name), wrong, hint="", known=", ".join(read.SUFFIXES))
-    kind: Kind = registry.spec("stages", stage).KIND
     _refuse_unread(name, source)
     if source.origin == "hub":
         return _of_hub(name, source, setting)
@@ -76,7 +75,7 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
         raise found.broken
     if not found.first:
         raise refuse("data-empty", setting, f"there is no row in it ({found.bytes:,} bytes)")
-    return _facts(name, source, kind, found)
+    return _facts(name, source, stage, found)
 
 
 def _refuse_unread(name: str, source: Source) -> None:
@@ -248,11 +247,21 @@ def _as_text(value: Any) -> str:
     return "" if isinstance(value, bytes) else str(value)
 
 
-def _facts(name: str, source: Source, kind: Kind, found: _Found) -> DataFacts:
+def _recognised(columns: set[str], rows: list[Row], stage: str, tags: dict[str, str]) -> str | None:
+    """As the stage would read them; but answers of which some are marked as bad are no examples to train each of.
+
+    A stage that samples its own answers reads the prompts.
+    """
+    spec = registry.spec("stages", stage)
+    trains_each = spec.KIND == "messages" and registry.hook(spec, "new_tokens") is None
+    return (trains_each and formats.judged(columns, rows, tags)) or formats.recognise(columns, rows, spec.KIND, tags)
+
+
+def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
     own = {column for row in found.first for column in row}
     rows = [formats.rename(row, source.columns) for row in found.first]
     columns = {column for row in rows for column in row}
-    format = source.format if source.format != "auto" else formats.recognise(columns, rows, kind, source.tags)
+    format = source.format if source.format != "auto" else _recognised(columns, rows, stage, source.tags)
     absent = sorted(set(source.columns.values()) - own)
     lacking = FORMATS[format].lacks(columns) if format else set[str]()
     if format is None or lacking or absent:

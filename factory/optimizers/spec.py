@@ -56,6 +56,7 @@ STATES: dict[str, State] = {
     "sgd": _floats(0),
 }
 MADE_EARLY = frozenset({"adamw"})  # its state is there before the first step (factory.optimizers.run)
+MULTIPLIES = frozenset({"muon"})  # its step multiplies matrices: FLOPs that are not of a token
 HIDDEN: dict[str, State] = {"muon": _alike(1)}  # of hidden matrices, where they are treated in another way
 
 # What a tensor's step makes and frees, in bytes for each element of one in float32, and of one in 16 bits; as torch's

@@ -265,7 +265,7 @@ def _rows(counts: dict[str, Any]) -> str:
     if not counts:
         return "rows as they come"
     return (
-        f"{counts['used']:,} rows ({counts['trained_tokens']:,} trained of {counts['tokens']:,} tokens), "
+        f"{counts['used']:,} rows ({counts['tokens']:,} tokens, {counts['trained_tokens']:,} of them in the loss), "
         f"{sum(counts['dropped'].values()):,} dropped"
     )
 
@@ -326,7 +326,7 @@ def _told(plan: Plan, folder: RunFolder, code: int, report: dict[str, Any], scre
         return code
     if report["status"] == "interrupted":
         saved = folder.checkpoint() or (folder.model if folder.model.is_dir() else None)
-        nothing = {"train": _unsaved(folder), "export": "Nothing was written."}.get(
+        nothing = {"train": _unsaved(folder, "It was ended at once"), "export": "Nothing was written."}.get(
             plan.verb, "Answers that were given are kept."
         )
         kept = f"Saved {saved}." if saved else nothing
@@ -335,6 +335,8 @@ def _told(plan: Plan, folder: RunFolder, code: int, report: dict[str, Any], scre
     screen.print(report["error"], style="red", soft_wrap=True)
     if folder.checkpoint() is not None:
         screen.print(f"The last whole checkpoint is kept. To continue: {again}", soft_wrap=True)
+    elif _last_step(folder) == "train":
+        screen.print(_unsaved(folder, "No checkpoint was saved"))
     return FAILED
 
 
@@ -356,10 +358,10 @@ def _unsent(plan: Plan, folder: RunFolder, told: dict[str, Any]) -> str:
     )
 
 
-def _unsaved(folder: RunFolder) -> str:
+def _unsaved(folder: RunFolder, why: str) -> str:
     done = max((line["step"] for line in Tail(folder.metrics).lines()), default=0)
     lost = f"{counted(done, 'step')} {'is' if done == 1 else 'are'} lost"
-    return f"It was ended at once: {lost}." if done else "Nothing was trained yet."
+    return f"{why}: {lost}." if done else "Nothing was trained yet."
 
 
 def _report_of_the_dead(plan: Plan, folder: RunFolder, code: int, seen: Seen) -> dict[str, Any]:

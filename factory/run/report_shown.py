@@ -1,6 +1,7 @@
 """A report, as a person reads it."""
 
 from collections.abc import Iterator
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from factory.execute.report import ADVICE, rows_told
+from factory.execute.report import ADVICE, mostly_dropped, rows_told
 from factory.run.screen import WHOSE, grid
 from factory.words import between, counted, duration, rate, size
 
@@ -80,6 +81,8 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "data", f"{used}, {data['validation']:,} held out, {dropped}"
     for reason, count in data["dropped"].items():
         yield "", f"dropped: {escape(reason)} ({count:,})"
+    if told := mostly_dropped(data):
+        yield "", f"[yellow]{escape(told)}[/yellow]"
 
 
 def _quality(evaluate: dict[str, Any], data: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -131,7 +134,9 @@ def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
         return ""
     low, high, off = errors["seconds"]["low"], errors["seconds"]["high"], round(100 * errors["time_error"])
     place = "within" if low <= train["seconds"] <= high else "not within"
-    above = f", whose middle is {abs(off)} % {'more' if off > 0 else 'less'}" if off else ""
+    # the middle of factors is no half of a sum: it is named, so that nobody reckons another
+    middle = f"geometric mean of {duration(sqrt(low * high))}"
+    above = f", whose {middle} is {abs(off)} % {'more' if off > 0 else 'less'}" if off else ""
     return f"{duration(train['seconds'])} of training, {place} {between(duration(low), duration(high))}{above}"
 
 

@@ -15,7 +15,7 @@ def check_tokens(run: Run, dataset: Dataset, counts: Mapping[str, Any], steps: i
     rows, detail = rows_accounted(counts)
     planned = tokens_planned(run, dataset, steps)
     if planned is not None:
-        detail += f"; {tokens:,} tokens were trained, {planned:,} by the data and its order"
+        detail += f"; {tokens:,} tokens went through the steps, {planned:,} by the data and its order"
     run.check("tokens_accounted", rows and planned in (None, tokens), detail)
 
 

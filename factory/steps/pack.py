@@ -18,6 +18,7 @@ from factory.data.prepare.workers import Workers
 from factory.data.record import Medium
 from factory.data.stream import Stream
 from factory.execute.context import Run
+from factory.execute.report import mostly_dropped
 from factory.plan import Pack, Plan
 from factory.refusal import refuse
 from factory.steps.align import Aligned
@@ -130,6 +131,8 @@ def _media(aligned: Aligned, tokenizer: Any) -> Inputs | None:
 
 def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], tokenizer: Any) -> Iterator[str]:
     yield from _lacking(plan, aligned, tokenizer)
+    if dropped := mostly_dropped(counts):
+        yield dropped
     if special := counts["special_in_text"]:
         yield f"{special:,} rows have the text of a special token in a message, and it has become that token."
     if aligned.spec.kind == "labelled":

@@ -39,6 +39,7 @@ class State:
     # tokens of a row of a batch, with what pads it; where nothing is padded, their mean in the fullest
     longest: int = 0
     seconds: float = 0.0  # without those of evaluations
+    peak_bytes: int = 0  # of memory
     first_loss: float | None = None
     last_loss: float | None = None
     seconds_to_first_step: float | None = None
@@ -118,7 +119,7 @@ def train(
     if state.rows not in (None, dataset.digest):  # a function's rows, or a hub's branch, that no plan knows beforehand
         wrong = "the rows are others by now than those that it was trained on"
         raise refuse("resume-other-rows", f"stage.resume={run.resume_from}", wrong)
-    state.rows = dataset.digest
+    state.rows, run.peak_before = dataset.digest, state.peak_bytes
     run.checks = {**state.checks, **run.checks}
     run.bad_updates = state.losses.summary() if state.losses.bad else None
     total = total_steps(plan, dataset)
@@ -172,7 +173,7 @@ def _step(loop: Loop, turn: Turn) -> None:
         stopping = run.asked_to_stop()
     is_best = plan.load_best_model_at_end and state.best.step != best_before
     if is_best or stopping or state.stopped_early or loop.due(plan.save_steps, last=True):
-        state.checks = run.checks
+        state.checks, state.peak_bytes = run.checks, run.peak("train")
         loop.engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
         stopping = run.asked_to_stop()
     if stopping:

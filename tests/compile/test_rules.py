@@ -117,6 +117,12 @@ TABLE = (
     row("no-data", "data=[]", "data=demo"),
     row("data-path-unread", "data.path=chat.jsonl", "data=file data.path=chat.jsonl"),
     row("columns-for-stage", "data=file data.path=chat.jsonl stage=pt", "data=file data.path=chat.jsonl stage=sft"),
+    row(
+        "columns-for-stage",
+        "data=file data.path=judged.jsonl stage=sft",
+        "data=file data.path=judged.jsonl stage=kto",
+        "data=file data.path=judged.jsonl stage=sft data.sources.file.format=messages",
+    ),
     row("columns-for-stage", "data=file data.path=plain.txt", "data=file data.path=plain.txt stage=pt"),
     row(
         "compile-bf16-on-cpu",
@@ -1029,6 +1035,8 @@ def filled(
     monkeypatch.setattr("factory.look.model._hub_config", lambda path, revision: (config, "a1b2c3"))
     rows = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(20)]
     (here / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    judged = ({**row, "label": number % 2 == 0} for number, row in enumerate(rows))
+    (here / "judged.jsonl").write_text("\n".join(json.dumps(row) for row in judged))
     catalogue = {"said": {"file_name": "chat.jsonl"}}
     (here / "dataset_info.json").write_text(json.dumps(catalogue))
     picture = {"messages": [{"role": "user", "content": "<image>Red?"}, {"role": "assistant", "content": "Yes."}]}
@@ -1179,6 +1187,19 @@ def test_a_stage_that_takes_the_rows_is_named(tiny_model: Path, here: Path) -> N
     (here / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (refusal,) = refusals(*BASE, f"model.path={tiny_model}", "data=file", "data.path=pairs.jsonl")
     assert refusal.fix.startswith("set stage=dpo (orpo, rm take them too), or map ")
+
+
+def test_labelled_answers_are_no_examples_unless_somebody_says_so(tiny_model: Path, here: Path) -> None:
+    (here / "judged.jsonl").write_text('{"prompt": "a", "completion": "b", "label": false}\n')
+    words = (*BASE, f"model.path={tiny_model}", "data=file", "data.path=judged.jsonl")
+    (refusal,) = refusals(*words)
+    assert (refusal.rule, refusal.wrong) == (
+        "columns-for-stage",
+        "file holds labelled (completion, label, prompt), stage=sft needs messages",
+    )
+    by_hand = "data.sources.file.format=prompt_completion"
+    assert refusal.fix.startswith(f"set stage=kto, or {by_hand} to train each answer whatever its label, or map ")
+    compiled(*words, by_hand, training=False)
 
 
 @pytest.mark.parametrize(("name", "hint"), [("chatmll", "did you mean chatml? choose"), ("zzzzzz", "choose")])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import refusals
 
-from factory.data.formats import FORMATS, STANDARD, TAGS, BadRow, Record, align, recognise, rename
+from factory.data.formats import FORMATS, STANDARD, TAGS, BadRow, Record, align, judged, recognise, rename
 
 
 def message(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -143,6 +143,32 @@ def test_the_first_rows_decide_where_columns_do_not() -> None:
     for broken in ({"rejected": "ho"}, {"rejected": ""}, {"chosen": ""}):
         assert recognise(columns, [texts | broken], "pairs") == "pairs"
     assert recognise({"instruction", "output"}, [{"instruction": "", "output": ""}], "messages") == "alpaca"
+
+
+def test_a_label_is_read_where_one_is_needed_whatever_it_says() -> None:
+    """So that what is told is what is wrong with it."""
+    row = {"prompt": "hi", "completion": "ho", "label": "maybe"}
+    assert recognise(set(row), [row], "labelled") == "kto"
+    assert recognise(set(row), [row], "messages") == "prompt_completion"
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([True, False], "kto"),
+        (["true", "true"], "kto"),
+        ([True, False, None], "kto"),
+        ([0, 1, 2, 3], None),
+        (["maybe"], None),
+        (["good", "bad"], None),
+    ],
+)
+def test_rows_that_judge_their_answers_are_known_by_most_of_their_labels(labels: list[Any], found: str | None) -> None:
+    rows = [{"messages": [USER, GOOD], "label": label} for label in labels]
+    assert judged({"messages", "label"}, rows) == found
+    broken = [{"messages": [], "label": True}] * 9  # they tell nothing
+    assert judged({"messages", "label"}, rows + broken) == found
+    assert judged({"messages"}, rows) is None
 
 
 def test_tags_are_needed_to_recognise_a_set_that_has_its_own() -> None:

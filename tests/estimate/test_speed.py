@@ -93,18 +93,58 @@ def test_of_answers_that_are_sampled_no_time_is_said() -> None:
     assert _speed(plan, _run(plan)) is None
 
 
+def _of(plan: Plan, optimizer: str, accumulation: int = 1) -> Plan:
+    train = replace(plan.steps.train, optimizer=optimizer, gradient_accumulation_steps=accumulation)
+    own = plan.estimate
+    step = {"flops_per_step": own.flops_per_step * accumulation, "tokens_per_step": own.tokens_per_step * accumulation}
+    return replace(plan, steps=replace(plan.steps, train=train), estimate=replace(own, **step))
+
+
+def test_an_optimizer_that_multiplies_tells_of_no_other(plan: Plan) -> None:
+    """Its products, most of a step's time, are none of a token's FLOPs: nothing is said of one from the other."""
+    adamw, muon = _of(plan, "adamw"), _of(plan, "muon")
+    ran, slow = _run(adamw), _run(muon, flops_per_second=1e9)
+    assert _speed(adamw, slow) is None and _speed(muon, ran) is None
+    assert _speed(adamw, ran, slow) == _speed(adamw, ran)
+    assert _speed(muon, ran, slow) == _speed(muon, slow) == pytest.approx((0.01 / 1.3, 0.01 * 1.3))
+    assert _speed(_of(plan, "sgd"), ran, slow) == pytest.approx((1 / 2, 2.0))  # no products: another kind, like it
+    assert _speed(_of(plan, "muon", 4), slow) == pytest.approx((0.01 / 2, 0.01 * 2))
+
+
+def test_a_record_without_an_optimizer_counts_where_there_is_no_other(plan: Plan) -> None:
+    """As runs wrote them before."""
+    adamw = _of(plan, "adamw")
+    old = _run(plan, kind="pt, lora, whole", flops_per_second=1e10)
+    assert _speed(adamw, old) == pytest.approx((0.1 / 2, 0.1 * 2))
+    assert _speed(_of(plan, "muon"), old) is None
+    other = _run(_of(plan, "sgd"))
+    assert _speed(adamw, old, other) == _speed(adamw, other)
+
+
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        ("method=lora stage=pt compute.products=own", "pt, lora, whole"),
-        ("method=lora stage=pt precision=bf16 compute.products=float32", "pt, lora, whole, products in float32"),
-        ("method=qlora stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes"),
-        ("method.quantization.bits=4 stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes"),
-        ("method=full compute.compile=true precision=fp32", "sft, full, whole, compiled"),
+        ("method=lora stage=pt compute.products=own", "pt, lora, whole, adamw"),
+        ("method=lora stage=pt stage.optimizer=sgd", "pt, lora, whole, sgd"),
+        (
+            "method=full stage=pt stage.optimizer=muon stage.gradient_accumulation_steps=8",
+            "pt, full, whole, muon after 8 micro-batches",
+        ),
+        (
+            "method=lora stage=pt precision=bf16 compute.kernels=fused compute.products=float32",
+            "pt, lora, whole, products in float32, fused kernels, adamw",
+        ),
+        ("method=lora stage=pt compute.attention=eager", "pt, lora, whole, eager attention, adamw"),
+        ("method=qlora stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes, adamw"),
+        ("method.quantization.bits=4 stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes, adamw"),
+        ("method=full compute.compile=true precision=fp32", "sft, full, whole, compiled, adamw"),
     ],
 )
 def test_kinds_of_steps(words: str, kind: str) -> None:
-    assert speed.kind(compiled("hardware=cpu", *words.split(), training=False).steps) == kind
+    usual = {"compute.kernels": "none", "compute.attention": "sdpa", "precision": "fp32"}
+    given = words.split()
+    lines = [f"{name}={value}" for name, value in usual.items() if not any(f"{name}=" in word for word in given)]
+    assert speed.kind(compiled("hardware=cpu", *lines, *given, training=False).steps) == kind
 
 
 def test_a_card_that_is_not_here_is_not_the_one_that_is() -> None:

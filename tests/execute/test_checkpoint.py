@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 from test_methods import FITTING
 
 from factory import groups
-from factory.execute import checkpoint
+from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted
+from factory.execute.report import comparable, write_report
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, is_whole
 from factory.steps import train
+from factory.words import size
 
 Execute = Callable[..., Any]
 STEPS, STOPPED = 7, 4
@@ -127,6 +129,31 @@ def test_stopped_at_the_first_step(execute: Execute, monkeypatch: pytest.MonkeyP
     done = execute(*LORA, resume_from=RunFolder("run").checkpoint())
     assert_equal(done, whole)
     assert done.run.checks["gradients_alive"] == whole.run.checks["gradients_alive"]
+
+
+def test_a_resumed_runs_peak_is_the_most_of_all_its_processes(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its steps, tokens and seconds are of all: the first process is the larger one, then the second."""
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "peak", lambda device: 3 * 2**40)
+        at_step(patched, STOPPED, ask_to_stop)
+        with pytest.raises(Interrupted):
+            execute(*LORA)
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None
+    for other, most in ((2**40, 3 * 2**40), (4 * 2**40, 4 * 2**40)):
+        monkeypatch.setattr(memory, "peak", lambda device, other=other: other)
+        done = execute(*LORA, resume_from=saved)
+        assert (done.run.memory_by_step["train"], done.run.memory_by_step["attach"]) == (most, other)
+        write_report(done.run, "finished", done.result, None)
+        report = json.loads(done.run.folder.report.read_text())
+        assert report["memory"]["peak_bytes"] == most
+        judged = size(comparable(report["memory"]))
+        assert report["checks"]["memory_as_estimated"]["detail"].startswith(f"{judged} were reached")
+    state = checkpoint.state_of(saved)
+    del state["peak_bytes"]  # as checkpoints were
+    assert train.State.from_json(state).peak_bytes == 0
 
 
 def test_a_killed_run_repeats_what_no_checkpoint_holds(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,6 +253,18 @@ def test_pairs_without_a_known_prompt_are_told_which_column_may_hold_it(more: di
     assert look("dpo", path="rows.jsonl").format == "transcripts"  # of equal answers
 
 
+def test_labelled_rows_are_what_their_stage_makes_of_them(here: Path) -> None:
+    """Of a stage that trains each answer they are no examples; one that samples its own reads the prompts alone."""
+    rows = [{"prompt": "q", "completion": "a", "label": number % 2 == 0} for number in range(4)]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = {stage: look(stage, path="rows.jsonl").format for stage in ("sft", "kto", "grpo", "ppo")}
+    assert found == {"sft": "kto", "kto": "kto", "grpo": "prompt_completion", "ppo": "prompt_completion"}
+    assert look("sft", path="rows.jsonl", format="prompt_completion").kind == "messages"
+    (here / "rows.jsonl").write_text(json.dumps({**rows[0], "label": "maybe"}))
+    assert look("kto", path="rows.jsonl").kind == "labelled"  # the row's own reason is told when it is read
+    assert look("sft", path="rows.jsonl").kind == "messages"
+
+
 def test_broken_lines_are_counted_and_tell_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "rows.jsonl").write_bytes(b"{\n" + LINES + b'["a"]\n\xff' + b"x" * 9999)
     facts = look(path="rows.jsonl")

@@ -19,7 +19,7 @@ from factory.look.machine import look_at_machine
 from factory.plan import Span
 from factory.run import calibration
 from factory.run.folder import RunFolder
-from factory.run.report_shown import report_panel
+from factory.run.report_shown import _estimates, report_panel
 
 RUN = Measured(
     device="CPU",
@@ -123,6 +123,16 @@ def _text(panel: Any) -> str:
     console = Console(width=140, file=StringIO(), record=True)
     console.print(panel)
     return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(-0.4194, "whose geometric mean of 9.3 s is 42 % less"), (0.004, "16 s of training, within 2.7 to 32 s")],
+)
+def test_the_middle_of_a_range_is_named(error: float, words: str) -> None:
+    """A reader of 2.7 to 32 s takes 17.35 for its middle."""
+    told = _estimates({"time_error": error, "seconds": {"low": 2.7, "high": 32.0}}, {"seconds": 16.0})
+    assert told.endswith(words)
 
 
 def test_one_step_tells_no_speed(here: Path) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import psutil
 import pytest
 from commands import PATIENCE, Command, customized, metrics, steps, wait_for
+from conftest import compiled
 
 from factory.execute import __main__ as child_main
 from factory.execute.report import ADVICE
+from factory.refusal import refuse
 from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.launch import Tail
@@ -148,7 +150,30 @@ def test_killed_child_then_killed_parent(
 def test_what_two_signals_lose_is_said(done: int, words: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, done + 1)))
-    assert words in launch._unsaved(folder)
+    assert words in launch._unsaved(folder, "It was ended at once")
+
+
+@pytest.mark.parametrize(
+    ("steps", "begun", "told"),
+    [
+        (0, "train", "Nothing was trained yet."),
+        (3, "train", "No checkpoint was saved: 3 steps are lost."),
+        (0, "align", None),
+    ],
+)
+def test_what_a_failure_leaves_is_said_of_the_run_that_failed(
+    steps: int, begun: str, told: str | None, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the server of rewards does not answer the first step: there is no checkpoint to speak of."""
+    plan, folder = compiled("hardware=cpu", training=False), RunFolder(here)
+    folder.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, steps + 1)))
+    folder.events.write_text(json.dumps({"event": "start", "name": begun}) + "\n")
+    error = str(refuse("reward-server", "stage.reward=http://127.0.0.1:9/", "it cannot be asked"))
+    assert "checkpoint" not in error
+    code = launch._told(plan, folder, 1, {"status": "failed", "error": error}, Screen())
+    said = capsys.readouterr().out.splitlines()
+    assert code == child_main.FAILED and said[0].startswith("[reward-server]")
+    assert said[-1] == (told or error.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -236,6 +261,12 @@ def test_a_bug_in_the_child_is_told_in_its_report(
     assert report["status"] == "failed"
     assert report["error"] == "[crashed] RuntimeError: a bug\n  the traceback is in run/run.log"
     assert "Traceback" in capfd.readouterr().err  # which is run.log in a child
+
+
+def test_the_tokens_in_the_loss_are_told_from_all_of_a_rows() -> None:
+    """Those that went through the steps, prompts too, are the check's (tests/steps/test_accounts.py)."""
+    counts = {"used": 36, "trained_tokens": 2164, "tokens": 3687, "dropped": {"it is empty": 2}}
+    assert launch._rows(counts) == "36 rows (3,687 tokens, 2,164 of them in the loss), 2 dropped"
 
 
 def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:

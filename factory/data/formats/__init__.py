@@ -19,6 +19,7 @@ __all__ = [
     "Kind",
     "Record",
     "align",
+    "judged",
     "recognise",
     "rename",
     "without_prompt",
@@ -63,6 +64,7 @@ FORMATS: dict[str, Format] = {
     "prompt_completion": Format("messages", (("prompt", "completion"),), shapes.prompt_completion),
     "text": Format("text", (("text",),), shapes.plain),
 }
+_JUDGED = "kto"
 # every column that some format reads, the optional ones included
 STANDARD = {column for found in FORMATS.values() for needed in found.needs for column in needed} | {
     "input",
@@ -85,8 +87,11 @@ def recognise(columns: set[str], first_rows: Sequence[Row], kind: Kind, tags: Ta
     """The format that has its columns, takes any of the first rows, is of the wanted kind, and takes the most of them.
 
     What comes first counts first, and broken rows are still known by their columns. The rows have their standard
-    columns' names. Where no row tells, the format with more columns is the more telling one.
+    columns' names. Where no row tells, the format with more columns is the more telling one. Where a label is needed
+    and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it.
     """
+    if kind == "labelled" and not FORMATS[_JUDGED].lacks(columns):
+        return _JUDGED
     fitting = [name for name, found in FORMATS.items() if not found.lacks(columns)]
 
     def rank(name: str) -> tuple[bool, bool, int]:
@@ -96,6 +101,18 @@ def recognise(columns: set[str], first_rows: Sequence[Row], kind: Kind, tags: Ta
         return True, found.kind != kind, -max(len(needed) for needed in found.needs if set(needed) <= columns)
 
     return min(fitting, key=rank, default=None)
+
+
+def judged(columns: set[str], first_rows: Sequence[Row], tags: Tags | None = None) -> str | None:
+    """The format of rows that say of their answers whether they are wanted, as most do; None where they are others.
+
+    A label may be anything's: a class of texts has more than two values, and is none of ours.
+    """
+    fitting = [name for name, found in FORMATS.items() if not found.lacks(columns)]
+    if _JUDGED not in fitting:
+        return None
+    taken = {name: sum(_aligns(name, row, tags or {}) for row in first_rows) for name in fitting}
+    return _JUDGED if 2 * taken[_JUDGED] > max(taken.values()) else None
 
 
 def without_prompt(first_rows: Sequence[Row], tags: Tags | None = None) -> bool:
