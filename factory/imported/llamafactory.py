@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +86,38 @@ def translate(file: Path) -> Said:
     _refuse_misspelt(written, file)
     # there too a null is a key that is not said, but for the norm, which then cuts nothing
     given = {name: value for name, value in written.items() if value is not None or name == "max_grad_norm"}
-    left, said = dict(given), Said()
-    for choose in (_stage, _method, _model, _template, _data, _precision, _processes, _warmup):
-        for name in choose(given, said, file):
-            left.pop(name, None)
-    defaults = {name: value for name, value in _table()["defaults"].items() if name not in given}
-    if _text(given.get("max_steps", -1)) != "-1":
-        defaults.pop("num_train_epochs", None)
-    if "stage.warmup_ratio" in said.overrides:
-        defaults.pop("warmup_ratio", None)
-    if "save_strategy" in given and _text(given["save_strategy"]) in ("no", "false"):
-        left.pop("save_strategy")
-        said.set("stage.save_steps", None)
-        defaults.pop("save_steps", None)
-    for name, value in {**defaults, **left}.items():
-        _one(name, value, said)
+    said = Said()
+    read = {name for choose in (_stage, _method) for name in choose(given, said, file)}
+    kinds = _kinds(given, said)
+    given = _unsaid(given, kinds) | given
+    for choose in (_counted, _rollouts, _model, _template, _data, _packing, _precision, _processes, _warmup, _measured):
+        read |= set(choose(given, said, file))
+    for name, value in given.items():
+        if name not in read:
+            _one(name, value, said, kinds)
     return said
+
+
+def _kinds(given: Mapping[str, Any], said: Said) -> set[str]:
+    """What the table's `defaults` and `of` call this run: its stage, loss, finetuning_type and method, and the like."""
+    kind = _text(given.get("finetuning_type", "lora"))
+    others = {"streaming": "streaming", "predict_with_generate": "generation"}
+    others |= {"pissa_init": "pissa"} if kind == "lora" else {}
+    names = {kind, *(said.overrides.get(key, kind) for key in ("stage", "stage.loss", "method"))}
+    return names | {ours for name, ours in others.items() if given.get(name)}
+
+
+def _unsaid(given: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
+    """LLaMA-Factory's defaults where they are not ours."""
+    found = {
+        key: value
+        for kind, own in _table()["defaults"].items()
+        if kind in {"all", *kinds}
+        for key, value in own.items()
+    }
+    if _text(given.get("max_steps", -1)) != "-1":
+        found.pop("num_train_epochs")
+    return {name: value for name, value in found.items() if name not in given}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -156,7 +173,7 @@ def _reasons() -> dict[str, str]:
     return dict.fromkeys((*table["keys"], *table["code"]), "") | others
 
 
-def _one(name: str, value: Any, said: Said) -> None:
+def _one(name: str, value: Any, said: Said, kinds: set[str]) -> None:
     entry = _table()["keys"].get(name)
     if entry is None:
         said.missing[name] = _reasons().get(name) or "it is not known here; `factory explain` lists the keys"
@@ -167,12 +184,17 @@ def _one(name: str, value: Any, said: Said) -> None:
         kind[name] = entry.get("same") or entry["none"]
         return
     key = entry["key"]
-    if said.overrides["stage"] not in entry.get("stages", [said.overrides["stage"]]):
+    if "of" in entry and not kinds & set(entry["of"]):
         key = entry.get("else")
+    if entry.get("list"):
+        names = _names(value)
+        value = names if names != ["all"] else "all"
     values = entry.get("values")
     known = {_text(each): ours for each, ours in (values or {}).items()}
     if key is None:
-        said.missing[name] = f"stage={said.overrides['stage']} does not sample"
+        said.missing[name] = (
+            f"neither stage={said.overrides['stage']} nor method={said.overrides['method']} reads it there"
+        )
     elif values is None or (entry.get("others") and _text(value) not in known):
         said.set(key, value)
     elif _text(value) in known:
@@ -204,6 +226,8 @@ def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         method = next((ours for name, ours in _OPTIMIZED.items() if given.get(name)), "full")
         if method == "badam" and _text(given.get("badam_mode", "layer")) == "ratio":
             method = "badam_ratio"
+    elif left_out := [name for name in _OPTIMIZED if given.get(name)]:
+        said.missing |= dict.fromkeys(left_out, f"it is of finetuning_type=full here, not of {kind}")
     first, *others = [name for name in _VARIANTS if given.get(name) and method == "lora"] or [None]
     method = _VARIANTS[first] if first else method
     for key, value in (_ALSO[name] for name in others if name in _ALSO):
@@ -220,15 +244,47 @@ def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         rank = given.get("lora_rank", 8)
         said.set("method.rank", rank)
         said.set("method.alpha", given.get("lora_alpha", 2 * rank if isinstance(rank, int) else rank))
-        if target != "all":
-            said.set("method.target_modules", _names(target))
+    if kind in ("lora", "oft") and target != "all":
+        said.set("method.target_modules", _names(given["lora_target"]))
     yield from ("finetuning_type", "quantization_bit", "quantization_method", *_OPTIMIZED, "badam_mode", "lora_target")
     yield from (name for name in _VARIANTS if name != "loraplus_lr_ratio")
     if kind == "lora":
         yield from ("lora_rank", "lora_alpha")
 
 
+def _counted(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """Numbers that mean another thing there."""
+    layers, scale = given.get("freeze_trainable_layers"), given.get("apollo_scale")
+    if said.overrides["method"] == "freeze" and isinstance(layers, int) and layers < 0:
+        said.set("method.position", "first")
+        said.set("method.num_layers", -layers)
+        yield "freeze_trainable_layers"
+    if said.overrides["method"] == "apollo" and isinstance(scale, int | float) and scale > 0:
+        said.set("method.scale", round(sqrt(scale), 6))
+        said.noted["apollo_scale"] = "method.scale is its square root, by which apollo_torch multiplies"
+        yield "apollo_scale"
+
+
+def _rollouts(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    if said.overrides["stage"] != "ppo":
+        return
+    sizes = [given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "ppo_buffer_size")]
+    if all(isinstance(size, int) for size in sizes):
+        said.set("stage.rollout_batch_size", prod(sizes))
+        yield "ppo_buffer_size"
+    said.set("stage.kl_coefficient", 0.2)  # TRL 0.9's, which LLaMA-Factory has no key for
+
+
 def _model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    adapters = _names(given.get("adapter_name_or_path"))
+    yield "adapter_name_or_path"
+    if len(adapters) > 1:
+        said.missing["adapter_name_or_path"] = "one adapter is gone on from; `factory export` merges the others before"
+    elif adapters:
+        said.set("model.adapter", adapters[0])
+        refers = said.overrides["stage"] in ("kto", "ppo") or said.overrides.get("stage.loss", "simpo") != "simpo"
+        if refers and not given.get("create_new_adapter"):
+            said.noted["adapter_name_or_path"] = "the reference is the model with this adapter; there it is without"
     path = given.get("model_name_or_path")
     if path is None:
         said.missing["model_name_or_path"] = "the file names no model; add model=NAME or model.path=FOLDER"
@@ -255,28 +311,52 @@ def _template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]
 
 def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     folder = Path(_text(given.get("dataset_dir", "data")))
-    names = _names(given.get("dataset"))
-    held = _names(given.get("eval_dataset"))
-    if names or held:
-        said.set("data", "llamafactory")
-        said.set("data.path", folder / "dataset_info.json")
-        said.set("data.names", [*names, *(name for name in held if name not in names)])
+    names, held = (list(filter(None, _names(given.get(key)))) for key in ("dataset", "eval_dataset"))
+    # a set that is held out whole does not train
+    apart = [name for name in held if name not in names][:1]
+    said.set("data", "llamafactory")
+    said.set("data.path", folder / "dataset_info.json")
+    if names:
+        said.set("data.names", [*names, *apart])
+    else:  # so that the command is refused, and does not train on the demonstration's rows
+        said.missing["dataset"] = "the file names no data set; add data.names=[NAME], or in the place of data another"
     share = given.get("val_size", 0)
-    if held:
-        said.set("data.validation", held[0])
-        if len(held) > 1:
-            said.missing["eval_dataset"] = "one set is held out whole (data.validation)"
-    elif isinstance(share, int | float) and 0 <= share < 1:
+    if apart:
+        said.set("data.validation", apart[0])
+    elif held or share == 0:
+        said.set("data.validation_fraction", 0)
+    elif isinstance(share, int | float) and 0 < share < 1:
         said.set("data.validation_fraction", share)
+        said.noted["val_size"] = "data.validation_fraction holds out 200 rows at most"
     else:
         said.missing["val_size"] = "a number of rows is none of ours: data.validation_fraction is a share"
+    if held != apart:
+        said.missing["eval_dataset"] = "one set is held out whole (data.validation), which does not train"
     if said.overrides["stage"] != "pt":
         said.set("data.truncation", "keep_response")
         said.noted["cutoff_len"] = (
             "data.truncation=keep_response drops a row without room for its answer, there it is cut"
         )
+    elif given.get("packing") is False:
+        said.set("data.truncation", "right")
     _weights(given, names, said)
-    yield from ("dataset", "dataset_dir", "eval_dataset", "val_size", "interleave_probs")
+    _first(given, [*names, *apart], said)
+    yield from ("dataset", "dataset_dir", "eval_dataset", "val_size", "interleave_probs", "max_samples")
+
+
+def _first(given: Mapping[str, Any], names: list[str], said: Said) -> None:
+    """max_samples is of each set."""
+    most = given.get("max_samples")
+    if most is None:
+        return
+    if all(map(_IN_A_KEY.fullmatch, names)):
+        for name in names:
+            said.set(f"data.sources.{name}.max_samples", most)
+        said.noted["max_samples"] = (
+            "rows are drawn by seed, over a set's own num_samples; there the first ones are taken"
+        )
+    else:
+        said.missing["max_samples"] = "a name of these sets is no part of a key (data.sources.NAME.max_samples)"
 
 
 def _weights(given: Mapping[str, Any], names: list[str], said: Said) -> None:
@@ -299,8 +379,29 @@ def _names(value: Any) -> list[str]:
     return [_text(part).strip() for part in parts]
 
 
+def _packing(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    stage, apart = said.overrides["stage"], bool(given.get("neat_packing"))
+    packed = apart or given.get("packing")
+    if stage not in ("pt", "sft"):
+        if packed:
+            said.same["packing"] = f"stage={stage} packs nothing, here as there"
+    elif packed is not None:
+        said.set("data.packing", packed)
+        if apart:
+            said.set("data.isolate_documents", True)
+        elif packed and stage == "sft":
+            said.noted["packing"] = "documents do not see each other, unless data.isolate_documents=false, as there"
+    yield from ("packing", "neat_packing")
+
+
 def _precision(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
-    said.set("precision", next((name for name in _PRECISIONS if given.get(name)), "auto"))
+    name = next((name for name in _PRECISIONS if given.get(name)), None)
+    said.set("precision", name or "auto")
+    if name is None:
+        said.noted["bf16"] = (
+            "precision=auto is as the machine computes fast; there without bf16 or fp16 in the type "
+            "that weights are stored in, those that train in float32 (precision=fp32)"
+        )
     yield from _PRECISIONS
 
 
@@ -352,7 +453,44 @@ def _sharding(asked: Any) -> list[str]:
 
 
 def _warmup(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
-    steps, total = given.get("warmup_steps"), given.get("max_steps")
-    if isinstance(steps, int) and isinstance(total, int) and 0 < steps <= total:
+    steps, total = given.get("warmup_steps", 0), given.get("max_steps")
+    if _text(given["lr_scheduler_type"]) == "constant":
+        said.set("stage.warmup_ratio", 0)
+        if steps or given["warmup_ratio"]:
+            said.noted["lr_scheduler_type"] = "constant has no warm-up there, whatever is set of one"
+    elif isinstance(steps, float) and 0 < steps < 1:
+        said.set("stage.warmup_ratio", steps)  # as transformers 5 reads it
+    elif isinstance(steps, int) and isinstance(total, int) and 0 < steps <= total:
         said.set("stage.warmup_ratio", round((steps - 0.5) / total, 8))  # a share is rounded up to whole steps
-        yield from ("warmup_steps", "warmup_ratio")
+    else:
+        yield from ("warmup_steps",) if steps == 0 else ()
+        return
+    yield from ("warmup_steps", "warmup_ratio")
+
+
+def _measured(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """When checkpoints are kept and held-out rows are measured."""
+    saves = _strategy(given.get("save_strategy", "steps"))
+    if saves == "no":
+        said.set("stage.save_steps", None)
+        yield from ("save_strategy", "save_steps")
+    elif saves == "steps":
+        yield "save_strategy"
+    if saves != "no" and "save_total_limit" not in given:
+        said.noted["save_total_limit"] = "of checkpoints, stage.save_total_limit are kept; there all are"
+    name = "eval_strategy" if "eval_strategy" in given else "evaluation_strategy"
+    measures = _strategy(given.get(name, "no"))
+    if measures == "steps":
+        said.set("stage.eval_steps", given.get("eval_steps") or given["logging_steps"])
+    elif measures != "no":
+        said.missing[name] = f"{measures} is no number of steps; set stage.eval_steps"
+    elif "eval_steps" in given:
+        said.same["eval_steps"] = "without eval_strategy=steps nothing is measured while training, here as there"
+    if given.get("predict_with_generate"):
+        said.noted["predict_with_generate"] = "answers are the likeliest (evaluate.temperature=0); there they are drawn"
+    yield from ("eval_strategy", "evaluation_strategy", "eval_steps")
+
+
+def _strategy(value: Any) -> str:
+    """`no` is a truth value in YAML."""
+    return "no" if value is False else _text(value)

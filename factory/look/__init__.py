@@ -85,7 +85,7 @@ def _data(settings: Settings, bad_keys: set[str], tried: Tried) -> dict[str, Dat
         for name, source in (settings.data.sources or {}).items()
         if not _bad(f"data.sources.{name}", bad_keys) and not (source.path is None and "data.path" in bad_keys)
     }
-    listed = tried(catalogue.expand, asked, settings.data.names)
+    listed = tried(catalogue.expand, asked, settings.data.names or ())  # none where the list is a bad value
     sources = asked if listed is None else listed
     stage = settings.stage.name if settings.stage else "sft"
     found = {

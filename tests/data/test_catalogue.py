@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import compiled
+from conftest import compiled, refusals
 
 from factory.data import formats
 from factory.data.catalogue import expand, sources
@@ -261,3 +261,9 @@ def test_its_sets_are_looked_at_and_align(name: str, tmp_path: Path) -> None:
     assert record.response
     assert (record.label is True) == (name == "labels")
     assert bool(record.rejected) == (name == "pairs")
+
+
+def test_a_list_of_names_that_is_a_bad_value_is_refused_beside_what_is_set_of_an_entry(tmp_path: Path) -> None:
+    path = catalogue(tmp_path, b={"file_name": "b.json"})
+    found = refusals("data=llamafactory", f"data.path={path}", "data.names=[inf,b]", "data.sources.b.max_samples=3")
+    assert "bad-value" in {each.rule for each in found}

@@ -48,7 +48,8 @@ _SEED = {
 def opened(folder: Path) -> Callable[[random.Random], str]:
     file = folder / "train.yaml"
     content = yaml.safe_dump(_SEED)
-    known = [*llamafactory._table()["keys"], *_SEED]
+    table = llamafactory._table()
+    known = [*table["keys"], *table["code"], *(name for own in table["defaults"].values() for name in own), *_SEED]
 
     def case(chance: random.Random) -> str:
         if chance.random() < 0.3:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import compiled
+from conftest import compiled, refusals
 
 from factory import cli, compose, line, settings, templates
 from factory.imported import llamafactory
 from factory.refusal import UserError
+from factory.typed import to_tree
 
 BASE = {
     "model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -59,7 +60,8 @@ def test_every_entry_of_the_table_is_read_whole() -> None:
             "key",
             "values",
             "others",
-            "stages",
+            "of",
+            "list",
             "else",
             "none",
             "same",
@@ -354,3 +356,153 @@ def test_a_file_that_is_not_read_is_told_in_words(
 def test_a_rank_that_is_no_number_is_said_as_it_is(catalogue: Path) -> None:
     found = said(catalogue, finetuning_type="lora", lora_rank=["x"])
     assert found.overrides["method.rank"] == "[x]" and "method.alpha" in found.overrides
+
+
+# --- what LLaMA-Factory 0.9.5 does of itself: its hparams/*.py, and of ppo TRL 0.9's PPOConfig
+
+FULL = {"finetuning_type": "full"}
+PAIRS = {"stage": "dpo", "dataset": "pairs"}
+DEFAULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {},
+        {
+            "learning_rate": 5e-5,
+            "num_epochs": 3,
+            "batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "optimizer": "adamw",
+        },
+    ),
+    ({}, {"lr_scheduler": "linear", "warmup_ratio": 0, "weight_decay": 0, "max_grad_norm": 1, "save_steps": 500}),
+    ({}, {"max_length": 2048, "packing": False, "validation_fraction": 0, "eval_steps": None}),
+    ({}, {"rank": 8, "alpha": 16, "dropout": 0, "b_learning_rate_ratio": 1, "target_modules": "all-linear"}),
+    ({"pissa_init": True}, {"rank": 8, "alpha": 16, "initialization": "pissa", "iterations": 16}),
+    ({"pissa_init": True, "pissa_iter": -1}, {"iterations": None}),
+    ({"finetuning_type": "oft"}, {"block_size": 32, "neumann_terms": 5, "target_modules": "all-linear"}),
+    ({"finetuning_type": "freeze"}, {"num_layers": 2, "position": "last", "modules": "all", "extra_modules": []}),
+    (FULL | {"use_galore": True}, {"rank": 16, "scale": 2, "update_interval": 200, "layerwise": False}),
+    (FULL | {"use_apollo": True}, {"rank": 16, "scale": 5.656854, "update_interval": 200, "scaling": "channel"}),
+    (FULL | {"use_badam": True}, {"order": "ascending", "switch_interval": 50, "embedding": False, "head": False}),
+    (
+        FULL | {"use_badam": True, "badam_mode": "ratio", "badam_switch_interval": 50},  # which it does not read
+        {"ratio": 0.05, "mask": "adjacent", "switch_interval": 100, "embedding": False, "head": False},
+    ),
+    (PAIRS, {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0, "nll_weight": 0}),
+    (PAIRS | {"pref_loss": "hinge"}, {"beta": 0.1, "nll_weight": 0}),
+    (PAIRS | {"pref_loss": "ipo"}, {"beta": 0.1, "nll_weight": 0}),
+    (PAIRS | {"pref_loss": "simpo"}, {"beta": 0.1, "gamma": 0.5, "nll_weight": 0}),
+    (PAIRS | {"pref_loss": "orpo"}, {"beta": 0.1}),
+    ({"stage": "kto", "dataset": "judged"}, {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}),
+    ({"stage": "pt", "dataset": "texts"}, {"packing": True, "isolate_documents": False, "max_length": 2048}),
+    ({"stage": "pt", "dataset": "texts", "packing": False}, {"packing": False, "truncation": "right"}),
+    ({"stage": "ppo"}, {"max_new_tokens": 1024, "temperature": 0.95, "top_p": 0.7, "top_k": 50, "update_epochs": 4}),
+    ({"stage": "ppo"}, {"kl_coefficient": 0.2, "kl_target": 6, "kl_horizon": 10000, "gamma": 1, "gae_lambda": 0.95}),
+    ({"stage": "ppo"}, {"clip": 0.2, "value_clip": 0.2, "value_coefficient": 0.1, "whiten_rewards": False}),
+    ({"stage": "ppo"}, {"gradient_accumulation_steps": 1, "rollout_batch_size": 8}),
+    ({"stage": "ppo", "per_device_train_batch_size": 2, "ppo_buffer_size": 3}, {"rollout_batch_size": 6}),
+]
+
+
+@pytest.mark.parametrize(("given", "wanted"), DEFAULTS)
+def test_a_default_of_theirs_is_planned(given: dict[str, Any], wanted: dict[str, Any], catalogue: Path) -> None:
+    info = json.loads((catalogue / "data" / "dataset_info.json").read_text())
+    (catalogue / "data" / "texts.json").write_text(json.dumps([{"text": f"Number {number}."} for number in range(20)]))
+    info["texts"] = {"file_name": "texts.json", "columns": {"prompt": "text"}}
+    rows = [{"instruction": "Hi", "output": f"{number}", "good": number % 2 == 0} for number in range(20)]
+    (catalogue / "data" / "judged.json").write_text(json.dumps(rows))
+    columns = {"prompt": "instruction", "response": "output", "kto_tag": "good"}
+    info["judged"] = {"file_name": "judged.json", "columns": columns}
+    (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info))
+    rewarded = ["stage.reward=http://127.0.0.1:9/score"] if given.get("stage") == "ppo" else []
+    plan = compiled(*said(catalogue, use_cpu=True, **given).as_overrides(), *rewarded)
+    train, align, pack = plan.steps.train, plan.steps.align, plan.steps.pack
+    found = {**to_tree(align), **to_tree(pack), **to_tree(train), **train.own, **to_tree(plan.steps.attach)["settings"]}
+    found["learning_rate"] = train.learning_rate  # not the method's, which the stage's replaces
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_what_is_read_by_another_method_is_told_and_not_set(here: Path) -> None:
+    found = said(here, galore_rank=64, freeze_trainable_layers=5, top_p=0.9)
+    assert found.overrides["method.rank"] == "8" and "method.num_layers" not in found.overrides
+    assert found.missing.keys() == {"galore_rank", "freeze_trainable_layers", "top_p"}
+    assert said(here, **FULL, use_galore=True, lora_rank=64).overrides["method.rank"] == "16"
+    assert "use_galore" in said(here, finetuning_type="freeze", use_galore=True).missing
+
+
+def test_freeze_names_layers_and_modules_as_there(catalogue: Path) -> None:
+    named = {"freeze_trainable_modules": "mlp", "freeze_extra_modules": "norm, embed_tokens"}
+    found = said(catalogue, finetuning_type="freeze", freeze_trainable_layers=-2, use_cpu=True, **named)
+    assert found.missing == {}
+    settings = to_tree(compiled(*found.as_overrides()).steps.attach)["settings"]
+    assert (settings["num_layers"], settings["position"]) == (2, "first")
+    assert (settings["modules"], settings["extra_modules"]) == (["mlp"], ["norm", "embed_tokens"])
+
+
+def test_max_samples_is_of_each_set(catalogue: Path) -> None:
+    found = said(catalogue, dataset="mine", eval_dataset="pairs", max_samples=7)
+    assert {key: value for key, value in found.overrides.items() if "max_samples" in key} == {
+        "data.sources.mine.max_samples": "7",
+        "data.sources.pairs.max_samples": "7",
+    }
+    assert "drawn by seed" in found.noted["max_samples"]
+    plan = compiled(*said(catalogue, max_samples=7, use_cpu=True).as_overrides())
+    assert (plan.steps.align.max_samples, plan.steps.align.sources["mine"].max_samples) == (None, 7)
+    assert "max_samples" in said(catalogue, dataset="mine,set v1.5", max_samples=7).missing
+
+
+@pytest.mark.parametrize("names", [None, "", []])
+def test_without_a_data_set_nothing_trains(names: Any, catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = said(catalogue, dataset=names)
+    assert "names no data set" in found.missing["dataset"]
+    assert [each.rule for each in refusals(*found.as_overrides())] == ["catalogue-names"]
+    assert cli.main(["import-config", "old.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "# no equal  dataset: " in out and "# refused   [catalogue-names]" in out
+
+
+def test_a_set_that_is_held_out_does_not_train(here: Path) -> None:
+    found = said(here, dataset="one", eval_dataset="two,three")
+    assert found.overrides["data.names"] == "[one,two]" and found.overrides["data.validation"] == "two"
+    assert "eval_dataset" in found.missing
+    both = said(here, dataset="one,two", eval_dataset="two")
+    assert both.overrides["data.names"] == "[one,two]" and "data.validation" not in both.overrides
+    assert both.overrides["data.validation_fraction"] == "0" and "eval_dataset" in both.missing
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"neat_packing": True}, {"data.packing": "true", "data.isolate_documents": "true"}),
+        ({"neat_packing": False}, {"data.packing": None, "data.isolate_documents": None}),
+        ({"packing": True, "stage": "dpo"}, {"data.packing": None}),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, {"stage.warmup_ratio": "0"}),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.1}, {"stage.warmup_ratio": "0.1"}),
+        ({"warmup_steps": 0.1}, {"stage.warmup_ratio": "0.1"}),
+        ({"eval_strategy": "steps", "logging_steps": 7}, {"stage.eval_steps": "7"}),
+        ({"eval_strategy": "steps", "eval_steps": 5}, {"stage.eval_steps": "5"}),
+        ({"eval_steps": 5}, {"stage.eval_steps": None}),
+        ({"eval_strategy": "no", "eval_steps": 5}, {"stage.eval_steps": None}),
+        ({"save_strategy": "no", "save_steps": 5}, {"stage.save_steps": "null"}),
+        ({"streaming": True, "max_steps": 5}, {"data.shuffle_buffer": "16384"}),
+        ({"predict_with_generate": True}, {"evaluate.generation": "true", "evaluate.max_new_tokens": "1024"}),
+        ({"early_stopping_steps": 3}, {"stage.early_stopping_patience": "3"}),
+        ({"finetuning_type": "oft", "lora_target": "q_proj,v_proj"}, {"method.target_modules": "[q_proj,v_proj]"}),
+        ({**FULL, "use_apollo": True, "apollo_scale": 128}, {"method.scale": "11.313708"}),
+        ({"adapter_name_or_path": "a"}, {"model.adapter": "a"}),
+        ({"adapter_name_or_path": "a,b"}, {"model.adapter": None}),
+    ],
+)
+def test_what_is_meant_otherwise_there_is_said_so(given: dict[str, Any], wanted: dict[str, Any], here: Path) -> None:
+    found = said(here, **given).overrides
+    assert {key: found.get(key) for key in wanted} == wanted
+
+
+def test_what_differs_in_silence_is_told(here: Path) -> None:
+    """What no key of ours makes the same."""
+    found = said(here, packing=True, val_size=0.1, predict_with_generate=True)
+    assert found.noted.keys() >= {"packing", "val_size", "predict_with_generate", "bf16", "save_total_limit"}
+    assert "bf16" not in said(here, fp16=True).noted
+    assert "eval_strategy" in said(here, eval_strategy="epoch").missing
+    assert "reference" in said(here, stage="dpo", adapter_name_or_path="a").noted["adapter_name_or_path"]
+    assert "adapter_name_or_path" not in said(here, adapter_name_or_path="a").noted
+    assert "adapter_name_or_path" not in said(here, stage="dpo", pref_loss="simpo", adapter_name_or_path="a").noted
