@@ -78,7 +78,7 @@ ROWS = (
         "board/test_runs.py::test_a_run_is_stopped_with_a_checkpoint_and_goes_on",
     ),
     _row(
-        "nobody reads what is printed: `| head`, a pager that is left, a terminal that went without SIGHUP, a full disk",
+        "nobody reads what is printed: `| head`, a pager that is left, a terminal without SIGHUP, a full disk",
         "train evaluate export sweep",
         "it goes on and prints no more; standard error says so once, and run.log, which has all that follows; standard "
         "output that is closed from the start (`>&-`) is as `> /dev/null`. What only prints (`factory plan`) ends",
