@@ -4,17 +4,20 @@ import atexit
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 from factory.garbage import seldom_collected
+from factory.outlet import open_closed
+from factory.stopping import answer, asking
 from factory.tied import tie
-
-_BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> int:
     atexit.register(_deaf)  # the first that is registered runs last
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a verb says otherwise it ends as Ctrl-C does
+    open_closed()
+    # until a verb says otherwise the others end it as Ctrl-C does
+    answer(signal.default_int_handler, [number for number in asking() if number != signal.SIGINT])
     try:
         tie()
         return _settled(_run())
@@ -27,18 +30,18 @@ def _settled(code: int) -> int:
     """All is done: a signal while threads and libraries come to their end cuts them off, with the code of what was."""
 
     def end(_signal: int, _frame: FrameType | None) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads them any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
-    for number in _BOTH:
-        signal.signal(number, end)
+    answer(end)
     return code
 
 
 def _deaf() -> None:
     """The interpreter's own end, which handles no signal any more, would have each kill it."""
-    for number in _BOTH:
+    for number in asking():
         signal.signal(number, signal.SIG_IGN)
 
 

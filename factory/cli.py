@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed while running, 2 refused, 130 interrupted with a ch
 import contextlib
 import errno
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from factory import __version__, compose, schema
 from factory.anew import compiled as _compiled
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.meant import not_a_setting, setting_meant
+from factory.outlet import Unread, outlets
 from factory.redact import redacting
 from factory.refusal import UserError, did_you_mean, refuse
 from factory.typed import Reader
@@ -24,34 +24,41 @@ from factory.verbs import our_mistake, parsed, plan, settings_of, train, use
 
 
 def main(argv: list[str] | None = None) -> int:
-    with contextlib.redirect_stderr(redacting(sys.stderr)):  # what libraries and servers say of their errors too
-        return _said(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    with (
+        contextlib.redirect_stderr(redacting(sys.stderr)),  # what libraries and servers say of their errors too
+        outlets(goes_on=_verb(arguments)[0] in _WORKING),
+    ):
+        return _said(arguments)
 
 
 def _said(arguments: list[str]) -> int:
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(error, file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `factory … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
-            return our_mistake(error)
-        print(f"Standard output cannot be written ({error.strerror}).", file=sys.stderr)
+    except Unread as lost:
+        if lost.error.errno != errno.EPIPE:  # `factory … | head`
+            print(f"Standard output cannot be written ({lost.error.strerror}).", file=sys.stderr)
         return 1
     except Exception as error:
         return our_mistake(error)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _verb(arguments: list[str]) -> tuple[str, list[str]]:
+    """The word that stands for it, and the others."""
     is_verb = arguments and not arguments[0].startswith(("-", "+", "~")) and "=" not in arguments[0]
-    verb, rest = (arguments[0], arguments[1:]) if is_verb else ("train", arguments)
+    return (arguments[0], arguments[1:]) if is_verb else ("train", arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb, rest = _verb(arguments)
     if "--help" in arguments or "-h" in arguments or verb == "help":
         from factory.help import of_verb, overview
 
@@ -181,3 +188,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "doctor": doctor,
     "import-config": import_config,
 }
+# those whose work is more than what they print
+_WORKING = ("train", "resume", "track", "evaluate", "export", "serve", "board")

@@ -20,15 +20,17 @@ PATIENCE = 300  # seconds: of a machine that has much else to do
 class Command:
     """A running `python -m factory …` in a folder, what it prints collected in a file."""
 
-    def __init__(self, where: Path, *arguments: str, at: Path | None = None, **environment: str):
-        """`at` is the folder that it works in, where that is another."""
+    def __init__(
+        self, where: Path, *arguments: str, at: Path | None = None, out: int | None = None, **environment: str
+    ):
+        """`at` is the folder that it works in, and `out` its standard output's descriptor, where that is another."""
         self.output = where / f"screen-{time.monotonic_ns()}.txt"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "factory", *arguments],
                 cwd=at or where,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=file if out is None else out,
                 stderr=file,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )

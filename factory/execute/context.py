@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from factory.ranks.ways import Way
 from factory.ranks.world import World
 from factory.redact import without_secrets
 from factory.run.folder import RunFolder, unwritable
+from factory.stopping import answer
 
 _PROGRESS_EVERY = 0.2  # seconds
 STARTED = "FACTORY_STARTED"  # when the command, or a sweep's job, began: of time.monotonic(), which no clock moves
@@ -93,15 +93,14 @@ class Run:
         return max(before, self.world.most(memory.peak(self.plan.steps.load.device)))
 
     def listen(self) -> None:
-        """SIGTERM and SIGINT end the run: after the training step, once it is saved; in the other steps at once."""
+        """What asks for it ends the run: after the training step, once it is saved; in the other steps at once."""
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
             self.stopping = True
             if self.at_once:
                 raise Interrupted
 
-        signal.signal(signal.SIGTERM, ask)
-        signal.signal(signal.SIGINT, ask)
+        answer(ask)
 
 
 def append(path: Path, line: dict[str, Any]) -> None:

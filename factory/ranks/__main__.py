@@ -20,6 +20,7 @@ from factory.plan import Plan, Ranks, read_plan
 from factory.ranks.world import late, lost_another
 from factory.refusal import refusal
 from factory.run.folder import RunFolder, read_json, write_whole
+from factory.stopping import answer
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
-            signals_to_handle="SIGHUP",  # the others are passed on: a rank ends its step and saves
+            signals_to_handle="SIGQUIT",  # the others are passed on: a rank ends its step and saves
             logs_specs=DefaultLogsSpecs(log_dir=errors),
         )
         try:
@@ -59,8 +60,7 @@ def _pass_on_signals() -> None:
         for child in psutil.Process().children():
             child.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, pass_on)
+    answer(pass_on)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from factory.run.report_shown import report_panel
 from factory.run.screen import Screen
 from factory.run.shorter import for_the_rows
 from factory.run.waiting import waiting
+from factory.stopping import answered
 from factory.tracking.system import Sampler
 from factory.tracking.tracker import Tracker
 from factory.words import counted, program, rate, size
@@ -186,24 +187,23 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _forwarding(child: subprocess.Popen[bytes], folder: RunFolder, screen: Screen) -> Iterator[list[int]]:
-    """The first Ctrl-C (or SIGTERM) asks the child to stop after its step, the second ends it."""
+    """The first signal that asks for it has the child stop after its step, the second ends it.
+
+    A lost terminal is not impatient: whoever ends the session sends SIGTERM beside it.
+    """
     asked: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
-        if len(asked) > 1:
+        if sum(each != signal.SIGHUP for each in asked) > 1:
             _kill(child)
-        else:
+        elif len(asked) == 1:
             child.terminate()
             how = " after this step, and saving" if _last_step(folder) == "train" else ""
             screen.print(f"Stopping{how} (once more: at once) …", style="yellow")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with answered(stop):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Tail:

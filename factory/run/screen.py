@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from factory.outlet import loss
 from factory.redact import redacted, redacting
 
 _LOG_WIDTH = 120
@@ -22,6 +23,7 @@ class Screen:
     def __init__(self) -> None:
         self.console = Console(file=redacting(sys.stdout), highlight=False, soft_wrap=False)
         self.log: Console | None = None
+        self._loss_logged = False
         self._progress: Progress | None = None
         self._tasks: dict[str, Any] = {}
 
@@ -39,7 +41,14 @@ class Screen:
         self.console.print(what, style=style, soft_wrap=soft_wrap, markup=markup)
         if self.log is not None:
             with suppress(OSError):  # a full disk must not hide the message from the terminal
+                self._log_loss(self.log)
                 self.log.print(what, soft_wrap=soft_wrap, markup=markup)
+
+    def _log_loss(self, log: Console) -> None:
+        """Once, that the log alone has it from here on."""
+        if not self._loss_logged and (error := loss(self.console.file)) is not None:
+            self._loss_logged = True
+            log.print(f"Standard output cannot be written ({error.strerror}): what follows is in this file alone.")
 
     def progress(self, name: str, done: int, total: int) -> None:
         """A bar for each stretch of work; in a file or a pipe, only its end."""

@@ -25,6 +25,7 @@ from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
 from factory.execute.context import STARTED, append
 from factory.line import spelt
 from factory.look.machine import look_at_machine
+from factory.outlet import outlets
 from factory.plan import read_plan
 from factory.redact import redacted
 from factory.refusal import UserError, refusal, refuse
@@ -175,6 +176,10 @@ class _Task:
     config_dirs: tuple[str, ...]
 
     def __call__(self, config: Any) -> float:
+        with outlets(goes_on=True):  # a launcher's process has none yet
+            return self._done(config)
+
+    def _done(self, config: Any) -> float:
         composed = self._checked(replace(sweeps.of_job(config), config_dirs=self.config_dirs))
         name = jobs.name_of(composed, self.folder)
         fate, reused = self.fates.get(name, ("run", None))

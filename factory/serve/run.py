@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import socket
 import threading
 from types import FrameType
@@ -14,6 +13,7 @@ from factory.inference.room import Room, to_stderr
 from factory.refusal import UserError, refusal, refuse
 from factory.serve.app import app
 from factory.serve.guard import is_own
+from factory.stopping import answer
 
 KEY = "FACTORY_API_KEY"  # the environment variable
 _BACKLOG = 1024  # connections that wait to be taken
@@ -96,8 +96,7 @@ def run(room: Room, generation: schema.Generation, serve: schema.Serve, secret: 
     except OSError as error:
         raise _taken(serve, error) from None
     made = server(room, generation, serve, secret)
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the one that ended it again, once it has ended
-        signal.signal(number, made.handle_exit)
+    answer(made.handle_exit)  # uvicorn raises the one that ended it again, once it has ended
     made.run(sockets=[at])
     room.engine.stop(0)
     return 0

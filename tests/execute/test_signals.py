@@ -20,6 +20,7 @@ from factory.execute import executor
 from factory.execute.context import Interrupted, Run
 from factory.run.folder import RunFolder, last_logged
 from factory.steps import align, attach, evaluate, train
+from factory.stopping import asking
 
 Execute = Callable[..., Any]
 RUN = (
@@ -35,7 +36,7 @@ RUN = (
 @pytest.fixture(autouse=True)
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs in this process listen as the child does."""
-    walk, handlers = executor.walk, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    walk, handlers = executor.walk, {number: signal.getsignal(number) for number in asking()}
 
     def listens(run: Run) -> Any:
         run.listen()
@@ -47,14 +48,16 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, home: Any, name: str, time: int = 1) -> list[int]:
-    """Sends SIGTERM when the function is called for the given time; returns how often it was called."""
+def ask(
+    monkeypatch: pytest.MonkeyPatch, home: Any, name: str, time: int = 1, number: int = signal.SIGTERM
+) -> list[int]:
+    """Sends the signal when the function is called for the given time; returns how often it was called."""
     original, calls = getattr(home, name), list[int]()
 
     def asking(*values: Any, **more: Any) -> Any:
         calls.append(1)
         if len(calls) == time:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(*values, **more)
 
     monkeypatch.setattr(home, name, asking)
@@ -126,6 +129,14 @@ def test_while_training_it_saves_and_goes_on(
     assert saved is not None and saved.name == f"step-{step:06d}"
     assert last_logged(saved) == (step - 1 if place in ("in an evaluation", "in the last step") else step)
     assert equal(execute(*options, resume_from=saved), whole)
+
+
+def test_a_hangup_saves_too(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, train, "_updates", 2, signal.SIGHUP)
+    with pytest.raises(Interrupted):
+        execute(*RUN)
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None and saved.name == "step-000002"
 
 
 def test_after_training_nothing_is_lost(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:

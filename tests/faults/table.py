@@ -31,19 +31,25 @@ def _row(fault: str, verbs: str, happens: str, kept: str, on: str, *tests: str) 
 
 STOPS, DISK, INPUTS = "faults/test_stops.py::", "faults/test_disk.py::", "faults/test_inputs.py::"
 MACHINE, TOGETHER = "faults/test_machine.py::", "faults/test_together.py::"
+ASKED = "SIGINT (Ctrl-C), SIGTERM or SIGHUP (its terminal is lost)"
 ROWS = (
     _row(
-        "SIGINT (Ctrl-C) or SIGTERM",
+        ASKED,
         "train",
-        "the step ends, a checkpoint is saved, exit 130; before training at once; a second time at once",
+        "the step ends, a checkpoint is saved, exit 130; before training at once; a second time at once, but not by "
+        "SIGHUP, which a terminal sends more than once; under `nohup` SIGHUP does nothing",
         "every step that was done",
         f"the command that is printed: {RESUME}; the losses are those of a run that never stopped",
         f"{STOPS}test_train",
         "execute/test_signals.py::test_while_training_it_saves_and_goes_on",
         "run/test_launch.py::test_interrupted_before_the_child_listens",
+        "run/test_launch.py::test_a_lost_terminal_never_ends_a_run_at_once",
+        "run/test_launch.py::test_a_hangup_saves_unless_it_is_ignored",
+        "run/test_screen.py::test_a_terminal_that_is_closed_leaves_a_checkpoint",
+        "ranks/test_launched.py::test_a_hangup_reaches_the_ranks",
     ),
     _row(
-        "SIGINT (Ctrl-C) or SIGTERM",
+        ASKED,
         "evaluate export",
         "it ends at once, exit 130",
         "answers that were given; of an export nothing, and what was in its place before",
@@ -52,7 +58,7 @@ ROWS = (
         f"{STOPS}test_export",
     ),
     _row(
-        "SIGINT (Ctrl-C) or SIGTERM",
+        ASKED,
         "sweep",
         "the job that runs saves and ends, no other starts, exit 130; what there is is compared",
         "finished jobs, and the steps of the one that ran",
@@ -60,7 +66,7 @@ ROWS = (
         f"{STOPS}test_sweep",
     ),
     _row(
-        "SIGINT (Ctrl-C) or SIGTERM",
+        ASKED,
         "serve board",
         "streams are written to their end for `serve.grace` seconds, then cut with a last event; exit 0, or 130 "
         "before it listens",
@@ -70,6 +76,21 @@ ROWS = (
         f"{STOPS}test_board",
         "serve/test_serve_end.py::test_a_stream_ends_well_when_the_server_is_stopped",
         "board/test_runs.py::test_a_run_is_stopped_with_a_checkpoint_and_goes_on",
+    ),
+    _row(
+        "nobody reads what is printed: `| head`, a pager that is left, a terminal without SIGHUP, a full disk",
+        "train evaluate export sweep",
+        "it goes on and prints no more; standard error says so once, and run.log, which has all that follows; standard "
+        "output that is closed from the start (`>&-`) is as `> /dev/null`. What only prints (`factory plan`) ends",
+        "everything",
+        "nothing to do; Ctrl-C, or `kill`, stops it as ever",
+        "faults/test_unread.py::test_train",
+        "faults/test_unread.py::test_what_reads_a_run",
+        "faults/test_unread.py::test_sweep",
+        "run/test_screen.py::test_a_run_without_a_reader_goes_on",
+        "run/test_screen.py::test_a_sweep_without_a_reader_closes_its_run",
+        "test_outlet.py::test_what_only_prints_ends_in_silence",
+        "test_outlet.py::test_closed_streams_are_as_none_that_anybody_reads",
     ),
     _row(
         "SIGKILL, a crash, a power cut",

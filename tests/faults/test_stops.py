@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGKILL to a command at random moments: what is kept is whole, and what is printed goes on."""
+"""Signals to a command at random moments: what is kept is whole, and what is printed goes on."""
 
 import random
 import signal
@@ -15,7 +15,7 @@ from factory.run.folder import RunFolder
 
 pytest_plugins = ["faulty"]
 pytestmark = pytest.mark.faults
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 Start = Callable[..., Command]
 GENERATED = ("evaluate.generation=true", "evaluate.max_new_tokens=8", "data.max_length=200")
 

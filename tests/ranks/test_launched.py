@@ -71,6 +71,17 @@ def test_ranks_stop_at_the_same_step_and_end_with_each_other(
 
 
 @pytest.mark.slow
+def test_a_hangup_reaches_the_ranks(tiny_model: Path, where: Path, started: Callable[..., Command]) -> None:
+    folder = where / "hung-up"
+    command = started(*SAME, f"model.path={tiny_model}", "hydra.run.dir=hung-up")
+    wait_for(lambda: steps(folder) >= 3, 90)
+    command.child().send_signal(signal.SIGHUP)  # which has started them
+    assert "factory resume hung-up" in command.ends(130)
+    saved = RunFolder(folder).checkpoint()
+    assert saved is not None and saved.name == f"step-{steps(folder):06d}"
+
+
+@pytest.mark.slow
 def test_ranks_end_with_the_command(tiny_model: Path, where: Path, started: Callable[..., Command]) -> None:
     command = started(*SAME, f"model.path={tiny_model}", "hydra.run.dir=killed")
     wait_for(lambda: len(ranks(command)) == 2 and steps(where / "killed") >= 3, 90)

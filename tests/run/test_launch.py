@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.launch import Tail
 from factory.run.screen import Screen
+from factory.stopping import asking
 
 STEPS = 60
 SAME = (
@@ -190,6 +191,50 @@ def test_a_step_is_ended_where_one_runs(
     assert asked == [signal.SIGTERM] and said in capsys.readouterr().out
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """As it is where nobody has said what it does, and afterwards as it was."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
+@pytest.mark.parametrize(
+    "sent", [(signal.SIGHUP, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP)]
+)
+def test_a_lost_terminal_never_ends_a_run_at_once(sent: tuple[signal.Signals, ...], tmp_path: Path) -> None:
+    deaf = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done"
+    with subprocess.Popen(["bash", "-c", deaf], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        with launch._forwarding(child, RunFolder(tmp_path), Screen()):
+            for number in sent:
+                os.kill(os.getpid(), number)
+            assert child.stdout.readline() == b"asked\n" and child.poll() is None
+            os.kill(os.getpid(), signal.SIGTERM)  # after another, or as the first where it was a hangup
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert child.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_hangup_saves_unless_it_is_ignored(
+    nohup: bool, where: Path, options: tuple[str, ...], started: Callable[..., Command]
+) -> None:
+    folder = where / f"hung-up-{nohup}"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # which a command inherits
+    try:
+        command = started(*options, f"hydra.run.dir={folder.name}")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for(lambda: steps(folder) >= 3, PATIENCE)
+    for process in (*([command.child()] if nohup else []), command.process):
+        process.send_signal(signal.SIGHUP)
+    text = command.ends(0 if nohup else 130)
+    saved = RunFolder(folder).checkpoint()
+    assert saved is not None and saved.name == f"step-{steps(folder):06d}" and (steps(folder) == STEPS) == nohup
+    assert (f"factory resume {folder.name}" in text) != nohup
+
+
 @pytest.mark.slow
 def test_a_bug_leaves_its_traceback_in_the_log(
     where: Path, options: tuple[str, ...], started: Callable[..., Command]
@@ -222,7 +267,7 @@ def test_interrupted_before_the_child_listens(
     assert json.loads((where / f"early-{times}" / "report.json").read_text())["status"] == "interrupted"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("moment", "words", "code"),
     [
@@ -251,7 +296,7 @@ def test_a_bug_in_the_child_is_told_in_its_report(
 
     monkeypatch.setattr("factory.steps.train.save_model", fails)
     monkeypatch.setattr(child_main, "end_with_parent", lambda: None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in asking()}
     try:
         assert child_main.main(["run"]) == 1
     finally:

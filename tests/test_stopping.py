@@ -1,0 +1,50 @@
+"""What asks a command to stop, and that a hangup asks once, or, under nohup, never."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from factory.stopping import answer, answered, asking
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_each_asks() -> None:
+    asked: list[int] = []
+    answer(lambda number, _: asked.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    assert asked == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def test_a_hangup_asks_once() -> None:
+    asked: list[int] = []
+    with answered(lambda number, _: asked.append(number)):
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)  # the shell is later than the kernel
+    assert asked == [signal.SIGHUP] and signal.SIGHUP not in asking()
+
+
+def test_what_was_there_before_is_there_after() -> None:
+    before = {number: signal.getsignal(number) for number in asking()}
+    with answered(lambda *_: None):
+        assert all(signal.getsignal(number) is not handler for number, handler in before.items())
+    assert before == {number: signal.getsignal(number) for number in asking()}
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with answered(lambda *_: None):
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    answer(lambda *_: None)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
