@@ -34,7 +34,7 @@ RUN = (
 
 
 @pytest.fixture(autouse=True)
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def listening(monkeypatch: pytest.MonkeyPatch, hangup: None) -> Iterator[None]:
     """Runs in this process listen as the child does."""
     walk, handlers = executor.walk, {number: signal.getsignal(number) for number in asking()}
 

@@ -14,7 +14,7 @@ from commands import Command, metrics
 from factory.run.folder import RunFolder
 
 pytest_plugins = ["faulty"]
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("hangup")]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 Start = Callable[..., Command]
 GENERATED = ("evaluate.generation=true", "evaluate.max_new_tokens=8", "data.max_length=200")

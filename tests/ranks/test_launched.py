@@ -71,6 +71,7 @@ def test_ranks_stop_at_the_same_step_and_end_with_each_other(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangup")
 def test_a_hangup_reaches_the_ranks(tiny_model: Path, where: Path, started: Callable[..., Command]) -> None:
     folder = where / "hung-up"
     command = started(*SAME, f"model.path={tiny_model}", "hydra.run.dir=hung-up")

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +189,6 @@ def test_a_step_is_ended_where_one_runs(
         os.kill(os.getpid(), signal.SIGTERM)
         child.wait(10)
     assert asked == [signal.SIGTERM] and said in capsys.readouterr().out
-
-
-@pytest.fixture
-def hangup() -> Iterator[None]:
-    """As it is where nobody has said what it does, and afterwards as it was."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.usefixtures("hangup")

@@ -1,6 +1,7 @@
 """With images or audios in the batch: the loss is the model's own, and just the named parts of the model learn."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def test_what_is_frozen_is_not_walked_back(kind: str) -> None:
     """Checkpointing or not, a frozen tower and the layers below the lowest trained one keep no graph."""
     from types import SimpleNamespace
 
+    from factory.plan import Patch
     from factory.steps.kernels import recompute
 
     graphs: list[set[str]] = []
@@ -146,7 +148,8 @@ def test_what_is_frozen_is_not_walked_back(kind: str) -> None:
         arch = architecture(model.config.to_dict())
         for name in arch.layer_tensors(1):
             model.get_parameter(name).requires_grad_(True)
-        patch = SimpleNamespace(activation_checkpointing=again, compile=False)
+        patch: Any = SimpleNamespace(activation_checkpointing=again, recomputed_layers=None, compile=False)
+        patch.recomputed = partial(Patch.recomputed, patch)
         recompute(model, SimpleNamespace(patch=patch, load=SimpleNamespace(device="cpu")), arch)  # type: ignore[arg-type]
         for name in arch.linears() | arch.part_linears:
 
