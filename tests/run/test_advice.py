@@ -54,6 +54,19 @@ def test_what_leaves_the_result_as_it_is_comes_first(here: Path) -> None:
     assert third.overrides[:2] == first.overrides and first.fits and second.fits and third.fits
 
 
+def test_all_layers_are_recomputed_where_some_did_not_do(here: Path) -> None:
+    """Whether the number was asked for, or what fits by an estimate that was too low."""
+    all_of_them, small = "compute.activation_checkpointing=true", ("model=llama3_8b", "hardware=a100_40gb")
+    for asked, more in (
+        ("compute.recomputed_layers=3", ("compute.recomputed_layers=auto",)),
+        ("hardware.memory=20GB", ()),
+    ):
+        plan = planned(*small, "stage.batch_size=8", asked)
+        assert plan.steps.patch.recomputed_layers
+        changes = cheapest(with_capacity(plan, plan.estimate.memory.total - 1), None, ANEW)
+        assert (all_of_them, *more) in [change.overrides for change in changes]
+
+
 def test_a_smaller_batch_where_the_half_does_not_do(here: Path) -> None:
     plan = planned("model=llama3_8b", "hardware=a100_40gb", "stage.batch_size=8")
     whole = plan.estimate.memory
