@@ -121,7 +121,7 @@ TABLE = (
         "columns-for-stage",
         "data=file data.path=judged.jsonl stage=sft",
         "data=file data.path=judged.jsonl stage=kto",
-        "data=file data.path=judged.jsonl stage=sft data.sources.file.format=messages",
+        "data=file data.path=judged.jsonl stage=sft data.sources.file.format=alpaca",
     ),
     row("columns-for-stage", "data=file data.path=plain.txt", "data=file data.path=plain.txt stage=pt"),
     row(
