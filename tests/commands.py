@@ -14,6 +14,14 @@ import psutil
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what goes on in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else what is started here would ignore it too
+SMALL = (  # a run on a tiny model, whose every step is logged
+    "hardware=cpu",
+    "precision=fp32",
+    "evaluate.samples=0",
+    "stage.logging_steps=1",
+    "method.rank=4",
+    "data.max_samples=40",
+)
 PATIENCE = 300  # seconds: of a machine that has much else to do
 
 

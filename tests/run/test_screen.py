@@ -10,21 +10,13 @@ from pathlib import Path
 
 import pytest
 import side_by_side
-from commands import PATIENCE, Command, metrics, steps, wait_for
+from commands import PATIENCE, SMALL, Command, metrics, steps, wait_for
 
 from factory.outlet import outlets
 from factory.run.screen import Screen
 from factory.tracking.to_mlflow import connect
 
 LOST = "Standard output cannot be written"
-OPTIONS = (
-    "hardware=cpu",
-    "precision=fp32",
-    "evaluate.samples=0",
-    "stage.logging_steps=1",
-    "method.rank=4",
-    "data.max_samples=40",
-)
 
 
 @contextmanager
@@ -53,7 +45,7 @@ def test_the_log_says_once_that_it_alone_is_written(tmp_path: Path, monkeypatch:
 
 
 def test_a_run_without_a_reader_goes_on(tmp_path: Path, tiny_model: Path) -> None:
-    words = (*OPTIONS, "tracking=none", f"model.path={tiny_model}", "stage.max_steps=4")
+    words = (*SMALL, "tracking=none", f"model.path={tiny_model}", "stage.max_steps=4")
     with unread() as writer:
         command = Command(tmp_path, *words, "hydra.run.dir=run", out=writer)
     text = command.ends(0)  # which is standard error alone
@@ -66,7 +58,7 @@ def test_a_run_without_a_reader_goes_on(tmp_path: Path, tiny_model: Path) -> Non
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path: Path, tiny_model: Path) -> None:
     """The shell in it and the kernel both send a hangup."""
-    words = (*OPTIONS, "tracking=none", f"model.path={tiny_model}", "stage.max_steps=100000", "hydra.run.dir=run")
+    words = (*SMALL, "tracking=none", f"model.path={tiny_model}", "stage.max_steps=100000", "hydra.run.dir=run")
     line = f"{sys.executable} -m factory {' '.join(words)}; echo $? > code"
     process, terminal = pty.fork()
     if process == 0:
@@ -86,7 +78,7 @@ def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path: Path, tiny_mode
 @pytest.mark.slow
 def test_a_sweep_without_a_reader_closes_its_run(tmp_path: Path, tiny_model: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    words = (*OPTIONS, f"tracking.uri={uri}", f"model.path={tiny_model}", "stage.max_steps=2", "seed=1,2")
+    words = (*SMALL, f"tracking.uri={uri}", f"model.path={tiny_model}", "stage.max_steps=2", "seed=1,2")
     with unread() as writer:
         Command(tmp_path, "-m", *words, "hydra.sweep.dir=swept", out=writer).ends(0)
     for job in ("0", "1"):

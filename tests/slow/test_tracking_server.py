@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import Command, metrics, steps, wait_for
+from commands import SMALL, Command, metrics, steps, wait_for
 
 from factory.run.folder import RunFolder, read_json
 
@@ -78,12 +78,7 @@ def test_a_server_that_dies_and_returns_gets_it_all(
     server: Server, where: Path, tiny_model: Path, started: Callable[..., Command]
 ) -> None:
     options = (
-        "hardware=cpu",
-        "precision=fp32",
-        "evaluate.samples=0",
-        "stage.logging_steps=1",
-        "method.rank=4",
-        "data.max_samples=40",
+        *SMALL,
         f"model.path={tiny_model}",
         f"tracking.uri={server.uri}",
         "tracking.system_metrics=true",
