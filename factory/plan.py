@@ -78,6 +78,11 @@ class Patch:
         """Linear layers too: selective recomputation keeps the products of torch's own one by one."""
         return self.fused and self.activation_checkpointing != "selective"
 
+    @property
+    def parts_blocks(self) -> bool:
+        """Large blocks of the heap lie apart from small ones (native/heap.c)."""
+        return self.kernels == "native"
+
     def recomputed(self, layers: int) -> int:
         """How many of a decoder's layers are, the first ones."""
         return min(self.recomputed_layers or layers, layers) if self.activation_checkpointing else 0

@@ -121,15 +121,18 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:
     """(batch, heads, length, dim), keys and values of as many heads or fewer, to (batch, length, heads, dim)."""
-    batch, _, length, _ = query.shape
-    given, kind = query.dtype, products.through(query.dtype, query[0, 0])
+    batch, heads, length, _ = query.shape
+    kind = products.through(query.dtype, query[0, 0])
+    # what stays before what goes, as in flash.py
+    made = None if kind == query.dtype else query.new_empty(batch, length, heads, value.shape[-1])
     query, key, value = (each.to(kind) for each in (query, key, value))
     queries, keys, values = _tiles(query, key.shape[1]), _wide(key), _wide(value)
     out = queries.new_empty(*queries.shape[:-1], value.shape[-1])
     scores = _Scores(queries, keys, 2)
     for tile, into, unseen, at in zip(queries, out, masks, _keys_at(length, starts), strict=True):
         torch.bmm(scores.weights(tile, keys[:, at], unseen, scale), values[:, at], out=into)
-    return _together(out, batch, length).to(given)
+    whole = _together(out, batch, length)
+    return whole if made is None else made.copy_(whole)
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:

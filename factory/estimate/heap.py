@@ -1,13 +1,17 @@
-"""glibc's heap by sizes: where blocks lie, so how high it grows. What is freed is not given back (run/launch.py).
+"""Where blocks lie, by their sizes, so how high a heap grows: what is freed is not given back (run/launch.py).
 
-A block takes the smallest free stretch that holds it, and its rest stays free; neighbours that are free are one
-(glibc's _int_malloc, for large requests). torch asks for blocks that start at a multiple of 64, and glibc looks for a
-stretch with room to move them (_int_memalign): so the hole that a tensor leaves does not hold another of its size, and
-the heap is a quarter higher than what is ever held at once.
+`Glibc`: a block takes the smallest free stretch that holds it, and its rest stays free; neighbours that are free are
+one (glibc's _int_malloc, for large requests). torch asks for blocks that start at a multiple of 64, and glibc looks for
+a stretch with room to move them (_int_memalign): so the hole that a tensor leaves does not hold another of its size.
+
+`Apart`: as native/heap.c has it, a block takes the hole that it fills, or the first that holds it.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
+from typing import Protocol
 
+from factory.native import LARGE, UNIT
 from factory.plan import Patch
 
 _ALIGNMENT, _SMALLEST, _UNIT, _HEADER = 64, 32, 16, 16  # bytes
@@ -20,25 +24,126 @@ Place = tuple[int, int]  # start and size, in bytes
 def gives_back(patch: Patch, layers: int) -> range:
     """The layers before which what is free goes back to the system: some of those that are recomputed.
 
-    Each leaves its input behind in a hole that a larger tensor had left, and the heap would grow by that tensor from
-    layer to layer. Compiled layers cannot be interrupted.
+    Each leaves its input behind in a hole that a larger tensor had left, and glibc's heap would grow by that tensor
+    from layer to layer. Compiled layers cannot be interrupted.
     """
-    recomputed = 0 if patch.compile else patch.recomputed(layers)
+    recomputed = 0 if patch.compile or patch.parts_blocks else patch.recomputed(layers)
     return range(0, recomputed, max(1, recomputed // _TURNS))
 
 
-class Heap:
-    """`top` is where it ends, in bytes; it never shrinks. `peak` is the most that was resident of it."""
+class Heap(Protocol):
+    """`peak` is the most that was resident of it, in bytes."""
+
+    peak: int
+
+    def take(self, count: int) -> Place:
+        """A block of so many bytes at a multiple of 64."""
+        ...
+
+    def take_small(self, count: int) -> Place:
+        """A block wherever it fits."""
+        ...
+
+    def give(self, start: int, size: int) -> None: ...
+
+    def give_back(self) -> None:
+        """What is free is not resident any more (malloc_trim), until it is used again."""
+        ...
+
+
+class _Resident:
+    """Which addresses below `top` have memory. `beside` is resident elsewhere."""
 
     def __init__(self) -> None:
-        self.top = self.peak = 0
-        self._given_back = 0  # bytes
+        self.top = self.peak = self.beside = 0
+        self._absent: list[Place] = []  # stretches without memory, sorted, start and end
+        self.missing = 0  # bytes of them
+
+    def touch(self, start: int, end: int) -> None:
+        """Used again, or for the first time."""
+        at = max(0, bisect_left(self._absent, (start, -1)) - 1)
+        while at < len(self._absent) and self._absent[at][0] < end:
+            first, last = self._absent[at]
+            left = [(one, other) for one, other in ((first, min(last, start)), (max(first, end), last)) if one < other]
+            self._absent[at : at + 1] = left
+            self.missing -= last - first - sum(other - one for one, other in left)
+            at += len(left)
+        self.grown()
+
+    def grown(self) -> None:
+        self.peak = max(self.peak, self.top - self.missing + self.beside)
+
+    def left(self, free: Iterable[Place]) -> None:
+        """All that is free, start and end, has no memory any more."""
+        self._absent = sorted(free)
+        self.missing = sum(end - start for start, end in self._absent)
+
+
+class Apart(_Resident):
+    """`beside`: what is smaller than LARGE, and in another heap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._holes: list[list[int]] = []  # start and size, sorted, no two of them neighbours
+
+    def take(self, count: int) -> Place:
+        if count < LARGE:
+            return self.take_small(count)
+        size = -(-(count + UNIT) // UNIT) * UNIT
+        start = self._place(size)
+        self.touch(start, start + size)
+        return start, size
+
+    def take_small(self, count: int) -> Place:
+        self.beside += count
+        self.grown()
+        return -1, count
+
+    def _place(self, size: int) -> int:
+        fit, first = None, None
+        for at, (_, room) in enumerate(self._holes):
+            if room == size:
+                fit = at
+                break
+            if first is None and room > size:
+                first = at
+        if fit is not None:
+            return self._holes.pop(fit)[0]
+        if first is not None:
+            hole = self._holes[first]
+            start = hole[0]
+            hole[:] = start + size, hole[1] - size
+            return start
+        start = self.top
+        if self._holes and sum(self._holes[-1]) == self.top:  # what is free at the end grows
+            start = self._holes.pop()[0]
+        self.top = start + size
+        return start
+
+    def give(self, start: int, size: int) -> None:
+        if start < 0:
+            self.beside -= size
+            return
+        at = bisect_left(self._holes, [start])
+        if at < len(self._holes) and self._holes[at][0] == start + size:
+            size += self._holes.pop(at)[1]
+        if at and sum(self._holes[at - 1]) == start:
+            self._holes[at - 1][1] += size
+        else:
+            self._holes.insert(at, [start, size])
+
+    def give_back(self) -> None:
+        self.left((start, start + size) for start, size in self._holes)
+
+
+class Glibc(_Resident):
+    def __init__(self) -> None:
+        super().__init__()
         self._free: list[tuple[int, int]] = []  # (size, start), sorted
         self._starts: dict[int, int] = {}  # of free stretches: start to size
         self._ends: dict[int, int] = {}  # end to start
 
     def take(self, count: int) -> Place:
-        """A block of so many bytes at a multiple of 64."""
         size = _block(count)
         start, whole = self._stretch(size + _ALIGNMENT + _SMALLEST)
         moved = start
@@ -49,14 +154,15 @@ class Heap:
         return self._cut(moved, start + whole - moved, size)
 
     def take_small(self, count: int) -> Place:
-        """A block wherever it fits."""
         return self._cut(*self._stretch(_block(count)), _block(count))
 
     def _cut(self, start: int, whole: int, size: int) -> Place:
         rest = whole - size
         if rest < _SMALLEST:
-            return start, whole
-        self.give(start + size, rest)
+            size = whole
+        else:
+            self.give(start + size, rest)
+        self.touch(start, start + size)
         return start, size
 
     def _stretch(self, size: int) -> tuple[int, int]:
@@ -69,15 +175,10 @@ class Heap:
         if start < self.top:
             self._forget(self.top - start, start)
         self.top = start + size
-        self.peak = max(self.peak, self.top - self._given_back)
         return start, size
 
     def give_back(self) -> None:
-        """What is free is not resident any more (malloc_trim): to use it again is as to grow."""
-        self._given_back += sum(size for size, _ in self._free)
-        self._free.clear()
-        self._starts.clear()
-        self._ends.clear()
+        self.left((start, start + size) for size, start in self._free)
 
     def give(self, start: int, size: int) -> None:
         if (before := self._ends.get(start)) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from factory.architecture import Architecture, Shape
 from factory.estimate.attention import Shapes
 from factory.estimate.decoder import Decoder, Fused, Numbers
-from factory.estimate.heap import Heap, gives_back
+from factory.estimate.heap import Apart, Glibc, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
 from factory.heads import joined
@@ -101,7 +101,8 @@ def _walk(
     states: tuple[int, ...],
     scratch: tuple[int, ...],
 ) -> Step:
-    ledger = Ledger(Heap() if in_heap else None)
+    heap = Apart() if patch.parts_blocks else Glibc()
+    ledger = Ledger(heap if in_heap else None)
     tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
     tape.native, tape.wide = patch.kernels == "native", patch.products == "float32"
     decoder = Decoder(

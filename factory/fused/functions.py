@@ -340,24 +340,28 @@ class LowRank(Function):
 
 
 def _low_rank(x: Tensor, layers: Sequence[Adapted]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """What `LowRank` makes of x, in its type; and x Aᵀ of all layers, (tokens, ranks)."""
-    every_a, dtype = [layer.a for layer in layers], x.dtype
-    x = x.to(products.through(dtype, x))
-    low = products.mm(x.reshape(-1, x.shape[-1]), _joined(every_a, x.dtype).T)
-    parts = _by_layer(low, every_a, 1)
-    made = (_one_low_rank(x, part, layer).to(dtype) for part, layer in zip(parts, layers, strict=True))
-    return tuple(made), low
+    """What `LowRank` makes of x, in its type; and x Aᵀ of all layers, (tokens, ranks).
+
+    What stays is allocated before what is made on the way, which would leave holes between.
+    """
+    every_a = [layer.a for layer in layers]
+    made = tuple(x.new_empty(*x.shape[:-1], len(layer.b)) for layer in layers)
+    wide = x.reshape(-1, x.shape[-1]).to(products.through(x.dtype, x))
+    low = products.mm(wide, _joined(every_a, wide.dtype).T)
+    for out, part, layer in zip(made, _by_layer(low, every_a, 1), layers, strict=True):
+        _one_low_rank(out.view(-1, len(layer.b)), wide, part, layer)
+    return made, low
 
 
-def _one_low_rank(x: Tensor, low: Tensor, layer: Adapted) -> Tensor:
-    weight = layer.weight()
-    made = x.new_empty(*x.shape[:-1], len(weight))  # what is returned as a view may not be changed in place
-    into = made.view(-1, len(weight))
+def _one_low_rank(out: Tensor, x: Tensor, low: Tensor, layer: Adapted) -> None:
+    """Into `out`, which may be narrower than x."""
+    into = out if out.dtype == x.dtype else x.new_empty(out.shape)
     torch.addmm(into, low, layer.b.to(x.dtype).T, beta=0, alpha=layer.scale, out=into)
-    products.add(into, x.reshape(-1, x.shape[-1]), weight)
+    products.add(into, x, layer.weight())
     if layer.bias is not None:
         into.add_(layer.bias.to(x.dtype))
-    return made
+    if into is not out:
+        out.copy_(into)
 
 
 def _joined(every_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

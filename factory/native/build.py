@@ -1,4 +1,4 @@
-"""The kernels as shared libraries, one for each type of numbers, made by this machine's compiler for its processor.
+"""Shared libraries, made by this machine's compiler: the kernels, one for each type of numbers, and the heap.
 
 They are made once and stay in the cache folder, under a name that changes with all that they are made of. No torch.
 """
@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 
 from factory import cache
 from factory.look import cpu
+from factory.native import LARGE, UNIT
 
 NUMBERS = {"bfloat16": "NUMBER_BF16", "float32": "NUMBER_FLOAT"}
-_SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = (
+_FOLDER = Path(__file__).parent
+_KERNELS = (
     *("-std=gnu11", "-O3", "-fopenmp", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-freciprocal-math"),  # nothing that takes a NaN for impossible
 )
@@ -25,10 +26,12 @@ _OWN_PROCESSOR = {
     "x86_64": ("-march=native", "-mprefer-vector-width=512"),
     "aarch64": ("-mcpu=native",),
 }
+HEAP = "heap"
+_FOR_HEAP = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fno-builtin", f"-DLARGE={LARGE}", f"-DUNIT={UNIT}")
 
 
 class NotBuiltError(Exception):
-    """Why there are no kernels here: what the compiler said, in a line."""
+    """Why there are none here: what the compiler said, in a line."""
 
 
 def compiler() -> list[str] | None:
@@ -45,23 +48,36 @@ def why_not() -> str | None:
     """Makes all of them, if they are not there; what is in the way of that, or None."""
     try:
         for number in NUMBERS:
-            library(number)
+            kernels(number)
+        heap()
     except NotBuiltError as error:
         return str(error)
     return None
 
 
-def library(number: str) -> Path:
-    """The library for one of `NUMBERS`, made if it is not there. Raises NotBuiltError."""
+def kernels(number: str) -> Path:
+    """Those for one of `NUMBERS`, made if they are not there. Raises NotBuiltError."""
+    own = _OWN_PROCESSOR.get(platform.machine(), ())
+    return _library(number, _FOLDER / "kernels.c", (*_KERNELS, *own, f"-D{NUMBERS[number]}"), ["-lm"])
+
+
+def heap() -> Path:
+    """To be preloaded (LD_PRELOAD), made if it is not there. Raises NotBuiltError."""
+    file = _library(HEAP, _FOLDER / "heap.c", _FOR_HEAP, ["-Wl,-z,defs", "-lpthread", "-ldl"])
+    if set(str(file)) & set(": $\t\n"):  # they part libraries there
+        raise NotBuiltError(f"{file.parent} has a space, a colon or a $ in it: set FACTORY_CACHE to another folder")
+    return file
+
+
+def _library(name: str, source: Path, flags: tuple[str, ...], beside: list[str]) -> Path:
     command = compiler()
     if command is None:
         raise NotBuiltError("there is no C compiler ($CC, or cc) on a Linux of x86_64 or aarch64")
-    flags = (*_FLAGS, *_OWN_PROCESSOR[platform.machine()], f"-D{NUMBERS[number]}")
     seen = Path(command[0]).resolve().stat()
-    made_of = (_SOURCE.read_text(), command, seen.st_size, seen.st_mtime_ns, flags, cpu.name(), cpu.features())
-    file = cache.folder() / "native" / f"{number}-{blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
+    made_of = (source.read_text(), command, seen.st_size, seen.st_mtime_ns, flags, cpu.name(), cpu.features())
+    file = cache.folder() / "native" / f"{name}-{blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
     if not file.is_file():
-        _make([*command, *flags], [*command, "-shared"], file)
+        _make([*command, *flags, "-c", str(source)], [*command, "-shared"], beside, file)
     if os.statvfs(file).f_flag & os.ST_NOEXEC:
         raise NotBuiltError(
             f"{file.parent} is on a disk without programs (noexec): set FACTORY_CACHE to another folder"
@@ -69,17 +85,14 @@ def library(number: str) -> Path:
     return file
 
 
-def _make(compiles: list[str], links: list[str], file: Path) -> None:
-    """What threads need is left open: it is torch's that answers, which is there first."""
+def _make(compiles: list[str], links: list[str], beside: list[str], file: Path) -> None:
+    """What the kernels' threads need is left open: it is torch's that answers, which is there first."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=file.parent) as folder:  # whoever makes it meanwhile puts the same in its place
-            half, made = Path(folder) / "kernels.o", Path(folder) / file.name
-            for command in (
-                [*compiles, "-c", str(_SOURCE), "-o", str(half)],
-                [*links, str(half), "-o", str(made), "-lm"],
-            ):
-                _run(command)
+            half, made = Path(folder) / "half.o", Path(folder) / file.name
+            _run([*compiles, "-o", str(half)])
+            _run([*links, str(half), "-o", str(made), *beside])
             made.replace(file)
     except OSError as error:
         raise NotBuiltError(f"{file.parent}: {error.strerror or error}") from error

@@ -41,7 +41,7 @@ def used() -> bool:
 
 
 def _load(number: str) -> ctypes.CDLL:
-    found = ctypes.CDLL(str(build.library(number)))
+    found = ctypes.CDLL(str(build.kernels(number)))
     for name, arguments in _ARGUMENTS.items():
         kernel = getattr(found, name)
         kernel.argtypes, kernel.restype = arguments, None

@@ -6,16 +6,24 @@ from typing import Any
 
 import pytest
 
-from factory.estimate.heap import Heap, gives_back
+from factory.estimate.heap import Apart, Glibc, gives_back
 from factory.estimate.tape import Storage
 
 MIB = 2**20
 
 
-@pytest.mark.parametrize(("back", "resident"), [(False, 12 + 13 + 12), (True, 12 + 13)])
-def test_what_is_given_back_is_not_resident(back: bool, resident: int) -> None:
-    """A tensor's hole does not hold another of its size: that one lies at the end, beside the hole or in its place."""
-    heap = Heap()
+@pytest.mark.parametrize(
+    ("kind", "back", "resident"),
+    [
+        (Glibc, False, 12 + 13 + 12),
+        (Glibc, True, 12 + 13),
+        (Apart, False, 12 + 13),
+        (Apart, True, 12 + 13),
+    ],
+)
+def test_what_is_given_back_is_not_resident(kind: type[Glibc | Apart], back: bool, resident: int) -> None:
+    """Of glibc a tensor's hole does not hold another of its size, which lies at the end."""
+    heap = kind()
     first = heap.take(12 * MIB)
     heap.take_small(32)  # in the rest beside it
     heap.take(13 * MIB)
@@ -26,15 +34,51 @@ def test_what_is_given_back_is_not_resident(back: bool, resident: int) -> None:
     assert round(heap.peak / MIB) == resident
 
 
+@pytest.mark.parametrize("kind", [Glibc, Apart])
+def test_what_was_given_back_is_resident_once_it_is_used_again(kind: type[Glibc | Apart]) -> None:
+    """In its old place, in part, though there may be room elsewhere that is resident still."""
+    heap = kind()
+    first, _, third = heap.take(12 * MIB), heap.take(13 * MIB), heap.take(8 * MIB)
+    heap.take(MIB)
+    heap.give(*first)
+    heap.give_back()
+    heap.give(*third)  # resident, though free
+    assert heap.top - heap.peak < 2**10
+    heap.take(9 * MIB)
+    assert round((heap.top - heap.missing) / MIB) == 9 + 13 + 8 + 1
+
+
+def test_a_block_takes_the_hole_that_it_fills_or_the_first_that_holds_it() -> None:
+    heap = Apart()
+    holes = [heap.take(count * MIB) for count in (3, 5, 2, 4)]
+    between = [heap.take(MIB) for _ in range(1)]
+    for place in (holes[0], holes[2]):
+        heap.give(*place)
+    assert heap.take(2 * MIB) == holes[2]
+    assert heap.take(MIB)[0] == holes[0][0]
+    heap.give(*between[0])  # at the end, where it grows
+    assert heap.take(6 * MIB)[0] == between[0][0]
+
+
+def test_small_blocks_are_counted_wherever_they_lie() -> None:
+    heap = Apart()
+    small = heap.take(1000)
+    heap.take(MIB)
+    assert heap.peak - heap.top == 1000
+    heap.give(*small)
+    heap.take(2 * MIB)
+    assert heap.peak == heap.top
+
+
 @pytest.mark.parametrize(("layers", "expected"), [(2, [0, 1]), (30, [0, 15])])
 def test_the_heap_is_given_back_where_layers_are_recomputed(layers: int, expected: list[int]) -> None:
-    def turns(recomputed: int, *, compiled: bool = False) -> list[int]:
-        patch: Any = SimpleNamespace(recomputed=lambda _: recomputed, compile=compiled)
+    def turns(recomputed: int, *, compiled: bool = False, parts: bool = False) -> list[int]:
+        patch: Any = SimpleNamespace(recomputed=lambda _: recomputed, compile=compiled, parts_blocks=parts)
         return [*gives_back(patch, layers)]
 
     assert turns(layers) == expected
     assert turns(1) == [0]
-    assert turns(0) == turns(layers, compiled=True) == []
+    assert turns(0) == turns(layers, compiled=True) == turns(layers, parts=True) == []
 
 
 @pytest.mark.parametrize("kept", ["true", "selective"])
@@ -45,7 +89,7 @@ def test_before_a_layer_runs_for_the_first_time_and_again(
 
     from factory.steps import kernels
 
-    short = ("stage.max_steps=1", "data.max_samples=16", "precision=fp32")
+    short = ("stage.max_steps=1", "data.max_samples=16", "precision=fp32", "compute.kernels=fused")
     done = execute("method=full", f"compute.activation_checkpointing={kept}", *short)
     times: list[int] = []
     monkeypatch.setattr(kernels, "give_back", lambda: times.append(len(times)))

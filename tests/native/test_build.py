@@ -30,7 +30,7 @@ def made(tmp_path: Path) -> list[str]:
 def test_they_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.why_not() is None
     files = made(tmp_path)
-    assert [name.split("-")[0] for name in files] == ["bfloat16", "float32"]
+    assert [name.split("-")[0] for name in files] == ["bfloat16", "float32", "heap"]
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("made again"))
     assert build.why_not() is None
     assert made(tmp_path) == files
@@ -54,7 +54,7 @@ def test_another_compiler_makes_others(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("one", "other"):
         monkeypatch.setenv("CC", compiler(tmp_path / name, script))
         assert build.why_not() is None
-    assert len(made(tmp_path)) == 4
+    assert len(made(tmp_path)) == 6
 
 
 @pytest.mark.parametrize("asked", ["no-such-compiler", "gcc 'open"])

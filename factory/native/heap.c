@@ -1,0 +1,161 @@
+/* Large blocks of memory apart from small ones, for what preloads this library (factory/run/launch.py).
+ *
+ * glibc cuts small blocks out of the holes that large ones leave, and looks for a hole with room to move a tensor to a
+ * multiple of 64 bytes: the hole of a tensor holds no other of its size, and a step's heap is up to a fifth higher than
+ * what is ever held at once. Here a block takes the hole that it fills, or else the first that holds it.
+ * factory/estimate/heap.py does the same on sizes alone; LARGE and UNIT are of factory/native/__init__.py.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define MOST ((size_t)1 << 18) /* holes; more are not used again */
+
+extern void __libc_free(void *);
+extern void *__libc_realloc(void *, size_t);
+extern void *__libc_memalign(size_t, size_t);
+
+typedef struct {
+    char *start;
+    size_t size;
+} stretch;
+
+static char *bottom, *top, *end; /* of the addresses that are ours; memory is there once it is written to */
+static stretch holes[MOST];      /* by address, no two of them neighbours */
+static size_t count;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void enter(void) { pthread_mutex_lock(&lock); }
+static void leave(void) { pthread_mutex_unlock(&lock); }
+
+/* As many addresses as the machine has memory: who asks for more is refused by glibc. */
+__attribute__((constructor)) static void reserve(void) {
+    struct rlimit limit;
+    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur != RLIM_INFINITY) return; /* addresses are dear */
+    void *found = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (found == MAP_FAILED) return;
+    pthread_atfork(enter, leave, leave);
+    bottom = top = found;
+    end = bottom + bytes;
+}
+
+static int is_ours(const void *block) { return (const char *)block >= bottom && (const char *)block < end; }
+
+/* A block's whole size stands in the UNIT before it. */
+static size_t *size_of(void *block) { return (size_t *)((char *)block - UNIT); }
+
+static void forget(size_t at) { memmove(holes + at, holes + at + 1, (--count - at) * sizeof *holes); }
+
+static size_t chosen(size_t size) {
+    size_t first = count;
+    for (size_t at = 0; at < count; at++) {
+        if (holes[at].size == size) return at;
+        if (first == count && holes[at].size > size) first = at;
+    }
+    return first;
+}
+
+static void *take(size_t asked) {
+    size_t size = (asked + 2 * UNIT - 1) / UNIT * UNIT, at = chosen(size);
+    char *start;
+    if (at < count) {
+        start = holes[at].start;
+        if (holes[at].size == size) {
+            forget(at);
+        } else {
+            holes[at].start += size;
+            holes[at].size -= size;
+        }
+    } else {
+        int grows = count && holes[count - 1].start + holes[count - 1].size == top;
+        start = grows ? holes[count - 1].start : top;
+        if (size > (size_t)(end - start)) return NULL;
+        count -= grows;
+        top = start + size;
+    }
+    *(size_t *)start = size;
+    return start + UNIT;
+}
+
+static void give(void *block) {
+    stretch given = {(char *)size_of(block), *size_of(block)};
+    size_t at = 0;
+    for (size_t over = count; at < over;) {
+        size_t middle = (at + over) / 2;
+        if (holes[middle].start < given.start) at = middle + 1;
+        else over = middle;
+    }
+    if (at < count && holes[at].start == given.start + given.size) {
+        given.size += holes[at].size;
+        forget(at);
+    }
+    if (at && holes[at - 1].start + holes[at - 1].size == given.start) {
+        holes[at - 1].size += given.size;
+    } else if (count < MOST) {
+        memmove(holes + at + 1, holes + at, (count++ - at) * sizeof *holes);
+        holes[at] = given;
+    }
+}
+
+int posix_memalign(void **block, size_t alignment, size_t size) {
+    void *made = NULL;
+    if (bottom && alignment == UNIT && size >= LARGE && size <= (size_t)(end - bottom)) {
+        enter();
+        made = take(size);
+        leave();
+    }
+    if (!made) made = __libc_memalign(alignment, size);
+    if (!made) return ENOMEM;
+    *block = made;
+    return 0;
+}
+
+void free(void *block) {
+    if (!is_ours(block)) {
+        __libc_free(block);
+        return;
+    }
+    enter();
+    give(block);
+    leave();
+}
+
+void *realloc(void *block, size_t size) {
+    if (!is_ours(block)) return __libc_realloc(block, size);
+    void *made = malloc(size);
+    if (!made) return NULL;
+    size_t had = *size_of(block) - UNIT;
+    memcpy(made, block, had < size ? had : size);
+    free(block);
+    return made;
+}
+
+size_t malloc_usable_size(void *block) {
+    size_t (*theirs)(void *);
+    if (is_ours(block)) return *size_of(block) - UNIT;
+    *(void **)&theirs = dlsym(RTLD_NEXT, "malloc_usable_size");
+    return theirs(block);
+}
+
+/* What is free goes back to the system. */
+int malloc_trim(size_t pad) {
+    int (*theirs)(size_t);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    enter();
+    for (size_t at = 0; at < count; at++) {
+        uintptr_t from = ((uintptr_t)holes[at].start + page - 1) / page * page;
+        uintptr_t to = ((uintptr_t)holes[at].start + holes[at].size) / page * page;
+        if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
+    }
+    leave();
+    *(void **)&theirs = dlsym(RTLD_NEXT, "malloc_trim");
+    return theirs(pad);
+}
