@@ -83,7 +83,7 @@ def micro_batch(estimate: Estimate, steps: Steps) -> float:
 
 def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured, ...]) -> Speed | None:
     """Tokens a second, from what was measured there that is nearest; None where nothing was."""
-    if estimate.tokens_per_step == 0 or registry.hook(registry.spec("stages", steps.train.stage), "rows_per_step"):
+    if estimate.tokens_per_step == 0 or registry.samples_answers(registry.spec("stages", steps.train.stage)):
         return None  # answers are sampled, as long as they come
     like = Like(kind=kind(steps), work=work(estimate), micro_batch=micro_batch(estimate, steps))
     there = [found for found in measured if (found.device, found.precision) == (where, precision(steps))]

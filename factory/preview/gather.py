@@ -118,7 +118,7 @@ def _loss(plan: Plan) -> str:
 
 
 def _sampled(plan: Plan) -> bool:
-    return registry.hook(registry.spec("stages", plan.steps.train.stage), "new_tokens") is not None
+    return registry.samples_answers(registry.spec("stages", plan.steps.train.stage))
 
 
 def _seen(plan: Plan, found: Sample, origins: list[Origin]) -> tuple[Sample, list[Origin]]:
