@@ -26,7 +26,7 @@ from factory.steps.reference import Reference
 
 Item = TypeVar("Item")
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
-HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
+TOKEN_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
 
 
 def before(
@@ -221,5 +221,5 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     tokens = torch.tensor([ids], device=plan.load.device)
     with torch.no_grad(), autocast(run.plan):
         apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
-    allowed = HEAD_ROUNDING[precision(plan)]
+    allowed = TOKEN_ROUNDING[precision(plan)]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")

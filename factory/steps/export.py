@@ -15,7 +15,7 @@ from factory.export.tokens import tokens
 from factory.refusal import refuse
 from factory.run.folder import base_config
 from factory.steps import apart as far
-from factory.steps.evaluate import HEAD_ROUNDING
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
 from factory.steps.proofs import UNMERGEABLE, moved, said, token_losses
 from factory.steps.written import SCORE, Merged, Ready, as_gguf, as_hf, cast, classifier_class
@@ -67,7 +67,7 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
         raise refuse("merge-differs", setting, f"it cannot be merged ({said(error).rstrip('.')})") from error
     differ = moved(token_losses(run, whole, ids, mixed=False), before)["most_nats"]
     detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
-    if not differ <= HEAD_ROUNDING["float32"]:
+    if not differ <= TOKEN_ROUNDING["float32"]:
         raise refuse("merge-differs", setting, detail)
     if head is not None:
         whole.add_module(SCORE, head)

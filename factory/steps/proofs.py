@@ -22,7 +22,7 @@ from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.folder import MANIFEST, base_config, read_json
 from factory.steps import source
 from factory.steps.attach import has_own_base, read_base, starts_from_weights, taking_out
-from factory.steps.evaluate import HEAD_ROUNDING
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.feed import autocast, feed
 from factory.steps.kernels import replace_kernels, replace_linears
 from factory.steps.pack import Dataset
@@ -297,7 +297,7 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
     detail = f"losses of single tokens differ by {apart:.2g} nats {how}"
     if same:
         detail = f"{len(same) - len(wrong)} of {len(same)} trained tensors are the same, {detail}"
-    return not wrong and apart <= HEAD_ROUNDING[precision(run.plan.steps)], detail + _named(wrong)
+    return not wrong and apart <= TOKEN_ROUNDING[precision(run.plan.steps)], detail + _named(wrong)
 
 
 def _are_rounded(run: Run, model: Any) -> bool:

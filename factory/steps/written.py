@@ -16,7 +16,7 @@ from factory.export import card, gguf, spec
 from factory.export.tokens import Tokens
 from factory.refusal import refuse
 from factory.schema import Quantization
-from factory.steps.evaluate import HEAD_ROUNDING
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.proofs import moved, token_losses
 from factory.steps.quantize import held, keep_gradients
 from factory.steps.save import say_dtype
@@ -136,7 +136,7 @@ def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str)
     differ = moved(ours, theirs)["most_nats"]
     what = "scores" if run.plan.exported.scores else "losses of single tokens"
     detail = f"read anew, {what} differ by {differ:.2g} at most"
-    if not differ <= HEAD_ROUNDING[dtype]:
+    if not differ <= TOKEN_ROUNDING[dtype]:
         raise refuse("export-unfit", f"export.format={run.plan.exported.format}", detail, fix=_REPORT)
     run.check("written", True, detail)
 
@@ -253,7 +253,7 @@ def as_gguf(
     again = _read_gguf(run, file, config)
     told = moved(token_losses(run, again, merged.ids, mixed=False), expected)
     if plan.quantization is None:
-        allowed, found = HEAD_ROUNDING[plan.dtype or "float16"], told["most_nats"]
+        allowed, found = TOKEN_ROUNDING[plan.dtype or "float16"], told["most_nats"]
     else:
         allowed, found = _ALLOWED.get(plan.quantization, _ALLOWED_4_BITS), told["mean_nats"]
     detail = f"read anew, losses of single tokens differ by {told['mean_nats']:.2g} nats on average"
