@@ -12,6 +12,7 @@ from factory.plan import Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
+from factory.stages.rows import samples_answers, unit
 from factory.words import between, counted, duration, rate, size
 
 _NAMED = 8  # modules that a plan names
@@ -140,7 +141,7 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     train, steps = plan.steps.train, plan.estimate.steps
     count = counted(steps.low, "step") if steps.low == steps.high else f"{steps} steps"
     rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
-    what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
+    what = "sampled answers" if samples_answers(train) else "sequences"
     yield (
         "train",
         f"{train.stage}  {count} of {rows} {what}, {train.optimizer}, "
@@ -157,8 +158,7 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
     train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
-    whole = registry.hook(stage, "UNIT", "tokens") == "samples"
-    measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
+    measured = registry.hook(stage, "MEASURES", "perplexity" if unit(train) == "tokens" else "loss and rewards")
     whose = WHOSE[plan.steps.evaluate.rows]
     if not plan.steps.evaluate.perplexity:
         yield "evaluate", f"no {measured}"

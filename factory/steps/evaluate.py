@@ -19,7 +19,8 @@ from factory.execute.context import Run
 from factory.heads import writes
 from factory.refusal import refuse
 from factory.stages.loss import Watched, over_ranks
-from factory.steps.feed import autocast, collating, unit
+from factory.stages.rows import unit
+from factory.steps.feed import autocast, collating
 from factory.steps.isolation import check_isolation
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
@@ -106,7 +107,7 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     Over all their trained tokens, with its exponential, the perplexity; of a stage that judges whole answers over the
     rows.
     """
-    if unit(run.plan) == "tokens":
+    if unit(run.plan.steps.train) == "tokens":
         loss = _of_tokens(run, model, dataset, name)
         return {"loss": loss, "perplexity": _exp(loss)}
     plan, of = run.plan.steps.train, None if reference is None else reference.of
