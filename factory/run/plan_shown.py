@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from factory import registry
-from factory.plan import Estimate, Evaluate, Export, Memory, Plan, PlannedSource
+from factory.plan import MEMORY_PARTS, Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
@@ -29,7 +29,6 @@ _REFERENCES = {
     "weights": "the weights as they are read",
 }
 # of `plan.Memory`, as a person reads them
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 _INSTANTS = {
     "reading": "reading the weights",
     "forward": "the forward pass",
@@ -110,7 +109,7 @@ def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
     yield "memory", f"about {size(memory.total)}{room}; most in {_peak(memory)}"
     if memory.capacity is None:
         yield "", "[dim]no such card is here: hardware.memory=80GB, or what it has, tells whether that fits[/dim]"
-    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in _PARTS if getattr(memory, name))
+    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in MEMORY_PARTS if getattr(memory, name))
     yield "", f"[dim]{parts}[/dim]"
     if memory.uncalibrated:
         yield "", f"[dim]rough: never measured with {', '.join(memory.uncalibrated)}[/dim]"
