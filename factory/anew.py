@@ -8,6 +8,7 @@ from factory import compose, settings
 from factory.compile.compiler import compile
 from factory.data import known
 from factory.facts import Facts
+from factory.line import name_of
 from factory.look import asked, look
 from factory.plan import Plan, Verb
 from factory.refusal import UserError
@@ -27,7 +28,7 @@ def compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train"
         bad_groups=composed.bad_groups,
         verb=verb,
     )
-    bad_keys |= {problem.setting.partition("=")[0].lstrip("+") for problem in composed.problems}
+    bad_keys |= {name_of(problem.setting) for problem in composed.problems}
     found = facts(chosen, bad_keys) if facts else look(chosen, bad_keys, training=training)
     made = compile(chosen, found, [*composed.problems, *problems], bad_keys, training=training)
     if isinstance(made, list):

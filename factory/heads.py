@@ -61,8 +61,13 @@ def goes_on(tensor: str, model: "ModelFacts") -> tuple[str, Shape] | None:
     return next(((key, there[tensor]) for key, there in places.items() if tensor in there), None)
 
 
+def module_of(tensor: str) -> str:
+    """What the head is called in the model, by its tensor's name."""
+    return tensor.removesuffix(f".{_TENSOR}")
+
+
 def file_of(tensor: str) -> str:
-    return f"{tensor.removesuffix(f'.{_TENSOR}')}.safetensors"
+    return f"{module_of(tensor)}.safetensors"
 
 
 def tensor_of(file: Path) -> str:
@@ -136,7 +141,7 @@ def _put(model: Any, name: str, weight: "Tensor", *, trains: bool) -> None:
 
     head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     head.weight = torch.nn.Parameter(weight, requires_grad=trains)
-    model.add_module(name.removesuffix(f".{_TENSOR}"), head)
+    model.add_module(module_of(name), head)
 
 
 def _read(file: Path) -> "Tensor":

@@ -1,5 +1,8 @@
 """The hub and its client, as far as everybody who asks the hub must know them."""
 
+import re
+
+ID = re.compile(r"[\w.-]+/[\w.-]+")  # of a repository: owner/name
 _PATIENCE = 10  # seconds for its first answer
 
 

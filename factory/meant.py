@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.groups import CONF
+from factory.hub import ID as HUB_ID
 from factory.parsed import yaml_of
 from factory.refusal import Refusal, did_you_mean, nearest, refusal
 from factory.run.folder import last_here
@@ -115,7 +116,7 @@ def option_meant(group: str, name: str, known: list[str]) -> str:
 def _option_meant(group: str, name: str, known: list[str]) -> str | None:
     if group in _PATHS and Path(name).exists():
         return _PATHS[group].format(name)
-    if group in _HUB and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if group in _HUB and HUB_ID.fullmatch(name):
         from factory.models import option_of
 
         return (option_of(name) if group == "model" else _set_of(name)) or _HUB[group].format(name)

@@ -340,6 +340,9 @@ class Memory:
     uncalibrated: tuple[str, ...] = ()
 
 
+# of these, what a person is shown beside `total`
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
+
 KNOWN_LATER = "(known after pack)"
 
 

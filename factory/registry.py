@@ -47,3 +47,8 @@ def starts_from_weights(method: ModuleType, settings: Any) -> bool:
     """Whether a method, by its spec, takes its adapter's start out of the weights."""
     starts = hook(method, "starts_from_weights")
     return starts is not None and starts(settings)
+
+
+def samples_answers(stage: ModuleType) -> bool:
+    """Whether a stage, by its spec, learns from answers of the model's own, and not from those of its rows."""
+    return hook(stage, "rows_per_step") is not None

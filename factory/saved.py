@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from factory import templates
+from factory import heads, templates
 from factory.line import group_of, name_of
 from factory.look.model import look_at_adapter
 from factory.plan import Plan, PlannedSource, read_plan
 from factory.refusal import refuse
 from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
+from factory.stages.rm.spec import SCORE
 
 _TEMPLATE = "chat_template.jinja"
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
@@ -109,7 +110,7 @@ def _is_place(key: str) -> bool:
 
 def scores(adapter: str | None, path: str | None) -> bool:
     """Whether a saved model, an adapter or whole weights, is a reward model."""
-    return any((Path(folder) / "score_head.safetensors").is_file() for folder in (adapter, path) if folder)
+    return any((Path(folder) / heads.file_of(SCORE)).is_file() for folder in (adapter, path) if folder)
 
 
 def _folder_of(run: str, tracking_uri: str | None) -> Path:

@@ -25,7 +25,7 @@ def untrained(
     """
     named = [text for text in line.overrides if name_of(text) == "run"]
     own = tuple(text for text in line.overrides if name_of(text) != "run")
-    if method := next((text for text in own if text.lstrip("+").startswith("method=")), None):
+    if method := next((text for text in own if name_of(text) == "method"), None):
         raise refuse("evaluate-method", method, "no method is read")
     if not named:
         return compose.compose(replace(line, overrides=(*own, "method=none")))
@@ -107,7 +107,7 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     """The model of what is named, in float32 and without data; all else as it is by default or as the user says."""
     for text in line.overrides:
         group = group_of(text)
-        if group not in _EXPORTING and not text.lstrip("+").startswith("method.quantization."):
+        if group not in _EXPORTING and not name_of(text).startswith("method.quantization."):
             raise refuse("export-key", text, "an export does not read it")
     composed = untrained(line, _of_model)
     place = composed.tree["model"]
@@ -134,4 +134,4 @@ def _of_model(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _of_method(text: str) -> bool:
-    return text.lstrip("+").startswith(("method.", "tracking."))
+    return name_of(text).startswith(("method.", "tracking."))

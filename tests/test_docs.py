@@ -98,3 +98,17 @@ def test_a_key_is_one_that_there_is(file: Path) -> None:
     for key in {found[1] for found in _KEY.finditer(file.read_text(encoding="utf-8"))}:
         if key.partition(".")[0] in groups and not any(key in each for each in SHOWN):
             assert any(pattern.fullmatch(key) for pattern in patterns), key
+
+
+def test_the_map_has_every_room() -> None:
+    package = ROOT / "factory"
+    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    named = re.findall(r"`(?:factory/)?(\w+)(?:/[\w/]*|\.py)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert rooms - {"__init__", "__main__"} <= set(named)
+
+
+def test_a_file_that_is_named_is_there() -> None:
+    texts = [file.read_text() for file in (*DOCS, *(ROOT / "docs" / "decisions").glob("*.md")) if file.name not in PAST]
+    named = {found for text in texts for found in re.findall(r"`((?:factory|tests|benchmarks)/[\w/]+\.\w+)", text)}
+    there = [path for path in sorted(named) if not _PLACE.search(path)]
+    assert len(there) > 40 and not [path for path in there if not (ROOT / path).is_file()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Said, compiled, refusals
 
-from factory import templates
+from factory import methods, stages, templates
 from factory.execute.verify import verify
 from factory.refusal import UserError, catalogue
 
@@ -142,3 +142,10 @@ def test_a_file_is_read_again_when_it_has_changed(here: Path) -> None:
     few = "every = trainable\ndef trainable(*given): return dict(list(every(*given).items())[:2])"
     (here / "mine.py").write_text(METHOD.replace("attach", f"{few}\nattach"))
     assert compiled(*ASKED, training=False).estimate.parameters.trainable < whole
+
+
+def test_all_that_a_method_or_a_stage_may_have_is_listed() -> None:
+    package = Path(methods.__file__).parents[1]
+    asked = {name for file in package.rglob("*.py") for name in re.findall(r'hook\(.*?, "(\w+)"', file.read_text())}
+    listed = set(re.findall(r"`(\w+)", f"{methods.__doc__}{stages.__doc__}"))
+    assert len(asked) > 30 and asked <= listed

@@ -68,9 +68,7 @@ def test_values_of_the_environment_are_known(monkeypatch: pytest.MonkeyPatch) ->
     assert secret_in({"a": {"b": "fine"}}) is None
 
 
-def test_streams_screens_and_logs_forget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_streams_screens_and_logs_forget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     assert Redacting(stream).write("https://me:pw@host") == 18
     Redacting(stream).writelines(["\n", "password=hunter2"])

@@ -91,7 +91,7 @@ def test_the_base_is_measured_where_no_run_is_named(execute: Execute, tiny_model
     assert perplexity(*base) == pytest.approx(done.result["evaluate"]["perplexity_before"], rel=1e-6)
 
 
-def test_a_saved_model_alone_will_do(execute: Execute, tiny_model: Path) -> None:
+def test_a_saved_model_alone_will_do(execute: Execute) -> None:
     """An adapter names its base; whole weights are their own."""
     own = (*SHORT[2:5], *HERE)
     for method in ("lora", "full"):

@@ -7,13 +7,12 @@ from typing import Any
 
 from factory.board.planned import Planned
 from factory.board.said import Words
-from factory.plan import Estimate, Memory, Range
+from factory.plan import MEMORY_PARTS, Estimate, Memory, Range
 from factory.refusal import Refusal
 from factory.tracking.spec import mlflow_page, mlflow_ui
 from factory.tracking.to_mlflow import measured
 from factory.words import between, duration, size
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 CSS = """
 body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #52525b;
   --input-placeholder-color: #6b7280; }
@@ -87,7 +86,7 @@ def plan(planned: Planned, say: Words) -> str:
 def memory(found: Memory, say: Words) -> str:
     """A bar as wide as what is there, or as what is needed where that is more."""
     whole = max(found.total, found.capacity or 0)
-    every = ((name, getattr(found, name), colour) for name, colour in zip(_PARTS, _COLOURS, strict=True))
+    every = ((name, getattr(found, name), colour) for name, colour in zip(MEMORY_PARTS, _COLOURS, strict=True))
     parts = [(name, count, colour) for name, count, colour in every if count]
     scale = found.total / (sum(count for _, count, _ in parts) or 1)  # they are not all there at one moment
     bar = "".join(

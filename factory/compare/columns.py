@@ -102,7 +102,7 @@ _OTHER: tuple[Better | None, int] = (None, 4)
 
 
 def _measured(runs: list[Run]) -> Iterator[Column]:
-    """The numbers of the reports' `evaluate`, each before and after; benchmarks by their accuracy.
+    """The numbers of the reports' `evaluate`, before where they are there, and after; benchmarks by their accuracy.
 
     Of lm-evaluation-harness the tasks that stand in no group, and the groups.
     """
@@ -114,9 +114,6 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
         yield Column(name, name, _of("evaluate", name), _decimals, keep, better)
     yield Column(rows.ROUGE_MEAN, "ROUGE", _mean_of(*ROUGE), _decimals, 9, "high")
     better, keep = _ACCURACY
-    for name in dict.fromkeys(name for each in told for name in each.get("benchmarks" + _BEFORE, {})):
-        value = _of("evaluate", "benchmarks" + _BEFORE, name, "accuracy")
-        yield Column(name + _BEFORE, f"{name} before", value, _decimals, keep - 5)
     for name in dict.fromkeys(name for each in told for name in each.get("benchmarks", {})):
         yield Column(name, name, _of("evaluate", "benchmarks", name, "accuracy"), _decimals, keep, better)
     for task, metric, better in dict.fromkeys(

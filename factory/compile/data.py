@@ -53,7 +53,7 @@ def _stages_that_read(case: Case) -> dict[str, str]:
     found = _of_another_stage(case)
     specs = {name: registry.spec("stages", name) for name in registry.names("stages")}
     names = [name for name, spec in specs.items() if found and found[1].kind == spec.KIND]
-    names.sort(key=lambda name: registry.hook(specs[name], "new_tokens") is not None)
+    names.sort(key=lambda name: registry.samples_answers(specs[name]))
     others = f" ({', '.join(names[1:])} take them too)" if names[1:] else ""
     return {"stages": f"set stage={names[0]}{others}, {_whatever_the_label(case, found)}" if names else ""}
 

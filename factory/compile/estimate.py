@@ -12,6 +12,7 @@ from factory.facts import Measured
 from factory.methods.lora.targets import PREFIX
 from factory.plan import Estimate, Pack, Parameters, Range, Train
 from factory.stages.rows import rows_per_step
+from factory.stages.rows import sequences as sequences_of
 
 # bytes of a token where tokens are fewest and where they are most; tokens that a template adds to a row
 _FEWEST, _MOST, _MARKS = 6, 3, 64
@@ -74,7 +75,7 @@ def estimate(
     sampled = registry.hook(stage, "rollout_bytes")
     rolled = sampled(train.own, tuned.arch, steps.load.dtype, length) if sampled else 0
     length += stage.new_tokens(train.own) if sampled else 0
-    sequences, planned = registry.hook(stage, "SEQUENCES", 1), _steps(sizes, pack, train)
+    sequences, planned = sequences_of(train), _steps(sizes, pack, train)
     rows = train.batch_size * sequences
     made = Estimate(
         parameters=found,

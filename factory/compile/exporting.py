@@ -1,6 +1,5 @@
 """Rules of an export, and what the plan says of it."""
 
-import re
 from typing import Any
 
 from factory import plan
@@ -8,6 +7,7 @@ from factory.architecture import elements, sliding_window
 from factory.compile.bases import own_base, words
 from factory.compile.rule import Case, Rule
 from factory.export import spec
+from factory.hub import ID as HUB_ID
 from factory.own_base import FILE as OWN_BASE
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.stages.rm.spec import SCORE
@@ -207,7 +207,7 @@ def _other_base(case: Case) -> str | None:
 
 def _push(case: Case) -> str | None:
     push = case.settings.export.push
-    return None if push is None or re.fullmatch(r"[\w.-]+/[\w.-]+", push) else "it is not written as owner/name"
+    return None if push is None or HUB_ID.fullmatch(push) else "it is not written as owner/name"
 
 
 def _token(case: Case) -> str | None:

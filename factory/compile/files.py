@@ -15,7 +15,7 @@ def head_fits(name: str) -> Callable[[Case], tuple[str, str] | None]:
         found, wanted = heads.goes_on(name, case.model), case.heads[name]
         if found is None or found[1] == wanted:
             return None
-        return found[0], f"its {name.removesuffix('.weight')} is {times(found[1])}, {times(wanted)} is needed"
+        return found[0], f"its {heads.module_of(name)} is {times(found[1])}, {times(wanted)} is needed"
 
     return wrong
 

@@ -1,5 +1,6 @@
 """Several processes: what of a run can be shared among them, and how it is planned."""
 
+from factory import registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.extras import install
@@ -8,11 +9,7 @@ from factory.quantizers.spec import stays_quantized
 from factory.ranks import spec
 from factory.words import counted
 
-# their optimizers read whole gradients, or draw numbers that must be alike on every rank
-_ALONE = ("apollo", "badam", "badam_ratio")
-_WHOLE_TENSORS = ("adalora", "galore", *_ALONE)
 _SPLITTING = ("fsdp", *spec.ZERO)
-STAGES_ALONE = ("ppo", "grpo")
 
 
 def planned(case: Case) -> Ranks:
@@ -114,18 +111,18 @@ def _streamed(case: Case) -> str | None:
 
 def _stage_alone(case: Case) -> str | None:
     stage, hardware = case.settings.stage.name, case.settings.hardware
-    alone = hardware.num_processes > 1 and stage in STAGES_ALONE
+    alone = hardware.num_processes > 1 and registry.samples_answers(case.stage_spec)
     return f"the rollouts of {stage} are made by one process" if alone else None
 
 
 def _method(case: Case) -> tuple[str, str] | None:
     hardware, method = case.settings.hardware, case.settings.method
-    name = method.name
-    if hardware.num_processes > 1 and name in _ALONE:
+    name, bound = method.name, registry.hook(case.method_spec, "RANKS")
+    if hardware.num_processes > 1 and bound == "alone":
         return "method.name", f"{name} chooses or draws by itself what it updates"
     if hardware.num_processes > 1 and getattr(method, "layerwise", False):
         return "method.name", f"{name} steps within the backward pass, before gradients are shared"
-    if hardware.strategy in _SPLITTING and name in _WHOLE_TENSORS:
+    if hardware.strategy in _SPLITTING and bound is not None:
         return "method.name", f"the optimizer of {name} reads whole gradients, and {hardware.strategy} splits them"
     return None
 

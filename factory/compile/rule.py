@@ -8,6 +8,7 @@ from types import ModuleType
 from factory import heads, registry
 from factory.architecture import Architecture, Shape, Traits, traits_of
 from factory.facts import Facts, ModelFacts
+from factory.line import name_of
 from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
 from factory.typed import plain, to_tree
@@ -70,7 +71,7 @@ class Case:
 
     def asked(self, key: str) -> bool:
         """Whether somebody set the key: its default is no wish."""
-        return any(text.lstrip("+").startswith(f"{key}=") for text in self.settings.overrides)
+        return key in map(name_of, self.settings.overrides)
 
     @property
     def device(self) -> str:

@@ -176,7 +176,7 @@ def _reference_is_past(case: Case) -> str | None:
     stage = case.settings.stage
     if case.settings.verb == "train":
         return None
-    if registry.hook(case.stage_spec, "rows_per_step"):
+    if registry.samples_answers(case.stage_spec):
         return f"what stage={stage.name} measures is scored beside the model that it trains"
     if not choices.needs_reference(case):
         return None

@@ -17,6 +17,7 @@ from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state
 from factory.plan import BYTES, Memory, Steps
 from factory.quantizers.spec import stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
+from factory.stages.rows import samples_answers
 
 READING = "reading"  # the moment before the first step, where it may be the highest
 
@@ -215,5 +216,5 @@ def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
         yield "GPUs"
     if steps.train.ranks.processes > 1:
         yield "several processes"
-    if "rollout_batch_size" in steps.train.own:
+    if samples_answers(steps.train):
         yield "rollouts"

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from factory import registry
 from factory.facts import Machine, Measured
 from factory.optimizers.spec import MULTIPLIES, STATES
 from factory.plan import Estimate, Span, Speed, Steps
 from factory.quantizers.spec import checkpoint_quantizer
+from factory.stages.rows import samples_answers
 
 # how many times slower or faster than what was measured a run may be (docs/measurements.md): the same model and method
 # again, another model with the same kind of step, another kind
@@ -83,7 +83,7 @@ def micro_batch(estimate: Estimate, steps: Steps) -> float:
 
 def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured, ...]) -> Speed | None:
     """Tokens a second, from what was measured there that is nearest; None where nothing was."""
-    if estimate.tokens_per_step == 0 or registry.hook(registry.spec("stages", steps.train.stage), "rows_per_step"):
+    if estimate.tokens_per_step == 0 or samples_answers(steps.train):
         return None  # answers are sampled, as long as they come
     like = Like(kind=kind(steps), work=work(estimate), micro_batch=micro_batch(estimate, steps))
     there = [found for found in measured if (found.device, found.precision) == (where, precision(steps))]

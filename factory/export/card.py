@@ -10,7 +10,7 @@ from factory.plan import Export, Plan, PlannedSource, read_plan
 from factory.run.folder import RunFolder, read_json
 from factory.typed import plain
 
-_TRAINING = ("stage", "learning_rate", "lr_scheduler", "optimizer", "batch_size", "gradient_accumulation_steps")
+_TRAINING = ("learning_rate", "lr_scheduler", "optimizer", "batch_size", "gradient_accumulation_steps")
 _FIGURES = ("perplexity_before", "perplexity", "bleu4", "rouge1", "rouge2", "rougeL", "exact_match", "loss", "reward")
 
 
@@ -37,7 +37,12 @@ def card(plan: Plan, base: str = "") -> str:
 
 def title(plan: Plan, made: Plan | None) -> str:
     model = (made or plan).options.get("model", "model")
-    return f"{model} {made.steps.attach.method} {made.steps.train.stage}" if made else model
+    return f"{model} {_named(made.steps.attach.method)} {_named(made.steps.train.stage)}" if made else model
+
+
+def _named(name: str) -> str:
+    """Of a method, a stage or a template: a file of the user's without its place, which is nobody's business."""
+    return Path(name).name
 
 
 def base_name(plan: Plan) -> str:
@@ -55,7 +60,7 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
     front: dict[str, Any] = {
         "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
         "pipeline_tag": "text-classification" if export.scores else "text-generation",
-        "tags": ["factory", *([made.steps.attach.method, made.steps.train.stage] if made else [])],
+        "tags": ["factory", *(map(_named, (made.steps.attach.method, made.steps.train.stage)) if made else ())],
     }
     if plan.steps.load.source == "hub":
         front["base_model"] = base
@@ -94,11 +99,12 @@ def _plan(made: Plan) -> str:
     rows = [
         ("plan", made.digest()),
         ("seed", str(made.seed)),
-        ("method", made.steps.attach.method),
+        ("method", _named(made.steps.attach.method)),
         ("trained parameters", f"{counted.trainable:,} of {counted.total:,}"),
         ("quantized base", f"{made.steps.quantize.bits} bits" if made.steps.quantize.bits else "no"),
-        ("chat template", made.steps.pack.template),
+        ("chat template", _named(made.steps.pack.template)),
         ("tokens a sequence", f"{made.steps.pack.max_length:,}"),
+        ("stage", _named(train.stage)),
         *((name.replace("_", " "), plain(getattr(train, name))) for name in _TRAINING),
         *((f"method.{name}", plain(value)) for name, value in made.steps.attach.settings.items() if _tells(value)),
     ]

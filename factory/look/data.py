@@ -253,7 +253,7 @@ def _recognised(columns: set[str], rows: list[Row], stage: str, tags: dict[str, 
     A stage that samples its own answers reads the prompts.
     """
     spec = registry.spec("stages", stage)
-    trains_each = spec.KIND == "messages" and registry.hook(spec, "new_tokens") is None
+    trains_each = spec.KIND == "messages" and not registry.samples_answers(spec)
     return (trains_each and formats.judged(columns, rows, tags)) or formats.recognise(columns, rows, spec.KIND, tags)
 
 

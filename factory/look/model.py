@@ -16,6 +16,7 @@ from factory import cache, heads, models, own_base, registry, schema
 from factory.architecture import FAMILIES, Shape, text_numbers
 from factory.architecture.positions import reach, scalings
 from factory.facts import AdapterFacts, ModelFacts
+from factory.hub import ID as HUB_ID
 from factory.hub import ask, lost
 from factory.look.walked import gguf_config, walked
 from factory.parsed import json_of
@@ -27,7 +28,6 @@ from factory.typed import Reader
 from factory.vocabulary import added_tokens, tokens_in
 
 _TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
 
 
@@ -60,7 +60,7 @@ def _found(model: schema.Model, *, training: bool) -> ModelFacts:
             tools=_renders_tools(_gguf_template(file)),
             tokens=int(numbers["vocab_size"]),  # a row for each token, which `load` checks
         )
-    no_hub_id = not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith(".")
+    no_hub_id = not HUB_ID.fullmatch(model.path) or model.path.startswith(".")
     if no_hub_id or path.exists() or model.path.endswith((".gguf", ".safetensors", ".json")):
         wrong = "it is a file, and no GGUF" if path.exists() else "there is no such folder or file"
         raise refuse("model-missing", f"model.path={model.path}", wrong)
@@ -266,7 +266,7 @@ def _base_kind(config: dict[str, Any], base: dict[str, Any] | None, run: Plan | 
         return None
     if base is None and run is not None:
         base = run.steps.load.config
-    if base is None and _HUB_ID.fullmatch(said) and (option := models.option_of(said)) is not None:
+    if base is None and HUB_ID.fullmatch(said) and (option := models.option_of(said)) is not None:
         base = models.numbers(option).get("architecture")
     kind = (base or {}).get("model_type")
     return kind if isinstance(kind, str) else None

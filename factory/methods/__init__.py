@@ -2,7 +2,7 @@
 
 A spec has `Settings`, `RULES`, `trainable(method, arch)` and
 `optimizer_bytes(method, optimizer, shapes, arch, size)`. Where it applies also (`registry.hook` finds it)
-- `notes(method, arch)` that the plan shows,
+- `notes(method, arch)` that the plan shows, and `shown(settings)`, those of its keys that it shows; else all,
 - `gradients(method, shapes, arch)`, elements, where not all of them are there at once,
 - `kept(method, shapes, arch, train)`, bytes of what gradients become as soon as they are whole, by tensor,
 - `copied(method, shapes, arch, mixed)`, elements, where weights stay in the frozen type and float32 copies are stepped,
@@ -10,9 +10,11 @@ A spec has `Settings`, `RULES`, `trainable(method, arch)` and
 - `starts_from_weights(method)` where a run has `initialize`,
 - `trains_over(method, library, bits)`, whether linear layers may stay quantized so; without it they may not at all,
 - `going_on(method, adapter)`, the settings with what a saved adapter's adapter_config.json says of its shapes,
-- `peft(method, arch)` of an adapter, what its adapter_config.json must say to go on from it, and
-- `ANY_ADAPTER` where a saved adapter is taken as it is, whichever method's, and
-- `saved(method, arch)`, its tensors as PEFT saves them, where these are not those of `trainable` under other names.
+- `peft(method, arch)` of an adapter, what its adapter_config.json must say to go on from it,
+- `ANY_ADAPTER` where a saved adapter is taken as it is, whichever method's,
+- `saved(method, arch)`, its tensors as PEFT saves them, where these are not those of `trainable` under other names, and
+- `RANKS` where several processes cannot share a run in every way: `whole` where its optimizer reads whole gradients,
+  which some strategies split, `alone` where it also chooses or draws by itself what it updates.
 
 A run has `attach(model, settings, plan, arch)` and `optimizer(model, settings, plan, arch)`, and where it applies
 - `begin_step(optimizer, settings, step, total)` where what trains changes from step to step,

@@ -20,6 +20,7 @@ from factory.plan import Plan
 from factory.preview import samples
 from factory.preview.samples import Dropped, Origin, Preview
 from factory.preview.samples import Reader as Tokens
+from factory.stages.rows import samples_answers
 from factory.steps.align import Aligned, aligned
 from factory.steps.feed import total_steps
 from factory.steps.pack import Dataset, packed
@@ -36,7 +37,7 @@ def preview(plan: Plan, rows: int, progress: Progress) -> Preview:
     data = {name: value for name, value in dataset.counts.items() if name != "dropped_rows"}
     return Preview(
         settings=_settings(plan),
-        data=data | {"trained_tokens": 0} if _sampled(plan) else data,
+        data=data | {"trained_tokens": 0} if samples_answers(plan.steps.train) else data,
         dropped=tuple(_of_sources(dataset.counts)),
         lengths=samples.lengths(_lengths(prepared), plan.steps.pack.max_length),
         sequences=len(dataset.train),
@@ -107,7 +108,7 @@ _TRAINED: dict[Kind, str] = {
 
 def _loss(plan: Plan) -> str:
     pack, kind = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND
-    if _sampled(plan):
+    if samples_answers(plan.steps.train):
         return "on answers that are sampled while it trains; the rows give their prompts"
     trained = _TRAINED[kind]
     if kind == "messages":
@@ -117,13 +118,9 @@ def _loss(plan: Plan) -> str:
     return f"on {trained}; packed{', documents isolated' if pack.isolate_documents else ''}"
 
 
-def _sampled(plan: Plan) -> bool:
-    return registry.hook(registry.spec("stages", plan.steps.train.stage), "new_tokens") is not None
-
-
 def _seen(plan: Plan, found: Sample, origins: list[Origin]) -> tuple[Sample, list[Origin]]:
     """Of a row whose answer is sampled the prompt alone is of use, and nothing of it is trained."""
-    if not _sampled(plan) or not isinstance(found, Example):
+    if not samples_answers(plan.steps.train) or not isinstance(found, Example):
         return found, origins
     ids = found.ids[: found.prompt]
     return replace(found, ids=ids, labels=[IGNORED] * len(ids), weights=None), [replace(origins[0], size=len(ids))]

@@ -10,6 +10,7 @@ from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.plan import BYTES, Dtype
 from factory.rewards import spec as rewards
+from factory.stages.rm.spec import SCORE
 from factory.typed import key
 
 
@@ -184,9 +185,9 @@ def _reward_fits(case: Case) -> str | None:
     reward = case.facts.reward
     if reward is None:
         return None
-    score = reward.heads.get("score_head.weight")
+    score = reward.heads.get(SCORE)
     if score is None:
-        return "there is no score_head.safetensors in it"
+        return f"there is no {heads.file_of(SCORE)} in it"
     if reward.adapter is not None and score != (1, heads.width(case.arch)):
         return f"its score head reads {score[-1]} numbers of a token, this model has {heads.width(case.arch)}"
     rows = None if reward.config is None else reward.config.get("vocab_size")

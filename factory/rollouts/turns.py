@@ -15,11 +15,10 @@ from factory.rewards import Reward
 from factory.rollouts.rolled import Rolled, parts, roll
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.feed import autocast
 from factory.steps.kernels import without_dropout
 from factory.steps.pack import Dataset
-
-_RATIO_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's may differ by
 
 
 def asked(run: Run, dataset: Dataset, step: int) -> list[Example]:
@@ -78,7 +77,7 @@ def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
     with autocast(run.plan):
         again, _ = sampled_log_probs(model, batch, train.own["temperature"])
     apart = float((again.detach() - rolled.log_probs[rows][rolled.mask[rows]]).abs().max())
-    allowed = _RATIO_ROUNDING[precision(run.plan.steps)]
+    allowed = TOKEN_ROUNDING[precision(run.plan.steps)]
     run.check("ratio_is_one", apart <= allowed, f"before the first update a token's log-ratio is {apart:.2g} at most")
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
 
+from factory import registry
+from factory.heads import writes
 from factory.line import name_of, said_by
 from factory.plan import Plan, PlannedSource
 from factory.run.folder import RunFolder
@@ -12,7 +14,6 @@ from factory.saved import chats
 from factory.tracking.spec import shows
 from factory.words import program
 
-_ANSWERS = ("sft", "dpo", "kto", "orpo", "ppo", "grpo")  # stages whose model one talks to
 _OF_THE_METHOD = ("method", "method.*")
 _OF_THE_ROWS = ("data", "data.path", "data.names", "data.sources*", "data.validation")
 _PACKAGE = Path(__file__).parents[1]
@@ -29,7 +30,8 @@ def next_commands(plan: Plan, folder: RunFolder) -> str:
 def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     factory, run = program("factory"), shlex.quote(str(folder.path))
     method = "lora" if plan.steps.attach.method in plan.own else plan.steps.attach.method
-    if plan.steps.train.stage in _ANSWERS:
+    stage = plan.steps.train.stage
+    if writes(stage) and registry.spec("stages", stage).KIND != "text":
         yield f"{factory} chat run={run}", "talk to it"
     yield f"{factory} export run={run} export.dir={shlex.quote(f'exports/{folder.path.name}')}", "for other programs"
     if (shown := shows(plan.tracking, folder.path)) is not None:

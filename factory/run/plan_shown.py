@@ -8,10 +8,11 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from factory import registry
-from factory.plan import Estimate, Evaluate, Export, Memory, Plan, PlannedSource
+from factory.plan import MEMORY_PARTS, Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
+from factory.stages.rows import samples_answers, unit
 from factory.words import between, counted, duration, rate, size
 
 _NAMED = 8  # modules that a plan names
@@ -28,7 +29,6 @@ _REFERENCES = {
     "weights": "the weights as they are read",
 }
 # of `plan.Memory`, as a person reads them
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
 _INSTANTS = {
     "reading": "reading the weights",
     "forward": "the forward pass",
@@ -109,7 +109,7 @@ def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
     yield "memory", f"about {size(memory.total)}{room}; most in {_peak(memory)}"
     if memory.capacity is None:
         yield "", "[dim]no such card is here: hardware.memory=80GB, or what it has, tells whether that fits[/dim]"
-    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in _PARTS if getattr(memory, name))
+    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in MEMORY_PARTS if getattr(memory, name))
     yield "", f"[dim]{parts}[/dim]"
     if memory.uncalibrated:
         yield "", f"[dim]rough: never measured with {', '.join(memory.uncalibrated)}[/dim]"
@@ -140,7 +140,7 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     train, steps = plan.steps.train, plan.estimate.steps
     count = counted(steps.low, "step") if steps.low == steps.high else f"{steps} steps"
     rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
-    what = "sampled answers" if "rollout_batch_size" in train.own else "sequences"
+    what = "sampled answers" if samples_answers(train) else "sequences"
     yield (
         "train",
         f"{train.stage}  {count} of {rows} {what}, {train.optimizer}, "
@@ -157,8 +157,7 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
     train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
-    whole = registry.hook(stage, "UNIT", "tokens") == "samples"
-    measured = registry.hook(stage, "MEASURES", "loss and rewards" if whole else "perplexity")
+    measured = registry.hook(stage, "MEASURES", "perplexity" if unit(train) == "tokens" else "loss and rewards")
     whose = WHOSE[plan.steps.evaluate.rows]
     if not plan.steps.evaluate.perplexity:
         yield "evaluate", f"no {measured}"

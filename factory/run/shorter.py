@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from factory import registry
 from factory.execute.report import errors, memory_as_estimated, rows_told
 from factory.plan import Plan
 from factory.refusal import UserError
 from factory.run.advice import Anew
+from factory.stages.rows import sequences
 
 
 def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str, Any]:
@@ -27,8 +27,7 @@ def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[
     estimate = made.estimate
     rows = {"longest_row": longest, "bytes": estimate.memory.total}
     if pack.padding_free:  # `longest` is no row's length then, but a mean
-        sequences = registry.hook(registry.spec("stages", plan.steps.train.stage), "SEQUENCES", 1)
-        rows["batch_tokens"] = longest * plan.steps.train.batch_size * sequences
+        rows["batch_tokens"] = longest * plan.steps.train.batch_size * sequences(plan.steps.train)
     checks = memory_as_estimated(memory, estimate.memory.total, rows_told(rows))
     memory_error = errors(estimate, memory, None)
     return {

@@ -17,8 +17,9 @@ One whose answers are sampled (`factory.rollouts`) also has `rows_per_step(own)`
 `reads_reference(own)`, `rollout_bytes(own, arch, dtype, prompt)` and `reward_bytes(case, trained, frozen)`.
 
 A run has `loss(model, batch, own) -> Loss`, `own` being the stage's own keys; and `prepare(model, own)` where these
-change the model. One whose batches are not the data's own has `source(run, model, dataset, reward, first, last,
-position)`, an iterator of `steps.feed.Turn`; `attach(run, model)`, which adds frozen tensors beside the trained; and
-`measure(run, model, dataset, reward, name)`, the figures of the held-out rows.
+change the model; where pairs are scored, `scores(model, batch)`, a number for each answer. One whose batches are not
+the data's own has `source(run, model, dataset, reward, first, last, position)`, an iterator of `steps.feed.Turn`;
+`attach(run, model)`, which adds frozen tensors beside the trained; and `measure(run, model, dataset, reward, name)`,
+the figures of the held-out rows.
 A stage with a spec alone can be planned and is refused by `train`.
 """

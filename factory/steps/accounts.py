@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from factory import schedules
 from factory.data.batches import order
 from factory.data.dataset import Dataset as Rows
 from factory.execute.context import Run
-from factory.stages.rows import rows_per_step
+from factory.stages.rows import rows_per_step, samples_answers
 from factory.steps.pack import Dataset, rows_accounted
 
 
@@ -25,9 +26,8 @@ def tokens_planned(run: Run, dataset: Dataset, steps: int) -> int | None:
     None where they are not known beforehand: of a stream, and of answers that are sampled.
     """
     plan = run.plan.steps.train
-    if not isinstance(dataset.train, Rows) or "rollout_batch_size" in plan.own:
+    if not isinstance(dataset.train, Rows) or samples_answers(plan):
         return None
     lengths, size = dataset.train.lengths, rows_per_step(plan)
-    per_epoch = -(-len(lengths) // size)
-    epochs, rest = divmod(steps, per_epoch)
+    epochs, rest = divmod(steps, schedules.steps_per_epoch(len(lengths), size, 1))
     return epochs * int(lengths.sum()) + int(lengths[order(len(lengths), run.plan.seed, epochs)[: rest * size]].sum())

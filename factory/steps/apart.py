@@ -10,7 +10,7 @@ from factory.execute.context import Run
 from factory.own_base import OwnBase
 from factory.refusal import refuse
 from factory.steps.attach import attach
-from factory.steps.evaluate import HEAD_ROUNDING
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.proofs import moved, token_losses
 
 # mean nats a token that another base may move the losses by, by the bits of the run's own: a guard against what is
@@ -38,7 +38,7 @@ def merged(run: Run, model: Any) -> str:
     if (quantization.method, quantization.bits) == _IN_INTEGERS:
         found, allowed = apart["mean_nats"], _PUBLISHED[8]
     elif own.computed_in == "float32":
-        found, allowed = apart["most_nats"], HEAD_ROUNDING["float32"]
+        found, allowed = apart["most_nats"], TOKEN_ROUNDING["float32"]
     else:
         found, allowed = apart["mean_nats"], _IN_16_BITS
     detail = (

@@ -13,8 +13,9 @@ from factory.optimizers.run import divides_gradients, make_states
 from factory.optimizers.several import Hooked
 from factory.schema import Strategy
 from factory.stages.loss import Watched
+from factory.stages.rows import unit
 from factory.steps.attach import method_settings
-from factory.steps.feed import autocast, unit
+from factory.steps.feed import autocast
 
 # the engine of each strategy, as module:class: imported when it is built
 _ENGINES: dict[Strategy, str] = {
@@ -95,7 +96,7 @@ class Engine:
         import torch
 
         total, watched = torch.zeros((), device=self._run.plan.steps.load.device), Watched()
-        units = step.trained if unit(self._run.plan) == "tokens" else step.samples
+        units = step.trained if unit(self._plan) == "tokens" else step.samples
         for number, batch in enumerate(step.batches, start=1):
             counted, last = number <= len(step.batches) - step.idle, number == len(step.batches)
             loss, metrics = self._pass(batch, units, counted=counted, last=last)

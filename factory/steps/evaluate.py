@@ -19,14 +19,15 @@ from factory.execute.context import Run
 from factory.heads import writes
 from factory.refusal import refuse
 from factory.stages.loss import Watched, over_ranks
-from factory.steps.feed import autocast, collating, unit
+from factory.stages.rows import unit
+from factory.steps.feed import autocast, collating
 from factory.steps.isolation import check_isolation
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 
 Item = TypeVar("Item")
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
-HEAD_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
+TOKEN_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
 
 
 def before(
@@ -106,7 +107,7 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     Over all their trained tokens, with its exponential, the perplexity; of a stage that judges whole answers over the
     rows.
     """
-    if unit(run.plan) == "tokens":
+    if unit(run.plan.steps.train) == "tokens":
         loss = _of_tokens(run, model, dataset, name)
         return {"loss": loss, "perplexity": _exp(loss)}
     plan, of = run.plan.steps.train, None if reference is None else reference.of
@@ -221,5 +222,5 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     tokens = torch.tensor([ids], device=plan.load.device)
     with torch.no_grad(), autocast(run.plan):
         apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
-    allowed = HEAD_ROUNDING[precision(plan)]
+    allowed = TOKEN_ROUNDING[precision(plan)]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from factory import own_base
+from factory import heads, own_base
 from factory.execute.checkpoint import save_tokenizer
 from factory.execute.context import Run
 from factory.export import card, hub, modelfile
@@ -14,11 +14,12 @@ from factory.export.folder import forget_the_dead, in_place
 from factory.export.tokens import tokens
 from factory.refusal import refuse
 from factory.run.folder import base_config
+from factory.stages.rm.spec import SCORE
 from factory.steps import apart as far
-from factory.steps.evaluate import HEAD_ROUNDING
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.load import PROCESSOR_FILES
 from factory.steps.proofs import UNMERGEABLE, moved, said, token_losses
-from factory.steps.written import SCORE, Merged, Ready, as_gguf, as_hf, cast, classifier_class
+from factory.steps.written import Merged, Ready, as_gguf, as_hf, cast, classifier_class
 
 _MARK = "Qanswer0"
 
@@ -60,17 +61,17 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
         return {"merged": Merged(model, ids)}
     setting = f"model.adapter={run.plan.steps.load.adapter}"
     before = token_losses(run, model, ids, mixed=False)
-    head = dict(model.named_children()).get(SCORE)  # of the wrapper, which goes
+    head = dict(model.named_children()).get(heads.module_of(SCORE))  # of the wrapper, which goes
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except UNMERGEABLE as error:
         raise refuse("merge-differs", setting, f"it cannot be merged ({said(error).rstrip('.')})") from error
     differ = moved(token_losses(run, whole, ids, mixed=False), before)["most_nats"]
     detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
-    if not differ <= HEAD_ROUNDING["float32"]:
+    if not differ <= TOKEN_ROUNDING["float32"]:
         raise refuse("merge-differs", setting, detail)
     if head is not None:
-        whole.add_module(SCORE, head)
+        whole.add_module(heads.module_of(SCORE), head)
     run.check("merge", True, detail)
     return {"merged": Merged(whole, ids, far.merged(run, whole))}
 

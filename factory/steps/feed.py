@@ -11,7 +11,6 @@ from factory.ahead import card
 from factory.data import batches, stream
 from factory.execute.context import Run
 from factory.plan import Plan, Train
-from factory.stages.loss import Unit
 from factory.stages.rows import rows_per_step
 from factory.steps.pack import Dataset
 
@@ -120,13 +119,3 @@ def of_all(run: Run, step: batches.Step) -> batches.Step:
         return step
     tokens, trained, samples = run.world.sums(step.tokens, step.trained, step.samples)
     return replace(step, tokens=int(tokens), trained=trained, samples=int(samples))
-
-
-def sequences(plan: Plan) -> int:
-    """That a sample of the stage is trained as."""
-    return registry.hook(registry.spec("stages", plan.steps.train.stage), "SEQUENCES", 1)
-
-
-def unit(plan: Plan) -> Unit:
-    """What the stage's loss is the mean over."""
-    return registry.hook(registry.spec("stages", plan.steps.train.stage), "UNIT", "tokens")

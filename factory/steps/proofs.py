@@ -13,16 +13,17 @@ from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
-from factory import heads, own_base, registry, saved_adapter
+from factory import heads, own_base, saved_adapter
 from factory.architecture import Architecture, Shape
 from factory.estimate.speed import precision
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.run.folder import MANIFEST, base_config, read_json
+from factory.stages.rows import samples_answers
 from factory.steps import source
 from factory.steps.attach import has_own_base, read_base, starts_from_weights, taking_out
-from factory.steps.evaluate import HEAD_ROUNDING
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.feed import autocast, feed
 from factory.steps.kernels import replace_kernels, replace_linears
 from factory.steps.pack import Dataset
@@ -158,7 +159,7 @@ _REFERENCE_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}
 
 def _reference_losses(run: Run, model: Any, dataset: Dataset) -> list[float]:
     """By the frozen weights in the reference's role; nothing of a stage that reads none there."""
-    if not hasattr(registry.spec("stages", run.plan.steps.train.stage), "reads_reference"):
+    if not samples_answers(run.plan.steps.train):
         return []
     from factory.rollouts import roles
 
@@ -297,7 +298,7 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
     detail = f"losses of single tokens differ by {apart:.2g} nats {how}"
     if same:
         detail = f"{len(same) - len(wrong)} of {len(same)} trained tensors are the same, {detail}"
-    return not wrong and apart <= HEAD_ROUNDING[precision(run.plan.steps)], detail + _named(wrong)
+    return not wrong and apart <= TOKEN_ROUNDING[precision(run.plan.steps)], detail + _named(wrong)
 
 
 def _are_rounded(run: Run, model: Any) -> bool:

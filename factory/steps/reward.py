@@ -3,11 +3,12 @@
 from typing import Any
 
 from factory.execute.context import Run
+from factory.stages.rows import samples_answers
 
 
 def reward(run: Run, tokenizer: Any) -> dict[str, Any]:
     """None where the stage's answers are the data's."""
-    if "rollout_batch_size" not in run.plan.steps.train.own:
+    if not samples_answers(run.plan.steps.train):
         return {"reward": None}
     from factory.rewards.source import reward
 

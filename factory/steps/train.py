@@ -16,13 +16,13 @@ from factory.execute.context import Interrupted, Run, age_of_command
 from factory.plan import Train
 from factory.refusal import refuse
 from factory.stages.loss import Watched
-from factory.stages.rows import rows_per_step
+from factory.stages.rows import rows_per_step, sequences
 from factory.steps.accounts import check_tokens
 from factory.steps.best import Best
 from factory.steps.engine import Engine
 from factory.steps.engine import engine as engine_of
 from factory.steps.evaluate import held_out
-from factory.steps.feed import Turn, sequences, total_steps, turns
+from factory.steps.feed import Turn, total_steps, turns
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 from factory.steps.save import save_model, settle
@@ -215,7 +215,7 @@ def _add(loop: Loop, turn: Turn) -> None:
     state.tokens += turn.tokens
     shapes = (batches.read(batch).shape for update in turn.updates for batch in update.batches)
     # that share what is one row then
-    rows = loop.plan.batch_size * sequences(loop.run.plan) if loop.run.plan.steps.pack.padding_free else 1
+    rows = loop.plan.batch_size * sequences(loop.plan) if loop.run.plan.steps.pack.padding_free else 1
     state.longest = max(state.longest, *(ceil(length / rows) for _, length in shapes), 0)
     state.position = turn.position
 

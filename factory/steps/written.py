@@ -16,13 +16,13 @@ from factory.export import card, gguf, spec
 from factory.export.tokens import Tokens
 from factory.refusal import refuse
 from factory.schema import Quantization
-from factory.steps.evaluate import HEAD_ROUNDING
+from factory.stages.rm.spec import SCORE
+from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.proofs import moved, token_losses
 from factory.steps.quantize import held, keep_gradients
 from factory.steps.save import say_dtype
 from factory.steps.walk import model_class, multimodal, outside_linears
 
-SCORE = "score_head"
 # mean nats a token that a type of so many bits may move the losses by; a guard against files that are wrong, not a
 # measure of how good a type is (docs/measurements.md has that)
 _ALLOWED = {"q8_0": 0.1, "int8": 0.3, "q5_1": 0.5, "q5_0": 0.5}
@@ -136,7 +136,7 @@ def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str)
     differ = moved(ours, theirs)["most_nats"]
     what = "scores" if run.plan.exported.scores else "losses of single tokens"
     detail = f"read anew, {what} differ by {differ:.2g} at most"
-    if not differ <= HEAD_ROUNDING[dtype]:
+    if not differ <= TOKEN_ROUNDING[dtype]:
         raise refuse("export-unfit", f"export.format={run.plan.exported.format}", detail, fix=_REPORT)
     run.check("written", True, detail)
 
@@ -225,7 +225,7 @@ def _classifier(model: Any, tokenizer: Any) -> Any:
         made = classifier_class(config).from_config(config)
     inner = getattr(model, model.base_model_prefix)
     setattr(made, made.base_model_prefix, inner)
-    made.score.weight = torch.nn.Parameter(model.get_parameter(f"{SCORE}.weight").detach())
+    made.score.weight = torch.nn.Parameter(model.get_parameter(SCORE).detach())
     made.config.architectures = [type(made).__name__]
     left = [name for name, value in made.named_parameters() if value.is_meta]
     assert not left, left
@@ -253,7 +253,7 @@ def as_gguf(
     again = _read_gguf(run, file, config)
     told = moved(token_losses(run, again, merged.ids, mixed=False), expected)
     if plan.quantization is None:
-        allowed, found = HEAD_ROUNDING[plan.dtype or "float16"], told["most_nats"]
+        allowed, found = TOKEN_ROUNDING[plan.dtype or "float16"], told["most_nats"]
     else:
         allowed, found = _ALLOWED.get(plan.quantization, _ALLOWED_4_BITS), told["mean_nats"]
     detail = f"read anew, losses of single tokens differ by {told['mean_nats']:.2g} nats on average"

@@ -83,7 +83,7 @@ def has_wandb_key(server: str | None) -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     address = server or os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    host = re.sub(r"https?://|[/:].*", "", re.sub(r"^https?://", "", address))
+    host = re.sub(r"^https?://|[/:].*", "", address)
     file = Path(os.environ.get("NETRC") or "~/.netrc")
     try:
         return netrc(os.path.expanduser(file)).authenticators(host) is not None  # noqa: PTH111  as in wandb

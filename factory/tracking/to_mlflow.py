@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from factory import registry
 from factory.execute.report import as_json
 from factory.plan import Plan
 from factory.redact import redacted, without_secrets
 from factory.run.folder import RunFolder
 from factory.schema import Tracking
 from factory.stages.loss import Unit
+from factory.stages.rows import unit
 from factory.tracking.ledger import Ledger, whole_lines
 from factory.typed import plain, to_tree
 
@@ -89,8 +89,7 @@ class MlflowSink:
         if report is not None:
             self._result(without_secrets(report))
         if lines := whole_lines(self._folder.metrics):
-            unit = registry.hook(registry.spec("stages", self._plan.steps.train.stage), "UNIT", "tokens")
-            self._client.log_figure(self._run_id, loss_figure(lines, unit), "loss.png")
+            self._client.log_figure(self._run_id, loss_figure(lines, unit(self._plan.steps.train)), "loss.png")
         for path, where in ((self._folder.log, ""), (self._folder.model / "README.md", "model_card")):
             if path.is_file():
                 self._client.log_text(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from factory import compose, settings
 from factory.compose.calling import hydra_main
+from factory.line import group_of, name_of
 from factory.redact import redacted
 from factory.refusal import UserError, refuse
 
@@ -36,14 +37,14 @@ def parsed(arguments: list[str], many: str | None = None, rule: str = "plan-of-a
 def refuse_unread(line: compose.CommandLine, verb: str) -> None:
     """The keys of what another verb prints: this one would not look at them."""
     for text in line.overrides:
-        group = text.lstrip("+").partition("=")[0].partition(".")[0]
+        group = group_of(text)
         if group in OWN and verb not in OWN[group]:
             shown = text if group not in ("serve", "board") else text.partition("=")[0]  # which may be a secret
             wrong = f"`factory {verb}` does not read it"
             raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(OWN[group]))
         if group == "sweep" and not line.multirun:
             raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
-        if text.lstrip("+").startswith("run=") and verb not in READ_RUNS:
+        if name_of(text) == "run" and verb not in READ_RUNS:
             raise refuse("run-unread", text, f"`factory {verb}` does not read it", run=text.partition("=")[2] or "RUN")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from factory import compose, diff
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
+from factory.line import name_of
 from factory.plan import Plan, to_json, to_yaml
 from factory.refusal import UserError, refuse
 from factory.run.advice import cheapest
@@ -96,7 +97,7 @@ def _plan_recipe(line: compose.CommandLine) -> int:
 
 
 def _of_plan(override: str) -> bool:
-    return override.lstrip("+").startswith("plan.")
+    return name_of(override).startswith("plan.")
 
 
 def _without_form(line: compose.CommandLine) -> tuple[compose.CommandLine, str]:

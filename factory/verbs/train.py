@@ -13,6 +13,7 @@ from factory import compose, schema
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
 from factory.execute.verify import verify
+from factory.line import name_of
 from factory.look.machine import look_at_machine
 from factory.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
 from factory.ranks.outer import refuse_outer, run_as_rank
@@ -80,7 +81,7 @@ def _sweep(line: compose.CommandLine) -> int:
 
 def of_sweep(line: compose.CommandLine) -> tuple[compose.CommandLine, schema.Sweep]:
     """The keys of the sweep itself, taken from the line. Raises UserError."""
-    own = [text for text in line.overrides if text.lstrip("+").startswith("sweep.")]
+    own = [text for text in line.overrides if name_of(text).startswith("sweep.")]
     kept = tuple(text for text in line.overrides if text not in own)
     return replace(line, overrides=kept), settings_of(own).sweep
 
@@ -122,7 +123,7 @@ def done_once(composed: compose.Composed, verb: Verb) -> int:
 
 
 def _names_a_folder(line: compose.CommandLine) -> bool:
-    return any(text.lstrip("+").startswith("hydra.run.dir=") for text in line.overrides)
+    return any(name_of(text) == "hydra.run.dir" for text in line.overrides)
 
 
 def in_a_folder(line: compose.CommandLine, composed: compose.Composed) -> compose.Composed:
@@ -177,7 +178,7 @@ def _replay(arguments: list[str]) -> int:
 
 
 def _of_tracking(text: str) -> bool:
-    key = text.lstrip("+").partition("=")[0]
+    key = name_of(text)
     return key == "tracking" or (key.startswith("tracking.") and key != "tracking.parent_run")
 
 
@@ -187,9 +188,9 @@ def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
         return {}
     chosen = to_tree(settings_of(texts).tracking)
     del chosen["parent_run"]
-    if any(text.lstrip("+").startswith("tracking=") for text in texts):
+    if "tracking" in map(name_of, texts):
         return chosen
-    return {name: chosen[name] for name in (text.partition("=")[0].split(".")[1] for text in texts)}
+    return {name: chosen[name] for name in (name_of(text).split(".")[1] for text in texts)}
 
 
 def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | None) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from factory import compose, settings
 from factory.anew import compiled
+from factory.line import name_of
 from factory.plan import Plan, Verb
 from factory.untrained import exported, untrained
 from factory.verbs import parsed, refuse_unread, settings_of
@@ -37,7 +38,7 @@ def chat(arguments: list[str]) -> int:
     if (line := parsed(arguments, "one `factory chat` runs at a time")) is None:
         return 0
     own = asked.taken_apart("chat", line.overrides)
-    compared = [text for text in own.overrides if text.lstrip("+").startswith("chat.compare=")]
+    compared = [text for text in own.overrides if name_of(text) == "chat.compare"]
     chosen = settings_of(compared).chat.compare if compared else ()
     sides = asked.sides(asked.named_run(own), chosen)
     made = [to_write("chat", line, own, side) for side in sides]

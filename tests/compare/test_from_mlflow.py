@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import side_by_side
@@ -87,7 +86,7 @@ def test_a_lost_server_is_said(tracking: Tracking, monkeypatch: pytest.MonkeyPat
         runs(replace(tracking, uri="http://127.0.0.1:9"), "experiment=tried")
 
 
-def test_a_folder_is_known_by_its_run_not_by_its_name(tracking: Tracking, tmp_path: Path) -> None:
+def test_a_folder_is_known_by_its_run_not_by_its_name(tracking: Tracking) -> None:
     """Another run in the folder that MLflow names is not taken for it."""
     client, experiment = connect(tracking)
     (other,) = client.search_runs([experiment], "tags.method = 'oft'")

@@ -15,7 +15,7 @@ from families import KINDS, built_of, roomy
 
 import factory
 from factory import own_base, registry
-from factory.compile import ranks, writing
+from factory.compile import writing
 from factory.compile.rules import rules_for
 from factory.facts import Gpu
 from factory.look import machine as look
@@ -754,6 +754,8 @@ TABLE = (
     row("offload-useless", "{gpus} {ddp} {offload}", on_gpus("{gpus} {zero2} {offload}"), machine=GPUS),
     row("deepspeed-missing", "{zero2}", compiles("{zero2}"), machine=without("deepspeed")),
     row("ranks-of-a-stream", "{stream} {ddp}", "{stream}"),
+    row("stage-of-one-process", "{ddp} stage=ppo {scored}", compiles("stage=ppo {scored}")),
+    row("stage-of-one-process", "{ddp} {groups} {scored}", compiles("{groups} {scored}")),
     row("method-of-ranks", "{ddp} method=apollo method.rank=8", compiles("{ddp} method=galore method.rank=8")),
     row("method-of-ranks", "{ddp} method=badam", compiles("{ddp} method=freeze {one}")),
     row("method-of-ranks", "{ddp} method=full {layerwise} {free}", compiles("{ddp} method=full {free}")),
@@ -827,9 +829,8 @@ WORDS = {
 }
 
 
-# no stage has a spec alone at present, and none is of one process; of the hub: tests/look/test_look.py; of a method of
-# one's own: tests/test_own.py
-PRETENDED = {"stage-not-there", "stage-of-one-process", "evaluate-reference", "hub-unreachable"}  # each tested apart
+# no stage has a spec alone at present; of the hub: tests/look/test_look.py; of a method of one's own: tests/test_own.py
+PRETENDED = {"stage-not-there", "evaluate-reference", "hub-unreachable"}  # each tested apart
 PRETENDED |= {"method-trains-nothing"}
 PRETENDED |= {rule.id for rule in writing.RULES}  # of chat and serve: tests/inference/test_writing_asked.py
 
@@ -858,13 +859,28 @@ def test_a_stage_with_a_spec_alone_is_planned_and_not_trained(
     assert [text.partition(" ")[0] for text in plan.warnings] == ["[stage-not-there]"]
 
 
-def test_a_stage_that_rolls_out_is_of_one_process(
-    tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rule", "asked", "text"),
+    [
+        (
+            "stage-of-one-process",
+            ("stage=grpo", "stage.name=mine.py", "stage.reward=mine:scored"),
+            "from factory.stages.grpo.spec import *\ndef loss(model, batch, own): ...\ndef scored(answers): ...",
+        ),
+        (
+            "method-of-ranks",
+            ("method=badam", "method.name=mine.py"),
+            "from factory.methods.badam.spec import *\ndef attach(*_): ...\ndef optimizer(*_): ...",
+        ),
+    ],
+)
+def test_what_one_process_must_do_is_known_of_files_of_the_users_too(
+    rule: str, asked: tuple[str, ...], text: str, tiny_model: Path, here: Path
 ) -> None:
-    base = (*BASE, f"model.path={tiny_model}", "hardware.num_processes=2", "hardware.strategy=ddp")
-    monkeypatch.setattr(ranks, "STAGES_ALONE", ("dpo",))
+    (here / "mine.py").write_text(text)
+    base = (*BASE, f"model.path={tiny_model}", *asked)
     assert not refusals(*base)
-    assert [refusal.rule for refusal in refusals(*base, "stage=dpo")] == ["stage-of-one-process"]
+    assert [found.rule for found in refusals(*base, "hardware.num_processes=2", "hardware.strategy=ddp")] == [rule]
 
 
 @pytest.fixture(scope="session")

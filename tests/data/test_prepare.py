@@ -234,7 +234,7 @@ def test_the_key_is_of_the_tokenizer_the_settings_and_the_code(monkeypatch: pyte
     assert prepare.key(source, made, None, 0) != before
 
 
-def test_what_ends_in_the_middle_leaves_nothing(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_in_the_middle_leaves_nothing(tmp_path: Path, kept: Path) -> None:
     source = written(tmp_path / "rows.jsonl", questions(2100))
     calls = 0
 

@@ -167,7 +167,7 @@ def test_an_argument_that_nothing_reads(command: Any) -> None:
         assert (said.code, said.rules) == (2, ["doctor-key"])
 
 
-def test_the_text_tells_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_tells_what_to_do() -> None:
     def broken() -> Iterator[doctor.Line]:
         yield doctor.Line(part="p", name="first", status="ok", says="fine")
         raise OSError("no such thing\nand more")

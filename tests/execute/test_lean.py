@@ -99,7 +99,7 @@ def test_who_talks_imports_what_its_model_needs(
     assert talked(f"model.path={tiny_model} {overrides}", *ASKED) == needed
 
 
-def test_two_models_have_what_either_needs(execute: Callable[..., Any], tiny_model: Path) -> None:
+def test_two_models_have_what_either_needs(execute: Callable[..., Any]) -> None:
     short = ("stage.max_steps=1", "data.max_samples=12")
     execute("method=qlora", *short, folder="four")
     execute("method=lora", *short, folder="whole")

@@ -92,7 +92,7 @@ def test_scaled_positions_are_in_the_file(here: Path) -> None:
             assert read.fields["llama.rope.scaling.original_context_length"].contents() == 64
 
 
-def test_rows_that_no_token_has_are_named(tiny_model: Path) -> None:
+def test_rows_that_no_token_has_are_named() -> None:
     found = tokens(tiny.tokenizer(), 515)
     assert found.texts[512:] == ("[PAD512]", "[PAD513]", "[PAD514]") and found.types[512:] == (5, 5, 5)
 

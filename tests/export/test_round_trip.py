@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from exporting import SHORT, exported, files, losses
+from exporting import SHORT, exported, files, losses, planned
 from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
 from factory.execute.report import as_json, write_report
+from factory.export import card
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 
@@ -83,8 +84,17 @@ def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
         "tokenizer.json",
     }
     assert files("gguf") == {"README.md", "export.json", "Modelfile", "model.gguf"}
-    card = (here / "hf" / "README.md").read_text()
-    assert all(word in card for word in ("messages.jsonl", "final_loss", "| method | lora |")) and str(here) not in card
+    told = (here / "hf" / "README.md").read_text()
+    assert all(word in told for word in ("messages.jsonl", "final_loss", "| method | lora |")) and str(here) not in told
+
+
+def test_a_card_has_no_path_of_ones_own_files(execute: Execute, here: Path) -> None:
+    full = "from factory.methods.full.spec import *\nfrom factory.methods.full.run import attach, optimizer"
+    (here / "norms.py").write_text(full)
+    (here / "calm.yaml").write_text("source: us\nlike: chatml")
+    execute("method=full", f"method.name={here}/norms.py", f"model.template={here}/calm.yaml", *SHORT)
+    told = card.card(planned("run=run", "export.dir=out"))
+    assert str(here) not in told and all(f" {name} " in told for name in ("norms.py", "calm.yaml"))
 
 
 def _apart(method: str, execute: Execute, *words: str) -> float:

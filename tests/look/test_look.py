@@ -463,7 +463,7 @@ def test_amd_cards_can_be_hidden(name: str, rocm: Path, monkeypatch: pytest.Monk
     assert len(look.look_at_machine().gpus) == 2
 
 
-def test_without_the_driver_or_a_torch_for_it_there_is_no_amd_card(rocm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_driver_or_a_torch_for_it_there_is_no_amd_card(rocm: Path) -> None:
     (rocm / "nodes/2/properties").unlink()  # as of a card that a container's rules hide
     assert [gpu.name for gpu in look.look_at_machine().gpus] == ["AMD gfx1030"]
     (rocm / "torch" / "version.py").write_text("hip: Optional[str] = None\n")

@@ -37,7 +37,7 @@ def test_they_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
-def test_a_cache_without_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_without_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made there, they could not be loaded."""
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
     assert "noexec): set FACTORY_CACHE to another folder" in str(build.why_not())

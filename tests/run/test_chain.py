@@ -120,7 +120,7 @@ def test_where_one_run_is_wanted_a_recipe_of_several_is_refused(verb: list[str],
     assert (said.code, said.rules) == (2, ["recipe-of-runs"])
 
 
-def test_a_sweeps_keys_are_refused_beside_it(command: Any, line: Line) -> None:
+def test_a_sweeps_keys_are_refused_beside_it(command: Any) -> None:
     said = command("recipe=dpo_after_sft", "sweep.reuse=true")
     assert (said.code, said.rules) == (2, ["sweep-without-multirun"])
 

@@ -181,7 +181,7 @@ def test_what_a_failure_leaves_is_said_of_the_run_that_failed(
     ("begun", "said"), [("train", "Stopping after this step, and saving ("), ("load", "Stopping (")]
 )
 def test_a_step_is_ended_where_one_runs(
-    begun: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    begun: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.events.write_text(json.dumps({"event": "start", "name": begun}) + "\n")

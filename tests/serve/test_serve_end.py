@@ -48,7 +48,7 @@ def test_a_stream_ends_well_when_the_server_is_stopped(grace: float, tiny_model:
     assert usage.usage.completion_tokens == 200 if grace else usage.usage.completion_tokens < 200
 
 
-def test_adapters_of_one_base_by_name(execute: Callable[..., Any], tiny_model: Path) -> None:
+def test_adapters_of_one_base_by_name(execute: Callable[..., Any]) -> None:
     from factory.inference import asked
 
     short = ("stage.max_steps=3", "stage.learning_rate=5e-2", "data.max_samples=20", "precision=fp32")

@@ -121,7 +121,7 @@ def test_without_a_reference_none_is_measured(execute: Execute, monkeypatch: pyt
         assert not done.run.folder.reference.exists()
 
 
-def test_a_row_is_measured_once(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_measured_once(execute: Execute) -> None:
     """Two answers a row, in however many epochs and however padded."""
     done = execute("stage=dpo", *LORA, *RUN, "stage.num_epochs=3")
     with np.load(done.run.folder.reference) as kept:

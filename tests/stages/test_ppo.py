@@ -136,7 +136,7 @@ def test_a_step_is_the_papers(
 
 
 def test_the_gradient_is_that_of_the_losses(
-    execute: Execute, scoring: str, tiny_model: Path, rolls: list[Any], monkeypatch: pytest.MonkeyPatch
+    execute: Execute, scoring: str, rolls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a second update, when ratios are no longer 1: its loss falls along its gradient as its norm says (float64)."""
     norms, weights = list[float](), list[dict[str, torch.Tensor]]()
@@ -186,9 +186,7 @@ def test_the_gradient_is_that_of_the_losses(
 
 
 @pytest.mark.parametrize(("loss", "beta"), [("grpo", 0.0), ("grpo", 0.3), ("dr_grpo", 0.0)])
-def test_a_step_of_grpo_is_the_papers(
-    loss: str, beta: float, execute: Execute, scoring: str, tiny_model: Path, rolls: list[Any]
-) -> None:
+def test_a_step_of_grpo_is_the_papers(loss: str, beta: float, execute: Execute, scoring: str, rolls: list[Any]) -> None:
     done = execute(*STAGES["grpo"], *LORA, *ONE, scoring, f"stage.loss={loss}", f"stage.beta={beta}")
     ((rolled, updates),) = rolls
     assert (rolled.reference is None) == (beta == 0) and rolled.values is None

@@ -27,7 +27,7 @@ def test_recomputed_activations_give_the_same_steps(method: str, kept: str, exec
     assert done.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
-def test_selective_keeps_the_matmuls(execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selective_keeps_the_matmuls(execute: Callable[..., Any]) -> None:
     """In the backward pass, `selective` multiplies no matrices again that the forward pass did."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

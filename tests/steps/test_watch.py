@@ -107,7 +107,7 @@ def test_before_the_mean_says_something_nothing_is_a_spike(train_plan: Callable[
     assert losses.wrong(plan, 100.0, 1.0, skips_overflows=False) is not None
 
 
-def test_the_mean_runs_over_the_last_ten(train_plan: Callable[..., Train]) -> None:
+def test_the_mean_runs_over_the_last_ten() -> None:
     losses = Losses()
     values = [3.0, 1.0, 4.0, 1.0, 5.0]
     for value in values:
@@ -199,7 +199,7 @@ def test_an_update_that_is_not_finite_is_never_applied(
     assert "step 3 loss not finite" in said and "1, 1 of them skipped" in said
 
 
-def test_a_spike_is_applied_where_it_is_only_warned_of(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spike_is_applied_where_it_is_only_warned_of(execute: Execute) -> None:
     spiky = ("stage.spike_norm=1e-9", "stage.max_steps=3")
     plain = execute(*RUN, "stage.max_steps=3", folder="plain")
     warned = execute(*RUN, *spiky, "stage.on_bad_update=warn", folder="warned")

@@ -116,6 +116,7 @@ def _not_the_adapters(case: Case) -> str | None:
     return None if method.ranks == ranks_kept(method, adapter.config) else "model.adapter has other ranks"
 
 
+RANKS = "whole"
 RULES = (
     *TARGET_RULES,
     NOT_PURE_OVER_8_BITS,

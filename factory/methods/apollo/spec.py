@@ -15,7 +15,7 @@ from factory.methods.galore.spec import optimizer_bytes, projected
 from factory.optimizers.spec import no_adam
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
+__all__ = ["RANKS", "RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class Settings(galore.Settings):
     growth_limit: float = key("an update's norm grows at most by this factor a step (Fira's limiter)", above=1)
 
 
+RANKS = "alone"
 RULES = (
     Rule("apollo-rank", galore.rank_too_high),
     Rule("apollo-optimizer", no_adam),

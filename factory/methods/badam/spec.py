@@ -71,6 +71,7 @@ def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mi
     return gradients(method, shapes, arch) if mixed else 0
 
 
+RANKS = "alone"
 RULES = (
     Rule("badam-optimizer", no_adam),
     Rule("nothing-trains", nothing_trains(trainable)),

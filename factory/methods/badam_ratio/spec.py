@@ -14,7 +14,7 @@ from factory.methods.parts import nothing_trains
 from factory.optimizers.spec import no_adam, state_bytes
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "chosen", "copied", "gradients", "notes", "optimizer_bytes", "trainable"]
+__all__ = ["RANKS", "RULES", "Settings", "chosen", "copied", "gradients", "notes", "optimizer_bytes", "trainable"]
 
 _WHOLE = 100  # elements: smaller tensors are trained as a whole
 
@@ -46,6 +46,7 @@ def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mi
     return sum(chosen(method, prod(shape)) for shape in shapes.values())
 
 
+RANKS = "alone"
 RULES = (
     Rule("badam-optimizer", no_adam),
     Rule("nothing-trains", nothing_trains(trainable)),

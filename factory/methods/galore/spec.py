@@ -11,7 +11,7 @@ from factory.optimizers.spec import HIDDEN, state_bytes
 from factory.plan import Train
 from factory.typed import key
 
-__all__ = ["RULES", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable"]
+__all__ = ["RANKS", "RULES", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,7 @@ def whole_matrices(case: Case) -> str | None:
     return f"{name} makes an update of a whole matrix orthogonal" if name in HIDDEN else None
 
 
+RANKS = "whole"
 RULES = (
     Rule("galore-rank", rank_too_high),
     Rule("galore-optimizer", whole_matrices),

@@ -178,9 +178,7 @@ def values_by_layer(folder: Path) -> dict[str, int]:
     ],
     ids=["fp32", "bf16", "pure_bf16", "nf4", "int8"],
 )
-def test_goes_on_with_what_was_kept(
-    own: tuple[str, ...], near: float, execute: Callable[..., Any], tiny_model: Path, here: Path
-) -> None:
+def test_goes_on_with_what_was_kept(own: tuple[str, ...], near: float, execute: Callable[..., Any], here: Path) -> None:
     first = execute(*GONE, *own)
     folder, again = first.run.folder.model, here / "again/model"
     ranks, weights = values_by_layer(folder), load_file(folder / "adapter_model.safetensors")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,7 +225,7 @@ def test_memory_is_that_of_the_largest_block(arch: Any) -> None:
         assert gradients(chosen, shapes, arch) == state_bytes("adamw", largest, arch, 4) // 8
 
 
-def test_the_state_is_one_blocks(execute: Callable[..., Any], tiny_model: Path) -> None:
+def test_the_state_is_one_blocks(execute: Callable[..., Any]) -> None:
     done = execute(*PLAIN, "method.switch_interval=1", "stage.max_steps=4", "stage.save_steps=4")
     (inner,) = torch.load(done.run.folder.checkpoint() / "optimizer.pt", weights_only=True)["optimizers"]
     state = inner["state"]
