@@ -57,24 +57,24 @@ def low_rank(tape: Tape, value: Tensor, made: int, own: Beside) -> Tensor:
     size, pair = tape.compute or value.size, (own.tensors["lora_A"], own.tensors["lora_B"])
     value = tape.cast(value, size)
     rows, rank = value.count // own.inputs, pair[0].count // own.inputs
-    forwards, back, piece = tape.widened_layer(size, rows, (own.outputs, own.inputs), tape.compute or size)
+    wide = tape.widened_layer(size, rows, (own.outputs, own.inputs), tape.compute or size)
     other = tape.widened(size, rows, (rows, own.outputs))  # the slopes of a layer that reads the same
-    narrow = [weight.count * size for weight in pair if weight.size != size and not forwards]
+    narrow = [weight.count * size for weight in pair if weight.size != size and not wide]
     low, inner = tape.new(rows * rank, size), value.bytes if value.node else None
     saves, read = tape.reading(value)
 
     def backward(gradient: Storage) -> list[Gradient]:
         found: list[Gradient] = [None if inner is None else Storage(tape.ledger, inner)]
         read()
-        wide = Storage(tape.ledger, back + other) if back else None
-        tape.ledger.pass_by(made + piece, *narrow)
+        there = [Storage(tape.ledger, count) for count in (*wide.back, other)]
+        tape.ledger.pass_by(made, wide.piece, *narrow)
         for weight in pair:
-            tape.accumulate(weight, weight.size if back else size)
-        del wide
+            tape.accumulate(weight, weight.size if wide else size)
+        there.clear()
         return found
 
     tape.ledger.pass_by(*narrow)
-    kept, count, scratch = (*saves, low), rows * own.outputs, made + forwards
+    kept, count, scratch = (*saves, low), rows * own.outputs, (made, *wide.forwards)
     return tape.operation([value], count, size, saves=kept, trains=pair, scratch=scratch, backward=backward, dear=True)
 
 
@@ -147,7 +147,7 @@ def whole(tape: Tape, value: Tensor, base: Product, own: Beside, *, casts: bool)
         compute,
         saves=(low, narrow),
         trains=tuple(own.tensors.values()),
-        backward_scratch=3 * size * own.size,
+        backward_scratch=[size * own.size] * 3,
     )
     return tape.cast(tape.add(result, beside), result.size)
 

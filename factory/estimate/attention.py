@@ -69,14 +69,13 @@ class Attention:
         arch, tape, batch = self.arch, self.tape, self.batch
         step, block = key_step(batch.length), block_of(batch.length)
         length = ceil(batch.length / step) * step
-        given = query.count + keys.count + values.count
-        copies = tape.widened(query.size, batch.length, (1, given))
-        size = 4 if copies else query.size
+        copies = [tape.widened(query.size, batch.length, (1, each.count)) for each in (query, keys, values)]
+        size = 4 if any(copies) else query.size
         heads = batch.rows * arch.heads * size
         scores, tiles = heads * block * length, heads * arch.head_dim * ceil(batch.length / block) * block
-        wide = (keys.count + values.count) * size * length // batch.length
+        wide = [each.count * size * length // batch.length for each in (keys, values)]
         fused = query.size == 2 and batch.length >= LONG
-        whole = 8 * query.count * size if fused and copies else 0  # torch's kernel, backwards
+        whole = [query.count * size] * 8 if fused and any(copies) else []  # torch's kernel, backwards
         return tape.operation(
             [query, keys, values],
             query.count,
@@ -84,8 +83,8 @@ class Attention:
             saves=(query, keys, values),
             saves_output=fused,
             statistics=batch.tokens * arch.heads * STATISTIC if fused else 0,
-            scratch=query.count * query.size if fused else copies + 2 * scores + wide + 2 * tiles,
-            backward_scratch=whole or 2 * copies + 3 * scores + 2 * wide + 3 * tiles,
+            scratch=[query.count * query.size] if fused else [*copies, *wide, tiles, tiles, scores, scores],
+            backward_scratch=whole or [*copies, *copies, *wide, *wide, *[tiles] * 3, *[scores] * 3],
             dear=True,
         )
 
@@ -93,7 +92,7 @@ class Attention:
         """torch's own way without a fused kernel: the softmax of all scores, in float32, is kept."""
         tape, scores = self.tape, self.batch.rows * self.arch.heads * self.batch.length**2
         kept = (query, keys, values, tape.new(scores, 4))
-        scratch = scores * 4 * 3 // 2
+        scratch = (scores * 4 * 3 // 2,)
         made = tape.operation(
             [query, keys, values], query.count, query.size, saves=kept, scratch=scratch, backward_scratch=scratch
         )

@@ -131,14 +131,14 @@ class Decoder:
         native = self.tape.native and value.size == weight.size
         wide = 0 if native else value.count * 4
         size = value.size if self.anatomy.norm == "rms_wide" else max(value.size, weight.size)
-        backward = 0 if native else 2 * wide + (value.count * size if weight.trained or size < 4 else 0)
+        backward = () if native else (wide, wide, value.count * size if weight.trained or size < 4 else 0)
         return self.tape.operation(
             [value],
             value.count,
             size,
             saves=(value,),
             statistics=value.count // width * STATISTIC,
-            scratch=wide if value.size < 4 else 0,
+            scratch=(wide,) if value.size < 4 else (),
             backward_scratch=backward,
             trains=(weight,),
             again=wide,
@@ -151,7 +151,7 @@ class Decoder:
         tape.ledger.pass_by(wide.bytes)  # the squares
         statistics = value.count // width * STATISTIC
         return tape.operation(
-            [wide], wide.count, 4, saves=(wide,), statistics=statistics, backward_scratch=3 * wide.bytes
+            [wide], wide.count, 4, saves=(wide,), statistics=statistics, backward_scratch=[wide.bytes] * 3
         )
 
     def _rms(self, value: Tensor, weights: list[Weight], width: int) -> Tensor:
@@ -193,7 +193,7 @@ class Decoder:
         size = tape.compute or self.numbers.frozen
         whole = weight.count * size  # dequantized, in both directions
         count = value.count // shape[1] * shape[0]
-        return tape.operation([value], count, size, scratch=whole, backward_scratch=whole)
+        return tape.operation([value], count, size, scratch=(whole,), backward_scratch=(whole,))
 
 
 def _nothing(_: Storage) -> list[Gradient]:
@@ -278,7 +278,7 @@ class Layer:
         tape = self.decoder.tape
         angles = (self.decoder.angles,) if self.decoder.angles is not None else ()
         if tape.native and self.decoder.fused.layers and "qkv" not in self.roles:
-            laid_out = value.bytes  # what torch's attention gives back lies by heads, the kernel reads it by tokens
+            laid_out = (value.bytes,)  # what torch's attention gives back lies by heads, the kernel reads it by tokens
             return tape.operation([value], value.count, value.size, saves=angles, backward_scratch=laid_out)
         size = max(value.size, self.stream)
         turned = tape.operation([value], value.count, size, saves=angles)
@@ -323,7 +323,7 @@ class Layer:
             if self.decoder.fused.layers and self.decoder.anatomy.silu:
                 half = 0 if tape.native else gate.bytes
                 made = tape.operation(
-                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=half, again=half
+                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=(half,), again=half
                 )
             else:
                 made = tape.multiply(self._activated(gate), up)

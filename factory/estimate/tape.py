@@ -7,10 +7,10 @@ what it kept go when it is done. What each operation keeps is what PyTorch's doe
 it with torch's own hooks on saved tensors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from factory import chunks
 from factory.estimate.heap import Heap, Place
@@ -99,6 +99,27 @@ class Weight:
     kept: int | None = None
 
 
+class Widened(NamedTuple):
+    """Bytes of what a layer reads and makes and of its weight's pieces, where its product is by way of float32."""
+
+    read: int
+    made: int
+    piece: int
+
+    def __bool__(self) -> bool:
+        return self.read > 0
+
+    @property
+    def forwards(self) -> tuple[int, ...]:
+        """At once: what is made is narrowed, half of it on its way, when no piece is there any more."""
+        return self.read, self.made, max(self.piece, self.made // 2)
+
+    @property
+    def back(self) -> tuple[int, ...]:
+        """What is there all the time; beside it are pieces for a moment."""
+        return (self.read, self.made) if self else ()
+
+
 Gradient = Storage | None
 Backward = Callable[[Storage], "list[Gradient]"]
 
@@ -146,8 +167,8 @@ class Tape:
         saves: "tuple[Tensor, ...]" = (),
         saves_output: bool = False,
         statistics: int = 0,
-        scratch: int = 0,
-        backward_scratch: int = 0,
+        scratch: Sequence[int] = (),
+        backward_scratch: Sequence[int] = (),
         trains: tuple[Weight, ...] = (),
         slopes: int | None = None,
         backward: Backward | None = None,
@@ -156,13 +177,13 @@ class Tape:
     ) -> Tensor:
         """Makes a tensor. Its backward pass gives each input a gradient of the input's size, unless told otherwise.
 
-        `statistics` and scratch are bytes; those of `trains` that are trained get a gradient here, made with numbers of
-        `slopes` bytes, or of their own. What is `dear`, selective checkpointing keeps and does not make again. `again`:
-        readers make it once more, and it goes with its gradient.
+        `statistics` are bytes, scratch those of blocks that are there at once; those of `trains` that are trained get a
+        gradient here, made with numbers of `slopes` bytes, or of their own. What is `dear`, selective checkpointing
+        keeps and does not make again. `again`: readers make it once more, and it goes with its gradient.
         """
         trains = tuple(weight for weight in trains if weight.trained)
-        self.ledger.pass_by(scratch)
         made = Tensor(self.again.pop(0), count, size) if dear and self.again else self.new(count, size)
+        self.ledger.pass_by(*scratch)
         if dear and self.keeps is not None:
             self.keeps.append(made.storage)
         if not self.recording or not (trains or any(value.node for value in inputs)):
@@ -182,7 +203,7 @@ class Tape:
             found: list[Gradient] = [None if each is None else Storage(self.ledger, each) for each in sizes]
             for weight in trains:
                 self.accumulate(weight, slopes or weight.size)
-            self.ledger.pass_by(backward_scratch)
+            self.ledger.pass_by(*backward_scratch)
             return found
 
         made.node = self._node(inputs, kept, backward or usual)
@@ -203,6 +224,9 @@ class Tape:
         made = Storage(self.ledger, weight.count * size)
         if size != weight.size:
             made = Storage(self.ledger, weight.count * weight.size)
+        self._keep(weight, made)
+
+    def _keep(self, weight: Weight, made: Storage) -> None:
         if self.frees_gradients or id(weight) in self.gradients:
             return
         self.gradients[id(weight)] = made if weight.kept is None else self._becomes(weight)
@@ -277,7 +301,7 @@ class Tape:
         """Times a vector that is the same for all tokens: the value is kept only for the vector's own gradient."""
         size = max(value.size, weight.size)
         saves = (value,) if weight.trained else ()
-        scratch = value.count * size if weight.trained else 0
+        scratch = (value.count * size,) if weight.trained else ()
         return self.operation([value], value.count, size, saves=saves, trains=(weight,), backward_scratch=scratch)
 
     def concatenated(self, values: list[Tensor]) -> Tensor:
@@ -313,15 +337,12 @@ class Tape:
         widens = self.wide and size == 2 and chunks.widened(rows)
         return 4 * sum(height * width for height, width in matrices) if widens else 0
 
-    def widened_layer(self, size: int, rows: int, shape: tuple[int, int], of_weight: int) -> tuple[int, int, int]:
-        """As `widened`, of a layer whose weight, (out, in), has numbers of `of_weight` bytes.
-
-        All on the way forward; on the way back what is read and made, and beside it for a moment the weight.
-        """
+    def widened_layer(self, size: int, rows: int, shape: tuple[int, int], of_weight: int) -> "Widened":
+        """As `widened`, of a layer whose weight, (out, in), has numbers of `of_weight` bytes."""
         outputs, inputs = shape
-        both = self.widened(size, rows, (rows, outputs), (rows, inputs))
+        read, made = (self.widened(size, rows, (rows, width)) for width in (inputs, outputs))
         piece = self.widened(size, rows, (min(outputs, chunks.PIECE), inputs)) if of_weight < 4 else 0
-        return both + max(piece, self.widened(size, rows, (rows, outputs)) // 2), both, piece
+        return Widened(read, made, piece)
 
     def product(self, value: Tensor, weight: Weight, outputs: int, *, bias: Weight | None = None) -> Tensor:
         """value @ weight.T with `outputs` columns, in autocast's type."""
@@ -338,24 +359,26 @@ class Tape:
         size = self.compute or max(value.size, weight.size)
         value = self.cast(value, size)
         rows = value.count * outputs // weight.count
-        forwards, back, piece = self.widened_layer(size, rows, (outputs, weight.count // outputs), weight.size)
-        narrow = weight.count * size if weight.size != size and not forwards else 0
+        wide = self.widened_layer(size, rows, (outputs, weight.count // outputs), weight.size)
+        narrow = weight.count * size if weight.size != size and not wide else 0
         trains = (weight, *((bias,) if bias is not None and bias.trained else ()))
         saves, read = self.reading(value) if weight.trained else ((), lambda: None)
         inner = value.bytes if value.node else None
 
         def backward(gradient: Storage) -> list[Gradient]:
-            wide = Storage(self.ledger, back) if back else None
-            self.ledger.pass_by(narrow, piece)
+            learnt = [(each, Storage(self.ledger, each.count * each.size)) for each in trains if each.trained]
+            there = [Storage(self.ledger, count) for count in wide.back]
+            self.ledger.pass_by(narrow, wide.piece)
             found: list[Gradient] = [None if inner is None else Storage(self.ledger, inner)]
             read()
-            for each in trains:
-                if each.trained:
-                    self.accumulate(each, each.size if back else size)
-            del wide
+            if learnt and not there and weight.size != size:
+                self.ledger.pass_by(weight.count * size)
+            there.clear()
+            while learnt:
+                self._keep(*learnt.pop())
             return found
 
-        scratch = narrow + forwards
+        scratch = (narrow, *wide.forwards)
         return self.operation(
             [value], rows * outputs, size, saves=saves, trains=trains, scratch=scratch, backward=backward
         )

@@ -280,12 +280,16 @@ class Linear(Function):
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         (slope,), (weight, *kept), (given, dtype) = slopes, ctx.saved_tensors, ctx.types
         wide, rows = products.through(dtype, slope), slope.shape[:-1]
+        by_x, by_weight = None, weight.new_empty(weight.shape) if ctx.needs_input_grad[1] else None  # as in _low_rank
         slope = slope.reshape(-1, slope.shape[-1]).to(wide)
-        by_x = by_weight = None
         if ctx.needs_input_grad[0]:
             by_x = products.back(slope, weight).view(*rows, weight.shape[1]).to(given)
-        if ctx.needs_input_grad[1]:
-            by_weight = products.mm(slope.T, _read(ctx.again, tuple(kept), dtype).to(wide)).to(weight.dtype)
+        if by_weight is not None:
+            x = _read(ctx.again, tuple(kept), dtype).to(wide)
+            if by_weight.dtype == wide:
+                torch.mm(slope.T, x, out=by_weight)
+            else:
+                by_weight.copy_(products.mm(slope.T, x))
         by_bias = slope.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return by_x, by_weight, by_bias, None
 
