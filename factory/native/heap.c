@@ -16,7 +16,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define MOST ((size_t)1 << 18) /* holes; more are not used again */
+#define MOST ((size_t)1 << 18)  /* holes; more are not used again */
+#define STEP ((size_t)64 << 20) /* bytes that are made ours at a time */
 
 extern void __libc_free(void *);
 extern void *__libc_realloc(void *, size_t);
@@ -27,23 +28,23 @@ typedef struct {
     size_t size;
 } stretch;
 
-static char *bottom, *top, *end; /* of the addresses that are ours; memory is there once it is written to */
-static stretch holes[MOST];      /* by address, no two of them neighbours */
+static char *bottom, *top, *ready, *end; /* of the addresses that are ours; up to `ready` they may be written to */
+static stretch holes[MOST];              /* by address, no two of them neighbours */
 static size_t count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void enter(void) { pthread_mutex_lock(&lock); }
 static void leave(void) { pthread_mutex_unlock(&lock); }
 
-/* As many addresses as the machine has memory: who asks for more is refused by glibc. */
+/* As many addresses as the machine has memory, none of which a system that counts strictly counts yet. */
 __attribute__((constructor)) static void reserve(void) {
     struct rlimit limit;
     size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur != RLIM_INFINITY) return; /* addresses are dear */
-    void *found = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *found = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (found == MAP_FAILED) return;
     pthread_atfork(enter, leave, leave);
-    bottom = top = found;
+    bottom = top = ready = found;
     end = bottom + bytes;
 }
 
@@ -63,6 +64,16 @@ static size_t chosen(size_t size) {
     return first;
 }
 
+/* Whether what lies below may be written to. */
+static int make_ready(char *above) {
+    if (above <= ready) return 1;
+    size_t bytes = ((size_t)(above - ready) + STEP - 1) / STEP * STEP;
+    if (bytes > (size_t)(end - ready)) bytes = (size_t)(end - ready);
+    if (mprotect(ready, bytes, PROT_READ | PROT_WRITE)) return 0;
+    ready += bytes;
+    return 1;
+}
+
 static void *take(size_t asked) {
     size_t size = (asked + 2 * UNIT - 1) / UNIT * UNIT, at = chosen(size);
     char *start;
@@ -77,7 +88,7 @@ static void *take(size_t asked) {
     } else {
         int grows = count && holes[count - 1].start + holes[count - 1].size == top;
         start = grows ? holes[count - 1].start : top;
-        if (size > (size_t)(end - start)) return NULL;
+        if (size > (size_t)(end - start) || !make_ready(start + size)) return NULL; /* glibc says what it can do */
         count -= grows;
         top = start + size;
     }

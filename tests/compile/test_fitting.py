@@ -167,8 +167,8 @@ def test_beside_our_own_layers_all_is_made_again(machine: Callable[..., None]) -
     machine("cpu")
     small = ("model=smollm2_135m", "hardware=cpu")
     kept = [needed(kind, *small) for kind in KINDS]
-    assert kept[2] < kept[1] < kept[0]
-    made = plan(*small, budget(kept[1]))
+    assert kept[2] < kept[0] < kept[1]
+    made = plan(*small, budget(kept[0] * 9 // 10))
     assert made.steps.patch.fused and recomputed(made) is True
 
 
