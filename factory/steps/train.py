@@ -146,7 +146,7 @@ def _steps(loop: Loop) -> None:
     """Up to the last, or until the evaluations say enough. Raises Interrupted once what was asked to stop is saved."""
     run, state = loop.run, loop.state
     if state.line is not None:  # the evaluation that was interrupted
-        _evaluate(loop)
+        _measure_and_save(loop, measured=True, stopping=False, due=False)
     of = None if loop.reference is None else loop.reference.of
     made = turns(run, loop.model, loop.dataset, of, loop.reward, state.step, loop.total, state.position)
     with made as source, run.world.waiting(long=False):
@@ -167,12 +167,21 @@ def _step(loop: Loop, turn: Turn) -> None:
     loop.untold = partial(_tell, loop, numbers, rate, shown=shown, held=measured)
     if not late or measured or stopping or loop.due(plan.save_steps, last=True):
         loop.tell()
+    _measure_and_save(loop, measured=measured, stopping=stopping, due=loop.due(plan.save_steps, last=True))
+
+
+def _measure_and_save(loop: Loop, *, measured: bool, stopping: bool, due: bool) -> None:
+    """What follows a step, or a resume in the middle of it. Raises Interrupted once what was asked to stop is saved.
+
+    The best is saved where it is found, which may be another folder than that of the checkpoint that goes on.
+    """
+    run, plan, state = loop.run, loop.plan, loop.state
     best_before = state.best.step
     if measured and not stopping:
         _evaluate(loop)
         stopping = run.asked_to_stop()
     is_best = plan.load_best_model_at_end and state.best.step != best_before
-    if is_best or stopping or state.stopped_early or loop.due(plan.save_steps, last=True):
+    if is_best or stopping or state.stopped_early or due:
         state.checks, state.peak_bytes = run.checks, run.peak("train")
         loop.engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
         stopping = run.asked_to_stop()
