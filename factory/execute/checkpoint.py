@@ -240,6 +240,11 @@ def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, An
     return state
 
 
+def lies_elsewhere(run: Run) -> bool:
+    """Whether the checkpoint that the run goes on from is in another folder than its own."""
+    return run.resume_from is not None and run.resume_from.resolve().parent != run.folder.checkpoints.resolve()
+
+
 def state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 

@@ -147,6 +147,8 @@ def _steps(loop: Loop) -> None:
     run, state = loop.run, loop.state
     if state.line is not None:  # the evaluation that was interrupted
         _measure_and_save(loop, measured=True, stopping=False, due=False)
+    if (state.step == loop.total or state.stopped_early) and checkpoint.lies_elsewhere(run):
+        _save(loop)  # no step will
     of = None if loop.reference is None else loop.reference.of
     made = turns(run, loop.model, loop.dataset, of, loop.reward, state.step, loop.total, state.position)
     with made as source, run.world.waiting(long=False):
@@ -182,11 +184,16 @@ def _measure_and_save(loop: Loop, *, measured: bool, stopping: bool, due: bool) 
         stopping = run.asked_to_stop()
     is_best = plan.load_best_model_at_end and state.best.step != best_before
     if is_best or stopping or state.stopped_early or due:
-        state.checks, state.peak_bytes = run.checks, run.peak("train")
-        loop.engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
+        _save(loop)
         stopping = run.asked_to_stop()
     if stopping:
         raise Interrupted
+
+
+def _save(loop: Loop) -> None:
+    state = loop.state
+    state.checks, state.peak_bytes = loop.run.checks, loop.run.peak("train")
+    loop.engine.save(asdict(state), keep=state.best.step if loop.plan.load_best_model_at_end else None)
 
 
 def _reads_late(loop: Loop, turn: Turn) -> bool:
