@@ -133,7 +133,7 @@ def train(
     if plan.load_best_model_at_end and state.best.step not in (None, state.step):
         best = checkpoint.of_step(run.folder, state.best.step)
         checkpoint.refuse_damaged(best, f"hydra.run.dir={run.folder.path}")
-        engine.read(best)
+        engine.go_back(best)
     model.eval()
     settle(run, model, arch)
     save_model(run, model, arch, tokenizer, processor)
