@@ -19,7 +19,7 @@ from factory.plan import Ranks
 from factory.ranks.spec import ZERO
 from factory.ranks.world import lost_another
 from factory.refusal import refuse
-from factory.run.folder import MANIFEST, RunFolder, damage, read_json, sha256, unwritable
+from factory.run.folder import MANIFEST, RunFolder, damage, read_json, sha256, step_of, unwritable
 from factory.words import size
 
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
@@ -37,14 +37,13 @@ def save(
 ) -> None:
     """Saves after step `state["step"]`; older ones go when this one is whole, all but that of the step `keep`.
 
-    All ranks call it. `write` puts the tensors into a folder, and `needed` are the bytes of them; rank 0 writes the
-    rest. Raises UserError on a full disk, with the bytes that were needed; then the ones before are as they were.
+    So do those of later steps, which the run has gone back from. All ranks call it. `write` puts the tensors into a
+    folder, and `needed` are the bytes of them; rank 0 writes the rest. Raises UserError on a full disk, with the bytes
+    that were needed; then the ones before are as they were.
     """
     world, target = run.world, of_step(run.folder, state["step"])
     kept = {"ranks": world.gathered(_random_state(run.plan.steps.load.device)), "scaler": scaler.state_dict()}
-    number, there = world.leaders((os.getpid(), world.leads and damage(target) is None))
-    if there:
-        return
+    number = world.leaders(os.getpid())
     aside, text = run.folder.checkpoints / f".{target.name}.{number}", json.dumps(state)
     try:
         if world.leads:
@@ -63,7 +62,7 @@ def save(
         shutil.rmtree(aside, ignore_errors=True)
         raise _cannot_save(run, needed() + in_blocks(pickled_bytes(kept), len(text.encode())), error) from error
     if world.leads:
-        _prune(run, keep)
+        _prune(run, state["step"], keep)
     world.wait()  # whoever goes on finds it whole
     run.emit("saved", path=str(target), step=state["step"])
 
@@ -83,8 +82,12 @@ def _finish(run: Run, aside: Path, target: Path) -> None:
     (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     for path in (*files, aside / MANIFEST, aside):
         _to_disk(path)
-    shutil.rmtree(target, ignore_errors=True)
+    before = target.with_name(f".{target.name}.0")  # what the run has gone back from, until this one has its name
+    shutil.rmtree(before, ignore_errors=True)
+    if target.exists():
+        target.rename(before)
     aside.rename(target)
+    shutil.rmtree(before, ignore_errors=True)
     _to_disk(run.folder.checkpoints)
 
 
@@ -237,6 +240,11 @@ def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, An
     return state
 
 
+def lies_elsewhere(run: Run) -> bool:
+    """Whether the checkpoint that the run goes on from is in another folder than its own."""
+    return run.resume_from is not None and run.resume_from.resolve().parent != run.folder.checkpoints.resolve()
+
+
 def state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
@@ -290,10 +298,12 @@ def refuse_damaged(best: Path, setting: str) -> None:
         raise refuse("best-missing", setting, f"its best checkpoint so far was {best}: {wrong}")
 
 
-def _prune(run: Run, keep: int | None) -> None:
-    best = None if keep is None else of_step(run.folder, keep)
-    others = [path for path in run.folder.whole_checkpoints() if path != best]
-    for old in others[: -run.plan.steps.train.save_total_limit]:
+def _prune(run: Run, step: int, keep: int | None) -> None:
+    """Of later steps than this all go: they are of what the run has gone back from, as its lines of metrics were."""
+    best, whole = None if keep is None else of_step(run.folder, keep), run.folder.whole_checkpoints()
+    later = [path for path in whole if step_of(path) > step]
+    others = [path for path in whole if path != best and path not in later]
+    for old in (*later, *others[: -run.plan.steps.train.save_total_limit]):
         aside = old.with_name(f".{old.name}.{os.getpid()}")  # so that a kill leaves no half of it under its name
         old.rename(aside)
         shutil.rmtree(aside)

@@ -178,5 +178,13 @@ class Engine:
         self.optimizer.zero_grad()
 
     def finish(self) -> None:
-        for parameter in self.trained.values():  # a method's `begin_step` may have marked less
+        self._mark()
+
+    def go_back(self, folder: Path) -> None:
+        """To a checkpoint, when the training is over."""
+        self.read(folder)
+        self._mark()
+
+    def _mark(self) -> None:
+        for parameter in self.trained.values():  # a method's `begin_step`, or its state, may have marked less
             parameter.requires_grad_(True)

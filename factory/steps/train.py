@@ -133,7 +133,7 @@ def train(
     if plan.load_best_model_at_end and state.best.step not in (None, state.step):
         best = checkpoint.of_step(run.folder, state.best.step)
         checkpoint.refuse_damaged(best, f"hydra.run.dir={run.folder.path}")
-        engine.read(best)
+        engine.go_back(best)
     model.eval()
     settle(run, model, arch)
     save_model(run, model, arch, tokenizer, processor)
@@ -146,7 +146,9 @@ def _steps(loop: Loop) -> None:
     """Up to the last, or until the evaluations say enough. Raises Interrupted once what was asked to stop is saved."""
     run, state = loop.run, loop.state
     if state.line is not None:  # the evaluation that was interrupted
-        _evaluate(loop)
+        _measure_and_save(loop, measured=True, stopping=False, due=False)
+    if (state.step == loop.total or state.stopped_early) and checkpoint.lies_elsewhere(run):
+        _save(loop)  # no step will
     of = None if loop.reference is None else loop.reference.of
     made = turns(run, loop.model, loop.dataset, of, loop.reward, state.step, loop.total, state.position)
     with made as source, run.world.waiting(long=False):
@@ -167,17 +169,31 @@ def _step(loop: Loop, turn: Turn) -> None:
     loop.untold = partial(_tell, loop, numbers, rate, shown=shown, held=measured)
     if not late or measured or stopping or loop.due(plan.save_steps, last=True):
         loop.tell()
+    _measure_and_save(loop, measured=measured, stopping=stopping, due=loop.due(plan.save_steps, last=True))
+
+
+def _measure_and_save(loop: Loop, *, measured: bool, stopping: bool, due: bool) -> None:
+    """What follows a step, or a resume in the middle of it. Raises Interrupted once what was asked to stop is saved.
+
+    The best is saved where it is found, which may be another folder than that of the checkpoint that goes on.
+    """
+    run, plan, state = loop.run, loop.plan, loop.state
     best_before = state.best.step
     if measured and not stopping:
         _evaluate(loop)
         stopping = run.asked_to_stop()
     is_best = plan.load_best_model_at_end and state.best.step != best_before
-    if is_best or stopping or state.stopped_early or loop.due(plan.save_steps, last=True):
-        state.checks, state.peak_bytes = run.checks, run.peak("train")
-        loop.engine.save(asdict(state), keep=state.best.step if plan.load_best_model_at_end else None)
+    if is_best or stopping or state.stopped_early or due:
+        _save(loop)
         stopping = run.asked_to_stop()
     if stopping:
         raise Interrupted
+
+
+def _save(loop: Loop) -> None:
+    state = loop.state
+    state.checks, state.peak_bytes = loop.run.checks, loop.run.peak("train")
+    loop.engine.save(asdict(state), keep=state.best.step if loop.plan.load_best_model_at_end else None)
 
 
 def _reads_late(loop: Loop, turn: Turn) -> bool:

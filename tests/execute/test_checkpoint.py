@@ -201,6 +201,14 @@ def test_only_so_many_are_kept(limit: int, execute: Execute) -> None:
     assert kept == ["step-000006", "step-000007"][-limit:]  # the last step's too
 
 
+def test_one_of_the_last_step_goes_on_in_another_folder(execute: Execute) -> None:
+    """No step is left that would save there: what it ends with can be continued from all the same."""
+    whole = execute(*LORA)
+    done = execute(*LORA, resume_from=whole.run.folder.checkpoint(), folder="other")
+    assert done.run.checks == whole.run.checks and done.run.checks["resume_point"]["passed"]
+    assert [path.name for path in done.run.folder.whole_checkpoints()] == [f"step-{STEPS:06d}"]
+
+
 def test_a_checkpoint_of_another_run_is_refused(execute: Execute) -> None:
     execute(*LORA, "stage.save_steps=3", folder="other")
     with pytest.raises(UserError, match="resume-other-run"):

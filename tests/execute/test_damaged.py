@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from harms import cut, flip
-from test_checkpoint import LORA, assert_equal, at_step, die
+from test_checkpoint import LORA, ask_to_stop, assert_equal, at_step, die
 
 from factory.execute import checkpoint
+from factory.execute.context import Interrupted
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, damage, is_whole
 
@@ -53,6 +54,33 @@ def test_the_one_before_goes_on_and_the_damaged_is_saved_anew(saved: RunFolder, 
     assert damage(six) is None
     assert_equal(done, execute(*options, folder="whole"))
     assert four.is_dir()
+
+
+def test_what_a_run_has_gone_back_from_is_no_longer_its_own(
+    saved: RunFolder, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on from an earlier one by another policy: as soon as it has saved, no checkpoint is of the old one."""
+    two, four, six = saved.whole_checkpoints()
+    options = ("stage.save_steps=2", "stage.save_total_limit=3", "stage.on_bad_update=skip", "stage.spike_norm=1e-9")
+    for steps, left in ((2, [two, four, six]), (3, [two, four])):
+        with monkeypatch.context() as patched:
+            at_step(patched, steps, die)
+            with pytest.raises(KeyboardInterrupt):
+                execute(*LORA, *options, resume_from=two)
+        assert saved.whole_checkpoints() == left
+    assert checkpoint.state_of(four)["losses"]["skipped"] == 2
+
+
+def test_what_is_saved_is_kept_beside_a_damaged_one_of_a_later_step(
+    saved: RunFolder, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four, six = saved.whole_checkpoints()[1:]
+    flip(six / "optimizer.pt")
+    with monkeypatch.context() as patched:
+        at_step(patched, 1, ask_to_stop)
+        with pytest.raises(Interrupted):
+            execute(*LORA, "stage.save_steps=2", "stage.save_total_limit=1", resume_from=four)
+    assert [path.name for path in saved.whole_checkpoints()] == ["step-000005"]
 
 
 def test_a_named_one_is_refused_with_the_one_before(saved: RunFolder, command: Callable[..., Any]) -> None:

@@ -159,7 +159,8 @@ def test_what_a_method_knows_of_the_best_comes_back_with_it(
         kept = done.model.peft_config["default"].rank_pattern  # which PEFT, saving, names otherwise
         assert kept == {name.removesuffix(".default"): values for name, values in state["kept"].items()}
     else:
-        assert done.model.model.layers[0].mlp.up_proj.weight.requires_grad  # whatever had its turn at the best step
+        marked = [layer.mlp.up_proj.weight.requires_grad for layer in done.model.model.layers]
+        assert marked == [True, True]  # whatever had its turn at the best step: what is proven is proven of all
 
 
 def test_training_stops_when_nothing_gets_better(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +254,34 @@ def test_the_best_follows_into_another_folder(execute: Execute, monkeypatch: pyt
     shutil.rmtree(five.parent / "step-000002")
     with pytest.raises(UserError, match=r"\[best-missing\].*step-000002: it is gone"):
         execute(*BEST, resume_from=five, folder="third")
+
+
+def test_interrupted_in_the_same_evaluation_again(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is made meanwhile, whose weights would be measured in its stead."""
+    whole = execute(*BEST, folder="whole")
+    saved = None
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            stop_in_evaluation(patched, 1)
+            with pytest.raises(Interrupted):
+                execute(*BEST, resume_from=saved)
+        saved = RunFolder("run").checkpoint()
+        assert saved is not None and saved.name == "step-000002" and last_logged(saved) == 1
+    assert_same(execute(*BEST, resume_from=saved), whole)
+
+
+def test_what_an_interrupted_evaluation_finds_best_is_in_the_folder_that_goes_on(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        stop_in_evaluation(patched, 1)
+        with pytest.raises(Interrupted):
+            execute(*BEST)
+    with monkeypatch.context() as patched:
+        worsening(patched, {1: 4.0})
+        done = execute(*BEST, resume_from=RunFolder("run").checkpoint(), folder="other")
+    assert done.result["train"]["best"] == {"metric": "loss", "step": 2, "value": 4.0, "saved_model": True}
+    assert [path.name for path in done.run.folder.whole_checkpoints()] == ["step-000002", "step-000007"]
 
 
 # --- refused, shown

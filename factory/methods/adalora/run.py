@@ -81,8 +81,13 @@ class Allocating(Several):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.allocator.exp_avg_ipt, self.allocator.exp_avg_unc = state["importance"], state["deviation"]
-        self.allocator.ipt = dict(state["importance"])  # its names: the values are new in each step
+        places = {name: value.device for name, value in self.adapted.named_parameters()}
+        importance, deviation = (
+            {name: value.to(places[name]) for name, value in state[means].items()}  # a checkpoint is read to the CPU
+            for means in ("importance", "deviation")
+        )
+        self.allocator.exp_avg_ipt, self.allocator.exp_avg_unc = importance, deviation
+        self.allocator.ipt = dict(importance)  # its names: the values are new in each step
         self.config.rank_pattern, self.settled = state["kept"], state["settled"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from built import QUANTIZED, built, saved_pruned
+from built import IDS, QUANTIZED, built, saved_pruned
 from conftest import refusals
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -241,6 +241,27 @@ def test_one_that_goes_on_is_resumed(execute: Callable[..., Any], here: Path) ->
     whole = execute(*words, folder="whole")
     part = execute(*words, folder="part", resume_from=whole.run.folder.path / "checkpoints" / "step-000006")
     assert part.losses == whole.losses[6:] and len(part.losses) == 2
+
+
+def test_what_is_resumed_lies_where_the_adapters_do(tiny_model: Path) -> None:
+    """A checkpoint is read to the CPU: on a GPU, for which a device without numbers stands here, no step could add."""
+    made = built(tiny_model, "method=adalora", f"method.initial_rank={START}", f"method.rank={KEPT}")
+
+    def optimizer() -> adalora.Allocating:
+        return adalora.Allocating(made.model, torch.optim.SGD(made.trained.values(), lr=0.1))
+
+    made.model(input_ids=IDS, labels=IDS).loss.backward()
+    first = optimizer()
+    first.step()
+    saved = first.state_dict()
+    assert len(saved["importance"]) == len(made.trained)
+    made.model.to("meta")
+    again = optimizer()
+    again.load_state_dict(saved)
+    for value in made.trained.values():
+        value.grad = torch.zeros_like(value)
+    again.allocator.update_ipt(again.adapted)
+    assert {value.device.type for value in again.state_dict()["deviation"].values()} == {"meta"}
 
 
 def test_an_unpruned_one_has_its_ranks_chosen(execute: Callable[..., Any], tmp_path: Path, tiny_model: Path) -> None:
