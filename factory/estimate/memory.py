@@ -135,7 +135,9 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     adapter = load.adapter is not None
     beside = {"adapter": adapter, "bitsandbytes": theirs, "cuda": cuda, "alone": runtime.is_alone(tuned.steps)}
     imported = runtime.resident(attach.method, tuned.arch, **beside)
-    return imported + runtime.kernels(tuned.steps.patch, BYTES[train.autocast or load.dtype], length)
+    weights = any(f"{name}.weight" in tuned.shapes for name in tuned.expanded.linears())
+    size = BYTES[train.autocast or load.dtype]
+    return imported + runtime.kernels(tuned.steps.patch, size, length, weights=weights)
 
 
 def _read_whole(tuned: Tuned) -> bool:

@@ -9,13 +9,14 @@ from factory.plan import Patch, Steps
 from factory.quantizers.spec import holding
 
 _MIB = 2**20
-_BASE = 341 * _MIB  # Python with torch, transformers and accelerate
+_BASE = 346 * _MIB  # Python with torch, transformers and accelerate
 _TOGETHER = 64 * _MIB  # torch's compiler, tensors of several machines and sympy, which a process alone does without
 LIBRARY_PAGES = 150 * _MIB  # of _BASE: pages of the libraries' files, as many as an environment has that is not new
 _CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libraries, and what libraries load for them
 _ADAPTERS = 24 * _MIB  # PEFT
 _BITSANDBYTES = 22 * _MIB  # of a process that is not alone
-_PRODUCTS = 30 * _MIB  # what is compiled or packed for products; of pieces that are made wide, none is
+_PRODUCTS = 30 * _MIB  # what is compiled or packed for products
+_WIDE = 20 * _MIB  # of products by way of float32, where they make weights' gradients; else next to nothing
 _SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 
@@ -45,9 +46,12 @@ def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bo
     return _BASE + shared + adapters + (_CUDA if cuda else 0) + _TOKEN * arch.vocabulary
 
 
-def kernels(patch: Patch, size: int, length: int) -> int:
-    """Bytes that products of `length` tokens, in numbers of `size` bytes, leave; attention by blocks leaves more."""
+def kernels(patch: Patch, size: int, length: int, *, weights: bool) -> int:
+    """Bytes that products of `length` tokens, in numbers of `size` bytes, leave; attention by blocks leaves more.
+
+    `weights`: whether matrices of the model's own train.
+    """
     if patch.products == "float32":
-        return 0
+        return _WIDE if weights else 0
     blocks = patch.attention == BLOCKS and size == 2
     return _PRODUCTS + (_SHAPE * ceil(length / key_step(length)) if blocks else 0)
