@@ -178,7 +178,8 @@ def _unread(case: Case) -> tuple[str, str] | None:
         "calibration": (asked.quantization not in spec.CALIBRATED, "only gptq and awq read it"),
         "private": (asked.push is None, "nothing is uploaded (export.push)"),
         "dry_run": (asked.push is None, "nothing is uploaded (export.push)"),
-        "check": (adapter and own_base(case) is None, "an adapter is written as it is"),
+        # of a model that cannot be read nobody knows whether its adapter has a base to itself
+        "check": (adapter and case.known and own_base(case) is None, "an adapter is written as it is"),
     }
     for name, (is_unread, why) in unread.items():
         if is_unread and case.asked(f"export.{name}"):

@@ -113,6 +113,7 @@ def test_each_rule_has_a_case() -> None:
         (("data.max_samples=3",), "export-key"),
         (("export.dir=x", "precision=fp32"), "export-key"),
         (("run=nowhere", "export.dir=x"), "run-model"),
+        (("model.path=./gone", "export.dir=x", "export.format=adapter", "export.check=false"), "model-missing"),
         (("-m", "export.dir=x,y"), "plan-of-a-sweep"),
         (("export.dri=x",), "unknown-key"),
         (("export.format=safetensors",), "bad-value"),
