@@ -58,6 +58,11 @@ def spelt(text: str) -> str:
     return f"'{inner}'"
 
 
+def setting(key: str, value: str | Path) -> str:
+    """`key=value` to be pasted into a shell, whatever the value is. `run` is no key of Hydra's: its is left alone."""
+    return shlex.quote(f"{key}={value if key == 'run' else spelt(str(value))}")
+
+
 def listed(values: Iterable[Any]) -> str:
     return f"[{','.join(spelt(str(value)) for value in values)}]"
 
