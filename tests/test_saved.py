@@ -17,7 +17,7 @@ from factory.execute import executor
 from factory.execute.context import Run
 from factory.execute.verify import verify
 from factory.inference import asked
-from factory.plan import Verb, read_plan
+from factory.plan import Verb, read_plan, to_yaml
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
@@ -184,10 +184,35 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
         assert wrong in said.err
     said = command("evaluate", "run=run")
     assert said.rules == ["run-unfinished"] and "end it by: factory resume run\n" in said.err
+    (here / "run" / "report.json").write_text('{"status": "finished"}')  # which `factory resume` does not go on with
+    said = command("evaluate", "run=run")
+    assert said.rules == ["run-emptied"] and "train it again: factory train --from-plan run/plan.yaml\n" in said.err
     assert command("evaluate", "method=lora").rules == ["evaluate-method"]
     assert command("evaluate", "stage=dpo").rules == ["evaluate-reference"]
     assert command("train", "method=none").rules == ["method-none"]
     assert command("evaluate", "-m", "seed=1,2").rules == ["plan-of-a-sweep"]
+
+
+def test_a_run_that_trained_nothing_names_what_has_the_model(
+    execute: Execute, command: Callable[..., Any], here: Path
+) -> None:
+    """Neither waiting nor `factory resume` would give it one."""
+    execute("method=lora", *SHORT)
+    for verb, words, model in (
+        ("evaluate", (), str(here / "run" / "model")),
+        ("export", ("export.dir=out/one", "export.format=gguf"), "out/one"),
+    ):
+        line = compose.parse(["run=run", *words, "tracking=none"])
+        tree = exported(line) if verb == "export" else untrained(line)
+        plan = cli._compiled(replace(tree, run_dir="other"), training=True, verb=verb)
+        (here / "outputs" / verb).mkdir(parents=True)
+        (here / "outputs" / verb / "plan.yaml").write_text(to_yaml(plan))
+        said = command("chat", f"run=outputs/{verb}")
+        assert (said.code, said.rules) == (2, ["run-of-no-model"]) and f"run={model};" in said.err
+    assert "the last runs here" not in command("chat", "run=nowhere").err  # none of them has a model
+    (here / "out" / "one").mkdir(parents=True)
+    (here / "out" / "one" / "model.gguf").write_text("")
+    assert "model.path=out/one/model.gguf;" in command("chat", "run=out/one").err
 
 
 def test_the_verb_is_part_of_the_plan(execute: Execute) -> None:
