@@ -96,8 +96,10 @@ def _catalogued(data: dict[str, Any], found: Saved) -> dict[str, Any]:
 
 
 def _whole(path: Any, known: str | None) -> Any:
+    """The file that the run read, where that is known: gone, it is named as what is gone, and not as a hub's id."""
     relative = isinstance(path, str) and not path.startswith(("package:", "~")) and not Path(path).is_absolute()
-    return known if relative and known is not None and Path(known).exists() else path
+    own = relative and known is not None and (Path(known).exists() or not Path(path).exists())
+    return known if own else path
 
 
 _EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads

@@ -142,6 +142,22 @@ def test_a_runs_own_files_are_found_from_elsewhere(
         evaluated("run=../run", "data.path=rows.jsonl")
 
 
+def test_a_base_that_is_gone_is_named_as_the_folder_that_it_was(
+    execute: Execute, tiny_model: Path, here: Path, command: Callable[..., Any]
+) -> None:
+    """A path of two parts is no id of the hub's where the run read a folder there."""
+    shutil.copytree(tiny_model, "exports/base")
+    execute("method=lora", *SHORT, "model.path=exports/base")
+    shutil.move("exports/base", "moved")
+    said = command("evaluate", "run=run", *HERE)
+    assert said.rules == ["model-missing"] and f"model.path={here}/exports/base: " in said.err
+    assert "model.path= names its place" in said.err
+    assert evaluated("run=run", "model.path=moved").plan.steps.load.path == str(here / "moved")
+    (here / "run" / "model" / "adapter_model.safetensors").write_bytes(b"cut")
+    said = command("evaluate", "run=run", "model.path=moved", *HERE)
+    assert said.rules == ["model-broken"] and "model.adapter=run/model: adapter_model" in said.err
+
+
 def test_the_quantized_base_of_a_run_stays_quantized(execute: Execute) -> None:
     execute("method=qlora", *FITTING["qlora"], *SHORT)
     assert evaluated("run=run").plan.steps.quantize.bits == 4
@@ -198,10 +214,11 @@ def test_a_run_that_trained_nothing_names_what_has_the_model(
 ) -> None:
     """Neither waiting nor `factory resume` would give it one."""
     execute("method=lora", *SHORT)
-    for verb, words, model in (
+    cases: tuple[tuple[Verb, tuple[str, ...], str], ...] = (
         ("evaluate", (), str(here / "run" / "model")),
         ("export", ("export.dir=out/one", "export.format=gguf"), "out/one"),
-    ):
+    )
+    for verb, words, model in cases:
         line = compose.parse(["run=run", *words, "tracking=none"])
         tree = exported(line) if verb == "export" else untrained(line)
         plan = cli._compiled(replace(tree, run_dir="other"), training=True, verb=verb)

@@ -18,7 +18,7 @@ from factory.plan import to_yaml
 from factory.refusal import UserError
 
 Command = Callable[..., Any]
-BLOCK = re.compile(r"\[[a-z][a-z0-9-]*\] \S.*: \S.*\.\n  because \S.*\n  fix: \S.*\n")
+BLOCK = re.compile(r"\[[a-z][a-z0-9-]*\] \S.*: \S.*[.?]\n  because \S.*\n  fix: \S.*\n")
 
 
 def _own(folder: Path, group: str, text: str) -> tuple[str, str]:
@@ -147,7 +147,7 @@ def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command,
     said = command("export", "run=outputs/nope", "export.dir=x")
     assert said.rules == ["run-model"] and "the last runs" not in said.err
     for name in ("2026-01-01/10-00-00", "2026-01-02/09-00-00"):
-        (here / "outputs" / name).mkdir(parents=True)
+        (here / "outputs" / name / "model").mkdir(parents=True)
         (here / "outputs" / name / "plan.yaml").write_text("")
     said = command("export", "run=outputs/nope", "export.dir=x")
     last = "the last runs here: outputs/2026-01-02/09-00-00, outputs/2026-01-01/10-00-00; "
@@ -316,7 +316,7 @@ def test_all_problems_are_listed_at_once(command: Command, here: Path) -> None:
     assert len(BLOCK.findall(said.err)) == len(said.rules)
     assert BLOCK.sub("", said.err) == ""
     assert "did you mean lora?" in said.err
-    assert "did you mean cosine?" in said.err
+    assert "did you mean cosine?\n" in said.err
     assert said.out == ""
     assert not list(here.iterdir())  # nothing was written
 
