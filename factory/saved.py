@@ -49,7 +49,7 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
         made = RunFolder(folder.parent)
     model = made.model if made.plan.is_file() else folder
-    plan = read_plan(made.plan) if made.plan.is_file() else None
+    plan = read_plan(made.plan, setting=f"run={run}") if made.plan.is_file() else None
     overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
     of_run = str(made.path) if plan else None
     of_plan = _of_plan(plan, model) if plan else {}

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.groups import GROUPS
 from factory.line import group_of
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal
+from factory.settings import all_keys
 
 # what chat and serve read beside the group of their own name: whole groups, and single keys of others
 _GROUPS = ("model", "precision", "tracking", "engine", "generation")
@@ -62,12 +64,13 @@ def _read(verb: Verb, name: str) -> bool:
 def _unread(verb: Verb, text: str, name: str) -> Refusal:
     shown = f"{SECRET}=…" if name == SECRET else text
     known = (*_GROUPS, *_KEYS, verb, "method.quantization")
+    others = (*GROUPS, *(key.path for key in all_keys()))  # one that is right elsewhere is no slip of the fingers
     return refusal(
         "writes-unread",
         shown,
         f"`factory {verb}` does not read it",
         verb=verb,
-        hint=did_you_mean(name, known),
+        hint="" if name in others else did_you_mean(name, known),
         known=", ".join((*_GROUPS, verb)),
     )
 

@@ -112,7 +112,9 @@ def begun(
 def recorded(line: compose.CommandLine, folder: str, before: Record | None) -> compose.CommandLine:
     """The command line that the sweep was started with."""
     if before is None:
-        raise refuse("sweep-missing", f"sweep.resume={folder}", "there is no sweep.json in it that can be read")
+        hint = f"one run goes on by `{pasted('resume', folder)}`; " if RunFolder(folder).plan.is_file() else ""
+        wrong = "there is no sweep.json in it that can be read"
+        raise refuse("sweep-missing", f"sweep.resume={folder}", wrong, hint=hint)
     if line.overrides or line.config_dirs:
         given = " ".join([*line.overrides, *(f"--config-dir {each}" for each in line.config_dirs)])
         raise refuse("sweep-fixed", given, "a sweep is continued as it was started")

@@ -157,6 +157,20 @@ def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command,
         assert "outputs/nope: there is no such folder" in said.err and f"fix: {last}" in said.err
 
 
+def test_a_run_and_a_sweep_are_continued_each_by_its_own_command(command: Command, here: Path) -> None:
+    """Each says so of the other's folder; and a plan that is broken is told of what was typed."""
+    for name, file in (("a sweep", "sweep.json"), ("a run", "plan.yaml")):
+        (here / name).mkdir()
+        (here / name / file).write_text("{}")
+    said = command("resume", "a sweep")
+    assert said.rules == ["resume-missing"] and "-m 'sweep.resume=a sweep' goes on with it" in said.err
+    said = command("-m", "sweep.resume=a run")
+    assert said.rules == ["sweep-missing"] and "factory resume 'a run'`" in said.err
+    (here / "a run" / "plan.yaml").write_text("a: [")
+    assert "[plan-broken] resume a run: " in command("resume", "a run").err
+    assert "[plan-broken] run=a run: " in command("evaluate", "run=a run").err
+
+
 def test_help_is_a_verb(command: Command) -> None:
     assert command("help").out == command("--help").out != ""
 
