@@ -113,4 +113,5 @@ def test_what_is_printed_to_be_pasted_means_the_folder(name: str) -> None:
     (word,) = shlex.split(line.setting("sweep.resume", name))
     assert settings_of([word]).sweep.resume == name
     assert shlex.split(line.setting("run", Path(name))) == [f"run={name}"]
+    assert line.run_of(f"run={name}") == line.run_of(f"run={line.spelt(name)}") == name  # as the board says it, too
     assert shlex.split(pasted("resume", Path(name)))[-2:] == ["resume", name]

@@ -138,6 +138,7 @@ def test_a_runs_own_files_are_found_from_elsewhere(
     done = execute("method=lora", *SHORT, *listed, folder="listed")
     monkeypatch.chdir(here / "elsewhere")
     assert perplexity("run=../listed", folder="l") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
+    assert evaluated('run="../run"').plan.steps == evaluated("run=../run").plan.steps
     with pytest.raises(UserError, match="data-missing"):  # that is said here, and means a file here
         evaluated("run=../run", "data.path=rows.jsonl")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.groups import GROUPS
-from factory.line import group_of
+from factory.line import group_of, run_of, unquoted
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal
 from factory.settings import all_keys
@@ -44,7 +44,7 @@ def taken_apart(verb: Verb, overrides: Iterable[str]) -> Line:
         if verb == "chat" and name == "compare":
             name, text = "chat.compare", f"chat.compare={value}"
         if name == SECRET and verb == "serve":
-            secret = _unquoted(value)
+            secret = unquoted(value)
         elif not _read(verb, name):
             problems.append(_unread(verb, text, name))
         elif name == "stage" and value not in _STAGES:
@@ -73,10 +73,6 @@ def _unread(verb: Verb, text: str, name: str) -> Refusal:
         hint="" if name in others else did_you_mean(name, known),
         known=", ".join((*_GROUPS, verb)),
     )
-
-
-def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def of_run(overrides: Iterable[str]) -> tuple[str, ...]:
@@ -133,4 +129,4 @@ def with_run(line: Line, run: str | None) -> tuple[str, ...]:
 
 
 def named_run(line: Line) -> str | None:
-    return next((text.partition("=")[2] for text in reversed(line.overrides) if group_of(text) == "run"), None)
+    return next((run_of(text) for text in reversed(line.overrides) if group_of(text) == "run"), None)
