@@ -206,6 +206,8 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
     assert said.rules == ["run-emptied"] and "train it again: factory train --from-plan run/plan.yaml\n" in said.err
     assert command("evaluate", "method=lora").rules == ["evaluate-method"]
     assert command("evaluate", "stage=dpo").rules == ["evaluate-reference"]
+    said = command("evaluate", "stage.batch_size=1", "compute.activation_checkpointing=true", "evaluate.samples=0")
+    assert (said.code, said.rules) == (2, ["evaluate-unread"] * 2) and "evaluate.batch_size is how many" in said.err
     assert command("train", "method=none").rules == ["method-none"]
     assert command("evaluate", "-m", "seed=1,2").rules == ["plan-of-a-sweep"]
 
