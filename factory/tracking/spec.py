@@ -38,7 +38,14 @@ def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Probl
     """What cannot be: (rule, key, what is wrong) of each."""
     tool, uri = tracking.tool, tracking.uri
     if tool == "mlflow" and uri is not None and not _DATABASE_OR_SERVER.match(uri):
-        yield "tracking-address", "tracking.uri", "MLflow no longer keeps runs in plain folders"
+        scheme, there, _ = uri.partition("://")
+        other = there and scheme != "file"
+        wrong = (
+            f"MLflow knows no store of the kind {scheme}://"
+            if other
+            else "MLflow no longer keeps runs in plain folders"
+        )
+        yield "tracking-address", "tracking.uri", wrong
     if tool == "tensorboard" and (uri is None or "://" in uri):
         yield "tracking-folder", "tracking.uri", "TensorBoard's files lie in a folder"
     if tool == "wandb" and uri is not None and not re.match(r"https?://", uri):

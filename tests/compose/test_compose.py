@@ -589,3 +589,18 @@ def test_the_quotes_that_are_advised_are_read() -> None:
     assert not compose.prepared(
         compose.parse([text.strip(",").replace("key=", "tags.a=") for text in advised])
     ).problems
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("./mlruns", "no longer keeps runs in plain folders"),
+        ("file:///tmp/runs", "no longer keeps runs in plain folders"),
+        ("postgres://host/runs", "knows no store of the kind postgres://"),
+    ],
+)
+def test_where_runs_cannot_be_logged_is_told_as_what_it_is(uri: str, says: str, command: Command, here: Path) -> None:
+    (here / "file").write_text("")
+    said = command("train", f"tracking.uri={uri}", "hydra.run.dir=file/run")
+    assert sorted(said.rules) == ["cannot-write", "tracking-address"] and says in said.err
+    assert f"{here}/file is a file, and no folder" in said.err

@@ -102,6 +102,14 @@ class _Usage:
         self.total, self.used, self.free = 10**12, 0, free
 
 
+def test_a_file_in_the_place_of_the_folder_is_told_as_one(here: Path, tiny_model: Path) -> None:
+    put(here, ())
+    with pytest.raises(UserError) as error:
+        planned(f"model.path={tiny_model}", "export.dir=file")
+    (found,) = error.value.refusals
+    assert (found.rule, found.wrong) == ("export-not-ours", "it is a file, and an export is a folder")
+
+
 def test_each_rule_has_a_case() -> None:
     assert set(FIRES) == {rule.id for rule in rules.RULES}
 
