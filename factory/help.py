@@ -122,7 +122,7 @@ def _key(key: Key) -> str:
     readers = [rule for rule, words in catalogue().items() if key.path in words.reads]
     lines = [
         key.path,
-        *(f"  {meaning}" for meaning in _meanings(key)),
+        *(f"  {meaning}" for meaning in meanings(key)),
         f"  type:     {describe(key.kind, key.limits)}",
         f"  default:  {default(key.path)}",
     ]
@@ -132,7 +132,7 @@ def _key(key: Key) -> str:
     return "\n".join(lines)
 
 
-def _meanings(key: Key) -> list[str]:
+def meanings(key: Key) -> list[str]:
     """What it says, or each of what it says to several methods or stages."""
     group, found = key.path.partition(".")[0], _meant(key.path)
     if len(found) < 2:
