@@ -170,7 +170,7 @@ class FolderFacts:
 class ExportFacts:
     """The folder of an export: what is there now, and the free bytes of its disk (None: it cannot be written)."""
 
-    there: Literal["nothing", "export", "other"]
+    there: Literal["nothing", "export", "file", "other"]
     free_bytes: int | None
     calibration: bool | None = None  # whether export.calibration is a file; None: none is named
 

@@ -11,7 +11,7 @@ from factory.diff import flat, shown
 from factory.parsed import yaml_of
 from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys, having
-from factory.typed import Key, describe, plain
+from factory.typed import Key, describe, plain, walk_keys
 from factory.verbs import OWN
 
 FLAGS = {  # in a person's words
@@ -68,19 +68,21 @@ def explained(name: str) -> str:
     if inside:
         options = f"{name}=  {groups.listed(groups.options(name))}\n\n" if name in (*GROUPS, *NAMED) else ""
         width = max(len(key.path) for key in inside)
-        return options + "\n".join(f"{key.path:<{width}}  {key.limits.doc if key.limits else ''}" for key in inside)
+        return options + "\n".join(f"{key.path:<{width}}  {_in_a_list(key)}" for key in inside)
     if found := [_option(group, file) for group, file in _options() if name in (file.stem, f"{group}={file.stem}")]:
         return "\n".join(found)
     if (template := name.removeprefix("model.template=")) in templates.names():
         return f"model.template={template}\n  a chat template: as that of {templates.template(template).source}"
-    named = [file.stem for _, file in _options()]
-    raise refuse(
-        "unknown-key",
-        name,
-        "there is no such key, group or option",
-        hint=did_you_mean(name, [key.path for key in keys] if "." in name else [*named, *(key.path for key in keys)]),
-        topic="--help",
-    )
+    hint = _alike(name, [key.path for key in keys])
+    raise refuse("unknown-key", name, "there is no such key, group or option", hint=hint, topic="--help")
+
+
+def _alike(name: str, keys: list[str]) -> str:
+    """`did you mean X? ` of what can be explained: of `stage=dop` an option of stage."""
+    group, chosen, _ = name.partition("=")
+    if chosen and group in (*groups.GROUPS, "recipe"):
+        return did_you_mean(name, [f"{group}={file.stem}" for each, file in _options() if each == group])
+    return did_you_mean(name, keys if "." in name else [*(file.stem for _, file in _options()), *keys])
 
 
 def _options() -> Iterator[tuple[str, Path]]:
@@ -120,7 +122,7 @@ def _key(key: Key) -> str:
     readers = [rule for rule, words in catalogue().items() if key.path in words.reads]
     lines = [
         key.path,
-        f"  {key.limits.doc if key.limits else ''}",
+        *(f"  {meaning}" for meaning in meanings(key)),
         f"  type:     {describe(key.kind, key.limits)}",
         f"  default:  {default(key.path)}",
     ]
@@ -128,6 +130,42 @@ def _key(key: Key) -> str:
         lines.append(f"  of:       {', '.join(some)}")
     lines.append(f"  rules:    {', '.join(readers) or 'none'}")
     return "\n".join(lines)
+
+
+def meanings(key: Key) -> list[str]:
+    """What it says, or each of what it says to several methods or stages."""
+    group, found = key.path.partition(".")[0], _meant(key.path)
+    if len(found) < 2:
+        return [_said(key)]
+    return [f"with {group}={', '.join(names)}: {said}" for said, names in found.items()]
+
+
+def _in_a_list(key: Key) -> str:
+    """In one line: what it says to the method or stage that is the default, where it says several things."""
+    group, found = key.path.partition(".")[0], _meant(key.path)
+    if len(found) < 2:
+        return _said(key)
+    said, names = max(found.items(), key=lambda each: _usual(group) in each[1])  # the first of those that are equal
+    return f"{said} (with {group}={', '.join(names)}; `factory explain {key.path}` has the others)"
+
+
+@cache
+def _meant(path: str) -> dict[str, list[str]]:
+    """What a key says, with the methods or stages to which it does: a rank is not the same to all of them."""
+    group, found = path.partition(".")[0], dict[str, list[str]]()
+    for name in having(path) if group in NAMED else ():
+        keys = {each.path: each for each in walk_keys(registry.spec(NAMED[group], name).Settings, group)}
+        found.setdefault(_said(keys[path]), []).append(name)
+    return found
+
+
+def _usual(group: str) -> str:
+    """The method or stage of a line that names none."""
+    return _tree(None)[group]["name"]
+
+
+def _said(key: Key) -> str:
+    return key.limits.doc if key.limits else ""
 
 
 def owners(path: str) -> list[str]:
@@ -157,8 +195,9 @@ def _tree(option: str | None) -> dict[str, Any]:
 
 
 def default(path: str) -> str:
-    """From conf/, composed with the first option that has the key."""
-    first = next((f"{path.partition('.')[0]}={name}" for name in _having(path)), None)
+    """From conf/, as it is composed by default, or where that has no such key with the first option that has it."""
+    group, names = path.partition(".")[0], _having(path)
+    first = None if not names or _usual(group) in names else f"{group}={names[0]}"
     value: Any = _tree(first)
     for part in path.split("."):
         if not isinstance(value, dict):

@@ -58,6 +58,23 @@ def spelt(text: str) -> str:
     return f"'{inner}'"
 
 
+def unquoted(value: str) -> str:
+    """What Hydra's grammar reads in a value that it wants quoted: for keys that are taken before it reads any."""
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
+        return value
+    return value[1:-1].replace(f"\\{value[0]}", value[0])
+
+
+def run_of(text: str) -> str:
+    """What `run=` names, as it stands there or in quotes as other keys want them."""
+    return unquoted(text.partition("=")[2])
+
+
+def setting(key: str, value: str | Path) -> str:
+    """`key=value` to be pasted into a shell, whatever the value is. `run` is no key of Hydra's: its is left alone."""
+    return shlex.quote(f"{key}={value if key == 'run' else spelt(str(value))}")
+
+
 def listed(values: Iterable[Any]) -> str:
     return f"[{','.join(spelt(str(value)) for value in values)}]"
 

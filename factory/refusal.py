@@ -54,7 +54,8 @@ class Refusal:
     machine: bool
 
     def __str__(self) -> str:
-        return f"[{self.rule}] {self.setting}: {self.wrong}.\n  because {self.because}\n  fix: {self.fix}"
+        end = "" if self.wrong.endswith("?") else "."  # what is asked ends as a question
+        return f"[{self.rule}] {self.setting}: {self.wrong}{end}\n  because {self.because}\n  fix: {self.fix}"
 
 
 class UserError(ValueError):

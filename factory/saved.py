@@ -1,15 +1,16 @@
 """What `run=` names: a run's folder, the model in it or any saved one, or an MLflow run; as a command line."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from factory import heads, templates
-from factory.line import group_of, name_of
+from factory.line import group_of, name_of, setting
 from factory.look.model import look_at_adapter
 from factory.plan import Plan, PlannedSource, read_plan
-from factory.refusal import refuse
+from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
 from factory.stages.rm.spec import SCORE
@@ -49,7 +50,7 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
         made = RunFolder(folder.parent)
     model = made.model if made.plan.is_file() else folder
-    plan = read_plan(made.plan) if made.plan.is_file() else None
+    plan = read_plan(made.plan, setting=f"run={run}") if made.plan.is_file() else None
     overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
     of_run = str(made.path) if plan else None
     of_plan = _of_plan(plan, model) if plan else {}
@@ -64,9 +65,25 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
     if (model / "config.json").is_file():
         return Saved(str(model), None, overrides, of_run, held, **of_plan)
     if plan:
-        raise refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=of_run)
+        raise _without_model(run, plan, made)
+    if found := next(iter(sorted(folder.glob("*.gguf"))), None):  # as an export writes it
+        hint = f"a GGUF file is named by {setting('model.path', found)}; "
+        raise refuse("run-model", f"run={run}", "what is in it is a GGUF file, and no run", hint=hint)
     wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"
-    raise refuse("run-model", f"run={run}", wrong, hint=last_here())
+    raise refuse("run-model", f"run={run}", wrong, hint=last_here(saved=True))
+
+
+def _without_model(run: str, plan: Plan, made: RunFolder) -> UserError:
+    """Of a run whose folder has no model: it saves none, it lost it, or it is not at its end."""
+    folder = shlex.quote(str(made.path))
+    if plan.verb != "train":
+        load, export = plan.steps.load, plan.export
+        of = export.dir if export else load.adapter or (load.path if load.source == "folder" else None)
+        hint = f"{'what it wrote' if export else 'what it measured'}: {setting('run', of)}; " if of else ""
+        return refuse("run-of-no-model", f"run={run}", f"it is a run of `factory {plan.verb}`", hint=hint)
+    if made.status() == "finished":
+        return refuse("run-emptied", f"run={run}", "it is finished, and its model is not there any more", folder=folder)
+    return refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=folder)
 
 
 def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factory import compose
-from factory.line import group_of, name_of
+from factory.line import group_of, name_of, run_of
 from factory.refusal import refuse
 from factory.saved import Saved, merged, saved, scores
 from factory.schema import Source
@@ -31,7 +31,7 @@ def untrained(
         return compose.compose(replace(line, overrides=(*own, "method=none")))
     bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
     asked = bare.tree["tracking"]
-    found = saved(named[-1].partition("=")[2], asked.get("uri") if asked.get("tool") == "mlflow" else None)
+    found = saved(run_of(named[-1]), asked.get("uri") if asked.get("tool") == "mlflow" else None)
     folders = tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs)))
     made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own), config_dirs=folders))
     model = made
@@ -96,8 +96,10 @@ def _catalogued(data: dict[str, Any], found: Saved) -> dict[str, Any]:
 
 
 def _whole(path: Any, known: str | None) -> Any:
+    """The file that the run read, where that is known: gone, it is named as what is gone, and not as a hub's id."""
     relative = isinstance(path, str) and not path.startswith(("package:", "~")) and not Path(path).is_absolute()
-    return known if relative and known is not None and Path(known).exists() else path
+    own = relative and known is not None and (Path(known).exists() or not Path(path).exists())
+    return known if own else path
 
 
 _EXPORTING = ("run", "model", "export", "hardware", "tracking", "hydra", "seed")  # groups that an export reads

@@ -56,3 +56,8 @@ def not_shown(columns: Iterable[str]) -> str:
 def program(name: str) -> str:
     """How the program is called from here: by its name, or through this Python where it is not on the PATH."""
     return name if shutil.which(name) else f"{os.path.relpath(sys.executable)} -m {name}"
+
+
+def pasted(verb: str, folder: str | Path) -> str:
+    """`factory resume FOLDER`, to be pasted into a shell, whatever the folder is called."""
+    return f"{program('factory')} {verb} {shlex.quote(str(folder))}"

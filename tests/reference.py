@@ -49,7 +49,7 @@ def keys() -> Iterator[str]:
 
 
 def _meaning(key: Key) -> str:
-    said, having = key.limits.doc if key.limits else "", ", ".join(help.owners(key.path))
+    said, having = "; ".join(help.meanings(key)), ", ".join(help.owners(key.path))
     return f"{said} (of {having})" if having else said
 
 

@@ -8,6 +8,8 @@ import pytest
 from factory import compose, line
 from factory.board import file
 from factory.refusal import UserError
+from factory.verbs import settings_of
+from factory.words import pasted
 
 
 def test_a_key_is_set_where_it_stood() -> None:
@@ -100,3 +102,16 @@ def test_another_file_is_refused(text: str) -> None:
 
 def test_a_command_is_for_a_shell() -> None:
     assert shlex.split(line.command(("data.path='my rows.jsonl'",)))[-1] == "data.path='my rows.jsonl'"
+
+
+ODD = ("outputs/2026-11-30/11-27-07", "a run", "lr=1e-4,b", "étude", "it's", "a#b")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_printed_to_be_pasted_means_the_folder(name: str) -> None:
+    """To a shell, and to Hydra's grammar where a key has the name."""
+    (word,) = shlex.split(line.setting("sweep.resume", name))
+    assert settings_of([word]).sweep.resume == name
+    assert shlex.split(line.setting("run", Path(name))) == [f"run={name}"]
+    assert line.run_of(f"run={name}") == line.run_of(f"run={line.spelt(name)}") == name  # as the board says it, too
+    assert shlex.split(pasted("resume", Path(name)))[-2:] == ["resume", name]

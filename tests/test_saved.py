@@ -17,7 +17,7 @@ from factory.execute import executor
 from factory.execute.context import Run
 from factory.execute.verify import verify
 from factory.inference import asked
-from factory.plan import Verb, read_plan
+from factory.plan import Verb, read_plan, to_yaml
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
@@ -138,8 +138,25 @@ def test_a_runs_own_files_are_found_from_elsewhere(
     done = execute("method=lora", *SHORT, *listed, folder="listed")
     monkeypatch.chdir(here / "elsewhere")
     assert perplexity("run=../listed", folder="l") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
+    assert evaluated('run="../run"').plan.steps == evaluated("run=../run").plan.steps
     with pytest.raises(UserError, match="data-missing"):  # that is said here, and means a file here
         evaluated("run=../run", "data.path=rows.jsonl")
+
+
+def test_a_base_that_is_gone_is_named_as_the_folder_that_it_was(
+    execute: Execute, tiny_model: Path, here: Path, command: Callable[..., Any]
+) -> None:
+    """A path of two parts is no id of the hub's where the run read a folder there."""
+    shutil.copytree(tiny_model, "exports/base")
+    execute("method=lora", *SHORT, "model.path=exports/base")
+    shutil.move("exports/base", "moved")
+    said = command("evaluate", "run=run", *HERE)
+    assert said.rules == ["model-missing"] and f"model.path={here}/exports/base: " in said.err
+    assert "model.path= names its place" in said.err
+    assert evaluated("run=run", "model.path=moved").plan.steps.load.path == str(here / "moved")
+    (here / "run" / "model" / "adapter_model.safetensors").write_bytes(b"cut")
+    said = command("evaluate", "run=run", "model.path=moved", *HERE)
+    assert said.rules == ["model-broken"] and "model.adapter=run/model: adapter_model" in said.err
 
 
 def test_the_quantized_base_of_a_run_stays_quantized(execute: Execute) -> None:
@@ -184,10 +201,38 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
         assert wrong in said.err
     said = command("evaluate", "run=run")
     assert said.rules == ["run-unfinished"] and "end it by: factory resume run\n" in said.err
+    (here / "run" / "report.json").write_text('{"status": "finished"}')  # which `factory resume` does not go on with
+    said = command("evaluate", "run=run")
+    assert said.rules == ["run-emptied"] and "train it again: factory train --from-plan run/plan.yaml\n" in said.err
     assert command("evaluate", "method=lora").rules == ["evaluate-method"]
     assert command("evaluate", "stage=dpo").rules == ["evaluate-reference"]
+    said = command("evaluate", "stage.batch_size=1", "compute.activation_checkpointing=true", "evaluate.samples=0")
+    assert (said.code, said.rules) == (2, ["evaluate-unread"] * 2) and "evaluate.batch_size is how many" in said.err
     assert command("train", "method=none").rules == ["method-none"]
     assert command("evaluate", "-m", "seed=1,2").rules == ["plan-of-a-sweep"]
+
+
+def test_a_run_that_trained_nothing_names_what_has_the_model(
+    execute: Execute, command: Callable[..., Any], here: Path
+) -> None:
+    """Neither waiting nor `factory resume` would give it one."""
+    execute("method=lora", *SHORT)
+    cases: tuple[tuple[Verb, tuple[str, ...], str], ...] = (
+        ("evaluate", (), str(here / "run" / "model")),
+        ("export", ("export.dir=out/one", "export.format=gguf"), "out/one"),
+    )
+    for verb, words, model in cases:
+        line = compose.parse(["run=run", *words, "tracking=none"])
+        tree = exported(line) if verb == "export" else untrained(line)
+        plan = cli._compiled(replace(tree, run_dir="other"), training=True, verb=verb)
+        (here / "outputs" / verb).mkdir(parents=True)
+        (here / "outputs" / verb / "plan.yaml").write_text(to_yaml(plan))
+        said = command("chat", f"run=outputs/{verb}")
+        assert (said.code, said.rules) == (2, ["run-of-no-model"]) and f"run={model};" in said.err
+    assert "the last runs here" not in command("chat", "run=nowhere").err  # none of them has a model
+    (here / "out" / "one").mkdir(parents=True)
+    (here / "out" / "one" / "model.gguf").write_text("")
+    assert "model.path=out/one/model.gguf;" in command("chat", "run=out/one").err
 
 
 def test_the_verb_is_part_of_the_plan(execute: Execute) -> None:

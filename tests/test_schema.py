@@ -61,7 +61,7 @@ def test_every_key_is_documented_and_explained(monkeypatch: pytest.MonkeyPatch) 
     for found in keys:
         assert found.limits and len(found.limits.doc) > 10, found.path
         text = help.explained(found.path)
-        assert text.startswith(f"{found.path}\n  {found.limits.doc}\n"), text
+        assert text.startswith(f"{found.path}\n  ") and found.limits.doc in text, text
         default = re.search(r"default: +(.*)", text)
         assert default and default[1], text
         assert "set by the option" not in text, text
@@ -91,6 +91,20 @@ def test_an_option_is_explained_by_its_name_and_as_it_is_chosen() -> None:
         assert help.explained(f"{group}={option}").startswith(f"{group}={option}\n")
     with pytest.raises(UserError, match=r"did you mean lora\?"):
         help.explained("loar")
+
+
+def test_a_key_of_several_methods_is_explained_as_each_of_them_means_it() -> None:
+    """And with the default that it has where nothing is chosen."""
+    text = help.explained("method.rank")
+    assert "  with method=adalora: rank that the adapters keep, on average\n" in text
+    assert "  with method=lora, qlora: rank of the matrices A and B\n" in text and "  default:  8\n" in text
+    assert "  with stage=kto: strength of the pull to the reference model\n" in help.explained("stage.beta")
+    (line,) = (line for line in help.explained("method").splitlines() if line.startswith("method.rank "))
+    assert "rank of the matrices A and B (with method=lora, qlora; " in line
+    assert "(with stage=" in help.default("stage.beta")
+    for wrong, near in (("stage=dop", "stage=dpo"), ("method=qlroa", "method=qlora"), ("method.rnk", "method.rank")):
+        with pytest.raises(UserError, match=rf"did you mean {re.escape(near)}\?"):
+            help.explained(wrong)
 
 
 def test_help_lists_every_option_recipe_and_verb(command: Any) -> None:

@@ -263,8 +263,9 @@ def _written(talk: Talk, speakers: list[Speaker], number: int) -> Said:
 
 def _side_by_side(talk: Talk, speakers: list[Speaker]) -> list[Said]:
     """Answers in columns, all as they come: each is read by a thread of its own."""
-    from rich.console import Console
     from rich.live import Live
+
+    from factory.run.screen import console
 
     said = [Said() for _ in speakers]
     failed, stop = list[Wrong](), threading.Event()
@@ -283,7 +284,7 @@ def _side_by_side(talk: Talk, speakers: list[Speaker]) -> list[Said]:
             pieces.close()  # type: ignore[attr-defined]
 
     threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(len(speakers))]
-    with Live(_columns(speakers, said), console=Console(highlight=False), refresh_per_second=8) as live:
+    with Live(_columns(speakers, said), console=console(), refresh_per_second=8) as live:
         for thread in threads:
             thread.start()
         try:

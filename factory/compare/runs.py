@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from factory.execute.report import ADVICE, blank
 from factory.plan import Plan, read_plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, is_held, read_json, step_of
-from factory.words import program
+from factory.words import pasted
 
 Status = Literal[
     "finished", "red check", "failed", "interrupted", "running", "cut short", "refused", "not run", "missing"
@@ -145,7 +144,7 @@ def _unreported(folder: RunFolder, plan: Plan | None, lines: tuple[dict[str, Any
     total = f" of {plan.estimate.steps}" if plan and plan.verb == "train" else ""
     if is_held(folder.lock):
         return "running", f"it is at step {at}{total}"
-    resumed = "" if saved is None else f"; to continue: {program('factory')} resume {shlex.quote(str(folder.path))}"
+    resumed = "" if saved is None else f"; to continue: {pasted('resume', folder.path)}"
     return "cut short", f"it ended at step {at}{total} without a report{resumed}"
 
 

@@ -62,14 +62,13 @@ def _unwritable(path: Path, ends: tuple[str, ...] | None) -> str | None:
 
 
 def _as_text(made: Comparison, out: str | None) -> None:
-    from rich.console import Console
-
     from factory.compare.terminal import shown
+    from factory.run.screen import console
 
     file = io.StringIO() if out else None
-    console = Console(highlight=False, file=file, width=_FILE_WIDTH if out else None)
-    for each in shown(made, console.width):
-        console.print(each)
+    terminal = console(file=file, width=_FILE_WIDTH if out else None)
+    for each in shown(made, terminal.width):
+        terminal.print(each)
     if out and file:
         write_whole(Path(out), file.getvalue())
 

@@ -109,13 +109,16 @@ def _there(case: Case) -> str | None:
 
 
 def _not_ours(case: Case) -> str | None:
-    found = case.facts.export
-    return "there is something in it that no export has written" if found and found.there == "other" else None
+    there = case.facts.export and case.facts.export.there
+    if there == "file":
+        return "it is a file, and an export is a folder"
+    return "there is something in it that no export has written" if there == "other" else None
 
 
 def _unwritable(case: Case) -> str | None:
     found = case.facts.export
-    return "its folder cannot be written" if found and found.free_bytes is None else None
+    unwritable = found and found.free_bytes is None and found.there != "file"
+    return "its folder cannot be written" if unwritable else None
 
 
 def _space(case: Case) -> str | None:
@@ -178,7 +181,8 @@ def _unread(case: Case) -> tuple[str, str] | None:
         "calibration": (asked.quantization not in spec.CALIBRATED, "only gptq and awq read it"),
         "private": (asked.push is None, "nothing is uploaded (export.push)"),
         "dry_run": (asked.push is None, "nothing is uploaded (export.push)"),
-        "check": (adapter and own_base(case) is None, "an adapter is written as it is"),
+        # of a model that cannot be read nobody knows whether its adapter has a base to itself
+        "check": (adapter and case.known and own_base(case) is None, "an adapter is written as it is"),
     }
     for name, (is_unread, why) in unread.items():
         if is_unread and case.asked(f"export.{name}"):

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.line import group_of
+from factory.groups import GROUPS
+from factory.line import group_of, run_of, unquoted
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal
+from factory.settings import all_keys
 
 # what chat and serve read beside the group of their own name: whole groups, and single keys of others
 _GROUPS = ("model", "precision", "tracking", "engine", "generation")
@@ -42,7 +44,7 @@ def taken_apart(verb: Verb, overrides: Iterable[str]) -> Line:
         if verb == "chat" and name == "compare":
             name, text = "chat.compare", f"chat.compare={value}"
         if name == SECRET and verb == "serve":
-            secret = _unquoted(value)
+            secret = unquoted(value)
         elif not _read(verb, name):
             problems.append(_unread(verb, text, name))
         elif name == "stage" and value not in _STAGES:
@@ -62,18 +64,15 @@ def _read(verb: Verb, name: str) -> bool:
 def _unread(verb: Verb, text: str, name: str) -> Refusal:
     shown = f"{SECRET}=…" if name == SECRET else text
     known = (*_GROUPS, *_KEYS, verb, "method.quantization")
+    others = (*GROUPS, *(key.path for key in all_keys()))  # one that is right elsewhere is no slip of the fingers
     return refusal(
         "writes-unread",
         shown,
         f"`factory {verb}` does not read it",
         verb=verb,
-        hint=did_you_mean(name, known),
+        hint="" if name in others else did_you_mean(name, known),
         known=", ".join((*_GROUPS, verb)),
     )
-
-
-def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def of_run(overrides: Iterable[str]) -> tuple[str, ...]:
@@ -130,4 +129,4 @@ def with_run(line: Line, run: str | None) -> tuple[str, ...]:
 
 
 def named_run(line: Line) -> str | None:
-    return next((text.partition("=")[2] for text in reversed(line.overrides) if group_of(text) == "run"), None)
+    return next((run_of(text) for text in reversed(line.overrides) if group_of(text) == "run"), None)

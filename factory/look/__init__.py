@@ -143,7 +143,7 @@ def look_at_export(settings: Settings) -> ExportFacts | None:
     nearest = _nearest(path)
     holds = path.is_dir() and any(path.iterdir())
     return ExportFacts(
-        there="export" if is_export(path) else "other" if holds or path.is_file() else "nothing",
+        there="export" if is_export(path) else "file" if path.is_file() else "other" if holds else "nothing",
         free_bytes=shutil.disk_usage(nearest).free if _writable(nearest) else None,
         calibration=Path(settings.export.calibration).is_file() if settings.export.calibration else None,
     )
@@ -171,7 +171,8 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
             raise refuse("damaged-checkpoint", f"stage.resume={resume}", wrong, fix=_before(start))
     nearest = _nearest(folder.path.absolute())
     if training and not _writable(nearest):
-        raise refuse("cannot-write", f"hydra.run.dir={path}", f"{nearest} cannot be written")
+        wrong = f"{nearest} {'cannot be written' if nearest.is_dir() else 'is a file, and no folder'}"
+        raise refuse("cannot-write", f"hydra.run.dir={path}", wrong)
     there, saved_by = folder.plan_digest(), (read_json(start / MANIFEST) or {}).get("plan_digest") if start else None
     return FolderFacts(
         path=str(folder.path),

@@ -171,8 +171,10 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
         return refuse("model-incomplete", f"model.path={shown}", wrong)
 
     if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        raise incomplete("there is no config.json in it" + (": it is an adapter, for model.adapter" if adapter else ""))
+        if (folder / "adapter_config.json").is_file():
+            hint = f"evaluate, export, chat and serve take it as run={shown}; "
+            raise refuse("model-is-adapter", f"model.path={shown}", "it is an adapter", hint=hint, adapter=shown)
+        raise incomplete("there is no config.json in it")
     try:
         config = json_of((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError:
@@ -239,7 +241,7 @@ def look_at_adapter(path: str) -> AdapterFacts:
         config=config,
         base=(said := read_json(base)),
         context_length=_stretched(base, setting) if base.is_file() else None,
-        shapes=safetensors_shapes(folder / "adapter_model.safetensors", path),
+        shapes=safetensors_shapes(folder / "adapter_model.safetensors", path, key="model.adapter"),
         tokens=added_tokens(folder),
         heads=head_shapes(folder, path),
         started=own is not None or (run is not None and _started(run)),
@@ -277,9 +279,9 @@ def _own_base(folder: Path, shown: str) -> own_base.OwnBase | None:
     file = folder / own_base.FILE
     if not file.is_file():
         return None
-    safetensors_shapes(file, shown)  # whether all of it is there
+    safetensors_shapes(file, shown, key="model.adapter")  # whether all of it is there
     if (found := own_base.said(_header(file)[1])) is None:
-        raise _broken(shown, file.name, "its header does not say how the base was made")
+        raise _broken(shown, file.name, "its header does not say how the base was made", "model.adapter")
     return found
 
 
@@ -361,12 +363,15 @@ def _renders_tools(template: str | None) -> bool | None:
     return None if template is None else re.search(r"\btools\b", template) is not None
 
 
-def _broken(shown: str, file: str, wrong: str) -> UserError:
-    return refuse("model-broken", f"model.path={shown}", f"{file}: {wrong}")
+def _broken(shown: str, file: str, wrong: str, key: str = "model.path") -> UserError:
+    return refuse("model-broken", f"{key}={shown}", f"{file}: {wrong}")
 
 
-def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
-    """The tensors' shapes by the file's header, which must fit its length (8 bytes of length, JSON header, tensors)."""
+def safetensors_shapes(file: Path, shown: str, *, key: str = "model.path") -> dict[str, Shape]:
+    """The tensors' shapes by the file's header, which must fit its length (8 bytes of length, JSON header, tensors).
+
+    `key` and `shown` are what was set.
+    """
     size = file.stat().st_size
     try:
         length, header = _header(file)
@@ -374,9 +379,9 @@ def safetensors_shapes(file: Path, shown: str) -> dict[str, Shape]:
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         shapes = {name: _shape(entry["shape"]) for name, entry in tensors.items()}
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise _broken(shown, file.name, f"not a safetensors file ({size:,} bytes)") from None
+        raise _broken(shown, file.name, f"not a safetensors file ({size:,} bytes)", key) from None
     if size != end:
-        raise _broken(shown, file.name, f"{size:,} bytes long where its header says {end:,}")
+        raise _broken(shown, file.name, f"{size:,} bytes long where its header says {end:,}", key)
     return shapes
 
 

@@ -39,17 +39,15 @@ def unwritable(page: Path) -> str | None:
 
 def show(plan: Plan, asked: Any) -> int:
     """Prints the preview, and writes the page if one is asked for."""
-    from rich.console import Console
-
     from factory.preview import page
     from factory.preview.gather import preview
     from factory.preview.samples import to_json
     from factory.preview.terminal import Terminal
-    from factory.run.screen import Screen
+    from factory.run.screen import Screen, console
 
     wanted: schema.Preview = Reader().record(schema.Preview, asked, "preview")
     screen = Screen()
-    screen.console = Console(stderr=True, highlight=False)
+    screen.console = console(stderr=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a data function or a library prints is no part of it
             try:
@@ -64,7 +62,7 @@ def show(plan: Plan, asked: Any) -> int:
     if wanted.format == "json":
         print(json.dumps(to_json(found)))  # in ASCII: what moves a cursor stays escaped
     else:
-        Terminal(Console(highlight=False)).print(found)
+        Terminal(console()).print(found)
     if wanted.html is not None:
         screen.print(f"The page is {wanted.html}", soft_wrap=True)
     return 0

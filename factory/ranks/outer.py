@@ -10,7 +10,7 @@ from factory.plan import Plan, to_yaml
 from factory.ranks.world import World, launched
 from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, last_logged, read_json, write_whole
-from factory.words import program
+from factory.words import pasted
 
 _POLL = 0.5  # seconds
 
@@ -72,7 +72,7 @@ def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
     screen, ended = Screen(), threading.Event()
     screen.print(plan_panel(plan))
     if plan.tracking.on:
-        where, again = plan.tracking.uri or plan.tracking.tool, f"{program('factory')} track {folder.path}"
+        where, again = plan.tracking.uri or plan.tracking.tool, pasted("track", folder.path)
         screen.print(f"No process follows this run for {where}. When it has ended: {again}", soft_wrap=True)
     files = (Tail(folder.events), Tail(folder.metrics))
 

@@ -10,6 +10,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,10 @@ def runs_here() -> list[Path]:
     return [path.parent for path in sorted(plans, key=lambda path: (path.stat().st_mtime, path))]
 
 
-def last_here() -> str:
-    """`the last runs here: A, B; ` for what names a run that is not there, or nothing."""
-    found = [str(folder) for folder in reversed(runs_here())][:_SHOWN]
+def last_here(*, saved: bool = False) -> str:
+    """`the last runs here: A, B; ` for what names a run that is not there, or nothing. `saved`: those with a model."""
+    there = (folder for folder in reversed(runs_here()) if not saved or RunFolder(folder).model.is_dir())
+    found = [str(folder) for folder in islice(there, _SHOWN)]
     return f"the last runs here: {', '.join(found)}; " if found else ""
 
 

@@ -39,7 +39,7 @@ from factory.run.waiting import waiting
 from factory.stopping import answered
 from factory.tracking.system import Sampler
 from factory.tracking.tracker import Tracker
-from factory.words import counted, program, rate, size
+from factory.words import counted, pasted, rate, size
 
 _POLL = 0.1  # seconds
 # what the child gets unless the user has set it (docs/measurements.md)
@@ -101,7 +101,7 @@ def launch(
 
 
 def _resume(folder: RunFolder) -> str:
-    return f"{program('factory')} resume {folder.path}"
+    return pasted("resume", folder.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +356,7 @@ def _unsent(plan: Plan, folder: RunFolder, told: dict[str, Any]) -> str:
     records = told["sent"] + told["unsent"]
     return (
         f"{plan.tracking.uri or plan.tracking.tool} did not get {told['unsent']:,} of {records:,} records "
-        f"({told['problem']}). The run's folder has all. To send them: {program('factory')} track {folder.path}"
+        f"({told['problem']}). The run's folder has all. To send them: {pasted('track', folder.path)}"
     )
 
 

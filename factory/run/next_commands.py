@@ -7,7 +7,7 @@ from pathlib import Path
 
 from factory import registry
 from factory.heads import writes
-from factory.line import name_of, said_by
+from factory.line import name_of, said_by, setting
 from factory.plan import Plan, PlannedSource
 from factory.run.folder import RunFolder
 from factory.saved import chats
@@ -28,12 +28,12 @@ def next_commands(plan: Plan, folder: RunFolder) -> str:
 
 
 def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
-    factory, run = program("factory"), shlex.quote(str(folder.path))
+    factory, run = program("factory"), setting("run", folder.path)
     method = "lora" if plan.steps.attach.method in plan.own else plan.steps.attach.method
     stage = plan.steps.train.stage
     if writes(stage) and registry.spec("stages", stage).KIND != "text":
-        yield f"{factory} chat run={run}", "talk to it"
-    yield f"{factory} export run={run} export.dir={shlex.quote(f'exports/{folder.path.name}')}", "for other programs"
+        yield f"{factory} chat {run}", "talk to it"
+    yield f"{factory} export {run} {setting('export.dir', f'exports/{folder.path.name}')}", "for other programs"
     if (shown := shows(plan.tracking, folder.path)) is not None:
         yield shown, "curves and tables"
     yield f"{factory} train --from-plan {shlex.quote(str(folder.plan))}", "the same run again"
@@ -59,7 +59,7 @@ def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
         if export.modelfile:
             yield f"ollama create NAME -f {shlex.quote(str(Path(export.dir) / 'Modelfile'))}", "into Ollama"
     elif export.format == "hf" and not export.scores and chats(Path(export.dir)):
-        yield f"{program('factory')} chat model.path={shlex.quote(export.dir)}", "talk to it"
+        yield f"{program('factory')} chat {setting('model.path', export.dir)}", "talk to it"
     if export.push and export.dry_run:
         again = " ".join(shlex.quote(text) for text in plan.overrides if name_of(text) != "export.dry_run")
         yield f"{program('factory')} export {again} export.overwrite=true", f"upload it to {export.push}"

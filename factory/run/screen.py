@@ -17,11 +17,16 @@ _LOG_WIDTH = 120
 WHOSE = {"held_out": "held-out rows", "train": "rows that train"}  # rows that something is measured on
 
 
+def console(**how: Any) -> Console:
+    """One that prints what it is given: numbers in no colours of their own, and `my_metrics:boom:` is no emoji."""
+    return Console(highlight=False, emoji=False, **how)
+
+
 class Screen:
     """Prints to the terminal and, once a run's folder is claimed, to its log."""
 
     def __init__(self) -> None:
-        self.console = Console(file=redacting(sys.stdout), highlight=False, soft_wrap=False)
+        self.console = console(file=redacting(sys.stdout), soft_wrap=False)
         self.log: Console | None = None
         self._loss_logged = False
         self._progress: Progress | None = None
@@ -32,7 +37,7 @@ class Screen:
             with suppress(OSError):  # what a full disk did not take
                 self.log.file.close()
         file = log.open("a", encoding="utf-8", buffering=1) if log else None
-        self.log = Console(file=redacting(file), width=_LOG_WIDTH, no_color=True, highlight=False) if file else None
+        self.log = console(file=redacting(file), width=_LOG_WIDTH, no_color=True) if file else None
 
     def print(self, what: Any, *, style: str | None = None, soft_wrap: bool = False) -> None:
         """`soft_wrap` leaves long lines to the terminal, so that a command can be copied whole."""

@@ -23,7 +23,7 @@ from factory.compose import sweeps
 from factory.compose.calling import hydra_main
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
 from factory.execute.context import STARTED, append
-from factory.line import spelt
+from factory.line import setting, spelt
 from factory.look.machine import look_at_machine
 from factory.outlet import outlets
 from factory.plan import read_plan
@@ -38,7 +38,7 @@ from factory.schema import Sweep, Tracking
 from factory.tracking import later, ledger
 from factory.tracking.spec import shows
 from factory.tracking.tracker import said
-from factory.words import program
+from factory.words import pasted, program
 
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
 _NO_NAME = re.compile(r"[^\w.-]+", re.ASCII)  # what Hydra would have quoted
@@ -112,7 +112,9 @@ def begun(
 def recorded(line: compose.CommandLine, folder: str, before: Record | None) -> compose.CommandLine:
     """The command line that the sweep was started with."""
     if before is None:
-        raise refuse("sweep-missing", f"sweep.resume={folder}", "there is no sweep.json in it that can be read")
+        hint = f"one run goes on by `{pasted('resume', folder)}`; " if RunFolder(folder).plan.is_file() else ""
+        wrong = "there is no sweep.json in it that can be read"
+        raise refuse("sweep-missing", f"sweep.resume={folder}", wrong, hint=hint)
     if line.overrides or line.config_dirs:
         given = " ".join([*line.overrides, *(f"--config-dir {each}" for each in line.config_dirs)])
         raise refuse("sweep-fixed", given, "a sweep is continued as it was started")
@@ -298,7 +300,7 @@ def closed(
     if made is not None:
         for each in terminal.summary(made, screen.console.width):
             screen.print(each)
-        again = f"{program('factory')} compare {folder.path}"
+        again = pasted("compare", folder.path)
         try:
             write_whole(folder.table, written.markdown(made))
             write_whole(folder.page, page(made))
@@ -309,7 +311,8 @@ def closed(
     if (shown := shows(tracking, folder.path / "*")) is not None:
         screen.print(f"Next: {shown}", soft_wrap=True)
     if goes_on and made is not None and {run.status for run in made.runs} & set(_UNDONE):
-        screen.print(f"To continue: {program('factory')} -m sweep.resume={folder.path}", soft_wrap=True)
+        onward = f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
+        screen.print(f"To continue: {onward}", soft_wrap=True)
     _close_parent(tracking, parent, folder, made, done)
     return INTERRUPTED if stopped else 0 if done else FAILED
 
@@ -321,7 +324,7 @@ def _parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLi
     try:
         return _parent_in_mlflow(tracking, folder, line.overrides, known)
     except Exception as error:  # whatever a server may raise: the jobs run all the same
-        again = f"{program('factory')} track {folder.path}"
+        again = pasted("track", folder.path)
         print(f"MLflow cannot be reached ({said(error)}). What it misses is sent by: {again}", file=sys.stderr)
         return None
 
@@ -347,7 +350,7 @@ def _close_parent(
     try:
         _close_in_mlflow(tracking, parent, folder, made, done)
     except Exception as error:  # as above
-        again = f"{program('factory')} track {folder.path}"
+        again = pasted("track", folder.path)
         print(f"MLflow did not get {folder.table} ({said(error)}). To send it: {again}", file=sys.stderr)
 
 

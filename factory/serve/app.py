@@ -119,6 +119,8 @@ def _invalid(error: RequestValidationError) -> errors.ApiError:
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
         message = "There is no such field, or this server does not read it"
+    elif found["type"] == "none_required" or found.get("ctx", {}).get("max_length") == 0:  # as wire.Unsupported says it
+        message = "this server does not have it: leave it out"
     return errors.bad(f"{message}." if param is None else f"{param}: {message}.", param)
 
 

@@ -4,9 +4,10 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from factory import cache
+from factory.execute import lean
 from factory.execute.context import Run
 from factory.hub import lost
 from factory.look.model import check_whole
@@ -74,10 +76,19 @@ def _convert_once(gguf: Path, target: Path, source: str) -> None:
 
 
 def _convert(gguf: Path, target: Path, source: str) -> None:
-    """GGUF to an ordinary folder in bfloat16."""
+    """GGUF to an ordinary folder in bfloat16. What libraries print is no part of an answer that `chat` writes."""
+    with redirect_stdout(sys.stderr):
+        lean.imports()
+        _written(gguf, target, source)
+
+
+def _written(gguf: Path, target: Path, source: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # it advises a type, of weights that are written and not computed with
+    logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     tokenizer = _tokenizer(gguf, source)
     for config in (model.config, model.generation_config):

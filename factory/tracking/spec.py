@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 
+from factory.inference.asked import name_of
+from factory.plan import Plan
 from factory.schema import Tracking
 from factory.words import program
 
@@ -36,7 +38,14 @@ def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Probl
     """What cannot be: (rule, key, what is wrong) of each."""
     tool, uri = tracking.tool, tracking.uri
     if tool == "mlflow" and uri is not None and not _DATABASE_OR_SERVER.match(uri):
-        yield "tracking-address", "tracking.uri", "MLflow no longer keeps runs in plain folders"
+        scheme, there, _ = uri.partition("://")
+        other = there and scheme != "file"
+        wrong = (
+            f"MLflow knows no store of the kind {scheme}://"
+            if other
+            else "MLflow no longer keeps runs in plain folders"
+        )
+        yield "tracking-address", "tracking.uri", wrong
     if tool == "tensorboard" and (uri is None or "://" in uri):
         yield "tracking-folder", "tracking.uri", "TensorBoard's files lie in a folder"
     if tool == "wandb" and uri is not None and not re.match(r"https?://", uri):
@@ -55,6 +64,16 @@ def _unread(tracking: Tracking) -> Iterator[tuple[str, bool, str]]:
     yield "tracking.uri", tool == "none" and tracking.uri is not None, "mlflow, tensorboard or wandb"
     yield "tracking.mode", tool != "wandb" and tracking.mode != "online", "wandb"
     yield "tracking.system_metrics", not tracking.on and tracking.system_metrics, "what runs are logged to"
+
+
+def title(plan: Plan) -> str:
+    """What a tool lists the run as. One that trains nothing is called by what it is of: its method says nothing."""
+    model = plan.options.get("model", "")
+    if plan.verb == "train":
+        return f"{model} {plan.steps.attach.method} {plan.steps.train.stage}"
+    load, export = plan.steps.load, plan.export
+    of = (export and export.run) or load.adapter or (load.path if load.source == "folder" else None)
+    return f"{plan.verb} {name_of(of) or model}"
 
 
 def shows(tracking: Tracking, folder: Path) -> str | None:

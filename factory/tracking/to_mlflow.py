@@ -18,6 +18,7 @@ from factory.schema import Tracking
 from factory.stages.loss import Unit
 from factory.stages.rows import unit
 from factory.tracking.ledger import Ledger, whole_lines
+from factory.tracking.spec import title
 from factory.typed import plain, to_tree
 
 _LONGEST_PARAMETER = 6000
@@ -56,9 +57,8 @@ class MlflowSink:
         parent = self._plan.tracking.parent_run or outer_run(self._client)
         if parent is not None:
             tags[PARENT] = parent
-        name = " ".join(tags[each] for each in ("model", "method", "stage"))
         started = round(1000 * self._ledger.started)
-        return self._client.create_run(experiment, started, tags=tags, run_name=name).info.run_id
+        return self._client.create_run(experiment, started, tags=tags, run_name=redacted(title(self._plan))).info.run_id
 
     def last_step(self) -> int:
         history = self._client.get_metric_history(self._run_id, "learning_rate")
@@ -162,6 +162,7 @@ def _tags(plan: Plan, folder: RunFolder) -> dict[str, str]:
     from mlflow.tracking.context.registry import resolve_tags
 
     own = {
+        "verb": plan.verb,
         "model": plan.options.get("model", ""),
         "method": plan.steps.attach.method,
         "stage": plan.steps.train.stage,

@@ -9,6 +9,7 @@ from factory.plan import Plan
 from factory.redact import redacted, without_secrets
 from factory.run.folder import RunFolder
 from factory.tracking.ledger import Ledger
+from factory.tracking.spec import title
 from factory.tracking.to_mlflow import flattened, measured
 
 _STARTING = 20  # seconds for its server's first answer
@@ -33,7 +34,7 @@ class WandbSink:
             project=plan.tracking.experiment,
             group=plan.tracking.parent_run,
             id=ledger.run_id,
-            name=f"{plan.options.get('model', '')} {plan.steps.attach.method} {plan.steps.train.stage}",
+            name=title(plan),
             tags=[plan.steps.attach.method, plan.steps.train.stage],
             dir=str(folder.path),
             mode=plan.tracking.mode,

@@ -13,16 +13,18 @@ from factory import compose, schema
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
 from factory.execute.verify import verify
-from factory.line import name_of
+from factory.line import name_of, setting
 from factory.look.machine import look_at_machine
 from factory.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import RunFolder, last_here, taken
+from factory.run.swept import SweepFolder
 from factory.typed import to_tree
 from factory.verbs import composed as composed_of
 from factory.verbs import fresh, our_mistake, parsed, refuse_unread, settings_of
+from factory.words import program
 
 if TYPE_CHECKING:
     from factory.run.sweep import Verbs
@@ -217,6 +219,9 @@ def resume(arguments: list[str]) -> int:
         raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
     folder = RunFolder(arguments[0])
     if not folder.plan.is_file():
+        if SweepFolder(folder.path).is_there():
+            hint = f"{program('factory')} -m {setting('sweep.resume', folder.path)} goes on with it; "
+            raise refuse("resume-missing", arguments[0], "it is a sweep's", hint=hint)
         wrong = "there is no plan.yaml in it" if folder.path.exists() else "there is no such folder"
         raise refuse("resume-missing", arguments[0], wrong, hint=last_here())
     if folder.status() == "finished":
@@ -225,7 +230,7 @@ def resume(arguments: list[str]) -> int:
 
 
 def _go_on(folder: RunFolder) -> int:
-    return _launch_checked(read_plan(folder.plan), folder, "newest")
+    return _launch_checked(read_plan(folder.plan, setting=f"resume {folder.path}"), folder, "newest")
 
 
 def track(arguments: list[str]) -> int:

@@ -1,13 +1,14 @@
 """The verbs that use a trained model: evaluate, export, chat, serve."""
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from factory import compose, settings
+from factory import compose, schema, settings
 from factory.anew import compiled
 from factory.line import name_of
 from factory.plan import Plan, Verb
+from factory.refusal import UserError, refusal
 from factory.untrained import exported, untrained
 from factory.verbs import parsed, refuse_unread, settings_of
 from factory.verbs.train import done_once, in_a_folder
@@ -21,7 +22,17 @@ def evaluate(arguments: list[str]) -> int:
     if (line := parsed(arguments, "one model is evaluated at a time")) is None:
         return 0
     refuse_unread(line, "evaluate")
+    _refuse_training(line.overrides)
     return done_once(in_a_folder(line, untrained(line)), "evaluate")
+
+
+def _refuse_training(overrides: tuple[str, ...]) -> None:
+    """Keys that say how one trains. What a run was made with says them too, and what a stage measures by is its own."""
+    steps = {f"stage.{each.name}" for each in fields(schema.Stage) if each.name != "name"}
+    unread = steps | {"compute.activation_checkpointing", "compute.recomputed_layers"}
+    found = [text for text in overrides if name_of(text) in unread]
+    if found:
+        raise UserError(*(refusal("evaluate-unread", text, "`factory evaluate` does not read it") for text in found))
 
 
 def export(arguments: list[str]) -> int:

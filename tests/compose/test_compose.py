@@ -18,7 +18,7 @@ from factory.plan import to_yaml
 from factory.refusal import UserError
 
 Command = Callable[..., Any]
-BLOCK = re.compile(r"\[[a-z][a-z0-9-]*\] \S.*: \S.*\.\n  because \S.*\n  fix: \S.*\n")
+BLOCK = re.compile(r"\[[a-z][a-z0-9-]*\] \S.*: \S.*[.?]\n  because \S.*\n  fix: \S.*\n")
 
 
 def _own(folder: Path, group: str, text: str) -> tuple[str, str]:
@@ -147,7 +147,7 @@ def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command,
     said = command("export", "run=outputs/nope", "export.dir=x")
     assert said.rules == ["run-model"] and "the last runs" not in said.err
     for name in ("2026-01-01/10-00-00", "2026-01-02/09-00-00"):
-        (here / "outputs" / name).mkdir(parents=True)
+        (here / "outputs" / name / "model").mkdir(parents=True)
         (here / "outputs" / name / "plan.yaml").write_text("")
     said = command("export", "run=outputs/nope", "export.dir=x")
     last = "the last runs here: outputs/2026-01-02/09-00-00, outputs/2026-01-01/10-00-00; "
@@ -155,6 +155,20 @@ def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command,
     for verb in ("export", "chat", "serve", "evaluate", "compare", "resume"):
         said = command(verb, "outputs/nope")
         assert "outputs/nope: there is no such folder" in said.err and f"fix: {last}" in said.err
+
+
+def test_a_run_and_a_sweep_are_continued_each_by_its_own_command(command: Command, here: Path) -> None:
+    """Each says so of the other's folder; and a plan that is broken is told of what was typed."""
+    for name, file in (("a sweep", "sweep.json"), ("a run", "plan.yaml")):
+        (here / name).mkdir()
+        (here / name / file).write_text("{}")
+    said = command("resume", "a sweep")
+    assert said.rules == ["resume-missing"] and "-m 'sweep.resume=a sweep' goes on with it" in said.err
+    said = command("-m", "sweep.resume=a run")
+    assert said.rules == ["sweep-missing"] and "factory resume 'a run'`" in said.err
+    (here / "a run" / "plan.yaml").write_text("a: [")
+    assert "[plan-broken] resume a run: " in command("resume", "a run").err
+    assert "[plan-broken] run=a run: " in command("evaluate", "run=a run").err
 
 
 def test_help_is_a_verb(command: Command) -> None:
@@ -316,7 +330,7 @@ def test_all_problems_are_listed_at_once(command: Command, here: Path) -> None:
     assert len(BLOCK.findall(said.err)) == len(said.rules)
     assert BLOCK.sub("", said.err) == ""
     assert "did you mean lora?" in said.err
-    assert "did you mean cosine?" in said.err
+    assert "did you mean cosine?\n" in said.err
     assert said.out == ""
     assert not list(here.iterdir())  # nothing was written
 
@@ -575,3 +589,18 @@ def test_the_quotes_that_are_advised_are_read() -> None:
     assert not compose.prepared(
         compose.parse([text.strip(",").replace("key=", "tags.a=") for text in advised])
     ).problems
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("./mlruns", "no longer keeps runs in plain folders"),
+        ("file:///tmp/runs", "no longer keeps runs in plain folders"),
+        ("postgres://host/runs", "knows no store of the kind postgres://"),
+    ],
+)
+def test_where_runs_cannot_be_logged_is_told_as_what_it_is(uri: str, says: str, command: Command, here: Path) -> None:
+    (here / "file").write_text("")
+    said = command("train", f"tracking.uri={uri}", "hydra.run.dir=file/run")
+    assert sorted(said.rules) == ["cannot-write", "tracking-address"] and says in said.err
+    assert f"{here}/file is a file, and no folder" in said.err

@@ -234,7 +234,7 @@ def test_an_array_in_a_file_of_lines_is_still_one(content: bytes, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "fix"),
     [
-        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "iconv -f utf-16 -t utf-8 a.jsonl > utf8-a.jsonl"),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "iconv -f utf-16 -t utf-8 {here}/a.jsonl > utf8-a.jsonl"),
         ("a.csv", "text\na\n".encode("utf-16-be").join([b"\xfe\xff", b""]), "iconv -f utf-16 "),
         ("a.jsonl", zipped(GOOD), "name it a.jsonl.gz"),
         ("a.json", bz2.compress(GOOD), "name it a.json.bz2"),
@@ -245,11 +245,12 @@ def test_an_array_in_a_file_of_lines_is_still_one(content: bytes, tmp_path: Path
         ("a.jsonl", b"PK\3\4 and so on", "unpack it"),
         ("a.jsonl", bytes(range(256)), "name a file of text"),
         ("a.jsonl.gz", zipped(zipped(GOOD)), "decompress it, and name it a.jsonl.gz"),
-        ("a.csv", b"text\ncaf\xe9", "iconv -f latin1 -t utf-8 a.csv > utf8-a.csv"),
+        ("a.csv", b"text\ncaf\xe9", "iconv -f latin1 -t utf-8 {here}/a.csv > utf8-a.csv"),
+        ("b c.csv", b"text\ncaf\xe9", "iconv -f latin1 -t utf-8 '{here}/b c.csv' > 'utf8-b c.csv'"),
         (
             "a.csv.gz",
             zipped(b"text\ncaf\xe9"),
-            "decompress it, and convert it, as in: iconv -f latin1 -t utf-8 a.csv >",
+            "decompress it, and convert it, as in: iconv -f latin1 -t utf-8 {here}/a.csv >",
         ),
     ],
     ids=short,
@@ -259,7 +260,7 @@ def test_the_advice_is_for_what_the_file_is(name: str, content: bytes, fix: str,
         read(tmp_path, name, content)
     (refusal,) = error.value.refusals
     assert refusal.rule == "data-encoding"
-    assert fix in refusal.fix
+    assert fix.format(here=tmp_path) in refusal.fix
 
 
 @pytest.mark.parametrize("end", ["\r]", "\r", "\r\n", "\rab", "\r\r", "\rx\n", ""])

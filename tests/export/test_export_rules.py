@@ -102,6 +102,14 @@ class _Usage:
         self.total, self.used, self.free = 10**12, 0, free
 
 
+def test_a_file_in_the_place_of_the_folder_is_told_as_one(here: Path, tiny_model: Path) -> None:
+    put(here, ())
+    with pytest.raises(UserError) as error:
+        planned(f"model.path={tiny_model}", "export.dir=file")
+    (found,) = error.value.refusals
+    assert (found.rule, found.wrong) == ("export-not-ours", "it is a file, and an export is a folder")
+
+
 def test_each_rule_has_a_case() -> None:
     assert set(FIRES) == {rule.id for rule in rules.RULES}
 
@@ -113,6 +121,7 @@ def test_each_rule_has_a_case() -> None:
         (("data.max_samples=3",), "export-key"),
         (("export.dir=x", "precision=fp32"), "export-key"),
         (("run=nowhere", "export.dir=x"), "run-model"),
+        (("model.path=./gone", "export.dir=x", "export.format=adapter", "export.check=false"), "model-missing"),
         (("-m", "export.dir=x,y"), "plan-of-a-sweep"),
         (("export.dri=x",), "unknown-key"),
         (("export.format=safetensors",), "bad-value"),

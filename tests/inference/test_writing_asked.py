@@ -54,6 +54,13 @@ def test_what_is_refused(verb: str, words: str, rules: list[str], tiny_model: Pa
     assert refused(verb, f"model.path={tiny_model}", *HERE, *_words(words)) == rules
 
 
+def test_a_key_of_another_verb_is_no_slip_of_the_fingers() -> None:
+    for name, near in (("data.max_length=3", False), ("hardware.treads=2", True), ("evaluate.samples=3", False)):
+        with pytest.raises(UserError, match="writes-unread") as error:
+            asked.taken_apart("chat", [name])
+        assert ("did you mean" in str(error.value)) is near, name
+
+
 def _words(text: str) -> list[str]:
     """Parted by spaces, but for those within braces."""
     found = list[str]()

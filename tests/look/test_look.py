@@ -74,6 +74,10 @@ def _sharded(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
+def _adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
 BROKEN: dict[str, tuple[Change, str, str]] = {
     "no config.json": (_without("config.json"), "model-incomplete", "config.json"),
     "config.json is cut": (_cut("config.json", 40), "model-broken", "config.json"),
@@ -95,6 +99,7 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "a shard is missing": (_sharded, "model-broken", "model-00002-of-00002.safetensors"),
     "the index is broken": (_write("model.safetensors.index.json", b"{}"), "model-broken", "index.json"),
     "no tokenizer": (_without("tokenizer*"), "model-incomplete", "tokenizer"),
+    "an adapter": (_adapter, "model-is-adapter", "it is an adapter"),
 }
 
 

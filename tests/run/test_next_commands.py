@@ -54,6 +54,20 @@ def test_a_model_of_a_stage_of_ones_own_is_talked_to(here: Path) -> None:
     assert any(line[-2] == "chat" for line in _after("stage.name=mine.py"))
 
 
+@pytest.mark.parametrize("name", ["lr=1e-4,b", "étude", "it's", "a run"])
+def test_what_is_offered_is_read_whatever_the_folder_is_called(name: str, here: Path) -> None:
+    """By a shell, and then by Hydra's grammar, which takes few of these as they are; `run=` is no key of Hydra's."""
+    told = next_commands(compiled("hardware=cpu", training=False), RunFolder(f"outputs/{name}"))
+    (export,) = (line for line in _commands(told) if line[-3] == "export")
+    assert export[-2] == f"run=outputs/{name}"
+    assert compose.compose(compose.parse(export[-1:])).tree["export"]["dir"] == f"exports/{name}"
+    (here / name).mkdir()
+    (here / name / "chat_template.jinja").write_text("")
+    exported = replace(compiled("hardware=cpu", training=False), verb="export", export=replace(EXPORT, dir=name))
+    ((*_, chat),) = _commands(next_commands(exported, RunFolder("outputs/x")))
+    assert compose.compose(compose.parse([chat])).tree["model"]["path"] == name
+
+
 def _after(*overrides: str) -> list[list[str]]:
     return _commands(next_commands(compiled("hardware=cpu", *overrides, training=False), RunFolder("outputs/x")))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import side_by_side
 from commands import PATIENCE, SMALL, Command, metrics, steps, wait_for
+from rich.table import Table
 
 from factory.outlet import outlets
 from factory.run.screen import Screen
@@ -87,3 +88,15 @@ def test_a_sweep_without_a_reader_closes_its_run(tmp_path: Path, tiny_model: Pat
     record = json.loads((tmp_path / "swept" / "sweep.json").read_text())
     client, _ = connect(side_by_side.tracking(uri))
     assert client.get_run(record["parent_run"]).info.status == "FINISHED"
+
+
+def test_what_is_printed_is_what_was_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """rich would make an emoji of what stands between two colons: in a refusal, a table's cell, a row of a preview."""
+    said = "evaluate.metrics=mine:boom: it raised ValueError"
+    screen = Screen()
+    screen.write_to(tmp_path / "run.log")
+    screen.print(said)
+    table = Table("run")
+    table.add_row(said)
+    screen.print(table)
+    assert capsys.readouterr().out.count(said) == (tmp_path / "run.log").read_text().count(said) == 2

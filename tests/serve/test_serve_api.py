@@ -187,6 +187,19 @@ def test_a_bad_request_is_a_400_with_what_is_wrong(name: str, client: Any, serve
     assert told["message"] and (param is None or told["param"] == param), told
 
 
+def test_a_field_that_is_known_and_not_there_is_told_to_be_left_out(served: Serving) -> None:
+    """Not that it `should be None`, in the words of the library that reads the request."""
+    with served.http() as http:
+        for path, field, value in (
+            ("completions", "suffix", "y"),
+            ("completions", "logit_bias", {"1": 2}),
+            ("embeddings", "dimensions", 3),
+        ):
+            body = {"model": "tiny", "prompt" if path == "completions" else "input": "x", field: value}
+            told = http.post(f"/v1/{path}", json=body).json()["error"]
+            assert told["message"] == f"{field}: this server does not have it: leave it out." and told["param"] == field
+
+
 def test_an_unknown_model_is_a_404(client: Any) -> None:
     for ask in (client.chat.completions, client.completions):
         words = {"messages": HI} if ask is client.chat.completions else {"prompt": "Hi"}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import compiled
 
+from factory.execute import lean
 from factory.plan import Load
 from factory.refusal import UserError
 from factory.steps import source
@@ -54,3 +55,14 @@ def test_a_hub_that_does_not_answer_is_left_to_who_reads(of_hub: Load, monkeypat
 
     monkeypatch.setattr("huggingface_hub.model_info", away)
     source.check_hub(of_hub)
+
+
+def test_what_is_printed_while_a_file_is_converted_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`echo QUESTION | factory chat model.path=x.gguf > answer.txt` has the answer, and nothing else."""
+    asked = list[str]()
+    monkeypatch.setattr(lean, "imports", lambda *_: asked.append("nothing but what is needed"))
+    monkeypatch.setattr(source, "_written", lambda *_: print("[WARNING] Setting accelerator to CPU"))
+    source._convert(Path("a.gguf"), Path("a"), "gguf")
+    assert capsys.readouterr() == ("", "[WARNING] Setting accelerator to CPU\n") and asked

@@ -2,9 +2,12 @@
 
 import errno
 import socket
+from dataclasses import replace
 
 import pytest
+import side_by_side
 
+from factory.tracking.spec import title
 from factory.tracking.tracker import said
 
 
@@ -28,3 +31,15 @@ def test_of_other_errors_their_first_line() -> None:
     assert said(OSError(errno.ENOSPC, "No space left on device")) == "OSError: No space left on device"
     assert said(OSError("no number")) == "OSError: no number"
     assert "secret" not in said(ValueError("http://me:secret@host/x"))
+
+
+def test_a_run_that_trains_nothing_is_listed_by_what_it_is_of() -> None:
+    """Not by the method that it has not, under which an export and the measured base would look alike."""
+    made = side_by_side.plan("method=lora")
+    assert title(made) == f"{made.options['model']} lora sft"
+    adapter = replace(made.steps, load=replace(made.steps.load, adapter="/home/me/outputs/tuned/model"))
+    assert title(replace(made, verb="evaluate", steps=adapter)) == "evaluate tuned"
+    package = replace(made.steps, load=replace(made.steps.load, source="package"))
+    assert title(replace(made, verb="evaluate", steps=package)) == f"evaluate {made.options['model']}"
+    whole = replace(made.steps, load=replace(made.steps.load, source="folder", path="/home/me/outputs/all/model"))
+    assert title(replace(made, verb="export", steps=whole)) == "export all"

@@ -60,7 +60,14 @@ def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.M
         ]
     assert {name: made.data.metrics[name] for name in report["evaluate"]} == report["evaluate"]
     assert made.data.metrics["peak_bytes"] == report["memory"]["peak_bytes"]
-    wanted = {"model": plan.options["model"], "method": "lora", "stage": "sft", "digest": plan.digest()}
+    assert made.info.run_name == f"{plan.options['model']} lora sft"
+    wanted = {
+        "verb": "train",
+        "model": plan.options["model"],
+        "method": "lora",
+        "stage": "sft",
+        "digest": plan.digest(),
+    }
     assert wanted.items() <= made.data.tags.items()
     assert {"mlflow.user", "mlflow.source.name", "folder"} <= made.data.tags.keys()
     assert made.data.params == flattened(plan)

@@ -29,8 +29,9 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 _NO_TEXT = 0.05  # control characters: random bytes have a tenth of them, no text has any
-_FROM_LATIN = "convert it, as in: iconv -f latin1 -t utf-8 {name} > utf8-{name}"
-_FROM_UTF16 = "convert it, as in: iconv -f utf-16 -t utf-8 {name} > utf8-{name}"
+# typed where the command was, so by the file's path; what it makes is put there, as the file's folder may be another's
+_FROM_LATIN = "convert it, as in: iconv -f latin1 -t utf-8 {path} > {made}"
+_FROM_UTF16 = "convert it, as in: iconv -f utf-16 -t utf-8 {path} > {made}"
 _OTHER_FILE = "name a file of text: nothing can be converted here"
 
 
@@ -81,7 +82,9 @@ def wrapped(path: Path, key: str) -> UserError:
 
 def not_utf8(path: Path, wrong: str, fix: str = _FROM_LATIN) -> UserError:
     packed = path.suffix.lower() in _PACKED
-    fix = fix.format(name=path.with_suffix("").name if packed else path.name, stem=path.stem)
+    text = path.with_suffix("") if packed else path
+    made = shlex.quote(f"utf8-{text.name}")
+    fix = fix.format(name=text.name, stem=path.stem, path=shlex.quote(str(text)), made=made)
     fix = f"decompress it, and {fix}" if packed else fix
     return refuse("data-encoding", f"path={path}", wrong, fix=fix)
 
