@@ -21,7 +21,7 @@ class Apollo(low_rank.LowRank):
     def __init__(self, settings: Settings, plan: Train, arch: Architecture, name: str, matrix: Tensor):
         super().__init__(settings, plan, arch, name, matrix)
         self.scaling, self.limit = settings.scaling, settings.growth_limit
-        self.last_norm: float | None = None
+        self.last_norm: Tensor | None = None
 
     def draw(self, gradient: Tensor) -> Tensor:
         """Normal numbers of variance 1 / rank. They come from torch's own state, which a checkpoint has."""
@@ -36,10 +36,11 @@ class Apollo(low_rank.LowRank):
         after = torch.linalg.vector_norm(normalized, dim=over, keepdim=True)
         assert self.matrix.grad is not None
         scaled = self.matrix.grad.float() * torch.where(before > 0, after / before, 0.0) * self.scale
-        norm = scaled.norm().item()
-        if self.last_norm and norm > self.limit * self.last_norm:
-            scaled.mul_(self.limit * self.last_norm / norm)
-            norm = self.limit * self.last_norm
+        norm = scaled.norm()
+        if self.last_norm is not None:
+            most = torch.where(self.last_norm > 0, self.limit * self.last_norm, norm)  # nothing limits no growth
+            scaled.mul_(torch.where(norm > most, most / norm, 1.0))
+            norm = torch.minimum(norm, most)
         self.last_norm = norm
         return scaled
 
@@ -48,7 +49,8 @@ class Apollo(low_rank.LowRank):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.last_norm = state["last_norm"]
+        last = state["last_norm"]
+        self.last_norm = None if last is None else torch.as_tensor(last, device=self.matrix.device)
 
 
 optimizer = low_rank.around(Apollo, projected)
