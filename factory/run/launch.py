@@ -29,7 +29,7 @@ from factory.redact import clean_file
 from factory.refusal import UserError, refusal
 from factory.run import calibration
 from factory.run.advice import Anew, cheapest
-from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
+from factory.run.folder import RunFolder, last_logged, read_json, step_of, unwritable, write_whole
 from factory.run.next_commands import next_commands
 from factory.run.plan_shown import plan_panel
 from factory.run.report_shown import report_panel
@@ -86,7 +86,7 @@ def launch(
             for told in passed_over:
                 screen.print(told, style="yellow", soft_wrap=True)
             if start is not None:
-                screen.print(f"Continuing from {start}", soft_wrap=True)
+                screen.print(f"Continuing from {start}{_gone_back_from(folder, start)}", soft_wrap=True)
             elif passed_over:
                 screen.print("No checkpoint is left: starting from the first step.", style="yellow", soft_wrap=True)
             code, tracker, seen = _follow(plan, folder, start, screen, lock)
@@ -98,6 +98,14 @@ def launch(
             return INTERRUPTED
         finally:
             screen.write_to(None)
+
+
+def _gone_back_from(folder: RunFolder, start: Path) -> str:
+    """What is said of the folder's checkpoints of later steps, where the run goes on from an earlier one of its own."""
+    if start.resolve().parent != folder.checkpoints.resolve():
+        return ""
+    later = sum(step_of(path) > step_of(start) for path in folder.whole_checkpoints())
+    return f"; {counted(later, 'checkpoint')} of later steps will go once the next is saved" if later else ""
 
 
 def _resume(folder: RunFolder) -> str:

@@ -18,7 +18,7 @@ from factory.execute import __main__ as child_main
 from factory.execute.report import ADVICE
 from factory.refusal import refuse
 from factory.run import launch
-from factory.run.folder import RunFolder
+from factory.run.folder import MANIFEST, RunFolder
 from factory.run.launch import Tail
 from factory.run.screen import Screen
 from factory.stopping import asking
@@ -357,3 +357,15 @@ def test_how_old_a_process_is_is_told_by_no_clock(monkeypatch: pytest.MonkeyPatc
     wanted = time.time() - started
     monkeypatch.setattr(time, "time", lambda: started - 1e6)
     assert launch.age_of(os.getpid()) == pytest.approx(wanted, abs=2)
+
+
+def test_what_a_run_goes_back_from_is_told(tmp_path: Path) -> None:
+    """Of its own folder alone: what lies in another stays there."""
+    folder = RunFolder(tmp_path / "run")
+    places = [folder.checkpoints / f"step-{number:06}" for number in (2, 4, 6)]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / MANIFEST).write_text('{"files": {}}')
+    told = [launch._gone_back_from(folder, place) for place in places]
+    assert [words.split(" of ")[0] for words in told] == ["; 2 checkpoints", "; 1 checkpoint", ""]
+    assert launch._gone_back_from(folder, tmp_path / "other" / "checkpoints" / "a copy") == ""
