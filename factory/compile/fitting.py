@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from factory import plan
 from factory.compile import choices
@@ -11,8 +10,8 @@ from factory.refusal import Refusal, refusal
 from factory.typed import plain
 from factory.words import size
 
-_MARGIN = 0.9  # of a machine's memory: others have some, and estimates are good to a tenth
-_FILLED = 0.95  # of what a run may take, by layers that are kept: where only some are, estimates were up to 8 % too low
+_MARGIN = 0.95  # of a machine's memory: others have some
+_FILLED = 0.95  # of what a run may take: estimates were up to 8 % too low, most by less than 5 (docs/measurements.md)
 
 
 def capacity(case: Case, *, training: bool) -> int | None:
@@ -55,8 +54,8 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
     there = min(budget, here) if training and budget and here else budget or here
     kept = made.estimate.memory.total
 
-    def fits(made: plan.Plan, share: float = 1) -> bool:
-        return there is None or made.estimate.memory.total <= share * there
+    def fits(made: plan.Plan) -> bool:
+        return there is None or made.estimate.memory.total <= _FILLED * there
 
     for kind in others:
         if fits(made):
@@ -65,11 +64,12 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
     if (chosen := made.steps.patch.activation_checkpointing) == first:
         return _told_of_less(case, made, make)
     if not case.traits.remote_code:  # which may know all layers or none
-        enough = partial(fits, share=_FILLED)
-        made = _of_fewest_layers(made, choices.layers(case), enough, lambda few: make(_recomputing(case, chosen, few)))
+        made = _of_fewest_layers(made, choices.layers(case), fits, lambda few: make(_recomputing(case, chosen, few)))
     few = made.steps.patch.recomputed_layers
     said = f"{plain(chosen)} for the first {few} of {choices.layers(case)} layers" if few else plain(chosen)
-    why = f"with all activations kept it is estimated at {size(kept)}, {size(there or 0)} are for a run"
+    there = there or 0
+    why = f"with all activations kept it is estimated at {size(kept)}, {size(there)} are for a run"
+    why += ", less a twentieth as estimates are not exact" if kept <= there else ""
     return replace(made, notes=(*made.notes, f"compute.activation_checkpointing=auto: {said}, as {why}"))
 
 

@@ -44,6 +44,11 @@ def budget(count: int) -> str:
     return f"hardware.memory={count // 1024 + 1}KiB"
 
 
+def roomy(count: int) -> str:
+    """A budget of which a twentieth is left."""
+    return budget(count * 20 // 19)
+
+
 def needed(kind: Any, *overrides: str) -> int:
     return plan(asked(kind), *overrides).estimate.memory.total
 
@@ -57,16 +62,18 @@ def said(made: Plan) -> list[str]:
 
 
 def test_as_little_as_fits(machine: Callable[..., None]) -> None:
-    """Of what keeps most, what fits into the budget."""
+    """Of what keeps most, what fits into the budget, of which a twentieth is left as estimates are not exact."""
     totals = [needed(kind) for kind in KINDS]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == 3
     for kind, total in zip(KINDS, totals, strict=True):
-        made = plan(budget(total))
+        made = plan(roomy(total))
         assert (recomputed(made), made.estimate.memory.fits) == (kind, True)
         assert bool(said(made)) == (kind is not False)
     least = plan(budget(totals[-1] - 2048))
     assert (recomputed(least), least.estimate.memory.fits) == (True, False)
-    assert not any(made.steps.patch.recomputed_layers for made in (plan(budget(totals[0])), least))
+    assert not any(made.steps.patch.recomputed_layers for made in (plan(roomy(totals[0])), least))
+    (nearly,) = said(plan(budget(totals[0])))
+    assert nearly.endswith("are for a run, less a twentieth as estimates are not exact")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu"])
