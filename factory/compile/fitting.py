@@ -49,18 +49,21 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
     no more than that, whatever was set.
     """
     first, *others = choices.recomputations(case)
-    made = make(_recomputing(case, first))
+    tried = [made := make(_recomputing(case, first))]
     budget, here = _budget(case), _here(case, free=False)
     there = min(budget, here) if training and budget and here else budget or here
     kept = made.estimate.memory.total
 
-    def fits(made: plan.Plan) -> bool:
-        return there is None or made.estimate.memory.total <= _FILLED * there
+    def fits(made: plan.Plan, share: float = _FILLED) -> bool:
+        return there is None or made.estimate.memory.total <= share * there
 
     for kind in others:
         if fits(made):
             break
-        made = make(_recomputing(case, kind))
+        tried.append(made := make(_recomputing(case, kind)))
+    if not fits(made):  # what is left to recompute may be more work for no less memory
+        least = min(tried, key=lambda each: each.estimate.memory.total)
+        made = next((each for each in tried if fits(each, 1)), least)
     if (chosen := made.steps.patch.activation_checkpointing) == first:
         return _told_of_less(case, made, make)
     if not case.traits.remote_code:  # which may know all layers or none

@@ -4,7 +4,7 @@
 one (glibc's _int_malloc, for large requests). torch asks for blocks that start at a multiple of 64, and glibc looks for
 a stretch with room to move them (_int_memalign): so the hole that a tensor leaves does not hold another of its size.
 
-`Apart`: as native/heap.c has it, a block takes the hole that it fills, or the first that holds it.
+`Apart`: as native/heap.c has it, a block takes the first hole that holds it.
 """
 
 from bisect import bisect_left, insort
@@ -100,20 +100,13 @@ class Apart(_Resident):
         return -1, count
 
     def _place(self, size: int) -> int:
-        fit, first = None, None
-        for at, (_, room) in enumerate(self._holes):
+        for at, hole in enumerate(self._holes):
+            start, room = hole
             if room == size:
-                fit = at
-                break
-            if first is None and room > size:
-                first = at
-        if fit is not None:
-            return self._holes.pop(fit)[0]
-        if first is not None:
-            hole = self._holes[first]
-            start = hole[0]
-            hole[:] = start + size, hole[1] - size
-            return start
+                return self._holes.pop(at)[0]
+            if room > size:
+                hole[:] = start + size, room - size
+                return start
         start = self.top
         if self._holes and sum(self._holes[-1]) == self.top:  # what is free at the end grows
             start = self._holes.pop()[0]

@@ -179,6 +179,16 @@ def test_beside_our_own_layers_all_is_made_again(machine: Callable[..., None]) -
     assert made.steps.patch.fused and recomputed(made) is True
 
 
+def test_nothing_is_made_again_where_that_leaves_no_room(machine: Callable[..., None]) -> None:
+    """Weights, gradients and states are most of it: with all activations kept it fits, though with little to spare."""
+    machine("cpu")
+    own = ("model=smollm2_135m", "hardware=cpu", "method=full", "data.max_length=128", "stage.batch_size=1")
+    kept = needed(False, *own)
+    assert needed(True, *own) > 0.96 * kept
+    made = plan(*own, budget(kept))
+    assert (recomputed(made), made.estimate.memory.fits, said(made)) == (False, True, [])
+
+
 def test_who_asks_for_more_than_none_is_told(machine: Callable[..., None]) -> None:
     machine("cpu")
     small = ("model=smollm2_135m", "hardware=cpu", "stage.batch_size=1", "data.max_length=512", "method=lora")
