@@ -1,10 +1,11 @@
 """Where blocks lie, by their sizes, so how high a heap grows: what is freed is not given back (run/launch.py).
 
-`Glibc`: a block takes the smallest free stretch that holds it, and its rest stays free; neighbours that are free are
-one (glibc's _int_malloc, for large requests). torch asks for blocks that start at a multiple of 64, and glibc looks for
-a stretch with room to move them (_int_memalign): so the hole that a tensor leaves does not hold another of its size.
+A block takes the smallest free stretch that holds it, and its rest stays free; neighbours that are free are one.
 
-`Apart`: as native/heap.c has it, a block takes the first hole that holds it.
+`Glibc`: so it does for large requests (_int_malloc). torch asks for blocks that start at a multiple of 64, and glibc
+looks for a stretch with room to move them (_int_memalign): the hole that a tensor leaves holds no other of its size.
+
+`Apart`: as native/heap.c has it, whose every block starts at such a multiple.
 """
 
 from bisect import bisect_left, insort
@@ -79,86 +80,17 @@ class _Resident:
         self.missing = sum(end - start for start, end in self._absent)
 
 
-class Apart(_Resident):
-    """`beside`: what is smaller than LARGE, and in another heap."""
+class _Fitted(_Resident):
+    """A block takes the smallest free stretch that holds it, the first of several; free neighbours are one."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._holes: list[list[int]] = []  # start and size, sorted, no two of them neighbours
-
-    def take(self, count: int) -> Place:
-        if count < LARGE:
-            return self.take_small(count)
-        size = -(-(count + UNIT) // UNIT) * UNIT
-        start = self._place(size)
-        self.touch(start, start + size)
-        return start, size
-
-    def take_small(self, count: int) -> Place:
-        self.beside += count
-        self.grown()
-        return -1, count
-
-    def _place(self, size: int) -> int:
-        for at, hole in enumerate(self._holes):
-            start, room = hole
-            if room == size:
-                return self._holes.pop(at)[0]
-            if room > size:
-                hole[:] = start + size, room - size
-                return start
-        start = self.top
-        if self._holes and sum(self._holes[-1]) == self.top:  # what is free at the end grows
-            start = self._holes.pop()[0]
-        self.top = start + size
-        return start
-
-    def give(self, start: int, size: int) -> None:
-        if start < 0:
-            self.beside -= size
-            return
-        at = bisect_left(self._holes, [start])
-        if at < len(self._holes) and self._holes[at][0] == start + size:
-            size += self._holes.pop(at)[1]
-        if at and sum(self._holes[at - 1]) == start:
-            self._holes[at - 1][1] += size
-        else:
-            self._holes.insert(at, [start, size])
-
-    def give_back(self) -> None:
-        self.left((start, start + size) for start, size in self._holes)
-
-
-class Glibc(_Resident):
     def __init__(self) -> None:
         super().__init__()
         self._free: list[tuple[int, int]] = []  # (size, start), sorted
         self._starts: dict[int, int] = {}  # of free stretches: start to size
         self._ends: dict[int, int] = {}  # end to start
 
-    def take(self, count: int) -> Place:
-        size = _block(count)
-        start, whole = self._stretch(size + _ALIGNMENT + _SMALLEST)
-        moved = start
-        if (start + _HEADER) % _ALIGNMENT:
-            moved = -(-(start + _HEADER) // _ALIGNMENT) * _ALIGNMENT - _HEADER
-            moved += _ALIGNMENT if moved - start < _SMALLEST else 0
-            self.give(start, moved - start)
-        return self._cut(moved, start + whole - moved, size)
-
-    def take_small(self, count: int) -> Place:
-        return self._cut(*self._stretch(_block(count)), _block(count))
-
-    def _cut(self, start: int, whole: int, size: int) -> Place:
-        rest = whole - size
-        if rest < _SMALLEST:
-            size = whole
-        else:
-            self.give(start + size, rest)
-        self.touch(start, start + size)
-        return start, size
-
-    def _stretch(self, size: int) -> tuple[int, int]:
+    def _stretch(self, size: int) -> Place:
+        """A free one of at least so many bytes, or new ones."""
         at = bisect_left(self._free, (size, -1))
         if at < len(self._free):
             found, start = self._free[at]
@@ -170,8 +102,12 @@ class Glibc(_Resident):
         self.top = start + size
         return start, size
 
-    def give_back(self) -> None:
-        self.left((start, start + size) for size, start in self._free)
+    def _cut(self, start: int, whole: int, size: int) -> Place:
+        """The block of `size` bytes at the start of a stretch of `whole`, whose rest is free."""
+        if whole > size:
+            self.give(start + size, whole - size)
+        self.touch(start, start + size)
+        return start, size
 
     def give(self, start: int, size: int) -> None:
         if (before := self._ends.get(start)) is not None:
@@ -180,15 +116,54 @@ class Glibc(_Resident):
         if (after := self._starts.get(start + size)) is not None:
             self._forget(after, start + size)
             size += after
-        self._remember(start, size)
-
-    def _remember(self, start: int, size: int) -> None:
         insort(self._free, (size, start))
         self._starts[start], self._ends[start + size] = size, start
+
+    def give_back(self) -> None:
+        self.left((start, start + size) for size, start in self._free)
 
     def _forget(self, size: int, start: int) -> None:
         del self._free[bisect_left(self._free, (size, start))]
         del self._starts[start], self._ends[start + size]
+
+
+class Apart(_Fitted):
+    """`beside`: what is smaller than LARGE, and in another heap."""
+
+    def take(self, count: int) -> Place:
+        if count < LARGE:
+            return self.take_small(count)
+        size = -(-(count + UNIT) // UNIT) * UNIT
+        return self._cut(*self._stretch(size), size)
+
+    def take_small(self, count: int) -> Place:
+        self.beside += count
+        self.grown()
+        return -1, count
+
+    def give(self, start: int, size: int) -> None:
+        if start < 0:
+            self.beside -= size
+        else:
+            super().give(start, size)
+
+
+class Glibc(_Fitted):
+    def take(self, count: int) -> Place:
+        size = _block(count)
+        start, whole = self._stretch(size + _ALIGNMENT + _SMALLEST)
+        moved = start
+        if (start + _HEADER) % _ALIGNMENT:
+            moved = -(-(start + _HEADER) // _ALIGNMENT) * _ALIGNMENT - _HEADER
+            moved += _ALIGNMENT if moved - start < _SMALLEST else 0
+            self.give(start, moved - start)
+        return self._placed(moved, start + whole - moved, size)
+
+    def take_small(self, count: int) -> Place:
+        return self._placed(*self._stretch(_block(count)), _block(count))
+
+    def _placed(self, start: int, whole: int, size: int) -> Place:
+        return self._cut(start, whole, whole if whole - size < _SMALLEST else size)
 
 
 def _block(count: int) -> int:

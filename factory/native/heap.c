@@ -2,7 +2,7 @@
  *
  * glibc cuts small blocks out of the holes that large ones leave, and looks for a hole with room to move a tensor to a
  * multiple of 64 bytes: the hole of a tensor holds no other of its size, and a step's heap is up to a fifth higher than
- * what is ever held at once. Here a block takes the first hole that holds it.
+ * what is ever held at once. Here a block takes the smallest hole that holds it.
  * factory/estimate/heap.py does the same on sizes alone; LARGE and UNIT are of factory/native/__init__.py.
  */
 #include <dlfcn.h>
@@ -55,11 +55,12 @@ static size_t *size_of(void *block) { return (size_t *)((char *)block - UNIT); }
 
 static void forget(size_t at) { memmove(holes + at, holes + at + 1, (--count - at) * sizeof *holes); }
 
-/* The first that holds so much, or `count`. */
-static size_t first(size_t size) {
-    size_t at = 0;
-    while (at < count && holes[at].size < size) at++;
-    return at;
+/* The smallest that holds so much, the first of several, or `count`. */
+static size_t smallest(size_t size) {
+    size_t found = count;
+    for (size_t at = 0; at < count; at++)
+        if (holes[at].size >= size && (found == count || holes[at].size < holes[found].size)) found = at;
+    return found;
 }
 
 /* Whether what lies below may be written to. */
@@ -73,7 +74,7 @@ static int make_ready(char *above) {
 }
 
 static void *take(size_t asked) {
-    size_t size = (asked + 2 * UNIT - 1) / UNIT * UNIT, at = first(size);
+    size_t size = (asked + 2 * UNIT - 1) / UNIT * UNIT, at = smallest(size);
     char *start;
     if (at < count) {
         start = holes[at].start;

@@ -48,14 +48,14 @@ def test_what_was_given_back_is_resident_once_it_is_used_again(kind: type[Glibc 
     assert round((heap.top - heap.missing) / MIB) == 9 + 13 + 8 + 1
 
 
-def test_a_block_takes_the_first_hole_that_holds_it() -> None:
+def test_a_block_takes_the_smallest_hole_that_holds_it() -> None:
     heap = Apart()
-    holes = [heap.take(count * MIB) for count in (3, 5, 2, 4)]
+    holes = [heap.take(count * MIB) for count in (3, 1, 2, 1, 2, 4)]
     last = heap.take(MIB)
-    heap.give(*holes[0])
-    heap.give(*holes[2])
-    assert heap.take(2 * MIB)[0] == holes[0][0]
+    for at in (0, 2, 4):
+        heap.give(*holes[at])
     assert heap.take(2 * MIB) == holes[2]
+    assert heap.take(MIB)[0] == holes[4][0]
     heap.give(*last)  # at the end, where it grows
     assert heap.take(6 * MIB)[0] == last[0]
 
