@@ -6,7 +6,6 @@
  * factory/estimate/heap.py does the same on sizes alone; LARGE and UNIT are of factory/native/__init__.py.
  */
 #include <dlfcn.h>
-#include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -154,11 +153,10 @@ void free(void *block) {
 
 void *realloc(void *block, size_t size) {
     if (!is_ours(block)) return NEXT(realloc)(block, size);
-    void *made = size ? malloc(size) : NULL; /* of none glibc makes no block */
-    if (size && !made) return NULL;
+    void *made = size ? malloc(size) : NULL;
     size_t had = *size_of(block) - UNIT;
     if (made) memcpy(made, block, had < size ? had : size);
-    free(block);
+    if (made || !size) free(block); /* as glibc does, of nothing it makes no block */
     return made;
 }
 

@@ -251,14 +251,29 @@ print(json.dumps([room, refused]))
     assert refused == 12  # ENOMEM
 
 
-def test_a_process_forgets_that_it_preloads_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LD_PRELOAD", preload.apart()["LD_PRELOAD"])
-    preload.forget()
-    assert "LD_PRELOAD" not in os.environ
-    for theirs in ("/usr/lib/theirs.so", ""):
+@pytest.mark.parametrize("theirs", [None, "", "/usr/lib/heapwatch.so", "one.so two.so", "/usr/lib/theirs.so:"])
+def test_a_process_forgets_that_it_preloads_and_nothing_else(
+    theirs: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if theirs is not None:
         monkeypatch.setenv("LD_PRELOAD", theirs)
         preload.forget()
         assert os.environ["LD_PRELOAD"] == theirs
+    monkeypatch.setenv("LD_PRELOAD", preload.apart()["LD_PRELOAD"])
+    preload.forget()
+    assert os.environ.get("LD_PRELOAD", "") == (theirs or "")
+
+
+def test_a_users_own_library_and_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "libresolv.so.2")
+    script = """
+block = take(2**20)
+libc.free(block)
+mapped = open("/proc/self/maps").read()
+print(json.dumps([take(2**19) == block, "libresolv.so.2" in mapped]))
+"""
+    assert told(script) == [True, True]
 
 
 @pytest.mark.parametrize("name", ["with a space", "with:colon", "with$dollar"])
