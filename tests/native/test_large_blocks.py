@@ -82,7 +82,7 @@ print(json.dumps(places))
 
 
 def test_each_is_whole_whoever_takes_and_gives() -> None:
-    """Threads at once, a process that forks meanwhile, and small ones and other alignments among them."""
+    """Threads at once, a process that forks and trims meanwhile, and small ones and other alignments among them."""
     script = """
 import random, threading
 wrong = []
@@ -105,6 +105,8 @@ def work(number):
                 wrong.append("size")
             ctypes.memset(block, mark, size)
             there.append((block, size, mark))
+        if draw.random() < 0.02:
+            libc.malloc_trim(None)
 
 threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
 [thread.start() for thread in threads]
