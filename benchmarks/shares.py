@@ -126,7 +126,7 @@ def measured(stage: str, method: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "factory_shares.py").write_text(REWARD)
         path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
-        environment = {**ENVIRONMENT, **preload.apart(), **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = {**ENVIRONMENT, **os.environ, **preload.apart(), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         folder = Path(place) / "run"
         folder.mkdir()
         command = [sys.executable, "-m", "factory", "plan", *words, "plan.format=yaml", f"hydra.run.dir={folder}"]

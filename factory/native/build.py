@@ -8,6 +8,8 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +28,7 @@ _OWN_PROCESSOR = {
     "x86_64": ("-march=native", "-mprefer-vector-width=512"),
     "aarch64": ("-mcpu=native",),
 }
-HEAP = "heap"
+_HEAP = "heap"
 _FOR_HEAP = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fno-builtin", f"-DLARGE={LARGE}", f"-DUNIT={UNIT}")
 
 
@@ -63,44 +65,66 @@ def kernels(number: str) -> Path:
 
 def heap() -> Path:
     """To be preloaded (LD_PRELOAD), made if it is not there. Raises NotBuiltError."""
-    file = _library(HEAP, _FOLDER / "heap.c", _FOR_HEAP, ["-Wl,-z,defs", "-lpthread", "-ldl"])
+    file = _library(_HEAP, _FOLDER / "heap.c", _FOR_HEAP, ["-Wl,-z,defs", "-lpthread", "-ldl"], _try_preloaded)
     if set(str(file)) & set(": $\t\n"):  # they part libraries there
         raise NotBuiltError(f"{file.parent} has a space, a colon or a $ in it: set FACTORY_CACHE to another folder")
     return file
 
 
-def _library(name: str, source: Path, flags: tuple[str, ...], beside: list[str]) -> Path:
+def is_heap(path: str) -> bool:
+    """Whether it is what `heap` makes, of this version or another."""
+    return Path(path).parent == _made() and Path(path).name.startswith(f"{_HEAP}-")
+
+
+def _made() -> Path:
+    return cache.folder() / "native"
+
+
+def _library(
+    name: str,
+    source: Path,
+    flags: tuple[str, ...],
+    beside: list[str],
+    tried: Callable[[Path], None] = lambda _: None,
+) -> Path:
     command = compiler()
     if command is None:
         raise NotBuiltError("there is no C compiler ($CC, or cc) on a Linux of x86_64 or aarch64")
-    seen = Path(command[0]).resolve().stat()
-    made_of = (source.read_text(), command, seen.st_size, seen.st_mtime_ns, flags, cpu.name(), cpu.features())
-    file = cache.folder() / "native" / f"{name}-{blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
-    if not file.is_file():
-        _make([*command, *flags, "-c", str(source)], [*command, "-shared"], beside, file)
-    if os.statvfs(file).f_flag & os.ST_NOEXEC:
+    seen, system = Path(command[0]).resolve().stat(), (cpu.name(), cpu.features(), platform.libc_ver())
+    made_of = (source.read_text(), command, seen.st_size, seen.st_mtime_ns, flags, system)
+    file = _made() / f"{name}-{blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
+    try:
+        if not file.is_file() or not file.stat().st_size:  # as a machine that loses its power may leave it
+            _make([*command, *flags, "-c", str(source)], [*command, "-shared"], beside, file, tried)
+        barred = os.statvfs(file).f_flag & os.ST_NOEXEC
+    except OSError as error:
+        raise NotBuiltError(f"{file.parent}: {error.strerror or error}") from error
+    if barred:
         raise NotBuiltError(
             f"{file.parent} is on a disk without programs (noexec): set FACTORY_CACHE to another folder"
         )
     return file
 
 
-def _make(compiles: list[str], links: list[str], beside: list[str], file: Path) -> None:
+def _make(compiles: list[str], links: list[str], beside: list[str], file: Path, tried: Callable[[Path], None]) -> None:
     """What the kernels' threads need is left open: it is torch's that answers, which is there first."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=file.parent) as folder:  # whoever makes it meanwhile puts the same in its place
-            half, made = Path(folder) / "half.o", Path(folder) / file.name
-            _run([*compiles, "-o", str(half)])
-            _run([*links, str(half), "-o", str(made), *beside])
-            made.replace(file)
-    except OSError as error:
-        raise NotBuiltError(f"{file.parent}: {error.strerror or error}") from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent) as folder:  # whoever makes it meanwhile puts the same in its place
+        half, made = Path(folder) / "half.o", Path(folder) / file.name
+        _run([*compiles, "-o", str(half)])
+        _run([*links, str(half), "-o", str(made), *beside])
+        tried(made)
+        made.replace(file)
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(  # noqa: S603  the user's own compiler
-        command, capture_output=True, text=True, errors="replace", check=False
+def _try_preloaded(library: Path) -> None:
+    """As the training process will be started: it would end there where the compiler is of a newer C library."""
+    _run([sys.executable, "-I", "-S", "-c", ""], {**os.environ, "LD_PRELOAD": str(library)})
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(  # noqa: S603  the user's own compiler, and this program
+        command, capture_output=True, text=True, errors="replace", check=False, env=environment
     )
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())

@@ -6,7 +6,6 @@
  * factory/estimate/heap.py does the same on sizes alone; LARGE and UNIT are of factory/native/__init__.py.
  */
 #include <dlfcn.h>
-#include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -19,9 +18,13 @@
 #define MOST ((size_t)1 << 18)  /* holes; more are not used again */
 #define STEP ((size_t)64 << 20) /* bytes that are made ours at a time */
 
-extern void __libc_free(void *);
-extern void *__libc_realloc(void *, size_t);
-extern void *__libc_memalign(size_t, size_t);
+/* Who has what we do not: glibc, or an allocator that something else loads behind us, whose blocks come here too. */
+#define NEXT(name)                                                                    \
+    ({                                                                                \
+        static __typeof__(name) *theirs;                                              \
+        if (!theirs) *(void **)&theirs = after_us(#name);                             \
+        theirs;                                                                       \
+    })
 
 typedef struct {
     char *start;
@@ -33,6 +36,16 @@ static stretch holes[MOST];              /* by address, no two of them neighbour
 static size_t count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* NULL while it is asked by itself: dlsym gives back what it once said of an error. */
+static void *after_us(const char *name) {
+    static __thread int asked __attribute__((tls_model("initial-exec")));
+    if (asked) return NULL;
+    asked = 1;
+    void *found = dlsym(RTLD_NEXT, name);
+    asked = 0;
+    return found;
+}
+
 static void enter(void) { pthread_mutex_lock(&lock); }
 static void leave(void) { pthread_mutex_unlock(&lock); }
 
@@ -41,9 +54,9 @@ __attribute__((constructor)) static void reserve(void) {
     struct rlimit limit;
     size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur != RLIM_INFINITY) return; /* addresses are dear */
+    if (pthread_atfork(enter, leave, leave)) return;
     void *found = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (found == MAP_FAILED) return;
-    pthread_atfork(enter, leave, leave);
     bottom = top = ready = found;
     end = bottom + bytes;
 }
@@ -116,21 +129,22 @@ static void give(void *block) {
 }
 
 int posix_memalign(void **block, size_t alignment, size_t size) {
-    void *made = NULL;
     if (bottom && alignment == UNIT && size >= LARGE && size <= (size_t)(end - bottom)) {
         enter();
-        made = take(size);
+        void *made = take(size);
         leave();
+        if (made) {
+            *block = made;
+            return 0;
+        }
     }
-    if (!made) made = __libc_memalign(alignment, size);
-    if (!made) return ENOMEM;
-    *block = made;
-    return 0;
+    return NEXT(posix_memalign)(block, alignment, size);
 }
 
 void free(void *block) {
     if (!is_ours(block)) {
-        __libc_free(block);
+        void (*theirs)(void *) = NEXT(free);
+        if (theirs) theirs(block);
         return;
     }
     enter();
@@ -139,25 +153,20 @@ void free(void *block) {
 }
 
 void *realloc(void *block, size_t size) {
-    if (!is_ours(block)) return __libc_realloc(block, size);
-    void *made = malloc(size);
-    if (!made) return NULL;
+    if (!is_ours(block)) return NEXT(realloc)(block, size);
+    void *made = size ? malloc(size) : NULL;
     size_t had = *size_of(block) - UNIT;
-    memcpy(made, block, had < size ? had : size);
-    free(block);
+    if (made) memcpy(made, block, had < size ? had : size);
+    if (made || !size) free(block); /* as glibc does, of nothing it makes no block */
     return made;
 }
 
 size_t malloc_usable_size(void *block) {
-    size_t (*theirs)(void *);
-    if (is_ours(block)) return *size_of(block) - UNIT;
-    *(void **)&theirs = dlsym(RTLD_NEXT, "malloc_usable_size");
-    return theirs(block);
+    return is_ours(block) ? *size_of(block) - UNIT : NEXT(malloc_usable_size)(block);
 }
 
 /* What is free goes back to the system. */
 int malloc_trim(size_t pad) {
-    int (*theirs)(size_t);
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     enter();
     for (size_t at = 0; at < count; at++) {
@@ -166,6 +175,6 @@ int malloc_trim(size_t pad) {
         if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
     }
     leave();
-    *(void **)&theirs = dlsym(RTLD_NEXT, "malloc_trim");
-    return theirs(pad);
+    int (*theirs)(size_t) = NEXT(malloc_trim);
+    return theirs ? theirs(pad) : 0; /* musl has none */
 }

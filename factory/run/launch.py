@@ -158,9 +158,9 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     planned = plan.steps.train.ranks
     several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
     threads = plan.steps.train.threads
-    apart = preload.apart() if plan.steps.patch.parts_blocks else {}
-    own = {**ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else apart)}
-    environment = {**own, **os.environ, "OMP_NUM_THREADS": str(threads)}
+    apart = preload.apart() if plan.steps.patch.parts_blocks and not gathers else {}
+    own = {**ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {})}
+    environment = {**own, **os.environ, **apart, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:

@@ -1,9 +1,12 @@
 """The kernels are made once, for this machine; where they cannot be, that is said and nothing is left."""
 
+import errno
 import os
+import platform
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -61,6 +64,45 @@ def test_another_compiler_makes_others(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_compiler(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", asked)
     assert "no C compiler" in str(build.why_not())
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+def test_what_no_process_would_start_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a compiler whose C library is newer than the system's."""
+    (tmp_path / "dies.h").write_text("void _exit(int); __attribute__((constructor)) static void dies(void) {_exit(7);}")
+    monkeypatch.setenv("CC", f"cc -include {tmp_path / 'dies.h'}")
+    with pytest.raises(build.NotBuiltError, match="ended with 7"):
+        build.heap()
+    assert made(tmp_path) == []
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+def test_a_home_that_systems_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.heap()
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.17"))
+    build.heap()
+    assert len(made(tmp_path)) == 2
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+def test_what_was_left_empty_is_made_again() -> None:
+    whole = build.heap().read_bytes()
+    build.heap().write_bytes(b"")
+    assert build.heap().read_bytes() == whole
+
+
+@pytest.mark.parametrize("asked", [(Path, "is_file"), (os, "statvfs")], ids=["is_file", "statvfs"])
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+def test_a_cache_of_somebody_else(asked: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one that is cleared meanwhile: no traceback."""
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*asked, refused)
+        said = build.why_not()
+    assert "cache/native: Permission denied" in str(said)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

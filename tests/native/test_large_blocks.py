@@ -30,12 +30,12 @@ def take(size, alignment=64):
 """
 
 
-def told(script: str, *given: Any, limit: str = "") -> Any:
+def told(script: str, *given: Any, limit: str = "", preloaded: str | None = None) -> Any:
     """What the script prints as JSON, where its large blocks lie apart. `limit` is the shell's, before it."""
     command = f'{limit} exec "$0" -c "$1" "$2"'
     done = subprocess.run(
         ["/bin/sh", "-c", command, sys.executable, CALLS + script, json.dumps(given)],
-        env={**os.environ, **preload.apart()},
+        env={**os.environ, **({"LD_PRELOAD": preloaded} if preloaded else preload.apart())},
         check=True,
         capture_output=True,
         text=True,
@@ -82,7 +82,7 @@ print(json.dumps(places))
 
 
 def test_each_is_whole_whoever_takes_and_gives() -> None:
-    """Threads at once, a process that forks meanwhile, and small ones and other alignments among them."""
+    """Threads at once, a process that forks and trims meanwhile, and small ones and other alignments among them."""
     script = """
 import random, threading
 wrong = []
@@ -105,6 +105,8 @@ def work(number):
                 wrong.append("size")
             ctypes.memset(block, mark, size)
             there.append((block, size, mark))
+        if draw.random() < 0.02:
+            libc.malloc_trim(None)
 
 threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
 [thread.start() for thread in threads]
@@ -128,6 +130,88 @@ again = take(5000)
 print(json.dumps([ctypes.string_at(larger, 5000) == bytes([7]) * 5000, again == block]))
 """
     assert told(script) == [True, True]
+
+
+def test_what_is_made_empty_is_freed_and_no_alignment_is_made_up() -> None:
+    """As glibc has it."""
+    script = """
+block = take(5000)
+emptied = libc.realloc(block, 0)
+again, made = take(5000), ctypes.c_void_p()
+codes = [
+    libc.posix_memalign(ctypes.byref(made), ctypes.c_size_t(alignment), ctypes.c_size_t(5000))
+    for alignment in (0, 3, 4, 24, 96)
+]
+print(json.dumps([emptied, again == block, made.value, codes]))
+"""
+    assert told(script) == [None, True, None, [22] * 5]  # EINVAL
+
+
+ANOTHER = r"""
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+static char room[1 << 28] __attribute__((aligned(4096)));
+static size_t used;
+
+static int known(void *block) { return (char *)block >= room && (char *)block < room + sizeof room; }
+
+void free(void *block) {
+    if (block && !known(block)) _exit(99);
+}
+int posix_memalign(void **block, size_t alignment, size_t size) {
+    size_t start = (__atomic_fetch_add(&used, size + alignment + 32, __ATOMIC_SEQ_CST) + alignment + 16) & -alignment;
+    if (start + size > sizeof room) return ENOMEM;
+    *block = room + start;
+    ((size_t *)*block)[-1] = size;
+    return 0;
+}
+void *memalign(size_t alignment, size_t size) {
+    void *block;
+    return posix_memalign(&block, alignment, size) ? NULL : block;
+}
+void *aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+void *malloc(size_t size) { return memalign(16, size); }
+void *calloc(size_t count, size_t size) { return malloc(count * size); }
+size_t malloc_usable_size(void *block) { return block ? ((size_t *)block)[-1] : 0; }
+void *realloc(void *block, size_t size) {
+    if (block && !known(block)) _exit(98);
+    size_t had = malloc_usable_size(block);
+    void *made = malloc(size);
+    if (made && block) memcpy(made, block, had < size ? had : size);
+    return made;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An allocator that ends the process where a block is not its own."""
+    source = tmp_path_factory.mktemp("another") / "another.c"
+    source.write_text(ANOTHER)
+    made = source.with_suffix(".so")
+    command = [*(build.compiler() or ()), "-O1", "-fno-builtin", "-fPIC", "-shared", str(source), "-o", str(made)]
+    subprocess.run(command, check=True)
+    return str(made)
+
+
+@pytest.mark.parametrize("order", ["theirs:ours", "ours:theirs"])
+def test_blocks_of_another_allocator_are_its_own(another: str, order: str) -> None:
+    """A user's comes before ours, and has all; /etc/ld.so.preload's comes behind it."""
+    script = """
+block = take(2**20)
+libc.free(block)
+again = take(2**20)
+larger = libc.realloc(again, 2**21)
+usable = [libc.malloc_usable_size(each) for each in (larger, take(100), take(5000, 4096))]
+libc.free(larger)
+libc.malloc_trim(None)
+print(json.dumps([again == block, usable]))
+"""
+    preloaded = order.replace("theirs", another).replace("ours", str(build.heap()))
+    assert told(script, preloaded=preloaded) == [order == "ours:theirs", [2**21, 100, 5000]]
 
 
 def test_what_is_free_goes_back_when_it_is_asked_for() -> None:
@@ -169,14 +253,29 @@ print(json.dumps([room, refused]))
     assert refused == 12  # ENOMEM
 
 
-def test_a_process_forgets_that_it_preloads_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LD_PRELOAD", preload.apart()["LD_PRELOAD"])
-    preload.forget()
-    assert "LD_PRELOAD" not in os.environ
-    for theirs in ("/usr/lib/theirs.so", ""):
+@pytest.mark.parametrize("theirs", [None, "", "/usr/lib/heapwatch.so", "one.so two.so", "/usr/lib/theirs.so:"])
+def test_a_process_forgets_that_it_preloads_and_nothing_else(
+    theirs: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if theirs is not None:
         monkeypatch.setenv("LD_PRELOAD", theirs)
         preload.forget()
         assert os.environ["LD_PRELOAD"] == theirs
+    monkeypatch.setenv("LD_PRELOAD", preload.apart()["LD_PRELOAD"])
+    preload.forget()
+    assert os.environ.get("LD_PRELOAD", "") == (theirs or "")
+
+
+def test_a_users_own_library_and_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "libresolv.so.2")
+    script = """
+block = take(2**20)
+libc.free(block)
+mapped = open("/proc/self/maps").read()
+print(json.dumps([take(2**19) == block, "libresolv.so.2" in mapped]))
+"""
+    assert told(script) == [True, True]
 
 
 @pytest.mark.parametrize("name", ["with a space", "with:colon", "with$dollar"])
