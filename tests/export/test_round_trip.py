@@ -138,7 +138,7 @@ def test_a_reward_model_is_a_classifier_with_its_scores(execute: Execute) -> Non
     from transformers import AutoModelForSequenceClassification
 
     from factory import heads
-    from factory.losses import text_model
+    from factory.logits import text_model
 
     done = execute("method=lora", "method.rank=4", "stage=rm", *SHORT[:-1], "data.max_samples=16")
     told = exported("run=run", "export.dir=out")
