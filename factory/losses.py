@@ -1,7 +1,6 @@
 """Losses and log-probabilities that never hold the logits of all tokens at once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,65 +13,8 @@ from factory import chunks, products
 from factory.attention import documents
 from factory.data.dataset import IGNORED, OF_ANSWERS, TRAINED_AT
 from factory.data.sharing import PLACES, READ_AS
+from factory.logits import Head, decoder, head_of, text_model, wide_type
 from factory.native import kernels
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What makes logits of hidden states, as the model applies it.
-
-    hidden: (tokens, width); weight: (vocabulary, width); bias: (vocabulary). With z = scale (hidden @ weight.T + bias)
-    the logits are u = z, or u = cap tanh(z / cap) where there is a cap (Gemma 2, arXiv 2408.00118, section 2).
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    cap: float | None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """u: (tokens, vocabulary). What follows the product is taken in float32 at least."""
-        return self.shaped((hidden @ self.weight.T).to(_wide(hidden.dtype)))
-
-    def shaped(self, logits: Tensor) -> Tensor:
-        """u of hidden @ weight.T, written in its place."""
-        if self.bias is not None:
-            logits += self.bias
-        if self.scale != 1:
-            logits *= self.scale
-        if self.cap is not None:
-            logits = logits.div_(self.cap).tanh_().mul_(self.cap)
-        return logits
-
-    def bend(self, logits: Tensor) -> Tensor | None:
-        """d u / d z = 1 - (u / cap)²; None where there is no cap, and it is 1."""
-        return None if self.cap is None else 1 - (logits / self.cap).square_()
-
-    def slopes(self, softmax: Tensor, bend: Tensor | None, target: Tensor, factors: Tensor | None) -> Tensor:
-        """The gradient of sum(-factors log softmax(u)[target]) in z, written over the softmax; factors of None are 1.
-
-        d -log softmax(u)[target] / d u = softmax(u) - onehot(target). The scale is taken along, so it is the gradient
-        in hidden @ weight.T + bias. Rows after the target's are padding, and get 0.
-        """
-        count, slopes = len(target), softmax
-        slopes[torch.arange(count, device=slopes.device), target] -= 1
-        slopes[count:] = 0
-        if bend is not None:
-            slopes *= bend
-        if self.scale != 1:
-            slopes *= self.scale
-        if factors is not None:
-            slopes[:count] *= factors[:, None]
-        return slopes
-
-    def at(self, temperature: float) -> "Head":
-        """With its logits divided by the temperature."""
-        cap = None if self.cap is None else self.cap / temperature
-        return replace(self, scale=self.scale / temperature, cap=cap)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _chunks(hidden: Tensor, dtype: torch.dtype, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -93,9 +35,9 @@ class _Room:
         self._head, self._product = head, head.weight.new_empty(rows, words)
         self._native = head.bias is None and head.cap is None and kernels.fit(self._product)
         self._at_once, self._wide = rows, None
-        if _wide(dtype) != dtype and not self._native:
+        if wide_type(dtype) != dtype and not self._native:
             self._at_once = chunks.wide(rows, on_cpu=head.weight.device.type == "cpu")
-            self._wide = head.weight.new_empty(self._at_once, words, dtype=_wide(dtype))
+            self._wide = head.weight.new_empty(self._at_once, words, dtype=wide_type(dtype))
 
     def product(self, part: Tensor) -> Tensor:
         """What goes into the head, times its weight."""
@@ -168,7 +110,10 @@ def _token_losses(
     head: Head, gradients: _Gradients, hidden: Tensor, target: Tensor, counts: Tensor | None = None
 ) -> Tensor:
     """-log softmax(logits)[target] of each token: (tokens). The gradients are of their sum, each times its count."""
-    values, room = hidden.new_empty(len(target), dtype=_wide(head.weight.dtype)), _Room(len(hidden), gradients, head)
+    values, room = (
+        hidden.new_empty(len(target), dtype=wide_type(head.weight.dtype)),
+        _Room(len(hidden), gradients, head),
+    )
     for rows, part in _chunks(hidden, head.weight.dtype, gradients.chunk):
         product = room.product(part)
         values[rows] = room.losses(product, target[rows], None if counts is None else counts[rows], gradients)
@@ -272,76 +217,10 @@ def _summed(logits: Tensor, target: Tensor, counts: Tensor | None) -> Tensor:
 
 def _log_probs(logits: Tensor, target: Tensor) -> Tensor:
     """log softmax(logits)[target], in float32 at least: (tokens)."""
-    return -functional.cross_entropy(logits.to(_wide(logits.dtype)), target, reduction="none")
-
-
-@dataclass(frozen=True, slots=True)
-class Transform:
-    """What a model does to `hidden @ weight.T + bias`: the keys of its config.json that say so."""
-
-    times: str | None = None
-    over: str | None = None
-    cap: str | None = None
-
-    def numbers(self, config: Any) -> tuple[float, float | None]:
-        """(scale, cap) of the logits."""
-        times, over = (getattr(config, name) if name else 1.0 for name in (self.times, self.over))
-        return times / over, getattr(config, self.cap) if self.cap else None
-
-
-_CAPPED = Transform(cap="final_logit_softcapping")
-_MULTIPLIED = Transform(times="logit_scale")
-_DIVIDED = Transform(over="logits_scaling")  # minicpm3 divides what goes into its head, which is the same
-_PLAIN = Transform()
-
-_PLAIN_KINDS = """
-    llama mistral ministral ministral3 mixtral qwen2 qwen3 qwen2_moe qwen3_moe qwen3_next gemma olmo olmo2 olmo3 olmoe
-    smollm3 seed_oss exaone exaone4 ernie4_5 ernie4_5_moe internlm3 hunyuan_v1_dense hunyuan_v1_moe nemotron arcee
-    helium glm glm4 glm4_moe phi phi3 phimoe starcoder2 stablelm gpt2 gpt_neo gpt_neox gptj gpt_bigcode opt bloom falcon
-    mpt deepseek_v2 deepseek_v3 gpt_oss llama4_text lfm2
-    gemma3 idefics2 idefics3 internvl llava llava_next llava_onevision mistral3 paligemma qwen2_vl qwen2_5_vl qwen3_vl
-    smolvlm mllama qwen2_audio
-"""
-
-# by model_type, each proven against the model's own loss (tests/test_losses.py); of any other, its own logits are taken
-TRANSFORMS: dict[str, Transform] = {
-    **dict.fromkeys(("gemma2", "gemma3_text"), _CAPPED),
-    **dict.fromkeys(("cohere", "cohere2"), _MULTIPLIED),
-    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "minicpm3"), _DIVIDED),
-    **dict.fromkeys(_PLAIN_KINDS.split(), _PLAIN),
-}
+    return -functional.cross_entropy(logits.to(wide_type(logits.dtype)), target, reduction="none")
 
 
 Where = tuple[Tensor, Tensor]  # rows and places of a batch: (tokens) each
-
-# transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
-_TEXT_APART = ("llama4",)
-
-
-def text_model(model: Any) -> Any:
-    """What reads a text and answers, below PEFT's wrapper: the model, or its language model where only that works."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return inner.language_model if inner.config.model_type in _TEXT_APART else inner
-
-
-def decoder(inner: Any) -> Any:
-    """What of a `text_model` makes the states that go into its head."""
-    # Llama 4's text class names a prefix that it does not have, and is its own base model then
-    return inner.base_model if inner.base_model is not inner else inner.model
-
-
-def head_of(model: Any) -> Head | None:
-    """The head as the model applies it; None where only the model itself knows how: another kind, or a wrapped head."""
-    inner = text_model(model)
-    transform, module = TRANSFORMS.get(inner.config.model_type), inner.get_output_embeddings()
-    plain: tuple[type, ...] = (torch.nn.Linear,)
-    if hasattr(model, "peft_config"):
-        from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-
-        plain += (ModulesToSaveWrapper, TrainableTokensWrapper)  # their `weight` is the one in use
-    if transform is None or type(module) not in plain:
-        return None
-    return Head(module.weight, getattr(module, "bias", None), *transform.numbers(inner.config))
 
 
 def causal_lm(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -519,7 +398,7 @@ def _called(part: Any, model: Any, batch: dict[str, Tensor]) -> Any:
 def _own_logits(model: Any, batch: dict[str, Tensor], where: Where, *, wide: bool = True) -> Tensor:
     """The model's own logits there, (tokens, vocabulary), in float32 at least where they are wide."""
     logits = _at(batch, _called(text_model(model), model, batch).logits, where)
-    return logits.to(_wide(logits.dtype)) if wide else logits
+    return logits.to(wide_type(logits.dtype)) if wide else logits
 
 
 def _by_logits(logits: Tensor, target: Tensor) -> Tensor:

@@ -26,6 +26,11 @@ def is_code(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".py")
 
 
+def without_place(name: str) -> str:
+    """Of a method, a stage or a template: of a file the name alone, as its place is nobody's business."""
+    return Path(name).name
+
+
 def digest(path: str) -> str:
     """A hash of the file; of one that is gone or cannot be read, of nothing."""
     try:

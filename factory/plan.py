@@ -14,9 +14,11 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 17
+VERSION = 18
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
+# of `patch`: computed twice or once, an activation is the same
+_RECOMPUTATION = ("activation_checkpointing", "recomputed_layers")
 # of `export`: all but the places
 _OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfile", "base", "scores")
 Verb = Literal["train", "evaluate", "export", "chat", "serve"]
@@ -418,10 +420,17 @@ class Plan:
     def digest(self) -> str:
         """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate.
 
-        Nor of which process computes what: a step's micro-batches are the same, however many ranks share them.
+        Nor of which process computes what: a step's micro-batches are the same, however many ranks share them. Nor of
+        what is computed twice: losses are equal, in their last bits at most they are not.
         """
         text = json.dumps(list(self.decisive().values()), sort_keys=True)  # a config may say Infinity: Mamba's do
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def takes_as(self, other: "Plan") -> bool:
+        """Whether it has the other's result, of the same computations: what one takes, the other does."""
+        ours, theirs = self.steps.patch, other.steps.patch
+        recomputed = all(getattr(ours, name) == getattr(theirs, name) for name in _RECOMPUTATION)
+        return recomputed and self.digest() == other.digest()
 
     def decisive(self) -> dict[str, Any]:
         """What the digest is a hash of."""
@@ -430,6 +439,8 @@ class Plan:
         steps["train"]["own"].pop("reward_model", None)
         for name in (*_CHANGE_NO_RESULT, "ranks"):
             del steps["train"][name]
+        for name in _RECOMPUTATION:
+            del steps["patch"][name]
         steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
             del source["path"]
@@ -477,6 +488,7 @@ CHANGED: dict[int, str] = {
     15: "how videos are seen is planned, of a model that takes them",
     16: "the type that products of bfloat16 are computed in is planned",
     17: "of how many layers activations are recomputed is planned",
+    18: "what is recomputed is no part of the digest: it decides no result",
 }
 
 

@@ -15,13 +15,13 @@ from factory.typed import to_tree
 
 def untrained(
     line: compose.CommandLine,
-    taken: Callable[[tuple[str, ...]], tuple[str, ...]] = lambda overrides: overrides,
+    taken: Callable[[Saved], tuple[str, ...]] = lambda found: found.overrides,
     *,
     base: bool = False,
 ) -> compose.Composed:
     """What the user says, over what the run that is named was made with; its method's own keys are of no use.
 
-    `taken`: what of the run's overrides counts. `base`: the model that the run started from, instead of its own.
+    `taken`: what of the run, by its overrides, counts. `base`: the model that the run started from, instead of its own.
     """
     named = [text for text in line.overrides if name_of(text) == "run"]
     own = tuple(text for text in line.overrides if name_of(text) != "run")
@@ -33,10 +33,10 @@ def untrained(
     asked = bare.tree["tracking"]
     found = saved(run_of(named[-1]), asked.get("uri") if asked.get("tool") == "mlflow" else None)
     folders = tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs)))
-    made = compose.compose(replace(line, overrides=merged(taken(found.overrides), own), config_dirs=folders))
+    made = compose.compose(replace(line, overrides=merged(taken(found), own), config_dirs=folders))
     model = made
     if any(name_of(text) == "recipe" for text in found.overrides):  # which may name the model, and is not all `taken`
-        model = compose.compose(replace(line, overrides=merged(_of_model(found.overrides), own), config_dirs=folders))
+        model = compose.compose(replace(line, overrides=merged(_of_model(found), own), config_dirs=folders))
     method = dict(bare.tree["method"])
     if found.quantization is not None and not any(_of_method(text) for text in own):  # as the run held its base
         method["quantization"] = to_tree(found.quantization)
@@ -130,9 +130,9 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     return replace(composed, tree=tree, options=options, overrides=line.overrides)
 
 
-def _of_model(overrides: tuple[str, ...]) -> tuple[str, ...]:
+def _of_model(found: Saved) -> tuple[str, ...]:
     """What a run's overrides say of its model: the options of its data and of its stage need not be there any more."""
-    return tuple(text for text in overrides if group_of(text) in ("model", "seed", "recipe"))
+    return tuple(text for text in found.overrides if group_of(text) in ("model", "seed", "recipe"))
 
 
 def _of_method(text: str) -> bool:

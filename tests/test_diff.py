@@ -57,6 +57,12 @@ def test_the_verdict_is_that_of_the_digests(made: Made) -> None:
         assert bool(found.decisive) == (one.digest() != other.digest()), override
 
 
+def test_what_is_recomputed_decides_no_result(made: Made) -> None:
+    found = diff.differences(made(), made("compute.recomputed_layers=1"))
+    assert not found.decisive and diff.as_json(found)["same_result"]
+    assert {"patch.activation_checkpointing", "patch.recomputed_layers"} <= {each.key for each in found.rest}
+
+
 def test_other_versions_may_change_a_result_that_the_settings_decide(made: Made) -> None:
     other = replace(made(), packages={**made().packages, "torch": "2.0"})
     found = diff.differences(made(), other)

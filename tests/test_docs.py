@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Said, refusals
 
-from factory import cli, compose, settings
+from factory import cli, compose, groups, models, settings
 from factory.refusal import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +105,22 @@ def test_the_map_has_every_room() -> None:
     rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     named = re.findall(r"`(?:factory/)?(\w+)(?:/[\w/]*|\.py)`", (ROOT / "docs" / "architecture.md").read_text())
     assert rooms - {"__init__", "__main__"} <= set(named)
+
+
+def test_the_readme_counts_what_can_be_named() -> None:
+    """Options that a person chooses from: sets of others', and methods that train."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    counts = re.search(r"(\d+) models and (\d+) data sets by name, .*; (\d+) methods", text)
+    files = {group: groups.options(group) for group in ("model", "data", "method")}
+    own = {name for name in files["data"] if name.startswith("demo")} | {"file", "function", "llamafactory"}
+    of_others = [name for name in files["data"] if name not in own]
+    assert counts and [int(each) for each in counts.groups()] == [
+        len(models.rows()),
+        len(of_others),
+        len([name for name in files["method"] if name != "none"]),
+    ]
+    assert len(models.rows()) == len(files["model"])  # what `--help` says
+    assert f"{len(of_others)} sets of the hub" in text
 
 
 def test_a_file_that_is_named_is_there() -> None:

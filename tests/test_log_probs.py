@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from factory import chunks, losses
-from factory.losses import TRANSFORMS, LinearLogProbs, causal_lm, head_of, sequence_log_probs, token_log_probs
+from factory.logits import TRANSFORMS, head_of
+from factory.losses import LinearLogProbs, causal_lm, sequence_log_probs, token_log_probs
 
 BOTH_WAYS = pytest.mark.usefixtures("computed")
 

@@ -3,13 +3,16 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Said, compiled, refusals
 
-from factory import methods, stages, templates
+from factory import compose, methods, stages, templates
 from factory.execute.verify import verify
+from factory.inference import asked
 from factory.refusal import UserError, catalogue
+from factory.verbs.use import to_write
 
 METHOD = """
 from factory.methods.full.spec import RULES, Settings, optimizer_bytes, trainable
@@ -134,6 +137,46 @@ def test_a_plan_knows_the_files_by_their_content(here: Path) -> None:
             verify(made)
         path.write_text(before)
     verify(made)
+
+
+def test_a_stage_of_plain_text_is_packed_as_pretraining_is(here: Path) -> None:
+    (here / "mine.py").write_text("from factory.stages.pt.spec import *\ndef loss(model, batch, own): ...")
+    words = ("stage=pt", "data.max_length=64")
+    pack = compiled(*words, training=False).steps.pack
+    assert pack.packing and not pack.isolate_documents
+    assert compiled(*words, "stage.name=mine.py", training=False).steps.pack == pack
+
+
+def test_a_method_that_goes_by_the_step_has_one_update_in_it(here: Path) -> None:
+    (here / "mine.py").write_text(
+        "from factory.methods.adalora.spec import *\n"
+        "def attach(*_): ...\ndef optimizer(*_): ...\ndef scored(answers): ..."
+    )
+    words = ("stage=grpo", "stage.reward=mine:scored", "stage.max_new_tokens=16", "method=adalora")
+    theirs, ours = (refusals(*words, *more, training=False) for more in ((), ("method.name=mine.py",)))
+    assert [found.rule for found in ours] == [found.rule for found in theirs] == ["rollout-method"]
+    assert "it chooses ranks by the step" in ours[0].wrong
+
+
+def test_what_scores_is_served_so_whatever_its_stage_is_called(execute: Callable[..., Any], here: Path) -> None:
+    """And no card tells where the files of one's own lie."""
+    (here / "judge.py").write_text(
+        "from factory.stages.rm.spec import *\nfrom factory.stages.rm.run import loss, scores"
+    )
+    full = "from factory.methods.full.spec import *\nfrom factory.methods.full.run import attach, optimizer"
+    (here / "norms.py").write_text(full)
+    (here / "conf" / "stage").mkdir(parents=True)
+    (here / "conf/stage/judge.yaml").write_text(f"defaults: [rm]\nname: {here}/judge.py")
+    own = ("--config-dir", str(here / "conf"), "stage=judge", "method=full", f"method.name={here}/norms.py")
+    done = execute(
+        *own, "stage.max_steps=1", "data.max_samples=8", "stage.save_steps=null", "evaluate.perplexity=false"
+    )
+    side = asked.Side("judge", "run")
+    line = compose.parse(["run=run", "tracking=none"])
+    plan, _ = to_write("serve", line, asked.Line(("tracking=none",), None), side)
+    assert plan.steps.train.stage == "rm"
+    card = (done.run.folder.model / "README.md").read_text()
+    assert str(here) not in card and card.startswith("# ") and "norms.py, judge.py\n" in card
 
 
 def test_a_file_is_read_again_when_it_has_changed(here: Path) -> None:

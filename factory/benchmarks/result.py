@@ -25,9 +25,12 @@ class Score:
 
     @property
     def variance(self) -> float:
-        """Of the accuracy, as a share of independent questions: p (1 - p) / n."""
+        """Of the accuracy, by the sample's own of independent questions: s² / n = p (1 - p) / (n - 1).
+
+        As lm-evaluation-harness takes it (`mean_stderr`). One question tells none, and counts as 0.
+        """
         share = self.right / self.count
-        return 100**2 * share * (1 - share) / self.count
+        return 100**2 * share * (1 - share) / max(1, self.count - 1)
 
 
 @dataclass(frozen=True, slots=True)

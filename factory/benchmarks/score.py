@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factory.benchmarks.prompts import Prompt, Prompter, common
-from factory.losses import decoder, head_of, text_model
+from factory.logits import decoder, head_of, text_model
 
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
 Reading = Literal["shared", "whole", "alone"]

@@ -17,7 +17,7 @@ from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
 from factory.redact import without_secrets
-from factory.refusal import refuse
+from factory.refusal import UserError, refusal, refuse
 from factory.run.folder import unwritable
 from factory.schema import Board
 from factory.serve.guard import is_own
@@ -27,11 +27,15 @@ _OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
 
 
 def check(board: Board) -> str | None:
-    """The password. Raises UserError where the address needs one."""
+    """The password. Raises UserError where the address needs one, or a folder is not there."""
     password = board.password or os.environ.get(PASSWORD)
+    gone = [folder for folder in board.folders if not Path(folder).is_dir()]
+    problems = [refusal("board-no-folder", f"board.folders=[{folder}]", "there is no such folder") for folder in gone]
     if password is None and (board.share or not is_own(board.host)):
         what = "board.share=true" if is_own(board.host) else f"board.host={board.host}"
-        raise refuse("board-password", what, "it needs a password")
+        problems.append(refusal("board-password", what, "it needs a password"))
+    if problems:
+        raise UserError(*problems)
     return password
 
 

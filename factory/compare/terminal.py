@@ -1,6 +1,7 @@
 """The comparison in a terminal: what does not fit its width is left out by importance, and named."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,11 +13,12 @@ from factory import diff
 from factory.compare.columns import Column
 from factory.compare.comparison import Comparison
 from factory.compare.written import spreads
+from factory.evaluation.rows import Compared
 from factory.words import not_shown
 
 _LABEL, _SHORTEST = 44, 14  # columns that a label takes at most, and at least where there is one
-_GAP = 3  # columns between two cells
-_KEY_WIDTH, _VALUE_WIDTH = 20, 6  # columns that a differing key and a run's value of it take at least
+_GAP, _EDGES = 3, 2  # columns between two cells, and outside of all
+_KEY_WIDTH, _VALUE_WIDTH = 20, 8  # columns that a differing key and a run's value of it (`bfloat16`) take at least
 _KEYS = 12  # differing keys that are shown
 _NOT_SHOWN = "compare.format=markdown shows all"
 
@@ -24,7 +26,7 @@ _NOT_SHOWN = "compare.format=markdown shows all"
 def shown(found: Comparison, width: int) -> Iterator[Any]:
     """What to print, one after the other."""
     yield from summary(found, width)
-    yield from _intervals(found)
+    yield from _intervals(found, width)
     yield from _plans(found, width)
 
 
@@ -51,7 +53,7 @@ def table(found: Comparison, columns: Sequence[Column]) -> Table:
     for place, run in enumerate(found.runs):
         made.add_row(
             escape(run.name),
-            *([escape(found.labels[place].replace(" ", "\n"))] if labelled else []),
+            *([escape(_by_word(found.labels[place], _LABEL))] if labelled else []),
             *(_cell(found, column, place) for column in columns),
             *([] if found.all_finished else [_STYLED.get(run.status, "{}").format(run.status)]),
         )
@@ -96,40 +98,90 @@ def _width(found: Comparison, columns: Sequence[Column]) -> int:
     )
 
 
-def _intervals(found: Comparison) -> Iterator[Any]:
+def parted(word: str, room: int) -> list[str]:
+    """A key or a list in lines that fit: one ends at a dot, a comma or the like; at an underscore where it must."""
+    lines = [""]
+    for part in _PARTS.findall(word):
+        for piece in [part] if len(part) <= room - len(_INDENT) else _PIECES.findall(part):
+            if lines[-1].strip() and len(lines[-1] + piece) > room:
+                lines.append(_INDENT)
+            lines[-1] += piece
+    return lines
+
+
+_PARTS, _PIECES = re.compile(r"[^.,=/]+[.,=/]*|[.,=/]+"), re.compile(r"[^_]+_*|_+")
+_INDENT = "  "  # of a line that goes on with a word
+
+
+def _by_word(text: str, room: int) -> str:
+    """A word a line, or several where it is longer than the room."""
+    return "\n".join(line for word in text.split() for line in parted(word, room))
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max((len(line) for text in texts for line in text.splitlines()), default=0)
+
+
+def _intervals(found: Comparison, width: int) -> Iterator[Any]:
     """A table a verdict: the other runs less the leading one."""
     for column, verdict in found.judged():
         title = f"{column.title}, less that of {escape(found.names[verdict.leading])}"
         made = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+        rows = {place: _interval(each) for place, each in verdict.others.items()}
+        taken = sum(_longest(cells) + _GAP for cells in zip(_OF_AN_INTERVAL, *rows.values(), strict=True))
         made.add_column("run", overflow="fold")
-        for name in ("difference", "95 % interval", "rows"):
-            made.add_column(name, justify="right", no_wrap=True)
-        made.add_column("")
-        for place, each in verdict.others.items():
-            value = each.difference
-            interval = f"{value.low:+.3f} to {value.high:+.3f}"
-            unsure = "too few rows" if each.few else "" if value.sure else "holds 0"
-            made.add_row(escape(found.names[place]), f"{value.value:+.3f}", interval, f"{each.rows:,}", unsure)
+        for name in _OF_AN_INTERVAL:
+            made.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
+        for place, cells in rows.items():
+            made.add_row(escape(_by_word(found.names[place], width - taken - _EDGES)), *cells)
         yield made
+
+
+_OF_AN_INTERVAL = ("difference", "95 % interval", "rows", "")
+
+
+def _interval(each: Compared) -> tuple[str, ...]:
+    value = each.difference
+    unsure = "too few rows" if each.few else "" if value.sure else "holds 0"
+    return f"{value.value:+.3f}", f"{value.low:+.3f} to {value.high:+.3f}", f"{each.rows:,}", unsure
 
 
 def _plans(found: Comparison, width: int) -> Iterator[Any]:
     rows = spreads(found)
     if not rows:
         return
-    if _KEY_WIDTH + len(found.planned) * _VALUE_WIDTH > width:
+    if _KEY_WIDTH + len(found.planned) * (_VALUE_WIDTH + _GAP) + _EDGES > width:
         yield Text(f"The plans differ in {len(rows)} keys, for which there is no room here; {_NOT_SHOWN}", style="dim")
         return
     made = Table(box=SIMPLE_HEAD, pad_edge=False, title="differences of the plans", title_justify="left")
-    made.add_column("key", overflow="fold")
+    of_keys, of_values = _rooms(found, rows[:_KEYS], width)
+    made.add_column("key", overflow="fold", min_width=of_keys)
     for place in found.planned:
-        made.add_column(escape(found.runs[place].name), overflow="fold")
+        made.add_column(escape(_by_word(found.runs[place].name, of_values)), overflow="fold")
     for each in rows[:_KEYS]:
-        made.add_row(each.key, *(_value(value) for value in each.values))
+        values = ("[dim]-[/dim]" if text == _NONE else escape(_by_word(text, of_values)) for text in _values(each))
+        made.add_row(_by_word(each.key, of_keys), *values)
     yield made
     if len(rows) > _KEYS:
         yield Text(f"and {len(rows) - _KEYS} more keys; {_NOT_SHOWN}", style="dim")
 
 
-def _value(value: Any) -> str:
-    return "[dim]-[/dim]" if value == diff.ABSENT else escape(diff.shown(value))
+def _rooms(found: Comparison, rows: Sequence[diff.Spread], width: int) -> tuple[int, int]:
+    """What a key and a value of it may take: a key all that it needs, if the values can do with the rest."""
+    longest = _longest(each.key for each in rows)
+    names = (found.runs[place].name for place in found.planned)
+    needed = [_longest(texts) for texts in zip(names, *map(_values, rows), strict=True)]
+
+    def taken(most: int) -> int:
+        return sum(min(most, each) + _GAP for each in needed)
+
+    fitting = (most for most in range(max(needed), _VALUE_WIDTH, -1) if longest + taken(most) + _EDGES <= width)
+    of_values = next(fitting, _VALUE_WIDTH)
+    return max(_KEY_WIDTH, min(longest, width - taken(of_values) - _EDGES)), of_values
+
+
+_NONE = "-"
+
+
+def _values(each: diff.Spread) -> list[str]:
+    return [_NONE if value == diff.ABSENT else diff.shown(value) for value in each.values]

@@ -60,13 +60,17 @@ def needs_reference(case: Case) -> bool:
 
 def packing(case: Case) -> bool:
     asked = case.settings.data.packing
-    return case.settings.stage.name == "pt" if asked == "auto" else asked
+    return _of_plain_text(case) if asked == "auto" else asked
+
+
+def _of_plain_text(case: Case) -> bool:
+    return case.stage_spec.KIND == "text"
 
 
 def isolation(case: Case) -> bool:
     """Whether packed documents do not see each other."""
     asked = case.settings.data.isolate_documents
-    return packing(case) and (case.settings.stage.name != "pt" if asked == "auto" else asked)
+    return packing(case) and (not _of_plain_text(case) if asked == "auto" else asked)
 
 
 def attention(case: Case) -> str:

@@ -10,6 +10,7 @@ from factory.estimate.memory import memory
 from factory.estimate.tuned import Tuned
 from factory.facts import Measured
 from factory.methods.lora.targets import PREFIX
+from factory.optimizers.spec import products
 from factory.plan import Estimate, Pack, Parameters, Range, Train
 from factory.stages.rows import rows_per_step
 from factory.stages.rows import sequences as sequences_of
@@ -111,7 +112,8 @@ def _tokens(sizes: Sizes, pack: Pack, train: Train, steps: Range, longest: int) 
 def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
     """Of a step, whose samples are `sequences` that are trained and `judged` that are only read.
 
-    Answers that are rolled out are each sampled, read by the policy before, and trained several times.
+    Answers that are rolled out are each sampled, read by the policy before, and trained several times. Each process
+    makes the optimizer's own products.
     """
     train = tuned.steps.train
     forward = flops.forward(tuned.expanded, length)
@@ -119,10 +121,13 @@ def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
     again = 0 if patch.activation_checkpointing == "selective" else patch.recomputed(tuned.expanded.layers)
     trained = flops.trained(tuned.expanded, tuned.shapes, length, again)
     a_sample = trained * sequences + forward * judged  # of a token of it
+    update = products(train.optimizer, tuned.everything, tuned.expanded) * train.ranks.processes
+    rows = train.batch_size * train.micro_batches  # of an update
     if "rollout_batch_size" not in train.own:
-        return a_sample * length * train.batch_size * train.micro_batches
-    each = 2 * forward + train.own["update_epochs"] * a_sample
-    return each * train.own["rollout_batch_size"] * length
+        return a_sample * length * rows + update
+    answers, epochs = train.own["rollout_batch_size"], train.own["update_epochs"]
+    each = 2 * forward + epochs * a_sample
+    return each * answers * length + epochs * ceil(answers / rows) * update
 
 
 def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:

@@ -118,7 +118,10 @@ def _device_missing(case: Case) -> str | None:
     hardware, gpus = case.settings.hardware, case.facts.machine.gpus
     if hardware.card and not any(hardware.card.lower() in gpu.name.lower() for gpu in gpus):
         return f"there is no {hardware.card} here"
-    return "there is no GPU here" if hardware.device == "cuda" and not gpus else None
+    if hardware.device != "cuda" or gpus:
+        return None
+    hidden = case.facts.machine.hidden
+    return "there is no GPU here" + ("" if hidden is None else f" that CUDA_VISIBLE_DEVICES={hidden} names")
 
 
 def _package_missing(case: Case) -> tuple[str, str] | None:

@@ -1,4 +1,7 @@
-"""Floating-point operations of a training step: of what is multiplied with, forward, backward, and once more."""
+"""Floating-point operations of a training step: of what is multiplied with, forward, backward, and once more.
+
+Those of an optimizer that multiplies matrices itself: `factory.optimizers.spec.products`.
+"""
 
 import re
 from collections.abc import Collection

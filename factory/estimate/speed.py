@@ -18,6 +18,7 @@ from factory.stages.rows import samples_answers
 # again, another model with the same kind of step, another kind
 SAME, SAME_KIND, OTHER_KIND = 1.3, 1.6, 2.0
 _FARTHER, _LIKE = 0.25, 2.0  # and from so many times apart on, this power of it more
+_COUNTED = "with its products"  # of an optimizer: records from before they were in a run's FLOPs do not have it
 _EQUAL = 1.01  # times the work of a token: the same model and method
 
 
@@ -62,7 +63,9 @@ def _computed(steps: Steps) -> Iterator[str]:
 def _optimized(steps: Steps) -> str:
     """The optimizer; of one that multiplies matrices, how many micro-batches share a step of it."""
     name, shared = steps.train.optimizer, steps.train.micro_batches
-    return f"{name} after {shared} micro-batches" if name in MULTIPLIES and shared > 1 else name
+    if name not in MULTIPLIES:
+        return name
+    return f"{name} {_COUNTED}{f' after {shared} micro-batches' if shared > 1 else ''}"
 
 
 def _optimizer(kind: str) -> str | None:
@@ -102,11 +105,12 @@ def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured
 def _alike(there: list[Measured], kind: str) -> list[Measured]:
     """Those of the kind; without any, those with an optimizer that is like its own; at last, those with an unknown one.
 
-    The products of an optimizer are no part of a run's FLOPs, and may take most of its time.
+    The products of an optimizer may take most of a run's time, at another speed than those of its tokens.
     """
     own = _optimizer(kind)
     known = [(found, _optimizer(found.kind)) for found in there]
-    same = [found for found in there if found.kind == kind]
+    known = [(found, name) for found, name in known if name not in MULTIPLIES or _COUNTED in found.kind]
+    same = [found for found, _ in known if found.kind == kind]
     if own in MULTIPLIES:
         return same or [found for found, name in known if name == own]
     like = [found for found, name in known if name is not None and name not in MULTIPLIES]

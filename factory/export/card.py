@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from factory.export import spec
+from factory.own import without_place
 from factory.plan import Export, Plan, PlannedSource, read_plan
 from factory.run.folder import RunFolder, read_json
 from factory.typed import plain
@@ -37,12 +38,9 @@ def card(plan: Plan, base: str = "") -> str:
 
 def title(plan: Plan, made: Plan | None) -> str:
     model = (made or plan).options.get("model", "model")
-    return f"{model} {_named(made.steps.attach.method)} {_named(made.steps.train.stage)}" if made else model
-
-
-def _named(name: str) -> str:
-    """Of a method, a stage or a template: a file of the user's without its place, which is nobody's business."""
-    return Path(name).name
+    return (
+        f"{model} {without_place(made.steps.attach.method)} {without_place(made.steps.train.stage)}" if made else model
+    )
 
 
 def base_name(plan: Plan) -> str:
@@ -60,7 +58,7 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
     front: dict[str, Any] = {
         "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
         "pipeline_tag": "text-classification" if export.scores else "text-generation",
-        "tags": ["factory", *(map(_named, (made.steps.attach.method, made.steps.train.stage)) if made else ())],
+        "tags": ["factory", *(map(without_place, (made.steps.attach.method, made.steps.train.stage)) if made else ())],
     }
     if plan.steps.load.source == "hub":
         front["base_model"] = base
@@ -99,12 +97,12 @@ def _plan(made: Plan) -> str:
     rows = [
         ("plan", made.digest()),
         ("seed", str(made.seed)),
-        ("method", _named(made.steps.attach.method)),
+        ("method", without_place(made.steps.attach.method)),
         ("trained parameters", f"{counted.trainable:,} of {counted.total:,}"),
         ("quantized base", f"{made.steps.quantize.bits} bits" if made.steps.quantize.bits else "no"),
-        ("chat template", _named(made.steps.pack.template)),
+        ("chat template", without_place(made.steps.pack.template)),
         ("tokens a sequence", f"{made.steps.pack.max_length:,}"),
-        ("stage", _named(train.stage)),
+        ("stage", without_place(train.stage)),
         *((name.replace("_", " "), plain(getattr(train, name))) for name in _TRAINING),
         *((f"method.{name}", plain(value)) for name, value in made.steps.attach.settings.items() if _tells(value)),
     ]

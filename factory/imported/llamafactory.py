@@ -12,7 +12,7 @@ from typing import Any
 from factory import models, templates
 from factory.line import listed, spelt
 from factory.meant import SHORT
-from factory.parsed import yaml_of
+from factory.parsed import json_of, yaml_of
 from factory.refusal import UserError, nearest, refusal, refuse
 from factory.typed import plain
 from factory.words import program
@@ -36,6 +36,7 @@ _SHARDED_OTHERWISE = {
 }
 
 _IN_A_KEY = re.compile(r"[\w-]+", re.ASCII)
+_NO_ROWS = 1e-6  # a val_size up to this one holds out nothing there
 _NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
 
 _UNREAD: dict[type[Exception], str] = {
@@ -320,16 +321,10 @@ def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         said.set("data.names", [*names, *apart])
     else:  # so that the command is refused, and does not train on the demonstration's rows
         said.missing["dataset"] = "the file names no data set; add data.names=[NAME], or in the place of data another"
-    share = given.get("val_size", 0)
     if apart:
         said.set("data.validation", apart[0])
-    elif held or share == 0:
-        said.set("data.validation_fraction", 0)
-    elif isinstance(share, int | float) and 0 < share < 1:
-        said.set("data.validation_fraction", share)
-        said.noted["val_size"] = "data.validation_fraction holds out 200 rows at most"
     else:
-        said.missing["val_size"] = "a number of rows is none of ours: data.validation_fraction is a share"
+        _held_out(0 if held else given.get("val_size", 0), said)
     if held != apart:
         said.missing["eval_dataset"] = "one set is held out whole (data.validation), which does not train"
     if said.overrides["stage"] != "pt":
@@ -340,21 +335,51 @@ def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     elif given.get("packing") is False:
         said.set("data.truncation", "right")
     _weights(given, names, said)
-    _first(given, [*names, *apart], said)
+    _first(given, [*names, *apart], _num_samples(folder / "dataset_info.json", [*names, *apart]), said)
     yield from ("dataset", "dataset_dir", "eval_dataset", "val_size", "interleave_probs", "max_samples")
 
 
-def _first(given: Mapping[str, Any], names: list[str], said: Said) -> None:
-    """max_samples is of each set."""
+def _held_out(size: Any, said: Said) -> None:
+    """val_size is a share, or from 1 on a number of rows: 1 itself where it is written without a point."""
+    if not isinstance(size, int | float) or isinstance(size, bool):
+        said.missing["val_size"] = f"{_text(size)} is neither a share nor a number of rows"
+    elif size <= _NO_ROWS:
+        said.set("data.validation_fraction", 0)
+    elif size < 1:
+        said.set("data.validation_fraction", size)
+        said.noted["val_size"] = "data.validation_fraction holds out 200 rows at most"
+    else:
+        said.missing["val_size"] = (
+            f"{size} rows there; here it is a share, and its default where none is said, of 200 rows at most: set "
+            f"data.validation_fraction to {size} divided by the number of rows"
+        )
+
+
+def _num_samples(file: Path, names: list[str]) -> dict[str, int]:
+    """Of the sets that say how many rows they give; what is wrong with the catalogue is told when it is planned."""
+    try:
+        entries = json_of(file.read_text(encoding="utf-8-sig"))
+        given = {name: entries[name].get("num_samples") for name in names if name in entries}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return {name: count for name, count in given.items() if isinstance(count, int)}
+
+
+def _first(given: Mapping[str, Any], names: list[str], counts: dict[str, int], said: Said) -> None:
+    """max_samples is of each set, after the set's own num_samples."""
+    if counts:
+        said.noted["num_samples"] = (
+            f"{', '.join(counts)}: at most so many rows; there a set of fewer gives some again until there are as many "
+            "(data.sources.NAME.weight says how often rows train), and data that streams is read to its end"
+        )
     most = given.get("max_samples")
     if most is None:
         return
     if all(map(_IN_A_KEY.fullmatch, names)):
         for name in names:
-            said.set(f"data.sources.{name}.max_samples", most)
-        said.noted["max_samples"] = (
-            "rows are drawn by seed, over a set's own num_samples; there the first ones are taken"
-        )
+            own = counts.get(name)
+            said.set(f"data.sources.{name}.max_samples", min(most, own) if own and isinstance(most, int) else most)
+        said.noted["max_samples"] = "rows are drawn by seed; there the first ones are taken"
     else:
         said.missing["max_samples"] = "a name of these sets is no part of a key (data.sources.NAME.max_samples)"
 

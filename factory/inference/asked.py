@@ -9,6 +9,7 @@ from factory.groups import GROUPS
 from factory.line import group_of, run_of, unquoted
 from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal
+from factory.saved import Saved, scores
 from factory.settings import all_keys
 
 # what chat and serve read beside the group of their own name: whole groups, and single keys of others
@@ -75,11 +76,13 @@ def _unread(verb: Verb, text: str, name: str) -> Refusal:
     )
 
 
-def of_run(overrides: Iterable[str]) -> tuple[str, ...]:
-    """What a run's overrides say of its model; the data that it was trained on need not be there any more."""
-    found = [text for text in overrides if _taken(text.partition("=")[0].lstrip("+~"))]
-    stage = next((text for text in overrides if text.lstrip("+") == "stage=rm"), None)
-    return (*found, stage) if stage else tuple(found)
+def of_run(found: Saved) -> tuple[str, ...]:
+    """What a run's overrides say of its model; the data that it was trained on need not be there any more.
+
+    What has a head for scores is served as a reward model, whichever stage trained it.
+    """
+    taken = tuple(text for text in found.overrides if _taken(text.partition("=")[0].lstrip("+~")))
+    return (*taken, "stage=rm") if scores(found.adapter, found.path) else taken
 
 
 def _taken(key: str) -> bool:

@@ -22,7 +22,7 @@ from factory.inference.draw import Drawer, draw
 from factory.inference.scheduler import Lane, Scheduled, Scheduler, T
 from factory.inference.slots import Slots
 from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable, failed
-from factory.losses import decoder, text_model
+from factory.logits import decoder, text_model
 
 _log = logging.getLogger(__name__)
 _KEPT_PREFIX = 16  # tokens that two prompts must share before what was read of the first is used again

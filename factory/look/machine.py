@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 
@@ -49,17 +50,18 @@ def look_at_machine() -> Machine:
     memory = psutil.virtual_memory()
     granted, limit = cgroup.free(), cgroup.limit()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    asked, gpus = os.environ.get("OMP_NUM_THREADS", ""), _gpus()
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
         available_bytes=memory.available if granted is None else min(memory.available, granted),
         cpu_bf16=cpu.has_bf16(),
-        gpus=_gpus(),
+        gpus=gpus,
         packages=_packages(),
         hub_token=_has_hub_token(),
         cpu=cpu.name(),
         multiplies_wide=cpu.multiplies_wide(),
         native=build.why_not() is None,
+        hidden=None if gpus else os.environ.get(_VISIBLE),
         memory_bytes=memory.total if limit is None else min(memory.total, limit),
     )
 
@@ -111,7 +113,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 def _nvidia() -> tuple[Gpu, ...]:
     """Those that CUDA_VISIBLE_DEVICES leaves, in its order."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(_VISIBLE)
     if visible in ("", "-1"):
         return ()
     try:
@@ -126,35 +128,64 @@ def _nvidia() -> tuple[Gpu, ...]:
         }
     except ValueError:
         return ()
-    return tuple(_visible(found, visible))
+    if visible is None:
+        return tuple(found.values())
+    parts = _parts(found) if _PART in visible else {}
+    return tuple(_visible(found, parts, [word.strip() for word in visible.split(",")]))
 
 
 def of_nvidia(asked: str) -> list[list[str]]:
     """What nvidia-smi says of each card; nothing where it is not there, or where the driver does not answer."""
+    return [line.split(", ") for line in _nvidia_smi(f"--query-gpu={asked}", "--format=csv,noheader,nounits")]
+
+
+def _nvidia_smi(*asked: str) -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
-    query = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", *asked]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603  a fixed query
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.split(", ") for line in done.stdout.splitlines()]
+    return done.stdout.splitlines()
 
 
-def _visible(cards: dict[str, Gpu], visible: str | None) -> Iterator[Gpu]:
-    """By their numbers or the beginnings of their UUIDs; what names no card ends the list, as in CUDA itself."""
-    if visible is None:
-        yield from cards.values()
-        return
+def _parts(cards: dict[str, Gpu]) -> dict[str, Gpu]:
+    """The instances that cards are divided into (MIG), by their own UUIDs, called as torch calls them.
+
+    A profile says how much memory it has, in whole GB: no query of nvidia-smi tells it of one instance.
+    """
+    found, card = dict[str, Gpu](), None
+    for line in _nvidia_smi("-L"):
+        if of_card := _OF_CARD.search(line):
+            card = cards.get(of_card[1])
+        elif card and (part := _OF_PART.search(line)):
+            profile, size, uuid = part.groups()
+            name, memory = f"{card.name} MIG {profile}", int(size) * 10**9
+            found[uuid] = replace(card, name=name, memory_bytes=memory, free_bytes=None)
+    return found
+
+
+_VISIBLE, _PART = "CUDA_VISIBLE_DEVICES", "MIG-"
+_OF_CARD, _OF_PART = re.compile(r"^GPU \d+: .*\(UUID: (.+)\)"), re.compile(r"MIG (\S*?(\d+)gb\S*) .*\(UUID: (.+)\)")
+
+
+def _visible(cards: dict[str, Gpu], parts: dict[str, Gpu], words: list[str]) -> Iterator[Gpu]:
+    """By their numbers or the beginnings of their UUIDs; what names no card ends the list, as in CUDA itself.
+
+    So does a part of one: a process computes on no other beside it.
+    """
     every = list(cards.values())
-    for word in (part.strip() for part in visible.split(",")):
-        named = [card for uuid, card in cards.items() if word and uuid.startswith(word)]
+    for word in words:
+        named = [card for uuid, card in (cards | parts).items() if word and uuid.startswith(word)]
         number = int(word) if word.isdigit() else len(every)
         if number < len(every):
             named = [every[number]]
         if len(named) != 1:
             return
         yield named[0]
+        if word.startswith(_PART):
+            return
 
 
 def _amd() -> tuple[Gpu, ...]:

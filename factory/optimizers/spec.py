@@ -56,8 +56,27 @@ STATES: dict[str, State] = {
     "sgd": _floats(0),
 }
 MADE_EARLY = frozenset({"adamw"})  # its state is there before the first step (factory.optimizers.run)
-MULTIPLIES = frozenset({"muon"})  # its step multiplies matrices: FLOPs that are not of a token
 HIDDEN: dict[str, State] = {"muon": _alike(1)}  # of hidden matrices, where they are treated in another way
+
+_ITERATIONS = 5  # of Newton and Schulz, as torch.optim.Muon makes by itself
+
+
+def _orthogonal(shape: Shape) -> int:
+    """Of m x n, m the smaller, an iteration is X Xᵀ (2 m m n), that squared (2 m m m), and that times X (2 m m n)."""
+    small, large = sorted(shape)
+    return _ITERATIONS * 2 * small * small * (2 * large + small)
+
+
+# of an optimizer whose step multiplies matrices, the FLOPs of a hidden one: they are of a step, whatever tokens it has
+MULTIPLIES: dict[str, Callable[[Shape], int]] = {"muon": _orthogonal}
+
+
+def products(name: str, shapes: dict[str, Shape], arch: Architecture) -> int:
+    """FLOPs of an update, a multiply-add counted as two; of what is done element by element none."""
+    if name not in MULTIPLIES:
+        return 0
+    return sum(MULTIPLIES[name](shape) for tensor, shape in shapes.items() if is_hidden(tensor, shape, arch))
+
 
 # What a tensor's step makes and frees, in bytes for each element of one in float32, and of one in 16 bits; as torch's
 # profiler counts it (tests/optimizers/test_scratch.py). A fused step makes nothing.

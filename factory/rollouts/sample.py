@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from factory.data import batches
-from factory.losses import text_model
+from factory.logits import text_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,8 +202,8 @@ def _reference_needs_adapter(case: Case) -> str | None:
 
 
 def _method(case: Case) -> str | None:
-    name = case.settings.method.name
-    return "it chooses ranks by the step, of which each has several updates here" if name == "adalora" else None
+    does = registry.hook(case.method_spec, "BY_STEP")
+    return f"{does} by the step, of which each has several updates here" if does else None
 
 
 def _dropout(case: Case) -> str | None:

@@ -34,7 +34,7 @@ def cheapest(plan: Plan, reached: int | None, anew: Anew) -> list[Change]:
 
     `reached` is what the run had when it ended.
     """
-    if _digest(plan.overrides, anew) != plan.digest():
+    if not _is_made_again(plan, anew):
         return []
     fitting, others = list[Change](), list[Change]()
     for kind in _kinds(plan):
@@ -47,11 +47,12 @@ def cheapest(plan: Plan, reached: int | None, anew: Anew) -> list[Change]:
     return [*fitting, *others][:_SHOWN]
 
 
-def _digest(overrides: tuple[str, ...], anew: Anew) -> str | None:
+def _is_made_again(plan: Plan, anew: Anew) -> bool:
+    """By its own overrides, here and now."""
     try:
-        return anew(overrides).digest()
+        return anew(plan.overrides).takes_as(plan)
     except UserError:
-        return None
+        return False
 
 
 def _first_that_fits(plan: Plan, variants: Iterator[tuple[str, ...]], reached: int | None, anew: Anew) -> Change | None:

@@ -16,6 +16,7 @@ from factory.words import program
 
 _OF_THE_METHOD = ("method", "method.*")
 _OF_THE_ROWS = ("data", "data.path", "data.names", "data.sources*", "data.validation")
+_NAMED_BY = {"hf": "model.path", "adapter": "run"}  # an adapter's own file says what it stands on
 _PACKAGE = Path(__file__).parents[1]
 _Command = tuple[str, str]  # and what it is for
 
@@ -58,8 +59,8 @@ def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     if export.format == "gguf":
         if export.modelfile:
             yield f"ollama create NAME -f {shlex.quote(str(Path(export.dir) / 'Modelfile'))}", "into Ollama"
-    elif export.format == "hf" and not export.scores and chats(Path(export.dir)):
-        yield f"{program('factory')} chat {setting('model.path', export.dir)}", "talk to it"
+    elif not export.scores and chats(Path(export.dir)):
+        yield f"{program('factory')} chat {setting(_NAMED_BY[export.format], export.dir)}", "talk to it"
     if export.push and export.dry_run:
         again = " ".join(shlex.quote(text) for text in plan.overrides if name_of(text) != "export.dry_run")
         yield f"{program('factory')} export {again} export.overwrite=true", f"upload it to {export.push}"

@@ -75,7 +75,7 @@ def _trouble(report: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if not (data := report.get("data")):
         return
-    used = f"{data['used']:,} rows {'trained' if report.get('train') else 'not looked at'}"
+    used = _trained(data, report["train"]) if report.get("train") else f"{data['used']:,} rows not looked at"
     skipped = f"{data['not_sampled']:,} not sampled, " if data.get("not_sampled") else ""
     dropped = f"{skipped}{sum(data['dropped'].values()):,} dropped of {data['rows']:,}"
     yield "data", f"{used}, {data['validation']:,} held out, {dropped}"
@@ -83,6 +83,16 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"dropped: {escape(reason)} ({count:,})"
     if told := mostly_dropped(data):
         yield "", f"[yellow]{escape(told)}[/yellow]"
+
+
+def _trained(data: dict[str, Any], train: dict[str, Any]) -> str:
+    """Fewer than there are, where the last step came before the first pass was over."""
+    seen, there = train.get("sequences"), data.get("sequences")
+    if seen is None or there is None or seen >= there:
+        return f"{data['used']:,} rows trained"
+    if there == data["used"]:
+        return f"{seen:,} of {there:,} rows trained"
+    return f"{seen:,} of {there:,} sequences trained, of {data['used']:,} rows"  # packed, or some more than once
 
 
 def _quality(evaluate: dict[str, Any], data: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -94,7 +94,7 @@ def search(plan: Plan, anew: Anew) -> Found:
 def _as_short(row: Row, asked: Plan, anew: Anew) -> Row:
     """Without the words for what is recomputed, where the command line says the same."""
     overrides = tuple(text for text in row.overrides if not text.startswith(_WORDS))
-    if anew((*asked.overrides, *overrides)).digest() == row.plan.digest():
+    if anew((*asked.overrides, *overrides)).takes_as(row.plan):
         return replace(row, overrides=overrides)
     kept, *more = _beneath(asked)
     return replace(row, overrides=(*((kept,) if overrides == row.overrides else ()), *more, *row.overrides))
@@ -173,7 +173,7 @@ def _ways(tried: _Tried, ways: tuple[Overrides, ...], first: int) -> Iterator[Ro
 
 def _recomputed(tried: _Tried, own: Overrides, plain: Plan, way: int) -> Iterator[Row]:
     """With each recomputation the largest micro-batch that fits, up to the one that fits as it was asked for."""
-    seen = set[str]()
+    seen = list[Plan]()
     for kind in _RECOMPUTED:
         said = f"{_WORDS[0]}{str(kind).lower()}"
         same = plain.steps.patch.activation_checkpointing == kind
@@ -184,9 +184,9 @@ def _recomputed(tried: _Tried, own: Overrides, plain: Plan, way: int) -> Iterato
         found = _up_to_asked(tried, overrides, made)
         if found is not None:
             smaller, fitting = _of_fewest_layers(tried, *found) if kind else found
-            if (digest := fitting.digest()) not in seen:
+            if not any(fitting.takes_as(each) for each in seen):
                 yield Row(overrides=smaller, plan=fitting, way=way)
-            seen.add(digest)
+            seen.append(fitting)
             if found[0] == overrides:
                 return
 

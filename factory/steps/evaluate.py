@@ -186,7 +186,7 @@ def _answer(
     """The greedy answer to a prompt."""
     import torch
 
-    from factory.losses import text_model
+    from factory.logits import text_model
 
     run.stop_if_asked()
     device = run.plan.steps.load.device

@@ -391,7 +391,7 @@ def token_losses(run: Run, model: Any, ids: list[int], *, mixed: bool = True) ->
     """Of each of the ids but the first, in nats, by the model's own logits; `mixed`: as the plan computes them."""
     import torch
 
-    from factory.losses import text_model
+    from factory.logits import text_model
 
     tokens = torch.tensor([ids], device=run.plan.steps.load.device)
     training = model.training

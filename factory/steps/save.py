@@ -11,6 +11,7 @@ from factory import heads, own_base, registry
 from factory.architecture import Architecture
 from factory.execute.checkpoint import refusal_of, save_tokenizer, write_errors
 from factory.execute.context import Run
+from factory.own import without_place
 from factory.ranks.spec import SPLIT
 from factory.run.folder import base_config, open_as
 from factory.steps.attach import has_own_base, method_settings
@@ -135,9 +136,10 @@ def _save_base_config(run: Run, config: Any, folder: Path) -> None:
 
 def _card(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
     plan = run.plan
+    named = (plan.steps.attach.method, plan.steps.train.stage)
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
     return (
-        f"# {plan.options.get('model', 'model')}, {plan.steps.attach.method}, {plan.steps.train.stage}\n\n"
+        f"# {plan.options.get('model', 'model')}, {', '.join(map(without_place, named))}\n\n"
         f"Fine-tuned by Factory; plan {plan.digest()}, seed {plan.seed}.\n\n"
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"

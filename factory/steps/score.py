@@ -83,7 +83,7 @@ def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dic
     import torch
 
     from factory.evaluation.harness_model import Called, Loaded
-    from factory.losses import text_model
+    from factory.logits import text_model
 
     plan, device = run.plan.steps.evaluate, run.plan.steps.load.device
 

@@ -283,7 +283,7 @@ def _epoch(run: Run, state: State, dataset: Dataset) -> float:
 def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
     """The report's `data`: of a stream, of the blocks that were read."""
     if dataset.stream is None or state.position is None:
-        return dataset.counts
+        return {**dataset.counts, "sequences": len(dataset.train)}
     counts = dict(state.position["read"])
     dropped = {reason: entry["count"] for reason, entry in counts["dropped"].items()}
     return {**counts, "dropped": dropped, "not_sampled": 0, "packing_efficiency": None}
@@ -352,6 +352,7 @@ def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
         "steps": state.step,
         "epochs": _epoch(run, state, dataset),
         "tokens": state.tokens,
+        "sequences": _seen(run, state, dataset),
         "longest_row": state.longest,
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 2) if state.seconds else None,
@@ -360,6 +361,11 @@ def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
         "seconds_to_first_step": round(state.seconds_to_first_step or 0, 3),
         **_measured(run, state),
     }
+
+
+def _seen(run: Run, state: State, dataset: Dataset) -> int:
+    """Sequences of the data that a step has trained: all, once the first pass is over."""
+    return min(state.step * rows_per_step(run.plan.steps.train), _counts(state, dataset).get("sequences", 0))
 
 
 def _measured(run: Run, state: State) -> dict[str, Any]:

@@ -53,9 +53,9 @@ def test_means_and_errors_are_numpys() -> None:
     overall = found.overall
     assert (overall.subjects, overall.count) == (4, 200)
     assert overall.micro == pytest.approx(together.mean())
-    assert overall.micro_error == pytest.approx(together.std() / sqrt(len(together)))
+    assert overall.micro_error == pytest.approx(together.std(ddof=1) / sqrt(len(together)))
     assert overall.macro == pytest.approx(np.mean([values.mean() for values in right.values()]))
-    errors = [values.std() / sqrt(len(values)) for values in right.values()]
+    errors = [values.std(ddof=1) / sqrt(len(values)) for values in right.values()]
     assert overall.macro_error == pytest.approx(sqrt(sum(each**2 for each in errors)) / len(errors))
     assert abs(overall.macro - overall.micro) > 0.1
     assert found.accuracy == overall.macro  # as CMMLU's authors have it
@@ -78,6 +78,15 @@ def test_mmlu_is_reported_by_question() -> None:
     found = result(1, 0.6, {"astronomy": 10, "law": 0, "virology": 90}, "mmlu")
     assert found.accuracy == found.overall.micro != found.overall.macro
     assert list(found.categories) == ["STEM", "other"]
+
+
+def test_errors_are_those_of_the_harness() -> None:
+    metrics = pytest.importorskip("lm_eval.api.metrics")
+    for count, skill in ((2, 0.5), (7, 0.6), (200, 0.3)):
+        found = result(3, skill, {"agronomy": count})
+        wanted = metrics.mean_stderr([100.0 * row.right for row in found.rows])
+        assert (found.overall.micro_error, found.overall.macro_error) == pytest.approx((wanted, wanted))
+    assert result(3, 0.5, {"agronomy": 1}).overall.micro_error == 0
 
 
 def test_the_error_is_how_far_runs_lie_apart() -> None:

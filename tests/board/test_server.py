@@ -31,6 +31,16 @@ def test_another_address_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> No
     assert server._knows("y", "y") and not server._knows("y", "Y")
 
 
+def test_a_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With what else is wrong."""
+    monkeypatch.delenv(server.PASSWORD, raising=False)
+    with pytest.raises(UserError) as raised:
+        server.check(_board(f"board.folders=[{tmp_path},{tmp_path}/gone]", "board.share=true"))
+    found = [(each.rule, each.setting) for each in raised.value.refusals]
+    assert found == [("board-no-folder", f"board.folders=[{tmp_path}/gone]"), ("board-password", "board.share=true")]
+    assert server.check(_board(f"board.folders=[{tmp_path}]")) is None
+
+
 def test_every_key_reaches_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     from factory.board import page
 

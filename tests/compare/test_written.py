@@ -14,6 +14,7 @@ import side_by_side
 from rich.console import Console
 from test_compare_judged import ROUGE, comparison, measured
 
+from factory import diff
 from factory.compare import plots, terminal, written
 from factory.compare.comparison import Comparison
 from factory.compare.page import page
@@ -72,6 +73,55 @@ def test_the_terminal_shows_what_there_is_room_for_and_names_the_rest(width: int
         assert column.title in text[text.index("Not shown") :]
     assert "9.500*" in head and "12.250*" not in text
     assert "[x] it [broke]" in text  # brackets are no markup
+
+
+WORD = re.compile(r"[a-z]+")
+SAID = (
+    "perplexity less that of run difference interval to rows differences the plans key and more keys "
+    + terminal._NOT_SHOWN
+)
+LONG = (
+    ("method.rank=16", "method.target_modules=[q_proj,k_proj,v_proj,o_proj]"),
+    ("method=galore", "compute.activation_checkpointing=true", "stage.gradient_accumulation_steps=4"),
+    ("method=qlora", "stage.early_stopping_patience=3", "stage.eval_steps=1"),
+    ("method=full", "stage.weight_decay=0.5"),
+)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_key_is_broken_where_its_words_end(width: int, count: int, tmp_path: Path) -> None:
+    names = [next((text for text in asked if text.startswith("method=")), "method=lora") for asked in LONG[:count]]
+    runs = [
+        measured(tmp_path / name, 9.5 + place, *asked, evaluate={"perplexity": 9.5 + place})
+        for place, (name, asked) in enumerate(zip(names, LONG, strict=False))
+    ]
+    found, console = comparison(*runs), Console(width=width, record=True, file=io.StringIO(), highlight=False)
+    for each in terminal.shown(found, width):
+        console.print(each)
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= width
+    known = [text for each in written.spreads(found) for text in (each.key, *map(diff.shown, each.values))]
+    known += [*found.names, *(run.name for run in found.runs), SAID]
+    tables = text[text.index("perplexity, less") :]
+    assert set(WORD.findall(tables)) <= set(WORD.findall(" ".join(known)))
+
+
+@pytest.mark.parametrize(
+    ("word", "room", "lines"),
+    [
+        ("seed", 20, ["seed"]),
+        ("attach.settings.target_modules", 20, ["attach.settings.", "  target_modules"]),
+        ("train.own.gradient_accumulation_steps", 20, ["train.own.gradient_", "  accumulation_steps"]),
+        ("[q_proj,k_proj,v_proj,o_proj]", 24, ["[q_proj,k_proj,v_proj,", "  o_proj]"]),
+        ("stage.beta=0.1", 12, ["stage.beta=", "  0.1"]),
+        ("outputs/2026-11-30/one", 14, ["outputs/", "  2026-11-30/", "  one"]),
+        ("", 9, [""]),
+    ],
+)
+def test_where_a_word_may_end_a_line(word: str, room: int, lines: list[str]) -> None:
+    assert terminal.parted(word, room) == lines
+    assert all(len(line) <= room for line in lines)
 
 
 def test_the_page_needs_no_network_and_runs_no_script(made: Comparison) -> None:

@@ -208,3 +208,20 @@ def test_flops_are_of_the_linear_layers() -> None:
     assert lora.flops_per_step == pytest.approx(4 * lora.parameters.total * tokens, rel=0.05)
     doubled = estimate(*base, "method=full", "stage.gradient_accumulation_steps=2")
     assert doubled.flops_per_step == 2 * full.flops_per_step
+
+
+def test_muons_own_products_are_of_a_step() -> None:
+    """However many tokens it has; each process makes them."""
+
+    def flops(*words: str) -> int:
+        return compiled("hardware=cpu", "stage=pt", "method=full", *words, training=False).estimate.flops_per_step
+
+    # a layer of SmolLM2-135M: q, k, v, o, and the three of its MLP
+    sides = [(576, 576), (192, 576), (192, 576), (576, 576), (576, 1536), (576, 1536), (576, 1536)]
+    own = 30 * sum(5 * (4 * small**2 * large + 2 * small**3) for small, large in sides)
+    for more, times in (
+        ((), 1),
+        (("stage.gradient_accumulation_steps=4",), 1),
+        (("hardware.num_processes=2", "hardware.strategy=ddp"), 2),
+    ):
+        assert flops("stage.optimizer=muon", *more) - flops("stage.optimizer=adamw", *more) == times * own

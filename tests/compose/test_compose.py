@@ -492,6 +492,8 @@ def test_a_folder_of_options_has_no_defaults_of_everything(command: Command, her
         (("import-config",), "import-what"),
         (("board", "board.host=0.0.0.0"), "board-password"),
         (("board", "board.share=true"), "board-password"),
+        (("board", "board.folders=[/nope]"), "board-no-folder"),
+        (("board", "board.folders=[.,gone]"), "board-no-folder"),
         (("board", "board.port=x"), "bad-value"),
         (("plan", "board.port=1"), "key-of-another-verb"),
         (("explain",), "explain-what"),

@@ -101,7 +101,7 @@ def _of(plan: Plan, optimizer: str, accumulation: int = 1) -> Plan:
 
 
 def test_an_optimizer_that_multiplies_tells_of_no_other(plan: Plan) -> None:
-    """Its products, most of a step's time, are none of a token's FLOPs: nothing is said of one from the other."""
+    """Its products, most of a step's time, are none of a token's: nothing is said of one from the other."""
     adamw, muon = _of(plan, "adamw"), _of(plan, "muon")
     ran, slow = _run(adamw), _run(muon, flops_per_second=1e9)
     assert _speed(adamw, slow) is None and _speed(muon, ran) is None
@@ -117,6 +117,8 @@ def test_a_record_without_an_optimizer_counts_where_there_is_no_other(plan: Plan
     old = _run(plan, kind="pt, lora, whole", flops_per_second=1e10)
     assert _speed(adamw, old) == pytest.approx((0.1 / 2, 0.1 * 2))
     assert _speed(_of(plan, "muon"), old) is None
+    without_products = _run(_of(plan, "muon"), kind="pt, lora, whole, muon")
+    assert _speed(_of(plan, "muon"), without_products) is _speed(adamw, without_products) is None
     other = _run(_of(plan, "sgd"))
     assert _speed(adamw, old, other) == _speed(adamw, other)
 
@@ -128,7 +130,7 @@ def test_a_record_without_an_optimizer_counts_where_there_is_no_other(plan: Plan
         ("method=lora stage=pt stage.optimizer=sgd", "pt, lora, whole, sgd"),
         (
             "method=full stage=pt stage.optimizer=muon stage.gradient_accumulation_steps=8",
-            "pt, full, whole, muon after 8 micro-batches",
+            "pt, full, whole, muon with its products after 8 micro-batches",
         ),
         (
             "method=lora stage=pt precision=bf16 compute.kernels=fused compute.products=float32",

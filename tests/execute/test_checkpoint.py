@@ -215,6 +215,15 @@ def test_a_checkpoint_of_another_run_is_refused(execute: Execute) -> None:
         execute(*LORA, "method.rank=8", resume_from=RunFolder("other").checkpoint())
 
 
+def test_it_goes_on_whatever_is_recomputed(execute: Execute) -> None:
+    """On another machine `auto` may say otherwise."""
+    whole = execute(*LORA, "stage.save_steps=5", folder="other")
+    start = Path("other/checkpoints/step-000005")
+    done = execute(*LORA, "stage.save_steps=5", "compute.recomputed_layers=1", resume_from=start)
+    assert done.model.is_gradient_checkpointing
+    assert done.losses[-2:] == pytest.approx(whole.losses[-2:], rel=1e-6)
+
+
 def test_other_rows_are_not_gone_on_with(execute: Execute) -> None:
     """What no plan knows beforehand: a function's rows, or a branch of the hub."""
     rows, words = Path("rows.jsonl"), (*LORA, "data=file", "data.path=rows.jsonl", "stage.save_steps=3")

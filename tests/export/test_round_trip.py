@@ -17,6 +17,8 @@ from factory.execute.report import as_json, write_report
 from factory.export import card
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
+from factory.run.next_commands import next_commands
+from factory.saved import saved
 
 Execute = Callable[..., Any]
 TEXT = "A fox and a dog: what do they say?"
@@ -56,7 +58,12 @@ def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
     write_report(done.run, "finished", done.result, None)
     merged = exported("run=run", "export.dir=hf")
     gguf = exported("run=run", "export.dir=gguf", "export.format=gguf")
-    exported("run=run", "export.dir=adapter", "export.format=adapter")
+    asked = ("run=run", "export.dir=adapter", "export.format=adapter")
+    exported(*asked)
+    asked = (*asked, "export.overwrite=true")
+    (offered,) = next_commands(planned(*asked), RunFolder("adapter_run")).splitlines()[1:]
+    said = saved(offered.split("  #")[0].split("run=")[1], None)
+    assert (said.path, said.adapter) == (str(tiny_model), "adapter")
     assert merged["checks"].keys() == {"trainable_as_planned", "merge", "written"}
     for folder in ("hf", "gguf", "adapter"):
         assert len({path.stat().st_mode for path in (here / folder).iterdir()}) == 1
@@ -131,7 +138,7 @@ def test_a_reward_model_is_a_classifier_with_its_scores(execute: Execute) -> Non
     from transformers import AutoModelForSequenceClassification
 
     from factory import heads
-    from factory.losses import text_model
+    from factory.logits import text_model
 
     done = execute("method=lora", "method.rank=4", "stage=rm", *SHORT[:-1], "data.max_samples=16")
     told = exported("run=run", "export.dir=out")

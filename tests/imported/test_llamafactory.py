@@ -497,6 +497,43 @@ def test_what_is_meant_otherwise_there_is_said_so(given: dict[str, Any], wanted:
     assert {key: found.get(key) for key in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("size", "wanted", "told"),
+    [
+        (0.1, "0.1", "noted"),
+        (1e-7, "0", ""),  # none there
+        (0, "0", ""),
+        (1, None, "missing"),  # a row there: train_test_split takes it as it is written
+        (100, None, "missing"),
+        (100.0, None, "missing"),
+        (float("inf"), None, "missing"),
+        ("much", None, "missing"),
+    ],
+)
+def test_val_size_is_a_share_or_a_number_of_rows(size: Any, wanted: str | None, told: str, here: Path) -> None:
+    found = said(here, val_size=size)
+    assert found.overrides.get("data.validation_fraction") == wanted
+    assert [name for name in ("noted", "missing") if "val_size" in getattr(found, name)] == [told] * bool(told)
+    if isinstance(size, int) and size:
+        assert f"validation_fraction to {size} divided" in found.missing["val_size"]
+
+
+def test_a_sets_own_number_of_rows_comes_before_max_samples(catalogue: Path) -> None:
+    file = catalogue / "data" / "dataset_info.json"
+    info = json.loads(file.read_text())
+    info["mine"]["num_samples"] = 5
+    file.write_text(json.dumps(info))
+    for most, wanted in ((7, "5"), (3, "3")):
+        found = said(catalogue, dataset="mine,pairs", max_samples=most)
+        assert found.overrides["data.sources.mine.max_samples"] == wanted
+        assert found.overrides["data.sources.pairs.max_samples"] == str(most)
+    assert found.noted["num_samples"].startswith("mine: ") and "again" in found.noted["num_samples"]
+    assert "num_samples" not in said(catalogue, dataset="pairs").noted
+    assert "num_samples" in said(catalogue).noted
+    file.write_text('{"mine": [')
+    assert "num_samples" not in said(catalogue).noted  # `factory plan` says what is wrong with it
+
+
 def test_what_differs_in_silence_is_told(here: Path) -> None:
     """What no key of ours makes the same."""
     found = said(here, packing=True, val_size=0.1, predict_with_generate=True)

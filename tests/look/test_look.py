@@ -408,6 +408,50 @@ def test_only_visible_gpus_count(
     assert "".join(gpu.name.removeprefix("NVIDIA ")[0] for gpu in look.look_at_machine().gpus) == names
 
 
+DIVIDED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aa1)
+  MIG 3g.40gb     Device  0: (UUID: MIG-5a)
+  MIG 1g.10gb+me  Device  1: (UUID: MIG-5b)
+GPU 1: Tesla T4 (UUID: GPU-ab2)
+  MIG 1c.2g.20gb  Device  0: (UUID: MIG-GPU-ab2/5/0)"""
+_LISTED, _ASKED = (" ".join(f"echo '{line}';" for line in lines) for lines in (DIVIDED.splitlines(), CARDS))
+SAYS = f"if [ $1 = -L ]; then {_LISTED} else {_ASKED} fi"
+
+
+@pytest.mark.parametrize(
+    ("visible", "names", "gigabytes"),
+    [
+        ("MIG-5a", ["NVIDIA H100 80GB HBM3 MIG 3g.40gb"], 40),
+        ("MIG-5b", ["NVIDIA H100 80GB HBM3 MIG 1g.10gb+me"], 10),
+        ("MIG-5b,MIG-5a,1", ["NVIDIA H100 80GB HBM3 MIG 1g.10gb+me"], 10),  # CUDA takes one instance a process
+        ("MIG-GPU-ab2/5/0", ["Tesla T4 MIG 1c.2g.20gb"], 20),  # of drivers before 470
+        ("MIG-5", [], 0),  # either of two
+        ("MIG-7", [], 0),
+        ("1,MIG-5a", ["Tesla T4", "NVIDIA H100 80GB HBM3 MIG 3g.40gb"], 40),
+    ],
+)
+def test_an_instance_of_a_card_is_a_gpu(
+    visible: str, names: list[str], gigabytes: int, smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(SAYS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    machine = look.look_at_machine()
+    assert [gpu.name for gpu in machine.gpus] == names
+    assert machine.hidden == (None if names else visible)
+    if names:
+        (*_, part) = machine.gpus
+        assert (part.memory_bytes, part.free_bytes) == (gigabytes * 10**9, None)
+        assert part.compute_capability == (7.5 if "T4" in part.name else 9.0)
+
+
+def test_a_gpu_that_no_name_leaves_is_told_by_the_name(
+    smi: Callable[[str], None], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(SAYS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-7")
+    found = {each.rule: each for each in refusals(f"model.path={tiny_model}", "hardware=single_gpu")}
+    assert found["device-missing"].wrong == "there is no GPU here that CUDA_VISIBLE_DEVICES=MIG-7 names"
+
+
 @pytest.fixture
 def rocm(monkeypatch: pytest.MonkeyPatch, here: Path) -> Path:
     """A machine of AMD's driver: a CPU, an MI300X, a card that this process is not given, and an RX 6800."""

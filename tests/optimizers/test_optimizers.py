@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import planned_train
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from factory.architecture import Architecture, architecture
 from factory.optimizers.run import BUILDERS, build, grouped, make_states, plain
-from factory.optimizers.spec import MADE_EARLY, NEEDS_GPU, PACKAGES, STATES, state_bytes
+from factory.optimizers.spec import MADE_EARLY, MULTIPLIES, NEEDS_GPU, PACKAGES, STATES, products, state_bytes
 from factory.schema import Optimizer
 
 ON_CPU = sorted(set(STATES) - NEEDS_GPU)
@@ -183,6 +184,21 @@ def test_two_steps_are_the_papers(statement: Callable[..., Any]) -> None:
         one, two = statement(gradients[0][name], gradients[1][name])
         np.testing.assert_allclose(start[name] - after[0][name], rate * one, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(after[0][name] - after[1][name], rate * two, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_products_of_a_step_are_counted(name: str) -> None:
+    """By torch's counter: of tall and of wide matrices, and of nothing that Muon leaves to AdamW."""
+    more = {"model.layers.0.mlp.down_proj.weight": (64, 80), "model.layers.0.self_attn.q_proj.weight": (64, 64)}
+    torch.manual_seed(0)
+    shapes = SHAPES | more
+    named: dict[str, Tensor] = {each: torch.nn.Parameter(torch.randn(shape)) for each, shape in shapes.items()}
+    optimizer = build(named, planned_train(optimizer=name), ARCH)
+    give_gradients(named, 0)
+    with FlopCounterMode(display=False) as counted:
+        optimizer.step()
+    assert products(name, shapes, ARCH) == counted.get_total_flops()
+    assert (counted.get_total_flops() > 0) == (name in MULTIPLIES)
 
 
 def test_muon_makes_the_update_of_hidden_matrices_orthogonal() -> None:

@@ -131,6 +131,9 @@ def test_after_an_export(here: Path) -> None:
     (Path(EXPORT.dir) / "chat_template.jinja").touch()
     ((*_, verb, path),) = told(EXPORT)
     assert (verb, path) == ("chat", "model.path=my models/one")
+    ((*_, verb, path),) = told(replace(EXPORT, format="adapter"))
+    assert (verb, path) == ("chat", "run=my models/one")
+    assert told(replace(EXPORT, format="adapter", scores=True)) == []
     ((*start, file),) = told(replace(EXPORT, format="gguf"))
     assert start == ["ollama", "create", "NAME", "-f"] and file == "my models/one/Modelfile"
     assert told(replace(EXPORT, format="gguf", modelfile=False)) == told(replace(EXPORT, scores=True)) == []

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from factory.data.batches import read
 from factory.execute.report import mostly_dropped
 from factory.run.report_shown import report_panel
+from factory.steps.engine import Engine
 
+WAYS = ((), ("stage.gradient_accumulation_steps=2",), ("data.packing=true",))
 LONG, EMPTY = "longer than max_length", "an answer is empty"
 
 
@@ -37,6 +40,51 @@ def test_it_is_said_when_most_rows_are_dropped(
     console.print(report_panel({**sizes, "data": data}, Path("run")))
     shown = console.export_text()
     assert (said or "") in shown and ("More than half" in shown) is (told is not None)
+
+
+@pytest.mark.parametrize(
+    ("used", "sequences", "seen", "told"),
+    [
+        (36, 36, 36, "36 rows trained"),
+        (36, 36, 8, "8 of 36 rows trained"),
+        (36, 12, 12, "36 rows trained"),
+        (36, 12, 4, "4 of 12 sequences trained, of 36 rows"),
+        (36, None, None, "36 rows trained"),  # an earlier report
+    ],
+)
+def test_rows_that_no_step_came_to_were_not_trained(
+    used: int, sequences: int | None, seen: int | None, told: str
+) -> None:
+    data = {"rows": 40, "used": used, "validation": 4, "dropped": {}, "sequences": sequences}
+    train = {"steps": 4, "tokens": 9, "seconds": 1, "tokens_per_second": 9, "first_loss": 3.0, "final_loss": 2.0}
+    sizes = {"parameters": {"trainable": 1, "total": 2}, "memory": {"peak_bytes": 1, "estimated_bytes": None}}
+    console = Console(width=140, file=StringIO(), record=True)
+    console.print(report_panel({**sizes, "data": data, "train": {**train, "sequences": seen}}, Path("run")))
+    assert f" {told}, 4 held out" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("steps", "more"),
+    [
+        *((steps, (*more, "data.max_samples=30")) for steps in (2, 40) for more in WAYS),
+        (2, ("data.streaming=true", "data.shuffle_buffer=4")),
+    ],
+)
+def test_a_run_counts_what_its_steps_came_to(
+    steps: int, more: tuple[str, ...], execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = set[bytes](), Engine.accumulate
+
+    def accumulate(self: Engine, update: Any) -> Any:
+        seen.update(row[row != 0].numpy().tobytes() for batch in update.batches for row in read(batch))
+        return real(self, update)
+
+    monkeypatch.setattr(Engine, "accumulate", accumulate)
+    asked = ("stage.batch_size=2", f"stage.max_steps={steps}", "compute.attention=eager", "evaluate.perplexity=false")
+    done = execute(*asked, *more, "method.rank=4")
+    train, data = done.result["train"], done.result["data"]
+    assert train["sequences"] == len(seen)
+    assert (train["sequences"] < data["sequences"]) == (steps == 2)
 
 
 def test_a_run_says_so_before_it_trains(execute: Callable[..., Any]) -> None:

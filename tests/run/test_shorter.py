@@ -63,6 +63,9 @@ def test_what_is_not_known_changes_nothing(here: Path) -> None:
         as_long = _report(plan, 10**9, longest)
         assert for_the_rows(plan, as_long, Anew()) is as_long
     packed = compiled("hardware=cpu", "stage=pt", training=False)
+    fewer = replace(plan.steps.patch, activation_checkpointing=True, recomputed_layers=3)
+    otherwise = replace(plan, steps=replace(plan.steps, patch=fewer))
+    assert for_the_rows(otherwise, report, Anew()) is report  # `auto` recomputes less of shorter rows
     assert for_the_rows(packed, report, Anew()) is report
 
 

@@ -13,7 +13,8 @@ from factory.architecture import FAMILIES, REMOTE_CODE, traits_of
 from factory.attention import BLOCKS, S2, blocks, s2
 from factory.data.batches import collate
 from factory.data.dataset import IGNORED, Example, Pair
-from factory.losses import TRANSFORMS, answer_states, causal_lm, head_of, heads_agree, sequence_log_probs
+from factory.logits import TRANSFORMS, Transform, head_of, text_model
+from factory.losses import answer_states, causal_lm, heads_agree, sequence_log_probs
 
 BIASED = ("phi", "phimoe", "gptj")
 OWN_DROPOUT = ("seed_oss", "gpt_bigcode", "opt")  # in their functions' arguments, which evaluation mode alone stops
@@ -70,7 +71,7 @@ def test_loss_and_gradients_are_the_models_own(kind: str, monkeypatch: pytest.Mo
 def test_a_head_without_its_transform_is_found_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = kinds.build(kind)
     assert heads_agree(model, batch()) < 1e-5
-    monkeypatch.setitem(TRANSFORMS, kind, losses.Transform())
+    monkeypatch.setitem(TRANSFORMS, kind, Transform())
     assert heads_agree(model, batch()) > 0.01
 
 
@@ -142,7 +143,7 @@ def test_kinds_that_have_no_sdpa(kind: str) -> None:
 def logits(model: Any, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     given = {"input_ids": ids} | ({} if positions is None else {"position_ids": positions})
     with torch.no_grad():
-        return losses.text_model(model)(**losses._inputs(model, given)).logits
+        return text_model(model)(**losses._inputs(model, given)).logits
 
 
 def of_family(kind: str) -> Any:

@@ -184,7 +184,8 @@ def test_peft_drops_a_heads_bias(kind: str) -> None:
 def test_the_loss_reads_new_rows_of_a_tied_head(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from factory.losses import causal_lm, head_of
+    from factory.logits import head_of
+    from factory.losses import causal_lm
 
     model = AutoModelForCausalLM.from_pretrained(tiny.save(tmp_path, tie_word_embeddings=True))
     new = range(512, 515)

@@ -117,6 +117,7 @@ def _not_the_adapters(case: Case) -> str | None:
 
 
 RANKS = "whole"
+BY_STEP = "it chooses ranks"
 RULES = (
     *TARGET_RULES,
     NOT_PURE_OVER_8_BITS,
