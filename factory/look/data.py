@@ -27,6 +27,8 @@ UNKNOWN = 0  # rows, where nobody says how many there are
 _PACKAGE_PREFIX = "package:"
 _STDIN = "-"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_PATTERN = re.compile(r"[*?\[]")
+_PATTERNS = "patterns are not read: of several files name the folder that holds them alone; "
 _HUB_ID = re.compile(r"[\w-]+/[\w-]+")  # of those without a dot, which a file has
 _EXAMPLE = "{instruction: question, output: answer}"
 _SHOWING = tuple(f'"{kind}'.encode() for kind in MEDIA.values())  # how a key or a type in such a row begins
@@ -61,9 +63,10 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
     """The facts of a set that is no catalogue. Raises UserError."""
     assert source.origin != "catalogue", "catalogue.expand makes sets of its entries"
     setting = f"data.sources.{name}.path={source.path}"
-    if source.path is None:
+    if not source.path:  # an empty one would be the folder that the command is typed in: a variable of a shell, unset
         wrong = "no file is named" if source.origin == "file" else "nothing is named"
-        raise refuse("data-missing", read.unset(name), wrong, hint="", known=", ".join(read.SUFFIXES))
+        where = read.unset(name) if source.path is None else setting
+        raise refuse("data-missing", where, wrong, hint="", known=", ".join(read.SUFFIXES))
     _refuse_unread(name, source)
     if source.origin == "hub":
         return _of_hub(name, source, setting)
@@ -144,7 +147,8 @@ def _look_at_files(given: str, stage: str, setting: str) -> _Found:
         raise refuse("data-url", setting, "a URL is not read")
     path = source_path(given, stage)
     if not path.exists() and not path.is_symlink():
-        hint = read.near(path) or _of_hub_instead(given, setting.partition(".path=")[0])
+        hint = _PATTERNS if _PATTERN.search(given) else read.near(path)
+        hint = hint or _of_hub_instead(given, setting.partition(".path=")[0])
         raise refuse("data-missing", setting, "there is no such file", hint=hint, known=", ".join(read.SUFFIXES))
     files = read.files(path)
     if not files:

@@ -185,6 +185,7 @@ def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
     [
         ({}, "data-missing", "data.sources.mine.path=null", "no file is named"),
         ({"origin": "hub"}, "data-missing", "data.sources.mine.path=null", "nothing is named"),
+        ({"path": ""}, "data-missing", "data.sources.mine.path=", "no file is named"),
         ({"path": "-"}, "data-stdin", "data.sources.mine.path=-", "standard input"),
         ({"path": "row.jsonl"}, "data-missing", "data.sources.mine.path=row.jsonl", "no such file"),
         ({"path": "empty"}, "data-empty", "data.sources.mine.path=empty", "there is no file in it"),
@@ -230,6 +231,12 @@ def test_near_names_are_told(here: Path) -> None:
     assert "did you mean rows.jsonl?" in refused(path="row.jsonl").fix
     assert "did you mean instruction?" in refused(path="rows.jsonl", columns={"instuction": "a"}).fix
     assert "did you mean role_tag?" in refused(path="rows.jsonl", tags={"role": "a"}).fix
+
+
+def test_a_pattern_is_told_to_be_none(here: Path) -> None:
+    (here / "rows.jsonl").write_bytes(LINES)
+    for pattern in ("*.jsonl", "row?.jsonl", "rows[0-9].jsonl"):
+        assert refused(path=pattern).fix.startswith("patterns are not read: of several files name the folder")
 
 
 def test_a_mapped_column_is_sought_among_the_sets_own(here: Path) -> None:
