@@ -32,6 +32,7 @@ _PATTERNS = "patterns are not read: of several files name the folder that holds 
 _HUB_ID = re.compile(r"[\w-]+/[\w-]+")  # of those without a dot, which a file has
 _EXAMPLE = "{instruction: question, output: answer}"
 _SHOWING = tuple(f'"{kind}'.encode() for kind in MEDIA.values())  # how a key or a type in such a row begins
+_TOLD = 20  # columns that are named
 _COMPARED = 20  # files of a folder, and rows of each, whose columns are compared
 
 
@@ -275,7 +276,8 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
             hint = did_you_mean(absent[0], sorted(own))
             raise _no_format(name, source, f"{_listed(own)} lack {', '.join(absent)}", hint=hint)
         wrong = f"lack {', '.join(sorted(lacking))}" if lacking else "fit no known format"
-        raise _no_format(name, source, f"{_listed(columns)} {wrong}")
+        example = _spelled_otherwise(own) if not source.columns else None
+        raise _no_format(name, source, f"{_listed(columns)} {wrong}", example=example or _EXAMPLE)
     if source.format == "auto" and format == "transcripts" and formats.without_prompt(rows, source.tags):
         wrong = f"{_listed(columns)} are of pairs, and none of them is known to hold the prompt"
         raise _no_format(name, source, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
@@ -316,7 +318,20 @@ def _no_format(name: str, source: Source, wrong: str, *, hint: str = "", example
 
 
 def _listed(columns: set[str]) -> str:
-    return f"the columns {', '.join(sorted(columns)) or '(none)'}"
+    """The first of them by name: an object whose keys are the rows' numbers has as many as rows."""
+    told = [column if column == column.strip() != "" else repr(column) for column in sorted(columns)]
+    more = f" and {len(told) - _TOLD:,} more" if len(told) > _TOLD else ""
+    return f"the columns {', '.join(told[:_TOLD]) or '(none)'}{more}"
+
+
+def _spelled_otherwise(columns: set[str]) -> str | None:
+    """What to map where the columns are those of a format but for capitals and spaces around them."""
+    alike = {column.strip().lower(): column for column in sorted(columns) if column not in formats.STANDARD}
+    meant = {plain: column for plain, column in alike.items() if plain in formats.STANDARD - columns}
+    if not any(not found.lacks({*columns, *meant}) for found in FORMATS.values()):
+        return None
+    own = {name: column if column == column.strip() else json.dumps(column) for name, column in meant.items()}
+    return f"{{{', '.join(f'{name}: {column}' for name, column in own.items())}}}"
 
 
 def _perhaps_prompt(row: Row) -> str:

@@ -233,6 +233,23 @@ def test_near_names_are_told(here: Path) -> None:
     assert "did you mean role_tag?" in refused(path="rows.jsonl", tags={"role": "a"}).fix
 
 
+def test_columns_that_are_spelled_otherwise_are_told_how_to_be_read(here: Path) -> None:
+    """As `instruction, output` in a table, whose second column begins with a space, or Instruction."""
+    (here / "rows.csv").write_text("Instruction, output,id\nSay a.,a,1\n")
+    found = refused(path="rows.csv")
+    assert found.wrong == "the columns ' output', Instruction, id fit no known format"
+    word = found.fix.partition("data.sources.mine.columns=")[2]
+    assert shlex.split(word) == ['{output: " output", instruction: Instruction}']
+    assert look(path="rows.csv", columns={"output": " output", "instruction": "Instruction"}).format == "alpaca"
+
+
+def test_of_many_columns_some_are_named(here: Path) -> None:
+    """An object whose keys are the numbers of its rows has a column a row."""
+    (here / "rows.json").write_text(json.dumps({str(number): ALPACA[0] for number in range(400)}))
+    found = refused(path="rows.json").wrong
+    assert len(found) < 200 and found.endswith("and 380 more fit no known format")
+
+
 def test_a_pattern_is_told_to_be_none(here: Path) -> None:
     (here / "rows.jsonl").write_bytes(LINES)
     for pattern in ("*.jsonl", "row?.jsonl", "rows[0-9].jsonl"):
