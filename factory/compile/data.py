@@ -1,11 +1,14 @@
 """What goes with what in the data: which sets serve a stage, and which keys say something of them."""
 
+from collections.abc import Iterator, Sequence
+
 from factory import registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.data.formats import FORMATS
 from factory.extras import install
 from factory.facts import DataFacts
+from factory.refusal import nearest
 
 INTERLEAVED = ("interleave_under", "interleave_over")
 
@@ -218,6 +221,30 @@ def _getting_media(case: Case) -> dict[str, str]:
     found = _lacking(case)
     assert found is not None
     return {"install": install(_MEDIA_EXTRAS[found[1]])}
+
+
+_TOLD = 8  # columns that are named
+_LIKE = 0.75  # of a name and one that is read, as difflib counts: `imput` and `sytem` are, `system_prompt` is not
+
+
+def ignored(case: Case) -> Iterator[str]:
+    """Of each set the columns that its format does not read: one that is misspelled would be lost in silence."""
+    for name, found in case.facts.data.items():
+        unread = FORMATS[found.format].ignores(found.columns)
+        if unread:
+            told = ", ".join(map(repr, unread[:_TOLD]))
+            more = f" and {len(unread) - _TOLD:,} more" if len(unread) > _TOLD else ""
+            meant = _meant(found, unread)
+            known = meant and name in case.settings.data.sources  # no key says it of a catalogue's set
+            fix = f"; if that is what is meant: data.sources.{name}.columns='{{{meant}}}'" if known else ""
+            yield f"data.sources.{name}: format={found.format} reads no column {told}{more}{fix}"
+
+
+def _meant(found: DataFacts, unread: Sequence[str]) -> str:
+    """Those that are nearly ones that it reads, beside these."""
+    free = FORMATS[found.format].more.difference(found.columns)
+    meant = {near[0]: column for column in unread if (near := nearest(column, free, _LIKE))}
+    return ", ".join(f"{standard}: {column}" for standard, column in meant.items())
 
 
 RULES: tuple[Rule, ...] = (

@@ -27,9 +27,12 @@ UNKNOWN = 0  # rows, where nobody says how many there are
 _PACKAGE_PREFIX = "package:"
 _STDIN = "-"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_PATTERN = re.compile(r"[*?\[]")
+_PATTERNS = "patterns are not read: of several files name the folder that holds them alone; "
 _HUB_ID = re.compile(r"[\w-]+/[\w-]+")  # of those without a dot, which a file has
 _EXAMPLE = "{instruction: question, output: answer}"
 _SHOWING = tuple(f'"{kind}'.encode() for kind in MEDIA.values())  # how a key or a type in such a row begins
+_TOLD = 20  # columns that are named
 _COMPARED = 20  # files of a folder, and rows of each, whose columns are compared
 
 
@@ -61,9 +64,10 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
     """The facts of a set that is no catalogue. Raises UserError."""
     assert source.origin != "catalogue", "catalogue.expand makes sets of its entries"
     setting = f"data.sources.{name}.path={source.path}"
-    if source.path is None:
+    if not source.path:  # an empty one would be the folder that the command is typed in: a variable of a shell, unset
         wrong = "no file is named" if source.origin == "file" else "nothing is named"
-        raise refuse("data-missing", read.unset(name), wrong, hint="", known=", ".join(read.SUFFIXES))
+        where = read.unset(name) if source.path is None else setting
+        raise refuse("data-missing", where, wrong, hint="", known=", ".join(read.SUFFIXES))
     _refuse_unread(name, source)
     if source.origin == "hub":
         return _of_hub(name, source, setting)
@@ -144,7 +148,8 @@ def _look_at_files(given: str, stage: str, setting: str) -> _Found:
         raise refuse("data-url", setting, "a URL is not read")
     path = source_path(given, stage)
     if not path.exists() and not path.is_symlink():
-        hint = read.near(path) or _of_hub_instead(given, setting.partition(".path=")[0])
+        hint = _PATTERNS if _PATTERN.search(given) else read.near(path)
+        hint = hint or _of_hub_instead(given, setting.partition(".path=")[0])
         raise refuse("data-missing", setting, "there is no such file", hint=hint, known=", ".join(read.SUFFIXES))
     files = read.files(path)
     if not files:
@@ -271,7 +276,8 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
             hint = did_you_mean(absent[0], sorted(own))
             raise _no_format(name, source, f"{_listed(own)} lack {', '.join(absent)}", hint=hint)
         wrong = f"lack {', '.join(sorted(lacking))}" if lacking else "fit no known format"
-        raise _no_format(name, source, f"{_listed(columns)} {wrong}")
+        example = _spelled_otherwise(own) if not source.columns else None
+        raise _no_format(name, source, f"{_listed(columns)} {wrong}", example=example or _EXAMPLE)
     if source.format == "auto" and format == "transcripts" and formats.without_prompt(rows, source.tags):
         wrong = f"{_listed(columns)} are of pairs, and none of them is known to hold the prompt"
         raise _no_format(name, source, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
@@ -312,7 +318,20 @@ def _no_format(name: str, source: Source, wrong: str, *, hint: str = "", example
 
 
 def _listed(columns: set[str]) -> str:
-    return f"the columns {', '.join(sorted(columns)) or '(none)'}"
+    """The first of them by name: an object whose keys are the rows' numbers has as many as rows."""
+    told = [column if column == column.strip() != "" else repr(column) for column in sorted(columns)]
+    more = f" and {len(told) - _TOLD:,} more" if len(told) > _TOLD else ""
+    return f"the columns {', '.join(told[:_TOLD]) or '(none)'}{more}"
+
+
+def _spelled_otherwise(columns: set[str]) -> str | None:
+    """What to map where the columns are those of a format but for capitals and spaces around them."""
+    alike = {column.strip().lower(): column for column in sorted(columns) if column not in formats.STANDARD}
+    meant = {plain: column for plain, column in alike.items() if plain in formats.STANDARD - columns}
+    if not any(not found.lacks({*columns, *meant}) for found in FORMATS.values()):
+        return None
+    own = {name: column if column == column.strip() else json.dumps(column) for name, column in meant.items()}
+    return f"{{{', '.join(f'{name}: {column}' for name, column in own.items())}}}"
 
 
 def _perhaps_prompt(row: Row) -> str:

@@ -81,7 +81,8 @@ def _processor(plan: Plan) -> dict[str, bytes]:
 def _settings(plan: Plan) -> dict[str, str]:
     """What the data are prepared for, in a person's words."""
     steps = plan.steps
-    found = {"data": plan.options.get("data", ""), "model": plan.options.get("model") or steps.load.path}
+    data = plan.options.get("data") or ", ".join(steps.align.sources)  # no option is the name of several sets
+    found = {"data": data, "model": plan.options.get("model") or steps.load.path}
     for name, source in steps.align.sources.items():
         found[f"set {name}"] = f"{Path(source.path).name if source.origin == 'file' else source.path}, {source.format}"
     return found | {
@@ -180,7 +181,7 @@ def _streamed(plan: Plan, dataset: Dataset, rows: int, tokens: Tokens) -> Previe
         settings=_settings(plan),
         data=data,
         dropped=tuple(_dropped(None, dropped)),
-        lengths=samples.lengths(sizes, pack.max_length),
+        lengths=samples.lengths(sizes, pack.max_length, "sequence" if pack.packing else "row"),
         sequences=len(found),
         steps=total_steps(plan.steps.train, dataset),
         samples=tuple(samples.sample(each, _of_stream(each), tokens) for each in shown),

@@ -97,7 +97,10 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Tokens a row, of a pair its longer side. `bins` are without gaps."""
+    """Tokens a row, of a pair its longer side. `bins` are without gaps.
+
+    `of` is what has the tokens: a packed stream is seen as the sequences that it has become.
+    """
 
     shortest: int
     median: float
@@ -105,6 +108,7 @@ class Lengths:
     longest: int
     max_length: int
     bins: tuple[Bin, ...]
+    of: str = "row"
 
     @property
     def lines(self) -> tuple[Bin | None, ...]:
@@ -230,7 +234,7 @@ def stretches(found: tuple[Token, ...], borders: dict[int, Origin]) -> Iterator[
         yield border, run
 
 
-def lengths(found: Sequence[int], max_length: int) -> Lengths | None:
+def lengths(found: Sequence[int], max_length: int, of: str = "row") -> Lengths | None:
     """None where there is no row."""
     if not found:
         return None
@@ -241,6 +245,7 @@ def lengths(found: Sequence[int], max_length: int) -> Lengths | None:
         longest=max(found),
         max_length=max_length,
         bins=tuple(_bins(found)),
+        of=of,
     )
 
 

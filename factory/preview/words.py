@@ -22,8 +22,8 @@ def counted(preview: Preview) -> Iterator[tuple[str, str]]:
     share = data["trained_tokens"] / data["tokens"] if data["tokens"] else 0
     yield "tokens", f"{data['tokens']:,}, of which {data['trained_tokens']:,} are trained ({share:.0%})"
     if data["packing_efficiency"] is not None:
-        yield "packing", f"{data['packing_efficiency']:.1%} of {preview.sequences:,} sequences is filled"
-    yield "steps", f"{preview.steps:,}, over {preview.sequences:,} sequences"
+        yield "packing", f"{data['packing_efficiency']:.1%} of {many(preview.sequences, 'sequence')} is filled"
+    yield "steps", f"{preview.steps:,}, over {many(preview.sequences, 'sequence')}"
 
 
 def many(count: int, what: str) -> str:
@@ -45,9 +45,9 @@ def where(found: Dropped) -> str:
 
 
 def described(lengths: Lengths) -> str:
+    middle = f"{lengths.median:,.1f}".removesuffix(".0")  # of an even number of rows a half may be left
     return (
-        f"{lengths.shortest:,} to {lengths.longest:,} tokens a row, "
-        f"median {lengths.median:,g}, mean {lengths.mean:,.1f}"
+        f"{lengths.shortest:,} to {lengths.longest:,} tokens a {lengths.of}, median {middle}, mean {lengths.mean:,.1f}"
     )
 
 

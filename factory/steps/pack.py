@@ -134,7 +134,8 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
     if dropped := mostly_dropped(counts):
         yield dropped
     if special := counts["special_in_text"]:
-        yield f"{special:,} rows have the text of a special token in a message, and it has become that token."
+        have = "row has" if special == 1 else "rows have"
+        yield f"{special:,} {have} the text of a special token in a message, and it has become that token."
     if aligned.spec.kind == "labelled":
         labels = np.concatenate([found.labels for found in aligned.sources.values()])[mixed.train]
         if len(kinds := set(labels.tolist())) == 1:

@@ -1,5 +1,6 @@
 """What `precision=auto` takes on each kind of device, and that the plan says why."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,22 @@ def test_what_is_said_again_is_told() -> None:
         "method=lora is replaced by method=dora, which stands after it",
         "++method.rank=4 is replaced by method.rank=2, which stands after it",
     ]
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    """An input or a system text under a misspelled name was left out of every row, and nobody was told."""
+
+    def notes(**more: Any) -> list[str]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps({"instruction": "Add", "output": "3", **more}))
+        plan = compiled("data=file", f"data.path={path}", training=False)
+        return [note for note in plan.notes if note.startswith("data.sources")]
+
+    assert not notes(input="1 and 2", system="Be short.")
+    assert notes(imput="1 and 2", id=7) == [
+        "data.sources.file: format=alpaca reads no column 'id', 'imput'; "
+        "if that is what is meant: data.sources.file.columns='{input: imput}'"
+    ]
+    assert notes(input="1", inputs="2") == ["data.sources.file: format=alpaca reads no column 'inputs'"]
+    (many,) = notes(**{f"c{number}": 1 for number in range(20)})
+    assert many.endswith("'c15' and 12 more")

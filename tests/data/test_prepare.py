@@ -1,6 +1,7 @@
 """Preparing: each row once and counted, made once, whole or not at all, and the same in any number of processes."""
 
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -256,7 +257,7 @@ def test_what_ends_in_the_middle_leaves_nothing(tmp_path: Path, kept: Path) -> N
     assert not left.exists()
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "index"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "folder", '{"counts"', "[]", "{}", "\xff\xfe"])
 def test_a_damaged_cache_is_made_again(tmp_path: Path, harm: str) -> None:
     source = written(tmp_path / "rows.jsonl", questions(30))
     before = prepared(source)
@@ -265,9 +266,26 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, harm: str) -> None:
         os.truncate(shard, shard.stat().st_size // 2)
     elif harm == "gone":
         shard.unlink()
+    elif harm == "folder":
+        (before.folder / "index.json").unlink()
+        (before.folder / "index.json").mkdir()
     else:
-        (before.folder / "index.json").write_text('{"counts"')
+        (before.folder / "index.json").write_text(harm, encoding="latin-1")
     assert prepared(source).lengths.tolist() == lengths
+
+
+def test_a_cache_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that another user made for himself."""
+    source = written(tmp_path / "rows.jsonl", questions(3))
+    prepared(source)
+
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(store.Path, "read_bytes", forbidden)
+    with pytest.raises(UserError) as error:
+        prepared(source)
+    assert rules(error) == ["data-cache"] and "it cannot be read (Permission denied)" in str(error.value)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, kept: Path) -> None:

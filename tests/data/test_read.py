@@ -236,6 +236,10 @@ def test_an_array_in_a_file_of_lines_is_still_one(content: bytes, tmp_path: Path
     [
         ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "iconv -f utf-16 -t utf-8 {here}/a.jsonl > utf8-a.jsonl"),
         ("a.csv", "text\na\n".encode("utf-16-be").join([b"\xfe\xff", b""]), "iconv -f utf-16 "),
+        ("a.jsonl", GOOD.decode().encode("utf-16-le"), "iconv -f utf-16-le -t utf-8 {here}/a.jsonl > utf8-a.jsonl"),
+        ("a.csv", "text\nzwei ü\n".encode("utf-16-be"), "iconv -f utf-16-be "),
+        ("a.jsonl", GOOD.decode().encode("utf-32"), "iconv -f utf-32 "),
+        ("a.jsonl", GOOD.decode().encode("utf-32-be"), "iconv -f utf-32-be "),
         ("a.jsonl", zipped(GOOD), "name it a.jsonl.gz"),
         ("a.json", bz2.compress(GOOD), "name it a.json.bz2"),
         ("a.txt", lzma.compress(GOOD), "name it a.txt.xz"),
@@ -277,6 +281,7 @@ def test_a_table_ends_with_whatever_the_csv_module_takes_as_a_line(end: str, tmp
     ("name", "header", "fix"),
     [
         ("a.csv", b"a;b", "convert it to commas"),
+        ("a.csv", b"a|b", "convert it to commas"),
         ("a.csv", b"a\tb", "name it a.tsv"),
         ("a.tsv", b"a,b", "name it a.csv"),
     ],

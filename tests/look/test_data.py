@@ -185,6 +185,7 @@ def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
     [
         ({}, "data-missing", "data.sources.mine.path=null", "no file is named"),
         ({"origin": "hub"}, "data-missing", "data.sources.mine.path=null", "nothing is named"),
+        ({"path": ""}, "data-missing", "data.sources.mine.path=", "no file is named"),
         ({"path": "-"}, "data-stdin", "data.sources.mine.path=-", "standard input"),
         ({"path": "row.jsonl"}, "data-missing", "data.sources.mine.path=row.jsonl", "no such file"),
         ({"path": "empty"}, "data-empty", "data.sources.mine.path=empty", "there is no file in it"),
@@ -230,6 +231,29 @@ def test_near_names_are_told(here: Path) -> None:
     assert "did you mean rows.jsonl?" in refused(path="row.jsonl").fix
     assert "did you mean instruction?" in refused(path="rows.jsonl", columns={"instuction": "a"}).fix
     assert "did you mean role_tag?" in refused(path="rows.jsonl", tags={"role": "a"}).fix
+
+
+def test_columns_that_are_spelled_otherwise_are_told_how_to_be_read(here: Path) -> None:
+    """As `instruction, output` in a table, whose second column begins with a space, or Instruction."""
+    (here / "rows.csv").write_text("Instruction, output,id\nSay a.,a,1\n")
+    found = refused(path="rows.csv")
+    assert found.wrong == "the columns ' output', Instruction, id fit no known format"
+    word = found.fix.partition("data.sources.mine.columns=")[2]
+    assert shlex.split(word) == ['{output: " output", instruction: Instruction}']
+    assert look(path="rows.csv", columns={"output": " output", "instruction": "Instruction"}).format == "alpaca"
+
+
+def test_of_many_columns_some_are_named(here: Path) -> None:
+    """An object whose keys are the numbers of its rows has a column a row."""
+    (here / "rows.json").write_text(json.dumps({str(number): ALPACA[0] for number in range(400)}))
+    found = refused(path="rows.json").wrong
+    assert len(found) < 200 and found.endswith("and 380 more fit no known format")
+
+
+def test_a_pattern_is_told_to_be_none(here: Path) -> None:
+    (here / "rows.jsonl").write_bytes(LINES)
+    for pattern in ("*.jsonl", "row?.jsonl", "rows[0-9].jsonl"):
+        assert refused(path=pattern).fix.startswith("patterns are not read: of several files name the folder")
 
 
 def test_a_mapped_column_is_sought_among_the_sets_own(here: Path) -> None:

@@ -164,6 +164,29 @@ def test_a_stream_shows_its_first_block(as_json: Callable[..., dict[str, Any]], 
     assert tree["dropped_rows"][0]["first"] == [5]
 
 
+def test_the_lengths_of_a_packed_stream_are_those_of_its_sequences(preview: Command, here: Path) -> None:
+    texts = [{"text": f"Text {number} " + "is long. " * number} for number in range(40)]
+    given = (*rows("rows.jsonl", *texts), "stage=pt", "data.max_length=64", "stage.max_steps=2")
+    assert "tokens a row" in preview(*given).out
+    assert "tokens a sequence" in preview(*given, "data.streaming=true").out
+
+
+def test_several_sets_are_named(as_json: Callable[..., dict[str, Any]], here: Path) -> None:
+    rows("rows.jsonl", *map(question, range(20)))
+    Path("conf/data").mkdir(parents=True)
+    for name in ("one", "two"):
+        Path(f"conf/data/{name}.yaml").write_text(
+            f"# @package data.sources.{name}\ndefaults: [_base@_here_]\npath: rows.jsonl\n"
+        )
+    assert as_json("--config-dir", "conf", "data=[one,two]")["settings"]["data"] == "one, two"
+
+
+def test_one_is_one(preview: Command, here: Path) -> None:
+    said = preview(*rows("rows.jsonl", question(1, "An end: <|im_end|>")), "data.validation_fraction=0").out
+    assert "over 1 sequence" in said and "1 sequences" not in said
+    assert "1 row has the text of a special token" in " ".join(said.split())
+
+
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_what_the_tokenizer_lacks_is_noted(streaming: str, as_json: Callable[..., dict[str, Any]], here: Path) -> None:
     given = (*rows("rows.jsonl", *map(question, range(20))), f"data.streaming={streaming}", "stage.max_steps=5")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from factory.data.dataset import IGNORED, Example, Labelled, Pair
 from factory.preview import samples
+from factory.preview.words import described
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 
@@ -106,4 +107,11 @@ def test_the_figures_of_the_lengths() -> None:
     lengths = samples.lengths([10, 12, 31, 40], 64)
     assert lengths is not None
     assert (lengths.shortest, lengths.median, lengths.mean, lengths.longest) == (10, 21.5, pytest.approx(23.25), 40)
+    assert described(lengths) == "10 to 40 tokens a row, median 21.5, mean 23.2"
     assert samples.lengths([], 64) is None
+
+
+def test_a_large_median_keeps_its_digits() -> None:
+    lengths = samples.lengths([2, 22_388_057], 1024)
+    assert lengths is not None
+    assert "median 11,194,029.5," in described(lengths)

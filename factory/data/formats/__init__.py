@@ -1,6 +1,6 @@
 """Rows to the standard record (the paper, section 4.2, Table 3): the format is found from columns and first rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from factory.data.formats import shapes, turns
@@ -28,11 +28,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`needs` are the sets of columns of which a row must have one whole."""
+    """`needs` are the sets of columns of which a row must have one whole, `more` those that it may have besides."""
 
     kind: Kind
     needs: tuple[tuple[str, ...], ...]
     align: Align
+    more: frozenset[str] = shapes.COMMON
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -42,6 +43,10 @@ class Format:
     def lacks(self, columns: set[str]) -> set[str]:
         """What is missing from the columns, at the least."""
         return min((set(needed) - columns for needed in self.needs), key=len)
+
+    def ignores(self, columns: Iterable[str]) -> list[str]:
+        """The columns that it does not read."""
+        return sorted(set(columns).difference(self.more, *self.needs))
 
 
 _LABELLED = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
@@ -53,23 +58,24 @@ FORMATS: dict[str, Format] = {
         (("conversations", "chosen", "rejected"), ("messages", "chosen", "rejected")),
         shapes.sharegpt_pairs,
     ),
-    "alpaca_pairs": Format("pairs", (("instruction", "chosen", "rejected"),), shapes.alpaca_pairs),
-    "transcripts": Format("pairs", (("chosen", "rejected"),), shapes.transcripts),
+    "alpaca_pairs": Format(
+        "pairs", (("instruction", "chosen", "rejected"),), shapes.alpaca_pairs, shapes.INSTRUCTION | {"input"}
+    ),
+    "transcripts": Format("pairs", (("chosen", "rejected"),), shapes.transcripts, shapes.COMMON | {"prompt"}),
     "pairs": Format("pairs", (("prompt", "chosen", "rejected"),), shapes.pairs),
     "messages_pairs": Format("pairs", (("chosen", "rejected"),), shapes.messages_pairs),
-    "kto": Format("labelled", tuple(("label", *columns) for columns in _LABELLED), shapes.labelled),
-    "alpaca": Format("messages", (("instruction", "output"),), shapes.alpaca),
+    "kto": Format(
+        "labelled", tuple(("label", *columns) for columns in _LABELLED), shapes.labelled, shapes.INSTRUCTION | {"input"}
+    ),
+    "alpaca": Format("messages", (("instruction", "output"),), shapes.alpaca, shapes.INSTRUCTION | {"input"}),
     "sharegpt": Format("messages", (("conversations",),), shapes.conversation("conversations")),
     "messages": Format("messages", (("messages",),), shapes.conversation("messages")),
     "prompt_completion": Format("messages", (("prompt", "completion"),), shapes.prompt_completion),
-    "text": Format("text", (("text",),), shapes.plain),
+    "text": Format("text", (("text",),), shapes.plain, frozenset()),
 }
 _JUDGED = "kto"
 # every column that some format reads, the optional ones included
-STANDARD = {column for found in FORMATS.values() for needed in found.needs for column in needed} | {
-    "input",
-    *shapes.INSTRUCTION,
-}
+STANDARD = {column for found in FORMATS.values() for columns in (found.more, *found.needs) for column in columns}
 TAGS = frozenset(["role_tag", "content_tag", *turns.TAGS])
 
 

@@ -16,6 +16,7 @@ COMMON = frozenset(["system", "tools", *media.COLUMNS])
 INSTRUCTION = COMMON | {"history"}
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 NO_SPEAKER = "does not begin with a speaker"  # how a reason ends
+_NAMED = 40  # characters of a label that is told
 LABELS: dict[Any, bool] = {1: True, "1": True, "true": True, 0: False, "0": False, "false": False}  # True is 1
 
 
@@ -147,10 +148,13 @@ def labelled(row: Row, tags: Tags | None = None) -> Record:
 
 
 def _label(value: Any) -> bool:
-    value = value.strip().lower() if isinstance(value, str) else value
-    if not isinstance(value, (str, int, float)) or value not in LABELS:
-        raise BadRow("label is not true or false")
-    return LABELS[value]
+    said = value.strip().lower() if isinstance(value, str) else value
+    if value is None or said == "":
+        raise BadRow("label is missing")
+    if isinstance(said, (str, int, float)) and said in LABELS:
+        return LABELS[said]
+    named = f" {' '.join(said[:_NAMED].split())}" if isinstance(said, str) else ""  # of numbers there may be any number
+    raise BadRow(f"label{named} is not true or false")
 
 
 def _prompt(value: Any, tags: Tags | None, found: media.Found) -> list[Message]:

@@ -87,8 +87,9 @@ def prepare_source(
     if source.origin == "function":
         source = replace(source, sha256=_sum_of_all(source, stop))
     target = cache_folder.folder() / "data" / key(source, spec, at_most, seed)
-    if store.is_whole(target):
-        return Prepared(target)
+    with store.reading(target):
+        if store.is_whole(target):
+            return Prepared(target)
     with store.making(target) as aside:
         if aside is not None:
             _make(name, source, workers, _Tally(name, source, at_most), seed, aside, target, progress, stop)

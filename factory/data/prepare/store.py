@@ -25,6 +25,7 @@ from factory.refusal import UserError, refuse
 
 _SHARD_BYTES = 256 * 2**20
 _INDEX = "index.json"
+_KEYS = {"counts", "sizes", "files", "looks"}  # of the index
 _SIDES = ("", "rejected_")  # of a pair; of other rows the second is empty
 
 
@@ -186,12 +187,25 @@ def making(target: Path) -> Iterator[Path | None]:
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turns what a full disk or a forbidden folder raises into a refusal."""
+    with _told(target, "it cannot be written"):
+        yield
+
+
+@contextmanager
+def reading(target: Path) -> Iterator[None]:
+    """The same of a folder whose rows somebody else made, who lets nobody read them."""
+    with _told(target, "it cannot be read"):
+        yield
+
+
+@contextmanager
+def _told(target: Path, what: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except OSError as error:
-        wrong = f"it cannot be written ({error.strerror or error})"
+        wrong = f"{what} ({error.strerror or error})"
         raise refuse("data-cache", f"FACTORY_CACHE={target.parent.parent}", wrong) from error
 
 
@@ -216,10 +230,12 @@ def _looks(files: list[str]) -> str:
 
 
 def _index(folder: Path) -> dict[str, Any] | None:
+    """None where it is not there, or is not what was written: a damaged disk makes the rows anew, and ends nothing."""
     try:
-        return json.loads((folder / _INDEX).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        found = json.loads((folder / _INDEX).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) and found.keys() >= _KEYS else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from factory.data.read.wrong import Broken
 from factory.refusal import refuse
 
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-_SEPARATORS = {"\t": "a tab", ";": "a semicolon", ",": "a comma"}
+_SEPARATORS = {"\t": "a tab", ";": "a semicolon", ",": "a comma", "|": "a bar"}
 _LONGEST_CELL = 2**31 - 1  # characters: Python's own limit of 131,072 is for other files than these
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,20 @@ _MAGIC: dict[bytes, tuple[str, str]] = {
 _TURN = {"role", "from"}  # of a conversation's messages
 _TAR_AT = 257  # bytes before a tar archive says what it is
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# by their first bytes, the longer ones first: a mark of UTF-32 begins as one of UTF-16
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # UTF-32 is none of UTF-16's text: it has NULs in it
 _CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+_CONTROL_TEXT = re.compile(f"[{re.escape(_CONTROL.decode())}]")
 _NO_TEXT = 0.05  # control characters: random bytes have a tenth of them, no text has any
 # typed where the command was, so by the file's path; what it makes is put there, as the file's folder may be another's
 _FROM_LATIN = "convert it, as in: iconv -f latin1 -t utf-8 {path} > {made}"
-_FROM_UTF16 = "convert it, as in: iconv -f utf-16 -t utf-8 {path} > {made}"
+_FROM_OTHER = "convert it, as in: iconv -f {encoding} -t utf-8 {{path}} > {{made}}"
 _OTHER_FILE = "name a file of text: nothing can be converted here"
 
 
@@ -94,12 +103,31 @@ def foreign(path: Path, start: bytes) -> UserError | None:
     for magic, (what, fix) in _MAGIC.items():
         if start.startswith(magic, _TAR_AT if magic.startswith(b"ustar") else 0):
             return not_utf8(path, f"it is {what}, by its first bytes", fix)
-    if start.startswith(_UTF16):
-        return not_utf8(path, f"line 1, byte 1 (0x{start[0]:02X}) is not UTF-8: it is UTF-16", _FROM_UTF16)
+    mark = next((mark for mark in _MARKS if start.startswith(mark)), None)
+    if mark is not None:
+        words = f"line 1, byte 1 (0x{start[0]:02X}) is not UTF-8: it is {_MARKS[mark].upper()}"
+        return not_utf8(path, words, _FROM_OTHER.format(encoding=_MARKS[mark]))
+    if b"\0" in start and (encoding := _unmarked(start)):
+        words = f"it is {encoding.upper()} without a byte-order mark, by its first bytes"
+        return not_utf8(path, words, _FROM_OTHER.format(encoding=encoding))
     control = len(start) - len(start.translate(None, _CONTROL))
     if control > len(start) * _NO_TEXT and not _is_utf8(start):
         return not_utf8(path, "it is not text, by its first bytes", _OTHER_FILE)
     return None
+
+
+def _unmarked(start: bytes) -> str | None:
+    """The encoding in which the bytes are text, as of a file whose writer left out the mark that says so."""
+    return next((name for name in _UNMARKED if _is_text(start, name)), None)
+
+
+def _is_text(start: bytes, encoding: str) -> bool:
+    """Whether it is, as other bytes hardly are: no control characters, and more ASCII than anything else."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and not _CONTROL_TEXT.search(text) and sum(map(str.isascii, text)) > len(text) / 2
 
 
 def _is_utf8(start: bytes) -> bool:
