@@ -16,7 +16,7 @@ from typing import Any
 from factory import compose
 from factory.compare import terminal, written
 from factory.compare.comparison import Comparison, compared
-from factory.compare.found import of_folder
+from factory.compare.found import named, of_folder
 from factory.compare.page import page
 from factory.compare.runs import Status, of_report
 from factory.compose import sweeps
@@ -296,7 +296,7 @@ def closed(
 ) -> int:
     """Compares what there is, tells of it, and returns the exit code. `goes_on`: whether it could be continued."""
     done = folder.is_done()
-    made = compared(of_folder(folder.path)) if folder.names() else None
+    made = compared(named(of_folder(folder.path))) if folder.names() else None
     if made is not None:
         for each in terminal.summary(made, screen.console.width):
             screen.print(each)
@@ -381,7 +381,7 @@ def tracked(place: str, chosen: dict[str, Any]) -> list[later.Sent]:
     if known is None and not chosen:
         folder.write(replace(record, parent_run=parent))
     sent = [later.of_run(run, chosen, parent) for run in runs]
-    made = compared(of_folder(folder.path)) if folder.table.is_file() else None
+    made = compared(named(of_folder(folder.path))) if folder.table.is_file() else None
     try:
         _nest(tracking, runs, parent)
         _close_in_mlflow(tracking, parent, folder, made, folder.is_done())

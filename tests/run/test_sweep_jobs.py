@@ -339,6 +339,29 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     assert len({job.run_dir for job in found}) == 4 and all(job.run_dir.startswith("x/") for job in found)
 
 
+def test_a_jobs_number_is_a_value_as_with_hydra(here: Path) -> None:
+    line = compose.parse(["-m", "seed=${hydra:job.num}", "method=lora,full"])
+    found = handed_out.jobs(line, compose.prepared(line), handed_out.sweep_folder(line, compose.prepared(line))[0])
+    assert isinstance(found, list) and [job.tree["seed"] for job in found] == [0, 1]
+
+
+def test_jobs_in_folders_of_folders_are_told_apart_in_the_table(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    places = "hydra.sweep.subdir='seed_${seed}/rank_${method.rank}'"
+    texts = ("seed=1,2", "method.rank=4,8", "tracking=none", "hydra.sweep.dir=swept", places)
+    assert (
+        sweep(
+            compose.CommandLine(overrides=texts, multirun=True), Sweep(resume=None, reuse=False), Runs().verbs, Screen()
+        )
+        == 0
+    )
+    table = SweepFolder("swept").table.read_text()
+    for name in ("seed_1/rank_4", "seed_1/rank_8", "seed_2/rank_4", "seed_2/rank_8"):
+        assert f"| {name} |" in table
+
+
 @pytest.mark.parametrize("name", ["läufe", "one, two"])
 def test_a_sweeps_folder_may_have_any_name(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", list(sys.argv))
