@@ -37,7 +37,7 @@ def card(plan: Plan, base: str = "") -> str:
 
 def title(plan: Plan, made: Plan | None) -> str:
     model = (made or plan).options.get("model", "model")
-    return f"{model} {_named(made.steps.attach.method)} {_named(made.steps.train.stage)}" if made else model
+    return f"{model} {_named(made.method)} {_named(made.steps.train.stage)}" if made else model
 
 
 def _named(name: str) -> str:
@@ -60,7 +60,7 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
     front: dict[str, Any] = {
         "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
         "pipeline_tag": "text-classification" if export.scores else "text-generation",
-        "tags": ["factory", *(map(_named, (made.steps.attach.method, made.steps.train.stage)) if made else ())],
+        "tags": ["factory", *(map(_named, (made.method, made.steps.train.stage)) if made else ())],
     }
     if plan.steps.load.source == "hub":
         front["base_model"] = base
@@ -99,7 +99,7 @@ def _plan(made: Plan) -> str:
     rows = [
         ("plan", made.digest()),
         ("seed", str(made.seed)),
-        ("method", _named(made.steps.attach.method)),
+        ("method", _named(made.method)),
         ("trained parameters", f"{counted.trainable:,} of {counted.total:,}"),
         ("quantized base", f"{made.steps.quantize.bits} bits" if made.steps.quantize.bits else "no"),
         ("chat template", _named(made.steps.pack.template)),

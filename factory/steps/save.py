@@ -137,7 +137,7 @@ def _card(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
     plan = run.plan
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
     return (
-        f"# {plan.options.get('model', 'model')}, {plan.steps.attach.method}, {plan.steps.train.stage}\n\n"
+        f"# {plan.options.get('model', 'model')}, {plan.method}, {plan.steps.train.stage}\n\n"
         f"Fine-tuned by Factory; plan {plan.digest()}, seed {plan.seed}.\n\n"
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"
