@@ -23,14 +23,14 @@ from factory.compose import sweeps
 from factory.compose.calling import hydra_main
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
 from factory.execute.context import STARTED, append
-from factory.line import setting, spelt
+from factory.line import names_a_folder, setting, spelt
 from factory.look.machine import look_at_machine
 from factory.outlet import outlets
 from factory.plan import read_plan
 from factory.redact import redacted
 from factory.refusal import UserError, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, read_json, write_whole
+from factory.run.folder import RunFolder, fresh, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder
@@ -70,7 +70,7 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         line = recorded(line, asked.resume, before)
     ready = compose.prepared(line)
     name, shared = sweeps.sweep_folder(line, ready)
-    folder = SweepFolder(asked.resume or name)
+    folder = placed(name, line, asked)
     found = sweeps.jobs(line, ready, str(folder.path))
     if isinstance(found, sweeps.Choosing):
         again, listed = _chosen_again(found, asked), list[Job]()
@@ -95,6 +95,19 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         if problem is not None:
             raise problem
         return code or ended
+
+
+def placed(name: str, line: compose.CommandLine, asked: Sweep) -> SweepFolder:
+    """Where it was, where the line says, or a new folder. Raises UserError where another sweep has its jobs there."""
+    if asked.resume:
+        return SweepFolder(asked.resume)
+    if not names_a_folder(line, "hydra.sweep.dir"):
+        return SweepFolder(fresh(name))
+    folder = SweepFolder(name)
+    if folder.is_there() and any(RunFolder(folder.path / job).plan.is_file() for job in folder.names()):
+        onward = f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
+        raise refuse("sweep-taken", f"hydra.sweep.dir={folder.path}", "there is a sweep in it", onward=onward)
+    return folder
 
 
 @contextmanager

@@ -87,15 +87,6 @@ def settings_of(overrides: Sequence[str]) -> settings.Settings:
     return chosen
 
 
-def fresh(folder: str) -> str:
-    """The default folder is named by the second: another run may have been as quick."""
-    number, path = 1, folder
-    while Path(path).exists():
-        number += 1
-        path = f"{folder}-{number}"
-    return path
-
-
 def our_mistake(error: Exception, folder: Path | None = None) -> int:
     """A traceback is ours, not the user's: it goes to a log, one line says where."""
     log = (folder or Path("outputs")) / "run.log"
