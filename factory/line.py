@@ -34,6 +34,10 @@ def group_of(text: str) -> str:
     return name_of(text).split(".")[0].split("/")[0]
 
 
+def names_a_folder(line: compose.CommandLine, key: str = "hydra.run.dir") -> bool:
+    return any(name_of(text) == key for text in line.overrides)
+
+
 def changed(overrides: Overrides, name: str, value: str | None) -> Overrides:
     """With one key or group set anew, where it stood; None leaves it at its default."""
     new = () if value is None else (f"{name}={value}",)

@@ -417,6 +417,12 @@ class Plan:
         assert self.export is not None
         return self.export
 
+    @property
+    def method(self) -> str:
+        """What trains, as it was asked for: of `method=dora` the code is lora's. A file of the user's by its path."""
+        own = self.steps.attach.method
+        return own if own in self.own else self.options.get("method", own)
+
     def digest(self) -> str:
         """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate.
 

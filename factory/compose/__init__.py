@@ -19,7 +19,10 @@ from factory.typed import plain
 _BASES = 256  # that a Recomposer keeps, of half a megabyte each
 _KEYED = (*GROUPS, "plan", "preview", "compare", "export", "sweep", "chat", "serve", "board")  # what has keys
 _LONGEST = 255  # bytes of a key: Hydra asks whether there is a folder of that name, and no name may be longer
-_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_SHOWS = {  # what Hydra's own flags show
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
 _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--from-plan", "--diff")
 _FOLDER = ("--config-dir", "-cd")
 _ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "--shell-completion", "-sc")  # that take no value
@@ -56,11 +59,14 @@ def parse(argv: list[str], *, takes_words: bool = False) -> CommandLine:
             multirun = True
         elif name in _FOLDER:
             config_dirs.append(value if equals else _argument(name, rest))
-        elif name in ("--cfg", "-c", "--package", "-p"):
+        elif name in ("--cfg", "-c"):
+            hydra_flags += [name, _shown("--cfg", value if equals else _argument(name, rest))]
+        elif name in ("--package", "-p"):
             hydra_flags += [name, value if equals else _argument(name, rest)]
         elif name in ("--info", "-i"):
-            takes_value = not equals and rest and rest[0] in _INFO
-            hydra_flags.append(f"--info={rest.pop(0)}" if takes_value else word)
+            takes_value = not equals and rest and rest[0] in _SHOWS["--info"]
+            given = value if equals else rest.pop(0) if takes_value else "all"
+            hydra_flags.append(f"--info={_shown('--info', given)}")
         elif word in _ALONE:
             hydra_flags.append(word)
         elif word.startswith("-"):
@@ -101,6 +107,13 @@ def _argument(flag: str, rest: list[str]) -> str:
     if not rest:
         raise refuse("unknown-flag", flag, "it needs a value", hint="")
     return rest.pop(0)
+
+
+def _shown(flag: str, value: str) -> str:
+    known = ", ".join(_SHOWS[flag])
+    if value not in _SHOWS[flag]:
+        raise refuse("unknown-flag", f"{flag} {value}", f"{flag} takes one of {known}", hint="")
+    return value
 
 
 def recipe_of_runs(line: CommandLine) -> tuple[str, dict[str, Any]] | None:

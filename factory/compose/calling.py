@@ -16,6 +16,7 @@ PLUGINS = {"hydra/launcher": ("joblib", "ray", "submitit"), "hydra/sweeper": ("o
 # by which Hydra and the standard library's logging find what they call, and where that may lie
 _CALLS = ("_target_", "()", "class")
 _CALLED = ("hydra.", "hydra_plugins.", "logging.", "optuna.")
+_INNER = ("full_key: ", "object_type=", "reference_type=")  # how OmegaConf's errors go on: for who works on OmegaConf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +123,25 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
 
 
+@contextmanager
+def _hydra_asked_of(config: Any) -> Iterator[None]:
+    """`${hydra:job.num}` is asked of what Hydra's own program sets, and its `compose` does not."""
+    from hydra.core.hydra_config import HydraConfig
+
+    held = HydraConfig.instance()
+    before = held.cfg
+    if "hydra" in config:  # which a job's has not: there Hydra has set it
+        held.cfg = config
+    try:
+        yield
+    finally:
+        held.cfg = before
+
+
 def as_composed(config: Any, hydra: Any, overrides: tuple[str, ...], run_dir: str) -> Composed:
     """A config without its `hydra` node as plain values."""
-    tree = {name: _plain(config[name]) for name in config if name != "hydra"}
+    with _hydra_asked_of(config):
+        tree = {name: _plain(config[name]) for name in config if name != "hydra"}
     options = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
     return Composed(tree=tree, options=options, overrides=overrides, run_dir=run_dir)
 
@@ -146,7 +163,12 @@ def hydra_main(task: Callable[[Any], Any], arguments: list[str], config_dirs: tu
 def translated(composing: Callable[[], T]) -> T:
     """Runs it; what Hydra or OmegaConf refuse becomes a refusal of ours."""
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import (
+        InterpolationResolutionError,
+        MissingMandatoryValue,
+        OmegaConfBaseException,
+        UnsupportedInterpolationType,
+    )
     from yaml import YAMLError
 
     try:
@@ -165,5 +187,15 @@ def translated(composing: Callable[[], T]) -> T:
             raise refuse("no-plugin", f"{group}={name}", wrong, known=known, hint=hint) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         where = getattr(error, "full_key", None) or "the configuration"
+        if isinstance(error, MissingMandatoryValue):
+            raise refuse("value-missing", f"{where}=???", "it has no value yet", key=where) from None
+        if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
+            raise refuse("interpolation", where, _unresolved(lines[0]), key=where) from None
         wrong = lines[0].rstrip(".") if lines else type(error).__name__
-        raise refuse("compose", where, wrong, detail="; ".join(lines[1:4]) or "it cannot be composed") from None
+        detail = "; ".join(line for line in lines[1:4] if not line.startswith(_INNER))
+        raise refuse("compose", where, wrong, detail=detail or "it cannot be composed") from None
+
+
+def _unresolved(said: str) -> str:
+    """`Environment variable 'A' not found`, of what OmegaConf has caught and told around it."""
+    return said.rpartition(" raised while resolving interpolation: ")[2].strip('"').rstrip(".")

@@ -19,7 +19,18 @@ def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:
     parser = OverridesParser.create()
     given = [text for text in ready.overrides if not parser.parse_override(text).is_sweep_override()]
     config = config_of(given, line.config_dirs)
+    if config.hydra.job.chdir:  # by a file: on the line it is refused before
+        raise refuse("hydra-unread", "hydra.job.chdir=true", "a sweep's jobs stay where they are started", hint="")
+    _number(config, 0)  # which a key of all jobs may name
     return translated(lambda: (str(config.hydra.sweep.dir), as_composed(config, config.hydra, line.overrides, "")))
+
+
+def _number(config: Any, number: int) -> None:
+    """As the launcher does."""
+    from omegaconf import open_dict
+
+    with open_dict(config.hydra.job):
+        config.hydra.job.num, config.hydra.job.id = number, str(number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +97,10 @@ def _end(override: Any, at: int) -> str:
 
 
 def _job(line: CommandLine, folder: str, own: list[str], texts: list[str], number: int) -> Composed:
-    from omegaconf import open_dict
-
     config = config_of([*own, *texts], line.config_dirs)
 
     def made() -> Composed:
-        with open_dict(config.hydra.job):  # what the launcher sets
-            config.hydra.job.num, config.hydra.job.id = number, str(number)
+        _number(config, number)
         config.hydra.sweep.dir = folder
         run_dir = Path(folder) / str(config.hydra.sweep.subdir)
         return as_composed(config, config.hydra, _asked(texts), str(run_dir))

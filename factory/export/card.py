@@ -38,9 +38,7 @@ def card(plan: Plan, base: str = "") -> str:
 
 def title(plan: Plan, made: Plan | None) -> str:
     model = (made or plan).options.get("model", "model")
-    return (
-        f"{model} {without_place(made.steps.attach.method)} {without_place(made.steps.train.stage)}" if made else model
-    )
+    return f"{model} {without_place(made.method)} {without_place(made.steps.train.stage)}" if made else model
 
 
 def base_name(plan: Plan) -> str:
@@ -58,7 +56,7 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
     front: dict[str, Any] = {
         "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
         "pipeline_tag": "text-classification" if export.scores else "text-generation",
-        "tags": ["factory", *(map(without_place, (made.steps.attach.method, made.steps.train.stage)) if made else ())],
+        "tags": ["factory", *(map(without_place, (made.method, made.steps.train.stage)) if made else ())],
     }
     if plan.steps.load.source == "hub":
         front["base_model"] = base
@@ -97,7 +95,7 @@ def _plan(made: Plan) -> str:
     rows = [
         ("plan", made.digest()),
         ("seed", str(made.seed)),
-        ("method", without_place(made.steps.attach.method)),
+        ("method", without_place(made.method)),
         ("trained parameters", f"{counted.trainable:,} of {counted.total:,}"),
         ("quantized base", f"{made.steps.quantize.bits} bits" if made.steps.quantize.bits else "no"),
         ("chat template", without_place(made.steps.pack.template)),

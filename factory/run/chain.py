@@ -21,7 +21,7 @@ from factory.run import jobs
 from factory.run.folder import RunFolder
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
-from factory.run.sweep import Verbs, begun, beside, closed, code_of, recorded
+from factory.run.sweep import Verbs, begun, beside, closed, code_of, placed, recorded
 from factory.run.swept import SweepFolder
 from factory.saved import positions
 from factory.schema import Sweep
@@ -189,7 +189,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         raise refuse("recipe-reuse", "sweep.reuse=true", "the runs of a recipe may read each other")
     found = links(line)
     name, common = sweeps.sweep_folder(*_places(line, found))
-    folder = SweepFolder(asked.resume or name)
+    folder = placed(name, line, asked)
     compile = beside(verbs.compile) if asked.resume else verbs.compile
     listed = [_ahead(link, folder, line.config_dirs, compile) for link in found]
     screen.print(jobs.Shown(listed))

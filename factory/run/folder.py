@@ -110,10 +110,17 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise refuse(
-                    "folder-in-use", f"hydra.run.dir={self.path}", "another process is writing this run"
-                ) from None
+                raise refuse("folder-in-use", str(self.path), "another process is writing into it") from None
             yield lock.fileno()
+
+
+def fresh(folder: str) -> str:
+    """The default folder is named by the second: another run may have been as quick."""
+    number, path = 1, folder
+    while Path(path).exists():
+        number += 1
+        path = f"{folder}-{number}"
+    return path
 
 
 def is_held(lock: Path) -> bool:

@@ -72,9 +72,8 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "patch", f"attention {patch.attention}{groups}{kernels}{products}{rope}{recompute}"
     yield "quantize", _quantization(plan)
     if plan.verb == "train":
-        method = attach.method if attach.method in plan.own else plan.options.get("method", attach.method)
         share = 100 * parameters.trainable / parameters.total
-        yield "attach", f"{method}  {parameters.trainable:,} trained ({share:.2f} %), {attach.dtype}"
+        yield "attach", f"{plan.method}  {parameters.trainable:,} trained ({share:.2f} %), {attach.dtype}"
         yield "", f"[dim]in {', '.join(_short(parameters.trainable_by_module))}[/dim]"
         shown = registry.hook(registry.spec("methods", attach.method), "shown", dict)
         own = {key: value for key, value in shown(attach.settings).items() if key not in _TOLD}

@@ -16,21 +16,21 @@ from typing import Any
 from factory import compose
 from factory.compare import terminal, written
 from factory.compare.comparison import Comparison, compared
-from factory.compare.found import of_folder
+from factory.compare.found import named, of_folder
 from factory.compare.page import page
 from factory.compare.runs import Status, of_report
 from factory.compose import sweeps
 from factory.compose.calling import hydra_main
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
 from factory.execute.context import STARTED, append
-from factory.line import setting, spelt
+from factory.line import names_a_folder, setting, spelt
 from factory.look.machine import look_at_machine
 from factory.outlet import outlets
 from factory.plan import read_plan
 from factory.redact import redacted
 from factory.refusal import UserError, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, read_json, write_whole
+from factory.run.folder import RunFolder, fresh, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder
@@ -70,7 +70,7 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         line = recorded(line, asked.resume, before)
     ready = compose.prepared(line)
     name, shared = sweeps.sweep_folder(line, ready)
-    folder = SweepFolder(asked.resume or name)
+    folder = placed(name, line, asked)
     found = sweeps.jobs(line, ready, str(folder.path))
     if isinstance(found, sweeps.Choosing):
         again, listed = _chosen_again(found, asked), list[Job]()
@@ -95,6 +95,19 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         if problem is not None:
             raise problem
         return code or ended
+
+
+def placed(name: str, line: compose.CommandLine, asked: Sweep) -> SweepFolder:
+    """Where it was, where the line says, or a new folder. Raises UserError where another sweep has its jobs there."""
+    if asked.resume:
+        return SweepFolder(asked.resume)
+    if not names_a_folder(line, "hydra.sweep.dir"):
+        return SweepFolder(fresh(name))
+    folder = SweepFolder(name)
+    if folder.is_there() and any(RunFolder(folder.path / job).plan.is_file() for job in folder.names()):
+        onward = f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
+        raise refuse("sweep-taken", f"hydra.sweep.dir={folder.path}", "there is a sweep in it", onward=onward)
+    return folder
 
 
 @contextmanager
@@ -296,7 +309,7 @@ def closed(
 ) -> int:
     """Compares what there is, tells of it, and returns the exit code. `goes_on`: whether it could be continued."""
     done = folder.is_done()
-    made = compared(of_folder(folder.path)) if folder.names() else None
+    made = compared(named(of_folder(folder.path))) if folder.names() else None
     if made is not None:
         for each in terminal.summary(made, screen.console.width):
             screen.print(each)
@@ -381,7 +394,7 @@ def tracked(place: str, chosen: dict[str, Any]) -> list[later.Sent]:
     if known is None and not chosen:
         folder.write(replace(record, parent_run=parent))
     sent = [later.of_run(run, chosen, parent) for run in runs]
-    made = compared(of_folder(folder.path)) if folder.table.is_file() else None
+    made = compared(named(of_folder(folder.path))) if folder.table.is_file() else None
     try:
         _nest(tracking, runs, parent)
         _close_in_mlflow(tracking, parent, folder, made, folder.is_done())

@@ -136,7 +136,7 @@ def _save_base_config(run: Run, config: Any, folder: Path) -> None:
 
 def _card(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
     plan = run.plan
-    named = (plan.steps.attach.method, plan.steps.train.stage)
+    named = (plan.method, plan.steps.train.stage)
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
     return (
         f"# {plan.options.get('model', 'model')}, {', '.join(map(without_place, named))}\n\n"

@@ -106,7 +106,7 @@ class MlflowSink:
         self.flush()
         if "perplexity" in values:
             row = {name: round(value, 4) for name, value in values.items() if name.startswith("perplexity")}
-            rows = [{"method": self._plan.steps.attach.method, **row}]
+            rows = [{"method": self._plan.method, **row}]
             log_table(self._client, self._run_id, "perplexity.json", rows)
         if answers := report.get("samples"):
             log_table(self._client, self._run_id, "samples.json", answers)
@@ -164,7 +164,7 @@ def _tags(plan: Plan, folder: RunFolder) -> dict[str, str]:
     own = {
         "verb": plan.verb,
         "model": plan.options.get("model", ""),
-        "method": plan.steps.attach.method,
+        "method": plan.method,
         "stage": plan.steps.train.stage,
         "digest": plan.digest(),
         "folder": str(folder.path),

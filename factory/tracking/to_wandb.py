@@ -35,7 +35,7 @@ class WandbSink:
             group=plan.tracking.parent_run,
             id=ledger.run_id,
             name=title(plan),
-            tags=[plan.steps.attach.method, plan.steps.train.stage],
+            tags=[plan.method, plan.steps.train.stage],
             dir=str(folder.path),
             mode=plan.tracking.mode,
             resume="allow" if online and known else None,

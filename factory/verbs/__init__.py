@@ -1,11 +1,13 @@
 """What a command does, by its verb; what the verbs have in common is here."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from factory import compose, settings
+from factory.compose import unread
 from factory.compose.calling import hydra_main
 from factory.line import group_of, name_of
 from factory.redact import redacted
@@ -29,13 +31,35 @@ def parsed(arguments: list[str], many: str | None = None, rule: str = "plan-of-a
     if not line.hydra_flags:
         return line
     completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
-    given = line.overrides if completing else compose.prepared(line).overrides
+    if completing:
+        os.environ["COMP_LINE"] = _without_verb(os.environ.get("COMP_LINE", ""))
+    given = line.overrides if completing else _composable(line)
     hydra_main(lambda _: None, [*line.hydra_flags, *given], line.config_dirs)
     return None
 
 
+def _without_verb(typed: str) -> str:
+    """`factory plan method=lo`, as a shell has it, as Hydra completes it: to which a verb is a broken override."""
+    program, _, rest = typed.partition(" ")
+    verb, space, settings = rest.partition(" ")
+    return f"{program} {settings}" if space and "=" not in verb and not verb.startswith("-") else typed
+
+
+def _composable(line: compose.CommandLine) -> Sequence[str]:
+    """The overrides for what Hydra shows of them. Raises UserError: it would show the config without what is wrong."""
+    if line.multirun:
+        raise refuse("plan-of-a-sweep", f"-m {line.hydra_flags[0]}", "one config is shown at a time")
+    ready = compose.prepared(line)
+    if ready.problems:
+        raise UserError(*ready.problems)
+    return ready.overrides
+
+
 def refuse_unread(line: compose.CommandLine, verb: str) -> None:
-    """The keys of what another verb prints: this one would not look at them."""
+    """The keys of what another verb prints, and Hydra's own: this one would not look at them."""
+    many = unread.of_a_sweep if line.multirun else unread.of_a_recipe if compose.recipe_of_runs(line) else unread.of_one
+    if problems := list(many(line.overrides)):
+        raise UserError(*problems)
     for text in line.overrides:
         group = group_of(text)
         if group in OWN and verb not in OWN[group]:
@@ -61,15 +85,6 @@ def settings_of(overrides: Sequence[str]) -> settings.Settings:
     if problems:
         raise UserError(*problems)
     return chosen
-
-
-def fresh(folder: str) -> str:
-    """The default folder is named by the second: another run may have been as quick."""
-    number, path = 1, folder
-    while Path(path).exists():
-        number += 1
-        path = f"{folder}-{number}"
-    return path
 
 
 def our_mistake(error: Exception, folder: Path | None = None) -> int:

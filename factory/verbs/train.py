@@ -13,17 +13,17 @@ from factory import compose, schema
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
 from factory.execute.verify import verify
-from factory.line import name_of, setting
+from factory.line import name_of, names_a_folder, setting
 from factory.look.machine import look_at_machine
 from factory.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
 from factory.refusal import Refusal, UserError, refusal, refuse
-from factory.run.folder import RunFolder, last_here, taken
+from factory.run.folder import RunFolder, fresh, last_here, taken
 from factory.run.swept import SweepFolder
 from factory.typed import to_tree
 from factory.verbs import composed as composed_of
-from factory.verbs import fresh, our_mistake, parsed, refuse_unread, settings_of
+from factory.verbs import our_mistake, parsed, refuse_unread, settings_of
 from factory.words import program
 
 if TYPE_CHECKING:
@@ -43,13 +43,16 @@ def train(arguments: list[str]) -> int:
         refuse_unread(line, "train")
         return _recipe(line, schema.Sweep(resume=None, reuse=False))
     composed = composed_of(line, "train")
-    if _names_a_folder(line):
+    if names_a_folder(line):
         return _run(composed)
     default = composed.run_dir
+    return _in_a_new_folder(lambda: _run(replace(composed, run_dir=fresh(default))))
+
+
+def _in_a_new_folder(run: Callable[[], int]) -> int:
     while True:
-        composed = replace(composed, run_dir=fresh(default))
         try:
-            return _run(composed)
+            return run()
         except UserError as error:
             if {found.rule for found in error.refusals} != {"folder-in-use"}:  # another run of the same second took it
                 raise
@@ -78,7 +81,8 @@ def _sweep(line: compose.CommandLine) -> int:
     kept, asked = of_sweep(line)
     if asked.resume and chain.is_here(asked.resume):
         return _recipe(kept, asked)
-    return sweep(kept, asked, _of_jobs(compiled, _run), Screen())
+    made = partial(sweep, kept, asked, _of_jobs(compiled, _run), Screen())
+    return made() if _has_a_folder(kept, asked) else _in_a_new_folder(made)
 
 
 def of_sweep(line: compose.CommandLine) -> tuple[compose.CommandLine, schema.Sweep]:
@@ -93,7 +97,12 @@ def _recipe(line: compose.CommandLine, asked: schema.Sweep) -> int:
     from factory.run.chain import chain
     from factory.run.screen import Screen
 
-    return chain(line, asked, _of_jobs(of_recipe, _run_of_recipe), Screen())
+    made = partial(chain, line, asked, _of_jobs(of_recipe, _run_of_recipe), Screen())
+    return made() if _has_a_folder(line, asked) else _in_a_new_folder(made)
+
+
+def _has_a_folder(line: compose.CommandLine, asked: schema.Sweep) -> bool:
+    return asked.resume is not None or names_a_folder(line, "hydra.sweep.dir")
 
 
 def _of_jobs(planned: Callable[..., Plan], run: Callable[[compose.Composed], int]) -> "Verbs":
@@ -124,13 +133,9 @@ def done_once(composed: compose.Composed, verb: Verb) -> int:
     return _launch(compiled(composed, training=True, verb=verb), RunFolder(composed.run_dir), None, None)
 
 
-def _names_a_folder(line: compose.CommandLine) -> bool:
-    return any(name_of(text) == "hydra.run.dir" for text in line.overrides)
-
-
 def in_a_folder(line: compose.CommandLine, composed: compose.Composed) -> compose.Composed:
     """The one that the line names, or a new one."""
-    return composed if _names_a_folder(line) else replace(composed, run_dir=fresh(composed.run_dir))
+    return composed if names_a_folder(line) else replace(composed, run_dir=fresh(composed.run_dir))
 
 
 def _job(folder: RunFolder, executed: Callable[[], int]) -> int:

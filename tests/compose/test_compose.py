@@ -1,5 +1,6 @@
 """The front door: what is not in the schema is refused wherever it comes from, all at once and in one shape."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ import yaml
 from conftest import compiled, refusals
 
 from factory import compose, groups, meant, settings
-from factory.compose import sweeps
+from factory.compose import sweeps, unread
 from factory.plan import to_yaml
 from factory.refusal import UserError
 
@@ -257,7 +258,7 @@ def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
         ("~method.rank", "bad-value"),
         ("~stage", "unknown-name"),
         ("~tracking", "bad-value"),
-        ("~method", "compose"),
+        ("~method", "interpolation"),
         ("~data.sources.demo", "no-data"),
         ("~nothing.there", "compose"),
         ("lora", "not-a-setting"),
@@ -275,11 +276,16 @@ def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
         ("method.rank=1,2", "several-values"),
         ("method=lora,galore", "several-values"),
         ("method.rank=range(1,3)", "several-values"),
-        ("method.rank=???", "compose"),
-        ("method.rank=${method.nope}", "compose"),
-        ("method.rank='${nope:3}'", "compose"),
-        ("model.path='${oc.env:FACTORY_NOT_SET}'", "compose"),
+        ("method.rank=???", "value-missing"),
+        ("method.rank=${method.nope}", "interpolation"),
+        ("method.rank='${nope:3}'", "interpolation"),
+        ("model.path='${oc.env:FACTORY_NOT_SET}'", "interpolation"),
         ("hydra.nope=1", "compose"),
+        ("hydra.verbose=true", "launcher-without-multirun"),
+        ("hydra.sweep.dir=x", "launcher-without-multirun"),
+        ("hydra/job_logging=default", "launcher-without-multirun"),
+        ("hydra.job.chdir=true", "hydra-unread"),
+        ("++hydra.mode=MULTIRUN", "hydra-unread"),
         ("hydra/launcher=basic", "launcher-without-multirun"),
         ("hydra/sweeper=basic", "launcher-without-multirun"),
         ("seed=-1", "bad-value"),
@@ -295,6 +301,58 @@ def test_a_mistake_is_refused_and_not_a_traceback(argument: str, rule: str, comm
     assert re.fullmatch(f"({BLOCK.pattern})+", said.err), said.err
     assert said.out == ""
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("-m", "seed=1,2", "hydra.run.dir=x"), "hydra-unread"),
+        (("-m", "seed=1,2", "hydra.job.chdir=true"), "hydra-unread"),
+        (("recipe=rlhf", "hydra.sweep.subdir=x"), "hydra-unread"),
+        (("recipe=rlhf", "hydra.run.dir=x"), "recipe-folder"),
+        (("stage=nope", "--cfg", "job"), "unknown-option"),  # Hydra would show the config without it
+        (("seed=1,2", "--cfg", "job"), "several-values"),
+        (("recipe=rlhf", "--info", "defaults"), "recipe-of-runs"),
+        (("-m", "seed=1,2", "--cfg", "job"), "plan-of-a-sweep"),
+        (("--cfg", "jobs"), "unknown-flag"),
+        (("--info=nope",), "unknown-flag"),
+    ],
+    ids=str,
+)
+def test_what_hydra_would_leave_aside_is_refused(
+    words: tuple[str, ...], rule: str, command: Command, here: Path
+) -> None:
+    said = command("plan", *words)
+    assert (said.code, said.rules, said.out) == (2, [rule], "")
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+def test_a_key_of_hydras_that_says_what_is_so_anyway_is_taken(here: Path) -> None:
+    assert not list(unread.of_one(("hydra.output_subdir=null", "hydra.job.chdir=false", "hydra.run.dir=x")))
+    assert not list(unread.of_a_sweep(("hydra.sweep.dir=x", "hydra/launcher=joblib", "hydra.verbose=true")))
+
+
+def test_a_file_does_not_move_a_sweeps_jobs(command: Command, here: Path) -> None:
+    """They would note how they ended in a folder that is not there."""
+    (here / "own" / "recipes").mkdir(parents=True)
+    (here / "own" / "recipes" / "moved.yaml").write_text("# @package _global_\nhydra: {job: {chdir: true}}\n")
+    said = command("plan", "-m", "--config-dir", "own", "recipe=moved", "seed=1,2")
+    assert (said.code, said.rules) == (2, ["hydra-unread"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("method.rank=???", "method.rank=???: it has no value yet."),
+        ("method.rank=${method.nope}", "method.rank: Interpolation key 'method.nope' not found."),
+        ("model.path='${oc.env:FACTORY_NOT_SET}'", "model.path: Environment variable 'FACTORY_NOT_SET' not found."),
+    ],
+)
+def test_a_value_that_is_not_there_is_told_without_omegaconfs_inner_names(text: str, says: str) -> None:
+    with pytest.raises(UserError) as told:
+        compose.compose(compose.parse([text]))
+    assert says in str(told.value) and "object_type" not in str(told.value)
+    assert f"set {text.partition('=')[0]}=VALUE" in str(told.value)
 
 
 def test_an_interpolation_of_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -411,9 +469,9 @@ def test_a_plus_on_a_key_that_exists_changes_nothing() -> None:
         (["--config-dir", "x", "--config-dir=y"], {"config_dirs": ("x", "y")}),
         (["--cfg", "job", "--resolve"], {"hydra_flags": ("--cfg", "job", "--resolve")}),
         (["-c", "hydra", "-p", "model"], {"hydra_flags": ("-c", "hydra", "-p", "model")}),
-        (["--info"], {"hydra_flags": ("--info",)}),
+        (["--info"], {"hydra_flags": ("--info=all",)}),
         (["--info", "defaults", "a=1"], {"hydra_flags": ("--info=defaults",), "overrides": ("a=1",)}),
-        (["--info", "a=1"], {"hydra_flags": ("--info",), "overrides": ("a=1",)}),
+        (["--info", "a=1"], {"hydra_flags": ("--info=all",), "overrides": ("a=1",)}),
     ],
     ids=str,
 )
@@ -429,6 +487,7 @@ def test_flags_are_taken_from_the_overrides(argv: list[str], read: dict[str, Any
         (("--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
         (("plan", "--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
         (("train", "--info", "searchpath"), re.escape(str(groups.ROOT))),
+        (("--info", "method.rank=4"), r"^Config search path$"),
     ],
     ids=str,
 )
@@ -437,6 +496,15 @@ def test_hydras_own_flags_work(arguments: tuple[str, ...], said: str, here: Path
     done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
     assert re.search(said, done.stdout, re.MULTILINE)
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("typed", ["factory method=dor", "factory plan method=dor", "factory train -m method=dor"])
+def test_a_shell_completes_options_after_any_verb(typed: str, here: Path) -> None:
+    run = [sys.executable, "-m", "factory", "-sc", "query=bash"]
+    done = subprocess.run(
+        run, capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "COMP_LINE": typed}
+    )
+    assert done.stdout.split() == ["method=dora"]
 
 
 def test_a_sweep_with_an_unknown_option_is_refused_before_it_starts(command: Command, here: Path) -> None:

@@ -25,8 +25,10 @@ from factory.run.screen import Screen
 from factory.run.sweep import Verbs, sweep
 from factory.run.swept import SweepFolder
 from factory.schema import Sweep
+from factory.verbs import train
 
 FOLDER = "multirun_sweeps/one/a"
+LINE = compose.CommandLine(overrides=("seed=1,2", "tracking=none"), multirun=True)
 
 
 def compiled(composed: compose.Composed) -> Plan:
@@ -337,6 +339,73 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     ]
     assert [job.options["method"] for job in found] == ["lora", "lora", "full", "full"]
     assert len({job.run_dir for job in found}) == 4 and all(job.run_dir.startswith("x/") for job in found)
+
+
+def test_a_jobs_number_is_a_value_as_with_hydra(here: Path) -> None:
+    line = compose.parse(["-m", "seed=${hydra:job.num}", "method=lora,full"])
+    found = handed_out.jobs(line, compose.prepared(line), handed_out.sweep_folder(line, compose.prepared(line))[0])
+    assert isinstance(found, list) and [job.tree["seed"] for job in found] == [0, 1]
+
+
+def test_jobs_in_folders_of_folders_are_told_apart_in_the_table(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    places = "hydra.sweep.subdir='seed_${seed}/rank_${method.rank}'"
+    texts = ("seed=1,2", "method.rank=4,8", "tracking=none", "hydra.sweep.dir=swept", places)
+    assert (
+        sweep(
+            compose.CommandLine(overrides=texts, multirun=True), Sweep(resume=None, reuse=False), Runs().verbs, Screen()
+        )
+        == 0
+    )
+    table = SweepFolder("swept").table.read_text()
+    for name in ("seed_1/rank_4", "seed_1/rank_8", "seed_2/rank_4", "seed_2/rank_8"):
+        assert f"| {name} |" in table
+
+
+def test_a_sweep_is_not_written_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its finished jobs would be refused ones in the table, and sweep.resume would know the new line alone."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+    def swept(text: str) -> int:
+        line = compose.CommandLine(overrides=(text, "tracking=none", "hydra.sweep.dir=swept"), multirun=True)
+        return sweep(line, Sweep(resume=None, reuse=False), Runs().verbs, Screen())
+
+    assert swept("seed=1,2") == 0
+    before = [path.read_text() for path in (SweepFolder("swept").record, SweepFolder("swept").table)]
+    with pytest.raises(UserError, match=r"\[sweep-taken\] hydra.sweep.dir=swept: there is a sweep in it") as told:
+        swept("seed=1,2,3")
+    assert "-m sweep.resume=swept" in str(told.value)
+    assert before == [path.read_text() for path in (SweepFolder("swept").record, SweepFolder("swept").table)]
+
+
+def test_where_no_job_was_started_nothing_is_lost(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    SweepFolder("swept").path.mkdir()
+    SweepFolder("swept").record.write_text("{}")
+    line = compose.CommandLine(overrides=("seed=1,2", "tracking=none", "hydra.sweep.dir=swept"), multirun=True)
+    assert sweep(line, Sweep(resume=None, reuse=False), Runs().verbs, Screen()) == 0
+
+
+def test_a_sweep_of_the_same_second_goes_beside_the_other(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(train, "_of_jobs", lambda *_: Runs().verbs)
+    name, common = handed_out.sweep_folder(LINE, compose.prepared(LINE))
+    monkeypatch.setattr(handed_out, "sweep_folder", lambda *_: (name, common))
+    assert [train._sweep(LINE), train._sweep(LINE)] == [0, 0]
+    assert (SweepFolder(name).table.is_file(), SweepFolder(f"{name}-2").table.is_file()) == (True, True)
+
+
+def test_a_sweep_that_is_overtaken_takes_the_next_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one that was started in the same second, and had its folder first."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(train, "_of_jobs", lambda *_: Runs().verbs)
+    taken = iter(["one", "two"])
+    monkeypatch.setattr(sweeps, "fresh", lambda _: next(taken))
+    with RunFolder("one").claimed():
+        assert train._sweep(LINE) == 0
+    assert SweepFolder("two").table.is_file() and not SweepFolder("one").table.is_file()
 
 
 @pytest.mark.parametrize("name", ["läufe", "one, two"])

@@ -3,11 +3,14 @@
 import errno
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import side_by_side
 
+from factory.run.folder import RunFolder
 from factory.tracking.spec import title
+from factory.tracking.to_mlflow import _tags
 from factory.tracking.tracker import said
 
 
@@ -31,6 +34,14 @@ def test_of_other_errors_their_first_line() -> None:
     assert said(OSError(errno.ENOSPC, "No space left on device")) == "OSError: No space left on device"
     assert said(OSError("no number")) == "OSError: no number"
     assert "secret" not in said(ValueError("http://me:secret@host/x"))
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa", "qlora", "galore"])
+def test_a_run_is_found_by_the_method_that_was_asked_for(method: str, tmp_path: Path) -> None:
+    """The code of `method=dora` is lora's, and its runs were so named in MLflow's list and in its filter."""
+    made = side_by_side.plan(f"method={method}")
+    assert title(made) == f"{made.options['model']} {method} sft"
+    assert _tags(made, RunFolder(tmp_path))["method"] == method
 
 
 def test_a_run_that_trains_nothing_is_listed_by_what_it_is_of() -> None:
