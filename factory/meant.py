@@ -122,7 +122,7 @@ def _option_meant(group: str, name: str, known: list[str]) -> str | None:
         return (option_of(name) if group == "model" else _set_of(name)) or _HUB[group].format(name)
     if group == "hardware" and re.fullmatch(r"\d+ ?[kmgt]i?b", name.lower()):
         return f"hardware.memory={name}"
-    if own := _own_options(group, name):
+    if (own := _own_options(group, name)) and "/" not in name:  # options lie in their group's folder itself
         return f"--config-dir {own} {group}={name}"
     if group == "data" and (rows := _rows_beside(name)):
         return _PATHS[group].format(rows)

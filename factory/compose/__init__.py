@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from factory.compose.calling import PLUGINS, Composed, as_composed, config_of, translated
+from factory.compose.calling import (
+    PLUGINS,
+    Composed,
+    as_composed,
+    config_of,
+    sweep_in_a_file,
+    translated,
+    unplaced_recipe,
+)
 from factory.groups import GROUPS, ROOT, listed, options, recipe_files, recipes, unusable_folders
 from factory.meant import flag_meant, not_a_setting, option_meant, unknown_key
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
@@ -273,6 +281,8 @@ def compose_alone(line: CommandLine) -> Composed:
 
     def composed() -> Composed:
         config = config_of(ready.overrides, line.config_dirs)
+        if problems := [*unplaced_recipe(config), *sweep_in_a_file(config)]:
+            raise UserError(*problems)
         return translated(lambda: as_composed(config, config.hydra, line.overrides, str(config.hydra.run.dir)))
 
     return _with_problems(ready, line.config_dirs, composed)

@@ -1,14 +1,15 @@
 """Hydra and OmegaConf, called: overrides to a config and its values, Hydra's own program; their errors become ours."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from factory.extras import install
 from factory.groups import CONF, GROUPS, folders
 from factory.parsed import yaml_of
-from factory.refusal import Refusal, refuse
+from factory.refusal import Refusal, refusal, refuse
 from factory.typed import plain
 
 T = TypeVar("T")
@@ -46,6 +47,10 @@ def config_of(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
                 return hydra_compose("config", overrides=overrides, return_hydra_config=True)
             except (HydraException, OmegaConfBaseException):
                 raise
+            except RecursionError:
+                if (file := _of_itself(config_dirs)) is None:
+                    raise
+                raise refuse("defaults-circle", str(file), "its defaults name the file itself", file=file) from None
             except (ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError) as error:
                 if not config_dirs:
                     raise
@@ -68,6 +73,17 @@ def _refuse_endless(config_dirs: tuple[str, ...]) -> None:
             yaml_of(content)
         except ValueError as error:
             raise refuse("compose", str(file), "it is no config", detail=str(error)) from None
+
+
+def _of_itself(config_dirs: tuple[str, ...]) -> Path | None:
+    """A file of the user's own that its defaults name."""
+    for file in (file for folder in folders(config_dirs)[:-1] for file in folder.glob("*/*.yaml")):
+        with suppress(ValueError):  # another file that is no YAML
+            found = yaml_of(file.read_bytes())
+            names = found.get("defaults") if isinstance(found, dict) else None
+            if isinstance(names, list) and file.stem in names:
+                return file
+    return None
 
 
 def _refuse_code(hydra: Any) -> None:
@@ -121,6 +137,21 @@ def _plain(node: Any) -> Any:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+
+
+def unplaced_recipe(config: Any) -> Iterator[Refusal]:
+    """Hydra puts what a file holds under its folder's name, unless the file says otherwise."""
+    if "recipes" in config:
+        said = f"recipe={config.hydra.runtime.choices.get('recipes', '…')}"
+        yield refusal("recipe-package", said, "its file does not begin with # @package _global_")
+
+
+def sweep_in_a_file(config: Any) -> Iterator[Refusal]:
+    """What only -m reads: on the line `unread` sees it."""
+    mode = getattr(config.hydra.mode, "name", None)
+    if mode == "MULTIRUN" or config.hydra.sweeper.get("params"):
+        said = "hydra.mode=MULTIRUN" if mode == "MULTIRUN" else "hydra.sweeper.params"
+        yield refusal("launcher-without-multirun", f"{said} (in a file)", "it only works in a sweep")
 
 
 @contextmanager

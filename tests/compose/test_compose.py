@@ -547,6 +547,36 @@ def test_an_option_of_ones_own_stands_for_a_packaged_one(here: Path) -> None:
     assert "\n  rank: 3\n" in subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
+@pytest.mark.parametrize(
+    ("place", "text", "word", "rule"),
+    [
+        ("recipes/own.yaml", "stage: {max_steps: 2}", "recipe=own", "recipe-package"),
+        ("recipes/own.yaml", "\ufeff# @package _global_\nseed: 3", "recipe=own", "recipe-package"),
+        ("method/lora.yaml", "defaults: [lora]\nrank: 4", "method=lora", "defaults-circle"),
+        (
+            "recipes/own.yaml",
+            "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}",
+            "recipe=own",
+            "launcher-without-multirun",
+        ),
+    ],
+    ids=["no package", "a byte-order mark", "itself", "a sweep"],
+)
+def test_a_file_that_hydra_takes_otherwise_than_it_reads_is_refused(
+    place: str, text: str, word: str, rule: str, command: Command, here: Path
+) -> None:
+    said = command("plan", "--config-dir", _option(here / "own", place, text), word)
+    assert (said.code, said.rules) == (2, [rule])
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+def test_an_option_in_a_folder_of_a_group_is_not_said_to_be_where_it_was_looked_for(
+    command: Command, here: Path
+) -> None:
+    said = command("plan", "--config-dir", _option(here / "own", "recipes/deep/x.yaml", "seed: 3"), "recipe=deep/x")
+    assert said.rules == ["unknown-option"] and "--config-dir" not in said.err
+
+
 def test_a_folder_of_options_has_no_defaults_of_everything(command: Command, here: Path) -> None:
     own = _option(here / "own", "config.yaml", "seed: 7\n")
     said = command("plan", "--config-dir", own)
