@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import refusals
 from safetensors import SafetensorError
 from test_methods import FITTING
 
@@ -17,8 +18,9 @@ from factory import groups
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted
 from factory.execute.report import comparable, write_report
+from factory.plan import to_yaml
 from factory.refusal import UserError
-from factory.run.folder import RunFolder, is_whole
+from factory.run.folder import RunFolder, is_whole, write_whole
 from factory.steps import train
 from factory.words import size
 
@@ -218,7 +220,11 @@ def test_a_checkpoint_of_another_run_is_refused(execute: Execute) -> None:
 def test_it_goes_on_whatever_is_recomputed(execute: Execute) -> None:
     """On another machine `auto` may say otherwise."""
     whole = execute(*LORA, "stage.save_steps=5", folder="other")
-    start = Path("other/checkpoints/step-000005")
+    start, words = Path("other/checkpoints/step-000005"), whole.run.plan.overrides
+    write_whole(whole.run.folder.plan, to_yaml(whole.run.plan))
+    asked = (*words, f"stage.resume={start}", "compute.recomputed_layers=1", "hydra.run.dir=run")
+    assert [found.rule for found in refusals(*asked, "method.rank=8")] == ["resume-other-run"]
+    assert not refusals(*asked)
     done = execute(*LORA, "stage.save_steps=5", "compute.recomputed_layers=1", resume_from=start)
     assert done.model.is_gradient_checkpointing
     assert done.losses[-2:] == pytest.approx(whole.losses[-2:], rel=1e-6)
