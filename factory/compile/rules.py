@@ -362,6 +362,7 @@ def _not_isolated(case: Case) -> str | None:
 
 _TRACKING = (
     "tracking-address",
+    "tracking-store",
     "tracking-folder",
     "tracking-wandb-server",
     "tracking-unread",

@@ -46,6 +46,8 @@ def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Probl
             else "MLflow no longer keeps runs in plain folders"
         )
         yield "tracking-address", "tracking.uri", wrong
+    if tool == "mlflow" and (wrong := _not_stored(uri or "")):
+        yield "tracking-store", "tracking.uri", wrong
     if tool == "tensorboard" and (uri is None or "://" in uri):
         yield "tracking-folder", "tracking.uri", "TensorBoard's files lie in a folder"
     if tool == "wandb" and uri is not None and not re.match(r"https?://", uri):
@@ -57,6 +59,22 @@ def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Probl
         yield "tracking-package", "tracking.tool", f"the package {TOOLS[tool].package} is not installed"
     elif tool == "wandb" and tracking.mode == "online" and not has_wandb_key(uri):
         yield "tracking-login", "tracking.mode", "there is no key of wandb here"
+
+
+def database(uri: str) -> Path | None:
+    """The file of an sqlite store; None of others."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _not_stored(uri: str) -> str | None:
+    """Why nothing can be written there, if it is a file; MLflow itself would try for minutes."""
+    file = database(uri)
+    if file is None:
+        return None
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent}"
+    forbidden = (place for place in (file.parent, file) if place.exists() and not os.access(place, os.W_OK))
+    return next((f"{place} cannot be written" for place in forbidden), None)
 
 
 def _unread(tracking: Tracking) -> Iterator[tuple[str, bool, str]]:

@@ -18,7 +18,7 @@ from factory.schema import Tracking
 from factory.stages.loss import Unit
 from factory.stages.rows import unit
 from factory.tracking.ledger import Ledger, whole_lines
-from factory.tracking.spec import title
+from factory.tracking.spec import database, title
 from factory.typed import plain, to_tree
 
 _LONGEST_PARAMETER = 6000
@@ -216,21 +216,21 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
         logging.getLogger(name).setLevel(logging.WARNING)
     assert tracking.mlflow is not None
     with _alone(tracking.mlflow):
-        _make(_database(tracking.mlflow))
+        _make(database(tracking.mlflow))
         client = MlflowClient(tracking.mlflow)
         return client, _experiment(client, tracking)
 
 
-def _make(database: Path | None) -> None:
+def _make(file: Path | None) -> None:
     """A new sqlite file with MLflow's tables, under its name when it is whole: one that was half made stays broken."""
-    if database is None or database.exists():
+    if file is None or file.exists():
         return
     from mlflow import MlflowClient
 
-    aside = database.with_name(f".{database.name}.{os.getpid()}")
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
-        aside.rename(database)
+        aside.rename(file)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -241,10 +241,10 @@ def _experiment(client: Any, tracking: Tracking) -> str:
     found = client.get_experiment_by_name(tracking.experiment)
     if found is not None:
         return found.experiment_id
-    database, location = _database(tracking.uri or ""), None
+    file, location = database(tracking.uri or ""), None
     kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on pages for agents' traces
-    if database is not None:
-        location = (database.parent / "mlartifacts").as_uri()
+    if file is not None:
+        location = (file.parent / "mlartifacts").as_uri()
     try:
         return client.create_experiment(tracking.experiment, artifact_location=location, tags=kind)
     except MlflowException:  # another process was first
@@ -254,18 +254,14 @@ def _experiment(client: Any, tracking: Tracking) -> str:
         return found.experiment_id
 
 
-def _database(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """Processes that start at once on a new sqlite file would each make its tables: one does, the others wait."""
-    database = _database(uri)
-    if database is None:
+    file = database(uri)
+    if file is None:
         yield
         return
-    folder = os.open(database.parent, os.O_RDONLY)
+    folder = os.open(file.parent, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(folder, fcntl.LOCK_EX)

@@ -439,6 +439,11 @@ TABLE = (
         "tracking=mlflow tracking.uri=file:///tmp/runs",
         "tracking=mlflow tracking.uri=http://localhost:5000",
     ),
+    row(
+        "tracking-store",
+        "tracking=mlflow tracking.uri=sqlite:///nowhere/m.db",
+        "tracking=mlflow tracking.uri=sqlite:///m.db",
+    ),
     row("secret-in-settings", "tracking=mlflow tracking.uri=https://me:secret@host", "tracking=none"),
     row(
         "tracking-folder",

@@ -1,0 +1,35 @@
+"""Where MLflow's file can lie is known before a run starts."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from factory.schema import Tracking
+from factory.tracking.spec import problems
+
+THERE = {"mlflow": "3"}
+
+
+def wrong(uri: str) -> list[tuple[str, str]]:
+    asked = Tracking(
+        tool="mlflow",
+        uri=uri,
+        experiment="factory",
+        parent_run=None,
+        mode="online",
+        system_metrics=False,
+        system_metrics_seconds=10,
+    )
+    return [(rule, what) for rule, _, what in problems(asked, THERE)]
+
+
+def test_a_file_that_cannot_be_written_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "m.db"
+    assert wrong("sqlite:///m.db") == wrong(f"sqlite:///{file}") == wrong("http://nowhere:5000") == []
+    file.touch()
+    for place in (file, tmp_path):  # the user may write all, who runs the tests
+        monkeypatch.setattr(os, "access", lambda path, mode, place=place: Path(path) != place or mode != os.W_OK)
+        assert wrong("sqlite:///m.db") == [("tracking-store", f"{place} cannot be written")]
+    assert wrong("sqlite:///nowhere/m.db") == [("tracking-store", f"there is no folder {tmp_path / 'nowhere'}")]
