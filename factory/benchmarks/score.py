@@ -64,7 +64,7 @@ def answers(
     """One pass over the questions. `stop` is called before each batch and ends it all by raising.
 
     At most `batch_size` prompts are in memory at a time, with the keys and values of what they share. That this, and
-    padding, change nothing is tried on two prompts of this model; where they do, they are left away.
+    padding, change nothing is tried on two prompts of this model; where they do, they are left out.
     """
     asked, exam = _Asked(model, prompter.letters, device, call), prompter.exam
     found = [Given(None, 0)] * len(exam.questions)

@@ -131,10 +131,10 @@ def _with(overrides: Overrides, more: Iterable[str]) -> Overrides:
     return overrides
 
 
-def difference(before: Overrides, after: Overrides, leave_away: str) -> str:
-    """What a fix changes, as a button says it: `precision=bf16`, or `leave away method.rank` where a key goes."""
+def difference(before: Overrides, after: Overrides, leave_out: str) -> str:
+    """What a fix changes, as a button says it: `precision=bf16`, or `leave out method.rank` where a key goes."""
     new = [text for text in after if text not in before]
     gone = [
-        f"{leave_away} {name_of(text)}" for text in before if name_of(text) not in {name_of(other) for other in after}
+        f"{leave_out} {name_of(text)}" for text in before if name_of(text) not in {name_of(other) for other in after}
     ]
     return ", ".join([*new, *gone])

@@ -24,9 +24,9 @@ def test_the_plan_is_that_of_the_command_line(planner: Planner) -> None:
     ("overrides", "key", "fixes"),
     [
         (("hardware=cpu", "precision=fp16"), "precision.name", {"precision=bf16", "precision=fp32"}),
-        (("method.rank=many",), "method.rank", {"leave away method.rank"}),
-        (("stage.learning_rte=1",), "stage.learning_rte", {"leave away stage.learning_rte"}),
-        (("method=galore", "method.alpha=1"), "method.alpha", {"leave away method.alpha"}),
+        (("method.rank=many",), "method.rank", {"leave out method.rank"}),
+        (("stage.learning_rte=1",), "stage.learning_rte", {"leave out stage.learning_rte"}),
+        (("method=galore", "method.alpha=1"), "method.alpha", {"leave out method.alpha"}),
     ],
 )
 def test_a_problem_stands_beside_its_key_and_can_be_mended(
@@ -36,7 +36,7 @@ def test_a_problem_stands_beside_its_key_and_can_be_mended(
     assert planned.plan is None
     (problem,) = planned.of(key)
     found = planner.fixes(planned, problem)
-    assert fixes <= {difference(overrides, fixed, "leave away") for fixed in found}
+    assert fixes <= {difference(overrides, fixed, "leave out") for fixed in found}
     assert all(not planner(fixed).problems for fixed in found)
 
 

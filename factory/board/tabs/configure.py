@@ -214,7 +214,7 @@ def _form(page: "Page", group: Any, shown_of: tuple[Any, ...]) -> None:
 def _problem(page: "Page", planned: Planned, problem: Any, say: Words) -> None:
     fixes = page.planner.fixes(planned, problem)
     buttons = "".join(
-        shown.giving(difference(planned.overrides, fixed, say("leave_away")), line.command(fixed)) for fixed in fixes
+        shown.giving(difference(planned.overrides, fixed, say("leave_out")), line.command(fixed)) for fixed in fixes
     )
     gr.HTML(shown.problem(problem, say) + buttons)
 
@@ -246,7 +246,7 @@ def _that_fit(page: "Page", planned: Planned, say: Words) -> None:
     buttons = list[str]()
     for overrides, needed, fits in found:
         verdict = say("fits" if fits else "does_not_fit")
-        text = f"{difference(planned.overrides, overrides, say('leave_away'))}: {size(needed)}, {verdict}"
+        text = f"{difference(planned.overrides, overrides, say('leave_out'))}: {size(needed)}, {verdict}"
         buttons.append(shown.giving(text, line.command(overrides)))
     gr.HTML("".join(buttons))
 
