@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from child_environment import environment_of
 from commands import PATIENCE, Command, customized, metrics, steps, wait_for
 from conftest import compiled
 
@@ -372,27 +373,12 @@ def test_what_a_run_goes_back_from_is_told(tmp_path: Path) -> None:
     assert launch._gone_back_from(folder, tmp_path / "other" / "checkpoints" / "a copy") == ""
 
 
-class Caught(Exception):
-    """In place of a child."""
-
-
 @pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
 @pytest.mark.parametrize("kernels", ["native", "fused"])
 def test_what_a_user_preloads_comes_before_what_we_do(
     kernels: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def started(*_: Any, env: dict[str, str], **__: Any) -> None:
-        raise Caught(env["LD_PRELOAD"])
-
     plan = compiled(f"model.path={tiny_model}", "hardware=cpu", f"compute.kernels={kernels}")
     ours = f":{build.heap()}" if kernels == "native" else ""
     monkeypatch.setenv("LD_PRELOAD", "libm.so.6")
-    monkeypatch.setattr(subprocess, "Popen", started)
-    folder = RunFolder(tmp_path)
-    with (
-        pytest.raises(Caught) as caught,
-        folder.log.open("wb") as lock,
-        launch._started(plan, folder, None, lock.fileno()),
-    ):
-        pass
-    assert caught.value.args[0] == f"libm.so.6{ours}"
+    assert environment_of(plan, tmp_path, monkeypatch)["LD_PRELOAD"] == f"libm.so.6{ours}"

@@ -1,16 +1,13 @@
 """Threads spin where the cores were idle, and never on a machine that others use."""
 
 import os
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from child_environment import environment_of
 from conftest import compiled
 
-from factory.run import launch
-from factory.run.folder import RunFolder
 from factory.run.waiting import waiting
 
 SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -42,29 +39,15 @@ def test_one_thread_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waiting(1) == SLEEPING
 
 
-class Caught(Exception):
-    """In place of a child."""
-
-
 @pytest.mark.parametrize("by_hand", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, {}], ids=str)
 @pytest.mark.parametrize("used", [0.0, 100.0], ids=["idle", "busy"])
 def test_what_is_set_by_hand_is_what_the_child_is_given(
     by_hand: dict[str, str], used: float, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def started(*_: Any, env: dict[str, str], **__: Any) -> None:
-        raise Caught(env.get("OMP_WAIT_POLICY"))
-
     plan = compiled(f"model.path={tiny_model}", "hardware=cpu", "hardware.threads=2")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     for name, value in by_hand.items():
         monkeypatch.setenv(name, value)
     busy(monkeypatch, *[used] * 4)
-    monkeypatch.setattr(subprocess, "Popen", started)
-    folder = RunFolder(tmp_path)
-    with (
-        pytest.raises(Caught) as caught,
-        folder.log.open("wb") as lock,
-        launch._started(plan, folder, None, lock.fileno()),
-    ):
-        pass
-    assert caught.value.args[0] == by_hand.get("OMP_WAIT_POLICY", "PASSIVE" if used else None)
+    given = environment_of(plan, tmp_path, monkeypatch).get("OMP_WAIT_POLICY")
+    assert given == by_hand.get("OMP_WAIT_POLICY", "PASSIVE" if used else None)
