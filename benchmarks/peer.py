@@ -215,8 +215,10 @@ def run_peer(python: Path, words: str, model: Path, folder: Path, device: str) -
 
 def training(trained: int | None, lines: list[dict[str, Any]], train: dict[str, Any]) -> dict[str, Any]:
     losses = [line["loss"] for line in lines]
-    rate, mean = round(train["tokens"] / train["seconds"]), sum(losses) / len(losses)
-    counted = (len(losses), train["tokens"], round(train["seconds"], 1), rate)
+    tokens, rate, mean = train["tokens"], round(train["tokens"] / train["seconds"]), sum(losses) / len(losses)
+    if tokens < 0:  # the peer's own count of packed rows
+        tokens, rate = "overflowed", ""
+    counted = (len(losses), tokens, round(train["seconds"], 1), rate)
     values = (trained, *counted, *(round(loss, 4) for loss in (losses[0], losses[-1], mean)))
     return dict(zip(OF_TRAINING, values, strict=True))
 

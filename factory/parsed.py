@@ -30,6 +30,20 @@ def json_of(content: str | bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
+class NamedTwice(ValueError):
+    """A JSON object has a key twice: of its two values json would take the last in silence."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of a decoder that reads what people wrote. Raises NamedTwice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise NamedTwice(f"has a key twice: {twice[:60]!r}")
+    return found
+
+
 def values(tree: Any) -> int:
     """How many there are when every alias is written out. Raises ValueError where that has no end, or next to none."""
     return _values(tree, {}, set())

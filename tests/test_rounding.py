@@ -32,6 +32,20 @@ def test_what_the_type_has_stays(dtype: torch.dtype) -> None:
     assert torch.equal(rounded(wide.to(dtype), dtype), wide.to(dtype))
 
 
+def test_a_place_decides_too() -> None:
+    """Else a layer of equal numbers would go up or down as one."""
+    for pieces in (torch.full((3 * 2**18,), 0.1), torch.full((1000,), -0.1)):
+        made = rounded(pieces, torch.bfloat16).float()
+        assert len(made.unique()) == 2
+        for part in (made, made[: len(made) // 3], made[::2]):
+            assert float(part.mean()) == pytest.approx(float(pieces[0]), rel=2**-6 / len(part) ** 0.5)
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """A device without numbers can tell none."""
+    assert rounded(torch.zeros(3, 2**21, device="meta"), torch.bfloat16).device.type == "meta"
+
+
 def test_the_smallest_and_the_largest() -> None:
     tiny = torch.full((200_000,), 1e-9)
     for sign in (1, -1):

@@ -161,6 +161,7 @@ def prepared(line: CommandLine) -> Prepared:
     ready: list[str] = []
     bad_groups: set[str] = set()
     search: list[Any] = []
+    swept: dict[str, str] = {}  # the words of a sweep that name several values, by their keys
     for text in line.overrides:
         try:
             text, override = _override(parser, text, line.config_dirs)
@@ -168,6 +169,11 @@ def prepared(line: CommandLine) -> Prepared:
             problems += error.refusals
             continue
         key, chosen = override.key_or_group, override.value()
+        if key in swept:
+            problems.append(refusal("swept-again", text, f"{swept[key]} before it names several values", key=key))
+            continue
+        if line.multirun and override.is_sweep_override():
+            swept[key] = text
         if len(key.encode()) > _LONGEST:
             problems.append(unknown_key(key, chosen, []))
         elif override.is_sweep_override() and not line.multirun and not key.startswith("hydra"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.data import read
+from factory.parsed import NamedTwice, once
 from factory.refusal import UserError, did_you_mean, refuse
 from factory.schema import Format, Source
 
@@ -136,7 +137,9 @@ def _read(path: str) -> tuple[Path, dict[str, Any]]:
     if not file.is_file():
         raise refuse("catalogue-missing", f"data.path={path}", "there is no such file", hint=read.near(file))
     try:
-        entries = json.loads(file.read_bytes().decode("utf-8-sig"))
+        entries = json.loads(file.read_bytes().decode("utf-8-sig"), object_pairs_hook=once)
+    except NamedTwice as error:
+        raise refuse("catalogue-broken", f"data.path={path}", f"an object in it {error}") from None
     except (ValueError, RecursionError) as error:
         raise refuse("catalogue-broken", f"data.path={path}", f"it is not JSON ({error})") from None
     if not isinstance(entries, dict):

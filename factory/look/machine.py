@@ -41,6 +41,7 @@ PACKAGES: tuple[str, ...] = (
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards
 _DRM = Path("/sys/class/drm")
+_CAPABILITIES = Path("/proc/driver/nvidia/capabilities")  # of NVIDIA's driver: the instances of divided cards
 _CARD_MEMORY = (1, 2)  # its heap types of a card's own memory, seen by the CPU and not
 
 
@@ -112,7 +113,11 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def _nvidia() -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order."""
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order.
+
+    Without it all, or the first instance of a divided card: CUDA takes no card beside one, nor a second (MIG user
+    guide, CUDA device enumeration).
+    """
     visible = os.environ.get(_VISIBLE)
     if visible in ("", "-1"):
         return ()
@@ -129,7 +134,8 @@ def _nvidia() -> tuple[Gpu, ...]:
     except ValueError:
         return ()
     if visible is None:
-        return tuple(found.values())
+        divided = any(_CAPABILITIES.glob("gpu*/mig/gi*"))  # asked of the driver's files, which costs nothing
+        return tuple(_parts(found).values() if divided else ())[:1] or tuple(found.values())
     parts = _parts(found) if _PART in visible else {}
     return tuple(_visible(found, parts, [word.strip() for word in visible.split(",")]))
 

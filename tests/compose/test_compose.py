@@ -235,6 +235,10 @@ def test_a_set_that_is_named_twice_is_refused(text: str) -> None:
     assert not compose.prepared(compose.parse(["-m", "data=demo,[alpaca,demo],demo"])).problems
 
 
+def test_a_sweep_may_take_the_place_of_one_value() -> None:
+    assert not compose.prepared(compose.parse(["-m", "seed=3", "seed=1,2"])).problems
+
+
 def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
     (found,) = refusals("data=[demo,demo_tools]", "data.sources.demoo.weight=2", training=False)
     assert (found.rule, found.setting) == ("unknown-set", "data.sources.demoo.weight=2")
@@ -308,6 +312,8 @@ def test_a_mistake_is_refused_and_not_a_traceback(argument: str, rule: str, comm
     [
         (("-m", "seed=1,2", "hydra.run.dir=x"), "hydra-unread"),
         (("-m", "seed=1,2", "hydra.job.chdir=true"), "hydra-unread"),
+        (("-m", "seed=1,2", "seed=3"), "swept-again"),
+        (("-m", "method.rank=2,4", "++method.rank=8,16"), "swept-again"),
         (("recipe=rlhf", "hydra.sweep.subdir=x"), "hydra-unread"),
         (("recipe=rlhf", "hydra.run.dir=x"), "recipe-folder"),
         (("stage=nope", "--cfg", "job"), "unknown-option"),  # Hydra would show the config without it

@@ -153,7 +153,11 @@ def test_all_wrong_names_are_told_at_once(tmp_path: Path) -> None:
         sources(path, ["alpaca", "alpaca"])
 
 
-@pytest.mark.parametrize("content", [b"[]", b'{"a": ', b"\xff", b"[" * 100_000], ids=["list", "cut", "bytes", "deep"])
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b'{"a": ', b"\xff", b"[" * 100_000, b'{"a": {"file_name": "a.json"}, "a": {"file_name": "b.json"}}'],
+    ids=["list", "cut", "bytes", "deep", "twice"],
+)
 def test_a_broken_catalogue_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_bytes(content)
     with pytest.raises(UserError, match="catalogue-broken"):

@@ -150,6 +150,7 @@ def test_a_tool_may_have_no_more_than_a_name() -> None:
         ("[", "tools is not JSON"),
         ("[NaN]", "tools is not JSON"),
         ('[{"name": "\\ud800"}]', "tools is not JSON"),
+        ('[{"name": "f", "name": "g"}]', "tools is not JSON"),
         ("[" * 10_000, "tools is not JSON"),
         (5, "tools is not a list"),
         ("5", "tools is not a list"),

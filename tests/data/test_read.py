@@ -186,6 +186,8 @@ def test_what_is_wrong_is_named_by_its_place(name: str, content: bytes, rule: st
         (GOOD + b'{"a": ' + b"[" * 100_000, "is nested too deeply", "line 2 is nested too deeply"),
         (GOOD + b'{"text": ' + b"1" * 5000 + b"}", "has a number of thousands of digits", "line 2"),
         (GOOD + b'{"text": "half \\uD83D of it"}', "has half of a surrogate pair", "half of a surrogate pair"),
+        (GOOD + b'{"text": "b", "text": "c"}', "has a key twice", "line 2 has a key twice: 'text'"),
+        (GOOD + b'{"a": [{"b": 1, "c": 2, "b": 1}]}', "has a key twice", "line 2 has a key twice: 'b'"),
         (GOOD + b'{"text": "caf\xe9"}\n', "not UTF-8", "line 2, byte 14 (0xE9)"),
         (GOOD + b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "is nested too deeply", "line 2 is nested too deeply"),
         (b'[{"text": "b"}\n' + GOOD, "not JSON", "line 1, column 15 "),

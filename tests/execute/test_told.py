@@ -1,7 +1,9 @@
 """What libraries are told as they are imported: that it is true, and that it is found out anew when it may not be."""
 
+import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,32 @@ def test_sources_that_cannot_be_looked_at_are_read_as_ever(tmp_path: Path, monke
     told._remember_exported(module)
     assert module.define_import_structure(models, "x") == (models, "x")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_pattern_is_compiled_when_it_is_asked_for_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, compiled = SimpleNamespace(__name__="transformers.core_model_loading", re=re), list[str]()
+    monkeypatch.setattr(re, "compile", lambda *given: compiled.append(given[0]) or re._compile(*given, 0))  # type: ignore[attr-defined]
+    told._tell(module, alone=False)
+    pattern = module.re.compile("(?P<g0>a)|b")
+    assert not compiled
+    assert pattern.search("xa")["g0"] == "a"
+    assert pattern.groupindex["g0"] == 1
+    assert set(compiled) == {"(?P<g0>a)|b"}
+    assert isinstance(copy.deepcopy(pattern), re.Pattern)
+    assert module.re.search("a", "ba")
+
+
+def test_transformers_still_compiles_its_patterns_so() -> None:
+    """Else the stand-in is one for nothing."""
+    script = """
+from factory.execute.told import telling
+with telling(alone=True):
+    import transformers.modeling_utils
+from transformers.core_model_loading import WeightRenaming
+print(type(WeightRenaming("a.b", "c").compiled_sources).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["_Pattern"], done.stderr
 
 
 def test_what_is_exported_is_remembered_as_it_is(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from test_methods import FITTING
 
 from factory.look.machine import installed_version
 from factory.optimizers.spec import NEEDS_GPU
+from factory.rounding import rounded
 from factory.steps import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -52,6 +53,12 @@ def test_everything_in_bfloat16(method: str, execute: Callable[..., Any]) -> Non
     done = execute(f"method={method}", *LEARNS, *FITTING[method], "precision=pure_bf16")
     assert {value.dtype for value in done.model.parameters()} == {torch.bfloat16}
     assert done.result["evaluate"]["perplexity"] < done.result["evaluate"]["perplexity_before"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_rounded_as_on_the_cpu(dtype: torch.dtype) -> None:
+    value = torch.randn(3, 2**21 + 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rounded(value.cuda(), dtype).cpu(), rounded(value, dtype))
 
 
 @pytest.mark.parametrize("optimizer", sorted(NEEDS_GPU))

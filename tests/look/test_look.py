@@ -443,6 +443,19 @@ def test_an_instance_of_a_card_is_a_gpu(
         assert part.compute_capability == (7.5 if "T4" in part.name else 9.0)
 
 
+def test_of_a_divided_card_cuda_takes_the_first_instance(
+    smi: Callable[[str], None], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(SAYS)
+    monkeypatch.setattr(look, "_CAPABILITIES", here)
+    assert [gpu.name for gpu in look.look_at_machine().gpus] == ["NVIDIA H100 80GB HBM3", "Tesla T4"]
+    (here / "gpu0" / "mig" / "gi2").mkdir(parents=True)
+    (part,) = look.look_at_machine().gpus
+    assert (part.name, part.memory_bytes) == ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40 * 10**9)
+    smi("\n".join(f"echo '{line}'" for line in CARDS))  # of another driver: -L is not known to it
+    assert len(look.look_at_machine().gpus) == 2
+
+
 def test_a_gpu_that_no_name_leaves_is_told_by_the_name(
     smi: Callable[[str], None], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import json
 from typing import Any, NoReturn
 
 from factory.data.record import EMPTY, BadRow
+from factory.parsed import once
 
 Row = dict[str, Any]  # as read gives it; not imported from there, which is much to import for a worker
 
@@ -40,7 +41,7 @@ def listed(value: Any, name: str) -> list[Any] | tuple[Any, ...]:
 def parsed(value: str, name: str) -> Any:
     """JSON within a text, as strict as that of a file."""
     try:
-        found = json.loads(value, parse_constant=_refused)
+        found = json.loads(value, parse_constant=_refused, object_pairs_hook=once)
         if "\\ud" in value.lower():  # half of a surrogate pair would break the tokenizer
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):

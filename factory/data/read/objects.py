@@ -10,11 +10,12 @@ from typing import Any
 from factory.data.read import wrong
 from factory.data.read.opened import BOM, BUFFER, Skip, Stream
 from factory.data.read.wrong import Broken
+from factory.parsed import NamedTwice, once
 from factory.refusal import UserError
 
 _NEAR_END = 64  # characters: a value that is cut there is one that goes on in the next chunk
 _SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=once)
 _GOES_ON = (b"[", b"{", b",", b":")  # how a line within an array ends
 
 
@@ -80,24 +81,31 @@ def _row(path: Path, raw: bytes, line: int) -> dict[str, Any]:
     """The line's object, or what is wrong with it."""
     try:
         text = raw.decode().rstrip("\r\n")
-        value = json.loads(text)
+        value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         words = wrong.byte_words(line, error.start + 1, raw[error.start])
         return Broken(path, raw, wrong.NOT_UTF8, words)
     except json.JSONDecodeError as error:
         return Broken(path, raw, "not JSON", f"line {line}, column {error.colno} is not JSON ({error.msg})")
     except (RecursionError, ValueError) as error:
-        why = _too_much(error)
-        return Broken(path, raw, why, f"line {line} {why}")
+        why = _unread(error)
+        return Broken(path, raw, _reason(why), f"line {line} {why}")
     if not isinstance(value, dict):
         return Broken(path, raw, "not an object", f"line {line} is {wrong.kind(value)}, not an object")
     if why := wrong.unsound(value, text):
-        return Broken(path, raw, why.partition(" after ")[0], f"line {line} {why}")
+        return Broken(path, raw, _reason(why), f"line {line} {why}")
     return value
 
 
-def _too_much(error: RecursionError | ValueError) -> str:
-    """What Python's decoder gives up at besides what is not JSON."""
+def _reason(why: str) -> str:
+    """By which rows are counted: without what is in the one row."""
+    return re.split(" after |: ", why)[0]
+
+
+def _unread(error: RecursionError | ValueError) -> str:
+    """What a decoder gives up at besides what is not JSON."""
+    if isinstance(error, NamedTwice):
+        return str(error)
     return "is nested too deeply" if isinstance(error, RecursionError) else "has a number of thousands of digits"
 
 
@@ -161,7 +169,7 @@ class _Window:
                     continue
                 raise self.broken(error.msg, error.pos) from None
             except (RecursionError, ValueError) as error:
-                raise self._unsound(_too_much(error)) from None
+                raise self._unsound(_unread(error)) from None
             if end == len(self.text) and self.more():  # a number may go on
                 continue
             if why := wrong.unsound(value, self.text[self.at : end]):

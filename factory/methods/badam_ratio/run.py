@@ -15,13 +15,13 @@ from factory.rounding import rounded
 __all__ = ["attach", "begin_step", "optimizer"]
 
 
-def indices(settings: Settings, size: int, turn: int, seed: int) -> Tensor:
+def indices(settings: Settings, size: int, turn: int, seed: int, device: torch.device | None = None) -> Tensor:
     """The elements that are trained in a turn. Turns follow each other through the tensor, and start over at its end.
 
     Scattered: the tensor is gone through by a stride that shares no divisor with its size, so that each is met once.
     """
     count = chosen(settings, size)
-    places = (turn * count + torch.arange(count)) % size
+    places = (turn * count + torch.arange(count, device=device)) % size
     if settings.mask == "adjacent" or count == size:
         return places
     stride = seed % size
@@ -52,7 +52,7 @@ class Shares(Turns):
     def _places(self, name: str) -> Tensor:
         """Drawn where they are needed: kept, they would take 8 bytes an element."""
         tensor = self.tensors[name]
-        return indices(self.settings, tensor.numel(), self.turn, self.seeds[name]).to(tensor.device)
+        return indices(self.settings, tensor.numel(), self.turn, self.seeds[name], tensor.device)
 
 
 def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:

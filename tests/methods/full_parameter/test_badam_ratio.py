@@ -42,6 +42,12 @@ def test_each_element_has_its_turn(size: int, mask: str) -> None:
 
 
 @pytest.mark.parametrize("mask", ["adjacent", "scattered"])
+def test_they_are_told_where_the_weights_are(mask: str) -> None:
+    """In every step anew: from the CPU they would have to be sent."""
+    assert indices(settings(mask=mask), 1000, 3, 12345, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("mask", ["adjacent", "scattered"])
 @pytest.mark.parametrize("shape", [(10, 30), (300,), (7,)])
 def test_steps_are_adam_on_the_chosen(shape: tuple[int, ...], mask: str, train_plan: Callable[..., Any]) -> None:
     plan, decay, size = train_plan(weight_decay=0.1), 0.1 if len(shape) == 2 else 0.0, prod(shape)
