@@ -10,6 +10,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +98,33 @@ def _zstandard(content: bytes) -> bytes:
     return pyarrow.CompressedInputStream(io.BytesIO(content), "zstd").read()
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+_loads = partial(json.loads, object_pairs_hook=_once)
+
+
 def _json(content: bytes) -> Rows:
     if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        return [_object(json.loads(line.decode())) for line in lines if line.strip()]
-    return [_object(row) for row in json.loads(content.decode("utf-8-sig"))]
+        return [_object(_loads(line.decode())) for line in lines if line.strip()]
+    return [_object(row) for row in _loads(content.decode("utf-8-sig"))]
 
 
 def _jsonl(content: bytes) -> list[Any]:
     """The lines, BAD for each that is no object. What begins with a bracket is an array, unless a line stands there."""
     lines = [line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
     array = bool(lines) and lines[0].lstrip().startswith(b"[")
-    if array and (lines[0].rstrip()[-1:] in b"[{,:" or len(lines) == 1 or _line(lines[1]) == BAD):
+    if array and (lines[0].rstrip()[-1:] in b"[{,:" or len(lines) == 1 or _line(lines[1], json.loads) == BAD):
         return _json(content)
     return [_line(line) for line in lines]
 
 
-def _line(line: bytes) -> Any:
+def _line(line: bytes, loads: Callable[[str], Any] = _loads) -> Any:
     try:
-        return _object(json.loads(line.decode()))
+        return _object(loads(line.decode()))
     except (ValueError, RecursionError, AssertionError):
         return BAD
 
