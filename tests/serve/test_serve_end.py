@@ -1,14 +1,19 @@
 """More clients than there is room for, an end in the middle of streams, adapters by name, a reward model's scores."""
 
+import queue
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
+import uvicorn
 from serving import TINY, room_of, serving
 
 from factory.refusal import UserError
+from factory.serve.run import Server
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 
@@ -103,3 +108,32 @@ def test_a_model_that_scores_nothing_says_so(tiny_model: Path) -> None:
         answer = http.post("/v1/score", json=body)
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported"
     room.engine.stop(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_cuts_at_once(number: int, tiny_model: Path) -> None:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY)
+    with serving(room, settings, grace=60.0) as found:
+        stream = iter(
+            found.client().chat.completions.create(
+                model="tiny", messages=HI, max_tokens=200, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        next(stream)
+        for _ in range(2):
+            found.server.handle_exit(number, None)
+        *_, last, usage = list(stream)
+        found.thread.join(20)
+        assert not found.thread.is_alive()
+    assert last.choices[0].finish_reason == "length" and usage.usage.completion_tokens < 200
+
+
+@pytest.mark.parametrize("sent", [(signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP)])
+def test_a_hangup_beside_another_signal_is_no_second_one(sent: tuple[int, int]) -> None:
+    """As systemd sends them where a unit says SendSIGHUP=yes, and who ends a session."""
+    graces = queue.SimpleQueue[float]()
+    room: Any = SimpleNamespace(engine=SimpleNamespace(stop=graces.put))
+    made = Server(uvicorn.Config("of:none"), room, 30.0)
+    for number in sent:
+        made.handle_exit(number, None)
+    assert [graces.get(timeout=5) for _ in sent] == [30.0, 30.0]
