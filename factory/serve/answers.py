@@ -147,8 +147,8 @@ async def gathered(found: AsyncIterator[tuple[int, Delta]], count: int) -> list[
     return made
 
 
-async def while_there(request: Any, work: Awaitable[T]) -> T | None:
-    """What the work gives; None where the client left, and the work with it."""
+async def while_there(request: Any, work: Awaitable[T]) -> T:
+    """What the work gives. Raises ApiError where the client left, and ends the work."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -159,7 +159,7 @@ async def while_there(request: Any, work: Awaitable[T]) -> T | None:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        return None
+        raise errors.left()
     finally:
         for each in (working, leaving):
             each.cancel()

@@ -198,7 +198,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
 
     if asked.stream:
         head = {**first, "object": "chat.completion.chunk"}
-        return await _streamed(asked, head, found, chunk, watch, len(ids))
+        return await _streamed(asked, request, head, found, chunk, watch, len(ids))
     return await _whole(request, first, found, len(requests), choice, watch, len(ids))
 
 
@@ -249,7 +249,7 @@ async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest,
 
     size = sum(map(len, prompts))
     if asked.stream:
-        return await _streamed(asked, first, found, choice, watch, size)
+        return await _streamed(asked, request, first, found, choice, watch, size)
     return await _whole(request, first, found, len(requests), choice, watch, size)
 
 
@@ -264,7 +264,7 @@ async def _embed(desk: Desk, metrics: Metrics, asked: wire.EmbeddingRequest, req
     rows = await _apart(desk, _prompts, desk, asked.input)
     for row in rows:
         desk.fits(row, "input", 0)
-    found = await _of_engine(desk.room.engine.embed, rows, adapter)
+    found = await _of_engine(request, desk.room.engine.embed, rows, adapter)
     data = [{"object": "embedding", "index": at, "embedding": _coded(asked, each)} for at, each in enumerate(found)]
     return _listed(asked.model, data, rows)
 
@@ -286,7 +286,7 @@ async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request
         rows.append(await _apart(desk, rendered, desk.room.prompts.answered, conversation))
         desk.fits(rows[-1], "messages", 0)
         seen.append((rows[-1], await _apart(desk, desk.room.prompts.inputs, rows[-1], conversation.images)))
-    found = await _of_engine(desk.room.engine.score, seen, adapter)
+    found = await _of_engine(request, desk.room.engine.score, seen, adapter)
     data = [{"object": "score", "index": at, "score": each} for at, each in enumerate(found)]
     return _listed(asked.model, data, rows)
 
@@ -297,9 +297,14 @@ def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]
     return errors.Json({"object": "list", "data": data, "model": model, "usage": told})
 
 
-async def _of_engine(work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> Any:
+async def _of_engine(request: Request, work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> list[Any]:
+    """What the engine makes of each row, while the client waits for it."""
+
+    async def made() -> list[Any]:
+        return [each for row in rows for each in await asyncio.to_thread(work, [row], adapter)]
+
     try:
-        return await asyncio.to_thread(work, rows, adapter)
+        return await answers.while_there(request, made())
     except Unable:
         raise errors.bad("The model that is served cannot do that.", "model", "unsupported") from None
     except Overloaded:
@@ -323,14 +328,13 @@ async def _whole(
     size: int,
 ) -> Response:
     made = await answers.while_there(request, answers.gathered(found, count))
-    if made is None:  # nobody is there to read it
-        return Response(status_code=499)
     choices = [choice(number, part) for number, part in enumerate(made)]
     return errors.Json({**first, "choices": choices, "usage": answers.usage(size, watch.tokens)})
 
 
 async def _streamed(
     asked: wire.Drawn,
+    request: Request,
     first: dict[str, Any],
     found: AsyncIterator[tuple[int, Delta]],
     choice: Callable[..., dict[str, Any]],
@@ -348,5 +352,5 @@ async def _streamed(
         if counted:
             yield {**first, "choices": [], "usage": answers.usage(size, watch.tokens)}
 
-    body = answers.stream(await answers.begun(chunks()))
+    body = answers.stream(await answers.while_there(request, answers.begun(chunks())))
     return StreamingResponse(body, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

@@ -116,3 +116,8 @@ def too_large(most: int) -> ApiError:
 
 def broken() -> ApiError:
     return ApiError(500, "The server failed; its log has the reason.", code="internal_error", kind="server_error")
+
+
+def left() -> ApiError:
+    """Read by nobody but the metrics; nginx's number for it."""
+    return ApiError(499, "The client left.", code="client_left")

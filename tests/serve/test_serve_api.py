@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from serving import TINY, Serving, room_of, says, serving
 
 from factory.data.tools import FORMATS
+from factory.inference.embedded import Model
 from factory.inference.types import Request
 from factory.serve.metrics import Metrics
 
@@ -310,6 +311,54 @@ def test_one_that_waits_for_a_whole_answer_and_leaves_frees_it_too(served: Servi
     while engine.count().running and time.monotonic() < end:
         time.sleep(0.005)
     assert engine.count().running == 0 and engine.count().tokens - start < 8 * 240
+
+
+def test_one_whose_stream_has_not_begun_and_leaves_frees_its_place(
+    served: Serving, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tools a stream begins when the answer is whole; others wait for a place."""
+    import time
+
+    import httpx
+
+    engine, original = opened[0].engine, Model.logits
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.02)
+        return original(*given)
+
+    monkeypatch.setattr(Model, "logits", slow)
+    start = engine.count().tokens
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        body = {"model": "tiny", "messages": HI, "tools": [TOOL], "stream": True, "max_tokens": 60}
+        http.post("/v1/chat/completions", json=body, timeout=0.1)
+    end = time.monotonic() + 10
+    while engine.count().running and time.monotonic() < end:
+        time.sleep(0.005)
+    assert engine.count().running == 0 and engine.count().tokens - start < 30
+
+
+def test_rows_of_a_client_that_left_are_not_read(
+    served: Serving, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    import httpx
+
+    read, original = list[int](), Model.states
+
+    def slow(self: Model, ids: Any) -> Any:
+        time.sleep(0.02)
+        read.append(len(ids))
+        return original(self, ids)
+
+    monkeypatch.setattr(Model, "states", slow)
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/embeddings", json={"model": "tiny", "input": ["The sea"] * 60}, timeout=0.1)
+    time.sleep(0.2)
+    seen = len(read)
+    time.sleep(0.1)
+    assert len(read) == seen < 60
 
 
 def test_a_key_is_asked_for(opened: tuple[Any, Any]) -> None:
