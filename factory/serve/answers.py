@@ -77,10 +77,20 @@ class Watch:
 
 
 async def shown(
-    room: Room, requests: Sequence[Request], stops: Sequence[str], watch: Watch, *, special: bool = False
+    room: Room,
+    requests: Sequence[Request],
+    stops: Sequence[str],
+    watch: Watch,
+    *,
+    special: bool = False,
+    goes_on: bool = False,
 ) -> AsyncIterator[tuple[int, Shown]]:
-    """The texts as they grow. `special`: with the texts of special tokens. A last one of each answer is `done`."""
-    writers = [Writer(room.prompts.tokenizer, stops, special=special) for _ in requests]
+    """The texts as they grow. A last one of each answer is `done`.
+
+    `special`: with the texts of special tokens. `goes_on`: each is the rest of its prompt, and no turn of its own.
+    """
+    befores = [request.ids if goes_on else () for request in requests]
+    writers = [Writer(room.prompts.tokenizer, stops, special=special, before=before) for before in befores]
     held: list[list[Token]] = [[] for _ in requests]
     ended, tickets = set[int](), list[Ticket]()
     async with aclosing(events(room, requests, tickets)) as found:
@@ -207,7 +217,7 @@ def told(room: Room, tokens: Sequence[Token]) -> list[dict[str, Any]]:
     """Probabilities as chat completions have them."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        text = room.prompts.tokenizer.decode([token])
+        text = room.prompts.spelled(token)
         known = "\ufffd" not in text  # of half a character the text does not tell
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if known else None}
 
@@ -216,15 +226,15 @@ def told(room: Room, tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 def told_plainly(room: Room, tokens: Sequence[Token], at: int) -> dict[str, Any]:
     """Probabilities as completions have them; `at` characters of text come before."""
-    decode, texts, places = room.prompts.tokenizer.decode, list[str](), list[int]()
+    spelled, texts, places = room.prompts.spelled, list[str](), list[int]()
     for token in tokens:
-        texts.append(decode([token.id]))
+        texts.append(spelled(token.id))
         places.append(at)
         at += len(texts[-1])
     return {
         "tokens": texts,
         "token_logprobs": [max(token.logprob, -9999.0) for token in tokens],
-        "top_logprobs": [{decode([other]): max(value, -9999.0) for other, value in token.top} for token in tokens],
+        "top_logprobs": [{spelled(other): max(value, -9999.0) for other, value in token.top} for token in tokens],
         "text_offset": places,
     }
 

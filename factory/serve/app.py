@@ -234,7 +234,7 @@ async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest,
     prompts = await _apart(desk, _prompts, desk, asked.prompt)
     sampling = desk.sampling(asked, asked.max_tokens or _MOST_TOKENS, asked.logprobs)
     requests = await _apart(desk, desk.requests, asked, prompts, sampling, "prompt")
-    found = answers.deltas(answers.shown(room, requests, desk.stops(asked), watch))
+    found = answers.deltas(answers.shown(room, requests, desk.stops(asked), watch, goes_on=True))
     first, each = answers.head("text_completion", asked.model), asked.n or 1
     before = [room.prompts.tokenizer.decode(ids, skip_special_tokens=True) if asked.echo else "" for ids in prompts]
     places = [0] * len(requests)

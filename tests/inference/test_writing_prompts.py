@@ -150,3 +150,10 @@ def test_the_format_of_a_template_of_its_own_is_found(pack: Pack) -> None:
     from factory.data.tools import FORMATS
 
     assert Prompts(tokenizer, pack, None).tool_format == FORMATS["qwen"]
+
+
+def test_a_token_is_spelled_with_its_space(pack: Pack) -> None:
+    made = Prompts(tiny.sentencepiece(), pack, None)
+    assert [made.spelled(token) for token in (0, 1, 4)] == ["</s>", "a", " is"]
+    plain = Prompts(tiny.tokenizer(), pack, None)
+    assert "".join(map(plain.spelled, tiny.tokenizer()("The sea is.")["input_ids"])) == "The sea is."

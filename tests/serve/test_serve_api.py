@@ -8,13 +8,14 @@ from typing import Any
 
 import openai
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import TINY, Serving, room_of, says, serving
 
 from factory.data.tools import FORMATS
 from factory.inference.embedded import Model
-from factory.inference.types import Request
+from factory.inference.types import Done, Request, Ticket, Token
 from factory.serve.metrics import Metrics
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -107,6 +108,22 @@ def test_completions_of_texts_and_of_tokens(client: Any, opened: tuple[Any, Any]
     assert by_text == by_ids
     assert [choice.text for choice in several.choices[:2]] == [f"The sea{by_text}"] * 2
     assert all(choice.text.startswith("Bread") for choice in several.choices[2:])
+
+
+def test_a_completion_begins_with_the_space_after_its_prompt(
+    client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opened[0].prompts.stops  # those of its own tokenizer
+    monkeypatch.setattr(opened[0].prompts, "tokenizer", tiny.sentencepiece())
+    monkeypatch.setattr(type(opened[0].engine), "submit", lambda _, asked, tell: submitted(asked, tell))
+
+    def submitted(asked: Request, tell: Callable[[Any], None]) -> Ticket:
+        tell(Token(4))
+        tell(Done("stop"))
+        return Ticket(asked, tell)
+
+    for more, text in (({}, " is"), ({"echo": True}, "The sea is")):
+        assert client.completions.create(model="tiny", prompt=[2, 3], **more).choices[0].text == text
 
 
 def test_embeddings_are_of_length_one_in_both_forms(client: Any) -> None:
