@@ -276,6 +276,26 @@ def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[
     assert "Action: look_up" in text and "<|im_start|>tool\nObservation: falls" in text
 
 
+def test_results_are_read_by_the_calls_that_they_name(
+    client: Any, speaking: Callable[[str], list[Request]], opened: Any
+) -> None:
+    """Several calls are answered as they come; the chat template pairs them by their order alone."""
+    seen = speaking("So.")
+    calls = [
+        {"id": name, "type": "function", "function": {"name": "look_up", "arguments": f'{{"word": "{name}"}}'}}
+        for name in ("ebb", "flow")
+    ]
+    results = [{"role": "tool", "tool_call_id": name, "content": f"of {name}"} for name in ("flow", "ebb")]
+    asked = [*HI, {"role": "assistant", "content": None, "tool_calls": calls}]
+    client.chat.completions.create(model="tiny", messages=[*asked, *results], max_tokens=1)
+    text = opened[0].prompts.tokenizer.decode(seen[0].ids)
+    assert 0 < text.index("of ebb") < text.index("of flow")
+    for wrong in ([results[0]], [{**results[0], "tool_call_id": "tide"}], [results[1], results[1]]):
+        with pytest.raises(openai.BadRequestError, match="one of each of the calls") as raised:
+            client.chat.completions.create(model="tiny", messages=[*asked, *wrong])
+        assert raised.value.param == "messages.2.tool_call_id"
+
+
 def test_json_is_held_to_or_refused(client: Any) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
