@@ -471,6 +471,33 @@ def test_no_page_of_another_site_may_read_answers(served: Serving) -> None:
     assert not any(name.startswith("access-control") for name in {**found.headers, **asked.headers})
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example:8000", 403),
+        ("evil.localhost.example", 403),
+        ("[", 403),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.0.7", 200),
+        ("localhost:8000", 200),
+        ("host.docker.internal:8000", 200),
+    ],
+)
+def test_without_a_key_it_is_not_asked_by_the_name_of_another_site(host: str, status: int, served: Serving) -> None:
+    """Which could be made to stand for this machine, and its page then reads answers as its own (DNS rebinding)."""
+    with served.http() as http:
+        found = http.get("/v1/models", headers={"Host": host})
+        assert found.status_code == status
+        assert status == 200 or found.json()["error"]["code"] == "host_not_allowed"
+
+
+def test_with_a_key_it_is_asked_by_any_name(opened: tuple[Any, Any]) -> None:
+    with serving(*opened, key="s3cret") as found, found.http() as http:
+        headers = {"Host": "models.example", "Authorization": "Bearer s3cret"}
+        assert http.get("/v1/models", headers=headers).status_code == 200
+
+
 # --- whatever is sent, the server does not fail
 
 _NAMES = (
