@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -17,6 +18,7 @@ from factory.serve import errors
 from factory.serve.metrics import Metrics
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 async def events(room: Room, requests: Sequence[Request], tickets: list[Ticket]) -> AsyncGenerator[tuple[int, Event]]:
@@ -183,6 +185,9 @@ async def stream(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
             yield event(chunk)
     except errors.ApiError as error:
         yield event(error.body)
+    except Exception:
+        _log.exception("a stream failed")
+        yield event(errors.broken().body)
     yield b"data: [DONE]\n\n"
 
 

@@ -186,6 +186,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
         "messages.1.tool_calls.0.function.arguments",
     ),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
+    "a length in two ways": ({"max_completion_tokens": 3}, None),
 }
 
 
@@ -307,6 +308,13 @@ def test_json_is_held_to_or_refused(client: Any) -> None:
         return
     found = client.chat.completions.create(model="tiny", messages=HI, response_format=form, max_tokens=60)
     assert json.loads(found.choices[0].message.content)["n"] in (1, 2)
+
+
+def test_what_is_held_to_json_calls_no_tools(client: Any) -> None:
+    """The grammar has no place for a call: the tools would be told to the model in vain."""
+    form: Any = {"type": "json_object"}
+    with pytest.raises(openai.BadRequestError, match="calls no tools"):
+        client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], response_format=form)
 
 
 def test_sixteen_clients_get_what_each_alone_gets(client: Any) -> None:
@@ -577,3 +585,21 @@ def test_what_there_is_no_memory_for_is_told_and_the_server_goes_on(
             assert raised.value.status_code == 503 and raised.value.code == "out_of_memory"
             assert raised.value.type == "server_error" and "enough memory" in raised.value.message
     assert client.chat.completions.create(model="tiny", messages=HI).choices[0].message.content
+
+
+def test_a_stream_that_fails_in_the_middle_says_so(
+    client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails: here a probability that is no number, of weights that are none."""
+    ids = opened[0].prompts.tokenizer("The sea")["input_ids"]
+
+    def submit(_: Any, asked: Request, tell: Callable[[Any], None]) -> Ticket:
+        for event in (Token(ids[0], -1.0), Token(ids[1], float("nan")), Done("stop")):
+            tell(event)
+        return Ticket(asked, tell)
+
+    monkeypatch.setattr(type(opened[0].engine), "submit", submit)
+    stream = iter(client.chat.completions.create(model="tiny", messages=HI, stream=True, logprobs=True))
+    assert next(stream).choices[0].delta.content
+    with pytest.raises(openai.APIError, match="The server failed"):
+        list(stream)
