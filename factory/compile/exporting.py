@@ -60,7 +60,7 @@ def _merged_into(case: Case) -> list[str]:
 
 
 def warnings(case: Case) -> tuple[str, ...]:
-    return (*_window(case), *_not_as_trained(case))
+    return (*_window(case), *_not_as_trained(case), *_base_here(case))
 
 
 def _not_as_trained(case: Case) -> tuple[str, ...]:
@@ -83,6 +83,14 @@ def _not_as_trained(case: Case) -> tuple[str, ...]:
         "method.quantization.bits=null: merged into the published weights, and not those that it was trained "
         f"over, which were quantized without the adapter's start; {told}{exact}",
     )
+
+
+def _base_here(case: Case) -> tuple[str, ...]:
+    """Of an adapter that is uploaded: where its base lies is nobody's business, and no place of theirs."""
+    asked = case.settings.export
+    if asked.format != "adapter" or asked.push is None or asked.base is not None or case.model.source == "hub":
+        return ()
+    return ("export.push: adapter_config.json names the base by its folder on this machine; set export.base=owner/name",)
 
 
 def _window(case: Case) -> tuple[str, ...]:

@@ -209,6 +209,9 @@ def test_the_keys_of_an_adapter_and_of_a_modelfile(execute: Callable[..., Any], 
     told = exported(*words, "export.dir=adapter")
     assert told["quantization"] is None and Path("adapter/adapter_model.safetensors").stat().st_size < 25_000
     assert json.loads(Path("adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "me/base"
+    pushed = (*words[:2], "export.dir=pushed", "export.push=me/mine", "export.dry_run=true")
+    assert [text for text in planned(*pushed).warnings if "set export.base=owner/name" in text]
+    assert not planned(*pushed, "export.base=me/base").warnings
     exported("run=run", "export.format=gguf", "export.modelfile=false", "export.dir=gguf", "export.check=false")
     assert "Modelfile" not in files("gguf")
 
@@ -250,7 +253,9 @@ def test_a_folder_is_pushed(here: Path, tiny_model: Path, machine: Callable[...,
     with pytest.raises(UserError, match="push-there"):
         exported(*words, "export.dir=again")
     assert not Path("again").exists()
-    hub.check(planned(*words, "export.dir=again", "export.overwrite=true").export)  # type: ignore[arg-type]
+    assert FakeApi.did[1][1]["delete_patterns"] is None
+    exported(*words, "export.dir=again", "export.overwrite=true")  # in the place of all that was there, as in a folder
+    assert FakeApi.did[-1][1]["delete_patterns"] == "*"
 
 
 # --- the Modelfile
