@@ -3,7 +3,7 @@
 Names of keys and tensors, and the quantizers, are those of llama.cpp's own `gguf` package.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -21,9 +21,10 @@ from factory.plan import Export
 from factory.rounding import rounded
 
 _HALF_MAX = 65504.0  # the largest number of float16
+Template = str | Mapping[str, str]  # one, or several by name
 
 
-def write(path: Path, model: Any, tokens: Tokens, template: str | None, plan: Export, *, name: str) -> None:
+def write(path: Path, model: Any, tokens: Tokens, template: Template | None, plan: Export, *, name: str) -> None:
     """Tensor after tensor, so that the model is there once. Raises OSError."""
     kind = GGUF[model.config.model_type]
     writer = gguf.GGUFWriter(path, kind.name)
@@ -79,7 +80,7 @@ def _file_type(plan: Export) -> int:
     return int(gguf.LlamaFileType[named])
 
 
-def _vocabulary(writer: Any, tokens: Tokens, template: str | None) -> None:
+def _vocabulary(writer: Any, tokens: Tokens, template: Template | None) -> None:
     writer.add_tokenizer_model(tokens.model)
     writer.add_tokenizer_pre(tokens.pre)
     writer.add_token_list(list(tokens.texts))
@@ -93,7 +94,8 @@ def _vocabulary(writer: Any, tokens: Tokens, template: str | None) -> None:
     writer.add_add_bos_token(tokens.adds_bos)
     writer.add_add_space_prefix(tokens.space_prefix)
     if template:
-        writer.add_chat_template(template)
+        each = template if isinstance(template, str) else [{"name": n, "template": t} for n, t in template.items()]
+        writer.add_chat_template(each)
 
 
 @dataclass(frozen=True, slots=True)
