@@ -254,6 +254,13 @@ def test_a_called_tool_is_told_apart(client: Any, speaking: Callable[[str], list
     assert none.message.tool_calls is None and "Action" in none.message.content
 
 
+def test_nothing_of_a_stop_text_is_told_beside_tools(client: Any, speaking: Callable[[str], list[Request]]) -> None:
+    """Where the answer has a special token too, whose text hid how much was cut."""
+    speaking("<|endoftext|>Let me STOP here")
+    found = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], stop=["STOP"]).choices[0]
+    assert (found.message.content, found.finish_reason) == ("Let me ", "stop")
+
+
 def test_a_call_is_begun_where_it_is_required(client: Any, speaking: Callable[[str], list[Request]]) -> None:
     seen = speaking('{"word": "ebb"}')
     choice = {"type": "function", "function": {"name": "look_up"}}
