@@ -119,6 +119,7 @@ def test_each_rule_has_a_case() -> None:
     [
         (("method=lora",), "export-key"),
         (("data.max_samples=3",), "export-key"),
+        (("model.rope_scaling=yarn", "export.dir=x"), "export-key"),
         (("export.dir=x", "precision=fp32"), "export-key"),
         (("run=nowhere", "export.dir=x"), "run-model"),
         (("model.path=./gone", "export.dir=x", "export.format=adapter", "export.check=false"), "model-missing"),
