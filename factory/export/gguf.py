@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from factory.architecture.positions import reach
 from factory.export.spec import BLOCK, GGUF, rope
 from factory.export.tokens import Tokens
 from factory.plan import Export
@@ -51,7 +52,7 @@ def _numbers(writer: Any, config: Any, plan: Export, name: str) -> None:
     writer.add_file_type(_file_type(plan))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(reach(said))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from exporting import exported, losses
+from exporting import exported, losses, planned
 from transformers import AddedToken
 
 from factory.export import spec
@@ -121,6 +121,24 @@ def test_scaled_positions_are_in_the_file(here: Path) -> None:
         else:
             assert read.fields["llama.rope.scaling.type"].contents() == "yarn"
             assert read.fields["llama.rope.scaling.original_context_length"].contents() == 64
+
+
+def test_positions_that_the_file_cannot_say_are_refused(here: Path) -> None:
+    """What is written is read anew with the model's own config, which would not notice."""
+    said = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    folder = tiny.save(here / "model", rope_parameters={**said, "attention_factor": 1.0})
+    with pytest.raises(UserError, match=r"\[export-family\].*attention_factor=1"):
+        planned(f"model.path={folder}", "export.dir=out", "export.format=gguf")
+
+
+def test_the_context_is_as_far_as_stretched_positions_reach(here: Path) -> None:
+    """llama.cpp's server gives no answer more; beside linear's factor config.json has the length before."""
+    from gguf import GGUFReader
+
+    folder = tiny.save(here / "model", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    exported(f"model.path={folder}", "export.dir=out", "export.format=gguf", "export.check=false")
+    said = {name: field.contents() for name, field in GGUFReader("out/model.gguf").fields.items()}
+    assert (said["llama.context_length"], said["llama.rope.scaling.factor"]) == (1024, 4.0)
 
 
 def test_rows_that_no_token_has_are_named() -> None:
