@@ -13,7 +13,7 @@ import tiny
 from exporting import HERE, SHORT, exported, files, planned
 
 from factory.compile import exporting as rules
-from factory.export import gguf, hub, modelfile
+from factory.export import gguf, modelfile
 from factory.export.folder import forget_the_dead
 from factory.export.spec import is_export
 from factory.look import machine as look
@@ -280,6 +280,13 @@ def test_chatml_in_ollamas_words() -> None:
         "<|im_start|>user\n{{ end }}{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"
         '{{ .Response }}<|im_end|>\n"""\n'
         'PARAMETER stop "<|im_end|>"\n'
+    )
+
+
+def test_an_end_of_turn_that_is_no_token_ends_an_answer_as_a_text() -> None:
+    """It was trained in pieces; of a tokenizer that has it, it is the first that ends one."""
+    assert modelfile.text_of(_with("llama3"), ["<|im_end|>"]).endswith(
+        'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|eot_id|>"\n'
     )
 
 
