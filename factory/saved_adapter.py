@@ -7,18 +7,26 @@ from typing import Any
 def read(model: Any, folder: str | Path, name: str = "default", *, wide: bool = True) -> Any:
     """The model with the adapter of `folder` under `name`; `wide`: 16-bit weights of it are held in float32.
 
-    Raises what PEFT raises of one that does not fit the model.
+    Raises what PEFT raises of one that does not fit the model, and ValueError where a tensor has no place in it.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
-    if hasattr(model, "peft_config"):
-        model.load_adapter(str(folder), adapter_name=name, autocast_adapter_dtype=wide)
-    else:
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    pruned, again = config.peft_type == "ADALORA" and config.rank_pattern, hasattr(model, "peft_config")
+    if not again:
         model = PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=wide)
-    config = model.peft_config[name]
-    if config.peft_type == "ADALORA" and config.rank_pattern:
+    if again or not pruned:  # what PEFT leaves out is told to who reads it beside another, or once more
+        _whole(model.load_adapter(str(folder), adapter_name=name, autocast_adapter_dtype=wide))
+    if pruned:
         _as_saved(model, folder, name)
     return model
+
+
+def _whole(found: Any) -> None:
+    """Raises ValueError where tensors of the file were left out, or those of the model stayed as they were made."""
+    if lost := sorted((*found.unexpected_keys, *found.missing_keys)):
+        what = "has no place in this model" if lost[0] in found.unexpected_keys else "is not among its tensors"
+        raise ValueError(f"{lost[0]} {what}, and {len(lost) - 1} more")
 
 
 def _as_saved(model: Any, folder: str | Path, name: str) -> None:

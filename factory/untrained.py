@@ -111,6 +111,10 @@ def exported(line: compose.CommandLine) -> compose.Composed:
         group = group_of(text)
         if group not in _EXPORTING and not name_of(text).startswith("method.quantization."):
             raise refuse("export-key", text, "an export does not read it")
+        if name_of(text) == "model.rope_scaling":
+            raise refuse(
+                "export-key", text, "a run stretches positions, to its data.max_length, and its model has them so"
+            )
     composed = untrained(line, _of_model)
     place = composed.tree["model"]
     heads = "rm" if scores(place["adapter"], place["path"]) else "sft"

@@ -28,6 +28,21 @@ def tokenizer() -> Any:
     return made
 
 
+@cache
+def sentencepiece() -> Any:
+    """A few tokens as Llama 2's tokenizer writes them: with the space before a word, but at the start of a text."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(
+        models.BPE({text: number for number, text in enumerate(("</s>", "a", "▁The", "▁sea", "▁is"))}, [])
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
 def config(**changes: Any) -> Any:
     from transformers import AutoConfig
 

@@ -34,6 +34,17 @@ def reach(text: dict[str, Any]) -> int | None:
     return int(context)
 
 
+def alike(text: dict[str, Any]) -> int | None:
+    """The longest row whose tokens stand at the same positions whatever stands beside it; None: any.
+
+    Beyond it these ways turn all rows of a batch by the longest (transformers' dynamic_rope_update). `text` is a
+    config that was read: there `original_max_position_embeddings` lies beside the factors.
+    """
+    said, context = _said(text), text.get("max_position_embeddings")
+    own = said.get(_GLOBAL) or said
+    return {"dynamic": context, "longrope": own.get("original_max_position_embeddings", context)}.get(_kind(own))
+
+
 def _said(text: dict[str, Any]) -> dict[str, Any]:
     return text.get("rope_parameters") or text.get("rope_scaling") or {}
 

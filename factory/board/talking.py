@@ -87,7 +87,10 @@ def _streamed(address: str, asked: dict[str, Any]) -> Iterator[Turn]:
         for each in response.iter_lines():
             if not each.startswith("data: ") or each == "data: [DONE]":
                 continue
-            for choice in json.loads(each.removeprefix("data: ")).get("choices") or []:
+            event = json.loads(each.removeprefix("data: "))
+            if failed := event.get("error"):  # in the middle
+                yield _answer(f"{text}\n\n{failed['message']}".strip(), calls)
+            for choice in event.get("choices") or []:
                 text += choice["delta"].get("content") or ""
                 calls += choice["delta"].get("tool_calls") or []
                 yield _answer(text, calls)

@@ -11,7 +11,7 @@ from factory.hub import ID as HUB_ID
 from factory.own_base import FILE as OWN_BASE
 from factory.quantizers.spec import checkpoint_quantizer
 from factory.stages.rm.spec import SCORE
-from factory.typed import to_tree
+from factory.typed import plain, to_tree
 from factory.words import size
 
 
@@ -60,7 +60,7 @@ def _merged_into(case: Case) -> list[str]:
 
 
 def warnings(case: Case) -> tuple[str, ...]:
-    return (*_window(case), *_not_as_trained(case))
+    return (*_window(case), *_not_as_trained(case), *_base_here(case))
 
 
 def _not_as_trained(case: Case) -> tuple[str, ...]:
@@ -82,6 +82,16 @@ def _not_as_trained(case: Case) -> tuple[str, ...]:
     return (
         "method.quantization.bits=null: merged into the published weights, and not those that it was trained "
         f"over, which were quantized without the adapter's start; {told}{exact}",
+    )
+
+
+def _base_here(case: Case) -> tuple[str, ...]:
+    """Of an adapter that is uploaded: where its base lies is nobody's business, and no place of theirs."""
+    asked = case.settings.export
+    if asked.format != "adapter" or asked.push is None or asked.base is not None or case.model.source == "hub":
+        return ()
+    return (
+        "export.push: adapter_config.json names the base by its folder on this machine; set export.base=owner/name",
     )
 
 
@@ -144,8 +154,11 @@ def _family(case: Case) -> str | None:
     kind, config = case.arch.kind, case.model.config
     if kind not in spec.GGUF:
         return f"a {kind} model is not among {', '.join(spec.GGUF)}"
-    if (way := spec.rope(config)["rope_type"]) not in spec.GGUF_ROPE:
+    said = spec.rope(config)
+    if (way := said["rope_type"]) not in spec.GGUF_ROPE:
         return f"its positions are stretched by {way}, llama.cpp has {', '.join(spec.GGUF_ROPE[1:])}"
+    if own := [name for name in spec.GGUF_UNSAID if said.get(name) is not None]:
+        return f"its positions are stretched with {own[0]}={plain(said[own[0]])}, which llama.cpp does not read"
     if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         return f"its layers compute with {act}, llama.cpp with silu"
     return "a reward model's scores have no place in it" if scores(case) else None

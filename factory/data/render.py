@@ -21,6 +21,7 @@ from factory.data.record import MEDIA, BadRow, Medium, Message
 
 Span = tuple[int, int]
 _CHANGED = "the chat template changes a text, or what stands around it"
+_LEFT_OUT = "the chat template leaves out a message"
 # how a template may write a text; the first that fits
 _VARIANTS: tuple[Callable[[str], str], ...] = (
     str,
@@ -198,7 +199,14 @@ class _Form:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         given, functions = self.given(*self.worded(messages, tools))
-        return self._template(given, functions, answering=True)
+        text = self._template(given, functions, answering=True)
+        if any(each["role"] != "assistant" and not self._has(text, each["content"]) for each in given):
+            raise BadRow(_LEFT_OUT)
+        return text
+
+    def _has(self, text: str, content: str) -> bool:
+        stretches = self._parts.split(content)[::2] if self._parts else [content]
+        return all(any(variant(each).strip() in text for variant in _VARIANTS) for each in stretches)
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Rendered:
         asked = [message for message in messages if message["role"] == "user"]
@@ -381,7 +389,7 @@ def _each_once(order: Sequence[_Stretch], stretches: Mapping[_Stretch, str], giv
     missing = stretches.keys() - set(order)
     if missing:
         if any(stretches[stretch].strip() for stretch in missing):
-            raise BadRow("the chat template leaves out a message")
+            raise BadRow(_LEFT_OUT)
         return False
     turns = [stretch for stretch in order if given[stretch[0]]["role"] != "system"]
     return len(order) == len(stretches) and turns == sorted(turns)

@@ -3,7 +3,7 @@
 Names of keys and tensors, and the quantizers, are those of llama.cpp's own `gguf` package.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from factory.architecture.positions import reach
 from factory.export.spec import BLOCK, GGUF, rope
 from factory.export.tokens import Tokens
 from factory.plan import Export
 from factory.rounding import rounded
 
 _HALF_MAX = 65504.0  # the largest number of float16
+Template = str | Mapping[str, str]  # one, or several by name
 
 
-def write(path: Path, model: Any, tokens: Tokens, template: str | None, plan: Export, *, name: str) -> None:
+def write(path: Path, model: Any, tokens: Tokens, template: Template | None, plan: Export, *, name: str) -> None:
     """Tensor after tensor, so that the model is there once. Raises OSError."""
     kind = GGUF[model.config.model_type]
     writer = gguf.GGUFWriter(path, kind.name)
@@ -50,7 +52,7 @@ def _numbers(writer: Any, config: Any, plan: Export, name: str) -> None:
     writer.add_file_type(_file_type(plan))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(reach(said))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -79,7 +81,7 @@ def _file_type(plan: Export) -> int:
     return int(gguf.LlamaFileType[named])
 
 
-def _vocabulary(writer: Any, tokens: Tokens, template: str | None) -> None:
+def _vocabulary(writer: Any, tokens: Tokens, template: Template | None) -> None:
     writer.add_tokenizer_model(tokens.model)
     writer.add_tokenizer_pre(tokens.pre)
     writer.add_token_list(list(tokens.texts))
@@ -93,7 +95,8 @@ def _vocabulary(writer: Any, tokens: Tokens, template: str | None) -> None:
     writer.add_add_bos_token(tokens.adds_bos)
     writer.add_add_space_prefix(tokens.space_prefix)
     if template:
-        writer.add_chat_template(template)
+        each = template if isinstance(template, str) else [{"name": n, "template": t} for n, t in template.items()]
+        writer.add_chat_template(each)
 
 
 @dataclass(frozen=True, slots=True)

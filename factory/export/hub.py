@@ -38,7 +38,10 @@ def push(plan: Export, folder: Path) -> dict[str, Any]:
     api = HfApi()
     try:
         api.create_repo(plan.push, private=plan.private, exist_ok=True)
-        found = api.upload_folder(repo_id=plan.push, folder_path=folder, commit_message="Export by Factory")
+        gone = "*" if plan.overwrite else None  # weights or an adapter_config.json of before would be read instead
+        found = api.upload_folder(
+            repo_id=plan.push, folder_path=folder, commit_message="Export by Factory", delete_patterns=gone
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise _unreachable(plan, error) from None
     return told | {"commit": getattr(found, "oid", None)}

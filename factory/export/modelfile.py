@@ -50,6 +50,8 @@ def text_of(tokenizer: Any, stops: list[str]) -> str:
         lines.append(f'TEMPLATE """{_template(turn)}"""')
         if turn.default:
             lines.append(f'SYSTEM """{turn.default}"""')
+        end = turn.end.strip()  # where it is no token, a model writes on after it
+        stops = stops if end.startswith(tuple(stops)) or not end else [*stops, end]
     else:
         lines.append('TEMPLATE """{{ .Prompt }}"""')
     lines += [f'PARAMETER stop "{_quoted(stop)}"' for stop in stops]

@@ -60,6 +60,7 @@ GGUF: dict[str, Gguf] = {
     "qwen3": Gguf("qwen3", False),
 }
 GGUF_ROPE = ("default", "linear", "yarn", "llama3")  # ways to stretch positions that llama.cpp has
+GGUF_UNSAID = ("attention_factor", "mscale", "mscale_all_dim", "truncate")  # of yarn: it has one way of each
 
 
 def rope(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A tokenizer as GGUF holds it: tokens, their types, merges or scores, and the name of how text is split before."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +30,16 @@ class Tokens:
     types: tuple[int, ...]
     merges: tuple[str, ...]
     scores: tuple[float, ...]
-    special: dict[str, int]  # bos, eos, unk, pad: ids
+    special: dict[str, int]  # bos, eos, eot (of a turn), unk, pad: ids
     adds_bos: bool
     space_prefix: bool
 
 
-def tokens(tokenizer: Any, rows: int) -> Tokens:
-    """The tokenizer for an embedding of so many rows. Raises UserError where GGUF has no way to say it."""
+def tokens(tokenizer: Any, rows: int, ends: Sequence[int]) -> Tokens:
+    """The tokenizer for an embedding of so many rows; `ends`: what ends an answer.
+
+    Raises UserError where GGUF has no way to say it.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _unknown("it has no tokenizer.json")
@@ -47,6 +51,7 @@ def tokens(tokenizer: Any, rows: int) -> Tokens:
     texts, types = _listed(said, tokenizer, rows)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    ids["eot"] = next((number for number in ends if number != ids["eos"]), None)  # llama.cpp knows some by their texts
     return Tokens(
         model="llama" if pieces else "gpt2",
         pre="default" if pieces else _split(said),

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import DynamicCache
 
+from factory.architecture.positions import alike, scalings
 from factory.inference.draw import Drawer, draw
 from factory.inference.scheduler import Lane, Scheduled, Scheduler, T
 from factory.inference.slots import Slots
@@ -40,12 +41,11 @@ def side_by_side(config: Any) -> bool:
 
 @dataclass(slots=True)
 class Row:
-    """An answer that is written. `last` is its newest token, which the model has not read yet."""
+    """An answer that is written. The model has not read the newest of its `tokens` yet."""
 
     ticket: Ticket
     drawer: Drawer
-    last: int = 0
-    written: int = 0
+    tokens: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -75,11 +75,22 @@ class Model:
         self._positions = "position_ids" in takes
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.side_by_side = side_by_side(self.inner.config)
+        text = self.inner.config.get_text_config().to_dict()
+        self._alike = alike(text)
+        self.turns = self._alike if "longrope" in scalings(text) else None
+        self._dynamic = [each for each in self.inner.modules() if getattr(each, "rope_type", None) == "dynamic"]
         self._adapter: str | None = model.active_adapter if hasattr(model, "peft_config") else None
         model.eval()
 
+    def beside_others(self, tokens: int) -> bool:
+        """Whether an answer of so many tokens, with its prompt, is the same in a batch with others."""
+        return self.side_by_side and (self._alike is None or tokens <= self._alike)
+
     def use(self, adapter: str | None) -> None:
-        """None: the base alone."""
+        """None: the base alone. Dynamic positions, turned by the longest row yet, are those of the config again."""
+        for module in self._dynamic:
+            module.max_seq_len_cached = module.original_max_seq_len
+            module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
         if not hasattr(self.model, "peft_config") or adapter == self._adapter:
             return
         if adapter is None:
@@ -132,7 +143,7 @@ class Together:
         written = self._read_prompts()
         if not self._rows:
             return written
-        ids = torch.tensor([[row.last] for row in self._rows])
+        ids = torch.tensor([row.tokens[-1:] for row in self._rows])
         positions = torch.tensor([[length] for length in self._slots.lengths])
         logits = self._model.logits(ids, self._slots.cache, self._slots.mask(), positions, {})
         self._slots.advance()
@@ -228,8 +239,8 @@ def told(row: Row, token: Token | Done, context: int) -> bool:
         row.ticket.tell(Done("stop"))
         return True
     row.ticket.tell(token)
-    row.last, row.written = token.id, row.written + 1
-    if row.written >= request.sampling.max_tokens or len(request.ids) + row.written >= context:
+    row.tokens.append(token.id)
+    if len(row.tokens) >= request.sampling.max_tokens or len(request.ids) + len(row.tokens) >= context:
         row.ticket.tell(Done("length"))
         return True
     return False
@@ -269,11 +280,15 @@ class Alone:
         return 1
 
     def _next(self, row: Row) -> Token | Done:
-        if self._cache is None:
-            request, self._cache = row.ticket.request, DynamicCache(config=self._model.inner.config)
-            logits = self._model.logits(torch.tensor([request.ids]), self._cache, None, None, request.inputs)
+        request = row.ticket.request
+        size = len(request.ids) + len(row.tokens)
+        # beyond it longrope turns all tokens otherwise, and those that were read too (transformers' modeling_phi3.py)
+        if self._cache is None or size - 1 == self._model.turns:
+            ids, inputs = (*request.ids, *row.tokens), request.inputs
+            self._cache = DynamicCache(config=self._model.inner.config)
         else:
-            logits = self._model.logits(torch.tensor([[row.last]]), self._cache, None, None, {})
+            ids, inputs = row.tokens[-1:], {}
+        logits = self._model.logits(torch.tensor([ids]), self._cache, None, None, inputs)
         (token,) = draw([row.drawer], logits)
         return token
 
@@ -295,7 +310,7 @@ class Embedded(Scheduled):
     most: int
     queue: int
     scores: Callable[[Any, dict[str, Any], Tensor], float] | None = None
-    _lanes: dict[str | None, Lane] = field(default_factory=dict)
+    _lanes: dict[tuple[str | None, type[Lane]], Lane] = field(default_factory=dict)
     grammars = True
 
     def __post_init__(self) -> None:
@@ -306,10 +321,12 @@ class Embedded(Scheduled):
         return self.numbers.context
 
     def _lane(self, request: Request) -> Lane:
-        kind = Together if self.model.side_by_side else Alone
-        if request.adapter not in self._lanes:
-            self._lanes[request.adapter] = kind(self.model, request.adapter, self.numbers)
-        return self._lanes[request.adapter]
+        most = min(len(request.ids) + request.sampling.max_tokens, self.context)
+        kind = Together if self.model.beside_others(most) else Alone
+        key = request.adapter, kind
+        if key not in self._lanes:
+            self._lanes[key] = kind(self.model, request.adapter, self.numbers)
+        return self._lanes[key]
 
     def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
         def embedded(ids: Tensor) -> list[float]:

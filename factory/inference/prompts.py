@@ -83,6 +83,16 @@ class Prompts:
         """A text that goes on, with what the tokenizer puts before one: its special tokens are tokens."""
         return self._plain.prompt(Record(prompt=(), response=({"role": "assistant", "content": text},)))
 
+    @cached_property
+    def _word(self) -> tuple[list[int], str]:
+        ids = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        return ids, self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def spelled(self, token: int) -> str:
+        """A token's text after a word: alone, one of SentencePiece would lose its space."""
+        ids, text = self._word
+        return self.tokenizer.decode([*ids, token], clean_up_tokenization_spaces=False)[len(text) :]
+
     def answered(self, conversation: Conversation) -> list[int]:
         """A conversation up to the end of its last answer, as a reward model reads it. Raises BadRow."""
         mark = _mark(conversation)

@@ -21,7 +21,7 @@ from factory.inference.text import Writer
 from factory.inference.types import Done, Engine, Request, Sampling, Token
 from factory.plan import Plan
 from factory.refusal import refuse
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, base_config, read_json
 
 _EMBEDDED = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
@@ -121,7 +121,7 @@ def libraries(engine: schema.Engine, *plans: Plan, adapters: bool = False) -> No
 
 def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: str, tell: Callable[[str], None]) -> Room:
     """Walks the plan. Raises UserError."""
-    _share_a_base(adapters)
+    _share_a_base(adapters, plan)
 
     from transformers.utils import logging
 
@@ -142,11 +142,12 @@ def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: st
     # below an adapter with a base to itself are weights that lack its start: nobody's model
     if load.adapter and load.own_base != "rebuilt" and base not in {name, *adapters}:
         own[base] = None
+    _tell_of_templates(room, adapters, tell)
     room.names = own | {each: each for each in adapters}
     return room
 
 
-def _share_a_base(adapters: dict[str, str]) -> None:
+def _share_a_base(adapters: dict[str, str], plan: Plan) -> None:
     """Raises UserError for a folder that has no adapter in it, or one that no other base is the right one for."""
     for name, folder in adapters.items():
         setting = f"serve.adapters.{name}={folder}"
@@ -155,6 +156,25 @@ def _share_a_base(adapters: dict[str, str]) -> None:
         if (Path(folder) / own_base.FILE).is_file():
             raise refuse(
                 "serve-own-base", setting, "it was trained over a base of its own, quantized without its start"
+            )
+        if _positions(folder) != _positions(plan.steps.load.adapter):
+            raise refuse("serve-adapter", setting, "positions of its base were stretched otherwise than those here")
+
+
+def _positions(adapter: str | None) -> tuple[Any, ...] | None:
+    """Those that the base of an adapter was stretched to; None: it was not."""
+    if adapter is None or (said := read_json(base_config(adapter))) is None:
+        return None
+    text = said.get("text_config", said)
+    return text.get("rope_parameters"), text.get("max_position_embeddings")
+
+
+def _tell_of_templates(room: Room, adapters: dict[str, str], tell: Callable[[str], None]) -> None:
+    for name, folder in adapters.items():
+        own = Path(folder) / "chat_template.jinja"
+        if own.is_file() and own.read_text(encoding="utf-8") != room.prompts.tokenizer.chat_template:
+            tell(
+                f"serve.adapters.{name}: it has another chat template, and messages are rendered by that of the model."
             )
 
 

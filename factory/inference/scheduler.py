@@ -90,8 +90,8 @@ class Scheduler:
 
     def stop(self, grace: float) -> None:
         with self._changed:
-            if self._closing is None:
-                self._closing = time.monotonic() + grace
+            end = time.monotonic() + grace
+            self._closing = end if self._closing is None else min(self._closing, end)
             self._changed.notify_all()
         self._thread.join()
 

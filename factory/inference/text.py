@@ -5,15 +5,20 @@ from typing import Any
 
 _HALF = "�"  # what a decoder writes for bytes that are no whole character yet
 _WORST = 12  # tokens after which such bytes are taken for what they are
+_BEFORE = 4  # tokens that a character may have, as bytes
 
 
 class Writer:
-    """Of one answer. `ended` once a stop text came: what follows is not shown."""
+    """Of one answer. `ended` once a stop text came: what follows is not shown.
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, special: bool = False):
+    `before` are the tokens of a text that the answer goes on with: what begins a text loses its space in SentencePiece.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, special: bool = False, before: Sequence[int] = ()):
         self._tokenizer, self._stops, self._special = tokenizer, tuple(stop for stop in stops if stop), special
-        self._ids: list[int] = []
-        self._shown = self._begin = 0  # tokens whose text is known; where decoding begins, for the space before a word
+        self._ids = list(before[-_BEFORE:])
+        # tokens whose text is known; where decoding begins, for the space before a word
+        self._shown, self._begin = len(self._ids), 0
         self._held = ""  # may be the beginning of a stop text
         self.ended = False
 

@@ -163,5 +163,8 @@ class Engine(Protocol):
     def count(self) -> Load: ...
 
     def stop(self, grace: float) -> None:
-        """Takes no more, and ends in `grace` seconds: who is not done by then is cut, with reason `length`."""
+        """Takes no more, and ends in `grace` seconds: who is not done by then is cut, with reason `length`.
+
+        Asked again it ends no later than it would have.
+        """
         ...

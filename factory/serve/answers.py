@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -17,6 +18,7 @@ from factory.serve import errors
 from factory.serve.metrics import Metrics
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 async def events(room: Room, requests: Sequence[Request], tickets: list[Ticket]) -> AsyncGenerator[tuple[int, Event]]:
@@ -77,10 +79,20 @@ class Watch:
 
 
 async def shown(
-    room: Room, requests: Sequence[Request], stops: Sequence[str], watch: Watch, *, special: bool = False
+    room: Room,
+    requests: Sequence[Request],
+    stops: Sequence[str],
+    watch: Watch,
+    *,
+    special: bool = False,
+    goes_on: bool = False,
 ) -> AsyncIterator[tuple[int, Shown]]:
-    """The texts as they grow. `special`: with the texts of special tokens. A last one of each answer is `done`."""
-    writers = [Writer(room.prompts.tokenizer, stops, special=special) for _ in requests]
+    """The texts as they grow. A last one of each answer is `done`.
+
+    `special`: with the texts of special tokens. `goes_on`: each is the rest of its prompt, and no turn of its own.
+    """
+    befores = [request.ids if goes_on else () for request in requests]
+    writers = [Writer(room.prompts.tokenizer, stops, special=special, before=before) for before in befores]
     held: list[list[Token]] = [[] for _ in requests]
     ended, tickets = set[int](), list[Ticket]()
     async with aclosing(events(room, requests, tickets)) as found:
@@ -147,8 +159,8 @@ async def gathered(found: AsyncIterator[tuple[int, Delta]], count: int) -> list[
     return made
 
 
-async def while_there(request: Any, work: Awaitable[T]) -> T | None:
-    """What the work gives; None where the client left, and the work with it."""
+async def while_there(request: Any, work: Awaitable[T]) -> T:
+    """What the work gives. Raises ApiError where the client left, and ends the work."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -159,7 +171,7 @@ async def while_there(request: Any, work: Awaitable[T]) -> T | None:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        return None
+        raise errors.left()
     finally:
         for each in (working, leaving):
             each.cancel()
@@ -173,6 +185,9 @@ async def stream(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
             yield event(chunk)
     except errors.ApiError as error:
         yield event(error.body)
+    except Exception:
+        _log.exception("a stream failed")
+        yield event(errors.broken().body)
     yield b"data: [DONE]\n\n"
 
 
@@ -207,7 +222,7 @@ def told(room: Room, tokens: Sequence[Token]) -> list[dict[str, Any]]:
     """Probabilities as chat completions have them."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        text = room.prompts.tokenizer.decode([token])
+        text = room.prompts.spelled(token)
         known = "\ufffd" not in text  # of half a character the text does not tell
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if known else None}
 
@@ -216,15 +231,15 @@ def told(room: Room, tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 def told_plainly(room: Room, tokens: Sequence[Token], at: int) -> dict[str, Any]:
     """Probabilities as completions have them; `at` characters of text come before."""
-    decode, texts, places = room.prompts.tokenizer.decode, list[str](), list[int]()
+    spelled, texts, places = room.prompts.spelled, list[str](), list[int]()
     for token in tokens:
-        texts.append(decode([token.id]))
+        texts.append(spelled(token.id))
         places.append(at)
         at += len(texts[-1])
     return {
         "tokens": texts,
         "token_logprobs": [max(token.logprob, -9999.0) for token in tokens],
-        "top_logprobs": [{decode([other]): max(value, -9999.0) for other, value in token.top} for token in tokens],
+        "top_logprobs": [{spelled(other): max(value, -9999.0) for other, value in token.top} for token in tokens],
         "text_offset": places,
     }
 

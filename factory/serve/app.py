@@ -20,6 +20,7 @@ from factory import __version__, schema
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
+from factory.inference.text import Writer
 from factory.inference.types import Overloaded, Seen, Stopping, Unable
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
@@ -198,15 +199,14 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
 
     if asked.stream:
         head = {**first, "object": "chat.completion.chunk"}
-        return await _streamed(asked, head, found, chunk, watch, len(ids))
+        return await _streamed(asked, request, head, found, chunk, watch, len(ids))
     return await _whole(request, first, found, len(requests), choice, watch, len(ids))
 
 
 def _with_calls(desk: Desk, asked: wire.ChatRequest, begun: str, tools: Sequence[dict[str, Any]], part: Delta) -> Delta:
     """An answer with its calls told apart. Its text has those of special tokens, which a client does not see."""
-    plain = desk.room.prompts.tokenizer.decode([token.id for token in part.tokens], skip_special_tokens=True)
-    if len(plain) > len(part.text):  # a stop text has cut it
-        plain = part.text
+    writer = Writer(desk.room.prompts.tokenizer, desk.stops(asked))
+    plain = "".join([*(writer.feed(token.id) for token in part.tokens), writer.finish()])
     read = calls.read(begun + part.text, begun + plain, desk.room.prompts.tool_format, tools)
     if not read.calls:
         return Delta(plain, part.tokens, (), part.reason)
@@ -234,7 +234,7 @@ async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest,
     prompts = await _apart(desk, _prompts, desk, asked.prompt)
     sampling = desk.sampling(asked, asked.max_tokens or _MOST_TOKENS, asked.logprobs)
     requests = await _apart(desk, desk.requests, asked, prompts, sampling, "prompt")
-    found = answers.deltas(answers.shown(room, requests, desk.stops(asked), watch))
+    found = answers.deltas(answers.shown(room, requests, desk.stops(asked), watch, goes_on=True))
     first, each = answers.head("text_completion", asked.model), asked.n or 1
     before = [room.prompts.tokenizer.decode(ids, skip_special_tokens=True) if asked.echo else "" for ids in prompts]
     places = [0] * len(requests)
@@ -249,7 +249,7 @@ async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest,
 
     size = sum(map(len, prompts))
     if asked.stream:
-        return await _streamed(asked, first, found, choice, watch, size)
+        return await _streamed(asked, request, first, found, choice, watch, size)
     return await _whole(request, first, found, len(requests), choice, watch, size)
 
 
@@ -264,7 +264,7 @@ async def _embed(desk: Desk, metrics: Metrics, asked: wire.EmbeddingRequest, req
     rows = await _apart(desk, _prompts, desk, asked.input)
     for row in rows:
         desk.fits(row, "input", 0)
-    found = await _of_engine(desk.room.engine.embed, rows, adapter)
+    found = await _of_engine(request, desk.room.engine.embed, rows, adapter)
     data = [{"object": "embedding", "index": at, "embedding": _coded(asked, each)} for at, each in enumerate(found)]
     return _listed(asked.model, data, rows)
 
@@ -286,7 +286,7 @@ async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request
         rows.append(await _apart(desk, rendered, desk.room.prompts.answered, conversation))
         desk.fits(rows[-1], "messages", 0)
         seen.append((rows[-1], await _apart(desk, desk.room.prompts.inputs, rows[-1], conversation.images)))
-    found = await _of_engine(desk.room.engine.score, seen, adapter)
+    found = await _of_engine(request, desk.room.engine.score, seen, adapter)
     data = [{"object": "score", "index": at, "score": each} for at, each in enumerate(found)]
     return _listed(asked.model, data, rows)
 
@@ -297,9 +297,14 @@ def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]
     return errors.Json({"object": "list", "data": data, "model": model, "usage": told})
 
 
-async def _of_engine(work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> Any:
+async def _of_engine(request: Request, work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> list[Any]:
+    """What the engine makes of each row, while the client waits for it."""
+
+    async def made() -> list[Any]:
+        return [each for row in rows for each in await asyncio.to_thread(work, [row], adapter)]
+
     try:
-        return await asyncio.to_thread(work, rows, adapter)
+        return await answers.while_there(request, made())
     except Unable:
         raise errors.bad("The model that is served cannot do that.", "model", "unsupported") from None
     except Overloaded:
@@ -323,14 +328,13 @@ async def _whole(
     size: int,
 ) -> Response:
     made = await answers.while_there(request, answers.gathered(found, count))
-    if made is None:  # nobody is there to read it
-        return Response(status_code=499)
     choices = [choice(number, part) for number, part in enumerate(made)]
     return errors.Json({**first, "choices": choices, "usage": answers.usage(size, watch.tokens)})
 
 
 async def _streamed(
     asked: wire.Drawn,
+    request: Request,
     first: dict[str, Any],
     found: AsyncIterator[tuple[int, Delta]],
     choice: Callable[..., dict[str, Any]],
@@ -348,5 +352,5 @@ async def _streamed(
         if counted:
             yield {**first, "choices": [], "usage": answers.usage(size, watch.tokens)}
 
-    body = answers.stream(await answers.begun(chunks()))
+    body = answers.stream(await answers.while_there(request, answers.begun(chunks())))
     return StreamingResponse(body, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from factory import schema
@@ -100,7 +101,7 @@ class Desk:
                 "This model has no chat template: use /v1/completions, or serve it with model.template.", "messages"
             )
         made, images, places = list[Message](), list[str](), set[tuple[int, int]]()
-        for number, message in enumerate(messages):
+        for place, (number, message) in enumerate(_by_call(messages)):
             param = f"messages.{number}"
             content = ""
             for part in [] if message.content is None else _parts(message.content):
@@ -111,7 +112,7 @@ class Desk:
                     raise bad("This model sees no images.", f"{param}.content")
                 if message.role != "user":
                     raise bad("Images are in messages of the user alone.", f"{param}.content")
-                places.add((number, len(content)))
+                places.add((place, len(content)))
                 content += "<image>"
                 images.append(await self.fetcher.image(part.url, f"{param}.content"))
             made.append(_message(message, content, param))
@@ -127,6 +128,28 @@ def rendered(render: Callable[[Conversation], list[int]], conversation: Conversa
         raise bad(f"The messages cannot be rendered: {error}.", "messages") from None
     except UserError as error:
         raise bad(error.refusals[0].wrong, "messages") from None
+
+
+def _by_call(messages: Sequence[wire.Message]) -> list[tuple[int, wire.Message]]:
+    """The messages with their numbers, results of tools in the order of the calls: templates pair them by it.
+
+    Raises ApiError where results that say their calls are of others.
+    """
+    made, calls = list[tuple[int, wire.Message]](), list[str]()
+    for is_result, group in groupby(enumerate(messages), key=lambda each: each[1].role == "tool"):
+        found = list(group)
+        ids = [message.tool_call_id or "" for _, message in found]
+        if not is_result:
+            calls = [call.id for call in found[-1][1].tool_calls or ()]
+        elif all((*ids, *calls)):
+            if {*ids} != {*calls[: len(ids)]}:
+                wrong = (
+                    "The results of tools are not one of each of the calls before them (the last may have none yet)."
+                )
+                raise bad(wrong, f"messages.{found[0][0]}.tool_call_id")
+            found.sort(key=lambda each: calls.index(each[1].tool_call_id or ""))
+        made += found
+    return made
 
 
 def _parts(content: str | list[wire.Part]) -> list[str | wire.ImageUrl]:

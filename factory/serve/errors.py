@@ -110,9 +110,24 @@ def no_key() -> ApiError:
     )
 
 
+def other_name() -> ApiError:
+    return ApiError(
+        403,
+        "Without a key the server is asked by this machine's number or as localhost, so that no page of another site "
+        "can ask it by a name of its own: set serve.api_key to be asked by another name.",
+        code="host_not_allowed",
+        kind="permission_error",
+    )
+
+
 def too_large(most: int) -> ApiError:
     return ApiError(413, f"The request has more than {most:,} bytes (serve.max_body).", code="request_too_large")
 
 
 def broken() -> ApiError:
     return ApiError(500, "The server failed; its log has the reason.", code="internal_error", kind="server_error")
+
+
+def left() -> ApiError:
+    """Read by nobody but the metrics; nginx's number for it."""
+    return ApiError(499, "The client left.", code="client_left")

@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from factory.serve import errors
 
@@ -12,6 +13,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health",)  # what is answered without a key
+_OWN = (".localhost", ".internal")  # ends of names that nobody can register
 
 
 class Guard:
@@ -32,8 +34,8 @@ class Guard:
                 self._count(scope["path"], message["status"])
             await send(message)
 
-        if not self._allowed(scope["path"], headers):
-            await errors.no_key().response()(scope, receive, counted)
+        if refused := self._refused(scope["path"], headers):
+            await refused.response()(scope, receive, counted)
             return
         said = headers.get(b"content-length", b"0")
         body = await self._body(receive) if said.isdigit() and int(said) <= self._most else None
@@ -62,11 +64,12 @@ class Guard:
             if message["type"] != "http.request" or not message.get("more_body", False):
                 return bytes(body)
 
-    def _allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
-        if self._key is None or path in OPEN:
-            return True
+    def _refused(self, path: str, headers: dict[bytes, bytes]) -> errors.ApiError | None:
+        if self._key is None:
+            return None if by_own_name(headers.get(b"host", b"").decode("latin-1")) else errors.other_name()
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-        return hmac.compare_digest(given.strip(), self._key) and kind.lower() == b"bearer"
+        known = hmac.compare_digest(given.strip(), self._key) and kind.lower() == b"bearer"
+        return None if known or path in OPEN else errors.no_key()
 
 
 def is_own(host: str) -> bool:
@@ -75,5 +78,17 @@ def is_own(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def by_own_name(host: str) -> bool:
+    """Whether a Host header is a number, or a name of this machine.
+
+    A page of a site whose name is made to stand for 127.0.0.1 sends that name, and could read answers (DNS rebinding).
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or "localhost"  # of HTTP/1.0, which no browser speaks
+        return f".{name}".endswith(_OWN) or bool(ipaddress.ip_address(name))
     except ValueError:
         return False

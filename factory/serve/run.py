@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import threading
 from types import FrameType
@@ -59,10 +60,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, room: Room, grace: float):
         super().__init__(config)
-        self._room, self._grace = room, grace
+        self._room, self._grace, self._asked = room, grace, 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        grace = 0.0 if self.should_exit else self._grace  # a second time: at once
+        self._asked += sig != signal.SIGHUP  # whoever ends the session of a lost terminal sends SIGTERM beside it
+        grace = 0.0 if self._asked > 1 else self._grace  # a second time: at once
         threading.Thread(target=self._room.engine.stop, args=(grace,), daemon=True).start()
         super().handle_exit(sig, frame)
 

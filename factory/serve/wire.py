@@ -169,6 +169,11 @@ class ChatRequest(Drawn):
             raise ValueError("top_logprobs is for logprobs: true")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise ValueError("tool_choice is for requests with tools")
+        held = self.response_format is not None and self.response_format.type != "text"
+        if held and self.tools and self.tool_choice != "none":
+            raise ValueError("an answer that response_format holds to JSON calls no tools: leave one of both out")
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
+            raise ValueError("max_tokens is the older name of max_completion_tokens: leave one of both out")
         return self
 
 

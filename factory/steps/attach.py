@@ -13,6 +13,7 @@ from factory.ahead import card
 from factory.architecture import FAMILIES, Architecture, architecture
 from factory.architecture.fit import other_layers, other_shape, places_of
 from factory.execute.context import Run
+from factory.execute.memory import is_exhausted
 from factory.quantizers.spec import stays_quantized
 from factory.refusal import refuse
 from factory.steps import source
@@ -40,7 +41,7 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
     if started is not None:
         method.begin(model, started)
     if plan.load.adapter is not None:
-        model = method.go_on(model, plan.load.adapter)
+        model = _going_on(method, model, plan.load.adapter)
         if rebuilds(run):
             own_base.forget_the_start(model)
     replace_linears(model, plan.patch)
@@ -60,6 +61,16 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
 
         run.way = Split(run, model)
     return {"model": model, "arch": arch}
+
+
+def _going_on(method: Any, model: Any, adapter: str) -> Any:
+    """The model with the saved adapter. Raises UserError for one of another model: a rule knows some before."""
+    try:
+        return method.go_on(model, adapter)
+    except (RuntimeError, ValueError, KeyError) as error:
+        if is_exhausted(error):
+            raise
+        raise refuse("adapter-fits", f"model.adapter={adapter}", " ".join(str(error).split())[:300]) from error
 
 
 def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:

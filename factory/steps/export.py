@@ -32,7 +32,7 @@ def ready(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]:
     if plan.scores:
         classifier_class(config)
     stops = ends(tokenizer)
-    known = tokens(tokenizer, run.plan.steps.patch.vocabulary) if plan.format == "gguf" else None
+    known = tokens(tokenizer, run.plan.steps.patch.vocabulary, stops) if plan.format == "gguf" else None
     words = None
     if plan.modelfile:
         words = modelfile.text_of(tokenizer, tokenizer.convert_ids_to_tokens(stops))

@@ -6,7 +6,7 @@ import pytest
 
 from factory import models
 from factory.architecture import architecture
-from factory.architecture.positions import reach, scalings
+from factory.architecture.positions import alike, reach, scalings
 
 WINDOWED = {"full_attention": {"rope_type": "linear", "factor": 2.0}, "sliding_attention": {"rope_type": "default"}}
 
@@ -47,3 +47,17 @@ def test_an_options_context_is_the_published_one(option: str) -> None:
     numbers = models.numbers(option)
     config = numbers["architecture"]
     assert numbers["context_length"] == config.get("text_config", config)["max_position_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        ({}, None),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, None),
+        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 64}}, 64),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 256),
+        ({"rope_parameters": {**WINDOWED, "full_attention": {"rope_type": "dynamic", "factor": 2.0}}}, 256),
+    ],
+)
+def test_up_to_where_a_row_is_alike_beside_longer_ones(said: dict[str, Any], tokens: int | None) -> None:
+    assert alike({"max_position_embeddings": 256, **said}) == tokens

@@ -1,7 +1,7 @@
 """What the chat sends to `factory serve` and shows of it: streams, and tools with their results."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from factory.board.children import Server
 from factory.board.talking import Can, Talk
 from factory.data.tools import FORMATS
 from factory.inference.calls import open_call
+from factory.inference.types import Done, Request, Ticket, Token
 
 TOOLS = '[{"name": "f"}]'
 
@@ -46,6 +47,19 @@ def test_an_answer_grows(served: Serving) -> None:
 def test_what_is_refused_is_the_answer(served: Serving) -> None:
     refused = _answer(served, talking.told([], "Hi", []), seed="many")[-1]["content"]
     assert refused.startswith("seed: ")
+
+
+def test_an_answer_that_fails_in_the_middle_says_so(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = served.room.prompts.tokenizer("T")["input_ids"][0]
+
+    def submit(_: Any, asked: Request, tell: Callable[[Any], None]) -> Ticket:
+        for event in (Token(begun), Done("error", "it broke")):
+            tell(event)
+        return Ticket(asked, tell)
+
+    monkeypatch.setattr(type(served.room.engine), "submit", submit)
+    *_, whole = talking.answers(_at(served), talking.told([], "Hi", []), "", {})
+    assert whole["content"] == "T\n\nThe server failed; its log has the reason."
 
 
 def test_a_called_tool_waits_for_its_result(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

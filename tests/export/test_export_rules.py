@@ -13,7 +13,7 @@ import tiny
 from exporting import HERE, SHORT, exported, files, planned
 
 from factory.compile import exporting as rules
-from factory.export import gguf, hub, modelfile
+from factory.export import gguf, modelfile
 from factory.export.folder import forget_the_dead
 from factory.export.spec import is_export
 from factory.look import machine as look
@@ -119,6 +119,7 @@ def test_each_rule_has_a_case() -> None:
     [
         (("method=lora",), "export-key"),
         (("data.max_samples=3",), "export-key"),
+        (("model.rope_scaling=yarn", "export.dir=x"), "export-key"),
         (("export.dir=x", "precision=fp32"), "export-key"),
         (("run=nowhere", "export.dir=x"), "run-model"),
         (("model.path=./gone", "export.dir=x", "export.format=adapter", "export.check=false"), "model-missing"),
@@ -209,6 +210,9 @@ def test_the_keys_of_an_adapter_and_of_a_modelfile(execute: Callable[..., Any], 
     told = exported(*words, "export.dir=adapter")
     assert told["quantization"] is None and Path("adapter/adapter_model.safetensors").stat().st_size < 25_000
     assert json.loads(Path("adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "me/base"
+    pushed = (*words[:2], "export.dir=pushed", "export.push=me/mine", "export.dry_run=true")
+    assert [text for text in planned(*pushed).warnings if "set export.base=owner/name" in text]
+    assert not planned(*pushed, "export.base=me/base").warnings
     exported("run=run", "export.format=gguf", "export.modelfile=false", "export.dir=gguf", "export.check=false")
     assert "Modelfile" not in files("gguf")
 
@@ -250,7 +254,9 @@ def test_a_folder_is_pushed(here: Path, tiny_model: Path, machine: Callable[...,
     with pytest.raises(UserError, match="push-there"):
         exported(*words, "export.dir=again")
     assert not Path("again").exists()
-    hub.check(planned(*words, "export.dir=again", "export.overwrite=true").export)  # type: ignore[arg-type]
+    assert FakeApi.did[1][1]["delete_patterns"] is None
+    exported(*words, "export.dir=again", "export.overwrite=true")  # in the place of all that was there, as in a folder
+    assert FakeApi.did[-1][1]["delete_patterns"] == "*"
 
 
 # --- the Modelfile
@@ -274,6 +280,13 @@ def test_chatml_in_ollamas_words() -> None:
         "<|im_start|>user\n{{ end }}{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"
         '{{ .Response }}<|im_end|>\n"""\n'
         'PARAMETER stop "<|im_end|>"\n'
+    )
+
+
+def test_an_end_of_turn_that_is_no_token_ends_an_answer_as_a_text() -> None:
+    """It was trained in pieces; of a tokenizer that has it, it is the first that ends one."""
+    assert modelfile.text_of(_with("llama3"), ["<|im_end|>"]).endswith(
+        'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|eot_id|>"\n'
     )
 
 

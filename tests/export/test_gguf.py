@@ -1,5 +1,6 @@
 """GGUF: the file says what the model is, and transformers' own reader makes the same model of it."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from exporting import exported, losses
+from exporting import exported, losses, planned
+from transformers import AddedToken
 
 from factory.export import spec
 from factory.export.tokens import _SPLITS, _scores, _split, tokens
@@ -65,6 +67,35 @@ def test_the_file_says_what_llama_cpp_asks(here: Path, tiny_model: Path) -> None
     assert said["tokenizer.chat_template"] == (tiny_model / "chat_template.jinja").read_text()
 
 
+def test_the_end_of_a_turn_is_in_the_file(here: Path) -> None:
+    """A token of one's own: llama.cpp knows those of known models by their texts alone."""
+    from gguf import GGUFReader
+
+    folder = tiny.save(here / "model", vocab_size=514)
+    made = copy.deepcopy(tiny.tokenizer())
+    made.add_tokens([AddedToken("<|over|>", special=True)])
+    made.chat_template = made.chat_template.replace("<|im_end|>", "<|over|>")
+    made.save_pretrained(folder)
+    exported(f"model.path={folder}", "export.dir=out", "export.format=gguf", "export.check=false")
+    said = {name: field.contents() for name, field in GGUFReader("out/model.gguf").fields.items()}
+    assert (said["tokenizer.ggml.eos_token_id"], said["tokenizer.ggml.eot_token_id"]) == (2, 512)
+    assert 'PARAMETER stop "<|over|>"' in Path("out/Modelfile").read_text()
+
+
+def test_several_chat_templates_are_in_the_file_by_name(here: Path) -> None:
+    """As Hermes has them: one of its own for tools."""
+    from gguf import GGUFReader
+
+    folder = tiny.save(here / "model")
+    made = copy.deepcopy(tiny.tokenizer())
+    own = made.chat_template
+    made.chat_template = {"default": own, "tool_use": f"{own} "}
+    made.save_pretrained(folder)
+    exported(f"model.path={folder}", "export.dir=out", "export.format=gguf", "export.check=false")
+    said = {name: field.contents() for name, field in GGUFReader("out/model.gguf").fields.items()}
+    assert (said["tokenizer.chat_template"], said["tokenizer.chat_template.tool_use"]) == (own, f"{own} ")
+
+
 def test_scaled_positions_are_in_the_file(here: Path) -> None:
     """Llama 3.1's as a tensor, yarn's as keys; transformers' reader is given the config, and has them too."""
     from gguf import GGUFReader
@@ -92,8 +123,26 @@ def test_scaled_positions_are_in_the_file(here: Path) -> None:
             assert read.fields["llama.rope.scaling.original_context_length"].contents() == 64
 
 
+def test_positions_that_the_file_cannot_say_are_refused(here: Path) -> None:
+    """What is written is read anew with the model's own config, which would not notice."""
+    said = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    folder = tiny.save(here / "model", rope_parameters={**said, "attention_factor": 1.0})
+    with pytest.raises(UserError, match=r"\[export-family\].*attention_factor=1"):
+        planned(f"model.path={folder}", "export.dir=out", "export.format=gguf")
+
+
+def test_the_context_is_as_far_as_stretched_positions_reach(here: Path) -> None:
+    """llama.cpp's server gives no answer more; beside linear's factor config.json has the length before."""
+    from gguf import GGUFReader
+
+    folder = tiny.save(here / "model", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    exported(f"model.path={folder}", "export.dir=out", "export.format=gguf", "export.check=false")
+    said = {name: field.contents() for name, field in GGUFReader("out/model.gguf").fields.items()}
+    assert (said["llama.context_length"], said["llama.rope.scaling.factor"]) == (1024, 4.0)
+
+
 def test_rows_that_no_token_has_are_named() -> None:
-    found = tokens(tiny.tokenizer(), 515)
+    found = tokens(tiny.tokenizer(), 515, [2])
     assert found.texts[512:] == ("[PAD512]", "[PAD513]", "[PAD514]") and found.types[512:] == (5, 5, 5)
 
 

@@ -17,6 +17,7 @@ from factory.inference.slots import Slots
 from factory.inference.types import Done, Overloaded, Request, Sampling, Stopping, Token
 
 _MIXED = ["sliding_attention", "full_attention"]
+_THETA = {"rope_theta": 10000.0}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"model_type": "mistral", "sliding_window": 24},
@@ -24,6 +25,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 256},
     "bloom": {"model_type": "bloom", "n_head": 4, "n_layer": 2},
     "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},  # answers one after the other
+    "longrope": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 24,
+        "rope_parameters": {**_THETA, "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+    },
+    "dynamic": {"max_position_embeddings": 24, "rope_parameters": {**_THETA, "rope_type": "dynamic", "factor": 4.0}},
 }
 STOP = 2
 SIZES = (5, 40, 17, 3, 29, 60)

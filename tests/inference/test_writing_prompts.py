@@ -150,3 +150,23 @@ def test_the_format_of_a_template_of_its_own_is_found(pack: Pack) -> None:
     from factory.data.tools import FORMATS
 
     assert Prompts(tokenizer, pack, None).tool_format == FORMATS["qwen"]
+
+
+def test_a_token_is_spelled_with_its_space(pack: Pack) -> None:
+    made = Prompts(tiny.sentencepiece(), pack, None)
+    assert [made.spelled(token) for token in (0, 1, 4)] == ["</s>", "a", " is"]
+    plain = Prompts(tiny.tokenizer(), pack, None)
+    assert "".join(map(plain.spelled, tiny.tokenizer()("The sea is.")["input_ids"])) == "The sea is."
+
+
+def test_what_the_chat_template_leaves_out_is_told(pack: Pack) -> None:
+    """As in training; the first template of Phi-3 had no place for a system message, and none for a tool's result."""
+    made, tokenizer = prompts_of("auto", pack)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role in ['user', 'assistant'] %}"
+        "<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert tokenizer.decode(made.chat(Conversation(messages=SAID[1:]))).count("<|im_start|>") == 4
+    with pytest.raises(BadRow, match="leaves out a message"):
+        made.chat(Conversation(messages=SAID))

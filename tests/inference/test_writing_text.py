@@ -49,3 +49,10 @@ def test_bytes_that_are_no_text_are_shown_in_the_end() -> None:
     writer = Writer(tiny.tokenizer())
     assert writer.feed(half) == ""
     assert writer.finish() == "\ufffd"
+
+
+@pytest.mark.parametrize(("before", "text"), [((), "is"), ((2, 3), " is")])
+def test_the_space_before_what_goes_on_is_part_of_it(before: tuple[int, ...], text: str) -> None:
+    """And none stands before what is a turn of its own."""
+    writer = Writer(tiny.sentencepiece(), before=before)
+    assert writer.feed(4) + writer.finish() == text

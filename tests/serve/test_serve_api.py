@@ -8,12 +8,14 @@ from typing import Any
 
 import openai
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import TINY, Serving, room_of, says, serving
 
 from factory.data.tools import FORMATS
-from factory.inference.types import Request
+from factory.inference.embedded import Model
+from factory.inference.types import Done, Request, Ticket, Token
 from factory.serve.metrics import Metrics
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -108,6 +110,22 @@ def test_completions_of_texts_and_of_tokens(client: Any, opened: tuple[Any, Any]
     assert all(choice.text.startswith("Bread") for choice in several.choices[2:])
 
 
+def test_a_completion_begins_with_the_space_after_its_prompt(
+    client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opened[0].prompts.stops  # those of its own tokenizer
+    monkeypatch.setattr(opened[0].prompts, "tokenizer", tiny.sentencepiece())
+    monkeypatch.setattr(type(opened[0].engine), "submit", lambda _, asked, tell: submitted(asked, tell))
+
+    def submitted(asked: Request, tell: Callable[[Any], None]) -> Ticket:
+        tell(Token(4))
+        tell(Done("stop"))
+        return Ticket(asked, tell)
+
+    for more, text in (({}, " is"), ({"echo": True}, "The sea is")):
+        assert client.completions.create(model="tiny", prompt=[2, 3], **more).choices[0].text == text
+
+
 def test_embeddings_are_of_length_one_in_both_forms(client: Any) -> None:
     found = client.embeddings.create(model="tiny", input=["The sea", "Bread"])  # the client asks in base64
     plain = client.embeddings.create(model="tiny", input="The sea", encoding_format="float")
@@ -168,6 +186,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
         "messages.1.tool_calls.0.function.arguments",
     ),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
+    "a length in two ways": ({"max_completion_tokens": 3}, None),
 }
 
 
@@ -235,6 +254,13 @@ def test_a_called_tool_is_told_apart(client: Any, speaking: Callable[[str], list
     assert none.message.tool_calls is None and "Action" in none.message.content
 
 
+def test_nothing_of_a_stop_text_is_told_beside_tools(client: Any, speaking: Callable[[str], list[Request]]) -> None:
+    """Where the answer has a special token too, whose text hid how much was cut."""
+    speaking("<|endoftext|>Let me STOP here")
+    found = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], stop=["STOP"]).choices[0]
+    assert (found.message.content, found.finish_reason) == ("Let me ", "stop")
+
+
 def test_a_call_is_begun_where_it_is_required(client: Any, speaking: Callable[[str], list[Request]]) -> None:
     seen = speaking('{"word": "ebb"}')
     choice = {"type": "function", "function": {"name": "look_up"}}
@@ -258,6 +284,26 @@ def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[
     assert "Action: look_up" in text and "<|im_start|>tool\nObservation: falls" in text
 
 
+def test_results_are_read_by_the_calls_that_they_name(
+    client: Any, speaking: Callable[[str], list[Request]], opened: Any
+) -> None:
+    """Several calls are answered as they come; the chat template pairs them by their order alone."""
+    seen = speaking("So.")
+    calls = [
+        {"id": name, "type": "function", "function": {"name": "look_up", "arguments": f'{{"word": "{name}"}}'}}
+        for name in ("ebb", "flow")
+    ]
+    results = [{"role": "tool", "tool_call_id": name, "content": f"of {name}"} for name in ("flow", "ebb")]
+    asked = [*HI, {"role": "assistant", "content": None, "tool_calls": calls}]
+    client.chat.completions.create(model="tiny", messages=[*asked, *results], max_tokens=1)
+    text = opened[0].prompts.tokenizer.decode(seen[0].ids)
+    assert 0 < text.index("of ebb") < text.index("of flow")
+    for wrong in ([results[0]], [{**results[0], "tool_call_id": "tide"}], [results[1], results[1]]):
+        with pytest.raises(openai.BadRequestError, match="one of each of the calls") as raised:
+            client.chat.completions.create(model="tiny", messages=[*asked, *wrong])
+        assert raised.value.param == "messages.2.tool_call_id"
+
+
 def test_json_is_held_to_or_refused(client: Any) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
@@ -269,6 +315,13 @@ def test_json_is_held_to_or_refused(client: Any) -> None:
         return
     found = client.chat.completions.create(model="tiny", messages=HI, response_format=form, max_tokens=60)
     assert json.loads(found.choices[0].message.content)["n"] in (1, 2)
+
+
+def test_what_is_held_to_json_calls_no_tools(client: Any) -> None:
+    """The grammar has no place for a call: the tools would be told to the model in vain."""
+    form: Any = {"type": "json_object"}
+    with pytest.raises(openai.BadRequestError, match="calls no tools"):
+        client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], response_format=form)
 
 
 def test_sixteen_clients_get_what_each_alone_gets(client: Any) -> None:
@@ -310,6 +363,54 @@ def test_one_that_waits_for_a_whole_answer_and_leaves_frees_it_too(served: Servi
     while engine.count().running and time.monotonic() < end:
         time.sleep(0.005)
     assert engine.count().running == 0 and engine.count().tokens - start < 8 * 240
+
+
+def test_one_whose_stream_has_not_begun_and_leaves_frees_its_place(
+    served: Serving, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tools a stream begins when the answer is whole; others wait for a place."""
+    import time
+
+    import httpx
+
+    engine, original = opened[0].engine, Model.logits
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.02)
+        return original(*given)
+
+    monkeypatch.setattr(Model, "logits", slow)
+    start = engine.count().tokens
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        body = {"model": "tiny", "messages": HI, "tools": [TOOL], "stream": True, "max_tokens": 60}
+        http.post("/v1/chat/completions", json=body, timeout=0.1)
+    end = time.monotonic() + 10
+    while engine.count().running and time.monotonic() < end:
+        time.sleep(0.005)
+    assert engine.count().running == 0 and engine.count().tokens - start < 30
+
+
+def test_rows_of_a_client_that_left_are_not_read(
+    served: Serving, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    import httpx
+
+    read, original = list[int](), Model.states
+
+    def slow(self: Model, ids: Any) -> Any:
+        time.sleep(0.02)
+        read.append(len(ids))
+        return original(self, ids)
+
+    monkeypatch.setattr(Model, "states", slow)
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/embeddings", json={"model": "tiny", "input": ["The sea"] * 60}, timeout=0.1)
+    time.sleep(0.2)
+    seen = len(read)
+    time.sleep(0.1)
+    assert len(read) == seen < 60
 
 
 def test_a_key_is_asked_for(opened: tuple[Any, Any]) -> None:
@@ -383,6 +484,33 @@ def test_no_page_of_another_site_may_read_answers(served: Serving) -> None:
         found = http.get("/v1/models", headers={"Origin": "https://evil.example"})
         asked = http.options("/v1/models", headers={"Origin": "https://evil.example"})
     assert not any(name.startswith("access-control") for name in {**found.headers, **asked.headers})
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example:8000", 403),
+        ("evil.localhost.example", 403),
+        ("[", 403),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.0.7", 200),
+        ("localhost:8000", 200),
+        ("host.docker.internal:8000", 200),
+    ],
+)
+def test_without_a_key_it_is_not_asked_by_the_name_of_another_site(host: str, status: int, served: Serving) -> None:
+    """Which could be made to stand for this machine, and its page then reads answers as its own (DNS rebinding)."""
+    with served.http() as http:
+        found = http.get("/v1/models", headers={"Host": host})
+        assert found.status_code == status
+        assert status == 200 or found.json()["error"]["code"] == "host_not_allowed"
+
+
+def test_with_a_key_it_is_asked_by_any_name(opened: tuple[Any, Any]) -> None:
+    with serving(*opened, key="s3cret") as found, found.http() as http:
+        headers = {"Host": "models.example", "Authorization": "Bearer s3cret"}
+        assert http.get("/v1/models", headers=headers).status_code == 200
 
 
 # --- whatever is sent, the server does not fail
@@ -464,3 +592,21 @@ def test_what_there_is_no_memory_for_is_told_and_the_server_goes_on(
             assert raised.value.status_code == 503 and raised.value.code == "out_of_memory"
             assert raised.value.type == "server_error" and "enough memory" in raised.value.message
     assert client.chat.completions.create(model="tiny", messages=HI).choices[0].message.content
+
+
+def test_a_stream_that_fails_in_the_middle_says_so(
+    client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails: here a probability that is no number, of weights that are none."""
+    ids = opened[0].prompts.tokenizer("The sea")["input_ids"]
+
+    def submit(_: Any, asked: Request, tell: Callable[[Any], None]) -> Ticket:
+        for event in (Token(ids[0], -1.0), Token(ids[1], float("nan")), Done("stop")):
+            tell(event)
+        return Ticket(asked, tell)
+
+    monkeypatch.setattr(type(opened[0].engine), "submit", submit)
+    stream = iter(client.chat.completions.create(model="tiny", messages=HI, stream=True, logprobs=True))
+    assert next(stream).choices[0].delta.content
+    with pytest.raises(openai.APIError, match="The server failed"):
+        list(stream)

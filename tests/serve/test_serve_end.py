@@ -1,14 +1,22 @@
 """More clients than there is room for, an end in the middle of streams, adapters by name, a reward model's scores."""
 
+import json
+import queue
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
-from serving import TINY, room_of, serving
+import tiny
+import uvicorn
+from serving import TINY, planned, room_of, serving
 
+from factory.inference.room import opened
 from factory.refusal import UserError
+from factory.serve.run import Server
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 
@@ -103,3 +111,73 @@ def test_a_model_that_scores_nothing_says_so(tiny_model: Path) -> None:
         answer = http.post("/v1/score", json=body)
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported"
     room.engine.stop(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_cuts_at_once(number: int, tiny_model: Path) -> None:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY)
+    with serving(room, settings, grace=60.0) as found:
+        stream = iter(
+            found.client().chat.completions.create(
+                model="tiny", messages=HI, max_tokens=200, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        next(stream)
+        for _ in range(2):
+            found.server.handle_exit(number, None)
+        *_, last, usage = list(stream)
+        found.thread.join(20)
+        assert not found.thread.is_alive()
+    assert last.choices[0].finish_reason == "length" and usage.usage.completion_tokens < 200
+
+
+@pytest.mark.parametrize("sent", [(signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP)])
+def test_a_hangup_beside_another_signal_is_no_second_one(sent: tuple[int, int]) -> None:
+    """As systemd sends them where a unit says SendSIGHUP=yes, and who ends a session."""
+    graces = queue.SimpleQueue[float]()
+    room: Any = SimpleNamespace(engine=SimpleNamespace(stop=graces.put))
+    made = Server(uvicorn.Config("of:none"), room, 30.0)
+    for number in sent:
+        made.handle_exit(number, None)
+    assert [graces.get(timeout=5) for _ in sent] == [30.0, 30.0]
+
+
+def adapter_of(base: Path, folder: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("trained", "served"), [(3, 2), (2, 3)])
+def test_an_adapter_whose_tensors_have_no_place_is_refused(trained: int, served: int, here: Path) -> None:
+    """Of a model as wide with more layers, or with fewer: PEFT reads it, and leaves out what does not fit."""
+    folders = {layers: tiny.save(here / f"of_{layers}", num_hidden_layers=layers) for layers in (2, 3)}
+    adapter = adapter_of(folders[trained], here / "adapter")
+    with pytest.raises(UserError, match=r"\[adapter-fits\].*layers\.2\."):
+        room_of("serve", f"model.path={folders[served]}", f"model.adapter={adapter}", *TINY)
+    with pytest.raises(UserError, match=r"\[serve-adapter\].*layers\.2\."):
+        room_of("serve", f"model.path={folders[served]}", f"serve.adapters={{x: {adapter}}}", *TINY)
+    room, _ = room_of("serve", f"model.path={folders[trained]}", f"model.adapter={adapter}", *TINY)
+    room.engine.stop(0)
+
+
+def test_an_adapter_on_other_positions_is_refused_and_another_template_is_told(here: Path) -> None:
+    base = tiny.save(here / "base")
+    stretched, spoken = (adapter_of(base, here / name) for name in ("stretched", "spoken"))
+    config = json.loads((base / "config.json").read_text())
+    (stretched / "base").mkdir()
+    turned = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    (stretched / "base" / "config.json").write_text(json.dumps({**config, "rope_parameters": turned}))
+    with pytest.raises(UserError, match=r"\[serve-adapter\].*stretched"):
+        room_of("serve", f"model.path={base}", f"serve.adapters={{x: {stretched}}}", *TINY)
+    with pytest.raises(UserError, match=r"\[serve-adapter\].*stretched"):
+        room_of("serve", f"model.path={base}", f"model.adapter={stretched}", f"serve.adapters={{x: {spoken}}}", *TINY)
+    (spoken / "chat_template.jinja").write_text("{{ messages }}")
+    plan, settings, _ = planned("serve", f"model.path={base}", *TINY)
+    told: list[str] = []
+    room = opened(plan, settings.engine, {"x": str(spoken)}, "tiny", told.append)
+    room.engine.stop(0)
+    assert [text for text in told if text.startswith("serve.adapters.x") and "another chat template" in text]
