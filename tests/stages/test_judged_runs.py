@@ -16,7 +16,7 @@ from test_methods import FITTING, SHORT
 from transformers import AutoModelForCausalLM
 
 from factory import registry
-from factory.data.batches import mismatched
+from factory.data.batches import micro_batches, mismatched
 from factory.data.dataset import IGNORED, Example, Labelled
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
@@ -291,6 +291,31 @@ def test_one_sample_alone_is_given_anothers_answer(execute: Execute) -> None:
 def test_one_sample_alone_of_all_keeps_its_answer() -> None:
     sample = Labelled(Example([3, 4, 5, 6], [IGNORED, IGNORED, 5, 6]), True, 2)
     assert mismatched([sample], None, [sample, sample]) == mismatched([sample]) == [sample.example]
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "aot", "aot_unpaired"])
+def test_pairs_that_are_ranked_stay_beside_those_they_were_drawn_with(
+    loss: str, execute: Execute, referred: Callable[..., Any]
+) -> None:
+    """By length, a margin would be ranked among those of answers as long as its own."""
+    batches = referred("dpo")
+    done = execute(
+        "stage=dpo",
+        f"stage.loss={loss}",
+        *LORA,
+        *RUN,
+        "stage.gradient_accumulation_steps=3",
+        "evaluate.perplexity=false",
+    )
+    rows, seed = done.dataset.train, done.run.plan.seed
+    drawn = [micro for step in range(len(done.metrics)) for micro in micro_batches(step, len(rows), 2, 3, seed)]
+    assert max(map(len, drawn)) == 2 and len(batches) == len(drawn)
+    chosen = [[rows[number].chosen.ids for number in micro] for micro in drawn]
+    given = [
+        [row[: len(ids)] for row, ids in zip(batch["input_ids"].tolist(), wanted, strict=False)]
+        for batch, wanted in zip(batches, chosen, strict=True)
+    ]
+    assert (given == chosen) == (loss != "sigmoid")
 
 
 # --- what is shown
