@@ -418,6 +418,7 @@ def _cut(side: _Side, stays: Kept, special: bool = False) -> Tokens:
         spans, prompt = shifted(spans, stays), _moved(prompt, stays)
         asked = _moved(asked[0], stays), _moved(asked[1], stays)
     if not any(end > max(start, 1) for start, end, _ in spans):  # the first token is predicted by nothing
+        asked, prompt = _last(side, stays.stretches[-1][1])
         raise BadRow("no trained token")
     shown, cut = _shown(side, stays), len(side.ids) - len(ids)
     return Tokens(ids, spans, asked, prompt, shown, cut, stays.open_ended, special)
@@ -426,3 +427,11 @@ def _cut(side: _Side, stays: Kept, special: bool = False) -> Tokens:
 def _moved(at: int, stays: Kept) -> int:
     """A place in what stays."""
     return sum(min(max(at - start, 0), end - start) for start, end in stays.stretches)
+def _last(side: _Side, end: int) -> tuple[Span, int]:
+    """The text before the last answer that begins before `end`, and where that answer does."""
+    if side.prompt < end:
+        return side.asked, side.prompt
+    start = max(start for start, _ in side.layout.answers if start < end)
+    return max((text for text in side.layout.texts if text[1] <= start), default=(0, 0)), start
+
+

@@ -494,6 +494,7 @@ def test_truncation_of_conversations(truncation: str, record: Record) -> None:
             assert text.startswith("<|im_start|>" + messages[0]["role"])
             assert text.count("<|im_start|>assistant\n") == len(said) == text.count("<|im_start|>user\n")
             assert truncation == "keep_response" or record is not LONG[0] or "Be kind, and short." in text
+    questions = [message["content"].strip() for message in messages if message["role"] == "user"]
     assert kept
 
 
@@ -505,6 +506,10 @@ def test_no_cut_breaks_a_conversation(truncation: str, turns: list[tuple[str, st
     record = talk(*(text for turn in turns for text in turn))
     (made,) = known("chatml", truncation=truncation, max_length=limit).encode([record])
     if isinstance(made, BadRow):
+        assert tokens.prompt == tokens.spans[-1][0], "what is asked is the last answer that is left"
+        asked = spelled(tokenizer, tokens.ids[slice(*tokens.asked)]).strip()
+        assert questions[len(said) - 1 if truncation == "right" else -1].endswith(asked)
+        assert asked or truncation != "right"
         assert str(made) == "no room for the answer"
         return
     whole = row(known("chatml"), record).tokens
