@@ -1,9 +1,10 @@
 """Pack: encoded rows to the sequences that are trained and those that are held out, with the count of every row."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from factory.steps.align import Aligned
 
 _PROMPT_TOKENS = 24  # of a plain text, to be continued
 _SAME = "the validation set has the same row"
+_LOOKED = 20  # rows of a stream, for one that has kept its end
+_UNEVEN = 2.0  # times as much that a kind of labelled answers weighs
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         prompts=_prompts(validation, prompts, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(train[0], tokenizer),
+        stops=_stops([_with_its_end(aligned, mixed, alone, train)], tokenizer),
         counts=counts,
         digest=_digest(aligned, mixed),
         notes=tuple(_notes(plan, aligned, mixed, counts, tokenizer)),
@@ -108,7 +111,9 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
     validation: Samples = stream.validation
     if held is not None:
         validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.spec.kind)
-    first, _ = next(stream.samples())
+    samples = (sample for sample, _ in stream.samples())
+    first = next(samples)
+    others = islice(samples, _LOOKED) if steps.pack.truncation == "right" else ()
     return Dataset(
         train=(),
         stream=stream,
@@ -117,7 +122,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         prompts=_prompts(validation, steps.evaluate.samples, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(first, tokenizer),
+        stops=_stops((first, *others), tokenizer),
         counts={},
         digest=None,
         notes=tuple(_lacking(plan, aligned, tokenizer)),
@@ -199,9 +204,20 @@ def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, li
     return found
 
 
-def _stops(sample: Sample, tokenizer: Any) -> list[int]:
-    """An answer's last trained token ends it where it is a special one, or a whole word of the template's."""
-    labels = examples(sample)[0].labels
-    last = next((label for label in reversed(labels) if label != IGNORED), tokenizer.eos_token_id)
-    special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
-    return sorted({tokenizer.eos_token_id, *([last] if special else [])})
+def _with_its_end(aligned: Aligned, mixed: Mixed, alone: Pack, train: Samples) -> Sample:
+    """A sequence whose last answer has its end: that of the first row which data.truncation=right has left one."""
+    cut = np.concatenate([source.open_ended for source in aligned.sources.values()])[mixed.train]
+    whole = mixed.train[~cut][:1]
+    kept = dataset(aligned.sources, whole, alone, aligned.spec.kind) if cut.any() and len(whole) else train
+    return kept[0]
+
+
+def _stops(samples: Iterable[Sample], tokenizer: Any) -> list[int]:
+    """An answer's last trained token ends it where it is a special one, or a whole word of the template's.
+
+    Of a row that has lost its end it is any other.
+    """
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    labels = (reversed(examples(sample)[0].labels) for sample in samples)
+    lasts = (next((label for label in each if label != IGNORED), tokenizer.eos_token_id) for each in labels)
+    return sorted({tokenizer.eos_token_id, *islice((last for last in lasts if last in special), 1)})
