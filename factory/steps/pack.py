@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from factory import templates
 from factory.data import known, mix, proof
@@ -25,9 +26,9 @@ from factory.refusal import refuse
 from factory.steps.align import Aligned
 
 _PROMPT_TOKENS = 24  # of a plain text, to be continued
-_SAME = "the validation set has the same row"
 _LOOKED = 20  # rows of a stream, for one that has kept its end
 _UNEVEN = 2.0  # times as much that a kind of labelled answers weighs
+_SAME = "the validation set has the same row"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,29 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
         labels = np.concatenate([found.labels for found in aligned.sources.values()])[mixed.train]
         if len(kinds := set(labels.tolist())) == 1:
             yield f"All labels are {'true' if 1 in kinds else 'false'}: nothing shows the model the other kind."
+        elif uneven := _uneven(labels, plan.steps.train.own):
+            yield uneven
+
+
+def _uneven(labels: NDArray[np.int8], own: Mapping[str, Any]) -> str | None:
+    """Of labelled answers, where those of one kind outweigh the others in the loss, with what would even them out.
+
+    TRL 1.16's KTO, after Ethayarajh et al. 2024 (2402.01306): of weight times number the wanted have as much, up to a
+    third more. What is less than twice as much is let be.
+    """
+    wanted = int((labels == 1).sum())
+    unwanted = len(labels) - wanted
+    weights = [own.get(name, 0.0) for name in ("desirable_weight", "undesirable_weight")]
+    if not all(weights):  # of a stage of the user's own
+        return None
+    ratio = weights[0] * wanted / (weights[1] * unwanted)
+    if _UNEVEN >= ratio >= 1 / _UNEVEN:
+        return None
+    return (
+        f"{wanted:,} answers are wanted and {unwanted:,} are not: in the loss they weigh {ratio:.3g} to 1. From 1 "
+        f"to 1.33 is advised: stage.undesirable_weight={weights[1] * ratio:.3g} or "
+        f"stage.desirable_weight={weights[0] / ratio:.3g} makes it 1."
+    )
 
 
 def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:

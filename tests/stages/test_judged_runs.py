@@ -353,3 +353,21 @@ def test_mlflow_gets_what_people_watch(uri: str, execute: Execute) -> None:
     for name in ("loss", *PAIR_METRICS):
         history = client.get_metric_history(run.info.run_id, name)
         assert [(point.step, point.value) for point in history] == [(line["step"], line[name]) for line in done.metrics]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "weight", "told"), [(6, 1, None), (3, 1, "0.333 to 1"), (9, 1, "3 to 1"), (9, 3, None), (9, 2, None)]
+)
+def test_labels_that_outweigh_the_others_are_told(
+    wanted: int, weight: float, told: str | None, execute: Execute, here: Path
+) -> None:
+    """With the weight that evens them out."""
+    rows = [{"prompt": f"{n}?", "completion": f"{n}.", "label": n < wanted} for n in range(12)]
+    (here / "judged.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = ("data=file", "data.path=judged.jsonl", "data.validation_fraction=0")
+    done = execute("stage=kto", *LORA, *RUN, *file, f"stage.undesirable_weight={weight}", "stage.max_steps=1")
+    notes = [note for note in done.dataset.notes if "weigh" in note]
+    assert [told in note for note in notes] == ([] if told is None else [True])
+    if told is not None:
+        even = wanted / (12 - wanted)
+        assert f"stage.undesirable_weight={even:.3g} or stage.desirable_weight={1 / even:.3g}" in notes[0]
