@@ -196,6 +196,12 @@ TABLE = (
     row("rollout-room", "stage=ppo {scored} stage.max_new_tokens=256", "stage=ppo {short} {scored}"),
     row("rollout-groups", "{groups} {scored} {short} stage.rollout_batch_size=10", "{groups} {short} {scored}"),
     row("kl-target", "stage=ppo {scored} stage.kl_coefficient=0", "stage=ppo {short} {scored} {lone}"),
+    row(
+        "kl-horizon",
+        "stage=ppo {scored} stage.kl_target=null stage.kl_horizon=100",
+        "stage=ppo {short} {scored} stage.kl_horizon=100",
+        "stage=ppo {short} {scored} stage.kl_target=null",
+    ),
     row("value-head", "stage=ppo {scored} {misheaded}", "stage=ppo {short} {scored} {adapter}"),
     row("response-alone", "stage=dpo data.train_on_prompt=true", "data.train_on_prompt=true"),
     row(
