@@ -858,6 +858,14 @@ def test_what_to_do_beyond_the_context_is_not_refused_then(word: str, models: di
     assert not refusals(*base, "model.context_length=600")
 
 
+def test_the_smoothing_that_exo_is_told_to_set_is_its_papers(tiny_model: Path) -> None:
+    """arXiv 2402.00856, as TRL 1.16 has it: 1e-3. A tenth would be of labels that are often wrong."""
+    exo = (*BASE, f"model.path={tiny_model}", "stage=dpo", "stage.loss=exo_pair")
+    (refusal,) = refusals(*exo)
+    assert "stage.label_smoothing=0.001 for exo_pair" in refusal.fix
+    assert not refusals(*exo, "stage.label_smoothing=0.001")
+
+
 def test_a_stage_with_a_spec_alone_is_planned_and_not_trained(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
