@@ -126,9 +126,11 @@ def group_advantages(rewards: Tensor, size: int, *, scale: bool = True) -> Tenso
     (2503.20783). The std is the sample's, as in TRL.
     """
     assert size > 1
-    groups = rewards.view(-1, size)
+    # in float32 the mean of equal rewards may round to another number, which over the floor would be an advantage
+    groups = rewards.double().view(-1, size)
     apart = groups - groups.mean(1, keepdim=True)
-    return (apart / (groups.std(1, keepdim=True) + _STD_FLOOR) if scale else apart).view(-1)
+    found = apart / (groups.std(1, keepdim=True) + _STD_FLOOR) if scale else apart
+    return found.view(-1).to(rewards.dtype)
 
 
 def grpo_loss(

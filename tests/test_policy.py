@@ -311,6 +311,16 @@ def test_group_advantages_by_hand() -> None:
     assert group_advantages(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2, scale=False).tolist() == [-1.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("size", [3, 6, 7])
+def test_a_group_that_agrees_has_no_advantages(size: int, scale: bool) -> None:
+    """The mean of equal rewards, rounded in float32, may be another number, and apart from it they would all be."""
+    for reward in (0.1, 0.7, -1.28, 1000.1):
+        found = group_advantages(torch.full((2 * size,), reward), size, scale=scale)
+        assert found.dtype == torch.float32
+        assert not found.any(), (reward, found)
+
+
 def _paper_grpo(ours: np.ndarray, old: np.ndarray, ref: np.ndarray, advantage: float, length: int | None) -> float:
     """An answer's part of equation 3, which is to be raised."""
     total = 0.0

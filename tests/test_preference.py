@@ -24,6 +24,7 @@ from factory.preference import (
     watched,
 )
 from factory.preference.logs import log_odds
+from factory.stages.dpo.spec import resolved
 
 BETA, SMOOTHING, GAMMA, TAU = 0.3, 0.1, 0.5, 0.05
 SEEDS = range(5)
@@ -194,6 +195,18 @@ def paper(name: str, tokens: Tokens, smoothing: float) -> list[float]:
 
 def test_every_loss_has_its_papers_formula() -> None:
     assert PAPERS.keys() | {"aot", "aot_unpaired"} == LOSSES.keys()
+
+
+def test_a_loss_of_means_has_the_beta_of_its_papers_runs() -> None:
+    """A mean over an answer's tokens is smaller than their sum by the length of the answer.
+
+    SimPO: its authors' runs of Llama 3 8B's base. sigmoid_norm: allenai/open-instruct, configs/train_configs/tulu3,
+    loss_type dpo_norm.
+    """
+    others = {name: loss.beta for name, loss in LOSSES.items() if loss.beta != 0.1}
+    assert others == {"simpo": 2.0, "sigmoid_norm": 5.0}
+    left_open = {"loss": "sigmoid_norm", "beta": None, "gamma": None, "nll_weight": None, "label_smoothing": 0}
+    assert resolved(left_open) == {**left_open, "beta": 5.0, "gamma": 0.0, "nll_weight": 0.0}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -96,9 +96,14 @@ def steps(
     last: int,
     collate: Callable[[list[Any]], dict[str, Any]],
     share: Callable[[list[MicroBatch]], tuple[list[MicroBatch], int]] = lambda chosen: (chosen, 0),
+    *,
+    by_length: bool = True,
 ) -> Iterator[Step]:
-    """The optimizer steps from `first` up to `last`, in their order; of each, this rank's `share`."""
-    known = samples.lengths if isinstance(samples, Dataset) and samples.kind != "labelled" else None
+    """The optimizer steps from `first` up to `last`, in their order; of each, this rank's `share`.
+
+    `by_length`: those of a step of like length are put side by side, labelled ones never (`mismatched`).
+    """
+    known = samples.lengths if by_length and isinstance(samples, Dataset) and samples.kind != "labelled" else None
     for number in range(first, last):
         chosen, idle = share(micro_batches(number, len(samples), batch_size, accumulation, seed, known))
         made = step([[samples[index] for index in indices] for indices in chosen], collate, idle)

@@ -279,6 +279,9 @@ class Encoder:
         stay = self._kept(sides)
         special = self.special is not None and _spells(self.special, record)
         tokens = [_cut(side, stays, special) for side, stays in zip(sides, stay, strict=True)]
+        if len(tokens) == 2 and tokens[0].ids == tokens[1].ids:  # there is nothing to be learnt of the two
+            as_cut = "" if sides[0].ids == sides[1].ids else " up to max_length"
+            raise BadRow(f"chosen equals rejected{as_cut}")
         return EncodedRow(tokens[0], tokens[1] if len(tokens) == 2 else None, record.label)
 
     def _kept(self, sides: list[_Side]) -> list[Kept]:
@@ -415,12 +418,21 @@ def _cut(side: _Side, stays: Kept, special: bool = False) -> Tokens:
     ids, spans, asked, prompt = side.ids, side.trained, side.asked, side.prompt
     if stays.stretches != ((0, len(ids)),):
         ids = [token for start, end in stays.stretches for token in side.ids[start:end]]
+        asked, prompt = _last(side, stays.stretches[-1][1])
         spans, prompt = shifted(spans, stays), _moved(prompt, stays)
         asked = _moved(asked[0], stays), _moved(asked[1], stays)
     if not any(end > max(start, 1) for start, end, _ in spans):  # the first token is predicted by nothing
         raise BadRow("no trained token")
     shown, cut = _shown(side, stays), len(side.ids) - len(ids)
     return Tokens(ids, spans, asked, prompt, shown, cut, stays.open_ended, special)
+
+
+def _last(side: _Side, end: int) -> tuple[Span, int]:
+    """The text before the last answer that begins before `end`, and where that answer does."""
+    if side.prompt < end:
+        return side.asked, side.prompt
+    start = max(start for start, _ in side.layout.answers if start < end)
+    return max((text for text in side.layout.texts if text[1] <= start), default=(0, 0)), start
 
 
 def _moved(at: int, stays: Kept) -> int:

@@ -193,9 +193,8 @@ def _one(name: str, value: Any, said: Said, kinds: set[str]) -> None:
     values = entry.get("values")
     known = {_text(each): ours for each, ours in (values or {}).items()}
     if key is None:
-        said.missing[name] = (
-            f"neither stage={said.overrides['stage']} nor method={said.overrides['method']} reads it there"
-        )
+        unread = f"neither stage={said.overrides['stage']} nor method={said.overrides['method']} reads it there"
+        said.missing[name] = entry.get("none", unread)
     elif values is None or (entry.get("others") and _text(value) not in known):
         said.set(key, value)
     elif _text(value) in known:

@@ -133,10 +133,11 @@ class Preference:
 # simpo's beta and gamma are those of its authors' runs on Llama 3 8B's base.
 # CPO, Xu et al. 2024 (2401.08417), eq. 3 and its NLL term: the sigmoid loss without reference, and the chosen
 # answer's NLL, a mean over its tokens as in TRL; the paper prints log pi, the sum.
-# sigmoid_norm: DPO of means, Lambert et al. 2024 (Tülu 3, 2411.15124).
+# sigmoid_norm: DPO of means, Lambert et al. 2024 (Tülu 3, 2411.15124), and the beta of its runs: a mean is smaller than
+# a sum by the length of the answer.
 LOSSES = {
     "sigmoid": Preference(_sigmoid, smoothing="may"),
-    "sigmoid_norm": Preference(_sigmoid, average=True, smoothing="may"),
+    "sigmoid_norm": Preference(_sigmoid, average=True, smoothing="may", beta=5.0),
     "hinge": Preference(_hinge),
     "ipo": Preference(_ipo, average=True),
     "robust": Preference(_robust, smoothing="may"),

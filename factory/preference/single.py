@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def kto_divergence(log_probs: "Tensor", reference: "Tensor") -> "Tensor":
     """KTO's reference point z0, a scalar without gradient: Ethayarajh et al. 2024 (2402.01306), at eq. 8.
 
-    Both (m): log-probabilities of answers to other prompts than their own, by the model and by its reference. Over
-    several processes their mean is taken of all m before it is cut at 0.
+    Both (m): log-probabilities of answers to other prompts than their own, by the model and by its reference. They are
+    those of a micro-batch, in each process its own: so several compute what one does that accumulates.
     """
     assert len(log_probs) > 0
     return (log_probs - reference).detach().mean().clamp(min=0)

@@ -12,6 +12,21 @@ from factory.rewards import Reward
 from factory.rollouts import roles
 from factory.stages.rm.run import scores
 
+_SAID = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is one."}]
+
+
+def reads_another_form(folder: Path, tokenizer: Any) -> bool:
+    """Whether the template that a reward model was saved with writes a conversation otherwise than the policy's.
+
+    Texts are compared: a template may be spelt in many ways. Of one that was saved without, nobody knows.
+    """
+    file = folder / "chat_template.jinja"
+    if not file.is_file():
+        return False
+    theirs = file.read_text(encoding="utf-8")
+    ours, other = (tokenizer.apply_chat_template(_SAID, chat_template=each, tokenize=False) for each in (None, theirs))
+    return ours != other
+
 
 def by_adapter() -> Reward:
     def reward(model: Any, _answers: Any, _data: Any, batches: list[dict[str, Any]]) -> list[float]:

@@ -17,6 +17,7 @@ from factory.words import between, counted, duration, rate, size
 
 _NAMED = 8  # modules that a plan names
 _TOLD = {"name", "learning_rate", "quantization", "target_modules"}  # of a method's settings, in lines of their own
+_SAMPLES = {"pairs": "pairs"}  # of a step, by the kind of the rows
 _ALL_TEXT = ("parts", ["language"])  # what a model that sees nothing has
 _RECOMPUTED = {
     False: "",
@@ -139,7 +140,8 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     train, steps = plan.steps.train, plan.estimate.steps
     count = counted(steps.low, "step") if steps.low == steps.high else f"{steps} steps"
     rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
-    what = "sampled answers" if samples_answers(train) else "sequences"
+    kind = registry.spec("stages", train.stage).KIND
+    what = "sampled answers" if samples_answers(train) else _SAMPLES.get(kind, "sequences")
     yield (
         "train",
         f"{train.stage}  {count} of {rows} {what}, {train.optimizer}, "

@@ -8,6 +8,8 @@ A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.
 - `resolved(own)`, its own keys with values in the place of those that are left open,
 - `WRITES = False` where it does not read the language model's head, which is frozen then,
 - `SEQUENCES = 2` where a sample is trained as two, and `JUDGED = 1` where one more goes forward only,
+- `compares(own)`, true where the samples of a micro-batch change each other's loss: they stay as they were drawn then,
+  and are not put side by side by their length,
 - `READS`, what its loss reads of the decoder: `tokens` (their mean loss, as most), `answers` (sums of their
   log-probabilities) or `states` (one hidden state of each sequence),
 - `needs_reference(own)` where its loss reads the log-probabilities that the model gave before its first step,

@@ -24,3 +24,9 @@ def unit(train: Train) -> Unit:
 def samples_answers(train: Train) -> bool:
     """Whether the model's own answers are trained, and not those of the rows."""
     return registry.samples_answers(registry.spec("stages", train.stage))
+
+
+def compares(train: Train) -> bool:
+    """Whether the samples of a micro-batch change each other's loss."""
+    own = registry.hook(registry.spec("stages", train.stage), "compares", lambda own: False)
+    return own(train.own)

@@ -11,7 +11,7 @@ from factory.ahead import card
 from factory.data import batches, stream
 from factory.execute.context import Run
 from factory.plan import Plan, Train
-from factory.stages.rows import rows_per_step
+from factory.stages.rows import compares, rows_per_step
 from factory.steps.pack import Dataset
 
 Of = Callable[[dict[str, Any]], Any]  # what a batch's rows are measured against: `Reference.of`
@@ -71,7 +71,9 @@ def feed(
     size, accumulation = plan.batch_size, plan.micro_batches
     if dataset.stream is None:
         share = run.world.share
-        return batches.steps(dataset.train, size, accumulation, run.plan.seed, first, last, collate, share)
+        return batches.steps(
+            dataset.train, size, accumulation, run.plan.seed, first, last, collate, share, by_length=not compares(plan)
+        )
     return dataset.stream.steps(
         size, accumulation, collate, None if position is None else stream.Position.from_json(position)
     )

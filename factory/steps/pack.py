@@ -1,12 +1,14 @@
 """Pack: encoded rows to the sequences that are trained and those that are held out, with the count of every row."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from factory import templates
 from factory.data import known, mix, proof
@@ -24,6 +26,8 @@ from factory.refusal import refuse
 from factory.steps.align import Aligned
 
 _PROMPT_TOKENS = 24  # of a plain text, to be continued
+_LOOKED = 20  # rows of a stream, for one that has kept its end
+_UNEVEN = 2.0  # times as much that a kind of labelled answers weighs
 _SAME = "the validation set has the same row"
 
 
@@ -88,7 +92,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         prompts=_prompts(validation, prompts, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(train[0], tokenizer),
+        stops=_stops([_with_its_end(aligned, mixed, alone, train)], tokenizer),
         counts=counts,
         digest=_digest(aligned, mixed),
         notes=tuple(_notes(plan, aligned, mixed, counts, tokenizer)),
@@ -108,7 +112,9 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
     validation: Samples = stream.validation
     if held is not None:
         validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.spec.kind)
-    first, _ = next(stream.samples())
+    samples = (sample for sample, _ in stream.samples())
+    first = next(samples)
+    others = islice(samples, _LOOKED) if steps.pack.truncation == "right" else ()
     return Dataset(
         train=(),
         stream=stream,
@@ -117,7 +123,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         prompts=_prompts(validation, steps.evaluate.samples, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(first, tokenizer),
+        stops=_stops((first, *others), tokenizer),
         counts={},
         digest=None,
         notes=tuple(_lacking(plan, aligned, tokenizer)),
@@ -140,6 +146,29 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
         labels = np.concatenate([found.labels for found in aligned.sources.values()])[mixed.train]
         if len(kinds := set(labels.tolist())) == 1:
             yield f"All labels are {'true' if 1 in kinds else 'false'}: nothing shows the model the other kind."
+        elif uneven := _uneven(labels, plan.steps.train.own):
+            yield uneven
+
+
+def _uneven(labels: NDArray[np.int8], own: Mapping[str, Any]) -> str | None:
+    """Of labelled answers, where those of one kind outweigh the others in the loss, with what would even them out.
+
+    TRL 1.16's KTO, after Ethayarajh et al. 2024 (2402.01306): of weight times number the wanted have as much, up to a
+    third more. What is less than twice as much is let be.
+    """
+    wanted = int((labels == 1).sum())
+    unwanted = len(labels) - wanted
+    weights = [own.get(name, 0.0) for name in ("desirable_weight", "undesirable_weight")]
+    if not all(weights):  # of a stage of the user's own
+        return None
+    ratio = weights[0] * wanted / (weights[1] * unwanted)
+    if _UNEVEN >= ratio >= 1 / _UNEVEN:
+        return None
+    return (
+        f"{wanted:,} answers are wanted and {unwanted:,} are not: in the loss they weigh {ratio:.3g} to 1. From 1 "
+        f"to 1.33 is advised: stage.undesirable_weight={weights[1] * ratio:.3g} or "
+        f"stage.desirable_weight={weights[0] / ratio:.3g} makes it 1."
+    )
 
 
 def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:
@@ -199,9 +228,20 @@ def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, li
     return found
 
 
-def _stops(sample: Sample, tokenizer: Any) -> list[int]:
-    """An answer's last trained token ends it where it is a special one, or a whole word of the template's."""
-    labels = examples(sample)[0].labels
-    last = next((label for label in reversed(labels) if label != IGNORED), tokenizer.eos_token_id)
-    special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
-    return sorted({tokenizer.eos_token_id, *([last] if special else [])})
+def _with_its_end(aligned: Aligned, mixed: Mixed, alone: Pack, train: Samples) -> Sample:
+    """A sequence whose last answer has its end: that of the first row which data.truncation=right has left one."""
+    cut = np.concatenate([source.open_ended for source in aligned.sources.values()])[mixed.train]
+    whole = mixed.train[~cut][:1]
+    kept = dataset(aligned.sources, whole, alone, aligned.spec.kind) if cut.any() and len(whole) else train
+    return kept[0]
+
+
+def _stops(samples: Iterable[Sample], tokenizer: Any) -> list[int]:
+    """An answer's last trained token ends it where it is a special one, or a whole word of the template's.
+
+    Of a row that has lost its end it is any other.
+    """
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    labels = (reversed(examples(sample)[0].labels) for sample in samples)
+    lasts = (next((label for label in each if label != IGNORED), tokenizer.eos_token_id) for each in labels)
+    return sorted({tokenizer.eos_token_id, *islice((last for last in lasts if last in special), 1)})

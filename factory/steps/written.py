@@ -65,6 +65,7 @@ def as_hf(
     model.config.use_cache = True
     _say_stops(run, model, ready.stops)
     if plan.scores:
+        tokenizer = _padding_apart(tokenizer, ready.stops)
         model = _classifier(model, tokenizer)
     _cast_all(model, dtype)
     aside.mkdir(parents=True)
@@ -212,6 +213,19 @@ def classifier_class(config: Any) -> Any:
         fix = "set export.format=adapter, or read the run's own model/ as its card says"
         raise refuse("export-unfit", "export.format=hf", wrong, fix=fix)
     return AutoModelForSequenceClassification
+
+
+def _padding_apart(tokenizer: Any, stops: list[int]) -> Any:
+    """With a padding that ends no answer: transformers' classifiers take the last token that is none for the score.
+
+    Without one where all special tokens end an answer: they refuse to be given several rows then.
+    """
+    if tokenizer.pad_token_id not in stops:
+        return tokenizer
+    made = copy.deepcopy(tokenizer)
+    special = {place: str(token) for place, token in made.added_tokens_decoder.items() if token.special}
+    made.pad_token = next((token for place, token in sorted(special.items()) if place not in stops), None)
+    return made
 
 
 def _classifier(model: Any, tokenizer: Any) -> Any:

@@ -196,6 +196,12 @@ TABLE = (
     row("rollout-room", "stage=ppo {scored} stage.max_new_tokens=256", "stage=ppo {short} {scored}"),
     row("rollout-groups", "{groups} {scored} {short} stage.rollout_batch_size=10", "{groups} {short} {scored}"),
     row("kl-target", "stage=ppo {scored} stage.kl_coefficient=0", "stage=ppo {short} {scored} {lone}"),
+    row(
+        "kl-horizon",
+        "stage=ppo {scored} stage.kl_target=null stage.kl_horizon=100",
+        "stage=ppo {short} {scored} stage.kl_horizon=100",
+        "stage=ppo {short} {scored} stage.kl_target=null",
+    ),
     row("value-head", "stage=ppo {scored} {misheaded}", "stage=ppo {short} {scored} {adapter}"),
     row("response-alone", "stage=dpo data.train_on_prompt=true", "data.train_on_prompt=true"),
     row(
@@ -850,6 +856,14 @@ def test_what_to_do_beyond_the_context_is_not_refused_then(word: str, models: di
     (refusal,) = refusals(*base)
     assert refusal.rule == "beyond-context" and "model.rope_scaling" not in refusal.fix
     assert not refusals(*base, "model.context_length=600")
+
+
+def test_the_smoothing_that_exo_is_told_to_set_is_its_papers(tiny_model: Path) -> None:
+    """arXiv 2402.00856, as TRL 1.16 has it: 1e-3. A tenth would be of labels that are often wrong."""
+    exo = (*BASE, f"model.path={tiny_model}", "stage=dpo", "stage.loss=exo_pair")
+    (refusal,) = refusals(*exo)
+    assert "stage.label_smoothing=0.001 for exo_pair" in refusal.fix
+    assert not refusals(*exo, "stage.label_smoothing=0.001")
 
 
 def test_a_stage_with_a_spec_alone_is_planned_and_not_trained(

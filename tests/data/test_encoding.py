@@ -371,6 +371,7 @@ def test_a_text_has_one_beginning_and_one_end() -> None:
 def test_a_pairs_answers_share_their_prompt(
     prompt: str, history: tuple[str, str] | None, chosen: str, rejected: str
 ) -> None:
+    assume(chosen != rejected)
     for name in ("chatml", "thinks"):
         tokenizer = bytes_of(name)
         record = pair(chosen, rejected, *(history or ()), prompt)
@@ -424,6 +425,27 @@ def test_a_pair_cut_at_the_right_keeps_its_prompt() -> None:
         row(encoder(tokenizer, "pairs", truncation="right", max_length=60), history)
 
 
+def test_a_pair_whose_answers_become_the_same_is_none() -> None:
+    """As the chat template writes them, without what they thought, or cut to the same length."""
+    alike = pair("Yes.", " Yes.\n", "a")
+    with pytest.raises(BadRow, match=r"^chosen equals rejected$"):
+        row(encoder(bytes_of("llama3"), "pairs"), alike)
+    assert row(encoder(bytes_of("chatml"), "pairs"), alike).rejected is not None
+    thoughts = [Message(role="assistant", content="b", reasoning=thought) for thought in ("Hm.", "Ah.")]
+    record = Record(prompt=talk("a", "b").prompt, response=(thoughts[0],), rejected=(thoughts[1],))
+    with pytest.raises(BadRow, match=r"^chosen equals rejected$"):
+        row(encoder(bytes_of("thinks"), "pairs", reasoning="strip"), record)
+    assert row(encoder(bytes_of("thinks"), "pairs"), record).rejected is not None
+    late = pair("It is a star, and no planet.", "It is a star, and so bright.", "a")
+    whole = row(encoder(bytes_of("chatml"), "pairs"), late)
+    for limit, why in (
+        (len(whole.tokens.ids) - 2, None),
+        (whole.tokens.prompt + 2, "chosen equals rejected up to max_length"),
+    ):
+        (made,) = encoder(bytes_of("chatml"), "pairs", truncation="right", max_length=limit).encode([late])
+        assert (str(made) if isinstance(made, BadRow) else None) == why
+
+
 def test_labelled() -> None:
     tokenizer = bytes_of("chatml")
     record = talk("a", "b", "c", "d", label=False)
@@ -472,6 +494,7 @@ def test_truncation_of_conversations(truncation: str, record: Record) -> None:
     whole = row(encoder(tokenizer), record).tokens
     messages = [*record.prompt, *record.response]
     answers = [f"{message['content']}<|im_end|>" for message in messages if message["role"] == "assistant"]
+    questions = [message["content"].strip() for message in messages if message["role"] == "user"]
     kept = 0
     for limit in range(8, len(whole.ids), 3):
         (made,) = encoder(tokenizer, truncation=truncation, max_length=limit).encode([record])
@@ -483,6 +506,10 @@ def test_truncation_of_conversations(truncation: str, record: Record) -> None:
         assert len(tokens.ids) <= limit and len(tokens.ids) + tokens.cut == len(whole.ids)
         assert "\ufffd" not in text, "half a character"
         assert not tokens.open_ended or truncation == "right"
+        assert tokens.prompt == tokens.spans[-1][0], "what is asked is the last answer that is left"
+        asked = spelled(tokenizer, tokens.ids[slice(*tokens.asked)]).strip()
+        assert questions[len(said) - 1 if truncation == "right" else -1].endswith(asked)
+        assert asked or truncation != "right"
         if truncation == "right":
             assert tokens.ids == whole.ids[: len(tokens.ids)] and tokens.spans[-1][1] == len(tokens.ids)
             assert tokens.open_ended == (not said[-1].endswith("<|im_end|>"))

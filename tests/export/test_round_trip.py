@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from exporting import SHORT, exported, files, losses, planned
 from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
+from factory.data.dataset import IGNORED
 from factory.execute.report import as_json, write_report
 from factory.export import card
 from factory.refusal import UserError
@@ -150,6 +152,33 @@ def test_a_reward_model_is_a_classifier_with_its_scores(execute: Execute) -> Non
         wanted = heads.apply(done.model, "score_head.weight", hidden[0, -1])
         assert torch.allclose(read(input_ids=ids).logits[0], wanted, atol=1e-4)
     assert read.config.num_labels == 1 and "score" not in str(files("out"))
+
+
+@pytest.mark.parametrize("padding", ["<|endoftext|>", "<|im_end|>"])
+def test_a_classifier_scores_where_the_answer_ends(padding: str, execute: Execute, here: Path) -> None:
+    """Also of a tokenizer that pads with what ends an answer: that is the token which is read, and is no padding."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from factory.data.batches import collate
+    from factory.stages.rm.run import scores
+
+    base = tiny.save(here / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = padding
+    tokenizer.save_pretrained(base)
+    words = (f"model.path={base}", "method=lora", "method.rank=4", "stage=rm", *SHORT[:-1], "data.max_samples=16")
+    done = execute(*words)
+    assert (done.dataset.pad == 2) == (padding == "<|im_end|>")
+    exported("run=run", "export.dir=out")
+    rows = [done.dataset.train[number].chosen for number in range(3)]
+    answered = [row.ids[: max(at for at, label in enumerate(row.labels) if label != IGNORED) + 1] for row in rows]
+    assert {ids[-1] for ids in answered} == {2} and len({*map(len, answered)}) > 1
+    model = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    given = AutoTokenizer.from_pretrained("out").pad({"input_ids": answered}, return_tensors="pt")
+    with torch.no_grad():
+        wanted = scores(done.model, collate(rows, done.dataset.pad, "cpu"))
+        assert torch.allclose(model(**given).logits[:, 0], wanted, atol=1e-4)
+        assert torch.allclose(model(input_ids=torch.tensor(answered[:1])).logits[0, 0], wanted[0], atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4), pytest.param("int8", 8, marks=pytest.mark.slow)])

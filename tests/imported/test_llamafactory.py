@@ -221,6 +221,15 @@ def test_preferences_are_planned(loss: str, stage: str, catalogue: Path) -> None
     assert plan.steps.train.own.get("loss", "orpo") == loss
 
 
+@pytest.mark.parametrize("given", [{"stage": "dpo", "pref_loss": "orpo", "dataset": "pairs"}, {"stage": "kto"}])
+def test_a_weight_that_only_dpo_has_here_is_told(given: dict[str, Any], catalogue: Path) -> None:
+    """There kto and orpo add it too: what they do without is no key of theirs that the command could say."""
+    found = said(catalogue, pref_ftx=0.1, **given)
+    assert "stage=dpo" in found.missing["pref_ftx"]
+    assert "stage.nll_weight" not in found.overrides
+    assert said(catalogue, stage="dpo", dataset="pairs", pref_ftx=0.1).overrides["stage.nll_weight"] == "0.1"
+
+
 def test_nothing_goes_in_silence(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strange = {"warmup_steps": 10, "no_such_key": 1, "lr_scheduler_type": "polynomial", "use_cpu": True, "top_p": 0.9}
     found = said(catalogue, **strange, val_size=100, pref_loss="exo", stage="dpo", dataset="pairs")

@@ -57,6 +57,20 @@ def test_the_size_of_a_set_of_the_hub_is_not_known(monkeypatch: pytest.MonkeyPat
     assert line.endswith("format alpaca, of the hub, its size is not known yet")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("stage=sft", "8 sequences"),
+        ("stage=dpo", "8 pairs"),
+        ("stage=rm", "8 pairs"),
+        ("stage=grpo stage.reward=a:b", "32 sampled answers"),
+    ],
+)
+def test_what_a_step_is_of(words: str, said: str) -> None:
+    two = "stage.gradient_accumulation_steps=2"
+    assert f" of {said}, adamw" in " ".join(_lines(compiled("hardware=cpu", two, *words.split(), training=False)))
+
+
 def test_one_step_is_one_and_a_slow_one_is_no_standstill() -> None:
     made = compiled("hardware=cpu", "stage.max_steps=1", "stage.eval_steps=1", training=False)
     slow = Speed(low=0.3, high=2.96, start_seconds=1)

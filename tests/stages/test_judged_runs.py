@@ -16,7 +16,7 @@ from test_methods import FITTING, SHORT
 from transformers import AutoModelForCausalLM
 
 from factory import registry
-from factory.data.batches import mismatched
+from factory.data.batches import micro_batches, mismatched
 from factory.data.dataset import IGNORED, Example, Labelled
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
@@ -293,6 +293,31 @@ def test_one_sample_alone_of_all_keeps_its_answer() -> None:
     assert mismatched([sample], None, [sample, sample]) == mismatched([sample]) == [sample.example]
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "aot", "aot_unpaired"])
+def test_pairs_that_are_ranked_stay_beside_those_they_were_drawn_with(
+    loss: str, execute: Execute, referred: Callable[..., Any]
+) -> None:
+    """By length, a margin would be ranked among those of answers as long as its own."""
+    batches = referred("dpo")
+    done = execute(
+        "stage=dpo",
+        f"stage.loss={loss}",
+        *LORA,
+        *RUN,
+        "stage.gradient_accumulation_steps=3",
+        "evaluate.perplexity=false",
+    )
+    rows, seed = done.dataset.train, done.run.plan.seed
+    drawn = [micro for step in range(len(done.metrics)) for micro in micro_batches(step, len(rows), 2, 3, seed)]
+    assert max(map(len, drawn)) == 2 and len(batches) == len(drawn)
+    chosen = [[rows[number].chosen.ids for number in micro] for micro in drawn]
+    given = [
+        [row[: len(ids)] for row, ids in zip(batch["input_ids"].tolist(), wanted, strict=False)]
+        for batch, wanted in zip(batches, chosen, strict=True)
+    ]
+    assert (given == chosen) == (loss != "sigmoid")
+
+
 # --- what is shown
 
 
@@ -328,3 +353,21 @@ def test_mlflow_gets_what_people_watch(uri: str, execute: Execute) -> None:
     for name in ("loss", *PAIR_METRICS):
         history = client.get_metric_history(run.info.run_id, name)
         assert [(point.step, point.value) for point in history] == [(line["step"], line[name]) for line in done.metrics]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "weight", "told"), [(6, 1, None), (3, 1, "0.333 to 1"), (9, 1, "3 to 1"), (9, 3, None), (9, 2, None)]
+)
+def test_labels_that_outweigh_the_others_are_told(
+    wanted: int, weight: float, told: str | None, execute: Execute, here: Path
+) -> None:
+    """With the weight that evens them out."""
+    rows = [{"prompt": f"{n}?", "completion": f"{n}.", "label": n < wanted} for n in range(12)]
+    (here / "judged.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = ("data=file", "data.path=judged.jsonl", "data.validation_fraction=0")
+    done = execute("stage=kto", *LORA, *RUN, *file, f"stage.undesirable_weight={weight}", "stage.max_steps=1")
+    notes = [note for note in done.dataset.notes if "weigh" in note]
+    assert [told in note for note in notes] == ([] if told is None else [True])
+    if told is not None:
+        even = wanted / (12 - wanted)
+        assert f"stage.undesirable_weight={even:.3g} or stage.desirable_weight={1 / even:.3g}" in notes[0]

@@ -1,5 +1,6 @@
 """PPO and GRPO: each number of a step from the model's own logits, and runs that go on bit for bit."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,14 @@ def test_measuring_between_steps_changes_nothing(stage: str, execute: Execute, s
         [line[name] for name in names] for line in plain.metrics
     ]
     assert measured.metrics[-1]["eval_reward"] == pytest.approx(measured.result["evaluate"]["reward"])
+
+
+@pytest.mark.parametrize(("template", "other"), [("auto", False), ("chatml", False), ("vicuna", True)])
+def test_a_reward_model_that_knows_another_form_is_told(
+    template: str, other: bool, execute: Execute, judge: Path
+) -> None:
+    """A template of another name that writes the same is none."""
+    done = execute(*STAGES["grpo"], *LORA, *ONE, f"stage.reward_model={judge}", f"model.template={template}")
+    events = map(json.loads, done.run.folder.events.read_text().splitlines())
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert any("another chat template" in note for note in notes) == other

@@ -66,6 +66,10 @@ def needs_reference(own: dict[str, Any]) -> bool:
     return LOSSES[own["loss"]].needs_reference
 
 
+def compares(own: dict[str, Any]) -> bool:
+    return LOSSES[own["loss"]].ranks
+
+
 def _smoothing(case: Case) -> str | None:
     stage = case.settings.stage
     reads = LOSSES[stage.loss].smoothing

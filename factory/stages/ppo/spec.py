@@ -61,8 +61,14 @@ def _target(case: Case) -> str | None:
     return "the coefficient starts at 0 and stays there" if stage.kl_target and not stage.kl_coefficient else None
 
 
+def _horizon(case: Case) -> str | None:
+    unread = case.asked("stage.kl_horizon") and case.settings.stage.kl_target is None
+    return "no target is steered to" if unread else None
+
+
 RULES = (
     *rollouts.RULES,
     Rule("kl-target", _target),
+    Rule("kl-horizon", _horizon),
     Rule("value-head", head_fits(VALUE)),
 )
