@@ -57,11 +57,16 @@ def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if told := _estimates(report.get("estimate", {}), train):
         yield "estimate", told
     if best := train.get("best"):
-        kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
-        step = f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
-        yield "best", "no evaluation was finite" if best["step"] is None else step
+        yield "best", _best(best)
     if train.get("stopped_early"):
         yield "", "stopped early: no better evaluation within stage.early_stopping_patience"
+
+
+def _best(best: dict[str, Any]) -> str:
+    if best["step"] is None:
+        return "no evaluation was finite"
+    kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
+    return f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
 
 
 def _trouble(report: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
