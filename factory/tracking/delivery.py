@@ -6,6 +6,7 @@ Whatever fails in between is sent again: the tools know a record that they have 
 import importlib
 import time
 from collections.abc import Iterator, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from factory.tracking.ledger import Ledger, counts, parsed, told
 from factory.tracking.spec import TOOLS
 
 _PLACE = ("step", "time", "seconds")  # of a line in metrics.jsonl: its place, not what was measured
-_NOT_FINITE = ("loss", "grad_norm")  # null there is a number that was not finite
+_UNKNOWN = ("tokens_per_second",)  # null there is a number that nobody has; elsewhere one that was not finite
 _PART = 2**20  # bytes of a file that are read at a time
 _BATCH = 1000  # values in one request at most, as MLflow allows
 Line = dict[str, Any]
@@ -149,8 +150,11 @@ class Delivery:
 
 def values_of(line: Line) -> dict[str, float]:
     """What was measured at a step."""
-    measured = {name: value for name, value in line.items() if name not in _PLACE and value is not None}
-    return measured | {name: float("nan") for name in _NOT_FINITE if name in line and line[name] is None}
+    return {
+        name: nan if value is None else value
+        for name, value in line.items()
+        if name not in _PLACE and not (name in _UNKNOWN and value is None)
+    }
 
 
 def _batches(lines: Sequence[Line]) -> Iterator[list[Line]]:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,15 @@ def test_a_run_without_a_report_was_killed(tmp_path: Path, memory: type[Memory],
     assert command("track", str(folder.path)).code == 0
     assert memory.reports == [None] and len(memory.got) == 4
     assert not folder.report.exists()
+
+
+def test_what_was_not_finite_arrives_as_such(tmp_path: Path, memory: type[Memory]) -> None:
+    """A curve with a hole looks as if nobody had measured: an evaluation's no less than the loss's."""
+    plan, folder, report = run(tmp_path / "run", URI)
+    last = lines(folder)[-1] | {"step": 5, "tokens_per_second": None, "eval_loss": None, "reward": None, "kl": 0.5}
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps(last) + "\n")
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    step, _, values = memory.got[-1]
+    assert step == 5 and {name for name, value in values.items() if isnan(value)} == {"eval_loss", "reward"}
+    assert "tokens_per_second" not in values and values["kl"] == 0.5
