@@ -19,7 +19,7 @@ from factory.stages.loss import Unit
 from factory.stages.rows import unit
 from factory.tracking.ledger import Ledger, whole_lines
 from factory.tracking.spec import database, title
-from factory.typed import plain, to_tree
+from factory.typed import to_tree, whole
 
 _LONGEST_PARAMETER = 6000
 _NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a metric may hold
@@ -272,14 +272,26 @@ def _alone(uri: str) -> Iterator[None]:
 
 def flattened(plan: Plan) -> dict[str, str]:
     """The plan as `train.batch_size: 4`, without the model's own config, which stands in plan.yaml."""
-    flat: dict[str, str] = {}
+    return {name: redacted(whole(value)) for name, value in _leaves(plan).items()}
+
+
+def hyperparameters(plan: Plan) -> dict[str, str | float]:
+    """The same with numbers as numbers, by which tools filter and draw; a package's version is none."""
+    return {
+        name: value if isinstance(value, int | float) and not isinstance(value, bool) else redacted(whole(value))
+        for name, value in _leaves(plan).items()
+    }
+
+
+def _leaves(plan: Plan) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
 
     def walk(value: Any, path: str) -> None:
         if isinstance(value, dict):
             for name, item in value.items():
                 walk(item, f"{path}.{name}" if path else name)
         else:
-            flat[path] = redacted(plain(value))
+            flat[path] = value
 
     told = {"option": plan.options, "seed": plan.seed, **to_tree(plan.steps), "estimate": to_tree(plan.estimate)}
     walk({**told, "packages": plan.packages}, "")

@@ -13,7 +13,7 @@ from factory.plan import Plan
 from factory.redact import redacted, without_secrets
 from factory.run.folder import RunFolder
 from factory.tracking.ledger import Ledger
-from factory.tracking.to_mlflow import flattened, measured
+from factory.tracking.to_mlflow import hyperparameters, measured
 
 
 class TensorboardSink:
@@ -53,7 +53,7 @@ class TensorboardSink:
             self._writer.add_text("report", _block(as_json(told)), 0)
             file = self._writer.file_writer
             assert file is not None
-            for summary in hparams(_hyperparameters(self._plan), values):
+            for summary in hparams(hyperparameters(self._plan), values):
                 file.add_summary(summary)
         self._writer.close()
 
@@ -69,14 +69,3 @@ def _place(plan: Plan, folder: RunFolder, ledger: Ledger) -> Path:
 def _block(text: str) -> str:
     """As Markdown shows it verbatim."""
     return "".join(f"    {line}\n" for line in text.splitlines())
-
-
-def _hyperparameters(plan: Plan) -> dict[str, str | float]:
-    """Numbers as numbers: TensorBoard filters and draws by them."""
-    found: dict[str, str | float] = {}
-    for name, value in flattened(plan).items():
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = value
-    return found

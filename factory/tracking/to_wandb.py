@@ -10,7 +10,7 @@ from factory.redact import redacted, without_secrets
 from factory.run.folder import RunFolder
 from factory.tracking.ledger import Ledger
 from factory.tracking.spec import title
-from factory.tracking.to_mlflow import flattened, measured
+from factory.tracking.to_mlflow import hyperparameters, measured
 
 _STARTING = 20  # seconds for its server's first answer
 
@@ -48,8 +48,8 @@ class WandbSink:
         return max(self._ledger.step, int(self._run.step or 0))
 
     def describe(self) -> None:
-        digest, folder = self._plan.digest(), str(self._folder.path)
-        self._run.config.update({**flattened(self._plan), "digest": digest, "folder": folder}, allow_val_change=True)
+        told = {**hyperparameters(self._plan), "digest": self._plan.digest(), "folder": str(self._folder.path)}
+        self._run.config.update(told, allow_val_change=True)
         self._artifact("plan", self._folder.plan.name, redacted(self._folder.plan.read_text(encoding="utf-8")))
 
     def log(self, step: int, when: float, values: dict[str, float]) -> None:

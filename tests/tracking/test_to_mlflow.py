@@ -20,7 +20,7 @@ from factory.run.sweep import record
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger
 from factory.tracking.delivery import Delivery
-from factory.tracking.to_mlflow import _alone, _tags, connect, flattened, loss_figure
+from factory.tracking.to_mlflow import _alone, _tags, connect, flattened, hyperparameters, loss_figure
 from factory.tracking.tracker import Tracker
 
 LOGGED = ("loss", "learning_rate", "tokens", "memory")
@@ -99,6 +99,18 @@ def test_parameters_and_tags_hold_no_secret(tmp_path: Path, monkeypatch: pytest.
     plan, folder, _ = run(tmp_path / "run", "sqlite:///no.db")
     plan = replace(plan, options={**plan.options, "model": "tell-nobody-of-this"})
     assert flattened(plan)["option.model"] == _tags(plan, folder)["model"] == "[HF_TOKEN]"
+
+
+def test_a_parameter_is_whole_and_a_number_is_one(tmp_path: Path) -> None:
+    plan, _, _ = run(tmp_path / "run", "sqlite:///no.db")
+    long = "/a/folder/far/below" * 20
+    plan = replace(plan, options={**plan.options, "model": long}, packages={**plan.packages, "cuda": "12.10"})
+    told = flattened(plan)
+    assert (told["option.model"], told["packages.cuda"], told["train.max_steps"]) == (long, "12.10", "4")
+    numbers = hyperparameters(plan)
+    assert numbers.keys() == told.keys()
+    assert (numbers["train.max_steps"], numbers["train.learning_rate"]) == (4, plan.steps.train.learning_rate)
+    assert (numbers["option.model"], numbers["packages.cuda"], numbers["pack.packing"]) == (long, "12.10", "false")
 
 
 def test_sent_twice_is_there_once(uri: str, tmp_path: Path) -> None:
