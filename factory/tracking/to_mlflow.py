@@ -22,7 +22,7 @@ from factory.tracking.spec import database, title
 from factory.typed import to_tree, whole
 
 _LONGEST_PARAMETER = 6000
-_NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a metric may hold
+_NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a parameter or a metric may hold
 PARENT = "mlflow.parentRunId"
 _KEY = "factory.key"  # the tag by which a run is found that was created when nobody heard the answer
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -67,7 +67,7 @@ class MlflowSink:
     def describe(self) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, value[:_LONGEST_PARAMETER]) for name, value in flattened(self._plan).items()]
+        params = [Param(_name(name), value[:_LONGEST_PARAMETER]) for name, value in flattened(self._plan).items()]
         for start in range(0, len(params), 100):
             self._client.log_batch(self._run_id, params=params[start : start + 100])
         self._client.log_inputs(self._run_id, list(_data_sets(self._plan)))
@@ -78,7 +78,7 @@ class MlflowSink:
         """With the time of measuring: MLflow keeps a value once that comes twice with the same step and time."""
         from mlflow.entities import Metric
 
-        self._metrics += [Metric(name, value, round(1000 * when), step) for name, value in values.items()]
+        self._metrics += [Metric(_name(name), value, round(1000 * when), step) for name, value in values.items()]
 
     def flush(self) -> None:
         if self._metrics:
@@ -151,10 +151,17 @@ def _of_harness(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """By the library's own names, but for what MLflow takes in none."""
     for task, each in found.items():
         for metric, figure in each["metrics"].items():
-            name = _NO_NAME.sub("_", f"evaluate/{task}/{metric}")
+            name = _name(f"evaluate/{task}/{metric}")
             yield name, figure["value"]
             if figure["error"] is not None:
                 yield f"{name}_stderr", figure["error"]
+
+
+def _name(text: str) -> str:
+    """As MLflow takes it: one that it does not take loses all that is sent beside it. Users name data sets and what
+    stages of their own watch.
+    """
+    return _NO_NAME.sub("_", text)
 
 
 def _tags(plan: Plan, folder: RunFolder) -> dict[str, str]:

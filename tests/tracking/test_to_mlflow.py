@@ -113,6 +113,21 @@ def test_a_parameter_is_whole_and_a_number_is_one(tmp_path: Path) -> None:
     assert (numbers["option.model"], numbers["packages.cuda"], numbers["pack.packing"]) == (long, "12.10", "false")
 
 
+def test_a_name_that_mlflow_takes_in_none_loses_nothing(uri: str, tmp_path: Path) -> None:
+    """Of a user's data set, and of what a stage of their own watches."""
+    plan, folder, report = run(tmp_path / "run", uri, experiment="names")
+    align = replace(plan.steps.align, sources={"mine (v2)+": plan.steps.align.sources["demo"]})
+    plan = replace(plan, steps=replace(plan.steps, align=align))
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    folder.metrics.write_text("".join(f"{json.dumps({**line, 'acc@1': 0.5})}\n" for line in lines))
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0, told
+    client, _ = connect(plan.tracking)
+    made = client.get_run(told["run_id"])
+    assert made.data.params["align.sources.mine _v2__.format"] == align.sources["mine (v2)+"].format
+    assert made.data.metrics["acc_1"] == 0.5
+
+
 def test_sent_twice_is_there_once(uri: str, tmp_path: Path) -> None:
     """What arrived, and whose answer was lost, is sent again: MLflow knows it by name, step and time."""
     plan, folder, report = run(tmp_path / "run", uri, experiment="twice")
