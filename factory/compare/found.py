@@ -15,6 +15,7 @@ from factory.refusal import UserError, first_line, refuse
 from factory.run.folder import RunFolder, is_mlflow_id, is_no_store, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
 from factory.schema import Tracking
+from factory.tracking.ledger import run_ids
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
 _PAGE = 200  # runs that MLflow gives at a time
@@ -181,7 +182,7 @@ def _client(tracking: Tracking, setting: str) -> Any:
 def _of_mlflow(client: Any, made: Any) -> Run:
     """From its folder where that is here, else from what was logged."""
     run_id, folder = made.info.run_id, Path(made.data.tags.get("folder", ""))
-    if (read_json(RunFolder(folder).tracking) or {}).get("run_id") == run_id:
+    if run_id in run_ids(RunFolder(folder)):
         return runs.of_folder(folder)
     with tempfile.TemporaryDirectory() as aside:
         report = read_json(_artifact(client, run_id, "report.json", aside)) or {}

@@ -61,7 +61,7 @@ def _sent(made: Plan, folder: RunFolder) -> Sent:
     where, problem = made.tracking.uri or made.tracking.tool, None
     if missing:
         report = read_json(folder.report)
-        book.ended = book.ended or _last_written(folder)
+        book.ended = _ended(book, folder)
         try:
             Delivery(made, folder, book).finish(report)
         except Exception as error:  # whatever a server may raise
@@ -81,7 +81,11 @@ def unreached(folder: RunFolder, tracking: Tracking, problem: str) -> Sent:
     return Sent(folder=folder.path, where=where, new=0, sent=sent, unsent=unsent, problem=problem)
 
 
-def _last_written(folder: RunFolder) -> float:
+def _ended(book: ledger.Ledger, folder: RunFolder) -> float:
+    """When the run did: it may have gone on since that was noted, with nobody who followed it."""
+    lines = ledger.whole_lines(folder.metrics)
+    if book.ended is not None and book.ended >= max((line["time"] for line in lines), default=0):
+        return book.ended
     files = [path for path in (folder.metrics, folder.report, folder.plan) if path.is_file()]
     return max(path.stat().st_mtime for path in files)
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,41 @@ def test_what_was_not_finite_arrives_as_such(tmp_path: Path, memory: type[Memory
     step, _, values = memory.got[-1]
     assert step == 5 and {name for name, value in values.items() if isnan(value)} == {"eval_loss", "reward"}
     assert "tokens_per_second" not in values and values["kl"] == 0.5
+
+
+def test_a_copy_elsewhere_makes_no_second_run_here(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """What reached an address stays known when the run is sent to another, and it began and ended once."""
+    plan, folder, report = run(tmp_path / "run", URI)
+    elsewhere = ("track", str(folder.path), "tracking.uri=http://other.example")
+    for words in (("track", str(folder.path)), elsewhere):
+        assert "6 records sent" in command(*words).out
+    for words in (("track", str(folder.path)), elsewhere, ("track", str(folder.path))):
+        assert "has all 6 records already" in command(*words).out
+    assert len(memory.got) == 2 * len(LOSSES)
+    there, here = ledger.everywhere(folder)
+    assert (there.uri, here.uri) == ("http://other.example", URI)
+    assert (there.started, there.ended) == (here.started, here.ended)
+    assert Tracker(plan, folder).finish(report) == ledger.told(here, 6, 0)  # as after `factory resume`
+    assert len(memory.got) == 2 * len(LOSSES)
+    assert [each.uri for each in ledger.everywhere(folder)] == [URI, "http://other.example"]
+    assert ledger.run_ids(folder) == ["a run", "a run"]
+
+
+def test_a_run_that_nobody_followed_began_when_it_did(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """Not when it was sent: it would end before it began. Gone on with, it ended later than was noted."""
+    _, folder, _ = run(tmp_path / "run", URI)
+    assert command("track", str(folder.path)).code == 0
+    book = ledger.known(folder)
+    assert book is not None and book.started == lines(folder)[0]["time"] - lines(folder)[0]["seconds"]
+    assert book.ended is not None and book.started < book.ended
+    ended = lines(folder)[-1]["time"]
+    replace(book, ended=ended).write(folder)
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps({**lines(folder)[-1], "step": 5, "time": ended + 9}) + "\n")
+    assert command("track", str(folder.path)).code == 0
+    later = ledger.known(folder)
+    assert later is not None and later.ended is not None and later.ended >= ended + 9
