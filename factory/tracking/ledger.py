@@ -35,21 +35,21 @@ class Ledger:
     samples: int = 0
     result: bool = False
 
-    @property
-    def place(self) -> tuple[str, str | None, str]:
-        return self.tool, self.uri, self.experiment
-
     def write(self, folder: RunFolder) -> None:
         """With what reached other addresses, which stays known. Raises UserError where it cannot."""
-        others = [asdict(each) for each in everywhere(folder) if each.place != self.place]
+        others = [asdict(each) for each in everywhere(folder) if place(each) != place(self)]
         tree = asdict(self) | ({_OTHERS: others} if others else {})
         write_whole(folder.tracking, json.dumps(tree, indent=1) + "\n")
 
 
+def place(where: Ledger | Tracking) -> tuple[str, str | None, str]:
+    return where.tool, where.uri, where.experiment
+
+
 def of(tracking: Tracking, folder: RunFolder) -> Ledger:
     """The folder's, or a new one where the run was never logged to this address: it began and ended when it did."""
-    place, there = (tracking.tool, tracking.uri, tracking.experiment), everywhere(folder)
-    if (found := next((each for each in there if each.place == place), None)) is not None:
+    there = everywhere(folder)
+    if (found := next((each for each in there if place(each) == place(tracking)), None)) is not None:
         return found
     started, ended = (there[0].started, there[0].ended) if there else (_began(folder), None)
     return Ledger(tool=tracking.tool, uri=tracking.uri, experiment=tracking.experiment, started=started, ended=ended)

@@ -14,6 +14,7 @@ from conftest import Said
 from followed import LOSSES, run
 
 from factory.compose import CommandLine
+from factory.execute.context import append
 from factory.run.folder import RunFolder
 from factory.run.jobs import Job
 from factory.run.sweep import record
@@ -200,6 +201,7 @@ import json, sys
 from pathlib import Path
 from factory.plan import read_plan
 from factory.compose import CommandLine
+from factory.execute.context import append
 from factory.run.folder import RunFolder
 from factory.run.jobs import Job
 from factory.run.sweep import record
@@ -310,3 +312,26 @@ def test_a_sweep_made_without_its_server_is_sent_whole(here: Path, uri: str, com
     for each in children:
         assert [point.value for point in client.get_metric_history(each.info.run_id, "loss")] == list(LOSSES)
     assert json.loads(RunFolder("swept/0").report.read_text())["tracking"]["unsent"] == 0
+
+
+def test_a_copy_of_a_sweep_has_one_run_above_it(here: Path, uri: str, command: Callable[..., Said]) -> None:
+    """However often it is sent; it began and ended as its jobs did, and was stopped. A job that goes on waits alone."""
+    sweep, made = SweepFolder("swept"), list[Job]()
+    for name, method, code in (("0", "lora", 0), ("1", "oft", 130)):
+        plan, _, _ = run(here / "swept" / name, uri, f"method={method}", experiment="home")
+        made.append(Job(name=name, overrides=(f"method={method}",), plan=plan))
+        append(sweep.outcomes, {"job": name, "code": code})
+    sweep.write(record(CommandLine(overrides=("method=lora,oft",)), made, None))
+    for _ in range(2):
+        said = command("track", "swept", "tracking.experiment=copied")
+        assert (said.code, said.err) == (0, "")
+    client, experiment = connect(replace(plan.tracking, experiment="copied"))
+    runs = client.search_runs([experiment])
+    (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
+    assert len(runs) == 3 and parent.info.status == "KILLED"
+    assert parent.info.start_time == min(each.info.start_time for each in runs) == 1_700_000_000_000
+    assert parent.info.end_time == max(each.info.end_time for each in runs if each is not parent)
+    with RunFolder("swept/0").claimed():
+        said = command("track", "swept", "tracking.experiment=third")
+    assert said.code == 1 and "swept/0: 6 records did not reach" in said.err and "another process" in said.err
+    assert "swept/1: 6 records sent" in said.out
