@@ -7,6 +7,7 @@ from typing import Any
 
 from factory.execute.report import as_json
 from factory.plan import Plan, read_plan
+from factory.redact import secret_in
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.run.swept import SweepFolder
@@ -14,6 +15,7 @@ from factory.schema import Tracking
 from factory.tracking import ledger, spec
 from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import said
+from factory.typed import to_tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,12 @@ def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -
 
 def unusable(tracking: Tracking, packages: dict[str, str]) -> list[Refusal]:
     """The refusals of an address that a plan was not compiled with."""
+    found = list(spec.problems(tracking, packages))
+    if (key := secret_in({"tracking": to_tree(tracking)})) is not None:
+        found.append(("secret-in-settings", key, _SECRET))
     return [
-        refusal(rule, f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", wrong)
-        for rule, key, wrong in spec.problems(tracking, packages)
+        refusal(rule, f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", wrong) for rule, key, wrong in found
     ]
+
+
+_SECRET = "there is a password or a token in it, which would be written to the run's folder and shown"  # noqa: S105  words

@@ -193,6 +193,7 @@ def test_another_address_is_another_place(tmp_path: Path, memory: type[Memory], 
         (("run", "stage.max_steps=3"), "track-what"),
         (("run", "tracking.uri=./mlruns"), "tracking-address"),
         (("run", "tracking.url=http://x"), "unknown-key"),
+        (("run", "tracking.uri=http://me:hunter2@host"), "secret-in-settings"),
         (("run", "tracking.parent_run=x"), "track-what"),
     ],
 )
@@ -203,7 +204,16 @@ def test_what_cannot_be_sent_is_refused(
     run(here / "run", URI)
     said = command("track", *words)
     assert (said.code, said.rules) == (2, [rule])
-    assert not memory.got
+    assert not memory.got and "hunter2" not in said.err
+
+
+def test_a_plan_is_not_replayed_with_a_login_in_its_address(
+    memory: type[Memory], here: Path, command: Callable[..., Said]
+) -> None:
+    run(here / "run", URI)
+    said = command("train", "--from-plan", "run/plan.yaml", "tracking.uri=http://me:hunter2@host", "hydra.run.dir=new")
+    assert (said.code, said.rules) == (2, ["secret-in-settings"])
+    assert "hunter2" not in said.err and not (here / "new").exists()
 
 
 def test_a_run_that_goes_on_is_left_to_itself(
