@@ -122,4 +122,4 @@ def unusable(tracking: Tracking, packages: dict[str, str]) -> list[Refusal]:
     ]
 
 
-_SECRET = "there is a password or a token in it, which would be written to the run's folder and shown"  # noqa: S105  words
+_SECRET = "a password or a token in it would be written to the run's folder and shown"  # noqa: S105  words

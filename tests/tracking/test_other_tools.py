@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from followed import LOSSES, more, run
+from followed import LOSSES, lines, more, run
 
 from factory.execute.context import append
 from factory.run.folder import RunFolder
@@ -50,19 +50,61 @@ def test_tensorboard_has_the_curves_and_the_hyperparameters(here: Path) -> None:
     where = Path(told["run_id"])
     assert where.parent == here / "board" / "factory" / "sweep_1"
     assert where.name.startswith(f"{here.name}_run_")
-    written = [
-        (value.tag, event.step, value.simple_value, event.wall_time)
-        for event in events(where)
-        for value in event.summary.value
-        if value.WhichOneof("value") == "simple_value"
-    ]
+    written = scalars(events(where))
     curve = [(step, value) for tag, step, value, _ in written if tag == "loss"]
     assert [step for step, _ in curve] == [1, 2, 3, 4] and math.isnan(curve[1][1])
     assert [value for _, value in curve if not math.isnan(value)] == [4.0, 3.0, 3.0]
-    assert [each[1:] for each in written if each[0].startswith("system/")] == [(0, 5.0, 1.7e9)]
+    (sample,) = scalars(events(where / "system"))
+    assert sample == ("system/cpu_utilization_percentage", 0, 5.0, 1.7e9)
     assert {tag: value for tag, _, value, _ in written if tag.startswith("perplexity")} == report["evaluate"]
     plugins = {value.metadata.plugin_data.plugin_name for event in events(where) for value in event.summary.value}
     assert {"hparams", "text"} <= plugins
+
+
+def scalars(found: list[Any]) -> list[tuple[str, int, float, float]]:
+    return [
+        (value.tag, event.step, value.simple_value, event.wall_time)
+        for event in found
+        for value in event.summary.value
+        if value.WhichOneof("value") == "simple_value"
+    ]
+
+
+def shown(folder: Path) -> list[Any]:
+    """The events less what TensorBoard forgets where a file starts: all of that step and later ones, of every name."""
+    found = list[Any]()
+    for event in events(folder):
+        restarts = event.WhichOneof("what") == "session_log"
+        found = [each for each in found if each.step < event.step] if restarts else [*found, event]
+    return found
+
+
+def test_tensorboard_forgets_nothing_that_is_not_sent_again(here: Path) -> None:
+    """There are more samples of the machine than steps: those beyond the step it goes on from were forgotten."""
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    plan, folder, report = run(here / "run", "board", tool="tensorboard", system_metrics=True)
+    for count in (20, 3):
+        for _ in range(count):
+            append(folder.system, {"time": 1.7e9, "values": {"system/cpu_utilization_percentage": 5.0}})
+        told = Tracker(plan, folder).finish({**report, "status": "interrupted", "evaluate": {}})
+        assert told is not None and told["unsent"] == 0, told
+        more(folder, len(lines(folder)) + 1)
+    where = Path(told["run_id"])
+    assert [step for tag, step, *_ in scalars(shown(where)) if tag == "loss"] == [1, 2, 3, 4, 5]
+    assert [step for _, step, *_ in scalars(shown(where / "system"))] == list(range(23))
+
+
+def test_what_tensorboard_got_and_nobody_noted_is_there_once(here: Path) -> None:
+    """The first attempt was killed before it could note a step."""
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    plan, folder, report = run(here / "run", "board", tool="tensorboard")
+    book = ledger.of(plan.tracking, folder)
+    Delivery(plan, folder, book).send()
+    replace(book, step=0).write(folder)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0, told
+    found = scalars(shown(Path(told["run_id"])))
+    assert [step for tag, step, *_ in found if tag == "loss"] == [1, 2, 3, 4]
 
 
 def kept(file: Path) -> Iterator[bytes]:
