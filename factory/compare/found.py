@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,10 @@ def _artifact(client: Any, run_id: str, name: str, aside: str) -> Path:
 
 
 def _history(client: Any, run_id: str) -> list[dict[str, Any]]:
-    """Lines as metrics.jsonl has them; seconds by the time of their sending are not known, and left out."""
+    """Lines as metrics.jsonl has them, null where a value was not finite; seconds are not logged, and left out."""
     lines: dict[int, dict[str, Any]] = {}
     for name in _LOGGED:
         for metric in client.get_metric_history(run_id, name):
-            lines.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+            value = metric.value if isfinite(metric.value) else None
+            lines.setdefault(metric.step, {"step": metric.step})[name] = value
     return [lines[step] for step in sorted(lines)]

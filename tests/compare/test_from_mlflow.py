@@ -1,6 +1,7 @@
 """Runs are found by experiment, filter and id; those whose folder is elsewhere from what MLflow was sent."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import side_by_side
 
 from factory.compare import found
 from factory.compare.comparison import compared
+from factory.compare.page import page
 from factory.compare.runs import Run
 from factory.plan import read_plan
 from factory.refusal import UserError
@@ -94,5 +96,21 @@ def test_a_folder_is_known_by_its_run_not_by_its_name(tracking: Tracking) -> Non
     try:
         (run,) = found.found(found.asked([run_id]), tracking)
         assert run.folder is None
+    finally:
+        client.delete_run(run_id)
+
+
+def test_what_was_not_finite_is_no_point_of_a_curve(tracking: Tracking) -> None:
+    """MLflow gives it as such; the page had no axis for it."""
+    plan = side_by_side.plan("method=dora")
+    client, experiment = connect(tracking)
+    run_id = client.create_run(experiment, tags={"digest": plan.digest()}).info.run_id
+    for step, loss in ((1, float("nan")), (2, 2.0), (3, float("nan")), (4, 1.0)):
+        client.log_metric(run_id, "loss", loss, step=step)
+    try:
+        (run,) = found.found(found.asked([run_id]), tracking)
+        assert [line["loss"] for line in run.lines] == [None, 2.0, None, 1.0]
+        curves = re.findall(r"<polyline points='([^']*)'", page(compared([run])))
+        assert curves and not any("nan" in curve for curve in curves)
     finally:
         client.delete_run(run_id)
