@@ -97,12 +97,17 @@ def title(plan: Plan) -> str:
 def shows(tracking: Tracking, folder: Path) -> str | None:
     """The command that shows what is logged, or the address; None where nothing is."""
     if tracking.tool == "tensorboard":
-        return f"{program('tensorboard')} --logdir {tracking.uri}"
+        return f"{program('tensorboard')} --logdir {shlex.quote(tracking.uri or '')}"
     if tracking.tool == "wandb":
-        return f"{program('wandb')} sync {folder}/wandb/offline-run-*" if tracking.mode == "offline" else None
+        return f"{program('wandb')} sync {_pattern(folder)}/wandb/offline-run-*" if tracking.mode == "offline" else None
     if tracking.mlflow is None or tracking.mlflow.startswith("http"):
         return tracking.mlflow
     return mlflow_ui(tracking.mlflow)
+
+
+def _pattern(folder: Path) -> str:
+    """As a shell reads it, which is to see the stars in it."""
+    return "*".join(part and shlex.quote(part) for part in str(folder).split("*"))
 
 
 def mlflow_ui(uri: str) -> str:

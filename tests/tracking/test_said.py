@@ -1,6 +1,7 @@
 """What of an error is told to a person."""
 
 import errno
+import shlex
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import side_by_side
 
 from factory.run.folder import RunFolder
-from factory.tracking.spec import title
+from factory.tracking.spec import shows, title
 from factory.tracking.to_mlflow import _tags
 from factory.tracking.tracker import said
 
@@ -54,3 +55,12 @@ def test_a_run_that_trains_nothing_is_listed_by_what_it_is_of() -> None:
     assert title(replace(made, verb="evaluate", steps=package)) == f"evaluate {made.options['model']}"
     whole = replace(made.steps, load=replace(made.steps.load, source="folder", path="/home/me/outputs/all/model"))
     assert title(replace(made, verb="export", steps=whole)) == "export all"
+
+
+def test_the_command_that_shows_a_run_can_be_pasted() -> None:
+    """Wherever it lies; the stars of a pattern are the shell's."""
+    board = side_by_side.tracking("my runs", tool="tensorboard")
+    assert shlex.split(str(shows(board, Path("a run"))))[-2:] == ["--logdir", "my runs"]
+    offline = side_by_side.tracking(None, tool="wandb", mode="offline")
+    assert str(shows(offline, Path("outputs/one"))).endswith(" sync outputs/one/wandb/offline-run-*")
+    assert str(shows(offline, Path("a sweep/*"))).endswith(" sync 'a sweep/'*/wandb/offline-run-*")
