@@ -16,6 +16,7 @@ from factory.tracking import ledger, spec
 from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import said
 from factory.typed import to_tree
+from factory.words import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +32,10 @@ class Sent:
 
     def __str__(self) -> str:
         if self.problem:
-            return f"{self.folder}: {self.unsent:,} records did not reach {self.where} ({self.problem})"
+            return f"{self.folder}: {counted(self.unsent, 'record')} did not reach {self.where} ({self.problem})"
         if not self.new:
-            return f"{self.folder}: {self.where} has all {self.sent:,} records already"
-        return f"{self.folder}: {self.new:,} records sent to {self.where}, which now has all {self.sent:,}"
+            return f"{self.folder}: {self.where} has all {counted(self.sent, 'record')} already"
+        return f"{self.folder}: {counted(self.new, 'record')} sent to {self.where}, which now has all {self.sent:,}"
 
 
 def of_run(folder: RunFolder, chosen: dict[str, Any], parent: str | None = None) -> Sent:

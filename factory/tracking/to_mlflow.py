@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 from factory.execute.report import as_json
 from factory.plan import Plan
 from factory.redact import redacted, without_secrets
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, is_no_store
 from factory.schema import Tracking
 from factory.stages.loss import Unit
 from factory.stages.rows import unit
@@ -35,6 +36,7 @@ class MlflowSink:
 
     def __init__(self, plan: Plan, folder: RunFolder, ledger: Ledger):
         self._plan, self._folder, self._ledger = plan, folder, ledger
+        _refuse_gone(ledger)
         self._client, experiment = connect(plan.tracking)
         self._metrics: list[Any] = []
         if ledger.run_id is None:
@@ -111,6 +113,12 @@ class MlflowSink:
         if answers := report.get("samples"):
             log_table(self._client, self._run_id, "samples.json", answers)
         self._client.log_text(self._run_id, as_json(report), self._folder.report.name)
+
+
+def _refuse_gone(ledger: Ledger) -> None:
+    """A file that has the run and is not there is not made anew: the command may be given in another folder."""
+    if ledger.run_id is not None and is_no_store(ledger.uri or ""):
+        raise FileNotFoundError(ENOENT, f"{database(ledger.uri or '')} is not there, and it had the run")
 
 
 def log_table(client: Any, run_id: str, name: str, rows: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Said
-from followed import LOSSES, run
+from followed import LOSSES, more, run
 
 from factory.compose import CommandLine
 from factory.execute.context import append
@@ -335,3 +335,20 @@ def test_a_copy_of_a_sweep_has_one_run_above_it(here: Path, uri: str, command: C
         said = command("track", "swept", "tracking.experiment=third")
     assert said.code == 1 and "swept/0: 6 records did not reach" in said.err and "another process" in said.err
     assert "swept/1: 6 records sent" in said.out
+
+
+def test_a_store_that_has_the_run_is_not_made_anew_elsewhere(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Said]
+) -> None:
+    """Its address is that of the folder in which the run was started."""
+    plan, folder, report = run(here / "run", "sqlite:///mlflow.db")
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0
+    more(folder, 5)
+    (here / "other").mkdir()
+    monkeypatch.chdir(here / "other")
+    said = command("track", str(folder.path))
+    assert said.code == 1 and f"{here / 'other' / 'mlflow.db'} is not there" in said.err
+    assert not list((here / "other").iterdir())
+    monkeypatch.chdir(here)
+    assert "1 record sent" in command("track", str(folder.path)).out
