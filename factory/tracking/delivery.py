@@ -75,7 +75,7 @@ class Delivery:
     def send(self) -> None:
         """What is new."""
         try:
-            self._send()
+            _raised(self._send())
         except BaseException:
             self._sink = None  # what it holds may be in any state: the next time it is opened anew
             raise
@@ -83,19 +83,18 @@ class Delivery:
     def finish(self, report: dict[str, Any] | None) -> None:
         """What is new, and how the run ended. The report says there that all has arrived: where it is, that is so."""
         try:
-            self._send()
+            problem = self._send()
             sent, unsent = counts(self.ledger, self.folder)
             all_told = told(self.ledger, sent + unsent, 0)
             self._opened().finish(None if report is None else {**report, "tracking": all_told})
+            _raised(problem)
         finally:
             self._sink = None
         self._note(result=True)
 
-    def _send(self) -> None:
-        ledger = self.ledger
-        if not ledger.described:
-            self._opened().describe()
-            self._note(described=True)
+    def _send(self) -> Exception | None:
+        """Returns why the run's description did not arrive, if so."""
+        ledger, problem = self.ledger, None if self.ledger.described else self._described()
         while self._more_lines():
             for batch in _batches(self._lines):
                 for line in batch:
@@ -108,6 +107,17 @@ class Delivery:
                     self._opened().log(number, line["time"], line["values"])
                 self._opened().flush()
                 self._note(samples=ledger.samples + len(batch))
+        return problem
+
+    def _described(self) -> Exception | None:
+        """The files of it may have a store of their own, which is closed to us: no curve waits for that."""
+        sink = self._opened()
+        try:
+            sink.describe()
+        except Exception as error:  # whatever a store may raise
+            return error
+        self._note(described=True)
+        return None
 
     def _more_lines(self) -> bool:
         """Whether there are any to deliver; those of an older attempt, which the tool has, are passed over."""
@@ -146,6 +156,11 @@ class Delivery:
             setattr(self.ledger, name, value)
         self.ledger.write(self.folder)
         self.moved = time.monotonic()
+
+
+def _raised(problem: Exception | None) -> None:
+    if problem is not None:
+        raise problem
 
 
 def values_of(line: Line) -> dict[str, float]:

@@ -88,6 +88,14 @@ class MlflowSink:
         self._metrics = []
 
     def finish(self, report: dict[str, Any] | None) -> None:
+        try:
+            self._ended_with(report)
+        finally:  # a run whose files are not taken is over all the same
+            status = "KILLED" if report is None else _STATUS.get(report["status"], "FAILED")
+            ended = self._ledger.ended
+            self._client.set_terminated(self._run_id, status, None if ended is None else round(1000 * ended))
+
+    def _ended_with(self, report: dict[str, Any] | None) -> None:
         if report is not None:
             self._result(without_secrets(report))
         if lines := whole_lines(self._folder.metrics):
@@ -97,9 +105,6 @@ class MlflowSink:
                 self._client.log_text(
                     self._run_id, redacted(path.read_text("utf-8", "replace")), f"{where}/{path.name}".lstrip("/")
                 )
-        status = "KILLED" if report is None else _STATUS.get(report["status"], "FAILED")
-        ended = self._ledger.ended
-        self._client.set_terminated(self._run_id, status, None if ended is None else round(1000 * ended))
 
     def _result(self, report: dict[str, Any]) -> None:
         when = self._ledger.ended or self._ledger.started

@@ -19,7 +19,7 @@ from factory.run.folder import RunFolder
 from factory.run.jobs import Job
 from factory.run.sweep import record
 from factory.run.swept import SweepFolder
-from factory.tracking import ledger
+from factory.tracking import ledger, tracker
 from factory.tracking.delivery import Delivery
 from factory.tracking.to_mlflow import _alone, _tags, connect, flattened, hyperparameters, loss_figure
 from factory.tracking.tracker import Tracker
@@ -352,3 +352,19 @@ def test_a_store_that_has_the_run_is_not_made_anew_elsewhere(
     assert not list((here / "other").iterdir())
     monkeypatch.chdir(here)
     assert "1 record sent" in command("track", str(folder.path)).out
+
+
+def test_a_store_of_files_that_is_closed_holds_up_no_curve(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a server that gives its clients a path of its own: what is missing is told, and can be sent."""
+    monkeypatch.setattr(tracker, "_AGAIN", 0.0)
+    plan, folder, report = run(tmp_path / "run", uri, experiment="closed")
+    client, _ = connect(replace(plan.tracking, experiment="open"))
+    client.create_experiment("closed", artifact_location="file:///dev/null/closed")
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and (told["sent"], told["unsent"]) == (4, 2) and "NotADirectory" in told["problem"]
+    made = client.get_run(told["run_id"])
+    assert made.info.status == "FINISHED" and made.data.params == flattened(plan)
+    assert made.data.metrics["perplexity"] == report["evaluate"]["perplexity"]
+    assert [point.value for point in client.get_metric_history(told["run_id"], "loss")] == list(LOSSES)
