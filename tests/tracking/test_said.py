@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import side_by_side
 
+from factory import compose
 from factory.run.folder import RunFolder
 from factory.tracking.spec import shows, title
 from factory.tracking.to_mlflow import _tags
@@ -64,3 +65,21 @@ def test_the_command_that_shows_a_run_can_be_pasted() -> None:
     offline = side_by_side.tracking(None, tool="wandb", mode="offline")
     assert str(shows(offline, Path("outputs/one"))).endswith(" sync outputs/one/wandb/offline-run-*")
     assert str(shows(offline, Path("a sweep/*"))).endswith(" sync 'a sweep/'*/wandb/offline-run-*")
+
+
+@pytest.mark.parametrize(
+    ("tool", "variable", "key"),
+    [
+        ("mlflow", "MLFLOW_TRACKING_URI", "uri"),
+        ("mlflow", "MLFLOW_EXPERIMENT_NAME", "experiment"),
+        ("wandb", "WANDB_PROJECT", "experiment"),
+    ],
+)
+def test_where_runs_go_is_what_the_shell_says(
+    tool: str, variable: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for everything else that logs from there; what is set on the command line is set."""
+    monkeypatch.setenv(variable, "of-the-shell")
+    for words, told in (((), "of-the-shell"), ((f"tracking.{key}=mine",), "mine")):
+        composed = compose.compose(compose.parse([f"tracking={tool}", *words]))
+        assert composed.tree["tracking"][key] == told
