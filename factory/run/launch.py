@@ -289,11 +289,12 @@ def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
     screen.note("train", f"loss {loss}  {speed}")
     watched = "".join(f"{name} {_number(line[name])}  " for name in _WATCHED if name in line)
     learning = f"{watched}learning rate {line['learning_rate']:.2e}"
-    screen.print(f"step {line['step']:>5}  loss {loss}  {learning}  {speed}  {size(line['memory'])}")
+    told = f"step {line['step']:>5}  loss {loss}  {learning}  {speed}  {size(line['memory'])}"
+    screen.print(told, soft_wrap=True)  # a line a step, for who reads a pipe
     held_out = {name: value for name, value in line.items() if name.startswith("eval_")}
     if held_out:
         shown = (f"{name.removeprefix('eval_')} {_number(value)}" for name, value in held_out.items())
-        screen.print(f"{'':>10}  held out: {'  '.join(shown)}")
+        screen.print(f"{'':>10}  held out: {'  '.join(shown)}", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
