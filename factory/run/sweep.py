@@ -339,7 +339,7 @@ def _parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLi
     except Exception as error:  # whatever a server may raise: the jobs run all the same
         again = pasted("track", folder.path)
         print(f"MLflow cannot be reached ({said(error)}). What it misses is sent by: {again}", file=sys.stderr)
-        return None
+        return known
 
 
 def _parent_in_mlflow(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import side_by_side
 from conftest import Said
 from followed import LOSSES, more, run
 
@@ -17,7 +18,7 @@ from factory.compose import CommandLine
 from factory.execute.context import append
 from factory.run.folder import RunFolder
 from factory.run.jobs import Job
-from factory.run.sweep import record
+from factory.run.sweep import _parent_run, record
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger, tracker
 from factory.tracking.delivery import Delivery
@@ -368,3 +369,14 @@ def test_a_store_of_files_that_is_closed_holds_up_no_curve(
     assert made.info.status == "FINISHED" and made.data.params == flattened(plan)
     assert made.data.metrics["perplexity"] == report["evaluate"]["perplexity"]
     assert [point.value for point in client.get_metric_history(told["run_id"], "loss")] == list(LOSSES)
+
+
+def test_a_sweep_that_goes_on_without_its_server_knows_its_own_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else `factory track` would make another, and the first would stay as it was for ever."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away, line = side_by_side.tracking("http://127.0.0.1:9"), CommandLine(overrides=())
+    for known in ("made-before", None):
+        assert _parent_run(away, SweepFolder("swept"), line, known) == known
+    assert capsys.readouterr().err.count("cannot be reached") == 2
