@@ -39,7 +39,9 @@ class Sink(Protocol):
         """Returns when what was taken has arrived."""
         ...
 
-    def finish(self, report: dict[str, Any] | None) -> None: ...
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
+        """Yields when something of it has arrived."""
+        ...
 
 
 class Growing:
@@ -86,7 +88,8 @@ class Delivery:
             problem = self._send()
             sent, unsent = counts(self.ledger, self.folder)
             all_told = told(self.ledger, sent + unsent, 0)
-            self._opened().finish(None if report is None else {**report, "tracking": all_told})
+            for _ in self._opened().finish(None if report is None else {**report, "tracking": all_told}):
+                self.moved = time.monotonic()
             _raised(problem)
         finally:
             self._sink = None

@@ -87,37 +87,43 @@ class MlflowSink:
             self._client.log_batch(self._run_id, metrics=self._metrics)
         self._metrics = []
 
-    def finish(self, report: dict[str, Any] | None) -> None:
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
         try:
-            self._ended_with(report)
+            yield from self._ended_with(report)
         finally:  # a run whose files are not taken is over all the same
             status = "KILLED" if report is None else _STATUS.get(report["status"], "FAILED")
             ended = self._ledger.ended
             self._client.set_terminated(self._run_id, status, None if ended is None else round(1000 * ended))
 
-    def _ended_with(self, report: dict[str, Any] | None) -> None:
+    def _ended_with(self, report: dict[str, Any] | None) -> Iterator[None]:
         if report is not None:
-            self._result(without_secrets(report))
+            yield from self._result(without_secrets(report))
         if lines := whole_lines(self._folder.metrics):
             self._client.log_figure(self._run_id, loss_figure(lines, unit(self._plan.steps.train)), "loss.png")
+            yield
         for path, where in ((self._folder.log, ""), (self._folder.model / "README.md", "model_card")):
             if path.is_file():
                 self._client.log_text(
                     self._run_id, redacted(path.read_text("utf-8", "replace")), f"{where}/{path.name}".lstrip("/")
                 )
+                yield
 
-    def _result(self, report: dict[str, Any]) -> None:
+    def _result(self, report: dict[str, Any]) -> Iterator[None]:
         when = self._ledger.ended or self._ledger.started
         values = measured(report)
         self.log(0, when, values)
         self.flush()
+        yield
         if "perplexity" in values:
             row = {name: round(value, 4) for name, value in values.items() if name.startswith("perplexity")}
             rows = [{"method": self._plan.method, **row}]
             log_table(self._client, self._run_id, "perplexity.json", rows)
+            yield
         if answers := report.get("samples"):
             log_table(self._client, self._run_id, "samples.json", answers)
+            yield
         self._client.log_text(self._run_id, as_json(report), self._folder.report.name)
+        yield
 
 
 def _refuse_gone(ledger: Ledger) -> None:

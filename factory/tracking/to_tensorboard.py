@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class TensorboardSink:
             if writer is not None:
                 writer.flush()
 
-    def finish(self, report: dict[str, Any] | None) -> None:
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
         if report is not None:
             told = without_secrets(report)
             values = measured(told)
@@ -68,6 +69,7 @@ class TensorboardSink:
         for writer in (self._writer, self._samples):
             if writer is not None:
                 writer.close()
+        yield
 
 
 def _writer(folder: Path, purge_step: int | None) -> SummaryWriter:

@@ -1,5 +1,6 @@
 """A run in Weights & Biases. What wandb took is in the run's folder at once; its own process sends it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import wandb  # pyright: ignore[reportMissingImports]
@@ -74,12 +75,13 @@ class WandbSink:
     def flush(self) -> None:
         """Nothing waits here: `log` hands over to wandb's own process, which keeps it in the run's folder."""
 
-    def finish(self, report: dict[str, Any] | None) -> None:
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
         if report is not None:
             told = without_secrets(report)
             self._run.summary.update({**measured(told), "status": told["status"]})
             self._artifact("report", self._folder.report.name, as_json(told))
         self._run.finish(exit_code=0 if report is not None and report["status"] == "finished" else 1)
+        yield
 
     def _artifact(self, kind: str, name: str, text: str) -> None:
         made = wandb.Artifact(f"{kind}-{self._ledger.run_id}", type=kind)

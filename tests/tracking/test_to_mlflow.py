@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -380,3 +381,27 @@ def test_a_sweep_that_goes_on_without_its_server_knows_its_own_run(
     for known in ("made-before", None):
         assert _parent_run(away, SweepFolder("swept"), line, known) == known
     assert capsys.readouterr().err.count("cannot be reached") == 2
+
+
+def delayed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(1)
+        return call(*arguments)
+
+    return slow
+
+
+def test_a_server_that_is_slow_and_answers_is_waited_for(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result is many requests: patience is for each, not for all of them."""
+    from mlflow import MlflowClient
+
+    plan, folder, report = run(tmp_path / "run", uri, experiment="slow", samples=[{"prompt": "p", "after": "a"}])
+    folder.log.write_text("step 1\n")
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).send()
+    for name in ("log_text", "log_dict", "log_figure"):
+        monkeypatch.setattr(MlflowClient, name, delayed(getattr(MlflowClient, name)))
+    monkeypatch.setattr(tracker, "_PATIENCE_WITH_FILES", 4.0)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0, told
