@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -19,7 +19,7 @@ from factory.schema import Tracking
 from factory.tracking.ledger import run_ids
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
-_PAGE = 200  # runs that MLflow gives at a time
+_PAGE = 200  # runs, or experiments, that MLflow is asked for at a time
 _STATUS: dict[str, Status] = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "interrupted"}
 _LOGGED = ("loss", "learning_rate", "tokens", "tokens_per_second", "memory", "eval_loss")  # the curves of a page
 
@@ -126,22 +126,31 @@ def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:
     client = _client(tracking, " ".join([*asked.experiments, *asked.filters]))
     from mlflow.exceptions import MlflowException
 
-    known = {found.name: found.experiment_id for found in client.search_experiments()}
-    names = asked.experiments or (tracking.experiment,)
-    for name in names:
-        if name not in known:
-            setting = f"experiment={name}"
-            there = ", ".join(sorted(known))
-            raise refuse("compare-tracking", setting, f"{tracking.uri} has no such experiment (it has {there})")
-    chosen, text = [known[name] for name in names], " and ".join(asked.filters)
+    names, text = asked.experiments or (tracking.experiment,), " and ".join(asked.filters)
+    chosen = [_experiment(client, name, tracking) for name in names]
+    try:
+        made = list(_paged(client.search_runs, chosen, text))
+    except MlflowException as error:
+        raise refuse("compare-filter", text, first_line(error)) from None
+    yield from (_of_mlflow(client, each) for each in made if _is_ours(each))
+
+
+def _experiment(client: Any, name: str, tracking: Tracking) -> str:
+    """The id of the one that is called so. Raises UserError."""
+    known = {found.name: found.experiment_id for found in _paged(client.search_experiments)}
+    if name in known:
+        return known[name]
+    there = ", ".join(sorted(known))
+    raise refuse("compare-tracking", f"experiment={name}", f"{tracking.uri} has no such experiment (it has {there})")
+
+
+def _paged(search: Callable[..., Any], *words: Any, **how: Any) -> Iterator[Any]:
+    """All that MLflow finds, which it gives a part at a time."""
     token: str | None = None
     while True:
-        try:
-            page = client.search_runs(chosen, text, max_results=_PAGE, page_token=token)
-        except MlflowException as error:
-            raise refuse("compare-filter", text, first_line(error)) from None
-        yield from (_of_mlflow(client, each) for each in page if _is_ours(each))
-        if not (token := page.token):
+        part = search(*words, max_results=_PAGE, page_token=token, **how)
+        yield from part
+        if not (token := part.token):
             return
 
 
@@ -158,7 +167,7 @@ def _of_id(run_id: str, tracking: Tracking) -> Iterator[Run]:
         yield _of_mlflow(client, made)
         return
     text = f"tags.mlflow.parentRunId = '{run_id}'"
-    nested = client.search_runs([made.info.experiment_id], text, max_results=1000, order_by=["attributes.start_time"])
+    nested = _paged(client.search_runs, [made.info.experiment_id], text, order_by=["attributes.start_time"])
     yield from (_of_mlflow(client, each) for each in nested)
 
 

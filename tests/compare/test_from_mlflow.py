@@ -114,3 +114,24 @@ def test_what_was_not_finite_is_no_point_of_a_curve(tracking: Tracking) -> None:
         assert curves and not any("nan" in curve for curve in curves)
     finally:
         client.delete_run(run_id)
+
+
+def test_all_of_a_large_server_is_found(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives a part at a time, of experiments and of a sweep's jobs too: what was beyond was not there."""
+    from mlflow import MlflowClient
+
+    client, experiment = connect(tracking)
+    later = client.create_experiment("later")
+    (parent,) = client.search_runs([experiment], "attributes.run_name = 'sweep'")
+    for name in ("search_runs", "search_experiments"):
+        honest = getattr(MlflowClient, name)
+        monkeypatch.setattr(
+            MlflowClient,
+            name,
+            lambda self, *words, honest=honest, **how: honest(self, *words, **{**how, "max_results": 1}),
+        )
+    try:
+        assert set(runs(tracking, "experiment=tried")) == {"lora", "full", "oft"}
+        assert set(runs(tracking, parent.info.run_id)) == {"lora", "full"}
+    finally:
+        client.delete_experiment(later)
