@@ -181,12 +181,14 @@ def _client(tracking: Tracking, setting: str) -> Any:
     if uri is None or is_no_store(uri):
         raise refuse("compare-tracking", setting, f"there is no tracking at tracking.uri={uri or 'null'}")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from factory.tracking.to_mlflow import connect
+    from factory.tracking.to_mlflow import reader
 
     try:
-        return connect(tracking)[0]
+        client = reader(tracking)
+        client.search_experiments(max_results=1)
     except Exception as error:  # whatever a server or its database may raise
         raise refuse("compare-tracking", setting, f"{uri} cannot be reached ({first_line(error)})") from None
+    return client
 
 
 def _of_mlflow(client: Any, made: Any) -> Run:

@@ -234,6 +234,14 @@ def _data_sets(plan: Plan) -> Iterator[Any]:
 
 def connect(tracking: Tracking) -> tuple[Any, str]:
     """A client and the experiment's id; artifacts of a local database lie beside it."""
+    assert tracking.mlflow is not None
+    with _alone(tracking.mlflow):
+        client = reader(tracking, made=True)
+        return client, _experiment(client, tracking)
+
+
+def reader(tracking: Tracking, *, made: bool = False) -> Any:
+    """A client, who makes no experiment. `made`: an sqlite file is made where there is none."""
     for name, value in _IMPATIENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -241,10 +249,9 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     assert tracking.mlflow is not None
-    with _alone(tracking.mlflow):
+    if made:
         _make(database(tracking.mlflow))
-        client = MlflowClient(tracking.mlflow)
-        return client, _experiment(client, tracking)
+    return MlflowClient(tracking.mlflow)
 
 
 def _make(file: Path | None) -> None:

@@ -135,3 +135,11 @@ def test_all_of_a_large_server_is_found(tracking: Tracking, monkeypatch: pytest.
         assert set(runs(tracking, parent.info.run_id)) == {"lora", "full"}
     finally:
         client.delete_experiment(later)
+
+
+def test_who_compares_writes_nothing(tracking: Tracking) -> None:
+    """Not the experiment either that runs would be logged to from here."""
+    client, experiment = connect(tracking)
+    (run,) = client.search_runs([experiment], "tags.method = 'oft'")
+    assert set(runs(replace(tracking, experiment="not there"), run.info.run_id)) == {"oft"}
+    assert client.get_experiment_by_name("not there") is None
