@@ -272,6 +272,9 @@ def _experiment(client: Any, tracking: Tracking) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(tracking.experiment)
+    if found is not None and found.lifecycle_stage == "deleted":  # which MLflow keeps, and takes no run for
+        again = f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or another tracking.experiment"
+        raise MlflowException(f"the experiment {found.name} is deleted there: {again}")
     if found is not None:
         return found.experiment_id
     file, location = database(tracking.uri or ""), None

@@ -405,3 +405,16 @@ def test_a_server_that_is_slow_and_answers_is_waited_for(
     monkeypatch.setattr(tracker, "_PATIENCE_WITH_FILES", 4.0)
     told = Tracker(plan, folder).finish(report)
     assert told is not None and told["unsent"] == 0, told
+
+
+def test_a_deleted_experiment_is_said_to_be(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow keeps its name: what it says is that an experiment of some number must be in the active state."""
+    monkeypatch.setattr(tracker, "_AGAIN", 0.0)
+    plan, folder, report = run(tmp_path / "run", uri, experiment="deleted")
+    client, experiment = connect(plan.tracking)
+    client.delete_experiment(experiment)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 6
+    assert "the experiment deleted is deleted" in told["problem"] and "restore" in told["problem"]
+    client.restore_experiment(experiment)
+    assert Tracker(plan, folder).finish(report) == ledger.told(ledger.of(plan.tracking, folder), 6, 0)
