@@ -70,7 +70,8 @@ def _sent(made: Plan, folder: RunFolder) -> Sent:
         except Exception as error:  # whatever a server may raise
             problem = said(error)
     sent, unsent = ledger.counts(book, folder)
-    if missing and (report := read_json(folder.report)) is not None:
+    report = read_json(folder.report)
+    if report is not None and (missing or report.get("tracking", {}).get("unsent")):
         told = ledger.told(book, sent, unsent, problem)
         with suppress(UserError):  # the screen says it all the same
             write_whole(folder.report, as_json({**report, "tracking": told}))

@@ -12,6 +12,7 @@ import pytest
 from conftest import Said
 from followed import LOSSES, Memory, in_memory, lines, more, run
 
+from factory.execute.report import as_json
 from factory.run import launch
 from factory.run.screen import Screen
 from factory.tracking import delivery, ledger, tracker
@@ -280,3 +281,15 @@ def test_a_run_that_nobody_followed_began_when_it_did(
     assert command("track", str(folder.path)).code == 0
     later = ledger.known(folder)
     assert later is not None and later.ended is not None and later.ended >= ended + 9
+
+
+def test_what_arrived_after_a_run_had_lost_its_patience_is_told(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """Its report says that it is missing; the ledger knows better."""
+    plan, folder, report = run(tmp_path / "run", URI)
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    folder.report.write_text(as_json({**report, "tracking": {"unsent": 1, "problem": "no answer within 20 s"}}))
+    assert "has all 6 records already" in command("track", str(folder.path)).out
+    told = json.loads(folder.report.read_text())["tracking"]
+    assert (told["sent"], told["unsent"]) == (6, 0) and "problem" not in told
