@@ -214,11 +214,12 @@ def outer_run(client: Any) -> str | None:
 
 
 def _data_sets(plan: Plan) -> Iterator[Any]:
-    """The sets that train and those held out whole, as MLflow's inputs."""
+    """As MLflow's inputs: the sets that train and those held out whole; or what a model is measured on."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
+    read_for = "training" if plan.verb == "train" else "evaluation"
     for name, source in plan.steps.align.sources.items():
-        context = "validation" if name == plan.steps.align.validation else "training"
+        context = "validation" if name == plan.steps.align.validation else read_for
         where = {"path": source.path, "subset": source.subset, "split": source.split, "revision": source.revision}
         yield DatasetInput(
             Dataset(

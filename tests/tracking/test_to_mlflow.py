@@ -23,7 +23,7 @@ from factory.run.sweep import _parent_run, record
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger, tracker
 from factory.tracking.delivery import Delivery
-from factory.tracking.to_mlflow import _alone, _tags, connect, flattened, hyperparameters, loss_figure
+from factory.tracking.to_mlflow import _alone, _data_sets, _tags, connect, flattened, hyperparameters, loss_figure
 from factory.tracking.tracker import Tracker
 
 LOGGED = ("loss", "learning_rate", "tokens", "memory")
@@ -114,6 +114,13 @@ def test_a_parameter_is_whole_and_a_number_is_one(tmp_path: Path) -> None:
     assert numbers.keys() == told.keys()
     assert (numbers["train.max_steps"], numbers["train.learning_rate"]) == (4, plan.steps.train.learning_rate)
     assert (numbers["option.model"], numbers["packages.cuda"], numbers["pack.packing"]) == (long, "12.10", "false")
+
+
+def test_what_a_model_is_measured_on_trains_none(tmp_path: Path) -> None:
+    plan, _, _ = run(tmp_path / "run", "sqlite:///no.db")
+    for verb, told in (("train", "training"), ("evaluate", "evaluation")):
+        (found,) = _data_sets(replace(plan, verb=verb))
+        assert [tag.value for tag in found.tags] == [told]
 
 
 def test_a_name_that_mlflow_takes_in_none_loses_nothing(uri: str, tmp_path: Path) -> None:
