@@ -64,10 +64,11 @@ def _begin(plan: Plan, folder: RunFolder) -> str | None:
 
 @contextmanager
 def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
-    """Prints what the run writes, as the parent would. Nothing is sent to MLflow from here."""
+    """Prints what the run writes and looks at the machine, as the parent would. Nothing is sent to MLflow from here."""
     from factory.run.launch import Tail, show
     from factory.run.plan_shown import plan_panel
     from factory.run.screen import Screen
+    from factory.tracking.system import watching
 
     screen, ended = Screen(), threading.Event()
     screen.print(plan_panel(plan))
@@ -87,7 +88,8 @@ def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield
+        with watching(plan.tracking, folder):
+            yield
     finally:
         ended.set()
         thread.join()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,7 +37,7 @@ from factory.run.screen import Screen
 from factory.run.shorter import for_the_rows
 from factory.run.waiting import waiting
 from factory.stopping import answered
-from factory.tracking.system import Sampler
+from factory.tracking.system import watching
 from factory.tracking.tracker import Tracker
 from factory.words import counted, pasted, rate, size
 
@@ -128,7 +128,7 @@ def _follow(
     events, metrics = Tail(folder.events), Tail(folder.metrics)
     if resume_from is not None and metrics.lines():  # shown already, and perhaps not all of it sent
         tracker.wake()
-    watched = Sampler(folder, plan.tracking.system_metrics_seconds) if plan.tracking.system_metrics else nullcontext()
+    watched = watching(plan.tracking, folder)
     with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child, folder, screen) as asked:
         running = True
         while running:
