@@ -10,6 +10,7 @@ from factory.plan import Plan, to_yaml
 from factory.ranks.world import World, launched
 from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, last_logged, read_json, write_whole
+from factory.tracking import ledger
 from factory.words import pasted
 
 _POLL = 0.5  # seconds
@@ -59,6 +60,7 @@ def _begin(plan: Plan, folder: RunFolder) -> str | None:
     for old in (folder.events, folder.report):
         old.unlink(missing_ok=True)
     folder.forget_metrics_after(last_logged(start))
+    ledger.reopen(folder)
     return None if start is None else str(start)
 
 

@@ -37,6 +37,7 @@ from factory.run.screen import Screen
 from factory.run.shorter import for_the_rows
 from factory.run.waiting import waiting
 from factory.stopping import answered
+from factory.tracking import ledger
 from factory.tracking.system import watching
 from factory.tracking.tracker import Tracker
 from factory.words import counted, pasted, rate, size
@@ -78,6 +79,7 @@ def launch(
                 old.unlink(missing_ok=True)
             # before anyone follows the file
             folder.forget_metrics_after(last_logged(start))
+            ledger.reopen(folder)
             try:
                 screen.write_to(folder.log)
             except OSError as error:

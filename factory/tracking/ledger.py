@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from factory.run.folder import RunFolder, read_json, write_whole
@@ -73,6 +73,12 @@ def everywhere(folder: RunFolder) -> list[Ledger]:
     names = {each.name for each in fields(Ledger)}
     trees = (tree for tree in _trees(folder) if "tool" in tree)
     return [Ledger(**{name: value for name, value in tree.items() if name in names}) for tree in trees]
+
+
+def reopen(folder: RunFolder) -> None:
+    """Of a run that goes on: what each address has of its end is of the attempt before. Raises UserError."""
+    for book in reversed(everywhere(folder)):  # what is written last is first
+        replace(book, result=False, ended=None).write(folder)
 
 
 def run_ids(folder: RunFolder) -> list[str]:

@@ -13,6 +13,7 @@ from conftest import Said
 from followed import LOSSES, Memory, in_memory, lines, more, run
 
 from factory.execute.report import as_json
+from factory.ranks import outer
 from factory.run import launch
 from factory.run.screen import Screen
 from factory.tracking import delivery, ledger, tracker
@@ -293,3 +294,21 @@ def test_what_arrived_after_a_run_had_lost_its_patience_is_told(
     assert "has all 6 records already" in command("track", str(folder.path)).out
     told = json.loads(folder.report.read_text())["tracking"]
     assert (told["sent"], told["unsent"]) == (6, 0) and "problem" not in told
+
+
+def test_a_run_that_went_on_after_it_was_sent_is_sent_again(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """Under a launcher, and in what follows the last step alone: no line tells that there is something new."""
+    plan, folder, report = run(tmp_path / "run", URI, status="interrupted")
+    kept = folder.metrics.read_text()
+    for words in ((), ("tracking.uri=http://other.example",)):
+        assert command("track", str(folder.path), *words).code == 0
+    assert outer._begin(plan, folder) is None
+    folder.metrics.write_text(kept)
+    folder.report.write_text(as_json({**report, "status": "finished"}))
+    for words in ((), ("tracking.uri=http://other.example",)):
+        assert "1 record sent" in command("track", str(folder.path), *words).out
+        sent = memory.reports[-1]
+        assert sent is not None and sent["status"] == "finished"
+    assert steps(memory) == [1, 2, 3, 4] * 2
