@@ -185,8 +185,10 @@ def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
 def _of_tasks(tasks: dict[str, Any]) -> Table:
     """Of lm-evaluation-harness, in its own units."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("task", "metric", "value", "± error", "shots", "questions"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    for column in ("task", "metric"):
+        table.add_column(column, overflow="fold")  # in lines where there is no room: a number that is cut is another
+    for column in ("value", "± error", "shots", "questions"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, each in tasks.items():
         of = "" if each["questions"] == each["of"] else f" of {each['of']:,}"
         shots = each["shots"] if isinstance(each["shots"], int) else " or ".join(map(str, each["shots"]))

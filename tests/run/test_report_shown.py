@@ -114,3 +114,20 @@ def test_the_best_evaluation_is_told_where_there_was_one(
     console = Console(width=140, file=StringIO(), record=True)
     console.print(report_panel({**sizes, "train": {**train, "best": best}}, Path("run")))
     assert told in console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_figure_of_a_task_is_cut(width: int) -> None:
+    figure = {"value": 0.2512, "error": 0.0435}
+    each = {
+        "questions": 1319,
+        "of": 1319,
+        "shots": 5,
+        "group": "gsm",
+        "metrics": {"exact_match/flexible-extract": figure},
+    }
+    sizes = {"parameters": {"trainable": 1, "total": 2}, "memory": {"peak_bytes": 1, "estimated_bytes": None}}
+    console = Console(width=width, file=StringIO(), record=True)
+    console.print(report_panel({**sizes, "evaluate": {"harness": {"gsm8k_chain_of_thought": each}}}, Path("run")))
+    shown = console.export_text()
+    assert all(number in shown for number in ("0.2512", "0.0435", "1,319")) and "…" not in shown
