@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -72,7 +73,12 @@ def outlets(*, goes_on: bool) -> Iterator[None]:
 
 
 def _outlet(stream: IO[str], on_loss: Callable[[OSError], None]) -> IO[str]:
-    """One that is an outlet stays what it is: a job of a sweep in the sweep's own process."""
+    """One that is an outlet stays what it is: a job of a sweep in the sweep's own process.
+
+    A letter that a terminal's encoding lacks becomes an escape, as Python has it on standard error: it ends no run.
+    """
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
     return stream if isinstance(stream, Outlet) else cast(IO[str], Outlet(stream, on_loss))
 
 

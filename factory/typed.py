@@ -134,10 +134,15 @@ def _optional_record(kind: Any) -> type | None:
 
 
 def plain(value: Any) -> str:
+    """For a line on a screen."""
+    text = whole(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def whole(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return str(value)
 
 
 def convert(kind: Any, value: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 
 from factory.outlet import Outlet, Unread, loss, outlets
 from factory.redact import Redacting
+from factory.run.screen import Screen
 
 FULL = Path("/dev/full")
 
@@ -100,3 +101,11 @@ def test_a_number_that_was_closed_is_no_files() -> None:
         timeout=60,
     )
     assert done.stderr == os.devnull
+
+
+def test_a_letter_that_a_terminal_lacks_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    with outlets(goes_on=True):
+        Screen().print("loading the naïve … 字")
+    assert written.getvalue() == b"loading the na\xefve \\u2026 \\u5b57\n"

@@ -118,6 +118,11 @@ class Runs:
         lines = [line for line in whole_lines(RunFolder(folder).events) if line.get("event") == "progress"]
         return {line["name"]: (line["done"], line["total"]) for line in lines}
 
+    def gone_on_from(self, folder: str) -> int:
+        """The step before the first of what goes on now: between it and an attempt before it may lie a night."""
+        begun = (line for line in whole_lines(RunFolder(folder).events) if line.get("event") == "training")
+        return next((line["done"] for line in begun), 0)
+
     def report(self, folder: str) -> dict[str, Any] | None:
         return read_json(RunFolder(folder).report)
 

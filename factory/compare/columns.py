@@ -8,7 +8,7 @@ from typing import Any, Literal
 from factory.compare.runs import Run
 from factory.evaluation import rows
 from factory.metrics import ROUGE
-from factory.words import size
+from factory.words import rate, size
 
 Better = Literal["low", "high"]
 _BEFORE = "_before"
@@ -80,7 +80,7 @@ _TAKEN = (
     Column("parameters", "parameters", _of("parameters", "total"), _count, 1),
     Column("trainable", "trainable", _of("parameters", "trainable"), _count, 6),
     PEAK,
-    Column("tokens_per_second", "tokens/s", _of("train", "tokens_per_second"), _count, 7),
+    Column("tokens_per_second", "tokens/s", _of("train", "tokens_per_second"), rate, 7),
     Column("seconds", "seconds", _of("train", "seconds"), _seconds, 3),
     Column("final_loss", "last loss", _of("train", "final_loss"), _decimals, 2),
 )

@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from factory.refusal import UserError, first_line, refuse
 from factory.run.folder import RunFolder, is_mlflow_id, is_no_store, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
 from factory.schema import Tracking
+from factory.tracking.ledger import run_ids
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
-_PAGE = 200  # runs that MLflow gives at a time
+_PAGE = 200  # runs, or experiments, that MLflow is asked for at a time
 _STATUS: dict[str, Status] = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "interrupted"}
 _LOGGED = ("loss", "learning_rate", "tokens", "tokens_per_second", "memory", "eval_loss")  # the curves of a page
 
@@ -124,22 +126,31 @@ def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:
     client = _client(tracking, " ".join([*asked.experiments, *asked.filters]))
     from mlflow.exceptions import MlflowException
 
-    known = {found.name: found.experiment_id for found in client.search_experiments()}
-    names = asked.experiments or (tracking.experiment,)
-    for name in names:
-        if name not in known:
-            setting = f"experiment={name}"
-            there = ", ".join(sorted(known))
-            raise refuse("compare-tracking", setting, f"{tracking.uri} has no such experiment (it has {there})")
-    chosen, text = [known[name] for name in names], " and ".join(asked.filters)
+    names, text = asked.experiments or (tracking.experiment,), " and ".join(asked.filters)
+    chosen = [_experiment(client, name, tracking) for name in names]
+    try:
+        made = list(_paged(client.search_runs, chosen, text))
+    except MlflowException as error:
+        raise refuse("compare-filter", text, first_line(error)) from None
+    yield from (_of_mlflow(client, each) for each in made if _is_ours(each))
+
+
+def _experiment(client: Any, name: str, tracking: Tracking) -> str:
+    """The id of the one that is called so. Raises UserError."""
+    known = {found.name: found.experiment_id for found in _paged(client.search_experiments)}
+    if name in known:
+        return known[name]
+    there = ", ".join(sorted(known))
+    raise refuse("compare-tracking", f"experiment={name}", f"{tracking.uri} has no such experiment (it has {there})")
+
+
+def _paged(search: Callable[..., Any], *words: Any, **how: Any) -> Iterator[Any]:
+    """All that MLflow finds, which it gives a part at a time."""
     token: str | None = None
     while True:
-        try:
-            page = client.search_runs(chosen, text, max_results=_PAGE, page_token=token)
-        except MlflowException as error:
-            raise refuse("compare-filter", text, first_line(error)) from None
-        yield from (_of_mlflow(client, each) for each in page if _is_ours(each))
-        if not (token := page.token):
+        part = search(*words, max_results=_PAGE, page_token=token, **how)
+        yield from part
+        if not (token := part.token):
             return
 
 
@@ -156,7 +167,7 @@ def _of_id(run_id: str, tracking: Tracking) -> Iterator[Run]:
         yield _of_mlflow(client, made)
         return
     text = f"tags.mlflow.parentRunId = '{run_id}'"
-    nested = client.search_runs([made.info.experiment_id], text, max_results=1000, order_by=["attributes.start_time"])
+    nested = _paged(client.search_runs, [made.info.experiment_id], text, order_by=["attributes.start_time"])
     yield from (_of_mlflow(client, each) for each in nested)
 
 
@@ -170,18 +181,20 @@ def _client(tracking: Tracking, setting: str) -> Any:
     if uri is None or is_no_store(uri):
         raise refuse("compare-tracking", setting, f"there is no tracking at tracking.uri={uri or 'null'}")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from factory.tracking.to_mlflow import connect
+    from factory.tracking.to_mlflow import reader
 
     try:
-        return connect(tracking)[0]
+        client = reader(tracking)
+        client.search_experiments(max_results=1)
     except Exception as error:  # whatever a server or its database may raise
         raise refuse("compare-tracking", setting, f"{uri} cannot be reached ({first_line(error)})") from None
+    return client
 
 
 def _of_mlflow(client: Any, made: Any) -> Run:
     """From its folder where that is here, else from what was logged."""
     run_id, folder = made.info.run_id, Path(made.data.tags.get("folder", ""))
-    if (read_json(RunFolder(folder).tracking) or {}).get("run_id") == run_id:
+    if run_id in run_ids(RunFolder(folder)):
         return runs.of_folder(folder)
     with tempfile.TemporaryDirectory() as aside:
         report = read_json(_artifact(client, run_id, "report.json", aside)) or {}
@@ -203,9 +216,10 @@ def _artifact(client: Any, run_id: str, name: str, aside: str) -> Path:
 
 
 def _history(client: Any, run_id: str) -> list[dict[str, Any]]:
-    """Lines as metrics.jsonl has them; seconds by the time of their sending are not known, and left out."""
+    """Lines as metrics.jsonl has them, null where a value was not finite; seconds are not logged, and left out."""
     lines: dict[int, dict[str, Any]] = {}
     for name in _LOGGED:
         for metric in client.get_metric_history(run_id, name):
-            lines.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+            value = metric.value if isfinite(metric.value) else None
+            lines.setdefault(metric.step, {"step": metric.step})[name] = value
     return [lines[step] for step in sorted(lines)]

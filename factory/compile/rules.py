@@ -365,6 +365,7 @@ _TRACKING = (
     "tracking-store",
     "tracking-folder",
     "tracking-wandb-server",
+    "tracking-wandb-project",
     "tracking-unread",
     "tracking-package",
     "tracking-login",

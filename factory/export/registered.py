@@ -1,13 +1,15 @@
 """A written model in MLflow's registry, with its signature: what is served and promoted from there."""
 
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from factory.plan import Plan
 from factory.refusal import first_line, refuse
-from factory.run.folder import RunFolder, read_json
+from factory.run.folder import RunFolder
 from factory.saved import chats
+from factory.tracking.ledger import run_ids
 from factory.tracking.to_mlflow import connect
 
 _NEEDS = ("transformers", "torch", "accelerate", "safetensors")
@@ -61,8 +63,7 @@ def _run_id(plan: Plan, client: Any) -> str | None:
     """Of the run that trained the model, where this server has it."""
     from mlflow.exceptions import MlflowException
 
-    found = read_json(RunFolder(plan.exported.run).tracking) if plan.exported.run else None
-    try:
-        return client.get_run(found["run_id"]).info.run_id if found else None
-    except (MlflowException, KeyError):
-        return None
+    for run_id in run_ids(RunFolder(plan.exported.run)) if plan.exported.run else ():
+        with suppress(MlflowException):
+            return client.get_run(run_id).info.run_id
+    return None

@@ -10,6 +10,7 @@ from factory.plan import Plan, to_yaml
 from factory.ranks.world import World, launched
 from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, last_logged, read_json, write_whole
+from factory.tracking import ledger
 from factory.words import pasted
 
 _POLL = 0.5  # seconds
@@ -59,15 +60,17 @@ def _begin(plan: Plan, folder: RunFolder) -> str | None:
     for old in (folder.events, folder.report):
         old.unlink(missing_ok=True)
     folder.forget_metrics_after(last_logged(start))
+    ledger.reopen(folder)
     return None if start is None else str(start)
 
 
 @contextmanager
 def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
-    """Prints what the run writes, as the parent would. Nothing is sent to MLflow from here."""
+    """Prints what the run writes and looks at the machine, as the parent would. Nothing is sent to MLflow from here."""
     from factory.run.launch import Tail, show
     from factory.run.plan_shown import plan_panel
     from factory.run.screen import Screen
+    from factory.tracking.system import watching
 
     screen, ended = Screen(), threading.Event()
     screen.print(plan_panel(plan))
@@ -87,7 +90,8 @@ def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield
+        with watching(plan.tracking, folder):
+            yield
     finally:
         ended.set()
         thread.join()

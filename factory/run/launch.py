@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,7 +37,8 @@ from factory.run.screen import Screen
 from factory.run.shorter import for_the_rows
 from factory.run.waiting import waiting
 from factory.stopping import answered
-from factory.tracking.system import Sampler
+from factory.tracking import ledger
+from factory.tracking.system import watching
 from factory.tracking.tracker import Tracker
 from factory.words import counted, pasted, rate, size
 
@@ -78,6 +79,7 @@ def launch(
                 old.unlink(missing_ok=True)
             # before anyone follows the file
             folder.forget_metrics_after(last_logged(start))
+            ledger.reopen(folder)
             try:
                 screen.write_to(folder.log)
             except OSError as error:
@@ -128,7 +130,7 @@ def _follow(
     events, metrics = Tail(folder.events), Tail(folder.metrics)
     if resume_from is not None and metrics.lines():  # shown already, and perhaps not all of it sent
         tracker.wake()
-    watched = Sampler(folder, plan.tracking.system_metrics_seconds) if plan.tracking.system_metrics else nullcontext()
+    watched = watching(plan.tracking, folder)
     with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child, folder, screen) as asked:
         running = True
         while running:
@@ -289,11 +291,12 @@ def _show_metrics(line: dict[str, Any], screen: Screen) -> None:
     screen.note("train", f"loss {loss}  {speed}")
     watched = "".join(f"{name} {_number(line[name])}  " for name in _WATCHED if name in line)
     learning = f"{watched}learning rate {line['learning_rate']:.2e}"
-    screen.print(f"step {line['step']:>5}  loss {loss}  {learning}  {speed}  {size(line['memory'])}")
+    told = f"step {line['step']:>5}  loss {loss}  {learning}  {speed}  {size(line['memory'])}"
+    screen.print(told, soft_wrap=True)  # a line a step, for who reads a pipe
     held_out = {name: value for name, value in line.items() if name.startswith("eval_")}
     if held_out:
         shown = (f"{name.removeprefix('eval_')} {_number(value)}" for name, value in held_out.items())
-        screen.print(f"{'':>10}  held out: {'  '.join(shown)}")
+        screen.print(f"{'':>10}  held out: {'  '.join(shown)}", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

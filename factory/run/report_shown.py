@@ -57,11 +57,16 @@ def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if told := _estimates(report.get("estimate", {}), train):
         yield "estimate", told
     if best := train.get("best"):
-        kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
-        step = f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
-        yield "best", "no evaluation was finite" if best["step"] is None else step
+        yield "best", _best(best)
     if train.get("stopped_early"):
         yield "", "stopped early: no better evaluation within stage.early_stopping_patience"
+
+
+def _best(best: dict[str, Any]) -> str:
+    if best["step"] is None:
+        return "no evaluation was finite"
+    kept = "the model that is saved" if best["saved_model"] else "not the one that is saved"
+    return f"step {best['step']:,}: {best['metric']} {_decimals(best['value'])} on the held-out rows, {kept}"
 
 
 def _trouble(report: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
@@ -180,8 +185,10 @@ def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
 def _of_tasks(tasks: dict[str, Any]) -> Table:
     """Of lm-evaluation-harness, in its own units."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("task", "metric", "value", "± error", "shots", "questions"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    for column in ("task", "metric"):
+        table.add_column(column, overflow="fold")  # in lines where there is no room: a number that is cut is another
+    for column in ("value", "± error", "shots", "questions"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, each in tasks.items():
         of = "" if each["questions"] == each["of"] else f" of {each['of']:,}"
         shots = each["shots"] if isinstance(each["shots"], int) else " or ".join(map(str, each["shots"]))

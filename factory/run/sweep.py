@@ -30,7 +30,7 @@ from factory.plan import read_plan
 from factory.redact import redacted
 from factory.refusal import UserError, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder, fresh, read_json, write_whole
+from factory.run.folder import RunFolder, fresh, is_held, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder
@@ -326,7 +326,7 @@ def closed(
     if goes_on and made is not None and {run.status for run in made.runs} & set(_UNDONE):
         onward = f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
         screen.print(f"To continue: {onward}", soft_wrap=True)
-    _close_parent(tracking, parent, folder, made, done)
+    _close_parent(tracking, parent, folder, made, stopped)
     return INTERRUPTED if stopped else 0 if done else FAILED
 
 
@@ -339,10 +339,13 @@ def _parent_run(tracking: Tracking, folder: SweepFolder, line: compose.CommandLi
     except Exception as error:  # whatever a server may raise: the jobs run all the same
         again = pasted("track", folder.path)
         print(f"MLflow cannot be reached ({said(error)}). What it misses is sent by: {again}", file=sys.stderr)
-        return None
+        return known
 
 
-def _parent_in_mlflow(tracking: Tracking, folder: SweepFolder, overrides: Sequence[str], known: str | None) -> str:
+def _parent_in_mlflow(
+    tracking: Tracking, folder: SweepFolder, overrides: Sequence[str], known: str | None, started: float | None = None
+) -> str:
+    """`started` is in seconds since the epoch; None: now."""
     from factory.tracking.to_mlflow import PARENT, connect, outer_run
 
     client, experiment = connect(tracking)
@@ -352,22 +355,32 @@ def _parent_in_mlflow(tracking: Tracking, folder: SweepFolder, overrides: Sequen
     tags = {"overrides": redacted(" ".join(overrides))}
     if (outer := outer_run(client)) is not None:
         tags[PARENT] = outer
-    return client.create_run(experiment, run_name=f"sweep {folder.path}", tags=tags).info.run_id
+    name, began = f"sweep {folder.path}", None if started is None else round(1000 * started)
+    return client.create_run(experiment, began, tags=tags, run_name=name).info.run_id
 
 
 def _close_parent(
-    tracking: Tracking, parent: str | None, folder: SweepFolder, made: Comparison | None, done: bool
+    tracking: Tracking, parent: str | None, folder: SweepFolder, made: Comparison | None, stopped: bool
 ) -> None:
     if parent is None or tracking.mlflow is None:
         return
     try:
-        _close_in_mlflow(tracking, parent, folder, made, done)
+        _close_in_mlflow(tracking, parent, folder, made, stopped=stopped)
     except Exception as error:  # as above
         again = pasted("track", folder.path)
         print(f"MLflow did not get {folder.table} ({said(error)}). To send it: {again}", file=sys.stderr)
 
 
-def _close_in_mlflow(tracking: Tracking, parent: str, folder: SweepFolder, made: Comparison | None, done: bool) -> None:
+def _close_in_mlflow(
+    tracking: Tracking,
+    parent: str,
+    folder: SweepFolder,
+    made: Comparison | None,
+    *,
+    stopped: bool = False,
+    ended: float | None = None,
+) -> None:
+    """`ended` is in seconds since the epoch; None: now."""
     from factory.tracking.to_mlflow import connect, log_table
 
     client, _ = connect(tracking)
@@ -375,32 +388,67 @@ def _close_in_mlflow(tracking: Tracking, parent: str, folder: SweepFolder, made:
         client.log_artifact(parent, str(folder.table))
         client.log_artifact(parent, str(folder.page))
         log_table(client, parent, _TABLE, _rows(made))
-    client.set_terminated(parent, "FINISHED" if done else "FAILED")
+    client.set_terminated(parent, _status(folder, stopped=stopped), None if ended is None else round(1000 * ended))
+
+
+def _status(folder: SweepFolder, *, stopped: bool) -> str:
+    """MLflow's word for how it ended: as of one run, what a person stopped did not fail."""
+    if folder.is_done():
+        return "FINISHED"
+    interrupted = any(each.code == INTERRUPTED for each in folder.ended().values())
+    return "KILLED" if stopped or interrupted else "FAILED"
 
 
 def tracked(place: str, chosen: dict[str, Any]) -> list[later.Sent]:
     """Sends what of a sweep's runs, and of its own, did not arrive. Raises UserError."""
     folder, runs = SweepFolder(place), later.runs_of(place)
-    record = folder.read()
-    assert record is not None
-    tracking = later.elsewhere(read_plan(runs[0].plan), chosen, None).tracking
+    first = read_plan(runs[0].plan)
+    tracking = later.elsewhere(first, chosen, None).tracking
     if tracking.mlflow is None:
-        return [later.of_run(run, chosen, tracking.parent_run) for run in runs]
-    known = record.parent_run if not chosen else None
+        return [_sent(run, tracking, chosen, tracking.parent_run) for run in runs]
     try:
-        parent = known or _parent_in_mlflow(tracking, folder, record.overrides, None)
+        copy = ledger.place(tracking) != ledger.place(first.tracking)
+        parent = _parent_later(tracking, folder, runs, copy=copy)
     except Exception as error:  # whatever a server may raise
         return [later.unreached(run, tracking, said(error)) for run in runs]
-    if known is None and not chosen:
-        folder.write(replace(record, parent_run=parent))
-    sent = [later.of_run(run, chosen, parent) for run in runs]
-    made = compared(named(of_folder(folder.path))) if folder.table.is_file() else None
+    sent = [_sent(run, tracking, chosen, parent) for run in runs]
     try:
         _nest(tracking, runs, parent)
-        _close_in_mlflow(tracking, parent, folder, made, folder.is_done())
+        if not is_held(RunFolder(folder.path).lock):  # else it says itself how it ends
+            _close_later(tracking, parent, folder, runs)
     except Exception as error:  # as above
         return [*sent, later.unreached(RunFolder(folder.path), tracking, said(error))]
     return sent
+
+
+def _parent_later(tracking: Tracking, folder: SweepFolder, runs: Sequence[RunFolder], *, copy: bool) -> str:
+    """The run above the jobs, made where there is none. The record names it, that of a copy the folder's ledger."""
+    record, own = folder.read(), ledger.of(tracking, RunFolder(folder.path))
+    assert record is not None
+    if (known := own.run_id if copy else record.parent_run) is not None:
+        return known
+    began = min(ledger.of(tracking, run).started for run in runs)
+    parent = _parent_in_mlflow(tracking, folder, record.overrides, None, began)
+    if copy:
+        replace(own, run_id=parent).write(RunFolder(folder.path))
+    else:
+        folder.write(replace(record, parent_run=parent))
+    return parent
+
+
+def _close_later(tracking: Tracking, parent: str, folder: SweepFolder, runs: Sequence[RunFolder]) -> None:
+    """It ended when the last of its jobs did."""
+    made = compared(named(of_folder(folder.path))) if folder.table.is_file() else None
+    ended = [book.ended for run in runs if (book := ledger.of(tracking, run)).ended is not None]
+    _close_in_mlflow(tracking, parent, folder, made, ended=max(ended, default=None))
+
+
+def _sent(run: RunFolder, tracking: Tracking, chosen: dict[str, Any], parent: str | None) -> later.Sent:
+    """One that goes on, or whose plan cannot be read, holds up no other."""
+    try:
+        return later.of_run(run, chosen, parent)
+    except UserError as error:
+        return later.unreached(run, tracking, error.refusals[0].wrong)
 
 
 def _nest(tracking: Tracking, runs: Sequence[RunFolder], parent: str) -> None:

@@ -373,7 +373,7 @@ def _measured(run: Run, state: State) -> dict[str, Any]:
     plan, best = run.plan.steps.train, state.best
     if plan.eval_steps is None:
         return {}
-    kept = plan.load_best_model_at_end and best.step is not None
+    kept = best.step is not None and (plan.load_best_model_at_end or best.step == state.step)
     found = {"metric": best.metric, "step": best.step, "value": best.value, "saved_model": kept}
     early = {} if plan.early_stopping_patience is None else {"stopped_early": state.stopped_early}
     return {"best": found, **early}

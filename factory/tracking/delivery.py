@@ -6,6 +6,7 @@ Whatever fails in between is sent again: the tools know a record that they have 
 import importlib
 import time
 from collections.abc import Iterator, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from factory.tracking.ledger import Ledger, counts, parsed, told
 from factory.tracking.spec import TOOLS
 
 _PLACE = ("step", "time", "seconds")  # of a line in metrics.jsonl: its place, not what was measured
-_NOT_FINITE = ("loss", "grad_norm")  # null there is a number that was not finite
+_UNKNOWN = ("tokens_per_second",)  # null there is a number that nobody has; elsewhere one that was not finite
 _PART = 2**20  # bytes of a file that are read at a time
 _BATCH = 1000  # values in one request at most, as MLflow allows
 Line = dict[str, Any]
@@ -38,7 +39,9 @@ class Sink(Protocol):
         """Returns when what was taken has arrived."""
         ...
 
-    def finish(self, report: dict[str, Any] | None) -> None: ...
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
+        """Yields when something of it has arrived."""
+        ...
 
 
 class Growing:
@@ -74,7 +77,7 @@ class Delivery:
     def send(self) -> None:
         """What is new."""
         try:
-            self._send()
+            _raised(self._send())
         except BaseException:
             self._sink = None  # what it holds may be in any state: the next time it is opened anew
             raise
@@ -82,19 +85,19 @@ class Delivery:
     def finish(self, report: dict[str, Any] | None) -> None:
         """What is new, and how the run ended. The report says there that all has arrived: where it is, that is so."""
         try:
-            self._send()
+            problem = self._send()
             sent, unsent = counts(self.ledger, self.folder)
             all_told = told(self.ledger, sent + unsent, 0)
-            self._opened().finish(None if report is None else {**report, "tracking": all_told})
+            for _ in self._opened().finish(None if report is None else {**report, "tracking": all_told}):
+                self.moved = time.monotonic()
+            _raised(problem)
         finally:
             self._sink = None
         self._note(result=True)
 
-    def _send(self) -> None:
-        ledger = self.ledger
-        if not ledger.described:
-            self._opened().describe()
-            self._note(described=True)
+    def _send(self) -> Exception | None:
+        """Returns why the run's description did not arrive, if so."""
+        ledger, problem = self.ledger, None if self.ledger.described else self._described()
         while self._more_lines():
             for batch in _batches(self._lines):
                 for line in batch:
@@ -107,6 +110,17 @@ class Delivery:
                     self._opened().log(number, line["time"], line["values"])
                 self._opened().flush()
                 self._note(samples=ledger.samples + len(batch))
+        return problem
+
+    def _described(self) -> Exception | None:
+        """The files of it may have a store of their own, which is closed to us: no curve waits for that."""
+        sink = self._opened()
+        try:
+            sink.describe()
+        except Exception as error:  # whatever a store may raise
+            return error
+        self._note(described=True)
+        return None
 
     def _more_lines(self) -> bool:
         """Whether there are any to deliver; those of an older attempt, which the tool has, are passed over."""
@@ -147,10 +161,18 @@ class Delivery:
         self.moved = time.monotonic()
 
 
+def _raised(problem: Exception | None) -> None:
+    if problem is not None:
+        raise problem
+
+
 def values_of(line: Line) -> dict[str, float]:
     """What was measured at a step."""
-    measured = {name: value for name, value in line.items() if name not in _PLACE and value is not None}
-    return measured | {name: float("nan") for name in _NOT_FINITE if name in line and line[name] is None}
+    return {
+        name: nan if value is None else value
+        for name, value in line.items()
+        if name not in _PLACE and not (name in _UNKNOWN and value is None)
+    }
 
 
 def _batches(lines: Sequence[Line]) -> Iterator[list[Line]]:

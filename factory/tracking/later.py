@@ -7,6 +7,7 @@ from typing import Any
 
 from factory.execute.report import as_json
 from factory.plan import Plan, read_plan
+from factory.redact import secret_in
 from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.run.swept import SweepFolder
@@ -14,6 +15,8 @@ from factory.schema import Tracking
 from factory.tracking import ledger, spec
 from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import said
+from factory.typed import to_tree
+from factory.words import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +32,10 @@ class Sent:
 
     def __str__(self) -> str:
         if self.problem:
-            return f"{self.folder}: {self.unsent:,} records did not reach {self.where} ({self.problem})"
+            return f"{self.folder}: {counted(self.unsent, 'record')} did not reach {self.where} ({self.problem})"
         if not self.new:
-            return f"{self.folder}: {self.where} has all {self.sent:,} records already"
-        return f"{self.folder}: {self.new:,} records sent to {self.where}, which now has all {self.sent:,}"
+            return f"{self.folder}: {self.where} has all {counted(self.sent, 'record')} already"
+        return f"{self.folder}: {counted(self.new, 'record')} sent to {self.where}, which now has all {self.sent:,}"
 
 
 def of_run(folder: RunFolder, chosen: dict[str, Any], parent: str | None = None) -> Sent:
@@ -61,13 +64,14 @@ def _sent(made: Plan, folder: RunFolder) -> Sent:
     where, problem = made.tracking.uri or made.tracking.tool, None
     if missing:
         report = read_json(folder.report)
-        book.ended = book.ended or _last_written(folder)
+        book.ended = _ended(book, folder)
         try:
             Delivery(made, folder, book).finish(report)
         except Exception as error:  # whatever a server may raise
             problem = said(error)
     sent, unsent = ledger.counts(book, folder)
-    if missing and (report := read_json(folder.report)) is not None:
+    report = read_json(folder.report)
+    if report is not None and (missing or report.get("tracking", {}).get("unsent")):
         told = ledger.told(book, sent, unsent, problem)
         with suppress(UserError):  # the screen says it all the same
             write_whole(folder.report, as_json({**report, "tracking": told}))
@@ -81,7 +85,11 @@ def unreached(folder: RunFolder, tracking: Tracking, problem: str) -> Sent:
     return Sent(folder=folder.path, where=where, new=0, sent=sent, unsent=unsent, problem=problem)
 
 
-def _last_written(folder: RunFolder) -> float:
+def _ended(book: ledger.Ledger, folder: RunFolder) -> float:
+    """When the run did: it may have gone on since that was noted, with nobody who followed it."""
+    lines = ledger.whole_lines(folder.metrics)
+    if book.ended is not None and book.ended >= max((line["time"] for line in lines), default=0):
+        return book.ended
     files = [path for path in (folder.metrics, folder.report, folder.plan) if path.is_file()]
     return max(path.stat().st_mtime for path in files)
 
@@ -108,7 +116,12 @@ def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -
 
 def unusable(tracking: Tracking, packages: dict[str, str]) -> list[Refusal]:
     """The refusals of an address that a plan was not compiled with."""
+    found = list(spec.problems(tracking, packages))
+    if (key := secret_in({"tracking": to_tree(tracking)})) is not None:
+        found.append(("secret-in-settings", key, _SECRET))
     return [
-        refusal(rule, f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", wrong)
-        for rule, key, wrong in spec.problems(tracking, packages)
+        refusal(rule, f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", wrong) for rule, key, wrong in found
     ]
+
+
+_SECRET = "a password or a token in it would be written to the run's folder and shown"  # noqa: S105  words

@@ -4,11 +4,13 @@ import json
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.schema import Tracking
+
+_OTHERS = "elsewhere"  # in tracking.json: the ledgers of other addresses
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,24 +36,59 @@ class Ledger:
     result: bool = False
 
     def write(self, folder: RunFolder) -> None:
-        """Raises UserError where it cannot."""
-        write_whole(folder.tracking, json.dumps(asdict(self), indent=1) + "\n")
+        """With what reached other addresses, which stays known. Raises UserError where it cannot."""
+        others = [asdict(each) for each in everywhere(folder) if place(each) != place(self)]
+        tree = asdict(self) | ({_OTHERS: others} if others else {})
+        write_whole(folder.tracking, json.dumps(tree, indent=1) + "\n")
+
+
+def place(where: Ledger | Tracking) -> tuple[str, str | None, str]:
+    return where.tool, where.uri, where.experiment
 
 
 def of(tracking: Tracking, folder: RunFolder) -> Ledger:
-    """The folder's, or a new one where the run was never logged to this address."""
-    place = {"tool": tracking.tool, "uri": tracking.uri, "experiment": tracking.experiment}
-    there = known(folder)
-    if there is None or any(getattr(there, name) != value for name, value in place.items()):
-        return Ledger(**place)
-    return there
+    """The folder's, or a new one where the run was never logged to this address: it began and ended when it did."""
+    there = everywhere(folder)
+    if (found := next((each for each in there if place(each) == place(tracking)), None)) is not None:
+        return found
+    started, ended = (there[0].started, there[0].ended) if there else (_began(folder), None)
+    return Ledger(tool=tracking.tool, uri=tracking.uri, experiment=tracking.experiment, started=started, ended=ended)
+
+
+def _began(folder: RunFolder) -> float:
+    """When its plan was written, or, as that of a run that goes on is written again, when its first step began."""
+    found = [line["time"] - line.get("seconds", 0) for line in whole_lines(folder.metrics)[:1]]
+    with suppress(OSError):
+        found.append(folder.plan.stat().st_mtime)
+    return min(found, default=time.time())
 
 
 def known(folder: RunFolder) -> Ledger | None:
-    """Where the run was logged to; None where it was nowhere."""
-    found = read_json(folder.tracking) or {}
+    """Where the run was logged to last; None where it was nowhere."""
+    return next(iter(everywhere(folder)), None)
+
+
+def everywhere(folder: RunFolder) -> list[Ledger]:
+    """Of each address that the run was logged to, the last first."""
     names = {each.name for each in fields(Ledger)}
-    return Ledger(**{name: value for name, value in found.items() if name in names}) if "tool" in found else None
+    trees = (tree for tree in _trees(folder) if "tool" in tree)
+    return [Ledger(**{name: value for name, value in tree.items() if name in names}) for tree in trees]
+
+
+def reopen(folder: RunFolder) -> None:
+    """Of a run that goes on: what each address has of its end is of the attempt before. Raises UserError."""
+    for book in reversed(everywhere(folder)):  # what is written last is first
+        replace(book, result=False, ended=None).write(folder)
+
+
+def run_ids(folder: RunFolder) -> list[str]:
+    """That the run has, at whatever address."""
+    return [run_id for tree in _trees(folder) if (run_id := tree.get("run_id"))]
+
+
+def _trees(folder: RunFolder) -> list[dict[str, Any]]:
+    found = read_json(folder.tracking) or {}
+    return [found, *found.get(_OTHERS, [])]
 
 
 def whole_lines(path: Any) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ TOOLS: dict[str, Tool] = {
     "wandb": Tool(package="wandb", extra="wandb", sink="factory.tracking.to_wandb:WandbSink"),
 }
 _DATABASE_OR_SERVER = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://|databricks")
+_PROJECT, _NO_LETTERS = 128, "/\\#?%:"  # of a name in wandb: how long it may be, what it may not have
 _Problem = tuple[str, str, str]  # rule, key, what is wrong
 
 
@@ -52,6 +53,8 @@ def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Probl
         yield "tracking-folder", "tracking.uri", "TensorBoard's files lie in a folder"
     if tool == "wandb" and uri is not None and not re.match(r"https?://", uri):
         yield "tracking-wandb-server", "tracking.uri", "it is no http address"
+    if tool == "wandb" and (wrong := _no_project(tracking.experiment or "")):
+        yield "tracking-wandb-project", "tracking.experiment", wrong
     for key, set_, reader in _unread(tracking):
         if set_:
             yield "tracking-unread", key, f"tracking.tool={tool} does not read it: {reader} does"
@@ -77,6 +80,14 @@ def _not_stored(uri: str) -> str | None:
     return next((f"{place} cannot be written" for place in forbidden), None)
 
 
+def _no_project(name: str) -> str | None:
+    """Why wandb takes no project of this name (`validate_project` of its settings): it says so when a run has begun."""
+    if len(name) > _PROJECT:
+        return f"it has {len(name)} letters, and a project's name {_PROJECT} at most"
+    found = [letter for letter in _NO_LETTERS if letter in name]
+    return f"a project's name cannot have {' or '.join(found)} in it" if found else None
+
+
 def _unread(tracking: Tracking) -> Iterator[tuple[str, bool, str]]:
     tool = tracking.tool
     yield "tracking.uri", tool == "none" and tracking.uri is not None, "mlflow, tensorboard or wandb"
@@ -97,12 +108,17 @@ def title(plan: Plan) -> str:
 def shows(tracking: Tracking, folder: Path) -> str | None:
     """The command that shows what is logged, or the address; None where nothing is."""
     if tracking.tool == "tensorboard":
-        return f"{program('tensorboard')} --logdir {tracking.uri}"
+        return f"{program('tensorboard')} --logdir {shlex.quote(tracking.uri or '')}"
     if tracking.tool == "wandb":
-        return f"{program('wandb')} sync {folder}/wandb/offline-run-*" if tracking.mode == "offline" else None
+        return f"{program('wandb')} sync {_pattern(folder)}/wandb/offline-run-*" if tracking.mode == "offline" else None
     if tracking.mlflow is None or tracking.mlflow.startswith("http"):
         return tracking.mlflow
     return mlflow_ui(tracking.mlflow)
+
+
+def _pattern(folder: Path) -> str:
+    """As a shell reads it, which is to see the stars in it."""
+    return "*".join(part and shlex.quote(part) for part in str(folder).split("*"))
 
 
 def mlflow_ui(uri: str) -> str:

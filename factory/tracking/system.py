@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psutil
@@ -11,6 +12,7 @@ from factory.execute.context import append
 from factory.look.machine import of_nvidia
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
+from factory.schema import Tracking
 
 _MB = 1e6
 _QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw"  # of nvidia-smi
@@ -40,6 +42,11 @@ class Sampler:
                 append(self._file, {"time": round(time.time(), 3), "values": look()})
             except UserError:  # a full disk: the run itself says so
                 return
+
+
+def watching(tracking: Tracking, folder: RunFolder) -> AbstractContextManager[Any]:
+    """While a run goes on, where that is asked for."""
+    return Sampler(folder, tracking.system_metrics_seconds) if tracking.system_metrics else nullcontext()
 
 
 def looking() -> Callable[[], dict[str, float]]:

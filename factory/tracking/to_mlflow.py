@@ -7,22 +7,23 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 from factory.execute.report import as_json
 from factory.plan import Plan
 from factory.redact import redacted, without_secrets
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, is_no_store
 from factory.schema import Tracking
 from factory.stages.loss import Unit
 from factory.stages.rows import unit
 from factory.tracking.ledger import Ledger, whole_lines
 from factory.tracking.spec import database, title
-from factory.typed import plain, to_tree
+from factory.typed import to_tree, whole
 
 _LONGEST_PARAMETER = 6000
-_NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a metric may hold
+_NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a parameter or a metric may hold
 PARENT = "mlflow.parentRunId"
 _KEY = "factory.key"  # the tag by which a run is found that was created when nobody heard the answer
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -35,6 +36,7 @@ class MlflowSink:
 
     def __init__(self, plan: Plan, folder: RunFolder, ledger: Ledger):
         self._plan, self._folder, self._ledger = plan, folder, ledger
+        _refuse_gone(ledger)
         self._client, experiment = connect(plan.tracking)
         self._metrics: list[Any] = []
         if ledger.run_id is None:
@@ -67,7 +69,7 @@ class MlflowSink:
     def describe(self) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, value[:_LONGEST_PARAMETER]) for name, value in flattened(self._plan).items()]
+        params = [Param(_name(name), value[:_LONGEST_PARAMETER]) for name, value in flattened(self._plan).items()]
         for start in range(0, len(params), 100):
             self._client.log_batch(self._run_id, params=params[start : start + 100])
         self._client.log_inputs(self._run_id, list(_data_sets(self._plan)))
@@ -78,39 +80,56 @@ class MlflowSink:
         """With the time of measuring: MLflow keeps a value once that comes twice with the same step and time."""
         from mlflow.entities import Metric
 
-        self._metrics += [Metric(name, value, round(1000 * when), step) for name, value in values.items()]
+        self._metrics += [Metric(_name(name), value, round(1000 * when), step) for name, value in values.items()]
 
     def flush(self) -> None:
         if self._metrics:
             self._client.log_batch(self._run_id, metrics=self._metrics)
         self._metrics = []
 
-    def finish(self, report: dict[str, Any] | None) -> None:
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
+        try:
+            yield from self._ended_with(report)
+        finally:  # a run whose files are not taken is over all the same
+            status = "KILLED" if report is None else _STATUS.get(report["status"], "FAILED")
+            ended = self._ledger.ended
+            self._client.set_terminated(self._run_id, status, None if ended is None else round(1000 * ended))
+
+    def _ended_with(self, report: dict[str, Any] | None) -> Iterator[None]:
         if report is not None:
-            self._result(without_secrets(report))
+            yield from self._result(without_secrets(report))
         if lines := whole_lines(self._folder.metrics):
             self._client.log_figure(self._run_id, loss_figure(lines, unit(self._plan.steps.train)), "loss.png")
+            yield
         for path, where in ((self._folder.log, ""), (self._folder.model / "README.md", "model_card")):
             if path.is_file():
                 self._client.log_text(
                     self._run_id, redacted(path.read_text("utf-8", "replace")), f"{where}/{path.name}".lstrip("/")
                 )
-        status = "KILLED" if report is None else _STATUS.get(report["status"], "FAILED")
-        ended = self._ledger.ended
-        self._client.set_terminated(self._run_id, status, None if ended is None else round(1000 * ended))
+                yield
 
-    def _result(self, report: dict[str, Any]) -> None:
+    def _result(self, report: dict[str, Any]) -> Iterator[None]:
         when = self._ledger.ended or self._ledger.started
         values = measured(report)
         self.log(0, when, values)
         self.flush()
+        yield
         if "perplexity" in values:
             row = {name: round(value, 4) for name, value in values.items() if name.startswith("perplexity")}
             rows = [{"method": self._plan.method, **row}]
             log_table(self._client, self._run_id, "perplexity.json", rows)
+            yield
         if answers := report.get("samples"):
             log_table(self._client, self._run_id, "samples.json", answers)
+            yield
         self._client.log_text(self._run_id, as_json(report), self._folder.report.name)
+        yield
+
+
+def _refuse_gone(ledger: Ledger) -> None:
+    """A file that has the run and is not there is not made anew: the command may be given in another folder."""
+    if ledger.run_id is not None and is_no_store(ledger.uri or ""):
+        raise FileNotFoundError(ENOENT, f"{database(ledger.uri or '')} is not there, and it had the run")
 
 
 def log_table(client: Any, run_id: str, name: str, rows: list[dict[str, Any]]) -> None:
@@ -151,10 +170,17 @@ def _of_harness(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """By the library's own names, but for what MLflow takes in none."""
     for task, each in found.items():
         for metric, figure in each["metrics"].items():
-            name = _NO_NAME.sub("_", f"evaluate/{task}/{metric}")
+            name = _name(f"evaluate/{task}/{metric}")
             yield name, figure["value"]
             if figure["error"] is not None:
                 yield f"{name}_stderr", figure["error"]
+
+
+def _name(text: str) -> str:
+    """As MLflow takes it: one that it does not take loses all that is sent beside it. Users name data sets and what
+    stages of their own watch.
+    """
+    return _NO_NAME.sub("_", text)
 
 
 def _tags(plan: Plan, folder: RunFolder) -> dict[str, str]:
@@ -188,11 +214,12 @@ def outer_run(client: Any) -> str | None:
 
 
 def _data_sets(plan: Plan) -> Iterator[Any]:
-    """The sets that train and those held out whole, as MLflow's inputs."""
+    """As MLflow's inputs: the sets that train and those held out whole; or what a model is measured on."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
+    read_for = "training" if plan.verb == "train" else "evaluation"
     for name, source in plan.steps.align.sources.items():
-        context = "validation" if name == plan.steps.align.validation else "training"
+        context = "validation" if name == plan.steps.align.validation else read_for
         where = {"path": source.path, "subset": source.subset, "split": source.split, "revision": source.revision}
         yield DatasetInput(
             Dataset(
@@ -208,6 +235,14 @@ def _data_sets(plan: Plan) -> Iterator[Any]:
 
 def connect(tracking: Tracking) -> tuple[Any, str]:
     """A client and the experiment's id; artifacts of a local database lie beside it."""
+    assert tracking.mlflow is not None
+    with _alone(tracking.mlflow):
+        client = reader(tracking, made=True)
+        return client, _experiment(client, tracking)
+
+
+def reader(tracking: Tracking, *, made: bool = False) -> Any:
+    """A client, who makes no experiment. `made`: an sqlite file is made where there is none."""
     for name, value in _IMPATIENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -215,10 +250,9 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     assert tracking.mlflow is not None
-    with _alone(tracking.mlflow):
+    if made:
         _make(database(tracking.mlflow))
-        client = MlflowClient(tracking.mlflow)
-        return client, _experiment(client, tracking)
+    return MlflowClient(tracking.mlflow)
 
 
 def _make(file: Path | None) -> None:
@@ -239,6 +273,9 @@ def _experiment(client: Any, tracking: Tracking) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(tracking.experiment)
+    if found is not None and found.lifecycle_stage == "deleted":  # which MLflow keeps, and takes no run for
+        again = f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or another tracking.experiment"
+        raise MlflowException(f"the experiment {found.name} is deleted there: {again}")
     if found is not None:
         return found.experiment_id
     file, location = database(tracking.uri or ""), None
@@ -272,14 +309,26 @@ def _alone(uri: str) -> Iterator[None]:
 
 def flattened(plan: Plan) -> dict[str, str]:
     """The plan as `train.batch_size: 4`, without the model's own config, which stands in plan.yaml."""
-    flat: dict[str, str] = {}
+    return {name: redacted(whole(value)) for name, value in _leaves(plan).items()}
+
+
+def hyperparameters(plan: Plan) -> dict[str, str | float]:
+    """The same with numbers as numbers, by which tools filter and draw; a package's version is none."""
+    return {
+        name: value if isinstance(value, int | float) and not isinstance(value, bool) else redacted(whole(value))
+        for name, value in _leaves(plan).items()
+    }
+
+
+def _leaves(plan: Plan) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
 
     def walk(value: Any, path: str) -> None:
         if isinstance(value, dict):
             for name, item in value.items():
                 walk(item, f"{path}.{name}" if path else name)
         else:
-            flat[path] = redacted(plain(value))
+            flat[path] = value
 
     told = {"option": plan.options, "seed": plan.seed, **to_tree(plan.steps), "estimate": to_tree(plan.estimate)}
     walk({**told, "packages": plan.packages}, "")

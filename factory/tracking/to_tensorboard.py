@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,23 @@ from factory.plan import Plan
 from factory.redact import redacted, without_secrets
 from factory.run.folder import RunFolder
 from factory.tracking.ledger import Ledger
-from factory.tracking.to_mlflow import flattened, measured
+from factory.tracking.to_mlflow import hyperparameters, measured
 
 
 class TensorboardSink:
-    """The run's own folder under tracking.uri. A resumed run goes on in another file of it."""
+    """The run's own folder under tracking.uri. A resumed run goes on in another file of it.
+
+    From which TensorBoard forgets all that the folder has of later steps, whatever they are of: an attempt may be cut
+    short before it could be noted. The machine's samples, whose steps are their numbers, so have a folder of their own.
+    """
 
     def __init__(self, plan: Plan, folder: RunFolder, ledger: Ledger):
         self._plan, self._folder, self._ledger = plan, folder, ledger
+        known = ledger.run_id is not None
         ledger.run_id = ledger.run_id or str(_place(plan, folder, ledger))
-        # what TensorBoard has of later steps is of an attempt that was cut short before it could be noted
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # a loss that is not finite is shown as such
-        self._writer = SummaryWriter(
-            ledger.run_id,
-            purge_step=ledger.step + 1 if ledger.step else None,
-            filename_suffix=f".{time.time_ns()}",  # two files of a second would be one
-        )
+        self._writer = _writer(Path(ledger.run_id), ledger.step + 1 if known else None)
+        self._samples: SummaryWriter | None = None
 
     def last_step(self) -> int:
         return self._ledger.step
@@ -39,13 +41,22 @@ class TensorboardSink:
         self.flush()
 
     def log(self, step: int, when: float, values: dict[str, float]) -> None:
+        writer = self._of_machine() if any(name.startswith("system/") for name in values) else self._writer
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step, walltime=when)
+            writer.add_scalar(name, value, step, walltime=when)
+
+    def _of_machine(self) -> SummaryWriter:
+        if self._samples is None:
+            assert self._ledger.run_id is not None
+            self._samples = _writer(Path(self._ledger.run_id, "system"), self._ledger.samples or None)
+        return self._samples
 
     def flush(self) -> None:
-        self._writer.flush()
+        for writer in (self._writer, self._samples):
+            if writer is not None:
+                writer.flush()
 
-    def finish(self, report: dict[str, Any] | None) -> None:
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
         if report is not None:
             told = without_secrets(report)
             values = measured(told)
@@ -53,9 +64,17 @@ class TensorboardSink:
             self._writer.add_text("report", _block(as_json(told)), 0)
             file = self._writer.file_writer
             assert file is not None
-            for summary in hparams(_hyperparameters(self._plan), values):
+            for summary in hparams(hyperparameters(self._plan), values):
                 file.add_summary(summary)
-        self._writer.close()
+        for writer in (self._writer, self._samples):
+            if writer is not None:
+                writer.close()
+        yield
+
+
+def _writer(folder: Path, purge_step: int | None) -> SummaryWriter:
+    suffix = f".{time.time_ns()}"  # two files of a second would be one
+    return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix)
 
 
 def _place(plan: Plan, folder: RunFolder, ledger: Ledger) -> Path:
@@ -69,14 +88,3 @@ def _place(plan: Plan, folder: RunFolder, ledger: Ledger) -> Path:
 def _block(text: str) -> str:
     """As Markdown shows it verbatim."""
     return "".join(f"    {line}\n" for line in text.splitlines())
-
-
-def _hyperparameters(plan: Plan) -> dict[str, str | float]:
-    """Numbers as numbers: TensorBoard filters and draws by them."""
-    found: dict[str, str | float] = {}
-    for name, value in flattened(plan).items():
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = value
-    return found

@@ -1,5 +1,6 @@
 """Runs outlive the page: they are found, followed, stopped and gone on with by their folders."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
 from factory.plan import to_yaml
+from factory.run.folder import RunFolder
 
 SHORT = ("stage.max_steps=4", "stage.logging_steps=1", "tracking=none", "evaluate.samples=0", "data.max_length=256",
          "data.max_samples=20", "evaluate.perplexity=false", "stage.batch_size=1")  # fmt: skip
@@ -83,6 +85,25 @@ def test_overrides_are_listed_as_they_were_given(tmp_path: Path) -> None:
     (tmp_path / "outputs/one/plan.yaml").write_text(content, encoding="utf-8")
     (found,) = Runs(tmp_path / "outputs", tmp_path / "sweeps").all()
     assert (found.verb, found.overrides) == ("evaluate", given)
+
+
+def test_what_is_left_is_told_by_the_steps_since_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped in the evening and gone on with in the morning is no slower for the night."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from factory.board.said import words
+    from factory.board.tabs.train import _state
+
+    runs, folder, now = Runs(tmp_path, tmp_path), RunFolder(tmp_path / "run"), time.time()
+    folder.path.mkdir()
+    steps = ((1, now - 40_000), (2, now - 39_990), (3, now - 10), (4, now))
+    folder.metrics.write_text("".join(f"{json.dumps({'step': step, 'time': at})}\n" for step, at in steps))
+    events = (
+        {"event": "training", "steps": 10, "done": 2},
+        {"event": "progress", "name": "train", "done": 4, "total": 10},
+    )
+    folder.events.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    monkeypatch.setattr(Runs, "state", lambda *_: "running")
+    assert "about 60 s left" in _state(runs, str(folder.path), words("en"))
 
 
 def test_votes_are_counted_between_two(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs are found by experiment, filter and id; those whose folder is elsewhere from what MLflow was sent."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import side_by_side
 
 from factory.compare import found
 from factory.compare.comparison import compared
+from factory.compare.page import page
 from factory.compare.runs import Run
 from factory.plan import read_plan
 from factory.refusal import UserError
@@ -96,3 +98,48 @@ def test_a_folder_is_known_by_its_run_not_by_its_name(tracking: Tracking) -> Non
         assert run.folder is None
     finally:
         client.delete_run(run_id)
+
+
+def test_what_was_not_finite_is_no_point_of_a_curve(tracking: Tracking) -> None:
+    """MLflow gives it as such; the page had no axis for it."""
+    plan = side_by_side.plan("method=dora")
+    client, experiment = connect(tracking)
+    run_id = client.create_run(experiment, tags={"digest": plan.digest()}).info.run_id
+    for step, loss in ((1, float("nan")), (2, 2.0), (3, float("nan")), (4, 1.0)):
+        client.log_metric(run_id, "loss", loss, step=step)
+    try:
+        (run,) = found.found(found.asked([run_id]), tracking)
+        assert [line["loss"] for line in run.lines] == [None, 2.0, None, 1.0]
+        curves = re.findall(r"<polyline points='([^']*)'", page(compared([run])))
+        assert curves and not any("nan" in curve for curve in curves)
+    finally:
+        client.delete_run(run_id)
+
+
+def test_all_of_a_large_server_is_found(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives a part at a time, of experiments and of a sweep's jobs too: what was beyond was not there."""
+    from mlflow import MlflowClient
+
+    client, experiment = connect(tracking)
+    later = client.create_experiment("later")
+    (parent,) = client.search_runs([experiment], "attributes.run_name = 'sweep'")
+    for name in ("search_runs", "search_experiments"):
+        honest = getattr(MlflowClient, name)
+        monkeypatch.setattr(
+            MlflowClient,
+            name,
+            lambda self, *words, honest=honest, **how: honest(self, *words, **{**how, "max_results": 1}),
+        )
+    try:
+        assert set(runs(tracking, "experiment=tried")) == {"lora", "full", "oft"}
+        assert set(runs(tracking, parent.info.run_id)) == {"lora", "full"}
+    finally:
+        client.delete_experiment(later)
+
+
+def test_who_compares_writes_nothing(tracking: Tracking) -> None:
+    """Not the experiment either that runs would be logged to from here."""
+    client, experiment = connect(tracking)
+    (run,) = client.search_runs([experiment], "tags.method = 'oft'")
+    assert set(runs(replace(tracking, experiment="not there"), run.info.run_id)) == {"oft"}
+    assert client.get_experiment_by_name("not there") is None

@@ -465,6 +465,19 @@ TABLE = (
         machine=ALL,
     ),
     row(
+        "tracking-wandb-project",
+        "tracking=wandb tracking.mode=offline tracking.experiment=team/llama",
+        compiles("tracking=wandb tracking.mode=offline tracking.experiment=team-llama"),
+        compiles("tracking=tensorboard tracking.experiment=team/llama"),
+        machine=ALL,
+    ),
+    row(
+        "tracking-wandb-project",
+        f"tracking=wandb tracking.mode=offline tracking.experiment={'a' * 129}",
+        compiles(f"tracking=wandb tracking.mode=offline tracking.experiment={'a' * 128}"),
+        machine=ALL,
+    ),
+    row(
         "tracking-unread",
         "tracking=mlflow tracking.mode=offline",
         compiles("tracking=wandb tracking.mode=offline"),

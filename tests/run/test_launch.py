@@ -382,3 +382,15 @@ def test_what_a_user_preloads_comes_before_what_we_do(
     ours = f":{build.heap()}" if kernels == "native" else ""
     monkeypatch.setenv("LD_PRELOAD", "libm.so.6")
     assert environment_of(plan, tmp_path, monkeypatch)["LD_PRELOAD"] == f"libm.so.6{ours}"
+
+
+def test_a_step_is_a_line_however_wide_the_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    line = {"step": 12, "loss": None, "learning_rate": 1e-4, "tokens_per_second": 231.0, "memory": 2**31}
+    watched = {"reward": 0.5, "kl": 0.01}
+    measured = {f"eval_{name}": 0.5 for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracy")}
+    launch.show({**line, **watched, **measured}, Screen())
+    step, held_out = capsys.readouterr().out.splitlines()
+    assert step.startswith("step    12") and step.endswith("2.00 GiB") and held_out.endswith("rewards/accuracy 0.5000")

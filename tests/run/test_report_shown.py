@@ -95,3 +95,39 @@ def test_a_run_says_so_before_it_trains(execute: Callable[..., Any]) -> None:
     names = [event.get("text", event.get("name")) for event in events if event["event"] in ("note", "start")]
     (said,) = (name for name in names if name.startswith("More than half of the rows"))
     assert names.index(said) < names.index("train")
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "saved", "told"),
+    [
+        (None, None, False, "no evaluation was finite"),
+        (1200, 2.5, True, "step 1,200: loss 2.500 on the held-out rows, the model that is saved"),
+        (4, 2.5, False, "step 4: loss 2.500 on the held-out rows, not the one that is saved"),
+    ],
+)
+def test_the_best_evaluation_is_told_where_there_was_one(
+    step: int | None, value: float | None, saved: bool, told: str
+) -> None:
+    best = {"metric": "loss", "step": step, "value": value, "saved_model": saved}
+    train = {"steps": 4, "tokens": 9, "seconds": 1, "tokens_per_second": 9, "first_loss": None, "final_loss": None}
+    sizes = {"parameters": {"trainable": 1, "total": 2}, "memory": {"peak_bytes": 1, "estimated_bytes": None}}
+    console = Console(width=140, file=StringIO(), record=True)
+    console.print(report_panel({**sizes, "train": {**train, "best": best}}, Path("run")))
+    assert told in console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_figure_of_a_task_is_cut(width: int) -> None:
+    figure = {"value": 0.2512, "error": 0.0435}
+    each = {
+        "questions": 1319,
+        "of": 1319,
+        "shots": 5,
+        "group": "gsm",
+        "metrics": {"exact_match/flexible-extract": figure},
+    }
+    sizes = {"parameters": {"trainable": 1, "total": 2}, "memory": {"peak_bytes": 1, "estimated_bytes": None}}
+    console = Console(width=width, file=StringIO(), record=True)
+    console.print(report_panel({**sizes, "evaluate": {"harness": {"gsm8k_chain_of_thought": each}}}, Path("run")))
+    shown = console.export_text()
+    assert all(number in shown for number in ("0.2512", "0.0435", "1,319")) and "…" not in shown

@@ -1,6 +1,7 @@
 """Runs as the parent follows them, without one that trains; and a tool that keeps what it gets in memory."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,9 +82,10 @@ class Memory:
         kind.got += self._waiting
         self._waiting = []
 
-    def finish(self, report: dict[str, Any] | None) -> None:
+    def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
         self._answer()
         type(self).reports.append(report)
+        yield
 
 
 def in_memory(monkeypatch: Any) -> type[Memory]:

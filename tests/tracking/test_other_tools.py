@@ -4,12 +4,18 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from followed import LOSSES, more, run
+from followed import LOSSES, lines, more, run
 
+from factory.execute.context import append
+from factory.run.folder import RunFolder
+from factory.tracking import ledger
+from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import Tracker
 
 
@@ -44,19 +50,61 @@ def test_tensorboard_has_the_curves_and_the_hyperparameters(here: Path) -> None:
     where = Path(told["run_id"])
     assert where.parent == here / "board" / "factory" / "sweep_1"
     assert where.name.startswith(f"{here.name}_run_")
-    written = [
-        (value.tag, event.step, value.simple_value, event.wall_time)
-        for event in events(where)
-        for value in event.summary.value
-        if value.WhichOneof("value") == "simple_value"
-    ]
+    written = scalars(events(where))
     curve = [(step, value) for tag, step, value, _ in written if tag == "loss"]
     assert [step for step, _ in curve] == [1, 2, 3, 4] and math.isnan(curve[1][1])
     assert [value for _, value in curve if not math.isnan(value)] == [4.0, 3.0, 3.0]
-    assert [each[1:] for each in written if each[0].startswith("system/")] == [(0, 5.0, 1.7e9)]
+    (sample,) = scalars(events(where / "system"))
+    assert sample == ("system/cpu_utilization_percentage", 0, 5.0, 1.7e9)
     assert {tag: value for tag, _, value, _ in written if tag.startswith("perplexity")} == report["evaluate"]
     plugins = {value.metadata.plugin_data.plugin_name for event in events(where) for value in event.summary.value}
     assert {"hparams", "text"} <= plugins
+
+
+def scalars(found: list[Any]) -> list[tuple[str, int, float, float]]:
+    return [
+        (value.tag, event.step, value.simple_value, event.wall_time)
+        for event in found
+        for value in event.summary.value
+        if value.WhichOneof("value") == "simple_value"
+    ]
+
+
+def shown(folder: Path) -> list[Any]:
+    """The events less what TensorBoard forgets where a file starts: all of that step and later ones, of every name."""
+    found = list[Any]()
+    for event in events(folder):
+        restarts = event.WhichOneof("what") == "session_log"
+        found = [each for each in found if each.step < event.step] if restarts else [*found, event]
+    return found
+
+
+def test_tensorboard_forgets_nothing_that_is_not_sent_again(here: Path) -> None:
+    """There are more samples of the machine than steps: those beyond the step it goes on from were forgotten."""
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    plan, folder, report = run(here / "run", "board", tool="tensorboard", system_metrics=True)
+    for count in (20, 3):
+        for _ in range(count):
+            append(folder.system, {"time": 1.7e9, "values": {"system/cpu_utilization_percentage": 5.0}})
+        told = Tracker(plan, folder).finish({**report, "status": "interrupted", "evaluate": {}})
+        assert told is not None and told["unsent"] == 0, told
+        more(folder, len(lines(folder)) + 1)
+    where = Path(told["run_id"])
+    assert [step for tag, step, *_ in scalars(shown(where)) if tag == "loss"] == [1, 2, 3, 4, 5]
+    assert [step for _, step, *_ in scalars(shown(where / "system"))] == list(range(23))
+
+
+def test_what_tensorboard_got_and_nobody_noted_is_there_once(here: Path) -> None:
+    """The first attempt was killed before it could note a step."""
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    plan, folder, report = run(here / "run", "board", tool="tensorboard")
+    book = ledger.of(plan.tracking, folder)
+    Delivery(plan, folder, book).send()
+    replace(book, step=0).write(folder)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0, told
+    found = scalars(shown(Path(told["run_id"])))
+    assert [step for tag, step, *_ in found if tag == "loss"] == [1, 2, 3, 4]
 
 
 def kept(file: Path) -> Iterator[bytes]:
@@ -74,23 +122,81 @@ def kept(file: Path) -> Iterator[bytes]:
             whole = b""
 
 
-def test_wandb_has_the_curves_offline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed")
+def records(folder: RunFolder) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
+    (file,) = (folder.path / "wandb").glob("offline-run-*/*.wandb")
+    return [Record.FromString(data) for data in kept(file)]
+
+
+def rows(found: list[Any]) -> list[dict[str, Any]]:
+    """Of the history."""
+    return [
+        {"".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in found
+        if record.WhichOneof("record_type") == "history"
+    ]
+
+
+def test_wandb_has_the_curves_offline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("HF_TOKEN", "tell-nobody-of-this")
     samples = [{"prompt": "p", "after": "tell-nobody-of-this"}]
     plan, folder, report = run(here / "run", None, tool="wandb", mode="offline", samples=samples)
     told = Tracker(plan, folder).finish(report)
     assert told is not None and told["unsent"] == 0, told
-    (file,) = (folder.path / "wandb").glob("offline-run-*/*.wandb")
-    records = [Record.FromString(data) for data in kept(file)]
-    rows = [
-        {"".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.WhichOneof("record_type") == "history"
-    ]
-    assert [(row["_step"], row["loss"]) for row in rows if "loss" in row] == list(enumerate(LOSSES, start=1))
-    (first,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    found = records(folder)
+    assert [(row["_step"], row["loss"]) for row in rows(found) if "loss" in row] == list(enumerate(LOSSES, start=1))
+    (first,) = (record.run for record in found if record.WhichOneof("record_type") == "run")
     assert (first.run_id, first.project) == (told["run_id"], "factory")
+    config = {
+        item.key: json.loads(item.value_json)
+        for record in found
+        if record.WhichOneof("record_type") == "config"
+        for item in record.config.update
+    }
+    assert (config["train.max_steps"], config["digest"]) == (4, plan.digest())  # a number is one: charts sort by it
+    (file,) = (folder.path / "wandb").glob("offline-run-*/*.wandb")
     assert "tell-nobody" not in file.read_bytes().decode("latin-1")
+
+
+def test_wandb_drops_no_step_for_the_samples_beside_it(here: Path) -> None:
+    """It has one count of steps: that of the samples, which are more, was taken for it."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    plan, folder, report = run(here / "run", None, tool="wandb", mode="offline", system_metrics=True)
+    plan = replace(plan, options={**plan.options, "method": f"/a/file/{'far/' * 20}mine.py"})  # no tag is so long
+    sending = Delivery(plan, folder, ledger.of(plan.tracking, folder))
+    for steps in ((), (5, 6), (7,)):
+        more(folder, *steps)
+        for _ in range(9):
+            append(folder.system, {"time": 1.7e9, "values": {"system/cpu_utilization_percentage": 5.0}})
+        sending.send()
+    sending.finish(report)
+    found = records(folder)
+    assert [row["step"] for row in rows(found) if "loss" in row] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["system/sample"] for row in rows(found) if "loss" not in row] == list(range(27))
+    assert [row["_step"] for row in rows(found)] == list(range(1, 7 + 27 + 1))
+    axes = {record.metric.name: record.metric.step_metric for record in found}
+    assert axes["loss"] == "step"
+
+
+def test_wandb_is_asked_how_far_it_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that goes on its own count is at the next step, which is still to be sent."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    from factory.tracking import to_wandb
+
+    plan, folder, _ = run(here / "run", None, tool="wandb", mode="online")
+    for summary, last in (({"_step": 4, "step": 4}, 4), ({}, 2)):
+        resumed = SimpleNamespace(step=5, summary=summary, define_metric=lambda *_, **__: None)
+        monkeypatch.setattr(to_wandb.wandb, "init", lambda resumed=resumed, **_: resumed)
+        book = replace(ledger.of(plan.tracking, folder), run_id="known", step=2)
+        assert to_wandb.WandbSink(plan, folder, book).last_step() == last
+    sent = list[int]()
+    killed = SimpleNamespace(
+        step=14, summary={"step": 4}, define_metric=resumed.define_metric, log=lambda _, step: sent.append(step)
+    )
+    monkeypatch.setattr(to_wandb.wandb, "init", lambda **_: killed)
+    sink = to_wandb.WandbSink(plan, folder, replace(book, step=4))  # nine samples were sent, and nobody noted them
+    sink.log(5, 1.7e9, {"loss": 2.0})
+    sink.log(0, 1.7e9, {"system/cpu_utilization_percentage": 5.0})
+    assert sent == [14, 14]  # not below its own

@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from conftest import Said
 from followed import LOSSES, Memory, in_memory, lines, more, run
 
+from factory.execute.report import as_json
+from factory.ranks import outer
 from factory.run import launch
 from factory.run.screen import Screen
 from factory.tracking import delivery, ledger, tracker
@@ -191,6 +195,7 @@ def test_another_address_is_another_place(tmp_path: Path, memory: type[Memory], 
         (("run", "stage.max_steps=3"), "track-what"),
         (("run", "tracking.uri=./mlruns"), "tracking-address"),
         (("run", "tracking.url=http://x"), "unknown-key"),
+        (("run", "tracking.uri=http://me:hunter2@host"), "secret-in-settings"),
         (("run", "tracking.parent_run=x"), "track-what"),
     ],
 )
@@ -201,7 +206,16 @@ def test_what_cannot_be_sent_is_refused(
     run(here / "run", URI)
     said = command("track", *words)
     assert (said.code, said.rules) == (2, [rule])
-    assert not memory.got
+    assert not memory.got and "hunter2" not in said.err
+
+
+def test_a_plan_is_not_replayed_with_a_login_in_its_address(
+    memory: type[Memory], here: Path, command: Callable[..., Said]
+) -> None:
+    run(here / "run", URI)
+    said = command("train", "--from-plan", "run/plan.yaml", "tracking.uri=http://me:hunter2@host", "hydra.run.dir=new")
+    assert (said.code, said.rules) == (2, ["secret-in-settings"])
+    assert "hunter2" not in said.err and not (here / "new").exists()
 
 
 def test_a_run_that_goes_on_is_left_to_itself(
@@ -218,3 +232,83 @@ def test_a_run_without_a_report_was_killed(tmp_path: Path, memory: type[Memory],
     assert command("track", str(folder.path)).code == 0
     assert memory.reports == [None] and len(memory.got) == 4
     assert not folder.report.exists()
+
+
+def test_what_was_not_finite_arrives_as_such(tmp_path: Path, memory: type[Memory]) -> None:
+    """A curve with a hole looks as if nobody had measured: an evaluation's no less than the loss's."""
+    plan, folder, report = run(tmp_path / "run", URI)
+    last = lines(folder)[-1] | {"step": 5, "tokens_per_second": None, "eval_loss": None, "reward": None, "kl": 0.5}
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps(last) + "\n")
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    step, _, values = memory.got[-1]
+    assert step == 5 and {name for name, value in values.items() if isnan(value)} == {"eval_loss", "reward"}
+    assert "tokens_per_second" not in values and values["kl"] == 0.5
+
+
+def test_a_copy_elsewhere_makes_no_second_run_here(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """What reached an address stays known when the run is sent to another, and it began and ended once."""
+    plan, folder, report = run(tmp_path / "run", URI)
+    elsewhere = ("track", str(folder.path), "tracking.uri=http://other.example")
+    for words in (("track", str(folder.path)), elsewhere):
+        assert "6 records sent" in command(*words).out
+    for words in (("track", str(folder.path)), elsewhere, ("track", str(folder.path))):
+        assert "has all 6 records already" in command(*words).out
+    assert len(memory.got) == 2 * len(LOSSES)
+    there, here = ledger.everywhere(folder)
+    assert (there.uri, here.uri) == ("http://other.example", URI)
+    assert (there.started, there.ended) == (here.started, here.ended)
+    assert Tracker(plan, folder).finish(report) == ledger.told(here, 6, 0)  # as after `factory resume`
+    assert len(memory.got) == 2 * len(LOSSES)
+    assert [each.uri for each in ledger.everywhere(folder)] == [URI, "http://other.example"]
+    assert ledger.run_ids(folder) == ["a run", "a run"]
+
+
+def test_a_run_that_nobody_followed_began_when_it_did(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """Not when it was sent: it would end before it began. Gone on with, it ended later than was noted."""
+    _, folder, _ = run(tmp_path / "run", URI)
+    assert command("track", str(folder.path)).code == 0
+    book = ledger.known(folder)
+    assert book is not None and book.started == lines(folder)[0]["time"] - lines(folder)[0]["seconds"]
+    assert book.ended is not None and book.started < book.ended
+    ended = lines(folder)[-1]["time"]
+    replace(book, ended=ended).write(folder)
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps({**lines(folder)[-1], "step": 5, "time": ended + 9}) + "\n")
+    assert command("track", str(folder.path)).code == 0
+    later = ledger.known(folder)
+    assert later is not None and later.ended is not None and later.ended >= ended + 9
+
+
+def test_what_arrived_after_a_run_had_lost_its_patience_is_told(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """Its report says that it is missing; the ledger knows better."""
+    plan, folder, report = run(tmp_path / "run", URI)
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    folder.report.write_text(as_json({**report, "tracking": {"unsent": 1, "problem": "no answer within 20 s"}}))
+    assert "has all 6 records already" in command("track", str(folder.path)).out
+    told = json.loads(folder.report.read_text())["tracking"]
+    assert (told["sent"], told["unsent"]) == (6, 0) and "problem" not in told
+
+
+def test_a_run_that_went_on_after_it_was_sent_is_sent_again(
+    tmp_path: Path, memory: type[Memory], command: Callable[..., Said]
+) -> None:
+    """Under a launcher, and in what follows the last step alone: no line tells that there is something new."""
+    plan, folder, report = run(tmp_path / "run", URI, status="interrupted")
+    kept = folder.metrics.read_text()
+    for words in ((), ("tracking.uri=http://other.example",)):
+        assert command("track", str(folder.path), *words).code == 0
+    assert outer._begin(plan, folder) is None
+    folder.metrics.write_text(kept)
+    folder.report.write_text(as_json({**report, "status": "finished"}))
+    for words in ((), ("tracking.uri=http://other.example",)):
+        assert "1 record sent" in command("track", str(folder.path), *words).out
+        sent = memory.reports[-1]
+        assert sent is not None and sent["status"] == "finished"
+    assert steps(memory) == [1, 2, 3, 4] * 2

@@ -1,6 +1,7 @@
 """What of an error is told to a person."""
 
 import errno
+import shlex
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import side_by_side
 
+from factory import compose
 from factory.run.folder import RunFolder
-from factory.tracking.spec import title
+from factory.tracking.spec import shows, title
 from factory.tracking.to_mlflow import _tags
 from factory.tracking.tracker import said
 
@@ -54,3 +56,30 @@ def test_a_run_that_trains_nothing_is_listed_by_what_it_is_of() -> None:
     assert title(replace(made, verb="evaluate", steps=package)) == f"evaluate {made.options['model']}"
     whole = replace(made.steps, load=replace(made.steps.load, source="folder", path="/home/me/outputs/all/model"))
     assert title(replace(made, verb="export", steps=whole)) == "export all"
+
+
+def test_the_command_that_shows_a_run_can_be_pasted() -> None:
+    """Wherever it lies; the stars of a pattern are the shell's."""
+    board = side_by_side.tracking("my runs", tool="tensorboard")
+    assert shlex.split(str(shows(board, Path("a run"))))[-2:] == ["--logdir", "my runs"]
+    offline = side_by_side.tracking(None, tool="wandb", mode="offline")
+    assert str(shows(offline, Path("outputs/one"))).endswith(" sync outputs/one/wandb/offline-run-*")
+    assert str(shows(offline, Path("a sweep/*"))).endswith(" sync 'a sweep/'*/wandb/offline-run-*")
+
+
+@pytest.mark.parametrize(
+    ("tool", "variable", "key"),
+    [
+        ("mlflow", "MLFLOW_TRACKING_URI", "uri"),
+        ("mlflow", "MLFLOW_EXPERIMENT_NAME", "experiment"),
+        ("wandb", "WANDB_PROJECT", "experiment"),
+    ],
+)
+def test_where_runs_go_is_what_the_shell_says(
+    tool: str, variable: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for everything else that logs from there; what is set on the command line is set."""
+    monkeypatch.setenv(variable, "of-the-shell")
+    for words, told in (((), "of-the-shell"), ((f"tracking.{key}=mine",), "mine")):
+        composed = compose.compose(compose.parse([f"tracking={tool}", *words]))
+        assert composed.tree["tracking"][key] == told

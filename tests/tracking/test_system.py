@@ -4,14 +4,17 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import side_by_side
 
 from factory.evaluation import rows
 from factory.execute.context import append
 from factory.look import machine
+from factory.ranks.outer import _shown
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.tracking.delivery import Growing
@@ -83,3 +86,15 @@ def test_a_line_that_a_full_disk_cuts_short_is_told_and_passed_over(
         write(folder.system, line)
     assert folder.system.read_bytes().count(b"\n") == 3
     assert whole_lines(folder.system) == Growing(folder.system).lines() == [line, line]
+
+
+def test_under_an_outer_launcher_it_is_looked_at_too(tmp_path: Path) -> None:
+    """There no parent follows the run: what was asked for was left out without a word."""
+    folder = RunFolder(tmp_path)
+    for asked in (False, True):
+        tracking = side_by_side.tracking(None, system_metrics=asked, system_metrics_seconds=0.02)
+        with _shown(replace(side_by_side.plan(), tracking=tracking), folder):
+            end = time.monotonic() + (10 if asked else 0.2)
+            while not whole_lines(folder.system) and time.monotonic() < end:
+                time.sleep(0.01)
+        assert bool(whole_lines(folder.system)) is asked

@@ -4,23 +4,26 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import side_by_side
 from conftest import Said
-from followed import LOSSES, run
+from followed import LOSSES, more, run
 
 from factory.compose import CommandLine
+from factory.execute.context import append
 from factory.run.folder import RunFolder
 from factory.run.jobs import Job
-from factory.run.sweep import record
+from factory.run.sweep import _parent_run, record
 from factory.run.swept import SweepFolder
-from factory.tracking import ledger
+from factory.tracking import ledger, tracker
 from factory.tracking.delivery import Delivery
-from factory.tracking.to_mlflow import _alone, _tags, connect, flattened, loss_figure
+from factory.tracking.to_mlflow import _alone, _data_sets, _tags, connect, flattened, hyperparameters, loss_figure
 from factory.tracking.tracker import Tracker
 
 LOGGED = ("loss", "learning_rate", "tokens", "memory")
@@ -101,6 +104,40 @@ def test_parameters_and_tags_hold_no_secret(tmp_path: Path, monkeypatch: pytest.
     assert flattened(plan)["option.model"] == _tags(plan, folder)["model"] == "[HF_TOKEN]"
 
 
+def test_a_parameter_is_whole_and_a_number_is_one(tmp_path: Path) -> None:
+    plan, _, _ = run(tmp_path / "run", "sqlite:///no.db")
+    long = "/a/folder/far/below" * 20
+    plan = replace(plan, options={**plan.options, "model": long}, packages={**plan.packages, "cuda": "12.10"})
+    told = flattened(plan)
+    assert (told["option.model"], told["packages.cuda"], told["train.max_steps"]) == (long, "12.10", "4")
+    numbers = hyperparameters(plan)
+    assert numbers.keys() == told.keys()
+    assert (numbers["train.max_steps"], numbers["train.learning_rate"]) == (4, plan.steps.train.learning_rate)
+    assert (numbers["option.model"], numbers["packages.cuda"], numbers["pack.packing"]) == (long, "12.10", "false")
+
+
+def test_what_a_model_is_measured_on_trains_none(tmp_path: Path) -> None:
+    plan, _, _ = run(tmp_path / "run", "sqlite:///no.db")
+    for verb, told in (("train", "training"), ("evaluate", "evaluation")):
+        (found,) = _data_sets(replace(plan, verb=verb))
+        assert [tag.value for tag in found.tags] == [told]
+
+
+def test_a_name_that_mlflow_takes_in_none_loses_nothing(uri: str, tmp_path: Path) -> None:
+    """Of a user's data set, and of what a stage of their own watches."""
+    plan, folder, report = run(tmp_path / "run", uri, experiment="names")
+    align = replace(plan.steps.align, sources={"mine (v2)+": plan.steps.align.sources["demo"]})
+    plan = replace(plan, steps=replace(plan.steps, align=align))
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    folder.metrics.write_text("".join(f"{json.dumps({**line, 'acc@1': 0.5})}\n" for line in lines))
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0, told
+    client, _ = connect(plan.tracking)
+    made = client.get_run(told["run_id"])
+    assert made.data.params["align.sources.mine _v2__.format"] == align.sources["mine (v2)+"].format
+    assert made.data.metrics["acc_1"] == 0.5
+
+
 def test_sent_twice_is_there_once(uri: str, tmp_path: Path) -> None:
     """What arrived, and whose answer was lost, is sent again: MLflow knows it by name, step and time."""
     plan, folder, report = run(tmp_path / "run", uri, experiment="twice")
@@ -173,6 +210,7 @@ import json, sys
 from pathlib import Path
 from factory.plan import read_plan
 from factory.compose import CommandLine
+from factory.execute.context import append
 from factory.run.folder import RunFolder
 from factory.run.jobs import Job
 from factory.run.sweep import record
@@ -283,3 +321,107 @@ def test_a_sweep_made_without_its_server_is_sent_whole(here: Path, uri: str, com
     for each in children:
         assert [point.value for point in client.get_metric_history(each.info.run_id, "loss")] == list(LOSSES)
     assert json.loads(RunFolder("swept/0").report.read_text())["tracking"]["unsent"] == 0
+
+
+def test_a_copy_of_a_sweep_has_one_run_above_it(here: Path, uri: str, command: Callable[..., Said]) -> None:
+    """However often it is sent; it began and ended as its jobs did, and was stopped. A job that goes on waits alone."""
+    sweep, made = SweepFolder("swept"), list[Job]()
+    for name, method, code in (("0", "lora", 0), ("1", "oft", 130)):
+        plan, _, _ = run(here / "swept" / name, uri, f"method={method}", experiment="home")
+        made.append(Job(name=name, overrides=(f"method={method}",), plan=plan))
+        append(sweep.outcomes, {"job": name, "code": code})
+    sweep.write(record(CommandLine(overrides=("method=lora,oft",)), made, None))
+    for _ in range(2):
+        said = command("track", "swept", "tracking.experiment=copied")
+        assert (said.code, said.err) == (0, "")
+    client, experiment = connect(replace(plan.tracking, experiment="copied"))
+    runs = client.search_runs([experiment])
+    (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
+    assert len(runs) == 3 and parent.info.status == "KILLED"
+    assert parent.info.start_time == min(each.info.start_time for each in runs) == 1_700_000_000_000
+    assert parent.info.end_time == max(each.info.end_time for each in runs if each is not parent)
+    with RunFolder("swept/0").claimed():
+        said = command("track", "swept", "tracking.experiment=third")
+    assert said.code == 1 and "swept/0: 6 records did not reach" in said.err and "another process" in said.err
+    assert "swept/1: 6 records sent" in said.out
+
+
+def test_a_store_that_has_the_run_is_not_made_anew_elsewhere(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Said]
+) -> None:
+    """Its address is that of the folder in which the run was started."""
+    plan, folder, report = run(here / "run", "sqlite:///mlflow.db")
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0
+    more(folder, 5)
+    (here / "other").mkdir()
+    monkeypatch.chdir(here / "other")
+    said = command("track", str(folder.path))
+    assert said.code == 1 and f"{here / 'other' / 'mlflow.db'} is not there" in said.err
+    assert not list((here / "other").iterdir())
+    monkeypatch.chdir(here)
+    assert "1 record sent" in command("track", str(folder.path)).out
+
+
+def test_a_store_of_files_that_is_closed_holds_up_no_curve(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a server that gives its clients a path of its own: what is missing is told, and can be sent."""
+    monkeypatch.setattr(tracker, "_AGAIN", 0.0)
+    plan, folder, report = run(tmp_path / "run", uri, experiment="closed")
+    client, _ = connect(replace(plan.tracking, experiment="open"))
+    client.create_experiment("closed", artifact_location="file:///dev/null/closed")
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and (told["sent"], told["unsent"]) == (4, 2) and "NotADirectory" in told["problem"]
+    made = client.get_run(told["run_id"])
+    assert made.info.status == "FINISHED" and made.data.params == flattened(plan)
+    assert made.data.metrics["perplexity"] == report["evaluate"]["perplexity"]
+    assert [point.value for point in client.get_metric_history(told["run_id"], "loss")] == list(LOSSES)
+
+
+def test_a_sweep_that_goes_on_without_its_server_knows_its_own_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else `factory track` would make another, and the first would stay as it was for ever."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away, line = side_by_side.tracking("http://127.0.0.1:9"), CommandLine(overrides=())
+    for known in ("made-before", None):
+        assert _parent_run(away, SweepFolder("swept"), line, known) == known
+    assert capsys.readouterr().err.count("cannot be reached") == 2
+
+
+def delayed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(1)
+        return call(*arguments)
+
+    return slow
+
+
+def test_a_server_that_is_slow_and_answers_is_waited_for(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result is many requests: patience is for each, not for all of them."""
+    from mlflow import MlflowClient
+
+    plan, folder, report = run(tmp_path / "run", uri, experiment="slow", samples=[{"prompt": "p", "after": "a"}])
+    folder.log.write_text("step 1\n")
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).send()
+    for name in ("log_text", "log_dict", "log_figure"):
+        monkeypatch.setattr(MlflowClient, name, delayed(getattr(MlflowClient, name)))
+    monkeypatch.setattr(tracker, "_PATIENCE_WITH_FILES", 4.0)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 0, told
+
+
+def test_a_deleted_experiment_is_said_to_be(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow keeps its name: what it says is that an experiment of some number must be in the active state."""
+    monkeypatch.setattr(tracker, "_AGAIN", 0.0)
+    plan, folder, report = run(tmp_path / "run", uri, experiment="deleted")
+    client, experiment = connect(plan.tracking)
+    client.delete_experiment(experiment)
+    told = Tracker(plan, folder).finish(report)
+    assert told is not None and told["unsent"] == 6
+    assert "the experiment deleted is deleted" in told["problem"] and "restore" in told["problem"]
+    client.restore_experiment(experiment)
+    assert Tracker(plan, folder).finish(report) == ledger.told(ledger.of(plan.tracking, folder), 6, 0)

@@ -124,6 +124,7 @@ def _state(runs: Runs, folder: str, say: Words) -> str:
     if state == "running" and progress:
         name, (done, total) = list(progress.items())[-1]
         said.append(f"{name} {done:,} / {total:,}")
+        lines = [line for line in lines if line["step"] > runs.gone_on_from(inside)]
         if name == "train" and lines and 0 < done < total:
             began, now = lines[0], lines[-1]
             steps = now["step"] - began["step"]
