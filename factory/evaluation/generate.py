@@ -5,13 +5,13 @@ A second run with the same folder goes on after the batches that are there, if i
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from factory.data.batches import examples
-from factory.data.dataset import Labelled, Samples
+from factory.data.dataset import Dataset, Labelled, Samples, without_end
 from factory.data.record import Medium
 from factory.evaluation import rows
 from factory.evaluation.function import Score, metric
@@ -42,7 +42,7 @@ class Answered:
 Answer = Callable[[int, list[Prompt]], list[Answered]]  # to a batch, by its number
 
 
-def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
+def prompts(samples: Samples, tokenizer: Any, most: int | None, stops: Container[int]) -> list[Prompt]:
     """Of a pair the chosen answer is the reference; a labelled answer is one where it is wanted."""
     found = list[Prompt]()
     for number, name in enumerate(rows.ids(samples)):
@@ -52,10 +52,15 @@ def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
         if isinstance(sample, Labelled) and not sample.label:
             continue
         row = examples(sample)[0]
-        asked, answer = row.ids[slice(*row.asked)], row.ids[row.prompt :]
+        asked, answer = row.ids[slice(*row.asked)], without_end(row.ids[row.prompt :], stops)
         text, reference = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
         found.append(Prompt(name, row.ids[: row.prompt], text, reference, row.media))
     return found
+
+
+def lost_ends(samples: Samples) -> int:
+    """How many answers were cut at their end (data.truncation=right); of a stream nobody counts them."""
+    return samples.counts()["open_ended"] if isinstance(samples, Dataset) else 0
 
 
 @dataclass(frozen=True, slots=True)

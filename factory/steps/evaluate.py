@@ -10,6 +10,7 @@ import numpy as np
 
 from factory import registry
 from factory.data import batches
+from factory.data.dataset import without_end
 from factory.data.record import Medium
 from factory.estimate.speed import precision
 from factory.evaluation import rows
@@ -205,7 +206,7 @@ def _answer(
     )
     with torch.no_grad(), autocast(run.plan):
         given = run.way.call(write)
-    answer = given[0, ids.shape[1] :]
+    answer = without_end(given[0, ids.shape[1] :].tolist(), dataset.stops)
     return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from factory import templates
 from factory.data import known, mix, proof
 from factory.data.batches import examples
-from factory.data.dataset import IGNORED, Example, Sample, Samples, dataset
+from factory.data.dataset import Example, Samples, dataset
+from factory.data.encoding import EncoderSpec
 from factory.data.media import Inputs
 from factory.data.mix import Mixed
 from factory.data.prepare.workers import Workers
@@ -88,7 +89,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         prompts=_prompts(validation, prompts, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(train[0], tokenizer),
+        stops=_stops(aligned.spec, tokenizer),
         counts=counts,
         digest=_digest(aligned, mixed),
         notes=tuple(_notes(plan, aligned, mixed, counts, tokenizer)),
@@ -117,7 +118,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         prompts=_prompts(validation, steps.evaluate.samples, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(first, tokenizer),
+        stops=_stops(aligned.spec, tokenizer),
         counts={},
         digest=None,
         notes=tuple(_lacking(plan, aligned, tokenizer)),
@@ -199,9 +200,9 @@ def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, li
     return found
 
 
-def _stops(sample: Sample, tokenizer: Any) -> list[int]:
-    """An answer's last trained token ends it where it is a special one, or a whole word of the template's."""
-    labels = examples(sample)[0].labels
-    last = next((label for label in reversed(labels) if label != IGNORED), tokenizer.eos_token_id)
+def _stops(spec: EncoderSpec, tokenizer: Any) -> list[int]:
+    """The end of text, and what the template ends an answer with where that is one token: a row may have lost it."""
+    answer = spec.ended()
+    last = tokenizer(answer, add_special_tokens=False)["input_ids"][-1] if answer else tokenizer.eos_token_id
     special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
     return sorted({tokenizer.eos_token_id, *([last] if special else [])})

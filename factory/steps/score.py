@@ -12,12 +12,14 @@ from typing import Any
 
 from factory import benchmarks
 from factory.benchmarks.prompts import Prompter
+from factory.data.dataset import without_end
 from factory.evaluation import generate, harness, rows
 from factory.evaluation.generate import Answered, Prompt, Scorer
 from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.steps.feed import autocast
 from factory.steps.pack import Dataset
+from factory.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,12 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
     asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=room) for exam in exams)
     if not plan.generation:
         return {"asked": Asked(asked, tasks, [], None)}
-    prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples)
+    prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples, dataset.stops)
     if not prompts:
         raise refuse("nothing-to-answer", "evaluate.generation=true", "no row is left to be held out")
+    if lost := generate.lost_ends(dataset.validation):
+        cut = f"data.truncation=right has cut the end of {counted(lost, 'reference')}"
+        run.emit("note", text=f"{cut}: what is written is scored against what is left.")
     return {"asked": Asked(asked, tasks, prompts, generate.scorer(plan.metrics, [each.reference for each in prompts]))}
 
 
@@ -172,7 +177,8 @@ def _batch(run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, 
     options["beside"] = None if media is None else partial(media, shown)
     with autocast(run.plan), drawing:
         given = sample(model, [each.ids for each in asked], sampling, **options)
-    texts = tokenizer.batch_decode([each.ids for each in given], skip_special_tokens=True)
+    said = [without_end(each.ids, dataset.stops) for each in given]
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
     return [Answered(text.strip(), each.ended) for text, each in zip(texts, given, strict=True)]
 
 
