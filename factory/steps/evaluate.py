@@ -184,17 +184,18 @@ def _exp(loss: float) -> float:
 def _answer(
     run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int], shown: tuple[Medium, ...]
 ) -> dict[str, str]:
-    """The greedy answer to a prompt."""
+    """The greedy answer to a prompt, by the model's own probabilities alone."""
     import torch
 
     from factory.logits import text_model
+    from factory.rollouts.sample import only_as_asked
 
     run.stop_if_asked()
-    device = run.plan.steps.load.device
+    device, inner = run.plan.steps.load.device, text_model(model)
     ids = torch.tensor([prompt], device=device)
     seen = {} if dataset.media is None else dataset.media([shown], np.array([prompt]))
     write = partial(
-        text_model(model).generate,
+        inner.generate,
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         **{name: values.to(device) for name, values in seen.items()},
@@ -204,7 +205,7 @@ def _answer(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=dataset.stops,
     )
-    with torch.no_grad(), autocast(run.plan):
+    with torch.no_grad(), autocast(run.plan), only_as_asked(inner):
         given = run.way.call(write)
     answer = without_end(given[0, ids.shape[1] :].tolist(), dataset.stops)
     return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}
