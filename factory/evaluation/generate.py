@@ -65,10 +65,10 @@ def lost_ends(samples: Samples) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """`by_character`: as the references are Chinese. `functions`: the user's, by the names that the report has."""
+    """`by`: what the references' language is counted by. `functions`: the user's, by the names that the report has."""
 
     names: tuple[str, ...]
-    by_character: bool
+    by: text.Units
     functions: dict[str, Score] = field(default_factory=dict)
 
     def rows(self, asked: Sequence[Prompt], given: Sequence[Answered]) -> list[rows.Row]:
@@ -94,7 +94,7 @@ class Scorer:
         ]
 
     def _own(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, text.Metric]:
-        return text.score(answers, references, by_character=self.by_character)
+        return text.score(answers, references, by=self.by)
 
     def signatures(self) -> dict[str, str]:
         """What two figures must share to be comparable."""
@@ -105,7 +105,7 @@ class Scorer:
 def scorer(asked: Sequence[str], references: Sequence[str]) -> Scorer:
     """Imports the user's functions. Raises UserError."""
     functions = {shown(name): metric(name) for name in asked if kind(name) == "function"}
-    return Scorer(tuple(map(shown, asked)), text.chinese(references), functions)
+    return Scorer(tuple(map(shown, asked)), text.units(references), functions)
 
 
 def digest(plan_digest: str, asked: Sequence[Prompt]) -> str:
@@ -162,7 +162,7 @@ def report(found: Sequence[rows.Row], scorer: Scorer) -> tuple[dict[str, float],
     return figures, {
         "rows": len(found),
         "ended": sum(row["ended"] for row in found),
-        "language": "Chinese" if scorer.by_character else "words between spaces",
-        "counted_by": "characters" if scorer.by_character else "words",
+        "language": "Chinese" if scorer.by == "characters" else "words between spaces",
+        "counted_by": "characters" if scorer.by == "characters" else "words",
         "signatures": scorer.signatures(),
     }
