@@ -115,6 +115,18 @@ def test_a_batchs_size_changes_nothing(batch_size: int, tmp_path: Path) -> None:
     assert apart(one, [row.log_probs or () for row in run("mmlu", tmp_path, model, batch_size=8).rows]) < 1e-5
 
 
+def test_other_questions_are_another_figure(tmp_path: Path) -> None:
+    """Of the same number and the same subjects, as a set is that corrects another."""
+    made.write(tmp_path, "mmlu")
+    model = model_of("llama")
+    first, again = (run("mmlu", tmp_path, model).signature for _ in range(2))
+    file = tmp_path / "test" / "astronomy_test.csv"
+    file.write_text(file.read_text().replace("plus", "and", 1))
+    other = run("mmlu", tmp_path, model).signature
+    assert first == again != other
+    assert first.rpartition(", ")[0] == other.rpartition(", ")[0]
+
+
 def test_a_memory_that_is_no_list_of_keys_is_not_shared(tmp_path: Path) -> None:
     content = made.write(tmp_path, "mmlu")
     model = model_of("lfm2", **families.DENSE["lfm2"][0]).eval()
