@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from math import isnan
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from factory.benchmarks.prompts import Prompt, Prompter, common
+from factory.benchmarks.types import Exam
 from factory.logits import decoder, head_of, text_model
+from factory.refusal import refuse
 
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
 Reading = Literal["shared", "whole", "alone"]
@@ -64,7 +67,8 @@ def answers(
     """One pass over the questions. `stop` is called before each batch and ends it all by raising.
 
     At most `batch_size` prompts are in memory at a time, with the keys and values of what they share. That this, and
-    padding, change nothing is tried on two prompts of this model; where they do, they are left out.
+    padding, change nothing is tried on two prompts of this model; where they do, they are left out. Raises UserError
+    of a model that gives no numbers.
     """
     asked, exam = _Asked(model, prompter.letters, device, call), prompter.exam
     found = [Given(None, 0)] * len(exam.questions)
@@ -84,7 +88,7 @@ def answers(
                     batch = group.prompts[start : start + size]
                     rows = asked.log_probs([prompt.ids for _, prompt in batch], cache)
                     for (at, prompt), row in zip(batch, rows, strict=True):
-                        found[at] = Given(tuple(row), prompt.shots)
+                        found[at] = Given(_numbers(exam, at, row), prompt.shots)
                     done += len(batch)
                     progress(done, len(exam.questions))
         if done < len(exam.questions):  # the rest does not fit into the context
@@ -92,6 +96,14 @@ def answers(
     finally:
         model.train(training)
     return Answers(given=tuple(found), reading=reading, apart=apart)
+
+
+def _numbers(exam: Exam, at: int, row: list[float]) -> tuple[float, ...]:
+    """As they are. Raises UserError where they are none: the likeliest of them would be A."""
+    if any(map(isnan, row)):
+        wrong = f"the letters' log-probabilities after question {at + 1:,} are no numbers"
+        raise refuse("held-out-not-finite", f"evaluate.benchmarks={exam.name}", wrong)
+    return tuple(row)
 
 
 def _groups(prompter: Prompter) -> Iterator[_Group]:

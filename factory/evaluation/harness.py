@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +409,9 @@ def _rows(tasks: Tasks, found: dict[str, Any]) -> tuple[list[Row], dict[str, str
         means = _means(name, task, found)
         for sample in sorted(found["samples"][name], key=lambda each: each["doc_id"]):
             number = sample["doc_id"]
+            if any(map(_is_nan, sample["resps"])):
+                wrong = f"a log-likelihood of question {number} is no number"
+                raise refuse("held-out-not-finite", f"evaluate.harness={name}", wrong)
             if number not in by_question:
                 content.update(f"{sample['doc_hash']} {sample['target_hash']} ".encode())
                 by_question[number] = _row(name, sample)
@@ -460,6 +463,12 @@ def _row(name: str, sample: dict[str, Any]) -> Row:
         "requests": [_request(*each) for each in zip(sample["arguments"], sample["resps"], strict=True)],
         "answers": {},
     }
+
+
+def _is_nan(given: list[Any]) -> bool:
+    """Of a log-likelihood, alone or with whether it is the likeliest; a text is none."""
+    first = given[0][0] if isinstance(given[0], tuple) else given[0]
+    return isinstance(first, float) and isnan(first)
 
 
 def _request(asked: tuple[Any, ...], given: list[Any]) -> dict[str, Any]:

@@ -331,3 +331,13 @@ def test_without_a_chat_template_a_conversation_is_refused(tmp_path: Path, monke
     with pytest.raises(UserError) as raised:
         run("mmlu", tmp_path, model_of("llama"), chat=True)
     assert [refusal.rule for refusal in raised.value.refusals] == ["benchmark-template"]
+
+
+def test_a_model_that_gives_no_numbers_has_no_figure(tmp_path: Path) -> None:
+    """The likeliest of four letters that are none would be A."""
+    made.write(tmp_path, "mmlu")
+    model = model_of("llama")
+    with torch.no_grad():
+        model.lm_head.weight[0] = torch.nan
+    with pytest.raises(UserError, match=r"\[held-out-not-finite\] evaluate\.benchmarks=mmlu: .*are no numbers"):
+        run("mmlu", tmp_path, model)

@@ -326,6 +326,18 @@ def test_a_metric_that_fails_is_the_users_to_mend(planned: PlannedHarness) -> No
         harness.ask(read, Pretended(right), limit=None, chat=False, device="cpu")
 
 
+def test_a_model_that_gives_no_numbers_has_no_figure(planned: PlannedHarness) -> None:
+    """The library would take the first of such log-likelihoods for the largest."""
+    read = harness.read(planned, seed=0, chat=None, context=256)
+
+    class Broken(Pretended):
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            return [(float("nan"), False) for _ in requests]
+
+    with pytest.raises(UserError, match=r"\[held-out-not-finite\] evaluate\.harness=sums: .* is no number"):
+        harness.ask(read, Broken({}), limit=None, chat=False, device="cpu")
+
+
 def test_changed_task_files_are_another_plan(execute: Execute, mine: str, here: Path) -> None:
     from conftest import compiled
 
