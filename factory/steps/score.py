@@ -58,11 +58,19 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
     plan = run.plan.steps.evaluate
     if plan.harness is None:
         return None
+    from jinja2 import TemplateError
 
     def chat(said: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As the library's own model does it: without a turn for the answer the last one is left open."""
+        """As the library's own model does it: without a turn for the answer the last one is left open.
+
+        A system's text that the template does not take is left out.
+        """
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        return tokenizer.apply_chat_template(said, tokenize=False, **options)
+        write = partial(tokenizer.apply_chat_template, tokenize=False, **options)
+        try:
+            return write(said)
+        except TemplateError:
+            return write([each for each in said if each["role"] != "system"])
 
     room = run.plan.steps.patch.reach
     return harness.read(plan.harness, seed=run.plan.seed, chat=chat if plan.chat else None, context=room)
@@ -79,11 +87,11 @@ def score(
     if asked.exams:
         evaluate["benchmarks"] = {exam.exam.name: _asked(run, model, exam) for exam in asked.exams}
     if asked.tasks is not None:
-        evaluate["harness"] = _of_tasks(run, model, tokenizer, asked.tasks)
+        evaluate["harness"] = _of_tasks(run, model, tokenizer, dataset, asked.tasks)
     return {"result": {**measured, "evaluate": evaluate}}
 
 
-def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dict[str, Any]:
+def _of_tasks(run: Run, model: Any, tokenizer: Any, dataset: Dataset, tasks: harness.Tasks) -> dict[str, Any]:
     """The figures of each task for the report; their questions go into a file."""
     import torch
 
@@ -104,7 +112,7 @@ def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dic
     found = harness.ask(
         tasks,
         Loaded(
-            Called(text_model(model), torch.device(device), call, run.stop_if_asked),
+            Called(text_model(model), torch.device(device), call, run.stop_if_asked, dataset.stops),
             tokenizer,
             batch_size=plan.batch_size,
             context=run.plan.steps.patch.reach,
