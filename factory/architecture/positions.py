@@ -5,6 +5,7 @@ from typing import Any
 # rotary positions that nothing stretches; `mrope` only parts them by time, height and width
 _UNSCALED = {"default", "mrope"}
 _GLOBAL = "full_attention"
+_TURNED = ("dynamic", "longrope")
 
 
 def scalings(text: dict[str, Any]) -> list[str]:
@@ -32,6 +33,17 @@ def reach(text: dict[str, Any]) -> int | None:
     if _kind(own) in ("linear", "dynamic") or (_kind(own) == "yarn" and before == context):
         return round(int(context) * own["factor"])
     return int(context)
+
+
+def turned(text: dict[str, Any]) -> int | None:
+    """From how many tokens on all positions turn as the longest text beside has it; None: they do not.
+
+    transformers' dynamic_rope_update: dynamic's grow with it, and stay so until a short one comes; longrope has two.
+    """
+    said, context = _said(text), text.get("max_position_embeddings")
+    each = [own for own in said.values() if isinstance(own, dict)] or [said]
+    before = (own.get("original_max_position_embeddings") or context for own in each if _kind(own) in _TURNED)
+    return min((int(length) for length in before if length is not None), default=None)
 
 
 def _said(text: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from factory.architecture.positions import turned
 from factory.benchmarks.prompts import Prompt, Prompter, common
 from factory.benchmarks.types import Exam
 from factory.logits import decoder, head_of, text_model
@@ -72,7 +73,7 @@ def answers(
     """
     asked, exam = _Asked(model, prompter.letters, device, call), prompter.exam
     found = [Given(None, 0)] * len(exam.questions)
-    done, reading, apart = 0, None, None
+    done, reading, apart = 0, asked.alone(prompter), None
     training = model.training
     model.eval()
     try:
@@ -137,7 +138,15 @@ class _Asked:
         self._cache = "cache" if "cache" in named else "past_key_values"  # its newer name, and its older one
         kind = torch.device(device).type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+        self._turned = turned(self._model.config.get_text_config().to_dict())
         self._rounding = _ROUNDING.get(str(dtype).removeprefix("torch."), _ROUNDING["bfloat16"])
+
+    def alone(self, prompter: Prompter) -> Reading | None:
+        """ "alone" where a prompt is so long that it turns the positions of those beside it; else None."""
+        if self._turned is None:
+            return None
+        lengths = (len(prompt.ids) for group in _groups(prompter) for _, prompt in group.prompts)
+        return "alone" if max(lengths, default=0) >= self._turned else None
 
     def read(self, prefix: list[int]) -> Any:
         """The keys and values of a text that several begin with; None of a model that remembers in another way."""
@@ -169,6 +178,8 @@ class _Asked:
             skip = cache.get_seq_length()
             rows, cache = [ids[skip:] for ids in rows], copy.deepcopy(cache)
             cache.batch_repeat_interleave(len(rows))
+        if self._turned is not None and cache is None:
+            self._logits([rows[0][:1]], None)  # a short text undoes what a long one before it has turned
         logits = self._logits(rows, cache).float()
         return torch.log_softmax(logits, dim=-1)[:, self._letters].tolist()
 

@@ -6,7 +6,7 @@ import pytest
 
 from factory import models
 from factory.architecture import architecture
-from factory.architecture.positions import reach, scalings
+from factory.architecture.positions import reach, scalings, turned
 
 WINDOWED = {"full_attention": {"rope_type": "linear", "factor": 2.0}, "sliding_attention": {"rope_type": "default"}}
 
@@ -47,3 +47,29 @@ def test_an_options_context_is_the_published_one(option: str) -> None:
     numbers = models.numbers(option)
     config = numbers["architecture"]
     assert numbers["context_length"] == config.get("text_config", config)["max_position_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 4096}, None),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.0}}, None),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 4096),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096},
+            },
+            4096,
+        ),
+        (
+            {
+                "max_position_embeddings": 8192,
+                "rope_parameters": {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {}},
+            },
+            8192,
+        ),
+    ],
+)
+def test_from_where_on_positions_turn_by_the_longest_text(config: dict[str, Any], length: int | None) -> None:
+    assert turned(config) == length

@@ -127,6 +127,39 @@ def test_other_questions_are_another_figure(tmp_path: Path) -> None:
     assert first.rpartition(", ")[0] == other.rpartition(", ")[0]
 
 
+@pytest.mark.parametrize(
+    ("turned", "reach"),
+    [
+        ({"rope_type": "dynamic", "factor": 4.0}, 420),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}, 1680),
+    ],
+    ids=["dynamic", "longrope"],
+)
+def test_positions_that_a_long_prompt_turns_are_read_alone(turned: dict[str, Any], reach: int, tmp_path: Path) -> None:
+    """Of three subjects the last has one: those beside it, and those that come after it, are as in a fresh model."""
+    content = made.write(tmp_path, "mmlu")
+    file = tmp_path / "test" / "world_religions_test.csv"
+    first, *rest = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([first.replace("What is", "long " * 150 + "What is", 1), *rest]))
+    asked = content["world_religions"][1]
+    asked[0] = (asked[0][0].replace("What is", "long " * 150 + "What is", 1), *asked[0][1:])
+    if turned["rope_type"] == "longrope":
+        turned = {**turned, "original_max_position_embeddings": 420}
+    own = {"rope_parameters": {"rope_theta": 10000.0, **turned}, "max_position_embeddings": reach}
+    result = run("mmlu", tmp_path, model_of("llama", **own), shots=2, context=1680)
+    assert result.reading == "alone" and any("read alone" in note for note in result.notes)
+    tokenizer = made.tokenizer()
+    prompts = [
+        made.prompt("mmlu", subject, solved[:2], row)
+        for subject, (solved, asked) in sorted(content.items())
+        for row in asked
+    ]
+    alone = [plain(model_of("llama", **own).eval(), prompt, made.SPACE["mmlu"], tokenizer) for prompt in prompts]
+    assert apart(result, alone) < 1e-4
+    file.write_text("".join(rest))
+    assert run("mmlu", tmp_path, model_of("llama", **own), shots=2, context=1680).reading == "shared"
+
+
 def test_a_memory_that_is_no_list_of_keys_is_not_shared(tmp_path: Path) -> None:
     content = made.write(tmp_path, "mmlu")
     model = model_of("lfm2", **families.DENSE["lfm2"][0]).eval()
