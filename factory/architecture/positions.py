@@ -5,6 +5,7 @@ from typing import Any
 # rotary positions that nothing stretches; `mrope` only parts them by time, height and width
 _UNSCALED = {"default", "mrope"}
 _GLOBAL = "full_attention"
+_TURNED = ("dynamic", "longrope")
 
 
 def scalings(text: dict[str, Any]) -> list[str]:
@@ -37,12 +38,13 @@ def reach(text: dict[str, Any]) -> int | None:
 def alike(text: dict[str, Any]) -> int | None:
     """The longest row whose tokens stand at the same positions whatever stands beside it; None: any.
 
-    Beyond it these ways turn all rows of a batch by the longest (transformers' dynamic_rope_update). `text` is a
-    config that was read: there `original_max_position_embeddings` lies beside the factors.
+    Beyond it these ways turn all rows of a batch by the longest (transformers' dynamic_rope_update): dynamic's grow with
+    it, and stay so until a short one comes; longrope has two.
     """
     said, context = _said(text), text.get("max_position_embeddings")
-    own = said.get(_GLOBAL) or said
-    return {"dynamic": context, "longrope": own.get("original_max_position_embeddings", context)}.get(_kind(own))
+    each = [own for own in said.values() if isinstance(own, dict)] or [said]
+    found = (own.get("original_max_position_embeddings") or context for own in each if _kind(own) in _TURNED)
+    return min((int(length) for length in found if length is not None), default=None)
 
 
 def _said(text: dict[str, Any]) -> dict[str, Any]:

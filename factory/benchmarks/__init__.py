@@ -60,6 +60,7 @@ def ask(
     return Result(
         name=exam.name,
         source=exam.source,
+        digest=exam.digest(),
         shots=exam.shots_each,
         chat=prompter.chat,
         rows=tuple(rows),

@@ -66,12 +66,13 @@ class Row:
 class Result:
     """`rows` in the order of subjects and questions: those of two runs on the same questions stand side by side.
 
-    A question that does not fit into the context counts as answered wrongly. The other fields are those of `Exam` and
-    `score.Answers`.
+    A question that does not fit into the context counts as answered wrongly. `digest` is the exam's, the other fields
+    are those of `Exam` and `score.Answers`.
     """
 
     name: str
     source: str
+    digest: str
     shots: int
     chat: bool
     rows: tuple[Row, ...]
@@ -111,12 +112,11 @@ class Result:
 
     @property
     def signature(self) -> str:
-        """What two figures must share to be comparable."""
+        """What two figures must share to be comparable: the questions themselves by their hash."""
         made, asked = self.benchmark, len(self.rows)
         kind = "conversation" if self.chat else "plain text"
-        return (
-            f"{made.title}, {self.shots}-shot, {kind}, {asked:,} questions of {len(self.subjects)} subjects, by logits"
-        )
+        there = f"{asked:,} questions of {len(self.subjects)} subjects"
+        return f"{made.title}, {self.shots}-shot, {kind}, {there}, by logits, {self.digest[:8]}"
 
     @property
     def notes(self) -> tuple[str, ...]:

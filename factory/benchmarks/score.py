@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from math import isnan
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from factory.architecture.positions import alike
 from factory.benchmarks.prompts import Prompt, Prompter, common
+from factory.benchmarks.types import Exam
 from factory.logits import decoder, head_of, text_model
+from factory.refusal import refuse
 
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
 Reading = Literal["shared", "whole", "alone"]
@@ -64,11 +68,12 @@ def answers(
     """One pass over the questions. `stop` is called before each batch and ends it all by raising.
 
     At most `batch_size` prompts are in memory at a time, with the keys and values of what they share. That this, and
-    padding, change nothing is tried on two prompts of this model; where they do, they are left out.
+    padding, change nothing is tried on two prompts of this model; where they do, they are left out. Raises UserError
+    of a model that gives no numbers.
     """
     asked, exam = _Asked(model, prompter.letters, device, call), prompter.exam
     found = [Given(None, 0)] * len(exam.questions)
-    done, reading, apart = 0, None, None
+    done, reading, apart = 0, asked.alone(prompter), None
     training = model.training
     model.eval()
     try:
@@ -84,7 +89,7 @@ def answers(
                     batch = group.prompts[start : start + size]
                     rows = asked.log_probs([prompt.ids for _, prompt in batch], cache)
                     for (at, prompt), row in zip(batch, rows, strict=True):
-                        found[at] = Given(tuple(row), prompt.shots)
+                        found[at] = Given(_numbers(exam, at, row), prompt.shots)
                     done += len(batch)
                     progress(done, len(exam.questions))
         if done < len(exam.questions):  # the rest does not fit into the context
@@ -92,6 +97,14 @@ def answers(
     finally:
         model.train(training)
     return Answers(given=tuple(found), reading=reading, apart=apart)
+
+
+def _numbers(exam: Exam, at: int, row: list[float]) -> tuple[float, ...]:
+    """As they are. Raises UserError where they are none: the likeliest of them would be A."""
+    if any(map(isnan, row)):
+        wrong = f"the letters' log-probabilities after question {at + 1:,} are no numbers"
+        raise refuse("held-out-not-finite", f"evaluate.benchmarks={exam.name}", wrong)
+    return tuple(row)
 
 
 def _groups(prompter: Prompter) -> Iterator[_Group]:
@@ -125,7 +138,15 @@ class _Asked:
         self._cache = "cache" if "cache" in named else "past_key_values"  # its newer name, and its older one
         kind = torch.device(device).type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+        self._alike = alike(self._model.config.get_text_config().to_dict())
         self._rounding = _ROUNDING.get(str(dtype).removeprefix("torch."), _ROUNDING["bfloat16"])
+
+    def alone(self, prompter: Prompter) -> Reading | None:
+        """ "alone" where a prompt is so long that it turns the positions of those beside it; else None."""
+        if self._alike is None:
+            return None
+        lengths = (len(prompt.ids) for group in _groups(prompter) for _, prompt in group.prompts)
+        return "alone" if max(lengths, default=0) > self._alike else None
 
     def read(self, prefix: list[int]) -> Any:
         """The keys and values of a text that several begin with; None of a model that remembers in another way."""
@@ -157,6 +178,8 @@ class _Asked:
             skip = cache.get_seq_length()
             rows, cache = [ids[skip:] for ids in rows], copy.deepcopy(cache)
             cache.batch_repeat_interleave(len(rows))
+        if self._alike is not None and cache is None:
+            self._logits([rows[0][:1]], None)  # a short text undoes what a long one before it has turned
         logits = self._logits(rows, cache).float()
         return torch.log_softmax(logits, dim=-1)[:, self._letters].tolist()
 

@@ -13,6 +13,7 @@ from factory.compare.columns import Column
 from factory.compare.runs import Run
 from factory.diff import flat
 from factory.evaluation import rows
+from factory.metrics import ROUGE
 
 # of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
 # what bounds an answer
@@ -80,6 +81,9 @@ class Judge:
             shared = f"share {rows} row{'s' * (rows > 1)}: too few to tell"
             why = f"{runs[leading].name}, which leads, and {listed(few)} {shared}"
             return Verdict(leading, None, others, why)
+        if better := [runs[place].name for place, found in others.items() if found.better]:
+            why = f"{runs[leading].name} leads by its own rows, and {listed(better)} by those that both have measured"
+            return Verdict(leading, None, others, why)
         unsure = [runs[place].name for place, found in others.items() if found.better is not False]
         if unsure:
             why = f"the interval of {runs[leading].name}, which leads, against {listed(unsure)} holds 0"
@@ -115,7 +119,9 @@ def apart(metric: str, runs: Sequence[Run]) -> str | None:
     for key in keys:
         if wrong := _unlike(key, {name: each.get(key) for name, each in decided.items()}):
             return wrong
-    return _unlike("the tokenizer", _tokenizers(runs), shown=False) if by_tokens else None
+    if by_tokens:
+        return _unlike("the tokenizer", _tokenizers(runs), shown=False)
+    return _unlike("how it is scored", {run.name: _scored(metric, run) for run in runs})
 
 
 def _tokenizers(runs: Sequence[Run]) -> dict[str, str | None]:
@@ -129,6 +135,12 @@ def _signature(metric: str, run: Run) -> str | None:
     measured = run.report.get("evaluate", {})
     of_task = measured.get("harness", {}).get(metric.partition("/")[0], {})
     return measured.get("benchmarks", {}).get(metric, of_task).get("signature")
+
+
+def _scored(metric: str, run: Run) -> str | None:
+    """The signature of a score of answers: by which package, and what it counts."""
+    signatures = run.report.get("evaluate", {}).get("generation", {}).get("signatures", {})
+    return signatures.get(ROUGE[0] if metric == rows.ROUGE_MEAN else metric)
 
 
 def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:

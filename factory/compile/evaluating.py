@@ -152,6 +152,8 @@ def _metrics(case: Case) -> str | None:
     unknown = [name for name in asked if spec.kind(name) is None]
     if unknown:
         return f"{unknown[0]} is none of {', '.join(spec.METRICS)}, and no module:function"
+    if known := [name for name in asked if spec.taken(name)]:
+        return f"{known[0]} would be called {spec.shown(known[0])}, as another figure is"
     return _twice(tuple(spec.shown(name) for name in asked))
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile
@@ -136,6 +137,11 @@ def joined(rows: Sequence[Example]) -> Example:
         tuple(len(row.ids) for row in rows),
         weights,
     )
+
+
+def without_end(ids: Sequence[int], stops: Container[int]) -> list[int]:
+    """An answer up to the token that ends it, which a decoder shows where it was added to the tokenizer."""
+    return list(takewhile(lambda token: token not in stops, ids))
 
 
 def labelled(side: Side, label: bool, media: tuple[Medium, ...] = ()) -> Labelled:

@@ -16,13 +16,17 @@ from factory.data.media import Expander, ProcessorSpec
 from factory.data.media.expand import without
 from factory.data.media.read import NAMED
 from factory.data.placing import Fast, Placed, Slow, Texts
-from factory.data.record import MEDIA, BadRow, Kind, Medium, Record
+from factory.data.record import MEDIA, BadRow, Kind, Medium, Message, Record
 from factory.data.render import Rendered, Renderer
 from factory.data.truncate import Kept, Layout, kept, shifted
 from factory.plan import Pack
 
 Span = tuple[int, int]
 Weighted = tuple[int, int, float]
+_PROBE: tuple[Message, ...] = (
+    {"role": "user", "content": "What is it?"},
+    {"role": "assistant", "content": "It is one."},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,17 @@ class EncoderSpec:
         with tempfile.TemporaryDirectory() as folder:
             files.write(Path(folder), files.decoded(self.files))
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+
+    def ended(self) -> str | None:
+        """A short answer with what the template ends one with; None where it ends none, or renders no conversation."""
+        if (renderers := self._renderers()) is None:
+            return None
+        try:
+            rendered = renderers[0].render(_PROBE)
+        except BadRow:
+            return None
+        answer = rendered.answers[-1]
+        return rendered.text[answer.start : answer.end] if answer.closed else None
 
     def _renderers(self) -> tuple[Renderer, Renderer] | None:
         if self.kind == "text":

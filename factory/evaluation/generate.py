@@ -5,13 +5,13 @@ A second run with the same folder goes on after the batches that are there, if i
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from factory.data.batches import examples
-from factory.data.dataset import Labelled, Samples
+from factory.data.dataset import Dataset, Labelled, Samples, without_end
 from factory.data.record import Medium
 from factory.evaluation import rows
 from factory.evaluation.function import Score, metric
@@ -42,7 +42,7 @@ class Answered:
 Answer = Callable[[int, list[Prompt]], list[Answered]]  # to a batch, by its number
 
 
-def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
+def prompts(samples: Samples, tokenizer: Any, most: int | None, stops: Container[int]) -> list[Prompt]:
     """Of a pair the chosen answer is the reference; a labelled answer is one where it is wanted."""
     found = list[Prompt]()
     for number, name in enumerate(rows.ids(samples)):
@@ -52,18 +52,23 @@ def prompts(samples: Samples, tokenizer: Any, most: int | None) -> list[Prompt]:
         if isinstance(sample, Labelled) and not sample.label:
             continue
         row = examples(sample)[0]
-        asked, answer = row.ids[slice(*row.asked)], row.ids[row.prompt :]
+        asked, answer = row.ids[slice(*row.asked)], without_end(row.ids[row.prompt :], stops)
         text, reference = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
         found.append(Prompt(name, row.ids[: row.prompt], text, reference, row.media))
     return found
 
 
+def lost_ends(samples: Samples) -> int:
+    """How many answers were cut at their end (data.truncation=right); of a stream nobody counts them."""
+    return samples.counts()["open_ended"] if isinstance(samples, Dataset) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """`by_character`: as the references are Chinese. `functions`: the user's, by the names that the report has."""
+    """`by`: what the references' language is counted by. `functions`: the user's, by the names that the report has."""
 
     names: tuple[str, ...]
-    by_character: bool
+    by: text.Units
     functions: dict[str, Score] = field(default_factory=dict)
 
     def rows(self, asked: Sequence[Prompt], given: Sequence[Answered]) -> list[rows.Row]:
@@ -89,7 +94,7 @@ class Scorer:
         ]
 
     def _own(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, text.Metric]:
-        return text.score(answers, references, by_character=self.by_character)
+        return text.score(answers, references, by=self.by)
 
     def signatures(self) -> dict[str, str]:
         """What two figures must share to be comparable."""
@@ -100,7 +105,7 @@ class Scorer:
 def scorer(asked: Sequence[str], references: Sequence[str]) -> Scorer:
     """Imports the user's functions. Raises UserError."""
     functions = {shown(name): metric(name) for name in asked if kind(name) == "function"}
-    return Scorer(tuple(map(shown, asked)), text.chinese(references), functions)
+    return Scorer(tuple(map(shown, asked)), text.units(references), functions)
 
 
 def digest(plan_digest: str, asked: Sequence[Prompt]) -> str:
@@ -157,7 +162,7 @@ def report(found: Sequence[rows.Row], scorer: Scorer) -> tuple[dict[str, float],
     return figures, {
         "rows": len(found),
         "ended": sum(row["ended"] for row in found),
-        "language": "Chinese" if scorer.by_character else "words between spaces",
-        "counted_by": "characters" if scorer.by_character else "words",
+        "language": "Chinese" if scorer.by == "characters" else "words between spaces",
+        "counted_by": "characters" if scorer.by == "characters" else "words",
         "signatures": scorer.signatures(),
     }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ from factory.refusal import UserError, refuse
 _READERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
 _DRAWS = 1000  # of a bootstrap, where a metric's standard error has no formula
 _GENERATED = 256  # tokens of an answer where a task does not say: the library's own default
+# what a task's file may call that number: the first that is there counts
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _NEAR = 3  # names that are offered for one that is unknown
-_CUT = ("Combined length of context", "Left truncation applied")  # what the library says of each prompt that it cuts
+# what the library says of each prompt that it cuts, and of each whose template takes no system's text
+_CUT = ("Combined length of context", "Left truncation applied")
+_UNTAKEN = ("Failed to apply chat template",)
 Chat = Callable[..., str]  # a conversation to a prompt, as the library calls it
 
 
@@ -213,7 +217,8 @@ def _try(setting: str, name: str, task: Any, chat: Chat | None, context: int) ->
     if getattr(task, "MULTIMODAL", False):
         raise refuse("harness-images", setting, f"{name} asks about pictures or sounds")
     if task.OUTPUT_TYPE == "generate_until":
-        length = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", _GENERATED)
+        said = task.get_config("generation_kwargs") or {}
+        length = next((said[name] for name in _LENGTHS if said.get(name) is not None), _GENERATED)
         if length >= context:
             wrong = f"answers to {name} have up to {length:,} tokens, and the model reads {context:,}"
             raise refuse("harness-room", setting, wrong)
@@ -239,7 +244,7 @@ def ask(tasks: Tasks, model: Any, *, limit: int | None, chat: bool, device: str)
 
     notes = list[str]()
     tasks.set_out()
-    with _seeded(tasks.seed, device), _cut() as cut:
+    with _seeded(tasks.seed, device), _told() as told:
         try:
             found: Any = evaluate(
                 model,
@@ -256,30 +261,35 @@ def ask(tasks: Tasks, model: Any, *, limit: int | None, chat: bool, device: str)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             setting = f"evaluate.harness=[{','.join(tasks.loaded['tasks'])}]"
             raise refuse("harness-asking", setting, _said(error)) from error
-    if cut.count:
+    if told.untaken:
+        notes.append("The chat template takes no system text: what a task says in one (its description) was left out.")
+    if told.cut:
         notes.append(
-            f"lm-eval cut {cut.count:,} prompts, or batches of them, to the model's context of {model.max_length:,} "
+            f"lm-eval cut {told.cut:,} prompts, or batches of them, to the model's context of {model.max_length:,} "
             "tokens, on the left."
         )
     rows, digests = _rows(tasks, found)
-    told = _tree(tasks, found, digests, chat=chat, notes=notes)
-    return Result(told, rows, tuple(notes))
+    tree = _tree(tasks, found, digests, chat=chat, notes=notes)
+    return Result(tree, rows, tuple(notes))
 
 
 @dataclass(slots=True)
-class _Cut(logging.Filter):
-    count: int = 0
+class _Told(logging.Filter):
+    """Counts in place of a line for each prompt."""
+
+    cut: int = 0
+    untaken: int = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Counted in place of a line for each."""
-        is_one = record.getMessage().startswith(_CUT)
-        self.count += is_one
-        return not is_one
+        said = record.getMessage()
+        cut, untaken = said.startswith(_CUT), said.startswith(_UNTAKEN)
+        self.cut, self.untaken = self.cut + cut, self.untaken + untaken
+        return not (cut or untaken)
 
 
 @contextmanager
-def _cut() -> Iterator[_Cut]:
-    logger, counted = logging.getLogger("lm_eval.models.huggingface"), _Cut()
+def _told() -> Iterator[_Told]:
+    logger, counted = logging.getLogger("lm_eval.models.huggingface"), _Told()
     logger.addFilter(counted)
     try:
         yield counted
@@ -409,6 +419,9 @@ def _rows(tasks: Tasks, found: dict[str, Any]) -> tuple[list[Row], dict[str, str
         means = _means(name, task, found)
         for sample in sorted(found["samples"][name], key=lambda each: each["doc_id"]):
             number = sample["doc_id"]
+            if any(map(_is_nan, sample["resps"])):
+                wrong = f"a log-likelihood of question {number} is no number"
+                raise refuse("held-out-not-finite", f"evaluate.harness={name}", wrong)
             if number not in by_question:
                 content.update(f"{sample['doc_hash']} {sample['target_hash']} ".encode())
                 by_question[number] = _row(name, sample)
@@ -460,6 +473,12 @@ def _row(name: str, sample: dict[str, Any]) -> Row:
         "requests": [_request(*each) for each in zip(sample["arguments"], sample["resps"], strict=True)],
         "answers": {},
     }
+
+
+def _is_nan(given: list[Any]) -> bool:
+    """Of a log-likelihood, alone or with whether it is the likeliest; a text is none."""
+    first = given[0][0] if isinstance(given[0], tuple) else given[0]
+    return isinstance(first, float) and isnan(first)
 
 
 def _request(asked: tuple[Any, ...], given: list[Any]) -> dict[str, Any]:

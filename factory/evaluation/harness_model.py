@@ -1,7 +1,7 @@
 """The model that Factory has loaded, as lm-evaluation-harness calls one. Imports torch and lm_eval."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,13 +21,14 @@ class Called:
     """What the library takes for a transformers model; being no module, it is not changed by it (weights tied anew).
 
     `call` is what calls a model whose weights are split, with the mixed precision of the plan. `stop` is called before
-    each batch and ends it all by raising.
+    each batch and ends it all by raising. `ends` are the tokens that end an answer in training.
     """
 
     model: Any
     device: torch.device
     call: Call
     stop: Callable[[], None]
+    ends: Sequence[int]
 
     @property
     def config(self) -> Any:
@@ -38,9 +39,17 @@ class Called:
         return SimpleNamespace(logits=self.call(lambda: self.model(input_ids=ids).logits))
 
     def generate(self, **options: Any) -> torch.Tensor:
+        """An answer ends as the model's own file says, or as in training: so does one of what `factory export` writes.
+
+        What ends it becomes padding: a decoder would show a token that was added to the tokenizer.
+        """
         self.stop()
+        own = self.model.generation_config.eos_token_id
+        known = own if isinstance(own, list) else [] if own is None else [own]
+        options = {"eos_token_id": list(dict.fromkeys([*known, *self.ends])), **options}
         with torch.no_grad():
-            return self.call(lambda: self.model.generate(**options))
+            made = self.call(lambda: self.model.generate(**options))
+        return made.masked_fill(torch.isin(made, made.new_tensor(self.ends)), options["pad_token_id"])
 
 
 class Counted(CacheHook):

@@ -129,19 +129,25 @@ def compared(first: Path | str, second: Path | str, *, samples: int = 1000, seed
 
 
 def measures(run: Path | str) -> dict[str, dict[str, tuple[float, ...]]]:
-    """{metric: {row's id: what it adds to the sums that the metric is a function of}} of a run's folder."""
+    """{metric: {row: what it adds to the sums that the metric is a function of}} of a run's folder."""
     folder, found = RunFolder(run).evaluation, dict[str, dict[str, tuple[float, ...]]]()
     for name in (PERPLEXITY, PERPLEXITY_BEFORE):
         if rows := read(folder / f"{name}.jsonl"):
             found[name] = {row["id"]: (row["scores"]["nats"], row["scores"]["tokens"]) for row in rows}
     for name in (GENERATION, HARNESS, *BENCHMARKS):
         for row in read(folder / f"{name}.jsonl"):
+            key = _answered(row) if name == GENERATION else row["id"]
             for metric in row["scores"]:
-                found.setdefault(metric, {})[row["id"]] = sums(row, metric)
+                found.setdefault(metric, {})[key] = sums(row, metric)
             if row["scores"].keys() >= set(ROUGE):
                 mean = sum(row["scores"][metric] for metric in ROUGE) / len(ROUGE)
-                found.setdefault(ROUGE_MEAN, {})[row["id"]] = (mean, 1.0)
+                found.setdefault(ROUGE_MEAN, {})[key] = (mean, 1.0)
     return found
+
+
+def _answered(row: Row) -> str:
+    """A row with its reference: where that was cut, or rendered otherwise, an answer is scored against another."""
+    return f"{row['id']} {row.get('reference', '')}"
 
 
 def sums(row: Row, metric: str) -> tuple[float, ...]:

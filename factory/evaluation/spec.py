@@ -3,10 +3,14 @@
 import re
 from typing import Literal
 
+from factory.benchmarks.types import NAMES as BENCHMARKS
 from factory.metrics import METRICS
 
-__all__ = ["METRICS", "kind", "shown"]
+__all__ = ["METRICS", "kind", "shown", "taken"]
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+# what else is called so in a report, or in a comparison of two; a name with a stroke in it is no function's
+_TAKEN = {*METRICS, *BENCHMARKS, "rouge", "perplexity", "loss", "reward", "kl", "response_length", "ended"}
+_TAKEN |= {"generation", "benchmarks", "harness"}
 
 
 def kind(text: str) -> Literal["own", "function"] | None:
@@ -19,3 +23,9 @@ def kind(text: str) -> Literal["own", "function"] | None:
 def shown(text: str) -> str:
     """What a metric is called in the report: of module:function the function."""
     return text.rpartition(":")[2]
+
+
+def taken(text: str) -> bool:
+    """Whether a function's figure would stand in another's place."""
+    name = shown(text)
+    return kind(text) == "function" and (name in _TAKEN or name.endswith("_before"))

@@ -7,17 +7,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
+from unicodedata import category
 
 import numpy as np
 
 from factory.metrics import ROUGE
 from factory.metrics.bootstrap import Statistics
 
+# what a text is counted by: Chinese characters; words as they stand; English words by their stems
+Units = Literal["characters", "words", "stems"]
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CHINESE = re.compile(f"[{_HAN}]")
 _CHARACTER_OR_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
-_MOSTLY = 0.3  # share of Chinese characters above which there are no words between spaces
+_MOSTLY = 0.3  # share of Chinese characters above which there are no words between spaces; of letters beyond a to z
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,22 @@ def chinese(texts: Sequence[str]) -> bool:
     return bool(text) and len(_CHINESE.findall(text)) > _MOSTLY * len(text)
 
 
-def score(answers: Sequence[str], references: Sequence[str], *, by_character: bool | None = None) -> dict[str, Metric]:
-    """METRICS of the answers, one reference each. Unless told `by_character`, the references' language decides."""
+def units(texts: Sequence[str]) -> Units:
+    """What they are counted by. Of words with other letters than a to z rouge-score's own tokenizer leaves nothing."""
+    if chinese(texts):
+        return "characters"
+    letters = [letter for text in texts for letter in text if letter.isalpha()]
+    beyond = sum(not letter.isascii() for letter in letters)
+    return "words" if beyond > _MOSTLY * len(letters) else "stems"
+
+
+def score(answers: Sequence[str], references: Sequence[str], *, by: Units | None = None) -> dict[str, Metric]:
+    """METRICS of the answers, one reference each. Unless told what to count `by`, the references' language decides."""
     assert len(answers) == len(references) > 0
-    by_character = chinese(references) if by_character is None else by_character
+    by = by or units(references)
     return {
-        "bleu4": _bleu(answers, references, "zh" if by_character else "13a"),
-        **_rouge(answers, references, by_character=by_character),
+        "bleu4": _bleu(answers, references, "zh" if by == "characters" else "13a"),
+        **_rouge(answers, references, by),
         "exact_match": _exact(answers, references),
     }
 
@@ -76,14 +88,31 @@ class _Characters:
         return _CHARACTER_OR_WORD.findall(text.lower())
 
 
-def _rouge(answers: Sequence[str], references: Sequence[str], *, by_character: bool) -> dict[str, Metric]:
-    """F1, a mean over the rows. English words by the package's own tokenizer, with its Porter stemmer."""
+class _Words:
+    """Words of any letters, with the marks that belong to them, as vowels in Hindi are; Chinese characters apart."""
+
+    def tokenize(self, text: str) -> list[str]:
+        apart = _CHINESE.sub(r" \g<0> ", text.lower())
+        kept = "".join(each if each.isalnum() or category(each)[0] == "M" else " " for each in apart)
+        return [word for word in kept.split() if any(map(str.isalnum, word))]
+
+
+# what the scorer is made with, and how the signature says so
+_ROUGE: dict[Units, tuple[dict[str, Any], str]] = {
+    "characters": ({"tokenizer": _Characters()}, "characters"),
+    "words": ({"tokenizer": _Words()}, "words"),
+    "stems": ({"use_stemmer": True}, "words, stemmed"),  # the package's own tokenizer, with its Porter stemmer
+}
+
+
+def _rouge(answers: Sequence[str], references: Sequence[str], by: Units) -> dict[str, Metric]:
+    """F1, a mean over the rows."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    words: Any = {"tokenizer": _Characters()} if by_character else {"use_stemmer": True}
-    scorer = RougeScorer(list(ROUGE), **words)
+    made, counted = _ROUGE[by]
+    scorer = RougeScorer(list(ROUGE), **made)
     found = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
-    signature = f"rouge-score {version('rouge-score')}, f1, {'characters' if by_character else 'words, stemmed'}"
+    signature = f"rouge-score {version('rouge-score')}, f1, {counted}"
     return {name: _mean([100 * each[name].fmeasure for each in found], signature) for name in ROUGE}
 
 

@@ -55,7 +55,7 @@ def sample(
     drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
     more = {} if beside is None else {name: value.to(device) for name, value in beside(ids.numpy()).items()}
     inner = text_model(model)
-    with _only_as_asked(inner), _head_read_once(inner):
+    with only_as_asked(inner), _head_read_once(inner):
         write = partial(
             inner.generate,
             input_ids=ids.to(device),
@@ -91,7 +91,7 @@ def answer(prompt: list[int], row: list[int], stops: Sequence[int]) -> Answer:
 
 
 @contextmanager
-def _only_as_asked(inner: Any) -> Iterator[None]:
+def only_as_asked(inner: Any) -> Iterator[None]:
     """Without what the model's generation_config.json says: its penalties and filters would make another policy."""
     from transformers import GenerationConfig
 

@@ -17,14 +17,16 @@ from factory.words import between, counted, duration, rate, size
 
 def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     table, evaluate = grid(), report.get("evaluate", {})
+    # without a held-out row there is a figure of those that train alone
+    whose = WHOSE["held_out" if report.get("data", {}).get("validation", 1) else "train"]
     for name, text in (
         *_sizes(report),
         *(_exported(report["export"]) if "export" in report else ()),
         *_training(report),
         *_trouble(report, folder),
         *_rows(report),
-        *_quality(evaluate, report.get("data", {})),
-        *_scored(evaluate),
+        *_quality(evaluate, whose),
+        *_scored(evaluate, whose),
         *_samples(report.get("samples", [])),
         *_checks(report.get("checks", {})),
     ):
@@ -100,9 +102,7 @@ def _trained(data: dict[str, Any], train: dict[str, Any]) -> str:
     return f"{seen:,} of {there:,} sequences trained, of {data['used']:,} rows"  # packed, or some more than once
 
 
-def _quality(evaluate: dict[str, Any], data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    # without a held-out row there is a figure of those that train alone
-    whose = WHOSE["held_out" if data.get("validation", 1) else "train"]
+def _quality(evaluate: dict[str, Any], whose: str) -> Iterator[tuple[str, str]]:
     if "perplexity" in evaluate:
         yield "perplexity", f"[bold]{_change(evaluate, 'perplexity')}[/bold] on the {whose}"
     for name in ("loss", "rewards/accuracy", "rewards/margin", "reward", "kl", "response_length"):
@@ -155,13 +155,13 @@ def _estimates(errors: dict[str, Any], train: dict[str, Any]) -> str:
     return f"{duration(train['seconds'])} of training, {place} {between(duration(low), duration(high))}{above}"
 
 
-def _scored(evaluate: dict[str, Any]) -> Iterator[tuple[str, str | Table]]:
+def _scored(evaluate: dict[str, Any], whose: str = WHOSE["held_out"]) -> Iterator[tuple[str, str | Table]]:
     """Answers' scores, and a table of each benchmark's categories."""
     if how := evaluate.get("generation"):
         scores = ", ".join(f"{name} {evaluate[name]:.2f}" for name in how["signatures"])
         yield (
             "answers",
-            f"[bold]{escape(scores)}[/bold] of {how['rows']:,} held-out rows, counted by {how['counted_by']}",
+            f"[bold]{escape(scores)}[/bold] of {how['rows']:,} {whose}, counted by {how['counted_by']}",
         )
     for each in evaluate.get("benchmarks", {}).values():
         average = each["average"]

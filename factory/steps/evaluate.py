@@ -1,7 +1,7 @@
 """Evaluate: perplexity of the held-out rows and a few answers, the same before and after training."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import chain
 from math import exp, inf, isfinite
 from typing import Any, TypeVar
@@ -10,10 +10,12 @@ import numpy as np
 
 from factory import registry
 from factory.data import batches
+from factory.data.dataset import Dataset as Rows
+from factory.data.dataset import Samples, without_end
 from factory.data.record import Medium
 from factory.estimate.speed import precision
 from factory.evaluation import rows
-from factory.evaluation.windows import windows
+from factory.evaluation.windows import part, windows
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.heads import writes
@@ -113,15 +115,15 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     plan, of = run.plan.steps.train, None if reference is None else reference.of
     collate = collating(run, dataset, of, padding_free=run.plan.steps.pack.padding_free)
     stage, total, watched = registry.run("stages", plan.stage), 0.0, Watched()
-    samples = [dataset.validation[number] for number in range(len(dataset.validation))]
-    for chosen, counts in _batches(run, samples, name):
-        batch = collate(chosen)
+    held = dataset.validation
+    for chosen, counts in _batches(run, range(len(held)), name):
+        batch = collate([held[number] for number in chosen])
         loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, plan.own).parts())
         if counts:
             total += float(loss)
             watched.add(metrics)
     total, watched = over_ranks(run.world, total, watched)
-    return {"loss": total / len(samples), **watched.means()}
+    return {"loss": total / len(held), **watched.means()}
 
 
 _KEPT = {"baseline": rows.PERPLEXITY_BEFORE, "evaluate": rows.PERPLEXITY}  # not of evaluations while training
@@ -130,25 +132,27 @@ _KEPT = {"baseline": rows.PERPLEXITY_BEFORE, "evaluate": rows.PERPLEXITY}  # not
 def _of_tokens(run: Run, model: Any, dataset: Dataset, name: str) -> float:
     """The mean over all trained tokens of the held-out rows, each once and by its weight, in nats.
 
-    A row is a context; one that is longer than data.max_length is read in windows. What each row adds is kept.
+    A row is a context; one that is longer than data.max_length is read in windows. What each row adds is kept. Rows are
+    read as their turn comes: they may be all that train.
     """
     from factory.losses import row_losses
 
     plan, held, collate = run.plan.steps, dataset.validation, collating(run, dataset)
     length, stride = plan.pack.max_length, plan.evaluate.stride
-    rows_of = [batches.examples(held[row])[0] for row in range(len(held))]
-    parts = [(row, part) for row, whole in enumerate(rows_of) for part in windows(whole, length, stride)]
-    parts.sort(key=lambda part: len(part[1].ids))  # what stands beside a row changes nothing
-    found = list[tuple[int, float]]()
-    for chosen, counts in _batches(run, parts, name):
-        batch = collate([part for _, part in chosen])
-        losses = _called(run, partial(row_losses, model, batch)).tolist()
+    read = lru_cache(plan.evaluate.batch_size)(lambda row: batches.examples(held[row])[0])
+    places = [(row, window) for row, size in enumerate(_sizes(held)) for window in windows(size, length, stride)]
+    places.sort(key=lambda place: place[1][1] - place[1][0])  # what stands beside a row changes nothing
+    found = list[tuple[int, float, float]]()
+    for chosen, counts in _batches(run, places, name):
+        parts = [part(read(row), window) for row, window in chosen]
+        losses = _called(run, partial(row_losses, model, collate(parts))).tolist()
         if counts:
-            found += zip((row for row, _ in chosen), losses, strict=True)
+            found += zip((row for row, _ in chosen), losses, (each.trained for each in parts), strict=True)
     nats = [0.0] * len(held)
-    for row, loss in chain.from_iterable(run.world.gathered(found)):
+    tokens: list[float] = [0] * len(held)
+    for row, loss, trained in chain.from_iterable(run.world.gathered(found)):
         nats[row] += loss
-    tokens = [row.trained for row in rows_of]
+        tokens[row] += trained
     if name in _KEPT and run.world.leads and all(map(isfinite, nats)):
         each = zip(rows.ids(held), nats, tokens, strict=True)
         kept = [{"id": row, "scores": {"nats": loss, "tokens": count}} for row, loss, count in each]
@@ -156,7 +160,14 @@ def _of_tokens(run: Run, model: Any, dataset: Dataset, name: str) -> float:
     return sum(nats) / sum(tokens)
 
 
-def _batches(run: Run, samples: list[Item], name: str) -> Iterator[tuple[list[Item], bool]]:
+def _sizes(held: Samples) -> list[int]:
+    """Tokens of each row, without reading it where it lies prepared."""
+    if isinstance(held, Rows):
+        return held.lengths.tolist()
+    return [len(batches.examples(held[row])[0].ids) for row in range(len(held))]
+
+
+def _batches(run: Run, samples: Sequence[Item], name: str) -> Iterator[tuple[Sequence[Item], bool]]:
     """This rank's, and whether each counts: one that is there for company alone does not."""
     size = run.plan.steps.evaluate.batch_size
     starts, idle = run.world.share(range(0, len(samples), size))
@@ -183,17 +194,18 @@ def _exp(loss: float) -> float:
 def _answer(
     run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int], shown: tuple[Medium, ...]
 ) -> dict[str, str]:
-    """The greedy answer to a prompt."""
+    """The greedy answer to a prompt, by the model's own probabilities alone."""
     import torch
 
     from factory.logits import text_model
+    from factory.rollouts.sample import only_as_asked
 
     run.stop_if_asked()
-    device = run.plan.steps.load.device
+    device, inner = run.plan.steps.load.device, text_model(model)
     ids = torch.tensor([prompt], device=device)
     seen = {} if dataset.media is None else dataset.media([shown], np.array([prompt]))
     write = partial(
-        text_model(model).generate,
+        inner.generate,
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         **{name: values.to(device) for name, values in seen.items()},
@@ -203,9 +215,9 @@ def _answer(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=dataset.stops,
     )
-    with torch.no_grad(), autocast(run.plan):
+    with torch.no_grad(), autocast(run.plan), only_as_asked(inner):
         given = run.way.call(write)
-    answer = given[0, ids.shape[1] :]
+    answer = without_end(given[0, ids.shape[1] :].tolist(), dataset.stops)
     return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from factory.steps.proofs import UNMERGEABLE, moved, said, token_losses
 from factory.steps.written import Merged, Ready, as_gguf, as_hf, cast, classifier_class
 
 _MARK = "Qanswer0"
+_ANSWERS = (_MARK, [{"type": "text", "text": _MARK}])  # some templates of models that see take parts alone
 
 
 def ready(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]:
@@ -41,17 +43,21 @@ def ready(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]:
 
 def ends(tokenizer: Any) -> list[int]:
     """The tokens that end an answer: the end of text, and the special token that the chat template ends a turn with."""
+    text = next(filter(None, map(partial(_turn, tokenizer), _ANSWERS)), "") if tokenizer.chat_template else ""
+    after = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return sorted({tokenizer.eos_token_id, *(set(after[:1]) & special)})
+
+
+def _turn(tokenizer: Any, answer: Any) -> str:
+    """A conversation that ends with the answer; nothing where the template takes none, or does not write it."""
     from jinja2 import TemplateError
 
-    found = {tokenizer.eos_token_id}
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        with suppress(TemplateError, ValueError, TypeError):  # a template that takes no such conversation ends no turn
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-            after = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
-            special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-            found |= set(after[:1]) & special
-    return sorted(found)
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+    with suppress(TemplateError, ValueError, TypeError):
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return text if _MARK in text else ""
+    return ""
 
 
 def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:

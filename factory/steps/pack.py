@@ -1,10 +1,9 @@
 """Pack: encoded rows to the sequences that are trained and those that are held out, with the count of every row."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from factory import templates
 from factory.data import known, mix, proof
 from factory.data.batches import examples
-from factory.data.dataset import IGNORED, Example, Sample, Samples, dataset
+from factory.data.dataset import Example, Samples, dataset
+from factory.data.encoding import EncoderSpec
 from factory.data.media import Inputs
 from factory.data.mix import Mixed
 from factory.data.prepare.workers import Workers
@@ -26,7 +26,6 @@ from factory.refusal import refuse
 from factory.steps.align import Aligned
 
 _PROMPT_TOKENS = 24  # of a plain text, to be continued
-_LOOKED = 20  # rows of a stream, for one that has kept its end
 _UNEVEN = 2.0  # times as much that a kind of labelled answers weighs
 _SAME = "the validation set has the same row"
 
@@ -92,7 +91,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         prompts=_prompts(validation, prompts, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops([_with_its_end(aligned, mixed, alone, train)], tokenizer),
+        stops=_stops(aligned.spec, tokenizer),
         counts=counts,
         digest=_digest(aligned, mixed),
         notes=tuple(_notes(plan, aligned, mixed, counts, tokenizer)),
@@ -112,9 +111,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
     validation: Samples = stream.validation
     if held is not None:
         validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.spec.kind)
-    samples = (sample for sample, _ in stream.samples())
-    first = next(samples)
-    others = islice(samples, _LOOKED) if steps.pack.truncation == "right" else ()
+    first, _ = next(stream.samples())
     return Dataset(
         train=(),
         stream=stream,
@@ -123,7 +120,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         prompts=_prompts(validation, steps.evaluate.samples, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops((first, *others), tokenizer),
+        stops=_stops(aligned.spec, tokenizer),
         counts={},
         digest=None,
         notes=tuple(_lacking(plan, aligned, tokenizer)),
@@ -228,20 +225,9 @@ def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, li
     return found
 
 
-def _with_its_end(aligned: Aligned, mixed: Mixed, alone: Pack, train: Samples) -> Sample:
-    """A sequence whose last answer has its end: that of the first row which data.truncation=right has left one."""
-    cut = np.concatenate([source.open_ended for source in aligned.sources.values()])[mixed.train]
-    whole = mixed.train[~cut][:1]
-    kept = dataset(aligned.sources, whole, alone, aligned.spec.kind) if cut.any() and len(whole) else train
-    return kept[0]
-
-
-def _stops(samples: Iterable[Sample], tokenizer: Any) -> list[int]:
-    """An answer's last trained token ends it where it is a special one, or a whole word of the template's.
-
-    Of a row that has lost its end it is any other.
-    """
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    labels = (reversed(examples(sample)[0].labels) for sample in samples)
-    lasts = (next((label for label in each if label != IGNORED), tokenizer.eos_token_id) for each in labels)
-    return sorted({tokenizer.eos_token_id, *islice((last for last in lasts if last in special), 1)})
+def _stops(spec: EncoderSpec, tokenizer: Any) -> list[int]:
+    """The end of text, and what the template ends an answer with where that is one token: a row may have lost it."""
+    answer = spec.ended()
+    last = tokenizer(answer, add_special_tokens=False)["input_ids"][-1] if answer else tokenizer.eos_token_id
+    special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
+    return sorted({tokenizer.eos_token_id, *([last] if special else [])})

@@ -12,12 +12,14 @@ from typing import Any
 
 from factory import benchmarks
 from factory.benchmarks.prompts import Prompter
+from factory.data.dataset import without_end
 from factory.evaluation import generate, harness, rows
 from factory.evaluation.generate import Answered, Prompt, Scorer
 from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.steps.feed import autocast
 from factory.steps.pack import Dataset
+from factory.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,12 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
     asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=room) for exam in exams)
     if not plan.generation:
         return {"asked": Asked(asked, tasks, [], None)}
-    prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples)
+    prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples, dataset.stops)
     if not prompts:
         raise refuse("nothing-to-answer", "evaluate.generation=true", "no row is left to be held out")
+    if lost := generate.lost_ends(dataset.validation):
+        cut = f"data.truncation=right has cut the end of {counted(lost, 'reference')}"
+        run.emit("note", text=f"{cut}: what is written is scored against what is left.")
     return {"asked": Asked(asked, tasks, prompts, generate.scorer(plan.metrics, [each.reference for each in prompts]))}
 
 
@@ -53,11 +58,19 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
     plan = run.plan.steps.evaluate
     if plan.harness is None:
         return None
+    from jinja2 import TemplateError
 
     def chat(said: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As the library's own model does it: without a turn for the answer the last one is left open."""
+        """As the library's own model does it: without a turn for the answer the last one is left open.
+
+        A system's text that the template does not take is left out.
+        """
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        return tokenizer.apply_chat_template(said, tokenize=False, **options)
+        write = partial(tokenizer.apply_chat_template, tokenize=False, **options)
+        try:
+            return write(said)
+        except TemplateError:
+            return write([each for each in said if each["role"] != "system"])
 
     room = run.plan.steps.patch.reach
     return harness.read(plan.harness, seed=run.plan.seed, chat=chat if plan.chat else None, context=room)
@@ -74,11 +87,11 @@ def score(
     if asked.exams:
         evaluate["benchmarks"] = {exam.exam.name: _asked(run, model, exam) for exam in asked.exams}
     if asked.tasks is not None:
-        evaluate["harness"] = _of_tasks(run, model, tokenizer, asked.tasks)
+        evaluate["harness"] = _of_tasks(run, model, tokenizer, dataset, asked.tasks)
     return {"result": {**measured, "evaluate": evaluate}}
 
 
-def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dict[str, Any]:
+def _of_tasks(run: Run, model: Any, tokenizer: Any, dataset: Dataset, tasks: harness.Tasks) -> dict[str, Any]:
     """The figures of each task for the report; their questions go into a file."""
     import torch
 
@@ -99,7 +112,7 @@ def _of_tasks(run: Run, model: Any, tokenizer: Any, tasks: harness.Tasks) -> dic
     found = harness.ask(
         tasks,
         Loaded(
-            Called(text_model(model), torch.device(device), call, run.stop_if_asked),
+            Called(text_model(model), torch.device(device), call, run.stop_if_asked, dataset.stops),
             tokenizer,
             batch_size=plan.batch_size,
             context=run.plan.steps.patch.reach,
@@ -172,7 +185,8 @@ def _batch(run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, 
     options["beside"] = None if media is None else partial(media, shown)
     with autocast(run.plan), drawing:
         given = sample(model, [each.ids for each in asked], sampling, **options)
-    texts = tokenizer.batch_decode([each.ids for each in given], skip_special_tokens=True)
+    said = [without_end(each.ids, dataset.stops) for each in given]
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
     return [Answered(text.strip(), each.ended) for text, each in zip(texts, given, strict=True)]
 
 

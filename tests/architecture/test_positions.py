@@ -50,14 +50,28 @@ def test_an_options_context_is_the_published_one(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "tokens"),
+    ("config", "length"),
     [
-        ({}, None),
+        ({"max_position_embeddings": 4096}, None),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, None),
         ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 64}}, 64),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 256),
-        ({"rope_parameters": {**WINDOWED, "full_attention": {"rope_type": "dynamic", "factor": 2.0}}}, 256),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.0}}, None),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 4096),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096},
+            },
+            4096,
+        ),
+        (
+            {
+                "max_position_embeddings": 8192,
+                "rope_parameters": {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {}},
+            },
+            8192,
+        ),
     ],
 )
-def test_up_to_where_a_row_is_alike_beside_longer_ones(said: dict[str, Any], tokens: int | None) -> None:
-    assert alike({"max_position_embeddings": 256, **said}) == tokens
+def test_up_to_where_a_row_is_alike_beside_longer_ones(config: dict[str, Any], length: int | None) -> None:
+    assert alike(config) == length

@@ -30,6 +30,7 @@ def result(seed: int, skill: float, sizes: dict[str, int] = SUBJECTS, name: str 
     return Result(
         name=name,
         source="here",
+        digest="0123456789abcdef",
         shots=5,
         chat=False,
         rows=tuple(rows),

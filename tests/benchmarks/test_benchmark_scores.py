@@ -115,6 +115,51 @@ def test_a_batchs_size_changes_nothing(batch_size: int, tmp_path: Path) -> None:
     assert apart(one, [row.log_probs or () for row in run("mmlu", tmp_path, model, batch_size=8).rows]) < 1e-5
 
 
+def test_other_questions_are_another_figure(tmp_path: Path) -> None:
+    """Of the same number and the same subjects, as a set is that corrects another."""
+    made.write(tmp_path, "mmlu")
+    model = model_of("llama")
+    first, again = (run("mmlu", tmp_path, model).signature for _ in range(2))
+    file = tmp_path / "test" / "astronomy_test.csv"
+    file.write_text(file.read_text().replace("plus", "and", 1))
+    other = run("mmlu", tmp_path, model).signature
+    assert first == again != other
+    assert first.rpartition(", ")[0] == other.rpartition(", ")[0]
+
+
+@pytest.mark.parametrize(
+    ("turned", "reach"),
+    [
+        ({"rope_type": "dynamic", "factor": 4.0}, 420),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}, 1680),
+    ],
+    ids=["dynamic", "longrope"],
+)
+def test_positions_that_a_long_prompt_turns_are_read_alone(turned: dict[str, Any], reach: int, tmp_path: Path) -> None:
+    """Of three subjects the last has one: those beside it, and those that come after it, are as in a fresh model."""
+    content = made.write(tmp_path, "mmlu")
+    file = tmp_path / "test" / "world_religions_test.csv"
+    first, *rest = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([first.replace("What is", "long " * 150 + "What is", 1), *rest]))
+    asked = content["world_religions"][1]
+    asked[0] = (asked[0][0].replace("What is", "long " * 150 + "What is", 1), *asked[0][1:])
+    if turned["rope_type"] == "longrope":
+        turned = {**turned, "original_max_position_embeddings": 420}
+    own = {"rope_parameters": {"rope_theta": 10000.0, **turned}, "max_position_embeddings": reach}
+    result = run("mmlu", tmp_path, model_of("llama", **own), shots=2, context=1680)
+    assert result.reading == "alone" and any("read alone" in note for note in result.notes)
+    tokenizer = made.tokenizer()
+    prompts = [
+        made.prompt("mmlu", subject, solved[:2], row)
+        for subject, (solved, asked) in sorted(content.items())
+        for row in asked
+    ]
+    alone = [plain(model_of("llama", **own).eval(), prompt, made.SPACE["mmlu"], tokenizer) for prompt in prompts]
+    assert apart(result, alone) < 1e-4
+    file.write_text("".join(rest))
+    assert run("mmlu", tmp_path, model_of("llama", **own), shots=2, context=1680).reading == "shared"
+
+
 def test_a_memory_that_is_no_list_of_keys_is_not_shared(tmp_path: Path) -> None:
     content = made.write(tmp_path, "mmlu")
     model = model_of("lfm2", **families.DENSE["lfm2"][0]).eval()
@@ -319,3 +364,13 @@ def test_without_a_chat_template_a_conversation_is_refused(tmp_path: Path, monke
     with pytest.raises(UserError) as raised:
         run("mmlu", tmp_path, model_of("llama"), chat=True)
     assert [refusal.rule for refusal in raised.value.refusals] == ["benchmark-template"]
+
+
+def test_a_model_that_gives_no_numbers_has_no_figure(tmp_path: Path) -> None:
+    """The likeliest of four letters that are none would be A."""
+    made.write(tmp_path, "mmlu")
+    model = model_of("llama")
+    with torch.no_grad():
+        model.lm_head.weight[0] = torch.nan
+    with pytest.raises(UserError, match=r"\[held-out-not-finite\] evaluate\.benchmarks=mmlu: .*are no numbers"):
+        run("mmlu", tmp_path, model)

@@ -11,6 +11,8 @@ import side_by_side
 from factory.compare import found
 from factory.compare.comparison import Comparison, compared
 from factory.compare.judged import Verdict
+from factory.evaluation import rows
+from factory.run.folder import RunFolder
 
 TOKENS = np.random.default_rng(0).integers(20, 80, 60)
 LOSSES = np.random.default_rng(1).normal(2, 0.3, 60)  # nats a token, of each row
@@ -176,6 +178,48 @@ def test_the_mean_of_the_rouges_has_its_rows_and_a_best(tmp_path: Path) -> None:
     figures = [column.value(run) for run in made.runs]
     assert figures[0] is not None and figures[1] is not None
     assert judged.others[0].difference.value == pytest.approx(figures[0] - figures[1]) == pytest.approx(-6)
+
+
+def test_scores_against_other_references_are_not_compared(tmp_path: Path) -> None:
+    """One that was cut makes another figure of the same row."""
+
+    def answered(name: str, *overrides: str, scores: Any, cut: int) -> Path:
+        made = side_by_side.run(tmp_path / name, *overrides, evaluate={"rougeL": float(scores.mean())})
+        references = ["an answer" if at < cut else "an" for at in range(60)]
+        lines = [
+            {"id": f"demo:{at}", "scores": {"rougeL": score}, "reference": reference}
+            for at, (score, reference) in enumerate(zip(scores.tolist(), references, strict=True))
+        ]
+        rows.write(RunFolder(made).evaluation / "generation.jsonl", lines)
+        return made
+
+    whole, cut = answered("a", scores=ROUGE, cut=60), answered("b", "method=full", scores=ROUGE + 1, cut=40)
+    judged = verdict(whole, cut, metric="rougeL")
+    assert (judged.best, judged.others[0].rows) == (1, 40)
+
+
+def test_scores_that_count_otherwise_have_no_best(tmp_path: Path) -> None:
+    def answered(name: str, *overrides: str, more: float, counted: str) -> Path:
+        evaluate = {"rougeL": float(ROUGE.mean()) + more, "generation": {"signatures": {"rougeL": counted}}}
+        scores = {"rougeL": (ROUGE + more).tolist()}
+        return side_by_side.run(tmp_path / name, *overrides, evaluate=evaluate, scores=scores)
+
+    one = answered("a", more=0, counted="words")
+    judged = verdict(one, answered("b", "method=full", more=5, counted="characters"), metric="rougeL")
+    assert judged.best is None and judged.why is not None and "how it is scored differs" in judged.why
+    assert verdict(one, answered("c", "method=full", more=5, counted="words"), metric="rougeL").best == 1
+
+
+def test_a_run_that_leads_by_rows_of_its_own_is_said_to(tmp_path: Path) -> None:
+    """It has answered more, and is worse in each that both have: its interval does not hold 0."""
+    many, few = np.concatenate([ROUGE[:20] - 5, ROUGE[20:] + 50]), ROUGE[:20]
+    one, two = (
+        side_by_side.run(tmp_path / name, *more, evaluate={"rougeL": each.mean()}, scores={"rougeL": each.tolist()})
+        for name, more, each in (("a", (), many), ("b", ("method=full",), few))
+    )
+    judged = verdict(one, two, metric="rougeL")
+    assert (judged.leading, judged.best, judged.others[1].better) == (0, None, True)
+    assert judged.why == "method=lora leads by its own rows, and method=full by those that both have measured"
 
 
 def test_benchmarks_are_compared_by_what_was_asked(tmp_path: Path) -> None:

@@ -304,7 +304,9 @@ TABLE = (
         "evaluate.generation=true data.max_length=252 evaluate.max_new_tokens=4",
     ),
     row("generation-metrics", "{answers} evaluate.metrics=[]", "{answers} evaluate.metrics=[bleu4]"),
-    row("generation-metrics", "{answers} evaluate.metrics=[bleu]", "{answers} evaluate.metrics=[mine:rouge1]"),
+    row("generation-metrics", "{answers} evaluate.metrics=[bleu]", "{answers} evaluate.metrics=[mine:overlap]"),
+    row("generation-metrics", "{answers} evaluate.metrics=[mine:bleu4]", "{answers} evaluate.metrics=[mine:bleu]"),
+    row("generation-metrics", "{answers} evaluate.metrics=[mine:perplexity]", "{answers} evaluate.metrics=[mine:nats]"),
     row(
         "generation-metrics",
         "{answers} evaluate.metrics=[rouge1,mine:rouge1]",

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 from own_tasks import ASKED, QUESTIONS, SHOTS, own_tasks
 from rich.console import Console
 
@@ -178,6 +179,39 @@ def test_answers_in_words_are_those_of_the_models_own_generate(execute: Execute,
     assert done.result["evaluate"]["harness"]["written"]["of"] == len(ASKED)
 
 
+def test_an_answer_ends_with_what_ends_one_in_training(
+    execute: Execute, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's own file may know of no such token; and where it was added, a decoder would show it."""
+    import torch
+    from transformers import AutoTokenizer
+
+    words = (*RUN, mine, "evaluate.harness=[written]", "evaluate.max_samples=1")
+    whole = execute(*words, folder="whole")
+    tokenizer = AutoTokenizer.from_pretrained(whole.run.folder.model)
+    ids = torch.tensor([tokenizer(question(ASKED[0][0]))["input_ids"]])
+    with torch.no_grad():
+        given = whole.model.eval().generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    said = given[0, ids.shape[1] :].tolist()
+    at = next(place for place, token in enumerate(said) if place and token not in said[:place])
+    monkeypatch.setattr("factory.steps.pack._stops", lambda *_: [2, said[at]])
+    (row,) = lines(execute(*words, folder="ended").run)
+    assert row["answers"] == {"none": tokenizer.decode(said[:at])}
+
+
+def test_a_template_that_takes_no_system_text_is_asked_without(execute: Execute, mine: str, here: Path) -> None:
+    base = tiny.save(here / "base")
+    template = base / "chat_template.jinja"
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    template.write_text(refusing + template.read_text())
+    (here / "mine" / "sums.yaml").open("a").write("description: Sums are asked for.\n")
+    done = execute(*RUN, mine, f"model.path={base}", "evaluate.harness=[sums]", "evaluate.chat=true")
+    kept = lines(done.run)
+    assert len(kept) == len(ASKED) and not any("Sums are asked for" in row["prompt"] for row in kept)
+    notes = [json.loads(line).get("text", "") for line in done.run.folder.events.read_text().splitlines()]
+    assert sum("takes no system text" in note for note in notes) == 1
+
+
 def test_as_a_conversation(execute: Execute, mine: str) -> None:
     """The solved questions are turns of the same conversation, as the model's chat template has it."""
     done = execute(*RUN, mine, "evaluate.harness=[sums]", "evaluate.chat=true", "evaluate.harness_shots=1")
@@ -282,7 +316,10 @@ def test_a_task_that_cannot_be_asked(
     assert refusal.rule == rule and says in refusal.wrong
 
 
-def test_answers_that_the_context_has_no_room_for(planned: PlannedHarness) -> None:
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens"])
+def test_answers_that_the_context_has_no_room_for(name: str, planned: PlannedHarness) -> None:
+    task = Path(str(planned.path)) / "written.yaml"
+    task.write_text(task.read_text().replace("max_gen_toks", name))
     with pytest.raises(UserError, match=r"\[harness-room\] evaluate\.harness=written: .*up to 6 tokens"):
         harness.read(replace(planned, tasks=("written",)), seed=0, chat=None, context=6)
 
@@ -324,6 +361,18 @@ def test_a_metric_that_fails_is_the_users_to_mend(planned: PlannedHarness) -> No
     right = {("sums", number): 1.0 for number in range(len(QUESTIONS))}
     with pytest.raises(UserError, match=r"\[harness-asking\] evaluate\.harness=\[sums\]: KeyError: 'no worst'"):
         harness.ask(read, Pretended(right), limit=None, chat=False, device="cpu")
+
+
+def test_a_model_that_gives_no_numbers_has_no_figure(planned: PlannedHarness) -> None:
+    """The library would take the first of such log-likelihoods for the largest."""
+    read = harness.read(planned, seed=0, chat=None, context=256)
+
+    class Broken(Pretended):
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            return [(float("nan"), False) for _ in requests]
+
+    with pytest.raises(UserError, match=r"\[held-out-not-finite\] evaluate\.harness=sums: .* is no number"):
+        harness.ask(read, Broken({}), limit=None, chat=False, device="cpu")
 
 
 def test_changed_task_files_are_another_plan(execute: Execute, mine: str, here: Path) -> None:

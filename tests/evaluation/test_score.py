@@ -176,6 +176,48 @@ def test_an_interrupted_evaluation_goes_on(execute: Execute, monkeypatch: pytest
     )
 
 
+def test_a_token_that_was_added_to_end_answers_is_no_part_of_them(execute: Execute, here: Path) -> None:
+    """A decoder shows it: an answer that has no word of its reference would share the end of turn with it."""
+    said = [{"instruction": f"Say {n}", "output": f"It is {n}."} for n in range(30)]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, said)))
+    words = ("data=file", "data.path=rows.jsonl", "model.template=llama3", "model.new_tokens=['<|eot_id|>']")
+    done = execute(*ANSWERS, *words)
+    assert done.dataset.stops == [2, 512]
+    kept = lines(done.run, "generation")
+    assert kept and all(row["reference"] in {each["output"] for each in said} for row in kept)
+    assert not any("<|eot_id|>" in row["answer"] for row in kept)
+
+
+@pytest.mark.parametrize("asked", ["data.truncation=right", "data.train_on_prompt=true"])
+def test_answers_end_as_the_template_says_whatever_the_first_row_ends_with(
+    asked: str, execute: Execute, here: Path
+) -> None:
+    """One that was cut has lost its end, and of one that is trained whole the last token is the line's."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny.save(here / "base"))
+    tokenizer.eos_token = "<|endoftext|>"  # which ends no turn
+    tokenizer.save_pretrained(here / "base")
+    said = [{"instruction": f"Count from {n}", "output": ", ".join(map(str, range(n, n + 40)))} for n in range(30)]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, said)))
+    words = ("data=file", "data.path=rows.jsonl", "data.validation_fraction=0.3", "stage.max_steps=1")
+    cut = ("data.max_length=64",) if asked == "data.truncation=right" else ()
+    done = execute(f"model.path={here / 'base'}", *words, *cut, asked)
+    assert done.dataset.stops == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_references_that_were_cut_are_told(execute: Execute, here: Path) -> None:
+    said = [{"instruction": f"Count from {n}", "output": ", ".join(map(str, range(n, 2 * n + 4)))} for n in range(30)]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, said)))
+    words = ("data=file", "data.path=rows.jsonl", "data.truncation=right", "data.max_length=64")
+    done = execute(*ANSWERS, *words)
+    held = done.dataset.validation
+    ends = [tiny.tokenizer().decode(held[at].ids).rstrip() for at in range(len(held))]
+    cut = sum(not each.endswith("<|im_end|>") for each in ends)
+    notes = [json.loads(line).get("text", "") for line in done.run.folder.events.read_text().splitlines()]
+    assert 0 < cut < len(held) and any(f"has cut the end of {cut} ref" in note for note in notes)
+
+
 def test_what_a_judged_row_gives_for_a_reference() -> None:
     """Of a pair the chosen answer; a labelled answer where it is wanted."""
     tokenizer = tiny.tokenizer()
@@ -187,7 +229,7 @@ def test_what_a_judged_row_gives_for_a_reference() -> None:
 
     pair = Pair(example("well"), example("badly"))
     labelled = [Labelled(example(text), wanted, 2) for text, wanted in (("no", False), ("yes", True), ("sure", True))]
-    found = generate.prompts([pair, *labelled], tokenizer, most=2)
+    found = generate.prompts([pair, *labelled], tokenizer, most=2, stops=[2])
     assert [(each.id, each.text, each.reference) for each in found] == [
         ("held out:0", "say it", "well"),
         ("held out:2", "say it", "yes"),

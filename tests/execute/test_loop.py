@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from conftest import AS_TRANSFORMERS, compiled
 from grids import diagonal
@@ -290,6 +291,15 @@ def test_answers_are_the_models_own(execute: Execute, tiny_model: Path) -> None:
             ids = torch.tensor([prompt])
             given = fresh(folder).generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
             assert sample[name] == tokenizer.decode(given[0, len(prompt) :], skip_special_tokens=True)
+
+
+def test_answers_are_greedy_whatever_the_models_own_file_says(execute: Execute, tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base")
+    config = base / "generation_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "repetition_penalty": 50.0}))
+    words = (*FULL, "stage.max_steps=1", "evaluate.samples=2", "evaluate.max_new_tokens=8")
+    plain, penalized = execute(*words, folder="plain"), execute(*words, f"model.path={base}", folder="penalized")
+    assert penalized.result["samples"] == plain.result["samples"]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

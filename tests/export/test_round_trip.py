@@ -1,5 +1,6 @@
 """What is exported of a run answers as the run did: read by plain libraries, in a process that has no Factory."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.next_commands import next_commands
 from factory.saved import saved
+from factory.steps.export import ends
 
 Execute = Callable[..., Any]
 TEXT = "A fox and a dog: what do they say?"
@@ -238,3 +240,16 @@ def test_a_model_that_its_type_is_too_narrow_for_is_written_unchecked_and_told(e
     assert "mean_nats" not in told and (here / "hf" / "model.safetensors").is_file()
     assert json.loads(as_json(told)) == told
     assert "no numbers" in RunFolder("export-run").events.read_text()
+
+
+def test_an_answer_in_parts_ends_as_one_in_a_text() -> None:
+    """A template of parts alone writes nothing of a text: the conversation's first token would be taken for its end."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    parts = "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+    turn = "<|im_start|>{{ message.role }}\n" + parts + "<|im_end|>\n"
+    tokenizer.eos_token = "<|endoftext|>"
+    assert ends(tokenizer) == [0, 2]
+    tokenizer.chat_template = "{% for message in messages %}" + turn + "{% endfor %}"
+    assert ends(tokenizer) == [0, 2]
+    tokenizer.chat_template = None
+    assert ends(tokenizer) == [0]

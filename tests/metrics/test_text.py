@@ -59,3 +59,24 @@ def test_exact_match_takes_no_heed_of_space_around() -> None:
 )
 def test_the_language_is_the_references(texts: list[str], found: bool) -> None:
     assert text.chinese(texts) is found
+
+
+def test_rouge_of_other_letters_counts_their_words() -> None:
+    """The package's own tokenizer keeps a to z alone: of these words nothing, so that an equal answer would have 0."""
+    found = text.score(["Кошка сидит на окне."], ["Кошка спит на окне."])
+    assert found["rouge1"].value == found["rougeL"].value == pytest.approx(100 * 3 / 4)
+    assert found["rouge2"].value == pytest.approx(100 * 1 / 3)
+    assert found["rouge1"].signature.endswith("f1, words")
+    assert text.score(["안녕 세상"], ["안녕 세상"])["rougeL"].value == 100
+
+
+def test_a_mark_belongs_to_its_word() -> None:
+    assert text._Words().tokenize("हिन्दी, ❤️ भाषा! 我爱X") == ["हिन्दी", "भाषा", "我", "爱", "x"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "by"),
+    [(["a naïve café", "yes"], "stems"), (["Привет, Tom"], "words"), (["我爱北京"], "characters"), (["42"], "stems")],
+)
+def test_what_texts_are_counted_by(texts: list[str], by: str) -> None:
+    assert text.units(texts) == by

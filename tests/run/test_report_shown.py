@@ -63,6 +63,16 @@ def test_rows_that_no_step_came_to_were_not_trained(
     assert f" {told}, 4 held out" in console.export_text()
 
 
+@pytest.mark.parametrize(("validation", "whose"), [(3, "held-out rows"), (0, "rows that train")])
+def test_it_is_said_whose_rows_were_answered(validation: int, whose: str) -> None:
+    how = {"rows": 3, "counted_by": "words", "signatures": {"rougeL": "f1"}}
+    data = {"rows": 9, "used": 9 - validation, "validation": validation, "dropped": {}}
+    sizes = {"parameters": {"trainable": 1, "total": 2}, "memory": {"peak_bytes": 1, "estimated_bytes": None}}
+    console = Console(width=140, file=StringIO(), record=True)
+    console.print(report_panel({**sizes, "data": data, "evaluate": {"rougeL": 1.0, "generation": how}}, Path("run")))
+    assert f"of 3 {whose}, counted by words" in console.export_text()
+
+
 @pytest.mark.parametrize(
     ("steps", "more"),
     [

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import tiny
 import torch
 
+from factory.data import batches
+from factory.data.dataset import Dataset
 from factory.evaluation import rows
 
 TEXTS = [f"The {animal} sleeps in the {place} until noon." for animal in ("cat", "fox") for place in ("hall", "wood")]
@@ -44,3 +47,18 @@ def test_every_row_that_trains_is_measured_once(execute: Callable[..., Any], her
         tokens += ids.shape[1] - 1
     assert measured["evaluate"]["perplexity"] == pytest.approx(exp(nats / tokens), rel=1e-5)
     assert measured["evaluate"]["perplexity"] < measured["evaluate"]["perplexity_before"]
+
+
+@pytest.mark.parametrize("stage", ["pt", "sft", "orpo"])
+def test_rows_are_read_as_their_turn_comes(
+    stage: str, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that train may be measured: they are never in memory together."""
+    told, known = list[str](), Dataset.__getitem__
+    collate = batches.collate
+    monkeypatch.setattr(Dataset, "__getitem__", lambda self, at: (told.append("read"), known(self, at))[1])
+    monkeypatch.setattr(batches, "collate", lambda *given, **more: (told.append("batch"), collate(*given, **more))[1])
+    run = ("data.validation_fraction=0", "data.max_samples=40", "evaluate.rows=train", "evaluate.batch_size=4")
+    done = execute(f"stage={stage}", "method.rank=4", "precision=fp32", "stage.max_steps=1", *run)
+    rows_read = [len(list(each)) for what, each in groupby(told) if what == "read"]
+    assert done.result["evaluate"] and max(rows_read) < 20
