@@ -38,8 +38,8 @@ def reach(text: dict[str, Any]) -> int | None:
 def alike(text: dict[str, Any]) -> int | None:
     """The longest row whose tokens stand at the same positions whatever stands beside it; None: any.
 
-    Beyond it these ways turn all rows of a batch by the longest (transformers' dynamic_rope_update): dynamic's grow with
-    it, and stay so until a short one comes; longrope has two.
+    Beyond it these ways turn all rows of a batch by the longest (transformers' dynamic_rope_update): dynamic's grow
+    with it, and stay so until a short one comes; longrope has two.
     """
     said, context = _said(text), text.get("max_position_embeddings")
     each = [own for own in said.values() if isinstance(own, dict)] or [said]
