@@ -13,6 +13,9 @@ def counted(completion_ids, **others):
 
 def alike(completions):
     return [1.0 for _ in completions]
+
+def tenths(completions):
+    return [0.1 for _ in completions]
 """
 LORA = ("method=lora", "method.rank=4")
 SHORT = (

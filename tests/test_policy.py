@@ -312,7 +312,7 @@ def test_group_advantages_by_hand() -> None:
 
 
 @pytest.mark.parametrize("scale", [True, False])
-@pytest.mark.parametrize("size", [3, 6, 7])
+@pytest.mark.parametrize("size", [3, 6, 7, 8])
 def test_a_group_that_agrees_has_no_advantages(size: int, scale: bool) -> None:
     """The mean of equal rewards, rounded in float32, may be another number, and apart from it they would all be."""
     for reward in (0.1, 0.7, -1.28, 1000.1):

@@ -275,10 +275,16 @@ def test_lower_precisions_run(precision: str, execute: Execute, judge: Path) -> 
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
 
 
-def test_answers_that_are_all_alike_say_nothing_of_gradients(execute: Execute, scoring: str) -> None:
-    """No group has a better answer: nothing moves, nothing is called dead, and the share of such groups is shown."""
-    same = scoring.replace("letters_scoring:letters", "letters_scoring:alike")
-    done = execute(*STAGES["grpo"], *LORA, *SHORT, same, "stage.beta=0")
+@pytest.mark.parametrize(("scores", "size"), [("alike", 4), ("tenths", 8)])
+def test_answers_that_are_all_alike_say_nothing_of_gradients(
+    scores: str, size: int, execute: Execute, scoring: str
+) -> None:
+    """No group has a better answer: nothing moves, nothing is called dead, and the share of such groups is shown.
+
+    The mean of eight tenths is none in float32.
+    """
+    same = scoring.replace("letters_scoring:letters", f"letters_scoring:{scores}")
+    done = execute(*STAGES["grpo"], *LORA, *SHORT, same, "stage.beta=0", f"stage.group_size={size}")
     assert "gradients_alive" not in done.run.checks
     assert [line["groups_alike"] for line in done.metrics] == [1, 1, 1]
     assert all(value.detach().equal(done.start[name]) for name, value in done.model.named_parameters())

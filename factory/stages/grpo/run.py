@@ -28,7 +28,7 @@ def source(
         rolled = roll(run, model, dataset, reward, [row for row in prompts for _ in range(size)])
         if step == first:
             turns.check_ratio(run, model, dataset, rolled)
-        spread = rolled.scores.view(-1, size).std(1)
+        spread = rolled.scores.double().view(-1, size).std(1)  # of equal scores 0, as their advantages are
         columns = {
             "old": rolled.log_probs,
             "advantages": policy.group_advantages(rolled.scores, size, scale=own["loss"] == "grpo"),
