@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
 from factory.board.children import Children, free_port
 from factory.board.planned import Planner
 from factory.board.runs import Runs
@@ -20,7 +23,7 @@ from factory.redact import without_secrets
 from factory.refusal import UserError, refusal, refuse
 from factory.run.folder import unwritable
 from factory.schema import Board
-from factory.serve.guard import is_own
+from factory.serve.guard import App, Receive, Scope, Send, by_own_name, is_own
 
 PASSWORD = "FACTORY_BOARD_PASSWORD"  # noqa: S105  a variable's name
 _OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
@@ -37,6 +40,19 @@ def check(board: Board) -> str | None:
     if problems:
         raise UserError(*problems)
     return password
+
+
+class OwnName:
+    """Before a page without a password: a page of another site could ask it by a name of its own (`by_own_name`)."""
+
+    def __init__(self, app: App):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and not by_own_name(dict(scope["headers"]).get(b"host", b"").decode("latin-1")):
+            app = PlainTextResponse("Set board.password to open the page by another name than localhost.", 403)
+        await app(scope, receive, send)
 
 
 def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
@@ -69,6 +85,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
             server_port=board.port or free_port(board.host),
             share=board.share,
             auth=None if password is None else (lambda _, given: _knows(password, given)),
+            app_kwargs={"middleware": [Middleware(OwnName)] if password is None else []},
             inbrowser=board.open,
             css=shown.CSS,
             footer_links=[],

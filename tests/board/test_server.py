@@ -1,6 +1,7 @@
 """Who may open the page, and what each key of `board` does."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from factory import compose, schema
 from factory.board import server
 from factory.refusal import UserError
 from factory.typed import Reader
+
+NAMES = ("evil.example", "localhost:7860", "127.0.0.1:7860")
 
 
 def _board(*overrides: str) -> schema.Board:
@@ -69,6 +72,33 @@ def test_every_key_reaches_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert (seen["server_name"], seen["share"], seen["inbrowser"]) == ("0.0.0.0", True, True)
     assert seen["server_port"] > 0 and seen["folders"][0] == tmp_path.resolve()
     assert seen["auth"]("anybody", "secret") and not seen["auth"]("anybody", "no")
+
+
+def test_without_a_password_it_is_not_opened_by_the_name_of_another_site(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which could be made to stand for this machine, and its page then trains by what it says (DNS rebinding)."""
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from factory.board import page
+
+    seen: list[dict[str, Any]] = []
+    blocks = SimpleNamespace(
+        queue=lambda **_: None, launch=lambda **given: seen.append(given), local_url="", block_thread=int
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "page", lambda *_: blocks)
+    monkeypatch.setattr(server.Runs, "keep_going", lambda self: None)
+    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    routes = [Route("/", lambda _: PlainTextResponse("the page"))]
+    for words, status in (((), 403), (("board.password=secret",), 200)):
+        server.serve(_board("board.port=1", *words), ())
+        app = Starlette(routes=routes, **seen[-1]["app_kwargs"])
+        asked = {name: TestClient(app, base_url=f"http://{name}").get("/").status_code for name in NAMES}
+        assert asked == {"evil.example": status, "localhost:7860": 200, "127.0.0.1:7860": 200}
 
 
 def test_what_an_error_shows_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
