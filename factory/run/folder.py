@@ -228,7 +228,14 @@ def is_mlflow_id(text: str) -> bool:
 
 def is_no_store(uri: str) -> bool:
     """Whether it is an sqlite file that is not there: MLflow would make one."""
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    file = sqlite_file(uri)
+    return file is not None and not file.exists()
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """None of another address. What follows a question mark are options, as in `sqlite:///mlflow.db?timeout=30`."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(rest.partition("?")[0]) if scheme == "sqlite" else None
 
 
 def folder_in_mlflow(run_id: str, uri: str) -> Path | None:

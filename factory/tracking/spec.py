@@ -10,6 +10,7 @@ from pathlib import Path
 
 from factory.inference.asked import name_of
 from factory.plan import Plan
+from factory.run.folder import sqlite_file
 from factory.schema import Tracking
 from factory.words import program
 
@@ -66,7 +67,8 @@ def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Probl
 
 def database(uri: str) -> Path | None:
     """The file of an sqlite store; None of others."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    found = sqlite_file(uri)
+    return None if found is None else found.absolute()
 
 
 def _not_stored(uri: str) -> str | None:

@@ -17,7 +17,7 @@ from followed import LOSSES, more, run
 
 from factory.compose import CommandLine
 from factory.execute.context import append
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, is_no_store
 from factory.run.jobs import Job
 from factory.run.sweep import _parent_run, record
 from factory.run.swept import SweepFolder
@@ -425,3 +425,12 @@ def test_a_deleted_experiment_is_said_to_be(uri: str, tmp_path: Path, monkeypatc
     assert "the experiment deleted is deleted" in told["problem"] and "restore" in told["problem"]
     client.restore_experiment(experiment)
     assert Tracker(plan, folder).finish(report) == ledger.told(ledger.of(plan.tracking, folder), 6, 0)
+
+
+def test_a_store_may_have_options(tmp_path: Path) -> None:
+    """Of SQLAlchemy, for a database that many write into."""
+    uri = f"sqlite:///{tmp_path}/mine.db?timeout=30"
+    assert is_no_store(uri)
+    client, experiment = connect(side_by_side.tracking(uri))
+    assert client.get_experiment(experiment).name == "factory" and not is_no_store(uri)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.db"]
