@@ -63,7 +63,11 @@ def _benchmark_keys_unread(case: Case) -> tuple[str, str] | None:
         "shots": case.asked("evaluate.shots"),
         "chat": asked.chat and not asked.harness,
     }
-    return None if asked.benchmarks else _first(said, "no benchmark is asked for")
+    found = None if asked.benchmarks else _first(said, "no benchmark is asked for")
+    if found is None or not asked.harness:
+        return found
+    key, wrong = found
+    return key, f"{wrong}; of evaluate.harness it is {key.replace('.', '.harness_')}"
 
 
 def _harness_keys_unread(case: Case) -> tuple[str, str] | None:
