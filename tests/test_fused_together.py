@@ -50,6 +50,19 @@ def test_of_what_does_not_train_no_gradient_is_made() -> None:
     assert [each.grad is not None for layer in layers for each in (layer.a, layer.b)] == [False, True, True, False]
 
 
+def test_to_ask_a_forward_makes_no_library_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words would be shown in every run of such a model."""
+    from transformers import Idefics3VisionConfig, modeling_utils
+    from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionAttention
+
+    heard = list[str]()
+    monkeypatch.setattr(modeling_utils.logger, "warning_once", lambda text, *_: heard.append(text))
+    layer = Idefics3VisionAttention(Idefics3VisionConfig(hidden_size=8, num_attention_heads=2))
+    together.join(layer, lambda each: isinstance(each, nn.Linear))
+    assert len(layer.q_proj.together.others(None)) == 3  # type: ignore[union-attr]
+    assert not heard
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

@@ -84,6 +84,7 @@ class _Anything:
     """Whatever a forward asks for: its attributes and items are more of it, and so is what it gives."""
 
     __iter__ = None  # by its items it would never end
+    _attn_implementation = "eager"  # of a name that says yes to everything transformers would warn
 
     def __getattr__(self, name: str) -> "_Anything":
         if name.startswith("__"):
