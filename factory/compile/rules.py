@@ -264,7 +264,8 @@ def _stage_not_there(case: Case) -> str | None:
 def _of_tracking(rule: str) -> Callable[[Case], tuple[str, str] | None]:
     def wrong(case: Case) -> tuple[str, str] | None:
         found = tracking.problems(case.settings.tracking, case.facts.machine.packages)
-        return next(((key, what) for other, key, what in found if other == rule), None)
+        tracks = case.settings.verb not in choices.WRITES  # of what does not, only what was asked for can be wrong
+        return next(((key, what) for other, key, what in found if other == rule and (tracks or case.asked(key))), None)
 
     return wrong
 

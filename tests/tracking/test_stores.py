@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import compiled
 
+from factory.refusal import UserError
 from factory.schema import Tracking
+from factory.tracking import spec
 from factory.tracking.spec import problems
 
 THERE = {"mlflow": "3"}
@@ -33,3 +36,13 @@ def test_a_file_that_cannot_be_written_is_no_store(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(os, "access", lambda path, mode, place=place: Path(path) != place or mode != os.W_OK)
         assert wrong("sqlite:///m.db") == [("tracking-store", f"{place} cannot be written")]
     assert wrong("sqlite:///nowhere/m.db") == [("tracking-store", f"there is no folder {tmp_path / 'nowhere'}")]
+
+
+@pytest.mark.parametrize("verb", ["chat", "serve"])
+def test_who_only_answers_needs_no_place_for_runs(verb: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec, "_not_stored", lambda uri: "it cannot be written")
+    words = f"model.path={tiny_model}", "model.template=chatml"
+    assert compiled(*words, verb=verb).verb == verb
+    for asked in (words, (*words, "tracking.uri=sqlite:///mlflow.db")):
+        with pytest.raises(UserError, match=r"\[tracking-store\]"):
+            compiled(*asked, verb="train" if asked is words else verb)
