@@ -4,7 +4,8 @@
     python benchmarks/growth.py --only length model  # those curves
 
 What theory says is drawn beside, through the first point: of a sequence the products of weights and, growing with its
-length, attention's; of rows and of jobs a straight line; of a model its weights; of processes, the same work each.
+length, attention's; of rows and of jobs a straight line; of a model its weights; of processes, the same work each (and what as
+many runs take that share nothing).
 Results are kept in --out, a line a point; a point that is there is not measured again.
 """
 
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -67,7 +69,7 @@ def of_length(length: int, out: Path) -> dict[str, float]:
     """Microseconds a token of the embedded model, on one thread."""
     rows = f"data=file data.path={text(out, 40, 5000)} data.max_length={length}"
     found = run(f"{COMMON} hardware.threads=1 stage.max_steps=4 {rows}", out / f"length-{length}", out=out)
-    return {"x": length, "y": 1e6 * found["step"] / found["tokens"]}
+    return {"x": length, "y": each_token(found)}
 
 
 def of_rows(rows: int, out: Path) -> dict[str, float]:
@@ -88,7 +90,7 @@ def of_model(name: str, out: Path) -> dict[str, float]:
     rows = f"data=file data.path={text(out, 40, 5000)} data.max_length=512"
     words = f"{COMMON} hardware.threads=1 stage.max_steps=4 {rows} model.path={folder} precision=pure_bf16"
     found = run(words, out / f"model-{name}", out=out)
-    return {"x": found["report"]["parameters"]["total"], "y": 1e6 * found["step"] / found["tokens"]}
+    return {"x": found["report"]["parameters"]["total"], "y": each_token(found)}
 
 
 def made(sizes: tuple[int, int, int], folder: Path) -> None:
@@ -111,11 +113,23 @@ def made(sizes: tuple[int, int, int], folder: Path) -> None:
 
 
 def of_processes(count: int, out: Path) -> dict[str, float]:
-    """Microseconds a token of the whole, each process on one thread with a batch of its own."""
+    """Microseconds a token of the whole, each process on one thread with a batch of its own.
+
+    Of several also `apart`: as many runs beside each other that share nothing, the slowest of them (who shares
+    gradients waits for it). What is above it, sharing costs; what it is above the theory, the machine."""
     rows = f"data=file data.path={text(out, 40, 5000)} data.max_length=512"
-    several = f"hardware.num_processes={count} hardware.strategy={'none' if count == 1 else 'ddp'}"
-    found = run(f"{COMMON} hardware.threads=1 stage.max_steps=6 {rows} {several}", out / f"ranks-{count}", out=out)
-    return {"x": count, "y": 1e6 * found["step"] / found["tokens"]}
+    alone = f"{COMMON} hardware.threads=1 stage.max_steps=10 {rows}"
+    if count == 1:
+        return {"x": 1, "y": each_token(run(alone, out / "ranks-1", out=out))}
+    shared = run(f"{alone} hardware.num_processes={count} hardware.strategy=ddp", out / f"ranks-{count}", out=out)
+    with ThreadPoolExecutor(count) as beside:
+        runs = [beside.submit(run, alone, out / f"apart-{count}-{rank}", out=out) for rank in range(count)]
+        slowest = max(each_token(each.result()) for each in runs)
+    return {"x": count, "y": each_token(shared), "apart": slowest / count}
+
+
+def each_token(found: dict[str, Any]) -> float:
+    return 1e6 * found["step"] / found["tokens"]
 
 
 def of_jobs(count: int, out: Path) -> dict[str, float]:
@@ -166,6 +180,10 @@ def plot(found: dict[str, list[dict[str, float]]], file: Path) -> None:
         x = [point["x"] for point in points]
         axis.plot(x, [point["y"] for point in points], "o-", color="#1f5fd6", label="measured")
         axis.plot(x, [theory(name, each, points) for each in x], "--", color="#888888", label="theory")
+        if name == "processes":
+            apart = [point.get("apart", point["y"]) for point in points]
+            axis.plot(x, apart, "x:", color="#d67a1f", label="nothing shared")
+            axis.legend()
         axis.set(xlabel=along, ylabel=up)
         if name in ("processes", "jobs"):
             axis.set_xticks(x)
@@ -205,6 +223,7 @@ def main() -> int:
         print(f"\n| {along} | {up} | by theory |", "|---:|---:|---:|", sep="\n")
         for point in points:
             more = f" ({point['memory']:.0f} MiB)" if "memory" in point else ""
+            more += f" ({point['apart']:,.4g} if nothing is shared)" if "apart" in point else ""
             print(f"| {point['x']:,.0f} | {point['y']:,.4g}{more} | {theory(curve, point['x'], points):,.4g} |")
     plot(found, options.plot)
     return 0

@@ -85,7 +85,8 @@ def test_trains_exactly_what_is_planned(stage: str, method: str, execute: Callab
 
 @pytest.mark.parametrize("method", FITTING)
 def test_a_run_with_wide_products_passes_its_proofs(method: str, execute: Callable[..., Any]) -> None:
-    asked = (*SHORT, "precision=bf16", "compute.products=float32", "stage.learning_rate=1e-2")
+    # at 1e-2 what AdaLoRA learns in three steps is less than bfloat16's rounding of the loss
+    asked = (*SHORT, "precision=bf16", "compute.products=float32", "stage.learning_rate=5e-2")
     done = execute(f"method={method}", "stage=pt", *FITTING[method], *asked)
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
     assert done.result["evaluate"]["perplexity"] < done.result["evaluate"]["perplexity_before"]
