@@ -4,8 +4,8 @@
     python benchmarks/growth.py --only length model  # those curves
 
 What theory says is drawn beside, through the first point: of a sequence the products of weights and, growing with its
-length, attention's; of rows and of jobs a straight line; of a model its weights; of processes, the same work each (and what as
-many runs take that share nothing).
+length, attention's; of rows and of jobs a straight line; of a model its weights; of processes, the same work each, and
+what as many runs take that share nothing.
 Results are kept in --out, a line a point; a point that is there is not measured again.
 """
 
