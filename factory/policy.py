@@ -123,14 +123,27 @@ def group_advantages(rewards: Tensor, size: int, *, scale: bool = True) -> Tenso
     """GRPO's advantages of answers, (n), the `size` answers to a prompt side by side: Shao et al. 2024 (2402.03300).
 
     Section 4.1.2: (r - mean) / std of the group. Not to `scale` leaves the std out: Dr. GRPO, Liu et al. 2025
-    (2503.20783). The std is the sample's, as in TRL.
+    (2503.20783). The std is the sample's, as in TRL. An answer whose reward is nan has none: it is no part of its
+    group's mean and std, and its advantage is 0.
     """
+    apart = _apart(rewards, size)
+    found = apart / (group_spread(rewards, size)[:, None] + _STD_FLOOR) if scale else apart
+    return found.view(-1).to(rewards.dtype)
+
+
+@torch.no_grad()
+def group_spread(rewards: Tensor, size: int) -> Tensor:
+    """The sample's standard deviation of each group's rewards that are not nan: (n / size); 0 of fewer than two."""
+    scored = (~rewards.isnan()).view(-1, size).sum(1)
+    return (_apart(rewards, size).square().sum(1) / (scored - 1).clamp(min=1)).sqrt()
+
+
+def _apart(rewards: Tensor, size: int) -> Tensor:
+    """How far each reward is from its group's mean: (n / size, size); 0 of one that is nan."""
     assert size > 1
     # in float32 the mean of equal rewards may round to another number, which over the floor would be an advantage
     groups = rewards.double().view(-1, size)
-    apart = groups - groups.mean(1, keepdim=True)
-    found = apart / (groups.std(1, keepdim=True) + _STD_FLOOR) if scale else apart
-    return found.view(-1).to(rewards.dtype)
+    return (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0)
 
 
 def grpo_loss(

@@ -16,6 +16,12 @@ def alike(completions):
 
 def tenths(completions):
     return [0.1 for _ in completions]
+
+def three(completion_ids, **others):
+    return [float(len(set(ids))) if number in (4, 5, 6) else None for number, ids in enumerate(completion_ids)]
+
+def none(completions):
+    return [None for _ in completions]
 """
 LORA = ("method=lora", "method.rank=4")
 SHORT = (

@@ -16,6 +16,7 @@ from factory.policy import (
     clipped,
     gae,
     group_advantages,
+    group_spread,
     grpo_loss,
     masked_mean,
     masked_sum,
@@ -319,6 +320,16 @@ def test_a_group_that_agrees_has_no_advantages(size: int, scale: bool) -> None:
         found = group_advantages(torch.full((2 * size,), reward), size, scale=scale)
         assert found.dtype == torch.float32
         assert not found.any(), (reward, found)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_an_answer_without_a_reward_is_no_part_of_its_group(scale: bool) -> None:
+    nan = float("nan")
+    rewards = torch.tensor([1.0, nan, 3.0, 5.0, nan, nan, 2.0, nan, nan, nan, nan, nan])
+    found = group_advantages(rewards, 4, scale=scale)
+    alone = group_advantages(torch.tensor([1.0, 3.0, 5.0]), 3, scale=scale)
+    assert found[[0, 2, 3]].tolist() == pytest.approx(alone.tolist()) and not found[[1, *range(4, 12)]].any()
+    assert group_spread(rewards, 4).tolist() == pytest.approx([2.0, 0.0, 0.0])
 
 
 def _paper_grpo(ours: np.ndarray, old: np.ndarray, ref: np.ndarray, advantage: float, length: int | None) -> float:

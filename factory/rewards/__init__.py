@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from factory.rollouts.sample import Answer
 
-# (model, answers, what the data have for each prompt as tokens, the answers' batches) → a score each
+# (model, answers, what the data have for each prompt as tokens, the answers' batches) → a score each, nan
+# where grpo is to leave an answer out
 Reward = Callable[[Any, "list[Answer]", list[list[int]], list[dict[str, Any]]], list[float]]
 
 __all__ = ["Reward"]

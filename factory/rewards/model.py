@@ -8,7 +8,7 @@ import torch
 from factory import heads
 from factory.plan import Plan
 from factory.refusal import refuse
-from factory.rewards import Reward
+from factory.rewards import Reward, checked
 from factory.rollouts import roles
 from factory.stages.rm.run import scores
 
@@ -28,10 +28,10 @@ def reads_another_form(folder: Path, tokenizer: Any) -> bool:
     return ours != other
 
 
-def by_adapter() -> Reward:
+def by_adapter(folder: Path) -> Reward:
     def reward(model: Any, _answers: Any, _data: Any, batches: list[dict[str, Any]]) -> list[float]:
         with roles.reward(model):
-            return _scores(model, batches)
+            return _scores(model, batches, folder)
 
     return reward
 
@@ -42,17 +42,19 @@ def by_model(plan: Plan, tokenizer: Any) -> Reward:
 
     load = plan.steps.load
     assert load.reward is not None
-    theirs = AutoTokenizer.from_pretrained(load.reward)
+    folder = Path(load.reward)
+    theirs = AutoTokenizer.from_pretrained(folder)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise refuse("reward-tokenizer", f"stage.reward_model={load.reward}", "its tokenizer has other tokens")
-    judge: Any = AutoModelForCausalLM.from_pretrained(load.reward, dtype=getattr(torch, load.dtype))
-    judge = heads.load(judge.to(load.device).requires_grad_(False).eval(), Path(load.reward))
+    judge: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, load.dtype))
+    judge = heads.load(judge.to(load.device).requires_grad_(False).eval(), folder)
 
     def reward(_model: Any, _answers: Any, _data: Any, batches: list[dict[str, Any]]) -> list[float]:
-        return _scores(judge, batches)
+        return _scores(judge, batches, folder)
 
     return reward
 
 
-def _scores(judge: Any, batches: list[dict[str, Any]]) -> list[float]:
-    return torch.cat([scores(judge, batch) for batch in batches]).tolist()
+def _scores(judge: Any, batches: list[dict[str, Any]], folder: Path) -> list[float]:
+    found = torch.cat([scores(judge, batch) for batch in batches])
+    return checked.scores(found, len(found), f"stage.reward_model={folder}")

@@ -1,6 +1,7 @@
 """A plan's reward, ready to be called."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from factory.plan import Plan
@@ -26,19 +27,25 @@ def reward(plan: Plan, tokenizer: Any) -> Reward:
     """Imports the function or reads the weights. Raises UserError where that cannot be done."""
     own, folder = plan.steps.train.own, plan.steps.load.reward
     if folder is not None:
-        return by_adapter() if is_adapter(folder) else by_model(plan, tokenizer)
+        return by_adapter(Path(folder)) if is_adapter(folder) else by_model(plan, tokenizer)
     found = named(own["reward"])
     assert found is not None  # a rule
-    return _of_texts(_BY_TEXT[found.kind](found.name, own), tokenizer, f"stage.reward={own['reward']}")
+    unscored = (
+        plan.steps.train.stage == "grpo"
+    )  # which compares answers to one prompt; ppo's value head needs each score
+    return _of_texts(
+        _BY_TEXT[found.kind](found.name, own), tokenizer, f"stage.reward={own['reward']}", unscored=unscored
+    )
 
 
-def _of_texts(source: ByText, tokenizer: Any, setting: str) -> Reward:
+def _of_texts(source: ByText, tokenizer: Any, setting: str, *, unscored: bool) -> Reward:
     """Prompts as the model is given them, with the template's marks; answers and the data's without."""
 
     def reward(_model: Any, answers: list[Answer], data: list[list[int]], _batches: Any) -> list[float]:
         prompts = [tokenizer.decode(answer.prompt) for answer in answers]
         ids = [answer.ids for answer in answers]
         texts, solutions = (tokenizer.batch_decode(tokens, skip_special_tokens=True) for tokens in (ids, data))
-        return scores(source(prompts, texts, ids, [text.strip() for text in solutions]), len(answers), setting)
+        given = source(prompts, texts, ids, [text.strip() for text in solutions])
+        return scores(given, len(answers), setting, unscored=unscored)
 
     return reward

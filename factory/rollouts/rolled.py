@@ -26,7 +26,8 @@ Item = TypeVar("Item")
 class Rolled:
     """n answers of at most t tokens. `mask`, `log_probs`, `reference` and `values` are (n, t), `scores` (n).
 
-    `reference` is None where nothing reads it, `values` where there is no value head.
+    `reference` is None where nothing reads it, `values` where there is no value head. A score is nan where the answer
+    has none.
     """
 
     answers: list[Answer]
@@ -37,14 +38,18 @@ class Rolled:
     values: Tensor | None
     scores: Tensor
 
+    def scored(self) -> int:
+        """How many answers have a score."""
+        return int((~self.scores.isnan()).sum())
+
     def kl(self) -> Tensor:
         """KL of the policy to its reference, estimated on each answer, in nats: (n)."""
         assert self.reference is not None
         return KL["k1"](self.log_probs, self.reference).masked_fill(~self.mask, 0).sum(1)
 
     def watched(self) -> dict[str, float]:
-        """What people watch of any stage that samples."""
-        found = {"reward": self.scores.mean()}
+        """What people watch of any stage that samples. No reward where no answer has a score."""
+        found = {"reward": self.scores.nanmean()} if self.scored() else {}
         if self.reference is not None:
             found["kl"] = self.kl().mean()
         # the mean surprise at what was drawn from the policy is an estimate of its entropy

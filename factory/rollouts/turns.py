@@ -82,14 +82,19 @@ def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
 
 
 def measure(run: Run, model: Any, dataset: Dataset, reward: Reward, name: str) -> dict[str, float]:
-    """Means over greedy answers to the held-out prompts: reward, KL to the reference, length, share that ended."""
+    """Means over greedy answers to the held-out prompts: reward, KL to the reference, length, share that ended.
+
+    The reward's is over those that have a score, and left out where none has.
+    """
     rows = [batches.examples(dataset.validation[number])[0] for number in range(len(dataset.validation))]
     rows.sort(key=lambda row: row.prompt)
     found, done = Watched(), 0
     for part in parts(rows, run.plan.steps.evaluate.batch_size):
         run.stop_if_asked()
         rolled = roll(run, model, dataset, reward, part, greedy=True)
-        found.add({key: (value * len(part), len(part)) for key, value in rolled.watched().items()})
+        counts = {"reward": rolled.scored()}
+        means = {key: (value, counts.get(key, len(part))) for key, value in rolled.watched().items()}
+        found.add({key: (value * count, count) for key, (value, count) in means.items()})
         done += len(part)
         run.progress(name, done, len(rows))
     return {key: value for key, value in found.means().items() if key != "entropy"}

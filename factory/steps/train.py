@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from math import ceil, isfinite
+from math import ceil, isfinite, nan
 from typing import Any, NamedTuple
 
 from factory import registry, schedules
@@ -253,7 +253,7 @@ def _evaluate(loop: Loop) -> None:
     finally:
         loop.model.train()
         loop.clock += time.monotonic() - start
-    state.best.add(state.step, found[state.best.metric], plan.early_stopping_threshold)
+    state.best.add(state.step, found.get(state.best.metric, nan), plan.early_stopping_threshold)
     patience = plan.early_stopping_patience
     state.stopped_early = patience is not None and state.best.stale >= patience
     if state.stopped_early:

@@ -69,7 +69,7 @@ class MlflowSink:
     def describe(self) -> None:
         from mlflow.entities import Param
 
-        params = [Param(_name(name), value[:_LONGEST_PARAMETER]) for name, value in flattened(self._plan).items()]
+        params = [Param(_name(name), _shortened(value)) for name, value in flattened(self._plan).items()]
         for start in range(0, len(params), 100):
             self._client.log_batch(self._run_id, params=params[start : start + 100])
         self._client.log_inputs(self._run_id, list(_data_sets(self._plan)))
@@ -181,6 +181,14 @@ def _name(text: str) -> str:
     stages of their own watch.
     """
     return _NO_NAME.sub("_", text)
+
+
+def _shortened(value: str) -> str:
+    """A parameter's value, which MLflow limits; one that is longer says so."""
+    if len(value) <= _LONGEST_PARAMETER:
+        return value
+    said = f" … ({len(value):,} characters; plan.yaml has all)"
+    return value[: _LONGEST_PARAMETER - len(said)] + said
 
 
 def _tags(plan: Plan, folder: RunFolder) -> dict[str, str]:

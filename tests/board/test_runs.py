@@ -106,6 +106,29 @@ def test_what_is_left_is_told_by_the_steps_since_it_goes_on(tmp_path: Path, monk
     assert "about 60 s left" in _state(runs, str(folder.path), words("en"))
 
 
+def test_curves_of_the_held_out_rows_and_of_rewards() -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from factory.board.said import words
+    from factory.board.tabs.train import _drawn
+
+    lines = [
+        {"step": 1, "loss": 4.0, "eval_loss": 5.0},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": 2.0, "eval_loss": 3.0},
+    ]
+    drawn = _drawn(lines, "loss", "loss", 0.5, words("en"))
+    points = drawn["value"].to_records(index=False).tolist()
+    smoothed = (0.25 * 4 + 0.5 * 2) / 0.75  # of two values, the newer with twice the older's weight
+    assert points == [(1, 4.0, "training"), (3, pytest.approx(smoothed), "training"), (1, 5.0, "held out"),
+                      (3, 3.0, "held out")]  # fmt: skip
+    assert (drawn["color"], drawn["visible"]) == ("series", True)
+    without = [{"step": 1, "memory": 2**30}]
+    drawn = _drawn(without, "memory", "GiB", 0.5, words("en"))
+    assert drawn["color"] is None and drawn["value"]["GiB"].tolist() == [1.0]
+    assert not _drawn(without, "reward", "reward", 0.0, words("en"))["visible"]
+    assert _drawn([{"step": 1, "reward": 0.5}], "reward", "reward", 0.0, words("en"))["visible"]
+
+
 def test_votes_are_counted_between_two(tmp_path: Path) -> None:
     votes = Votes(tmp_path / "votes.jsonl")
     for vote, names in (("left", ["a", "b"]), ("left", ["b", "a"]), ("tie", ["a", "b"]), ("right", ["a", "b"]),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,25 @@ def test_scores_that_are_none(given: Any, wrong: str) -> None:
     with pytest.raises(UserError, match="reward-values") as raised:
         scores(given, 2, "stage.reward=x:y")
     assert raised.value.refusals[0].wrong == wrong
+
+
+def test_none_may_be_a_score() -> None:
+    first, second = scores([None, 1], 2, "", unscored=True)
+    assert isnan(first) and second == 1.0
+    with pytest.raises(UserError, match="is nan"):
+        scores([float("nan"), 1], 2, "", unscored=True)
+
+
+def test_a_reward_model_whose_score_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be an answer without a score."""
+    import torch
+
+    from factory.rewards import model
+
+    monkeypatch.setattr(model, "scores", lambda _judge, batch: batch)
+    with pytest.raises(UserError, match="the score of answer 2 of 3 is nan") as raised:
+        model._scores(None, [torch.tensor([1.0, float("nan")]), torch.tensor([2.0])], Path("judge"))  # type: ignore[arg-type]
+    assert raised.value.refusals[0].rule == "reward-values"
 
 
 def test_arrays_and_tensors_are_scores() -> None:
@@ -138,7 +158,7 @@ def test_texts_are_the_answers_without_marks() -> None:
         seen.extend(given)
         return [1.0]
 
-    assert _of_texts(source, tokenizer, "")(None, [Answer(prompt, said, True)], [data], []) == [1.0]
+    assert _of_texts(source, tokenizer, "", unscored=False)(None, [Answer(prompt, said, True)], [data], []) == [1.0]
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert seen == [[text], [" Well."], [said], ["Hello!"]]
 

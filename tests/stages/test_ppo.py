@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
+from factory.refusal import UserError
 from factory.rollouts import turns
 from factory.run.folder import RunFolder, read_json
 from factory.steps import train
@@ -288,6 +289,36 @@ def test_answers_that_are_all_alike_say_nothing_of_gradients(
     assert "gradients_alive" not in done.run.checks
     assert [line["groups_alike"] for line in done.metrics] == [1, 1, 1]
     assert all(value.detach().equal(done.start[name]) for name, value in done.model.named_parameters())
+
+
+def test_answers_without_a_score_are_left_out(execute: Execute, scoring: str, rolls: list[Any]) -> None:
+    """Of each two groups the first has no score, and the second's last answer none."""
+    three = scoring.replace("letters_scoring:letters", "letters_scoring:three")
+    done = execute(*STAGES["grpo"], *LORA, *ONE, three, "stage.beta=0")
+    ((rolled, updates),) = rolls
+    (line,) = done.metrics
+    scored = rolled.scores[4:7].double()
+    assert line["unscored"] == pytest.approx(5 / 8) and rolled.scores.isnan().sum() == 5
+    assert line["reward"] == pytest.approx(float(scored.mean()))
+    assert line["reward_std"] == pytest.approx(float(scored.std()) / 2, rel=1e-4)
+    assert line["groups_alike"] == (1 if scored.std() == 0 else 0.5)
+    advantages = torch.cat([batch["advantages"] for batch in updates[0].batches])
+    assert advantages.isfinite().all() and (advantages == 0).sum() >= 5
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+
+
+def test_a_reward_that_scores_nothing_teaches_nothing(execute: Execute, scoring: str) -> None:
+    none = scoring.replace("letters_scoring:letters", "letters_scoring:none")
+    done = execute(*STAGES["grpo"], *LORA, *SHORT, none, "stage.beta=0", "stage.eval_steps=1")
+    assert [line["unscored"] for line in done.metrics] == [1, 1, 1] and "reward" not in done.metrics[0]
+    assert "reward" not in done.result["evaluate"] and "response_length" in done.result["evaluate"]
+    assert all(value.detach().equal(done.start[name]) for name, value in done.model.named_parameters())
+
+
+def test_ppo_needs_a_score_of_each_answer(execute: Execute, scoring: str) -> None:
+    three = scoring.replace("letters_scoring:letters", "letters_scoring:three")
+    with pytest.raises(UserError, match="reward-values"):
+        execute(*STAGES["ppo"], *LORA, *ONE, three)
 
 
 @pytest.mark.parametrize("stage", STAGES)

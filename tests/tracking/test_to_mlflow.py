@@ -23,7 +23,16 @@ from factory.run.sweep import _parent_run, record
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger, tracker
 from factory.tracking.delivery import Delivery
-from factory.tracking.to_mlflow import _alone, _data_sets, _tags, connect, flattened, hyperparameters, loss_figure
+from factory.tracking.to_mlflow import (
+    _alone,
+    _data_sets,
+    _shortened,
+    _tags,
+    connect,
+    flattened,
+    hyperparameters,
+    loss_figure,
+)
 from factory.tracking.tracker import Tracker
 
 LOGGED = ("loss", "learning_rate", "tokens", "memory")
@@ -102,6 +111,12 @@ def test_parameters_and_tags_hold_no_secret(tmp_path: Path, monkeypatch: pytest.
     plan, folder, _ = run(tmp_path / "run", "sqlite:///no.db")
     plan = replace(plan, options={**plan.options, "model": "tell-nobody-of-this"})
     assert flattened(plan)["option.model"] == _tags(plan, folder)["model"] == "[HF_TOKEN]"
+
+
+def test_a_parameter_that_mlflow_would_not_take_says_how_long_it_was() -> None:
+    assert _shortened("x" * 6000) == "x" * 6000
+    cut = _shortened("x" * 12_345)
+    assert len(cut) == 6000 and cut.endswith("x … (12,345 characters; plan.yaml has all)")
 
 
 def test_a_parameter_is_whole_and_a_number_is_one(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ _PLOTS = (
     ("learning_rate", "learning rate, millionths", "learning_rate"),  # labels of five digits are cut
     ("tokens_per_second", "tokens/s", "tokens_per_second"),
     ("memory", "GiB", "memory_used"),
+    ("reward", "reward", "reward"),  # of stages that sample, whose loss says little: drawn where there is one
 )
 _SCALES = {"memory": 2**-30, "learning_rate": 1e6}  # of bytes, of what the axis says
-_SMOOTHED = ("loss", "tokens_per_second")
+_SMOOTHED = ("loss", "tokens_per_second", "reward")
+_SERIES = "series"
 _GOING_ON = ("queued", "starting", "running")
 
 
@@ -82,11 +84,11 @@ def _actions(page: "Page", run: Any) -> None:
 def _curves(page: "Page") -> list[Any]:
     """A plot each of `_PLOTS`, two in a row."""
     plots, size = list[Any](), {"height": 240, "min_width": 300}
-    for pair in (_PLOTS[:2], _PLOTS[2:]):
+    for start in range(0, len(_PLOTS), 2):
         with gr.Row():
             plots += [
                 page.say(gr.LinePlot, {"title": title}, x="step", y=shown_as, y_title=shown_as, **size)
-                for _, shown_as, title in pair
+                for _, shown_as, title in _PLOTS[start : start + 2]
             ]
     return plots
 
@@ -107,7 +109,7 @@ def _looked(page: "Page", asked: str | None, smoothing: float, say: Words) -> tu
     return (
         choice,
         _state(runs, folder, say),
-        *(_curve(lines, name, shown_as, smoothing) for name, shown_as, _ in _PLOTS),
+        *(_drawn(lines, name, shown_as, smoothing, say) for name, shown_as, _ in _PLOTS),
         shown.in_mlflow([logged] if logged else [], say),
         shown.checks(report, say) if report else "",
         shown.log(runs.log(folder) or runs.log(inside)),
@@ -136,17 +138,29 @@ def _state(runs: Runs, folder: str, say: Words) -> str:
     return shown.waiting(" · ".join(said))
 
 
-def _curve(lines: list[dict[str, Any]], name: str, shown_as: str, smoothing: float) -> Any:
-    """An exponential moving average that is not drawn to 0 at its start."""
+def _drawn(lines: list[dict[str, Any]], name: str, shown_as: str, smoothing: float, say: Words) -> Any:
+    """What was trained on, and where it was measured too, the held-out rows."""
     import pandas
 
-    kept = smoothing if name in _SMOOTHED else 0.0
-    steps, values, mean, weight = list[int](), list[float](), 0.0, 0.0
+    curves = {"train": _curve(lines, name, smoothing if name in _SMOOTHED else 0.0)}
+    if held_out := _curve(lines, f"eval_{name}", 0.0):
+        curves["held_out"] = held_out
+    scale = _SCALES.get(name, 1.0)
+    points = [(step, value * scale, say(f"series.{of}")) for of, curve in curves.items() for step, value in curve]
+    return gr.update(
+        value=pandas.DataFrame(points, columns=["step", shown_as, _SERIES]),
+        color=_SERIES if len(curves) > 1 else None,
+        visible=bool(points) or name != "reward",
+    )
+
+
+def _curve(lines: list[dict[str, Any]], name: str, kept: float) -> list[tuple[int, float]]:
+    """Steps and an exponential moving average that is not drawn to 0 at its start."""
+    found, mean, weight = list[tuple[int, float]](), 0.0, 0.0
     for line in lines:
         if (value := line.get(name)) is None:
             continue
-        mean = kept * mean + (1 - kept) * value * _SCALES.get(name, 1.0)
+        mean = kept * mean + (1 - kept) * value
         weight = kept * weight + (1 - kept)
-        steps.append(line["step"])
-        values.append(mean / weight)
-    return pandas.DataFrame({"step": steps, shown_as: values})
+        found.append((line["step"], mean / weight))
+    return found

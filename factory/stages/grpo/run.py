@@ -28,14 +28,18 @@ def source(
         rolled = roll(run, model, dataset, reward, [row for row in prompts for _ in range(size)])
         if step == first:
             turns.check_ratio(run, model, dataset, rolled)
-        spread = rolled.scores.double().view(-1, size).std(1)  # of equal scores 0, as their advantages are
+        spread = policy.group_spread(rolled.scores, size)  # of equal scores 0, as their advantages are
         columns = {
             "old": rolled.log_probs,
             "advantages": policy.group_advantages(rolled.scores, size, scale=own["loss"] == "grpo"),
         }
         if rolled.reference is not None:
             columns["reference_log_probs"] = rolled.reference
-        watched = {"reward_std": float(spread.mean()), "groups_alike": float((spread == 0).float().mean())}
+        watched = {
+            "reward_std": float(spread.mean()),
+            "groups_alike": float((spread == 0).float().mean()),
+            "unscored": 1 - rolled.scored() / len(rolled.answers),
+        }
         made = turns.updates(run, dataset, rolled, columns)
         yield Turn(made, turns.tokens(rolled), None, rolled.watched() | watched)
 
