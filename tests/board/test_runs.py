@@ -121,7 +121,7 @@ def test_curves_of_the_held_out_rows_and_of_rewards() -> None:
     smoothed = (0.25 * 4 + 0.5 * 2) / 0.75  # of two values, the newer with twice the older's weight
     assert points == [(1, 4.0, "training"), (3, pytest.approx(smoothed), "training"), (1, 5.0, "held out"),
                       (3, 3.0, "held out")]  # fmt: skip
-    assert (drawn["color"], drawn["visible"]) == ("series", True)
+    assert (drawn["color"], drawn["visible"]) == ("Rows", True)
     without = [{"step": 1, "memory": 2**30}]
     drawn = _drawn(without, "memory", "GiB", 0.5, words("en"))
     assert drawn["color"] is None and drawn["value"]["GiB"].tolist() == [1.0]

@@ -27,7 +27,7 @@ _PLOTS = (
 )
 _SCALES = {"memory": 2**-30, "learning_rate": 1e6}  # of bytes, of what the axis says
 _SMOOTHED = ("loss", "tokens_per_second", "reward")
-_SERIES = "series"
+_SERIES = {"train": "#f97316", "held_out": "#2563eb"}  # the page's own colour, as of curves that are alone
 _GOING_ON = ("queued", "starting", "running")
 
 
@@ -146,10 +146,12 @@ def _drawn(lines: list[dict[str, Any]], name: str, shown_as: str, smoothing: flo
     if held_out := _curve(lines, f"eval_{name}", 0.0):
         curves["held_out"] = held_out
     scale = _SCALES.get(name, 1.0)
-    points = [(step, value * scale, say(f"series.{of}")) for of, curve in curves.items() for step, value in curve]
+    names, rows = {of: say(f"series.{of}") for of in _SERIES}, say("series")
+    points = [(step, value * scale, names[of]) for of, curve in curves.items() for step, value in curve]
     return gr.update(
-        value=pandas.DataFrame(points, columns=["step", shown_as, _SERIES]),
-        color=_SERIES if len(curves) > 1 else None,
+        value=pandas.DataFrame(points, columns=["step", shown_as, rows]),
+        color=rows if len(curves) > 1 else None,
+        color_map={names[of]: colour for of, colour in _SERIES.items()},
         visible=bool(points) or name != "reward",
     )
 
