@@ -53,6 +53,9 @@ def imports(*plans: Plan, adapters: bool = False) -> None:
                 asked = importlib.import_module("peft").import_utils
                 for name in _ASKED:
                     getattr(asked, name)()  # PEFT does for each layer, and keeps what it hears first
+        elif any(plan.steps.train.optimizer == "adafactor" for plan in plans):
+            with _hidden("peft"):  # which transformers imports with its optimizers, for its own trainer
+                importlib.import_module("transformers.optimization")
     gc.freeze()  # what is there now stays, and need not be looked through again
     collect_as_usual()
 

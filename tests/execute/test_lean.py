@@ -52,6 +52,8 @@ print("\\n" + json.dumps([code, found]))
         ("method=full precision=fp32", []),
         ("method=qlora", ["bitsandbytes"]),
         ("method=full stage.optimizer=adamw_8bit", ["bitsandbytes"]),
+        ("method=full stage.optimizer=adafactor", []),
+        ("method=lora stage.optimizer=adafactor", []),
     ],
 )
 def test_a_child_imports_what_its_plan_needs(overrides: str, needed: list[str], tiny_model: Path, here: Path) -> None:
