@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from factory import registry
 from factory.plan import Plan
 from factory.rewards import Reward
 from factory.rewards.checked import scores
@@ -30,12 +31,9 @@ def reward(plan: Plan, tokenizer: Any) -> Reward:
         return by_adapter(Path(folder)) if is_adapter(folder) else by_model(plan, tokenizer)
     found = named(own["reward"])
     assert found is not None  # a rule
-    unscored = (
-        plan.steps.train.stage == "grpo"
-    )  # which compares answers to one prompt; ppo's value head needs each score
-    return _of_texts(
-        _BY_TEXT[found.kind](found.name, own), tokenizer, f"stage.reward={own['reward']}", unscored=unscored
-    )
+    source, setting = _BY_TEXT[found.kind](found.name, own), f"stage.reward={own['reward']}"
+    unscored = registry.hook(registry.spec("stages", plan.steps.train.stage), "UNSCORED", default=False)
+    return _of_texts(source, tokenizer, setting, unscored=unscored)
 
 
 def _of_texts(source: ByText, tokenizer: Any, setting: str, *, unscored: bool) -> Reward:

@@ -16,7 +16,8 @@ A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.
 - `HEADS_START = "zero"` where its heads do not start at random, `notes(case)` that the plan shows, and `MEASURES`, what
   is measured before and after in a person's words.
 One whose answers are sampled (`factory.rollouts`) also has `rows_per_step(own)`, `new_tokens(own)`,
-`reads_reference(own)`, `rollout_bytes(own, arch, dtype, prompt)` and `reward_bytes(case, trained, frozen)`.
+`reads_reference(own)`, `rollout_bytes(own, arch, dtype, prompt)` and `reward_bytes(case, trained, frozen)`; and
+`UNSCORED = True` where an answer may have no score, which is nan then.
 
 A run has `loss(model, batch, own) -> Loss`, `own` being the stage's own keys; and `prepare(model, own)` where these
 change the model; where pairs are scored, `scores(model, batch)`, a number for each answer. One whose batches are not

@@ -24,6 +24,7 @@ class Settings(rollouts.Settings):
 KIND: Kind = "messages"
 UNIT: Unit = "samples"
 READS = "answers"
+UNSCORED = True
 MEASURES = "reward, KL and length of answers"
 METRICS: tuple[schema.Metric, ...] = ("reward",)
 new_tokens, notes = rollouts.new_tokens, rollouts.notes
