@@ -50,7 +50,7 @@ audit: $(VENV)/.dev  ## what is known against the installed packages (needs PyPI
 test-faults: $(VENV)/.dev  ## breaks runs in every way of docs/reliability.md and goes on with them: half an hour, FAULTS_SEED=N repeats one
 	$(RUN) -m pytest tests/faults -m "faults or not faults"
 
-bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour
+bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour and a half
 	$(RUN) benchmarks/peer.py
 	$(RUN) benchmarks/methods.py
 	$(RUN) benchmarks/shares.py
