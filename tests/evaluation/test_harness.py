@@ -28,9 +28,7 @@ from factory.refusal import UserError
 from factory.run import report_shown
 from factory.tracking import to_mlflow
 
-pytestmark = pytest.mark.skipif(
-    installed_version("lm-eval") is None, reason="needs the package lm-eval: pip install 'factory[harness]'"
-)
+pytestmark = pytest.mark.skipif(installed_version("lm-eval") is None, reason="needs the extra harness")
 Execute = Callable[..., Any]
 RUN = (
     "method=lora",

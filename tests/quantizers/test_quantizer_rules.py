@@ -156,7 +156,7 @@ def test_a_missing_package_is_named_with_its_extra(folders: dict[str, Path], her
     for name, made in QUANTIZERS.items():
         if made.bits and made.extra:
             (found,) = refused(On(f"{EIGHT} {quantizer(name)}", without=made.packages), folders)
-            assert f"pip install '{groups.ROOT}[{made.extra}]'" in found.wrong
+            assert f"pip install -e '{groups.ROOT}[{made.extra}]'" in found.wrong
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for made in QUANTIZERS.values():

@@ -155,7 +155,7 @@ def nested(where: Path) -> int:
     ],
 )
 def test_a_launchers_jobs(plugin: str, options: tuple[str, ...], here: Path, tiny_model: Path) -> None:
-    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"pip install 'factory[{plugin}]'")
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"needs the extra {plugin}")
     done = factory(here, *OPTIONS, *options, "method.rank=2,0", f"model.path={tiny_model}")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "refused by [bad-value]: 1" in done.stdout and "Traceback" not in done.stderr
@@ -165,7 +165,7 @@ def test_a_launchers_jobs(plugin: str, options: tuple[str, ...], here: Path, tin
 
 
 def test_optuna_chooses_the_jobs(here: Path, tiny_model: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'factory[optuna]'")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     chosen = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "method.rank=choice(0,4)")
     done = factory(here, *OPTIONS, *chosen, f"model.path={tiny_model}")
     assert done.returncode == 1, done.stdout + done.stderr  # a job is refused, and stops no other
