@@ -87,7 +87,8 @@ def test_what_is_transparent_is_seen_on_white(mode: str, tmp_path: Path) -> None
         place = saved(tmp_path / "a.png", picture().convert(mode), transparency=key)
     else:
         place = saved(tmp_path / "a.png", image.convert(mode))
-    found, wanted = read_image(place), convert_to_rgb(Image.open(place), return_numpy=True)
+    wanted: Any = convert_to_rgb(Image.open(place), return_numpy=True)
+    found = read_image(place)
     assert np.array_equal(np.asarray(found), wanted)
     assert (255, 255, 255) in corners(found)
 
