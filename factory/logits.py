@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factory.architecture.traits import TEXT_APART
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -102,14 +104,10 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-# transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
-_TEXT_APART = ("llama4",)
-
-
 def text_model(model: Any) -> Any:
     """What reads a text and answers, below PEFT's wrapper: the model, or its language model where only that works."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return inner.language_model if inner.config.model_type in _TEXT_APART else inner
+    return inner.language_model if inner.config.model_type in TEXT_APART else inner
 
 
 def decoder(inner: Any) -> Any:

@@ -29,6 +29,9 @@ SEES_WITHOUT_FLASH = Traits(ours=False, flash=False, media=IMAGES)
 SEES_VIDEOS = Traits(ours=False, media=MOVING)
 HEARS = Traits(ours=False, media=SOUNDS)
 
+# transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
+TEXT_APART = ("llama4",)
+
 # position_ids do not part documents where there is alibi, where positions are learned, where the mask leaves them out,
 # and where there are convolutions or states
 TRAITS: dict[str, Traits] = {

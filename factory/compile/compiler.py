@@ -424,9 +424,10 @@ def _sizes(case: Case) -> Sizes:
     """Of the rows that are trained. What a hub set does not say is not guessed."""
     settings, data = case.settings.data, dict(case.facts.data)
     longest = max((found.longest_row_bytes for found in data.values()), default=0)
+    shows = any(found.media for found in data.values())
     data.pop(settings.validation or "", None)
     if not all(found.rows for found in data.values()):
-        return Sizes(rows=plan.Range(low=1, high=None), longest_bytes=longest, bytes=None)
+        return Sizes(rows=plan.Range(low=1, high=None), longest_bytes=longest, bytes=None, shows=shows)
     taken = {name: min(found.rows, found.max_samples or found.rows) for name, found in data.items()}
     used = min(sum(taken.values()), settings.max_samples or sum(taken.values()))
     held_out = 0
@@ -439,6 +440,7 @@ def _sizes(case: Case) -> Sizes:
         rows=plan.Range(low=1, high=max(1, ceil(share * sum(taken[name] * times[name] for name in taken)))),
         longest_bytes=longest,
         bytes=round(share * total) if all(found.bytes for found in data.values()) else None,
+        shows=shows,
     )
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from factory import registry
+from factory.architecture.traits import TEXT_APART
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.data.formats import FORMATS
+from factory.data.record import MEDIA
 from factory.extras import install
 from factory.facts import DataFacts
 from factory.refusal import nearest
@@ -162,6 +164,9 @@ def shown(case: Case) -> list[tuple[str, str]]:
 def _media_not_taken(case: Case) -> str | None:
     taken = case.traits.media
     for name, column in shown(case):
+        if column in taken and case.arch.kind in TEXT_APART:
+            alone = "transformers can call the language model alone"
+            return f"{name} has {column}, and of a {case.arch.kind} model {alone}"
         if column not in taken:
             *others, last = ["text", *taken]
             return (
@@ -230,7 +235,7 @@ _LIKE = 0.75  # of a name and one that is read, as difflib counts: `imput` and `
 def ignored(case: Case) -> Iterator[str]:
     """Of each set the columns that its format does not read: one that is misspelled would be lost in silence."""
     for name, found in case.facts.data.items():
-        unread = FORMATS[found.format].ignores(found.columns)
+        unread = sorted({*FORMATS[found.format].ignores(found.columns), *_unshown(found)})
         if unread:
             told = ", ".join(map(repr, unread[:_TOLD]))
             more = f" and {len(unread) - _TOLD:,} more" if len(unread) > _TOLD else ""
@@ -238,6 +243,13 @@ def ignored(case: Case) -> Iterator[str]:
             known = meant and name in case.settings.data.sources  # no key says it of a catalogue's set
             fix = f"; if that is what is meant: data.sources.{name}.columns='{{{meant}}}'" if known else ""
             yield f"data.sources.{name}: format={found.format} reads no column {told}{more}{fix}"
+
+
+def _unshown(found: DataFacts) -> Iterator[str]:
+    """Columns of one image, video or sound that no text has a mark for: the rows are read as texts alone."""
+    for column, single in MEDIA.items():
+        if single in found.columns and {column, single} <= FORMATS[found.format].more and column not in found.media:
+            yield single
 
 
 def _meant(found: DataFacts, unread: Sequence[str]) -> str:

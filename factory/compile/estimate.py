@@ -21,11 +21,15 @@ _FEWEST, _MOST, _MARKS = 6, 3, 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What is known of the data before the tokenizer: rows to train on, and the longest row and all in bytes."""
+    """What is known of the data before the tokenizer: rows to train on, and the longest row and all in bytes.
+
+    `shows`: rows have images, videos or sounds, whose tokens their processor alone can count.
+    """
 
     rows: Range
     longest_bytes: int
     bytes: int | None
+    shows: bool = False
 
 
 def parameters(arch: Architecture, shapes: dict[str, Shape]) -> Parameters:
@@ -70,7 +74,7 @@ def estimate(
     found = parameters(tuned.arch, tuned.everything)
     assert found.trainable == steps.attach.trainable
     length = pack.max_length
-    if not pack.packing:
+    if not pack.packing and not sizes.shows:
         length = min(length, ceil(sizes.longest_bytes / _MOST) + _MARKS)
     stage = registry.spec("stages", train.stage)
     sampled = registry.hook(stage, "rollout_bytes")
@@ -103,7 +107,7 @@ def _tokens(sizes: Sizes, pack: Pack, train: Train, steps: Range, longest: int) 
     if pack.packing and train.max_steps is not None:  # a sequence holds several rows, up to its length
         return Range(low=train.max_steps * sequences * longest // 2, high=train.max_steps * sequences * longest)
     copies = 1 if pack.packing else ceil(longest / pack.max_length)
-    high = ceil(taken * copies * (sizes.bytes / _MOST + _MARKS * rows))
+    high = ceil(taken * rows) * longest if sizes.shows else ceil(taken * copies * (sizes.bytes / _MOST + _MARKS * rows))
     if not pack.packing and steps.high is not None:
         high = min(high, steps.high * sequences * longest)
     return Range(low=min(high, ceil(taken * sizes.bytes / _FEWEST)), high=high)

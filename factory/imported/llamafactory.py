@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factory import models, templates
+from factory.data.record import MEDIA
 from factory.line import listed, spelt
 from factory.meant import SHORT
 from factory.parsed import json_of, yaml_of
@@ -26,6 +27,13 @@ _ALSO = {"use_dora": ("dora", True), "pissa_init": ("initialization", "pissa"), 
 # called here as there
 _TYPES = ("lora", "full", "freeze", "oft")
 _LOSSES = ("sigmoid", "hinge", "ipo", "simpo")
+# of ours, the key that freezes it there, and whether it does where nothing is said
+_PARTS = {
+    "language": ("freeze_language_model", False),
+    "vision": ("freeze_vision_tower", True),
+    "projector": ("freeze_multi_modal_projector", True),
+}
+_PROJECTOR_ALONE = "train_mm_proj_only"  # of 0.9.0 and 0.9.1
 _PRECISIONS = ("pure_bf16", "bf16", "fp16")
 _STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 _SHARDED = {"full_shard": "fsdp", "no_shard": "ddp"}
@@ -88,7 +96,7 @@ def translate(file: Path) -> Said:
     # there too a null is a key that is not said, but for the norm, which then cuts nothing
     given = {name: value for name, value in written.items() if value is not None or name == "max_grad_norm"}
     said = Said()
-    read = {name for choose in (_stage, _method) for name in choose(given, said, file)}
+    read = {name for choose in (_stage, _method, _parts) for name in choose(given, said, file)}
     kinds = _kinds(given, said)
     given = _unsaid(given, kinds) | given
     for choose in (_counted, _rollouts, _model, _template, _data, _packing, _precision, _processes, _warmup, _measured):
@@ -252,6 +260,30 @@ def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         yield from ("lora_rank", "lora_alpha")
 
 
+def _parts(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """Which parts of a model that sees or hears train: where nothing is said, the language model, here as there."""
+    asked = [key for key in (*(key for key, _ in _PARTS.values()), _PROJECTOR_ALONE) if key in given]
+    if not asked:
+        return
+    frozen = {part: bool(given.get(key, unsaid)) for part, (key, unsaid) in _PARTS.items()}
+    if given.get(_PROJECTOR_ALONE):
+        frozen |= {"language": True, "projector": False}
+    kind, parts = _text(given.get("finetuning_type", "lora")), [part for part in _PARTS if not frozen[part]]
+    if kind in ("lora", "oft") and "projector" in parts:
+        parts.remove("projector")
+        said.noted[_PARTS["projector"][0]] = "no adapter stands beside a projector there; method.parts may name it here"
+    if parts == ["language"]:
+        said.same |= dict.fromkeys((key for key in asked if key not in said.noted), "the language model alone trains")
+    elif not parts or kind == "freeze":
+        why = "layers of these numbers train in the tower there; see method.parts" if parts else "nothing would train"
+        said.missing |= dict.fromkeys(asked, why)
+    else:
+        said.set("method.parts", parts)
+        if "vision" in parts:
+            said.noted[_PARTS["vision"][0]] = "of a model that hears, method.parts names audio in the place of vision"
+    yield from asked
+
+
 def _counted(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     """Numbers that mean another thing there."""
     layers, scale = given.get("freeze_trainable_layers"), given.get("apollo_scale")
@@ -334,8 +366,34 @@ def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     elif given.get("packing") is False:
         said.set("data.truncation", "right")
     _weights(given, names, said)
-    _first(given, [*names, *apart], _num_samples(folder / "dataset_info.json", [*names, *apart]), said)
+    entries = _entries(folder / "dataset_info.json", [*names, *apart])
+    _first(given, [*names, *apart], _num_samples(entries), said)
+    _media(given, entries, said)
     yield from ("dataset", "dataset_dir", "eval_dataset", "val_size", "interleave_probs", "max_samples")
+    yield from ("media_dir", "image_dir")
+
+
+def _media(given: Mapping[str, Any], entries: dict[str, dict[str, Any]], said: Said) -> None:
+    """Where paths of images, videos and sounds start: at the catalogue, where nothing is said, here as there."""
+    files = {name: entry for name, entry in entries.items() if entry.get("file_name") and not entry.get("hf_hub_url")}
+    shown = {name: _columns(entry) & set(MEDIA) for name, entry in files.items()}
+    names = [name for name, columns in shown.items() if columns]
+    folder = next((key for key in ("media_dir", "image_dir") if given.get(key) is not None), None)
+    if folder and names and all(map(_IN_A_KEY.fullmatch, names)):
+        for name in names:
+            said.set(f"data.sources.{name}.folder", given[folder])
+    elif folder:
+        why = "a name of these sets is no part of a key" if names else "none of these sets is a file that names media"
+        said.missing[folder] = f"{why} (data.sources.NAME.folder)"
+    if any("images" in _columns(entry) for entry in entries.values()) and "image_max_pixels" not in given:
+        said.noted["image_max_pixels"] = (
+            "images keep the sizes of the model's own processor; there those of more than 768 x 768 pixels lose some"
+        )
+
+
+def _columns(entry: dict[str, Any]) -> set[str]:
+    columns = entry.get("columns")
+    return set(columns) if isinstance(columns, dict) else set()
 
 
 def _held_out(size: Any, said: Said) -> None:
@@ -354,13 +412,19 @@ def _held_out(size: Any, said: Said) -> None:
         )
 
 
-def _num_samples(file: Path, names: list[str]) -> dict[str, int]:
-    """Of the sets that say how many rows they give; what is wrong with the catalogue is told when it is planned."""
+def _entries(file: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Of the catalogue, those that are named; what is wrong with it is told when it is planned."""
     try:
         entries = json_of(file.read_text(encoding="utf-8-sig"))
-        given = {name: entries[name].get("num_samples") for name in names if name in entries}
-    except (OSError, ValueError, TypeError, AttributeError):
+        found = {name: entries[name] for name in names if name in entries}
+    except (OSError, ValueError, TypeError):
         return {}
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+
+
+def _num_samples(entries: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Of the sets that say how many rows they give."""
+    given = {name: entry.get("num_samples") for name, entry in entries.items()}
     return {name: count for name, count in given.items() if isinstance(count, int)}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ _log = logging.getLogger(__name__)
 _KEPT_PREFIX = 16  # tokens that two prompts must share before what was read of the first is used again
 # layers whose state is keys and values alone: those of others cannot be cut or shifted
 _WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
-# models that keep the positions of a prompt's images to themselves, or attend to images from aside
-_ALONE = {"mllama", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
+# models that attend to images from aside
+_ALONE = {"mllama"}
+_SEEN_BY_ALL = "cross_attention_mask"  # what of a prompt's inputs every token of its answer needs too
 
 
 def side_by_side(config: Any) -> bool:
@@ -74,13 +76,24 @@ class Model:
         self._cache = "cache" if "cache" in takes else "past_key_values"  # its name in older releases
         self._positions = "position_ids" in takes
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self.side_by_side = side_by_side(self.inner.config)
+        self._turned = [each for each in self.inner.modules() if hasattr(each, "rope_deltas")]
+        self.side_by_side = side_by_side(self.inner.config) and not self._turned
         text = self.inner.config.get_text_config().to_dict()
         self._alike = alike(text)
         self.turns = self._alike if "longrope" in scalings(text) else None
         self._dynamic = [each for each in self.inner.modules() if getattr(each, "rope_type", None) == "dynamic"]
         self._adapter: str | None = model.active_adapter if hasattr(model, "peft_config") else None
         model.eval()
+
+    @property
+    def deltas(self) -> list[Any]:
+        """By how much positions after the images of the last prompt that was read, whoever's it was, are not places."""
+        return [each.rope_deltas for each in self._turned]
+
+    @deltas.setter
+    def deltas(self, values: Sequence[Any]) -> None:
+        for module, value in zip_longest(self._turned, values):
+            module.rope_deltas = value
 
     def beside_others(self, tokens: int) -> bool:
         """Whether an answer of so many tokens, with its prompt, is the same in a batch with others."""
@@ -246,6 +259,11 @@ def told(row: Row, token: Token | Done, context: int) -> bool:
     return False
 
 
+def _seen_by_all(inputs: dict[str, Any]) -> dict[str, Any]:
+    """For one token more, as for the last one: it sees the same images, and of these what is no padding."""
+    return {_SEEN_BY_ALL: inputs[_SEEN_BY_ALL][:, -1:]} if _SEEN_BY_ALL in inputs else {}
+
+
 class Alone:
     """A lane of a model whose answers cannot share a batch: one is written, the others wait."""
 
@@ -254,6 +272,7 @@ class Alone:
         self._waiting: deque[Ticket] = deque()
         self._row: Row | None = None
         self._cache: Any = None
+        self._deltas: list[Any] = []
 
     @property
     def busy(self) -> int:
@@ -285,10 +304,12 @@ class Alone:
         # beyond it longrope turns all tokens otherwise, and those that were read too (transformers' modeling_phi3.py)
         if self._cache is None or size - 1 == self._model.turns:
             ids, inputs = (*request.ids, *row.tokens), request.inputs
-            self._cache = DynamicCache(config=self._model.inner.config)
+            self._cache, self._deltas = DynamicCache(config=self._model.inner.config), []
         else:
-            ids, inputs = row.tokens[-1:], {}
+            ids, inputs = row.tokens[-1:], _seen_by_all(request.inputs)
+        self._model.deltas = self._deltas  # others were read since: on another lane, or to be scored
         logits = self._model.logits(torch.tensor([ids]), self._cache, None, None, inputs)
+        self._deltas = self._model.deltas
         (token,) = draw([row.drawer], logits)
         return token
 
@@ -311,7 +332,7 @@ class Embedded(Scheduled):
     queue: int
     scores: Callable[[Any, dict[str, Any], Tensor], float] | None = None
     _lanes: dict[tuple[str | None, type[Lane]], Lane] = field(default_factory=dict)
-    grammars = True
+    grammars = sees = True
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self._lane, lambda: list(self._lanes.values()), self.most, self.queue)

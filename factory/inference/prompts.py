@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from factory.architecture import FAMILIES, traits_of
+from factory.architecture.traits import TEXT_APART
 from factory.data.encoding import Encoder, EncoderSpec, spec_of
 from factory.data.media import Inputs, ProcessorSpec
 from factory.data.record import BadRow, Medium, Message, Record
@@ -68,7 +69,7 @@ class Prompts:
             return False
         kind = self._processor.kind
         if kind in FAMILIES:
-            return "images" in traits_of(kind).media
+            return "images" in traits_of(kind).media and kind not in TEXT_APART
         try:
             return "image" in self.media.processor.tokens
         except UserError:  # a text is served without it

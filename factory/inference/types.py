@@ -134,13 +134,19 @@ Seen = tuple[Sequence[int], dict[str, Any]]  # a row of tokens, and a processor'
 
 
 class Engine(Protocol):
-    """`context`: the most tokens of a prompt and its answer. `grammars`: whether it asks `Request.allowed`."""
+    """`context`: the most tokens of a prompt and its answer.
+
+    `grammars`: whether it asks `Request.allowed`; `sees`: whether it gives a model `Request.inputs`.
+    """
 
     @property
     def context(self) -> int: ...
 
     @property
     def grammars(self) -> bool: ...
+
+    @property
+    def sees(self) -> bool: ...
 
     def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
         """Raises Overloaded, or Stopping."""

@@ -89,7 +89,7 @@ def _token(token: int, logs: Any, request: Request) -> Token:
 class Vllm(Scheduled):
     """The engine of a model's folder or hub id. `adapters`: folders by name."""
 
-    grammars = False
+    grammars = sees = False
 
     def __init__(self, path: str, plan: Plan, asked: schema.Engine, adapters: dict[str, str], context: int):
         from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]

@@ -108,6 +108,9 @@ class Desk:
                 if isinstance(part, str):
                     content += part
                     continue
+                if not self.room.engine.sees:
+                    wrong = "This engine shows images to no model: serve one that sees with engine=transformers."
+                    raise bad(wrong, f"{param}.content")
                 if not self.room.prompts.sees:
                     raise bad("This model sees no images.", f"{param}.content")
                 if message.role != "user":

@@ -12,7 +12,9 @@ import httpx
 
 from factory.serve.errors import ApiError, bad
 
-_DATA = re.compile(r"data:image/(?:png|jpeg|jpg|webp|gif|bmp);base64,[A-Za-z0-9+/=\s]*", re.IGNORECASE)
+# beside the kind there may be more, as in data:image/jpeg;charset=utf-8;base64, (RFC 2397)
+_DATA = re.compile(r"data:image/(?:png|jpeg|jpg|webp|gif|bmp)(?:;[^,;]+)*;base64,[A-Za-z0-9+/=\s]*", re.IGNORECASE)
+_NO_IMAGE = "A data: URL must be of a PNG, JPEG, WebP, GIF or BMP image, in base64: data:image/png;base64,…"
 _REDIRECTS, _SECONDS = 3, 10.0
 
 
@@ -26,7 +28,7 @@ class Fetcher:
         """As a data: URL. Raises ApiError."""
         if url[:5].lower() == "data:":
             if not _DATA.fullmatch(url):
-                raise _invalid("A data: URL must be of an image, in base64.", param)
+                raise _invalid(_NO_IMAGE, param)
             return url
         for _ in range(_REDIRECTS + 1):
             found = await self._once(url, param)
@@ -37,12 +39,12 @@ class Fetcher:
 
     async def _once(self, url: str, param: str) -> "str | httpx.URL":
         """The image, or where it is instead."""
-        host, pinned = await self._checked(url, param)
+        host, named, pinned = await self._checked(url, param)
         try:
             async with (
                 httpx.AsyncClient(timeout=_SECONDS, follow_redirects=False, trust_env=False) as client,
                 client.stream(
-                    "GET", pinned, headers={"Host": host, "Accept": "image/*"}, extensions={"sni_hostname": host}
+                    "GET", pinned, headers={"Host": named, "Accept": "image/*"}, extensions={"sni_hostname": host}
                 ) as response,
             ):
                 if response.is_redirect:
@@ -58,8 +60,11 @@ class Fetcher:
             raise _invalid("The image could not be fetched.", param) from None
         return "data:image/png;base64," + base64.b64encode(bytes(body)).decode()
 
-    async def _checked(self, url: str, param: str) -> tuple[str, str]:
-        """The host, and the address with the number that its name stood for when it was looked at: it cannot change."""
+    async def _checked(self, url: str, param: str) -> tuple[str, str, str]:
+        """The host, how a server is told of it, and the address with the number that it was when it was looked at.
+
+        So what the name stands for cannot change in between.
+        """
         try:
             parts = urlsplit(url)
             host, port = (parts.hostname or "").lower(), parts.port
@@ -79,9 +84,13 @@ class Fetcher:
             raise _invalid(f"The host {host[:100]} cannot be found.", param) from None
         if not all(_public(ipaddress.ip_address(each)) for each in number):
             raise _invalid("The image's host is at a private address.", param)
-        shown = f"[{number[0]}]" if ":" in number[0] else number[0]
-        where = parts._replace(netloc=f"{shown}:{port}" if port else shown)
-        return host, where.geturl()
+        return host, _netloc(host, port), parts._replace(netloc=_netloc(number[0], port)).geturl()
+
+
+def _netloc(host: str, port: int | None) -> str:
+    """As an address and the header Host have it (RFC 9110, 7.2): a signature may be of both."""
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"
 
 
 def _invalid(message: str, param: str) -> ApiError:

@@ -35,9 +35,15 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=False)
 
 
+def _whole_size(value: Any) -> Any:
+    if value == "low":
+        raise ValueError("images are seen at the sizes of the model's processor: leave it out, or send a smaller image")
+    return value
+
+
 class ImageUrl(Wire):
     url: Text
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Annotated[Literal["auto", "high"], BeforeValidator(_whole_size)] = "auto"
 
 
 class Part(Wire):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import compiled
+from conftest import compiled, refusals
 
 from factory.facts import Gpu
 from factory.look import machine as look
@@ -173,3 +173,36 @@ def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
     assert notes(input="1", inputs="2") == ["data.sources.file: format=alpaca reads no column 'inputs'"]
     (many,) = notes(**{f"c{number}": 1 for number in range(20)})
     assert many.endswith("'c15' and 12 more")
+
+
+def test_an_image_without_a_mark_is_told(tmp_path: Path) -> None:
+    """A set of questions, answers and pictures was trained without its pictures, and nobody was told."""
+    path = tmp_path / "rows.jsonl"
+
+    def notes(question: str, format: str) -> list[str]:
+        path.write_text(json.dumps({"instruction": question, "output": "3", "image": "a.png"}))
+        words = ("model=llava1.5_7b", "data=file", f"data.path={path}", f"data.sources.file.format={format}")
+        plan = compiled(*words, training=False)
+        return [note for note in plan.notes if note.startswith("data.sources")]
+
+    assert notes("How many?", "auto") == [
+        "data.sources.file: format=alpaca reads no column 'image'; "
+        "if that is what is meant: data.sources.file.columns='{images: image}'"
+    ]
+    assert not notes("<image>How many?", "alpaca")
+
+
+def test_a_part_in_which_no_adapter_would_stand_is_refused() -> None:
+    """Gemma 3's projector is a matrix of its own, no linear layer: it stayed as it was, and nobody was told."""
+    words = ("model=gemma3_4b", "model.gated=false", "data=demo_images", "method.parts=[language,projector]")
+    assert [each.wrong for each in refusals(*words, training=False)] == [
+        "no adapter would stand in its projector, which has no linear layer: leave it out of method.parts"
+    ]
+    assert not refusals(*words, "method=full", training=False)
+
+
+def test_what_transformers_cannot_show_a_model_is_refused() -> None:
+    """A run read 100 billion parameters, and ended at its first image."""
+    (found,) = refusals("model=llama4_scout", "data=demo_images", training=False)
+    assert found.rule == "media-not-taken" and found.wrong.startswith("demo_images has images, and of a llama4 model")
+    assert not refusals("model=llama4_scout", "data=demo", training=False)

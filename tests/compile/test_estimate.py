@@ -225,3 +225,15 @@ def test_muons_own_products_are_of_a_step() -> None:
         (("hardware.num_processes=2", "hardware.strategy=ddp"), 2),
     ):
         assert flops("stage.optimizer=muon", *more) - flops("stage.optimizer=adamw", *more) == times * own
+
+
+def test_rows_with_images_may_be_as_long_as_rows_may_be() -> None:
+    """How many tokens an image has is its processor's to say: 576 in LLaVA-1.5, and rows were estimated with fewer."""
+    words = ("model=llava1.5_7b", GPU, "data=demo_images")
+    short, long = (estimate(*words, f"data.max_length={length}") for length in (1024, 2048))
+    assert short.tokens_per_step == 4 * 1024 and long.tokens_per_step == 4 * 2048
+    assert long.memory.activations > 1.5 * short.memory.activations
+    assert short.tokens is not None and short.tokens.high is not None and short.steps.high is not None
+    assert 47 * 576 < short.tokens.high <= short.steps.high * short.tokens_per_step
+    text = estimate("model=llava1.5_7b", GPU, "data=demo", "data.max_length=1024")
+    assert text.tokens_per_step < 4 * 1024

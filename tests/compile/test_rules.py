@@ -597,6 +597,14 @@ TABLE = (
     row("target-modules", "method.target_modules=[q_prj]", "method.target_modules=[q_proj,mlp.down_proj]"),
     row("target-modules", "method.target_modules=[]", "method.target_modules=all-linear"),
     row("target-modules", "method.target_modules=[lm_head]", "method.target_modules=[self_attn.o_proj]"),
+    row(
+        "target-modules",
+        "{llava} data=file data.path=seen.jsonl method.parts=[language,vision] method.target_modules=[o_proj,up_proj]",
+        compiles(
+            "{llava} data=file data.path=seen.jsonl method.parts=[language,vision] method.target_modules=[q_proj]"
+        ),
+        compiles("{llava} data=file data.path=seen.jsonl method.target_modules=[o_proj,up_proj]"),
+    ),
     row("qlora-needs-bits", "method=qlora method.quantization.bits=null", "method=qlora", "method=lora"),
     row("freeze-layers", "method=freeze method.num_layers=3", "method=freeze method.num_layers=2"),
     row("freeze-layers", "method=freeze method.layers=[0,2]", "method=freeze method.layers=[1,1]"),

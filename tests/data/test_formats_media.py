@@ -1,5 +1,6 @@
 """Images, videos and audios: in a column or within the messages, as many as there are marks."""
 
+import base64
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from factory.data.formats import BadRow, align
 
 GOOD = {"role": "assistant", "content": "ho"}
+BARE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(200))).decode()  # as transformers reads it
 IMAGE = "the <image> marks are not as many as the images"
 
 
@@ -26,6 +28,10 @@ def shown(content: Any, **columns: Any) -> tuple[str, Any]:
         (b"\x00\xff", "data:application/octet-stream;base64,AP8="),
         ("data:image/png;base64,AP8=", "data:image/png;base64,AP8="),
         ([{"url": "https://example.org/a.png"}], "https://example.org/a.png"),
+        ([BARE], f"data:image/*;base64,{BARE}"),
+        (f"/9j/{'a' * 90}/b.jpg", f"/9j/{'a' * 90}/b.jpg"),
+        ('["a.png"]', "a.png"),
+        ("[a].png", "[a].png"),
     ],
 )
 def test_a_column_of_images(images: Any, place: str) -> None:
@@ -40,6 +46,8 @@ def test_a_column_of_images(images: Any, place: str) -> None:
         ({"type": "image", "url": "https://example.org/a.png"}, "https://example.org/a.png"),
         ({"type": "image", "path": "a.png", "text": None}, "a.png"),
         ({"type": "image", "base64": "AP8="}, "data:image/*;base64,AP8="),
+        ({"type": "image", "source": {"type": "base64", "data": "AP8="}}, "data:image/*;base64,AP8="),
+        ({"type": "image", "source": {"type": "url", "url": "a.png"}}, "a.png"),
         (
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,AP8=", "detail": "low"}},
             "data:image/png;base64,AP8=",
@@ -51,6 +59,11 @@ def test_a_column_of_images(images: Any, place: str) -> None:
 def test_an_image_among_the_parts_of_a_content(part: dict[str, Any], place: str) -> None:
     text, record = shown([{"type": "text", "text": "this: "}, part, {"type": "text", "text": " what?"}])
     assert (text, record.images) == ("this: <image> what?", (place,))
+
+
+def test_a_table_of_texts_has_its_images_as_json() -> None:
+    text, record = shown("<image><image>hi", images='["1.png", "2.png"]')
+    assert (text, record.images) == ("<image><image>hi", ("1.png", "2.png"))
 
 
 def test_parts_may_point_into_the_column() -> None:

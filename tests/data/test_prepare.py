@@ -611,6 +611,11 @@ def test_counts_are_json(tmp_path: Path) -> None:
         (None, ("/cache",), "cat.png", None),
         (None, ("/cache",), "file:///home/cat.png", None),
         (None, ("/cache",), "data:image/png;base64,AAAA", "data:image/png;base64,AAAA"),
+        (None, ("/cache",), "https://example.org/a.png", "https://example.org/a.png"),  # which is not fetched
+        ("/data/images", None, "10:30.png", "/data/images/10:30.png"),
+        ("/data/images", ("/cache",), "a/cat.png", "/data/images/a/cat.png"),
+        ("/data/images", ("/cache",), "../cat.png", None),
+        ("/data/images", ("/cache",), "/data/images/cat.png", None),
     ],
 )
 def test_rows_name_no_image_outside_of_their_folder(

@@ -11,7 +11,7 @@ import pytest
 from fuzz.guard import guarded
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from factory.data.media import Expander, read
 from factory.data.media.expand import without
@@ -45,7 +45,9 @@ def test_a_path_a_file_url_and_bytes_give_the_same(tmp_path: Path) -> None:
     path = tmp_path / "a picture.png"
     saved(path, picture())
     data = base64.b64encode(path.read_bytes()).decode()
+    lines = base64.encodebytes(path.read_bytes()).decode()  # as in a mail
     places = [str(path), path.as_uri(), f"data:image/png;base64,{data}", f"data:application/octet-stream;base64,{data}"]
+    places += [f"data:image/png;base64,{lines}", f"data:image/png;charset=utf-8;base64,{data}"]
     for place in places:
         found = read_image(place)
         assert (found.mode, found.size, corners(found)) == ("RGB", (3, 2), [RED, BLUE, WHITE, BLACK])
@@ -70,6 +72,46 @@ def test_an_image_stands_as_its_camera_noted(tmp_path: Path) -> None:
     found = read_image(saved(tmp_path / "a.png", image, exif=exif))
     assert found.size == (2, 3)
     assert corners(found) == [WHITE, RED, BLACK, BLUE]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_what_is_transparent_is_seen_on_white(mode: str, tmp_path: Path) -> None:
+    """As transformers' processors lay it: a black drawing on nothing is not all black."""
+    from transformers.image_transforms import convert_to_rgb
+
+    image = Image.new("LA", (2, 2), (0, 0))
+    for at, alpha in {(0, 0): 255, (1, 1): 100}.items():
+        image.putpixel(at, (0, alpha))
+    if mode in ("P", "RGB", "L"):  # which name one of their colours
+        key: Any = (0, 0, 0) if mode == "RGB" else 0
+        place = saved(tmp_path / "a.png", picture().convert(mode), transparency=key)
+    else:
+        place = saved(tmp_path / "a.png", image.convert(mode))
+    wanted: Any = convert_to_rgb(Image.open(place), return_numpy=True)
+    found = read_image(place)
+    assert np.array_equal(np.asarray(found), wanted)
+    assert (255, 255, 255) in corners(found)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "webp"])
+def test_a_camera_may_be_held_in_eight_ways(kind: str, turn: int, tmp_path: Path) -> None:
+    """As PIL turns them."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = picture().resize((30, 20))
+    place = saved(tmp_path / f"a.{kind}", image, exif=exif)
+    with Image.open(place) as opened:
+        assert np.array_equal(np.asarray(read_image(place)), np.asarray(ImageOps.exif_transpose(opened).convert("RGB")))
+    assert read_image(place).size == ((20, 30) if turn > 4 else (30, 20))
+
+
+@pytest.mark.parametrize("note", [b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0\0", b"Exif\0\0no note at all", b"Exif\0\0"])
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_a_picture_whose_note_is_broken_is_a_picture(kind: str, note: bytes, tmp_path: Path) -> None:
+    """PIL raises what is no error of a file (struct.error): one such photograph ended a run."""
+    found = read_image(saved(tmp_path / f"a.{kind}", picture().resize((30, 20)), exif=note, dpi=(72, 72)))
+    assert (found.mode, found.size) == ("RGB", (30, 20))
 
 
 def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:

@@ -552,3 +552,81 @@ def test_what_differs_in_silence_is_told(here: Path) -> None:
     assert "reference" in said(here, stage="dpo", adapter_name_or_path="a").noted["adapter_name_or_path"]
     assert "adapter_name_or_path" not in said(here, adapter_name_or_path="a").noted
     assert "adapter_name_or_path" not in said(here, stage="dpo", pref_loss="simpo", adapter_name_or_path="a").noted
+
+
+FROZEN = {"freeze_vision_tower": True, "freeze_multi_modal_projector": True, "freeze_language_model": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (FULL | {"freeze_vision_tower": False}, "[language,vision]"),
+        (FULL | {"freeze_vision_tower": False, "freeze_multi_modal_projector": False}, "[language,vision,projector]"),
+        (FULL | {"freeze_language_model": True, "freeze_multi_modal_projector": False}, "[projector]"),
+        (FULL | {"train_mm_proj_only": True}, "[projector]"),
+        ({"freeze_vision_tower": False}, "[language,vision]"),
+        ({"freeze_vision_tower": False, "freeze_multi_modal_projector": False}, "[language,vision]"),
+    ],
+)
+def test_what_trains_beside_the_language_model_is_translated(given: dict[str, Any], parts: str, here: Path) -> None:
+    found = said(here, **given)
+    assert found.overrides["method.parts"] == parts and not found.missing
+    words = ("model=qwen2.5_vl_7b", "data=demo_images", f"method={found.overrides['method']}", f"method.parts={parts}")
+    assert compiled(*words, training=False).steps.attach.settings["parts"] == parts.strip("[]").split(",")
+
+
+def test_what_their_examples_freeze_is_frozen_here_anyway(here: Path) -> None:
+    """Those of models that see say all three keys; each was told of as one without an equal."""
+    for kind in ("full", "lora"):
+        found = said(here, finetuning_type=kind, **FROZEN)
+        assert not found.missing and "method.parts" not in found.overrides
+        assert FROZEN.keys() <= found.same.keys()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"freeze_language_model": True},
+        {"freeze_language_model": True, "freeze_multi_modal_projector": False},  # no adapter stands there
+        {"finetuning_type": "freeze", "freeze_vision_tower": False},
+    ],
+)
+def test_parts_that_cannot_be_said_are_told(given: dict[str, Any], here: Path) -> None:
+    found = said(here, **given)
+    assert "method.parts" not in found.overrides
+    assert {key for key in given if key.startswith("freeze")} <= found.missing.keys()
+
+
+def test_paths_of_images_start_where_they_did(catalogue: Path) -> None:
+    """At the catalogue, or at media_dir, as image_dir was called before."""
+    from PIL import Image
+
+    rows = [
+        {
+            "messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": f"{number}."}],
+            "images": ["a.png"],
+        }
+        for number in range(20)
+    ]
+    (catalogue / "data" / "seen.json").write_text(json.dumps(rows))
+    info = json.loads((catalogue / "data" / "dataset_info.json").read_text())
+    columns = {"messages": "messages", "images": "images"}
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    info["seen"] = {"file_name": "seen.json", "formatting": "sharegpt", "columns": columns, "tags": tags}
+    (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info))
+    (catalogue / "shown").mkdir()
+    Image.new("RGB", (8, 8)).save(catalogue / "shown" / "a.png")
+    for key in ("media_dir", "image_dir"):
+        found = said(catalogue, dataset="seen,mine", **{key: "shown"})
+        assert key not in found.missing and "data.sources.mine.folder" not in found.overrides
+        words = [word for word in found.as_overrides() if not word.startswith("model")]
+        sources = compiled("model=llava1.5_7b", *words, training=False).steps.align.sources
+        assert (sources["seen"].folder, sources["mine"].folder) == ("shown", None)
+    assert "768 x 768" in found.noted["image_max_pixels"]
+    assert "image_max_pixels" not in said(catalogue).noted
+    assert "media_dir" in said(catalogue, media_dir="shown").missing  # no set that shows anything
+
+
+@pytest.mark.parametrize("name", ["image_max_pixels", "image_min_pixels", "video_max_pixels", "crop_to_patches"])
+def test_where_the_size_of_images_is_said_is_told(name: str, here: Path) -> None:
+    assert "preprocessor_config.json" in said(here, **{name: 262144}).missing[name]

@@ -166,6 +166,19 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
         },
         "messages.0.content",
     ),
+    "an image made smaller": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
+                    ],
+                }
+            ]
+        },
+        "messages.0.content.0.image_url.detail",
+    ),
     "too long": ({"messages": [{"role": "user", "content": "Hi " * 300}]}, "messages"),
     "a tool nobody offered": (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},

@@ -105,3 +105,16 @@ def test_what_is_too_large_or_not_there_is_told(net: dict[str, Any]) -> None:
 )
 def test_other_places_are_refused(url: str, net: dict[str, Any]) -> None:
     assert fetched(url, "pictures.example") == "invalid_image_url" and net["asked"] == []
+
+
+@pytest.mark.parametrize("url", ["data:image/jpeg;charset=utf-8;base64,AAAA", "data:image/png;base64,AA\nAA"])
+def test_a_data_url_may_say_more_and_have_lines(url: str, net: dict[str, Any]) -> None:
+    assert fetched(url) == url and net["asked"] == []
+
+
+def test_a_host_is_told_its_port(net: dict[str, Any]) -> None:
+    """What is signed of an address, as a bucket's, is signed with it."""
+    net["names"]["pictures.example"] = ["93.184.216.34"]
+    net["answers"]["pictures.example:9000"] = httpx.Response(200, content=b"PNG")
+    assert fetched("http://pictures.example:9000/a.png", "pictures.example").startswith("data:")
+    assert net["asked"] == [("http://93.184.216.34:9000/a.png", "pictures.example:9000")]

@@ -254,3 +254,18 @@ def test_a_batch_of_llama_vision_is_as_its_processors(folder: Any, image: Any) -
 
 def doubled(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def test_a_text_reads_alike_whether_or_not_its_neighbour_has_an_image(folder: Any, image: Any) -> None:
+    """PaliGemma sees what comes before an answer in both directions: beside an image's row, a text's did too."""
+    kind = "paligemma"
+    processor = seers.processor(kind, folder(kind))
+    model = seers.model(kind, seers.tokenizer(kind)).double().train()
+    rows = [record(("<image>What is it?", "A star."), (image("wide"),)), record(("What is red?", "A colour."))]
+    samples = [example(row) for row in encoded(kind, folder(kind), rows)]
+
+    def loss(*chosen: Example) -> torch.Tensor:
+        return causal_lm(model, doubled(batches.collate(chosen, 0, "cpu", media=Inputs(lambda: processor))))
+
+    together, apart = loss(*samples), loss(samples[0]) + loss(samples[1])
+    torch.testing.assert_close(together, apart, rtol=1e-10, atol=1e-10)

@@ -1,19 +1,23 @@
 """Images, videos and audios: where they stand in the texts, and where they are to be had."""
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from factory.data.formats.values import parsed
 from factory.data.record import MEDIA as KINDS
 from factory.data.record import BadRow, Message
 
 # by the column that lists them: the mark in a text, and the name of a single one
 MEDIA = {column: (f"<{kind}>", kind) for column, kind in KINDS.items()}
 COLUMNS = frozenset([*MEDIA, *(single for _, single in MEDIA.values())])
-# the types of a content's parts, as OpenAI's, Hugging Face's and Qwen's messages have them
+# the types of a content's parts, as the messages of OpenAI, Anthropic, Hugging Face and Qwen have them
 PARTS = {
     type: column for column, (_, one) in MEDIA.items() for type in (one, f"{one}_url", f"input_{one}", f"{one}_file")
 }
+# how files of PNG, JPEG, GIF and WebP begin in base64: no path is so long without a dot
+_BARE = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{80,}={0,2}\s*")
 # what a row's messages brought, in their order: a place, the number of one in the column, or None: the column's next
 Found = dict[str, list[str | int | None]]
 
@@ -22,7 +26,7 @@ def mark(part: dict[str, Any], found: Found) -> str:
     """The mark of a content's part, which is noted in `found`."""
     column = PARTS[part["type"]]
     text, single = MEDIA[column]
-    keys = (part["type"], single, f"{single}_url", "url", "path", "base64", "bytes")
+    keys = (part["type"], single, f"{single}_url", "url", "path", "base64", "bytes", "source")
     own = next((part[key] for key in keys if part.get(key) is not None), None)
     if own is None:
         index = part.get("index")
@@ -78,18 +82,28 @@ def _places(parts: list[str | int | None], listed: list[str], reason: str) -> tu
 def _listed(value: Any, single: str) -> list[str] | None:
     if value is None or value == "":
         return None
+    if isinstance(value, str) and value.lstrip().startswith("["):  # of a table of texts (csv)
+        value = _of_table(value, single)
     return [_place(place, single) for place in (value if isinstance(value, (list, tuple)) else (value,))]
 
 
+def _of_table(value: str, single: str) -> Any:
+    """A list as JSON; a path may begin so too."""
+    try:
+        return parsed(value, single)
+    except BadRow:
+        return value
+
+
 def _place(value: Any, single: str) -> str:
-    """A path or a URL; bytes become a data: URL."""
+    """A path or a URL; bytes become a data: URL, and so does an image that is nothing but base64."""
     if isinstance(value, dict):
         value = _inner(value, single)
     if isinstance(value, bytes):
         value = _data_url(base64.b64encode(value).decode(), "application/octet-stream")
     if not isinstance(value, str) or not value.strip():
         raise BadRow(f"{single}: neither a path nor a URL nor bytes")
-    return value
+    return _data_url(value, f"{single}/*") if _BARE.fullmatch(value) else value
 
 
 def _inner(value: dict[str, Any], single: str) -> Any:

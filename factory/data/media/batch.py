@@ -133,10 +133,14 @@ def _gemma3(processor: Processor, found: Made, seen: Sequence[int], ids: NDArray
 
 
 def _paligemma(processor: Processor, found: Made, seen: Sequence[int], ids: NDArray[np.int64], trained: Any) -> Made:
-    """0 up to the first trained token: what comes before is seen in both directions (Beyer et al. 2024, figure 2)."""
+    """0 up to the first trained token: what comes before is seen in both directions (Beyer et al. 2024, figure 2).
+
+    A row without an image reads as it does among others of its kind, in one direction.
+    """
     import torch
 
     after = np.zeros_like(ids) if trained is None else (np.cumsum(trained, axis=1) > 0).astype(np.int64)
+    after[np.setdiff1d(np.arange(len(ids)), seen)] = 1
     return found | {"token_type_ids": torch.from_numpy(after)}
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,18 +20,31 @@ MISSING, UNREADABLE, ADDRESS = "is missing", "cannot be read", "is at an address
 UNSEEN = frozenset(f"{NAMED[kind]} {why}" for kind in MEDIA.values() for why in (MISSING, UNREADABLE, ADDRESS))
 _ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+_URL = re.compile(rf"data:|file:|{_ADDRESS.pattern}", re.IGNORECASE)
+# what decoders raise of broken files
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
+# how a camera was held: EXIF's orientation, and what turns such a picture upright
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def read_image(place: str) -> Any:
     """The image in RGB, turned upright as its camera noted. Raises BadRow. `place`: a path, file: URL or data: URL."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with opened("image", place) as source, Image.open(source) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise too_large("image")
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(_upright(image))
     except Image.DecompressionBombError:
         raise too_large("image") from None
 
@@ -47,8 +61,7 @@ def opened(kind: str, place: str) -> Iterator[Path | io.BytesIO]:
         raise
     except FileNotFoundError:
         raise BadRow(f"{NAMED[kind]} {MISSING}") from None
-    # what decoders raise of broken files
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
+    except _BROKEN:
         raise BadRow(f"{NAMED[kind]} {UNREADABLE}") from None
 
 
@@ -80,10 +93,16 @@ def too_large(kind: str) -> BadRow:
 def _source(kind: str, place: str) -> Path | io.BytesIO:
     """Raises BadRow, and ValueError where a data: or file: URL is broken."""
     if found := _DATA.match(place):
-        return io.BytesIO(base64.b64decode(place[found.end() :], validate=True))
+        # a mail's base64 and that of many tools has a line's end every 76 letters
+        return io.BytesIO(base64.b64decode("".join(place[found.end() :].split()), validate=True))
     if _ADDRESS.match(place):
         raise BadRow(f"{NAMED[kind]} {ADDRESS}")
     return file_of(place)
+
+
+def is_url(place: str) -> bool:
+    """Whether it says by itself where it is: a path may have a colon too."""
+    return _URL.match(place) is not None
 
 
 def file_of(place: str) -> Path:
@@ -91,11 +110,29 @@ def file_of(place: str) -> Path:
     return Path(unquote(urlsplit(place).path) if place[:5].lower() == "file:" else place)
 
 
+def _upright(image: Any) -> Any:
+    """As PIL's exif_transpose turns it, which fails where the rest of the note is broken: no viewer minds that."""
+    from PIL import ExifTags, Image
+
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except _BROKEN:
+        return image
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
 def _rgb(image: Any) -> Any:
-    """PIL would cut 16 bits a pixel to their lowest eight."""
+    """What is transparent on white, as transformers' processors lay it: PIL would show what colour is hidden there.
+
+    And it would cut 16 bits a pixel to their lowest eight.
+    """
+    from PIL import Image
+
     if image.mode.startswith("I;16"):
         import numpy as np
-        from PIL import Image
 
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

@@ -18,6 +18,7 @@ import numpy as np
 
 from factory.data import formats, mix
 from factory.data.encoding import EncodedRow, Encoder, EncoderSpec
+from factory.data.media.read import is_url
 from factory.data.read import Row
 from factory.data.record import MEDIA, BadRow, Record
 from factory.data.truncate import TooLong
@@ -149,12 +150,12 @@ def record_of(row: Row, aligning: Aligning) -> Record:
 
 def _placed(place: str, aligning: Aligning) -> str:
     """A medium's path, from where its set's paths start. Raises BadRow where rows may not name what lies there."""
-    if ":" in place.split("/")[0] and (aligning.inside is None or place.lower().startswith("data:")):
-        return place  # a URL
+    if is_url(place) and (aligning.inside is None or place[:5].lower() != "file:"):
+        return place  # of an address: that none is fetched is said where it is read
     start = aligning.folder if aligning.folder is not None else aligning.own
     found = Path(start or "") / place
     inside = aligning.inside
-    if inside is None and aligning.folder is not None and not Path(place).is_absolute():
+    if aligning.folder is not None and not Path(place).is_absolute():  # who trains names it, of a hub's set too
         inside = (aligning.folder,)
     if inside is not None and not any(_lies_in(found, folder) for folder in inside):
         raise BadRow(_OUTSIDE)

@@ -6,7 +6,7 @@ from typing import Literal
 from factory import schema
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.parts import nothing_trains, of_parts
+from factory.methods.parts import nothing_trains, of_parts, part_of, parts_of
 from factory.refusal import did_you_mean
 from factory.typed import key
 
@@ -84,15 +84,28 @@ def unknown_names(names: tuple[str, ...], linears: dict[str, Shape]) -> str | No
 def _targets_exist(case: Case) -> str | None:
     method = case.settings.method
     found = candidates(method, case.arch)
-    if not found or method.target_modules == "all-linear":
+    if not found:
         return None
+    if method.target_modules == "all-linear":
+        return _passed_over(method, case.arch)
     if not method.target_modules:
         return "the list is empty"
     without, why = left_out(method, case.arch)
     taken = [name for name in method.target_modules if named((name,), without)]
     if taken:
         return f"{taken[0]} of a {case.arch.kind} model is a layer {why}"
-    return unknown_names(method.target_modules, found)
+    return unknown_names(method.target_modules, found) or _passed_over(method, case.arch)
+
+
+def _passed_over(method: Adapter, arch: Architecture) -> str | None:
+    """A chosen part in which no adapter would stand: it would stay as it is, and nobody be told."""
+    reached = {part_of(name, arch) for name in targets(method, arch)}
+    part = next((part for part in method.parts if part not in reached and part in parts_of(arch)), None)
+    if part is None:
+        return None
+    own = dict.fromkeys(name.rpartition(".")[2] for name in candidates(method, arch) if part_of(name, arch) == part)
+    there = f"; it has {', '.join(own)}" if own else ", which has no linear layer: leave it out of method.parts"
+    return f"no adapter would stand in its {part}{there}"
 
 
 def over_bitsandbytes(method: Adapter, library: str, bits: int | None) -> bool:
