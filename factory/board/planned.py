@@ -67,26 +67,24 @@ class Planner:
         try:
             composed = self._anew.composed(overrides)
             tree, options = composed.tree, composed.options
-            outside = [*self._outside(overrides)]
-            if outside:
+            if outside := self.outside(overrides):
                 raise UserError(*outside)
             plan = self._anew.of(composed)
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
         return Planned(overrides=overrides, tree=tree, options=options, plan=plan)
 
-    def _outside(self, overrides: Overrides) -> Iterator[Refusal]:
-        for text in overrides:
-            if not all(map(self.allows, _paths(text.partition("=")[2]))) or name_of(text).startswith(
-                "hydra.searchpath"
-            ):
-                yield self.outside(text)
+    def outside(self, overrides: Iterable[str]) -> list[Refusal]:
+        """Of those that name a place which the page may not touch: asked of whatever it is about to run."""
+        folders = ", ".join(map(str, self._folders))
+        return [
+            refusal("board-folder", text, "it lies outside", folders=folders)
+            for text in overrides
+            if name_of(text).startswith("hydra.searchpath")
+            or not all(map(self._allows, _paths(text.partition("=")[2])))
+        ]
 
-    def outside(self, setting: str) -> Refusal:
-        """Of what names a place that the page may not touch."""
-        return refusal("board-folder", setting, "it lies outside", folders=", ".join(map(str, self._folders)))
-
-    def allows(self, value: str) -> bool:
+    def _allows(self, value: str) -> bool:
         """Whether a text is no path, or one inside of the page's folders."""
         if value.startswith("${"):
             return False  # what stands there is known when it is too late

@@ -151,6 +151,15 @@ def problem(found: Refusal, say: Words) -> str:
     )
 
 
+def problems(found: Iterable[Refusal], say: Words) -> str:
+    return "".join(problem(each, say) for each in found)
+
+
+def as_printed(error: Exception) -> str:
+    """Markdown of what a terminal would show."""
+    return f"```\n{error}\n```"
+
+
 def log(text: str) -> str:
     return f'<div class="f-log" tabindex="0">{escape(text)}</div>'
 

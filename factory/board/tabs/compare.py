@@ -11,6 +11,7 @@ from factory.board.runs import Shown
 from factory.board.said import words
 from factory.board.tabs import listed
 from factory.line import Overrides, changed
+from factory.refusal import UserError
 
 if TYPE_CHECKING:
     from factory.board.page import Page
@@ -31,6 +32,8 @@ def _sweep(page: "Page") -> None:
         say = words(language)
         if len(chosen) < 2:
             return say("sweep_none"), gr.update(), gr.update()
+        if outside := page.planner.outside(overrides):
+            return shown.as_printed(UserError(*outside)), gr.update(), gr.update()
         folder = page.runs.sweep(changed(overrides, "method", ",".join(chosen)))
         return say("started", folder=folder), gr.update(selected="runs"), folder
 

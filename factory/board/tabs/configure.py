@@ -258,14 +258,14 @@ def _pasted(text: str, overrides: Overrides, formed: int) -> tuple[Overrides, in
     try:
         return line.read(text), formed + 1, ""
     except UserError as error:
-        return overrides, formed, f"```\n{error}\n```"
+        return overrides, formed, shown.as_printed(error)
 
 
 def _loaded(path: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
     try:
         return file.read(Path(path).read_text("utf-8")), formed + 1, ""
     except (UserError, UnicodeDecodeError) as error:
-        return overrides, formed, f"```\n{error}\n```"
+        return overrides, formed, shown.as_printed(error)
 
 
 def _own_rows(path: str, overrides: Overrides, formed: int) -> tuple[Overrides, int]:

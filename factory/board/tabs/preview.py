@@ -23,6 +23,9 @@ def build(page: "Page") -> None:
 
     def preview(overrides: Overrides, rows: int, language: str) -> Iterator[str]:
         say = words(language)
+        if outside := page.planner.outside(overrides):
+            yield shown.problems(outside, say)
+            return
         yield shown.waiting(say("preview_wait"))
         html, printed = page.children.page(["preview", *overrides, f"preview.rows={rows}"], "preview.html")
         yield shown.log(printed) if html is None else shown.inner_page(html, say("tab.preview"))
