@@ -85,6 +85,10 @@ class Runs:
         """Whether it is one of these: a folder that comes from a page is not taken on trust."""
         return any(each.folder == folder for each in self.all())
 
+    def overrides(self, folder: str | None) -> Overrides | None:
+        """What it was started with; None where it is none of these."""
+        return next((each.overrides for each in self.all() if each.folder == folder), None)
+
     def state(self, folder: str) -> State:
         run = RunFolder(folder)
         if is_held(run.lock):

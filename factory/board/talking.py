@@ -71,8 +71,8 @@ def told(talk: Talk, text: str, paths: list[str]) -> Talk:
 def answers(server: Server, talk: Talk, system: str, settings: dict[str, Any]) -> Iterator[Turn]:
     """The answer so far, again and again. What the server refuses is the answer."""
     first = [{"role": "system", "content": system}] if system else []
-    asked = {"model": _model(server)["id"], "messages": [*first, *map(_sent, talk)], "stream": True, **settings}
     try:
+        asked = {"model": _model(server)["id"], "messages": [*first, *map(_sent, talk)], "stream": True, **settings}
         yield from _streamed(f"{server.address}/v1/chat/completions", asked)
     except httpx.HTTPError as error:
         yield _answer(str(error) or type(error).__name__)

@@ -38,6 +38,11 @@ def named(page: "Page", say: Words, wanted: Wanted) -> list[tuple[str, str]]:
     return [(name(each, say), each.folder) for each in page.runs.all() if wanted(each)]
 
 
+def kept(found: list[tuple[str, str]], chosen: str | None, default: str | None) -> Any:
+    """A dropdown of these, with what was chosen for as long as that is there."""
+    return gr.update(choices=found, value=chosen if chosen in [folder for _, folder in found] else default)
+
+
 def one(page: "Page", wanted: Wanted, text: str, elem_id: str) -> Any:
     """A dropdown of the runs that are wanted. What was started last is chosen once it is there, else the newest."""
     made = page.say(gr.Dropdown, {"label": text}, [], elem_id=elem_id, min_width=260)
@@ -48,8 +53,7 @@ def one(page: "Page", wanted: Wanted, text: str, elem_id: str) -> Any:
         folders = [folder for _, folder in found]
         if current != before and current in folders:
             chosen, before = current, current
-        value = chosen if chosen in folders else next(iter(folders), None)
-        return gr.update(choices=found, value=value), before
+        return kept(found, chosen, next(iter(folders), None)), before
 
     again, given = [page.tab.select, page.language.change], [page.language, made, page.current, followed]
     gr.on(again, there, given, [made, followed], show_progress="hidden")
