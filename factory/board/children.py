@@ -17,6 +17,7 @@ from factory.tied import ENDS
 _PATIENCE = 300.0  # seconds until a model must be loaded
 _LOOK = 0.5  # seconds between two looks at what was printed
 _TAIL = 4_000  # characters
+_REPLACED = "It was stopped: in another window of the page another model was loaded."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class Children:
         process = spawned(words, printed)
         try:
             while _goes_on(process):
-                yield Ended(-1, _end(printed))
-            yield Ended(process.returncode, _end(printed))
+                yield Ended(-1, end_of(printed))
+            yield Ended(process.returncode, end_of(printed))
         finally:  # who looked has gone
             if process.poll() is None:
                 process.terminate()
@@ -78,7 +79,7 @@ class Children:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             if made.process.poll() is not None:
-                raise RuntimeError(_end(made.printed))
+                raise RuntimeError(end_of(made.printed) if self._servers.get(words) is made else _REPLACED)
             try:
                 if httpx.get(f"{made.address}/health", timeout=5).status_code == httpx.codes.OK:
                     return made
@@ -86,7 +87,7 @@ class Children:
                 pass
             time.sleep(0.3)
         made.process.terminate()
-        raise RuntimeError(_end(made.printed))
+        raise RuntimeError(end_of(made.printed))
 
     def _serve(self, words: tuple[str, ...]) -> Server:
         port = free_port("127.0.0.1")
@@ -133,5 +134,7 @@ def _goes_on(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _end(printed: Path) -> str:
-    return printed.read_text("utf-8", "replace")[-_TAIL:]
+def end_of(printed: Path, most: int = _TAIL) -> str:
+    """The last characters of a file, behind a mark where it is not all there is."""
+    text = printed.read_text("utf-8", "replace")
+    return text if len(text) <= most else f"… {text[-most:]}"

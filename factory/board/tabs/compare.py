@@ -35,7 +35,7 @@ def _sweep(page: "Page") -> None:
         if outside := page.planner.outside(overrides):
             return shown.as_printed(UserError(*outside)), gr.update(), gr.update()
         folder = page.runs.sweep(changed(overrides, "method", ",".join(chosen)))
-        return say("started", folder=folder), gr.update(selected="runs"), folder
+        return listed.begun(page, folder, say), gr.update(selected="runs"), folder
 
     sweep.click(start, [methods, page.overrides, page.language], [message, page.selected, page.current])
 
@@ -70,7 +70,7 @@ def _comparison(page: "Page") -> None:
 
 
 def _can_be_compared(each: Shown) -> bool:
-    return each.verb != "export" and each.state in ("finished", "failed")
+    return each.verb != "export" and each.state in ("finished", "failed", "interrupted")
 
 
 def _is_sweep(folder: str) -> bool:

@@ -11,7 +11,7 @@ from factory import compose, groups, line
 from factory.board import fields, file, shown
 from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
-from factory.board.tabs import form
+from factory.board.tabs import form, listed
 from factory.board.tabs.form import ONE_BY_ONE
 from factory.line import Overrides
 from factory.refusal import UserError
@@ -288,5 +288,4 @@ def _start(page: "Page", overrides: Overrides, say: Words) -> tuple[str, Any, An
     if planned.plan is None:
         return say("not_started"), gr.update(), gr.update()
     folder = page.runs.start(overrides)
-    text = "queued" if page.runs.state(folder) == "queued" else "started"
-    return say(text, folder=folder), gr.update(selected="runs"), folder
+    return listed.begun(page, folder, say), gr.update(selected="runs"), folder

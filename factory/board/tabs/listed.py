@@ -34,6 +34,11 @@ def name(each: Shown, say: Words) -> str:
     return f"{say(f'state.{each.state}')} · {when:%m-%d %H:%M} · {said} · {each.folder}"
 
 
+def begun(page: "Page", folder: str, say: Words) -> str:
+    """What is said of a run that was just asked for."""
+    return say("queued" if page.runs.state(folder) == "queued" else "started", folder=folder)
+
+
 def named(page: "Page", say: Words, wanted: Wanted) -> list[tuple[str, str]]:
     return [(name(each, say), each.folder) for each in page.runs.all() if wanted(each)]
 

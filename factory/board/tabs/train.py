@@ -60,23 +60,31 @@ def _actions(page: "Page", run: Any) -> None:
         stop = page.say(gr.Button, {"value": "stop"}, variant="stop", elem_id="stop")
         resume = page.say(gr.Button, {"value": "resume"}, elem_id="resume")
         again = page.say(gr.Button, {"value": "use_settings"}, elem_id="again")
-    message = gr.Markdown()
+    message = gr.Markdown(elem_id="run-message")
 
     def asked(folder: str | None, language: str) -> str:
         stopped = folder is not None and page.runs.known(folder) and page.runs.stop(folder)
         return words(language)("stopped" if stopped else "nothing_to_stop")
 
-    def settings(folder: str | None, overrides: Overrides, formed: int) -> tuple[Overrides, int, Any]:
+    def resumed(folder: str | None, language: str) -> str:
+        say = words(language)
+        if folder is None or not page.runs.known(folder):
+            return say("no_runs")
+        if page.runs.resume(folder):
+            return listed.begun(page, folder, say)
+        return say("nothing_to_resume", state=say(f"state.{page.runs.state(folder)}"))
+
+    def settings(folder: str | None, overrides: Overrides, formed: int, language: str) -> tuple[Any, ...]:
         for each in page.runs.all():
             if each.folder == folder and each.verb == "train":
-                return each.overrides, formed + 1, gr.update(selected="configure")
-        return overrides, formed, gr.update()
+                return each.overrides, formed + 1, gr.update(selected="configure"), ""
+        return overrides, formed, gr.update(), words(language)("no_training")
 
     stop.click(asked, [run, page.language], message)
-    resume.click(lambda folder: page.runs.resume(folder) if page.runs.known(folder) else None, run)
-    again.click(
-        settings, [run, page.overrides, page.formed], [page.overrides, page.formed, page.selected], **ONE_BY_ONE
-    )
+    resume.click(resumed, [run, page.language], message)
+    given, outputs = [run, page.overrides, page.formed, page.language], [page.overrides, page.formed, page.selected]
+    again.click(settings, given, [*outputs, message], **ONE_BY_ONE)
+    gr.on([run.input, page.current.change], lambda: "", None, message, show_progress="hidden")  # it was of another
 
 
 def _curves(page: "Page") -> list[Any]:
@@ -115,12 +123,16 @@ def _looked(page: "Page", asked: str | None, smoothing: float, say: Words) -> tu
 
 
 def _state(runs: Runs, folder: str, say: Words) -> str:
-    """What it does, how far it is, and how long it still takes by the speed of the steps so far."""
+    """What it does, how far it is, and how long it still takes by the speed of the steps so far; or what went wrong."""
     inside = runs.inside(folder)
     state, progress, lines = runs.state(folder), runs.progress(inside), runs.metrics(inside)
+    if why := runs.refusal(folder):
+        return shown.waiting(say(f"state.{state}")) + shown.log(why)
     said = [say(f"state.{state}")]
     if inside != folder:
         said.append(inside)
+    if state == "failed" and (error := (runs.report(inside) or {}).get("error")):
+        said.append(str(error))
     if state == "running" and progress:
         name, (done, total) = list(progress.items())[-1]
         said.append(f"{name} {done:,} / {total:,}")
