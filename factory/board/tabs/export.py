@@ -30,7 +30,7 @@ def build(page: "Page") -> None:
     def export(folder: str, form: str, place: str, language: str) -> Iterator[tuple[str, str]]:
         say = words(language)
         if not page.runs.known(folder):
-            yield shown.waiting(say("no_runs")), ""
+            yield shown.waiting(say("none_trained")), ""
             return
         asked = [f"export.dir={spelt(place)}", f"export.format={form}"]
         if outside := page.planner.outside(asked):
