@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NO_RECIPE = ""
 _FIT = "?fit"
+_NAME = re.compile(r"[^\[\], '\"]+")  # in a list of options
 
 
 def build(page: "Page") -> None:
@@ -91,15 +92,43 @@ def _command(page: "Page") -> tuple[Any, Any]:
         start = page.say(gr.Button, {"value": "start"}, variant="primary", elem_id="start")
         reset = page.say(gr.Button, {"value": "reset"}, elem_id="reset")
     message = gr.Markdown(elem_id="message")
-
-    def started(overrides: Overrides, language: str) -> tuple[str, Any, Any]:
-        return _start(page, overrides, words(language))
-
-    form = [page.overrides, page.formed]
-    command.submit(_pasted, [command, *form], [*form, message], **ONE_BY_ONE)
-    reset.click(lambda formed: ((), formed + 1), page.formed, form, **ONE_BY_ONE)
-    start.click(started, [page.overrides, page.language], [message, page.selected, page.current])
+    edited = _typed(page, command, message)
+    outputs = [page.formed, page.overrides, command, edited, message]
+    reset.click(lambda formed: (formed + 1, (), line.command(()), False, ""), page.formed, outputs, **ONE_BY_ONE)
+    _starting(page, start, command, edited, message)
     return command, message
+
+
+def _typed(page: "Page", command: Any, message: Any) -> Any:
+    """Whether what stands in the line is not yet in the settings: as a field's, it gets there once it is left."""
+    edited, form = gr.State(False), [page.overrides, page.formed]
+
+    def left(typed: str, edited: bool, overrides: Overrides, formed: int) -> Any:
+        return _pasted(typed, overrides, formed) if edited else gr.skip()
+
+    def settled(overrides: Overrides) -> tuple[bool, Any]:
+        return False, gr.update() if page.planner(overrides).plan is None else ""
+
+    command.input(lambda: True, None, edited, show_progress="hidden", **ONE_BY_ONE)
+    command.submit(_pasted, [command, *form], [*form, message], **ONE_BY_ONE)
+    command.blur(left, [command, edited, *form], [*form, message], show_progress="hidden", **ONE_BY_ONE)
+    page.overrides.change(settled, page.overrides, [edited, message], show_progress="hidden", **ONE_BY_ONE)
+    return edited
+
+
+def _starting(page: "Page", start: Any, command: Any, edited: Any, message: Any) -> None:
+    """What stands in the line is started, or refused: never what stood there before."""
+    form = [page.overrides, page.formed]
+
+    def started(typed: str, edited: bool, overrides: Overrides, formed: int, language: str) -> tuple[Any, ...]:
+        if edited:
+            overrides, formed, wrong = _pasted(typed, overrides, formed)
+            if wrong:
+                return overrides, formed, wrong, gr.update(), gr.update()
+        return overrides, formed, *_start(page, overrides, words(language))
+
+    given = [command, edited, *form, page.language]
+    start.click(started, given, [*form, message, page.selected, page.current], **ONE_BY_ONE)
 
 
 def _files(page: "Page", message: Any) -> None:
@@ -109,11 +138,12 @@ def _files(page: "Page", message: Any) -> None:
         load = page.say(gr.UploadButton, {"label": "load_yaml"}, file_types=[".yaml", ".yml"], elem_id="load")
     upload = page.say(gr.File, {"label": "upload"}, elem_id="upload", height=150)
 
-    def saved(overrides: Overrides, request: gr.Request) -> str | None:
-        return _saved(page, overrides, request.session_hash or "one")
+    def saved(overrides: Overrides, request: gr.Request) -> Any:
+        path = _saved(page, overrides, request.session_hash or "one")
+        return gr.update(value=path, interactive=path is not None)
 
     form = [page.overrides, page.formed]
-    page.overrides.change(saved, page.overrides, save, show_progress="hidden")
+    gr.on([page.blocks.load, page.overrides.change], saved, page.overrides, save, show_progress="hidden")
     load.upload(_loaded, [load, *form], [*form, message], **ONE_BY_ONE)
     upload.upload(_own_rows, [upload, *form], form, **ONE_BY_ONE)
 
@@ -180,9 +210,9 @@ def _values(page: "Page", chosen: dict[str, Any]) -> Any:
 
     def values(overrides: Overrides) -> list[Any]:
         given = {line.name_of(text): text.partition("=")[2] for text in overrides}
-        found = page.planner(()).options | given
-        found.setdefault("recipe", _NO_RECIPE)
-        return [found[name].strip("[]").split(",") if name == "data" else found[name] for name in chosen]
+        options = page.planner(overrides).options or page.planner(()).options  # those of a recipe too
+        found = {"recipe": _NO_RECIPE} | options | given
+        return [_NAME.findall(found[name]) if name == "data" else found[name] for name in chosen]
 
     return values
 
