@@ -30,4 +30,5 @@ def build(page: "Page") -> None:
         html, printed = page.children.page(["preview", *overrides, f"preview.rows={rows}"], "preview.html")
         yield shown.log(printed) if html is None else shown.inner_page(html, say("tab.preview"))
 
-    show.click(preview, [page.overrides, rows, page.language], out)
+    showing = show.click(preview, [page.overrides, rows, page.language], out)
+    page.overrides.change(lambda: "", None, out, show_progress="hidden", cancels=[showing])  # it was of others
