@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from factory.line import flags
 from factory.tied import ENDS
 
 _PATIENCE = 300.0  # seconds until a model must be loaded
@@ -38,8 +39,8 @@ class Server:
 class Children:
     """`folder` is where their output lies."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, config_dirs: tuple[str, ...] = ()):
+        self._folder, self._flags = folder, flags(config_dirs)
         self._servers: dict[tuple[str, ...], Server] = {}
         self._starting = threading.Lock()
 
@@ -92,7 +93,7 @@ class Children:
     def _serve(self, words: tuple[str, ...]) -> Server:
         port = free_port("127.0.0.1")
         printed = self.aside("served")
-        process = spawned(["serve", *words, f"serve.port={port}"], printed)
+        process = spawned(["serve", *self._flags, *words, f"serve.port={port}"], printed)
         return Server(process, f"http://127.0.0.1:{port}", printed)
 
     def keep(self, wanted: set[tuple[str, ...]]) -> None:

@@ -14,6 +14,7 @@ from factory.board.runs import Runs
 from factory.board.said import LANGUAGES, words
 from factory.board.tabs import chat, compare, configure, evaluate, export, preview, train
 from factory.board.votes import Votes
+from factory.line import Overrides, command
 
 _TABS = {
     "configure": configure.build,
@@ -58,6 +59,10 @@ class Page:
         """A part that is drawn anew; one at a time: Gradio walks a session's listeners while another draws its own."""
         once = {"concurrency_limit": 1, "concurrency_id": "render"}
         return gr.render(inputs, triggers=triggers, show_progress="hidden", **once)
+
+    def command(self, overrides: Overrides) -> str:
+        """What a terminal is given for the same."""
+        return command(overrides, self.planner.config_dirs)
 
     def text(self, name: str) -> str:
         """Of a component that is just being made."""

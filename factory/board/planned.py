@@ -46,7 +46,7 @@ class Planner:
     """Shared by all who have the page open: it holds what was looked up, and nothing of anybody's form."""
 
     def __init__(self, folders: tuple[Path, ...], config_dirs: tuple[str, ...] = ()):
-        self._folders, self._config_dirs = tuple(folder.resolve() for folder in folders), config_dirs
+        self._folders, self.config_dirs = tuple(folder.resolve() for folder in folders), config_dirs
         self._anew = Anew(config_dirs)
         self._busy = threading.Lock()  # Hydra composes one config at a time
         self._known = OrderedDict[Overrides, tuple[float, Planned]]()

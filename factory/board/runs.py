@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from factory.board.children import end_of, spawned
 from factory.execute.__main__ import REFUSED
-from factory.line import Overrides, spelt
+from factory.line import Overrides, flags, spelt
 from factory.parsed import yaml_of
 from factory.run.folder import RunFolder, is_held, read_json, write_whole
 from factory.tracking import ledger
@@ -45,7 +45,8 @@ class Shown:
 class Runs:
     """Of one folder, as outputs/. `own` of it is where the page keeps its queue and what its runs printed."""
 
-    def __init__(self, outputs: Path, sweeps: Path):
+    def __init__(self, outputs: Path, sweeps: Path, config_dirs: tuple[str, ...] = ()):
+        self._flags = flags(config_dirs)
         self.outputs, self._sweeps = outputs, sweeps
         self._own = outputs / ".board"
         self._queue_file = self._own / "queue.json"
@@ -163,11 +164,11 @@ class Runs:
 
     def start(self, overrides: Overrides, verb: str = "train") -> str:
         """Starts it, or puts it in the queue behind what the page has started. Returns its folder."""
-        return self._put(self.outputs, lambda folder: [verb, *overrides, f"hydra.run.dir={folder}"])
+        return self._put(self.outputs, lambda folder: [verb, *self._flags, *overrides, f"hydra.run.dir={folder}"])
 
     def sweep(self, overrides: Overrides) -> str:
         """The same of several runs in one command. Returns their folder."""
-        return self._put(self._sweeps, lambda folder: ["-m", *overrides, f"hydra.sweep.dir={folder}"])
+        return self._put(self._sweeps, lambda folder: ["-m", *self._flags, *overrides, f"hydra.sweep.dir={folder}"])
 
     def _put(self, parent: Path, words: Callable[[str], list[str]]) -> str:
         with self._changing:
@@ -200,7 +201,7 @@ class Runs:
         return process is not None
 
     def resume(self, folder: str) -> bool:
-        """Goes on from the newest whole checkpoint, or with a sweep's jobs. Whether there was something to go on with."""
+        """Goes on from the newest whole checkpoint, or with a sweep's jobs. Whether there was anything to continue."""
         whole = RunFolder(folder).plan.is_file()
         with self._changing:
             if self.state(folder) not in ("interrupted", "failed"):
@@ -253,7 +254,7 @@ class Runs:
             if entry is None or "words" not in entry:
                 continue
             verb, *rest = entry["words"]
-            overrides = tuple(word for word in rest if not word.startswith("hydra."))
+            overrides = tuple(word for word in rest if not word.startswith(("hydra.", "--")))
             yield Shown(
                 folder=entry["folder"],
                 verb="sweep" if verb == "-m" else verb,

@@ -24,7 +24,8 @@ def build(page: "Page") -> None:
 
 def _sweep(page: "Page") -> None:
     texts = {"label": "sweep_methods", "info": "sweep_info"}
-    methods = page.say(gr.CheckboxGroup, texts, list(fields.options("method")), elem_id="sweep-methods")
+    every = list(fields.options("method", page.planner.config_dirs))
+    methods = page.say(gr.CheckboxGroup, texts, every, elem_id="sweep-methods")
     sweep = page.say(gr.Button, {"value": "sweep_run"}, elem_id="sweep-run")
     message = gr.Markdown(elem_id="sweep-message")
 

@@ -63,7 +63,7 @@ def _seen(page: "Page", overrides: Overrides, language: str) -> tuple[Any, ...]:
     """The estimate, the command line, and what marks the problems."""
     planned = page.planner(overrides)
     marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
-    return shown.plan(planned, words(language)), line.command(overrides), marks
+    return shown.plan(planned, words(language)), page.command(overrides), marks
 
 
 # --- what is chosen, typed and given
@@ -77,7 +77,7 @@ def _given(page: "Page", message: Any) -> Any:
         given = text.partition("\n")[0]
         if given == _FIT:
             return overrides, formed, "", ("asked", *overrides)
-        return *_pasted(given, overrides, formed), asked
+        return *_pasted(page, given, overrides, formed), asked
 
     form = [page.overrides, page.formed]
     box.change(heard, [box, *form, asked], [*form, message, asked], show_progress="hidden", **ONE_BY_ONE)
@@ -94,7 +94,7 @@ def _command(page: "Page") -> tuple[Any, Any]:
     message = gr.Markdown(elem_id="message")
     edited = _typed(page, command, message)
     outputs = [page.formed, page.overrides, command, edited, message]
-    reset.click(lambda formed: (formed + 1, (), line.command(()), False, ""), page.formed, outputs, **ONE_BY_ONE)
+    reset.click(lambda formed: (formed + 1, (), page.command(()), False, ""), page.formed, outputs, **ONE_BY_ONE)
     _starting(page, start, command, edited, message)
     return command, message
 
@@ -104,13 +104,13 @@ def _typed(page: "Page", command: Any, message: Any) -> Any:
     edited, form = gr.State(False), [page.overrides, page.formed]
 
     def left(typed: str, edited: bool, overrides: Overrides, formed: int) -> Any:
-        return _pasted(typed, overrides, formed) if edited else gr.skip()
+        return _pasted(page, typed, overrides, formed) if edited else gr.skip()
 
     def settled(overrides: Overrides) -> tuple[bool, Any]:
         return False, gr.update() if page.planner(overrides).plan is None else ""
 
     command.input(lambda: True, None, edited, show_progress="hidden", **ONE_BY_ONE)
-    command.submit(_pasted, [command, *form], [*form, message], **ONE_BY_ONE)
+    command.submit(partial(_pasted, page), [command, *form], [*form, message], **ONE_BY_ONE)
     command.blur(left, [command, edited, *form], [*form, message], show_progress="hidden", **ONE_BY_ONE)
     page.overrides.change(settled, page.overrides, [edited, message], show_progress="hidden", **ONE_BY_ONE)
     return edited
@@ -122,7 +122,7 @@ def _starting(page: "Page", start: Any, command: Any, edited: Any, message: Any)
 
     def started(typed: str, edited: bool, overrides: Overrides, formed: int, language: str) -> tuple[Any, ...]:
         if edited:
-            overrides, formed, wrong = _pasted(typed, overrides, formed)
+            overrides, formed, wrong = _pasted(page, typed, overrides, formed)
             if wrong:
                 return overrides, formed, wrong, gr.update(), gr.update()
         return overrides, formed, *_start(page, overrides, words(language))
@@ -159,7 +159,8 @@ def _options(page: "Page") -> None:
     """The groups that are chosen by option, and the recipes of one run."""
     chosen: dict[str, Any] = {}
     with gr.Row():
-        recipes = [name for name in groups.recipes() if compose.recipe_of_runs(_line(name)) is None]
+        dirs = page.planner.config_dirs
+        recipes = [name for name in groups.recipes(dirs) if compose.recipe_of_runs(_line(name, dirs)) is None]
         choices = [("-", _NO_RECIPE), *recipes]
         chosen["recipe"] = page.say(gr.Dropdown, {"label": "recipe"}, choices, value=_NO_RECIPE, elem_id="recipe")
         chosen["model"] = _dropdown(page, "model")
@@ -176,8 +177,8 @@ def _groups(language: str) -> Any:
     return gr.update(choices=[(words(language)(f"group.{name}"), name) for name in fields.FORMS])
 
 
-def _line(recipe: str) -> compose.CommandLine:
-    return compose.CommandLine(overrides=(f"recipe={recipe}",))
+def _line(recipe: str, config_dirs: tuple[str, ...]) -> compose.CommandLine:
+    return compose.CommandLine(overrides=(f"recipe={recipe}",), config_dirs=config_dirs)
 
 
 def _dropdown(page: "Page", group: str) -> Any:
@@ -186,7 +187,7 @@ def _dropdown(page: "Page", group: str) -> Any:
     return page.say(
         gr.Dropdown,
         {"label": group},
-        list(fields.options(group)),
+        list(fields.options(group, page.planner.config_dirs)),
         value=[default] if several else default,
         multiselect=several,
         filterable=True,
@@ -284,9 +285,9 @@ def _that_fit(page: "Page", planned: Planned, say: Words) -> None:
 # --- from elsewhere
 
 
-def _pasted(text: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
+def _pasted(page: "Page", text: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
     try:
-        return line.read(text), formed + 1, ""
+        return line.read(text, page.planner.config_dirs), formed + 1, ""
     except UserError as error:
         return overrides, formed, shown.as_printed(error)
 
