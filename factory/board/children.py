@@ -100,9 +100,9 @@ class Children:
         """Stops the servers of other words: a model that nobody talks to holds no memory."""
         for words, server in list(self._servers.items()):
             if words not in wanted:
+                del self._servers[words]  # first: who waits for it asks why it has ended
                 server.process.terminate()
                 server.printed.unlink(missing_ok=True)
-                del self._servers[words]
 
     def close(self) -> None:
         self.keep(set())

@@ -36,7 +36,7 @@ def test_a_run_is_queued_started_and_found_again(
     first, refused, third = runs.start(words), runs.start(("method.rank=x",)), runs.start(words)
     assert len({first, refused, third}) == 3
     assert [runs.state(folder) for folder in (refused, third)] == ["queued", "queued"]
-    assert runs.stop(third) and runs.state(third) == "refused"  # it never began
+    assert runs.stop(third) and runs.state(third) == "cancelled"  # it never began
     assert _until(runs, first, {"finished", "failed", "refused"}) == "finished"
     assert [line["step"] for line in runs.metrics(first)] == [1, 2, 3, 4]
     assert runs.progress(first)["train"] == (4, 4)

@@ -10,7 +10,7 @@ import tiny
 from serving import TINY, Serving, room_of, says, serving
 
 from factory.board import talking
-from factory.board.children import Server
+from factory.board.children import Server, free_port
 from factory.board.talking import Can, Talk
 from factory.data.tools import FORMATS
 from factory.inference.calls import open_call
@@ -82,3 +82,9 @@ def test_other_tools_are_refused(text: str) -> None:
     with pytest.raises(talking.Wrong):
         talking.tools_of(text)
     assert talking.tools_of("  ") == []
+
+
+def test_a_server_that_is_gone_is_said_to_be() -> None:
+    gone = Server(process=None, address=f"http://127.0.0.1:{free_port('127.0.0.1')}", printed=Path())  # type: ignore[arg-type]
+    (turn,) = talking.answers(gone, talking.told([], "Hi", []), "", {})
+    assert turn["role"] == "assistant" and turn["content"]

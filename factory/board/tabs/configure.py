@@ -143,7 +143,8 @@ def _files(page: "Page", message: Any) -> None:
         return gr.update(value=path, interactive=path is not None)
 
     form = [page.overrides, page.formed]
-    gr.on([page.blocks.load, page.overrides.change], saved, page.overrides, save, show_progress="hidden")
+    anew = [page.blocks.load, page.overrides.change]
+    gr.on(anew, saved, page.overrides, save, show_progress="hidden", trigger_mode="always_last")
     load.upload(_loaded, [load, *form], [*form, message], **ONE_BY_ONE)
     upload.upload(_own_rows, [upload, *form], form, **ONE_BY_ONE)
 
