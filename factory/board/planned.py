@@ -67,8 +67,8 @@ class Planner:
         try:
             composed = self._anew.composed(overrides)
             tree, options = composed.tree, composed.options
-            if outside := self.outside(overrides):
-                raise UserError(*outside)
+            if wrong := [*self.outside(overrides), *_placed(overrides)]:
+                raise UserError(*wrong)
             plan = self._anew.of(composed)
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
@@ -121,6 +121,14 @@ def _paths(value: str) -> Iterator[str]:
     text = re.sub(r"\b(?!file:)\w[\w+]*://[^/\s,\]}'\"]\S*", "", value)  # hosts
     text = re.sub(r"\bfile:/+", "/", re.sub(r"\b(?!file:)\w[\w+]*:///", "", text))
     yield from (word for word in re.split(r"[\[\]{},'\"\s]|(?<=[^\\]):", text.replace("${", " ${ ")) if word)
+
+
+def _placed(overrides: Overrides) -> Iterator[Refusal]:
+    """Those that say where the run shall lie: the page would say otherwise, and the last word holds."""
+    wanted = "each run that the page starts gets a folder of its own, by which it is found, queued and stopped"
+    for text in overrides:
+        if name_of(text) in ("hydra.run.dir", "hydra.sweep.dir"):
+            yield refusal("board-line", text, "it would not lie there", wanted=wanted)
 
 
 def _with(overrides: Overrides, more: Iterable[str]) -> Overrides:
