@@ -25,7 +25,14 @@ _TABS = {
     "chat": chat.build,
     "export": export.build,
 }
-_DARK = "() => { document.body.classList.toggle('dark'); }"
+# a browser keeps what it was told last: a reload neither speaks English again nor shines
+_DARK = "() => { localStorage.setItem('factory-dark', document.body.classList.toggle('dark')); }"
+_SPOKEN = "(code) => { localStorage.setItem('factory-language', code); document.documentElement.lang = code; }"
+_AS_BEFORE = """() => {
+  const dark = localStorage.getItem('factory-dark');
+  if (dark !== null) document.body.classList.toggle('dark', dark === 'true');
+  return localStorage.getItem('factory-language') ?? 'en';
+}"""
 
 
 @dataclass(slots=True)
@@ -99,6 +106,8 @@ def _header(made: Page) -> None:
         )
         theme = made.say(gr.Button, {"value": "theme"}, scale=0, min_width=150, size="md", elem_id="theme")
     theme.click(None, js=_DARK)
+    made.language.change(None, made.language, js=_SPOKEN)
+    made.blocks.load(None, None, made.language, js=_AS_BEFORE)
 
 
 def _speak(made: Page) -> None:

@@ -47,7 +47,7 @@ class Runs:
 
     def __init__(self, outputs: Path, sweeps: Path, config_dirs: tuple[str, ...] = ()):
         self._flags = flags(config_dirs)
-        self.outputs, self._sweeps = outputs, sweeps
+        self._outputs, self._sweeps = outputs, sweeps
         self._own = outputs / ".board"
         self._queue_file = self._own / "queue.json"
         self._last = self._own / "last.json"  # what was started last
@@ -66,7 +66,7 @@ class Runs:
         return found
 
     def _found(self) -> list[Shown]:
-        inside = (self.outputs.glob(depth) for depth in ("*/plan.yaml", "*/*/plan.yaml"))  # by a name, by date and time
+        inside = (self._outputs.glob(depth) for depth in ("*/plan.yaml", "*/*/plan.yaml"))  # by a name, by date and time
         places = [*chain.from_iterable(inside), *self._sweeps.glob("**/plan.yaml")]
         found = [self._shown(path.parent) for path in places]
         known = {each.folder for each in found}
@@ -164,7 +164,7 @@ class Runs:
 
     def start(self, overrides: Overrides, verb: str = "train") -> str:
         """Starts it, or puts it in the queue behind what the page has started. Returns its folder."""
-        return self._put(self.outputs, lambda folder: [verb, *self._flags, *overrides, f"hydra.run.dir={folder}"])
+        return self._put(self._outputs, lambda folder: [verb, *self._flags, *overrides, f"hydra.run.dir={folder}"])
 
     def sweep(self, overrides: Overrides) -> str:
         """The same of several runs in one command. Returns their folder."""

@@ -106,3 +106,15 @@ def test_what_can_be_done_with_a_run_is_said(page: Any, ended: str) -> None:
     assert message.get_by_text("nothing to go on with").is_visible()
     page.locator("#again").click()
     browsing.command(page, "seed=3", "evaluate.samples=7")
+
+
+def test_a_reload_keeps_the_language_and_the_theme(page: Any) -> None:
+    page.locator("#language").get_by_text("Русский").click()
+    page.locator("#start", has_text="Запустить").wait_for()
+    assert page.locator("html").get_attribute("lang") == "ru"
+    dark = page.locator("body").evaluate("body => body.classList.contains('dark')")
+    page.locator("#theme").click()
+    page.reload()
+    page.locator("#start", has_text="Запустить").wait_for(timeout=20_000)
+    assert page.locator("html").get_attribute("lang") == "ru"
+    assert page.locator("body").evaluate("body => body.classList.contains('dark')") != dark
