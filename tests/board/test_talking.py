@@ -44,9 +44,16 @@ def test_an_answer_grows(served: Serving) -> None:
     assert len(parts) > 2 and all(new.startswith(old) for old, new in itertools.pairwise(parts))
 
 
-def test_what_is_refused_is_the_answer(served: Serving) -> None:
-    refused = _answer(served, talking.told([], "Hi", []), seed="many")[-1]["content"]
-    assert refused.startswith("seed: ")
+def test_what_is_refused_is_the_answer_and_not_told_to_the_model(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = _answer(served, talking.told([], "Hi", []), seed="many")
+    assert refused[-1]["content"].startswith("seed: ")
+    seen = says(served.room, "Ho", monkeypatch)
+    answered = _answer(served, talking.told(refused, "Who?", []))
+    assert [turn["content"] for turn in answered][0::3] == ["Hi", "Ho"]
+    asked = served.room.prompts.tokenizer.decode(seen[0].ids)
+    assert "Who?" in asked and "seed" not in asked and "Hi" not in asked
 
 
 def test_an_answer_that_fails_in_the_middle_says_so(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
