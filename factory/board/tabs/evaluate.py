@@ -42,7 +42,7 @@ def build(page: "Page") -> None:
 
 def _keys(page: "Page", run: Any, chosen: Any) -> None:
     """With the values that the run was made with, which hold for what is left alone here."""
-    of = gr.State(None)  # the run whose they are
+    of = gr.State(None)  # the run that they are of
 
     def another(folder: str | None, of: str | None, overrides: Overrides) -> tuple[Overrides, str | None]:
         return overrides if folder == of else (), folder

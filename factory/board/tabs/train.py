@@ -132,7 +132,7 @@ def _state(runs: Runs, folder: str, say: Words) -> str:
     if inside != folder:
         said.append(inside)
     if state == "failed" and (error := (runs.report(inside) or {}).get("error")):
-        said.append(str(error))
+        said.append(str(error).splitlines()[0])
     if state == "running" and progress:
         name, (done, total) = list(progress.items())[-1]
         said.append(f"{name} {done:,} / {total:,}")
