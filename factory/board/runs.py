@@ -66,8 +66,8 @@ class Runs:
         return found
 
     def _found(self) -> list[Shown]:
-        inside = (self._outputs.glob(depth) for depth in ("*/plan.yaml", "*/*/plan.yaml"))  # by a name, by date and time
-        places = [*chain.from_iterable(inside), *self._sweeps.glob("**/plan.yaml")]
+        depths = ("*/plan.yaml", "*/*/plan.yaml")  # by a name, by date and time
+        places = [*chain.from_iterable(map(self._outputs.glob, depths)), *self._sweeps.glob("**/plan.yaml")]
         found = [self._shown(path.parent) for path in places]
         known = {each.folder for each in found}
         waiting = [each for each in self._asked() if each.folder not in known]

@@ -95,8 +95,7 @@ def memory(found: Memory, say: Words) -> str:
         for name, count, colour in parts
     )
     legend = "".join(
-        f'<span><i style="background:{colour}"></i>{name} {size(count)}</span>'
-        for name, count, colour in parts
+        f'<span><i style="background:{colour}"></i>{name} {size(count)}</span>' for name, count, colour in parts
     )
     if found.capacity is None:
         used, verdict, style = size(found.total), "no_capacity", ""

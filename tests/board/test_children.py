@@ -72,7 +72,9 @@ def test_whoever_asks_for_a_server_waits_until_it_answers(tmp_path: Path, monkey
         made.close()
 
 
-def test_who_waits_for_a_server_that_another_has_stopped_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_a_server_that_another_has_stopped_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
         printed.touch()
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

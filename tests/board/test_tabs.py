@@ -136,7 +136,12 @@ def test_what_stands_in_the_line_is_started(tabs: Tabs) -> None:
 def test_options_are_those_of_the_recipe(tabs: Tabs) -> None:
     names = ("recipe", "model", "method", "stage", "data")
     values = configure._values(tabs, dict.fromkeys(names))  # type: ignore[arg-type]
-    assert values(("recipe=tool_use", "method=qlora"))[1:] == ["smollm2_135m", "qlora", "sft", ["glaive_function_calling_v2"]]
+    assert values(("recipe=tool_use", "method=qlora"))[1:] == [
+        "smollm2_135m",
+        "qlora",
+        "sft",
+        ["glaive_function_calling_v2"],
+    ]
     assert values(("data=[alpaca,dolly]",))[::4] == ["", ["alpaca", "dolly"]]
     assert values(("method=nope",))[2] == "nope"
 
@@ -181,7 +186,7 @@ def test_an_interrupted_run_can_be_compared() -> None:
 def test_an_evaluation_is_shown_with_the_values_of_its_run(tabs: Tabs) -> None:
     run = tabs.run("seven", "evaluate.samples=7")
     assert evaluate._tree(tabs, run)["evaluate"]["samples"] == 7  # type: ignore[arg-type]
-    other = tabs.run("unknown", "data=that_is_gone", "evaluate.samples=7")
+    other = tabs.run("unknown", "evaluate.samples=[")
     default = tabs.planner(()).tree
     assert default is not None
     assert evaluate._tree(tabs, other)["evaluate"] == default["evaluate"]  # type: ignore[arg-type]
@@ -197,7 +202,7 @@ def test_what_waits_is_not_called_started(tabs: Tabs, monkeypatch: pytest.Monkey
 
 
 def test_answers_that_are_left_out_are_counted(tabs: Tabs) -> None:
-    run = tabs.run("asked")
+    run = tabs.run("asked", memory={"peak_bytes": None}, steps=[])
     rows = Path(run) / "evaluation" / "generation.jsonl"
     rows.parent.mkdir(exist_ok=True)
     for count, label in ((200, "<caption>Answers</caption>"), (201, "<caption>Answers: the first 200 of 201<")):

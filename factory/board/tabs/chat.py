@@ -149,9 +149,7 @@ def _tools(page: "Page") -> Any:
 # --- what is done
 
 
-def _loading(
-    page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images: Any, tools: Any, asking: Any
-) -> None:
+def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images: Any, tools: Any, asking: Any) -> None:
     """What is `asking` of the models before them ends."""
     left, right, load = choices
 
