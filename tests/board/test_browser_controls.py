@@ -55,9 +55,9 @@ def test_settings_are_saved_before_anything_was_set(page: Any) -> None:
     with page.expect_download(timeout=20_000) as saved:
         page.locator("#save").click()
     assert Path(saved.value.path()).read_text() == "# @package _global_\n"
-    browsing.paste(page, "factory method=nope")
-    page.locator(".f-problem", has_text="method=nope").wait_for()
-    page.wait_for_function("document.querySelector('#save').disabled || document.querySelector('#save[disabled]')")
+    browsing.paste(page, "factory train stage.max_steps=[")
+    page.locator(".f-problem", has_text="stage.max_steps").wait_for()
+    page.wait_for_function("document.querySelector('#save').matches('[disabled], :has([disabled])')")
 
 
 def test_a_preview_is_of_the_settings(page: Any, place: Path) -> None:
@@ -88,6 +88,7 @@ def test_an_evaluation_is_shown_with_the_values_of_its_run(page: Any, ended: str
     browsing.tab(page, "Evaluate")
     value = "document.querySelector('[id=\"key-evaluate.samples\"] :is(textarea, input)').value"
     page.wait_for_function(f"{value} == '7'")
+    page.wait_for_timeout(1500)  # it is drawn anew as the run is chosen
     browsing.type_into(page, "evaluate.samples", "5")
     page.wait_for_timeout(1500)
     page.locator("#language").get_by_text("Русский").click()

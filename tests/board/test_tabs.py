@@ -185,12 +185,13 @@ def test_an_interrupted_run_can_be_compared() -> None:
 
 def test_an_evaluation_is_shown_with_the_values_of_its_run(tabs: Tabs) -> None:
     run = tabs.run("seven", "evaluate.samples=7")
-    assert evaluate._tree(tabs, run)["evaluate"]["samples"] == 7  # type: ignore[arg-type]
+    assert evaluate._tree(tabs, run, ())["evaluate"]["samples"] == 7  # type: ignore[arg-type]
+    assert evaluate._tree(tabs, run, ("evaluate.samples=5",))["evaluate"]["samples"] == 5  # type: ignore[arg-type]
     other = tabs.run("unknown", "evaluate.samples=[")
     default = tabs.planner(()).tree
     assert default is not None
-    assert evaluate._tree(tabs, other)["evaluate"] == default["evaluate"]  # type: ignore[arg-type]
-    assert evaluate._tree(tabs, None)["evaluate"] == default["evaluate"]  # type: ignore[arg-type]
+    assert evaluate._tree(tabs, other, ())["evaluate"] == default["evaluate"]  # type: ignore[arg-type]
+    assert evaluate._tree(tabs, None, ())["evaluate"] == default["evaluate"]  # type: ignore[arg-type]
 
 
 def test_what_waits_is_not_called_started(tabs: Tabs, monkeypatch: pytest.MonkeyPatch) -> None:

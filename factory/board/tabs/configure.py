@@ -103,13 +103,17 @@ def _typed(page: "Page", command: Any, message: Any) -> Any:
     """Whether what stands in the line is not yet in the settings: as a field's, it gets there once it is left."""
     edited, form = gr.State(False), [page.overrides, page.formed]
 
+    def differs(typed: str, overrides: Overrides) -> bool:
+        return typed != page.command(overrides)
+
     def left(typed: str, edited: bool, overrides: Overrides, formed: int) -> Any:
         return _pasted(page, typed, overrides, formed) if edited else gr.skip()
 
     def settled(overrides: Overrides) -> tuple[bool, Any]:
         return False, gr.update() if page.planner(overrides).plan is None else ""
 
-    command.input(lambda: True, None, edited, show_progress="hidden", **ONE_BY_ONE)
+    # not `input`, which hears of no paste
+    command.change(differs, [command, page.overrides], edited, show_progress="hidden", **ONE_BY_ONE)
     command.submit(partial(_pasted, page), [command, *form], [*form, message], **ONE_BY_ONE)
     command.blur(left, [command, edited, *form], [*form, message], show_progress="hidden", **ONE_BY_ONE)
     page.overrides.change(settled, page.overrides, [edited, message], show_progress="hidden", **ONE_BY_ONE)

@@ -10,7 +10,7 @@ from factory.board.runs import Shown
 from factory.board.said import Words, words
 from factory.board.tabs import form, listed
 from factory.evaluation.rows import PERPLEXITY, read
-from factory.line import Overrides, spelt
+from factory.line import Overrides, name_of, spelt
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 
@@ -49,18 +49,18 @@ def _keys(page: "Page", run: Any, chosen: Any) -> None:
 
     run.change(another, [run, of, chosen], [chosen, of], show_progress="hidden", **form.ONE_BY_ONE)
 
-    @page.render([of, page.language], [page.blocks.load, of.change, page.language.change])
-    def draw(folder: str | None, language: str) -> None:
-        say = words(language)
+    @page.render([of, chosen, page.language], [page.blocks.load, of.change, page.language.change])
+    def draw(folder: str | None, overrides: Overrides, language: str) -> None:
+        say, given = words(language), {name_of(text) for text in overrides}
         with gr.Accordion(say("group.evaluate"), open=True), gr.Row(elem_classes="f-form"):
-            for each in fields.fields("evaluate", _tree(page, folder)):
+            for each in fields.fields("evaluate", _tree(page, folder, overrides)):
                 with gr.Column(min_width=260):
-                    form.draw(each, say, chosen, is_set=False, formed=folder)
+                    form.draw(each, say, chosen, is_set=each.path in given, formed=folder)
 
 
-def _tree(page: "Page", folder: str | None) -> dict[str, Any]:
-    """The settings of a run, or those by default where it can't be composed here."""
-    made = page.planner(page.runs.overrides(folder) or ()).tree
+def _tree(page: "Page", folder: str | None, overrides: Overrides) -> dict[str, Any]:
+    """A run's settings with these over them, or those by default where it can't be composed here."""
+    made = page.planner((*(page.runs.overrides(folder) or ()), *overrides)).tree
     return made or page.planner(()).tree or {}
 
 
