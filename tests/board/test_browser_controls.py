@@ -55,8 +55,8 @@ def test_settings_are_saved_before_anything_was_set(page: Any) -> None:
     with page.expect_download(timeout=20_000) as saved:
         page.locator("#save").click()
     assert Path(saved.value.path()).read_text() == "# @package _global_\n"
-    browsing.paste(page, "factory train stage.max_steps=[")
-    page.locator(".f-problem", has_text="stage.max_steps").wait_for()
+    browsing.paste(page, "factory train 'seed=${nope}'")
+    page.locator(".f-problem", has_text="nope").wait_for()
     page.wait_for_function("document.querySelector('#save').matches('[disabled], :has([disabled])')")
 
 
