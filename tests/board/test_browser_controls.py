@@ -71,6 +71,7 @@ def test_a_preview_is_of_the_settings(page: Any, place: Path) -> None:
     browsing.type_into(page, "stage.max_steps", "7")
     browsing.command(page, "stage.max_steps=7")
     page.locator("#preview iframe").wait_for(state="detached")
+    page.wait_for_timeout(1500)  # the line is drawn once more
     browsing.paste(page, "factory data=file data.path=/etc/passwd")
     browsing.command(page, "passwd")
     browsing.tab(page, "Preview")
