@@ -83,13 +83,21 @@ def listed(values: Iterable[Any]) -> str:
     return f"[{','.join(spelt(str(value)) for value in values)}]"
 
 
-def command(overrides: Overrides) -> str:
+def flags(config_dirs: Iterable[str]) -> list[str]:
+    """A word each, as `factory` takes them."""
+    return [f"--config-dir={folder}" for folder in config_dirs]
+
+
+def command(overrides: Overrides, config_dirs: Iterable[str] = ()) -> str:
     """To be pasted into a shell."""
-    return shlex.join([*program("factory").split(), "train", *overrides])
+    return shlex.join([*program("factory").split(), "train", *flags(config_dirs), *overrides])
 
 
-def read(text: str) -> Overrides:
-    """The overrides of a command line as it stands in a terminal or a README. Raises UserError where it has none."""
+def read(text: str, config_dirs: tuple[str, ...] = ()) -> Overrides:
+    """The overrides of a command line as it stands in a terminal or a README. Raises UserError where it has none.
+
+    `config_dirs` are read anyway, so they may be named.
+    """
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
@@ -102,7 +110,7 @@ def read(text: str) -> Overrides:
     if any(word.partition("=")[0] in compose.OF_A_VERB for word in words):
         raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")
     line = compose.parse(words)
-    if line.multirun or line.hydra_flags or line.config_dirs:
+    if line.multirun or line.hydra_flags or line.config_dirs not in ((), config_dirs):
         raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")
     return line.overrides
 

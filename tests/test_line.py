@@ -79,6 +79,7 @@ STATES = [
     ("method=qlora", "stage.learning_rate=1e-5", "data=[alpaca,dolly]", "stage.max_steps=3"),
     ("recipe=sft_chat", "model=llama3_8b", "seed=3", "model.rope_scaling=linear", "method.target_modules=[q_proj]"),
     ("data=file", "data.path='my rows.jsonl'", "evaluate.metrics=[bleu4,rougeL]", "data.validation=null"),
+    ("model.new_tokens=['<a>','x, y']",),
 ]
 
 
@@ -102,6 +103,14 @@ def test_another_file_is_refused(text: str) -> None:
 
 def test_a_command_is_for_a_shell() -> None:
     assert shlex.split(line.command(("data.path='my rows.jsonl'",)))[-1] == "data.path='my rows.jsonl'"
+
+
+def test_a_command_names_the_folders_of_options() -> None:
+    text = line.command(("method=mine",), ("my own", "b"))
+    assert shlex.split(text)[-3:] == ["--config-dir=my own", "--config-dir=b", "method=mine"]
+    assert line.read(text, ("my own", "b")) == line.read("factory method=mine", ("b",)) == ("method=mine",)
+    with pytest.raises(UserError, match="it has flags"):
+        line.read(text, ("b",))
 
 
 ODD = ("outputs/2026-11-30/11-27-07", "a run", "lr=1e-4,b", "étude", "it's", "a#b")

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import httpx
 
+from factory.line import flags
 from factory.tied import ENDS
 
 _PATIENCE = 300.0  # seconds until a model must be loaded
 _LOOK = 0.5  # seconds between two looks at what was printed
 _TAIL = 4_000  # characters
+_REPLACED = "It was stopped: in another window of the page another model was loaded."
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Server:
 class Children:
     """`folder` is where their output lies."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, config_dirs: tuple[str, ...] = ()):
+        self._folder, self._flags = folder, flags(config_dirs)
         self._servers: dict[tuple[str, ...], Server] = {}
         self._starting = threading.Lock()
 
@@ -62,8 +64,8 @@ class Children:
         process = spawned(words, printed)
         try:
             while _goes_on(process):
-                yield Ended(-1, _end(printed))
-            yield Ended(process.returncode, _end(printed))
+                yield Ended(-1, end_of(printed))
+            yield Ended(process.returncode, end_of(printed))
         finally:  # who looked has gone
             if process.poll() is None:
                 process.terminate()
@@ -78,7 +80,7 @@ class Children:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             if made.process.poll() is not None:
-                raise RuntimeError(_end(made.printed))
+                raise RuntimeError(end_of(made.printed) if self._servers.get(words) is made else _REPLACED)
             try:
                 if httpx.get(f"{made.address}/health", timeout=5).status_code == httpx.codes.OK:
                     return made
@@ -86,21 +88,21 @@ class Children:
                 pass
             time.sleep(0.3)
         made.process.terminate()
-        raise RuntimeError(_end(made.printed))
+        raise RuntimeError(end_of(made.printed))
 
     def _serve(self, words: tuple[str, ...]) -> Server:
         port = free_port("127.0.0.1")
         printed = self.aside("served")
-        process = spawned(["serve", *words, f"serve.port={port}"], printed)
+        process = spawned(["serve", *self._flags, *words, f"serve.port={port}"], printed)
         return Server(process, f"http://127.0.0.1:{port}", printed)
 
     def keep(self, wanted: set[tuple[str, ...]]) -> None:
         """Stops the servers of other words: a model that nobody talks to holds no memory."""
         for words, server in list(self._servers.items()):
             if words not in wanted:
+                del self._servers[words]  # first: who waits for it asks why it has ended
                 server.process.terminate()
                 server.printed.unlink(missing_ok=True)
-                del self._servers[words]
 
     def close(self) -> None:
         self.keep(set())
@@ -133,5 +135,7 @@ def _goes_on(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _end(printed: Path) -> str:
-    return printed.read_text("utf-8", "replace")[-_TAIL:]
+def end_of(printed: Path, most: int = _TAIL) -> str:
+    """The last characters of a file, behind a mark where it is not all there is."""
+    text = printed.read_text("utf-8", "replace")
+    return text if len(text) <= most else f"… {text[-most:]}"

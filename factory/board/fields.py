@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from factory import groups, registry, settings
+from factory.line import spelt
 from factory.typed import Key, Phrase, describe, plain, walk_keys
 
 Kind = Literal["flag", "choice", "several", "text"]
@@ -89,12 +90,17 @@ def _widget(kind: Any) -> tuple[Kind, tuple[str, ...]]:
 def as_typed(value: Any) -> str:
     """A value as the command line has it."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{name}: {as_typed(item)}" for name, item in value.items()) + "}"
+        return "{" + ",".join(f"{name}: {_inside(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(map(as_typed, value)) + "]"
+        return "[" + ",".join(map(_inside, value)) + "]"
     if isinstance(value, bool) or value is None:
         return plain(value)
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def _inside(value: Any) -> str:
+    """Of a list or a mapping: there a text is quoted where it must be, before it stands on a line."""
+    return spelt(value) if isinstance(value, str) else as_typed(value)
 
 
 @cache

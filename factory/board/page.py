@@ -14,6 +14,7 @@ from factory.board.runs import Runs
 from factory.board.said import LANGUAGES, words
 from factory.board.tabs import chat, compare, configure, evaluate, export, preview, train
 from factory.board.votes import Votes
+from factory.line import Overrides, command
 
 _TABS = {
     "configure": configure.build,
@@ -24,7 +25,14 @@ _TABS = {
     "chat": chat.build,
     "export": export.build,
 }
-_DARK = "() => { document.body.classList.toggle('dark'); }"
+# a browser keeps what it was told last: a reload neither speaks English again nor shines
+_DARK = "() => { localStorage.setItem('factory-dark', document.body.classList.toggle('dark')); }"
+_SPOKEN = "(code) => { localStorage.setItem('factory-language', code); document.documentElement.lang = code; }"
+_AS_BEFORE = """() => {
+  const dark = localStorage.getItem('factory-dark');
+  if (dark !== null) document.body.classList.toggle('dark', dark === 'true');
+  return localStorage.getItem('factory-language') ?? 'en';
+}"""
 
 
 @dataclass(slots=True)
@@ -58,6 +66,10 @@ class Page:
         """A part that is drawn anew; one at a time: Gradio walks a session's listeners while another draws its own."""
         once = {"concurrency_limit": 1, "concurrency_id": "render"}
         return gr.render(inputs, triggers=triggers, show_progress="hidden", **once)
+
+    def command(self, overrides: Overrides) -> str:
+        """What a terminal is given for the same."""
+        return command(overrides, self.planner.config_dirs)
 
     def text(self, name: str) -> str:
         """Of a component that is just being made."""
@@ -94,6 +106,8 @@ def _header(made: Page) -> None:
         )
         theme = made.say(gr.Button, {"value": "theme"}, scale=0, min_width=150, size="md", elem_id="theme")
     theme.click(None, js=_DARK)
+    made.language.change(None, made.language, js=_SPOKEN)
+    made.blocks.load(None, None, made.language, js=_AS_BEFORE)
 
 
 def _speak(made: Page) -> None:

@@ -46,7 +46,7 @@ class Planner:
     """Shared by all who have the page open: it holds what was looked up, and nothing of anybody's form."""
 
     def __init__(self, folders: tuple[Path, ...], config_dirs: tuple[str, ...] = ()):
-        self._folders, self._config_dirs = tuple(folder.resolve() for folder in folders), config_dirs
+        self._folders, self.config_dirs = tuple(folder.resolve() for folder in folders), config_dirs
         self._anew = Anew(config_dirs)
         self._busy = threading.Lock()  # Hydra composes one config at a time
         self._known = OrderedDict[Overrides, tuple[float, Planned]]()
@@ -67,26 +67,24 @@ class Planner:
         try:
             composed = self._anew.composed(overrides)
             tree, options = composed.tree, composed.options
-            outside = [*self._outside(overrides)]
-            if outside:
-                raise UserError(*outside)
+            if wrong := [*self.outside(overrides), *_placed(overrides)]:
+                raise UserError(*wrong)
             plan = self._anew.of(composed)
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
         return Planned(overrides=overrides, tree=tree, options=options, plan=plan)
 
-    def _outside(self, overrides: Overrides) -> Iterator[Refusal]:
-        for text in overrides:
-            if not all(map(self.allows, _paths(text.partition("=")[2]))) or name_of(text).startswith(
-                "hydra.searchpath"
-            ):
-                yield self.outside(text)
+    def outside(self, overrides: Iterable[str]) -> list[Refusal]:
+        """Of those that name a place which the page may not touch: asked of whatever it is about to run."""
+        folders = ", ".join(map(str, self._folders))
+        return [
+            refusal("board-folder", text, "it lies outside", folders=folders)
+            for text in overrides
+            if name_of(text).startswith("hydra.searchpath")
+            or not all(map(self._allows, _paths(text.partition("=")[2])))
+        ]
 
-    def outside(self, setting: str) -> Refusal:
-        """Of what names a place that the page may not touch."""
-        return refusal("board-folder", setting, "it lies outside", folders=", ".join(map(str, self._folders)))
-
-    def allows(self, value: str) -> bool:
+    def _allows(self, value: str) -> bool:
         """Whether a text is no path, or one inside of the page's folders."""
         if value.startswith("${"):
             return False  # what stands there is known when it is too late
@@ -123,6 +121,14 @@ def _paths(value: str) -> Iterator[str]:
     text = re.sub(r"\b(?!file:)\w[\w+]*://[^/\s,\]}'\"]\S*", "", value)  # hosts
     text = re.sub(r"\bfile:/+", "/", re.sub(r"\b(?!file:)\w[\w+]*:///", "", text))
     yield from (word for word in re.split(r"[\[\]{},'\"\s]|(?<=[^\\]):", text.replace("${", " ${ ")) if word)
+
+
+def _placed(overrides: Overrides) -> Iterator[Refusal]:
+    """Those that say where the run shall lie: the page would say otherwise, and the last word holds."""
+    wanted = "each run that the page starts gets a folder of its own, by which it is found, queued and stopped"
+    for text in overrides:
+        if name_of(text) in ("hydra.run.dir", "hydra.sweep.dir"):
+            yield refusal("board-line", text, "it would not lie there", wanted=wanted)
 
 
 def _with(overrides: Overrides, more: Iterable[str]) -> Overrides:

@@ -17,14 +17,15 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from factory.board.children import spawned
-from factory.line import Overrides
+from factory.board.children import end_of, spawned
+from factory.execute.__main__ import REFUSED
+from factory.line import Overrides, flags, spelt
 from factory.parsed import yaml_of
 from factory.run.folder import RunFolder, is_held, read_json, write_whole
 from factory.tracking import ledger
 from factory.tracking.ledger import whole_lines
 
-State = Literal["queued", "starting", "running", "finished", "failed", "interrupted", "refused"]
+State = Literal["queued", "cancelled", "starting", "running", "finished", "failed", "interrupted", "refused"]
 _POLL = 1.0  # seconds between two looks at the queue
 _FRESH = 0.5  # seconds that the list of runs holds
 _LOG = 20_000  # characters at the end of a log that are shown
@@ -44,10 +45,12 @@ class Shown:
 class Runs:
     """Of one folder, as outputs/. `own` of it is where the page keeps its queue and what its runs printed."""
 
-    def __init__(self, outputs: Path, sweeps: Path):
-        self.outputs, self._sweeps = outputs, sweeps
+    def __init__(self, outputs: Path, sweeps: Path, config_dirs: tuple[str, ...] = ()):
+        self._flags = flags(config_dirs)
+        self._outputs, self._sweeps = outputs, sweeps
         self._own = outputs / ".board"
         self._queue_file = self._own / "queue.json"
+        self._last = self._own / "last.json"  # what was started last
         self._changing = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._seen: tuple[float, list[Shown]] = (-_FRESH, [])
@@ -63,8 +66,8 @@ class Runs:
         return found
 
     def _found(self) -> list[Shown]:
-        inside = (self.outputs.glob(depth) for depth in ("*/plan.yaml", "*/*/plan.yaml"))  # by a name, by date and time
-        places = [*chain.from_iterable(inside), *self._sweeps.glob("**/plan.yaml")]
+        depths = ("*/plan.yaml", "*/*/plan.yaml")  # by a name, by date and time
+        places = [*chain.from_iterable(map(self._outputs.glob, depths)), *self._sweeps.glob("**/plan.yaml")]
         found = [self._shown(path.parent) for path in places]
         known = {each.folder for each in found}
         waiting = [each for each in self._asked() if each.folder not in known]
@@ -85,25 +88,44 @@ class Runs:
         """Whether it is one of these: a folder that comes from a page is not taken on trust."""
         return any(each.folder == folder for each in self.all())
 
+    def overrides(self, folder: str | None) -> Overrides | None:
+        """What it was started with; None where it is none of these."""
+        return next((each.overrides for each in self.all() if each.folder == folder), None)
+
     def state(self, folder: str) -> State:
         run = RunFolder(folder)
         if is_held(run.lock):
             return "running"
+        if any(entry["folder"] == folder for entry in self._queue()):
+            return "queued"
+        child = self._children.get(folder)
+        begun = child is not None and child.poll() is None
+        if begun and self._goes_back_to(run):
+            return "starting"
         status = run.status()
         if status is not None:
             return "finished" if status == "finished" else "interrupted" if status == "interrupted" else "failed"
         if run.plan.is_file():
             return "interrupted"  # it was killed before it could say
-        for entry in self._queue():
-            if entry["folder"] == folder:
-                return "queued"
-        child = self._children.get(folder)
-        if (child is not None and child.poll() is None) or _of_run(folder) is not None:
+        if begun or _of_run(folder) is not None:
             return "starting" if not Path(folder).is_dir() else "running"
         jobs = [self.state(str(path.parent)) for path in Path(folder).glob("*/plan.yaml")]  # of a sweep
         if not jobs:
-            return "refused"
+            return "refused" if self._printed(folder).is_file() else "cancelled"
         return "finished" if set(jobs) == {"finished"} else "failed"
+
+    def _goes_back_to(self, run: RunFolder) -> bool:
+        """Whether its plan is older than the command that was started last, which will write it anew."""
+        try:
+            return run.plan.stat().st_mtime < self._last.stat().st_mtime
+        except OSError:
+            return False
+
+    def refusal(self, folder: str) -> str:
+        """Why the command for it that was given last was refused, where it was: a run that goes on has an older log."""
+        child = self._children.get(folder)
+        refused = self.state(folder) == "refused" or (child is not None and child.poll() == REFUSED)
+        return end_of(self._printed(folder), _LOG) if refused else ""
 
     def inside(self, folder: str) -> str:
         """The run whose curves a folder has: of a sweep the job that began last."""
@@ -135,18 +157,18 @@ class Runs:
         """The end of what the run printed; of one that was refused, why."""
         for path in (RunFolder(folder).log, self._printed(folder)):
             if path.is_file() and path.stat().st_size:
-                return path.read_text("utf-8", "replace")[-_LOG:]
+                return end_of(path, _LOG)
         return ""
 
     # --- what is done
 
     def start(self, overrides: Overrides, verb: str = "train") -> str:
         """Starts it, or puts it in the queue behind what the page has started. Returns its folder."""
-        return self._put(self.outputs, lambda folder: [verb, *overrides, f"hydra.run.dir={folder}"])
+        return self._put(self._outputs, lambda folder: [verb, *self._flags, *overrides, f"hydra.run.dir={folder}"])
 
     def sweep(self, overrides: Overrides) -> str:
         """The same of several runs in one command. Returns their folder."""
-        return self._put(self._sweeps, lambda folder: ["-m", *overrides, f"hydra.sweep.dir={folder}"])
+        return self._put(self._sweeps, lambda folder: ["-m", *self._flags, *overrides, f"hydra.sweep.dir={folder}"])
 
     def _put(self, parent: Path, words: Callable[[str], list[str]]) -> str:
         with self._changing:
@@ -178,11 +200,16 @@ class Runs:
             os.kill(process, signal.SIGINT)
         return process is not None
 
-    def resume(self, folder: str) -> None:
-        """Goes on from the newest whole checkpoint."""
+    def resume(self, folder: str) -> bool:
+        """Goes on from the newest whole checkpoint, or with a sweep's jobs. Whether there was anything to continue."""
+        whole = RunFolder(folder).plan.is_file()
         with self._changing:
-            self._write_queue([*self._queue(), {"folder": folder, "words": ["resume", folder]}])
+            if self.state(folder) not in ("interrupted", "failed"):
+                return False
+            words = ["resume", folder] if whole else ["-m", f"sweep.resume={spelt(folder)}"]
+            self._write_queue([*self._queue(), {"folder": folder, "words": words}])
         self.next()
+        return True
 
     def keep_going(self) -> None:
         """Looks at the queue for as long as the server lives."""
@@ -197,11 +224,11 @@ class Runs:
     def _spawn(self, entry: dict[str, Any]) -> None:
         folder = entry["folder"]
         made = self._children[folder] = spawned(entry["words"], self._printed(folder), outlive=True)
-        write_whole(self._own / "last.json", json.dumps({"folder": folder, "process": made.pid}))
+        write_whole(self._last, json.dumps({"folder": folder, "process": made.pid}))
 
     def _own_alive(self) -> bool:
         """Whether what a server before this one started still runs."""
-        last = read_json(self._own / "last.json")
+        last = read_json(self._last)
         return last is not None and _of_run(last["folder"]) is not None
 
     def _new_folder(self, parent: Path) -> str:
@@ -227,7 +254,7 @@ class Runs:
             if entry is None or "words" not in entry:
                 continue
             verb, *rest = entry["words"]
-            overrides = tuple(word for word in rest if not word.startswith("hydra."))
+            overrides = tuple(word for word in rest if not word.startswith(("hydra.", "--")))
             yield Shown(
                 folder=entry["folder"],
                 verb="sweep" if verb == "-m" else verb,
@@ -261,12 +288,13 @@ def _of_run(folder: str) -> int | None:
     import psutil
 
     wanted = Path(folder).resolve()
+    named = {f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", f"sweep.resume={spelt(folder)}"}
     for process in psutil.process_iter(["cmdline", "ppid", "cwd"]):
         line = process.info["cmdline"] or []
         if any(name in line for name in ("factory.execute", "factory.ranks")):
             places = [Path(process.info["cwd"] or ".") / word for word in line[1:]]
             if any(place.resolve() == wanted for place in places):
                 return process.info["ppid"]
-        if "factory" in line and {f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"} & {*line}:
+        if "factory" in line and (named & {*line} or {"resume", folder} <= {*line}):
             return process.pid
     return None

@@ -17,7 +17,6 @@ _FOLDER = Path(__file__).parent / "words"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    language: str
     texts: dict[str, str]
     docs: dict[str, str]
     phrases: dict[str, str]
@@ -36,4 +35,4 @@ class Words:
 @cache
 def words(language: str) -> Words:
     content = yaml_of((_FOLDER / f"{language}.yaml").read_text("utf-8"))
-    return Words(language=language, **{part: content[part] for part in ("texts", "docs", "phrases")})
+    return Words(**{part: content[part] for part in ("texts", "docs", "phrases")})

@@ -70,7 +70,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
         uploads.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(_OUTPUTS, error) from None
-    children, runs = Children(_OUTPUTS / ".board" / "aside"), Runs(_OUTPUTS, _SWEEPS)
+    children, runs = Children(_OUTPUTS / ".board" / "aside", config_dirs), Runs(_OUTPUTS, _SWEEPS, config_dirs)
     atexit.register(children.close)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what it serves to talk to ends too

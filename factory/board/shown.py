@@ -51,7 +51,8 @@ body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #
 .f-warning { border-left: 4px solid #d97706; padding: 4px 10px; margin: 4px 0; font-size: 13px; overflow-wrap: anywhere;
   background: var(--background-fill-secondary); }
 .f-log { font-family: var(--font-mono); font-size: 12px; white-space: pre-wrap; overflow: auto; max-height: 380px;
-  border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; }
+  border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px;
+  display: flex; flex-direction: column-reverse; /* its end is what one looks for */ }
 .f-table { overflow: auto; max-height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .f-table table { border-collapse: collapse; width: 100%; font-size: 13px; }
 .f-table table, .f-table tr { border: none !important; }
@@ -87,15 +88,14 @@ def memory(found: Memory, say: Words) -> str:
     """A bar as wide as what is there, or as what is needed where that is more."""
     whole = max(found.total, found.capacity or 0)
     every = ((name, getattr(found, name), colour) for name, colour in zip(MEMORY_PARTS, _COLOURS, strict=True))
-    parts = [(name, count, colour) for name, count, colour in every if count]
+    parts = [(escape(say(f"memory.{name}")), count, colour) for name, count, colour in every if count]
     scale = found.total / (sum(count for _, count, _ in parts) or 1)  # they are not all there at one moment
     bar = "".join(
-        f'<span style="width:{100 * count * scale / whole:.2f}%;background:{colour}" title="{escape(name)}"></span>'
+        f'<span style="width:{100 * count * scale / whole:.2f}%;background:{colour}" title="{name}"></span>'
         for name, count, colour in parts
     )
     legend = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(say(f"memory.{name}"))} {size(count)}</span>'
-        for name, count, colour in parts
+        f'<span><i style="background:{colour}"></i>{name} {size(count)}</span>' for name, count, colour in parts
     )
     if found.capacity is None:
         used, verdict, style = size(found.total), "no_capacity", ""
@@ -151,8 +151,17 @@ def problem(found: Refusal, say: Words) -> str:
     )
 
 
+def problems(found: Iterable[Refusal], say: Words) -> str:
+    return "".join(problem(each, say) for each in found)
+
+
+def as_printed(error: Exception) -> str:
+    """Markdown of what a terminal would show."""
+    return f"```\n{error}\n```"
+
+
 def log(text: str) -> str:
-    return f'<div class="f-log" tabindex="0">{escape(text)}</div>'
+    return f'<div class="f-log" tabindex="0"><div>{escape(text)}</div></div>'
 
 
 def checks(report: dict[str, Any], say: Words) -> str:
@@ -173,16 +182,16 @@ def figures(report: dict[str, Any], say: Words) -> str:
     return f'<div class="f-plan"><b>{escape(say("result"))}</b><dl>{rows}</dl></div>' if rows else ""
 
 
-def answers(rows: list[dict[str, Any]], say: Words) -> str:
+def answers(rows: list[dict[str, Any]], most: int, say: Words) -> str:
     """A table of what was asked and answered, the scores beside it."""
     if not rows:
         return ""
-    flat = [{**row, **row.get("scores", {})} for row in rows]
+    flat = [{**row, **row.get("scores", {})} for row in rows[:most]]
     left_out = ("scores", "sums")  # what figures are made of
     names = [name for name in dict.fromkeys(name for row in flat for name in row) if name not in left_out]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(row.get(name)))}</td>' for name in names)}</tr>" for row in flat)
-    label = escape(say("answers"))
+    label = escape(say("answers_first", shown=most, count=len(rows)) if len(rows) > most else say("answers"))
     return (
         f'<div class="f-table" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -69,20 +69,21 @@ def told(talk: Talk, text: str, paths: list[str]) -> Talk:
 
 
 def answers(server: Server, talk: Talk, system: str, settings: dict[str, Any]) -> Iterator[Turn]:
-    """The answer so far, again and again. What the server refuses is the answer."""
+    """The answer so far, again and again. Why the server refuses is the answer, which it is not told of afterwards."""
     first = [{"role": "system", "content": system}] if system else []
-    asked = {"model": _model(server)["id"], "messages": [*first, *map(_sent, talk)], "stream": True, **settings}
     try:
+        messages = [*first, *map(_sent, _answered(talk))]
+        asked = {"model": _model(server)["id"], "messages": messages, "stream": True, **settings}
         yield from _streamed(f"{server.address}/v1/chat/completions", asked)
     except httpx.HTTPError as error:
-        yield _answer(str(error) or type(error).__name__)
+        yield _refused(str(error) or type(error).__name__)
 
 
 def _streamed(address: str, asked: dict[str, Any]) -> Iterator[Turn]:
     text, calls = "", list[dict[str, Any]]()
     with httpx.stream("POST", address, json=asked, timeout=_PATIENCE) as response:
         if response.status_code != httpx.codes.OK:
-            yield _answer(_refusal(response.read()))
+            yield _refused(_refusal(response.read()))
             return
         for each in response.iter_lines():
             if not each.startswith("data: ") or each == "data: [DONE]":
@@ -106,6 +107,21 @@ def _refusal(body: bytes) -> str:
 def _answer(text: str, calls: list[dict[str, Any]] | None = None) -> Turn:
     given = [{name: call[name] for name in ("id", "type", "function")} for call in calls or ()]
     return {"role": "assistant", "content": text, **({"tool_calls": given} if given else {})}
+
+
+def _refused(why: str) -> Turn:
+    return {**_answer(why), "refused": True}
+
+
+def _answered(talk: Talk) -> Talk:
+    """Without the questions that were refused, and why: no model has said that."""
+    kept: Talk = []
+    for turn in talk:
+        if not turn.get("refused"):
+            kept.append(turn)
+        elif kept and kept[-1]["role"] == "user":
+            kept.pop()
+    return kept
 
 
 def _sent(turn: Turn) -> Turn:

@@ -70,3 +70,21 @@ def test_whoever_asks_for_a_server_waits_until_it_answers(tmp_path: Path, monkey
         assert len(started) == 1
     finally:
         made.close()
+
+
+def test_who_waits_for_a_server_that_another_has_stopped_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
+        printed.touch()
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    monkeypatch.setattr(children, "spawned", spawned)
+    made = children.Children(tmp_path)
+    with ThreadPoolExecutor(1) as waiting:
+        answer = waiting.submit(made.served, ("run=one",))
+        while not made._servers:
+            time.sleep(0.01)
+        made.close()
+        with pytest.raises(RuntimeError, match="another window"):
+            answer.result(60)

@@ -36,7 +36,7 @@ def test_a_run_is_queued_started_and_found_again(
     first, refused, third = runs.start(words), runs.start(("method.rank=x",)), runs.start(words)
     assert len({first, refused, third}) == 3
     assert [runs.state(folder) for folder in (refused, third)] == ["queued", "queued"]
-    assert runs.stop(third) and runs.state(third) == "refused"  # it never began
+    assert runs.stop(third) and runs.state(third) == "cancelled"  # it never began
     assert _until(runs, first, {"finished", "failed", "refused"}) == "finished"
     assert [line["step"] for line in runs.metrics(first)] == [1, 2, 3, 4]
     assert runs.progress(first)["train"] == (4, 4)
@@ -109,24 +109,25 @@ def test_what_is_left_is_told_by_the_steps_since_it_goes_on(tmp_path: Path, monk
 def test_curves_of_the_held_out_rows_and_of_rewards() -> None:
     pytest.importorskip("gradio", reason="gradio is not installed")
     from factory.board.said import words
-    from factory.board.tabs.train import _drawn
+    from factory.board.tabs.train import _drawn, _plot
 
     lines = [
         {"step": 1, "loss": 4.0, "eval_loss": 5.0},
         {"step": 2, "loss": None},
         {"step": 3, "loss": 2.0, "eval_loss": 3.0},
     ]
-    drawn = _drawn(lines, "loss", "loss", 0.5, words("en"))
+    drawn = _plot(lines, "loss", "loss", 0.5, words("en"))
     points = drawn["value"].to_records(index=False).tolist()
     smoothed = (0.25 * 4 + 0.5 * 2) / 0.75  # of two values, the newer with twice the older's weight
     assert points == [(1, 4.0, "training"), (3, pytest.approx(smoothed), "training"), (1, 5.0, "held out"),
                       (3, 3.0, "held out")]  # fmt: skip
     assert (drawn["color"], drawn["visible"]) == ("Rows", True)
     without = [{"step": 1, "memory": 2**30}]
-    drawn = _drawn(without, "memory", "GiB", 0.5, words("en"))
+    drawn = _plot(without, "memory", "GiB", 0.5, words("en"))
     assert drawn["color"] is None and drawn["value"]["GiB"].tolist() == [1.0]
-    assert not _drawn(without, "reward", "reward", 0.0, words("en"))["visible"]
-    assert _drawn([{"step": 1, "reward": 0.5}], "reward", "reward", 0.0, words("en"))["visible"]
+    assert not _plot(without, "reward", "reward", 0.0, words("en"))["visible"]
+    assert _plot([{"step": 1, "reward": 0.5}], "reward", "reward", 0.0, words("en"))["visible"]
+    assert [drawn["visible"] for drawn in _drawn([], 0.0, words("en"))] == [True, True, True, True, False]
 
 
 def test_votes_are_counted_between_two(tmp_path: Path) -> None:

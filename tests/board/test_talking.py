@@ -10,7 +10,7 @@ import tiny
 from serving import TINY, Serving, room_of, says, serving
 
 from factory.board import talking
-from factory.board.children import Server
+from factory.board.children import Server, free_port
 from factory.board.talking import Can, Talk
 from factory.data.tools import FORMATS
 from factory.inference.calls import open_call
@@ -44,9 +44,16 @@ def test_an_answer_grows(served: Serving) -> None:
     assert len(parts) > 2 and all(new.startswith(old) for old, new in itertools.pairwise(parts))
 
 
-def test_what_is_refused_is_the_answer(served: Serving) -> None:
-    refused = _answer(served, talking.told([], "Hi", []), seed="many")[-1]["content"]
-    assert refused.startswith("seed: ")
+def test_what_is_refused_is_the_answer_and_not_told_to_the_model(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = _answer(served, talking.told([], "Hi", []), seed="many")
+    assert refused[-1]["content"].startswith("seed: ")
+    seen = says(served.room, "Ho", monkeypatch)
+    answered = _answer(served, talking.told(refused, "Who?", []))
+    assert [turn["content"] for turn in answered][0::3] == ["Hi", "Ho"]
+    asked = served.room.prompts.tokenizer.decode(seen[0].ids)
+    assert "Who?" in asked and "seed" not in asked and "Hi" not in asked
 
 
 def test_an_answer_that_fails_in_the_middle_says_so(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +89,9 @@ def test_other_tools_are_refused(text: str) -> None:
     with pytest.raises(talking.Wrong):
         talking.tools_of(text)
     assert talking.tools_of("  ") == []
+
+
+def test_a_server_that_is_gone_is_said_to_be() -> None:
+    gone = Server(process=None, address=f"http://127.0.0.1:{free_port('127.0.0.1')}", printed=Path())  # type: ignore[arg-type]
+    (turn,) = talking.answers(gone, talking.told([], "Hi", []), "", {})
+    assert turn["role"] == "assistant" and turn["content"]

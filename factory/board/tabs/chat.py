@@ -11,10 +11,12 @@ import gradio as gr
 
 from factory.board import talking
 from factory.board.said import Words, words
+from factory.board.shown import as_printed
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
 from factory.inference.calls import open_call
 from factory.line import Overrides, name_of, spelt
+from factory.refusal import UserError
 
 if TYPE_CHECKING:
     from factory.board.page import Page
@@ -29,7 +31,10 @@ _SILENCE: Talks = ([], [])
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What more than one piece of the tab needs. `loaded` holds Sides, `said` Talks."""
+    """What more than one piece of the tab needs.
+
+    `loaded` holds Sides, `said` Talks, `voted` how many questions were voted on.
+    """
 
     state: Any
     verdict: Any
@@ -37,6 +42,7 @@ class _Parts:
     blind: Any
     loaded: Any
     said: Any
+    voted: Any
 
 
 def build(page: "Page") -> None:
@@ -51,13 +57,15 @@ def build(page: "Page") -> None:
         blind = page.say(gr.Checkbox, {"label": "vote_blind"}, False, elem_id="vote-blind")
         votes = [page.say(gr.Button, {"value": f"vote_{vote}"}, size="sm", elem_id=f"vote-{vote}") for vote in _VOTES]
     verdict = gr.Markdown(elem_id="verdict")
-    parts = _Parts(state, verdict, boxes, blind, gr.State(_NOBODY), gr.State(_SILENCE))
-    _loading(page, parts, (left, right, load), images, tools)
-    _voting(page, parts, votes)
+    parts = _Parts(state, verdict, boxes, blind, gr.State(_NOBODY), gr.State(_SILENCE), gr.State(0))
     given = [say, images, parts.loaded, parts.said, tools, *settings, page.language]
     shown = [say, images, parts.said, *boxes, state]
-    say.submit(partial(_asked, page), given, shown, show_progress="hidden")
-    gr.on([clear.click, *(box.clear for box in boxes)], lambda: (_SILENCE, [], []), None, [parts.said, *boxes])
+    asking = say.submit(partial(_asked, page), given, shown, show_progress="hidden")
+    _loading(page, parts, (left, right, load), images, tools, asking)
+    _voting(page, parts, votes)
+    forgotten, talk = [clear.click, *(box.clear for box in boxes)], [parts.said, *boxes, state]
+    gr.on(forgotten, lambda: (_SILENCE, [], [], ""), None, talk, cancels=[asking])
+    gr.on([load.click, *forgotten], lambda: 0, None, parts.voted, show_progress="hidden")
 
 
 # --- what is drawn
@@ -74,11 +82,9 @@ def _choices(page: "Page") -> tuple[Any, Any, Any]:
     def models(language: str, one: str | None, other: str | None) -> tuple[Any, Any]:
         say = words(language)
         runs = listed.named(page, say, listed.trained)
-        base = [(say("chat_base"), _BASE)]
-        return (
-            gr.update(choices=[*base, *runs], value=one or (runs[0][1] if runs else _BASE)),
-            gr.update(choices=[(say("chat_nothing"), _NOTHING), *base, *runs], value=other or _NOTHING),
-        )
+        left = [(say("chat_base"), _BASE), *runs]
+        right = [(say("chat_nothing"), _NOTHING), *left]
+        return listed.kept(left, one, runs[0][1] if runs else _BASE), listed.kept(right, other, _NOTHING)
 
     again = [page.tab.select, page.language.change]
     gr.on(again, models, [page.language, *sides], sides, show_progress="hidden")
@@ -143,30 +149,41 @@ def _tools(page: "Page") -> Any:
 # --- what is done
 
 
-def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images: Any, tools: Any) -> None:
+def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images: Any, tools: Any, asking: Any) -> None:
+    """What is `asking` of the models before them ends."""
     left, right, load = choices
 
     def loading(one: str, other: str, overrides: Overrides, blind: bool, language: str) -> Iterator[tuple[Any, ...]]:
         say = words(language)
         sides = _drawn_lots((_words(page, one, other, overrides), _words(page, other, one, overrides)), blind)
         there = [side for side in sides if side is not None]
-        page.children.keep(set(there))
-        shown = gr.update(value=[], visible=sides[1] is not None)
+        right_box = gr.update(value=[], visible=sides[1] is not None)
+
+        def nobody(state: str) -> tuple[Any, ...]:
+            return _NOBODY, _SILENCE, state, "", [], right_box, gr.update(), gr.update()
+
         if not there:  # a click before the choices are drawn
-            yield _NOBODY, _SILENCE, say("chat_choose"), "", [], shown, gr.update(), gr.update()
+            yield nobody(say("chat_choose"))
             return
-        yield _NOBODY, _SILENCE, say("chat_loading"), "", [], shown, gr.update(), gr.update()
+        form = _of_model(overrides)
+        if form in there and (outside := page.planner.outside(form)):
+            yield nobody(as_printed(UserError(*outside)))
+            return
+        page.children.keep(set(there))
+        yield nobody(say("chat_loading"))
         try:
             can = [talking.can(page.children.served(side)) for side in there]
         except RuntimeError as error:
-            yield _NOBODY, _SILENCE, f"```\n{error}\n```", "", [], shown, gr.update(), gr.update()
+            yield nobody(as_printed(error))
             return
         sees = gr.update(visible=all(each.images for each in can), value=None)
-        calls = gr.update(visible=all(each.tools for each in can))
-        yield sides, _SILENCE, say("chat_ready"), "", [], shown, sees, calls
+        # unseen, a list of tools would be sent all the same, and refused
+        calls = gr.update(visible=True) if all(each.tools for each in can) else gr.update(visible=False, value="")
+        yield sides, _SILENCE, say("chat_ready"), "", [], right_box, sees, calls
 
     given = [left, right, page.overrides, parts.blind, page.language]
-    load.click(loading, given, [parts.loaded, parts.said, parts.state, parts.verdict, *parts.boxes, images, tools])
+    outputs = [parts.loaded, parts.said, parts.state, parts.verdict, *parts.boxes, images, tools]
+    load.click(loading, given, outputs, cancels=[asking])
 
 
 def _drawn_lots(sides: Sides, blind: bool) -> Sides:
@@ -179,27 +196,34 @@ def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Over
         return None
     if chosen != _BASE:
         return (f"run={spelt(chosen)}",) if page.runs.known(chosen) else None
-    of_run = next((each.overrides for each in page.runs.all() if each.folder == beside), overrides)
-    return tuple(text for text in of_run if name_of(text) == "model" or text.startswith("model."))
+    of_run = page.runs.overrides(beside)
+    return _of_model(overrides if of_run is None else of_run)
+
+
+def _of_model(overrides: Overrides) -> Overrides:
+    return tuple(text for text in overrides if name_of(text) == "model" or text.startswith("model."))
 
 
 def _voting(page: "Page", parts: _Parts, buttons: list[Any]) -> None:
-    def voted(vote: str, sides: Sides, talks: Talks, language: str) -> str:
+    def voted(vote: str, sides: Sides, talks: Talks, before: int, language: str) -> tuple[str, int]:
         say = words(language)
         if None in sides or not all(talks):
-            return say("vote_first")
+            return say("vote_first"), before
+        questions = [turn for turn in talks[0] if turn["role"] == "user"]
+        if len(questions) == before:
+            return say("vote_again"), before
         names = [" ".join(side or ()) or _BASE for side in sides]
-        page.votes.add(vote, names, [turn for turn in talks[0] if turn["role"] == "user"])
+        page.votes.add(vote, names, questions)
         counted = page.votes.counted(names).items()
-        return "  \n".join(
-            [
-                say("vote_was", left=f"`{names[0]}`", right=f"`{names[1]}`"),
-                *(f"`{name}`: {won:g} / {count}" for name, (won, count) in counted),
-            ]
-        )
+        told = [
+            say("vote_was", left=f"`{names[0]}`", right=f"`{names[1]}`"),
+            *(f"`{name}`: {won:g} / {count}" for name, (won, count) in counted),
+        ]
+        return "  \n".join(told), len(questions)
 
+    given = [parts.loaded, parts.said, parts.voted, page.language]
     for vote, button in zip(_VOTES, buttons, strict=True):
-        button.click(partial(voted, vote), [parts.loaded, parts.said, page.language], parts.verdict)
+        button.click(partial(voted, vote), given, [parts.verdict, parts.voted])
 
 
 def _asked(
@@ -209,30 +233,39 @@ def _asked(
     *numbers, language = more
     say = words(language)
 
-    def shown(typed: Any, paths: Any, talks: Talks, state: str) -> tuple[Any, ...]:
-        return typed, paths, talks, *(_drawn(talk, say) for talk in talks), state
+    def shown(talks: Talks, state: str, *typed: Any) -> tuple[Any, ...]:
+        """`typed`: the box's text and images, left alone while the answer grows: one may be typing what comes next."""
+        return *(typed or (gr.update(), gr.update())), talks, *(_drawn(talk, say) for talk in talks), state
 
     if sides[0] is None:
-        yield shown(text, files, talks, say("chat_first"))
+        yield shown(talks, say("chat_first"))
         return
     try:
         offered = talking.tools_of(tools)
     except talking.Wrong as error:
-        yield shown(text, files, talks, say("chat_tools_wrong", error=error))
+        yield shown(talks, say("chat_tools_wrong", error=error))
         return
     settings = {name: value for name, value in zip(_SETTINGS, numbers, strict=True) if value not in (None, "")}
     settings |= {"tools": offered} if offered else {}
     waiting = [open_call(talk) is not None for talk in talks]
+    if not (text.strip() or files or any(waiting)):
+        yield shown(talks, say("chat_say"))
+        return
     spoken = [side is not None and (waits or not any(waiting)) for side, waits in zip(sides, waiting, strict=True)]
     told = [talking.told(talk, text, files or []) if to else talk for talk, to in zip(talks, spoken, strict=True)]
-    yield shown("", None, (told[0], told[1]), "")
-    live = {
-        place: talking.answers(page.children.served(side), told[place], system, settings)
-        for place, side in enumerate(sides)
-        if side is not None and spoken[place] and open_call(told[place]) is None
-    }
-    for talks in _together((told[0], told[1]), live):
-        yield shown("", None, talks, _awaited(talks, say))
+    asked = (told[0], told[1])
+    yield shown(asked, "", "", gr.update() if any(waiting) else None)  # a call's result takes no images
+    try:
+        live = {
+            place: talking.answers(page.children.served(side), told[place], system, settings)
+            for place, side in enumerate(sides)
+            if side is not None and spoken[place] and open_call(told[place]) is None
+        }
+    except RuntimeError as error:  # it has ended meanwhile, and does not start again
+        yield shown(talks, as_printed(error), text, files)
+        return
+    for talks in _together(asked, live):
+        yield shown(talks, _awaited(talks, say))
 
 
 def _together(talks: Talks, live: dict[int, Iterator[Turn]]) -> Iterator[Talks]:

@@ -11,6 +11,7 @@ from factory.board.runs import Shown
 from factory.board.said import words
 from factory.board.tabs import listed
 from factory.line import Overrides, changed
+from factory.refusal import UserError
 
 if TYPE_CHECKING:
     from factory.board.page import Page
@@ -23,7 +24,8 @@ def build(page: "Page") -> None:
 
 def _sweep(page: "Page") -> None:
     texts = {"label": "sweep_methods", "info": "sweep_info"}
-    methods = page.say(gr.CheckboxGroup, texts, list(fields.options("method")), elem_id="sweep-methods")
+    every = list(fields.options("method", page.planner.config_dirs))
+    methods = page.say(gr.CheckboxGroup, texts, every, elem_id="sweep-methods")
     sweep = page.say(gr.Button, {"value": "sweep_run"}, elem_id="sweep-run")
     message = gr.Markdown(elem_id="sweep-message")
 
@@ -31,8 +33,10 @@ def _sweep(page: "Page") -> None:
         say = words(language)
         if len(chosen) < 2:
             return say("sweep_none"), gr.update(), gr.update()
+        if outside := page.planner.outside(overrides):
+            return shown.as_printed(UserError(*outside)), gr.update(), gr.update()
         folder = page.runs.sweep(changed(overrides, "method", ",".join(chosen)))
-        return say("started", folder=folder), gr.update(selected="runs"), folder
+        return listed.begun(page, folder, say), gr.update(selected="runs"), folder
 
     sweep.click(start, [methods, page.overrides, page.language], [message, page.selected, page.current])
 
@@ -67,7 +71,7 @@ def _comparison(page: "Page") -> None:
 
 
 def _can_be_compared(each: Shown) -> bool:
-    return each.verb != "export" and each.state in ("finished", "failed")
+    return each.verb != "export" and each.state in ("finished", "failed", "interrupted")
 
 
 def _is_sweep(folder: str) -> bool:

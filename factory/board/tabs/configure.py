@@ -11,7 +11,7 @@ from factory import compose, groups, line
 from factory.board import fields, file, shown
 from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
-from factory.board.tabs import form
+from factory.board.tabs import form, listed
 from factory.board.tabs.form import ONE_BY_ONE
 from factory.line import Overrides
 from factory.refusal import UserError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NO_RECIPE = ""
 _FIT = "?fit"
+_NAME = re.compile(r"[^\[\], '\"]+")  # in a list of options
 
 
 def build(page: "Page") -> None:
@@ -62,7 +63,7 @@ def _seen(page: "Page", overrides: Overrides, language: str) -> tuple[Any, ...]:
     """The estimate, the command line, and what marks the problems."""
     planned = page.planner(overrides)
     marks = tuple((problem.rule, problem.setting) for problem in planned.problems)
-    return shown.plan(planned, words(language)), line.command(overrides), marks
+    return shown.plan(planned, words(language)), page.command(overrides), marks
 
 
 # --- what is chosen, typed and given
@@ -76,7 +77,7 @@ def _given(page: "Page", message: Any) -> Any:
         given = text.partition("\n")[0]
         if given == _FIT:
             return overrides, formed, "", ("asked", *overrides)
-        return *_pasted(given, overrides, formed), asked
+        return *_pasted(page, given, overrides, formed), asked
 
     form = [page.overrides, page.formed]
     box.change(heard, [box, *form, asked], [*form, message, asked], show_progress="hidden", **ONE_BY_ONE)
@@ -91,15 +92,47 @@ def _command(page: "Page") -> tuple[Any, Any]:
         start = page.say(gr.Button, {"value": "start"}, variant="primary", elem_id="start")
         reset = page.say(gr.Button, {"value": "reset"}, elem_id="reset")
     message = gr.Markdown(elem_id="message")
-
-    def started(overrides: Overrides, language: str) -> tuple[str, Any, Any]:
-        return _start(page, overrides, words(language))
-
-    form = [page.overrides, page.formed]
-    command.submit(_pasted, [command, *form], [*form, message], **ONE_BY_ONE)
-    reset.click(lambda formed: ((), formed + 1), page.formed, form, **ONE_BY_ONE)
-    start.click(started, [page.overrides, page.language], [message, page.selected, page.current])
+    edited = _typed(page, command, message)
+    outputs = [page.formed, page.overrides, command, edited, message]
+    reset.click(lambda formed: (formed + 1, (), page.command(()), False, ""), page.formed, outputs, **ONE_BY_ONE)
+    _starting(page, start, command, edited, message)
     return command, message
+
+
+def _typed(page: "Page", command: Any, message: Any) -> Any:
+    """Whether what stands in the line is not yet in the settings: as a field's, it gets there once it is left."""
+    edited, form = gr.State(False), [page.overrides, page.formed]
+
+    def differs(typed: str, overrides: Overrides) -> bool:
+        return typed != page.command(overrides)
+
+    def left(typed: str, edited: bool, overrides: Overrides, formed: int) -> Any:
+        return _pasted(page, typed, overrides, formed) if edited else gr.skip()
+
+    def settled(overrides: Overrides) -> tuple[bool, Any]:
+        return False, gr.update() if page.planner(overrides).plan is None else ""
+
+    # not `input`, which hears of no paste
+    command.change(differs, [command, page.overrides], edited, show_progress="hidden", **ONE_BY_ONE)
+    command.submit(partial(_pasted, page), [command, *form], [*form, message], **ONE_BY_ONE)
+    command.blur(left, [command, edited, *form], [*form, message], show_progress="hidden", **ONE_BY_ONE)
+    page.overrides.change(settled, page.overrides, [edited, message], show_progress="hidden", **ONE_BY_ONE)
+    return edited
+
+
+def _starting(page: "Page", start: Any, command: Any, edited: Any, message: Any) -> None:
+    """What stands in the line is started, or refused: never what stood there before."""
+    form = [page.overrides, page.formed]
+
+    def started(typed: str, edited: bool, overrides: Overrides, formed: int, language: str) -> tuple[Any, ...]:
+        if edited:
+            overrides, formed, wrong = _pasted(page, typed, overrides, formed)
+            if wrong:
+                return overrides, formed, wrong, gr.update(), gr.update()
+        return overrides, formed, *_start(page, overrides, words(language))
+
+    given = [command, edited, *form, page.language]
+    start.click(started, given, [*form, message, page.selected, page.current], **ONE_BY_ONE)
 
 
 def _files(page: "Page", message: Any) -> None:
@@ -109,11 +142,13 @@ def _files(page: "Page", message: Any) -> None:
         load = page.say(gr.UploadButton, {"label": "load_yaml"}, file_types=[".yaml", ".yml"], elem_id="load")
     upload = page.say(gr.File, {"label": "upload"}, elem_id="upload", height=150)
 
-    def saved(overrides: Overrides, request: gr.Request) -> str | None:
-        return _saved(page, overrides, request.session_hash or "one")
+    def saved(overrides: Overrides, request: gr.Request) -> Any:
+        path = _saved(page, overrides, request.session_hash or "one")
+        return gr.update(value=path, interactive=path is not None)
 
     form = [page.overrides, page.formed]
-    page.overrides.change(saved, page.overrides, save, show_progress="hidden")
+    anew = [page.blocks.load, page.overrides.change]
+    gr.on(anew, saved, page.overrides, save, show_progress="hidden", trigger_mode="always_last")
     load.upload(_loaded, [load, *form], [*form, message], **ONE_BY_ONE)
     upload.upload(_own_rows, [upload, *form], form, **ONE_BY_ONE)
 
@@ -129,7 +164,8 @@ def _options(page: "Page") -> None:
     """The groups that are chosen by option, and the recipes of one run."""
     chosen: dict[str, Any] = {}
     with gr.Row():
-        recipes = [name for name in groups.recipes() if compose.recipe_of_runs(_line(name)) is None]
+        dirs = page.planner.config_dirs
+        recipes = [name for name in groups.recipes(dirs) if compose.recipe_of_runs(_line(name, dirs)) is None]
         choices = [("-", _NO_RECIPE), *recipes]
         chosen["recipe"] = page.say(gr.Dropdown, {"label": "recipe"}, choices, value=_NO_RECIPE, elem_id="recipe")
         chosen["model"] = _dropdown(page, "model")
@@ -146,8 +182,8 @@ def _groups(language: str) -> Any:
     return gr.update(choices=[(words(language)(f"group.{name}"), name) for name in fields.FORMS])
 
 
-def _line(recipe: str) -> compose.CommandLine:
-    return compose.CommandLine(overrides=(f"recipe={recipe}",))
+def _line(recipe: str, config_dirs: tuple[str, ...]) -> compose.CommandLine:
+    return compose.CommandLine(overrides=(f"recipe={recipe}",), config_dirs=config_dirs)
 
 
 def _dropdown(page: "Page", group: str) -> Any:
@@ -156,7 +192,7 @@ def _dropdown(page: "Page", group: str) -> Any:
     return page.say(
         gr.Dropdown,
         {"label": group},
-        list(fields.options(group)),
+        list(fields.options(group, page.planner.config_dirs)),
         value=[default] if several else default,
         multiselect=several,
         filterable=True,
@@ -180,9 +216,9 @@ def _values(page: "Page", chosen: dict[str, Any]) -> Any:
 
     def values(overrides: Overrides) -> list[Any]:
         given = {line.name_of(text): text.partition("=")[2] for text in overrides}
-        found = page.planner(()).options | given
-        found.setdefault("recipe", _NO_RECIPE)
-        return [found[name].strip("[]").split(",") if name == "data" else found[name] for name in chosen]
+        options = page.planner(overrides).options or page.planner(()).options  # those of a recipe too
+        found = {"recipe": _NO_RECIPE} | options | given
+        return [_NAME.findall(found[name]) if name == "data" else found[name] for name in chosen]
 
     return values
 
@@ -254,18 +290,18 @@ def _that_fit(page: "Page", planned: Planned, say: Words) -> None:
 # --- from elsewhere
 
 
-def _pasted(text: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
+def _pasted(page: "Page", text: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
     try:
-        return line.read(text), formed + 1, ""
+        return line.read(text, page.planner.config_dirs), formed + 1, ""
     except UserError as error:
-        return overrides, formed, f"```\n{error}\n```"
+        return overrides, formed, shown.as_printed(error)
 
 
 def _loaded(path: str, overrides: Overrides, formed: int) -> tuple[Overrides, int, str]:
     try:
         return file.read(Path(path).read_text("utf-8")), formed + 1, ""
     except (UserError, UnicodeDecodeError) as error:
-        return overrides, formed, f"```\n{error}\n```"
+        return overrides, formed, shown.as_printed(error)
 
 
 def _own_rows(path: str, overrides: Overrides, formed: int) -> tuple[Overrides, int]:
@@ -288,5 +324,4 @@ def _start(page: "Page", overrides: Overrides, say: Words) -> tuple[str, Any, An
     if planned.plan is None:
         return say("not_started"), gr.update(), gr.update()
     folder = page.runs.start(overrides)
-    text = "queued" if page.runs.state(folder) == "queued" else "started"
-    return say(text, folder=folder), gr.update(selected="runs"), folder
+    return listed.begun(page, folder, say), gr.update(selected="runs"), folder

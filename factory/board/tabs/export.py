@@ -30,13 +30,13 @@ def build(page: "Page") -> None:
     def export(folder: str, form: str, place: str, language: str) -> Iterator[tuple[str, str]]:
         say = words(language)
         if not page.runs.known(folder):
-            yield shown.waiting(say("no_runs")), ""
+            yield shown.waiting(say("none_trained")), ""
             return
-        if not page.planner.allows(place):
-            yield "", shown.problem(page.planner.outside(f"export.dir={place}"), say)
+        asked = [f"export.dir={spelt(place)}", f"export.format={form}"]
+        if outside := page.planner.outside(asked):
+            yield "", shown.problems(outside, say)
             return
-        asked = ["export", f"run={spelt(folder)}", f"export.dir={spelt(place)}", f"export.format={form}"]
-        for done in page.children.lines(asked):
+        for done in page.children.lines(["export", f"run={spelt(folder)}", *asked]):
             ended = say("done") if done.code == 0 else say("failed", code=done.code)
             yield shown.waiting(say("export_wait") if done.code == -1 else ended), shown.log(done.text)
 

@@ -30,7 +30,7 @@ _NOTHING = Follows(lambda _: (), ())
 
 
 def draw(
-    each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int = 0, follows: Follows = _NOTHING
+    each: Field, say: Words, overrides: Any, *, is_set: bool, formed: int | str | None, follows: Follows = _NOTHING
 ) -> None:
     """Its component; what is typed into it goes into the state `overrides`.
 

@@ -34,8 +34,18 @@ def name(each: Shown, say: Words) -> str:
     return f"{say(f'state.{each.state}')} · {when:%m-%d %H:%M} · {said} · {each.folder}"
 
 
+def begun(page: "Page", folder: str, say: Words) -> str:
+    """What is said of a run that was just asked for."""
+    return say("queued" if page.runs.state(folder) == "queued" else "started", folder=folder)
+
+
 def named(page: "Page", say: Words, wanted: Wanted) -> list[tuple[str, str]]:
     return [(name(each, say), each.folder) for each in page.runs.all() if wanted(each)]
+
+
+def kept(found: list[tuple[str, str]], chosen: str | None, default: str | None) -> Any:
+    """A dropdown of these, with what was chosen for as long as that is there."""
+    return gr.update(choices=found, value=chosen if chosen in [folder for _, folder in found] else default)
 
 
 def one(page: "Page", wanted: Wanted, text: str, elem_id: str) -> Any:
@@ -48,8 +58,7 @@ def one(page: "Page", wanted: Wanted, text: str, elem_id: str) -> Any:
         folders = [folder for _, folder in found]
         if current != before and current in folders:
             chosen, before = current, current
-        value = chosen if chosen in folders else next(iter(folders), None)
-        return gr.update(choices=found, value=value), before
+        return kept(found, chosen, next(iter(folders), None)), before
 
     again, given = [page.tab.select, page.language.change], [page.language, made, page.current, followed]
     gr.on(again, there, given, [made, followed], show_progress="hidden")

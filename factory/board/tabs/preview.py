@@ -7,7 +7,7 @@ import gradio as gr
 
 from factory.board import shown
 from factory.board.said import words
-from factory.line import Overrides
+from factory.line import Overrides, flags
 
 if TYPE_CHECKING:
     from factory.board.page import Page
@@ -23,8 +23,13 @@ def build(page: "Page") -> None:
 
     def preview(overrides: Overrides, rows: int, language: str) -> Iterator[str]:
         say = words(language)
+        if outside := page.planner.outside(overrides):
+            yield shown.problems(outside, say)
+            return
         yield shown.waiting(say("preview_wait"))
-        html, printed = page.children.page(["preview", *overrides, f"preview.rows={rows}"], "preview.html")
+        asked = ["preview", *flags(page.planner.config_dirs), *overrides, f"preview.rows={rows}"]
+        html, printed = page.children.page(asked, "preview.html")
         yield shown.log(printed) if html is None else shown.inner_page(html, say("tab.preview"))
 
-    show.click(preview, [page.overrides, rows, page.language], out)
+    showing = show.click(preview, [page.overrides, rows, page.language], out)
+    page.overrides.change(lambda: "", None, out, show_progress="hidden", cancels=[showing])  # it was of others

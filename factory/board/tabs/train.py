@@ -62,23 +62,31 @@ def _actions(page: "Page", run: Any) -> None:
         stop = page.say(gr.Button, {"value": "stop"}, variant="stop", elem_id="stop")
         resume = page.say(gr.Button, {"value": "resume"}, elem_id="resume")
         again = page.say(gr.Button, {"value": "use_settings"}, elem_id="again")
-    message = gr.Markdown()
+    message = gr.Markdown(elem_id="run-message")
 
     def asked(folder: str | None, language: str) -> str:
         stopped = folder is not None and page.runs.known(folder) and page.runs.stop(folder)
         return words(language)("stopped" if stopped else "nothing_to_stop")
 
-    def settings(folder: str | None, overrides: Overrides, formed: int) -> tuple[Overrides, int, Any]:
+    def resumed(folder: str | None, language: str) -> str:
+        say = words(language)
+        if folder is None or not page.runs.known(folder):
+            return say("no_runs")
+        if page.runs.resume(folder):
+            return listed.begun(page, folder, say)
+        return say("nothing_to_resume", state=say(f"state.{page.runs.state(folder)}"))
+
+    def settings(folder: str | None, overrides: Overrides, formed: int, language: str) -> tuple[Any, ...]:
         for each in page.runs.all():
             if each.folder == folder and each.verb == "train":
-                return each.overrides, formed + 1, gr.update(selected="configure")
-        return overrides, formed, gr.update()
+                return each.overrides, formed + 1, gr.update(selected="configure"), ""
+        return overrides, formed, gr.update(), words(language)("no_training")
 
     stop.click(asked, [run, page.language], message)
-    resume.click(lambda folder: page.runs.resume(folder) if page.runs.known(folder) else None, run)
-    again.click(
-        settings, [run, page.overrides, page.formed], [page.overrides, page.formed, page.selected], **ONE_BY_ONE
-    )
+    resume.click(resumed, [run, page.language], message)
+    given, outputs = [run, page.overrides, page.formed, page.language], [page.overrides, page.formed, page.selected]
+    again.click(settings, given, [*outputs, message], **ONE_BY_ONE)
+    gr.on([run.input, page.current.change], lambda: "", None, message, show_progress="hidden")  # it was of another
 
 
 def _curves(page: "Page") -> list[Any]:
@@ -103,13 +111,13 @@ def _looked(page: "Page", asked: str | None, smoothing: float, say: Words) -> tu
     if folder != asked:  # else it stays: a look that comes late must not take back what was chosen since
         choice["value"] = folder
     if folder is None:
-        return choice, shown.waiting(say("no_runs")), *[None] * len(_PLOTS), "", "", ""
+        return choice, shown.waiting(say("no_runs")), *_drawn([], smoothing, say), "", "", ""
     inside = runs.inside(folder)
     lines, report, logged = runs.metrics(inside), runs.report(inside), runs.in_mlflow(inside)
     return (
         choice,
         _state(runs, folder, say),
-        *(_drawn(lines, name, shown_as, smoothing, say) for name, shown_as, _ in _PLOTS),
+        *_drawn(lines, smoothing, say),
         shown.in_mlflow([logged] if logged else [], say),
         shown.checks(report, say) if report else "",
         shown.log(runs.log(folder) or runs.log(inside)),
@@ -117,12 +125,16 @@ def _looked(page: "Page", asked: str | None, smoothing: float, say: Words) -> tu
 
 
 def _state(runs: Runs, folder: str, say: Words) -> str:
-    """What it does, how far it is, and how long it still takes by the speed of the steps so far."""
+    """What it does, how far it is, and how long it still takes by the speed of the steps so far; or what went wrong."""
     inside = runs.inside(folder)
     state, progress, lines = runs.state(folder), runs.progress(inside), runs.metrics(inside)
+    if why := runs.refusal(folder):
+        return shown.waiting(say(f"state.{state}")) + shown.log(why)
     said = [say(f"state.{state}")]
     if inside != folder:
         said.append(inside)
+    if state == "failed" and (error := (runs.report(inside) or {}).get("error")):
+        said.append(str(error).splitlines()[0])
     if state == "running" and progress:
         name, (done, total) = list(progress.items())[-1]
         said.append(f"{name} {done:,} / {total:,}")
@@ -138,7 +150,11 @@ def _state(runs: Runs, folder: str, say: Words) -> str:
     return shown.waiting(" · ".join(said))
 
 
-def _drawn(lines: list[dict[str, Any]], name: str, shown_as: str, smoothing: float, say: Words) -> Any:
+def _drawn(lines: list[dict[str, Any]], smoothing: float, say: Words) -> list[Any]:
+    return [_plot(lines, name, shown_as, smoothing, say) for name, shown_as, _ in _PLOTS]
+
+
+def _plot(lines: list[dict[str, Any]], name: str, shown_as: str, smoothing: float, say: Words) -> Any:
     """What was trained on, and where it was measured too, the held-out rows."""
     import pandas
 
