@@ -4,6 +4,7 @@ import atexit
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
@@ -11,6 +12,9 @@ from factory.garbage import seldom_collected
 from factory.outlet import open_closed
 from factory.stopping import answer, asking
 from factory.tied import tie
+
+INTERRUPTED = 128 + signal.SIGINT
+_at_the_end: list[Callable[[], None]] = []
 
 
 def main() -> int:
@@ -23,19 +27,21 @@ def main() -> int:
         return _settled(_run())
     except KeyboardInterrupt:  # while the verbs were still being imported
         print("Interrupted.", file=sys.stderr)
-        return _settled(130)
+        return _settled(INTERRUPTED)
 
 
 def _settled(code: int) -> int:
     """All is done: a signal while threads and libraries come to their end cuts them off, with the code of what was."""
 
-    def end(_signal: int, _frame: FrameType | None) -> None:
+    def end(*_: int | FrameType | None) -> None:
         with suppress(OSError):  # nobody reads them any more
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
 
     answer(end)
+    if code == INTERRUPTED:  # one that passed through `exec` of a text has Python kill itself at its end (main.c)
+        _at_the_end.append(end)
     return code
 
 
@@ -43,6 +49,8 @@ def _deaf() -> None:
     """The interpreter's own end, which handles no signal any more, would have each kill it."""
     for number in asking():
         signal.signal(number, signal.SIG_IGN)
+    for end in _at_the_end:
+        end()
 
 
 def _run() -> int:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +51,14 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     answer(lambda *_: None)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_an_interrupted_import_ends_as_interrupted(tmp_path: Path) -> None:
+    """Python kills itself at the end of a module where a Ctrl-C passed through `exec` of a text, as imports have it."""
+    broken = "program._run = lambda: exec('raise KeyboardInterrupt')"
+    code = f"import sys\nfrom factory import __main__ as program\n{broken}\nsys.exit(program.main())\n"
+    (tmp_path / "interrupted.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    command, environment = [sys.executable, "-m", "interrupted"], os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "Interrupted.")
