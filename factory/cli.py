@@ -157,6 +157,7 @@ def doctor(arguments: list[str]) -> int:
 def import_config(arguments: list[str]) -> int:
     """a train config of LLaMA-Factory (FILE.yaml) as a command line of this one, with what has no equal, and why"""
     from factory.imported import llamafactory
+    from factory.imported.said import as_script
 
     if len(arguments) != 1:
         raise refuse("import-what", " ".join(arguments) or "(nothing)", "one file is needed")
@@ -167,7 +168,7 @@ def import_config(arguments: list[str]) -> int:
         refused = []
     except UserError as error:
         refused = str(error).splitlines()
-    print("\n".join(llamafactory.as_script(arguments[0], said, refused)))
+    print("\n".join(as_script(arguments[0], said, refused)))
     return 0
 
 

@@ -44,7 +44,7 @@ NAMES = {
     },
     "hardware": dict.fromkeys(("gpu", "cuda"), "single_gpu"),
 }
-_TABLE = Path(__file__).parent / "imported" / "llamafactory.yaml"
+_TABLE = Path(__file__).parent / "imported" / "llamafactory" / "table.yaml"
 _PATHS = {
     "model": "model.path={}",
     "data": "data=file data.path={}",

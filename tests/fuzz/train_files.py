@@ -9,6 +9,8 @@ from conftest import COMPOSED
 
 from factory import cli
 from factory.imported import llamafactory
+from factory.imported.llamafactory.table import table as their_table
+from factory.imported.said import as_script
 from fuzz.mutation import YAML_PIECES, changed, twisted
 
 _SEED = {
@@ -48,7 +50,7 @@ _SEED = {
 def opened(folder: Path) -> Callable[[random.Random], str]:
     file = folder / "train.yaml"
     content = yaml.safe_dump(_SEED)
-    table = llamafactory._table()
+    table = their_table()
     known = [*table["keys"], *table["code"], *(name for own in table["defaults"].values() for name in own), *_SEED]
 
     def case(chance: random.Random) -> str:
@@ -59,7 +61,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
             text = yaml.safe_dump(twisted(seed, chance), allow_unicode=True)
             file.write_bytes(text.encode("utf-8", "replace"))
         said = llamafactory.translate(file)
-        "\n".join(llamafactory.as_script(str(file), said, []))
+        "\n".join(as_script(str(file), said, []))
         if chance.random() < 0.98:  # Hydra takes a third of a second
             return "translated"
         cli._compiled(COMPOSED(said.as_overrides()), training=False)

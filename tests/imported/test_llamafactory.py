@@ -11,6 +11,8 @@ from conftest import compiled, refusals
 
 from factory import cli, compose, line, settings, templates
 from factory.imported import llamafactory
+from factory.imported.llamafactory.table import table as their_table
+from factory.imported.said import Said, as_script
 from factory.refusal import UserError
 from factory.typed import to_tree
 
@@ -24,7 +26,7 @@ BASE = {
 }
 
 
-def said(here: Path, **given: Any) -> llamafactory.Said:
+def said(here: Path, **given: Any) -> Said:
     file = here / "old.yaml"
     file.write_text(yaml.safe_dump({**BASE, **given}), encoding="utf-8")
     return llamafactory.translate(file)
@@ -48,14 +50,14 @@ def catalogue(here: Path) -> Path:
 
 def test_the_table_names_keys_that_there_are() -> None:
     known = {key.path for key in settings.all_keys()} | {"tracking", "seed"}
-    for name, entry in yaml.safe_load(llamafactory._TABLE.read_text())["keys"].items():
+    for name, entry in their_table()["keys"].items():
         for key in [entry] if isinstance(entry, str) else [entry[part] for part in ("key", "else") if part in entry]:
             assert key in known or key == "hydra.run.dir", (name, key)
 
 
 def test_every_entry_of_the_table_is_read_whole() -> None:
     """A reason with a comma in it would end there, unless it is quoted."""
-    for name, entry in yaml.safe_load(llamafactory._TABLE.read_text())["keys"].items():
+    for name, entry in their_table()["keys"].items():
         assert isinstance(entry, str) or entry.keys() <= {
             "key",
             "values",
@@ -180,7 +182,7 @@ def test_a_template_that_is_not_here_is_left_to_the_model(name: str, here: Path)
 
 
 def test_templates_of_the_table_are_there() -> None:
-    table = yaml.safe_load(llamafactory._TABLE.read_text())
+    table = their_table()
     assert {*table["templates"].values(), *table["written_otherwise"]} <= set(templates.names())
 
 
@@ -278,7 +280,7 @@ def test_a_key_without_an_equal_is_a_comment(name: str, here: Path) -> None:
 
 
 def test_a_name_stands_in_one_place_of_the_table() -> None:
-    table = yaml.safe_load(llamafactory._TABLE.read_text())
+    table = their_table()
     names = [*table["keys"], *table["code"], *(name for names in table["others"].values() for name in names)]
     assert len(names) == len(set(names))
 
@@ -287,7 +289,7 @@ def test_a_name_stands_in_one_place_of_the_table() -> None:
 def test_a_deepspeed_config_is_translated(level: int, strategy: str, here: Path) -> None:
     found = said(here, deepspeed=f"examples/deepspeed/ds_z{level}_config.json")
     assert "deepspeed" not in found.missing
-    assert f"# said as   deepspeed: hardware.strategy={strategy}; " in "\n".join(llamafactory.as_script("x", found, []))
+    assert f"# said as   deepspeed: hardware.strategy={strategy}; " in "\n".join(as_script("x", found, []))
     assert "deepspeed" in said(here, deepspeed="mine.json").missing
     moved = {"zero_optimization": {"stage": level, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
     inside = said(here, deepspeed=moved).overrides
@@ -298,9 +300,7 @@ def test_a_deepspeed_config_is_translated(level: int, strategy: str, here: Path)
 def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:
     """`keep_response` drops its row; LLaMA-Factory cuts it."""
     (line,) = [
-        line
-        for line in llamafactory.as_script("x", said(here, cutoff_len=256), [])
-        if line.startswith("# said as   cutoff_len: ")
+        line for line in as_script("x", said(here, cutoff_len=256), []) if line.startswith("# said as   cutoff_len: ")
     ]
     assert "data.truncation=keep_response" in line and "drops a row" in line
     assert "cutoff_len" not in said(here, stage="pt").noted  # where nothing is an answer
@@ -308,7 +308,7 @@ def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:
 
 def test_a_comment_has_no_second_line_for_a_shell_to_run(here: Path) -> None:
     found = said(here, **{"a key\nrm -rf .": 1, "mix_strategy": "none\ntouch here"})
-    lines = "\n".join(llamafactory.as_script("a\nb.yaml", found, [])).split("\n")
+    lines = "\n".join(as_script("a\nb.yaml", found, [])).split("\n")
     (command,) = (at for at, text in enumerate(lines) if text.endswith(" train \\"))
     assert all(text.startswith("# ") for text in lines[:command])
     assert any("mix_strategy: none touch here is none of" in text for text in lines[:command])

@@ -1,0 +1,62 @@
+"""A train config of LLaMA-Factory as a command line of Factory: key by key from a table, the few choices in code."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from factory.imported.llamafactory import rows, running, trained
+from factory.imported.llamafactory.table import by_table, refuse_misspelt, unsaid
+from factory.imported.said import Said, text_of
+from factory.parsed import yaml_of
+from factory.refusal import refuse
+
+# each says into what is said, and gives the keys that it has read; what is said first decides what others mean
+_Choice = Callable[[Mapping[str, Any], Said, Path], Iterator[str]]
+_FIRST: tuple[_Choice, ...] = trained.KINDS
+_THEN: tuple[_Choice, ...] = (*trained.REST, *rows.ALL, *running.ALL)
+_UNREAD: dict[type[Exception], str] = {
+    FileNotFoundError: "there is no such file",
+    IsADirectoryError: "it is a folder",
+    UnicodeDecodeError: "it is not text in UTF-8",
+}
+
+
+def translate(file: Path) -> Said:
+    """Raises UserError where the file is no such config."""
+    written = _read(file)
+    refuse_misspelt(written, file)
+    # there too a null is a key that is not said, but for the norm, which then cuts nothing
+    given = {name: value for name, value in written.items() if value is not None or name == "max_grad_norm"}
+    said = Said()
+    read = {name for choose in _FIRST for name in choose(given, said, file)}
+    kinds = _kinds(given, said)
+    given = unsaid(given, kinds) | given
+    for choose in _THEN:
+        read |= set(choose(given, said, file))
+    for name, value in given.items():
+        if name not in read:
+            by_table(name, value, said, kinds)
+    return said
+
+
+def _kinds(given: Mapping[str, Any], said: Said) -> set[str]:
+    """What the table's `defaults` and `of` call this run: its stage, loss, finetuning_type and method, and the like."""
+    kind = text_of(given.get("finetuning_type", "lora"))
+    others = {"streaming": "streaming", "predict_with_generate": "generation"}
+    others |= {"pissa_init": "pissa"} if kind == "lora" else {}
+    names = {kind, *(said.overrides.get(key, kind) for key in ("stage", "stage.loss", "method"))}
+    return names | {ours for name, ours in others.items() if given.get(name)}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        given = yaml_of(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())
+        wrong = _UNREAD.get(type(error)) or f"it cannot be read ({why[:200]})"
+        raise refuse("import-config", str(file), wrong) from None
+    if given is None:
+        raise refuse("import-config", str(file), "there is nothing in it")
+    if not isinstance(given, dict) or not {"stage", "finetuning_type", "model_name_or_path"} & given.keys():
+        raise refuse("import-config", str(file), "it has none of stage, finetuning_type and model_name_or_path")
+    return {str(name): value for name, value in given.items()}

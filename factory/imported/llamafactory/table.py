@@ -1,0 +1,94 @@
+"""LLaMA-Factory's keys and its defaults, by the table beside this file: ours, or why there is none."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from factory.imported.said import Said, names_of, text_of
+from factory.meant import SHORT
+from factory.parsed import yaml_of
+from factory.refusal import UserError, nearest, refusal
+from factory.typed import plain
+
+TABLE = Path(__file__).with_suffix(".yaml")
+_NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
+
+
+@cache
+def table() -> dict[str, Any]:
+    return yaml_of(TABLE.read_text(encoding="utf-8"))
+
+
+@cache
+def _reasons() -> dict[str, str]:
+    """Every key of LLaMA-Factory's that is known, and what is said of it where it has no entry of its own."""
+    others = {name: why for why, names in table()["others"].items() for name in names}
+    return dict.fromkeys((*table()["keys"], *table()["code"]), "") | others
+
+
+def _keys() -> dict[str, str]:
+    """Ours by theirs, of those that have one."""
+    entries = {name: entry if isinstance(entry, str) else entry.get("key") for name, entry in table()["keys"].items()}
+    return {name: key for name, key in entries.items() if key}
+
+
+def refuse_misspelt(given: Mapping[str, Any], file: Path) -> None:
+    """Raises UserError for the names that are near one that LLaMA-Factory has; it takes no others itself."""
+    meant = {name: _meant(name) for name in given if name not in _reasons()}
+    wrong = "LLaMA-Factory 0.9 has no such key"
+    found = [
+        refusal("import-key", f"{name}={plain(given[name])}", wrong, meant=near, file=file)
+        for name, near in meant.items()
+        if near
+    ]
+    if found:
+        raise UserError(*found)
+
+
+def _meant(name: str) -> str | None:
+    """The key of LLaMA-Factory's that is called so here or in another tool, or that is spelt nearly so."""
+    called = {key.rpartition(".")[2]: theirs for theirs, key in reversed(_keys().items())}
+    same = called.get(SHORT.get(name.lower(), name).rpartition(".")[2])
+    return same or next(iter(nearest(name.lower(), _reasons(), _NEAR)), None)
+
+
+def unsaid(given: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
+    """LLaMA-Factory's defaults where they are not ours."""
+    found = {
+        key: value for kind, own in table()["defaults"].items() if kind in {"all", *kinds} for key, value in own.items()
+    }
+    if text_of(given.get("max_steps", -1)) != "-1":
+        found.pop("num_train_epochs")
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def by_table(name: str, value: Any, said: Said, kinds: set[str]) -> None:
+    """Says one key. `kinds`: what the table's `of` calls this run."""
+    entry = table()["keys"].get(name)
+    if entry is None:
+        said.missing[name] = _reasons().get(name) or "it is not known here; `factory explain` lists the keys"
+        return
+    entry: dict[str, Any] = {"key": entry} if isinstance(entry, str) else entry
+    if "key" not in entry:
+        kind = said.same if "same" in entry else said.missing
+        kind[name] = entry.get("same") or entry["none"]
+        return
+    key = entry["key"]
+    if "of" in entry and not kinds & set(entry["of"]):
+        key = entry.get("else")
+    if entry.get("list"):
+        names = names_of(value)
+        value = names if names != ["all"] else "all"
+    values = entry.get("values")
+    known = {text_of(each): ours for each, ours in (values or {}).items()}
+    if key is None:
+        unread = f"neither stage={said.overrides['stage']} nor method={said.overrides['method']} reads it there"
+        said.missing[name] = entry.get("none", unread)
+    elif values is None or (entry.get("others") and text_of(value) not in known):
+        said.set(key, value)
+    elif text_of(value) in known:
+        if key not in said.overrides or text_of(known[text_of(value)]) != "auto":
+            said.set(key, known[text_of(value)])
+    else:
+        said.missing[name] = f"{text_of(value)} is none of {', '.join(known)}"

@@ -1,0 +1,56 @@
+"""What a config of another tool says in Factory's keys, and what it says that has no equal here."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.line import listed, spelt
+from factory.typed import plain
+from factory.words import program
+
+IN_A_KEY = re.compile(r"[\w-]+", re.ASCII)
+
+
+@dataclass(slots=True)
+class Said:
+    """Overrides for Factory; what has no equal, with the reason; what is so unsaid; what to know of what is said."""
+
+    overrides: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any) -> None:
+        self.overrides[key] = listed(value) if isinstance(value, list) else spelt(text_of(value))
+
+    def as_overrides(self) -> tuple[str, ...]:
+        return tuple(f"{key}={value}" for key, value in self.overrides.items())
+
+
+def as_script(name: str, said: Said, refused: list[str]) -> Iterator[str]:
+    """Lines for a shell: the command, and as comments what it does not say and what it would be refused for here."""
+    comments = [
+        f"{Path(name).name}, as Factory says it",
+        *(f"no equal  {key}: {why}" for key, why in said.missing.items()),
+        *(f"so anyway {key}: {why}" for key, why in said.same.items()),
+        *(f"said as   {key}: {note}" for key, note in said.noted.items()),
+        *(f"refused   {line}" for line in refused),
+    ]
+    # a line's end in a key or a value would end the comment: what follows it, the shell would run
+    yield from (f"# {' '.join(text.splitlines())}" for text in comments)
+    words = [shlex.quote(text) for text in said.as_overrides()]
+    yield " \\\n    ".join([f"{program('factory')} train", *words])
+
+
+def text_of(value: Any) -> str:
+    return plain(value) if isinstance(value, bool) or value is None else str(value)
+
+
+def names_of(value: Any) -> list[str]:
+    if value is None:
+        return []
+    parts = value if isinstance(value, list) else text_of(value).split(",")
+    return [text_of(part).strip() for part in parts]
