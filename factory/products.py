@@ -62,6 +62,9 @@ def _narrowed(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Te
 
 def add(onto: Tensor, x: Tensor, weight: Tensor) -> None:
     """onto += x Wᵀ. onto: (rows, out), x: (rows, in), both of the type that is multiplied in; W: (out, in)."""
+    if _whole(onto.dtype, weight):
+        onto.addmm_(x, weight.to(x.dtype).T)
+        return
     for part in _pieces(onto.dtype, weight):
         onto[:, part].addmm_(x, weight[part].to(x.dtype).T)
 
@@ -78,6 +81,9 @@ def back(slope: Tensor, weight: Tensor) -> Tensor:
 
 def add_back(onto: Tensor, slope: Tensor, weight: Tensor) -> None:
     """onto += s W. onto: (rows, in), s: (rows, out), both of the type that is multiplied in; W: (out, in)."""
+    if _whole(onto.dtype, weight):
+        onto.addmm_(slope, weight.to(onto.dtype))
+        return
     for part in _pieces(onto.dtype, weight):
         onto.addmm_(slope[:, part], weight[part].to(onto.dtype))
 
@@ -90,10 +96,15 @@ def by_weight(slope: Tensor, x: Tensor) -> Tensor:
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """a b, in their own type."""
-    return torch.mm(a, b, out=a.new_empty(len(a), b.shape[1]))
+    return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
+
+
+def _whole(kind: torch.dtype, weight: Tensor) -> bool:
+    """Whether nothing is made wide: a narrow sum is rounded once. Slices that are all of it take their time too."""
+    return kind != torch.float32 or kind == weight.dtype
 
 
 def _pieces(kind: torch.dtype, weight: Tensor) -> list[slice]:
-    """Whole where nothing is made wide: a narrow sum is rounded once."""
-    step = chunks.PIECE if kind == torch.float32 != weight.dtype else max(1, len(weight))
-    return [slice(start, start + step) for start in range(0, len(weight), step)]
+    rows = weight.shape[0]
+    step = max(1, rows) if _whole(kind, weight) else chunks.PIECE
+    return [slice(start, start + step) for start in range(0, rows, step)]
