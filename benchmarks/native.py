@@ -71,11 +71,11 @@ def step(rank: int, tokens: int) -> Callable[[], float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    blocks.register()
+    blocks.register("native")
     kernels.use(True)
     folder = next(cache.folder().glob("SmolLM2-135M-Instruct*/config.json")).parent
     kind = torch.bfloat16 if rank else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="blocks")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="native")
     fused.fuse(model)
     if rank:
         model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear"))

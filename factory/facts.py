@@ -33,6 +33,7 @@ class Machine:
     cpu: str = "CPU"  # its name
     multiplies_wide: bool = False  # whether the CPU multiplies float32 faster than bfloat16
     native: bool = False  # whether the kernels in C are made here
+    attends: tuple[str, ...] = ()  # the types of numbers that attention is among them for
     memory_bytes: int | None = None  # all that there is, free or not; None: nobody says it
     hidden: str | None = None  # CUDA_VISIBLE_DEVICES, where it is set and there is no GPU
 

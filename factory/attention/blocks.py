@@ -5,7 +5,8 @@ made, and of packed documents only what lies within them. What is kept for the g
 out, as of torch's fused kernel (Dao et al. 2022, arXiv 2205.14135, section 3.1); the scores are made again.
 
 Scores are held in the type of the queries, so in bfloat16 they are rounded as in transformers' own way (`eager`).
-Measured beside torch's kernel in docs/measurements.md; where that is faster (`flash`), it stands in.
+Measured beside torch's kernel in docs/measurements.md; where that is faster (`flash`), it stands in. In C
+(`native`) the scores are in float32.
 """
 
 from collections.abc import Iterator
@@ -20,15 +21,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from factory import products
-from factory.attention import BLOCKS, LONG, block_of, flash, key_step
+from factory.attention import BLOCKS, LONG, NATIVE, block_of, flash, key_step, native
 from factory.attention.mask import FOREIGN, Mask, mask, spans, whole
 from factory.attention.operation import define
 
 
-def register() -> None:
-    """Makes `blocks` a name for `attn_implementation`, in this process."""
-    AttentionInterface.register(BLOCKS, attend)
-    AttentionMaskInterface.register(BLOCKS, mask)
+def register(name: str) -> None:
+    """Makes `blocks` or `native` a name for `attn_implementation`, in this process."""
+    AttentionInterface.register(name, partial(attend, in_c=name == NATIVE))
+    AttentionMaskInterface.register(name, mask)
 
 
 _softmax_slopes = torch.ops.aten._softmax_backward_data.out
@@ -55,6 +56,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     use_cache: bool | None = False,
+    in_c: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """In transformers' attention interface: (batch, heads, length, dim) to (batch, length, heads, dim)."""
@@ -70,6 +72,10 @@ def attend(
         query, key, value = (each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     fused = attention_mask is None and flash.wins(query, value)
+    if in_c and not (fused and length >= LONG):
+        made = native.attended(query, key, value, attention_mask, scale)
+        if made is not None:
+            return made, None
     if length >= LONG and (fused or (attention_mask is None and flash.wins_wide(query, value))):
         return flash.Whole.apply(query, key, value, scale), None
     if attention_mask is None:

@@ -73,19 +73,19 @@ class Spans(Mask):
 
     def __init__(self, spans: torch.Tensor) -> None:
         super().__init__()
-        self._spans = spans
+        self.spans = spans
 
     def full(self) -> torch.Tensor:
-        places = torch.arange(self._spans.shape[-1], device=self.device)
+        places = torch.arange(self.spans.shape[-1], device=self.device)
         return self.once("full", lambda: self.seen(places[:, None], places[None])[:, None])
 
     def seen(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        own, first, end = self._spans[:, 0, :, queries].unbind(1)
+        own, first, end = self.spans[:, 0, :, queries].unbind(1)
         return (keys <= queries) & ((keys >= own) | ((keys >= first) & (keys < end)))
 
     @property
     def device(self) -> Any:
-        return self._spans.device
+        return self.spans.device
 
 
 _spans: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the batch that all layers are given

@@ -5,7 +5,7 @@ from typing import Any
 
 from factory import registry, schema
 from factory.architecture import sliding_window, text_numbers
-from factory.attention import BLOCKS
+from factory.attention import BLOCKS, EXACT, HEAD_STEP, NATIVE, WIDEST_HEAD
 from factory.compile.rule import Case
 from factory.plan import FUSED, Recomputed, Verb
 from factory.typed import to_tree
@@ -74,20 +74,35 @@ def isolation(case: Case) -> bool:
 
 
 def attention(case: Case) -> str:
-    """torch's own fused kernel, where the model's class takes it and our own is not faster."""
+    """torch's own fused kernel, where the model's class takes it and none of ours is faster (docs/measurements.md)."""
     asked, own = case.settings.compute.attention, case.traits
     if asked != "auto":
         return asked
     if not own.sdpa:
         return "eager"
-    return BLOCKS if own.ours and _blocks_win(case) else "sdpa"
+    if not own.ours or case.device != "cpu" or case.settings.verb in WRITES or case.settings.compute.compile:
+        return "sdpa"
+    if not_in_c(case) is None:
+        return NATIVE
+    return BLOCKS if _is_narrow(case) or isolation(case) else "sdpa"
 
 
-def _blocks_win(case: Case) -> bool:
-    """Of whole sequences on a CPU, as measured (docs/measurements.md): in float32 of parted documents alone."""
-    if case.device != "cpu" or case.settings.verb in WRITES or case.settings.compute.compile:
-        return False
-    return precision(case)[0] in ("bf16", "pure_bf16") or isolation(case)
+def _is_narrow(case: Case) -> bool:
+    return precision(case)[0] in ("bf16", "pure_bf16")
+
+
+def not_in_c(case: Case) -> str | None:
+    """Why attention cannot be computed by the kernel in C, of a model that reads whole sequences."""
+    if case.device != "cpu":
+        return "it is for a CPU"
+    if (name := kernels(case)) != "native":
+        return f"it is one of the kernels in C, and compute.kernels={name} has none"
+    number = "bfloat16" if _is_narrow(case) and products(case) == "own" else "float32"
+    if number not in case.facts.machine.attends:
+        return f"this CPU has no instructions that multiply 512 bits of {number} at once"
+    if (width := case.arch.head_dim) % HEAD_STEP or width > WIDEST_HEAD:
+        return f"the model's heads have {width} numbers, not a multiple of {HEAD_STEP} up to {WIDEST_HEAD}"
+    return None
 
 
 def padding_free(case: Case) -> bool:
@@ -96,7 +111,7 @@ def padding_free(case: Case) -> bool:
     Where attention costs no more so, and the stage's loss need not know which token is of which row. Pairs of answers
     share their prompts then, unless some layers would see less of one from behind the other answer.
     """
-    if packing(case) or attention(case) != BLOCKS or not case.traits.isolates or case.arch.parts:
+    if packing(case) or attention(case) not in EXACT or not case.traits.isolates or case.arch.parts:
         return False
     if case.stage_spec.KIND == "pairs":
         return _sees_all(case)
@@ -158,8 +173,8 @@ def unwidened(case: Case) -> str | None:
     """Why products of bfloat16 cannot be computed in float32."""
     if case.device != "cpu":
         return "it is for a CPU"
-    if (name := precision(case)[0]) not in ("bf16", "pure_bf16"):
-        return f"precision={name} has no products of bfloat16"
+    if not _is_narrow(case):
+        return f"precision={precision(case)[0]} has no products of bfloat16"
     if (name := kernels(case)) not in FUSED:
         return f"Factory's own layers multiply so, and compute.kernels={name} leaves the model its own"
     return None

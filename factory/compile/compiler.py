@@ -9,7 +9,7 @@ from typing import Any
 from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
 from factory.architecture.fit import times
-from factory.attention import BLOCKS
+from factory.attention import BLOCKS, NATIVE
 from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, writing
 from factory.compile.data import ignored
 from factory.compile.estimate import Sizes, estimate
@@ -202,6 +202,7 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
 _WHY_ATTENTION = {
     "sdpa": "torch's own fused kernel",
     BLOCKS: "exact and by products of matrices, which a CPU is faster at than at torch's kernel (docs/measurements.md)",
+    NATIVE: "exact and in C, faster on this CPU than torch's kernel (docs/measurements.md)",
 }
 
 

@@ -7,7 +7,7 @@ from factory import own, registry, templates
 from factory.architecture import FAMILIES, text_numbers, traits_of
 from factory.architecture.fit import times
 from factory.architecture.positions import scalings
-from factory.attention import OURS
+from factory.attention import NATIVE, OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.rule import Case, Rule, value_of
 from factory.extras import install
@@ -230,6 +230,11 @@ def _attention_of_model(case: Case) -> str | None:
     return f"it is not proven for {kind}" if asked in OURS else f"the class of {kind} has no such kernel"
 
 
+def _attention_in_c(case: Case) -> str | None:
+    asked = case.settings.compute.attention == NATIVE and case.settings.verb not in choices.WRITES
+    return choices.not_in_c(case) if asked else None
+
+
 def _s2_group(case: Case) -> str | None:
     compute, context = case.settings.compute, choices.context_length(case)
     if compute.attention != "s2" or compute.group_size == "auto" or context is None:
@@ -402,6 +407,7 @@ RULES: tuple[Rule, ...] = (
     Rule("gated-model", _gated),
     Rule("group-size-unread", _group_size_unread),
     Rule("attention-of-model", _attention_of_model),
+    Rule("attention-in-c", _attention_in_c),
     Rule("s2-group", _s2_group),
     Rule("unknown-template", _unknown_template, _template_meant),
     Rule("no-chat-template", _no_template),

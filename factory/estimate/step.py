@@ -68,7 +68,19 @@ def step(
     low_rank = four_bits or not quantized
     shapes = Shapes(rows=rows, length=length)
     by_row = joined(steps.train.stage, steps.patch)
-    asked = (arch, trained, numbers, method, steps.patch, quantized, low_rank, by_row, shapes, reads)
+    asked = (
+        arch,
+        trained,
+        numbers,
+        method,
+        steps.patch,
+        steps.train.threads,
+        quantized,
+        low_rank,
+        by_row,
+        shapes,
+        reads,
+    )
     more = (steps.load.device == "cpu", frees_gradients, dict(kept), tuple(standing), tuple(states), tuple(scratch))
     # most plans after the first differ in what no tensor's size follows from
     key = blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
@@ -89,6 +101,7 @@ def _walk(
     numbers: Numbers,
     method: Any,
     patch: Patch,
+    threads: int,
     quantized: bool,
     low_rank: bool,
     by_row: bool,
@@ -104,7 +117,7 @@ def _walk(
     heap = Apart() if patch.parts_blocks else Glibc()
     ledger = Ledger(heap if in_heap else None)
     tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
-    tape.native, tape.wide = patch.kernels == "native", patch.products == "float32"
+    tape.native, tape.wide, tape.threads = patch.kernels == "native", patch.products == "float32", threads
     decoder = Decoder(
         tape,
         arch,

@@ -147,6 +147,7 @@ class Tape:
     frees_gradients: bool = False  # each is stepped as soon as it is whole
     native: bool = False  # with the kernels in C, which make nothing on the way
     wide: bool = False  # products of bfloat16 by way of float32
+    threads: int = 1  # that a kernel in C has room for
     nodes: list[Node] = field(default_factory=list)
     gradients: dict[int, Storage] = field(default_factory=dict)
     keeps: list[Storage] | None = None

@@ -259,8 +259,8 @@ def _turned(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> T
 
 def turns(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> bool:
     """Whether `Rotate` does."""
-    angles = len(cosine) in (1, len(query)) and cosine.shape == sine.shape and query.shape[-1] % 2 == 0
-    angles = angles and cosine.shape[1:] == query.shape[2:] == key.shape[2:] and len(key) == len(query)
+    angles = cosine.shape[0] in (1, query.shape[0]) and cosine.shape == sine.shape and query.shape[-1] % 2 == 0
+    angles = angles and cosine.shape[1:] == query.shape[2:] == key.shape[2:] and key.shape[0] == query.shape[0]
     kept = cosine.is_contiguous() and sine.is_contiguous() and not (cosine.requires_grad or sine.requires_grad)
     return angles and kept and kernels.fit(query.transpose(1, 2), key.transpose(1, 2))
 
@@ -349,11 +349,11 @@ def _low_rank(x: Tensor, layers: Sequence[Adapted]) -> tuple[tuple[Tensor, ...],
     What stays is allocated before what is made on the way, which would leave holes between.
     """
     every_a = [layer.a for layer in layers]
-    made = tuple(x.new_empty(*x.shape[:-1], len(layer.b)) for layer in layers)
+    made = tuple(x.new_empty(*x.shape[:-1], layer.b.shape[0]) for layer in layers)
     wide = x.reshape(-1, x.shape[-1]).to(products.through(x.dtype, x))
     low = products.mm(wide, _joined(every_a, wide.dtype).T)
     for out, part, layer in zip(made, _by_layer(low, every_a, 1), layers, strict=True):
-        _one_low_rank(out.view(-1, len(layer.b)), wide, part, layer)
+        _one_low_rank(out.view(-1, out.shape[-1]), wide, part, layer)
     return made, low
 
 
@@ -376,7 +376,7 @@ def _joined(every_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _by_layer(of_all: Tensor, every_a: Sequence[Tensor], dim: int) -> tuple[Tensor, ...]:
-    return of_all.split([len(a) for a in every_a], dim)
+    return (of_all,) if len(every_a) == 1 else of_all.split([a.shape[0] for a in every_a], dim)
 
 
 class Rows:

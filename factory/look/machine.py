@@ -52,6 +52,7 @@ def look_at_machine() -> Machine:
     granted, limit = cgroup.free(), cgroup.limit()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked, gpus = os.environ.get("OMP_NUM_THREADS", ""), _gpus()
+    native = build.why_not() is None
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
         available_bytes=memory.available if granted is None else min(memory.available, granted),
@@ -61,7 +62,8 @@ def look_at_machine() -> Machine:
         hub_token=_has_hub_token(),
         cpu=cpu.name(),
         multiplies_wide=cpu.multiplies_wide(),
-        native=build.why_not() is None,
+        native=native,
+        attends=tuple(filter(build.attends, build.NUMBERS)) if native else (),
         hidden=None if gpus else os.environ.get(_VISIBLE),
         memory_bytes=memory.total if limit is None else min(memory.total, limit),
     )

@@ -28,6 +28,7 @@ _OWN_PROCESSOR = {
     "x86_64": ("-march=native", "-mprefer-vector-width=512"),
     "aarch64": ("-mcpu=native",),
 }
+_HEADERS = ("numbers.h",)
 _HEAP = "heap"
 _FOR_HEAP = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fno-builtin", f"-DLARGE={LARGE}", f"-DUNIT={UNIT}")
 
@@ -60,12 +61,17 @@ def why_not() -> str | None:
 def kernels(number: str) -> Path:
     """Those for one of `NUMBERS`, made if they are not there. Raises NotBuiltError."""
     own = _OWN_PROCESSOR.get(platform.machine(), ())
-    return _library(number, _FOLDER / "kernels.c", (*_KERNELS, *own, f"-D{NUMBERS[number]}"), ["-lm"])
+    return _library(number, ("kernels.c", "attention.c"), (*_KERNELS, *own, f"-D{NUMBERS[number]}"), ["-lm"])
+
+
+def attends(number: str) -> bool:
+    """Whether attention is among them: of processors that multiply this type 512 bits at once. Raises NotBuiltError."""
+    return b"attend_back" in kernels(number).read_bytes()
 
 
 def heap() -> Path:
     """To be preloaded (LD_PRELOAD), made if it is not there. Raises NotBuiltError."""
-    file = _library(_HEAP, _FOLDER / "heap.c", _FOR_HEAP, ["-Wl,-z,defs", "-lpthread", "-ldl"], _try_preloaded)
+    file = _library(_HEAP, ("heap.c",), _FOR_HEAP, ["-Wl,-z,defs", "-lpthread", "-ldl"], _try_preloaded)
     if set(str(file)) & set(": $\t\n"):  # they part libraries there
         raise NotBuiltError(f"{file.parent} has a space, a colon or a $ in it: set FACTORY_CACHE to another folder")
     return file
@@ -82,7 +88,7 @@ def _made() -> Path:
 
 def _library(
     name: str,
-    source: Path,
+    sources: tuple[str, ...],
     flags: tuple[str, ...],
     beside: list[str],
     tried: Callable[[Path], None] = lambda _: None,
@@ -91,11 +97,13 @@ def _library(
     if command is None:
         raise NotBuiltError("there is no C compiler ($CC, or cc) on a Linux of x86_64 or aarch64")
     seen, system = Path(command[0]).resolve().stat(), (cpu.name(), cpu.features(), platform.libc_ver())
-    made_of = (source.read_text(), command, seen.st_size, seen.st_mtime_ns, flags, system)
+    texts = [(_FOLDER / each).read_text() for each in (*sources, *_HEADERS)]
+    made_of = (texts, command, seen.st_size, seen.st_mtime_ns, flags, system)
     file = _made() / f"{name}-{blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
     try:
         if not file.is_file() or not file.stat().st_size:  # as a machine that loses its power may leave it
-            _make([*command, *flags, "-c", str(source)], [*command, "-shared"], beside, file, tried)
+            compiles = [[*command, *flags, "-c", str(_FOLDER / source)] for source in sources]
+            _make(compiles, [*command, "-shared"], beside, file, tried)
         barred = os.statvfs(file).f_flag & os.ST_NOEXEC
     except OSError as error:
         raise NotBuiltError(f"{file.parent}: {error.strerror or error}") from error
@@ -106,13 +114,16 @@ def _library(
     return file
 
 
-def _make(compiles: list[str], links: list[str], beside: list[str], file: Path, tried: Callable[[Path], None]) -> None:
+def _make(
+    compiles: list[list[str]], links: list[str], beside: list[str], file: Path, tried: Callable[[Path], None]
+) -> None:
     """What the kernels' threads need is left open: it is torch's that answers, which is there first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent) as folder:  # whoever makes it meanwhile puts the same in its place
-        half, made = Path(folder) / "half.o", Path(folder) / file.name
-        _run([*compiles, "-o", str(half)])
-        _run([*links, str(half), "-o", str(made), *beside])
+        made, halves = Path(folder) / file.name, [str(Path(folder) / f"{number}.o") for number in range(len(compiles))]
+        for each, half in zip(compiles, halves, strict=True):
+            _run([*each, "-o", half])
+        _run([*links, *halves, "-o", str(made), *beside])
         tried(made)
         made.replace(file)
 

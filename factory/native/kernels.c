@@ -1,60 +1,8 @@
-/* What factory.fused and factory.losses compute number by number, in one pass each. Built for one type of numbers:
-   -DNUMBER_BF16 or -DNUMBER_FLOAT. All is computed in float32. No kernel keeps or frees memory. */
+/* What factory.fused and factory.losses compute number by number, in one pass each. No kernel keeps or frees memory. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __clang__
-#error "clang's threads are not those that torch has on Linux: set CC=gcc"
-#endif
-
-typedef int64_t size;
-
-#ifdef NUMBER_BF16
-typedef uint16_t number; /* the upper half of a float32 */
-
-static inline float wide(number x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float found;
-    memcpy(&found, &bits, 4);
-    return found;
-}
-
-/* To the nearest, of two to the even one, as torch rounds. No NaN can become a number: of those that are computed, or
-   are widened from 16 bits, the lower half adds no carry. */
-static inline number narrow(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (number)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-#else
-typedef float number;
-
-static inline float wide(number x) { return x; }
-static inline number narrow(float x) { return x; }
-#endif
+#include "numbers.h"
 
 #define PARALLEL_OVER 32768 /* numbers, as of torch: fewer are done before another thread is awake */
-
-/* exp(x) of x <= 0, to 2 units of float32's last digit: 2^n exp(r) with |r| <= log(2) / 2, where n log(2) is taken away
-   in two parts and exp(r) is a polynomial (Cephes, expf.c). Below -87 it stays at exp(-87), which beside 1 is nothing. */
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = rintf(x * 1.44269504088896341f);
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) * (1 << 23);
-    float power;
-    memcpy(&power, &bits, 4);
-    return p * power;
-}
 
 static inline float sigmoid(float x) {
     float small = exponential(-fabsf(x));

@@ -1,4 +1,4 @@
-"""The kernels in C: each one pass over its numbers, where torch takes one for each operation (kernels.c).
+"""The kernels in C: each one pass over its numbers, where torch takes one for each operation (kernels.c, attention.c).
 
 A process uses them once it is told so (`use`), for what they fit: contiguous tensors of one type on a CPU.
 """
@@ -6,10 +6,12 @@ A process uses them once it is told so (`use`), for what they fit: contiguous te
 import ctypes
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from factory.attention import BLOCK, HEAD_STEP, WIDEST_HEAD
 from factory.native import build
 from factory.refusal import refuse
 
@@ -23,6 +25,36 @@ _ARGUMENTS = {
     "rotate": (*4 * (c_int64,), c_int, *4 * (c_void_p,)),
 }
 _libraries: dict[torch.dtype, ctypes.CDLL] = {}
+
+
+class _States(ctypes.Structure):
+    """(batch, heads, length, width), with numbers of a head and token in a row."""
+
+    _fields_ = [("at", c_void_p), ("batch", c_int64), ("head", c_int64), ("token", c_int64)]
+
+    @classmethod
+    def of(cls, states: Tensor) -> "_States":
+        return cls(states.data_ptr(), *states.stride()[:3])
+
+
+class _Problem(ctypes.Structure):
+    """As attention.c has it."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("batch", "key_heads", "sharing", "length", "dim", "value_dim", "threads")),
+        ("scale", c_float),
+        ("spans", c_void_p),
+        *((name, _States) for name in ("query", "key", "value")),
+    ]
+
+
+# of attention, in libraries that have it: what comes back, and what goes in after the problem
+_ATTENTION: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "attend_room": (c_int64, ()),
+    "attend_back_room": (c_int64, ()),
+    "attend": (None, 3 * (c_void_p,)),
+    "attend_back": (None, 7 * (c_void_p,)),
+}
 
 
 def use(wanted: bool) -> None:
@@ -45,6 +77,9 @@ def _load(number: str) -> ctypes.CDLL:
     for name, arguments in _ARGUMENTS.items():
         kernel = getattr(found, name)
         kernel.argtypes, kernel.restype = arguments, None
+    for name, (gives, arguments) in _ATTENTION.items() if build.attends(number) else ():
+        kernel = getattr(found, name)
+        kernel.argtypes, kernel.restype = (ctypes.POINTER(_Problem), *arguments), gives
     return found
 
 
@@ -134,3 +169,57 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
     rows = batch * length
     _libraries[x.dtype].rotate(rows, cosine.shape[0] * length, heads, width, back, *tensors)
     return made
+
+
+def attends(dtype: torch.dtype, *states: Tensor) -> bool:
+    """Whether `attend` takes them in this type: where the processor has instructions for it."""
+    there = dtype in _libraries and hasattr(_libraries[dtype], "attend")
+    return there and all(
+        each.device.type == "cpu" and each.shape[-1] % HEAD_STEP == 0 and each.shape[-1] <= WIDEST_HEAD
+        for each in states
+    )
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, spans: Tensor | None, scale: float, made: Tensor, sums: Tensor
+) -> None:
+    """Causal attention, softmax(scale Q K') V: (batch, heads, length, dim) to (batch, length, heads, value dim).
+
+    Keys and values of as many heads, or fewer. It goes into `made`, and of each query the logarithm of its sum of
+    exp(score) into `sums`, (batch, heads, length) in float32. spans: as of `factory.attention.mask.Spans`, (batch, 3,
+    length) in int32.
+    """
+    problem, library = _problem(query, key, value, spans, scale), _libraries[query.dtype]
+    room = query.new_empty(library.attend_room(problem), dtype=torch.uint8)
+    library.attend(problem, *(each.data_ptr() for each in (made, sums, room)))
+
+
+def attend_back(
+    slope: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Tensor | None,
+    scale: float,
+    made: Tensor,
+    sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The slopes in query, key and value, of that in what was `made`; `sums` as `attend` gave them."""
+    slope = slope.contiguous()
+    found = tuple(each.new_empty(each.transpose(1, 2).shape) for each in (query, key, value))
+    problem, library = _problem(query, key, value, spans, scale), _libraries[query.dtype]
+    room = query.new_empty(library.attend_back_room(problem), dtype=torch.uint8)
+    library.attend_back(problem, *(each.data_ptr() for each in (made, sums, slope, *found, room)))
+    by_query, by_key, by_value = (each.transpose(1, 2) for each in found)
+    return by_query, by_key, by_value
+
+
+def _problem(query: Tensor, key: Tensor, value: Tensor, spans: Tensor | None, scale: float) -> _Problem:
+    given = [each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value)]
+    (batch, heads, length, dim), key_heads, width = query.shape, key.shape[1], value.shape[-1]
+    sharing = heads // key_heads
+    threads = min(torch.get_num_threads(), sharing * -(-length // BLOCK))  # more would find no block
+    sizes = batch, key_heads, sharing, length, dim, width, threads
+    found = _Problem(*sizes, scale, None if spans is None else spans.data_ptr(), *map(_States.of, given))
+    found.kept = given  # as long as their addresses are
+    return found

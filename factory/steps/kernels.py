@@ -157,7 +157,11 @@ def _dear(model: Any) -> list[Any]:
         return products
     return [
         *products,
-        *(getattr(ours, name).default for name in ("attend_blocks", "attend_whole") if hasattr(ours, name)),
+        *(
+            getattr(ours, name).default
+            for name in ("attend_blocks", "attend_whole", "attend_native")
+            if hasattr(ours, name)
+        ),
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers import AutoModelForCausalLM
 
 from factory import products
-from factory.attention import BLOCK, BLOCKS, blocks, flash, mask
+from factory.attention import BLOCK, EXACT, blocks, flash, mask
 
 Sees = Any  # (batch, queries, keys) of truth values
 LAYER: Any = SimpleNamespace(is_causal=True, num_key_value_groups=1)
@@ -202,14 +202,15 @@ def test_scores_are_neither_kept_nor_made_whole(long: int | None, monkeypatch: p
     assert not any("bmm" in name or "softmax" in name or "flash" in name for name in seen)
 
 
-def test_what_is_written_with_a_cache_is_the_same() -> None:
-    blocks.register()
+@pytest.mark.parametrize("name", EXACT)
+def test_what_is_written_with_a_cache_is_the_same(name: str) -> None:
+    blocks.register(name)
     ids = torch.randint(3, 512, (2, 13), generator=torch.Generator().manual_seed(0))
     padded = torch.ones_like(ids)
     padded[0, :3] = 0
     settings = {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "eos_token_id": None}
     given = list[torch.Tensor]()
-    for attention in ("sdpa", BLOCKS):
+    for attention in ("sdpa", name):
         torch.manual_seed(0)
         config = tiny.config(model_type="llama")
         config._attn_implementation = attention

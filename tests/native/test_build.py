@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from factory.look import cpu
 from factory.native import build
 from factory.refusal import UserError
 
@@ -122,3 +123,10 @@ def test_a_run_that_cannot_make_them_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="native-kernels"):  # what it made is no library
         kernels.use(True)
     assert not kernels.used()
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize(("number", "feature"), [("float32", "avx512f"), ("bfloat16", "avx512_bf16")])
+def test_attention_is_among_them_where_the_processor_has_its_instructions(number: str, feature: str) -> None:
+    """Its own tests are skipped where it is not."""
+    assert build.attends(number) == (feature in cpu.features().split())

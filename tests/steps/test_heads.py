@@ -231,7 +231,7 @@ def test_groups_keep_packed_documents_apart(kind: str) -> None:
 @pytest.mark.parametrize("kind", IN_GROUPS)
 def test_blocks_have_the_loss_and_gradients_of_torchs_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows longer than a block, and of two documents each where the class parts them; in float64, but for norms."""
-    blocks.register()
+    blocks.register(BLOCKS)
     monkeypatch.setattr(blocks, "block_of", lambda length: 8)
     monkeypatch.setattr(blocks, "key_step", lambda length: 8)
     monkeypatch.setattr(blocks, "_causal", blocks._causal.__wrapped__)  # not kept for other tests
@@ -255,7 +255,7 @@ def test_blocks_have_the_loss_and_gradients_of_torchs_kernel(kind: str, monkeypa
 @pytest.mark.parametrize("kind", [kind for kind in IN_GROUPS if traits_of(kind).isolates])
 def test_answers_that_share_a_prompt_are_as_rows_of_their_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probabilities and gradients of pairs; one answer begins as the other does, one is the other's beginning."""
-    blocks.register()
+    blocks.register(BLOCKS)
     monkeypatch.setattr(blocks, "block_of", lambda length: 8)
     monkeypatch.setattr(blocks, "key_step", lambda length: 8)
     draw = torch.randint(3, 60, (60,), generator=torch.Generator().manual_seed(1)).tolist()
