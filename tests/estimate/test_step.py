@@ -241,7 +241,7 @@ def _allocates(models: Path, kind: str, words: str, near: float = 0.02) -> None:
 
 
 @pytest.mark.parametrize("kind", [True, "selective"])
-@pytest.mark.parametrize("layers", [1, 5, 11])
+@pytest.mark.parametrize("layers", [1, 11])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_of_some_layers_the_others_keep_theirs(models: Path, method: str, layers: int, kind: bool | str) -> None:
     words = f"method={method} precision=bf16 stage=pt compute.activation_checkpointing={str(kind).lower()}"

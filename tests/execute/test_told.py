@@ -85,18 +85,34 @@ print(type(WeightRenaming("a.b", "c").compiled_sources).__name__)
 
 
 def test_what_is_exported_is_remembered_as_it_is(tmp_path: Path) -> None:
-    """Found out, read, and found out again where what was kept is no longer whole, or cannot be kept."""
-    cache = tmp_path / "cache"
-    assert told_of("alone", cache) == [True, [False] * 3, "LlamaForCausalLM"]
-    (kept,) = (cache / "transformers").iterdir()
+    """Found out, and read."""
+    assert told_of("alone", tmp_path) == [True, [False] * 3, "LlamaForCausalLM"]
+    assert len(list((tmp_path / "transformers").iterdir())) == 1
+    assert told_of("rank", tmp_path) == [True, [True] * 3, "LlamaForCausalLM"]
+
+
+def test_it_is_found_out_again_where_what_was_kept_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, found = tmp_path / "models", list[Path]()
+    models.mkdir()
+    (models / "one.py").write_text("__all__ = ['One']")
+    exported = {frozenset({"torch"}): {"one": {"One", "Other"}}}
+    module = SimpleNamespace(define_import_structure=lambda path: found.append(path) or exported)
+    told._remember_exported(module)
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+    assert module.define_import_structure(models) == exported
+    (kept,) = (tmp_path / "cache" / "transformers").iterdir()
     whole = kept.read_bytes()
-    assert told_of("rank", cache) == [True, [True] * 3, "LlamaForCausalLM"]
-    for broken in (whole[:1000], b'["a list of another kind"]', b"7"):
+    assert module.define_import_structure(models, "x") == {frozenset({"torch"}): {"x.one": {"One", "Other"}}}
+    assert len(found) == 1
+    for broken in (whole[:-5], b'["a list of another kind"]', b"7"):
         kept.write_bytes(broken)
-        assert told_of("alone", cache)[0]
+        assert module.define_import_structure(models) == exported
         assert kept.read_bytes() == whole
-    cache.joinpath("file").write_text("")
-    assert told_of("alone", cache / "file")[0]
+    assert len(found) == 4
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "file"))  # nothing can be kept there
+    assert module.define_import_structure(models) == exported
+    assert len(found) == 5
 
 
 @pytest.mark.parametrize(

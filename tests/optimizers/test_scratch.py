@@ -14,7 +14,7 @@ from allocated import most_allocated
 from factory.optimizers.spec import NEEDS_GPU, STATES, blocks, scratch, state_bytes
 from factory.run import launch
 
-SIDES = {"muon": 1024}
+SIDES = {"muon": 512}
 SIDE = 256
 LARGE = (1536, 1024)
 GROWN = """
