@@ -1,8 +1,9 @@
 """Factory beside LLaMA-Factory on this machine: prints a table, writes OUT/results.jsonl and OUT/runs/*.log.
 
 Both train the embedded model on the demo data with the same numbers: batch 1, constant learning rate, bf16 with trained
-tensors in float32, fused AdamW, 2 threads, no evaluation, no checkpoints, the model saved once at the end. They take
-turns at each job, so that a busy machine hits both. The jobs:
+tensors in float32 (--precision fp32: all in that, as either takes by itself on a CPU without bfloat16), fused AdamW, 2
+threads, no evaluation, no checkpoints, the model saved once at the end. They take turns at each job, so that a busy
+machine hits both. The jobs:
 
     refusal   a misspelt key: what it costs to be told
     start     one step of 32 tokens: what a run costs besides training, and until that step's loss is written
@@ -47,13 +48,14 @@ SAME = {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE"
 CARDS = {"cpu": "", "cuda": "0"}  # that a run sees, by --device
 # what to set, in Factory's words and in the peer's
 COMMON = (
-    "precision=bf16 tracking.uri=null evaluate.perplexity=false evaluate.samples=0 "
+    "tracking.uri=null evaluate.perplexity=false evaluate.samples=0 "
     "data.validation_fraction=0 stage.batch_size=1 stage.lr_scheduler=constant stage.warmup_ratio=0 "
     "stage.logging_steps=1 stage.save_steps=null model.template=chatml",
-    "bf16=true report_to=none include_num_input_tokens_seen=non_padding do_train=true "
+    "report_to=none include_num_input_tokens_seen=non_padding do_train=true "
     "per_device_train_batch_size=1 gradient_accumulation_steps=1 lr_scheduler_type=constant template=chatml "
     'logging_steps=1 save_strategy="no" optim=adamw_torch_fused seed=42',
 )
+PRECISION = {"bf16": ("precision=bf16", "bf16=true"), "fp32": ("precision=fp32", "bf16=false")}
 DEVICE = {"cpu": ("hardware=cpu", "use_cpu=true"), "cuda": ("hardware=single_gpu", "use_cpu=false")}
 PT = ("stage=pt stage.learning_rate=1e-5", "stage=pt dataset=text packing=true learning_rate=1.0e-5")
 SFT = (
@@ -123,7 +125,7 @@ def embedded_model(runs: Path) -> Path:
     """The folder that Factory's first run converts the embedded model into; both systems read it."""
     folder = cache.folder() / "SmolLM2-135M-Instruct.Q4_1"
     if not (folder / "config.json").is_file():
-        words = " ".join(ours for ours, _ in (DEVICE["cpu"], COMMON, *JOBS["start"])).split()
+        words = " ".join(ours for ours, _ in (DEVICE["cpu"], PRECISION["bf16"], COMMON, *JOBS["start"])).split()
         command = [sys.executable, "-m", "factory", *words, f"hydra.run.dir={runs / 'convert'}"]
         subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
@@ -242,6 +244,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/peer"), help="results and logs (outputs/peer)")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="these jobs")
     parser.add_argument("--device", choices=DEVICE, default="cpu", help="where both train (cpu)")
+    parser.add_argument("--precision", choices=PRECISION, default="bf16", help="of both (bf16)")
     parser.add_argument("--repeat", type=int, default=1, help="turns of each system at each job (1)")
     recomputes = parser.add_mutually_exclusive_group()
     recomputes.add_argument("--checkpointing", action="store_true", help="both recompute activations")
@@ -260,7 +263,8 @@ def main() -> int:
     who = next((who for who, said in asked.items() if said), "none")
     results = []
     for job, turn in ((job, turn) for job in options.only for turn in range(options.repeat)):
-        ours, theirs = map(" ".join, zip(DEVICE[options.device], COMMON, *JOBS[job], RECOMPUTE[who], strict=True))
+        general = (DEVICE[options.device], PRECISION[options.precision], COMMON, RECOMPUTE[who])
+        ours, theirs = map(" ".join, zip(*general, *JOBS[job], strict=True))
         for system in ("factory", "llamafactory") if who != "within" else ("llamafactory", "factory"):
             folder = runs / f"{job}-{system}-{turn}"
             shutil.rmtree(folder, ignore_errors=True)
@@ -271,7 +275,7 @@ def main() -> int:
                 result = run_factory(ours, model, folder, options.device)
             else:
                 result = run_peer(python, theirs, model, folder, options.device)
-            results.append({"job": job, "system": system, "recomputes": who, **result})
+            results.append({"job": job, "system": system, "precision": options.precision, "recomputes": who, **result})
             with (runs.parent / "results.jsonl").open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
             for weights in folder.rglob("*.safetensors"):

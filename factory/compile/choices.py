@@ -99,7 +99,7 @@ def not_in_c(case: Case) -> str | None:
         return f"it is one of the kernels in C, and compute.kernels={name} has none"
     number = "bfloat16" if _is_narrow(case) and products(case) == "own" else "float32"
     if number not in case.facts.machine.attends:
-        return f"this CPU has no instructions that multiply 512 bits of {number} at once"
+        return f"this CPU has none of the instructions that it is written in for {number}: AVX-512, or AVX2 for float32"
     if (width := case.arch.head_dim) % HEAD_STEP or width > WIDEST_HEAD:
         return f"the model's heads have {width} numbers, not a multiple of {HEAD_STEP} up to {WIDEST_HEAD}"
     return None

@@ -301,7 +301,7 @@ def _machine(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
         bf16 = "has bfloat16, and multiplies float32 faster: compute.products=auto takes that"
     yield _line("bf16 on the CPU", True, bf16)
     missing = build.why_not()
-    attention = "" if seen.attends else "; attention is not among them, it takes AVX-512"
+    attention = "" if seen.attends else "; attention is not among them, it takes AVX-512 or AVX2"
     says = missing or f"made by {' '.join(build.compiler() or ())}{attention}"
     yield _line(
         "kernels in C", missing is None, says, "install gcc: steps on a CPU are faster with them", otherwise="missing"

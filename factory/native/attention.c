@@ -1,5 +1,5 @@
 /* Causal attention, softmax(scale Q K') V, and its slopes, by blocks of queries (Dao 2023, arXiv 2307.08691, section
-   3.1). Where the processor multiplies no 512 bits of this type of numbers at once, nothing is in here.
+   3.1). For AVX-512, bfloat16's with its instructions for that, and for AVX2 in float32; else nothing is in here.
 
    Scores have a row for each key and a column for each query: a query's sum is a lane, so no vector is added up within
    itself. Sums are in float32; weights and their slopes are rounded before they are multiplied. No kernel keeps or
@@ -7,17 +7,34 @@
 
 #include "numbers.h"
 
-#if defined(NUMBER_BF16) ? defined(__AVX512BF16__) : defined(__AVX512F__)
+#if defined(NUMBER_BF16) ? defined(__AVX512BF16__) : defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 
 #include <immintrin.h>
 #include <omp.h>
 
-#define BLOCK 64 /* queries: four vectors of float32 */
+#define BLOCK 64 /* queries */
 #define ROWS 4   /* keys, or numbers of a head, that are multiplied with a block at once */
-#define VECTORS (BLOCK / 16)
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(64)));
+/* LANES: float32 numbers of a vector; STRIP: columns whose sums, of ROWS rows, stay in registers. */
+#ifdef __AVX512F__
+#define LANES 16
+#define STRIP BLOCK
+#define VECTOR(name) _mm512_##name
+#define BITS(name) _mm512_##name##_si512
+typedef __m512i bits;
+typedef __m512 floats;
+#else
+#define LANES 8
+#define STRIP 16
+#define VECTOR(name) _mm256_##name
+#define BITS(name) _mm256_##name##_si256
+typedef __m256i bits;
+typedef __m256 floats;
+#endif
+#define VECTORS (STRIP / LANES)
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
 
 /* A unit is what a lane multiplies at once, and adds up: EACH numbers. */
 #ifdef NUMBER_BF16
@@ -25,23 +42,23 @@ typedef float lanes __attribute__((vector_size(64)));
 typedef uint32_t unit;
 typedef __m512bh units;
 
-INLINE units load(const unit *from) { return (units)_mm512_load_si512(from); }
-INLINE lanes add_product(lanes sum, units a, units b) { return (lanes)_mm512_dpbf16_ps((__m512)sum, a, b); }
+INLINE units load(const unit *from) { return (units)BITS(load)((const bits *)from); }
+INLINE lanes add_product(lanes sum, units a, units b) { return (lanes)_mm512_dpbf16_ps((floats)sum, a, b); }
 INLINE unit join(float first, float second) { return rounded(first) >> 16 | (rounded(second) & 0xffff0000); }
 INLINE units spread(const number *from) {
     int32_t both;
     memcpy(&both, from, sizeof both);
-    return (units)_mm512_set1_epi32(both);
+    return (units)VECTOR(set1_epi32)(both);
 }
 #else
 #define EACH 1
 typedef float unit;
-typedef __m512 units;
+typedef floats units;
 
-INLINE units load(const unit *from) { return _mm512_load_ps(from); }
-INLINE lanes add_product(lanes sum, units a, units b) { return (lanes)_mm512_fmadd_ps(a, b, (__m512)sum); }
+INLINE units load(const unit *from) { return VECTOR(load_ps)(from); }
+INLINE lanes add_product(lanes sum, units a, units b) { return (lanes)VECTOR(fmadd_ps)(a, b, (floats)sum); }
 INLINE unit join(float first, float second) { return first; }
-INLINE units spread(const number *from) { return _mm512_set1_ps(*from); }
+INLINE units spread(const number *from) { return VECTOR(set1_ps)(*from); }
 #endif
 
 /* Heads of one batch: (batch, heads, length, width), by the numbers from one batch, head and token to the next. */
@@ -92,19 +109,19 @@ static sight look(const problem *of, size batch, size start) {
     return seen;
 }
 
-/* sum (+)= a b. a: ROWS rows of `count` units; b: (count, BLOCK) units; sum: ROWS rows, `across` numbers apart. */
-INLINE void multiply(size count, const number *const *a, const unit *b, float *sum, size across, int onto) {
+/* Of STRIP columns: sum (+)= a b, as `multiply`. */
+INLINE void multiply_strip(size count, const number *const *a, const unit *b, float *sum, size across, int onto) {
     lanes s[ROWS][VECTORS];
 #pragma GCC unroll 4
     for (int row = 0; row < ROWS; row++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
-            s[row][v] = onto ? *(lanes *)(sum + row * across + 16 * v) : (lanes){0};
+            s[row][v] = onto ? *(lanes *)(sum + row * across + LANES * v) : (lanes){0};
     for (size p = 0; p < count; p++, b += BLOCK) {
         units from[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) {
-            from[v] = load(b + 16 * v);
+            from[v] = load(b + LANES * v);
             __asm__("" : "+v"(from[v])); /* else it is read again for each row */
         }
 #pragma GCC unroll 4
@@ -119,55 +136,75 @@ INLINE void multiply(size count, const number *const *a, const unit *b, float *s
     for (int row = 0; row < ROWS; row++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
-            *(lanes *)(sum + row * across + 16 * v) = s[row][v];
+            *(lanes *)(sum + row * across + LANES * v) = s[row][v];
+}
+
+/* sum (+)= a b. a: ROWS rows of `count` units; b: (count, BLOCK) units; sum: ROWS rows, `across` numbers apart. */
+INLINE void multiply(size count, const number *const *a, const unit *b, float *sum, size across, int onto) {
+    for (size column = 0; column < BLOCK; column += STRIP)
+        multiply_strip(count, a, b + column, sum + column, across, onto);
 }
 
 /* --- the order that `multiply` reads in */
 
-/* (16, 16) units, the other way round. */
-INLINE void turn_square(__m512i *rows) {
-    __m512i twos[16], fours[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        twos[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        twos[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
+/* Four times 32 bits of row `i` with those of the row after: (4, 4) units the other way round, in 128 bits each. */
+INLINE void turn_within(const bits *rows, bits *turned) {
+    bits low = VECTOR(unpacklo_epi32)(rows[0], rows[1]), high = VECTOR(unpackhi_epi32)(rows[0], rows[1]);
+    bits low_after = VECTOR(unpacklo_epi32)(rows[2], rows[3]), high_after = VECTOR(unpackhi_epi32)(rows[2], rows[3]);
+    turned[0] = VECTOR(unpacklo_epi64)(low, low_after);
+    turned[1] = VECTOR(unpackhi_epi64)(low, low_after);
+    turned[2] = VECTOR(unpacklo_epi64)(high, high_after);
+    turned[3] = VECTOR(unpackhi_epi64)(high, high_after);
+}
+
+/* (LANES, LANES) units, the other way round. */
+INLINE void turn_square(bits *rows) {
+    bits fours[LANES];
 #pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        fours[i] = _mm512_unpacklo_epi64(twos[i], twos[i + 2]);
-        fours[i + 1] = _mm512_unpackhi_epi64(twos[i], twos[i + 2]);
-        fours[i + 2] = _mm512_unpacklo_epi64(twos[i + 1], twos[i + 3]);
-        fours[i + 3] = _mm512_unpackhi_epi64(twos[i + 1], twos[i + 3]);
-    }
+    for (int i = 0; i < LANES; i += 4)
+        turn_within(rows + i, fours + i);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        __m512i even = _mm512_shuffle_i32x4(fours[i], fours[i + 4], 0x88);
-        __m512i odd = _mm512_shuffle_i32x4(fours[i], fours[i + 4], 0xdd);
-        __m512i even_after = _mm512_shuffle_i32x4(fours[i + 8], fours[i + 12], 0x88);
-        __m512i odd_after = _mm512_shuffle_i32x4(fours[i + 8], fours[i + 12], 0xdd);
+#ifdef __AVX512F__
+        bits even = _mm512_shuffle_i32x4(fours[i], fours[i + 4], 0x88);
+        bits odd = _mm512_shuffle_i32x4(fours[i], fours[i + 4], 0xdd);
+        bits even_after = _mm512_shuffle_i32x4(fours[i + 8], fours[i + 12], 0x88);
+        bits odd_after = _mm512_shuffle_i32x4(fours[i + 8], fours[i + 12], 0xdd);
         rows[i] = _mm512_shuffle_i32x4(even, even_after, 0x88);
         rows[i + 4] = _mm512_shuffle_i32x4(odd, odd_after, 0x88);
         rows[i + 8] = _mm512_shuffle_i32x4(even, even_after, 0xdd);
         rows[i + 12] = _mm512_shuffle_i32x4(odd, odd_after, 0xdd);
+#else
+        rows[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+        rows[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+#endif
     }
+}
+
+/* The first `count` units of a row, and 0 for the others. */
+INLINE bits load_some(size count, const number *from) {
+#ifdef __AVX512F__
+    return _mm512_maskz_loadu_epi32((1u << count) - 1, from);
+#else
+    bits there = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_maskload_epi32((const int *)from, there);
+#endif
 }
 
 /* A block's rows as (width / EACH, BLOCK) units of a row's numbers; 0 after the last row. */
 static void by_row(size rows, size width, const number *from, size token, unit *into) {
-    for (size first = 0; first < width / EACH; first += 16) {
-        size count = width / EACH - first < 16 ? width / EACH - first : 16;
-        for (size q = 0; q < BLOCK; q += 16) {
-            __m512i square[16];
+    for (size first = 0; first < width / EACH; first += LANES) {
+        size count = width / EACH - first < LANES ? width / EACH - first : LANES;
+        for (size q = 0; q < BLOCK; q += LANES) {
+            bits square[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) {
-                __mmask16 there = q + i < rows ? (1u << count) - 1 : 0;
-                square[i] = _mm512_maskz_loadu_epi32(there, from + (q + i) * token + first * EACH);
-            }
+            for (int i = 0; i < LANES; i++)
+                square[i] = load_some(q + i < rows ? count : 0, from + (q + i) * token + first * EACH);
             turn_square(square);
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
+            for (int i = 0; i < LANES; i++)
                 if (i < count)
-                    _mm512_store_si512(into + (first + i) * BLOCK + q, square[i]);
+                    BITS(store)((bits *)(into + (first + i) * BLOCK + q), square[i]);
         }
     }
 }

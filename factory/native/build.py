@@ -65,7 +65,7 @@ def kernels(number: str) -> Path:
 
 
 def attends(number: str) -> bool:
-    """Whether attention is among them: of processors that multiply this type 512 bits at once. Raises NotBuiltError."""
+    """Whether attention is among them: with AVX-512, or for float32 with AVX2. Raises NotBuiltError."""
     return b"attend_back" in kernels(number).read_bytes()
 
 

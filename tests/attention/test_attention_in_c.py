@@ -20,7 +20,7 @@ TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 @pytest.fixture(autouse=True, params=TYPES)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     if build.compiler() is None or not build.attends(request.param):
-        pytest.skip(f"there is no C compiler, or this CPU has no instructions for 512 bits of {request.param}")
+        pytest.skip(f"there is no C compiler, or this CPU has none of its instructions for {request.param}")
     kernels.use(True)
     return TYPES[request.param]
 
@@ -187,15 +187,14 @@ def test_its_room_is_as_the_estimate_has_it(length: int, dim: int, wide: int, dt
 
 
 def test_wide_products_are_more_exact() -> None:
-    """What is rounded is what goes in and what comes out."""
-    if not build.attends("bfloat16"):
-        pytest.skip("this CPU has no instructions for 512 bits of bfloat16")
+    """What is rounded is what goes in and what comes out. Narrow ones go by blocks where C has none of them."""
     states, off = drawn(200, ((6, 32), (2, 32), (2, 32)), torch.bfloat16), list[float]()
     exact = formula(*(each.detach().double() for each in states), causal(200), 0.3)
     for wide in (False, True):
         products.use(wide)
         found, _ = blocks.attend(LAYER, *states, None, scaling=0.3, in_c=True)
-        assert found.dtype == torch.bfloat16 and type(found.grad_fn).__name__ == "NativeBackward"
+        assert found.dtype == torch.bfloat16
+        assert (type(found.grad_fn).__name__ == "NativeBackward") is (wide or build.attends("bfloat16"))
         off.append(float((found - exact).norm() / exact.norm()))
         assert all(each.dtype == torch.bfloat16 for each in torch.autograd.grad(found.sum(), states))
     assert off[1] < off[0] and off[1] < 0.002
@@ -211,6 +210,8 @@ def test_without_the_kernels_it_goes_by_blocks(dtype: torch.dtype) -> None:
 
 def test_two_tokens_are_as_exact_as_by_blocks() -> None:
     """Their gradients are differences of nearly the same: of all lengths, rounding shows most here."""
+    if not build.attends("bfloat16"):
+        pytest.skip("this CPU has none of its instructions for bfloat16")
     off = list[float]()
     for in_c in (True, False):
         states = drawn(2, ((200, 16),) * 3, torch.bfloat16)
