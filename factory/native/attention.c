@@ -16,10 +16,12 @@
 #define ROWS 4   /* keys, or numbers of a head, that are multiplied with a block at once */
 #define INLINE static inline __attribute__((always_inline))
 
-/* LANES: float32 numbers of a vector; STRIP: columns whose sums, of ROWS rows, stay in registers. */
+/* LANES: float32 numbers of a vector; STRIP: columns whose sums, of ROWS rows, stay in registers. Of AVX2's 16 they stay
+   there in a function of their own alone. */
 #ifdef __AVX512F__
 #define LANES 16
 #define STRIP BLOCK
+#define STRIP_IS INLINE
 #define VECTOR(name) _mm512_##name
 #define BITS(name) _mm512_##name##_si512
 typedef __m512i bits;
@@ -27,6 +29,7 @@ typedef __m512 floats;
 #else
 #define LANES 8
 #define STRIP 16
+#define STRIP_IS static __attribute__((noinline))
 #define VECTOR(name) _mm256_##name
 #define BITS(name) _mm256_##name##_si256
 typedef __m256i bits;
@@ -110,7 +113,7 @@ static sight look(const problem *of, size batch, size start) {
 }
 
 /* Of STRIP columns: sum (+)= a b, as `multiply`. */
-INLINE void multiply_strip(size count, const number *const *a, const unit *b, float *sum, size across, int onto) {
+STRIP_IS void multiply_strip(size count, const number *const *a, const unit *b, float *sum, size across, int onto) {
     lanes s[ROWS][VECTORS];
 #pragma GCC unroll 4
     for (int row = 0; row < ROWS; row++)
@@ -267,9 +270,10 @@ INLINE void score(const problem *of, const sight *seen, const number *keys, size
         else
 #pragma omp simd
             for (size q = 0; q < BLOCK; q++) {
-                int there = (k >= seen->own[q]) | ((k >= seen->first[q]) & (k < seen->end[q]));
+                int32_t there = (k >= seen->own[q]) | ((k >= seen->first[q]) & (k < seen->end[q]));
                 there = (there & (k < seen->place[q])) | (k == seen->place[q]);
-                scores[i][q] = there ? scores[i][q] * of->scale : -INFINITY;
+                float score = scores[i][q] * of->scale;
+                scores[i][q] = there ? score : -INFINITY;
             }
     }
 }
@@ -453,17 +457,23 @@ static void attend_back_block(const problem *of, const sight *seen, const number
 
 /* A head's slopes, (length, width) with rows `token` numbers apart: what `threads` threads added, `apart` bytes from
    each other. By all of them. */
-static void gather(const problem *of, size threads, size apart, size width, const float *from, float factor,
-                   number *into, size token) {
+static void gather(const problem *of, size threads, size apart, size width, float *from, float factor, number *into,
+                   size token) {
     size across = panels(width) * BLOCK;
 #pragma omp for schedule(static)
-    for (size t = 0; t < of->length; t++)
-        for (size w = 0; w < width; w++) {
-            float sum = 0;
-            for (size thread = 0; thread < threads; thread++)
-                sum += ((const float *)((const char *)from + thread * apart))[t * across + w];
-            into[t * token + w] = narrow(sum * factor);
+    for (size t = 0; t < of->length; t++) {
+        float *restrict sum = from + t * across;
+        for (size thread = 1; thread < threads; thread++) {
+            const float *restrict more = (const float *)((const char *)sum + thread * apart);
+#pragma omp simd
+            for (size w = 0; w < width; w++)
+                sum[w] += more[w];
         }
+        number *restrict row = into + t * token;
+#pragma omp simd
+        for (size w = 0; w < width; w++)
+            row[w] = narrow(sum[w] * factor);
+    }
 }
 
 /* made, sums: as `attend` gave them; slope: (batch, length, heads, value_dim), in what was made; by_query, by_key,
