@@ -1,9 +1,10 @@
 """Factory beside LLaMA-Factory on this machine: prints a table, writes OUT/results.jsonl and OUT/runs/*.log.
 
 Both train the embedded model on the demo data with the same numbers: batch 1, constant learning rate, bf16 with trained
-tensors in float32 (--precision fp32: all in that, as either takes by itself on a CPU without bfloat16), fused AdamW, 2
-threads, no evaluation, no checkpoints, the model saved once at the end. They take turns at each job, so that a busy
-machine hits both. The jobs:
+tensors in float32, fused AdamW, 2 threads, no evaluation, no checkpoints, the model saved once at the end. With
+--precision fp32 all of it is in float32, as Factory is by itself on a CPU without instructions for bfloat16; the peer
+takes the type of the model's files there too, so it reads a copy in float32. They take turns at each job, so that a
+busy machine hits both. The jobs:
 
     refusal   a misspelt key: what it costs to be told
     start     one step of 32 tokens: what a run costs besides training, and until that step's loss is written
@@ -131,6 +132,17 @@ def embedded_model(runs: Path) -> Path:
     return folder
 
 
+def in_float32(python: Path, model: Path, runs: Path) -> Path:
+    """A copy of it."""
+    folder = runs / "float32"
+    if not (folder / "config.json").is_file():
+        code = "import sys, torch; from transformers import AutoModelForCausalLM as Model, AutoTokenizer as Tokenizer; "
+        code += "Model.from_pretrained(sys.argv[1], dtype=torch.float32).save_pretrained(sys.argv[2]); "
+        code += "Tokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+        subprocess.run([python, "-c", code, model, folder], check=True, stdout=sys.stderr)
+    return folder
+
+
 def spent(process: psutil.Process) -> float:
     """CPU seconds so far of a process, of those below it, and of those that they have waited for."""
     total = 0.0
@@ -254,6 +266,7 @@ def main() -> int:
     runs = options.out.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     python, model = peer_python(options.venv.absolute()), embedded_model(runs)
+    their_model = in_float32(python, model, runs) if options.precision == "fp32" else model
     data: dict[str, Any] = {"messages": {"file_name": str(DEMO / "messages.jsonl")}}
     data["text"] = {"file_name": str(DEMO / "text.jsonl"), "columns": {"prompt": "text"}}
     data["pairs"] = {"file_name": str(DEMO / "pairs.jsonl"), "ranking": True, "columns": {"prompt": "prompt"}}
@@ -274,7 +287,7 @@ def main() -> int:
                     ours += f" hardware.memory={round(options.within * results[-1]['peak_mib'])}MiB"
                 result = run_factory(ours, model, folder, options.device)
             else:
-                result = run_peer(python, theirs, model, folder, options.device)
+                result = run_peer(python, theirs, their_model, folder, options.device)
             results.append({"job": job, "system": system, "precision": options.precision, "recomputes": who, **result})
             with (runs.parent / "results.jsonl").open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
