@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from factory import chunks
+from factory.look import cpu
 
 _FEW = 8  # of 16 and more it takes as long
-_in_use = False
+_in_use = _emulated = False
 
 
 def use(wanted: bool) -> None:
     """Whether this process multiplies so from now on."""
-    global _in_use
-    _in_use = wanted
+    global _in_use, _emulated
+    _in_use, _emulated = wanted, not cpu.has_bf16()
 
 
 def used() -> bool:
@@ -29,7 +30,7 @@ def used() -> bool:
 def through(dtype: torch.dtype, x: Tensor) -> torch.dtype:
     """The type to multiply x, (…, in), in where what is wanted is of `dtype`."""
     there = _in_use and dtype == torch.bfloat16 and x.device.type == "cpu"
-    return torch.float32 if there and chunks.widened(x.numel() // x.shape[-1]) else dtype
+    return torch.float32 if there and chunks.widened(x.numel() // x.shape[-1], emulated=_emulated) else dtype
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

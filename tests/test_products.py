@@ -11,6 +11,7 @@ from torch import Tensor
 
 from factory import chunks, fused, losses, products
 from factory.fused.functions import Adapted, Linear, low_rank
+from factory.look import cpu
 
 ROWS, IN, OUT = 96, 40, 300
 NARROW = torch.bfloat16
@@ -63,8 +64,15 @@ def test_each_product_is_float64s(autocast: bool) -> None:
     near(by_weight, exact(lambda s, x: s.T @ x, SLOPE, X), torch.float32)
 
 
-def test_few_rows_another_type_and_what_is_not_asked_for_stay_as_they_are() -> None:
-    few, wide = X[: chunks.LEAST - 1], torch.float32
+@pytest.mark.parametrize(("has", "least"), [(True, chunks.LEAST), (False, chunks.LEAST_EMULATED)])
+def test_few_rows_another_type_and_what_is_not_asked_for_stay_as_they_are(
+    has: bool, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is emulated is slow with fewer rows too."""
+    monkeypatch.setattr(cpu, "has_bf16", lambda: has)
+    products.use(True)
+    few, wide = X[: least - 1], torch.float32
+    assert products.through(NARROW, X[:least]) == wide
     assert products.through(NARROW, X) == products.through(NARROW, X.view(2, -1, IN)) == wide
     assert products.through(NARROW, few) == NARROW
     assert products.through(torch.float16, X.half()) == torch.float16

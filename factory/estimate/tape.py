@@ -334,6 +334,7 @@ class Tape:
         """Bytes of a product's matrices, (rows, columns) each, where factory.products makes them wide; else 0.
 
         `size`: bytes of a number of what is multiplied; `rows`: of that. Of a weight's rows not all are wide at a time.
+        Of fewer than chunks.LEAST nothing is counted, as if the CPU had instructions for bfloat16.
         """
         widens = self.wide and size == 2 and chunks.widened(rows)
         return 4 * sum(height * width for height, width in matrices) if widens else 0
