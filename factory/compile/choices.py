@@ -30,7 +30,10 @@ def _precision(case: Case) -> tuple[str, str]:
             why = "this CPU multiplies bfloat16 natively (measured: 1.3 to 1.4 times as fast as float32)"
             slow = "this CPU has bfloat16, half the bytes, and is faster at products in float32 (compute.products)"
             return "bf16", (slow if machine.multiplies_wide else why) + idle
-        return "fp32", "this CPU has no bfloat16 instructions" + idle
+        held = (
+            "; bf16 would hold half the bytes and be as fast, multiplied in float32" if kernels(case) in FUSED else ""
+        )
+        return "fp32", "this CPU has no bfloat16 instructions" + held + idle
     if hardware.compute_capability is None and "rocm" in machine.packages:
         return (
             "fp16",
