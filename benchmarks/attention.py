@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-ATTENTIONS = ("sdpa", "blocks", "s2")
+ATTENTIONS = ("sdpa", "blocks", "native", "s2")
 COLUMNS = ("attention", "tokens", "cpu_s", "us_per_token", "peak_mib", "kib_per_token", "loss")
 MODEL = {
     "hidden_size": 256,
@@ -31,10 +31,15 @@ def cell(attention: str, length: int, options: argparse.Namespace) -> dict[str, 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from factory.attention import register
+    from factory.attention import NATIVE, register
+    from factory.native import build, kernels
 
     torch.manual_seed(0)
     register(attention, options.group_size)
+    if attention == NATIVE:
+        if not build.attends(options.dtype):
+            raise SystemExit(f"this CPU has no attention in C of {options.dtype}: --only sdpa blocks s2")
+        kernels.use(True)
     config = AutoConfig.for_model("llama", max_position_embeddings=length, **MODEL)
     config._attn_implementation = attention
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).train()

@@ -150,7 +150,7 @@ INLINE void multiply(size count, const number *const *a, const unit *b, float *s
 
 /* --- the order that `multiply` reads in */
 
-/* Four times 32 bits of row `i` with those of the row after: (4, 4) units the other way round, in 128 bits each. */
+/* Four rows: in each of their 128 bits (4, 4) units, the other way round. */
 INLINE void turn_within(const bits *rows, bits *turned) {
     bits low = VECTOR(unpacklo_epi32)(rows[0], rows[1]), high = VECTOR(unpackhi_epi32)(rows[0], rows[1]);
     bits low_after = VECTOR(unpacklo_epi32)(rows[2], rows[3]), high_after = VECTOR(unpackhi_epi32)(rows[2], rows[3]);
