@@ -99,10 +99,11 @@ def by_weight(slope: Tensor, x: Tensor) -> Tensor:
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """a b, in their own type.
 
-    Few columns of float32 are laid out one after another: the product takes a third of the time (docs/measurements.md).
+    On a CPU few columns of float32 are laid out one after another, which takes a third of the time
+    (docs/measurements.md).
     """
     rows, columns = a.shape[0], b.shape[1]
-    apart = a.dtype == torch.float32 and columns <= _FEW
+    apart = columns <= _FEW and a.dtype == torch.float32 and a.device.type == "cpu"
     return torch.mm(a, b, out=a.new_empty(columns, rows).T if apart else a.new_empty(rows, columns))
 
 
