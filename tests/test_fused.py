@@ -10,7 +10,7 @@ from allocated import most_allocated
 from torch import Tensor
 
 from factory import fused
-from factory.fused.functions import Adapted
+from factory.fused.adapted import Adapted
 
 pytestmark = pytest.mark.usefixtures("computed")
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from factory import fused
 from factory.fused import together
-from factory.fused.functions import Adapted, LowRank
+from factory.fused.adapted import Adapted, LowRank
+from factory.native import kernels
 
 pytestmark = pytest.mark.usefixtures("computed")
 
@@ -216,3 +217,36 @@ def test_what_was_changed_in_place_is_read_anew(way: Any) -> None:
     with way():
         x = torch.randn(3, 4)
         close(model(x.clone()), plain(x.clone()), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ranks", [(8,), (4, 16, 3), (4, 17)])
+def test_small_products_in_c_and_torchs(
+    ranks: tuple[int, ...], dtype: torch.dtype, computed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are float64's. Of more than 16 ranks they are torch's."""
+    called, own = list[str](), kernels.few_down
+    monkeypatch.setattr(kernels, "few_down", lambda *given, **named: called.append("C") or own(*given, **named))
+    torch.manual_seed(0)
+    x = torch.randn(2, 11, 32).to(dtype)
+    sizes = [(rank, 32 + 16 * i) for i, rank in enumerate(ranks)]
+    parts = [(torch.randn(rank, 32), torch.randn(out, rank), torch.randn(out, 32).to(dtype)) for rank, out in sizes]
+    slopes = [torch.randn(2, 11, out).to(dtype) for _, out in sizes]
+
+    def found(kind: torch.dtype) -> list[Tensor]:
+        leaf = x.to(kind, copy=True).requires_grad_()
+        wide = torch.promote_types(kind, torch.float32)
+        pairs = [each.to(wide, copy=True).requires_grad_() for a, b, _ in parts for each in (a, b)]
+        layers = [
+            Adapted(a, b, 0.7, lambda weight=weight: weight.to(kind), None)
+            for a, b, (*_, weight) in zip(pairs[::2], pairs[1::2], parts, strict=True)
+        ]
+        made = fused.low_rank(leaf, layers, kind)
+        return [*made, *torch.autograd.grad(made, [leaf, *pairs], [slope.to(kind) for slope in slopes])]
+
+    exact = found(torch.float64)
+    assert not called
+    for one, other in zip(found(dtype), exact, strict=True):
+        bound = {torch.float32: 1e-6, torch.bfloat16: 0.01}[dtype]
+        assert float((one.double() - other).norm() / other.norm()) < bound
+    assert bool(called) == (computed == "C" and max(ranks) <= 16)

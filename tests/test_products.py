@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from factory import chunks, fused, losses, products
-from factory.fused.functions import Adapted, Linear, low_rank
+from factory.fused.adapted import Adapted, low_rank
+from factory.fused.functions import Linear
 from factory.look import cpu
 
 ROWS, IN, OUT = 96, 40, 300

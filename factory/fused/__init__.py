@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from factory import products
-from factory.fused.functions import Adapted, Linear, Lookup, Rows, gated_silu, low_rank, rms_norm, rotate, turns
+from factory.fused.adapted import Adapted, low_rank
+from factory.fused.functions import Linear, Lookup, Rows, gated_silu, rms_norm, rotate, turns
 from factory.fused.together import Together, join
 from factory.native import kernels
 

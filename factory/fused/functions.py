@@ -3,11 +3,12 @@
 Autograd keeps what each of an expression's operations needs: of an RMS norm its input in float32, of a gated MLP the
 activation beside what it is of, of a linear layer its input and, where autocast narrows it, its weight once more. Here
 that is made again from what is kept anyway. Of a lookup it makes a gradient as large as the whole table.
+
+LoRA's layers are in `adapted`.
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,34 +16,8 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from factory import products
+from factory.fused.again import Again, read, reading, told
 from factory.native import kernels
-
-Kept = tuple[Tensor, ...]
-
-
-class Again:
-    """Makes a function's output once more, of the tensors that the function keeps: who reads it need not keep it too.
-
-    It is there from its first reader's backward pass to the function's own, which comes after all of theirs, and so is
-    `half`, what the function needs there itself on the way to it. The tensors are handed in: who recomputes a layer has
-    others in their place.
-    """
-
-    def __init__(self, make: Callable[..., tuple[Tensor | None, Tensor]]) -> None:
-        """`make` gives the half, if there is one, and the output."""
-        self._make = make
-        self._made: tuple[Tensor | None, Tensor] | None = None
-
-    def __call__(self, kept: Kept, dtype: torch.dtype) -> Tensor:
-        if self._made is None or self._made[1].dtype != dtype:
-            half, whole = self._make(*kept)
-            self._made = half, whole.to(dtype)
-        return self._made[1]
-
-    def take(self) -> Tensor | None:
-        """The half, if it was made; nothing is there any more."""
-        half, self._made = None if self._made is None else self._made[0], None
-        return half
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, whole: bool, *, remade: bool = True) -> Tensor:
@@ -50,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, whole: bool, *, remade: bool
     if not torch.is_grad_enabled():  # autograd's own way takes longer than the norm of a token
         return _rms_norm(x, weight, eps, whole)[0]
     again = Again(partial(_rms_norm_again, eps=eps, whole=whole))
-    return _told(RMSNorm.apply(x, weight, eps, whole, again), again, remade, x, weight)
+    return told(RMSNorm.apply(x, weight, eps, whole, again), again, remade, x, weight)
 
 
 def gated_silu(gate: Tensor, up: Tensor, *, remade: bool = True) -> Tensor:
@@ -58,50 +33,7 @@ def gated_silu(gate: Tensor, up: Tensor, *, remade: bool = True) -> Tensor:
     if not torch.is_grad_enabled():
         return _gated_silu(gate, up)
     again = Again(_gated_silu_again)
-    return _told(GatedSilu.apply(gate, up, again), again, remade, gate, up)
-
-
-class Adapted(NamedTuple):
-    """A frozen linear layer with an adapter beside it: A, (rank, in), B, (out, rank), and s.
-
-    `weight` makes W, (out, in): a quantized one is there while it is multiplied with.
-    """
-
-    a: Tensor
-    b: Tensor
-    scale: float
-    weight: Callable[[], Tensor]
-    bias: Tensor | None
-
-
-def low_rank(x: Tensor, layers: Sequence[Adapted], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """`LowRank`."""
-    if not torch.is_grad_enabled():
-        return _low_rank(x.to(dtype), layers)[0]
-    pairs = [each for layer in layers for each in (layer.a, layer.b)]
-    return LowRank.apply(x, layers, dtype, *pairs)  # type: ignore[no-any-return]
-
-
-def _told(made: Tensor, again: Again, remade: bool, *given: Tensor) -> Tensor:
-    """How it is made again is an attribute: who reads a copy, a slice or a sum of it finds none.
-
-    It holds for what the tensor is now: in place it may become another.
-    """
-    if remade and made.requires_grad:
-        made.again = made._version, again, tuple(each.detach() for each in given)  # type: ignore[attr-defined]
-    return made
-
-
-def _reading(x: Tensor, narrow: Tensor) -> tuple[Again | None, Kept]:
-    """What a linear function keeps of its input `x`, which it multiplies as `narrow`."""
-    version, again, kept = getattr(x, "again", (None, None, ()))
-    return (None, (narrow,)) if version is None or version != x._version else (again, kept)
-
-
-def _read(again: Again | None, kept: Kept, dtype: torch.dtype) -> Tensor:
-    """The input, (tokens, in)."""
-    x = kept[0] if again is None else again(kept, dtype)
-    return x.reshape(-1, x.shape[-1])
+    return told(GatedSilu.apply(gate, up, again), again, remade, gate, up)
 
 
 class RMSNorm(Function):
@@ -271,7 +203,7 @@ class Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         narrow = x.to(dtype)
-        ctx.again, kept = _reading(x, narrow)
+        ctx.again, kept = reading(x, narrow)
         ctx.save_for_backward(weight, *(kept if ctx.needs_input_grad[1] else ()))
         ctx.types = x.dtype, dtype
         return products.linear(narrow, weight, bias)
@@ -285,98 +217,13 @@ class Linear(Function):
         if ctx.needs_input_grad[0]:
             by_x = products.back(slope, weight).view(*rows, weight.shape[1]).to(given)
         if by_weight is not None:
-            x = _read(ctx.again, tuple(kept), dtype).to(wide)
+            x = read(ctx.again, tuple(kept), dtype).to(wide)
             if by_weight.dtype == wide:
                 torch.mm(slope.T, x, out=by_weight)
             else:
                 by_weight.copy_(products.mm(slope.T, x))
         by_bias = slope.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return by_x, by_weight, by_bias, None
-
-
-class LowRank(Function):
-    """x Wᵀ + b + s (x Aᵀ) Bᵀ of each layer in `dtype` (Hu et al. 2021, LoRA, equation 3), summed in the products.
-
-    The small sum comes first and the large one is added to it within the product, so that both are rounded as one: what
-    is below the last digit of x Wᵀ, as most of an adapter's first steps in bfloat16, would be lost beside it.
-
-    x: (…, in). Layers that read the same x, alike in s and in their types, have one product with all their A and one
-    gradient in x: a small product takes as long as its start. `pairs`: A and B of each, for autograd to see.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, layers: Sequence[Adapted], dtype: torch.dtype, *pairs: Tensor
-    ) -> tuple[Tensor, ...]:
-        narrow = x.to(dtype)
-        made, low = _low_rank(narrow, layers)
-        ctx.again, kept = _reading(x, narrow)
-        ctx.save_for_backward(low.to(dtype), *pairs, *kept)
-        ctx.weights, ctx.scale = [layer.weight for layer in layers], layers[0].scale
-        ctx.types, ctx.shape = (x.dtype, dtype), x.shape
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
-        (low, *saved), (given, dtype), learns = ctx.saved_tensors, ctx.types, ctx.needs_input_grad[3:]
-        every_a, every_b, kept = saved[: len(learns) : 2], saved[1 : len(learns) : 2], tuple(saved[len(learns) :])
-        wide = products.through(dtype, slopes[0])
-        slopes, low = tuple(slope.reshape(-1, slope.shape[-1]).to(wide) for slope in slopes), low.to(wide)
-        by_low = torch.empty_like(low)
-        for part, slope, b in zip(_by_layer(by_low, every_a, 1), slopes, every_b, strict=True):
-            torch.mm(slope, b.to(wide), out=part)
-        by_low.mul_(ctx.scale)
-        by_pair: list[Tensor | None] = [None] * len(learns)
-        if any(learns[::2]):
-            by_a = products.mm(by_low.T, _read(ctx.again, kept, dtype).to(wide)).to(every_a[0].dtype)
-            by_pair[::2] = _by_layer(by_a, every_a, 0)
-        if any(learns[1::2]):
-            parts = _by_layer(low * ctx.scale, every_a, 1)
-            found = (products.mm(slope.T, part) for part, slope in zip(parts, slopes, strict=True))
-            by_pair[1::2] = [each.to(every_b[0].dtype) for each in found]
-        by_x = None
-        if ctx.needs_input_grad[0]:
-            by_x = products.mm(by_low, _joined(every_a, wide))
-            for slope, weight in zip(slopes, ctx.weights, strict=True):
-                products.add_back(by_x, slope, weight())
-            by_x = by_x.view(ctx.shape).to(given)
-        return by_x, None, None, *by_pair
-
-
-def _low_rank(x: Tensor, layers: Sequence[Adapted]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """What `LowRank` makes of x, in its type; and x Aᵀ of all layers, (tokens, ranks).
-
-    What stays is allocated before what is made on the way, which would leave holes between.
-    """
-    every_a = [layer.a for layer in layers]
-    made = tuple(x.new_empty(*x.shape[:-1], layer.b.shape[0]) for layer in layers)
-    wide = x.reshape(-1, x.shape[-1]).to(products.through(x.dtype, x))
-    low = products.mm(wide, _joined(every_a, wide.dtype).T)
-    for out, part, layer in zip(made, _by_layer(low, every_a, 1), layers, strict=True):
-        _one_low_rank(out.view(-1, out.shape[-1]), wide, part, layer)
-    return made, low
-
-
-def _one_low_rank(out: Tensor, x: Tensor, low: Tensor, layer: Adapted) -> None:
-    """Into `out`, which may be narrower than x."""
-    into = out if out.dtype == x.dtype else x.new_empty(out.shape)
-    torch.addmm(into, low, layer.b.to(x.dtype).T, beta=0, alpha=layer.scale, out=into)
-    products.add(into, x, layer.weight())
-    if layer.bias is not None:
-        into.add_(layer.bias.to(x.dtype))
-    if into is not out:
-        out.copy_(into)
-
-
-def _joined(every_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """One below the other."""
-    if len(every_a) == 1:
-        return every_a[0].to(dtype)
-    return torch.cat(tuple(every_a), out=every_a[0].new_empty(0, dtype=dtype))
-
-
-def _by_layer(of_all: Tensor, every_a: Sequence[Tensor], dim: int) -> tuple[Tensor, ...]:
-    return (of_all,) if len(every_a) == 1 else of_all.split([a.shape[0] for a in every_a], dim)
 
 
 class Rows:

@@ -14,12 +14,10 @@
 
 #define BLOCK 64 /* queries */
 #define ROWS 4   /* keys, or numbers of a head, that are multiplied with a block at once */
-#define INLINE static inline __attribute__((always_inline))
 
-/* LANES: float32 numbers of a vector; STRIP: columns whose sums, of ROWS rows, stay in registers. Of AVX2's 16 they stay
-   there in a function of their own alone. */
+/* STRIP: columns whose sums, of ROWS rows, stay in registers. Of AVX2's 16 they stay there in a function of their own
+   alone. */
 #ifdef __AVX512F__
-#define LANES 16
 #define STRIP BLOCK
 #define STRIP_IS INLINE
 #define VECTOR(name) _mm512_##name
@@ -27,7 +25,6 @@
 typedef __m512i bits;
 typedef __m512 floats;
 #else
-#define LANES 8
 #define STRIP 16
 #define STRIP_IS static __attribute__((noinline))
 #define VECTOR(name) _mm256_##name
@@ -36,8 +33,6 @@ typedef __m256i bits;
 typedef __m256 floats;
 #endif
 #define VECTORS (STRIP / LANES)
-
-typedef float lanes __attribute__((vector_size(4 * LANES)));
 
 /* A unit is what a lane multiplies at once, and adds up: EACH numbers. */
 #ifdef NUMBER_BF16
@@ -125,7 +120,7 @@ STRIP_IS void multiply_strip(size count, const number *const *a, const unit *b, 
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) {
             from[v] = load(b + LANES * v);
-            __asm__("" : "+v"(from[v])); /* else it is read again for each row */
+            HOLD(from[v]);
         }
 #pragma GCC unroll 4
         for (int row = 0; row < ROWS; row++) {

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from factory import cache
 from factory.look import cpu
-from factory.native import LARGE, UNIT
+from factory.native import LARGE, MOST_RANKS, UNIT
 
 NUMBERS = {"bfloat16": "NUMBER_BF16", "float32": "NUMBER_FLOAT"}
 _FOLDER = Path(__file__).parent
@@ -61,7 +61,8 @@ def why_not() -> str | None:
 def kernels(number: str) -> Path:
     """Those for one of `NUMBERS`, made if they are not there. Raises NotBuiltError."""
     own = _OWN_PROCESSOR.get(platform.machine(), ())
-    return _library(number, ("kernels.c", "attention.c"), (*_KERNELS, *own, f"-D{NUMBERS[number]}"), ["-lm"])
+    flags = (*_KERNELS, *own, f"-D{NUMBERS[number]}", f"-DMOST_RANKS={MOST_RANKS}")
+    return _library(number, ("kernels.c", "attention.c", "few.c"), flags, ["-lm"])
 
 
 def attends(number: str) -> bool:

@@ -2,8 +2,6 @@
 
 #include "numbers.h"
 
-#define PARALLEL_OVER 32768 /* numbers, as of torch: fewer are done before another thread is awake */
-
 static inline float sigmoid(float x) {
     float small = exponential(-fabsf(x));
     return (x < 0.0f ? small : 1.0f) / (1.0f + small);

@@ -1,9 +1,10 @@
-"""The kernels in C: each one pass over its numbers, where torch takes one for each operation (kernels.c, attention.c).
+"""The kernels in C: each one pass over its numbers, where torch takes one for each operation (native/*.c).
 
 A process uses them once it is told so (`use`), for what they fit: contiguous tensors of one type on a CPU.
 """
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from factory.attention import BLOCK, HEAD_STEP, WIDEST_HEAD
-from factory.native import build
+from factory.native import MOST_RANKS, build
 from factory.refusal import refuse
 
 _ARGUMENTS = {
@@ -23,7 +24,11 @@ _ARGUMENTS = {
     "rms_norm_weight": (c_int64, c_int64, c_int64, *4 * (c_void_p,)),
     "cross_entropy": (c_int64, c_int64, c_float, c_void_p, c_void_p, c_int, *2 * (c_void_p,)),
     "rotate": (*4 * (c_int64,), c_int, *4 * (c_void_p,)),
+    "few_down": (*3 * (c_int64,), c_float, *4 * (c_void_p,), c_int64),
+    "few_up": (*3 * (c_int64,), c_float, c_void_p, c_int64, c_void_p, c_int, c_void_p),
+    "few_outer": (*3 * (c_int64,), c_float, c_void_p, c_int64, c_void_p, c_int, c_void_p),
 }
+_STRIP = 16  # columns, as few.c has it
 _libraries: dict[torch.dtype, ctypes.CDLL] = {}
 
 
@@ -169,6 +174,42 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
     rows = batch * length
     _libraries[x.dtype].rotate(rows, cosine.shape[0] * length, heads, width, back, *tensors)
     return made
+
+
+def few_fit(x: Tensor, every_a: Sequence[Tensor], every_b: Sequence[Tensor]) -> bool:
+    """Whether `few_down`, `few_up` and `few_outer` take rows as x, A, (rank, width), and turned B, (width, rank)."""
+    widths = (*(a.shape[1] for a in every_a), *(b.shape[0] for b in every_b))
+    there = x.dtype in _libraries and x.device.type == "cpu" and not any(width % _STRIP for width in widths)
+    return (
+        there
+        and sum(a.shape[0] for a in every_a) <= MOST_RANKS
+        and all(
+            few.dtype == torch.float32 and few.device.type == "cpu" and few.is_contiguous()
+            for few in (*every_a, *every_b)
+        )
+    )
+
+
+def few_down(x: Tensor, few: Tensor, scale: float, low: Tensor, *, turned: bool = False) -> None:
+    """scale x few' into low: (rows, width) to (rows, rank). few: (rank, width), or `turned` (width, rank)."""
+    (rows, width), rank = x.shape, low.shape[1]
+    room = torch.empty_like(few) if turned else None
+    at = x.data_ptr(), few.data_ptr(), None if room is None else room.data_ptr(), low.data_ptr()
+    _libraries[x.dtype].few_down(rows, width, rank, scale, *at, low.stride(0))
+
+
+def few_up(low: Tensor, few: Tensor, scale: float, made: Tensor, *, turned: bool = False) -> None:
+    """scale low few into made: (rows, rank) to (rows, width). few as of `few_down`."""
+    (rows, width), rank = made.shape, low.shape[1]
+    at = low.data_ptr(), low.stride(0), few.data_ptr(), turned, made.data_ptr()
+    _libraries[made.dtype].few_up(rows, width, rank, scale, *at)
+
+
+def few_outer(low: Tensor, x: Tensor, scale: float, made: Tensor, *, turned: bool = False) -> None:
+    """scale low' x into made: (rank, width), or `turned` (width, rank)."""
+    (rows, width), rank = x.shape, low.shape[1]
+    at = low.data_ptr(), low.stride(0), x.data_ptr(), turned, made.data_ptr()
+    _libraries[x.dtype].few_outer(rows, width, rank, scale, *at)
 
 
 def attends(dtype: torch.dtype, *states: Tensor) -> bool:

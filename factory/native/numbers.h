@@ -1,4 +1,5 @@
-/* The type of numbers that a library is built for, -DNUMBER_BF16 or -DNUMBER_FLOAT; all is computed in float32. */
+/* The type of numbers that a library is built for, -DNUMBER_BF16 or -DNUMBER_FLOAT, and vectors; all is computed in
+   float32. */
 
 #ifndef NUMBERS
 #define NUMBERS
@@ -13,6 +14,26 @@
 
 typedef int64_t size;
 
+#define PARALLEL_OVER 32768 /* numbers, as of torch: fewer are done before another thread is awake */
+#define INLINE static inline __attribute__((always_inline))
+
+/* LANES: float32 numbers of a vector. */
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4))); /* anywhere in memory */
+
+#ifdef __x86_64__
+#define HOLD(vector) __asm__("" : "+v"(vector)) /* else it is read again for each sum */
+#else
+#define HOLD(vector)
+#endif
+
 #ifdef NUMBER_BF16
 typedef uint16_t number; /* the upper half of a float32 */
 
@@ -25,10 +46,12 @@ static inline float wide(number x) {
 
 /* To the nearest, of two to the even one, as torch rounds: in the upper half. No NaN can become a number: of those that
    are computed, or are widened from 16 bits, the lower half adds no carry. */
+#define ROUNDED(bits) ((bits) + 0x7fff + ((bits) >> 16 & 1))
+
 static inline uint32_t rounded(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
-    return bits + 0x7fff + ((bits >> 16) & 1);
+    return ROUNDED(bits);
 }
 
 static inline number narrow(float x) { return (number)(rounded(x) >> 16); }
