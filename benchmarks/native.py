@@ -5,20 +5,23 @@
 
 Both are computed in one process, one after the other, so that a machine that changes its speed changes it for both.
 Times are medians, of steps the median of the pairs' ratios too; a step is the loss and its gradients, without the
-optimizer. `rank 0`: all weights train, in float32 under autocast.
+optimizer. `rank 0`: all weights train, in float32 under autocast. Products are as `compute.products=auto` has them.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from factory import cache, fused, losses
+from factory import cache, fused, losses, products
 from factory.attention import blocks
 from factory.fused import functions
+from factory.fused.adapted import Adapted
+from factory.look import cpu
 from factory.native import kernels
 
 
@@ -56,6 +59,14 @@ def alone(tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "RMS norm of 576", lambda: backwards(functions.rms_norm(x, weight, 1e-5, False), x)
     yield "silu(gate) up of 1,536", lambda: backwards(functions.gated_silu(gate, up), gate, up)
     yield "positions of 9 and 3 heads", lambda: backwards(turn(query, key, *angles), query, key)
+    for name, outs in (("query, key and value", (576, 192, 192)), ("gate and up", (1536, 1536))):
+        layers = [
+            Adapted(torch.randn(8, 576).requires_grad_(), torch.randn(out, 8).requires_grad_(), 2, lambda w=w: w, None)
+            for out, w in ((out, drawn(out, 576)) for out in outs)
+        ]
+        pairs = [each for layer in layers for each in (layer.a, layer.b)]
+        low_rank = partial(fused.low_rank, x, layers, torch.bfloat16)
+        yield f"{name}, rank 8", lambda low_rank=low_rank, pairs=pairs: backwards(low_rank(), x, *pairs)
     entropy = losses.LinearCrossEntropy.apply
     yield "a frozen head and its loss", lambda: backwards(entropy(hidden, head, target, torch.bfloat16), hidden)
 
@@ -103,6 +114,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    products.use(cpu.multiplies_wide())
     print(f"{options.tokens} tokens, {options.threads} threads\n")
     print("| | torch, ms | C, ms | of torch's |", "|---|---:|---:|---:|", sep="\n")
     works = [*alone(options.tokens), *((f"a step, rank {rank}", step(rank, options.tokens)) for rank in options.ranks)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from factory import products
 from factory.native import kernels
 
-_MOST = 16  # ranks of a layer, from which on torch's are as fast (docs/measurements.md)
+_MOST = 16  # ranks of a layer: with more torch's are as fast (docs/measurements.md)
 
 
 class Torch:
