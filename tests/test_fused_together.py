@@ -246,7 +246,24 @@ def test_small_products_in_c_and_torchs(
 
     exact = found(torch.float64)
     assert not called
-    for one, other in zip(found(dtype), exact, strict=True):
-        bound = {torch.float32: 1e-6, torch.bfloat16: 0.01}[dtype]
-        assert float((one.double() - other).norm() / other.norm()) < bound
+    errors = [
+        float((one.double() - other).norm() / other.norm()) for one, other in zip(found(dtype), exact, strict=True)
+    ]
     assert bool(called) == (computed == "C" and max(ranks) <= 16)
+    assert max(errors) < {torch.float32: 1e-6, torch.bfloat16: 0.01}[dtype]
+    if called:  # the slopes in A: nothing that they are made of is narrowed
+        assert max(errors[len(ranks) + 1 :: 2]) < 1e-6
+
+
+def test_rows_and_slopes_that_lie_apart(computed: str) -> None:
+    """As a slice of a wider tensor, and of a sum, whose slopes are one number."""
+    torch.manual_seed(0)
+    x, a, b, weight = (torch.randn(*shape) for shape in ((6, 48), (2, 16), (32, 2), (32, 16)))
+    leaves = [each.requires_grad_() for each in (x, a, b)]
+    layer = Adapted(a, b, 0.7, lambda: weight, None)
+    made = fused.low_rank(x[:, 16:32], [layer], torch.float32)[0]
+    found = torch.autograd.grad(made.sum(), leaves)
+    wanted = x[:, 16:32] @ (weight + 0.7 * b @ a).T
+    close(made, wanted, torch.float32)
+    for one, other in zip(found, torch.autograd.grad(wanted.sum(), leaves), strict=True):
+        close(one, other, torch.float32)

@@ -1,7 +1,7 @@
 """The small products beside a frozen layer's: with LoRA's A, (rank, in), and B, (out, rank).
 
-In C where that is faster, each one pass over what it reads or makes; there what is in between, x Aᵀ and its slopes, is
-of float32. Else torch's, in the type that is multiplied in. Rows are (tokens, width).
+In C where that is faster, each one pass over what it reads or makes; there A, B and what is in between, x Aᵀ and its
+slopes, are of float32 where they are made. Else torch's, in the type that is multiplied in. Rows are (tokens, width).
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@
 #define BLOCK 256 /* rows of x that stay near while all their columns are read */
 #define VECTORS (STRIP / LANES)
 
-/* Sums that are added up at once: as many as there are registers for. */
+/* Sums that are added up at once: as many as a processor that has such vectors has registers for. */
 #if LANES == 16
 #define RANKS 4
 #define SHARES 8
@@ -25,17 +25,32 @@
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef number halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
+#if __GNUC__ >= 9
+#define CONVERTED(vector, type) __builtin_convertvector(vector, type)
+#else
+#define CONVERTED(vector, type)                                                                                        \
+    ({                                                                                                                 \
+        type made;                                                                                                     \
+        for (int lane = 0; lane < LANES; lane++)                                                                       \
+            made[lane] = (vector)[lane];                                                                               \
+        made;                                                                                                          \
+    })
+#endif
+
 #if defined(__AVX512F__) /* of what is generic gcc makes two vectors and joins them */
 #define WIDE_WORDS(from) (words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(from)))
 #elif defined(__AVX2__)
 #define WIDE_WORDS(from) (words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(from)))
 #else
-#define WIDE_WORDS(from) __builtin_convertvector(*(const halves *)(from), words)
+#define WIDE_WORDS(from) CONVERTED(*(const halves *)(from), words)
 #endif
 
 INLINE lanes take(const number *from) { return (lanes)(WIDE_WORDS(from) << 16); }
+
+/* A NaN of float32's matrices may have any bits: it stays one. */
 INLINE void put(number *into, lanes x) {
-    *(halves *)into = __builtin_convertvector(ROUNDED((words)x) >> 16, halves);
+    words none = (words)(x != x), bits = ROUNDED((words)x);
+    *(halves *)into = CONVERTED(((bits & ~none) | (none & 0x7fc00000)) >> 16, halves);
 }
 #else
 INLINE lanes take(const number *from) { return *(const loose *)from; }

@@ -178,11 +178,14 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
 
 def few_fit(x: Tensor, every_a: Sequence[Tensor], every_b: Sequence[Tensor]) -> bool:
     """Whether `few_down`, `few_up` and `few_outer` take rows as x, A, (rank, width), and turned B, (width, rank)."""
-    widths = (*(a.shape[1] for a in every_a), *(b.shape[0] for b in every_b))
-    there = x.dtype in _libraries and x.device.type == "cpu" and not any(width % _STRIP for width in widths)
+    there, width = x.dtype in _libraries and x.device.type == "cpu", x.shape[-1]
     return (
         there
-        and sum(a.shape[0] for a in every_a) <= MOST_RANKS
+        and width % _STRIP == 0
+        and sum(len(a) for a in every_a) <= MOST_RANKS
+        and all(
+            a.shape == (b.shape[1], width) and b.shape[0] % _STRIP == 0 for a, b in zip(every_a, every_b, strict=True)
+        )
         and all(
             few.dtype == torch.float32 and few.device.type == "cpu" and few.is_contiguous()
             for few in (*every_a, *every_b)

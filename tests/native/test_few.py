@@ -69,17 +69,21 @@ def test_few_rows(rows: int, width: int, ranks: int, turned: bool, dtype: torch.
     near(outer.T if turned else outer, low.T, x, scale=0.3)
 
 
-def test_no_number_stays_none() -> None:
-    """A run that has gone wrong must see it."""
-    x, few = torch.ones(5, 16), torch.ones(2, 16)
-    x[3, 7] = torch.nan
-    down, outer, up = torch.empty(5, 2), torch.empty(2, 16), torch.empty(5, 16)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1])
+def test_no_number_stays_none(bits: int, dtype: torch.dtype) -> None:
+    """A run that has gone wrong must see it, whatever its NaN is made of."""
+    none = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    x, few, low = torch.ones(5, 16, dtype=dtype), torch.ones(2, 16), torch.ones(5, 2)
+    x[3, 7], few[1, 5], low[2, 0] = torch.nan, none, none
+    down, outer, up = torch.empty(5, 2), torch.empty(2, 16), torch.empty(5, 16, dtype=dtype)
     kernels.few_down(x, few, 1.0, down)
-    assert down.isnan().any(1).tolist() == [False, False, False, True, False]
-    kernels.few_up(down, few, 1.0, up)
-    assert up.isnan().all(1).tolist() == [False, False, False, True, False]
-    kernels.few_outer(torch.ones(5, 2), x, 1.0, outer)
-    assert outer.isnan().any(0).nonzero().tolist() == [[7]]
+    assert down.isnan().tolist() == [[False, True]] * 3 + [[True, True], [False, True]]
+    kernels.few_up(low, few, 1.0, up)
+    assert up.isnan().all(1).tolist() == [row == 2 for row in range(5)]
+    assert up.isnan().all(0).tolist() == [column == 5 for column in range(16)]
+    kernels.few_outer(low, x, 1.0, outer)
+    assert outer[0].isnan().all() and outer[1].isnan().tolist() == [column == 7 for column in range(16)]
 
 
 def test_what_fits() -> None:
@@ -89,7 +93,9 @@ def test_what_fits() -> None:
     assert not kernels.few_fit(x.to("meta"), [a], [b])
     for other in (a.bfloat16(), a[:, ::2], a[:, :24].contiguous(), a.to("meta"), torch.zeros(MOST_RANKS, 32)):
         assert not kernels.few_fit(x, [a, other], [b, b])
-    for other in (b.bfloat16(), b.T.contiguous().T, b[:40]):
+    for other in (b.bfloat16(), b.T.contiguous().T, b[:40], torch.zeros(48, 1)):
         assert not kernels.few_fit(x, [a], [other])
+    for other in (x[:, :20], x[:, :16]):
+        assert not kernels.few_fit(other, [a], [b])
     kernels.use(False)
     assert not kernels.few_fit(x, [a], [b])
