@@ -207,7 +207,7 @@ def _gated(mlp: Any, x: Tensor, *, remade: bool = False) -> Tensor:
 def _is_plain(layer: Any) -> bool:
     """PEFT's classes beside torch's own layer and bitsandbytes' 4-bit one; others may hold weights in their own way."""
     ours = f"{type(layer).__module__}.{type(layer).__name__}" in _LORA
-    return ours and not layer.lora_variant and not layer.fan_in_fan_out and _weight(layer.get_base_layer()) is not None
+    return ours and not layer.lora_variant and not layer.fan_in_fan_out and _weight(layer.base_layer) is not None
 
 
 _LINEAR = f"{torch.nn.Linear.__module__}.{torch.nn.Linear.__qualname__}"
@@ -251,15 +251,14 @@ def _as_adapted(layer: Any, x: Tensor) -> Adapted | None:
     plain = not (layer.disable_adapters or layer.merged) and name in layer.lora_A
     if not plain or (layer.training and not isinstance(layer.lora_dropout[name], torch.nn.Identity)):
         return None
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    base, (mixed, _) = layer.get_base_layer(), _product_type(x)
-    learns_more = base.weight.requires_grad or layer.lora_B[name].bias is not None
-    learns_more = learns_more or (base.bias is not None and base.bias.requires_grad)
-    if learns_more or (not mixed and not x.dtype == a.dtype == b.dtype):
+    second, base = layer.lora_B[name], layer.base_layer  # asked for once: what a module holds is found slowly
+    a, b, bias = layer.lora_A[name].weight, second.weight, base.bias
+    learns_more = base.weight.requires_grad or second.bias is not None or (bias is not None and bias.requires_grad)
+    if learns_more or (not x.dtype == a.dtype == b.dtype and not _product_type(x)[0]):
         return None
     make = _weight(base)
     assert make is not None
-    return Adapted(a, b, layer.scaling[name], make, base.bias)
+    return Adapted(a, b, layer.scaling[name], make, bias)
 
 
 def _are_alike(one: Adapted, other: Adapted) -> bool:
