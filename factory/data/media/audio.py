@@ -32,7 +32,7 @@ def _decoded(sound: Any, rate: int, seconds: float | None) -> NDArray[np.float32
     pieces, size = list[NDArray[np.float32]](), 0
     for frame in chain(sound.decode(stream), [None]):  # None: what the resampler still holds
         for made in resampler.resample(frame):
-            pieces.append(made.to_ndarray().mean(axis=0))  # of (channels, samples)
+            pieces.append(made.to_ndarray().mean(axis=0, dtype=np.float32))  # of (channels, samples)
             size += len(pieces[-1])
         if seconds is not None and size > seconds * rate:
             raise BadRow(f"an audio is longer than the {seconds:g} seconds that the model hears")
