@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from factory import chunks
 from factory.look import cpu
+from factory.native import kernels
 
 _FEW = 8  # of 16 and more it takes as long
 _in_use = _emulated = False
@@ -65,10 +66,10 @@ def _narrowed(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Te
 def add(onto: Tensor, x: Tensor, weight: Tensor) -> None:
     """onto += x Wᵀ. onto: (rows, out), x: (rows, in), both of the type that is multiplied in; W: (out, in)."""
     if _whole(onto.dtype, weight):
-        onto.addmm_(x, weight.to(x.dtype).T)
+        _add(onto, x, weight.to(x.dtype))
         return
     for part in _pieces(onto.dtype, weight):
-        onto[:, part].addmm_(x, weight[part].to(x.dtype).T)
+        _add(onto[:, part], x, weight[part].to(x.dtype))
 
 
 def back(slope: Tensor, weight: Tensor) -> Tensor:
@@ -84,10 +85,24 @@ def back(slope: Tensor, weight: Tensor) -> Tensor:
 def add_back(onto: Tensor, slope: Tensor, weight: Tensor) -> None:
     """onto += s W. onto: (rows, in), s: (rows, out), both of the type that is multiplied in; W: (out, in)."""
     if _whole(onto.dtype, weight):
-        onto.addmm_(slope, weight.to(onto.dtype))
+        _add_back(onto, slope, weight.to(onto.dtype))
         return
     for part in _pieces(onto.dtype, weight):
-        onto.addmm_(slope[:, part], weight[part].to(onto.dtype))
+        _add_back(onto, slope[:, part], weight[part].to(onto.dtype))
+
+
+def _add(onto: Tensor, x: Tensor, weight: Tensor) -> None:
+    if kernels.shared_fit(onto, x, weight):
+        kernels.add_shared(onto, x, weight)
+    else:
+        onto.addmm_(x, weight.T)
+
+
+def _add_back(onto: Tensor, slope: Tensor, weight: Tensor) -> None:
+    if kernels.shared_fit(onto, slope, weight):
+        kernels.add_shared(onto, slope, weight, back=True)
+    else:
+        onto.addmm_(slope, weight)
 
 
 def by_weight(slope: Tensor, x: Tensor) -> Tensor:

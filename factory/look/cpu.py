@@ -16,13 +16,17 @@ def multiplies_wide() -> bool:
     beside them (AMX) are hidden, as from a virtual machine (docs/measurements.md).
     """
     found = set(features().split())
-    hidden = "avx512_fp16" in found and "amx_bf16" not in found and _of_first_core("vendor_id") == "GenuineIntel"
+    hidden = "avx512_fp16" in found and "amx_bf16" not in found and vendor() == "GenuineIntel"
     return hidden or not has_bf16()
 
 
 def features() -> str:
     """The names of what it can do beyond its kind."""
     return _of_first_core("flags", "Features")
+
+
+def vendor() -> str:
+    return _of_first_core("vendor_id")
 
 
 def name() -> str:

@@ -62,7 +62,7 @@ def kernels(number: str) -> Path:
     """Those for one of `NUMBERS`, made if they are not there. Raises NotBuiltError."""
     own = _OWN_PROCESSOR.get(platform.machine(), ())
     flags = (*_KERNELS, *own, f"-D{NUMBERS[number]}", f"-DMOST_RANKS={MOST_RANKS}")
-    return _library(number, ("kernels.c", "attention.c", "few.c"), flags, ["-lm"])
+    return _library(number, ("kernels.c", "attention.c", "few.c", "shared.c"), flags, ["-lm"])
 
 
 def attends(number: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from factory.attention import BLOCK, HEAD_STEP, WIDEST_HEAD
+from factory.look import cpu
 from factory.native import MOST_RANKS, build
 from factory.refusal import refuse
 
@@ -26,10 +27,13 @@ _ARGUMENTS = {
     "rotate": (*4 * (c_int64,), c_int, *4 * (c_void_p,)),
     "few_down": (*3 * (c_int64,), c_float, *4 * (c_void_p,), c_int64),
     "few_up": (*3 * (c_int64,), c_float, c_void_p, c_int64, c_void_p, c_int, c_void_p),
+    "add_shared": (c_void_p, *5 * (c_int,), *3 * (c_void_p, c_int)),
     "few_outer": (*3 * (c_int64,), c_float, c_void_p, c_int64, c_void_p, c_int, c_void_p),
 }
 _STRIP = 16  # columns, as few.c has it
 _libraries: dict[torch.dtype, ctypes.CDLL] = {}
+_sgemm: Any = None  # MKL's, where `add_shared` is faster than what torch makes of it
+_LEAST_SHARED = 64  # columns of a thread
 
 
 class _States(ctypes.Structure):
@@ -64,11 +68,14 @@ _ATTENTION: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 def use(wanted: bool) -> None:
     """Whether this process uses them from now on. Raises UserError where they cannot be made."""
+    global _sgemm
     _libraries.clear()
+    _sgemm = None
     if wanted:
         try:
             _share_threads()
             _libraries.update({getattr(torch, number): _load(number) for number in build.NUMBERS})
+            _sgemm = _mkls_sgemm() if cpu.vendor() == "AuthenticAMD" else None
         except (build.NotBuiltError, OSError) as error:
             raise refuse("native-kernels", "compute.kernels=native", str(error)) from error
 
@@ -86,6 +93,15 @@ def _load(number: str) -> ctypes.CDLL:
         kernel = getattr(found, name)
         kernel.argtypes, kernel.restype = (ctypes.POINTER(_Problem), *arguments), gives
     return found
+
+
+def _mkls_sgemm() -> Any:
+    """None where torch has another BLAS, or hides it."""
+    try:
+        torchs = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(torchs.sgemm_, c_void_p) if torch.backends.mkl.is_available() else None
+    except (OSError, AttributeError):
+        return None
 
 
 def _share_threads() -> None:
@@ -174,6 +190,28 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
     rows = batch * length
     _libraries[x.dtype].rotate(rows, cosine.shape[0] * length, heads, width, back, *tensors)
     return made
+
+
+def shared_fit(onto: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """Whether `add_shared` takes them, and is worth it: with several threads, and columns enough for each."""
+    return (
+        _sgemm is not None
+        and 1 < torch.get_num_threads() <= onto.shape[1] // _LEAST_SHARED
+        and all(
+            each.dtype == torch.float32
+            and each.device.type == "cpu"
+            and each.stride(1) == 1
+            and each.stride(0) >= each.shape[1] > 0
+            for each in (onto, x, weight)
+        )
+    )
+
+
+def add_shared(onto: Tensor, x: Tensor, weight: Tensor, *, back: bool = False) -> None:
+    """onto += x weight', or `back` x weight: (rows, inner) to (rows, columns)."""
+    (rows, columns), inner, threads = onto.shape, x.shape[1], torch.get_num_threads()
+    given = (each for tensor in (x, weight, onto) for each in (tensor.data_ptr(), tensor.stride(0)))
+    _libraries[torch.float32].add_shared(_sgemm, threads, back, rows, columns, inner, *given)
 
 
 def few_fit(x: Tensor, every_a: Sequence[Tensor], every_b: Sequence[Tensor]) -> bool:
