@@ -1,12 +1,12 @@
 """Products with few rows in C give what float64 gives, whatever is turned, on one thread and on two."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
-from factory.native import MOST_RANKS, build, kernels
+from factory.native import MOST_RANKS, kernels
+
+pytestmark = pytest.mark.usefixtures("threads")
 
 TYPES = [torch.float32, torch.bfloat16]
 SHAPES = [  # rows, width, ranks: of several registers' worth, and of what is left over
@@ -19,18 +19,6 @@ SHAPES = [  # rows, width, ranks: of several registers' worth, and of what is le
     (300, 192, 17),  # more than a block of rows
     (515, 96, 5),
 ]
-
-
-@pytest.fixture(autouse=True, params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    if build.compiler() is None:
-        pytest.skip("there is no C compiler")
-    before = torch.get_num_threads()
-    kernels.use(True)
-    torch.set_num_threads(request.param)
-    torch.manual_seed(0)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def near(found: Tensor, *factors: Tensor, scale: float) -> None:

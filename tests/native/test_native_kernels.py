@@ -1,28 +1,18 @@
 """The kernels in C give what float64 gives, to the last digits of their type, on one thread and on two."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from factory.native import build, kernels
+from factory.native import kernels
+
+pytestmark = pytest.mark.usefixtures("threads")
 
 TYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True, params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    if build.compiler() is None:
-        pytest.skip("there is no C compiler")
-    before = torch.get_num_threads()
-    kernels.use(True)
-    torch.set_num_threads(request.param)
-    torch.manual_seed(0)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def drawn(*shape: int, dtype: torch.dtype) -> Tensor:
