@@ -193,10 +193,15 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
 
 
 def shared_fit(onto: Tensor, x: Tensor, weight: Tensor) -> bool:
-    """Whether `add_shared` takes them, and is worth it: with several threads, and columns enough for each."""
+    """Whether `add_shared` takes them, and is worth it: with several threads, and columns enough for each.
+
+    Each lays out all rows: what it makes of them is no more than twice as high as wide.
+    """
+    (rows, columns), threads = onto.shape, torch.get_num_threads()
     return (
         _sgemm is not None
-        and 1 < torch.get_num_threads() <= onto.shape[1] // _LEAST_SHARED
+        and 1 < threads <= columns // _LEAST_SHARED
+        and rows * threads <= 2 * columns
         and all(
             each.dtype == torch.float32
             and each.device.type == "cpu"

@@ -42,6 +42,7 @@ def test_what_fits(threads: int) -> None:
     onto, x, weight = torch.zeros(4, 192), torch.zeros(4, 8), torch.zeros(192, 8)
     assert kernels.shared_fit(onto, x, weight)
     assert not kernels.shared_fit(onto[:, : 64 * threads - 1], x, weight)  # too few columns for each thread
+    assert not kernels.shared_fit(torch.zeros(193, 192), torch.zeros(193, 8), weight)  # too many rows
     for other in (x.bfloat16(), x[:, ::2], x[:1].expand(4, 8), x.to("meta"), x[:, :0]):
         assert not kernels.shared_fit(onto, other, weight)
     torch.set_num_threads(1)
