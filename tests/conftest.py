@@ -102,6 +102,23 @@ def computed(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many torch has, with the kernels in C in use."""
+    import torch
+
+    from factory.native import build, kernels
+
+    if build.compiler() is None:
+        pytest.skip("there is no C compiler")
+    before = torch.get_num_threads()
+    kernels.use(True)
+    torch.set_num_threads(request.param)
+    torch.manual_seed(0)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer llama: context 256, 512 tokens, ChatML."""
