@@ -91,6 +91,7 @@ def prepare(path: Path, model: Path, *, packing: bool) -> dict[str, Any]:
         mask_history=False,
         reasoning="template",
         tools="auto",
+        frames=None,
     )
     source = PlannedSource(
         origin="file",

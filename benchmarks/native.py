@@ -71,10 +71,10 @@ def alone(tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "a frozen head and its loss", lambda: backwards(entropy(hidden, head, target, torch.bfloat16), hidden)
 
 
-def _turned_by_torch(query: torch.Tensor, key: torch.Tensor, *angles: torch.Tensor) -> Any:
+def _turned_by_torch(query: torch.Tensor, key: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> Any:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    return getattr(apply_rotary_pos_emb, "usual", apply_rotary_pos_emb)(query, key, *angles)
+    return getattr(apply_rotary_pos_emb, "usual", apply_rotary_pos_emb)(query, key, cosine, sine)
 
 
 def step(rank: int, tokens: int) -> Callable[[], float]:

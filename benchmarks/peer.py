@@ -1,10 +1,10 @@
 """Factory beside LLaMA-Factory on this machine: prints a table, writes OUT/results.jsonl and OUT/runs/*.log.
 
 Both train the embedded model on the demo data with the same numbers: batch 1, constant learning rate, bf16 with trained
-tensors in float32, fused AdamW, 2 threads, no evaluation, no checkpoints, the model saved once at the end. With
---precision fp32 all of it is in float32, as Factory is by itself on a CPU without instructions for bfloat16; the peer
-takes the type of the model's files there too, so it reads a copy in float32. They take turns at each job, so that a
-busy machine hits both. The jobs:
+tensors in float32, fused AdamW, 2 threads, no evaluation, no checkpoints, the model saved once at the end. On a CPU
+without instructions for bfloat16, which takes hours to pretend that it had them, and with --precision fp32 all of it is
+in float32, as Factory is there by itself; the peer takes the type of the model's files, so it reads a copy in float32.
+They take turns at each job, so that a busy machine hits both. The jobs:
 
     refusal   a misspelt key: what it costs to be told
     start     one step of 32 tokens: what a run costs besides training, and until that step's loss is written
@@ -41,6 +41,7 @@ import psutil
 
 import factory
 from factory import cache
+from factory.look import cpu
 
 DEMO = Path(factory.__file__).parent / "demo"
 PACKAGES = ("llamafactory==0.9.5", "gguf", "bitsandbytes", "galore-torch")
@@ -256,17 +257,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/peer"), help="results and logs (outputs/peer)")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="these jobs")
     parser.add_argument("--device", choices=DEVICE, default="cpu", help="where both train (cpu)")
-    parser.add_argument("--precision", choices=PRECISION, default="bf16", help="of both (bf16)")
+    parser.add_argument("--precision", choices=PRECISION, help="of both (bf16, or fp32: see above)")
     parser.add_argument("--repeat", type=int, default=1, help="turns of each system at each job (1)")
     recomputes = parser.add_mutually_exclusive_group()
     recomputes.add_argument("--checkpointing", action="store_true", help="both recompute activations")
     recomputes.add_argument("--as-it-comes", action="store_true", help="each recomputes as it does by itself")
     recomputes.add_argument("--within", type=float, metavar="SHARE", help="the peer's memory that Factory may take")
     options = parser.parse_args()
+    precision = options.precision or ("bf16" if options.device != "cpu" or cpu.has_bf16() else "fp32")
     runs = options.out.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     python, model = peer_python(options.venv.absolute()), embedded_model(runs)
-    their_model = in_float32(python, model, runs) if options.precision == "fp32" else model
+    their_model = in_float32(python, model, runs) if precision == "fp32" else model
     data: dict[str, Any] = {"messages": {"file_name": str(DEMO / "messages.jsonl")}}
     data["text"] = {"file_name": str(DEMO / "text.jsonl"), "columns": {"prompt": "text"}}
     data["pairs"] = {"file_name": str(DEMO / "pairs.jsonl"), "ranking": True, "columns": {"prompt": "prompt"}}
@@ -276,7 +278,7 @@ def main() -> int:
     who = next((who for who, said in asked.items() if said), "none")
     results = []
     for job, turn in ((job, turn) for job in options.only for turn in range(options.repeat)):
-        general = (DEVICE[options.device], PRECISION[options.precision], COMMON, RECOMPUTE[who])
+        general = (DEVICE[options.device], PRECISION[precision], COMMON, RECOMPUTE[who])
         ours, theirs = map(" ".join, zip(*general, *JOBS[job], strict=True))
         for system in ("factory", "llamafactory") if who != "within" else ("llamafactory", "factory"):
             folder = runs / f"{job}-{system}-{turn}"
@@ -288,7 +290,7 @@ def main() -> int:
                 result = run_factory(ours, model, folder, options.device)
             else:
                 result = run_peer(python, theirs, their_model, folder, options.device)
-            results.append({"job": job, "system": system, "precision": options.precision, "recomputes": who, **result})
+            results.append({"job": job, "system": system, "precision": precision, "recomputes": who, **result})
             with (runs.parent / "results.jsonl").open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
             for weights in folder.rglob("*.safetensors"):

@@ -22,7 +22,7 @@ from rich.table import Table
 from factory.compare.columns import PEAK, PERPLEXITY, columns
 from factory.compare.found import of_folder
 from factory.compare.runs import Run
-from factory.look.machine import cpu_has_bf16
+from factory.look import cpu
 
 PAPER = Path(__file__).with_name("paper_table4.yaml")
 SMALL = ("data=demo", "hardware=cpu", "stage.learning_rate=1e-4", "stage.logging_steps=1", "tracking=none")
@@ -45,7 +45,7 @@ def main() -> int:
     reader.add_argument("overrides", nargs="*")
     asked = reader.parse_args()
     folder = asked.read or Path(datetime.now().strftime("multirun_sweeps/table4-%Y-%m-%d-%H-%M-%S"))
-    small = () if has_gpu() else (*SMALL, *([] if cpu_has_bf16() else [WIDE]))
+    small = () if has_gpu() else (*SMALL, *([] if cpu.has_bf16() else [WIDE]))
     code = 0
     if asked.read is None:
         given = [*small, *asked.overrides, f"hydra.sweep.dir={folder}"]

@@ -8,7 +8,6 @@ Products go into tensors that are there (`out`), as autocast leaves the types of
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from factory import chunks
 from factory.look import cpu
@@ -36,29 +35,23 @@ def through(dtype: torch.dtype, x: Tensor) -> torch.dtype:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b in x's type: (…, out)."""
-    own = through(x.dtype, x) == x.dtype
-    if own and (bias is None or x.dim() <= 2):
-        return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     made = x.new_empty(*x.shape[:-1], len(weight))  # torch's own is a view here, which may not be changed in place
-    if own:
-        assert bias is not None
-        torch.addmm(bias.to(x.dtype), x.reshape(-1, x.shape[-1]), weight.to(x.dtype).T, out=made.view(-1, len(weight)))
-        return made
-    _narrowed(x.reshape(-1, x.shape[-1]), weight, bias, made.view(-1, len(weight)))
+    _linear(x.reshape(-1, x.shape[-1]), weight, bias, made.view(-1, len(weight)))
     return made
 
 
 def logits(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """x Wᵀ in `out`: (rows, words), of x's type."""
+    return _linear(x, weight, None, out)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     if through(x.dtype, x) == x.dtype:
-        return torch.mm(x, weight.T, out=out)
-    return _narrowed(x, weight, None, out)
-
-
-def _narrowed(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        turned = weight.to(x.dtype).T
+        return _multiply(x, turned, out) if bias is None else torch.addmm(bias.to(x.dtype), x, turned, out=out)
     wide = x.float()
     for part in _pieces(torch.float32, weight):
-        product = mm(wide, weight[part].float().T)
+        product = _multiply(wide, weight[part].float().T, wide.new_empty(len(wide), len(weight[part])))
         out[:, part] = product if bias is None else product.add_(bias[part])
     return out
 
@@ -66,43 +59,35 @@ def _narrowed(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Te
 def add(onto: Tensor, x: Tensor, weight: Tensor) -> None:
     """onto += x Wᵀ. onto: (rows, out), x: (rows, in), both of the type that is multiplied in; W: (out, in)."""
     if _whole(onto.dtype, weight):
-        _add(onto, x, weight.to(x.dtype))
+        _multiply(x, weight.to(x.dtype).T, onto, onto=True)
         return
     for part in _pieces(onto.dtype, weight):
-        _add(onto[:, part], x, weight[part].to(x.dtype))
+        _multiply(x, weight[part].to(x.dtype).T, onto[:, part], onto=True)
 
 
 def back(slope: Tensor, weight: Tensor) -> Tensor:
     """s W: (rows, in), of the type that is multiplied in, for s: (rows, out)."""
     kind = through(slope.dtype, slope)
-    first, *others = _pieces(kind, weight)
-    made = mm(slope[:, first].to(kind), weight[first].to(kind))
-    for part in others:
-        made.addmm_(slope[:, part].to(kind), weight[part].to(kind))
+    made = slope.new_empty(len(slope), weight.shape[1], dtype=kind)
+    for part in _pieces(kind, weight):
+        _multiply(slope[:, part].to(kind), weight[part].to(kind), made, onto=part.start > 0)
     return made
 
 
 def add_back(onto: Tensor, slope: Tensor, weight: Tensor) -> None:
     """onto += s W. onto: (rows, in), s: (rows, out), both of the type that is multiplied in; W: (out, in)."""
     if _whole(onto.dtype, weight):
-        _add_back(onto, slope, weight.to(onto.dtype))
+        _multiply(slope, weight.to(onto.dtype), onto, onto=True)
         return
     for part in _pieces(onto.dtype, weight):
-        _add_back(onto, slope[:, part], weight[part].to(onto.dtype))
+        _multiply(slope[:, part], weight[part].to(onto.dtype), onto, onto=True)
 
 
-def _add(onto: Tensor, x: Tensor, weight: Tensor) -> None:
-    if kernels.shared_fit(onto, x, weight):
-        kernels.add_shared(onto, x, weight)
-    else:
-        onto.addmm_(x, weight.T)
-
-
-def _add_back(onto: Tensor, slope: Tensor, weight: Tensor) -> None:
-    if kernels.shared_fit(onto, slope, weight):
-        kernels.add_shared(onto, slope, weight, back=True)
-    else:
-        onto.addmm_(slope, weight)
+def _multiply(a: Tensor, b: Tensor, into: Tensor, *, onto: bool = False) -> Tensor:
+    """a b in `into`, or added `onto` what that is; all in one type."""
+    if not kernels.multiply_shared(a, b, into, onto=onto):
+        into.addmm_(a, b) if onto else torch.mm(a, b, out=into)
+    return into
 
 
 def by_weight(slope: Tensor, x: Tensor) -> Tensor:

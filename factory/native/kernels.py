@@ -27,12 +27,12 @@ _ARGUMENTS = {
     "rotate": (*4 * (c_int64,), c_int, *4 * (c_void_p,)),
     "few_down": (*3 * (c_int64,), c_float, *4 * (c_void_p,), c_int64),
     "few_up": (*3 * (c_int64,), c_float, c_void_p, c_int64, c_void_p, c_int, c_void_p),
-    "add_shared": (c_void_p, *5 * (c_int,), *3 * (c_void_p, c_int)),
+    "multiply_shared": (c_void_p, *5 * (c_int,), *2 * (c_void_p, c_int, c_int), c_void_p, c_int),
     "few_outer": (*3 * (c_int64,), c_float, c_void_p, c_int64, c_void_p, c_int, c_void_p),
 }
 _STRIP = 16  # columns, as few.c has it
 _libraries: dict[torch.dtype, ctypes.CDLL] = {}
-_sgemm: Any = None  # MKL's, where `add_shared` is faster than what torch makes of it
+_sgemm: Any = None  # MKL's, where `multiply_shared` is faster than what torch makes of it
 _LEAST_SHARED = 64  # columns of a thread
 
 
@@ -192,31 +192,32 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
     return made
 
 
-def shared_fit(onto: Tensor, x: Tensor, weight: Tensor) -> bool:
-    """Whether `add_shared` takes them, and is worth it: with several threads, and columns enough for each.
+def multiply_shared(a: Tensor, b: Tensor, into: Tensor, *, onto: bool) -> bool:
+    """a b in `into`, or added `onto` what it is: (rows, inner) and (inner, columns) to (rows, columns).
 
-    Each lays out all rows: what it makes of them is no more than twice as high as wide.
+    False, and nothing is done, where it does not take them or is not worth it: with one thread, with few columns for
+    each, or where what each makes is more than twice as high as wide, as each lays out all rows.
     """
-    (rows, columns), threads = onto.shape, torch.get_num_threads()
-    return (
-        _sgemm is not None
-        and 1 < threads <= columns // _LEAST_SHARED
-        and rows * threads <= 2 * columns
-        and all(
-            each.dtype == torch.float32
-            and each.device.type == "cpu"
-            and each.stride(1) == 1
-            and each.stride(0) >= each.shape[1] > 0
-            for each in (onto, x, weight)
-        )
-    )
+    (rows, columns), threads = into.shape, torch.get_num_threads()
+    if _sgemm is None or not 1 < threads <= columns // _LEAST_SHARED or rows * threads > 2 * columns:
+        return False
+    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in (a, b, into)):
+        return False
+    as_a, as_b, as_into = _lies(a), _lies(b), _lies(into)
+    if as_a is None or as_b is None or as_into is None or as_into[0] or not a.shape[1]:
+        return False
+    multiply = _libraries[torch.float32].multiply_shared
+    given = a.data_ptr(), *as_a, b.data_ptr(), *as_b, into.data_ptr(), as_into[1]
+    multiply(_sgemm, threads, onto, rows, columns, a.shape[1], *given)
+    return True
 
 
-def add_shared(onto: Tensor, x: Tensor, weight: Tensor, *, back: bool = False) -> None:
-    """onto += x weight', or `back` x weight: (rows, inner) to (rows, columns)."""
-    (rows, columns), inner, threads = onto.shape, x.shape[1], torch.get_num_threads()
-    given = (each for tensor in (x, weight, onto) for each in (tensor.data_ptr(), tensor.stride(0)))
-    _libraries[torch.float32].add_shared(_sgemm, threads, back, rows, columns, inner, *given)
+def _lies(matrix: Tensor) -> tuple[bool, int] | None:
+    """Whether it lies as its transpose does, and the numbers from one row to the next, as it lies. None: otherwise."""
+    (rows, columns), (by_row, by_column) = matrix.shape, matrix.stride()
+    if by_column == 1 and by_row >= columns:
+        return False, by_row
+    return (True, by_column) if by_row == 1 and by_column >= rows else None
 
 
 def few_fit(x: Tensor, every_a: Sequence[Tensor], every_b: Sequence[Tensor]) -> bool:

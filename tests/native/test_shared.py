@@ -22,34 +22,67 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("back", [False, True])
+def within(rows: int, columns: int, *, turned: bool) -> torch.Tensor:
+    """Of a larger one, as pieces of a wide weight are; `turned`: the transpose of such."""
+    if turned:
+        return within(columns, rows, turned=False).T
+    return torch.randn(rows, columns + 3)[:, 2 : 2 + columns]
+
+
+@pytest.mark.parametrize("onto", [False, True])
+@pytest.mark.parametrize("turned", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(("rows", "columns", "inner"), [(1, 192, 5), (7, 200, 33), (70, 576, 64), (3, 203, 1)])
-def test_they_are_float64s(rows: int, columns: int, inner: int, back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that lie apart too, as pieces of a wide weight's are."""
-    x = torch.randn(rows, inner + 3)[:, 2 : 2 + inner]
-    weight = torch.randn(inner if back else columns, 1 + (columns if back else inner))[:, 1:]
+def test_they_are_float64s(rows: int, columns: int, inner: int, turned: tuple[bool, bool], onto: bool) -> None:
+    a, b = within(rows, inner, turned=turned[0]), within(inner, columns, turned=turned[1])
     around = torch.randn(rows, columns + 5)
-    onto, before = around[:, 4 : 4 + columns], around.clone()
-    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *_, **__: pytest.fail("torch's"))
-    (products.add_back if back else products.add)(onto, x, weight)
-    exact = before[:, 4 : 4 + columns].double() + x.double() @ (weight.double() if back else weight.double().T)
-    torch.testing.assert_close(onto.double(), exact, rtol=1e-5, atol=1e-5)
-    before[:, 4 : 4 + columns] = onto
+    into, before = around[:, 4 : 4 + columns], around.clone()
+    if not onto:
+        into.fill_(torch.nan)  # what was there is not read
+    assert kernels.multiply_shared(a, b, into, onto=onto)
+    exact = a.double() @ b.double() + (before[:, 4 : 4 + columns].double() if onto else 0)
+    torch.testing.assert_close(into.double(), exact, rtol=1e-5, atol=1e-5)
+    before[:, 4 : 4 + columns] = into
     assert torch.equal(around, before)
 
 
+@pytest.mark.parametrize("way", ["linear", "logits", "add", "back", "add_back"])
+def test_products_of_layers_are_shared(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, slope = torch.randn(96, 192), torch.randn(200, 192), torch.randn(96, 200)
+    ways = {
+        "linear": (lambda: products.linear(x.view(2, 48, 192), weight, None).flatten(0, 1), x @ weight.T),
+        "logits": (lambda: products.logits(x, weight, torch.empty(96, 200)), x @ weight.T),
+        "add": (lambda: products.add(slope, x, weight), slope + x @ weight.T),
+        "back": (lambda: products.back(slope, weight), slope @ weight),
+        "add_back": (lambda: products.add_back(x, slope, weight), x + slope @ weight),
+    }
+    for torchs in ("mm", "addmm"):
+        monkeypatch.setattr(torch, torchs, lambda *_, **__: pytest.fail("torch's"))
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *_, **__: pytest.fail("torch's"))
+    make, truth = ways[way]
+    made = make()
+    torch.testing.assert_close({"add": slope, "add_back": x}.get(way, made), truth)
+
+
 def test_what_fits(threads: int) -> None:
-    onto, x, weight = torch.zeros(4, 192), torch.zeros(4, 8), torch.zeros(192, 8)
-    assert kernels.shared_fit(onto, x, weight)
-    assert not kernels.shared_fit(onto[:, : 64 * threads - 1], x, weight)  # too few columns for each thread
-    assert not kernels.shared_fit(torch.zeros(193, 192), torch.zeros(193, 8), weight)  # too many rows
-    for other in (x.bfloat16(), x[:, ::2], x[:1].expand(4, 8), x.to("meta"), x[:, :0]):
-        assert not kernels.shared_fit(onto, other, weight)
+    def shared(a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None = None) -> bool:
+        into = torch.full((len(a), b.shape[1]), torch.nan) if into is None else into
+        done = kernels.multiply_shared(a, b, into, onto=False)
+        assert done != bool(into.isnan().all())  # it does all of it or nothing
+        return done
+
+    a, b = torch.ones(4, 8), torch.ones(8, 192)
+    assert shared(a, b)
+    assert not shared(a, b[:, : 64 * threads - 1])  # too few columns for each thread
+    assert not shared(torch.ones(384 // threads + 1, 8), b) and shared(torch.ones(384 // threads, 8), b)  # too many rows
+    for other in (a.bfloat16(), torch.ones(4, 16)[:, ::2], a[:1].expand(4, 8), a[:, :0]):
+        assert not shared(other, b[: other.shape[1]])
+    assert not shared(a, b, torch.full((192, 4), torch.nan).T)
+    assert not kernels.multiply_shared(a.to("meta"), b.to("meta"), torch.empty(4, 192, device="meta"), onto=False)
     torch.set_num_threads(1)
-    assert not kernels.shared_fit(onto, x, weight)
+    assert not shared(a, b)
     torch.set_num_threads(threads)
     kernels.use(False)
-    assert not kernels.shared_fit(onto, x, weight)
+    assert not shared(a, b)
 
 
 @pytest.mark.parametrize(("vendor", "shared"), [("AuthenticAMD", True), ("GenuineIntel", False), ("", False)])
