@@ -2,8 +2,9 @@
 
     python benchmarks/rollouts.py                  # 32 prompts of the demo, 48 new tokens each, greedy, one thread
 
-The model is the embedded one in bfloat16 with an untrained LoRA adapter; both ways have a cache. The answers are
-compared: in float32 (--dtype float32) they are the same tokens, in bfloat16 a tie may go the other way.
+The model is the embedded one with an untrained LoRA adapter, patched as a run's is, in bfloat16, or in float32 on a CPU
+without bfloat16; both ways have a cache. The answers are compared: in float32 they are the same tokens, in bfloat16 a
+tie may go the other way.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from pathlib import Path
 import torch
 
 import factory
-from factory import cache, fused
+from factory import cache, fused, products
+from factory.look import cpu
 from factory.native import build, kernels
 from factory.rollouts.sample import Sampling, sample
 
@@ -25,7 +27,8 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--new", type=int, default=48, help="tokens of an answer")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    own = "bfloat16" if cpu.has_bf16() else "float32"
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=own, help=f"({own})")
     options = parser.parse_args()
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,9 +36,11 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     folder = next(cache.folder().glob("SmolLM2-135M-Instruct*/config.json")).parent
     kernels.use(build.why_not() is None)
+    products.use(cpu.multiplies_wide())
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
     fused.fuse(base)
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear")).eval()
+    fused.fuse_linears(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     file = Path(factory.__file__).parent / "demo" / "messages.jsonl"
     said = [json.loads(line)["instruction"] for line in file.read_text().splitlines()[: options.prompts]]

@@ -5,9 +5,9 @@
     python benchmarks/shares.py --top 25 --only pt.lora    # and the operators that take most
 
 Each job is a process of its own that executes a plan; torch's profiler watches a few steps after the first two. A share
-is of the time on the clock: of `products` (of matrices, attention's too), of each other kind of operator, and of what
-is between torch's operators, Python and the kernels in C. `limit` is the time of the estimate's FLOPs at the speed of
-one product of the model's largest layer, measured in the same process, for as many tokens as the steps had;
+is of the time on the clock: of attention, of `products` of matrices (those in C too), of each other kind of operator,
+of the other kernels `in C`, and of what is between them, `Python`. `limit` is the time of the estimate's FLOPs at the
+speed of one product of the model's largest layer, measured in the same process, for as many tokens as the steps had;
 `utilisation` is that limit over the step's time without the profiler.
 """
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,18 @@ NO_REFERENCE = (
 )
 REWARD = "def reward(completions, **others):\n    return [float(len(answer)) for answer in completions]\n"
 SKIPPED, WATCHED = 2, 4  # steps
-# the first kind whose word is in an operator's name
+# the first kind whose word is in an operator's name; a kernel in C has that of its function
 KINDS = {
-    "products": ("mm", "bmm", "linear", "matmul", "convolution", "dot"),
+    "attention": ("attention", "C::attend"),
+    "products": ("mm", "bmm", "linear", "matmul", "convolution", "dot", "C::multiply", "C::few"),
+    "in C": ("C::",),
     "4-bit weights": ("dequantize", "quantize"),
     "optimizer": ("adam", "_foreach", "lerp", "svd", "qr", "linalg"),
     "copies and types": ("copy_", "to_copy", "clone", "contiguous", "cat", "fill_", "zero", "empty", "resize"),
     "softmax": ("softmax", "logsumexp", "nll"),
     "lookups": ("embedding", "index", "gather", "scatter", "select"),
 }
-BETWEEN = "Python, C"
+ELSE, BETWEEN = "one by one", "Python"
 
 
 def watch(folder: Path) -> dict[str, Any]:
@@ -78,6 +81,7 @@ def watch(folder: Path) -> dict[str, Any]:
 
     def begin(engine: Any, step: int, *rest: Any) -> None:
         if step == SKIPPED + WATCHED:
+            name_kernels()
             watcher.__enter__()
         elif step == SKIPPED + 2 * WATCHED:
             watcher.__exit__(None, None, None)
@@ -98,6 +102,25 @@ def watch(folder: Path) -> dict[str, Any]:
     }
 
 
+def name_kernels() -> None:
+    """Lets the profiler see the kernels in C."""
+    from torch.profiler import record_function
+
+    from factory.native import kernels
+
+    def named(name: str, kernel: Any) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            with record_function(f"C::{name}"):
+                return kernel(*given)
+
+        return call
+
+    for library in kernels._libraries.values():
+        for name, kernel in list(vars(library).items()):
+            if isinstance(kernel, library._FuncPtr):
+                setattr(library, name, named(name, kernel))
+
+
 def speed(torch: Any) -> float:
     """Of a product of the largest layer's shape, 512 x 576 x 1,536, in the type that this CPU is faster at."""
     best = float("inf")
@@ -114,7 +137,9 @@ def shares(found: dict[str, Any]) -> dict[str, float]:
     """Of the time that was watched."""
     by_kind: Counter[str] = Counter()
     for name, seconds in found["operators"].items():
-        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "one by one")
+        if "::" not in name or name.startswith("autograd::"):  # a function that calls operators
+            continue
+        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), ELSE)
         by_kind[kind] += seconds
     by_kind[BETWEEN] = max(0.0, found["watched"] - sum(by_kind.values()))
     return {kind: seconds / found["watched"] for kind, seconds in by_kind.items()}
@@ -154,7 +179,7 @@ def main() -> int:
     if options.watch:
         (options.watch / "shares.json").write_text(json.dumps(watch(options.watch)))
         return 0
-    kinds = [*KINDS, "one by one", BETWEEN]
+    kinds = [*KINDS, ELSE, BETWEEN]
     print(
         f"| job | s a step | limit | utilisation | {' | '.join(kinds)} |",
         f"|---|{'---:|' * (3 + len(kinds))}",

@@ -225,6 +225,8 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
     mixed, dtype = _product_type(x)
     learns = layer.weight.requires_grad and torch.is_grad_enabled()  # else autocast keeps what it has narrowed
     if (not learns and products.through(dtype, x) == dtype) or (not mixed and dtype != layer.weight.dtype):
+        if kernels.shares() and dtype == layer.weight.dtype and not (mixed or torch.is_grad_enabled()):
+            return products.linear(x, layer.weight, layer.bias)
         return torch.nn.Linear.forward(layer, x)
     return Linear.apply(x, layer.weight, layer.bias, dtype)
 

@@ -33,7 +33,7 @@ _ARGUMENTS = {
 _STRIP = 16  # columns, as few.c has it
 _libraries: dict[torch.dtype, ctypes.CDLL] = {}
 _sgemm: Any = None  # MKL's, where `multiply_shared` is faster than what torch makes of it
-_LEAST_SHARED = 64  # columns of a thread
+_LEAST_SHARED = 128  # columns of a thread
 
 
 class _States(ctypes.Structure):
@@ -190,6 +190,11 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
     rows = batch * length
     _libraries[x.dtype].rotate(rows, cosine.shape[0] * length, heads, width, back, *tensors)
     return made
+
+
+def shares() -> bool:
+    """Whether `multiply_shared` may be worth it."""
+    return _sgemm is not None
 
 
 def multiply_shared(a: Tensor, b: Tensor, into: Tensor, *, onto: bool) -> bool:

@@ -1,21 +1,23 @@
 """Products whose columns are shared by threads are those of torch, and nothing beside them is written to."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from factory import products
+from factory import fused, products
 from factory.native import build, kernels
 
 
 @pytest.fixture(autouse=True, params=[2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     if build.compiler() is None or not torch.backends.mkl.is_available():
         pytest.skip("there is no C compiler, or torch has another BLAS than MKL")
     before = torch.get_num_threads()
     kernels.use(True)
     kernels._sgemm = kernels._mkls_sgemm()  # on any processor
+    monkeypatch.setattr(kernels, "_LEAST_SHARED", 64)
     torch.set_num_threads(request.param)
     torch.manual_seed(0)
     yield request.param
@@ -63,6 +65,26 @@ def test_products_of_layers_are_shared(way: str, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close({"add": slope, "add_back": x}.get(way, made), truth)
 
 
+def test_layers_that_nothing_is_learned_of_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of answers and held-out rows."""
+    from test_fused import model_of
+
+    model: Any = model_of("llama").eval()
+    fused.fuse_linears(model)
+    linear = (layer for layer in model.model.modules() if isinstance(layer, torch.nn.Linear))
+    layers = [layer for layer in linear if layer.out_features >= 48]
+    monkeypatch.setattr(kernels, "_LEAST_SHARED", 16)
+    inputs = [torch.randn(2, 4, layer.in_features) for layer in layers]
+    truth = [x @ layer.weight.T for x, layer in zip(inputs, layers, strict=True)]
+    for torchs in ("mm", "addmm"):
+        monkeypatch.setattr(torch, torchs, lambda *_, **__: pytest.fail("torch's"))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *_, **__: pytest.fail("torch's"))
+    with torch.no_grad():
+        made = [layer(x) for x, layer in zip(inputs, layers, strict=True)]
+    assert made
+    torch.testing.assert_close(made, truth)
+
+
 def test_what_fits(threads: int) -> None:
     def shared(a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None = None) -> bool:
         into = torch.full((len(a), b.shape[1]), torch.nan) if into is None else into
@@ -73,7 +95,9 @@ def test_what_fits(threads: int) -> None:
     a, b = torch.ones(4, 8), torch.ones(8, 192)
     assert shared(a, b)
     assert not shared(a, b[:, : 64 * threads - 1])  # too few columns for each thread
-    assert not shared(torch.ones(384 // threads + 1, 8), b) and shared(torch.ones(384 // threads, 8), b)  # too many rows
+    assert not shared(torch.ones(384 // threads + 1, 8), b) and shared(
+        torch.ones(384 // threads, 8), b
+    )  # too many rows
     for other in (a.bfloat16(), torch.ones(4, 16)[:, ::2], a[:1].expand(4, 8), a[:, :0]):
         assert not shared(other, b[: other.shape[1]])
     assert not shared(a, b, torch.full((192, 4), torch.nan).T)
