@@ -6,9 +6,9 @@
 
 Each job is a process of its own that executes a plan; torch's profiler watches a few steps after the first two. A share
 is of the time on the clock: of attention, of `products` of matrices (those in C too), of each other kind of operator,
-of the other kernels `in C`, and of what is between them, `Python`. `limit` is the time of the estimate's FLOPs at the
-speed of one product of the model's largest layer, measured in the same process, for as many tokens as the steps had;
-`utilisation` is that limit over the step's time without the profiler.
+of the other kernels `in C`, and of what is between them, `Python` and the profiler itself. `limit` is the time of the
+estimate's FLOPs at the speed of one product of the model's largest layer, measured in the same process, for as many
+tokens as the steps had; `utilisation` is that limit over the step's time without the profiler.
 """
 
 import argparse
