@@ -9,7 +9,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
 
 from factory.inference.types import Done, Event, Load, Overloaded, Request, Stopping, Stream, Ticket, Token, failed
 
@@ -45,7 +47,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._running = self._tokens = self._prompt_tokens = 0
         self._closing: float | None = None  # when, by time.monotonic, what still runs is cut
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -63,26 +65,20 @@ class Scheduler:
 
     def call(self, function: Callable[[], T]) -> T:
         """Runs the function in the thread that has the model, between two tokens, and returns what it gives."""
-        done, found = threading.Event(), list[T | Exception]()
-
-        def job() -> None:
-            try:
-                found.append(function())
-            except Exception as error:
-                found.append(error)
-            done.set()
-
+        done = Future[T]()
         with self._changed:
             if self._closing is not None:
                 raise Stopping
             if len(self._jobs) >= self._limit + self._most:
                 raise Overloaded
-            self._jobs.append(job)
+            self._jobs.append((done, function))
             self._changed.notify_all()
-        done.wait()
-        if isinstance(found[0], Exception):
-            raise found[0]
-        return found[0]
+        return done.result()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs: after `stop`, and after an error that ended it, there are no more answers."""
+        return self._thread.is_alive()
 
     def count(self) -> Load:
         with self._changed:
@@ -96,6 +92,13 @@ class Scheduler:
         self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # of a lane that could not even be ended
+            _log.exception("the engine ended")
+            self._fall(failed(error))
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 while not self._waiting and not self._running and not self._jobs and self._closing is None:
@@ -105,9 +108,9 @@ class Scheduler:
                 cut = self._closing is not None and time.monotonic() >= self._closing
                 idle = not self._running and not self._waiting
             if job is not None:
-                job()
+                _do(*job)
             elif cut or (idle and self._closing is not None):
-                self._cut()
+                self._end_all(Done("length"))
                 return
             self._step()
 
@@ -143,15 +146,36 @@ class Scheduler:
         with self._changed:
             self._running = sum(lane.busy for lane in self._lanes())
 
-    def _cut(self) -> None:
-        done = Done("length")
+    def _fall(self, done: Done) -> None:
+        """Nobody waits for what never comes, and nobody else may ask."""
+        with self._changed:
+            self._closing = time.monotonic()
+            jobs, self._jobs = self._jobs, deque()
+        for job, _ in jobs:
+            job.set_exception(Stopping())
+        for lane in self._lanes():
+            with suppress(Exception):
+                lane.end(done, lambda _: True)
+        self._end_waiting(done)
+
+    def _end_all(self, done: Done) -> None:
         for lane in self._lanes():
             lane.end(done, lambda _: True)
+        self._end_waiting(done)
+
+    def _end_waiting(self, done: Done) -> None:
         with self._changed:
             waiting, self._waiting = list(self._waiting), deque()
             self._running = 0
         for ticket in waiting:
             ticket.tell(done)
+
+
+def _do(done: Future[T], function: Callable[[], T]) -> None:
+    try:
+        done.set_result(function())
+    except BaseException as error:  # panics of Rust are no Exception
+        done.set_exception(error)
 
 
 class Scheduled:
@@ -177,6 +201,10 @@ class Scheduled:
 
     def count(self) -> Load:
         return self._scheduler.count()
+
+    @property
+    def alive(self) -> bool:
+        return self._scheduler.alive
 
     def stop(self, grace: float) -> None:
         self._scheduler.stop(grace)

@@ -69,7 +69,7 @@ class Done:
     exhausted: bool = False  # the error is a lack of memory
 
 
-def failed(error: Exception) -> Done:
+def failed(error: BaseException) -> Done:
     """What an answer ends with that an error has ended."""
     return Done("error", f"{type(error).__name__}: {error}", is_exhausted(error))
 
@@ -167,6 +167,11 @@ class Engine(Protocol):
         ...
 
     def count(self) -> Load: ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers: not once it was stopped, or an error has ended its thread."""
+        ...
 
     def stop(self, grace: float) -> None:
         """Takes no more, and ends in `grace` seconds: who is not done by then is cut, with reason `length`.

@@ -54,10 +54,10 @@ class VllmLane:
 
     def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
         leaving = [name for name, ticket in self._tickets.items() if which(ticket)]
-        if leaving:
-            self._engine.abort_request(leaving)
         for name in leaving:
             self._tickets.pop(name).tell(done)
+        if leaving:
+            self._engine.abort_request(leaving)  # an engine that died raises here too
 
 
 def _sampling(request: Request) -> Any:

@@ -156,6 +156,8 @@ def _about(made: FastAPI, desk: Desk, metrics: Metrics) -> None:
 
     @made.get("/health")
     async def health() -> Response:
+        if not room.engine.alive:
+            raise errors.stopping()
         return errors.Json({"status": "ok"})
 
     @made.get("/metrics")

@@ -97,7 +97,8 @@ def no_memory() -> ApiError:
 
 
 def stopping() -> ApiError:
-    return ApiError(503, "The server is being stopped.", code="stopping", kind="server_error")
+    why = "The server answers no more: it is being stopped, or its engine has failed and its log has the reason."
+    return ApiError(503, why, code="stopping", kind="server_error")
 
 
 def no_key() -> ApiError:

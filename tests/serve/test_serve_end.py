@@ -56,6 +56,17 @@ def test_a_stream_ends_well_when_the_server_is_stopped(grace: float, tiny_model:
     assert usage.usage.completion_tokens == 200 if grace else usage.usage.completion_tokens < 200
 
 
+def test_health_says_that_the_engine_answers_no_more(tiny_model: Path) -> None:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY)
+    with serving(room, settings) as found, found.http() as http:
+        assert http.get("/health").status_code == 200
+        room.engine.stop(0)
+        assert http.get("/health").status_code == 503
+        with pytest.raises(openai.InternalServerError) as raised:
+            found.client().chat.completions.create(model="tiny", messages=HI)
+        assert raised.value.status_code == 503 and raised.value.code == "stopping"
+
+
 def test_adapters_of_one_base_by_name(execute: Callable[..., Any]) -> None:
     from factory.inference import asked
 
