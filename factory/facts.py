@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from factory.architecture import Architecture, Shape
-from factory.data.record import Kind
+from factory.data.record import RowKind
 from factory.own_base import OwnBase
 from factory.plan import Plan
 from factory.refusal import Refusal
@@ -142,7 +142,7 @@ class DataFacts:
     split: str = "train"
     revision: str | None = None
     format: str
-    kind: Kind
+    kind: RowKind
     columns: tuple[str, ...]
     renamed: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

@@ -52,3 +52,8 @@ def starts_from_weights(method: ModuleType, settings: Any) -> bool:
 def samples_answers(stage: ModuleType) -> bool:
     """Whether a stage, by its spec, learns from answers of the model's own, and not from those of its rows."""
     return hook(stage, "rows_per_step") is not None
+
+
+def reads(stage: ModuleType) -> tuple[str, ...]:
+    """The kinds of rows that a stage, by its spec, takes."""
+    return (stage.KIND, "prompts") if samples_answers(stage) else (stage.KIND,)

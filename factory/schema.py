@@ -33,6 +33,7 @@ Format = Literal[
     "messages",
     "sharegpt",
     "prompt_completion",
+    "prompts",
     "pairs",
     "alpaca_pairs",
     "sharegpt_pairs",

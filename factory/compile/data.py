@@ -42,22 +42,22 @@ def _hub_unreachable(case: Case) -> tuple[str, str] | None:
 
 
 def _of_another_stage(case: Case) -> tuple[str, DataFacts] | None:
-    kind = case.stage_spec.KIND
-    return next(((name, data) for name, data in case.facts.data.items() if data.kind != kind), None)
+    kinds = registry.reads(case.stage_spec)
+    return next(((name, data) for name, data in case.facts.data.items() if data.kind not in kinds), None)
 
 
 def _columns_for_stage(case: Case) -> str | None:
     if (found := _of_another_stage(case)) is None:
         return None
-    (name, data), stage = found, case.settings.stage.name
-    return f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={stage} needs {case.stage_spec.KIND}"
+    (name, data), stage, kinds = found, case.settings.stage.name, registry.reads(case.stage_spec)
+    return f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={stage} needs {' or '.join(kinds)}"
 
 
 def _stages_that_read(case: Case) -> dict[str, str]:
     """Those that take the rows as they are, before those that sample answers of their own."""
     found = _of_another_stage(case)
     specs = {name: registry.spec("stages", name) for name in registry.names("stages")}
-    names = [name for name, spec in specs.items() if found and found[1].kind == spec.KIND]
+    names = [name for name, spec in specs.items() if found and found[1].kind in registry.reads(spec)]
     names.sort(key=lambda name: registry.samples_answers(specs[name]))
     others = f" ({', '.join(names[1:])} take them too)" if names[1:] else ""
     return {"stages": f"set stage={names[0]}{others}, {_whatever_the_label(case, found)}" if names else ""}

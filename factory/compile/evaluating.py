@@ -135,7 +135,11 @@ def _nothing_to_answer(case: Case) -> str | None:
         return None
     if case.stage_spec.KIND == "text":
         return f"the plain text of stage={stage} holds no answers"
-    return "data.validation_fraction=0 holds no rows out" if nothing_measured(case.settings) else None
+    if nothing_measured(case.settings):
+        return "data.validation_fraction=0 holds no rows out"
+    held, sets = case.settings.data.validation, case.facts.data
+    asked = [name for name in ([held] if held in sets else sets) if name and sets[name].kind == "prompts"]
+    return f"{asked[0]} holds prompts, and no answers to score by" if asked else None
 
 
 def _no_room(case: Case) -> str | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 Kind = Literal["text", "messages", "pairs", "labelled"]
+# what rows may be as they come: of prompts the records are messages whose answer is empty, or what rewards read
+RowKind = Literal["text", "messages", "pairs", "labelled", "prompts"]
 Role = Literal["system", "user", "assistant", "tool"]
 # what a content may have beside text: the mark `<image>` stands where one belongs; by the record's columns
 MEDIA = {"images": "image", "videos": "video", "audios": "audio"}

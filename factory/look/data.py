@@ -259,7 +259,8 @@ def _recognised(columns: set[str], rows: list[Row], stage: str, tags: dict[str, 
     """
     spec = registry.spec("stages", stage)
     trains_each = spec.KIND == "messages" and not registry.samples_answers(spec)
-    return (trains_each and formats.judged(columns, rows, tags)) or formats.recognise(columns, rows, spec.KIND, tags)
+    kinds = registry.reads(spec)
+    return (trains_each and formats.judged(columns, rows, tags)) or formats.recognise(columns, rows, kinds, tags)
 
 
 def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:

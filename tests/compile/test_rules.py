@@ -124,6 +124,7 @@ TABLE = (
         "data=file data.path=judged.jsonl stage=sft data.sources.file.format=alpaca",
     ),
     row("columns-for-stage", "data=file data.path=plain.txt", "data=file data.path=plain.txt stage=pt"),
+    row("columns-for-stage", "{asked} data.sources.file.format=prompts", "{asked} {groups} {short} {scored}"),
     row(
         "compile-bf16-on-cpu",
         "compute.compile=true precision=bf16",
@@ -297,6 +298,11 @@ TABLE = (
         "nothing-to-answer",
         "{answers} data.validation_fraction=0",
         "{two} {answers} data.validation_fraction=0 data.validation=file",
+    ),
+    row(
+        "nothing-to-answer",
+        "{asked} {groups} {short} {scored} {answers}",
+        "data=file data.path=chat.jsonl {groups} {short} {scored} {answers}",
     ),
     row(
         "generation-room",
@@ -847,6 +853,7 @@ WORDS = {
     "free": "stage.max_grad_norm=null",
     "s2": "compute.attention=s2",
     "hub": "model.path=me/tiny",
+    "asked": "data=file data.path=asked.jsonl",
     "two": "data=[demo,file] data.path=chat.jsonl",
     "gpus": "hardware=single_gpu",
     "ddp": "hardware.num_processes=2 hardware.strategy=ddp",
@@ -1097,6 +1104,7 @@ def filled(
     (here / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     judged = ({**row, "label": number % 2 == 0} for number, row in enumerate(rows))
     (here / "judged.jsonl").write_text("\n".join(json.dumps(row) for row in judged))
+    (here / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": row["instruction"]}) for row in rows))
     catalogue = {"said": {"file_name": "chat.jsonl"}}
     (here / "dataset_info.json").write_text(json.dumps(catalogue))
     picture = {"messages": [{"role": "user", "content": "<image>Red?"}, {"role": "assistant", "content": "Yes."}]}

@@ -22,6 +22,7 @@ OLD = (message("system", "be"), message("user", "a"), message("assistant", "b"))
 LONG = Record(prompt=(*OLD, USER), response=(GOOD,))
 PAIR = Record(prompt=(USER,), response=(GOOD,), rejected=(BAD,))
 LONG_PAIR = Record(prompt=LONG.prompt, response=(GOOD,), rejected=(BAD,))
+UNANSWERED = (message("assistant", ""),)
 LIKED = Record(prompt=(USER,), response=(GOOD,), label=True)
 SHAREGPT = said(human="hi", gpt="ho")
 ASKED = {"instruction": "hi", "system": "be", "history": [["a", "b"]]}
@@ -80,6 +81,15 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
         },
         LONG_PAIR,
     ),
+    ("prompts", {"prompt": "hi"}, Record(prompt=(USER,), response=UNANSWERED)),
+    ("prompts", {"prompt": [*OLD, USER]}, Record(prompt=LONG.prompt, response=UNANSWERED)),
+    ("prompts", {"messages": [*OLD, USER], "prompt": None}, Record(prompt=LONG.prompt, response=UNANSWERED)),
+    ("prompts", {"conversations": said(human="hi")}, Record(prompt=(USER,), response=UNANSWERED)),
+    ("prompts", {**ASKED, "output": ""}, Record(prompt=LONG.prompt, response=UNANSWERED)),
+    ("prompts", {"instruction": "", "input": "hi"}, Record(prompt=(USER,), response=UNANSWERED)),
+    ("prompts", {"prompt": "hi", "solution": "ho"}, CHAT),
+    ("prompts", {"prompt": [USER], "solution": 42}, Record(prompt=(USER,), response=(message("assistant", "42"),))),
+    ("prompts", {"prompt": "hi", "solution": None}, Record(prompt=(USER,), response=UNANSWERED)),
     ("kto", {"messages": [USER, GOOD], "label": True}, LIKED),
     ("kto", {"conversations": SHAREGPT, "label": 1}, LIKED),
     ("kto", {"prompt": "hi", "completion": "ho", "label": "True"}, LIKED),
@@ -93,10 +103,22 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
 
 @pytest.mark.parametrize(("name", "row", "record"), ROWS)
 def test_a_row_is_recognised_and_aligned(name: str, row: dict[str, Any], record: Record) -> None:
-    assert recognise({*row, "id", "source"}, [row], FORMATS[name].kind) == name
+    assert recognise({*row, "id", "source"}, [row], (FORMATS[name].kind,)) == name
     assert align(row, name, {}, {}) == record
     assert FORMATS[name].align(row) == record
     assert set(row) - {"score_chosen"} <= STANDARD
+
+
+def test_a_stage_that_answers_itself_reads_answered_rows_as_they_are_where_most_are() -> None:
+    kinds = ("messages", "prompts")
+    answered, asked = {"instruction": "hi", "output": "ho"}, {"instruction": "hi", "output": ""}
+    assert recognise(set(asked), [answered, answered], kinds) == "alpaca"
+    assert recognise(set(asked), [answered, asked], kinds) == "prompts"
+    assert recognise({"prompt", "chosen", "rejected"}, [{"prompt": "hi", "chosen": "ho", "rejected": "no"}], kinds) == (
+        "prompts"
+    )
+    with pytest.raises(BadRow, match="it ends with an answer"):
+        align({"messages": [USER, GOOD]}, "prompts", {}, {})
 
 
 def test_every_format_has_a_row() -> None:
@@ -110,8 +132,8 @@ def test_an_input_is_appended_to_its_instruction() -> None:
 
 @pytest.mark.parametrize("columns", [set(), {"question", "answer"}, {"instruction"}, {"prompt", "chosen"}, {"Text"}])
 def test_other_columns_are_no_format(columns: set[str]) -> None:
-    assert recognise(columns, [dict.fromkeys(columns, "x")], "messages") is None
-    assert recognise(columns, [], "pairs") is None
+    assert recognise(columns, [dict.fromkeys(columns, "x")], ("messages",)) is None
+    assert recognise(columns, [], ("pairs",)) is None
 
 
 @pytest.mark.parametrize(
@@ -126,30 +148,30 @@ def test_other_columns_are_no_format(columns: set[str]) -> None:
     ],
 )
 def test_without_rows_the_columns_decide(columns: set[str], kind: Any, name: str) -> None:
-    assert recognise(columns, [], kind) == name
+    assert recognise(columns, [], (kind,)) == name
 
 
 def test_the_first_rows_decide_where_columns_do_not() -> None:
     texts = {"prompt": "hi", "chosen": "ho", "rejected": "no"}
     whole = {"prompt": "hi", "chosen": [USER, GOOD], "rejected": [USER, BAD]}
     columns = set(texts)
-    assert recognise(columns, [texts], "pairs") == "pairs"
-    assert recognise(columns, [whole], "pairs") == "messages_pairs"
-    assert recognise(columns, [texts, whole, whole], "pairs") == "messages_pairs"
+    assert recognise(columns, [texts], ("pairs",)) == "pairs"
+    assert recognise(columns, [whole], ("pairs",)) == "messages_pairs"
+    assert recognise(columns, [texts, whole, whole], ("pairs",)) == "messages_pairs"
     # no row of the wanted kind can be used, but those of another: better told than a set of broken rows
     ranked = {"conversations": said(human="hi"), "chosen": said(gpt="ho")[0], "rejected": said(gpt="no")[0]}
-    assert recognise(set(ranked), [ranked], "messages") == "sharegpt_pairs"
+    assert recognise(set(ranked), [ranked], ("messages",)) == "sharegpt_pairs"
     # a set all of whose first rows are broken is known by its columns
     for broken in ({"rejected": "ho"}, {"rejected": ""}, {"chosen": ""}):
-        assert recognise(columns, [texts | broken], "pairs") == "pairs"
-    assert recognise({"instruction", "output"}, [{"instruction": "", "output": ""}], "messages") == "alpaca"
+        assert recognise(columns, [texts | broken], ("pairs",)) == "pairs"
+    assert recognise({"instruction", "output"}, [{"instruction": "", "output": ""}], ("messages",)) == "alpaca"
 
 
 def test_a_label_is_read_where_one_is_needed_whatever_it_says() -> None:
     """So that what is told is what is wrong with it."""
     row = {"prompt": "hi", "completion": "ho", "label": "maybe"}
-    assert recognise(set(row), [row], "labelled") == "kto"
-    assert recognise(set(row), [row], "messages") == "prompt_completion"
+    assert recognise(set(row), [row], ("labelled",)) == "kto"
+    assert recognise(set(row), [row], ("messages",)) == "prompt_completion"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +196,7 @@ def test_rows_that_judge_their_answers_are_known_by_most_of_their_labels(labels:
 def test_tags_are_needed_to_recognise_a_set_that_has_its_own() -> None:
     row = {"conversations": [{"who": "she", "says": "hi"}, {"who": "he", "says": "ho"}], "text": "both"}
     tags = {"role_tag": "who", "content_tag": "says", "user_tag": "she", "assistant_tag": "he"}
-    assert recognise(set(row), [row], "messages") == "text"
+    assert recognise(set(row), [row], ("messages",)) == "text"
     assert recognise(set(row), [row], "messages", tags) == "sharegpt"
     assert align(row, "sharegpt", {}, tags) == CHAT
     assert set(tags) <= TAGS

@@ -4,8 +4,9 @@ import json
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from factory.data.formats import FORMATS, STANDARD, TAGS, BadRow, Record, align, recognise
 from factory.data.formats.media import PARTS
 from factory.data.formats.turns import ROLES
+from factory.data.record import RowKind
 
 KEYS = ["role", "content", "from", "value", "tool_calls", "function", "name", "arguments"]
 KEYS += ["id", "tool_call_id", "weight", "train", "thinking", "type", "text", "image", "image_url", "bytes", "index"]
@@ -91,6 +93,7 @@ SHAPES: dict[str, Callable[[list[Any], Any, list[str]], dict[str, Any]]] = {
     "pairs": lambda m, other, t: {"prompt": t[0], "chosen": t[1], "rejected": t[2]},
     "pairs of messages": lambda m, other, t: {"prompt": m[:-1], "chosen": m[-1:], "rejected": other},
     "messages_pairs": lambda m, other, t: {"chosen": m, "rejected": [*m[:-1], other]},
+    "prompts": lambda m, other, t: {"prompt": m[:-1], "solution": t[0]},
     "transcripts": lambda m, other, t: {
         "chosen": f"{HUMAN}{t[0]}{ASSISTANT}{t[1]}",
         "rejected": f"{HUMAN}{t[0]}{ASSISTANT}{t[2]}",
@@ -146,7 +149,7 @@ def containers(value: Any) -> list[Any]:
 @given(st.data())
 def test_any_row_gives_a_record_or_a_reason(shape: str, data: st.DataObject) -> None:
     row, tags = data.draw(rows(shape)), data.draw(tagged)
-    kind = data.draw(st.sampled_from(["text", "messages", "pairs", "labelled"]))
+    kind = data.draw(st.sampled_from(get_args(RowKind)))
     before = deepcopy(row)
     for name, found in FORMATS.items():
         try:
@@ -156,7 +159,7 @@ def test_any_row_gives_a_record_or_a_reason(shape: str, data: st.DataObject) -> 
             continue
         assert not found.lacks(set(row)) or "input" in row, name
         assert_whole(record, found.kind)
-    recognised = recognise(set(row), [row], kind, tags)
+    recognised = recognise(set(row), [row], (kind,), tags)
     assert recognised is None or not FORMATS[recognised].lacks(set(row))
     assert repr(row) == repr(before)  # not ==: there are numbers that are none
 
@@ -168,6 +171,9 @@ def assert_whole(record: Record, kind: str) -> None:
     if kind == "text":
         assert not record.prompt
         return
+    if kind == "prompts":
+        (only,) = record.response
+        record = record if only["content"] else replace(record, response=({"role": "assistant", "content": "-"},))
     for answer in filter(None, (record.response, record.rejected)):
         messages = [*record.prompt, *answer]
         roles = [message["role"] for message in messages]

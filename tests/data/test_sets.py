@@ -162,7 +162,7 @@ def test_built_in_rows_align_and_are_known_by_their_columns(name: str, format: s
     rows = built_in(name)
     kind = formats.FORMATS[format].kind
     records = aligned(rows, format)
-    assert formats.recognise({column for row in rows for column in row}, rows, kind) == format
+    assert formats.recognise({column for row in rows for column in row}, rows, (kind,)) == format
     assert len(records) >= 30
     assert len({json.dumps(row, sort_keys=True) for row in rows}) == len(rows)
 

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import fuzz_files
 import tiny
@@ -18,7 +18,7 @@ from factory.data.formats import FORMATS
 from factory.data.media import read_image, read_video
 from factory.data.media.audio import read_audio
 from factory.data.prepare.workers import Aligning, Block, encode
-from factory.data.record import BadRow
+from factory.data.record import BadRow, Kind
 from factory.plan import Frames
 from fuzz.mutation import EXTREMES, changed, twisted
 
@@ -44,6 +44,7 @@ _SEEDS: list[dict[str, Any]] = [
         ]
     },
     {"prompt": "Say one.", "completion": "one"},
+    {"prompt": _TALK[:2]},
     {"prompt": "Say one.", "chosen": "one", "rejected": "two"},
     {"chosen": _TALK[1:2] + _TALK[-1:], "rejected": _TALK[1:2] + _TALK[-1:]},
     {"conversations": _SHARED[:1], "chosen": _SHARED[1], "rejected": _SHARED[1]},
@@ -54,10 +55,8 @@ _SEEDS: list[dict[str, Any]] = [
 def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     plan = compiled(f"model.path={model}", "hardware=cpu", "tracking=none", "data.max_samples=8")
-    encoders = {
-        kind: spec_of(tiny.tokenizer(), plan.steps.pack, kind).encoder
-        for kind in ("text", "messages", "pairs", "labelled")
-    }
+    encoders = {kind: spec_of(tiny.tokenizer(), plan.steps.pack, kind).encoder for kind in get_args(Kind)}
+    encoders["prompts"] = encoders["messages"]
     files = {kind: whole() for kind, (whole, _) in _READ.items()}
     os.mkfifo(folder / "pipe")
 

@@ -291,6 +291,36 @@ def test_answers_that_are_all_alike_say_nothing_of_gradients(
     assert all(value.detach().equal(done.start[name]) for name, value in done.model.named_parameters())
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_prompts_alone_are_answered_as_those_of_answered_rows(
+    stage: str, execute: Execute, scoring: str, here: Path, rolls: list[Any]
+) -> None:
+    answered = [{"instruction": f"Say {n}.", "output": "It is said."} for n in range(20)]
+    shapes: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+        "answered": lambda row: row,
+        "unanswered": lambda row: row | {"output": ""},
+        "prompts": lambda row: {"prompt": row["instruction"]},
+        "messages": lambda row: {"messages": [{"role": "user", "content": row["instruction"]}]},
+        "pairs": lambda row: {"prompt": row["instruction"], "chosen": row["output"], "rejected": "No."},
+    }
+    found = []
+    for name, shape in shapes.items():
+        (here / f"{name}.jsonl").write_text("\n".join(json.dumps(shape(row)) for row in answered))
+        # which rows are held out goes by their content
+        data = ("data=file", f"data.path={name}.jsonl", "data.validation_fraction=0")
+        done = execute(*STAGES[stage], *LORA, *SHORT, scoring, *data, folder=name)
+        assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+        assert done.run.plan.steps.align.sources["file"].format == ("alpaca" if name == "answered" else "prompts")
+        found.append(
+            (repeats(done.metrics), [(each.prompt, each.ids) for rolled, _ in rolls for each in rolled.answers])
+        )
+        rolls.clear()
+    assert found[0][1]
+    for other in found[1:]:
+        assert other[1] == found[0][1]
+        assert other[0] == found[0][0]
+
+
 def test_answers_without_a_score_are_left_out(execute: Execute, scoring: str, rolls: list[Any]) -> None:
     """Of each two groups the first has no score, and the second's last answer none."""
     three = scoring.replace("letters_scoring:letters", "letters_scoring:three")

@@ -1,6 +1,6 @@
 """Rows to the standard record (the paper, section 4.2, Table 3): the format is found from columns and first rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from factory.data.formats import shapes, turns
@@ -8,7 +8,7 @@ from factory.data.formats.shapes import Align
 from factory.data.formats.turns import Tags
 from factory.data.formats.values import Row
 from factory.data.read.wrong import Broken
-from factory.data.record import EMPTY, BadRow, Kind, Record
+from factory.data.record import EMPTY, BadRow, Kind, Record, RowKind
 
 __all__ = [
     "FORMATS",
@@ -30,7 +30,7 @@ __all__ = [
 class Format:
     """`needs` are the sets of columns of which a row must have one whole, `more` those that it may have besides."""
 
-    kind: Kind
+    kind: RowKind
     needs: tuple[tuple[str, ...], ...]
     align: Align
     more: frozenset[str] = shapes.COMMON
@@ -71,9 +71,15 @@ FORMATS: dict[str, Format] = {
     "sharegpt": Format("messages", (("conversations",),), shapes.conversation("conversations")),
     "messages": Format("messages", (("messages",),), shapes.conversation("messages")),
     "prompt_completion": Format("messages", (("prompt", "completion"),), shapes.prompt_completion),
+    "prompts": Format(
+        "prompts",
+        tuple((column,) for column in shapes.ASKED),
+        shapes.prompts,
+        shapes.INSTRUCTION | {"input", "solution"},
+    ),
     "text": Format("text", (("text",),), shapes.plain, frozenset()),
 }
-_JUDGED = "kto"
+_JUDGED, _PROMPTS = "kto", "prompts"
 # every column that some format reads, the optional ones included
 STANDARD = {column for found in FORMATS.values() for columns in (found.more, *found.needs) for column in columns}
 TAGS = frozenset(["role_tag", "content_tag", *turns.TAGS])
@@ -89,24 +95,31 @@ def align(row: Row, format: str, columns: dict[str, str], tags: Tags) -> Record:
         raise BadRow("it is nested too deeply") from None
 
 
-def recognise(columns: set[str], first_rows: Sequence[Row], kind: Kind, tags: Tags | None = None) -> str | None:
-    """The format that has its columns, takes any of the first rows, is of the wanted kind, and takes the most of them.
+def recognise(
+    columns: set[str], first_rows: Sequence[Row], kinds: Collection[str], tags: Tags | None = None
+) -> str | None:
+    """The format that has its columns, takes any of the first rows, is of a wanted kind, and takes the most of them.
 
     What comes first counts first, and broken rows are still known by their columns. The rows have their standard
     columns' names. Where no row tells, the format with more columns is the more telling one. Where a label is needed
-    and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it.
+    and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it. Any row may be
+    read as a prompt alone, so none is where that is not wanted.
     """
-    if kind == "labelled" and not FORMATS[_JUDGED].lacks(columns):
+    if "labelled" in kinds and not FORMATS[_JUDGED].lacks(columns):
         return _JUDGED
-    fitting = [name for name, found in FORMATS.items() if not found.lacks(columns)]
+    fitting = [name for name in _fitting(columns) if FORMATS[name].kind != _PROMPTS or _PROMPTS in kinds]
 
     def rank(name: str) -> tuple[bool, bool, int]:
         found = FORMATS[name]
         if aligned := sum(_aligns(name, row, tags or {}) for row in first_rows):
-            return False, found.kind != kind, -aligned
-        return True, found.kind != kind, -max(len(needed) for needed in found.needs if set(needed) <= columns)
+            return False, found.kind not in kinds, -aligned
+        return True, found.kind not in kinds, -max(len(needed) for needed in found.needs if set(needed) <= columns)
 
     return min(fitting, key=rank, default=None)
+
+
+def _fitting(columns: set[str]) -> list[str]:
+    return [name for name, found in FORMATS.items() if not found.lacks(columns)]
 
 
 def judged(columns: set[str], first_rows: Sequence[Row], tags: Tags | None = None) -> str | None:
@@ -114,7 +127,7 @@ def judged(columns: set[str], first_rows: Sequence[Row], tags: Tags | None = Non
 
     A label may be anything's: a class of texts has more than two values, and is none of ours.
     """
-    fitting = [name for name, found in FORMATS.items() if not found.lacks(columns)]
+    fitting = [name for name in _fitting(columns) if FORMATS[name].kind != _PROMPTS]
     if _JUDGED not in fitting:
         return None
     taken = {name: sum(_aligns(name, row, tags or {}) for row in first_rows) for name in fitting}

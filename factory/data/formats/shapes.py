@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.data.formats import functions, media, order, turns
 from factory.data.formats.turns import Tags, answer
-from factory.data.formats.values import Row, listed, optional, text
+from factory.data.formats.values import Row, dumped, listed, optional, text
 from factory.data.record import BadRow, Message, Record
 
 Align = Callable[..., Record]  # (row, tags=None)
@@ -68,6 +68,33 @@ def prompt_completion(row: Row, tags: Tags | None = None) -> Record:
         if message["role"] == "assistant":
             message.setdefault("weight", 0.0)
     return _record(row, prompt, completion, found)
+
+
+# columns that say what is asked, the first that a row has
+ASKED = ("prompt", "messages", "conversations", "instruction")
+
+
+def prompts(row: Row, tags: Tags | None = None) -> Record:
+    """What is asked, for stages that answer themselves, and the solution, where one is there for rewards to read.
+
+    Without it the answer is an empty one, which has the place of theirs.
+    """
+    found: media.Found = {}
+    column = max(ASKED, key=lambda name: (bool(row.get(name)), name in row))
+    if column == "instruction":
+        prompt = [*_history(row), {"role": "user", "content": _question(row)}]
+    elif column == "prompt":
+        prompt = _prompt(row.get(column), tags, found)
+    else:
+        prompt = turns.read(row.get(column), column, tags, found)
+    if prompt[-1]["role"] == "assistant":
+        raise BadRow("it ends with an answer, where a prompt alone is read")
+    solution = row.get("solution")
+    if isinstance(solution, int | float):
+        solution = dumped(solution, "solution")
+    if optional(solution, "solution"):
+        return _record(row, prompt, [answer(solution)], found)
+    return replace(_record(row, prompt, [answer("-")], found), response=(answer(""),))
 
 
 def pairs(row: Row, tags: Tags | None = None) -> Record:
