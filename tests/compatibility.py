@@ -5,6 +5,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -78,7 +79,10 @@ def _of_stage(stage: str) -> compose.Composed:
 def _facts(stage: str, device: str) -> Facts:
     with pretended.facts(_MACHINES[device]):
         chosen, _, _ = _read(_of_stage(stage).tree)
-        return look(chosen, set(), training=False)
+        found = look(chosen, set(), training=False)
+    if device == "cuda":
+        return found
+    return replace(found, machine=replace(found.machine, native=True, attends=("float32", "bfloat16")))
 
 
 def _read(tree: dict[str, Any]) -> tuple[settings.Settings, list[Any], set[str]]:
@@ -177,10 +181,10 @@ def read_together(text: str) -> Together:
 _HEAD = """# What goes with what
 
 Every pair of options, and every triple with a method, compiled for a decoder of a usual architecture with all optional
-packages, on a machine with two GPUs and on one without; a strategy has two processes. `make golden` writes this page;
-a test holds it.
+packages, on a machine with two GPUs and on one without, which has a C compiler and AVX-512; a strategy has two processes. `make golden`
+writes this page; a test holds it.
 
-`yes`: it compiles on both. `GPU`: on a GPU only. Anything else is the rule that refuses it; what the rules say stands
+`yes`: it compiles on both. `GPU`: on a GPU only; `CPU`: on a CPU only. Anything else is the rule that refuses it; what the rules say stands
 at the end. What a model's own architecture, the data or a number rules out is not here: `factory plan` tells.
 """
 
@@ -205,9 +209,10 @@ def _table(factor: str) -> list[str]:
 
 
 def _cell(pair: Combination) -> str:
-    if rules := verdict(pair):
-        return ", ".join(rules)
-    return "GPU" if verdict((*pair, ("device", "cpu"))) else "yes"
+    rules = verdict(pair)
+    if not verdict((*pair, ("device", "cpu"))):
+        return "CPU" if rules else "yes"
+    return ", ".join(rules) or "GPU"
 
 
 def _others() -> list[str]:

@@ -7,6 +7,7 @@ from factory.architecture import elements, sliding_window
 from factory.compile.bases import own_base, words
 from factory.compile.rule import Case, Rule
 from factory.export import spec
+from factory.extras import install
 from factory.hub import ID as HUB_ID
 from factory.own_base import FILE as OWN_BASE
 from factory.quantizers.spec import checkpoint_quantizer
@@ -182,6 +183,10 @@ def _package(case: Case) -> str | None:
     return f"it needs the package {found.package}, which is not installed"
 
 
+def _getting_package(case: Case) -> dict[str, str]:
+    return {"install": install(spec.QUANTIZED[case.settings.export.quantization or ""].package or "")}
+
+
 def _unread(case: Case) -> tuple[str, str] | None:
     """A key that somebody set and that this export would not look at."""
     asked = case.settings.export
@@ -258,7 +263,7 @@ RULES = (
     Rule("export-no-adapter", _no_adapter),
     Rule("export-family", _family),
     Rule("export-quantization", _quantization),
-    Rule("export-package", _package),
+    Rule("export-package", _package, _getting_package),
     Rule("export-unread", _unread),
     Rule("export-unmergeable", _unmergeable),
     Rule("export-own-base", _other_base),
