@@ -60,7 +60,8 @@ def _stages_that_read(case: Case) -> dict[str, str]:
     names = [name for name, spec in specs.items() if found and found[1].kind in registry.reads(spec)]
     names.sort(key=lambda name: registry.samples_answers(specs[name]))
     others = f" ({', '.join(names[1:])} take them too)" if names[1:] else ""
-    return {"stages": f"set stage={names[0]}{others}, {_whatever_the_label(case, found)}" if names else ""}
+    otherwise = _whatever_the_label(case, found) + _prompts_alone(case, found)
+    return {"stages": f"set stage={names[0]}{others}, {otherwise}" if names else ""}
 
 
 def _whatever_the_label(case: Case, found: tuple[str, DataFacts] | None) -> str:
@@ -72,6 +73,16 @@ def _whatever_the_label(case: Case, found: tuple[str, DataFacts] | None) -> str:
     if not plain or name not in case.settings.data.sources:  # not known beforehand, or said in a catalogue's words
         return ""
     return f"or data.sources.{name}.format={plain[0]} to train each answer whatever its label, "
+
+
+def _prompts_alone(case: Case, found: tuple[str, DataFacts] | None) -> str:
+    """How a file's prompts serve a stage that answers itself, whatever is said to them."""
+    if found is None or "prompts" not in registry.reads(case.stage_spec):
+        return ""
+    name, data = found
+    if name not in case.settings.data.sources or FORMATS["prompts"].lacks(set(data.columns)):
+        return ""
+    return f"or data.sources.{name}.format=prompts to read the prompts alone, "
 
 
 def _validation_set(case: Case) -> str | None:

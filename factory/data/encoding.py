@@ -180,13 +180,13 @@ class Encoder:
         """A row, or why it is none, of each record. `TooLong` is why, where truncation=error."""
         if self._kind == "text":
             return self._documents(records)
-        rendered = [self._rendered(record) for record in records]
+        rendered = [self._rendered(record) if record.response else self._asked(record) for record in records]
         placed = iter(
             self._texts.encode([side.text for sides in rendered if isinstance(sides, list) for side in sides])
         )
         made = list[EncodedRow | BadRow]()
         for record, sides in zip(records, rendered, strict=True):
-            if isinstance(sides, BadRow):
+            if not isinstance(sides, list):
                 made.append(sides)
                 continue
             pieces = [next(placed) for _ in sides]
@@ -255,6 +255,25 @@ class Encoder:
         return _cut(
             side, kept(side.layout, self._pack.max_length, {"keep_response": "drop"}.get(truncation, truncation))
         )
+
+    def _asked(self, record: Record) -> EncodedRow | BadRow:
+        """A prompt alone, as a model is given it to answer, then what rewards read of it, and the end of text.
+
+        A template may have an empty answer otherwise than what comes before one, or have none.
+        """
+        try:
+            text = self.renderer(record).prompt(record.prompt, record.tools)
+            (placed,) = self._texts.encode([text])
+            ids = [*placed.ids, *(self._texts.encode([record.solution])[0].ids if record.solution else ()), self._eos]
+            whole, limit = Layout(len(ids), (), (), (), placed.whole), self._pack.max_length
+            kept(whole, limit, "error" if self._pack.truncation == "error" else "drop")  # it is asked whole or not
+        except BadRow as error:
+            return error
+        said = record.prompt[-1]["content"].strip()
+        at = max(0, text.rfind(said))
+        asked = _inside((at, at + len(said)), placed)
+        special = self.special is not None and _spells(self.special, record)
+        return EncodedRow(Tokens(ids, [(len(placed.ids), len(ids), 1.0)], asked, len(placed.ids), special=special))
 
     def _rendered(self, record: Record) -> list[Rendered] | BadRow:
         """One conversation, or a pair's two. The prompt's answers have weight 0 where only the response is trained."""

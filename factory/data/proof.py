@@ -136,6 +136,11 @@ def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Sid
 
 def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: EncoderSpec, tokenizer: Any) -> None:
     found.rows += 1
+    if not record.response:
+        given, tools = renderer.given(record.prompt, record.tools)
+        text = tokenizer.apply_chat_template(given, tools=tools, tokenize=False, add_generation_prompt=True)
+        found.rendered += renderer.prompt(record.prompt, record.tools) == text
+        return
     messages = [*record.prompt, *record.response]
     given, tools = renderer.given(messages, record.tools, media=record.media)
     rendered = renderer.render(messages, record.tools, media=record.media)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 Kind = Literal["text", "messages", "pairs", "labelled"]
-# what rows may be as they come: of prompts the records are messages whose answer is empty, or what rewards read
+# what rows may be as they come: of prompts the records are messages without a response
 RowKind = Literal["text", "messages", "pairs", "labelled", "prompts"]
 Role = Literal["system", "user", "assistant", "tool"]
 # what a content may have beside text: the mark `<image>` stands where one belongs; by the record's columns
@@ -39,6 +39,7 @@ class Message(TypedDict):
 class Record:
     """`text` records have one response and no prompt; of a pair, `rejected` holds the worse response.
 
+    A prompt alone has no response; its `solution` is what rewards are told of, not what is trained.
     A system message is the prompt's first. `tools` are functions as OpenAI's API describes them: {name, description,
     parameters}. Images, videos and audios are paths or URLs, in the order of their places in the contents.
     """
@@ -47,6 +48,7 @@ class Record:
     response: tuple[Message, ...]
     rejected: tuple[Message, ...] = ()
     label: bool | None = None
+    solution: str = ""
     tools: tuple[dict[str, Any], ...] = ()
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()

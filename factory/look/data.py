@@ -275,14 +275,14 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
             raise wrapped(Path(found.path), key)
         if absent:
             hint = did_you_mean(absent[0], sorted(own))
-            raise _no_format(name, source, f"{_listed(own)} lack {', '.join(absent)}", hint=hint)
+            raise _no_format(name, source, stage, f"{_listed(own)} lack {', '.join(absent)}", hint=hint)
         wrong = f"lack {', '.join(sorted(lacking))}" if lacking else "fit no known format"
-        example = _spelled_otherwise(own) if not source.columns else None
-        raise _no_format(name, source, f"{_listed(columns)} {wrong}", example=example or _EXAMPLE)
+        example = _spelled_otherwise(own, stage) if not source.columns else None
+        raise _no_format(name, source, stage, f"{_listed(columns)} {wrong}", example=example or _EXAMPLE)
     if source.format == "auto" and format == "transcripts" and formats.without_prompt(rows, source.tags):
         wrong = f"{_listed(columns)} are of pairs, and none of them is known to hold the prompt"
-        raise _no_format(name, source, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
-    _refuse_others(name, format, found.files, source)
+        raise _no_format(name, source, stage, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
+    _refuse_others(name, format, found.files, source, stage)
     records = _records(rows, format, source)
     showing = _records([formats.rename(row, source.columns) for row in found.showing], format, source)
     origin: Literal["file", "function"] = "function" if source.origin == "function" else "file"
@@ -303,19 +303,21 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
     )
 
 
-def _refuse_others(name: str, format: str, files: dict[str, list[Row]], source: Source) -> None:
+def _refuse_others(name: str, format: str, files: dict[str, list[Row]], source: Source, stage: str) -> None:
     """Raises UserError for the first file of a folder that has other columns than the format of all needs."""
     for file, rows in files.items():
         columns = {column for row in rows for column in formats.rename(row, source.columns)}
         lacking = FORMATS[format].lacks(columns) if rows else set()
         if lacking:
             wrong = f"the folder's first rows are {format}, and {file} with {', '.join(sorted(columns)) or '(none)'} "
-            raise _no_format(name, source, f"{wrong}lacks {', '.join(sorted(lacking))}")
+            raise _no_format(name, source, stage, f"{wrong}lacks {', '.join(sorted(lacking))}")
 
 
-def _no_format(name: str, source: Source, wrong: str, *, hint: str = "", example: str = _EXAMPLE) -> UserError:
+def _no_format(
+    name: str, source: Source, stage: str, wrong: str, *, hint: str = "", example: str = _EXAMPLE
+) -> UserError:
     where = f"data.sources.{name}.format={source.format}"
-    return refuse("data-format", where, wrong, known=_known_formats(), name=name, hint=hint, example=example)
+    return refuse("data-format", where, wrong, known=_known_formats(stage), name=name, hint=hint, example=example)
 
 
 def _listed(columns: set[str]) -> str:
@@ -325,11 +327,11 @@ def _listed(columns: set[str]) -> str:
     return f"the columns {', '.join(told[:_TOLD]) or '(none)'}{more}"
 
 
-def _spelled_otherwise(columns: set[str]) -> str | None:
+def _spelled_otherwise(columns: set[str], stage: str) -> str | None:
     """What to map where the columns are those of a format but for capitals and spaces around them."""
     alike = {column.strip().lower(): column for column in sorted(columns) if column not in formats.STANDARD}
     meant = {plain: column for plain, column in alike.items() if plain in formats.STANDARD - columns}
-    if not any(not found.lacks({*columns, *meant}) for found in FORMATS.values()):
+    if not any(not found.lacks({*columns, *meant}) for _, found in _formats(stage)):
         return None
     own = {name: column if column == column.strip() else json.dumps(column) for name, column in meant.items()}
     return f"{{{', '.join(f'{name}: {column}' for name, column in own.items())}}}"
@@ -367,7 +369,13 @@ def _has_tools(record: Record) -> bool:
     return bool(record.tools) or any(message.get("tool_calls") for message in messages)
 
 
-def _known_formats() -> str:
+def _formats(stage: str) -> list[tuple[str, formats.Format]]:
+    """All but prompts alone where the stage does not answer itself."""
+    kinds = registry.reads(registry.spec("stages", stage))
+    return [(name, found) for name, found in FORMATS.items() if found.kind != "prompts" or "prompts" in kinds]
+
+
+def _known_formats(stage: str) -> str:
     return "; ".join(
-        f"{name}: {' or '.join(', '.join(columns) for columns in format.needs)}" for name, format in FORMATS.items()
+        f"{name}: {' or '.join(', '.join(columns) for columns in format.needs)}" for name, format in _formats(stage)
     )

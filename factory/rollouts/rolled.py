@@ -9,7 +9,7 @@ from torch import Tensor
 
 from factory import heads
 from factory.data import batches
-from factory.data.dataset import IGNORED, Example
+from factory.data.dataset import IGNORED, Example, without_end
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
 from factory.policy import KL, masked_sum
@@ -90,7 +90,8 @@ def roll(
         if roles.reads_reference(run):
             with roles.reference(model):
                 reference, _ = _policy(model, found, own["temperature"], None)
-        scores = torch.tensor(reward(model, answers, [row.ids[row.prompt :] for row in asked], found), device=device)
+        solutions = [without_end(row.ids[row.prompt :], dataset.stops) for row in asked]
+        scores = torch.tensor(reward(model, answers, solutions, found), device=device)
     if own["missing_end_penalty"] is not None:
         unended = torch.tensor([not answer.ended for answer in answers], device=device)
         scores = scores - own["missing_end_penalty"] * unended

@@ -22,7 +22,6 @@ OLD = (message("system", "be"), message("user", "a"), message("assistant", "b"))
 LONG = Record(prompt=(*OLD, USER), response=(GOOD,))
 PAIR = Record(prompt=(USER,), response=(GOOD,), rejected=(BAD,))
 LONG_PAIR = Record(prompt=LONG.prompt, response=(GOOD,), rejected=(BAD,))
-UNANSWERED = (message("assistant", ""),)
 LIKED = Record(prompt=(USER,), response=(GOOD,), label=True)
 SHAREGPT = said(human="hi", gpt="ho")
 ASKED = {"instruction": "hi", "system": "be", "history": [["a", "b"]]}
@@ -81,15 +80,15 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
         },
         LONG_PAIR,
     ),
-    ("prompts", {"prompt": "hi"}, Record(prompt=(USER,), response=UNANSWERED)),
-    ("prompts", {"prompt": [*OLD, USER]}, Record(prompt=LONG.prompt, response=UNANSWERED)),
-    ("prompts", {"messages": [*OLD, USER], "prompt": None}, Record(prompt=LONG.prompt, response=UNANSWERED)),
-    ("prompts", {"conversations": said(human="hi")}, Record(prompt=(USER,), response=UNANSWERED)),
-    ("prompts", {**ASKED, "output": ""}, Record(prompt=LONG.prompt, response=UNANSWERED)),
-    ("prompts", {"instruction": "", "input": "hi"}, Record(prompt=(USER,), response=UNANSWERED)),
-    ("prompts", {"prompt": "hi", "solution": "ho"}, CHAT),
-    ("prompts", {"prompt": [USER], "solution": 42}, Record(prompt=(USER,), response=(message("assistant", "42"),))),
-    ("prompts", {"prompt": "hi", "solution": None}, Record(prompt=(USER,), response=UNANSWERED)),
+    ("prompts", {"prompt": "hi"}, Record(prompt=(USER,), response=())),
+    ("prompts", {"prompt": [*OLD, USER]}, Record(prompt=LONG.prompt, response=())),
+    ("prompts", {"messages": [*OLD, USER], "prompt": None}, Record(prompt=LONG.prompt, response=())),
+    ("prompts", {"conversations": said(human="hi")}, Record(prompt=(USER,), response=())),
+    ("prompts", {**ASKED, "output": ""}, Record(prompt=LONG.prompt, response=())),
+    ("prompts", {"instruction": "", "input": "hi"}, Record(prompt=(USER,), response=())),
+    ("prompts", {"prompt": "hi", "solution": "ho"}, Record(prompt=(USER,), response=(), solution="ho")),
+    ("prompts", {"prompt": [USER], "solution": 42}, Record(prompt=(USER,), response=(), solution="42")),
+    ("prompts", {"prompt": "hi", "solution": None}, Record(prompt=(USER,), response=())),
     ("kto", {"messages": [USER, GOOD], "label": True}, LIKED),
     ("kto", {"conversations": SHAREGPT, "label": 1}, LIKED),
     ("kto", {"prompt": "hi", "completion": "ho", "label": "True"}, LIKED),
@@ -114,9 +113,9 @@ def test_a_stage_that_answers_itself_reads_answered_rows_as_they_are_where_most_
     answered, asked = {"instruction": "hi", "output": "ho"}, {"instruction": "hi", "output": ""}
     assert recognise(set(asked), [answered, answered], kinds) == "alpaca"
     assert recognise(set(asked), [answered, asked], kinds) == "prompts"
-    assert recognise({"prompt", "chosen", "rejected"}, [{"prompt": "hi", "chosen": "ho", "rejected": "no"}], kinds) == (
-        "prompts"
-    )
+    assert recognise(set(asked), [answered, answered, asked], kinds) == "alpaca"
+    pair = {"prompt": "hi", "chosen": "ho", "rejected": "no"}
+    assert recognise(set(pair), [pair], kinds) == "pairs"
     with pytest.raises(BadRow, match="it ends with an answer"):
         align({"messages": [USER, GOOD]}, "prompts", {}, {})
 

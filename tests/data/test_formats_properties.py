@@ -172,8 +172,8 @@ def assert_whole(record: Record, kind: str) -> None:
         assert not record.prompt
         return
     if kind == "prompts":
-        (only,) = record.response
-        record = record if only["content"] else replace(record, response=({"role": "assistant", "content": "-"},))
+        assert not record.response
+        record = replace(record, response=({"role": "assistant", "content": "-"},))
     for answer in filter(None, (record.response, record.rejected)):
         messages = [*record.prompt, *answer]
         roles = [message["role"] for message in messages]

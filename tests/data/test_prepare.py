@@ -429,6 +429,17 @@ def test_a_sample_is_the_same_as_from_all_rows(tmp_path: Path, at_most: int) -> 
     assert bad == sum(int(rank <= limit) for rank, row in zip(ranks, rows, strict=True) if row is BAD)
 
 
+def test_a_sample_beside_a_held_out_set_is_the_same_as_from_all_rows(tmp_path: Path) -> None:
+    """Of the rows that are not held out those that rank lowest, wherever they stand in the file."""
+    rows, seed, most = questions(2500), 3, 100
+    order = np.argsort(mix.ranks(mix.words([mix.digest(row) for row in rows]), seed, "sample"))
+    held = written(tmp_path / "held.jsonl", [rows[at] for at in order[:most]])
+    plan = align({"all": written(tmp_path / "rows.jsonl", rows), "held": held}, validation="held", max_samples=most)
+    found = prepare.prepare(plan, spec(), seed, 1)
+    mixed = mix.mix({name: each.digests for name, each in found.items()}, plan, seed)
+    assert sorted(found["all"].rows[mixed.train].tolist()) == sorted(order[most : 2 * most].tolist())
+
+
 def test_processes_change_nothing(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_FEW", 1)
     rows = questions(2500)

@@ -163,6 +163,17 @@ def test_texts_are_the_answers_without_marks() -> None:
     assert seen == [[text], [" Well."], [said], ["Hello!"]]
 
 
+def test_an_answers_end_is_no_part_of_its_text_where_a_decoder_would_show_it() -> None:
+    """As of a token that `model.new_tokens` adds, which is not special."""
+    tokenizer, seen = tiny.tokenizer(), list[Any]()
+    tokenizer.add_tokens(["<end>"])
+    ids = tokenizer(" Well.<end>").input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True).endswith("<end>")
+    scored = _of_texts(lambda *given: seen.append(given[1]) or [1.0, 1.0], tokenizer, "", unscored=False)
+    scored(None, [Answer([1], ids, True), Answer([1], ids[:-1], False)], [[], []], [])
+    assert seen == [[" Well.", " Well."]]
+
+
 @pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed: pip install '.[dev]'")
 def test_trls_functions_read_what_they_are_used_to() -> None:
     answers = ["<think>why</think>so", "so"]

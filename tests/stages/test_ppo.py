@@ -307,7 +307,8 @@ def test_prompts_alone_are_answered_as_those_of_answered_rows(
     for name, shape in shapes.items():
         (here / f"{name}.jsonl").write_text("\n".join(json.dumps(shape(row)) for row in answered))
         # which rows are held out goes by their content
-        data = ("data=file", f"data.path={name}.jsonl", "data.validation_fraction=0")
+        data = ["data=file", f"data.path={name}.jsonl", "data.validation_fraction=0"]
+        data += ["data.sources.file.format=prompts"] if name == "pairs" else []
         done = execute(*STAGES[stage], *LORA, *SHORT, scoring, *data, folder=name)
         assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
         assert done.run.plan.steps.align.sources["file"].format == ("alpaca" if name == "answered" else "prompts")

@@ -102,20 +102,23 @@ def recognise(
 
     What comes first counts first, and broken rows are still known by their columns. The rows have their standard
     columns' names. Where no row tells, the format with more columns is the more telling one. Where a label is needed
-    and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it. Any row may be
-    read as a prompt alone, so none is where that is not wanted.
+    and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it. Prompts alone
+    are what no other format takes half of: most rows of others have a prompt too.
     """
     if "labelled" in kinds and not FORMATS[_JUDGED].lacks(columns):
         return _JUDGED
-    fitting = [name for name in _fitting(columns) if FORMATS[name].kind != _PROMPTS or _PROMPTS in kinds]
+    taken = {name: sum(_aligns(name, row, tags or {}) for row in first_rows) for name in _fitting(columns)}
+    others = max((count for name, count in taken.items() if name != _PROMPTS), default=0)
+    if _PROMPTS not in kinds or 2 * others > taken.get(_PROMPTS, 0):
+        taken.pop(_PROMPTS, None)
 
     def rank(name: str) -> tuple[bool, bool, int]:
         found = FORMATS[name]
-        if aligned := sum(_aligns(name, row, tags or {}) for row in first_rows):
+        if aligned := taken[name]:
             return False, found.kind not in kinds, -aligned
         return True, found.kind not in kinds, -max(len(needed) for needed in found.needs if set(needed) <= columns)
 
-    return min(fitting, key=rank, default=None)
+    return min(taken, key=rank, default=None)
 
 
 def _fitting(columns: set[str]) -> list[str]:
@@ -127,7 +130,7 @@ def judged(columns: set[str], first_rows: Sequence[Row], tags: Tags | None = Non
 
     A label may be anything's: a class of texts has more than two values, and is none of ours.
     """
-    fitting = [name for name in _fitting(columns) if FORMATS[name].kind != _PROMPTS]
+    fitting = [name for name in _fitting(columns) if name != _PROMPTS]
     if _JUDGED not in fitting:
         return None
     taken = {name: sum(_aligns(name, row, tags or {}) for row in first_rows) for name in fitting}

@@ -75,10 +75,7 @@ ASKED = ("prompt", "messages", "conversations", "instruction")
 
 
 def prompts(row: Row, tags: Tags | None = None) -> Record:
-    """What is asked, for stages that answer themselves, and the solution, where one is there for rewards to read.
-
-    Without it the answer is an empty one, which has the place of theirs.
-    """
+    """What is asked, for stages that answer themselves, and the solution, where one is there for rewards to read."""
     found: media.Found = {}
     column = max(ASKED, key=lambda name: (bool(row.get(name)), name in row))
     if column == "instruction":
@@ -92,9 +89,8 @@ def prompts(row: Row, tags: Tags | None = None) -> Record:
     solution = row.get("solution")
     if isinstance(solution, int | float):
         solution = dumped(solution, "solution")
-    if optional(solution, "solution"):
-        return _record(row, prompt, [answer(solution)], found)
-    return replace(_record(row, prompt, [answer("-")], found), response=(answer(""),))
+    whole = _record(row, prompt, [answer("-")], found)  # so that its order is looked at
+    return replace(whole, response=(), solution=optional(solution, "solution"))
 
 
 def pairs(row: Row, tags: Tags | None = None) -> Record:

@@ -66,9 +66,12 @@ def prepare(
 
 
 def _at_most(align: Align, name: str) -> int | None:
-    """How many rows of this source can be of use: its own bound, and that of all together."""
+    """How many rows of this source can be of use: its own bound, and that of all together.
+
+    Not where a set is held out: rows that it has too are left out before all are counted.
+    """
     own = align.sources[name].max_samples
-    bounds = [own] if name == align.validation else [own, align.max_samples]
+    bounds = [own, align.max_samples] if align.validation is None else [own]
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
