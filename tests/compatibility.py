@@ -185,7 +185,8 @@ packages, on a machine with two GPUs and on one without, which has a C compiler 
 processes. `make golden` writes this page; a test holds it.
 
 `yes`: it compiles on both. `GPU`: on a GPU only; `CPU`: on a CPU only. Anything else is the rule that refuses it; what
-the rules say stands at the end. What a model's own architecture, the data or a number rules out is not here: `factory plan` tells.
+the rules say stands at the end. What a model's own architecture, the data or a number rules out is not here:
+`factory plan` tells.
 """
 
 
