@@ -161,6 +161,21 @@ def test_what_arrived_and_was_not_noted_is_not_sent_again(tmp_path: Path, memory
     assert steps(memory) == [1, 2, 3, 4]
 
 
+def test_what_was_read_before_the_tool_could_be_opened_is_kept(tmp_path: Path, memory: type[Memory]) -> None:
+    """Later steps would say that it had arrived."""
+    plan, folder, _ = run(tmp_path / "run", URI)
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).send()
+    more(folder, 5, 6)
+    resumed = Delivery(plan, folder, ledger.of(plan.tracking, folder))
+    memory.lost = ConnectionError("gone")
+    with pytest.raises(ConnectionError):
+        resumed.send()
+    memory.lost = None
+    more(folder, 7)
+    resumed.send()
+    assert steps(memory) == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_a_long_outage_is_read_in_parts(tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "_PART", 1000)
     plan, folder, report = run(tmp_path / "run", URI)
