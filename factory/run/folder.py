@@ -109,8 +109,10 @@ class RunFolder:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise refuse("folder-in-use", str(self.path), "another process is writing into it") from None
+            except OSError:  # a file system without locks: no other folder there would have one
+                pass
             yield lock.fileno()
 
 
