@@ -80,15 +80,14 @@ def _finish(run: Run, aside: Path, target: Path) -> None:
         "layout": layout(run.plan.steps.train.ranks),
     }
     (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    for path in (*files, aside / MANIFEST, aside):
-        _to_disk(path)
+    all_to_disk(aside)
     before = target.with_name(f".{target.name}.0")  # what the run has gone back from, until this one has its name
     shutil.rmtree(before, ignore_errors=True)
     if target.exists():
         target.rename(before)
     aside.rename(target)
     shutil.rmtree(before, ignore_errors=True)
-    _to_disk(run.folder.checkpoints)
+    to_disk(run.folder.checkpoints)
 
 
 def layout(ranks: Ranks) -> str:
@@ -187,8 +186,14 @@ def of_step(folder: RunFolder, step: int | None) -> Path:
     return folder.checkpoints / f"step-{step:06d}"
 
 
-def _to_disk(path: Path) -> None:
-    """So that a checkpoint before it may go: a rename can reach the disk sooner than what was written."""
+def all_to_disk(folder: Path) -> None:
+    """Before it has its name, and what had it goes: a rename can reach the disk sooner than what was written."""
+    for path in (*folder.rglob("*"), folder):
+        to_disk(path)
+
+
+def to_disk(path: Path) -> None:
+    """A file's content, or a folder's names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
