@@ -19,7 +19,7 @@ from factory.plan import Ranks
 from factory.ranks.spec import ZERO
 from factory.ranks.world import lost_another
 from factory.refusal import refuse
-from factory.run.folder import MANIFEST, RunFolder, damage, read_json, sha256, step_of, unwritable
+from factory.run.folder import MANIFEST, RunFolder, before_saved_again, damage, read_json, sha256, step_of, unwritable
 from factory.words import size
 
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
@@ -81,7 +81,7 @@ def _finish(run: Run, aside: Path, target: Path) -> None:
     }
     (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     all_to_disk(aside)
-    before = target.with_name(f".{target.name}.0")  # what the run has gone back from, until this one has its name
+    before = before_saved_again(target)  # of what the run has gone back from
     shutil.rmtree(before, ignore_errors=True)
     if target.exists():
         target.rename(before)
