@@ -19,7 +19,7 @@ from factory.plan import Ranks
 from factory.ranks.spec import ZERO
 from factory.ranks.world import lost_another
 from factory.refusal import refuse
-from factory.run.folder import MANIFEST, RunFolder, damage, read_json, sha256, step_of, unwritable
+from factory.run.folder import MANIFEST, RunFolder, before_saved_again, damage, read_json, sha256, step_of, unwritable
 from factory.words import size
 
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
@@ -80,15 +80,14 @@ def _finish(run: Run, aside: Path, target: Path) -> None:
         "layout": layout(run.plan.steps.train.ranks),
     }
     (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    for path in (*files, aside / MANIFEST, aside):
-        _to_disk(path)
-    before = target.with_name(f".{target.name}.0")  # what the run has gone back from, until this one has its name
+    all_to_disk(aside)
+    before = before_saved_again(target)  # of what the run has gone back from
     shutil.rmtree(before, ignore_errors=True)
     if target.exists():
         target.rename(before)
     aside.rename(target)
     shutil.rmtree(before, ignore_errors=True)
-    _to_disk(run.folder.checkpoints)
+    to_disk(run.folder.checkpoints)
 
 
 def layout(ranks: Ranks) -> str:
@@ -187,8 +186,14 @@ def of_step(folder: RunFolder, step: int | None) -> Path:
     return folder.checkpoints / f"step-{step:06d}"
 
 
-def _to_disk(path: Path) -> None:
-    """So that a checkpoint before it may go: a rename can reach the disk sooner than what was written."""
+def all_to_disk(folder: Path) -> None:
+    """Before it has its name, and what had it goes: a rename can reach the disk sooner than what was written."""
+    for path in (*folder.rglob("*"), folder):
+        to_disk(path)
+
+
+def to_disk(path: Path) -> None:
+    """A file's content, or a folder's names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,7 +21,7 @@ from factory.run import jobs
 from factory.run.folder import RunFolder
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
-from factory.run.sweep import Verbs, begun, beside, closed, code_of, placed, recorded
+from factory.run.sweep import Verbs, begun, beside, closed, code_of, placed, recorded, worked_through
 from factory.run.swept import SweepFolder
 from factory.saved import positions
 from factory.schema import Sweep
@@ -199,8 +199,10 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         return REFUSED
     with begun(folder, common, line, before, listed) as (tracking, parent):
         runner = _Runner(folder, {job.name: job.plan for job in listed}, verbs, line.config_dirs, parent, screen)
-        stopped = runner.all(found, resumed=bool(asked.resume))
-        return closed(folder, tracking, parent, stopped, screen)
+        return worked_through(
+            lambda: runner.all(found, resumed=bool(asked.resume)),
+            lambda stopped: closed(folder, tracking, parent, stopped, screen),
+        )
 
 
 def _stuck(listed: Sequence[Job]) -> str:
@@ -221,8 +223,8 @@ class _Runner:
     parent: str | None
     screen: Screen
 
-    def all(self, found: Sequence[Link], *, resumed: bool) -> bool:
-        """Whether it was interrupted. What reads a run that did not finish is not started."""
+    def all(self, found: Sequence[Link], *, resumed: bool) -> int:
+        """How they ended: 0, or interrupted. What reads a run that did not finish is not started."""
         done, places = set[str](), dict[str, tuple[str, ...]]()
         for link in found:
             if waits := [name for name in link.reads.values() if name not in done]:
@@ -232,9 +234,9 @@ class _Runner:
             code = self._one(link, places[link.name], resumed=resumed)
             append(self.folder.outcomes, {"job": link.name, "code": code})
             if code == INTERRUPTED:
-                return True
+                return INTERRUPTED
             done |= {link.name} if code == 0 else set()
-        return False
+        return 0
 
     def _one(self, link: Link, start: tuple[str, ...], *, resumed: bool) -> int:
         overrides = _last_of_each([*link.overrides, *start, *self._rewarded(link)])

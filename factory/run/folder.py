@@ -77,6 +77,9 @@ class RunFolder:
 
     def forget_the_killed(self) -> None:
         """Removes what processes were writing beside its place when they were killed. For who holds the folder."""
+        for path in self.checkpoints.glob(".step-*.0"):
+            if not (place := path.with_name(path.stem.removeprefix("."))).exists():  # killed between two renames
+                path.rename(place)
         for path in (*self.path.glob(".*"), *self.checkpoints.glob(".*")):
             if _ASIDE.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -109,8 +112,10 @@ class RunFolder:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise refuse("folder-in-use", str(self.path), "another process is writing into it") from None
+            except OSError:  # a file system without locks: no other folder there would have one
+                pass
             yield lock.fileno()
 
 
@@ -139,6 +144,11 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def before_saved_again(checkpoint: Path) -> Path:
+    """Where it lies until another of its step has the name; no process has this id."""
+    return checkpoint.with_name(f".{checkpoint.name}.0")
 
 
 def step_of(checkpoint: Path) -> int:

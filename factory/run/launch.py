@@ -94,12 +94,22 @@ def launch(
             code, tracker, seen = _follow(plan, folder, start, screen, lock)
             return _finish(plan, folder, code, tracker, screen, seen, anew)
         except KeyboardInterrupt:  # before there was a child to be asked, or when it had done its work
-            over, there = folder.status() == "finished", folder.plan.exists()
-            onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
-            screen.print(f"Interrupted. {onward if there else ''}".rstrip(), style="yellow", soft_wrap=True)
-            return INTERRUPTED
+            return _interrupted(plan, folder, screen)
         finally:
             screen.write_to(None)
+
+
+def _interrupted(plan: Plan, folder: RunFolder, screen: Screen) -> int:
+    """Says how to go on, and of a run that is over what its tracking did not get; the exit code."""
+    over, there = folder.status() == "finished", folder.plan.exists()
+    onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
+    screen.print(f"Interrupted. {onward if there else ''}".rstrip(), style="yellow", soft_wrap=True)
+    if plan.tracking.on and folder.report.exists():
+        book = ledger.of(plan.tracking, folder)
+        told = ledger.told(book, *ledger.counts(book, folder), "interrupted before it was sent")
+        if told["unsent"]:
+            screen.print(_unsent(plan, folder, told), style="yellow", soft_wrap=True)
+    return INTERRUPTED
 
 
 def _gone_back_from(folder: RunFolder, start: Path) -> str:

@@ -89,12 +89,13 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
             gpus=len(look_at_machine().gpus),
             config_dirs=line.config_dirs,
         )
-        ended, problem = _handed_out([*(again or ()), *_arguments(ready, parent, folder)], task)
-        _note_others(folder, listed)
-        code = closed(folder, tracking, parent, ended == INTERRUPTED, screen, goes_on=again is not None)
-        if problem is not None:
-            raise problem
-        return code or ended
+
+        def close(stopped: bool) -> int:
+            _note_others(folder, listed)
+            return closed(folder, tracking, parent, stopped, screen, goes_on=again is not None)
+
+        arguments = [*(again or ()), *_arguments(ready, parent, folder)]
+        return worked_through(lambda: _handed_out(arguments, task), close)
 
 
 def placed(name: str, line: compose.CommandLine, asked: Sweep) -> SweepFolder:
@@ -237,24 +238,42 @@ class _Task:
         return job.fate
 
 
-def _handed_out(arguments: list[str], made: _Task) -> tuple[int, UserError | None]:
-    """How Hydra ended: 0, interrupted, or failed, and what it was refused for."""
+def worked_through(work: Callable[[], int], close: Callable[[bool], int]) -> int:
+    """Does the jobs, and returns the exit code. Whatever stops them, `close` comes last: it hears of an interruption.
+
+    Raises UserError where they were refused. A disk that is full is no refusal: hours of work may have filled it.
+    """
+    problem: UserError | None = None
+    try:
+        ended = work()
+    except KeyboardInterrupt:
+        ended = INTERRUPTED
+    except UserError as error:
+        ended, problem = FAILED, error
+    code = close(ended == INTERRUPTED) or ended
+    if problem is not None:
+        if {found.rule for found in problem.refusals} != {"cannot-write"}:
+            raise problem
+        print(problem, file=sys.stderr)
+    return code
+
+
+def _handed_out(arguments: list[str], made: _Task) -> int:
+    """How Hydra ended: 0, or failed. Raises UserError where it was refused, and KeyboardInterrupt."""
 
     def task(config: Any) -> float:  # Hydra wants a function
         return made(config)
 
     try:
         hydra_main(task, arguments, made.config_dirs)
-    except KeyboardInterrupt:
-        return INTERRUPTED, None
-    except UserError as problem:
-        return FAILED, problem
+    except UserError:
+        raise
     except Exception as error:  # whatever a launcher or a sweeper raises: what the jobs left is compared all the same
         log = Path(made.folder) / "error.log"
         write_whole(log, redacted("".join(traceback.format_exception(error))))
         print(f"hydra/launcher or hydra/sweeper failed: {said(error)}. The traceback is in {log}", file=sys.stderr)
-        return FAILED, None
-    return 0, None
+        return FAILED
+    return 0
 
 
 def _value(run: RunFolder) -> float:

@@ -21,6 +21,7 @@ from factory.hub import lost
 from factory.look.model import check_whole
 from factory.plan import Load
 from factory.refusal import UserError, caused, refuse
+from factory.tied import tie_worker
 
 _CONVERTED = ("package", "gguf")  # sources that are GGUF files
 
@@ -67,12 +68,21 @@ def _convert_once(gguf: Path, target: Path, source: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            # in a process of its own: what it leaves behind (200 MiB) would stay with the run
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-                apart.submit(_convert, gguf, aside, source).result()
+            _convert_apart(gguf, aside, source)
             aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _convert_apart(gguf: Path, target: Path, source: str) -> None:
+    """In a process of its own: what it leaves behind (200 MiB) would stay with the run."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=tie_worker) as apart:
+        try:
+            apart.submit(_convert, gguf, target, source).result()
+        except BaseException:  # asked to stop: to leave the pool would be to wait for all of it
+            for worker in list(apart._processes.values()):
+                worker.terminate()
+            raise
 
 
 def _convert(gguf: Path, target: Path, source: str) -> None:

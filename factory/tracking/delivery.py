@@ -125,12 +125,13 @@ class Delivery:
     def _more_lines(self) -> bool:
         """Whether there are any to deliver; those of an older attempt, which the tool has, are passed over."""
         while True:
+            if self._lines:  # kept where the tool cannot be opened: the file gives them once
+                self._opened()  # which may know of more than the ledger does
             self._lines = [line for line in self._lines if line["step"] > self.ledger.step]
             if self._lines:
                 return True
             if not (found := self._metrics.lines()):
                 return False
-            self._opened()  # which may know of more than the ledger does
             self._lines = found
 
     def _more_samples(self) -> bool:

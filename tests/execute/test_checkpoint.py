@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +299,26 @@ def test_a_full_disk_leaves_no_half_model(execute: Execute, monkeypatch: pytest.
     ]
     state = json.loads((Path("run/checkpoints") / f"step-{STEPS:06d}" / "state.json").read_text())
     assert state["step"] == STEPS  # nothing of the training is lost
+
+
+def test_a_model_is_on_the_disk_before_it_has_its_name(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a checkpoint is: the report says that the run is finished, whatever a power cut leaves."""
+    synced, missing = set[str](), dict[str, set[str]]()
+    sync, rename = os.fsync, Path.rename
+
+    def noted(handle: int) -> None:
+        synced.add(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        sync(handle)
+
+    def named(path: Path, target: Path) -> Path:
+        if path.is_dir():
+            missing[target.name] = {str(each.resolve()) for each in (path, *path.rglob("*"))} - synced
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", named)
+    execute(*LORA)
+    assert missing["model"] == missing[f"step-{STEPS:06d}"] == set()
 
 
 class _Code:

@@ -3,16 +3,18 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import side_by_side
 from harms import cut, flip
 from test_checkpoint import LORA, ask_to_stop, assert_equal, at_step, die
 
 from factory.execute import checkpoint
 from factory.execute.context import Interrupted
 from factory.refusal import UserError
-from factory.run.folder import RunFolder, damage, is_whole
+from factory.run.folder import RunFolder, before_saved_again, damage, is_whole
 
 FILES = ("trained.safetensors", "optimizer.pt", "random.pt", "state.json")
 
@@ -110,3 +112,32 @@ def test_what_the_killed_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     folder.forget_the_killed()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == sorted([*kept, "checkpoints"])
+
+
+def test_a_kill_while_a_step_is_saved_again_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the renames neither has its name, and both lie where the killed leave what is removed."""
+    folder, rename = RunFolder(tmp_path), Path.rename
+    target, aside = folder.checkpoints / "step-000004", folder.checkpoints / ".step-000004.12"
+    for path, text in ((target, "before"), (aside, "after")):
+        path.mkdir(parents=True)
+        (path / "state.json").write_text(text)
+
+    def killed(path: Path, to: Path) -> Path:
+        if path == aside:
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    run: Any = SimpleNamespace(folder=folder, plan=side_by_side.plan())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint._finish(run, aside, target)
+    assert not target.exists()
+    folder.forget_the_killed()
+    assert list(folder.checkpoints.iterdir()) == [target]
+    assert (target / "state.json").read_text() == "before"
+    before_saved_again(target).mkdir()  # killed later, while it was being removed
+    folder.forget_the_killed()
+    assert list(folder.checkpoints.iterdir()) == [target]
+    assert (target / "state.json").read_text() == "before"

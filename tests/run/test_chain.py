@@ -1,5 +1,7 @@
 """A recipe of several runs: what is wrong with it is told first, what reads a run waits for it and takes its model."""
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +17,8 @@ from factory import compose, groups
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, read_plan, to_yaml
 from factory.refusal import UserError, refuse
-from factory.run import chain
-from factory.run.folder import RunFolder
+from factory.run import chain, sweep
+from factory.run.folder import RunFolder, unwritable
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs
 from factory.run.swept import SweepFolder
@@ -247,6 +249,41 @@ def test_an_interrupted_recipe_stops_there(line: Line) -> None:
     assert first.done == ["run one", "run two"]
     assert resumed(second) == 0
     assert second.done == ["go on two", "run three"]
+
+
+def test_a_recipe_that_is_stopped_while_a_run_is_compiled_is_closed(
+    line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, told = Runs(), list[bool]()
+    monkeypatch.setattr(sweep, "_close_parent", lambda *values: told.append(values[-1]))
+
+    def run(composed: compose.Composed) -> int:
+        if Path(composed.run_dir).name == "two":
+            raise KeyboardInterrupt
+        return runs._run(composed)
+
+    verbs = Verbs(compile=runs._compile, run=run, go_on=runs._go_on)
+    asked = line(THREE, f"hydra.sweep.dir={FOLDER}")
+    assert chain.chain(asked, Sweep(resume=None, reuse=False), verbs, Screen()) == 130
+    assert runs.done == ["run one"] and told == [True]
+    assert f"-m sweep.resume={FOLDER}" in capsys.readouterr().out
+    assert "| one |" in SweepFolder(FOLDER).table.read_text()
+
+
+def test_a_disk_that_a_run_filled_ends_the_recipe_with_what_there_is(
+    line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of it was refused."""
+
+    def full(path: Path, _line: Any) -> None:
+        raise unwritable(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(chain, "append", full)
+    runs = Runs()
+    assert chained(line(THREE), runs) == 1
+    said = capsys.readouterr()
+    assert runs.done == ["run one"] and "[cannot-write]" in said.err
+    assert f"-m sweep.resume={FOLDER}" in said.out and "| one |" in SweepFolder(FOLDER).table.read_text()
 
 
 def test_nothing_starts_where_a_run_of_a_chain_is_refused(line: Line, capsys: pytest.CaptureFixture[str]) -> None:

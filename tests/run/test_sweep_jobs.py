@@ -1,7 +1,9 @@
 """A sweep's jobs are known before one starts, go on where they are not done, and run once where they are the same."""
 
+import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +22,7 @@ from factory.plan import Plan, Span, read_plan, to_yaml
 from factory.refusal import UserError, refuse
 from factory.run import jobs
 from factory.run import sweep as sweeps
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, unwritable
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, sweep
 from factory.run.swept import SweepFolder
@@ -263,6 +265,21 @@ def test_of_a_launcher_that_fails_the_jobs_are_compared(swept: Swept, capsys: py
     assert "failed: RuntimeError: no answer." in said.err and "not run" in said.out
     assert "no answer" in (SweepFolder(FOLDER).path / "error.log").read_text()
     assert swept(Runs(), RANKS[:1], "multirun_sweeps/one/all", hydra=hydra) == 1  # though every job finished
+
+
+def test_a_disk_that_a_job_filled_ends_the_sweep_with_what_there_is(
+    swept: Swept, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of it was refused."""
+
+    def full(path: Path, _line: Any) -> None:
+        raise unwritable(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(sweeps, "append", full)
+    runs = Runs()
+    assert swept(runs, RANKS[:2]) == 1
+    said = capsys.readouterr()
+    assert runs.done == ["run 0"] and "[cannot-write]" in said.err and f"-m sweep.resume={FOLDER}" in said.out
 
 
 def test_a_launcher_that_hides_the_gpus_is_refused(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,15 @@
 """What the hub has of a model, looked at before any of it is read."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from conftest import compiled
 
@@ -66,3 +72,49 @@ def test_what_is_printed_while_a_file_is_converted_is_no_answer(
     monkeypatch.setattr(source, "_written", lambda *_: print("[WARNING] Setting accelerator to CPU"))
     source._convert(Path("a.gguf"), Path("a"), "gguf")
     assert capsys.readouterr() == ("", "[WARNING] Setting accelerator to CPU\n") and asked
+
+
+def _stopped_and_long(gguf: Path, _target: Path, _source: str) -> None:
+    """Stands for a conversion in the middle of which the command is asked to stop."""
+    os.kill(os.getppid(), signal.SIGUSR1)
+    time.sleep(20)
+    gguf.write_text("all of it was waited for")
+
+
+def test_a_conversion_that_is_stopped_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_convert", _stopped_and_long)
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            source._convert_once(tmp_path / "a.gguf", tmp_path / "a", "gguf")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [path.name for path in tmp_path.iterdir()] == [".a.lock"]
+
+
+ENDLESS = """
+import os, time
+from pathlib import Path
+from factory.steps import source
+
+def endless(*_):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    source._convert = endless
+    source._convert_once(Path("a.gguf"), Path("a"), "gguf")
+"""
+
+
+def test_a_conversion_does_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ENDLESS)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, cwd=tmp_path) as command:
+        assert command.stdout is not None
+        worker = psutil.Process(int(command.stdout.readline()))
+        command.kill()
+    _, alive = psutil.wait_procs([worker], timeout=20)
+    for each in alive:
+        each.kill()
+    assert alive == []

@@ -70,6 +70,39 @@ def test_a_server_that_comes_back_gets_all_of_it(tmp_path: Path, memory: type[Me
     assert memory.described == 1
 
 
+@pytest.mark.parametrize(("moment", "sent"), [("clean_file", False), ("_told", True)])
+def test_a_run_that_is_interrupted_at_its_end_says_what_was_not_sent(
+    moment: str,
+    sent: bool,
+    tmp_path: Path,
+    memory: type[Memory],
+    command: Callable[..., Said],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is finished, and its tool would say for ever that it runs."""
+    plan, folder, report = run(tmp_path / "run", URI)
+    kept = folder.metrics.read_text()
+
+    def trained(*_: Any) -> tuple[int, Tracker, launch.Seen]:
+        folder.metrics.write_text(kept)
+        folder.report.write_text(as_json(report))
+        return 0, Tracker(plan, folder), launch.Seen()
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_follow", trained)
+    monkeypatch.setattr(launch, moment, interrupted)
+    assert launch.launch(plan, folder, None, Screen(), None) == 130
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Interrupted. The run in {folder.path} is finished." in said
+    assert len(memory.reports) == sent
+    assert ("did not get 6 of 6 records (interrupted" in said, f"track {folder.path}" in said) == (not sent, not sent)
+    assert command("track", str(folder.path)).code == 0
+    assert len(memory.reports) == 1
+
+
 @pytest.mark.parametrize("accepts", [0, 1, 2])
 def test_what_is_missing_is_counted_told_and_sent_later(
     accepts: int,
@@ -159,6 +192,21 @@ def test_what_arrived_and_was_not_noted_is_not_sent_again(tmp_path: Path, memory
     book.write(folder)
     Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
     assert steps(memory) == [1, 2, 3, 4]
+
+
+def test_what_was_read_before_the_tool_could_be_opened_is_kept(tmp_path: Path, memory: type[Memory]) -> None:
+    """Later steps would say that it had arrived."""
+    plan, folder, _ = run(tmp_path / "run", URI)
+    Delivery(plan, folder, ledger.of(plan.tracking, folder)).send()
+    more(folder, 5, 6)
+    resumed = Delivery(plan, folder, ledger.of(plan.tracking, folder))
+    memory.lost = ConnectionError("gone")
+    with pytest.raises(ConnectionError):
+        resumed.send()
+    memory.lost = None
+    more(folder, 7)
+    resumed.send()
+    assert steps(memory) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_long_outage_is_read_in_parts(tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Blocks of raw rows to blocks of encoded ones, in this process or in several: each block is a pure function's work."""
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -9,8 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from factory.data.record import MEDIA, BadRow, Record
 from factory.data.truncate import TooLong
 from factory.garbage import collect_seldom, seldom_collected
 from factory.refusal import Refusal, UserError, refuse
+from factory.tied import tie_worker
 
 BLOCK_ROWS = 500
 _BLOCK_CHARACTERS = 4_000_000  # so that long documents do not fill the memory
@@ -285,22 +284,11 @@ _encoder: Encoder | None = None
 
 
 def _start(spec: EncoderSpec) -> None:
-    import signal
-
     collect_seldom()
     os.environ[_PARALLELISM] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what stops
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    tie_worker()
     global _encoder
     _encoder = spec.encoder
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed closes no queue: its workers would wait for ever."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _in_worker(work: Any, block: Block) -> Any:
