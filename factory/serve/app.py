@@ -278,7 +278,7 @@ def _coded(asked: wire.EmbeddingRequest, values: list[float]) -> Any:
 
 
 async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request: Request) -> Response:
-    adapter = desk.adapter(asked.model)
+    adapter = desk.scorer(asked.model)
     several = asked.messages if isinstance(asked.messages[0], list) else [asked.messages]
     rows, seen = list[list[int]](), list[Seen]()
     for messages in several:

@@ -33,6 +33,14 @@ class Desk:
             raise unknown_model(name, list(self.room.names))
         return self.room.names[name]
 
+    def scorer(self, name: str) -> str | None:
+        """The adapter behind the name of the run's own model: over other weights its score head says nothing."""
+        adapter = self.adapter(name)
+        if adapter != self.room.own:
+            wrong = "Scores are given by the run's own model alone, not by its base or by an adapter beside it."
+            raise bad(wrong, "model", "unsupported")
+        return adapter
+
     def sampling(self, asked: wire.Drawn, most: int | None, top: int | None) -> Sampling:
         said = self.generation
         return Sampling(

@@ -115,6 +115,23 @@ def test_a_reward_models_scores(judge: Path, tiny_model: Path) -> None:
     room.engine.stop(0)
 
 
+def test_only_the_runs_own_model_scores(judge: Path) -> None:
+    """Its head was trained with its own adapter: over the base or another one it gives numbers that mean nothing."""
+    room, settings = room_of(
+        "serve", f"run={judge}", "serve.name=judge", f"serve.adapters={{x: {judge}/model}}", *TINY[:3]
+    )
+    body = {"messages": [*HI, {"role": "assistant", "content": "aaaa"}]}
+    own, *others = room.names
+    assert own == "judge" and len(others) == 2
+    with serving(room, settings) as found, found.http() as http:
+        assert http.post("/v1/score", json={"model": own, **body}).status_code == 200
+        for name in others:
+            answer = http.post("/v1/score", json={"model": name, **body})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported", "model"), name
+    room.engine.stop(0)
+
+
 def test_a_model_that_scores_nothing_says_so(tiny_model: Path) -> None:
     room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY)
     with serving(room, settings) as found, found.http() as http:
