@@ -5,7 +5,7 @@ import base64
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -299,14 +299,12 @@ def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]
     return errors.Json({"object": "list", "data": data, "model": model, "usage": told})
 
 
-async def _of_engine(request: Request, work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> list[Any]:
-    """What the engine makes of each row, while the client waits for it."""
-
-    async def made() -> list[Any]:
-        return [each for row in rows for each in await asyncio.to_thread(work, [row], adapter)]
-
+async def _of_engine(
+    request: Request, work: Callable[..., Future[list[Any]]], rows: Sequence[Any], adapter: str | None
+) -> list[Any]:
+    """What the engine makes of each row, while the client waits for it. No thread does: they would be too few."""
     try:
-        return await answers.while_there(request, made())
+        return await answers.while_there(request, asyncio.wrap_future(work(rows, adapter)))
     except Unable:
         raise errors.bad("The model that is served cannot do that.", "model", "unsupported") from None
     except Overloaded:
