@@ -53,10 +53,10 @@ class Opening(Run):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token added to an answer's text."""
+    """What one token added to an answer's text; without a token: what was held back until the end."""
 
     text: str
-    token: Token
+    token: Token | None
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +107,7 @@ class Room:
                 if isinstance(event, Done):
                     rest = writer.finish()
                     if rest:
-                        yield Piece(rest, Token(-1))
+                        yield Piece(rest, None)
                     yield event
                     return
                 yield Piece(writer.feed(event.id), event)

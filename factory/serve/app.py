@@ -20,7 +20,7 @@ from factory import __version__, schema
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
-from factory.inference.text import Writer
+from factory.inference.text import written
 from factory.inference.types import Overloaded, Seen, Stopping, Unable
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
@@ -207,8 +207,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
 
 def _with_calls(desk: Desk, asked: wire.ChatRequest, begun: str, tools: Sequence[dict[str, Any]], part: Delta) -> Delta:
     """An answer with its calls told apart. Its text has those of special tokens, which a client does not see."""
-    writer = Writer(desk.room.prompts.tokenizer, desk.stops(asked))
-    plain = "".join([*(writer.feed(token.id) for token in part.tokens), writer.finish()])
+    plain = written(desk.room.prompts.tokenizer, (token.id for token in part.tokens), desk.stops(asked))
     read = calls.read(begun + part.text, begun + plain, desk.room.prompts.tool_format, tools)
     if not read.calls:
         return Delta(plain, part.tokens, (), part.reason)
