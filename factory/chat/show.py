@@ -5,13 +5,14 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from factory.chat.talk import HELP, Talk, Wrong
 from factory.data.record import BadRow, ToolCall
 from factory.inference import asked, calls
 from factory.inference.room import Piece, Room, libraries, opened, to_stderr
+from factory.inference.text import written
 from factory.inference.types import Done
 from factory.plan import Plan
 from factory.refusal import refuse
@@ -46,6 +47,7 @@ class Said:
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     cut: bool = False
+    tokens: list[int] = field(default_factory=list)
 
 
 def show(sides: list[Asked], settings: Settings) -> int:
@@ -317,6 +319,8 @@ def _columns(speakers: list[Speaker], said: list[Said]) -> Any:
 def _take(said: Said, piece: Piece | Done) -> None:
     if isinstance(piece, Piece):
         said.text += piece.text
+        if piece.token is not None:
+            said.tokens.append(piece.token.id)
     elif piece.reason == "error":
         raise Wrong(f"the model failed: {piece.error}")
     else:
@@ -324,11 +328,13 @@ def _take(said: Said, piece: Piece | Done) -> None:
 
 
 def _called(talk: Talk, speaker: Speaker, said: Said) -> Said:
-    """With the calls of tools told apart."""
+    """With the calls of tools told apart, whose mark may be a special token: nothing of it is in the text."""
     if not talk.tools:
         return said
-    read = calls.read(said.text, said.text, speaker.room.prompts.tool_format, talk.tools)
-    return Said(read.text.strip(), read.calls, said.cut) if read.calls else said
+    prompts = speaker.room.prompts
+    raw = written(prompts.tokenizer, said.tokens, (*talk.generation.stop, *prompts.stop_texts), special=True)
+    read = calls.read(raw, said.text, prompts.tool_format, talk.tools)
+    return replace(said, text=read.text.strip(), calls=read.calls) if read.calls else said
 
 
 def _after(said: Said) -> str:

@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -349,20 +350,18 @@ class Embedded(Scheduled):
             self._lanes[key] = kind(self.model, request.adapter, self.numbers)
         return self._lanes[key]
 
-    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
+    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> Future[list[list[float]]]:
         def embedded(ids: Tensor) -> list[float]:
             return normalize(self.model.states(ids).float().mean(0), dim=0).tolist()
 
-        return [self._of_row(embedded, row, adapter) for row in rows]
+        return self._scheduler.call([partial(self._of_row, embedded, row, adapter) for row in rows])
 
-    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> Future[list[float]]:
         if self.scores is None:
             raise Unable
-        return [self._of_row(partial(self.scores, self.model, inputs), row, adapter) for row, inputs in rows]
+        scored = partial(self.scores, self.model)
+        return self._scheduler.call([partial(self._of_row, partial(scored, more), row, adapter) for row, more in rows])
 
     def _of_row(self, work: Callable[[Tensor], T], row: Sequence[int], adapter: str | None) -> T:
-        def made() -> T:
-            self.model.use(adapter)
-            return work(torch.tensor([list(row)]))
-
-        return self._scheduler.call(made)
+        self.model.use(adapter)
+        return work(torch.tensor([list(row)]))

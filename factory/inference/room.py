@@ -53,10 +53,10 @@ class Opening(Run):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token added to an answer's text."""
+    """What one token added to an answer's text; without a token: what was held back until the end."""
 
     text: str
-    token: Token
+    token: Token | None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +72,11 @@ class Room:
     @property
     def context(self) -> int:
         return self.engine.context
+
+    @property
+    def own(self) -> str | None:
+        """The adapter of the plan, which its heads were trained with; None: its base alone."""
+        return OWN if self.plan.steps.load.adapter else None
 
     def request(
         self, ids: Sequence[int], sampling: Sampling, name: str, images: Sequence[str] = (), allowed: Any = None
@@ -102,7 +107,7 @@ class Room:
                 if isinstance(event, Done):
                     rest = writer.finish()
                     if rest:
-                        yield Piece(rest, Token(-1))
+                        yield Piece(rest, None)
                     yield event
                     return
                 yield Piece(writer.feed(event.id), event)
@@ -137,7 +142,7 @@ def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: st
     )
     with hearing(run.heard):
         room: Room = walk(run, _STEPS[engine.name])
-    own = {name: OWN if plan.steps.load.adapter else None}
+    own = {name: room.own}
     base, load = plan.options.get("model", "base"), plan.steps.load
     # below an adapter with a base to itself are weights that lack its start: nobody's model
     if load.adapter and load.own_base != "rebuilt" and base not in {name, *adapters}:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from factory.inference.types import Done, Event, Load, Overloaded, Request, Stopping, Stream, Ticket, Token, failed
@@ -38,6 +39,34 @@ class Lane(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Job:
+    """What is asked of the model beside answers, row by row. `done` may be cancelled until all of it is there."""
+
+    rows: Sequence[Callable[[], Any]]
+    done: Future[list[Any]] = field(default_factory=Future)
+    found: list[Any] = field(default_factory=list)
+
+    def step(self) -> bool:
+        """The next row; whether there are more."""
+        if self.done.cancelled():
+            return False
+        try:
+            self.found.append(self.rows[len(self.found)]())
+        except BaseException as error:  # panics of Rust are no Exception
+            self.fail(error)
+            return False
+        if len(self.found) < len(self.rows):
+            return True
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_result(self.found)
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_exception(error)
+
+
 class Scheduler:
     """`lane_of` gives the lane of a request; `most` answers are written at a time, on all lanes; `queue` may wait."""
 
@@ -47,7 +76,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._running = self._tokens = self._prompt_tokens = 0
         self._closing: float | None = None  # when, by time.monotonic, what still runs is cut
-        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._jobs: deque[Job] = deque()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -63,17 +92,17 @@ class Scheduler:
             self._changed.notify_all()
         return ticket
 
-    def call(self, function: Callable[[], T]) -> T:
-        """Runs the function in the thread that has the model, between two tokens, and returns what it gives."""
-        done = Future[T]()
+    def call(self, rows: Sequence[Callable[[], T]]) -> Future[list[T]]:
+        """What the functions give, run in the thread that has the model: one between two tokens, jobs by turns."""
+        job = Job(rows)
         with self._changed:
             if self._closing is not None:
                 raise Stopping
             if len(self._jobs) >= self._limit + self._most:
                 raise Overloaded
-            self._jobs.append((done, function))
+            self._jobs.append(job)
             self._changed.notify_all()
-        return done.result()
+        return job.done
 
     @property
     def alive(self) -> bool:
@@ -104,11 +133,11 @@ class Scheduler:
                 while not self._waiting and not self._running and not self._jobs and self._closing is None:
                     self._changed.wait()
                 self._admit()
-                job = self._jobs.popleft() if self._jobs else None
                 cut = self._closing is not None and time.monotonic() >= self._closing
+                job = self._jobs.popleft() if self._jobs and not cut else None
                 idle = not self._running and not self._waiting
             if job is not None:
-                _do(*job)
+                self._do(job)
             elif cut or (idle and self._closing is not None):
                 self._end_all(Done("length"))
                 return
@@ -130,6 +159,11 @@ class Scheduler:
             self._running += 1
             self._prompt_tokens += len(ticket.request.ids)
 
+    def _do(self, job: Job) -> None:
+        if job.step():
+            with self._changed:
+                self._jobs.append(job)
+
     def _step(self) -> None:
         for lane in self._lanes():
             if not lane.busy:
@@ -150,18 +184,23 @@ class Scheduler:
         """Nobody waits for what never comes, and nobody else may ask."""
         with self._changed:
             self._closing = time.monotonic()
-            jobs, self._jobs = self._jobs, deque()
-        for job, _ in jobs:
-            job.set_exception(Stopping())
+        self._end_jobs()
         for lane in self._lanes():
             with suppress(Exception):
                 lane.end(done, lambda _: True)
         self._end_waiting(done)
 
     def _end_all(self, done: Done) -> None:
+        self._end_jobs()
         for lane in self._lanes():
             lane.end(done, lambda _: True)
         self._end_waiting(done)
+
+    def _end_jobs(self) -> None:
+        with self._changed:
+            jobs, self._jobs = self._jobs, deque()
+        for job in jobs:
+            job.fail(Stopping())
 
     def _end_waiting(self, done: Done) -> None:
         with self._changed:
@@ -169,13 +208,6 @@ class Scheduler:
             self._running = 0
         for ticket in waiting:
             ticket.tell(done)
-
-
-def _do(done: Future[T], function: Callable[[], T]) -> None:
-    try:
-        done.set_result(function())
-    except BaseException as error:  # panics of Rust are no Exception
-        done.set_exception(error)
 
 
 class Scheduled:

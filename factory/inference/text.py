@@ -1,6 +1,6 @@
 """Tokens to text as they come: no half character is shown, and nothing of a text that ends the answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _HALF = "�"  # what a decoder writes for bytes that are no whole character yet
@@ -58,6 +58,12 @@ class Writer:
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
+
+
+def written(tokenizer: Any, tokens: Iterable[int], stops: Sequence[str], *, special: bool = False) -> str:
+    """The text of an answer that is whole."""
+    writer = Writer(tokenizer, stops, special=special)
+    return "".join([*map(writer.feed, tokens), writer.finish()])
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -158,12 +159,15 @@ class Engine(Protocol):
         """All of them, in their order."""
         ...
 
-    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
-        """Of each row of tokens the mean of its last states, of length 1. Raises Unable."""
+    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> Future[list[list[float]]]:
+        """Of each row of tokens the mean of its last states, of length 1. Raises Unable, Overloaded, or Stopping.
+
+        What is cancelled is not gone on with; where the engine ends before it is there, it is Stopping too.
+        """
         ...
 
-    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
-        """Of each row the reward model's score at its last token. Raises Unable."""
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> Future[list[float]]:
+        """Of each row the reward model's score at its last token, as `embed` gives it."""
         ...
 
     def count(self) -> Load: ...

@@ -1,6 +1,7 @@
 """engine=vllm: vLLM's own scheduler and kernels behind our interface. Adapters stand beside the base, unmerged."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import count
 from typing import Any
 
@@ -127,10 +128,10 @@ class Vllm(Scheduled):
         )
         self._scheduler = Scheduler(lambda _: lane, lambda: [lane], asked.batch, asked.queue)
 
-    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[list[float]]:
+    def embed(self, rows: Sequence[Sequence[int]], adapter: str | None) -> Future[list[list[float]]]:
         raise Unable
 
-    def score(self, rows: Sequence[Seen], adapter: str | None) -> list[float]:
+    def score(self, rows: Sequence[Seen], adapter: str | None) -> Future[list[float]]:
         raise Unable
 
 

@@ -5,7 +5,7 @@ import base64
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from factory import __version__, schema
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
-from factory.inference.text import Writer
+from factory.inference.text import written
 from factory.inference.types import Overloaded, Seen, Stopping, Unable
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
@@ -207,8 +207,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
 
 def _with_calls(desk: Desk, asked: wire.ChatRequest, begun: str, tools: Sequence[dict[str, Any]], part: Delta) -> Delta:
     """An answer with its calls told apart. Its text has those of special tokens, which a client does not see."""
-    writer = Writer(desk.room.prompts.tokenizer, desk.stops(asked))
-    plain = "".join([*(writer.feed(token.id) for token in part.tokens), writer.finish()])
+    plain = written(desk.room.prompts.tokenizer, (token.id for token in part.tokens), desk.stops(asked))
     read = calls.read(begun + part.text, begun + plain, desk.room.prompts.tool_format, tools)
     if not read.calls:
         return Delta(plain, part.tokens, (), part.reason)
@@ -278,7 +277,7 @@ def _coded(asked: wire.EmbeddingRequest, values: list[float]) -> Any:
 
 
 async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request: Request) -> Response:
-    adapter = desk.adapter(asked.model)
+    adapter = desk.scorer(asked.model)
     several = asked.messages if isinstance(asked.messages[0], list) else [asked.messages]
     rows, seen = list[list[int]](), list[Seen]()
     for messages in several:
@@ -299,14 +298,12 @@ def _listed(model: str, data: list[dict[str, Any]], rows: Sequence[Sequence[int]
     return errors.Json({"object": "list", "data": data, "model": model, "usage": told})
 
 
-async def _of_engine(request: Request, work: Callable[..., Any], rows: Sequence[Any], adapter: str | None) -> list[Any]:
-    """What the engine makes of each row, while the client waits for it."""
-
-    async def made() -> list[Any]:
-        return [each for row in rows for each in await asyncio.to_thread(work, [row], adapter)]
-
+async def _of_engine(
+    request: Request, work: Callable[..., Future[list[Any]]], rows: Sequence[Any], adapter: str | None
+) -> list[Any]:
+    """What the engine makes of each row, while the client waits for it. No thread does: they would be too few."""
     try:
-        return await answers.while_there(request, made())
+        return await answers.while_there(request, asyncio.wrap_future(work(rows, adapter)))
     except Unable:
         raise errors.bad("The model that is served cannot do that.", "model", "unsupported") from None
     except Overloaded:

@@ -18,6 +18,9 @@ from factory.serve import wire
 from factory.serve.errors import bad, too_long, unknown_model
 from factory.serve.images import Fetcher
 
+# what of a message is read, in those of one role alone
+_OF_ROLE = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_call_id": "tool", "name": "tool"}
+
 
 @dataclass(frozen=True, slots=True)
 class Desk:
@@ -32,6 +35,14 @@ class Desk:
         if name not in self.room.names:
             raise unknown_model(name, list(self.room.names))
         return self.room.names[name]
+
+    def scorer(self, name: str) -> str | None:
+        """The adapter behind the name of the run's own model: over other weights its score head says nothing."""
+        adapter = self.adapter(name)
+        if adapter != self.room.own:
+            wrong = "Scores are given by the run's own model alone, not by its base or by an adapter beside it."
+            raise bad(wrong, "model", "unsupported")
+        return adapter
 
     def sampling(self, asked: wire.Drawn, most: int | None, top: int | None) -> Sampling:
         said = self.generation
@@ -171,16 +182,17 @@ def _message(message: wire.Message, content: str, param: str) -> Message:
     made: Message = {"role": role, "content": content}
     if message.content is None and not message.tool_calls:
         raise bad("A message without tool calls needs a content.", f"{param}.content")
+    for field, reader in _OF_ROLE.items():
+        if getattr(message, field) and role != reader:
+            raise bad(f"`{field}` is in messages of role {reader} alone.", f"{param}.{field}")
     if message.tool_calls:
-        if role != "assistant":
-            raise bad("Tool calls are in messages of the assistant alone.", f"{param}.tool_calls")
         made["tool_calls"] = [
             ToolCall(name=call.function.name, arguments=_arguments(call.function.arguments, f"{param}.tool_calls.{at}"))
             for at, call in enumerate(message.tool_calls)
         ]
-    if role == "tool" and message.name:
+    if message.name:
         made["name"] = message.name
-    if message.reasoning_content and role == "assistant":
+    if message.reasoning_content:
         made["reasoning"] = message.reasoning_content
     return made
 

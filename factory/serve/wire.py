@@ -55,6 +55,8 @@ class Part(Wire):
     def _whole(self) -> "Part":
         if getattr(self, self.type) is None:
             raise ValueError(f"a part of type {self.type} needs `{self.type}`")
+        if getattr(self, "text" if self.type == "image_url" else "image_url"):
+            raise ValueError("a part has a text or an image: send two parts")
         return self
 
 
@@ -86,7 +88,7 @@ class Function(Wire):
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: Text | None = None
     parameters: Tree | None = None
-    strict: bool | None = None
+    strict: bool | None = None  # OpenAI's own helpers send it: it is taken, and arguments are held to no schema
 
 
 class Tool(Wire):
@@ -118,6 +120,8 @@ class ResponseFormat(Wire):
     def _whole(self) -> "ResponseFormat":
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("type json_schema needs `json_schema`")
+        if self.type == "text" and self.json_schema is not None:
+            raise ValueError("type text is held to no schema: leave json_schema out, or send type json_schema")
         return self
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from serving import TINY, room_of, says
 from test_saved import SHORT
 
 from factory.chat import show
+from factory.chat.talk import Talk
+from factory.data.tools import FORMATS
 
 GREEDY = ("tracking=none", "generation.temperature=0", "generation.max_tokens=6")
 
@@ -134,6 +138,23 @@ def test_two_models_side_by_side(talk: Callable[..., Any], execute: Callable[...
     assert talk("Hi\n", "run=run").out.strip() == run.strip()
     typed = talk("Hi\n", "run=run", "compare=[run,base]", terminal=True)
     assert typed.code == 0 and typed.out.index("run") < typed.out.index("base")
+
+
+def test_a_call_after_a_text_is_read_where_its_mark_is_a_special_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Mistral's is, which is not shown: the list alone is a call only where an answer begins with it."""
+    model = tiny.save(tmp_path / "long", max_position_embeddings=512)
+    room, settings = room_of("chat", f"model.path={model}", "data.tools=mistral", *TINY)
+    room.prompts.tokenizer.add_tokens(["[TOOL_CALLS]"], special_tokens=True)
+    call: Any = {"name": "look_up", "arguments": {"word": "ebb"}}
+    says(room, f"Let me see.{FORMATS['mistral'].calls([call])}", monkeypatch)
+    talk = Talk(settings.generation, None, tools=({"name": "look_up"},))
+    talk.ask("What is an ebb?")
+    said = show._written(talk, [show.Speaker("model", room, "model")], 0)
+    room.engine.stop(0)
+    assert (said.text, said.calls, said.cut) == ("Let me see.", (call,), False)
+    assert "[TOOL_CALLS]" not in capsys.readouterr().out
 
 
 def test_nothing_of_an_answer_moves_the_cursor() -> None:

@@ -120,6 +120,44 @@ def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
     assert read_image(str(tmp_path / "a.gif")).getpixel((0, 0)) == RED
 
 
+@pytest.mark.parametrize("form", read.FORMATS)
+def test_every_format_that_is_meant_is_read(form: str, tmp_path: Path) -> None:
+    """By what is in the file, whatever its name says."""
+    Image.init()
+    if form not in Image.SAVE:
+        pytest.skip(f"this PIL writes no {form}")
+    path = tmp_path / "a.png"
+    picture().resize((32, 32)).save(path, form)
+    found = read_image(str(path))
+    assert (found.mode, found.size) == ("RGB", (32, 32))
+
+
+def test_a_photograph_with_another_within_is_read(tmp_path: Path) -> None:
+    """As phones write them (MPO): PIL has no such format of its own, and reads them as JPEG."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert read_image(str(tmp_path / "a.jpg")).size == (8, 8)
+
+
+def test_a_format_that_this_pil_has_not_is_no_error_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "FORMATS", ("OF ANOTHER RELEASE", *read.FORMATS))
+    assert read_image(saved(tmp_path / "a.png", picture())).size == (3, 2)
+
+
+def test_what_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL has Ghostscript run an EPS, without an end that anybody set; a client may send one as a PNG."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was run"))
+    eps = io.BytesIO()
+    picture().save(eps, "EPS")
+    (tmp_path / "a.png").write_bytes(eps.getvalue())
+    data = f"data:image/png;base64,{base64.b64encode(eps.getvalue()).decode()}"
+    for place in (str(tmp_path / "a.png"), data):
+        with pytest.raises(BadRow, match="an image cannot be read"):
+            read_image(place)
+
+
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     jpeg = io.BytesIO()
     Image.effect_noise((200, 200), 90).save(jpeg, "JPEG")

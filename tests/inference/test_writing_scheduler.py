@@ -1,4 +1,4 @@
-"""The scheduler's end by an error: nobody waits for what never comes, and nobody is taken any more."""
+"""Jobs beside answers, and the scheduler's end: nobody waits for what never comes, and nobody is taken any more."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from factory.inference.scheduler import Scheduler
-from factory.inference.types import Done, Event, Request, Sampling, Stopping, Ticket
+from factory.inference.types import Done, Event, Overloaded, Request, Sampling, Stopping, Ticket
 
 REQUEST = Request(ids=(1,), sampling=Sampling(max_tokens=1), stops=frozenset())
 
@@ -45,32 +45,22 @@ def test_an_engine_that_dies_tells_all_and_takes_no_more(caplog: pytest.LogCaptu
     told: list[list[Event]] = [[], []]
     for each in told:  # one is written, one waits
         made.submit(REQUEST, each.append)
-    raised: list[BaseException] = []
-
-    def ask() -> None:
-        try:
-            made.call(lambda: None)
-        except BaseException as error:
-            raised.append(error)
-
-    asking = threading.Thread(target=ask)
     while not lane.busy:
         pass
-    asking.start()
-    while not made._jobs:
-        pass
+    waiting, left = (made.call([lambda: None]) for _ in range(2))
+    assert left.cancel()
     assert made.alive
     lane.begin.set()
     made._thread.join(20)
-    asking.join(20)
     assert not made.alive and "the engine ended" in caplog.text
     assert told[0] == [Done("error", "RuntimeError: it died")]
     assert told[1] == [Done("error", "RuntimeError: it is dead")]
-    assert [type(error) for error in raised] == [Stopping]
+    with pytest.raises(Stopping):
+        waiting.result(20)
     with pytest.raises(Stopping):
         made.submit(REQUEST, told[0].append)
     with pytest.raises(Stopping):
-        made.call(lambda: None)
+        made.call([lambda: None])
     made.stop(0)
 
 
@@ -83,7 +73,60 @@ def test_a_panic_of_a_job_reaches_who_asked_and_ends_nobody_else() -> None:
 
     made = Scheduler(lambda _: Broken(), list, most=1, queue=5)
     with pytest.raises(Panic):
-        made.call(job)
-    assert made.call(lambda: 3) == 3 and made.alive
+        made.call([job]).result(20)
+    assert made.call([lambda: 3]).result(20) == [3] and made.alive
     made.stop(0)
     assert not made.alive
+
+
+class Held:
+    """Rows of jobs, of which the first waits for `go`; `order` is that in which they were done."""
+
+    def __init__(self) -> None:
+        self.begun, self.go, self.order = threading.Event(), threading.Event(), list[str]()
+
+    def first(self) -> str:
+        self.begun.set()
+        self.go.wait(20)
+        return self.row("first")()
+
+    def row(self, name: str) -> Callable[[], str]:
+        def done() -> str:
+            self.order.append(name)
+            return name
+
+        return done
+
+
+def test_jobs_take_turns_and_who_leaves_has_none() -> None:
+    held, made = Held(), Scheduler(lambda _: Broken(), list, most=1, queue=2)
+    one = made.call([held.first, held.row("second")])
+    assert held.begun.wait(20)
+    two, left, three = (made.call([held.row(f"{name} {at}") for at in (1, 2)]) for name in ("two", "left", "three"))
+    with pytest.raises(Overloaded):
+        made.call([held.row("one too many")])
+    assert left.cancel()
+    held.go.set()
+    assert [each.result(20) for each in (one, two, three)] == [
+        ["first", "second"],
+        ["two 1", "two 2"],
+        ["three 1", "three 2"],
+    ]
+    assert held.order == ["first", "two 1", "three 1", "second", "two 2", "three 2"]
+    made.stop(0)
+
+
+def test_jobs_that_are_not_done_at_the_end_are_told() -> None:
+    held, made = Held(), Scheduler(lambda _: Broken(), list, most=1, queue=2)
+    begun, waiting = made.call([held.first, held.row("second")]), made.call([held.row("other")])
+    assert held.begun.wait(20)
+    stopping = threading.Thread(target=made.stop, args=(0,))
+    stopping.start()
+    while made._closing is None:
+        pass
+    held.go.set()
+    stopping.join(20)
+    for each in (begun, waiting):
+        with pytest.raises(Stopping):
+            each.result(20)
+    assert held.order == ["first"]

@@ -198,6 +198,39 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
         },
         "messages.1.tool_calls.0.function.arguments",
     ),
+    "a text with an image in one part": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "Hi", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                    ],
+                }
+            ]
+        },
+        "messages.0.content.0",
+    ),
+    "an image with a text in one part": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "text": "Hi", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                    ],
+                }
+            ]
+        },
+        "messages.0.content.0",
+    ),
+    "a name of who asks": ({"messages": [{**HI[0], "name": "ann"}]}, "messages.0.name"),
+    "a call that a question answers": ({"messages": [{**HI[0], "tool_call_id": "a"}]}, "messages.0.tool_call_id"),
+    "thoughts of who asks": ({"messages": [{**HI[0], "reasoning_content": "Hm."}]}, "messages.0.reasoning_content"),
+    "a schema for what is no JSON": (
+        {"response_format": {"type": "text", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
+        "response_format",
+    ),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
     "a length in two ways": ({"max_completion_tokens": 3}, None),
 }
@@ -217,6 +250,16 @@ def test_a_bad_request_is_a_400_with_what_is_wrong(name: str, client: Any, serve
         client.chat.completions.create(**body)
     told: Any = raised.value.body
     assert told["message"] and (param is None or told["param"] == param), told
+
+
+def test_what_clients_send_of_themselves_is_taken(client: Any, speaking: Callable[[str], list[Request]]) -> None:
+    """An answer as it was given, a function as OpenAI's helpers make it, and fields that say nothing."""
+    speaking("So.")
+    answer = client.chat.completions.create(model="tiny", messages=HI).choices[0].message.model_dump()
+    tool = {**TOOL, "function": {**TOOL["function"], "strict": True}}
+    last = {**HI[0], "name": None, "tool_calls": [], "tool_call_id": "", "reasoning_content": None}
+    found = client.chat.completions.create(model="tiny", messages=[*HI, answer, last], tools=[tool])
+    assert found.choices[0].message.content == "So."
 
 
 def test_a_field_that_is_known_and_not_there_is_told_to_be_left_out(served: Serving) -> None:

@@ -3,7 +3,9 @@
 import json
 import queue
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import tiny
 import uvicorn
 from serving import TINY, planned, room_of, serving
 
+from factory.inference.embedded import Model
 from factory.inference.room import opened
 from factory.refusal import UserError
 from factory.serve.run import Server
@@ -34,6 +37,35 @@ def test_more_than_may_wait_are_told_when_to_come_again(tiny_model: Path) -> Non
         with pytest.raises(openai.RateLimitError):
             client.chat.completions.create(model="tiny", messages=HI, stream=True)
         stream.close()
+    room.engine.stop(0)
+
+
+def test_more_embeddings_than_may_wait_are_told_so_too(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them wait than asyncio has threads, where they once stood before the queue and nobody counted them."""
+    words = (f"model.path={tiny_model}", "serve.name=tiny", "engine.batch=1", "engine.queue=32", *TINY)
+    room, settings = room_of("serve", *words)
+    begun, go, original = threading.Event(), threading.Event(), Model.states
+
+    def held(*given: Any) -> Any:
+        begun.set()
+        go.wait(60)
+        return original(*given)
+
+    monkeypatch.setattr(Model, "states", held)
+    with serving(room, settings) as found, found.http() as http, ThreadPoolExecutor(36) as pool:
+
+        def ask() -> int:
+            return http.post("/v1/embeddings", json={"model": "tiny", "input": "The sea"}).status_code
+
+        try:
+            asked = [pool.submit(ask)]
+            assert begun.wait(20)
+            asked += [pool.submit(ask) for _ in range(35)]  # of which 33 may wait
+            done = as_completed(asked, timeout=30)
+            assert [next(done).result() for _ in range(2)] == [429, 429]
+        finally:
+            go.set()
+        assert sorted(each.result() for each in asked) == [200] * 34 + [429] * 2
     room.engine.stop(0)
 
 
@@ -112,6 +144,23 @@ def test_a_reward_models_scores(judge: Path, tiny_model: Path) -> None:
         assert one["data"][0]["score"] != both.json()["data"][1]["score"]
         bad = http.post("/v1/score", json={"model": "judge", "messages": [*HI, *HI]})
         assert bad.status_code == 400
+    room.engine.stop(0)
+
+
+def test_only_the_runs_own_model_scores(judge: Path) -> None:
+    """Its head was trained with its own adapter: over the base or another one it gives numbers that mean nothing."""
+    room, settings = room_of(
+        "serve", f"run={judge}", "serve.name=judge", f"serve.adapters={{x: {judge}/model}}", *TINY[:3]
+    )
+    body = {"messages": [*HI, {"role": "assistant", "content": "aaaa"}]}
+    own, *others = room.names
+    assert own == "judge" and len(others) == 2
+    with serving(room, settings) as found, found.http() as http:
+        assert http.post("/v1/score", json={"model": own, **body}).status_code == 200
+        for name in others:
+            answer = http.post("/v1/score", json={"model": name, **body})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported", "model"), name
     room.engine.stop(0)
 
 

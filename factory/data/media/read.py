@@ -23,6 +23,8 @@ _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _URL = re.compile(rf"data:|file:|{_ADDRESS.pattern}", re.IGNORECASE)
 # what decoders raise of broken files
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
+# what may be behind a place, whatever its name says; PIL knows others, and EPS is a program that it has Ghostscript run
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 # how a camera was held: EXIF's orientation, and what turns such a picture upright
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -40,13 +42,21 @@ def read_image(place: str) -> Any:
     from PIL import Image
 
     try:
-        with opened("image", place) as source, Image.open(source) as image:
+        with opened("image", place) as source, Image.open(source, formats=_formats()) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise too_large("image")
             image.load()
             return _rgb(_upright(image))
     except Image.DecompressionBombError:
         raise too_large("image") from None
+
+
+def _formats() -> list[str]:
+    """Those that this PIL has: one that it has not (AVIF before 11.3) would be an error of every file."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager
