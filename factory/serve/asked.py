@@ -19,7 +19,7 @@ from factory.serve.errors import bad, too_long, unknown_model
 from factory.serve.images import Fetcher
 
 # what of a message is read, in those of one role alone
-_OF_ROLE = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_call_id": "tool", "name": "tool"}
+_OF_ROLE = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_call_id": "tool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def _message(message: wire.Message, content: str, param: str) -> Message:
             ToolCall(name=call.function.name, arguments=_arguments(call.function.arguments, f"{param}.tool_calls.{at}"))
             for at, call in enumerate(message.tool_calls)
         ]
-    if message.name:
+    if role == "tool" and message.name:
         made["name"] = message.name
     if message.reasoning_content:
         made["reasoning"] = message.reasoning_content

@@ -74,7 +74,7 @@ class ToolCall(Wire):
 class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[Part] | None = None
-    name: Text | None = None
+    name: Text | None = None  # of a tool; agents send their own names too, which no template shows a model
     tool_calls: list[ToolCall] | None = None
     tool_call_id: Text | None = None
     reasoning_content: Text | None = None

@@ -224,7 +224,6 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
         },
         "messages.0.content.0",
     ),
-    "a name of who asks": ({"messages": [{**HI[0], "name": "ann"}]}, "messages.0.name"),
     "a call that a question answers": ({"messages": [{**HI[0], "tool_call_id": "a"}]}, "messages.0.tool_call_id"),
     "thoughts of who asks": ({"messages": [{**HI[0], "reasoning_content": "Hm."}]}, "messages.0.reasoning_content"),
     "a schema for what is no JSON": (
@@ -257,7 +256,7 @@ def test_what_clients_send_of_themselves_is_taken(client: Any, speaking: Callabl
     speaking("So.")
     answer = client.chat.completions.create(model="tiny", messages=HI).choices[0].message.model_dump()
     tool = {**TOOL, "function": {**TOOL["function"], "strict": True}}
-    last = {**HI[0], "name": None, "tool_calls": [], "tool_call_id": "", "reasoning_content": None}
+    last = {**HI[0], "name": "ann", "tool_calls": [], "tool_call_id": "", "reasoning_content": None}
     found = client.chat.completions.create(model="tiny", messages=[*HI, answer, last], tools=[tool])
     assert found.choices[0].message.content == "So."
 
