@@ -165,6 +165,27 @@ def test_the_tokens_are_the_tokenizers_own(record: Record) -> None:
         assert made.tokens.ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
 
 
+@pytest.mark.parametrize("template", ["thinks", *templates.names()])
+def test_a_prompt_alone_is_asked_as_the_template_opens_an_answer(template: str) -> None:
+    tokenizer = bytes_of(template)
+    record = Record(prompt=({"role": "user", "content": "What is six times seven?"},), response=(), solution="42")
+    made = row(encoder(tokenizer), record).tokens
+    asked = tokenizer.apply_chat_template(list(record.prompt), add_generation_prompt=True, return_dict=False)
+    assert made.ids[: made.prompt] == asked
+    assert spelled(tokenizer, made.ids[made.prompt :]) == f"42{tokenizer.eos_token}"
+    assert spelled(tokenizer, made.ids[slice(*made.asked)]) in record.prompt[0]["content"]
+    assert len(made.ids[slice(*made.asked)]) > 3
+
+
+def test_a_prompt_alone_is_asked_whole_or_not() -> None:
+    record = Record(prompt=({"role": "user", "content": "What is it? " * 9},), response=())
+    for truncation in ("drop", "left", "right", "keep_response"):
+        (made,) = encoder(bytes_of("chatml"), truncation=truncation, max_length=40).encode([record])
+        assert isinstance(made, BadRow) and str(made) == "longer than max_length"
+    (made,) = encoder(bytes_of("chatml"), truncation="error", max_length=40).encode([record])
+    assert isinstance(made, TooLong)
+
+
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(turns=turns_of, system=st.none() | contents)
 def test_what_is_trained_is_the_answers_and_their_ends(turns: list[tuple[str, str]], system: str | None) -> None:
