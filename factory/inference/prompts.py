@@ -115,15 +115,15 @@ class Prompts:
         answer = "It is one."
         if not self.chats:
             return (), ()
-        said: tuple[Message, ...] = ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": answer})
-        record = _record(Conversation(messages=said))
+        asked: Message = {"role": "user", "content": _PROBE}
+        record = Record(prompt=(asked,), response=({"role": "assistant", "content": answer},))
         (row,) = self._spec.encoder.encode([record])
         if isinstance(row, BadRow):
             return (), ()
         last = row.tokens.ids[row.tokens.spans[-1][1] - 1]
         if last in self.tokenizer.all_special_ids or last in self.tokenizer.added_tokens_decoder:
             return (last,), ()
-        rendered = self._spec.encoder.renderer(record).render(record.prompt, ())
+        rendered = self._spec.encoder.renderer(record).render([*record.prompt, *record.response])
         end = rendered.text[rendered.answers[-1].start : rendered.answers[-1].end].partition(answer)[2].strip()
         return (), (end,) if end else ()
 

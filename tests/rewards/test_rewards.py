@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -165,7 +166,7 @@ def test_texts_are_the_answers_without_marks() -> None:
 
 def test_an_answers_end_is_no_part_of_its_text_where_a_decoder_would_show_it() -> None:
     """As of a token that `model.new_tokens` adds, which is not special."""
-    tokenizer, seen = tiny.tokenizer(), list[Any]()
+    tokenizer, seen = deepcopy(tiny.tokenizer()), list[Any]()
     tokenizer.add_tokens(["<end>"])
     ids = tokenizer(" Well.<end>").input_ids
     assert tokenizer.decode(ids, skip_special_tokens=True).endswith("<end>")
