@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import tiny
 from exporting import HERE, SHORT, exported, files, planned
 
 from factory.compile import exporting as rules
-from factory.export import gguf, modelfile
+from factory.export import gguf, hub, modelfile
 from factory.export.folder import forget_the_dead
 from factory.export.spec import is_export
+from factory.hub import lost
 from factory.look import machine as look
 from factory.plan import read_plan, to_yaml
 from factory.refusal import UserError
@@ -257,6 +259,29 @@ def test_a_folder_is_pushed(here: Path, tiny_model: Path, machine: Callable[...,
     assert FakeApi.did[1][1]["delete_patterns"] is None
     exported(*words, "export.dir=again", "export.overwrite=true")  # in the place of all that was there, as in a folder
     assert FakeApi.did[-1][1]["delete_patterns"] == "*"
+
+
+def test_a_hub_that_goes_away_is_told(
+    here: Path, tiny_model: Path, machine: Callable[..., None], monkeypatch: Any
+) -> None:
+    """Before the work and after it; the errors of its client's HTTP library are no OSErrors."""
+    import huggingface_hub
+
+    machine(hub_token=True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "did", [])
+    plan = planned(f"model.path={tiny_model}", "export.dir=out", "export.push=me/mine").exported
+    assert lost() and not any(issubclass(error, OSError) for error in lost())
+    for error in lost():
+
+        def unreachable(*_: Any, error: type[Exception] = error, **__: Any) -> None:
+            raise error("no route")
+
+        monkeypatch.setattr(FakeApi, "repo_exists", unreachable)
+        monkeypatch.setattr(FakeApi, "upload_folder", unreachable)
+        for asks in (hub.check, partial(hub.push, folder=here)):
+            with pytest.raises(UserError, match=r"\[push-unreachable\].*no route"):
+                asks(plan)
 
 
 # --- the Modelfile
