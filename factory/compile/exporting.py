@@ -156,8 +156,8 @@ def _family(case: Case) -> str | None:
     if kind not in spec.GGUF:
         return f"a {kind} model is not among {', '.join(spec.GGUF)}"
     said = spec.rope(config)
-    if (way := said["rope_type"]) not in spec.GGUF_ROPE:
-        return f"its positions are stretched by {way}, llama.cpp has {', '.join(spec.GGUF_ROPE[1:])}"
+    if (way := said["rope_type"]) not in (known := spec.GGUF[kind].rope):
+        return f"its positions are stretched by {way}, llama.cpp has {', '.join(known[1:])} for {kind}"
     if own := [name for name in spec.GGUF_UNSAID if said.get(name) is not None]:
         return f"its positions are stretched with {own[0]}={plain(said[own[0]])}, which llama.cpp does not read"
     if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
