@@ -246,6 +246,10 @@ def _register(case: Case) -> str | None:
         return "runs are not logged to MLflow (tracking.tool, tracking.uri)"
     if asked.format != "hf" or asked.quantization is not None or scores(case):
         return "a model that writes, of export.format=hf and not quantized, is registered"
+    if media := case.traits.media:
+        return f"a {case.arch.kind} model takes {' and '.join(media)} too, and one of text alone is registered"
+    if case.settings.model.trust_remote_code and "auto_map" in case.model.config:
+        return "its code comes with it (model.trust_remote_code), and MLflow reads models without"
     return None
 
 
