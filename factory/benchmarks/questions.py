@@ -13,6 +13,7 @@ from typing import Any, Literal
 from factory import cache
 from factory.benchmarks.types import LETTERS, NAMES, Benchmark, Exam, Hub, Question, benchmark
 from factory.data import hub as hub_rows
+from factory.hub import lost
 from factory.refusal import UserError, did_you_mean, refuse
 
 Part = Literal["shots", "scored"]
@@ -232,14 +233,13 @@ def _rows(hub: Hub, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
 def _archive(hub: Hub) -> Path:
     """Where the set's zip file is unpacked, in the user's cache: once for each revision. Raises UserError."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     assert hub.archive is not None
     setting = f"evaluate.path={hub.path}"
     try:
         hub_rows._refuse_no_network()
         file = Path(hf_hub_download(hub.path, hub.archive, repo_type="dataset"))
-    except (HfHubHTTPError, OSError) as error:
+    except (*lost(), OSError) as error:
         said = str(error).strip().partition("\n")[0].rstrip(".")[:300]
         raise refuse("benchmark-unreachable", setting, said or type(error).__name__) from None
     folder = cache.folder() / "benchmarks" / f"{file.stem}-{file.parent.name}"  # whose name is the revision

@@ -39,7 +39,7 @@ def asked(words: Sequence[str]) -> Asked:
     for word in words:
         if word.startswith("experiment="):
             experiments.append(word.removeprefix("experiment="))
-        elif Path(word).exists() or is_mlflow_id(word):
+        elif _is_there(word) or is_mlflow_id(word):
             places.append(word)
         elif _is_filter(word):
             filters.append(word)
@@ -49,9 +49,13 @@ def asked(words: Sequence[str]) -> Asked:
             places.append(word)  # a folder that is not there is a row of the table
     if not words or "" in experiments:
         raise refuse("compare-what", " ".join(words) or "(nothing)", "no run is named", hint=last_here())
-    if all(not Path(place).exists() and not is_mlflow_id(place) for place in places) and not (experiments or filters):
+    if all(not _is_there(place) and not is_mlflow_id(place) for place in places) and not (experiments or filters):
         raise refuse("compare-what", " ".join(places), "there is no such folder, and no filter in it", hint=last_here())
     return Asked(tuple(places), tuple(experiments), tuple(filters))
+
+
+def _is_there(word: str | Path) -> bool:
+    return os.path.exists(word)  # noqa: PTH110  of a filter longer than a name can be, Path raises
 
 
 def _is_filter(word: str) -> bool:
@@ -63,7 +67,7 @@ def found(asked: Asked, tracking: Tracking) -> list[Run]:
     """Every run that is meant, once. Raises UserError where there is none, or MLflow cannot be asked."""
     made = list[Run]()
     for place in asked.places:
-        if not Path(place).exists() and is_mlflow_id(place):
+        if not _is_there(place) and is_mlflow_id(place):
             made += _of_id(place, tracking)
         else:
             made += of_folder(Path(place))
@@ -81,7 +85,7 @@ def found(asked: Asked, tracking: Tracking) -> list[Run]:
 def of_folder(path: Path) -> list[Run]:
     """The run in the folder, or the jobs of the sweep."""
     sweep = SweepFolder(path)
-    if not sweep.is_there():
+    if not _is_there(path) or not sweep.is_there():
         return [runs.of_folder(path)]
     return [replace(run, told_by_name=not Path(run.where).name.isdigit()) for run in _jobs(sweep)]
 

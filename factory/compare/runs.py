@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,7 @@ def absent(name: str, where: str, status: Status, said: str | None, overrides: t
 def of_folder(path: Path) -> Run:
     """The run in this folder. Nothing is raised for what is missing or broken: it is said."""
     name, folder = path.name or str(path), RunFolder(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  of a name that is too long, Path raises
         return absent(name, str(path), "missing", "there is no such folder")
     if not folder.plan.is_file() and not folder.report.is_file():
         return absent(name, str(path), "missing", "there is no run in this folder (no plan.yaml, no report.json)")

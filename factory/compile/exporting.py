@@ -156,8 +156,8 @@ def _family(case: Case) -> str | None:
     if kind not in spec.GGUF:
         return f"a {kind} model is not among {', '.join(spec.GGUF)}"
     said = spec.rope(config)
-    if (way := said["rope_type"]) not in spec.GGUF_ROPE:
-        return f"its positions are stretched by {way}, llama.cpp has {', '.join(spec.GGUF_ROPE[1:])}"
+    if (way := said["rope_type"]) not in (known := spec.GGUF[kind].rope):
+        return f"its positions are stretched by {way}, llama.cpp has {', '.join(known[1:])} for {kind}"
     if own := [name for name in spec.GGUF_UNSAID if said.get(name) is not None]:
         return f"its positions are stretched with {own[0]}={plain(said[own[0]])}, which llama.cpp does not read"
     if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
@@ -246,6 +246,10 @@ def _register(case: Case) -> str | None:
         return "runs are not logged to MLflow (tracking.tool, tracking.uri)"
     if asked.format != "hf" or asked.quantization is not None or scores(case):
         return "a model that writes, of export.format=hf and not quantized, is registered"
+    if media := case.traits.media:
+        return f"a {case.arch.kind} model takes {' and '.join(media)} too, and one of text alone is registered"
+    if case.settings.model.trust_remote_code and "auto_map" in case.model.config:
+        return "its code comes with it (model.trust_remote_code), and MLflow reads models without"
     return None
 
 

@@ -48,13 +48,14 @@ def _group(quantization: str, model: Any) -> int:
     raise refuse("export-unfit", f"export.quantization={quantization}", wrong, fix="set export.quantization=nf4")
 
 
-def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str) -> None:
+def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str, context: int) -> None:
+    """`context`: the tokens that the model reads, for which some kinds have another word in their config, or none."""
     from auto_round import AutoRound  # pyright: ignore[reportMissingImports]
 
     assert plan.quantization is not None
     layout, symmetric = _LAYOUTS[plan.quantization]
     group = _group(plan.quantization, model)
-    found = rows(plan, tokenizer, model.config.max_position_embeddings)
+    found = rows(plan, tokenizer, context)
     made = AutoRound(
         model,
         tokenizer,

@@ -7,11 +7,18 @@ import yaml
 
 from factory.export import spec
 from factory.own import without_place
-from factory.plan import Export, Plan, PlannedSource, read_plan
+from factory.plan import Plan, PlannedSource, read_plan
 from factory.run.folder import RunFolder, read_json
+from factory.steps.walk import class_of
 from factory.typed import plain
 
 _TRAINING = ("learning_rate", "lr_scheduler", "optimizer", "batch_size", "gradient_accumulation_steps")
+# by the auto class that reads a model: its task, as the hub names it, and what reads its inputs
+_MODELS = {
+    "AutoModelForCausalLM": ("text-generation", "AutoTokenizer"),
+    "AutoModelForImageTextToText": ("image-text-to-text", "AutoProcessor"),
+    "AutoModelForMultimodalLM": ("audio-text-to-text", "AutoProcessor"),  # which hears: it reads no images
+}
 _FIGURES = ("perplexity_before", "perplexity", "bleu4", "rouge1", "rouge2", "rougeL", "exact_match", "loss", "reward")
 
 
@@ -31,7 +38,7 @@ def card(plan: Plan, base: str = "") -> str:
         f"{_what(plan, made, name)}\n",
         *([_data(made), _plan(made), _results(report)] if made else []),
         f"## The base\n\n{base}\n" if base else "",
-        f"## Reading it\n\n{_reading(export)}\n",
+        f"## Reading it\n\n{_reading(plan)}\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -55,7 +62,7 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
     hub = [source.path for source in sets if source.origin == "hub"]
     front: dict[str, Any] = {
         "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
-        "pipeline_tag": "text-classification" if export.scores else "text-generation",
+        "pipeline_tag": "text-classification" if export.scores else _MODELS[class_of(plan.steps.load.config)][0],
         "tags": ["factory", *(map(without_place, (made.method, made.steps.train.stage)) if made else ())],
     }
     if plan.steps.load.source == "hub":
@@ -129,30 +136,32 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines)
 
 
-def _reading(plan: Export) -> str:
+def _reading(plan: Plan) -> str:
     """The lines that read the folder."""
-    if plan.format == "gguf":
+    export = plan.exported
+    if export.format == "gguf":
         lines = [f"llama-cli -m {spec.MODEL_GGUF} --jinja"]
-        lines += [f"ollama create mine -f {spec.MODELFILE} && ollama run mine"] if plan.modelfile else []
+        lines += [f"ollama create mine -f {spec.MODELFILE} && ollama run mine"] if export.modelfile else []
         return "```sh\n" + "\n".join(lines) + "\n```"
-    if plan.format == "adapter":
-        base = plan.base or "THE_BASE"
+    read = class_of(plan.steps.load.config)
+    if export.format == "adapter":
         lines = [
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            f"from transformers import {read}",
+            f'base = {read}.from_pretrained("{export.base or "THE_BASE"}")',
             'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
         ]
-    elif plan.scores:
+    elif export.scores:
         lines = [
             "from transformers import AutoModelForSequenceClassification",
             'model = AutoModelForSequenceClassification.from_pretrained("THIS_FOLDER", dtype="auto")',
             "score = model(input_ids=ids).logits[0, 0]  # ids: (1, length), up to the token that ends the answer",
         ]
     else:
+        inputs = _MODELS[read][1]
         lines = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")',
-            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+            f"from transformers import {read}, {inputs}",
+            f'model = {read}.from_pretrained("THIS_FOLDER", dtype="auto")',
+            f'{inputs.removeprefix("Auto").lower()} = {inputs}.from_pretrained("THIS_FOLDER")',
         ]
     return "```python\n" + "\n".join(lines) + "\n```"

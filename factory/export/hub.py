@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from factory.hub import lost
 from factory.plan import Export
 from factory.refusal import refuse
 
@@ -12,14 +13,13 @@ _OF_NEW = {".gitattributes", "README.md"}  # what a repository may hold that nob
 def check(plan: Export) -> None:
     """Before any weight is read. Raises UserError where the hub cannot be asked or the repository is in use."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if plan.push is None or plan.dry_run:
         return
     api = HfApi()
     try:
         there = api.list_repo_files(plan.push) if api.repo_exists(plan.push) else []
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (*lost(), OSError, ValueError) as error:
         raise _unreachable(plan, error) from None
     if set(there) - _OF_NEW and not plan.overwrite:
         raise refuse("push-there", f"export.push={plan.push}", f"there are {len(there):,} files in it")
@@ -32,7 +32,6 @@ def push(plan: Export, folder: Path) -> dict[str, Any]:
     if plan.dry_run:
         return told
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     assert plan.push is not None
     api = HfApi()
@@ -42,7 +41,7 @@ def push(plan: Export, folder: Path) -> dict[str, Any]:
         found = api.upload_folder(
             repo_id=plan.push, folder_path=folder, commit_message="Export by Factory", delete_patterns=gone
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (*lost(), OSError, ValueError) as error:
         raise _unreachable(plan, error) from None
     return told | {"commit": getattr(found, "oid", None)}
 

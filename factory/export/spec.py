@@ -44,22 +44,29 @@ CALIBRATED = ("gptq", "awq")
 BLOCK = 32  # weights of a row that GGUF's types share a scale of
 
 
+_ROPE = ("default", "linear", "yarn")  # ways to stretch positions that a file says in keys
+
+
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """A model kind in GGUF: its name there, and whether llama.cpp turns pairs of neighbours (i, i + 1) of a head."""
+    """A model kind in GGUF: its name there, and whether llama.cpp turns pairs of neighbours (i, i + 1) of a head.
+
+    `rope`: the ways to stretch positions that llama.cpp has for it. That of Llama 3.1 is a tensor, which it reads of
+    the kind llama alone; a file of another kind with one tensor too many is refused.
+    """
 
     name: str
     neighbours: bool
+    rope: tuple[str, ...] = _ROPE
 
 
 # the kinds whose every tensor and number has a place in GGUF under the same mathematics (tests/export/test_gguf.py)
 GGUF: dict[str, Gguf] = {
-    "llama": Gguf("llama", True),
-    "mistral": Gguf("llama", True),
+    "llama": Gguf("llama", True, (*_ROPE, "llama3")),
+    "mistral": Gguf("llama", True, (*_ROPE, "llama3")),
     "qwen2": Gguf("qwen2", False),
     "qwen3": Gguf("qwen3", False),
 }
-GGUF_ROPE = ("default", "linear", "yarn", "llama3")  # ways to stretch positions that llama.cpp has
 GGUF_UNSAID = ("attention_factor", "mscale", "mscale_all_dim", "truncate")  # of yarn: it has one way of each
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from factory import registry
 from factory.heads import writes
-from factory.line import name_of, said_by, setting
+from factory.line import said_by, setting
 from factory.plan import Plan, PlannedSource
 from factory.run.folder import RunFolder
 from factory.saved import chats
@@ -62,5 +62,6 @@ def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     elif not export.scores and chats(Path(export.dir)):
         yield f"{program('factory')} chat {setting(_NAMED_BY[export.format], export.dir)}", "talk to it"
     if export.push and export.dry_run:
-        again = " ".join(shlex.quote(text) for text in plan.overrides if name_of(text) != "export.dry_run")
-        yield f"{program('factory')} export {again} export.overwrite=true", f"upload it to {export.push}"
+        # the folder as it lies: to export again would overwrite it, and with it what the repository has
+        private = " --private" if export.private else ""
+        yield f"hf upload {export.push} {shlex.quote(export.dir)}{private}", f"upload it to {export.push}"

@@ -42,11 +42,15 @@ def ready(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def ends(tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the end of text, and the special token that the chat template ends a turn with."""
+    """The tokens that end an answer: the end of text, and the special token that the chat template ends a turn with.
+
+    White space may stand before that.
+    """
     text = next(filter(None, map(partial(_turn, tokenizer), _ANSWERS)), "") if tokenizer.chat_template else ""
     after = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
+    first = next((token for token in after if tokenizer.decode([token]).strip()), tokenizer.eos_token_id)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return sorted({tokenizer.eos_token_id, *(set(after[:1]) & special)})
+    return sorted({tokenizer.eos_token_id, *({first} & special)})
 
 
 def _turn(tokenizer: Any, answer: Any) -> str:

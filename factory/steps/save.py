@@ -16,6 +16,7 @@ from factory.ranks.spec import SPLIT
 from factory.run.folder import base_config, open_as
 from factory.steps.attach import has_own_base, method_settings
 from factory.steps.proofs import saved_type, token_losses
+from factory.steps.walk import class_of
 
 
 def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
@@ -152,7 +153,8 @@ def _card(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
 
 def _reading(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
     """How the model is read where transformers or PEFT alone would take it for another; nothing where they do not."""
-    why, lines = _adapter(run) if adapter else ([], ['model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'])
+    read = class_of(run.plan.steps.load.config)
+    why, lines = _adapter(run, read) if adapter else ([], [f'model = {read}.from_pretrained("THIS_FOLDER")'])
     if not why and not beside:
         return ""
     for name in beside:
@@ -161,15 +163,15 @@ def _reading(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
     return "".join(f"- {text}\n" for text in why) + "\n```python\n" + "\n".join(lines) + "\n```\n"
 
 
-def _adapter(run: Run) -> tuple[list[str], list[str]]:
+def _adapter(run: Run, read: str) -> tuple[list[str], list[str]]:
     """Why an adapter's base is not as it lies on the disk, and the lines that read both: PEFT alone would miss it."""
     patch, why = run.plan.steps.patch, list[str]()
-    lines = ['base = AutoModelForCausalLM.from_pretrained("THE_BASE")']
+    lines = [f'base = {read}.from_pretrained("THE_BASE")']
     if _stretched(run):
         why.append("positions: stretched; its base is read with base/config.json")
         lines = [
             'config = AutoConfig.from_pretrained("THIS_FOLDER/base")',
-            'base = AutoModelForCausalLM.from_pretrained("THE_BASE", config=config)',
+            f'base = {read}.from_pretrained("THE_BASE", config=config)',
         ]
     if has_own_base(run):
         why.append(

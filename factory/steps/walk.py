@@ -177,6 +177,14 @@ def model_class(config: Any) -> Any:
     return AutoModelForMultimodalLM if multimodal(config) and not _of_text(config) else AutoModelForCausalLM
 
 
+def class_of(said: dict[str, Any]) -> str:
+    """The name of that class, by a config.json: for a card. Of a model whose code comes with it, that of text."""
+    from transformers import CONFIG_MAPPING
+
+    kind = said.get("model_type", "")
+    return model_class(CONFIG_MAPPING[kind]()).__name__ if kind in CONFIG_MAPPING else "AutoModelForCausalLM"
+
+
 def _of_text(config: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 

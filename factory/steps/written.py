@@ -72,7 +72,8 @@ def as_hf(
     if plan.quantization in spec.CALIBRATED:
         from factory.export import calibrated
 
-        calibrated.write(plan, model, tokenizer, aside, run.plan.steps.load.device)
+        steps = run.plan.steps
+        calibrated.write(plan, model, tokenizer, aside, steps.load.device, steps.patch.reach)
         ours = None
     else:
         if plan.quantization is not None:

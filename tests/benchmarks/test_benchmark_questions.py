@@ -11,6 +11,7 @@ import made_questions as made
 import pytest
 
 from factory.benchmarks import NAMES, benchmark, questions, read
+from factory.hub import lost
 from factory.refusal import UserError
 
 
@@ -311,9 +312,16 @@ def test_an_archive_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert refused("cmmlu", None)[0] == "benchmark-broken"
     assert list((tmp_path / "cache/benchmarks").iterdir()) == []
 
-    def unreachable(*_: Any, **__: Any) -> str:
-        raise OSError("no route")
 
+@pytest.mark.parametrize("error", [OSError, *lost()])
+def test_a_hub_that_goes_away_is_told(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors of its client's HTTP library are no OSErrors."""
+    import huggingface_hub
+
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise error("no route")
+
+    monkeypatch.setattr(questions.hub_rows, "_refuse_no_network", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     rule, said = refused("cmmlu", None)
     assert rule == "benchmark-unreachable" and "no route" in said

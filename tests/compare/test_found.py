@@ -57,6 +57,15 @@ def test_a_run_says_what_became_of_it(tmp_path: Path) -> None:
     assert made["cut"].report["train"]["final_loss"] == 2.5  # as far as it was logged
 
 
+def test_a_word_longer_than_a_name_can_be_is_read_as_any_other(tmp_path: Path) -> None:
+    text = " and ".join(f"metrics.loss < {number}" for number in range(50))
+    assert found.asked([text]).filters == (text,)
+    done = side_by_side.run(tmp_path / "done")
+    assert [run.status for run in runs(done, "a" * 300)] == ["finished", "missing"]
+    with pytest.raises(UserError, match=r"\[compare-what\].*no such folder"):
+        found.asked(["a" * 300])
+
+
 def test_a_run_that_goes_on_is_told_by_its_lock_which_is_left_alone(tmp_path: Path) -> None:
     folder = RunFolder(without_report(tmp_path / "a"))
     with folder.claimed():

@@ -1,6 +1,8 @@
 """Weights in the layouts of GPTQ and AWQ are the run's own, unpacked as those layouts are published."""
 
 import json
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import tiny
 from exporting import SHORT, exported
 
 from factory.execute.report import write_report
+from factory.look import machine as look
 from factory.refusal import UserError
 
 Array = np.ndarray[Any, Any]
+NOT_BLOOMS = ("max_position_embeddings", "num_key_value_heads", "intermediate_size")  # words of a config.json
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where each of eight columns lies in its word (AutoAWQ's gemm kernels)
 
 
@@ -68,6 +72,34 @@ def test_the_weights_are_the_runs_own(
         weight = whole[f"{name}.weight"]
         off = unpacked(lambda part, name=name: few[f"{name}.{part}"]) - weight
         assert np.linalg.norm(off) < 0.2 * np.linalg.norm(weight), name
+
+
+@pytest.mark.parametrize(("kind", "length"), [("llama", 256), ("bloom", 512)])
+def test_the_text_is_as_long_as_the_model_reads(
+    kind: str, length: int, here: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plan has it: a BLOOM's config.json says none, and its positions have no end."""
+    asked: dict[str, Any] = {}
+
+    class Rounding:
+        def __init__(self, model: Any, tokenizer: Any, **named: Any):
+            asked.update(named)
+
+        def quantize_and_save(self, folder: str, **named: Any) -> None:
+            (Path(folder) / "config.json").write_text("{}")
+
+    monkeypatch.setitem(sys.modules, "auto_round", types.SimpleNamespace(AutoRound=Rounding))
+    machine(packages=look.look_at_machine().packages | {"auto-round": "0.16"})
+    (here / "text.txt").write_text("The sea is wide. " * 200)
+    model, words = tiny.save(here / "model", model_type=kind), list[str]()
+    if kind == "bloom":
+        config = json.loads((model / "config.json").read_text())
+        its = {name: config[name] for name in config if name not in NOT_BLOOMS}
+        (model / "config.json").write_text(json.dumps(its))
+        words = ["model.context_length=2048"]
+    words += ["export.quantization=gptq", "export.calibration=text.txt"]
+    exported(f"model.path={model}", *words, "export.dir=out")
+    assert asked["seqlen"] == length
 
 
 def test_columns_that_no_group_divides_are_refused() -> None:

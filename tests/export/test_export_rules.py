@@ -4,18 +4,22 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 from exporting import HERE, SHORT, exported, files, planned
+from families import KINDS, built_of, roomy
 
 from factory.compile import exporting as rules
-from factory.export import gguf, modelfile
+from factory.export import card, gguf, hub, modelfile
 from factory.export.folder import forget_the_dead
 from factory.export.spec import is_export
+from factory.hub import lost
 from factory.look import machine as look
 from factory.plan import read_plan, to_yaml
 from factory.refusal import UserError
@@ -217,6 +221,52 @@ def test_the_keys_of_an_adapter_and_of_a_modelfile(execute: Callable[..., Any], 
     assert "Modelfile" not in files("gguf")
 
 
+@pytest.mark.parametrize("kind", ["llama", "smolvlm", "qwen2_audio", "code"])
+def test_what_mlflow_does_not_read_is_not_registered(kind: str, here: Path) -> None:
+    """Before the export, which would be whole without it."""
+    folder, words = here / "model", ["export.dir=out", "export.register=mine", "tracking=mlflow"]
+    if kind in ("llama", "code"):
+        tiny.save(folder)
+    else:
+        built_of(roomy(KINDS[kind]), "cpu").save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+    if kind == "code":
+        config = json.loads((folder / "config.json").read_text())
+        own = {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+        words.append("model.trust_remote_code=true")
+    with nullcontext() if kind == "llama" else pytest.raises(UserError) as error:
+        planned(f"model.path={folder}", *words)
+    if error is not None:
+        (found,) = error.value.refusals
+        wrong = {"smolvlm": "images and videos", "qwen2_audio": "audios", "code": "its code comes with it"}[kind]
+        assert found.rule == "export-register" and wrong in found.wrong
+
+
+# --- the card
+
+READ_BY = {
+    "llama": ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),
+    "smolvlm": ("AutoModelForImageTextToText", "AutoProcessor", "image-text-to-text"),
+    "llava": ("AutoModelForImageTextToText", "AutoProcessor", "image-text-to-text"),
+    "qwen2_audio": ("AutoModelForMultimodalLM", "AutoProcessor", "audio-text-to-text"),
+    "of_its_own": ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),
+}
+
+
+@pytest.mark.parametrize("kind", READ_BY)
+def test_a_card_names_the_classes_that_read_the_model(kind: str, here: Path, tiny_model: Path) -> None:
+    made = planned(f"model.path={tiny_model}", "export.dir=out")
+    load = replace(made.steps.load, config={"model_type": kind})
+    made = replace(made, steps=replace(made.steps, load=load))
+    model, inputs, task = READ_BY[kind]
+    told = card.card(made)
+    assert f"pipeline_tag: {task}\n" in told and f"from transformers import {model}, {inputs}\n" in told
+    assert f'model = {model}.from_pretrained("THIS_FOLDER"' in told
+    told = card.card(replace(made, export=replace(made.exported, format="adapter")))
+    assert f'base = {model}.from_pretrained("THE_BASE")' in told and f"import {model}\n" in told
+
+
 # --- the hub
 
 
@@ -257,6 +307,29 @@ def test_a_folder_is_pushed(here: Path, tiny_model: Path, machine: Callable[...,
     assert FakeApi.did[1][1]["delete_patterns"] is None
     exported(*words, "export.dir=again", "export.overwrite=true")  # in the place of all that was there, as in a folder
     assert FakeApi.did[-1][1]["delete_patterns"] == "*"
+
+
+def test_a_hub_that_goes_away_is_told(
+    here: Path, tiny_model: Path, machine: Callable[..., None], monkeypatch: Any
+) -> None:
+    """Before the work and after it; the errors of its client's HTTP library are no OSErrors."""
+    import huggingface_hub
+
+    machine(hub_token=True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "did", [])
+    plan = planned(f"model.path={tiny_model}", "export.dir=out", "export.push=me/mine").exported
+    assert lost() and not any(issubclass(error, OSError) for error in lost())
+    for error in lost():
+
+        def unreachable(*_: Any, error: type[Exception] = error, **__: Any) -> None:
+            raise error("no route")
+
+        monkeypatch.setattr(FakeApi, "repo_exists", unreachable)
+        monkeypatch.setattr(FakeApi, "upload_folder", unreachable)
+        for asks in (hub.check, partial(hub.push, folder=here)):
+            with pytest.raises(UserError, match=r"\[push-unreachable\].*no route"):
+                asks(plan)
 
 
 # --- the Modelfile

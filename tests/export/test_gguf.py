@@ -2,6 +2,7 @@
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_positions_that_the_file_cannot_say_are_refused(here: Path) -> None:
     said = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
     folder = tiny.save(here / "model", rope_parameters={**said, "attention_factor": 1.0})
     with pytest.raises(UserError, match=r"\[export-family\].*attention_factor=1"):
+        planned(f"model.path={folder}", "export.dir=out", "export.format=gguf")
+
+
+@pytest.mark.parametrize(("kind", "fits"), [("llama", True), ("mistral", True), ("qwen2", False), ("qwen3", False)])
+def test_llama3s_positions_are_of_its_own_kind(kind: str, fits: bool, here: Path) -> None:
+    """llama.cpp reads their tensor of the kind llama alone: a file of another has one too many for it."""
+    said = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    said |= {"original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    folder = tiny.save(here / "model", **{**KINDS[kind], "rope_parameters": said})
+    with nullcontext() if fits else pytest.raises(UserError, match=r"\[export-family\].*llama3.*linear, yarn"):
         planned(f"model.path={folder}", "export.dir=out", "export.format=gguf")
 
 

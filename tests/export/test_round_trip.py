@@ -242,6 +242,16 @@ def test_a_model_that_its_type_is_too_narrow_for_is_written_unchecked_and_told(e
     assert "no numbers" in RunFolder("export-run").events.read_text()
 
 
+def test_white_space_may_stand_before_what_ends_an_answer() -> None:
+    """As in the template of DeepSeek Coder; what follows any other text is a part of the answer, and no end of it."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.eos_token = "<|endoftext|>"
+    for between, stops in (("", [0, 2]), ("\n", [0, 2]), (" \n\n", [0, 2]), ("\nDone.", [0])):
+        turn = "### {{ message.role }}\n{{ message.content }}" + between + "<|im_end|>\n"
+        tokenizer.chat_template = "{% for message in messages %}" + turn + "{% endfor %}"
+        assert ends(tokenizer) == stops, between
+
+
 def test_an_answer_in_parts_ends_as_one_in_a_text() -> None:
     """A template of parts alone writes nothing of a text: the conversation's first token would be taken for its end."""
     tokenizer = copy.deepcopy(tiny.tokenizer())

@@ -119,9 +119,7 @@ def test_rows_of_ones_own_need_no_file(given: tuple[str, ...], here: Path, monke
 
 
 def test_after_an_export(here: Path) -> None:
-    plan = replace(
-        compiled("hardware=cpu", training=False), verb="export", overrides=("run=a b", "export.dry_run=true")
-    )
+    plan = replace(compiled("hardware=cpu", training=False), verb="export")
 
     def told(export: Export) -> list[list[str]]:
         return _commands(next_commands(replace(plan, export=export), RunFolder("outputs/x")))
@@ -138,7 +136,9 @@ def test_after_an_export(here: Path) -> None:
     assert start == ["ollama", "create", "NAME", "-f"] and file == "my models/one/Modelfile"
     assert told(replace(EXPORT, format="gguf", modelfile=False)) == told(replace(EXPORT, scores=True)) == []
     (*_, upload) = told(replace(EXPORT, push="me/it", dry_run=True))
-    assert upload[-3:] == ["export", "run=a b", "export.overwrite=true"]
+    assert upload == ["hf", "upload", "me/it", "my models/one", "--private"]
+    (*_, upload) = told(replace(EXPORT, push="me/it", dry_run=True, private=False))
+    assert upload == ["hf", "upload", "me/it", "my models/one"]
 
 
 def test_nothing_follows_from_a_measurement(here: Path) -> None:

@@ -96,6 +96,8 @@ def test_a_score_is_of_what_is_seen(
     assert red.equal(blue)
     found = scores(done.model, batch)
     assert abs(found[0] - found[1]) > 1e-4
+    told = (done.run.folder.model / "README.md").read_text()
+    assert 'base = AutoModelForImageTextToText.from_pretrained("THE_BASE")' in told
 
 
 @pytest.mark.parametrize("kind", ["llava", "idefics3", "qwen2_vl", "gemma3"])
