@@ -769,6 +769,19 @@ TABLE = (
     ),
     row("badam-optimizer", "method=badam stage.optimizer=muon", "method=badam stage.optimizer=adamw_8bit"),
     row("badam-optimizer", "method=badam_ratio stage.optimizer=sgd", "method=badam_ratio"),
+    row(
+        "badam-optimizer",
+        "method=badam stage.optimizer=paged_adamw {gpu}",
+        compiles_on_gpu("method=badam stage.optimizer=adamw_8bit {gpu}"),
+        compiles_on_gpu("method=apollo method.rank=8 stage.optimizer=paged_adamw {gpu}"),
+        machine=ON_GPU,
+    ),
+    row(
+        "badam-optimizer",
+        "method=badam_ratio stage.optimizer=paged_adamw_8bit {gpu}",
+        compiles_on_gpu("method=badam_ratio stage.optimizer=adamw_8bit {gpu}"),
+        machine=ON_GPU,
+    ),
     row("freeze-modules", "method=freeze {one} method.modules=[ml]", "method=freeze {one} method.modules=[mlp]"),
     row("freeze-modules", "method=freeze {one} method.modules=[]", "method=freeze {one} method.modules=all"),
     row(
