@@ -792,6 +792,51 @@ TABLE = (
     row("llama-pro-layers", "method=llama_pro method.num_new_layers=3", "method=llama_pro method.num_new_layers=1"),
     row("llama-pro-architecture", "{gpt2} method=llama_pro", "method=llama_pro"),
     row("llama-pro-parts", "method=llama_pro method.parts=[vision]", "method=llama_pro"),
+    row(
+        "llama-pro-parts",
+        "{llava} {seen} method=llama_pro method.parts=[language,vision]",
+        compiles("{llava} {seen} method=llama_pro method.parts=[language]"),
+    ),
+    row(
+        "galore-parts",
+        "{llava} {seen} method=galore method.rank=8 method.parts=[vision]",
+        compiles("{llava} {seen} method=galore method.rank=8 method.parts=[language,vision]"),
+        compiles("{llava} {seen} method=full method.parts=[vision]"),
+    ),
+    row(
+        "galore-parts",
+        "{llava} {seen} method=apollo method.rank=8 method.parts=[projector]",
+        compiles("{llava} {seen} method=apollo method.rank=8 method.parts=[language,projector]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=freeze {one} method.parts=[vision]",
+        compiles(
+            "{llava} {seen} method=freeze method.parts=[vision]"
+        ),  # by default more layers than it has: none is counted
+        compiles("{llava} {seen} method=freeze {one} method.parts=[language,vision]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=freeze method.layers=[0] method.position=first method.modules=[] method.parts=[vision]",
+        compiles("{llava} {seen} method=freeze method.layers=[0] method.modules=[mlp] method.parts=[language,vision]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=freeze method.extra_modules=[norm] method.parts=[projector]",
+        compiles("{llava} {seen} method=freeze {one} method.extra_modules=[norm] method.parts=[language,projector]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=badam method.embedding=true method.parts=[vision]",
+        compiles("{llava} {seen} method=badam method.parts=[vision]"),
+        compiles("{llava} {seen} method=badam method.embedding=true method.parts=[language,vision]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=badam_ratio method.head=true method.parts=[vision]",
+        compiles("{llava} {seen} method=badam_ratio method.parts=[vision]"),
+    ),
     # several processes
     row("nodes-uneven", "{ddp} hardware.num_nodes=3", compiles("{ddp}")),
     row("nodes-need-launcher", "{ddp} hardware.num_nodes=2", compiles("{ddp}")),
@@ -867,6 +912,7 @@ WORDS = {
     "s2": "compute.attention=s2",
     "hub": "model.path=me/tiny",
     "asked": "data=file data.path=asked.jsonl",
+    "seen": "data=file data.path=seen.jsonl",
     "two": "data=[demo,file] data.path=chat.jsonl",
     "gpus": "hardware=single_gpu",
     "ddp": "hardware.num_processes=2 hardware.strategy=ddp",

@@ -13,7 +13,7 @@ from typing import Literal
 from factory import schema
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
-from factory.methods.parts import nothing_trains, of_parts
+from factory.methods.parts import nothing_trains, of_language, of_parts
 from factory.optimizers.spec import NEEDS_GPU, no_adam, state_bytes
 from factory.typed import key
 
@@ -79,7 +79,8 @@ def of_no_turns(case: Case) -> str | None:
 
 
 RANKS = "alone"
-RULES = (
-    Rule("badam-optimizer", of_no_turns),
+PARTS = (
     Rule("nothing-trains", nothing_trains(trainable)),
+    Rule("keys-of-language", of_language(trainable, "embedding", "head")),
 )
+RULES = (Rule("badam-optimizer", of_no_turns), *PARTS)
