@@ -949,6 +949,14 @@ def test_what_to_do_beyond_the_context_is_not_refused_then(word: str, models: di
     assert not refusals(*base, "model.context_length=600")
 
 
+def test_no_pull_to_the_reference_is_what_the_rule_says_it_is(tiny_model: Path, scoring: str) -> None:
+    said = (*BASE, f"model.path={tiny_model}", "stage=ppo", *WORDS["short"].split(), scoring, "method=full")
+    (refusal,) = refusals(*said)
+    assert refusal.rule == "reference-needs-adapter"
+    found = re.search(r"reference: (.*) of ppo", refusal.fix)
+    assert found and not refusals(*said, *found[1].split())
+
+
 def test_the_smoothing_that_exo_is_told_to_set_is_its_papers(tiny_model: Path) -> None:
     """arXiv 2402.00856, as TRL 1.16 has it: 1e-3. A tenth would be of labels that are often wrong."""
     exo = (*BASE, f"model.path={tiny_model}", "stage=dpo", "stage.loss=exo_pair")
