@@ -134,7 +134,8 @@ def _package_missing(case: Case) -> tuple[str, str] | None:
 def _lacking(case: Case) -> tuple[str, str] | None:
     """The first choice whose package is not here, and that package."""
     for (key, wanted), package in NEEDS.items():
-        if value_of(case.settings, key) == wanted and package not in case.facts.machine.packages:
+        missing = value_of(case.settings, key) == wanted and package not in case.facts.machine.packages
+        if missing and not case.idle(key):
             return key, package
     return None
 
