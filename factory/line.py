@@ -55,7 +55,11 @@ def changed(overrides: Overrides, name: str, value: str | None) -> Overrides:
 def spelt(text: str) -> str:
     """What a person typed into a field, as Hydra's grammar wants a value: quoted where it must be."""
     text = text.strip()
-    if _BARE.fullmatch(text) or _LIST.fullmatch(text):
+    return text if _LIST.fullmatch(text) else _as_text(text)
+
+
+def _as_text(text: str) -> str:
+    if _BARE.fullmatch(text):
         return text
     doubled = re.sub(r"\\+(?='|$)", lambda found: 2 * found[0], text)  # elsewhere a backslash is itself
     inner = doubled.replace("'", "\\'")
@@ -80,7 +84,8 @@ def setting(key: str, value: str | Path) -> str:
 
 
 def listed(values: Iterable[Any]) -> str:
-    return f"[{','.join(spelt(str(value)) for value in values)}]"
+    """Of texts: one in brackets, as tokens are, is no list within the list."""
+    return f"[{','.join(_as_text(str(value).strip()) for value in values)}]"
 
 
 def flags(config_dirs: Iterable[str]) -> list[str]:

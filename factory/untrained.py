@@ -33,7 +33,10 @@ def untrained(
     asked = bare.tree["tracking"]
     found = saved(run_of(named[-1]), asked.get("uri") if asked.get("tool") == "mlflow" else None)
     folders = tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs)))
-    made = compose.compose(replace(line, overrides=merged(taken(found), own), config_dirs=folders))
+    overrides = merged(taken(found), own)
+    made = compose.compose(replace(line, overrides=overrides, config_dirs=folders))
+    if (read := _still_read(overrides, own, made.tree["evaluate"])) != overrides:
+        made = compose.compose(replace(line, overrides=read, config_dirs=folders))
     model = made
     if any(name_of(text) == "recipe" for text in found.overrides):  # which may name the model, and is not all `taken`
         model = compose.compose(replace(line, overrides=merged(_of_model(found), own), config_dirs=folders))
@@ -59,6 +62,27 @@ def untrained(
     tree = {**made.tree, **at_home, "method": method, "model": {**at_home["model"], **places}}
     options = {**made.options, "model": model.options["model"], "method": "none"}
     return replace(made, tree=tree, options=options, run=found.run)
+
+
+# keys of `evaluate` and those beside them, one of which has to be set for them to be read
+_READ_WITH = {
+    "stride": ("perplexity",),
+    "metrics": ("generation",),
+    "temperature": ("generation",),
+    "path": ("benchmarks",),
+    "shots": ("benchmarks",),
+    "harness_path": ("harness",),
+    "harness_shots": ("harness",),
+    "chat": ("benchmarks", "harness"),
+    "max_samples": ("benchmarks", "harness", "generation"),
+}
+
+
+def _still_read(overrides: tuple[str, ...], own: tuple[str, ...], evaluate: dict[str, Any]) -> tuple[str, ...]:
+    """Without what the run alone said of what the user turns off: nobody could take it back."""
+    unread = {f"evaluate.{name}" for name, others in _READ_WITH.items() if not any(evaluate[each] for each in others)}
+    unread -= {name_of(text) for text in own}
+    return tuple(text for text in overrides if name_of(text) not in unread)
 
 
 def _at_home(tree: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[str, Any]:

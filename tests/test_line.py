@@ -48,6 +48,12 @@ def test_what_is_typed_arrives(text: str) -> None:
     assert found == expected
 
 
+def test_each_of_a_list_is_a_text() -> None:
+    texts = ["[TOOL]", "{x}", "a,b", "it's", "plain", ""]
+    override = f"model.new_tokens={line.listed(texts)}"
+    assert compose.compose(compose.CommandLine(overrides=(override,))).tree["model"]["new_tokens"] == texts
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -184,6 +184,35 @@ def test_what_is_said_over_a_runs_own_words(case: str) -> None:
     assert merged(before, own) == wanted
 
 
+def test_how_a_run_was_trained_is_nothing_to_refuse_its_measuring_for(
+    execute: Execute, tiny_model: Path, machine: Callable[..., None]
+) -> None:
+    """`factory evaluate` takes no such key, so that nobody could set it otherwise."""
+    execute("method=lora", *SHORT, "stage.eval_steps=2")
+    answers = ("evaluate.generation=true", "evaluate.max_new_tokens=4", "data.max_length=252")
+    assert evaluated("run=run", "evaluate.perplexity=false", *answers).plan.steps.evaluate.generation
+    base = (f"model.path={tiny_model}", *SHORT[2:5], *HERE)
+    assert evaluated(*base, "stage.optimizer=paged_adamw_8bit").plan.steps.load.device == "cpu"
+    machine(packages={})
+    evaluated(*base, "stage.optimizer=lion")
+    with pytest.raises(UserError, match=r"\[package-missing\] compute.attention=flash_attention_2"):
+        evaluated(*base, "stage.optimizer=lion", "compute.attention=flash_attention_2")
+
+
+def test_what_a_run_said_of_its_answers_goes_with_them(execute: Execute) -> None:
+    """It is nothing that the user asks for where no answers are, nor could anybody take it back."""
+    own = ("evaluate.metrics=[rouge1]", "evaluate.temperature=0.5", "evaluate.max_samples=2")
+    answers = ("evaluate.generation=true", "evaluate.max_new_tokens=4", "data.max_length=252", *own)
+    execute("method=lora", *SHORT, "evaluate.perplexity=false", *answers)
+    kept = evaluated("run=run").plan.steps.evaluate
+    assert (kept.generation, list(kept.metrics), kept.temperature, kept.max_samples) == (True, ["rouge1"], 0.5, 2)
+    measured = evaluated("run=run", "evaluate.generation=false", "evaluate.perplexity=true").plan
+    assert not measured.steps.evaluate.generation and not {*own} & {*measured.overrides}
+    for text in own[:2]:
+        with pytest.raises(UserError, match=r"\[generation-keys-unread\]"):
+            evaluated("run=run", "evaluate.generation=false", "evaluate.perplexity=true", text)
+
+
 def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], execute: Execute) -> None:
     execute("method=lora", *SHORT)
     shutil.rmtree("run/model")

@@ -1,11 +1,11 @@
 """A rule as data: which keys it reads, when it fires, why, and what to do."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from types import ModuleType
 
-from factory import heads, registry
+from factory import heads, registry, schema
 from factory.architecture import Architecture, Shape, Traits, traits_of
 from factory.facts import Facts, ModelFacts
 from factory.line import name_of
@@ -13,6 +13,8 @@ from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
 from factory.typed import plain, to_tree
 from factory.vocabulary import Vocabulary, grown
+
+_OF_TRAINING = frozenset(f"stage.{each.name}" for each in fields(schema.Stage) if each.name != "name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,10 @@ class Case:
         """Whether somebody set the key: its default is no wish."""
         return key in map(name_of, self.settings.overrides)
 
+    def idle(self, key: str) -> bool:
+        """Whether the key says how one trains and nothing trains: a run that is measured was made with it."""
+        return self.settings.verb != "train" and key in _OF_TRAINING
+
     @property
     def device(self) -> str:
         """Where the run would train: a named card and `single_gpu` mean a GPU, `auto` what is here."""
@@ -84,7 +90,8 @@ class Case:
 class Rule:
     """`wrong` returns what is wrong with a case, or None. Its words, and the keys that it reads, are in refusals.yaml.
 
-    The first of `reads` is shown as what was set, unless `wrong` names another as (key, what is wrong).
+    The first of `reads` is shown as what was set, unless `wrong` names another as (key, what is wrong). Of what is idle
+    nothing is wrong.
     """
 
     id: str
@@ -111,6 +118,8 @@ class Rule:
         if found is None:
             return None
         key, wrong = found if isinstance(found, tuple) else (self.reads[0], found)
+        if case.idle(key):
+            return None
         gaps = self.gaps(case) if self.gaps else {}
         return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong, **gaps)
 

@@ -134,7 +134,8 @@ def _package_missing(case: Case) -> tuple[str, str] | None:
 def _lacking(case: Case) -> tuple[str, str] | None:
     """The first choice whose package is not here, and that package."""
     for (key, wanted), package in NEEDS.items():
-        if value_of(case.settings, key) == wanted and package not in case.facts.machine.packages:
+        missing = value_of(case.settings, key) == wanted and package not in case.facts.machine.packages
+        if missing and not case.idle(key):
             return key, package
     return None
 
@@ -186,7 +187,9 @@ def _reference_is_past(case: Case) -> str | None:
     return f"the loss of stage={stage.name} is measured from the model as it was before training"
 
 
-_CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")
+_CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+# of PEFT's config, what no method here sets: other scales of single layers, and tokens before which nothing is adapted
+_NOT_OURS = ("alpha_pattern", "alora_invocation_tokens")
 
 
 def _said_otherwise(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
@@ -194,7 +197,7 @@ def _said_otherwise(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
     start = str(saved.get("init_lora_weights"))
     if start.startswith(_CHANGE_THE_BASE):
         return f"its start ({start}) changed the base that it stands beside, which is not this one"
-    names = [name for name in (*ours, "alpha_pattern") if (saved.get(name) or None) != (ours.get(name) or None)]
+    names = [name for name in (*ours, *_NOT_OURS) if (saved.get(name) or None) != (ours.get(name) or None)]
     if not names:
         return None
     theirs, wanted = (" ".join(f"{name}={said.get(name)}" for name in names) for said in (saved, ours))

@@ -22,9 +22,15 @@ class Said:
     missing: dict[str, str] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
     noted: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, list[str]] = field(default_factory=dict)  # the overrides that `add` made
 
     def set(self, key: str, value: Any) -> None:
         self.overrides[key] = listed(value) if isinstance(value, list) else spelt(text_of(value))
+
+    def add(self, key: str, names: list[str]) -> None:
+        """To what was added before: more than one key of theirs may name what one list of ours holds."""
+        self.lists[key] = list(dict.fromkeys((*self.lists.get(key, ()), *names)))
+        self.set(key, self.lists[key])
 
     def as_overrides(self) -> tuple[str, ...]:
         return tuple(f"{key}={value}" for key, value in self.overrides.items())

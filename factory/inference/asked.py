@@ -23,7 +23,10 @@ _KEYS = (
 _STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was trained writes
 # of a run: what its model is, and how it is read and told things
 _TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools")
-_NOT_TAKEN = ("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload")
+_NOT_TAKEN = (
+    *("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload"),
+    "hardware.rank_timeout",
+)
 SECRET = "serve.api_key"  # noqa: S105  a key's name
 # what a plan has where its run's folder would be
 NOWHERE = str(Path(tempfile.gettempdir()) / "factory-writes-no-folder")

@@ -49,6 +49,21 @@ def nothing_trains(trainable: Callable[[Any, Architecture], dict[str, Shape]]) -
     return wrong
 
 
+def of_language(
+    trainable: Callable[[Any, Architecture], dict[str, Shape]], *keys: str
+) -> Callable[[Case], tuple[str, str] | None]:
+    """A rule's test: whether one of the method's keys is asked for that nothing reads where other parts alone train."""
+
+    def unread(case: Case) -> tuple[str, str] | None:
+        method = case.settings.method
+        if "language" in method.parts or not trainable(method, case.arch):
+            return None
+        wrong = f"it is of the language model, and method.parts=[{','.join(method.parts)}] leaves that out"
+        return next(((f"method.{key}", wrong) for key in keys if case.asked(f"method.{key}")), None)
+
+    return unread
+
+
 def needs_media(case: Case) -> str | None:
     """A rule's test: whether a part is chosen that nothing in the data ever reaches."""
     given, there = _given(case), parts_of(case.arch)

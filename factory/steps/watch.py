@@ -84,7 +84,8 @@ def to_be_skipped(
     wrong = f"{wrong}; {_named(rows)}"
     if action == "stopped":
         run.emit("bad_update", text=f"step {step}: {wrong}", **said)
-        raise refuse(rule, f"step={step}", wrong)
+        too_late = run.plan.steps.attach.settings.get("layerwise")
+        raise refuse("layerwise-bad-update" if too_late else rule, f"step={step}", wrong)
     run.emit("bad_update", text=f"step {step}: {wrong}; the update is {action}", **said)
     if not skips:
         losses.add(loss)

@@ -769,6 +769,19 @@ TABLE = (
     ),
     row("badam-optimizer", "method=badam stage.optimizer=muon", "method=badam stage.optimizer=adamw_8bit"),
     row("badam-optimizer", "method=badam_ratio stage.optimizer=sgd", "method=badam_ratio"),
+    row(
+        "badam-optimizer",
+        "method=badam stage.optimizer=paged_adamw {gpu}",
+        compiles_on_gpu("method=badam stage.optimizer=adamw_8bit {gpu}"),
+        compiles_on_gpu("method=apollo method.rank=8 stage.optimizer=paged_adamw {gpu}"),
+        machine=ON_GPU,
+    ),
+    row(
+        "badam-optimizer",
+        "method=badam_ratio stage.optimizer=paged_adamw_8bit {gpu}",
+        compiles_on_gpu("method=badam_ratio stage.optimizer=adamw_8bit {gpu}"),
+        machine=ON_GPU,
+    ),
     row("freeze-modules", "method=freeze {one} method.modules=[ml]", "method=freeze {one} method.modules=[mlp]"),
     row("freeze-modules", "method=freeze {one} method.modules=[]", "method=freeze {one} method.modules=all"),
     row(
@@ -779,6 +792,51 @@ TABLE = (
     row("llama-pro-layers", "method=llama_pro method.num_new_layers=3", "method=llama_pro method.num_new_layers=1"),
     row("llama-pro-architecture", "{gpt2} method=llama_pro", "method=llama_pro"),
     row("llama-pro-parts", "method=llama_pro method.parts=[vision]", "method=llama_pro"),
+    row(
+        "llama-pro-parts",
+        "{llava} {seen} method=llama_pro method.parts=[language,vision]",
+        compiles("{llava} {seen} method=llama_pro method.parts=[language]"),
+    ),
+    row(
+        "galore-parts",
+        "{llava} {seen} method=galore method.rank=8 method.parts=[vision]",
+        compiles("{llava} {seen} method=galore method.rank=8 method.parts=[language,vision]"),
+        compiles("{llava} {seen} method=full method.parts=[vision]"),
+    ),
+    row(
+        "galore-parts",
+        "{llava} {seen} method=apollo method.rank=8 method.parts=[projector]",
+        compiles("{llava} {seen} method=apollo method.rank=8 method.parts=[language,projector]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=freeze {one} method.parts=[vision]",
+        compiles(
+            "{llava} {seen} method=freeze method.parts=[vision]"
+        ),  # by default more layers than it has: none is counted
+        compiles("{llava} {seen} method=freeze {one} method.parts=[language,vision]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=freeze method.layers=[0] method.position=first method.modules=[] method.parts=[vision]",
+        compiles("{llava} {seen} method=freeze method.layers=[0] method.modules=[mlp] method.parts=[language,vision]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=freeze method.extra_modules=[norm] method.parts=[projector]",
+        compiles("{llava} {seen} method=freeze {one} method.extra_modules=[norm] method.parts=[language,projector]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=badam method.embedding=true method.parts=[vision]",
+        compiles("{llava} {seen} method=badam method.parts=[vision]"),
+        compiles("{llava} {seen} method=badam method.embedding=true method.parts=[language,vision]"),
+    ),
+    row(
+        "keys-of-language",
+        "{llava} {seen} method=badam_ratio method.head=true method.parts=[vision]",
+        compiles("{llava} {seen} method=badam_ratio method.parts=[vision]"),
+    ),
     # several processes
     row("nodes-uneven", "{ddp} hardware.num_nodes=3", compiles("{ddp}")),
     row("nodes-need-launcher", "{ddp} hardware.num_nodes=2", compiles("{ddp}")),
@@ -854,6 +912,7 @@ WORDS = {
     "s2": "compute.attention=s2",
     "hub": "model.path=me/tiny",
     "asked": "data=file data.path=asked.jsonl",
+    "seen": "data=file data.path=seen.jsonl",
     "two": "data=[demo,file] data.path=chat.jsonl",
     "gpus": "hardware=single_gpu",
     "ddp": "hardware.num_processes=2 hardware.strategy=ddp",
@@ -888,6 +947,14 @@ def test_what_to_do_beyond_the_context_is_not_refused_then(word: str, models: di
     (refusal,) = refusals(*base)
     assert refusal.rule == "beyond-context" and "model.rope_scaling" not in refusal.fix
     assert not refusals(*base, "model.context_length=600")
+
+
+def test_no_pull_to_the_reference_is_what_the_rule_says_it_is(tiny_model: Path, scoring: str) -> None:
+    said = (*BASE, f"model.path={tiny_model}", "stage=ppo", *WORDS["short"].split(), scoring, "method=full")
+    (refusal,) = refusals(*said)
+    assert refusal.rule == "reference-needs-adapter"
+    found = re.search(r"reference: (.*) of ppo", refusal.fix)
+    assert found and not refusals(*said, *found[1].split())
 
 
 def test_the_smoothing_that_exo_is_told_to_set_is_its_papers(tiny_model: Path) -> None:

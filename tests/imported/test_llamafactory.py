@@ -15,6 +15,7 @@ from factory.imported.llamafactory.table import table as their_table
 from factory.imported.said import Said, as_script
 from factory.refusal import UserError
 from factory.typed import to_tree
+from factory.verbs import settings_of
 
 BASE = {
     "model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -165,6 +166,34 @@ def test_what_is_not_said_is_its_default(catalogue: Path) -> None:
 def test_a_choice_is_said_in_our_words(given: dict[str, Any], wanted: dict[str, str], catalogue: Path) -> None:
     found = said(catalogue, **given).overrides
     assert {key: found.get(key) for key in wanted} == wanted
+
+
+def test_tokens_in_brackets_are_texts(catalogue: Path) -> None:
+    found = said(catalogue, new_special_tokens="[TOOL],[/TOOL],{x}", add_tokens=["plain", "[TOOL]"])
+    tokens = ("plain", "[TOOL]", "[/TOOL]", "{x}")
+    assert set(settings_of(found.as_overrides()).model.new_tokens) == set(tokens)
+    assert found.missing == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "stays", "told"),
+    [
+        ({"shift_attn": True, "flash_attn": "fa2"}, "compute.attention", "s2", "flash_attn"),
+        ({"shift_attn": False, "flash_attn": "fa2"}, "compute.attention", "flash_attention_2", None),
+        ({"use_unsloth": True, "enable_liger_kernel": True}, "compute.kernels", "liger", "use_unsloth"),
+        ({"use_unsloth": True, "enable_liger_kernel": False}, "compute.kernels", "unsloth", None),
+    ],
+)
+@pytest.mark.parametrize("order", [list, reversed])
+def test_of_two_keys_that_are_one_choice_here_the_other_is_told(
+    given: dict[str, Any], key: str, stays: str, told: str | None, order: Any, here: Path
+) -> None:
+    file = here / "old.yaml"
+    file.write_text(yaml.safe_dump({**BASE, **dict(order(list(given.items())))}, sort_keys=False), encoding="utf-8")
+    found = llamafactory.translate(file)
+    assert found.overrides[key] == stays
+    assert list(found.missing) == ([told] if told else [])
+    assert told is None or f"{key}={stays}" in found.missing[told]
 
 
 def test_variants_of_lora_go_together(catalogue: Path) -> None:

@@ -17,6 +17,7 @@ from factory.inference import asked
 from factory.look import machine as look
 from factory.plan import to_yaml
 from factory.refusal import UserError
+from factory.saved import Saved
 from factory.serve import run
 from factory.typed import Bytes
 from factory.verbs.use import to_write
@@ -103,6 +104,11 @@ def test_the_model_of_a_run_is_read_whatever_became_of_its_rows(
         planned("chat", "run=nowhere", "tracking=none")
     base = planned_of(asked.Side("base", "run", base=True))
     assert base.steps.load.adapter is None and base.steps.load.path == str(tiny_model)
+
+
+def test_how_many_processes_trained_a_run_is_not_taken_over() -> None:
+    several = ("hardware.num_processes=2", "hardware.strategy=ddp", "hardware.rank_timeout=1200")
+    assert asked.of_run(Saved("model", None, (*several, "hardware.threads=2"))) == ("hardware.threads=2",)
 
 
 def planned_of(side: asked.Side) -> Any:

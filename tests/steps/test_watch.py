@@ -157,15 +157,25 @@ def test_stop_is_the_default(execute: Execute, monkeypatch: pytest.MonkeyPatch) 
     assert all(answer in tiny.tokenizer().decode(ids) for answer, ids in zip(answers, texts, strict=True))
 
 
-@pytest.mark.parametrize("words", ["", "method.layerwise=true stage.max_grad_norm=null"])
+LAYERWISE = "method.layerwise=true stage.max_grad_norm=null"
+
+
+@pytest.mark.parametrize(("words", "rule"), [("", "not-finite"), (LAYERWISE, "layerwise-bad-update")])
 def test_a_method_that_decomposes_gradients_does_not_hide_it(
-    words: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+    words: str, rule: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LAPACK raises at what is no number, and does so within the backward pass."""
     bend(monkeypatch, {BAD: nan})
     galore = ("method=galore", "method.rank=8", "method.update_interval=1", *words.split())
-    with pytest.raises(UserError, match=r"\[not-finite\] step=3: the loss is nan"):
+    with pytest.raises(UserError, match=rf"\[{rule}\] step=3: the loss is nan"):
         execute(*galore, *RUN[1:])
+
+
+def test_a_spike_within_the_backward_pass_has_moved_weights_and_says_so(execute: Execute) -> None:
+    """What cannot be skipped is not offered to be, of this run."""
+    with pytest.raises(UserError, match=r"\[layerwise-bad-update\] step=1: the gradient's norm is ") as error:
+        execute(*RUN, *LAYERWISE.split(), "stage.spike_norm=1e-9")
+    assert "has moved weights already" in str(error.value) and "stage.resume" not in str(error.value)
 
 
 @pytest.mark.parametrize("policy", ["skip", "warn"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.imported.llamafactory import rows, running, trained
-from factory.imported.llamafactory.table import by_table, refuse_misspelt, unsaid
+from factory.imported.llamafactory.table import by_table, in_order, refuse_misspelt, unsaid
 from factory.imported.said import Said, text_of
 from factory.parsed import yaml_of
 from factory.refusal import refuse
@@ -33,7 +33,7 @@ def translate(file: Path) -> Said:
     given = unsaid(given, kinds) | given
     for choose in _THEN:
         read |= set(choose(given, said, file))
-    for name, value in given.items():
+    for name, value in in_order(given):
         if name not in read:
             by_table(name, value, said, kinds)
     return said

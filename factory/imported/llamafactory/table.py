@@ -63,6 +63,12 @@ def unsaid(given: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in given}
 
 
+def in_order(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """As they stand in the table: which of two keys is the first, a file's own order does not tell."""
+    places = {name: place for place, name in enumerate(table()["keys"])}
+    return sorted(given.items(), key=lambda item: places.get(item[0], len(places)))
+
+
 def by_table(name: str, value: Any, said: Said, kinds: set[str]) -> None:
     """Says one key. `kinds`: what the table's `of` calls this run."""
     entry = table()["keys"].get(name)
@@ -85,10 +91,20 @@ def by_table(name: str, value: Any, said: Said, kinds: set[str]) -> None:
     if key is None:
         unread = f"neither stage={said.overrides['stage']} nor method={said.overrides['method']} reads it there"
         said.missing[name] = entry.get("none", unread)
+    elif entry.get("list") and isinstance(value, list):
+        said.add(key, value)
     elif values is None or (entry.get("others") and text_of(value) not in known):
         said.set(key, value)
     elif text_of(value) in known:
-        if key not in said.overrides or text_of(known[text_of(value)]) != "auto":
-            said.set(key, known[text_of(value)])
+        _choose(name, key, text_of(known[text_of(value)]), said)
     else:
         said.missing[name] = f"{text_of(value)} is none of {', '.join(known)}"
+
+
+def _choose(name: str, key: str, value: str, said: Said) -> None:
+    """Two keys of theirs may be one choice here: what is said first stays, but for `auto`, and the other is told."""
+    first = said.overrides.get(key, "auto")
+    if first == "auto":
+        said.set(key, value)
+    elif value not in ("auto", first):
+        said.missing[name] = f"{key}={value} would take the place of {key}={first}, which the file says too"

@@ -28,5 +28,6 @@ RANKS = "alone"
 RULES = (
     Rule("apollo-rank", galore.rank_too_high),
     Rule("apollo-optimizer", no_adam),
+    Rule("galore-parts", galore.projects_nothing),
     *full.RULES,
 )

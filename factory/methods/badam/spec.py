@@ -12,9 +12,9 @@ from typing import Literal
 
 from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Rule
-from factory.methods.parts import nothing_trains, of_parts
-from factory.optimizers.spec import no_adam, state_bytes
+from factory.compile.rule import Case, Rule
+from factory.methods.parts import nothing_trains, of_language, of_parts
+from factory.optimizers.spec import NEEDS_GPU, no_adam, state_bytes
 from factory.typed import key
 
 
@@ -71,8 +71,16 @@ def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mi
     return gradients(method, shapes, arch) if mixed else 0
 
 
+def of_no_turns(case: Case) -> str | None:
+    """Each turn makes its optimizer anew, and bitsandbytes holds each paged state to the end of the process."""
+    name = case.settings.stage.optimizer
+    paged = f"of {name} bitsandbytes frees no state, and each turn makes one" if name in NEEDS_GPU else None
+    return no_adam(case) or paged
+
+
 RANKS = "alone"
-RULES = (
-    Rule("badam-optimizer", no_adam),
+PARTS = (
     Rule("nothing-trains", nothing_trains(trainable)),
+    Rule("keys-of-language", of_language(trainable, "embedding", "head")),
 )
+RULES = (Rule("badam-optimizer", of_no_turns), *PARTS)

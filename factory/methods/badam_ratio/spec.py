@@ -9,9 +9,8 @@ from typing import Literal
 
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Rule
-from factory.methods.badam.spec import Turns, notes, trainable
-from factory.methods.parts import nothing_trains
-from factory.optimizers.spec import no_adam, state_bytes
+from factory.methods.badam.spec import PARTS, Turns, notes, of_no_turns, trainable
+from factory.optimizers.spec import state_bytes
 from factory.typed import key
 
 __all__ = ["RANKS", "RULES", "Settings", "chosen", "copied", "gradients", "notes", "optimizer_bytes", "trainable"]
@@ -47,7 +46,4 @@ def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mi
 
 
 RANKS = "alone"
-RULES = (
-    Rule("badam-optimizer", no_adam),
-    Rule("nothing-trains", nothing_trains(trainable)),
-)
+RULES = (Rule("badam-optimizer", of_no_turns), *PARTS)

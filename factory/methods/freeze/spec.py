@@ -8,7 +8,7 @@ from factory import schema
 from factory.architecture import Architecture, Shape
 from factory.compile.rule import Case, Rule
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.parts import nothing_trains, of_parts
+from factory.methods.parts import nothing_trains, of_language, of_parts
 from factory.refusal import did_you_mean
 from factory.typed import key
 
@@ -64,6 +64,8 @@ def _is_of(tensor: str, module: str) -> bool:
 
 def _layers_exist(case: Case) -> str | tuple[str, str] | None:
     method, count = case.settings.method, case.arch.layers
+    if "language" not in method.parts:
+        return None
     if method.layers is not None:
         if not method.layers:
             return "method.layers", "the list is empty"
@@ -74,7 +76,7 @@ def _layers_exist(case: Case) -> str | tuple[str, str] | None:
 
 def _chosen_twice(case: Case) -> tuple[str, str] | None:
     """The keys' defaults are no contradiction: only what the user asked for is."""
-    if case.settings.method.layers is None:
+    if case.settings.method.layers is None or "language" not in case.settings.method.parts:
         return None
     for name in ("num_layers", "position"):
         if case.asked(f"method.{name}"):
@@ -84,10 +86,10 @@ def _chosen_twice(case: Case) -> tuple[str, str] | None:
 
 def _modules_exist(case: Case) -> tuple[str, str] | None:
     method, arch = case.settings.method, case.arch
-    if method.modules == ():
-        return "method.modules", "the list is empty"
     if "language" not in method.parts:
         return None
+    if method.modules == ():
+        return "method.modules", "the list is empty"
     layers = [arch.blocks[index].tensors for index in chosen(method, arch) if 0 <= index < arch.layers]
     inside = () if method.modules == "all" else method.modules
     outside = of_parts(arch.outside, ("language",), arch)
@@ -118,5 +120,9 @@ RULES = (
     Rule("freeze-layers", _layers_exist),
     Rule("freeze-layers-twice", _chosen_twice),
     Rule("freeze-modules", _modules_exist),
+    Rule(
+        "keys-of-language",
+        of_language(trainable, "num_layers", "position", "layers", "modules", "extra_modules"),
+    ),
     Rule("nothing-trains", _nothing),
 )

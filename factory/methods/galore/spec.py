@@ -69,6 +69,11 @@ def rank_too_high(case: Case) -> str | None:
     return f"the narrowest matrix of the model has {min(shortest)} rows"
 
 
+def projects_nothing(case: Case) -> str | None:
+    trained = trainable(case.settings.method, case.arch)
+    return "no matrix that trains is projected" if trained and not trained.keys() & projected(case.arch) else None
+
+
 def whole_matrices(case: Case) -> str | None:
     name = case.settings.stage.optimizer
     return f"{name} makes an update of a whole matrix orthogonal" if name in HIDDEN else None
@@ -78,5 +83,6 @@ RANKS = "whole"
 RULES = (
     Rule("galore-rank", rank_too_high),
     Rule("galore-optimizer", whole_matrices),
+    Rule("galore-parts", projects_nothing),
     *full.RULES,
 )

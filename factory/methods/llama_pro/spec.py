@@ -54,7 +54,9 @@ def _no_even_spread(case: Case) -> str | None:
 
 
 def _other_parts(case: Case) -> str | None:
-    return None if "language" in case.settings.method.parts else "new layers are added to the language model alone"
+    return (
+        None if set(case.settings.method.parts) == {"language"} else "new layers are added to the language model alone"
+    )
 
 
 def _not_expandable(case: Case) -> str | None:

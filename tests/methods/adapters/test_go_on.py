@@ -104,7 +104,15 @@ def test_another_adapter_is_refused(other: tuple[str, ...], said: str, tiny_mode
     assert found.rule == "adapter-fits" and said in found.wrong
 
 
-@pytest.mark.parametrize("changed", [{"alpha_pattern": {"q_proj": 2}}, {"init_lora_weights": "pissa_niter_4"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"alpha_pattern": {"q_proj": 2}},
+        {"alora_invocation_tokens": [7, 9]},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "lora_ga"},
+    ],
+)
 def test_what_no_tensor_shows_is_refused(changed: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     saved(tiny_model, tmp_path, *LORA, steps=0)
     said = json.loads((tmp_path / "adapter_config.json").read_text())
