@@ -79,11 +79,11 @@ def composed(line: compose.CommandLine, verb: str) -> compose.Composed:
 
 
 def settings_of(overrides: Sequence[str]) -> settings.Settings:
-    """The settings of these overrides and the defaults. Raises UserError."""
-    tree = compose.compose(compose.parse(list(overrides))).tree
-    chosen, problems, _ = settings.read(tree, options={}, overrides=(), run_dir="")
-    if problems:
-        raise UserError(*problems)
+    """The settings of these overrides and the defaults. Raises UserError: what is not understood would be a default."""
+    made = compose.compose(compose.parse(list(overrides)))
+    chosen, problems, _ = settings.read(made.tree, options={}, overrides=(), run_dir="", bad_groups=made.bad_groups)
+    if found := [*made.problems, *problems]:
+        raise UserError(*found)
     return chosen
 
 

@@ -710,3 +710,25 @@ def test_where_runs_cannot_be_logged_is_told_as_what_it_is(uri: str, says: str, 
     said = command("train", f"tracking.uri={uri}", "hydra.run.dir=file/run")
     assert sorted(said.rules) == ["cannot-write", "tracking-address"] and says in said.err
     assert f"{here}/file is a file, and no folder" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("-m", "sweep.resume=~/x"), "syntax"),
+        (("plan", "-m", "method=lora,dora", "plan.format=json,yaml"), "several-values"),
+        (("train", "--from-plan=plan.yaml", "tracking=tensorbord"), "unknown-option"),
+        (("train", "--from-plan=plan.yaml", "tracking.uri=~/x"), "syntax"),
+        (("compare", "a", "b", "compare.out=~/page.html"), "syntax"),
+        (("track", "run", "tracking=mlfow"), "unknown-option"),
+        (("chat", "chat.compare=[base,~/x]"), "syntax"),
+    ],
+    ids=str,
+)
+def test_a_key_of_a_verbs_own_that_is_not_understood_is_no_default(
+    words: tuple[str, ...], rule: str, command: Command, here: Path
+) -> None:
+    (here / "plan.yaml").write_text(to_yaml(compiled(training=False)))
+    said = command(*words)
+    assert (said.code, said.rules, said.out) == (2, [rule], "")
+    assert [file.name for file in here.iterdir()] == ["plan.yaml"]
