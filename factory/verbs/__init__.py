@@ -70,6 +70,8 @@ def refuse_unread(line: compose.CommandLine, verb: str) -> None:
             raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
         if name_of(text) == "run" and verb not in READ_RUNS:
             raise refuse("run-unread", text, f"`factory {verb}` does not read it", run=text.partition("=")[2] or "RUN")
+        if verb == "board" and group != "board":
+            raise refuse("board-unread", name_of(text), "`factory board` does not read it")
 
 
 def composed(line: compose.CommandLine, verb: str) -> compose.Composed:

@@ -732,3 +732,64 @@ def test_a_key_of_a_verbs_own_that_is_not_understood_is_no_default(
     said = command(*words)
     assert (said.code, said.rules, said.out) == (2, [rule], "")
     assert [file.name for file in here.iterdir()] == ["plan.yaml"]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a board would be opened with."""
+    from factory.board import server
+
+    found: list[Any] = []
+    monkeypatch.setattr(server, "serve", lambda board, _: found.append(board))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ("board.password=correct,horse", "several-values"),
+        ("board.password=correct~horse", "syntax"),
+        ("board.password=correct<horse", "syntax"),
+        ("board.password=correct(horse", "syntax"),
+        ("board.password=ü-correct-horse", "syntax"),
+        ("board.password=[correct,horse]", "bad-value"),
+        ("board.pasword=correct-horse", "unknown-key"),
+        ("board=correct-horse", "bad-value"),
+    ],
+)
+def test_a_password_that_is_not_understood_opens_no_page(
+    word: str, rule: str, command: Command, opened: list[Any]
+) -> None:
+    said = command("board", word)
+    assert (said.code, said.rules, opened) == (2, [rule], [])
+    assert f"{word.partition('=')[0]}=…: " in said.err and not re.search("correct|horse|ü", said.err)
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+@pytest.mark.parametrize(
+    ("word", "rule", "shown"),
+    [
+        ("board.folders=data,models", "several-values", "board.folders=data,models"),
+        ("board.port=~1", "syntax", "board.port=~1"),
+        ("~board", "bad-value", "board"),
+        ("tracking.uri=http://me:hunter2@host", "board-unread", "tracking.uri"),
+        ("stage.learning_rat=1", "board-unread", "stage.learning_rat"),
+        ("method=qlora", "board-unread", "method"),
+        ("password=hunter2", "board-unread", "password"),
+        ("hydra.run.dir=x", "board-unread", "hydra.run.dir"),
+        ("hydra.searchpath=[own]", "board-unread", "hydra.searchpath"),
+    ],
+)
+def test_what_a_board_would_not_look_at_is_refused(
+    word: str, rule: str, shown: str, command: Command, opened: list[Any]
+) -> None:
+    said = command("board", word)
+    assert (said.code, said.rules, opened) == (2, [rule], [])
+    assert shown in said.err and "hunter2" not in said.err
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+def test_a_board_is_opened_with_its_own_keys(command: Command, opened: list[Any]) -> None:
+    assert command("board", "board.port=0", "board.password='correct,horse'", "board.folders=[.]").code == 0
+    ((board,),) = [opened]
+    assert (board.port, board.password, board.folders) == (0, "correct,horse", (".",))
