@@ -196,8 +196,15 @@ def prepared(line: CommandLine) -> Prepared:
             ready.append(text)
         else:
             ready.append(f"++{text.lstrip('+')}")
-    ready.append(f"hydra.searchpath=[{','.join([ROOT.as_uri(), *search])}]")
+    ready.append(f"hydra.searchpath=[{','.join(map(_quoted, [f'file://{ROOT}', *search]))}]")
     return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
+
+
+def _quoted(place: Any) -> str:
+    """A place as Hydra's grammar takes any name of a folder; it decodes no URI. What is no text it refuses itself."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(place, Quote.single).with_quotes() if isinstance(place, str) else plain(place)
 
 
 def _override(parser: Any, text: str, config_dirs: tuple[str, ...]) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import compiled, refusals
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from factory import compose, groups, meant, settings
 from factory.compose import sweeps, unread
@@ -793,3 +794,22 @@ def test_a_board_is_opened_with_its_own_keys(command: Command, opened: list[Any]
     assert command("board", "board.port=0", "board.password='correct,horse'", "board.folders=[.]").code == 0
     ((board,),) = [opened]
     assert (board.port, board.password, board.folders) == (0, "correct,horse", (".",))
+
+
+def test_recipes_are_found_where_factory_lies_in_a_folder_of_any_name(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = here / "it's my Projekte ü~1, [a]"
+    (place / "recipes").mkdir(parents=True)
+    (place / "recipes" / "smoke.yaml").write_text("# @package _global_\nseed: 7\n")
+    monkeypatch.setattr(compose, "ROOT", place)
+    line = compose.parse(["recipe=smoke"])
+    assert compose.compose(line).tree["seed"] == compose.compose_alone(line).tree["seed"] == 7
+    own = compose.parse(["recipe=smoke", "hydra.searchpath=['file:///an own (2)',pkg://own]"])
+    read = OverridesParser.create().parse_override(compose.prepared(own).overrides[-1])
+    assert read.value() == [f"file://{place}", "file:///an own (2)", "pkg://own"]
+
+
+def test_a_search_path_that_is_none_is_refused(command: Command) -> None:
+    said = command("plan", "hydra.searchpath=null")
+    assert (said.code, said.rules) == (2, ["compose"]) and "must be a list of strings" in said.err
