@@ -293,6 +293,12 @@ def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
         ("++hydra.mode=MULTIRUN", "hydra-unread"),
         ("hydra/launcher=basic", "launcher-without-multirun"),
         ("hydra/sweeper=basic", "launcher-without-multirun"),
+        ("method.parts.vision=true", "bad-value"),  # a list's
+        ("evaluate.benchmarks.mmlu=true", "bad-value"),
+        ("evaluate.benchmarks.mmlu.shots=3", "bad-value"),
+        ("data.names.alpaca=1", "bad-value"),
+        ("~method.parts.vision", "compose"),
+        ("method.parts.9=vision", "compose"),
         ("seed=-1", "bad-value"),
         ("seed=99999999999999999999", "bad-value"),
         ("--nope", "unknown-flag"),
@@ -813,3 +819,23 @@ def test_recipes_are_found_where_factory_lies_in_a_folder_of_any_name(
 def test_a_search_path_that_is_none_is_refused(command: Command) -> None:
     said = command("plan", "hydra.searchpath=null")
     assert (said.code, said.rules) == (2, ["compose"]) and "must be a list of strings" in said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("plan",), ("plan", "--config-dir", "own"), ("plan", "-m", "seed=1,2"), ("plan", "-m", "method=lora,dora")],
+)
+def test_a_name_under_a_list_is_told_for_its_key_wherever_it_is_composed(
+    words: tuple[str, ...], command: Command, here: Path
+) -> None:
+    (here / "own").mkdir()
+    said = command(*words, "stage.max_steps=3", "evaluate.benchmarks=[ceval]", "evaluate.benchmarks.mmlu=true")
+    assert (said.code, said.rules, said.out) == (2, ["bad-value"], "")
+    assert "[bad-value] evaluate.benchmarks.mmlu=true: evaluate.benchmarks is a list" in said.err
+    assert "fix: set evaluate.benchmarks=[A,B]\n" in said.err
+
+
+def test_an_item_of_a_list_is_set_by_its_number() -> None:
+    for also in ((), ("hydra.run.dir=x",)):
+        line = compose.parse(["evaluate.benchmarks=[ceval,mmlu]", "evaluate.benchmarks.1=cmmlu", *also])
+        assert compose.compose(line).tree["evaluate"]["benchmarks"] == ["ceval", "cmmlu"]
