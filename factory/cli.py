@@ -14,11 +14,12 @@ from pathlib import Path
 from factory import __version__, compose, schema
 from factory.anew import compiled as _compiled
 from factory.execute.__main__ import INTERRUPTED, REFUSED
+from factory.line import group_of, name_of
 from factory.meant import not_a_setting, setting_meant
 from factory.outlet import Unread, outlets
 from factory.redact import redacting
-from factory.refusal import UserError, did_you_mean, refuse
-from factory.typed import Reader
+from factory.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.typed import Reader, known_keys
 from factory.verbs import composed as composed_of
 from factory.verbs import our_mistake, parsed, plan, settings_of, train, use
 
@@ -106,15 +107,33 @@ def board(arguments: list[str]) -> int:
     """the page in the browser: configure, preview, train, compare, chat, export, on 127.0.0.1:7860"""
     if (line := parsed(arguments, "one page is opened at a time")) is None:
         return 0
-    asked = composed_of(line, "board").tree["board"]
-    reader = Reader()
-    chosen = reader.record(schema.Board, asked, "board")
-    if reader.problems:
-        raise UserError(*reader.problems)
+    try:
+        chosen = _of_board(composed_of(line, "board"))
+    except UserError as error:
+        raise UserError(*map(_without_password, error.refusals)) from None
     from factory.board import server
 
     server.serve(chosen, line.config_dirs)
     return 0
+
+
+def _of_board(composed: compose.Composed) -> schema.Board:
+    """Raises UserError: a password that cannot be read would be none."""
+    reader = Reader()
+    chosen = reader.record(schema.Board, composed.tree.get("board", {}), "board")
+    if problems := [*composed.problems, *reader.problems]:
+        raise UserError(*problems)
+    return chosen
+
+
+def _without_password(problem: Refusal) -> Refusal:
+    """What was given may be it, unless the key is another that there is; a parser's words repeat some of it."""
+    name = name_of(problem.setting)
+    others = set(known_keys(schema.Board, "board")) - {"board.password"}
+    if group_of(name) != "board" or name in others:
+        return problem
+    words = {"wrong": "its value cannot be read", "because": "Hydra reads some signs in it as its own"}
+    return replace(problem, setting=f"{name}=…", **(words if problem.rule in ("syntax", "compose") else {}))
 
 
 def explain(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from conftest import compiled
 
 from factory.plan import CHANGED, VERSION, Plan, read_plan, to_yaml
 from factory.refusal import UserError
+from factory.verbs import train
 
 ROWS = "".join(json.dumps({"instruction": f"Say {n}.", "output": f"It is {n}."}) + "\n" for n in range(20))
 Made = Callable[..., Plan]
@@ -194,6 +195,17 @@ def test_a_replay_changes_places_only(override: str, command: Callable[..., Any]
     said = command("train", "--from-plan=plan.yaml", override, "tracking.uri=null")
     assert (said.code, said.rules) == (2, ["fixed-by-the-plan"])
     assert override in said.err
+
+
+def test_a_replay_lies_where_the_quoted_name_says(
+    command: Callable[..., Any], made: Made, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "plan.yaml").write_text(to_yaml(made()))
+    places: list[Path] = []
+    monkeypatch.setattr(train, "_launch_checked", lambda _plan, folder, _start: places.append(folder.path) or 0)
+    for given in ("'my runs/one'", '"my runs/one"', "my runs/one"):
+        assert command("train", "--from-plan=plan.yaml", f"hydra.run.dir={given}", "tracking=none").code == 0
+    assert places == [Path("my runs/one")] * 3
 
 
 # --- the JSON of the contracts

@@ -15,6 +15,7 @@ from factory.compose.calling import (
     Composed,
     as_composed,
     config_of,
+    set_key,
     sweep_in_a_file,
     translated,
     unplaced_recipe,
@@ -196,8 +197,15 @@ def prepared(line: CommandLine) -> Prepared:
             ready.append(text)
         else:
             ready.append(f"++{text.lstrip('+')}")
-    ready.append(f"hydra.searchpath=[{','.join([ROOT.as_uri(), *search])}]")
+    ready.append(f"hydra.searchpath=[{','.join(map(_quoted, [f'file://{ROOT}', *search]))}]")
     return Prepared(overrides=ready, problems=problems, bad_groups=bad_groups)
+
+
+def _quoted(place: Any) -> str:
+    """A place as Hydra's grammar takes any name of a folder; it decodes no URI. What is no text it refuses itself."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(place, Quote.single).with_quotes() if isinstance(place, str) else plain(place)
 
 
 def _override(parser: Any, text: str, config_dirs: tuple[str, ...]) -> tuple[str, Any]:
@@ -321,12 +329,12 @@ class Recomposer:
         ready = prepared(CommandLine(overrides=others, config_dirs=self._config_dirs))
 
         def changed() -> Composed:
-            from omegaconf import OmegaConf, flag_override
+            from omegaconf import flag_override
 
             own, hydra = self._base(tuple(ready.overrides))
             config = copy.deepcopy(own)
             for key, value in filter(None, map(_plain_key, overrides)):
-                OmegaConf.update(config, key, value, merge=True, force_add=True)
+                set_key(config, key, value)
             with flag_override(config, ["struct", "no_deepcopy_set_nodes"], [False, True]):
                 config.hydra = hydra  # most of a config, and nothing here changes it
             return as_composed(config, hydra, overrides, str(hydra.run.dir))

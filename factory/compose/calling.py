@@ -52,6 +52,7 @@ def config_of(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
                     raise
                 raise refuse("defaults-circle", str(file), "its defaults name the file itself", file=file) from None
             except (ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError) as error:
+                _refuse_named_items(overrides, config_dirs)
                 if not config_dirs:
                     raise
                 raise refuse(
@@ -61,6 +62,44 @@ def config_of(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
     made = translated(composing)
     _refuse_code(made.hydra)
     return made
+
+
+def set_key(config: Any, key: str, value: Any) -> None:
+    """As Hydra does for `++key=value`. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    _refuse_named_item(config, key, value)
+    OmegaConf.update(config, key, value, merge=True, force_add=True)
+
+
+def _refuse_named_item(config: Any, key: str, value: Any) -> None:
+    """A key under a list, at which OmegaConf fails without a word of where. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    above, *parts = key.split(".")
+    node = OmegaConf.select(config, above, throw_on_resolution_failure=False)
+    for part in parts:
+        if OmegaConf.is_list(node) and not part.isdecimal():
+            wrong = f"{above} is a list, whose items have no names"
+            raise refuse("bad-value", f"{key}={plain(value)}", wrong, fix=f"set {above}=[A,B]")
+        if not OmegaConf.is_config(node):
+            return
+        node, above = OmegaConf.select(node, part, throw_on_resolution_failure=False), f"{above}.{part}"
+
+
+def _refuse_named_items(overrides: list[str], config_dirs: tuple[str, ...]) -> None:
+    """As Hydra sets keys: in their order, on what all else composes to. Raises UserError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    keyed: list[Any] = []
+    others: list[str] = []
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
+        is_set = "." in override.key_or_group and not (override.is_hydra_override() or override.is_delete())
+        keyed += [override] if is_set else []
+        others += [] if is_set else [text]
+    config = config_of(others, config_dirs) if keyed else None
+    for override in keyed:
+        set_key(config, override.key_or_group, override.value())
 
 
 def _refuse_endless(config_dirs: tuple[str, ...]) -> None:

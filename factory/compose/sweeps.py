@@ -62,6 +62,8 @@ def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | Ch
     task = [override for text, override in given.items() if text not in own]
     params = sweeper.get("params") or {}
     task = [*(parser.parse_override(f"{name}={value}") for name, value in params.items()), *task]
+    if mixed := [each.input_line for each in task if getattr(each.value(), "shuffle", False)]:
+        raise refuse("jobs-shuffled", str(mixed[0]).lstrip("+"), "its values stand in another order at each reading")
     if sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
         return _choosing(line, shared, folder, own, task)
     if endless := [each.input_line for each in task if each.is_sweep_override() and not each.is_discrete_sweep()]:

@@ -70,6 +70,8 @@ def refuse_unread(line: compose.CommandLine, verb: str) -> None:
             raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
         if name_of(text) == "run" and verb not in READ_RUNS:
             raise refuse("run-unread", text, f"`factory {verb}` does not read it", run=text.partition("=")[2] or "RUN")
+        if verb == "board" and group != "board":
+            raise refuse("board-unread", name_of(text), "`factory board` does not read it")
 
 
 def composed(line: compose.CommandLine, verb: str) -> compose.Composed:
@@ -79,11 +81,11 @@ def composed(line: compose.CommandLine, verb: str) -> compose.Composed:
 
 
 def settings_of(overrides: Sequence[str]) -> settings.Settings:
-    """The settings of these overrides and the defaults. Raises UserError."""
-    tree = compose.compose(compose.parse(list(overrides))).tree
-    chosen, problems, _ = settings.read(tree, options={}, overrides=(), run_dir="")
-    if problems:
-        raise UserError(*problems)
+    """The settings of these overrides and the defaults. Raises UserError: what is not understood would be a default."""
+    made = compose.compose(compose.parse(list(overrides)))
+    chosen, problems, _ = settings.read(made.tree, options={}, overrides=(), run_dir="", bad_groups=made.bad_groups)
+    if found := [*made.problems, *problems]:
+        raise UserError(*found)
     return chosen
 
 

@@ -13,7 +13,7 @@ from factory import compose, schema
 from factory.anew import Anew, compiled
 from factory.execute.__main__ import REFUSED
 from factory.execute.verify import verify
-from factory.line import name_of, names_a_folder, setting
+from factory.line import name_of, names_a_folder, setting, unquoted
 from factory.look.machine import look_at_machine
 from factory.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
 from factory.ranks.outer import refuse_outer, run_as_rank
@@ -163,8 +163,8 @@ def _replay(arguments: list[str]) -> int:
     run_dir, problems, own = None, list[Refusal](), [text for text in rest if _of_tracking(text)]
     for text in rest:
         name, _, value = text.lstrip("+").partition("=")
-        if name == "hydra.run.dir" and value:
-            run_dir = value
+        if name == "hydra.run.dir" and (place := unquoted(value)):
+            run_dir = place
         elif text not in own:
             problems.append(refusal("fixed-by-the-plan", text, "a plan is replayed as it is"))
     tracking = replace(made.tracking, parent_run=None, **_chosen_tracking(own))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import compiled, refusals
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from factory import compose, groups, meant, settings
 from factory.compose import sweeps, unread
@@ -292,6 +293,12 @@ def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
         ("++hydra.mode=MULTIRUN", "hydra-unread"),
         ("hydra/launcher=basic", "launcher-without-multirun"),
         ("hydra/sweeper=basic", "launcher-without-multirun"),
+        ("method.parts.vision=true", "bad-value"),  # a list's
+        ("evaluate.benchmarks.mmlu=true", "bad-value"),
+        ("evaluate.benchmarks.mmlu.shots=3", "bad-value"),
+        ("data.names.alpaca=1", "bad-value"),
+        ("~method.parts.vision", "compose"),
+        ("method.parts.9=vision", "compose"),
         ("seed=-1", "bad-value"),
         ("seed=99999999999999999999", "bad-value"),
         ("--nope", "unknown-flag"),
@@ -710,3 +717,125 @@ def test_where_runs_cannot_be_logged_is_told_as_what_it_is(uri: str, says: str, 
     said = command("train", f"tracking.uri={uri}", "hydra.run.dir=file/run")
     assert sorted(said.rules) == ["cannot-write", "tracking-address"] and says in said.err
     assert f"{here}/file is a file, and no folder" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("-m", "sweep.resume=~/x"), "syntax"),
+        (("plan", "-m", "method=lora,dora", "plan.format=json,yaml"), "several-values"),
+        (("train", "--from-plan=plan.yaml", "tracking=tensorbord"), "unknown-option"),
+        (("train", "--from-plan=plan.yaml", "tracking.uri=~/x"), "syntax"),
+        (("compare", "a", "b", "compare.out=~/page.html"), "syntax"),
+        (("track", "run", "tracking=mlfow"), "unknown-option"),
+        (("chat", "chat.compare=[base,~/x]"), "syntax"),
+    ],
+    ids=str,
+)
+def test_a_key_of_a_verbs_own_that_is_not_understood_is_no_default(
+    words: tuple[str, ...], rule: str, command: Command, here: Path
+) -> None:
+    (here / "plan.yaml").write_text(to_yaml(compiled(training=False)))
+    said = command(*words)
+    assert (said.code, said.rules, said.out) == (2, [rule], "")
+    assert [file.name for file in here.iterdir()] == ["plan.yaml"]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a board would be opened with."""
+    from factory.board import server
+
+    found: list[Any] = []
+    monkeypatch.setattr(server, "serve", lambda board, _: found.append(board))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ("board.password=correct,horse", "several-values"),
+        ("board.password=correct~horse", "syntax"),
+        ("board.password=correct<horse", "syntax"),
+        ("board.password=correct(horse", "syntax"),
+        ("board.password=ü-correct-horse", "syntax"),
+        ("board.password=[correct,horse]", "bad-value"),
+        ("board.pasword=correct-horse", "unknown-key"),
+        ("board=correct-horse", "bad-value"),
+    ],
+)
+def test_a_password_that_is_not_understood_opens_no_page(
+    word: str, rule: str, command: Command, opened: list[Any]
+) -> None:
+    said = command("board", word)
+    assert (said.code, said.rules, opened) == (2, [rule], [])
+    assert f"{word.partition('=')[0]}=…: " in said.err and not re.search("correct|horse|ü", said.err)
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+@pytest.mark.parametrize(
+    ("word", "rule", "shown"),
+    [
+        ("board.folders=data,models", "several-values", "board.folders=data,models"),
+        ("board.port=~1", "syntax", "board.port=~1"),
+        ("~board", "bad-value", "board"),
+        ("tracking.uri=http://me:hunter2@host", "board-unread", "tracking.uri"),
+        ("stage.learning_rat=1", "board-unread", "stage.learning_rat"),
+        ("method=qlora", "board-unread", "method"),
+        ("password=hunter2", "board-unread", "password"),
+        ("hydra.run.dir=x", "board-unread", "hydra.run.dir"),
+        ("hydra.searchpath=[own]", "board-unread", "hydra.searchpath"),
+    ],
+)
+def test_what_a_board_would_not_look_at_is_refused(
+    word: str, rule: str, shown: str, command: Command, opened: list[Any]
+) -> None:
+    said = command("board", word)
+    assert (said.code, said.rules, opened) == (2, [rule], [])
+    assert shown in said.err and "hunter2" not in said.err
+    assert re.fullmatch(BLOCK, said.err), said.err
+
+
+def test_a_board_is_opened_with_its_own_keys(command: Command, opened: list[Any]) -> None:
+    assert command("board", "board.port=0", "board.password='correct,horse'", "board.folders=[.]").code == 0
+    ((board,),) = [opened]
+    assert (board.port, board.password, board.folders) == (0, "correct,horse", (".",))
+
+
+def test_recipes_are_found_where_factory_lies_in_a_folder_of_any_name(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = here / "it's my Projekte ü~1, [a]"
+    (place / "recipes").mkdir(parents=True)
+    (place / "recipes" / "smoke.yaml").write_text("# @package _global_\nseed: 7\n")
+    monkeypatch.setattr(compose, "ROOT", place)
+    line = compose.parse(["recipe=smoke"])
+    assert compose.compose(line).tree["seed"] == compose.compose_alone(line).tree["seed"] == 7
+    own = compose.parse(["recipe=smoke", "hydra.searchpath=['file:///an own (2)',pkg://own]"])
+    read = OverridesParser.create().parse_override(compose.prepared(own).overrides[-1])
+    assert read.value() == [f"file://{place}", "file:///an own (2)", "pkg://own"]
+
+
+def test_a_search_path_that_is_none_is_refused(command: Command) -> None:
+    said = command("plan", "hydra.searchpath=null")
+    assert (said.code, said.rules) == (2, ["compose"]) and "must be a list of strings" in said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("plan",), ("plan", "--config-dir", "own"), ("plan", "-m", "seed=1,2"), ("plan", "-m", "method=lora,dora")],
+)
+def test_a_name_under_a_list_is_told_for_its_key_wherever_it_is_composed(
+    words: tuple[str, ...], command: Command, here: Path
+) -> None:
+    (here / "own").mkdir()
+    said = command(*words, "stage.max_steps=3", "evaluate.benchmarks=[ceval]", "evaluate.benchmarks.mmlu=true")
+    assert (said.code, said.rules, said.out) == (2, ["bad-value"], "")
+    assert "[bad-value] evaluate.benchmarks.mmlu=true: evaluate.benchmarks is a list" in said.err
+    assert "fix: set evaluate.benchmarks=[A,B]\n" in said.err
+
+
+def test_an_item_of_a_list_is_set_by_its_number() -> None:
+    for also in ((), ("hydra.run.dir=x",)):
+        line = compose.parse(["evaluate.benchmarks=[ceval,mmlu]", "evaluate.benchmarks.1=cmmlu", *also])
+        assert compose.compose(line).tree["evaluate"]["benchmarks"] == ["ceval", "cmmlu"]

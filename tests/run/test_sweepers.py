@@ -15,6 +15,7 @@ import yaml
 
 from factory import compose, groups
 from factory.compose import sweeps
+from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.sweep import _value
 from factory.run.swept import SweepFolder
@@ -47,6 +48,9 @@ def test_a_glob_is_the_options_that_a_person_sees(here: Path) -> None:
         (("method=glob(x*)",), "unknown-option"),
         (("method.rank=glob(*)",), "unknown-option"),
         (("stage.learning_rate=interval(1e-5,1e-3)",), "interval-of-jobs"),
+        (("seed=shuffle(1,2,3)",), "jobs-shuffled"),
+        (("method=shuffle(lora,dora)", "method.rank=2,4"), "jobs-shuffled"),
+        (("stage.max_steps=shuffle(range(1,4))",), "jobs-shuffled"),
         (("seed=1,2", "hydra/launcher=none_such"), "no-plugin"),
         (("seed=1,2", "hydra/sweeper=none_such"), "no-plugin"),
         (("seed=1,2", *OTHER, "+hydra.sweeper.direction=maximize"), "sweeper-direction"),
@@ -61,6 +65,19 @@ def test_what_no_sweep_can_be_made_of_is_refused(
         said = command(verb, "-m", *arguments)
         assert (said.code, said.rules, said.out) == (2, [rule], "")
     assert not list(here.iterdir())
+
+
+def test_values_that_a_file_shuffles_are_refused(here: Path) -> None:
+    (here / "mine" / "recipes").mkdir(parents=True)
+    text = "# @package _global_\nhydra: {sweeper: {params: {seed: 'shuffle(1,2)'}}}\n"
+    (here / "mine" / "recipes" / "mixed.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"\[jobs-shuffled\] seed=shuffle\(1,2\)"):
+        split("--config-dir", "mine", "recipe=mixed")
+
+
+def test_jobs_stand_in_the_order_of_their_values(here: Path) -> None:
+    assert [job.overrides for job in split("seed=sort(3,1,2)")] == [("seed=1",), ("seed=2",), ("seed=3",)]
+    assert [job.overrides for job in split("seed=choice(3,1)")] == [("seed=3",), ("seed=1",)]
 
 
 def test_of_jobs_that_are_chosen_two_are_shown(command: Callable[..., Any], here: Path) -> None:
