@@ -248,6 +248,15 @@ def _s2_group(case: Case) -> str | None:
     return f"sequences of {length:,} tokens fit into one group" if compute.group_size >= length else None
 
 
+def _s2_compared(case: Case) -> str | None:
+    stage = case.settings.stage
+    if case.settings.compute.attention != "s2" or case.settings.verb != "train":
+        return None
+    if registry.samples_answers(case.stage_spec):
+        return f"stage={stage.name} samples answers, and trains them by the attention that sampled them"
+    return f"the loss of stage={stage.name} compares with a reference" if choices.needs_reference(case) else None
+
+
 def _unknown_template(case: Case) -> str | None:
     name = case.settings.model.template
     if name == "auto" or name in templates.names() or templates.is_file(name):
@@ -412,6 +421,7 @@ RULES: tuple[Rule, ...] = (
     Rule("attention-of-model", _attention_of_model),
     Rule("attention-in-c", _attention_in_c),
     Rule("s2-group", _s2_group),
+    Rule("s2-reference", _s2_compared),
     Rule("unknown-template", _unknown_template, _template_meant),
     Rule("no-chat-template", _no_template),
     Rule("stage-not-there", _stage_not_there),

@@ -104,7 +104,8 @@ class Stream:
         count = held_out_rows(len(found), self._align.validation_fraction, self._align.validation_rows)
         chosen = mix.held_out(np.arange(len(found)), mix.ranks(digests, self._seed, "hold out"), count)
         self._held = {found[at].digest for at in chosen.tolist()}
-        self.validation = [sample for sample, _ in self._sequences([found[at].row for at in chosen.tolist()])]
+        rows = [found[at].row for at in chosen.tolist()]
+        self.validation = [sample for sample, _ in self._sequences(rows, packed=False)]
 
     def samples(self, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
         """Every sample from the position on, each with the position after it."""
@@ -125,7 +126,7 @@ class Stream:
             first = None
             kept = [each for each in found if each.digest not in self._held]
             order = self._random(position, "rows").permutation(len(kept)).tolist()
-            made = self._sequences([kept[at].row for at in order])
+            made = self._sequences([kept[at].row for at in order], packed=self._pack.packing)
             samples = [sample for sample, _ in made]
             after.counts["used"] += len(kept)
             after.counts["validation"] += len(found) - len(kept)
@@ -236,14 +237,13 @@ class Stream:
         names = [name for name in self._sources if not readers[name].empty and (again or name not in ended)]
         return names, list(accumulate(self._sources[name].weight for name in names))
 
-    def _sequences(self, rows: list[EncodedRow]) -> list[tuple[Sample, list[int]]]:
+    def _sequences(self, rows: list[EncodedRow], *, packed: bool) -> list[tuple[Sample, list[int]]]:
         """Each with the rows that it was made of, by their places here."""
         if self._kind == "pairs":
             return [(Pair(_whole(row.tokens), _whole(_rejected(row))), [at]) for at, row in enumerate(rows)]
         if self._kind == "labelled":
             return [(_labelled(row), [at]) for at, row in enumerate(rows)]
         lengths = np.array([len(row.tokens.ids) for row in rows], np.int64)
-        packed = self._pack.packing
         pieces = packing.way(self._kind)(lengths, self._pack.max_length) if packed else packing.alone(lengths)
         isolate = packed and self._pack.isolate_documents
         sides = [side_of(row.tokens) for row in rows]

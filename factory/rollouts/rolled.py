@@ -17,6 +17,7 @@ from factory.rewards import Reward
 from factory.rollouts import roles
 from factory.rollouts.sample import Answer, Sampling, sample
 from factory.steps.feed import autocast
+from factory.steps.kernels import multiplying_as_trained
 from factory.steps.pack import Dataset
 
 Item = TypeVar("Item")
@@ -77,7 +78,7 @@ def roll(
     """
     plan, own = run.plan.steps, run.plan.steps.train.own
     device = plan.load.device
-    model.eval()
+    multiplying_as_trained(model)
     with autocast(run.plan):
         prompts = [row.ids[: row.prompt] for row in asked]
         drawn = Sampling(own["max_new_tokens"], own["temperature"], own["top_p"], own["top_k"], greedy)

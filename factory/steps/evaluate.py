@@ -24,6 +24,7 @@ from factory.stages.loss import Watched, over_ranks
 from factory.stages.rows import unit
 from factory.steps.feed import autocast, collating
 from factory.steps.isolation import check_isolation
+from factory.steps.kernels import multiplying_as_trained
 from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 
@@ -112,6 +113,8 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     if unit(run.plan.steps.train) == "tokens":
         loss = _of_tokens(run, model, dataset, name)
         return {"loss": loss, "perplexity": _exp(loss)}
+    if reference is not None:  # it was measured so
+        multiplying_as_trained(model)
     plan, of = run.plan.steps.train, None if reference is None else reference.of
     collate = collating(run, dataset, of, padding_free=run.plan.steps.pack.padding_free)
     stage, total, watched = registry.run("stages", plan.stage), 0.0, Watched()

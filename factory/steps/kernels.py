@@ -87,16 +87,23 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
 def without_dropout(model: Any) -> None:
     """Puts the model in evaluation, its layers recomputing as in training: transformers has each do so where it trains.
 
-    A layer that drops out by itself, as OPT's, and not by a module, does not recompute then. Layers of 8 bits multiply
-    as in training too: on a CPU by their weights made wide, where evaluation would round what comes in.
+    A layer that drops out by itself, as OPT's, and not by a module, does not recompute then.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model.eval()
+    multiplying_as_trained(model)
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             said = vars(layer) | vars(getattr(layer, "config", layer))  # Falcon's reads its share there
             layer.training = not any("drop" in name and value for name, value in said.items())
+
+
+def multiplying_as_trained(model: Any) -> None:
+    """Puts the model in evaluation, for numbers that a loss compares with its own: layers of 8 bits multiply alike.
+
+    On a CPU they do so by their weights made wide, where evaluation would round what comes in.
+    """
+    model.eval()
     for layer in _of_8_bits(model):
         layer.training = True
 

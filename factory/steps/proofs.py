@@ -25,7 +25,7 @@ from factory.steps import source
 from factory.steps.attach import has_own_base, read_base, starts_from_weights, taking_out
 from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.feed import autocast, feed
-from factory.steps.kernels import replace_kernels, replace_linears
+from factory.steps.kernels import multiplying_as_trained, replace_kernels, replace_linears
 from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, is_bare_base, kept, keys_of
@@ -189,6 +189,7 @@ def _numbers_hold(run: Run, model: Any, dataset: Dataset, reference: Reference) 
             same,
             f"the numbers of {len(numbers)} sequences are {'' if same else 'not '}those of {run.folder.reference.name}",
         )
+    multiplying_as_trained(model)
     with torch.no_grad(), autocast(run.plan), roles.reference(model):
         again, counts = sequence_log_probs(model, batch)
     apart = float(((again - numbers).abs() / counts.clamp(min=1)).max())

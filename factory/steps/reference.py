@@ -21,6 +21,7 @@ from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.run.folder import unwritable
 from factory.steps.feed import autocast, collating, feed, total_steps
+from factory.steps.kernels import multiplying_as_trained
 from factory.steps.pack import Dataset
 
 _KEY_BYTES = 16
@@ -70,7 +71,7 @@ def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
 
     total = total_steps(run.plan.steps.train, dataset)
     base = roles.reference(model) if is_bare_base(run) else nullcontext()  # adapters that add nothing yet take time
-    model.eval()
+    multiplying_as_trained(model)
     with torch.no_grad(), autocast(run.plan), base:
         for done, batch in _batches(run, dataset, total):
             run.stop_if_asked()

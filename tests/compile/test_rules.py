@@ -544,6 +544,10 @@ TABLE = (
     row(
         "s2-group", "compute.group_size=200 data.max_length=200 {s2}", "compute.group_size=126 data.max_length=200 {s2}"
     ),
+    row("s2-reference", "stage=dpo {s2}", "stage=dpo", "stage=dpo stage.loss=simpo {s2}", "stage=orpo {s2}"),
+    row("s2-reference", "stage=kto {s2}", "stage=kto", "stage=rm {s2}"),
+    row("s2-reference", "stage=ppo {short} {scored} {s2}", "stage=ppo {short} {scored}"),
+    row("s2-reference", "{groups} {short} {scored} stage.beta=0 {s2}", "{groups} {short} {scored}"),
     row("attention-of-model", "{gemma2} compute.attention=sdpa", "{gemma2}", "{gemma2} compute.attention=eager"),
     row("attention-of-model", "{gemma2} {s2}", "{s2} method=full"),
     row("attention-in-c", "compute.attention=native", "compute.attention=blocks", machine={"attends": ()}),

@@ -154,6 +154,19 @@ def test_rows_that_are_held_out_are_never_trained(tmp_path: Path) -> None:
         assert counts["rows"] == counts["used"] + counts["validation"] == 60 * (number + 1)
 
 
+@pytest.mark.parametrize("kind", ["messages", "text"])
+def test_what_is_held_out_is_not_packed(kind: Kind, tmp_path: Path) -> None:
+    """Each row is a context of its own, as without streaming: also a text that training cuts."""
+    rows = questions(20) if kind == "messages" else [{"text": f"{at} bottles " * (at + 1)} for at in range(20)]
+    source = written(tmp_path / "a.jsonl", rows, format="alpaca" if kind == "messages" else "text")
+    plan: dict[str, Any] = {"validation_fraction": 0.5, "shuffle_buffer": 20}
+    packs = {"isolate_documents": kind == "messages", "max_length": 128}
+    stream = streamed({"a": source}, kind, packs={"packing": True, **packs}, **plan)
+    alone = streamed({"a": source}, kind, packs={"packing": False, **packs, "max_length": 10_000}, **plan)
+    assert stream.validation == alone.validation and len(stream.validation) == held_out_rows(20, 0.5, 200)
+    assert len(epoch(stream)[0]) < 20 - len(stream.validation)
+
+
 def test_a_source_can_be_held_out_whole(tmp_path: Path) -> None:
     found = {"a": written(tmp_path / "a.jsonl", questions(30)), "b": written(tmp_path / "b.jsonl", questions(5, 3))}
     plan = align(found, validation="b", streaming=True, shuffle_buffer=8)

@@ -244,6 +244,16 @@ def test_the_reference_is_rounded_as_the_model_is(method: str, precision: str, e
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
 
 
+def test_the_reference_is_multiplied_as_the_model_is(execute: Execute) -> None:
+    """Layers of 8 bits: on a CPU they round what comes in, but where they train."""
+    done = execute("stage=dpo", *LORA, "method.quantization.bits=8", *RUN, "stage.max_steps=2")
+    first = done.metrics[0]
+    assert first["loss"] == pytest.approx(log(2), rel=1e-6)
+    assert first["rewards/margin"] == pytest.approx(0, abs=1e-6)
+    assert done.result["evaluate"]["loss_before"] == pytest.approx(log(2), rel=1e-6)
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpointed_activations_change_no_loss(stage: str, execute: Execute) -> None:
     short = (f"stage={stage}", *LORA, *RUN, "stage.max_steps=4")

@@ -270,6 +270,14 @@ def test_a_models_own_dropout_is_off(execute: Execute, scoring: str, tmp_path: P
     assert done.run.checks["ratio_is_one"]["passed"]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_layers_of_8_bits_give_what_they_give_in_training(stage: str, execute: Execute, scoring: str) -> None:
+    """On a CPU they would round what comes in: the ratio were not 1 where nothing was learnt."""
+    done = execute(*STAGES[stage], *LORA, *ONE, "method.quantization.bits=8", scoring)
+    assert done.metrics[0]["ratio"] == pytest.approx(1, abs=1e-6)
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+
+
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
 def test_lower_precisions_run(precision: str, execute: Execute, judge: Path) -> None:
     done = execute(*STAGES["ppo"], *LORA, *SHORT, f"stage.reward_model={judge}", f"precision={precision}")

@@ -164,6 +164,19 @@ def test_what_a_method_knows_of_the_best_comes_back_with_it(
         assert marked == [True, True]  # whatever had its turn at the best step: what is proven is proven of all
 
 
+def test_values_that_grew_again_are_saved(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdaLoRA's best model may be of a step that chose nothing: what the last choice set to zero has trained on."""
+    from safetensors.torch import load_file
+
+    own = ("method=adalora", "method.rank=2", "method.initial_rank=4", "method.update_interval=3")
+    worsening(monkeypatch, {2: 4.0})
+    done = execute(*[text for text in BEST if not text.startswith("method")], *own)
+    assert done.result["train"]["best"]["step"] == 4
+    saved = load_file(done.run.folder.model / "adapter_model.safetensors")
+    assert {len(value) for name, value in saved.items() if "lora_E" in name} == {4}
+    assert done.run.checks["save_reload"]["passed"], done.run.checks["save_reload"]
+
+
 def test_training_stops_when_nothing_gets_better(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
     worsening(monkeypatch, {1: 4.0, 2: 3.9, 3: 3.8})
     early = ("stage.early_stopping_patience=2", "stage.early_stopping_threshold=0.5")

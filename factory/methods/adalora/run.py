@@ -72,8 +72,9 @@ class Allocating(Several):
         self.allocator.update_ipt(self.adapted)
         budget, chooses = self.allocator.budget_schedule(self.now)
         self.settled = self.now >= self.config.total_step - self.config.tfinal
-        if chooses or self.settled:
-            self.config.rank_pattern = self.allocator.mask_to_budget(self.adapted, budget)
+        masks = chooses or self.settled
+        # what was zero trains on until the next choice, and is saved whole till then
+        self.config.rank_pattern = self.allocator.mask_to_budget(self.adapted, budget) if masks else None
 
     def state_dict(self) -> dict[str, Any]:
         means = {"importance": self.allocator.exp_avg_ipt, "deviation": self.allocator.exp_avg_unc}

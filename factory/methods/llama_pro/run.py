@@ -9,7 +9,8 @@ from factory.plan import Attach
 
 __all__ = ["attach", "optimizer"]
 
-_PER_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
+# lists of config.json that are as long as there are layers by chance alone; every other one has an entry for each
+_OF_NO_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:
@@ -25,7 +26,7 @@ def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> 
         layers.append(layer)
     parent, _, name = arch.layers_at.rpartition(".")
     setattr(model.get_submodule(parent), name, torch.nn.ModuleList(layers))
-    _describe(model.config.get_text_config(), settings, arch)
+    describe(model.config.get_text_config(), settings, arch)
     return marks(trainable)(model, settings, plan, arch)
 
 
@@ -41,11 +42,10 @@ def _identity(layer: Any) -> Any:
     return new
 
 
-def _describe(config: Any, settings: Settings, arch: Architecture) -> None:
+def describe(config: Any, settings: Settings, arch: Architecture) -> None:
     """Makes config.json say what the model has now."""
     places = order(settings, arch.layers)
-    for name in _PER_LAYER:
-        entries = getattr(config, name, None)
-        if entries is not None:
-            setattr(config, name, [entries[index] for index, _ in places])
+    for name, entries in list(vars(config).items()):
+        if name not in _OF_NO_LAYER and isinstance(entries, list | tuple) and len(entries) == arch.layers:
+            setattr(config, name, type(entries)(entries[index] for index, _ in places))
     config.num_hidden_layers = len(places)

@@ -21,6 +21,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
+    "granite_swa": {"layer_rope_theta": [10000.0, 500.0, 0, 10000.0], "sliding_window": 16},
+    "mellum": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
 }
 SHORT = (
     "method=llama_pro",
@@ -53,8 +55,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def short(folder: Path) -> tuple[str, ...]:
-    """gpt-oss has no kernel of torch's: its sinks are in the sum of the softmax."""
-    eager = json.loads((folder / "config.json").read_text())["model_type"] == "gpt_oss"
+    """Some have no kernel of torch's: their sinks are in the sum of the softmax."""
+    eager = json.loads((folder / "config.json").read_text())["model_type"] in ("gpt_oss", "granite_swa")
     return tuple(word.replace("sdpa", "eager") for word in SHORT) if eager else SHORT
 
 
@@ -102,6 +104,24 @@ def test_the_expanded_architecture_is_the_models(tiny_model: Path) -> None:
     arch, settings = walk(model), SimpleNamespace(num_new_layers=1)
     model = attach(model, settings, Any, arch)  # type: ignore[arg-type]
     assert dict(walk(model).tensors()) == dict(expanded(settings, arch).tensors())  # type: ignore[arg-type]
+
+
+def test_what_is_said_of_each_layer_is_said_of_the_new_ones() -> None:
+    """And nothing else is: two tokens that end a text are as many as the layers by chance."""
+    from types import SimpleNamespace
+
+    from factory.methods.llama_pro.run import describe
+
+    said = {"mlp_layer_types": ["dense", "sparse"], "thetas": (1, 2), "eos_token_id": [7, 9], "windows": [1, 2, 3]}
+    config: Any = SimpleNamespace(num_hidden_layers=2, vocab_size=2, **said)
+    describe(config, SimpleNamespace(num_new_layers=2), SimpleNamespace(layers=2))  # type: ignore[arg-type]
+    assert vars(config) == {
+        **said,
+        "num_hidden_layers": 4,
+        "vocab_size": 2,
+        "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
+        "thetas": (1, 1, 2, 2),
+    }
 
 
 @pytest.mark.parametrize(
