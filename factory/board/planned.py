@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory import verbs
 from factory.anew import Anew
+from factory.compose import CommandLine
 from factory.line import Overrides, changed, name_of
 from factory.look.model import local
 from factory.plan import Plan
@@ -69,6 +71,7 @@ class Planner:
             tree, options = composed.tree, composed.options
             if wrong := [*self.outside(overrides), *_placed(overrides)]:
                 raise UserError(*wrong)
+            verbs.refuse_unread(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
             plan = self._anew.of(composed)
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)

@@ -28,6 +28,8 @@ def test_the_plan_is_that_of_the_command_line(planner: Planner) -> None:
         (("stage.learning_rte=1",), "stage.learning_rte", {"leave out stage.learning_rte"}),
         (("method=galore", "method.alpha=1"), "method.alpha", {"leave out method.alpha"}),
         (("hydra.run.dir=outputs/mine",), "hydra.run.dir", {"leave out hydra.run.dir"}),
+        (("plan.search=true",), "plan.search", {"leave out plan.search"}),  # which `factory train` refuses
+        (("preview.rows=10",), "preview.rows", {"leave out preview.rows"}),
     ],
 )
 def test_a_problem_stands_beside_its_key_and_can_be_mended(
