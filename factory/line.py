@@ -15,6 +15,7 @@ from factory.words import config_dir_flags, program
 Overrides = tuple[str, ...]
 _BARE = re.compile(r"[\w./:@%+\-]+( [\w./:@%+\-]+)*", re.ASCII)  # what Hydra's grammar takes without quotes
 _LIST = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+_SHOWING = ("plan", "preview")  # verbs that show what is trained; the keys of their own say how
 
 
 def name_of(text: str) -> str:
@@ -108,16 +109,17 @@ def read(text: str, config_dirs: tuple[str, ...] = ()) -> Overrides:
     except ValueError as error:
         raise refuse("board-line", text, f"{error}", wanted="a quote that opens must close") from None
     words = _after_program([word for word in words if word != "$"])
+    verb = "train"
     if words and re.fullmatch(r"[a-z-]+", words[0]) and not words[0].startswith("-"):
-        if words[0] not in ("train", "plan", "preview"):
-            raise refuse("board-line", words[0], "it is another verb's", wanted="the form is of what is trained")
-        words.pop(0)
+        verb = words.pop(0)
+        if verb not in ("train", *_SHOWING):
+            raise refuse("board-line", verb, "it is another verb's", wanted="the form is of what is trained")
     if any(word.partition("=")[0] in compose.OF_A_VERB for word in words):
         raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")
     line = compose.parse(words)
     if line.multirun or line.hydra_flags or line.config_dirs not in ((), config_dirs):
         raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")
-    return line.overrides
+    return tuple(text for text in line.overrides if verb not in _SHOWING or group_of(text) != verb)
 
 
 def _after_program(words: list[str]) -> list[str]:

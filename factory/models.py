@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory import groups
@@ -31,16 +32,45 @@ class Row:
     audio: bool
 
 
-def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """An option's keys, those of its family and of `_base` below them."""
-    folders = groups.folders(config_dirs)
-    file = next(path for folder in folders if (path := folder / "model" / f"{option}.yaml").is_file())
-    tree = yaml_of(file.read_bytes()) or {}
+def numbers(option: str, config_dirs: tuple[str, ...] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """An option's keys, those of its family and of `_base` below them. Raises UserError of a file that is no option.
+
+    `above`: the files whose defaults have led here.
+    """
+    places = (folder / "model" / f"{option}.yaml" for folder in groups.folders(config_dirs))
+    file = next((path for path in places if path.is_file()), None)
+    if file is None:
+        named = above[-1] if above else option
+        raise refuse("compose", str(named), f"its defaults name {option}", detail="there is no such option of `model`")
+    if file in above:
+        raise refuse("defaults-circle", str(file), "its defaults name the file itself", file=file)
+    tree, below = _read(file)
     merged: dict[str, Any] = {}
-    for below in tree.pop("defaults", []):
-        if below != "_self_":
-            merged = _merge(merged, numbers(str(below), config_dirs))
+    for name in below:
+        merged = _merge(merged, numbers(name, config_dirs, (*above, file)))
     return _merge(merged, tree)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """An option's own keys, and the options of `model` that its defaults name."""
+    try:
+        tree = yaml_of(file.read_bytes()) or {}
+        below = [name for entry in tree.pop("defaults", None) or () if (name := _below(entry)) is not None]
+    except (ValueError, TypeError, AttributeError, OSError) as error:  # the middle ones of what is no mapping, no list
+        raise refuse("compose", str(file), "it is no config", detail=str(error)) from None
+    return tree, below
+
+
+def _below(entry: Any) -> str | None:
+    """The option of `model` that an entry of its defaults names, in any form that Hydra reads; None of another group.
+
+    These are NAME, /model/NAME and {/model: NAME}, each with a package, as in /model/NAME@_here_.
+    """
+    if isinstance(entry, dict):
+        ((group, name),) = entry.items()
+        entry = f"{group}".partition("@")[0] + f"/{name}"
+    name = str(entry).partition("@")[0].removeprefix("/model/")
+    return None if name == "_self_" or name.startswith("/") or " " in name else name
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +84,10 @@ def _nested(one: Any, other: Any) -> bool:
 
 def rows(words: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> list[Row]:
     """The options in which every word occurs: in name, path, family or licence, or as `vision`, `audio` or `gated`."""
-    found = [_row(option, config_dirs) for option in groups.options("model", config_dirs)]
+    base = numbers("_base")
+    found = [
+        _row(option, _merge(base, numbers(option, config_dirs))) for option in groups.options("model", config_dirs)
+    ]
     chosen = [row for row in found if all(word.lower() in _text(row) for word in words)]
     if not chosen:
         hint = did_you_mean(words[-1], [row.option for row in found] + [row.family for row in found])
@@ -62,22 +95,23 @@ def rows(words: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> list
     return sorted(chosen, key=lambda row: (row.family, row.parameters or 0, row.option))
 
 
-def _row(option: str, config_dirs: tuple[str, ...]) -> Row:
-    tree = numbers(option, config_dirs)
+def _row(option: str, tree: dict[str, Any]) -> Row:
+    """Of keys of which an option of the user's own may have set any to anything."""
+    config, reach = tree["architecture"], tree["context_length"]
     try:
-        arch = architecture(tree.get("architecture") or {})
+        arch = architecture(config if isinstance(config, dict) else {})
     except UserError:  # an option of the user's own that names a folder: its numbers are read when it is planned
         arch = None
     media = set(media_of(arch)) if arch else set[str]()
     return Row(
         option=option,
-        path=_path(tree),
-        family=tree["family"] or "",
+        path=str(_path(tree) or ""),
+        family=str(tree["family"] or ""),
         parameters=arch.parameters() if arch else None,
-        context_length=tree["context_length"] or (arch.context_length if arch else None),
-        template=tree["template"],
-        license=tree["license"] or "",
-        gated=tree["gated"],
+        context_length=reach if isinstance(reach, int) and reach else arch.context_length if arch else None,
+        template=str(tree["template"]),
+        license=str(tree["license"] or ""),
+        gated=bool(tree["gated"]),
         vision=not media.isdisjoint(("images", "videos")),
         audio="audios" in media,
     )

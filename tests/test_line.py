@@ -61,6 +61,10 @@ def test_each_of_a_list_is_a_text() -> None:
         ("$ HF_TOKEN=x .venv/bin/factory train \\\n  'data.path=my rows.jsonl'", ("data.path=my rows.jsonl",)),
         ("factory plan model=llama3_8b  # what it would take", ("model=llama3_8b",)),
         ("factory", ()),
+        ("factory plan plan.search=true plan.top=2 method=qlora", ("method=qlora",)),
+        ("factory preview method=qlora preview.rows=10", ("method=qlora",)),
+        ("factory plan preview.rows=10", ("preview.rows=10",)),  # which is another verb's, and told
+        ("factory train plan.search=true", ("plan.search=true",)),
     ],
 )
 def test_a_pasted_line(text: str, expected: tuple[str, ...]) -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory import verbs
 from factory.anew import Anew
+from factory.compose import CommandLine, texts
 from factory.line import Overrides, changed, name_of
 from factory.look.model import local
 from factory.plan import Plan
@@ -69,6 +71,7 @@ class Planner:
             tree, options = composed.tree, composed.options
             if wrong := [*self.outside(overrides), *_placed(overrides)]:
                 raise UserError(*wrong)
+            verbs.refuse_unread(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
             plan = self._anew.of(composed)
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
@@ -77,21 +80,32 @@ class Planner:
     def outside(self, overrides: Iterable[str]) -> list[Refusal]:
         """Of those that name a place which the page may not touch: asked of whatever it is about to run."""
         folders = ", ".join(map(str, self._folders))
-        return [
-            refusal("board-folder", text, "it lies outside", folders=folders)
-            for text in overrides
-            if name_of(text).startswith("hydra.searchpath")
-            or not all(map(self._allows, _paths(text.partition("=")[2])))
-        ]
+        found = ((text, self._wrong(text)) for text in overrides)
+        return [refusal("board-folder", text, wrong, folders=folders) for text, wrong in found if wrong is not None]
 
-    def _allows(self, value: str) -> bool:
-        """Whether a text is no path, or one inside of the page's folders."""
-        if value.startswith("${"):
-            return False  # what stands there is known when it is too late
-        if not value.startswith(("/", "~")) and ".." not in value:
-            return True
-        place = local(value).resolve()
-        return any(place.is_relative_to(folder) for folder in self._folders)
+    def _wrong(self, override: str) -> str | None:
+        name, found = name_of(override), texts(override)
+        if any("${" in text for text in found):
+            return "what stands there is known when it is too late"
+        if name.startswith("hydra.searchpath"):
+            return "it lies outside"
+        a_key = "." in name  # else it chooses an option, of whose name there may be a folder too
+        inside = all(self._allows(part, file=a_key) for text in found for part in _parts(text))
+        return None if inside and all(map(self._allows, _words(found[0]))) else "it lies outside"
+
+    def _allows(self, value: str, *, file: bool = False) -> bool:
+        """Whether a text is no path, or one inside of the page's folders.
+
+        `file`: where there is a file or a folder of this name, it is one.
+        """
+        named = value.startswith(("/", "~"))
+        try:
+            place = local(value).resolve()
+            if any(place.is_relative_to(folder) for folder in self._folders):
+                return True
+            return not named and place.is_relative_to(Path.cwd()) and not (file and place.exists())
+        except (OSError, ValueError, RuntimeError):  # too long for a name, or none: there is no such file
+            return not named
 
     def fixes(self, planned: Planned, problem: Refusal) -> list[Overrides]:
         """The states that a refusal's own words lead to, and the one without what was set: those that mend it."""
@@ -116,11 +130,21 @@ class Planner:
         return [(_with(planned.overrides, change.overrides), change.estimated_bytes, change.fits) for change in found]
 
 
-def _paths(value: str) -> Iterator[str]:
-    """What may be a path in a value: whole or in a list, a mapping, an address of a file."""
-    text = re.sub(r"\b(?!file:)\w[\w+]*://[^/\s,\]}'\"]\S*", "", value)  # hosts
-    text = re.sub(r"\bfile:/+", "/", re.sub(r"\b(?!file:)\w[\w+]*:///", "", text))
-    yield from (word for word in re.split(r"[\[\]{},'\"\s]|(?<=[^\\]):", text.replace("${", " ${ ")) if word)
+def _parts(text: str) -> Iterator[str]:
+    """What may be a path in a text: all of it, what is in a list, a mapping, an address of a file."""
+    place = _local(text)
+    yield from (part for part in (place, *re.split(r"[\[\]{},'\"]|(?<=[^\\]):", place)) if part)
+
+
+def _words(text: str) -> Iterator[str]:
+    """The words of a text, which are too short to be taken for the names of files: in a prompt many occur."""
+    yield from (word for part in _parts(text) for word in part.split())
+
+
+def _local(text: str) -> str:
+    """Without hosts, and addresses of files as their paths."""
+    text = re.sub(r"\b(?!file:)\w[\w+]*://[^/\s,\]}'\"][^\s,\]}'\"]*", "", text)
+    return re.sub(r"\bfile:/+", "/", re.sub(r"\b(?!file:)\w[\w+]*:///", "", text))
 
 
 def _placed(overrides: Overrides) -> Iterator[Refusal]:

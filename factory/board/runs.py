@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -68,18 +69,19 @@ class Runs:
     def _found(self) -> list[Shown]:
         depths = ("*/plan.yaml", "*/*/plan.yaml")  # by a name, by date and time
         places = [*chain.from_iterable(map(self._outputs.glob, depths)), *self._sweeps.glob("**/plan.yaml")]
-        found = [self._shown(path.parent) for path in places]
+        there = _Processes()
+        found = [self._shown(path.parent, there) for path in places]
         known = {each.folder for each in found}
-        waiting = [each for each in self._asked() if each.folder not in known]
+        waiting = [each for each in self._asked(there) if each.folder not in known]
         return sorted([*waiting, *found], key=lambda each: each.started, reverse=True)
 
-    def _shown(self, folder: Path) -> Shown:
+    def _shown(self, folder: Path, there: "_Processes") -> Shown:
         plan = folder / "plan.yaml"
         verb, overrides = _said(plan)
         return Shown(
             folder=str(folder),
             verb=verb,
-            state=self.state(str(folder)),
+            state=self.state(str(folder), there),
             started=plan.stat().st_mtime,
             overrides=overrides,
         )
@@ -92,8 +94,9 @@ class Runs:
         """What it was started with; None where it is none of these."""
         return next((each.overrides for each in self.all() if each.folder == folder), None)
 
-    def state(self, folder: str) -> State:
-        run = RunFolder(folder)
+    def state(self, folder: str, there: "_Processes | None" = None) -> State:
+        """`there`: the processes of a look at many folders."""
+        run, there = RunFolder(folder), there or _Processes()
         if is_held(run.lock):
             return "running"
         if any(entry["folder"] == folder for entry in self._queue()):
@@ -107,9 +110,9 @@ class Runs:
             return "finished" if status == "finished" else "interrupted" if status == "interrupted" else "failed"
         if run.plan.is_file():
             return "interrupted"  # it was killed before it could say
-        if begun or _of_run(folder) is not None:
+        if begun or there.of_run(folder) is not None:
             return "starting" if not Path(folder).is_dir() else "running"
-        jobs = [self.state(str(path.parent)) for path in Path(folder).glob("*/plan.yaml")]  # of a sweep
+        jobs = [self.state(str(path.parent), there) for path in Path(folder).glob("*/plan.yaml")]  # of a sweep
         if not jobs:
             return "refused" if self._printed(folder).is_file() else "cancelled"
         return "finished" if set(jobs) == {"finished"} else "failed"
@@ -195,7 +198,7 @@ class Runs:
             if any(entry["folder"] == folder for entry in waiting):
                 self._write_queue([entry for entry in waiting if entry["folder"] != folder])
                 return True
-        process = _of_run(folder)
+        process = _Processes().of_run(folder)
         if process is not None:
             os.kill(process, signal.SIGINT)
         return process is not None
@@ -229,7 +232,7 @@ class Runs:
     def _own_alive(self) -> bool:
         """Whether what a server before this one started still runs."""
         last = read_json(self._last)
-        return last is not None and _of_run(last["folder"]) is not None
+        return last is not None and _Processes().of_run(last["folder"]) is not None
 
     def _new_folder(self, parent: Path) -> str:
         now = datetime.now()
@@ -247,7 +250,7 @@ class Runs:
     def _printed(self, folder: str) -> Path:
         return self._asked_file(folder).with_suffix(".out")
 
-    def _asked(self) -> Iterator[Shown]:
+    def _asked(self, there: "_Processes") -> Iterator[Shown]:
         """What the page was asked for, whatever became of it."""
         for path in self._own.glob("*_*.json"):
             entry = read_json(path)
@@ -258,7 +261,7 @@ class Runs:
             yield Shown(
                 folder=entry["folder"],
                 verb="sweep" if verb == "-m" else verb,
-                state=self.state(entry["folder"]),
+                state=self.state(entry["folder"], there),
                 started=path.stat().st_mtime,
                 overrides=overrides,
             )
@@ -283,18 +286,25 @@ def _said(plan: Path) -> tuple[str, Overrides]:
     return verb, tuple(text for text in overrides if not text.startswith("hydra.run.dir="))
 
 
-def _of_run(folder: str) -> int | None:
-    """The process that leads the run in the folder: the command, not its child. None where none is there."""
-    import psutil
+class _Processes:
+    """This machine's, as they are when they are first asked for: to list them is the longest part of a look."""
 
-    wanted = Path(folder).resolve()
-    named = {f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", f"sweep.resume={spelt(folder)}"}
-    for process in psutil.process_iter(["cmdline", "ppid", "cwd"]):
-        line = process.info["cmdline"] or []
-        if any(name in line for name in ("factory.execute", "factory.ranks")):
-            places = [Path(process.info["cwd"] or ".") / word for word in line[1:]]
-            if any(place.resolve() == wanted for place in places):
-                return process.info["ppid"]
-        if "factory" in line and (named & {*line} or {"resume", folder} <= {*line}):
-            return process.pid
-    return None
+    @cached_property
+    def _listed(self) -> list[Any]:
+        import psutil
+
+        return list(psutil.process_iter(["cmdline", "ppid", "cwd"]))
+
+    def of_run(self, folder: str) -> int | None:
+        """The process that leads the run in the folder: the command, not its child. None where none is there."""
+        wanted = Path(folder).resolve()
+        named = {f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", f"sweep.resume={spelt(folder)}"}
+        for process in self._listed:
+            line = process.info["cmdline"] or []
+            if any(name in line for name in ("factory.execute", "factory.ranks")):
+                places = [Path(process.info["cwd"] or ".") / word for word in line[1:]]
+                if any(place.resolve() == wanted for place in places):
+                    return process.info["ppid"]
+            if "factory" in line and (named & {*line} or {"resume", folder} <= {*line}):
+                return process.pid
+        return None

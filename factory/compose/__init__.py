@@ -5,9 +5,9 @@ a key that does not exist is refused in the same way whether it came from the co
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from factory.compose.calling import (
@@ -26,6 +26,7 @@ from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.typed import plain
 
 _BASES = 256  # that a Recomposer keeps, of half a megabyte each
+_TEXTS = 1024  # overrides of which what Hydra reads in them is kept
 _KEYED = (*GROUPS, "plan", "preview", "compare", "export", "sweep", "chat", "serve", "board")  # what has keys
 _LONGEST = 255  # bytes of a key: Hydra asks whether there is a folder of that name, and no name may be longer
 _SHOWS = {  # what Hydra's own flags show
@@ -355,6 +356,31 @@ class Recomposer:
 
 
 _PACKAGED = Recomposer(())  # a command composes up to four trees, a recipe one for each run, a board any number
+
+
+@lru_cache(_TEXTS)
+def texts(override: str) -> tuple[str, ...]:
+    """Every text in an override's value: as it is written, and as Hydra reads it, without quotes and casts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        read = OverridesParser.create().parse_override(override).value()
+    except (HydraException, ValueError):  # it is refused where it is composed
+        read = None
+    return (override.partition("=")[2], *_texts_in(read))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    value = getattr(value, "list", value)  # of hydra's ChoiceSweep
+    value = getattr(value, "text", value)  # of its QuotedString
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts_in([*value, *value.values()])
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_in(each)
 
 
 @cache

@@ -4,6 +4,7 @@ import hashlib
 import mmap
 import os
 import re
+import shlex
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from factory.vocabulary import added_tokens, tokens_in
 
 _TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}
 _SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
+_ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # as llama.cpp names the files of one model
 
 
 def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
@@ -94,6 +96,7 @@ def _gguf(file: Path, shown: str) -> ModelFacts:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise _broken(shown, file.name, "it is not a GGUF file")
+    _refuse_split(file, shown)
     template = _gguf_template(file)
     found = ModelFacts(
         source="gguf",
@@ -344,18 +347,42 @@ def _chat_template(folder: Path) -> str | None:
     return None
 
 
-_TEMPLATE_KEY = b"tokenizer.chat_template"
+_HEADER = 64 * 2**20  # bytes from a GGUF file's start in which a key lies that most files do not have
+_TYPE = 4  # bytes between a key and its value
 
 
 def _gguf_template(file: Path) -> str | None:
-    """Read from the header: the key, 4 bytes of type, 8 of length, the text (GGUF's specification)."""
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        at = mapped.find(len(_TEMPLATE_KEY).to_bytes(8, "little") + _TEMPLATE_KEY)
-        if at < 0:
+    """Read from the header: 8 bytes of length, the text (GGUF's specification)."""
+    with _mapped(file) as mapped:
+        if (at := _value_of(mapped, b"tokenizer.chat_template", len(mapped))) is None:
             return None
-        at += 8 + len(_TEMPLATE_KEY) + 4
         size = int.from_bytes(mapped[at : at + 8], "little")
         return mapped[at + 8 : at + 8 + size].decode(errors="replace")
+
+
+def _refuse_split(file: Path, shown: str) -> None:
+    """One of several files: transformers opens it alone, and what is in the others would be made up."""
+    with _mapped(file) as mapped:
+        at = _value_of(mapped, b"split.count", _HEADER)
+        said = 1 if at is None else int.from_bytes(mapped[at : at + 2], "little")
+    named = _ONE_OF_SEVERAL.search(file.name)
+    count = max(said, int(named[1]) if named else 1)
+    if count > 1:
+        first = _ONE_OF_SEVERAL.sub(r"-00001-of-\1.gguf", shown)
+        wrong = f"it is one of {count} files"
+        raise refuse("model-split", f"model.path={shown}", wrong, first=shlex.quote(first))
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    with file.open("rb") as opened:  # the map stays when it is closed
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _value_of(mapped: mmap.mmap, key: bytes, end: int) -> int | None:
+    """Where the value of a GGUF file's key starts; None where it is not before `end`."""
+    said = len(key).to_bytes(8, "little") + key
+    at = mapped.find(said, 0, end)
+    return None if at < 0 else at + len(said) + _TYPE
 
 
 def _renders_tools(template: str | None) -> bool | None:

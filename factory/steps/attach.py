@@ -188,9 +188,7 @@ def _check_fit(run: Run, model: Any, info: dict[str, Any]) -> None:
     setting = f"model.path={plan.path}"
     if info["mismatched_keys"]:
         raise refuse("weights-fit", setting, other_shape(*min(info["mismatched_keys"])))
-    if info["missing_keys"]:  # made up at random
-        named = ", ".join(sorted(info["missing_keys"])[:3])
-        raise refuse("weights-missing", setting, f"its files lack {named}")
+    source.refuse_missing(info["missing_keys"], plan.path)
     if info["unexpected_keys"] and not plan.config.get("quantization_config"):  # left out
         arch = walk(model)
         places = places_of(info["unexpected_keys"], arch)

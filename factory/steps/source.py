@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from multiprocessing import get_context
@@ -99,7 +99,9 @@ def _written(gguf: Path, target: Path, source: str) -> None:
 
     logging.set_verbosity_error()  # it advises a type, of weights that are written and not computed with
     logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    read: Any = AutoModelForCausalLM.from_pretrained
+    model, info = read(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, output_loading_info=True)
+    refuse_missing(info["missing_keys"], gguf)
     tokenizer = _tokenizer(gguf, source)
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -108,6 +110,15 @@ def _written(gguf: Path, target: Path, source: str) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)
+
+
+def refuse_missing(missing: Collection[str], path: str | Path) -> None:
+    """Raises UserError where there are weights that transformers made up, which it says in a log line at most.
+
+    A tied head is not among those that it calls missing.
+    """
+    if missing:
+        raise refuse("weights-missing", f"model.path={path}", f"its files lack {', '.join(sorted(missing)[:3])}")
 
 
 def _tokenizer(gguf: Path, source: str) -> Any:

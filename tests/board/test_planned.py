@@ -28,6 +28,8 @@ def test_the_plan_is_that_of_the_command_line(planner: Planner) -> None:
         (("stage.learning_rte=1",), "stage.learning_rte", {"leave out stage.learning_rte"}),
         (("method=galore", "method.alpha=1"), "method.alpha", {"leave out method.alpha"}),
         (("hydra.run.dir=outputs/mine",), "hydra.run.dir", {"leave out hydra.run.dir"}),
+        (("plan.search=true",), "plan.search", {"leave out plan.search"}),  # which `factory train` refuses
+        (("preview.rows=10",), "preview.rows", {"leave out preview.rows"}),
     ],
 )
 def test_a_problem_stands_beside_its_key_and_can_be_mended(
@@ -92,6 +94,14 @@ def test_a_value_stands_as_it_is_typed(planner: Planner) -> None:
         "data.names=[a,/etc/passwd]",
         "data.sources.demo.columns={a: /etc/passwd}",
         "data.path=${oc.env:HOME}/x.jsonl",
+        "data.path=${oc.env:HOME}",
+        "data.path='${oc.env:HOME}'",
+        "data.path=$\\{oc.env:HOME\\}",
+        "data.path=str(/etc/passwd)",
+        "data.path=str(value=/etc/passwd)",
+        "data.names=extend_list(a, '/etc/passwd')",
+        "evaluate.harness=[http://a.b/c,/etc/passwd]",
+        "evaluate.harness=['http://a.b/c','/etc/passwd']",
         "tracking.uri=sqlite:////etc/x.db",
         "tracking.uri=file:///etc/x",
         "hydra.searchpath=[own]",
@@ -99,6 +109,56 @@ def test_a_value_stands_as_it_is_typed(planner: Planner) -> None:
 )
 def test_a_place_outside_is_found_wherever_it_stands(planner: Planner, override: str) -> None:
     assert "board-folder" in [problem.rule for problem in planner((override,)).problems]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.path=private/rows.jsonl",
+        "data.path='private/my rows.jsonl'",
+        "data.path=str(private/rows.jsonl)",
+        "data.names=[demo,private]",
+        "stage.reward=mine.py:scored",
+        "export.dir=link/new",  # which would be made elsewhere
+        "data.path=allowed/../private/rows.jsonl",
+        "data.path=allowed/link",
+    ],
+)
+def test_what_lies_in_the_working_folder_is_no_more_allowed(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where board.folders names others."""
+    work, rows = tmp_path / "work", ("private/rows.jsonl", "private/my rows.jsonl", "allowed/rows.jsonl", "mine.py")
+    for name in (*rows, "lora/x"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("x", encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (work / "link").symlink_to(tmp_path / "other")
+    (work / "allowed" / "link").symlink_to(work / "private" / "rows.jsonl")
+    monkeypatch.chdir(work)
+    planner = Planner((work / "allowed",))
+    assert [problem.rule for problem in planner.outside([override])] == ["board-folder"]
+    legal = ("data.path=allowed/rows.jsonl", "export.dir=exports/new", "method=lora", "data.path=no/such")
+    assert planner.outside(legal) == []
+    everywhere = Planner((work,)).outside([override])
+    assert [problem.setting for problem in everywhere] == [override] * ("=link" in override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "generation.system='Say (in one word) what it is... or (if not) why, as in a/b: {}'",
+        "generation.system='" + "long " * 2000 + "'",
+        "stage.learning_rate=float(1e-4)",
+        "method=choice(lora,ia3)",
+        "seed=range(1,4)",
+        "data.path=rows(1).jsonl",
+        "model.path=owner/name",
+        "evaluate.harness=[http://a.b/c/d,'mmlu']",
+    ],
+)
+def test_what_is_no_path_is_allowed(override: str, planner: Planner) -> None:
+    assert planner.outside([override]) == []
 
 
 @pytest.mark.parametrize("override", ["tracking.uri=sqlite:///mlflow.db", "tracking.uri=http://127.0.0.1:5000/a/b"])

@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +75,28 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on(
     assert runs.metrics(folder)[-1]["step"] > step, runs._printed(folder).read_text()
     assert runs.stop(folder)
     _until(runs, folder, {"interrupted"})
+
+
+def test_a_look_lists_the_processes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many entries there are of which a folder alone says nothing: refused ones stay for ever."""
+    monkeypatch.setattr(Runs, "next", lambda _: None)
+    runs, looks = Runs(tmp_path / "outputs", tmp_path / "sweeps"), list[int]()
+    folders = [runs.start((f"seed={number}",)) for number in range(4)]
+    runs._write_queue([])
+    runs._printed(folders[1]).write_text("[bad-value] ...", encoding="utf-8")
+    line = ["python", "-m", "factory", "train", f"hydra.run.dir={folders[2]}"]
+
+    def listed(*_: object) -> Iterator[SimpleNamespace]:
+        looks.append(1)
+        yield SimpleNamespace(pid=7, info={"cmdline": line, "ppid": 1, "cwd": str(tmp_path)})
+
+    monkeypatch.setattr("psutil.process_iter", listed)
+    states = {each.folder: each.state for each in runs.all()}
+    assert [states[folder] for folder in folders] == ["cancelled", "refused", "starting", "cancelled"]
+    assert len(looks) == 1
+    runs._write_queue([])  # so that it is looked anew
+    line.clear()
+    assert {each.folder: each.state for each in runs.all()}[folders[2]] == "cancelled" and len(looks) == 2
 
 
 def test_overrides_are_listed_as_they_were_given(tmp_path: Path) -> None:

@@ -266,6 +266,34 @@ def test_tools_that_nobody_can_call_are_not_sent_unseen(tabs: Tabs, monkeypatch:
     assert last[-1] == gr.update(visible=True)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "base"),
+    [
+        (("recipe=vision",), ["model=smolvlm_256m"]),
+        (("recipe=vision", "method=qlora"), ["model=smolvlm_256m", "method.quantization.bits=4"]),
+        (("recipe=long_context_s2", "method.quantization.bits=8"), ["model=llama2_7b", "method.quantization.bits=8"]),
+        (("recipe=tool_use", "model=llama3_8b"), ["model=llama3_8b"]),
+        (
+            ("model=llama3_8b", "model.template=chatml", "stage.max_steps=3"),
+            ["model=llama3_8b", "model.template=chatml"],
+        ),
+    ],
+)
+def test_a_base_is_that_of_the_run_beside_it(
+    overrides: tuple[str, ...], base: list[str], tabs: Tabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever named its model."""
+    monkeypatch.setattr(talking, "can", lambda _: Can())
+    run = tabs.run("beside", *overrides)
+    for form in ((), ("model=qwen3_0.6b",)):
+        tabs.children.asked.clear()
+        *_, last = tabs.of("chat-load", "click", 8)("base", run, form, False, "en")
+        assert tabs.children.asked == [base, [f"run={run}"]] and last[0][0] == tuple(base)
+    tabs.children.asked.clear()
+    list(tabs.of("chat-load", "click", 8)("base", "", overrides, False, "en"))  # of the form, where there is no run
+    assert tabs.children.asked == [base]
+
+
 def test_a_model_that_is_gone_is_not_chosen(tabs: Tabs) -> None:
     there = tabs.run("one")
     (models,) = (each.fn for each in tabs.heard("tab-chat", "select"))

@@ -138,6 +138,37 @@ def test_a_broken_gguf_file_is_refused(content: bytes, here: Path) -> None:
     assert refusal.rule == "model-broken"
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "split"),
+    [
+        ("a-00001-of-00002.gguf", None, True),
+        ("a-00002-of-00002.gguf", 2, True),
+        ("renamed.gguf", 2, True),
+        ("a-00001-of-00001.gguf", 1, False),
+        ("a.gguf", None, False),
+    ],
+)
+def test_one_file_of_several_is_no_model(
+    name: str, count: int | None, split: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others hold would be trained from random numbers."""
+    from gguf import GGUFWriter
+
+    monkeypatch.setattr("factory.look.model.gguf_config", lambda _: tiny.config().to_dict())
+    writer = GGUFWriter(name, "llama")
+    writer.add_chat_template("{{ messages }}")
+    if count is not None:
+        writer.add_uint16("split.count", count)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = refusals(f"model.path={name}", *BASE)
+    assert [refusal.rule for refusal in found] == ["model-split"] * split
+    if split:
+        first = name.replace("00002-of", "00001-of")
+        assert found[0].wrong == "it is one of 2 files" and f"--merge {first} " in found[0].fix
+
+
 def test_code_that_comes_with_a_model_runs_only_when_trusted(here: Path, execute: Callable[..., Any]) -> None:
     marker = here / "ran"
     folder = tiny.save(here / "mine")

@@ -16,6 +16,7 @@ from rich.console import Console
 from factory import compose, groups, models, schema
 from factory.architecture import REMOTE_CODE, architecture
 from factory.look import model as look_model
+from factory.refusal import UserError
 from factory.typed import known_keys
 
 OPTIONS = groups.options("model")
@@ -94,6 +95,57 @@ def test_an_option_is_read_as_hydra_composes_it() -> None:
         ours = models.numbers(option)
         assert ours["path"] == "${model.hub}"
         assert {**ours, "path": ours["hub"]} == composed
+
+
+def _own(folder: Path, text: str) -> tuple[str, ...]:
+    (folder / "model").mkdir()
+    (folder / "model" / "mine.yaml").write_text(text, encoding="utf-8")
+    return (str(folder),)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        "[llama3_8b]",
+        "[/model/llama3_8b@_here_]",
+        "[/model/llama3_8b]",
+        "[llama3_8b@_here_, _self_]",
+        "[{/model@_here_: llama3_8b}]",
+        "[/data/alpaca@data.sources, _self_, llama3_8b]",
+    ],
+)
+def test_an_option_of_ones_own_is_listed_however_it_names_its_base(defaults: str, tmp_path: Path) -> None:
+    (row,) = models.rows(("mine",), _own(tmp_path, f"defaults: {defaults}\nlicense: mine\n"))
+    (base,) = (row for row in models.rows(("llama3_8b",)) if row.option == "llama3_8b")
+    assert (row.path, row.parameters, row.license) == (base.path, base.parameters, "mine")
+
+
+@pytest.mark.parametrize(
+    "text", ["path: mine/model\n", "", "path: 3\nfamily: [mine]\narchitecture: [1]\ncontext_length: long\ngated: 1\n"]
+)
+def test_an_option_of_ones_own_is_listed_whatever_it_leaves_out(text: str, tmp_path: Path) -> None:
+    (row,) = models.rows(("mine",), _own(tmp_path, text))
+    assert (row.option, row.parameters, row.context_length, row.template) == ("mine", None, None, "auto")
+    Console(file=io.StringIO()).print(models.table([row], width=80))
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("a: [", "compose"),
+        ("- a", "compose"),
+        ("\xff: \x00", "compose"),
+        ("defaults: 3", "compose"),
+        ("defaults: [{a: b, c: d}]", "compose"),
+        ("defaults: [gone]", "compose"),
+        ("defaults: [mine]", "defaults-circle"),
+    ],
+)
+def test_a_file_that_is_no_option_is_named(text: str, rule: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        models.rows((), _own(tmp_path, text))
+    (refusal,) = raised.value.refusals
+    assert refusal.rule == rule and refusal.setting == str(tmp_path / "model" / "mine.yaml")
 
 
 @pytest.mark.parametrize("option", ["smollm2_135m", "llama3_8b", "mixtral_8x7b", "llava1.5_7b", "bloom_7.1b"])

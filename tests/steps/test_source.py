@@ -74,6 +74,31 @@ def test_what_is_printed_while_a_file_is_converted_is_no_answer(
     assert capsys.readouterr() == ("", "[WARNING] Setting accelerator to CPU\n") and asked
 
 
+@pytest.mark.parametrize("missing", [set(), {"model.norm.weight", "model.layers.1.mlp.up_proj.weight"}])
+def test_a_file_that_lacks_weights_is_not_made_up(
+    missing: set[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers starts them at random, and says so in a log line at most."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+
+    def read(*_: object, **given: object) -> object:
+        info = {"missing_keys": missing}
+        return (model, info) if given.get("output_loading_info") else model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", read)
+    monkeypatch.setattr(source, "_tokenizer", lambda *_: tokenizer)
+    if not missing:
+        source._written(tmp_path / "a.gguf", tmp_path / "a", "gguf")
+        assert (tmp_path / "a" / "config.json").is_file()
+        return
+    with pytest.raises(UserError, match=r"\[weights-missing\] model.path=.*a.gguf: its files lack model.layers.1.mlp"):
+        source._written(tmp_path / "a.gguf", tmp_path / "a", "gguf")
+    assert not (tmp_path / "a").exists()
+
+
 def _stopped_and_long(gguf: Path, _target: Path, _source: str) -> None:
     """Stands for a conversion in the middle of which the command is asked to stop."""
     os.kill(os.getppid(), signal.SIGUSR1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from factory.board import talking
+from factory.board import fields, talking
 from factory.board.said import Words, words
 from factory.board.shown import as_printed
 from factory.board.tabs import listed
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _NOTHING, _BASE = "", "base"
 _VOTES = ("left", "tie", "right")
+_READ = ("model.", "method.quantization.")  # what says which model it is, and how its weights are held
+_STRETCHED = "model.rope_scaling"  # for what a run's rows need: what it started from reaches as far as it did
 Sides = tuple[tuple[str, ...] | None, tuple[str, ...] | None]  # the words of `factory serve` of each
 Talks = tuple[Talk, Talk]
 _NOBODY: Sides = (None, None)
@@ -165,7 +167,7 @@ def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images:
         if not there:  # a click before the choices are drawn
             yield nobody(say("chat_choose"))
             return
-        form = _of_model(overrides)
+        form = _of_model(page, overrides)
         if form in there and (outside := page.planner.outside(form)):
             yield nobody(as_printed(UserError(*outside)))
             return
@@ -197,11 +199,23 @@ def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Over
     if chosen != _BASE:
         return (f"run={spelt(chosen)}",) if page.runs.known(chosen) else None
     of_run = page.runs.overrides(beside)
-    return _of_model(overrides if of_run is None else of_run)
+    return _of_model(page, overrides if of_run is None else of_run)
 
 
-def _of_model(overrides: Overrides) -> Overrides:
-    return tuple(text for text in overrides if name_of(text) == "model" or text.startswith("model."))
+def _of_model(page: "Page", overrides: Overrides) -> Overrides:
+    """What `factory serve` reads of settings: the model, a recipe's too, and how its weights are held."""
+    option = tuple(text for text in overrides if name_of(text) == "model")
+    said = tuple(text for text in overrides if text.startswith("model.") and name_of(text) != _STRETCHED)
+    made = page.planner(overrides)
+    if made.tree is None:
+        return (*option, *said)
+    chosen = f"model={made.options['model']}"
+    bare = page.planner((chosen, "method=none")).tree or {}
+    names = {_STRETCHED, *map(name_of, said)}
+    keys = (each for group in ("model", "method") for each in fields.fields(group, made.tree))
+    others = (each for each in keys if each.path not in names and each.path.startswith(_READ))
+    differ = (each for each in others if each.value != fields.as_typed(fields.at(bare, each.path)))
+    return (chosen, *said, *(f"{each.path}={spelt(each.value)}" for each in differ))
 
 
 def _voting(page: "Page", parts: _Parts, buttons: list[Any]) -> None:
