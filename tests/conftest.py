@@ -21,7 +21,7 @@ import pytest
 import tiny
 from commands import Command
 
-from factory import cli, compose
+from factory import cache, cli, compose
 from factory.look import machine as look
 from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
@@ -35,6 +35,7 @@ pytest_plugins = ["boards"]  # fixtures of a folder's own conftest.py would hide
 LONGEST = (
     "run/test_launch.py",
     "compile/test_rules.py",
+    "estimate/test_step.py",
     "export/test_own_base.py",
     "test_compatibility.py",
     "ranks/test_equal.py",
@@ -65,6 +66,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     grids.thin(items)
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def empty_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder from now on, with nothing in it but the kernels in C: to make them takes seconds each time."""
+    made = cache.folder() / "native"
+    made.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    (folder / "native").symlink_to(made.absolute())
+    monkeypatch.setenv("FACTORY_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import compiled, refusals
+from conftest import compiled, empty_cache, refusals
 
 from factory.architecture import FAMILIES
 from factory.look.model import package_file
@@ -33,9 +33,8 @@ class MineForCausalLM(LlamaForCausalLM):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    return tmp_path / "cache"
+    return empty_cache(tmp_path / "cache", monkeypatch)
 
 
 @pytest.fixture(scope="module")

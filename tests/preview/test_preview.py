@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import Said, compiled
+from conftest import Said, compiled, empty_cache
 from test_imports import REFUSED, SCRIPT
 
 from factory.data.dataset import IGNORED
@@ -20,7 +20,7 @@ Command = Callable[..., Said]
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path_factory.mktemp("cache")))
+    empty_cache(tmp_path_factory.mktemp("cache") / "empty", monkeypatch)
 
 
 @pytest.fixture
