@@ -1,6 +1,6 @@
 """What a user may say: every key with its type, range and meaning. Defaults live in conf/, and only there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from factory.typed import Bytes, key
@@ -224,6 +224,16 @@ class Compute:
         low=1,
     )
     compile: bool = key("torch.compile the decoder: minutes at the start, faster steps on a GPU")
+
+
+# keys that say how one trains, and nothing of what a stage measures
+OF_TRAINING = frozenset(
+    (
+        *(f"stage.{each.name}" for each in fields(Stage) if each.name != "name"),
+        "compute.activation_checkpointing",
+        "compute.recomputed_layers",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

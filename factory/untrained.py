@@ -29,39 +29,49 @@ def untrained(
         raise refuse("evaluate-method", method, "no method is read")
     if not named:
         return compose.compose(replace(line, overrides=(*own, "method=none")))
-    bare = compose.compose(replace(line, overrides=(*(text for text in own if _of_method(text)), "method=none")))
-    asked = bare.tree["tracking"]
-    found = saved(run_of(named[-1]), asked.get("uri") if asked.get("tool") == "mlflow" else None)
-    folders = tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs)))
-    overrides = merged(taken(found), own)
-    made = compose.compose(replace(line, overrides=overrides, config_dirs=folders))
-    if (read := _still_read(overrides, own, made.tree["evaluate"])) != overrides:
-        made = compose.compose(replace(line, overrides=read, config_dirs=folders))
-    model = made
+    bare = compose.compose(replace(line, overrides=(*filter(_of_method, own), "method=none")))
+    found = _saved(named[-1], bare.tree["tracking"])
+    if base and not found.overrides and found.adapter is None:
+        raise refuse("chat-compare", named[-1], "of a saved model without its run nobody knows what it started from")
+    line = replace(line, config_dirs=tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs))))
+    made = model = _with_what_is_read(line, merged(taken(found), own), own)
     if any(name_of(text) == "recipe" for text in found.overrides):  # which may name the model, and is not all `taken`
-        model = compose.compose(replace(line, overrides=merged(_of_model(found), own), config_dirs=folders))
-    method = dict(bare.tree["method"])
-    if found.quantization is not None and not any(_of_method(text) for text in own):  # as the run held its base
-        method["quantization"] = to_tree(found.quantization)
+        model = compose.compose(replace(line, overrides=merged(_of_model(found), own)))
+    at_home = _at_home({**made.tree, "model": model.tree["model"]}, found, own)
+    tree = {
+        **made.tree,
+        "data": at_home["data"],
+        "method": _method(bare.tree["method"], found, own),
+        "model": {**at_home["model"], **_places(found, own, base=base)},
+    }
+    options = {**made.options, "model": model.options["model"], "method": "none"}
+    return replace(made, tree=tree, options=options, run=found.run)
+
+
+def _saved(named: str, tracking: dict[str, Any]) -> Saved:
+    return saved(run_of(named), tracking.get("uri") if tracking.get("tool") == "mlflow" else None)
+
+
+def _method(method: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[str, Any]:
+    """None, over a base that is held as the run held it, unless the user says how."""
+    said = found.quantization is None or any(map(_of_method, own))
+    return method if said else {**method, "quantization": to_tree(found.quantization)}
+
+
+def _places(found: Saved, own: tuple[str, ...], *, base: bool) -> dict[str, Any]:
+    """Keys of `model` that are what was saved, or of the run's base what it needs."""
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
     if base:
-        if not found.overrides and found.adapter is None:
-            raise refuse(
-                "chat-compare", named[-1], "of a saved model without its run nobody knows what it started from"
-            )
         places = {} if found.overrides else {"path": found.path}
     said = {name_of(text) for text in own}
     if found.template is not None and not {"model", "model.template"} & said:
         places["template"] = found.template
-    places |= {
+    positions = {
         name: value
         for name, value in found.positions.items()
         if f"model.{name}" not in said and not (base and name == "context_length")  # it reaches as far as it did
     }
-    at_home = _at_home({**made.tree, "model": model.tree["model"]}, found, own)
-    tree = {**made.tree, **at_home, "method": method, "model": {**at_home["model"], **places}}
-    options = {**made.options, "model": model.options["model"], "method": "none"}
-    return replace(made, tree=tree, options=options, run=found.run)
+    return places | positions
 
 
 # keys of `evaluate` and those beside them, one of which has to be set for them to be read
@@ -78,11 +88,14 @@ _READ_WITH = {
 }
 
 
-def _still_read(overrides: tuple[str, ...], own: tuple[str, ...], evaluate: dict[str, Any]) -> tuple[str, ...]:
+def _with_what_is_read(line: compose.CommandLine, overrides: tuple[str, ...], own: tuple[str, ...]) -> compose.Composed:
     """Without what the run alone said of what the user turns off: nobody could take it back."""
+    made = compose.compose(replace(line, overrides=overrides))
+    evaluate = made.tree["evaluate"]
     unread = {f"evaluate.{name}" for name, others in _READ_WITH.items() if not any(evaluate[each] for each in others)}
     unread -= {name_of(text) for text in own}
-    return tuple(text for text in overrides if name_of(text) not in unread)
+    read = tuple(text for text in overrides if name_of(text) not in unread)
+    return made if read == overrides else compose.compose(replace(line, overrides=read))
 
 
 def _at_home(tree: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A rule as data: which keys it reads, when it fires, why, and what to do."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from types import ModuleType
 
@@ -13,8 +13,6 @@ from factory.refusal import Refusal, catalogue, refusal
 from factory.settings import Settings
 from factory.typed import plain, to_tree
 from factory.vocabulary import Vocabulary, grown
-
-_OF_TRAINING = frozenset(f"stage.{each.name}" for each in fields(schema.Stage) if each.name != "name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class Case:
 
     def idle(self, key: str) -> bool:
         """Whether the key says how one trains and nothing trains: a run that is measured was made with it."""
-        return self.settings.verb != "train" and key in _OF_TRAINING
+        return self.settings.verb != "train" and key in schema.OF_TRAINING
 
     @property
     def device(self) -> str:

@@ -1,7 +1,7 @@
 """The verbs that use a trained model: evaluate, export, chat, serve."""
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from factory import compose, schema, settings
@@ -28,9 +28,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def _refuse_training(overrides: tuple[str, ...]) -> None:
     """Keys that say how one trains. What a run was made with says them too, and what a stage measures by is its own."""
-    steps = {f"stage.{each.name}" for each in fields(schema.Stage) if each.name != "name"}
-    unread = steps | {"compute.activation_checkpointing", "compute.recomputed_layers"}
-    found = [text for text in overrides if name_of(text) in unread]
+    found = [text for text in overrides if name_of(text) in schema.OF_TRAINING]
     if found:
         raise UserError(*(refusal("evaluate-unread", text, "`factory evaluate` does not read it") for text in found))
 
