@@ -20,8 +20,10 @@ _at_the_end: list[Callable[[], None]] = []
 def main() -> int:
     atexit.register(_deaf)  # the first that is registered runs last
     open_closed()
-    # until a verb says otherwise the others end it as Ctrl-C does
-    answer(signal.default_int_handler, [number for number in asking() if number != signal.SIGINT])
+    # until a verb says otherwise all end it as Ctrl-C does
+    answer(
+        signal.default_int_handler, [number for number in asking() if signal.getsignal(number) is not signal.SIG_IGN]
+    )
     try:
         tie()
         return _settled(_run())

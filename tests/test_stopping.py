@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,25 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     answer(lambda *_: None)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_what_comes_while_a_class_is_made_comes_when_it_is_made() -> None:
+    """Raised among the parts of a class, Python 3.11 would make it a mistake of that class."""
+
+    class Asked(BaseException):
+        pass
+
+    class Part:
+        def __set_name__(self, owner: type, name: str) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def ask(*_: object) -> None:
+        raise Asked
+
+    answer(ask)
+    with pytest.raises(Asked):
+        type("Made", (), {"part": Part()})
+        time.sleep(5)
 
 
 def test_an_interrupted_import_ends_as_interrupted(tmp_path: Path) -> None:

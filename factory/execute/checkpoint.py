@@ -80,14 +80,7 @@ def _finish(run: Run, aside: Path, target: Path) -> None:
         "layout": layout(run.plan.steps.train.ranks),
     }
     (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    all_to_disk(aside)
-    before = before_saved_again(target)  # of what the run has gone back from
-    shutil.rmtree(before, ignore_errors=True)
-    if target.exists():
-        target.rename(before)
-    aside.rename(target)
-    shutil.rmtree(before, ignore_errors=True)
-    to_disk(run.folder.checkpoints)
+    take_place(aside, target)
 
 
 def layout(ranks: Ranks) -> str:
@@ -184,6 +177,22 @@ class _Counter(io.RawIOBase):
 def of_step(folder: RunFolder, step: int | None) -> Path:
     assert step is not None
     return folder.checkpoints / f"step-{step:06d}"
+
+
+def take_place(aside: Path, place: Path) -> None:
+    """Gives a folder its name once it is on the disk. What had the name goes when this has it, killed or not."""
+    all_to_disk(aside)
+    before = before_saved_again(place)
+    shutil.rmtree(before, ignore_errors=True)
+    try:
+        if place.exists():
+            place.rename(before)
+        aside.rename(place)
+        to_disk(place.parent)
+    finally:
+        if before.exists() and not place.exists():
+            before.rename(place)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def all_to_disk(folder: Path) -> None:
@@ -289,8 +298,7 @@ def _bring_best(run: Run, step: int) -> None:
     aside = here.with_name(f".{here.name}.{os.getpid()}")
     try:
         shutil.copytree(there, aside)
-        shutil.rmtree(here, ignore_errors=True)
-        aside.rename(here)
+        take_place(aside, here)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise unwritable(here, error) from error

@@ -21,7 +21,7 @@ from factory.run import jobs
 from factory.run.folder import RunFolder
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
-from factory.run.sweep import Verbs, begun, beside, closed, code_of, placed, recorded, worked_through
+from factory.run.sweep import Verbs, begun, beside, closed, code_of, noted, placed, recorded, worked_through
 from factory.run.swept import SweepFolder
 from factory.saved import positions
 from factory.schema import Sweep
@@ -202,6 +202,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         return worked_through(
             lambda: runner.all(found, resumed=bool(asked.resume)),
             lambda stopped: closed(folder, tracking, parent, stopped, screen),
+            folder,
         )
 
 
@@ -232,7 +233,8 @@ class _Runner:
                 continue
             places[link.name] = _start(link, self.plans, places, self.folder)
             code = self._one(link, places[link.name], resumed=resumed)
-            append(self.folder.outcomes, {"job": link.name, "code": code})
+            ended = noted(code, RunFolder(self.folder.path / link.name))
+            append(self.folder.outcomes, {"job": link.name, "code": ended})
             if code == INTERRUPTED:
                 return INTERRUPTED
             done |= {link.name} if code == 0 else set()

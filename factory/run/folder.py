@@ -77,10 +77,10 @@ class RunFolder:
 
     def forget_the_killed(self) -> None:
         """Removes what processes were writing beside its place when they were killed. For who holds the folder."""
-        for path in self.checkpoints.glob(".step-*.0"):
+        for path in (*self.checkpoints.glob(".step-*.0"), *self.path.glob(before_saved_again(self.model).name)):
             if not (place := path.with_name(path.stem.removeprefix("."))).exists():  # killed between two renames
                 path.rename(place)
-        for path in (*self.path.glob(".*"), *self.checkpoints.glob(".*")):
+        for path in (each for place in (self.path, self.checkpoints, self.evaluation) for each in place.glob(".*")):
             if _ASIDE.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -146,9 +146,9 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def before_saved_again(checkpoint: Path) -> Path:
-    """Where it lies until another of its step has the name; no process has this id."""
-    return checkpoint.with_name(f".{checkpoint.name}.0")
+def before_saved_again(folder: Path) -> Path:
+    """Where a checkpoint or a model lies until another has its name; no process has this id."""
+    return folder.with_name(f".{folder.name}.0")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -215,8 +215,9 @@ def write_whole(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise unwritable(path, error) from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def runs_here() -> list[Path]:

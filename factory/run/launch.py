@@ -70,10 +70,10 @@ def launch(
     overrides, where there can be any, for advice where the memory did not do.
     """
     with folder.claimed() as lock:
-        folder.forget_the_killed()
-        passed_over = list[str]()
-        start = folder.sound_checkpoint(passed_over.append) if resume_from == "newest" else resume_from
         try:
+            folder.forget_the_killed()
+            passed_over = list[str]()
+            start = folder.sound_checkpoint(passed_over.append) if resume_from == "newest" else resume_from
             write_whole(folder.plan, to_yaml(plan))
             for old in (folder.events, folder.report):  # of the attempt before this one
                 old.unlink(missing_ok=True)
@@ -126,10 +126,13 @@ def _resume(folder: RunFolder) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the parent saw of its child: the most resident memory, in bytes, and whether the system counted a kill."""
+    """What the parent saw of its child: the most resident memory, in bytes, whether the system counted a kill, and
+    whether it was asked to stop.
+    """
 
     reached: int = 0
     counted: bool = False
+    asked: bool = False
 
 
 def _follow(
@@ -158,7 +161,7 @@ def _follow(
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
         code = INTERRUPTED if asked and child.returncode < 0 else child.returncode
-        return code, tracker, Seen(reached, cgroup.kills() > kills)
+        return code, tracker, Seen(reached, cgroup.kills() > kills, bool(asked))
 
 
 @contextmanager
@@ -335,7 +338,11 @@ def _finish(
         screen.print(_unsent(plan, folder, report["tracking"]), style="yellow", soft_wrap=True)
     if finished and (found := calibration.measured(plan, folder, look_at_machine())):
         calibration.add(found)
-    return _told(plan, folder, code, report, screen)
+    code = _told(plan, folder, code, report, screen)
+    if seen.asked and code != INTERRUPTED:  # it was at its end: what would come after it is not begun
+        screen.print(f"Interrupted. The run in {folder.path} is over.", style="yellow", soft_wrap=True)
+        return INTERRUPTED
+    return code
 
 
 def _told(plan: Plan, folder: RunFolder, code: int, report: dict[str, Any], screen: Screen) -> int:

@@ -80,22 +80,26 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         again, listed = (), _listed(found, folder, asked, verbs.compile)
         screen.print(jobs.Shown(listed))
         screen.print(jobs.summary(listed))
+    gpus = len(look_at_machine().gpus)
     with begun(folder, shared, line, before, listed) as (tracking, parent):
         task = _Task(
             folder=str(folder.path),
             fates={job.name: (job.fate, job.reused) for job in listed},
             verbs=verbs,
             resumed=bool(asked.resume),
-            gpus=len(look_at_machine().gpus),
+            gpus=gpus,
             config_dirs=line.config_dirs,
         )
 
         def close(stopped: bool) -> int:
-            _note_others(folder, listed)
+            try:
+                _note_others(folder, listed)
+            except UserError as problem:  # a full disk: what there is to compare is compared all the same
+                screen.print(str(problem), style="red", soft_wrap=True)
             return closed(folder, tracking, parent, stopped, screen, goes_on=again is not None)
 
         arguments = [*(again or ()), *_arguments(ready, parent, folder)]
-        return worked_through(lambda: _handed_out(arguments, task), close)
+        return worked_through(lambda: _handed_out(arguments, task), close, folder)
 
 
 def placed(name: str, line: compose.CommandLine, asked: Sweep) -> SweepFolder:
@@ -106,9 +110,13 @@ def placed(name: str, line: compose.CommandLine, asked: Sweep) -> SweepFolder:
         return SweepFolder(fresh(name))
     folder = SweepFolder(name)
     if folder.is_there() and any(RunFolder(folder.path / job).plan.is_file() for job in folder.names()):
-        onward = f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
+        onward = _resume(folder)
         raise refuse("sweep-taken", f"hydra.sweep.dir={folder.path}", "there is a sweep in it", onward=onward)
     return folder
+
+
+def _resume(folder: SweepFolder) -> str:
+    return f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
 
 
 @contextmanager
@@ -207,7 +215,7 @@ class _Task:
             Screen().print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
             os.environ[STARTED] = str(time.monotonic())
             code = self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
-            line = {"job": name, "code": code, "overrides": list(composed.overrides)}
+            line = {"job": name, "code": noted(code, run), "overrides": list(composed.overrides)}
             append(SweepFolder(self.folder).outcomes, line)
             if code == INTERRUPTED:
                 raise KeyboardInterrupt  # which Hydra lets through: of an Exception it would go on to the next job
@@ -238,7 +246,7 @@ class _Task:
         return job.fate
 
 
-def worked_through(work: Callable[[], int], close: Callable[[bool], int]) -> int:
+def worked_through(work: Callable[[], int], close: Callable[[bool], int], folder: SweepFolder) -> int:
     """Does the jobs, and returns the exit code. Whatever stops them, `close` comes last: it hears of an interruption.
 
     Raises UserError where they were refused. A disk that is full is no refusal: hours of work may have filled it.
@@ -250,7 +258,14 @@ def worked_through(work: Callable[[], int], close: Callable[[bool], int]) -> int
         ended = INTERRUPTED
     except UserError as error:
         ended, problem = FAILED, error
-    code = close(ended == INTERRUPTED) or ended
+    except Exception:
+        close(False)
+        raise
+    try:
+        code = close(ended == INTERRUPTED) or ended
+    except KeyboardInterrupt:
+        print(f"Interrupted before all was told. To continue: {_resume(folder)}", file=sys.stderr)
+        return INTERRUPTED
     if problem is not None:
         if {found.rule for found in problem.refusals} != {"cannot-write"}:
             raise problem
@@ -312,6 +327,11 @@ def _note_kept(folder: SweepFolder, job: Job) -> None:
         append(folder.outcomes, {"job": job.name, "code": code_of(RunFolder(folder.path / job.name))})
 
 
+def noted(code: int, run: RunFolder) -> int:
+    """What is noted of a job that ended with this code: one that was over when it was asked to stop is not to go on."""
+    return code_of(run) if code == INTERRUPTED and run.status() in ("finished", "failed") else code
+
+
 def code_of(run: RunFolder) -> int:
     """What the run in this folder ended with, by its report."""
     return FINISHED if of_report(read_json(run.report) or {}) == "finished" else FAILED
@@ -343,8 +363,7 @@ def closed(
     if (shown := shows(tracking, folder.path / "*")) is not None:
         screen.print(f"Next: {shown}", soft_wrap=True)
     if goes_on and made is not None and {run.status for run in made.runs} & set(_UNDONE):
-        onward = f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
-        screen.print(f"To continue: {onward}", soft_wrap=True)
+        screen.print(f"To continue: {_resume(folder)}", soft_wrap=True)
     _close_parent(tracking, parent, folder, made, stopped)
     return INTERRUPTED if stopped else 0 if done else FAILED
 

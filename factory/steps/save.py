@@ -9,7 +9,7 @@ from typing import Any
 
 from factory import heads, own_base, registry
 from factory.architecture import Architecture
-from factory.execute.checkpoint import all_to_disk, refusal_of, save_tokenizer, to_disk, write_errors
+from factory.execute.checkpoint import refusal_of, save_tokenizer, take_place, write_errors
 from factory.execute.context import Run
 from factory.own import without_place
 from factory.ranks.spec import SPLIT
@@ -83,10 +83,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         heads.save(model, beside, aside)
         (aside / "README.md").write_text(_card(run, beside, adapter=_adapts(model)), encoding="utf-8")
         open_as(aside / "README.md")
-        all_to_disk(aside)
-        shutil.rmtree(run.folder.model, ignore_errors=True)
-        aside.rename(run.folder.model)
-        to_disk(run.folder.path)
+        take_place(aside, run.folder.model)
     except write_errors() as error:
         raise refusal_of(error, run.folder.model) from error
     finally:

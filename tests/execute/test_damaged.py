@@ -3,18 +3,16 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import side_by_side
 from harms import cut, flip
 from test_checkpoint import LORA, ask_to_stop, assert_equal, at_step, die
 
 from factory.execute import checkpoint
 from factory.execute.context import Interrupted
 from factory.refusal import UserError
-from factory.run.folder import RunFolder, before_saved_again, damage, is_whole
+from factory.run.folder import RunFolder, before_saved_again, damage, is_whole, write_whole
 
 FILES = ("trained.safetensors", "optimizer.pt", "random.pt", "state.json")
 
@@ -114,30 +112,48 @@ def test_what_the_killed_left_is_removed(tmp_path: Path) -> None:
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == sorted([*kept, "checkpoints"])
 
 
-def test_a_kill_while_a_step_is_saved_again_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["checkpoints/step-000004", "model"])
+def test_what_is_saved_again_is_there_whenever_that_is_cut_off(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the renames neither has its name, and both lie where the killed leave what is removed."""
-    folder, rename = RunFolder(tmp_path), Path.rename
-    target, aside = folder.checkpoints / "step-000004", folder.checkpoints / ".step-000004.12"
+    folder, rename, target = RunFolder(tmp_path), Path.rename, tmp_path / name
+    aside = target.with_name(f".{target.name}.12")
     for path, text in ((target, "before"), (aside, "after")):
         path.mkdir(parents=True)
         (path / "state.json").write_text(text)
 
-    def killed(path: Path, to: Path) -> Path:
+    def is_as_before() -> bool:
+        return not before_saved_again(target).exists() and (target / "state.json").read_text() == "before"
+
+    def interrupted(path: Path, to: Path) -> Path:
         if path == aside:
             raise KeyboardInterrupt
         return rename(path, to)
 
-    monkeypatch.setattr(Path, "rename", killed)
-    run: Any = SimpleNamespace(folder=folder, plan=side_by_side.plan())
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint._finish(run, aside, target)
-    assert not target.exists()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", interrupted)
+        checkpoint.take_place(aside, target)
+    assert is_as_before()
+    target.rename(before_saved_again(target))  # killed there
     folder.forget_the_killed()
-    assert list(folder.checkpoints.iterdir()) == [target]
-    assert (target / "state.json").read_text() == "before"
+    assert is_as_before() and not aside.exists()
     before_saved_again(target).mkdir()  # killed later, while it was being removed
     folder.forget_the_killed()
-    assert list(folder.checkpoints.iterdir()) == [target]
-    assert (target / "state.json").read_text() == "before"
+    assert is_as_before()
+
+
+def test_what_was_being_written_is_gone_when_that_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    folder.evaluation.mkdir()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", interrupted)
+        write_whole(folder.evaluation / "rows.jsonl", "{}")
+    assert not list(folder.evaluation.iterdir())
+    (folder.evaluation / ".rows.jsonl.12").touch()  # killed there
+    folder.forget_the_killed()
+    assert not list(folder.evaluation.iterdir())

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from breaking import SAME, STAGES, all_gone, answered, aside, ended, kept, loads, onward, report
-from commands import Command, metrics
+from commands import Command, metrics, wait_for
 
 from factory.run.folder import RunFolder
+from factory.run.swept import SweepFolder
 
 pytest_plugins = ["faulty"]
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("hangup")]
@@ -24,6 +25,7 @@ def struck(command: Command, number: signal.Signals, after: float, where: Path) 
     """The command gets the signal after so many seconds, unless it has ended, and ends as the signal asks, with all
     that it has started.
     """
+    wait_for(lambda: answers(command), 30)
     end = time.monotonic() + after
     while command.process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
@@ -36,12 +38,24 @@ def struck(command: Command, number: signal.Signals, after: float, where: Path) 
     return code, text
 
 
+def answers(command: Command) -> bool:
+    """Whether signals are its own to answer by now, and not those of a Python that starts."""
+    status = Path(f"/proc/{command.process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def took(start: Callable[[], Command]) -> float:
     """Seconds of a command that nothing happens to."""
     begun = time.monotonic()
     code, text = ended(start())
     assert code == 0, text
     return time.monotonic() - begun
+
+
+def over(folder: Path) -> bool:
+    """Whether the run, or all jobs of the sweep."""
+    return RunFolder(folder).status() == "finished" or SweepFolder(folder).is_done()
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ class Breaker:
             kept(self.where / folder)
             loads(self.where / "out" / folder)
             assert number == signal.SIGKILL or not aside(self.where / folder)
-            if code != 0 and RunFolder(self.where / folder).status() != "finished":  # else it was telling of it
+            if code != 0 and not over(self.where / folder):  # else it was telling of it
                 there = (self.where / folder / began).exists()
                 assert ("To continue" in text) == (there and number != signal.SIGKILL), text
                 code, text = ended(self.started(*onward(text)) if "To continue" in text else later(folder, there))

@@ -270,6 +270,20 @@ def test_a_recipe_that_is_stopped_while_a_run_is_compiled_is_closed(
     assert "| one |" in SweepFolder(FOLDER).table.read_text()
 
 
+def test_a_run_that_was_over_when_it_was_asked_to_stop_is_kept(line: Line) -> None:
+    runs, later = Runs(), Runs()
+
+    def run(composed: compose.Composed) -> int:
+        ended = runs._run(composed)
+        return 130 if Path(composed.run_dir).name == "two" else ended
+
+    verbs = Verbs(compile=runs._compile, run=run, go_on=runs._go_on)
+    asked = line(THREE, f"hydra.sweep.dir={FOLDER}")
+    assert chain.chain(asked, Sweep(resume=None, reuse=False), verbs, Screen()) == 130
+    assert runs.done == ["run one", "run two"] and SweepFolder(FOLDER).ended()["two"].code == 0
+    assert resumed(later) == 0 and later.done == ["run three"]
+
+
 def test_a_disk_that_a_run_filled_ends_the_recipe_with_what_there_is(
     line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -261,6 +261,21 @@ def test_interrupted_before_the_child_listens(
     assert json.loads((where / f"early-{times}" / "report.json").read_text())["status"] == "interrupted"
 
 
+def test_asked_to_stop_when_there_is_nothing_left_to_do(
+    where: Path, options: tuple[str, ...], started: Callable[..., Command]
+) -> None:
+    """A sweep would go on to its next job."""
+    deaf = (
+        "import signal; given = signal.signal; given(signal.SIGTERM, signal.SIG_IGN); "
+        "signal.signal = lambda number, ask: None if number == signal.SIGTERM else given(number, ask)"
+    )
+    command = started(*options, "hydra.run.dir=over", **customized(where, "late", deaf))
+    wait_for(lambda: steps(where / "over") >= 3, PATIENCE)
+    command.process.send_signal(signal.SIGINT)
+    assert "Interrupted. The run in over is over." in command.ends(130)
+    assert RunFolder(where / "over").status() == "finished" and steps(where / "over") == STEPS
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("moment", "words", "code"),

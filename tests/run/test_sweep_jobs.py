@@ -310,6 +310,21 @@ def test_ctrl_c_in_a_job_ends_hydras_sweep(here: Path, monkeypatch: pytest.Monke
     assert runs.done == ["run 0"]
 
 
+def test_ctrl_c_while_a_sweep_is_told_of_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(stopped: bool) -> int:
+        raise KeyboardInterrupt
+
+    assert sweeps.worked_through(lambda: 0, interrupted, SweepFolder(FOLDER)) == 130
+    assert f"To continue: factory -m sweep.resume={FOLDER}" in capsys.readouterr().err.replace("python -m ", "")
+
+
+def test_a_mistake_of_ours_closes_a_sweep_too() -> None:
+    closed = list[bool]()
+    with pytest.raises(ZeroDivisionError):
+        sweeps.worked_through(lambda: 1 // 0, lambda stopped: closed.append(stopped) or 0, SweepFolder(FOLDER))
+    assert closed == [False]
+
+
 def test_plan_m_shows_every_job_and_runs_none(command: Callable[..., Any], here: Path) -> None:
     said = command("plan", "-m", "method=lora,galore", "stage.optimizer=muon", "plan.format=json")
     assert (said.code, said.rules) == (2, ["galore-optimizer"])
