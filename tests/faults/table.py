@@ -36,13 +36,15 @@ ROWS = (
     _row(
         ASKED,
         "train",
-        "the step ends, a checkpoint is saved, exit 130; before training at once; a second time at once, but not by "
-        "SIGHUP, which a terminal sends more than once; under `nohup` SIGHUP does nothing",
+        "the step ends, a checkpoint is saved, exit 130; before training at once; of a run that was over, exit 130 "
+        "as well; a second time at once, but not by SIGHUP, which a terminal sends more than once; under `nohup` "
+        "SIGHUP does nothing",
         "every step that was done",
         f"the command that is printed: {RESUME}; the losses are those of a run that never stopped",
         f"{STOPS}test_train",
         "execute/test_signals.py::test_while_training_it_saves_and_goes_on",
         "run/test_launch.py::test_interrupted_before_the_child_listens",
+        "run/test_launch.py::test_asked_to_stop_when_there_is_nothing_left_to_do",
         "run/test_launch.py::test_a_lost_terminal_never_ends_a_run_at_once",
         "run/test_launch.py::test_a_hangup_saves_unless_it_is_ignored",
         "run/test_screen.py::test_a_terminal_that_is_closed_leaves_a_checkpoint",
@@ -64,6 +66,8 @@ ROWS = (
         "finished jobs, and the steps of the one that ran",
         "the command that is printed: `factory -m sweep.resume=FOLDER`",
         f"{STOPS}test_sweep",
+        "run/test_sweep_jobs.py::test_ctrl_c_while_a_sweep_is_told_of_says_how_to_go_on",
+        "run/test_chain.py::test_a_run_that_was_over_when_it_was_asked_to_stop_is_kept",
     ),
     _row(
         ASKED,
