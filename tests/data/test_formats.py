@@ -116,6 +116,11 @@ def test_a_stage_that_answers_itself_reads_answered_rows_as_they_are_where_most_
     assert recognise(set(asked), [answered, answered, asked], kinds) == "alpaca"
     pair = {"prompt": "hi", "chosen": "ho", "rejected": "no"}
     assert recognise(set(pair), [pair], kinds) == "pairs"
+    texts = {"prompt": "hi", "text": "hi ho", "solution": "ho"}  # and no text is what such a stage reads
+    assert recognise(set(texts), [texts], kinds) == "prompts"
+    assert recognise(set(texts), [texts], ("text",)) == "text"
+    both = {"instruction": "hi", "output": "ho", "text": "hi ho"}
+    assert recognise(set(both), [both], kinds) == "alpaca"
     told = {"messages": [USER, GOOD]}
     assert recognise(set(told), [told, told], kinds) == "messages"
     assert recognise(set(told), [told, {"messages": [USER]}, told], kinds) == "messages"

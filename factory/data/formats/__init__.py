@@ -103,12 +103,12 @@ def recognise(
     What comes first counts first, and broken rows are still known by their columns. The rows have their standard
     columns' names. Where no row tells, the format with more columns is the more telling one. Where a label is needed
     and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it. Prompts alone
-    are what no other format takes half of: most rows of others have a prompt too.
+    are what no other format but plain text takes half of: most rows of others have a prompt too.
     """
     if "labelled" in kinds and not FORMATS[_JUDGED].lacks(columns):
         return _JUDGED
     taken = {name: sum(_aligns(name, row, tags or {}) for row in first_rows) for name in _fitting(columns)}
-    others = max((count for name, count in taken.items() if name != _PROMPTS), default=0)
+    others = max((count for name, count in taken.items() if name not in (_PROMPTS, "text")), default=0)
     if _PROMPTS not in kinds or 2 * others > taken.get(_PROMPTS, 0):
         taken.pop(_PROMPTS, None)
 
