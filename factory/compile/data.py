@@ -66,7 +66,7 @@ def _stages_that_read(case: Case) -> dict[str, str]:
 
 def _whatever_the_label(case: Case, found: tuple[str, DataFacts] | None) -> str:
     """How a file's labelled answers are trained all the same, each as an example."""
-    if found is None or found[1].kind != "labelled" or case.stage_spec.KIND != "messages":
+    if found is None or found[1].kind != "labelled" or registry.reads(case.stage_spec) != ("messages",):
         return ""
     name, columns = found[0], set(found[1].columns)
     plain = [other for other, each in FORMATS.items() if each.kind == "messages" and not each.lacks(columns)]

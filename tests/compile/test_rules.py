@@ -1341,6 +1341,18 @@ def test_labelled_answers_are_no_examples_unless_somebody_says_so(tiny_model: Pa
     compiled(*words, by_hand, training=False)
 
 
+def test_a_stage_that_answers_itself_is_not_told_to_train_the_answers(
+    tiny_model: Path, here: Path, scoring: str
+) -> None:
+    (here / "judged.jsonl").write_text('{"prompt": "a", "completion": "b", "label": false}\n')
+    stage = (scoring, *WORDS["groups"].split(), *WORDS["short"].split())
+    words = (*BASE, f"model.path={tiny_model}", *stage, "data=file", "data.path=judged.jsonl")
+    (refusal,) = refusals(*words, "data.sources.file.format=kto")
+    by_hand = "data.sources.file.format=prompts"
+    assert refusal.fix.startswith(f"set stage=kto, or {by_hand} to read the prompts alone, or map ")
+    compiled(*words, by_hand, training=False)
+
+
 @pytest.mark.parametrize(("name", "hint"), [("chatmll", "did you mean chatml? choose"), ("zzzzzz", "choose")])
 def test_a_template_that_was_meant_is_named(name: str, hint: str, tiny_model: Path) -> None:
     (refusal,) = refusals(f"model.path={tiny_model}", f"model.template={name}")
