@@ -131,8 +131,9 @@ class HarnessFacts:
 class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
-    `renamed` is {standard column: own}; `tools` says whether any row that was looked at carries
-    them, `media` which of images, videos and audios.
+    `renamed` is {standard column: own}; `reads` are the columns that its format reads, or would read, of the rows that
+    were looked at: none where none was. `tools` says whether any of these rows carries them, `media` which of images,
+    videos and audios. `unanswered`: they are prompts, and nothing tells what is to be answered.
     `unreachable`: why the hub's rows cannot be read now.
     """
 
@@ -145,6 +146,7 @@ class DataFacts:
     kind: RowKind
     columns: tuple[str, ...]
     renamed: dict[str, str] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
     tags: dict[str, str] = field(default_factory=dict)
     folder: str | None = None
     max_samples: int | None = None
@@ -156,6 +158,7 @@ class DataFacts:
     sha256: str | None
     tools: bool = False
     media: tuple[str, ...] = ()
+    unanswered: bool = False
     unreachable: str | None = None
 
 

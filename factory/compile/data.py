@@ -66,7 +66,7 @@ def _stages_that_read(case: Case) -> dict[str, str]:
 
 def _whatever_the_label(case: Case, found: tuple[str, DataFacts] | None) -> str:
     """How a file's labelled answers are trained all the same, each as an example."""
-    if found is None or found[1].kind != "labelled" or case.stage_spec.KIND != "messages":
+    if found is None or found[1].kind != "labelled" or registry.reads(case.stage_spec) != ("messages",):
         return ""
     name, columns = found[0], set(found[1].columns)
     plain = [other for other, each in FORMATS.items() if each.kind == "messages" and not each.lacks(columns)]
@@ -246,8 +246,8 @@ _LIKE = 0.75  # of a name and one that is read, as difflib counts: `imput` and `
 def ignored(case: Case) -> Iterator[str]:
     """Of each set the columns that its format does not read: one that is misspelled would be lost in silence."""
     for name, found in case.facts.data.items():
-        unread = sorted({*FORMATS[found.format].ignores(found.columns), *_unshown(found)})
-        if unread:
+        unread = sorted({*set(found.columns).difference(found.reads), *_unshown(found)})
+        if found.reads and unread:
             told = ", ".join(map(repr, unread[:_TOLD]))
             more = f" and {len(unread) - _TOLD:,} more" if len(unread) > _TOLD else ""
             meant = _meant(found, unread)
@@ -259,13 +259,13 @@ def ignored(case: Case) -> Iterator[str]:
 def _unshown(found: DataFacts) -> Iterator[str]:
     """Columns of one image, video or sound that no text has a mark for: the rows are read as texts alone."""
     for column, single in MEDIA.items():
-        if single in found.columns and {column, single} <= FORMATS[found.format].more and column not in found.media:
+        if single in found.columns and {column, single} <= found.reads and column not in found.media:
             yield single
 
 
 def _meant(found: DataFacts, unread: Sequence[str]) -> str:
     """Those that are nearly ones that it reads, beside these."""
-    free = FORMATS[found.format].more.difference(found.columns)
+    free = found.reads.difference(found.columns)
     meant = {near[0]: column for column in unread if (near := nearest(column, free, _LIKE))}
     return ", ".join(f"{standard}: {column}" for standard, column in meant.items())
 

@@ -7,7 +7,6 @@ from factory import heads, schema, templates
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.evaluation import spec
-from factory.facts import DataFacts
 from factory.settings import Settings
 
 
@@ -139,12 +138,8 @@ def _nothing_to_answer(case: Case) -> str | None:
     if nothing_measured(case.settings):
         return "data.validation_fraction=0 holds no rows out"
     held, sets = case.settings.data.validation, case.facts.data
-    asked = [name for name in ([held] if held in sets else sets) if name and _unanswered(sets[name])]
+    asked = [name for name in ([held] if held in sets else sets) if name and sets[name].unanswered]
     return f"{asked[0]} holds prompts alone, and no answers to score by" if asked else None
-
-
-def _unanswered(found: DataFacts) -> bool:
-    return found.kind == "prompts" and "solution" not in {*found.columns, *found.renamed}
 
 
 def _no_room(case: Case) -> str | None:

@@ -203,13 +203,16 @@ class Encoder:
         """
         if self._kind == "text":
             return self._texts.documents([record.response[0]["content"]])[0]
-        text = self.renderer(record).prompt(record.prompt, record.tools, media=record.media)
-        if self._media is not None:
-            text = self._media.prompt(text, record.media)
+        text = self._given(record)
         if cut and cut in text:
             return self._apart(text, cut)
         (placed,) = self._texts.encode([text])
         return placed.ids
+
+    def _given(self, record: Record) -> str:
+        """The text that is given to be answered, with the tokens of its media. Raises BadRow."""
+        text = self.renderer(record).prompt(record.prompt, record.tools, media=record.media)
+        return text if self._media is None else self._media.prompt(text, record.media)
 
     def answered(self, record: Record, cut: str = "") -> list[int]:
         """A conversation up to the end of its last answer, as in training. `cut` is as in `prompt`. Raises BadRow."""
@@ -262,13 +265,15 @@ class Encoder:
         A template may have an empty answer otherwise than what comes before one, or have none.
         """
         try:
-            text = self.renderer(record).prompt(record.prompt, record.tools)
+            self._check_media(record)
+            text = self._given(record)
             (placed,) = self._texts.encode([text])
-            ids = [*placed.ids, *(self._texts.encode([record.solution])[0].ids if record.solution else ()), self._eos]
-            whole, limit = Layout(len(ids), (), (), (), placed.whole), self._pack.max_length
+            # no model reads the solution
+            whole, limit = Layout(len(placed.ids), (), (), (), placed.whole), self._pack.max_length
             kept(whole, limit, "error" if self._pack.truncation == "error" else "drop")  # it is asked whole or not
         except BadRow as error:
             return error
+        ids = [*placed.ids, *(self._texts.encode([record.solution])[0].ids if record.solution else ()), self._eos]
         said = record.prompt[-1]["content"].strip()
         at = max(0, text.rfind(said))
         asked = _inside((at, at + len(said)), placed)
@@ -294,15 +299,23 @@ class Encoder:
 
     def _seen(self, rendered: Rendered, record: Record) -> Rendered:
         """With the tokens of its media."""
-        if record.media:
-            column = next(column for column, kind in MEDIA.items() if kind in record.media)
-            if self._media is None:
-                raise BadRow(f"it has {column}, and the model has no processor for them")
-            if self._pack.packing or self._kind == "labelled":  # of rows that no plan saw
-                raise BadRow(
-                    f"it has {column}, and rows that are {'packed' if self._pack.packing else 'labelled'} show none"
-                )
+        self._check_media(record)
         return rendered if self._media is None else self._media.expand(rendered, record.media)
+
+    def _check_media(self, record: Record) -> None:
+        """Raises BadRow where they cannot be shown: of rows that no plan saw."""
+        if not record.media:
+            return
+        column = next(column for column, kind in MEDIA.items() if kind in record.media)
+        if self._media is None:
+            raise BadRow(f"it has {column}, and the model has no processor for them")
+        blind = {
+            "packed": self._pack.packing,
+            "labelled": self._kind == "labelled",
+            "prompts alone": not record.response,
+        }
+        if are := next((name for name, there in blind.items() if there), None):
+            raise BadRow(f"it has {column}, and rows that are {are} show none")
 
     def _row(self, record: Record, rendered: list[Rendered], placed: list[Placed]) -> EncodedRow:
         sides = [self._side(each, tokens) for each, tokens in zip(rendered, placed, strict=True)]
@@ -387,7 +400,7 @@ class Encoder:
 
 def _spells(special: re.Pattern[str], record: Record) -> bool:
     messages = (*record.prompt, *record.response, *record.rejected)
-    return any(special.search(message["content"]) for message in messages)
+    return any(map(special.search, (record.solution, *(message["content"] for message in messages))))
 
 
 def _shown(side: _Side, stays: Kept) -> tuple[Medium, ...]:

@@ -62,7 +62,7 @@ class Mixed:
     validation: Integers
     used: int
     not_sampled: int
-    contained: int  # not trained because the validation source has the very same row
+    contained: int  # would be sampled, but the validation source has the very same row
 
 
 def mix(sources: Mapping[str, Ranks], plan: Align, seed: int) -> Mixed:
@@ -78,9 +78,14 @@ def mix(sources: Mapping[str, Ranks], plan: Align, seed: int) -> Mixed:
     if plan.validation is not None:
         validation = sampled.pop(plan.validation)
         held = _keys(digests[validation])
-        clean = {name: kept[~np.isin(_keys(digests[kept]), held)] for name, kept in sampled.items()}
-        contained = sum(len(kept) - len(clean[name]) for name, kept in sampled.items())
-        sampled = _at_most(clean, digests, plan.max_samples, seed)
+        same = {name: np.isin(_keys(digests[kept]), held) for name, kept in sampled.items()}
+        found = ranks(digests[_joined(kept[same[name]] for name, kept in sampled.items())], seed, "sample")
+        sampled = {name: kept[~same[name]] for name, kept in sampled.items()}
+        whole = sum(map(len, sampled.values()))
+        sampled = _at_most(sampled, digests, plan.max_samples, seed)
+        if plan.max_samples is not None and whole >= plan.max_samples:  # what ranks above the last may not be here
+            found = found[found <= ranks(digests[_joined(sampled.values())], seed, "sample").max()]
+        contained = len(found)
     else:
         sampled = _at_most(sampled, digests, plan.max_samples, seed)
         pool = _joined(sampled.values())

@@ -293,6 +293,7 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
         format=format,
         kind=FORMATS[format].kind,
         columns=tuple(sorted(columns)),
+        reads=frozenset[str]().union(*map(FORMATS[format].reads, rows)),
         rows=found.rows,
         peeked=found.peeked,
         bytes=found.bytes,
@@ -300,6 +301,9 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
         sha256=found.sha256,
         tools=any(_has_tools(record) for record in records),
         media=tuple(column for column in MEDIA if any(getattr(record, column) for record in (*records, *showing))),
+        unanswered=FORMATS[format].kind == "prompts"
+        and "solution" not in columns
+        and not any(record.solution for record in records),
     )
 
 

@@ -138,7 +138,7 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
         yield dropped
     if special := counts["special_in_text"]:
         have = "row has" if special == 1 else "rows have"
-        yield f"{special:,} {have} the text of a special token in a message, and it has become that token."
+        yield f"{special:,} {have} the text of a special token in a message or solution, and it has become that token."
     if aligned.spec.kind == "labelled":
         labels = np.concatenate([found.labels for found in aligned.sources.values()])[mixed.train]
         if len(kinds := set(labels.tolist())) == 1:

@@ -173,6 +173,31 @@ def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
     assert notes(input="1", inputs="2") == ["data.sources.file: format=alpaca reads no column 'inputs'"]
     (many,) = notes(**{f"c{number}": 1 for number in range(20)})
     assert many.endswith("'c15' and 12 more")
+    plan = compiled("data=gsm8k", training=False)  # whose columns are known when it is read
+    assert not [note for note in plan.notes if note.startswith("data.sources")]
+
+
+def test_columns_that_stand_behind_another_are_named(tmp_path: Path) -> None:
+    """Of several that say what is asked a row's first is read, and an input where an instruction is."""
+
+    def notes(*rows: dict[str, Any], stage: str = "grpo") -> list[str]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        reward = ("stage.reward=own:score",) if stage == "grpo" else ()
+        plan = compiled(f"stage={stage}", *reward, "data=file", f"data.path={path}", training=False)
+        return [note for note in plan.notes if note.startswith("data.sources")]
+
+    unread = "data.sources.file: format=prompts reads no column "
+    asked = {"prompt": "Translate:", "input": "Hello"}
+    assert notes(asked) == [f"{unread}'input'"]
+    assert notes(asked | {"imput": "Ho"}) == [f"{unread}'imput', 'input'"]
+    assert notes({"prompt": "a", "instruction": "b", "solution": "c"}) == [f"{unread}'instruction'"]
+    assert not notes({"instruction": "a", "input": "b", "solution": "c"})
+    assert not notes({"prompt": "a", "instruction": ""}, {"prompt": None, "instruction": "b", "input": "c"})
+    judged = {"messages": [{"role": role, "content": "a"} for role in ("user", "assistant")], "label": True}
+    assert notes(judged | {"instruction": "a", "output": "b"}, stage="kto") == [
+        "data.sources.file: format=kto reads no column 'instruction', 'output'"
+    ]
 
 
 def test_an_image_without_a_mark_is_told(tmp_path: Path) -> None:

@@ -303,6 +303,7 @@ TABLE = (
         "nothing-to-answer",
         "{asked} {groups} {short} {scored} {answers}",
         "data=file data.path=chat.jsonl {groups} {short} {scored} {answers}",
+        "data=file data.path=talks.jsonl data.sources.file.format=prompts {groups} {short} {scored} {answers}",
     ),
     row(
         "generation-room",
@@ -1176,6 +1177,8 @@ def filled(
     judged = ({**row, "label": number % 2 == 0} for number, row in enumerate(rows))
     (here / "judged.jsonl").write_text("\n".join(json.dumps(row) for row in judged))
     (here / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": row["instruction"]}) for row in rows))
+    talks = ([{"from": "human", "value": row["instruction"]}, {"from": "gpt", "value": row["output"]}] for row in rows)
+    (here / "talks.jsonl").write_text("\n".join(json.dumps({"conversations": talk}) for talk in talks))
     catalogue = {"said": {"file_name": "chat.jsonl"}}
     (here / "dataset_info.json").write_text(json.dumps(catalogue))
     picture = {"messages": [{"role": "user", "content": "<image>Red?"}, {"role": "assistant", "content": "Yes."}]}
@@ -1339,6 +1342,25 @@ def test_labelled_answers_are_no_examples_unless_somebody_says_so(tiny_model: Pa
     by_hand = "data.sources.file.format=prompt_completion"
     assert refusal.fix.startswith(f"set stage=kto, or {by_hand} to train each answer whatever its label, or map ")
     compiled(*words, by_hand, training=False)
+
+
+def test_a_stage_that_answers_itself_is_not_told_to_train_the_answers(
+    tiny_model: Path, here: Path, scoring: str
+) -> None:
+    (here / "judged.jsonl").write_text('{"prompt": "a", "completion": "b", "label": false}\n')
+    stage = (scoring, *WORDS["groups"].split(), *WORDS["short"].split())
+    words = (*BASE, f"model.path={tiny_model}", *stage, "data=file", "data.path=judged.jsonl")
+    (refusal,) = refusals(*words, "data.sources.file.format=kto")
+    by_hand = "data.sources.file.format=prompts"
+    assert refusal.fix.startswith(f"set stage=kto, or {by_hand} to read the prompts alone, or map ")
+    compiled(*words, by_hand, training=False)
+
+
+def test_answers_are_not_missing_where_nobody_has_looked(tiny_model: Path, scoring: str) -> None:
+    """A set of the hub may have a column of just that name, which no key says then."""
+    stage = (scoring, *(word for words in ("groups", "short", "answers") for word in WORDS[words].split()))
+    data = ("data=file", "data.sources.file.origin=hub", "data.path=me/asked", "data.sources.file.format=prompts")
+    compiled(*BASE, f"model.path={tiny_model}", *stage, *data, training=False)
 
 
 @pytest.mark.parametrize(("name", "hint"), [("chatmll", "did you mean chatml? choose"), ("zzzzzz", "choose")])

@@ -186,6 +186,26 @@ def test_a_prompt_alone_is_asked_whole_or_not() -> None:
     assert isinstance(made, TooLong)
 
 
+def test_a_solution_is_as_long_as_it_is() -> None:
+    """No model reads it: a short prompt was dropped for what rewards are told."""
+    tokenizer = bytes_of("chatml")
+    record = Record(prompt=({"role": "user", "content": "Why?"},), response=(), solution="It is so. " * 20)
+    size = row(encoder(tokenizer), record).tokens.prompt
+    for truncation in ("drop", "error"):
+        made = row(encoder(tokenizer, truncation=truncation, max_length=size), record).tokens
+        assert spelled(tokenizer, made.ids[made.prompt :]) == f"{record.solution}{tokenizer.eos_token}"
+        (longer,) = encoder(tokenizer, truncation=truncation, max_length=size - 1).encode([record])
+        assert isinstance(longer, BadRow)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_solution_that_spells_a_special_token_is_counted(special: bool) -> None:
+    """It has become that token, and rewards are told of what stands before it alone."""
+    solution = "a<|im_end|>b" if special else "a b"
+    record = Record(prompt=({"role": "user", "content": "Why?"},), response=(), solution=solution)
+    assert row(encoder(bytes_of("chatml")), record).tokens.special == special
+
+
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(turns=turns_of, system=st.none() | contents)
 def test_what_is_trained_is_the_answers_and_their_ends(turns: list[tuple[str, str]], system: str | None) -> None:

@@ -116,8 +116,31 @@ def test_a_stage_that_answers_itself_reads_answered_rows_as_they_are_where_most_
     assert recognise(set(asked), [answered, answered, asked], kinds) == "alpaca"
     pair = {"prompt": "hi", "chosen": "ho", "rejected": "no"}
     assert recognise(set(pair), [pair], kinds) == "pairs"
-    with pytest.raises(BadRow, match="it ends with an answer"):
-        align({"messages": [USER, GOOD]}, "prompts", {}, {})
+    texts = {"prompt": "hi", "text": "hi ho", "solution": "ho"}  # and no text is what such a stage reads
+    assert recognise(set(texts), [texts], kinds) == "prompts"
+    assert recognise(set(texts), [texts], ("text",)) == "text"
+    both = {"instruction": "hi", "output": "ho", "text": "hi ho"}
+    assert recognise(set(both), [both], kinds) == "alpaca"
+    told = {"messages": [USER, GOOD]}
+    assert recognise(set(told), [told, told], kinds) == "messages"
+    assert recognise(set(told), [told, {"messages": [USER]}, told], kinds) == "messages"
+
+
+def test_an_answered_conversation_is_read_as_a_prompt_and_its_solution() -> None:
+    """Where its format is asked for by name; every row was bad then."""
+    asked = Record(prompt=LONG.prompt, response=(), solution="ho")
+    assert align({"messages": [*LONG.prompt, GOOD]}, "prompts", {}, {}) == asked
+    assert align({"conversations": SHAREGPT, "solution": 42}, "prompts", {}, {}).solution == "42"
+    assert align({"conversations": SHAREGPT, "solution": ""}, "prompts", {}, {}).solution == "ho"
+    thought = message("assistant", "ho", reasoning="hm", weight=0.5)
+    assert align({"messages": [*LONG.prompt, thought]}, "prompts", {}, {}) == asked
+    for row, reason in (
+        ({"prompt": [USER, GOOD]}, "it ends with an answer"),  # a column that says to be a prompt
+        ({"messages": [USER, GOOD, GOOD]}, "two answers in a row"),
+        ({"messages": [GOOD]}, "no message is the user's"),
+    ):
+        with pytest.raises(BadRow, match=reason):
+            align(row, "prompts", {}, {})
 
 
 def test_every_format_has_a_row() -> None:

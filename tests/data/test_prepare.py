@@ -429,15 +429,35 @@ def test_a_sample_is_the_same_as_from_all_rows(tmp_path: Path, at_most: int) -> 
     assert bad == sum(int(rank <= limit) for rank, row in zip(ranks, rows, strict=True) if row is BAD)
 
 
-def test_a_sample_beside_a_held_out_set_is_the_same_as_from_all_rows(tmp_path: Path) -> None:
-    """Of the rows that are not held out those that rank lowest, wherever they stand in the file."""
-    rows, seed, most = questions(2500), 3, 100
+@pytest.mark.parametrize("own", [{}, {"max_samples": 150}, {"max_samples": 60}])
+@pytest.mark.parametrize("among", [None, 50])
+def test_a_sample_beside_a_held_out_set_is_the_same_as_from_all_rows(
+    own: dict[str, Any], among: int | None, tmp_path: Path
+) -> None:
+    """Of the rows that are not held out those that rank lowest, wherever they stand; most others are not encoded."""
+    rows, seed, most = questions(5000), 3, 100
     order = np.argsort(mix.ranks(mix.words([mix.digest(row) for row in rows]), seed, "sample"))
-    held = written(tmp_path / "held.jsonl", [rows[at] for at in order[:most]])
-    plan = align({"all": written(tmp_path / "rows.jsonl", rows), "held": held}, validation="held", max_samples=most)
+    held = written(tmp_path / "held.jsonl", [rows[at] for at in order[:most]], max_samples=among)
+    plan = align(
+        {"all": written(tmp_path / "rows.jsonl", rows, **own), "held": held}, validation="held", max_samples=most
+    )
     found = prepare.prepare(plan, spec(), seed, 1)
-    mixed = mix.mix({name: each.digests for name, each in found.items()}, plan, seed)
-    assert sorted(found["all"].rows[mixed.train].tolist()) == sorted(order[most : 2 * most].tolist())
+    assert [*found] == ["all", "held"]
+    some, whole = (
+        mix.mix({"all": each.digests, "held": found["held"].digests}, plan, seed)
+        for each in (found["all"], prepared(plan.sources["all"]))
+    )
+    first = among or most
+    wanted = order[first : min(first + most, own.get("max_samples", 5000))]
+    assert sorted(found["all"].rows[some.train].tolist()) == sorted(wanted.tolist()) == sorted(whole.train.tolist())
+    assert some.contained == whole.contained == min(first, own.get("max_samples", first))
+    assert len(found["all"]) < 2500
+
+
+def test_the_key_is_of_what_is_held_out_where_not_all_is_wanted() -> None:
+    source, made, held = planned(sha256="1" * 64), spec(), np.arange(2, dtype=np.uint64)
+    assert prepare.key(source, made, 10, 0, held) != prepare.key(source, made, 10, 0)
+    assert prepare.key(source, made, 10, 0, held) != prepare.key(source, made, 10, 0, held + np.uint64(1))
 
 
 def test_processes_change_nothing(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

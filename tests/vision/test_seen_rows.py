@@ -233,6 +233,18 @@ def test_rows_that_no_plan_saw_are_not_packed(folder: Path, image: Any) -> None:
     assert str(row) == "it has images, and rows that are packed show none"
 
 
+def test_prompts_alone_show_nothing(folder: Path, image: Any) -> None:
+    """What no plan saw of them is not dropped in silence, and no text of theirs becomes an image's token."""
+    shown = replace(record(("<image>What?", "A star."), (image(0),)), response=())
+    spoken = replace(record(("Write <|image_pad|>.", "No.")), response=())
+    assert [str(row) for row in encoded(KIND, folder, [shown, spoken])] == [
+        "it has images, and rows that are prompts alone show none",
+        "a text has the model's mark of an image, and the row no image",
+    ]
+    (blind,) = spec_of(known(folder), pack(), "messages").encoder.encode([shown])
+    assert str(blind) == "it has images, and the model has no processor for them"
+
+
 def test_films_that_do_not_fit_into_one_batch_are_refused(tmp_path: Path) -> None:
     """Of a kind whose rule a plan knows, or of one that it does not know."""
     place = seers.save("llava_onevision", tmp_path / "model", weights=False)

@@ -1,6 +1,6 @@
 """Rows to the standard record (the paper, section 4.2, Table 3): the format is found from columns and first rows."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from factory.data.formats import shapes, turns
@@ -25,6 +25,8 @@ __all__ = [
     "without_prompt",
 ]
 
+_QUESTION = shapes.INSTRUCTION | {"input"}  # what a row with an instruction may have besides
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
@@ -44,9 +46,12 @@ class Format:
         """What is missing from the columns, at the least."""
         return min((set(needed) - columns for needed in self.needs), key=len)
 
-    def ignores(self, columns: Iterable[str]) -> list[str]:
-        """The columns that it does not read."""
-        return sorted(set(columns).difference(self.more, *self.needs))
+    def reads(self, row: Row) -> frozenset[str]:
+        """The columns that it reads of such a row: of several sets that the row has, the first that is filled."""
+        apart = {needed: set(needed).difference(self.columns) for needed in self.needs}
+        needed = max(self.needs, key=lambda each: (all(map(row.get, apart[each])), apart[each] <= row.keys()))
+        more = self.more if "instruction" in needed else self.more - (_QUESTION - shapes.COMMON)
+        return more.union(needed)
 
 
 _LABELLED = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
@@ -58,16 +63,12 @@ FORMATS: dict[str, Format] = {
         (("conversations", "chosen", "rejected"), ("messages", "chosen", "rejected")),
         shapes.sharegpt_pairs,
     ),
-    "alpaca_pairs": Format(
-        "pairs", (("instruction", "chosen", "rejected"),), shapes.alpaca_pairs, shapes.INSTRUCTION | {"input"}
-    ),
+    "alpaca_pairs": Format("pairs", (("instruction", "chosen", "rejected"),), shapes.alpaca_pairs, _QUESTION),
     "transcripts": Format("pairs", (("chosen", "rejected"),), shapes.transcripts, shapes.COMMON | {"prompt"}),
     "pairs": Format("pairs", (("prompt", "chosen", "rejected"),), shapes.pairs),
     "messages_pairs": Format("pairs", (("chosen", "rejected"),), shapes.messages_pairs),
-    "kto": Format(
-        "labelled", tuple(("label", *columns) for columns in _LABELLED), shapes.labelled, shapes.INSTRUCTION | {"input"}
-    ),
-    "alpaca": Format("messages", (("instruction", "output"),), shapes.alpaca, shapes.INSTRUCTION | {"input"}),
+    "kto": Format("labelled", tuple(("label", *columns) for columns in _LABELLED), shapes.labelled, _QUESTION),
+    "alpaca": Format("messages", (("instruction", "output"),), shapes.alpaca, _QUESTION),
     "sharegpt": Format("messages", (("conversations",),), shapes.conversation("conversations")),
     "messages": Format("messages", (("messages",),), shapes.conversation("messages")),
     "prompt_completion": Format("messages", (("prompt", "completion"),), shapes.prompt_completion),
@@ -75,7 +76,7 @@ FORMATS: dict[str, Format] = {
         "prompts",
         tuple((column,) for column in shapes.ASKED),
         shapes.prompts,
-        shapes.INSTRUCTION | {"input", "solution"},
+        _QUESTION | {"solution"},
     ),
     "text": Format("text", (("text",),), shapes.plain, frozenset()),
 }
@@ -103,12 +104,12 @@ def recognise(
     What comes first counts first, and broken rows are still known by their columns. The rows have their standard
     columns' names. Where no row tells, the format with more columns is the more telling one. Where a label is needed
     and there is one, it is what is read, whatever it says: else nobody was told what is wrong with it. Prompts alone
-    are what no other format takes half of: most rows of others have a prompt too.
+    are what no other format but plain text takes half of: most rows of others have a prompt too.
     """
     if "labelled" in kinds and not FORMATS[_JUDGED].lacks(columns):
         return _JUDGED
     taken = {name: sum(_aligns(name, row, tags or {}) for row in first_rows) for name in _fitting(columns)}
-    others = max((count for name, count in taken.items() if name != _PROMPTS), default=0)
+    others = max((count for name, count in taken.items() if name not in (_PROMPTS, "text")), default=0)
     if _PROMPTS not in kinds or 2 * others > taken.get(_PROMPTS, 0):
         taken.pop(_PROMPTS, None)
 

@@ -70,27 +70,33 @@ def prompt_completion(row: Row, tags: Tags | None = None) -> Record:
     return _record(row, prompt, completion, found)
 
 
-# columns that say what is asked, the first that a row has
+# columns that say what is asked, the first that a row has filled
 ASKED = ("prompt", "messages", "conversations", "instruction")
 
 
 def prompts(row: Row, tags: Tags | None = None) -> Record:
-    """What is asked, for stages that answer themselves, and the solution, where one is there for rewards to read."""
+    """What is asked, for stages that answer themselves, and the solution, where one is there for rewards to read.
+
+    A conversation's last answer is no part of what is asked: it is the solution where no column is.
+    """
     found: media.Found = {}
+    answered = ""
     column = max(ASKED, key=lambda name: (bool(row.get(name)), name in row))
     if column == "instruction":
         prompt = [*_history(row), {"role": "user", "content": _question(row)}]
     elif column == "prompt":
         prompt = _prompt(row.get(column), tags, found)
+        if prompt[-1]["role"] == "assistant":
+            raise BadRow("it ends with an answer, where a prompt alone is read")
     else:
         prompt = turns.read(row.get(column), column, tags, found)
-    if prompt[-1]["role"] == "assistant":
-        raise BadRow("it ends with an answer, where a prompt alone is read")
+        if prompt[-1]["role"] == "assistant":
+            answered = prompt.pop()["content"]
     solution = row.get("solution")
     if isinstance(solution, int | float):
         solution = dumped(solution, "solution")
     whole = _record(row, prompt, [answer("-")], found)  # so that its order is looked at
-    return replace(whole, response=(), solution=optional(solution, "solution"))
+    return replace(whole, response=(), solution=optional(solution, "solution") or answered)
 
 
 def pairs(row: Row, tags: Tags | None = None) -> Record:

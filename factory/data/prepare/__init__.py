@@ -15,7 +15,7 @@ import numpy as np
 
 import factory
 from factory import cache as cache_folder
-from factory.data import function, read
+from factory.data import function, mix, read
 from factory.data.encoding import EncoderSpec
 from factory.data.known import code
 from factory.data.media.read import UNSEEN
@@ -36,6 +36,7 @@ _FIRST = 5  # row numbers that are kept of a reason
 _REASONS = 50  # different ones that are told apart
 _OTHER = "other reasons"
 _TOLD = 5  # reasons that a refusal names
+_NONE: Ranks = np.zeros(0, np.uint64)
 _VERSIONS = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets")
 
 
@@ -50,29 +51,36 @@ def prepare(
     """Every source, from the cache where it is there. `stop` is called now and then and ends it all by raising."""
     found: dict[str, Prepared] = {}
     with Workers(spec, processes) as workers:
-        for name, source in align.sources.items():
+        # the one that is held out first: its rows are none of the others
+        for name in sorted(align.sources, key=lambda name: name != align.validation):
             before = sum(each.counts["rows"] for each in found.values())
+            at_most, held = _at_most(align, name, found, seed)
             found[name] = prepare_source(
                 name,
-                source,
+                align.sources[name],
                 spec,
                 workers,
-                at_most=_at_most(align, name),
+                at_most=at_most,
+                held=held,
                 seed=seed,
                 progress=lambda done, before=before: progress(before + done),
                 stop=stop,
             )
-    return found
+    return {name: found[name] for name in align.sources}
 
 
-def _at_most(align: Align, name: str) -> int | None:
-    """How many rows of this source can be of use: its own bound, and that of all together.
+def _at_most(align: Align, name: str, found: dict[str, Prepared], seed: int) -> tuple[int | None, Ranks]:
+    """How many rows of this source can be of use, and the ranks of those that do not count among them.
 
-    Not where a set is held out: rows that it has too are left out before all are counted.
+    Its own bound is of all its rows, that of all sources together of what is not held out.
     """
-    own = align.sources[name].max_samples
-    bounds = [own, align.max_samples] if align.validation is None else [own]
-    return min((bound for bound in bounds if bound is not None), default=None)
+    own, together = align.sources[name].max_samples, align.max_samples
+    if together is None or name == align.validation or (own is not None and own <= together):
+        return own, _NONE
+    if align.validation is None:
+        return together, _NONE
+    held = mix.ranks(found[align.validation].digests, seed, "sample")
+    return together, np.sort(held)[: align.sources[align.validation].max_samples]
 
 
 def prepare_source(
@@ -82,20 +90,24 @@ def prepare_source(
     workers: Workers,
     *,
     at_most: int | None,
+    held: Ranks = _NONE,
     seed: int,
     progress: Progress = lambda done: None,
     stop: Callable[[], None] = lambda: None,
 ) -> Prepared:
-    """The rows of one source. With `at_most`, at least those so many of the smallest rank that can be trained."""
+    """The rows of one source. With `at_most`, at least those so many of the smallest rank that can be trained.
+
+    Rows of the ranks `held` are not counted.
+    """
     if source.origin == "function":
         source = replace(source, sha256=_sum_of_all(source, stop))
-    target = cache_folder.folder() / "data" / key(source, spec, at_most, seed)
+    target = cache_folder.folder() / "data" / key(source, spec, at_most, seed, held)
     with store.reading(target):
         if store.is_whole(target):
             return Prepared(target)
     with store.making(target) as aside:
         if aside is not None:
-            _make(name, source, workers, _Tally(name, source, at_most), seed, aside, target, progress, stop)
+            _make(name, source, workers, _Tally(name, source, at_most, held), seed, aside, target, progress, stop)
     return Prepared(target)
 
 
@@ -167,13 +179,13 @@ def aligning_of(source: PlannedSource) -> Aligning:
 class _Tally:
     """What became of a source's rows, and above which rank none is wanted any more."""
 
-    def __init__(self, name: str, source: PlannedSource, at_most: int | None):
-        self._name, self._format, self._at_most = name, source.format, at_most
+    def __init__(self, name: str, source: PlannedSource, at_most: int | None, held: Ranks):
+        self._name, self._format, self._at_most, self._held = name, source.format, at_most, held
         self.rows = self._skipped = 0
         self._bad = list[Bad]()  # kept only until it is known which of them rank low enough to count
         self._dropped = Dropped()
         self._misfits, self._unseen, self._unrendered = Dropped(), Counter[str](), Dropped()
-        self._ranks, self._new = np.zeros(0, np.uint64), list[Ranks]()
+        self._ranks, self._new = _NONE, list[Ranks]()
         self.limit: int | None = None
 
     def add(self, block: Encoded) -> None:
@@ -199,7 +211,8 @@ class _Tally:
     def _narrow(self) -> None:
         """The largest rank among the `at_most` smallest so far: what ranks above it will not be among them."""
         assert self._at_most is not None
-        self._ranks, self._new = np.concatenate([self._ranks, *self._new]), []
+        new, self._new = np.concatenate([_NONE, *self._new]), []
+        self._ranks = np.concatenate([self._ranks, new[~np.isin(new, self._held)]])
         if len(self._ranks) >= self._at_most:
             self._ranks = np.partition(self._ranks, self._at_most - 1)[: self._at_most]
             self.limit = int(self._ranks.max())
@@ -270,7 +283,7 @@ def _told(count: int, first: list[int]) -> str:
     return f"{count:,}: row{'s' if count > 1 else ''} {', '.join(map(str, first))}{more}"
 
 
-def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int) -> str:
+def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int, held: Ranks = _NONE) -> str:
     """A hash of all that decides which tokens a row becomes: content, format, tokenizer, settings, versions, this code.
 
     A hub set's content is known by its name and revision only; a function's `sha256` is of all its rows here.
@@ -282,7 +295,7 @@ def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int
         content,
         _plain(aligning_of(source) if spec.processor else replace(aligning_of(source), own=None)),
         _plain(spec),
-        None if at_most is None else [at_most, seed],
+        None if at_most is None else [at_most, seed, hashlib.sha256(held.tobytes()).hexdigest()],
         {name: version(name) for name in _VERSIONS},
         _decoders() if spec.processor else {},
         factory.__version__,

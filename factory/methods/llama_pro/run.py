@@ -2,14 +2,15 @@ from copy import deepcopy
 from typing import Any
 
 from factory.architecture import Architecture
-from factory.methods.llama_pro.spec import Settings, is_residual, order, trainable
+from factory.methods.llama_pro.spec import NUMBERS, Settings, is_residual, order, trainable
 from factory.methods.marking import marks
 from factory.optimizers.run import plain as optimizer
 from factory.plan import Attach
 
 __all__ = ["attach", "optimizer"]
 
-# lists of config.json that are as long as there are layers by chance alone; every other one has an entry for each
+# lists of config.json that are as long as there are layers by chance alone; every other one has an entry for each, and
+# those of NUMBERS have all layers' numbers then
 _OF_NO_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -47,5 +48,6 @@ def describe(config: Any, settings: Settings, arch: Architecture) -> None:
     places = order(settings, arch.layers)
     for name, entries in list(vars(config).items()):
         if name not in _OF_NO_LAYER and isinstance(entries, list | tuple) and len(entries) == arch.layers:
-            setattr(config, name, type(entries)(entries[index] for index, _ in places))
+            extended = range(len(places)) if name in NUMBERS else (entries[index] for index, _ in places)
+            setattr(config, name, type(entries)(extended))
     config.num_hidden_layers = len(places)

@@ -14,6 +14,7 @@ from factory.typed import key
 
 __all__ = ["RULES", "Settings", "expanded", "optimizer_bytes", "trainable"]
 
+NUMBERS = ("mlp_only_layers", "rope_scaling_layers", "kv_source_layers")  # of config.json: lists of layers' numbers
 RESIDUAL = ("o_proj", "down_proj")  # what writes to the residual stream, of attention and of the MLP
 
 
@@ -64,7 +65,9 @@ def _not_expandable(case: Case) -> str | None:
     first, arch, config = case.arch.blocks[0], case.arch, text_numbers(case.model.config)
     if config.get("scale_depth"):
         return "what its layers add is scaled by their number"
-    if config.get("model_type") == "llama4_text" or config.get("mlp_only_layers"):
+    # of a list of all of them, as some classes write that say nothing else by it, the new ones can be added
+    some = any(config.get(name) not in (None, [], [*range(arch.layers)]) for name in NUMBERS)
+    if config.get("model_type") == "llama4_text" or some:
         return "its config.json has lists of its layers' numbers"
     if any(block.tensors != first.tensors for block in arch.blocks):
         return "its layers differ from each other"

@@ -124,6 +124,28 @@ def test_what_is_said_of_each_layer_is_said_of_the_new_ones() -> None:
     }
 
 
+def test_lists_of_all_layers_numbers_have_the_new_ones_too() -> None:
+    """As their classes write them (Molmo2, Mistral Large 4); they were extended as if each layer had an entry."""
+    from types import SimpleNamespace
+
+    from factory.methods.llama_pro.run import describe
+
+    config: Any = SimpleNamespace(rope_scaling_layers=[0, 1, 2, 3], mlp_only_layers=[], windows=[4, 5, 6, 7])
+    describe(config, SimpleNamespace(num_new_layers=2), SimpleNamespace(layers=4))  # type: ignore[arg-type]
+    assert (config.rope_scaling_layers, config.mlp_only_layers) == ([0, 1, 2, 3, 4, 5], [])
+    assert config.windows == [4, 5, 5, 6, 7, 7]
+
+
+@pytest.mark.parametrize("numbers", [[0, 1], [0, 0, 2, 2], [0, 1, 2, 3]])
+def test_lists_of_some_layers_numbers_are_refused(numbers: list[int], tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "base", num_hidden_layers=4)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"kv_source_layers": numbers}))
+    words = (f"model.path={folder}", "method=llama_pro", "method.num_new_layers=2", "hardware=cpu")
+    found = [each.wrong for each in refusals(*words, training=False) if each.rule == "llama-pro-architecture"]
+    assert found == ([] if len({*numbers}) == 4 else ["its config.json has lists of its layers' numbers"])
+
+
 @pytest.mark.parametrize(
     ("option", "told"), [("minicpm3_4b", "scaled by their number"), ("llama4_scout", "lists of its layers' numbers")]
 )
