@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from factory.board import fields
-from factory.board.planned import Planner, difference
+from factory.board.planned import _PLACES, Planner, difference
 from factory.settings import all_keys
+from factory.typed import describe
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,13 @@ def test_a_place_outside_is_found_wherever_it_stands(planner: Planner, override:
         "data.path=private/rows.jsonl",
         "data.path='private/my rows.jsonl'",
         "data.path=str(private/rows.jsonl)",
-        "data.names=[demo,private]",
+        "data={path: private/rows.jsonl}",
+        "++data={sources: {demo: {path: 'private/my rows.jsonl'}}}",
+        "data.sources.demo={folder: private}",
+        "model={path: private}",
+        "model.hub=private",  # which model.path is by default
+        "evaluate={path: private}",
+        "evaluate.metrics=[rouge1,private:scored]",
         "stage.reward=mine.py:scored",
         "export.dir=link/new",  # which would be made elsewhere
         "data.path=allowed/../private/rows.jsonl",
@@ -139,7 +146,11 @@ def test_what_lies_in_the_working_folder_is_no_more_allowed(
     planner = Planner((work / "allowed",))
     assert [problem.rule for problem in planner.outside([override])] == ["board-folder"]
     legal = ("data.path=allowed/rows.jsonl", "export.dir=exports/new", "method=lora", "data.path=no/such")
-    assert planner.outside(legal) == []
+    texts = ("tracking.experiment=lora", "data.sources.demo.split=lora", "data.sources.demo.columns={lora: private}")
+    texts += ("evaluate.harness=[private]", "generation.system=private", "tracking={experiment: private}")
+    by_default = ("tracking.uri=sqlite:///mlflow.db",)
+    (work / "mlflow.db").touch()
+    assert planner.outside((*legal, *texts, *by_default)) == []
     everywhere = Planner((work,)).outside([override])
     assert [problem.setting for problem in everywhere] == [override] * ("=link" in override)
 
@@ -159,6 +170,21 @@ def test_what_lies_in_the_working_folder_is_no_more_allowed(
 )
 def test_what_is_no_path_is_allowed(override: str, planner: Planner) -> None:
     assert planner.outside([override]) == []
+
+
+NO_PLACES = {
+    *("architecture", "card", "columns", "experiment", "extra_modules", "family", "harness", "license", "modules"),
+    *("names", "new_tokens", "parent_run", "push", "ranks", "register", "revision", "scaled_inputs", "split", "stop"),
+    *("subset", "tags", "target_modules", "validation"),
+}
+
+
+def test_of_every_text_it_is_known_whether_it_names_a_place() -> None:
+    """But for those that the page has no use for."""
+    kinds = ("a text", "a mapping")
+    every = (key for key in all_keys() if not key.path.startswith(("chat.", "serve.", "board.")))
+    texts = {key.path.rpartition(".")[2] for key in every if any(kind in describe(key.kind) for kind in kinds)}
+    assert texts == _PLACES | NO_PLACES and not _PLACES & NO_PLACES
 
 
 @pytest.mark.parametrize("override", ["tracking.uri=sqlite:///mlflow.db", "tracking.uri=http://127.0.0.1:5000/a/b"])
