@@ -5,7 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ class Planned:
 
 
 def problem_keys(problem: Refusal) -> list[str]:
-    """The keys that a refusal names as set: `method=qlora, precision=fp16` names two."""
-    return re.findall(_KEY, problem.setting)
+    """The keys that a refusal names as set: `method=qlora, precision=fp16` names two, `serve.port` hides its value."""
+    return re.findall(_KEY, problem.setting) or [name_of(problem.setting)]
 
 
 class Planner:
@@ -80,12 +80,14 @@ class Planner:
     def _planned(self, overrides: Overrides) -> Planned:
         tree, options = None, dict[str, str]()
         try:
-            composed = self._anew.composed(overrides)
+            # `run=` is no key of a tree: that it is not read is said below
+            composed = self._anew.composed(tuple(text for text in overrides if name_of(text) != "run"))
             tree, options = composed.tree, composed.options
-            if wrong := [*self.outside(overrides), *_placed(overrides)]:
-                raise UserError(*wrong)
-            verbs.refuse_unread(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
-            plan = self._anew.of(composed)
+            unread = verbs.not_read(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
+            problems = (*composed.problems, *_placed(overrides), *unread)
+            if outside := self.outside(overrides):
+                raise UserError(*outside, *problems)
+            plan = self._anew.of(replace(composed, problems=problems))
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
         return Planned(overrides=overrides, tree=tree, options=options, plan=plan)

@@ -6,6 +6,7 @@ import pytest
 
 from factory.board import fields
 from factory.board.planned import _PLACES, Planner, difference
+from factory.line import name_of
 from factory.settings import all_keys
 from factory.typed import describe
 
@@ -31,6 +32,8 @@ def test_the_plan_is_that_of_the_command_line(planner: Planner) -> None:
         (("hydra.run.dir=outputs/mine",), "hydra.run.dir", {"leave out hydra.run.dir"}),
         (("plan.search=true",), "plan.search", {"leave out plan.search"}),  # which `factory train` refuses
         (("preview.rows=10",), "preview.rows", {"leave out preview.rows"}),
+        (("run=outputs/one",), "run", {"leave out run"}),
+        (("serve.port=8001",), "serve.port", {"leave out serve.port"}),  # of which the value is not shown
     ],
 )
 def test_a_problem_stands_beside_its_key_and_can_be_mended(
@@ -42,6 +45,16 @@ def test_a_problem_stands_beside_its_key_and_can_be_mended(
     found = planner.fixes(planned, problem)
     assert fixes <= {difference(overrides, fixed, "leave out") for fixed in found}
     assert all(not planner(fixed).problems for fixed in found)
+
+
+@pytest.mark.parametrize("last", ["stage.max_steps=many", "tracking.uri=/etc"])  # a place outside is not looked at
+def test_all_problems_are_there_at_once(last: str, planner: Planner) -> None:
+    """And each can be mended while the others stand."""
+    overrides = ("board.password=x", "plan.search=true", "hydra.run.dir=outputs/mine", "method=nosuch", last)
+    planned = planner(overrides)
+    fixed = [planner.fixes(planned, problem) for problem in planned.problems]
+    offered = {difference(overrides, each, "leave out") for those in fixed for each in those}
+    assert {f"leave out {name_of(text)}" for text in overrides} <= offered and len(fixed) == len(overrides)
 
 
 def test_what_would_fit(planner: Planner) -> None:
@@ -57,7 +70,7 @@ def test_a_place_outside_is_refused(planner: Planner, tmp_path: Path) -> None:
     own = str(tmp_path / "x.jsonl")
     for path in ("/etc/passwd", "~/.ssh/id_rsa", "~nobody-of-this-name/x.jsonl", "../../x.jsonl", own):
         planned = planner(("data=file", f"data.path={path}"))
-        assert [problem.rule for problem in planned.problems] == ["board-folder"], path
+        assert planned.problems[0].rule == "board-folder" and planned.plan is None, path
     inside = planner._folders[0] / "x.jsonl"
     inside.write_text('{"text": "a"}\n', encoding="utf-8")
     assert "board-folder" not in [problem.rule for problem in planner(("data=file", f"data.path={inside}")).problems]
