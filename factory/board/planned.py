@@ -15,11 +15,13 @@ from factory.anew import Anew
 from factory.board.fields import at
 from factory.compose import CommandLine, texts
 from factory.compose.calling import Composed
+from factory.inference.asked import of_run
 from factory.line import Overrides, changed, name_of
 from factory.look.model import local
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, refusal
 from factory.run.advice import cheapest
+from factory.untrained import untrained
 
 _KEY = r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)="
 _OVERRIDE = re.compile(_KEY + r"([\w.+\-]+(?<!\.)|\[[^\]]*\])")
@@ -76,6 +78,12 @@ class Planner:
         """Without its plan. Raises UserError."""
         with self._busy:
             return self._anew.composed(overrides)
+
+    def untrained(self, word: str, config_dirs: tuple[str, ...] = ()) -> Composed:
+        """What `factory serve` of this word composes; of `run=` what the run started from. Raises UserError."""
+        line = CommandLine(overrides=(word,), config_dirs=config_dirs or self.config_dirs)
+        with self._busy:
+            return untrained(line, of_run, base=True)
 
     def _planned(self, overrides: Overrides) -> Planned:
         tree, options = None, dict[str, str]()
