@@ -31,7 +31,7 @@ def untrained(
         return compose.compose(replace(line, overrides=(*own, "method=none")))
     bare = compose.compose(replace(line, overrides=(*filter(_of_method, own), "method=none")))
     found = _saved(named[-1], bare.tree["tracking"])
-    if base and not found.overrides and found.adapter is None:
+    if base and found.run is None and found.adapter is None:
         raise refuse("chat-compare", named[-1], "of a saved model without its run nobody knows what it started from")
     line = replace(line, config_dirs=tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs))))
     made = model = _with_what_is_read(line, merged(taken(found), own), own)
@@ -45,7 +45,8 @@ def untrained(
         "model": {**at_home["model"], **_places(found, own, base=base)},
     }
     options = {**made.options, "model": model.options["model"], "method": "none"}
-    return replace(made, tree=tree, options=options, run=found.run)
+    problems = tuple(dict.fromkeys((*made.problems, *model.problems)))
+    return replace(made, tree=tree, options=options, problems=problems, run=found.run)
 
 
 def _saved(named: str, tracking: dict[str, Any]) -> Saved:
@@ -62,7 +63,7 @@ def _places(found: Saved, own: tuple[str, ...], *, base: bool) -> dict[str, Any]
     """Keys of `model` that are what was saved, or of the run's base what it needs."""
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
     if base:
-        places = {} if found.overrides else {"path": found.path}
+        places = {} if found.run else {"path": found.path}
     said = {name_of(text) for text in own}
     if found.template is not None and not {"model", "model.template"} & said:
         places["template"] = found.template

@@ -335,6 +335,9 @@ def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> Non
     plan = to_write("chat", compose.parse([]), line, side)[0]
     assert plan.steps.pack.template == "alpaca" and plan.steps.align.max_samples is None
     assert evaluated("run=run").plan.steps.align.max_samples == 31
+    shutil.rmtree(here / "own")
+    with pytest.raises(UserError, match=r"\[unknown-option\] recipe=mine"):
+        to_write("chat", compose.parse([]), line, side)
 
 
 def test_a_recipe_that_stretches_positions_is_gone_on_from(execute: Execute, tiny_model: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,17 +79,16 @@ class Children:
             if made is None or made.process.poll() is not None:
                 made = self._servers[words] = self._serve(words)
         deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            if made.process.poll() is not None:
-                raise RuntimeError(end_of(made.printed) if self._servers.get(words) is made else _REPLACED)
-            try:
-                if httpx.get(f"{made.address}/health", timeout=5).status_code == httpx.codes.OK:
+        while time.monotonic() < deadline and made.process.poll() is None:
+            with suppress(httpx.HTTPError):
+                status = httpx.get(f"{made.address}/health", timeout=5).status_code
+                if status == httpx.codes.OK:
                     return made
-            except httpx.HTTPError:
-                pass
+                if status == httpx.codes.SERVICE_UNAVAILABLE:  # its engine has ended, and does not begin again
+                    break
             time.sleep(0.3)
         made.process.terminate()
-        raise RuntimeError(end_of(made.printed))
+        raise RuntimeError(end_of(made.printed) if self._servers.get(words) is made else _REPLACED)
 
     def _serve(self, words: tuple[str, ...]) -> Server:
         port = free_port("127.0.0.1")

@@ -5,23 +5,33 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from factory import verbs
 from factory.anew import Anew
+from factory.board.fields import at
 from factory.compose import CommandLine, texts
+from factory.compose.calling import Composed
+from factory.inference.asked import of_run
 from factory.line import Overrides, changed, name_of
 from factory.look.model import local
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, refusal
 from factory.run.advice import cheapest
+from factory.untrained import untrained
 
 _KEY = r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)="
 _OVERRIDE = re.compile(_KEY + r"([\w.+\-]+(?<!\.)|\[[^\]]*\])")
 _FRESH, _MOST = 3.0, 32  # seconds that a plan holds for whoever asks again, and how many are kept
 _TRIED = 4  # of what a refusal's words offer
+# the last parts of keys whose texts may name a file or a folder, code too; `model.path` is `model.hub` by default
+_PLACES = {
+    *("adapter", "base", "calibration", "dir", "folder", "harness_path", "html", "hub", "metrics", "name", "out"),
+    *("package", "path", "resume", "reward", "reward_model", "run", "template", "uri"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +50,8 @@ class Planned:
 
 
 def problem_keys(problem: Refusal) -> list[str]:
-    """The keys that a refusal names as set: `method=qlora, precision=fp16` names two."""
-    return re.findall(_KEY, problem.setting)
+    """The keys that a refusal names as set: `method=qlora, precision=fp16` names two, `serve.port` hides its value."""
+    return re.findall(_KEY, problem.setting) or [name_of(problem.setting)]
 
 
 class Planner:
@@ -50,7 +60,7 @@ class Planner:
     def __init__(self, folders: tuple[Path, ...], config_dirs: tuple[str, ...] = ()):
         self._folders, self.config_dirs = tuple(folder.resolve() for folder in folders), config_dirs
         self._anew = Anew(config_dirs)
-        self._busy = threading.Lock()  # Hydra composes one config at a time
+        self._busy = threading.RLock()  # Hydra composes one config at a time
         self._known = OrderedDict[Overrides, tuple[float, Planned]]()
 
     def __call__(self, overrides: Overrides) -> Planned:
@@ -64,15 +74,28 @@ class Planner:
                     self._known.popitem(last=False)
             return found
 
+    def composed(self, overrides: Overrides) -> Composed:
+        """Without its plan. Raises UserError."""
+        with self._busy:
+            return self._anew.composed(overrides)
+
+    def untrained(self, word: str, config_dirs: tuple[str, ...] = ()) -> Composed:
+        """What `factory serve` of this word composes; of `run=` what the run started from. Raises UserError."""
+        line = CommandLine(overrides=(word,), config_dirs=config_dirs or self.config_dirs)
+        with self._busy:
+            return untrained(line, of_run, base=True)
+
     def _planned(self, overrides: Overrides) -> Planned:
         tree, options = None, dict[str, str]()
         try:
-            composed = self._anew.composed(overrides)
+            # `run=` is no key of a tree: that it is not read is said below
+            composed = self._anew.composed(tuple(text for text in overrides if name_of(text) != "run"))
             tree, options = composed.tree, composed.options
-            if wrong := [*self.outside(overrides), *_placed(overrides)]:
-                raise UserError(*wrong)
-            verbs.refuse_unread(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
-            plan = self._anew.of(composed)
+            unread = verbs.not_read(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
+            problems = (*composed.problems, *_placed(overrides), *unread)
+            if outside := self.outside(overrides):
+                raise UserError(*outside, *problems)
+            plan = self._anew.of(replace(composed, problems=problems))
         except UserError as error:
             return Planned(overrides=overrides, tree=tree, options=options, plan=None, problems=error.refusals)
         return Planned(overrides=overrides, tree=tree, options=options, plan=plan)
@@ -84,16 +107,26 @@ class Planner:
         return [refusal("board-folder", text, wrong, folders=folders) for text, wrong in found if wrong is not None]
 
     def _wrong(self, override: str) -> str | None:
-        name, found = name_of(override), texts(override)
-        if any("${" in text for text in found):
+        found = texts(override)
+        if any("${" in text for _, text in found):
             return "what stands there is known when it is too late"
-        if name.startswith("hydra.searchpath"):
+        if name_of(override).startswith("hydra.searchpath"):
             return "it lies outside"
-        a_key = "." in name  # else it chooses an option, of whose name there may be a folder too
-        inside = all(self._allows(part, file=a_key) for text in found for part in _parts(text))
-        return None if inside and all(map(self._allows, _words(found[0]))) else "it lies outside"
+        return None if all(self._inside(*each) for each in found) else "it lies outside"
 
-    def _allows(self, value: str, *, file: bool = False) -> bool:
+    def _inside(self, key: str, text: str) -> bool:
+        """Whether all that a text may name is: the words too, which are too short to be taken for names of files."""
+        there = key.rpartition(".")[2] in _PLACES
+        return all(
+            self._allows(each, file=there and each == part) for part in _parts(text) for each in {part, *part.split()}
+        ) or (there and text == at(self._by_default, key))
+
+    @cached_property
+    def _by_default(self) -> dict[str, Any]:
+        """The settings of who says nothing."""
+        return self.composed(()).tree
+
+    def _allows(self, value: str, *, file: bool) -> bool:
         """Whether a text is no path, or one inside of the page's folders.
 
         `file`: where there is a file or a folder of this name, it is one.
@@ -134,11 +167,6 @@ def _parts(text: str) -> Iterator[str]:
     """What may be a path in a text: all of it, what is in a list, a mapping, an address of a file."""
     place = _local(text)
     yield from (part for part in (place, *re.split(r"[\[\]{},'\"]|(?<=[^\\]):", place)) if part)
-
-
-def _words(text: str) -> Iterator[str]:
-    """The words of a text, which are too short to be taken for the names of files: in a prompt many occur."""
-    yield from (word for part in _parts(text) for word in part.split())
 
 
 def _local(text: str) -> str:

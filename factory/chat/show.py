@@ -13,7 +13,7 @@ from factory.data.record import BadRow, ToolCall
 from factory.inference import asked, calls
 from factory.inference.room import Piece, Room, libraries, opened, to_stderr
 from factory.inference.text import written
-from factory.inference.types import Done
+from factory.inference.types import Done, Stopping
 from factory.plan import Plan
 from factory.refusal import refuse
 from factory.serve.show import engine_is_there, unheard
@@ -245,6 +245,8 @@ def _pieces(talk: Talk, speakers: list[Speaker], number: int) -> Iterator[Piece 
         raise Wrong(
             f"{speaker.title} cannot be asked: {error}; the message is taken back, /clear begins anew"
         ) from None
+    except Stopping:  # at the question after the one that an error ended
+        raise Wrong(f"{speaker.title} answers no more: its engine has ended; /save keeps what was said") from None
 
 
 def _written(talk: Talk, speakers: list[Speaker], number: int) -> Said:

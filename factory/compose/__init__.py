@@ -359,28 +359,35 @@ _PACKAGED = Recomposer(())  # a command composes up to four trees, a recipe one 
 
 
 @lru_cache(_TEXTS)
-def texts(override: str) -> tuple[str, ...]:
-    """Every text in an override's value: as it is written, and as Hydra reads it, without quotes and casts."""
+def texts(override: str) -> tuple[tuple[str, str], ...]:
+    """Every text in an override's value with its key: as it is written, and as Hydra reads it, without quotes or casts.
+
+    What is in a mapping has a key of its own.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    key, _, written = override.partition("=")
     try:
-        read = OverridesParser.create().parse_override(override).value()
+        parsed = OverridesParser.create().parse_override(override)
+        key, read = parsed.key_or_group, parsed.value()
     except (HydraException, ValueError):  # it is refused where it is composed
         read = None
-    return (override.partition("=")[2], *_texts_in(read))
+    return ((key, written), *_texts_in(key, read))
 
 
-def _texts_in(value: Any) -> Iterator[str]:
+def _texts_in(key: str, value: Any) -> Iterator[tuple[str, str]]:
     value = getattr(value, "list", value)  # of hydra's ChoiceSweep
     value = getattr(value, "text", value)  # of its QuotedString
     if isinstance(value, str):
-        yield value
+        yield key, value
     elif isinstance(value, dict):
-        yield from _texts_in([*value, *value.values()])
+        yield from _texts_in(key, [*value])
+        for name, each in value.items():
+            yield from _texts_in(f"{key}.{name}", each)
     elif isinstance(value, list):
         for each in value:
-            yield from _texts_in(each)
+            yield from _texts_in(key, each)
 
 
 @cache

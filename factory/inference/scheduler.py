@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -125,7 +124,7 @@ class Scheduler:
             self._serve()
         except BaseException as error:  # of a lane that could not even be ended
             _log.exception("the engine ended")
-            self._fall(failed(error))
+            self._end_all(failed(error))
 
     def _serve(self) -> None:
         while True:
@@ -152,7 +151,7 @@ class Scheduler:
             ticket = self._waiting.popleft()
             try:
                 self._lane_of(ticket.request).admit(ticket)
-            except Exception as error:  # of this one alone
+            except BaseException as error:  # of this one alone, as of a job
                 _log.exception("a request was not taken")
                 ticket.tell(failed(error))
                 continue
@@ -180,32 +179,19 @@ class Scheduler:
         with self._changed:
             self._running = sum(lane.busy for lane in self._lanes())
 
-    def _fall(self, done: Done) -> None:
+    def _end_all(self, done: Done) -> None:
         """Nobody waits for what never comes, and nobody else may ask."""
         with self._changed:
-            self._closing = time.monotonic()
-        self._end_jobs()
-        for lane in self._lanes():
-            with suppress(Exception):
-                lane.end(done, lambda _: True)
-        self._end_waiting(done)
-
-    def _end_all(self, done: Done) -> None:
-        self._end_jobs()
-        for lane in self._lanes():
-            lane.end(done, lambda _: True)
-        self._end_waiting(done)
-
-    def _end_jobs(self) -> None:
-        with self._changed:
+            self._closing, self._running = time.monotonic(), 0
             jobs, self._jobs = self._jobs, deque()
+            waiting, self._waiting = self._waiting, deque()
         for job in jobs:
             job.fail(Stopping())
-
-    def _end_waiting(self, done: Done) -> None:
-        with self._changed:
-            waiting, self._waiting = list(self._waiting), deque()
-            self._running = 0
+        for lane in self._lanes():
+            try:
+                lane.end(done, lambda _: True)
+            except BaseException:  # the others, and who waits, are told all the same
+                _log.exception("answers could not be ended")
         for ticket in waiting:
             ticket.tell(done)
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from factory import compose, settings
@@ -11,7 +11,7 @@ from factory.compose import unread
 from factory.compose.calling import hydra_main
 from factory.line import group_of, name_of
 from factory.redact import redacted
-from factory.refusal import UserError, refuse
+from factory.refusal import Refusal, UserError, refusal, refuse
 
 # the verbs that read a group of keys of their own
 OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
@@ -56,22 +56,27 @@ def _composable(line: compose.CommandLine) -> Sequence[str]:
 
 
 def refuse_unread(line: compose.CommandLine, verb: str) -> None:
+    """Raises UserError."""
+    if problems := list(not_read(line, verb)):
+        raise UserError(*problems)
+
+
+def not_read(line: compose.CommandLine, verb: str) -> Iterator[Refusal]:
     """The keys of what another verb prints, and Hydra's own: this one would not look at them."""
     many = unread.of_a_sweep if line.multirun else unread.of_a_recipe if compose.recipe_of_runs(line) else unread.of_one
-    if problems := list(many(line.overrides)):
-        raise UserError(*problems)
+    yield from many(line.overrides)
+    wrong = f"`factory {verb}` does not read it"
     for text in line.overrides:
         group = group_of(text)
         if group in OWN and verb not in OWN[group]:
             shown = text if group not in ("serve", "board") else text.partition("=")[0]  # which may be a secret
-            wrong = f"`factory {verb}` does not read it"
-            raise refuse("key-of-another-verb", shown, wrong, verb=" or ".join(OWN[group]))
-        if group == "sweep" and not line.multirun:
-            raise refuse("sweep-without-multirun", text, "it is read by sweeps alone")
-        if name_of(text) == "run" and verb not in READ_RUNS:
-            raise refuse("run-unread", text, f"`factory {verb}` does not read it", run=text.partition("=")[2] or "RUN")
-        if verb == "board" and group != "board":
-            raise refuse("board-unread", name_of(text), "`factory board` does not read it")
+            yield refusal("key-of-another-verb", shown, wrong, verb=" or ".join(OWN[group]))
+        elif group == "sweep" and not line.multirun:
+            yield refusal("sweep-without-multirun", text, "it is read by sweeps alone")
+        elif name_of(text) == "run" and verb not in READ_RUNS:
+            yield refusal("run-unread", text, wrong, run=text.partition("=")[2] or "RUN")
+        elif verb == "board" and group != "board":
+            yield refusal("board-unread", name_of(text), wrong)
 
 
 def composed(line: compose.CommandLine, verb: str) -> compose.Composed:

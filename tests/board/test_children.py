@@ -21,7 +21,7 @@ import sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 class Health(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(int(sys.argv[2]))
         self.end_headers()
 time.sleep(1)
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
@@ -56,7 +56,7 @@ def test_whoever_asks_for_a_server_waits_until_it_answers(tmp_path: Path, monkey
 
     def spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
         started.append(words)
-        return subprocess.Popen([sys.executable, "-c", SERVES, words[-1].partition("=")[2]])
+        return subprocess.Popen([sys.executable, "-c", SERVES, words[-1].partition("=")[2], "200"])
 
     monkeypatch.setattr(children, "spawned", spawned)
     made = children.Children(tmp_path)
@@ -70,6 +70,20 @@ def test_whoever_asks_for_a_server_waits_until_it_answers(tmp_path: Path, monkey
         assert len(started) == 1
     finally:
         made.close()
+
+
+def test_a_server_whose_engine_has_ended_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
+        printed.write_text("the engine ended")
+        return subprocess.Popen([sys.executable, "-c", SERVES, words[-1].partition("=")[2], "503"])
+
+    monkeypatch.setattr(children, "spawned", spawned)
+    monkeypatch.setattr(children, "_PATIENCE", 60)
+    made, begun = children.Children(tmp_path), time.monotonic()
+    with pytest.raises(RuntimeError, match="the engine ended"):
+        made.served(("run=one",))
+    assert time.monotonic() - begun < 30
+    assert made._servers["run=one",].process.wait(30) == -signal.SIGTERM
 
 
 def test_who_waits_for_a_server_that_another_has_stopped_is_told(

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from factory.board import fields
-from factory.board.planned import Planner, difference
+from factory.board.planned import _PLACES, Planner, difference
+from factory.line import name_of
 from factory.settings import all_keys
+from factory.typed import describe
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,8 @@ def test_the_plan_is_that_of_the_command_line(planner: Planner) -> None:
         (("hydra.run.dir=outputs/mine",), "hydra.run.dir", {"leave out hydra.run.dir"}),
         (("plan.search=true",), "plan.search", {"leave out plan.search"}),  # which `factory train` refuses
         (("preview.rows=10",), "preview.rows", {"leave out preview.rows"}),
+        (("run=outputs/one",), "run", {"leave out run"}),
+        (("serve.port=8001",), "serve.port", {"leave out serve.port"}),  # of which the value is not shown
     ],
 )
 def test_a_problem_stands_beside_its_key_and_can_be_mended(
@@ -41,6 +45,16 @@ def test_a_problem_stands_beside_its_key_and_can_be_mended(
     found = planner.fixes(planned, problem)
     assert fixes <= {difference(overrides, fixed, "leave out") for fixed in found}
     assert all(not planner(fixed).problems for fixed in found)
+
+
+@pytest.mark.parametrize("last", ["stage.max_steps=many", "tracking.uri=/etc"])  # a place outside is not looked at
+def test_all_problems_are_there_at_once(last: str, planner: Planner) -> None:
+    """And each can be mended while the others stand."""
+    overrides = ("board.password=x", "plan.search=true", "hydra.run.dir=outputs/mine", "method=nosuch", last)
+    planned = planner(overrides)
+    fixed = [planner.fixes(planned, problem) for problem in planned.problems]
+    offered = {difference(overrides, each, "leave out") for those in fixed for each in those}
+    assert {f"leave out {name_of(text)}" for text in overrides} <= offered and len(fixed) == len(overrides)
 
 
 def test_what_would_fit(planner: Planner) -> None:
@@ -56,7 +70,7 @@ def test_a_place_outside_is_refused(planner: Planner, tmp_path: Path) -> None:
     own = str(tmp_path / "x.jsonl")
     for path in ("/etc/passwd", "~/.ssh/id_rsa", "~nobody-of-this-name/x.jsonl", "../../x.jsonl", own):
         planned = planner(("data=file", f"data.path={path}"))
-        assert [problem.rule for problem in planned.problems] == ["board-folder"], path
+        assert planned.problems[0].rule == "board-folder" and planned.plan is None, path
     inside = planner._folders[0] / "x.jsonl"
     inside.write_text('{"text": "a"}\n', encoding="utf-8")
     assert "board-folder" not in [problem.rule for problem in planner(("data=file", f"data.path={inside}")).problems]
@@ -117,7 +131,13 @@ def test_a_place_outside_is_found_wherever_it_stands(planner: Planner, override:
         "data.path=private/rows.jsonl",
         "data.path='private/my rows.jsonl'",
         "data.path=str(private/rows.jsonl)",
-        "data.names=[demo,private]",
+        "data={path: private/rows.jsonl}",
+        "++data={sources: {demo: {path: 'private/my rows.jsonl'}}}",
+        "data.sources.demo={folder: private}",
+        "model={path: private}",
+        "model.hub=private",  # which model.path is by default
+        "evaluate={path: private}",
+        "evaluate.metrics=[rouge1,private:scored]",
         "stage.reward=mine.py:scored",
         "export.dir=link/new",  # which would be made elsewhere
         "data.path=allowed/../private/rows.jsonl",
@@ -139,7 +159,11 @@ def test_what_lies_in_the_working_folder_is_no_more_allowed(
     planner = Planner((work / "allowed",))
     assert [problem.rule for problem in planner.outside([override])] == ["board-folder"]
     legal = ("data.path=allowed/rows.jsonl", "export.dir=exports/new", "method=lora", "data.path=no/such")
-    assert planner.outside(legal) == []
+    texts = ("tracking.experiment=lora", "data.sources.demo.split=lora", "data.sources.demo.columns={lora: private}")
+    texts += ("evaluate.harness=[private]", "generation.system=private", "tracking={experiment: private}")
+    by_default = ("tracking.uri=sqlite:///mlflow.db",)
+    (work / "mlflow.db").touch()
+    assert planner.outside((*legal, *texts, *by_default)) == []
     everywhere = Planner((work,)).outside([override])
     assert [problem.setting for problem in everywhere] == [override] * ("=link" in override)
 
@@ -159,6 +183,21 @@ def test_what_lies_in_the_working_folder_is_no_more_allowed(
 )
 def test_what_is_no_path_is_allowed(override: str, planner: Planner) -> None:
     assert planner.outside([override]) == []
+
+
+NO_PLACES = {
+    *("architecture", "card", "columns", "experiment", "extra_modules", "family", "harness", "license", "modules"),
+    *("names", "new_tokens", "parent_run", "push", "ranks", "register", "revision", "scaled_inputs", "split", "stop"),
+    *("subset", "tags", "target_modules", "validation"),
+}
+
+
+def test_of_every_text_it_is_known_whether_it_names_a_place() -> None:
+    """But for those that the page has no use for."""
+    kinds = ("a text", "a mapping")
+    every = (key for key in all_keys() if not key.path.startswith(("chat.", "serve.", "board.")))
+    texts = {key.path.rpartition(".")[2] for key in every if any(kind in describe(key.kind) for kind in kinds)}
+    assert texts == _PLACES | NO_PLACES and not _PLACES & NO_PLACES
 
 
 @pytest.mark.parametrize("override", ["tracking.uri=sqlite:///mlflow.db", "tracking.uri=http://127.0.0.1:5000/a/b"])

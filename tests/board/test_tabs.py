@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -82,9 +83,10 @@ class Tabs:
 
     def run(self, name: str, *overrides: str, verb: Any = "train", **report: Any) -> str:
         """The folder of a run that has ended."""
-        folder, plan = self.folder / "outputs" / name, self.planner(()).plan
+        folder, plan = self.folder / "outputs" / name, self.planner(overrides).plan or self.planner(()).plan
         assert plan is not None
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model").mkdir(parents=True, exist_ok=True)
+        (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
         (folder / "plan.yaml").write_text(to_yaml(replace(plan, verb=verb, overrides=overrides)), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps({"status": "finished", **report}), encoding="utf-8")
         self.runs._seen = (-1.0, [])
@@ -277,6 +279,10 @@ def test_tools_that_nobody_can_call_are_not_sent_unseen(tabs: Tabs, monkeypatch:
             ("model=llama3_8b", "model.template=chatml", "stage.max_steps=3"),
             ["model=llama3_8b", "model.template=chatml"],
         ),
+        (
+            ("model=llama3_8b", "model.revision='1234567'", "model.new_tokens=['<a>']"),
+            ["model=llama3_8b", "model.revision='1234567'", "model.new_tokens=['<a>']"],
+        ),
     ],
 )
 def test_a_base_is_that_of_the_run_beside_it(
@@ -292,6 +298,51 @@ def test_a_base_is_that_of_the_run_beside_it(
     tabs.children.asked.clear()
     list(tabs.of("chat-load", "click", 8)("base", "", overrides, False, "en"))  # of the form, where there is no run
     assert tabs.children.asked == [base]
+
+
+@pytest.mark.parametrize("wrong", ["model=nosuch", "recipe=nosuch", "method=nosuch", "model=smollm2_135m,qwen3_0.6b"])
+def test_a_base_of_which_something_is_unknown_is_not_another(wrong: str, tabs: Tabs) -> None:
+    *_, last = tabs.of("chat-load", "click", 8)("base", "", (wrong,), False, "en")
+    assert wrong.split(",")[0] in last[2] and "fix:" in last[2] and not tabs.children.asked
+
+
+def test_a_form_is_read_where_its_model_is_asked_for(tabs: Tabs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no more of it than that."""
+    monkeypatch.setattr(talking, "can", lambda _: Can())
+    run = tabs.run("alone")
+    load = tabs.of("chat-load", "click", 8)
+    asked = [f"run={run}"]
+    for one, other, form, words_of in (
+        (run, "", ("model=nosuch",), asked),
+        ("base", "", ("method.name=foo", "stage.max_steps=many"), ["model=smollm2_135m"]),
+        ("base", "", ("~model",), ["model=null", "model=null"]),  # which `factory serve` refuses
+    ):
+        tabs.children.asked.clear()
+        *_, last = load(one, other, form, False, "en")
+        assert tabs.children.asked == [words_of] and last[0][0] == tuple(words_of)
+
+
+def test_a_base_is_read_and_told_things_as_the_run_beside_it(
+    tabs: Tabs, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    """With options and files of the run's own."""
+    monkeypatch.setattr(talking, "can", lambda _: Can())
+    monkeypatch.chdir(tabs.folder)
+    (tabs.folder / "own" / "model").mkdir(parents=True)
+    (tabs.folder / "own" / "model" / "mine.yaml").write_text("defaults: [_base]\npath: weights\ntemplate: chatml\n")
+    shutil.copytree(tiny_model, "weights")
+    said = ("model=mine", "precision=fp32", "hardware=cpu", "hardware.threads=1", "data.reasoning=strip", "seed=3")
+    plan = Planner((tabs.folder,), ("own",))(said).plan
+    assert plan is not None
+    run = tabs.run("own")
+    (Path(run) / "plan.yaml").write_text(to_yaml(replace(plan, overrides=said)), encoding="utf-8")
+    tabs.runs._seen = (-1.0, [])
+    (tabs.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(tabs.folder / "elsewhere")
+    list(tabs.of("chat-load", "click", 8)("base", run, (), False, "en"))
+    keys = ["precision.name=fp32", "hardware.device=cpu", "hardware.threads=1", "data.reasoning=strip"]
+    own, place = f"--config-dir={tabs.folder / 'own'}", f"model.path={tabs.folder / 'weights'}"
+    assert tabs.children.asked == [[own, "model=mine", place, *keys], [f"run={run}"]]
 
 
 def test_a_model_that_is_gone_is_not_chosen(tabs: Tabs) -> None:

@@ -128,6 +128,21 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(
     assert said.out.count("[…]") == 2  # cut by Ctrl-C, and by its length
 
 
+def test_a_talk_outlives_its_engine(talk: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    real: Any = show._command
+
+    def command(talk: Talk, speakers: list[show.Speaker], line: str) -> bool:
+        if line == "/set max_tokens=3":
+            speakers[0].room.engine.stop(0)
+        return real(talk, speakers, line)
+
+    monkeypatch.setattr(show, "_command", command)
+    said = talk("Hi\n/set max_tokens=3\nAgain\n/save talk.jsonl\n", terminal=True)
+    assert said.code == 0 and "its engine has ended" in said.out
+    saved = (here / "talk.jsonl").read_text()
+    assert "Hi" in saved and "Again" not in saved
+
+
 def test_two_models_side_by_side(talk: Callable[..., Any], execute: Callable[..., Any]) -> None:
     """The base and what was trained of it, on one copy of the weights."""
     execute("method=lora", "stage.max_steps=3", "stage.learning_rate=1e-1", *SHORT[2:])

@@ -15,11 +15,12 @@ from factory import compose, schema
 from factory.facts import Gpu
 from factory.inference import asked
 from factory.look import machine as look
-from factory.plan import to_yaml
+from factory.plan import read_plan, to_yaml
 from factory.refusal import UserError
 from factory.saved import Saved
 from factory.serve import run
 from factory.typed import Bytes
+from factory.untrained import untrained
 from factory.verbs.use import to_write
 
 Said = Any
@@ -104,6 +105,15 @@ def test_the_model_of_a_run_is_read_whatever_became_of_its_rows(
         planned("chat", "run=nowhere", "tracking=none")
     base = planned_of(asked.Side("base", "run", base=True))
     assert base.steps.load.adapter is None and base.steps.load.path == str(tiny_model)
+
+
+def test_a_run_that_was_told_nothing_started_from_something(
+    execute: Callable[..., Any], here: Path, tiny_model: Path
+) -> None:
+    execute("method=lora", *SHORT)
+    place = here / "run" / "plan.yaml"
+    place.write_text(to_yaml(dataclasses.replace(read_plan(place), overrides=())), encoding="utf-8")
+    assert untrained(compose.parse(["run=run"]), asked.of_run, base=True).tree["model"]["path"] == str(tiny_model)
 
 
 def test_how_many_processes_trained_a_run_is_not_taken_over() -> None:

@@ -12,11 +12,15 @@ from factory.inference.types import Done, Event, Overloaded, Request, Sampling, 
 REQUEST = Request(ids=(1,), sampling=Sampling(max_tokens=1), stops=frozenset())
 
 
+class Panic(BaseException):
+    """As Rust's, which is no Exception."""
+
+
 class Broken:
     """A lane that fails at a step, and again as its answers are to be ended, as an engine does that has died."""
 
-    def __init__(self) -> None:
-        self.tickets: list[Ticket] = []
+    def __init__(self, kind: type[BaseException] = RuntimeError) -> None:
+        self.kind, self.tickets = kind, list[Ticket]()
         self.begin = threading.Event()
 
     @property
@@ -28,7 +32,7 @@ class Broken:
 
     def step(self) -> int:
         self.begin.wait(20)
-        raise RuntimeError("it died")
+        raise self.kind("it died")
 
     def end(self, done: Done, which: Callable[[Ticket], bool]) -> None:
         leaving = [ticket for ticket in self.tickets if which(ticket)]
@@ -36,11 +40,14 @@ class Broken:
             self.tickets.remove(ticket)
             ticket.tell(done)
         if leaving:
-            raise RuntimeError("it is dead")
+            raise self.kind("it is dead")
 
 
-def test_an_engine_that_dies_tells_all_and_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    lane = Broken()
+@pytest.mark.parametrize(("kind", "last"), [(RuntimeError, "it is dead"), (Panic, "it died")])
+def test_an_engine_that_dies_tells_all_and_takes_no_more(
+    kind: type[BaseException], last: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lane = Broken(kind)
     made = Scheduler(lambda _: lane, lambda: [lane], most=1, queue=5)
     told: list[list[Event]] = [[], []]
     for each in told:  # one is written, one waits
@@ -53,8 +60,8 @@ def test_an_engine_that_dies_tells_all_and_takes_no_more(caplog: pytest.LogCaptu
     lane.begin.set()
     made._thread.join(20)
     assert not made.alive and "the engine ended" in caplog.text
-    assert told[0] == [Done("error", "RuntimeError: it died")]
-    assert told[1] == [Done("error", "RuntimeError: it is dead")]
+    assert told[0] == [Done("error", f"{kind.__name__}: it died")]
+    assert told[1] == [Done("error", f"{kind.__name__}: {last}")]
     with pytest.raises(Stopping):
         waiting.result(20)
     with pytest.raises(Stopping):
@@ -65,9 +72,6 @@ def test_an_engine_that_dies_tells_all_and_takes_no_more(caplog: pytest.LogCaptu
 
 
 def test_a_panic_of_a_job_reaches_who_asked_and_ends_nobody_else() -> None:
-    class Panic(BaseException):
-        pass
-
     def job() -> Any:
         raise Panic
 
@@ -77,6 +81,18 @@ def test_a_panic_of_a_job_reaches_who_asked_and_ends_nobody_else() -> None:
     assert made.call([lambda: 3]).result(20) == [3] and made.alive
     made.stop(0)
     assert not made.alive
+
+
+def test_a_panic_at_the_door_reaches_who_asked_and_ends_nobody_else() -> None:
+    class Closed(Broken):
+        def admit(self, ticket: Ticket) -> None:
+            raise Panic("no")
+
+    made, told = Scheduler(lambda _: Closed(), list, most=1, queue=5), list[Event]()
+    made.submit(REQUEST, told.append)
+    assert made.call([lambda: 3]).result(20) == [3] and made.alive
+    assert told == [Done("error", "Panic: no")]
+    made.stop(0)
 
 
 class Held:

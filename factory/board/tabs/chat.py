@@ -14,8 +14,11 @@ from factory.board.said import Words, words
 from factory.board.shown import as_printed
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
+from factory.compose import texts
+from factory.compose.calling import Composed
+from factory.inference.asked import TAKEN
 from factory.inference.calls import open_call
-from factory.line import Overrides, name_of, spelt
+from factory.line import Overrides, flags, spelt
 from factory.refusal import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 
 _NOTHING, _BASE = "", "base"
 _VOTES = ("left", "tie", "right")
-_READ = ("model.", "method.quantization.")  # what says which model it is, and how its weights are held
 _STRETCHED = "model.rope_scaling"  # for what a run's rows need: what it started from reaches as far as it did
 Sides = tuple[tuple[str, ...] | None, tuple[str, ...] | None]  # the words of `factory serve` of each
 Talks = tuple[Talk, Talk]
@@ -157,19 +159,19 @@ def _loading(page: "Page", parts: _Parts, choices: tuple[Any, Any, Any], images:
 
     def loading(one: str, other: str, overrides: Overrides, blind: bool, language: str) -> Iterator[tuple[Any, ...]]:
         say = words(language)
-        sides = _drawn_lots((_words(page, one, other, overrides), _words(page, other, one, overrides)), blind)
+        sides, wrong = _NOBODY, ""
+        try:
+            sides = _drawn_lots((_words(page, one, other, overrides), _words(page, other, one, overrides)), blind)
+        except UserError as error:
+            wrong = as_printed(error)
         there = [side for side in sides if side is not None]
         right_box = gr.update(value=[], visible=sides[1] is not None)
 
         def nobody(state: str) -> tuple[Any, ...]:
             return _NOBODY, _SILENCE, state, "", [], right_box, gr.update(), gr.update()
 
-        if not there:  # a click before the choices are drawn
-            yield nobody(say("chat_choose"))
-            return
-        form = _of_model(page, overrides)
-        if form in there and (outside := page.planner.outside(form)):
-            yield nobody(as_printed(UserError(*outside)))
+        if not there:
+            yield nobody(wrong or say("chat_choose"))  # of a click before the choices are drawn
             return
         page.children.keep(set(there))
         yield nobody(say("chat_loading"))
@@ -193,29 +195,44 @@ def _drawn_lots(sides: Sides, blind: bool) -> Sides:
 
 
 def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Overrides) -> tuple[str, ...] | None:
-    """What `factory serve` is given. The base is that of the run beside it; where there is none, the form's model."""
+    """What `factory serve` is given. The base is that of the run beside it; where there is none, the form's model.
+
+    Raises UserError.
+    """
     if not chosen:
         return None
     if chosen != _BASE:
         return (f"run={spelt(chosen)}",) if page.runs.known(chosen) else None
-    of_run = page.runs.overrides(beside)
-    return _of_model(page, overrides if of_run is None else of_run)
+    if page.runs.known(beside):
+        return _of_base(page, page.planner.untrained(f"run={spelt(str(beside))}"), TAKEN)
+    found = _of_base(page, page.planner.composed(overrides), ("model",))
+    if outside := page.planner.outside(found):
+        raise UserError(*outside)
+    return found
 
 
-def _of_model(page: "Page", overrides: Overrides) -> Overrides:
-    """What `factory serve` reads of settings: the model, a recipe's too, and how its weights are held."""
-    option = tuple(text for text in overrides if name_of(text) == "model")
-    said = tuple(text for text in overrides if text.startswith("model.") and name_of(text) != _STRETCHED)
-    made = page.planner(overrides)
-    if made.tree is None:
-        return (*option, *said)
-    chosen = f"model={made.options['model']}"
-    bare = page.planner((chosen, "method=none")).tree or {}
-    names = {_STRETCHED, *map(name_of, said)}
-    keys = (each for group in ("model", "method") for each in fields.fields(group, made.tree))
-    others = (each for each in keys if each.path not in names and each.path.startswith(_READ))
-    differ = (each for each in others if each.value != fields.as_typed(fields.at(bare, each.path)))
-    return (chosen, *said, *(f"{each.path}={spelt(each.value)}" for each in differ))
+def _of_base(page: "Page", made: Composed, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """The model option, and what of these groups and of how weights are held is otherwise than by default.
+
+    Raises UserError.
+    """
+    if made.problems:  # composed without what is wrong: it would be another model
+        raise UserError(*made.problems)
+    chosen = f"model={fields.as_typed(made.options.get('model'))}"
+    bare = page.planner.untrained(chosen, made.config_dirs).tree
+    pairs = ((path, fields.at(made.tree, path), fields.at(bare, path)) for path in (*groups, "method.quantization"))
+    own = (folder for folder in made.config_dirs if folder not in page.planner.config_dirs)
+    return (*flags(own), chosen, *(text for pair in pairs for text in _differing(*pair)))
+
+
+def _differing(path: str, value: Any, other: Any) -> Iterator[str]:
+    if isinstance(value, dict) and isinstance(other, dict):
+        for name in other | value:
+            yield from _differing(f"{path}.{name}", value.get(name), other.get(name))
+    elif value != other and path != _STRETCHED:
+        word = f"{path}={spelt(fields.as_typed(value))}"
+        stays = not isinstance(value, str) or len(texts(word)) > 1
+        yield word if stays else f"{path}='{value}'"  # a revision of digits would be a number
 
 
 def _voting(page: "Page", parts: _Parts, buttons: list[Any]) -> None:

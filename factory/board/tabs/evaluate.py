@@ -60,8 +60,10 @@ def _keys(page: "Page", run: Any, chosen: Any) -> None:
 
 def _tree(page: "Page", folder: str | None, overrides: Overrides) -> dict[str, Any]:
     """A run's settings with these over them, or those by default where it can't be composed here."""
-    made = page.planner((*(page.runs.overrides(folder) or ()), *overrides)).tree
-    return made or page.planner(()).tree or {}
+    try:
+        return page.planner.composed((*(page.runs.overrides(folder) or ()), *overrides)).tree
+    except UserError:
+        return page.planner.composed(()).tree
 
 
 def _results(page: "Page") -> None:
