@@ -220,6 +220,8 @@ def traits(model: Any) -> Traits:
 
     Positions are config.json's to scale where it has a place for that and a module of the decoder reads it.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     rotary = any(hasattr(module, "rope_type") for module in model.get_decoder().modules())
     return replace(
@@ -229,6 +231,7 @@ def traits(model: Any) -> Traits:
         scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
         recomputes=bool(model.supports_gradient_checkpointing),
         media=_media(model.config),
+        by_text=MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None) is type(model),
     )
 
 

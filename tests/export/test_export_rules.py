@@ -221,26 +221,46 @@ def test_the_keys_of_an_adapter_and_of_a_modelfile(execute: Callable[..., Any], 
     assert "Modelfile" not in files("gguf")
 
 
-@pytest.mark.parametrize("kind", ["llama", "smolvlm", "qwen2_audio", "code"])
+# by kind: what its config.json says of code that comes with the model, and of what the refusal tells
+REGISTERED: dict[str, tuple[dict[str, Any], str | None]] = {
+    "llama": ({}, None),
+    "gemma3": ({}, None),
+    "smolvlm": ({}, "reads no smolvlm model"),
+    "qwen2_audio": ({}, "reads no qwen2_audio model"),
+    "granite_speech": ({}, "reads no granite_speech model"),
+    "internlm": ({"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}, "reads no internlm model"),
+    "llama by its code": ({"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}, "its own code reads it"),
+    "llama with code": ({"AutoTokenizer": ["tokenization_mine.MineTokenizer", None]}, None),
+}
+WALKED = {  # it hears by parts that Factory does not know, and is no kind of text either
+    "model_type": "granite_speech",
+    "text_config": KINDS["llama"],
+    "encoder_config": {"num_layers": 1, "hidden_dim": 32, "num_heads": 2, "dim_head": 16, "output_dim": 8},
+    "projector_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize("kind", REGISTERED)
 def test_what_mlflow_does_not_read_is_not_registered(kind: str, here: Path) -> None:
     """Before the export, which would be whole without it."""
     folder, words = here / "model", ["export.dir=out", "export.register=mine", "tracking=mlflow"]
-    if kind in ("llama", "code"):
+    code, wrong = REGISTERED[kind]
+    if kind.startswith(("llama", "internlm")):
         tiny.save(folder)
     else:
-        built_of(roomy(KINDS[kind]), "cpu").save_pretrained(folder)
+        built_of(roomy(WALKED if kind == WALKED["model_type"] else KINDS[kind]), "cpu").save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
-    if kind == "code":
+    if code:
         config = json.loads((folder / "config.json").read_text())
-        own = {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
-        (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+        config |= {"model_type": kind.partition(" ")[0], "auto_map": code, "bias": False}
+        (folder / "config.json").write_text(json.dumps(config))
         words.append("model.trust_remote_code=true")
-    with nullcontext() if kind == "llama" else pytest.raises(UserError) as error:
+    with nullcontext() if wrong is None else pytest.raises(UserError) as error:
         planned(f"model.path={folder}", *words)
     if error is not None:
         (found,) = error.value.refusals
-        wrong = {"smolvlm": "images and videos", "qwen2_audio": "audios", "code": "its code comes with it"}[kind]
         assert found.rule == "export-register" and wrong in found.wrong
+        assert ("model.trust_remote_code=false" in found.fix) == (kind == "llama by its code")
 
 
 # --- the card
