@@ -270,6 +270,7 @@ READ_BY = {
     "smolvlm": ("AutoModelForImageTextToText", "AutoProcessor", "image-text-to-text"),
     "llava": ("AutoModelForImageTextToText", "AutoProcessor", "image-text-to-text"),
     "qwen2_audio": ("AutoModelForMultimodalLM", "AutoProcessor", "audio-text-to-text"),
+    "nougat": ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),  # whose config has no defaults
     "of_its_own": ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),
 }
 
