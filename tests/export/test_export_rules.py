@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -169,6 +170,37 @@ def test_a_full_disk_leaves_what_was_there(fails: str, here: Path, tiny_model: P
     with pytest.raises(UserError if fails == "space" else ZeroDivisionError):
         exported(*words, "export.overwrite=true")
     assert Path("out/model.gguf").read_bytes() == before and not list(here.glob(".out*"))
+
+
+def test_an_export_is_on_the_disk_before_it_has_its_name(
+    here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its name before the one that it replaces goes: whatever a power cut leaves, one of them is whole."""
+    words = (f"model.path={tiny_model}", "export.dir=out", "export.check=false")
+    exported(*words)
+    synced, did, missing = set[str](), list[str](), set[str]()
+    sync, rename, remove = os.fsync, Path.rename, shutil.rmtree
+
+    def noted(handle: int) -> None:
+        synced.add(name := str(Path(f"/proc/self/fd/{handle}").readlink()))
+        did.append(name)
+        sync(handle)
+
+    def named(path: Path, target: Path) -> Path:
+        if target == here / "out":
+            missing.update({str(each) for each in (path, *path.rglob("*"))} - synced)
+            did.append("named")
+        return rename(path, target)
+
+    def removed(path: Path, **how: Any) -> None:
+        did.extend(["removed"] * (path.suffix == ".old" and path.exists()))
+        remove(path, **how)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", named)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    exported(*words, "export.overwrite=true")
+    assert not missing and did[did.index("named") :] == ["named", str(here), "removed"]
 
 
 def test_what_a_killed_export_left_is_removed(here: Path) -> None:
@@ -347,10 +379,22 @@ def test_a_hub_that_goes_away_is_told(
             raise error("no route")
 
         monkeypatch.setattr(FakeApi, "repo_exists", unreachable)
-        monkeypatch.setattr(FakeApi, "upload_folder", unreachable)
-        for asks in (hub.check, partial(hub.push, folder=here)):
-            with pytest.raises(UserError, match=r"\[push-unreachable\].*no route"):
-                asks(plan)
+
+        def of_a_file(*_: Any, error: type[Exception] = error, **__: Any) -> None:
+            raise RuntimeError("Error while uploading 'a' to the Hub.") from error("no route")
+
+        for upload in (unreachable, of_a_file):
+            monkeypatch.setattr(FakeApi, "upload_folder", upload)
+            for asks in (hub.check, partial(hub.push, folder=here)):
+                with pytest.raises(UserError, match=r"\[push-unreachable\].*no route"):
+                    asks(plan)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(FakeApi, "upload_folder", broken)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        hub.push(plan, here)
 
 
 # --- the Modelfile
