@@ -32,13 +32,21 @@ class Row:
     audio: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Below:
+    """An option that the defaults of another name, `_self_` for its own keys: they stand below the keys `place`."""
+
+    option: str
+    place: list[str]
+    optional: bool = False
+
+
 def numbers(option: str, config_dirs: tuple[str, ...] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """An option's keys, those of its family and of `_base` below them. Raises UserError of a file that is no option.
 
     `above`: the files whose defaults have led here.
     """
-    places = (folder / "model" / f"{option}.yaml" for folder in groups.folders(config_dirs))
-    file = next((path for path in places if path.is_file()), None)
+    file = _file(option, config_dirs)
     if file is None:
         named = above[-1] if above else option
         raise refuse("compose", str(named), f"its defaults name {option}", detail="there is no such option of `model`")
@@ -46,31 +54,53 @@ def numbers(option: str, config_dirs: tuple[str, ...] = (), above: tuple[Path, .
         raise refuse("defaults-circle", str(file), "its defaults name the file itself", file=file)
     tree, below = _read(file)
     merged: dict[str, Any] = {}
-    for name in below:
-        merged = _merge(merged, numbers(name, config_dirs, (*above, file)))
-    return _merge(merged, tree)
+    for each in below:
+        if each.optional and _file(each.option, config_dirs) is None:
+            continue
+        found = tree if each.option == "_self_" else numbers(each.option, config_dirs, (*above, file))
+        for key in reversed(each.place):
+            found = {key: found}
+        merged = _merge(merged, found)
+    return merged
 
 
-def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """An option's own keys, and the options of `model` that its defaults name."""
+def _file(option: str, config_dirs: tuple[str, ...]) -> Path | None:
+    places = (folder / "model" / f"{option}.yaml" for folder in groups.folders(config_dirs))
+    return next((path for path in places if path.is_file()), None)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], list[_Below]]:
+    """An option's own keys, and what its defaults name: at the end the file itself, where they do not say where."""
+    own = _Below("_self_", [])
     try:
         tree = yaml_of(file.read_bytes()) or {}
-        below = [name for entry in tree.pop("defaults", None) or () if (name := _below(entry)) is not None]
+        below = [each for entry in tree.pop("defaults", None) or () if (each := _below(entry)) is not None]
     except (ValueError, TypeError, AttributeError, OSError) as error:  # the middle ones of what is no mapping, no list
         raise refuse("compose", str(file), "it is no config", detail=str(error)) from None
-    return tree, below
+    return tree, below if own in below else [*below, own]
 
 
-def _below(entry: Any) -> str | None:
-    """The option of `model` that an entry of its defaults names, in any form that Hydra reads; None of another group.
+def _below(entry: Any) -> _Below | None:
+    """What an entry of defaults names, in any form that Hydra reads; None of another group, or of keys beyond `model`.
 
-    These are NAME, /model/NAME and {/model: NAME}, each with a package, as in /model/NAME@_here_.
+    These are NAME, /model/NAME and {/model: NAME}, each with a package, as in /model/NAME@_here_. Without one, what is
+    named from the root stands below a key `model` of the option: a package is counted from that of the file.
     """
     if isinstance(entry, dict):
         ((group, name),) = entry.items()
-        entry = f"{group}".partition("@")[0] + f"/{name}"
-    name = str(entry).partition("@")[0].removeprefix("/model/")
-    return None if name == "_self_" or name.startswith("/") or " " in name else name
+        group, at, package = str(group).partition("@")
+        entry = "_none_" if name is None else f"{group}/{name}{at}{package}"
+    said = str(entry)
+    name, at, package = said.removeprefix("optional ").partition("@")
+    option = name.removeprefix("/model/")
+    if option == "_none_" or option.startswith("/") or " " in option:
+        return None
+    place = package.split(".") if at else ["model"] * (option != name)
+    if place[:1] == ["_global_"]:
+        if place[1:2] != ["model"]:
+            return None
+        place = place[2:]
+    return _Below(option, [key for key in place if key not in ("_here_", "_group_")], said.startswith("optional "))
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -309,6 +309,7 @@ def built_of(config: dict[str, Any], device: str) -> Any:
     by_part: dict[str, Any] = {
         "vision_config": AutoModelForImageTextToText,
         "audio_config": AutoModelForMultimodalLM,
+        "encoder_config": AutoModelForMultimodalLM,
     }
     said = {key: value for key, value in (TOKENS | config).items() if key != "model_type"}
     made = AutoConfig.for_model(config["model_type"], **copy.deepcopy(said))

@@ -4,7 +4,7 @@ What is said here is proven against transformers' classes: the kernels in tests/
 rest in tests/steps/test_heads.py and tests/steps/test_patch.py. Of kinds that are walked see `factory.steps.walk`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,17 +17,18 @@ class Traits:
     recomputes: bool = True  # its class can make activations anew in the backward pass
     remote_code: bool = False  # no class of transformers builds it: its code comes with the model
     media: tuple[str, ...] = ()  # what it takes beside text, by the record's columns: images, videos, audios
+    by_text: bool = True  # transformers' class for text alone is its class too
 
 
 USUAL = Traits()
 # of kinds without a closed form: what needs a proof is not claimed, and their walk adds what their class says
-UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, recomputes=False)
-REMOTE = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, remote_code=True)
+UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, recomputes=False, by_text=False)
+REMOTE = replace(UNKNOWN, recomputes=True, remote_code=True)
 IMAGES, MOVING, SOUNDS = ("images",), ("images", "videos"), ("audios",)
-SEES = Traits(ours=False, media=IMAGES)  # its tower's attention looks in both directions
-SEES_WITHOUT_FLASH = Traits(ours=False, flash=False, media=IMAGES)
-SEES_VIDEOS = Traits(ours=False, media=MOVING)
-HEARS = Traits(ours=False, media=SOUNDS)
+SEES = Traits(ours=False, media=IMAGES, by_text=False)  # its tower's attention looks in both directions
+SEES_WITHOUT_FLASH = replace(SEES, flash=False)
+SEES_VIDEOS = replace(SEES, media=MOVING)
+HEARS = replace(SEES, media=SOUNDS)
 
 # transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
 TEXT_APART = ("llama4",)
@@ -50,6 +51,7 @@ TRAITS: dict[str, Traits] = {
     "qwen3_next": Traits(ours=False, isolates=False),
     **dict.fromkeys(("idefics2", "idefics3", "llava", "llava_next", "mistral3"), SEES),
     **dict.fromkeys(("internvl", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"), SEES_VIDEOS),
-    **dict.fromkeys(("gemma3", "llama4", "mllama", "paligemma"), SEES_WITHOUT_FLASH),
+    **dict.fromkeys(("llama4", "mllama", "paligemma"), SEES_WITHOUT_FLASH),
+    "gemma3": replace(SEES_WITHOUT_FLASH, by_text=True),
     "qwen2_audio": HEARS,
 }

@@ -246,11 +246,22 @@ def _register(case: Case) -> str | None:
         return "runs are not logged to MLflow (tracking.tool, tracking.uri)"
     if asked.format != "hf" or asked.quantization is not None or scores(case):
         return "a model that writes, of export.format=hf and not quantized, is registered"
-    if media := case.traits.media:
-        return f"a {case.arch.kind} model takes {' and '.join(media)} too, and one of text alone is registered"
-    if case.settings.model.trust_remote_code and "auto_map" in case.model.config:
-        return "its code comes with it (model.trust_remote_code), and MLflow reads models without"
+    if not case.traits.by_text:
+        return f"MLflow's model is read by transformers' class for text alone, which reads no {case.arch.kind} model"
+    if _by_its_own_code(case):
+        return "its own code reads it, and MLflow's model is read by transformers' class, which may compute otherwise"
     return None
+
+
+def _by_its_own_code(case: Case) -> bool:
+    """Whether code that comes with the model stands for a class that transformers has for its kind."""
+    named = case.model.config.get("auto_map") or ()
+    return case.settings.model.trust_remote_code and any(name.startswith("AutoModelFor") for name in named)
+
+
+def _without_code(case: Case) -> dict[str, str]:
+    helps = case.traits.by_text and _by_its_own_code(case)
+    return {"hint": "set model.trust_remote_code=false to read it by that class here too; " if helps else ""}
 
 
 def _calibration(case: Case) -> str | None:
@@ -273,6 +284,6 @@ RULES = (
     Rule("export-own-base", _other_base),
     Rule("export-push", _push),
     Rule("export-token", _token),
-    Rule("export-register", _register),
+    Rule("export-register", _register, _without_code),
     Rule("export-calibration", _calibration),
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import factory
+from factory.execute.checkpoint import all_to_disk, to_disk
 from factory.export import spec
 from factory.plan import Plan
 from factory.refusal import refuse
@@ -28,11 +29,13 @@ def in_place(made: Plan, written: Callable[[Path], None]) -> None:
         written(aside)
         _mark(made, aside)
         open_as(aside / spec.MARKER)
+        all_to_disk(aside)
         if folder.exists() and any(folder.iterdir()):
             if not (plan.overwrite and spec.is_export(folder)):  # since the plan was made
                 raise refuse("export-there", f"export.dir={plan.dir}", "there is something in it")
             folder.rename(old)
         aside.rename(folder)
+        to_disk(folder.parent)  # before the old one goes
     except OverflowError as error:
         fix = "set export.dtype=bfloat16 or float32"
         wrong = f"{error} has numbers that float16 has not"

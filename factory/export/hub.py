@@ -5,7 +5,7 @@ from typing import Any
 
 from factory.hub import lost
 from factory.plan import Export
-from factory.refusal import refuse
+from factory.refusal import caused, refuse
 
 _OF_NEW = {".gitattributes", "README.md"}  # what a repository may hold that nobody has uploaded to
 
@@ -19,7 +19,7 @@ def check(plan: Export) -> None:
     api = HfApi()
     try:
         there = api.list_repo_files(plan.push) if api.repo_exists(plan.push) else []
-    except (*lost(), OSError, ValueError) as error:
+    except _asking() as error:
         raise _unreachable(plan, error) from None
     if set(there) - _OF_NEW and not plan.overwrite:
         raise refuse("push-there", f"export.push={plan.push}", f"there are {len(there):,} files in it")
@@ -41,11 +41,19 @@ def push(plan: Export, folder: Path) -> dict[str, Any]:
         found = api.upload_folder(
             repo_id=plan.push, folder_path=folder, commit_message="Export by Factory", delete_patterns=gone
         )
-    except (*lost(), OSError, ValueError) as error:
-        raise _unreachable(plan, error) from None
+    except (*_asking(), RuntimeError) as error:  # the last of a file, with what went wrong as its cause
+        cause = next((each for each in caused(error) if isinstance(each, _asking())), None)
+        if cause is None:
+            raise
+        raise _unreachable(plan, cause) from None
     return told | {"commit": getattr(found, "oid", None)}
 
 
-def _unreachable(plan: Export, error: Exception) -> Exception:
+def _asking() -> tuple[type[Exception], ...]:
+    """What asking the hub raises where it cannot be reached, or says no."""
+    return (*lost(), OSError, ValueError)
+
+
+def _unreachable(plan: Export, error: BaseException) -> Exception:
     first = next((line for line in str(error).splitlines() if line.strip()), "no reason is given")
     return refuse("push-unreachable", f"export.push={plan.push}", f"{type(error).__name__}: {first[:200].rstrip('.')}")

@@ -347,14 +347,15 @@ def _chat_template(folder: Path) -> str | None:
     return None
 
 
-_HEADER = 64 * 2**20  # bytes from a GGUF file's start in which a key lies that most files do not have
+_HEADER = 64 * 2**20  # bytes from a GGUF file's start within which its keys end
+_TENSORS = b"\0blk."  # what follows them: the names of the tensors, a layer's with its length before it
 _TYPE = 4  # bytes between a key and its value
 
 
 def _gguf_template(file: Path) -> str | None:
     """Read from the header: 8 bytes of length, the text (GGUF's specification)."""
     with _mapped(file) as mapped:
-        if (at := _value_of(mapped, b"tokenizer.chat_template", len(mapped))) is None:
+        if (at := _value_of(mapped, b"tokenizer.chat_template")) is None:
             return None
         size = int.from_bytes(mapped[at : at + 8], "little")
         return mapped[at + 8 : at + 8 + size].decode(errors="replace")
@@ -363,14 +364,16 @@ def _gguf_template(file: Path) -> str | None:
 def _refuse_split(file: Path, shown: str) -> None:
     """One of several files: transformers opens it alone, and what is in the others would be made up."""
     with _mapped(file) as mapped:
-        at = _value_of(mapped, b"split.count", _HEADER)
+        at = _value_of(mapped, b"split.count")
         said = 1 if at is None else int.from_bytes(mapped[at : at + 2], "little")
     named = _ONE_OF_SEVERAL.search(file.name)
     count = max(said, int(named[1]) if named else 1)
     if count > 1:
-        first = _ONE_OF_SEVERAL.sub(r"-00001-of-\1.gguf", shown)
+        ending = f"-00001-of-{named[1] if named else f'{count:05}'}.gguf"
+        first = _ONE_OF_SEVERAL.sub("", str(file)).removesuffix(".gguf") + ending
+        back = "" if named else f"name them as {Path(first).name} and so on, in their order; "
         wrong = f"it is one of {count} files"
-        raise refuse("model-split", f"model.path={shown}", wrong, first=shlex.quote(first))
+        raise refuse("model-split", f"model.path={shown}", wrong, back=back, first=shlex.quote(first))
 
 
 def _mapped(file: Path) -> mmap.mmap:
@@ -378,10 +381,10 @@ def _mapped(file: Path) -> mmap.mmap:
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _value_of(mapped: mmap.mmap, key: bytes, end: int) -> int | None:
-    """Where the value of a GGUF file's key starts; None where it is not before `end`."""
-    said = len(key).to_bytes(8, "little") + key
-    at = mapped.find(said, 0, end)
+def _value_of(mapped: mmap.mmap, key: bytes) -> int | None:
+    """Where the value of a GGUF file's key starts; None where it has none. What follows its keys is not read."""
+    said, end = len(key).to_bytes(8, "little") + key, mapped.find(_TENSORS, 0, _HEADER)
+    at = mapped.find(said, 0, _HEADER if end < 0 else end)
     return None if at < 0 else at + len(said) + _TYPE
 
 

@@ -74,7 +74,7 @@ def _processor(plan: Plan) -> dict[str, bytes]:
 
     asked = plan.steps.load
     kind = asked.config.get("model_type", "")
-    more = kind in CONFIG_MAPPING and multimodal(CONFIG_MAPPING[kind]())
+    more = kind in CONFIG_MAPPING and multimodal(CONFIG_MAPPING[kind])
     return read_processor(asked.path, asked.revision) if more else {}
 
 

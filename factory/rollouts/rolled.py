@@ -78,7 +78,7 @@ def roll(
     """
     plan, own = run.plan.steps, run.plan.steps.train.own
     device = plan.load.device
-    multiplying_as_trained(model)
+    model.eval()
     with autocast(run.plan):
         prompts = [row.ids[: row.prompt] for row in asked]
         drawn = Sampling(own["max_new_tokens"], own["temperature"], own["top_p"], own["top_k"], greedy)
@@ -86,6 +86,7 @@ def roll(
         examples = [as_example(answer) for answer in answers]
         found = [batches.collate(part, dataset.pad, device) for part in parts(examples, plan.train.batch_size)]
         mask = _mask(answers, device)
+        multiplying_as_trained(model)  # from here on: token by token it is several times slower on a CPU
         log_probs, values = _policy(model, found, own["temperature"], value)
         reference = None
         if roles.reads_reference(run):

@@ -35,8 +35,9 @@ def load(run: Run) -> dict[str, Any]:
     patch = run.plan.steps.patch
     add_tokens(tokenizer, patch.new_tokens)
     _check_vocabulary(tokens_of(tokenizer), patch.vocabulary, patch.new_rows, run)
-    processor = read_processor(path, plan.revision) if multimodal(config) else {}
-    if multimodal(config) and not processor:
+    more = multimodal(type(config))
+    processor = read_processor(path, plan.revision) if more else {}
+    if more and not processor:
         run.emit("note", text="No processor of this model was found: only its tokenizer is saved with it.")
     return {"config": config, "tokenizer": tokenizer, "processor": processor}
 

@@ -155,8 +155,8 @@ def _reading(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
     if not why and not beside:
         return ""
     for name in beside:
-        found, read = _head(heads.file_of(name), adapter=adapter)
-        why, lines = [*why, found], [*lines, *read]
+        found, applied = _head(heads.file_of(name), adapter=adapter)
+        why, lines = [*why, found], [*lines, *applied]
     return "".join(f"- {text}\n" for text in why) + "\n```python\n" + "\n".join(lines) + "\n```\n"
 
 

@@ -24,6 +24,7 @@ from factory.refusal import UserError, caused, refuse
 from factory.tied import tie_worker
 
 _CONVERTED = ("package", "gguf")  # sources that are GGUF files
+_MADE = 2  # one more whenever a file is converted or checked otherwise: what the cache holds is made again
 
 
 def folder(run: Run) -> str:
@@ -54,7 +55,8 @@ def tokenizer_folder(plan: Load) -> Iterator[str]:
 def _converted(plan: Load) -> Path:
     name = Path(plan.path).stem
     if plan.source == "gguf":  # other files may have the same name
-        name += f"-{hashlib.sha256(plan.fingerprint.encode()).hexdigest()[:12]}"
+        made = f"{_MADE} {plan.fingerprint}"
+        name += f"-{hashlib.sha256(made.encode()).hexdigest()[:12]}"
     return cache.folder() / name
 
 
@@ -117,8 +119,11 @@ def refuse_missing(missing: Collection[str], path: str | Path) -> None:
 
     A tied head is not among those that it calls missing.
     """
-    if missing:
-        raise refuse("weights-missing", f"model.path={path}", f"its files lack {', '.join(sorted(missing)[:3])}")
+    names = ", ".join(sorted(missing)[:3])
+    if names and str(path).endswith(".gguf"):
+        raise refuse("gguf-unread", f"model.path={path}", f"transformers reads no {names} of it")
+    if names:
+        raise refuse("weights-missing", f"model.path={path}", f"its files lack {names}")
 
 
 def _tokenizer(gguf: Path, source: str) -> Any:

@@ -154,22 +154,26 @@ def main(what: str) -> int:
     return 0
 
 
-def sees(config: Any) -> bool:
-    """Whether transformers has a class for a config's model that reads images and text."""
+def sees(config: type) -> bool:
+    """Whether transformers has a class that reads images and text for the model of a config of this class."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def multimodal(config: Any) -> bool:
-    """Whether transformers has a class for a config's model that reads more than text: it has a processor then."""
+def multimodal(config: type) -> bool:
+    """Whether it has one that reads more than text: there is a processor then."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-    return sees(config) or type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return sees(config) or config in MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 
 def model_class(config: Any) -> Any:
     """The auto class that builds and reads a config's model: that of images first, then that of text alone."""
+    return _class(type(config))
+
+
+def _class(config: type) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     if sees(config):
@@ -182,13 +186,13 @@ def class_of(said: dict[str, Any]) -> str:
     from transformers import CONFIG_MAPPING
 
     kind = said.get("model_type", "")
-    return model_class(CONFIG_MAPPING[kind]()).__name__ if kind in CONFIG_MAPPING else "AutoModelForCausalLM"
+    return _class(CONFIG_MAPPING[kind]).__name__ if kind in CONFIG_MAPPING else "AutoModelForCausalLM"
 
 
-def _of_text(config: Any) -> bool:
+def _of_text(config: type) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return config in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
@@ -201,7 +205,7 @@ def _built(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
     trusted = asked["trust_remote_code"]
     if kind in CONFIG_MAPPING:
         config = AutoConfig.for_model(**asked["config"])
-        if not multimodal(config) and not _of_text(config):
+        if not multimodal(type(config)) and not _of_text(type(config)):
             return None, "transformers has this architecture, but not as a model that writes text"
     elif "auto_map" in asked["config"] and trusted:
         config = AutoConfig.from_pretrained(asked["path"], revision=asked["revision"], trust_remote_code=True)
@@ -220,6 +224,8 @@ def traits(model: Any) -> Traits:
 
     Positions are config.json's to scale where it has a place for that and a module of the decoder reads it.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     rotary = any(hasattr(module, "rope_type") for module in model.get_decoder().modules())
     return replace(
@@ -228,16 +234,17 @@ def traits(model: Any) -> Traits:
         flash=bool(model._supports_flash_attn),
         scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
         recomputes=bool(model.supports_gradient_checkpointing),
-        media=_media(model.config),
+        media=_media(type(model.config)),
+        by_text=MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None) is type(model),
     )
 
 
-def _media(config: Any) -> tuple[str, ...]:
+def _media(config: type) -> tuple[str, ...]:
     """What a model takes beside text, as transformers maps its kind to classes: audios of those that do not see."""
     from transformers import PROCESSOR_MAPPING
 
     try:
-        processor: Any = PROCESSOR_MAPPING[type(config)]
+        processor: Any = PROCESSOR_MAPPING[config]
         parts = set(processor.get_attributes())
     except (KeyError, ImportError):  # it has none, or a package of its is missing
         return IMAGES if sees(config) else ()

@@ -209,7 +209,7 @@ def classifier_class(config: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or multimodal(config):
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or multimodal(type(config)):
         wrong = f"transformers has no sequence classifier of {config.model_type}"
         fix = "set export.format=adapter, or read the run's own model/ as its card says"
         raise refuse("export-unfit", "export.format=hf", wrong, fix=fix)

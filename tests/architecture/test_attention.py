@@ -49,4 +49,4 @@ def test_what_a_walk_reads_of_a_class_is_what_is_proven(kind: str) -> None:
     assert (read.sdpa, read.flash, read.scalable) == (proven.sdpa, proven.flash, proven.scalable)
     assert read.recomputes and proven.recomputes
     assert not read.ours and not read.isolates
-    assert read.media == proven.media
+    assert (read.media, read.by_text) == (proven.media, proven.by_text)

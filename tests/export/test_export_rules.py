@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -171,6 +172,37 @@ def test_a_full_disk_leaves_what_was_there(fails: str, here: Path, tiny_model: P
     assert Path("out/model.gguf").read_bytes() == before and not list(here.glob(".out*"))
 
 
+def test_an_export_is_on_the_disk_before_it_has_its_name(
+    here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its name before the one that it replaces goes: whatever a power cut leaves, one of them is whole."""
+    words = (f"model.path={tiny_model}", "export.dir=out", "export.check=false")
+    exported(*words)
+    synced, did, missing = set[str](), list[str](), set[str]()
+    sync, rename, remove = os.fsync, Path.rename, shutil.rmtree
+
+    def noted(handle: int) -> None:
+        synced.add(name := str(Path(f"/proc/self/fd/{handle}").readlink()))
+        did.append(name)
+        sync(handle)
+
+    def named(path: Path, target: Path) -> Path:
+        if target == here / "out":
+            missing.update({str(each) for each in (path, *path.rglob("*"))} - synced)
+            did.append("named")
+        return rename(path, target)
+
+    def removed(path: Path, **how: Any) -> None:
+        did.extend(["removed"] * (path.suffix == ".old" and path.exists()))
+        remove(path, **how)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", named)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    exported(*words, "export.overwrite=true")
+    assert not missing and did[did.index("named") :] == ["named", str(here), "removed"]
+
+
 def test_what_a_killed_export_left_is_removed(here: Path) -> None:
     dead = 4_999_999  # above the system's largest
     for name in (f".out.{dead}", f".out.{os.getpid()}", ".out.words", f".lost.{dead}.old"):
@@ -221,26 +253,46 @@ def test_the_keys_of_an_adapter_and_of_a_modelfile(execute: Callable[..., Any], 
     assert "Modelfile" not in files("gguf")
 
 
-@pytest.mark.parametrize("kind", ["llama", "smolvlm", "qwen2_audio", "code"])
+# by kind: what its config.json says of code that comes with the model, and of what the refusal tells
+REGISTERED: dict[str, tuple[dict[str, Any], str | None]] = {
+    "llama": ({}, None),
+    "gemma3": ({}, None),
+    "smolvlm": ({}, "reads no smolvlm model"),
+    "qwen2_audio": ({}, "reads no qwen2_audio model"),
+    "granite_speech": ({}, "reads no granite_speech model"),
+    "internlm": ({"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}, "reads no internlm model"),
+    "llama by its code": ({"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}, "its own code reads it"),
+    "llama with code": ({"AutoTokenizer": ["tokenization_mine.MineTokenizer", None]}, None),
+}
+WALKED = {  # it hears by parts that Factory does not know, and is no kind of text either
+    "model_type": "granite_speech",
+    "text_config": KINDS["llama"],
+    "encoder_config": {"num_layers": 1, "hidden_dim": 32, "num_heads": 2, "dim_head": 16, "output_dim": 8},
+    "projector_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize("kind", REGISTERED)
 def test_what_mlflow_does_not_read_is_not_registered(kind: str, here: Path) -> None:
     """Before the export, which would be whole without it."""
     folder, words = here / "model", ["export.dir=out", "export.register=mine", "tracking=mlflow"]
-    if kind in ("llama", "code"):
+    code, wrong = REGISTERED[kind]
+    if kind.startswith(("llama", "internlm")):
         tiny.save(folder)
     else:
-        built_of(roomy(KINDS[kind]), "cpu").save_pretrained(folder)
+        built_of(roomy(WALKED if kind == WALKED["model_type"] else KINDS[kind]), "cpu").save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
-    if kind == "code":
+    if code:
         config = json.loads((folder / "config.json").read_text())
-        own = {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
-        (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+        config |= {"model_type": kind.partition(" ")[0], "auto_map": code, "bias": False}
+        (folder / "config.json").write_text(json.dumps(config))
         words.append("model.trust_remote_code=true")
-    with nullcontext() if kind == "llama" else pytest.raises(UserError) as error:
+    with nullcontext() if wrong is None else pytest.raises(UserError) as error:
         planned(f"model.path={folder}", *words)
-    if error is not None:
+    if wrong is not None and error is not None:
         (found,) = error.value.refusals
-        wrong = {"smolvlm": "images and videos", "qwen2_audio": "audios", "code": "its code comes with it"}[kind]
         assert found.rule == "export-register" and wrong in found.wrong
+        assert ("model.trust_remote_code=false" in found.fix) == (kind == "llama by its code")
 
 
 # --- the card
@@ -250,6 +302,7 @@ READ_BY = {
     "smolvlm": ("AutoModelForImageTextToText", "AutoProcessor", "image-text-to-text"),
     "llava": ("AutoModelForImageTextToText", "AutoProcessor", "image-text-to-text"),
     "qwen2_audio": ("AutoModelForMultimodalLM", "AutoProcessor", "audio-text-to-text"),
+    "nougat": ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),  # whose config has no defaults
     "of_its_own": ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),
 }
 
@@ -326,10 +379,22 @@ def test_a_hub_that_goes_away_is_told(
             raise error("no route")
 
         monkeypatch.setattr(FakeApi, "repo_exists", unreachable)
-        monkeypatch.setattr(FakeApi, "upload_folder", unreachable)
-        for asks in (hub.check, partial(hub.push, folder=here)):
-            with pytest.raises(UserError, match=r"\[push-unreachable\].*no route"):
-                asks(plan)
+
+        def of_a_file(*_: Any, error: type[Exception] = error, **__: Any) -> None:
+            raise RuntimeError("Error while uploading 'a' to the Hub.") from error("no route")
+
+        for upload in (unreachable, of_a_file):
+            monkeypatch.setattr(FakeApi, "upload_folder", upload)
+            for asks in (hub.check, partial(hub.push, folder=here)):
+                with pytest.raises(UserError, match=r"\[push-unreachable\].*no route"):
+                    asks(plan)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(FakeApi, "upload_folder", broken)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        hub.push(plan, here)
 
 
 # --- the Modelfile

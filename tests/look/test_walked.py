@@ -1,11 +1,13 @@
 """Models that no option names: an architecture without a closed form, a GGUF file, code that comes with a model."""
 
 import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from conftest import compiled, empty_cache, refusals
@@ -138,34 +140,40 @@ def test_a_broken_gguf_file_is_refused(content: bytes, here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "split"),
+    ("name", "count", "first"),
     [
-        ("a-00001-of-00002.gguf", None, True),
-        ("a-00002-of-00002.gguf", 2, True),
-        ("renamed.gguf", 2, True),
-        ("a-00001-of-00001.gguf", 1, False),
-        ("a.gguf", None, False),
+        ("a-00001-of-00002.gguf", None, "a-00001-of-00002.gguf"),
+        ("a-00002-of-00002.gguf", 2, "a-00001-of-00002.gguf"),
+        ("renamed.gguf", 2, "renamed-00001-of-00002.gguf"),
+        ("~/a b-00002-of-00002.gguf", 2, "a b-00001-of-00002.gguf"),
+        ("a-00001-of-00001.gguf", 1, None),
+        ("a.gguf", None, None),
     ],
 )
 def test_one_file_of_several_is_no_model(
-    name: str, count: int | None, split: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, count: int | None, first: str | None, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the others hold would be trained from random numbers."""
     from gguf import GGUFWriter
 
+    monkeypatch.setenv("HOME", str(here))
     monkeypatch.setattr("factory.look.model.gguf_config", lambda _: tiny.config().to_dict())
-    writer = GGUFWriter(name, "llama")
+    writer = GGUFWriter(Path(name).expanduser(), "llama")
     writer.add_chat_template("{{ messages }}")
     if count is not None:
         writer.add_uint16("split.count", count)
+    looks_like_it = b"\x0b" + bytes(7) + b"split.count" + bytes([9] * 13)  # and is of no key
+    writer.add_tensor("blk.0.ffn_norm.weight", np.frombuffer(looks_like_it, "f4"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
-    found = refusals(f"model.path={name}", *BASE)
-    assert [refusal.rule for refusal in found] == ["model-split"] * split
-    if split:
-        first = name.replace("00002-of", "00001-of")
-        assert found[0].wrong == "it is one of 2 files" and f"--merge {first} " in found[0].fix
+    found = refusals(f"model.path='{name}'", *BASE)
+    assert [refusal.rule for refusal in found] == ["model-split"] * (first is not None)
+    if first is not None:
+        whole = shlex.quote(str(here / first) if name.startswith("~") else first)
+        assert found[0].wrong == "it is one of 2 files" and f"--merge {whole} " in found[0].fix
+        assert found[0].fix.startswith(f"name them as {first} " if name == "renamed.gguf" else "merge them")
 
 
 def test_code_that_comes_with_a_model_runs_only_when_trusted(here: Path, execute: Callable[..., Any]) -> None:

@@ -108,16 +108,35 @@ def _own(folder: Path, text: str) -> tuple[str, ...]:
     [
         "[llama3_8b]",
         "[/model/llama3_8b@_here_]",
-        "[/model/llama3_8b]",
         "[llama3_8b@_here_, _self_]",
         "[{/model@_here_: llama3_8b}]",
-        "[/data/alpaca@data.sources, _self_, llama3_8b]",
+        "[/data/alpaca@data.sources, llama3_8b]",
     ],
 )
 def test_an_option_of_ones_own_is_listed_however_it_names_its_base(defaults: str, tmp_path: Path) -> None:
     (row,) = models.rows(("mine",), _own(tmp_path, f"defaults: {defaults}\nlicense: mine\n"))
     (base,) = (row for row in models.rows(("llama3_8b",)) if row.option == "llama3_8b")
     assert (row.path, row.parameters, row.license) == (base.path, base.parameters, "mine")
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        "[llama3_8b, {/model: null}]",
+        "[llama3_8b, {optional /model@architecture: gone}]",
+        "[_base, {optional /model@architecture: llama3_8b}]",
+        "[llama3_8b@_global_.model]",
+        "[_self_, llama3_8b]",
+        "[llama3_8b, /model/smollm2_135m@architecture.inner]",
+        "[smollm2_135m@_global_.stage, _base@_group_]",
+        "[_base, /model/_base]",
+    ],
+)
+def test_an_option_of_ones_own_is_read_as_hydra_composes_it(defaults: str, tmp_path: Path) -> None:
+    dirs = _own(tmp_path, f"defaults: {defaults}\nlicense: mine\npath: me/mine\n")
+    tree = compose.compose(compose.CommandLine(overrides=("model=mine",), config_dirs=dirs)).tree["model"]
+    ours = json.dumps(models.numbers("mine", dirs)).replace('"${model.hub}"', json.dumps(tree["hub"]))
+    assert json.loads(ours) == tree
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the hub has of a model, looked at before any of it is read."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from conftest import compiled
 
+from factory import cache
 from factory.execute import lean
 from factory.plan import Load
 from factory.refusal import UserError
@@ -94,9 +96,18 @@ def test_a_file_that_lacks_weights_is_not_made_up(
         source._written(tmp_path / "a.gguf", tmp_path / "a", "gguf")
         assert (tmp_path / "a" / "config.json").is_file()
         return
-    with pytest.raises(UserError, match=r"\[weights-missing\] model.path=.*a.gguf: its files lack model.layers.1.mlp"):
+    with pytest.raises(
+        UserError, match=r"\[gguf-unread\] model.path=.*a.gguf: transformers reads no model.layers.1.mlp"
+    ):
         source._written(tmp_path / "a.gguf", tmp_path / "a", "gguf")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_conversion_from_before_it_was_checked_is_not_read(of_hub: Load) -> None:
+    """It may be of an incomplete file, with weights that transformers made up."""
+    plan = replace(of_hub, source="gguf", path="a.gguf", fingerprint="f")
+    before = cache.folder() / f"a-{hashlib.sha256(b'f').hexdigest()[:12]}"
+    assert source._converted(plan) != before and cache.CONVERTED.search(source._converted(plan).name)
 
 
 def _stopped_and_long(gguf: Path, _target: Path, _source: str) -> None:
