@@ -36,7 +36,7 @@ def _settled(code: int) -> int:
     """All is done: a signal while threads and libraries come to their end cuts them off, with the code of what was."""
 
     def end(*_: int | FrameType | None) -> None:
-        with suppress(OSError):  # nobody reads them any more
+        with suppress(OSError, RuntimeError):  # nobody reads them any more, or they are being flushed
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)

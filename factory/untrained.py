@@ -45,8 +45,9 @@ def untrained(
         "model": {**at_home["model"], **_places(found, own, base=base)},
     }
     options = {**made.options, "model": model.options["model"], "method": "none"}
-    problems = tuple(dict.fromkeys((*made.problems, *model.problems)))
-    return replace(made, tree=tree, options=options, problems=problems, run=found.run)
+    named_by_it = (base or found.adapter is not None) and not {"model", "model.path"} & set(map(name_of, own))
+    problems = dict.fromkeys((*made.problems, *(model.problems if named_by_it else ())))
+    return replace(made, tree=tree, options=options, problems=tuple(problems), run=found.run)
 
 
 def _saved(named: str, tracking: dict[str, Any]) -> Saved:

@@ -338,6 +338,9 @@ def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> Non
     shutil.rmtree(here / "own")
     with pytest.raises(UserError, match=r"\[unknown-option\] recipe=mine"):
         to_write("chat", compose.parse([]), line, side)
+    assert not untrained(compose.parse(["run=run", "model=smollm2_135m"]), asked.of_run).problems
+    (here / "run" / "model" / "adapter_config.json").rename(here / "run" / "model" / "config.json")
+    assert not untrained(compose.parse(["run=run"]), asked.of_run).problems  # its own weights need no other model
 
 
 def test_a_recipe_that_stretches_positions_is_gone_on_from(execute: Execute, tiny_model: Path) -> None:

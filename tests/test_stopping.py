@@ -73,6 +73,14 @@ def test_what_comes_while_a_class_is_made_comes_when_it_is_made() -> None:
         time.sleep(5)
 
 
+def test_a_signal_in_the_middle_of_the_last_line_ends_as_it_would_have_ended() -> None:
+    """A file that is being written cannot be flushed."""
+    busy = "class Busy:\n    def flush(self):\n        raise RuntimeError('reentrant call')\n"
+    code = f"import os, sys\nfrom factory import __main__ as program\n{busy}sys.stdout = Busy()\nprogram._settled(3)\n"
+    command = [sys.executable, "-c", f"{code}os.kill(os.getpid(), {signal.SIGTERM:d})\n"]
+    assert subprocess.run(command, check=False).returncode == 3
+
+
 def test_an_interrupted_import_ends_as_interrupted(tmp_path: Path) -> None:
     """Python kills itself at the end of a module where a Ctrl-C passed through `exec` of a text, as imports have it."""
     broken = "program._run = lambda: exec('raise KeyboardInterrupt')"

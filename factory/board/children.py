@@ -17,6 +17,7 @@ from factory.line import flags
 from factory.tied import ENDS
 
 _PATIENCE = 300.0  # seconds until a model must be loaded
+_ENDING = 10.0  # seconds that a server has to end
 _LOOK = 0.5  # seconds between two looks at what was printed
 _TAIL = 4_000  # characters
 _REPLACED = "It was stopped: in another window of the page another model was loaded."
@@ -88,6 +89,8 @@ class Children:
                     break
             time.sleep(0.3)
         made.process.terminate()
+        with suppress(subprocess.TimeoutExpired):  # whoever asks again gets another
+            made.process.wait(_ENDING)
         raise RuntimeError(end_of(made.printed) if self._servers.get(words) is made else _REPLACED)
 
     def _serve(self, words: tuple[str, ...]) -> Server:

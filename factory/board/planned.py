@@ -103,7 +103,8 @@ class Planner:
     def outside(self, overrides: Iterable[str]) -> list[Refusal]:
         """Of those that name a place which the page may not touch: asked of whatever it is about to run."""
         folders = ", ".join(map(str, self._folders))
-        found = ((text, self._wrong(text)) for text in overrides)
+        with self._busy:  # first, whoever asks: what is by default is composed once, behind a lock of its own
+            found = [(text, self._wrong(text)) for text in overrides]
         return [refusal("board-folder", text, wrong, folders=folders) for text, wrong in found if wrong is not None]
 
     def _wrong(self, override: str) -> str | None:
@@ -151,7 +152,8 @@ class Planner:
                 continue
             then = self(overrides).problems
             solved = not any((other.rule, other.setting) == (problem.rule, problem.setting) for other in then)
-            found += [overrides] if solved and len(then) < len(planned.problems) else []
+            fewer = len(then) < len(planned.problems) or problem.rule == "board-folder"  # which hides others
+            found += [overrides] if solved and fewer else []
         return found
 
     def that_fit(self, planned: Planned) -> list[tuple[Overrides, int, bool]]:

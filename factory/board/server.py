@@ -24,6 +24,7 @@ from factory.refusal import UserError, refusal, refuse
 from factory.run.folder import unwritable
 from factory.schema import Board
 from factory.serve.guard import App, Receive, Scope, Send, by_own_name, is_own
+from factory.stopping import answer
 
 PASSWORD = "FACTORY_BOARD_PASSWORD"  # noqa: S105  a variable's name
 _OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
@@ -73,7 +74,7 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     children, runs = Children(_OUTPUTS / ".board" / "aside", config_dirs), Runs(_OUTPUTS, _SWEEPS, config_dirs)
     atexit.register(children.close)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what it serves to talk to ends too
+        answer(lambda *_: sys.exit(0), [signal.SIGTERM])  # so that what it serves to talk to ends too
     planner = Planner((*folders, uploads), config_dirs)
     planner(())  # the first composing is the slow one
     runs.keep_going()

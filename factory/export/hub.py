@@ -5,7 +5,7 @@ from typing import Any
 
 from factory.hub import lost
 from factory.plan import Export
-from factory.refusal import caused, refuse
+from factory.refusal import refuse
 
 _OF_NEW = {".gitattributes", "README.md"}  # what a repository may hold that nobody has uploaded to
 
@@ -42,8 +42,8 @@ def push(plan: Export, folder: Path) -> dict[str, Any]:
             repo_id=plan.push, folder_path=folder, commit_message="Export by Factory", delete_patterns=gone
         )
     except (*_asking(), RuntimeError) as error:  # the last of a file, with what went wrong as its cause
-        cause = next((each for each in caused(error) if isinstance(each, _asking())), None)
-        if cause is None:
+        cause = error if isinstance(error, _asking()) else error.__cause__
+        if not isinstance(cause, _asking()):
             raise
         raise _unreachable(plan, cause) from None
     return told | {"commit": getattr(found, "oid", None)}

@@ -23,7 +23,7 @@ _KEYS = (
 _STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was trained writes
 # of a run: what its model is, and how it is read and told things
 TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools")
-_NOT_TAKEN = (
+NOT_TAKEN = (
     *("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload"),
     "hardware.rank_timeout",
 )
@@ -89,7 +89,7 @@ def of_run(found: Saved) -> tuple[str, ...]:
 
 
 def _taken(key: str) -> bool:
-    return key not in _NOT_TAKEN and any(key == name or key.startswith(f"{name}.") for name in TAKEN)
+    return key not in NOT_TAKEN and any(key == name or key.startswith(f"{name}.") for name in TAKEN)
 
 
 BASE, RUN = "base", "run"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,12 +127,12 @@ def _resume(folder: RunFolder) -> str:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the parent saw of its child: the most resident memory, in bytes, whether the system counted a kill, and
-    whether it was asked to stop.
+    the signals that asked it to stop.
     """
 
     reached: int = 0
     counted: bool = False
-    asked: bool = False
+    asked: Sequence[int] = ()
 
 
 def _follow(
@@ -144,13 +144,16 @@ def _follow(
     if resume_from is not None and metrics.lines():  # shown already, and perhaps not all of it sent
         tracker.wake()
     watched = watching(plan.tracking, folder)
-    with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child, folder, screen) as asked:
-        running = True
+    with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child) as asked:
+        running, told = True, False
         while running:
             reached = max(reached, memory.peak_of(child.pid))
             running = child.poll() is None
             if running:
                 time.sleep(_POLL)
+            if asked and not told:
+                told = True
+                screen.print(_stopping(folder), style="yellow")
             lines = metrics.lines()
             for line in sorted([*lines, *events.lines()], key=lambda line: line["time"]):
                 show(line, screen)
@@ -161,7 +164,12 @@ def _follow(
         screen.stop_progress()
         # asked before it could listen, or for the second time: interrupted all the same
         code = INTERRUPTED if asked and child.returncode < 0 else child.returncode
-        return code, tracker, Seen(reached, cgroup.kills() > kills, bool(asked))
+        return code, tracker, Seen(reached, cgroup.kills() > kills, asked)
+
+
+def _stopping(folder: RunFolder) -> str:
+    how = " after this step, and saving" if _last_step(folder) == "train" else ""
+    return f"Stopping{how} (once more: at once) …"
 
 
 @contextmanager
@@ -211,10 +219,11 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _forwarding(child: subprocess.Popen[bytes], folder: RunFolder, screen: Screen) -> Iterator[list[int]]:
+def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """The first signal that asks for it has the child stop after its step, the second ends it.
 
-    A lost terminal is not impatient: whoever ends the session sends SIGTERM beside it.
+    A lost terminal is not impatient: whoever ends the session sends SIGTERM beside it. Nothing is printed here: a
+    signal may come in the middle of a line.
     """
     asked: list[int] = []
 
@@ -224,8 +233,6 @@ def _forwarding(child: subprocess.Popen[bytes], folder: RunFolder, screen: Scree
             _kill(child)
         elif len(asked) == 1:
             child.terminate()
-            how = " after this step, and saving" if _last_step(folder) == "train" else ""
-            screen.print(f"Stopping{how} (once more: at once) …", style="yellow")
 
     with answered(stop):
         yield asked
@@ -339,8 +346,9 @@ def _finish(
     if finished and (found := calibration.measured(plan, folder, look_at_machine())):
         calibration.add(found)
     code = _told(plan, folder, code, report, screen)
-    if seen.asked and code != INTERRUPTED:  # it was at its end: what would come after it is not begun
-        screen.print(f"Interrupted. The run in {folder.path} is over.", style="yellow", soft_wrap=True)
+    if seen.asked and code != INTERRUPTED:  # it came to an end of its own: what would come after it is not begun
+        how = "finished" if finished else "failed"
+        screen.print(f"Interrupted. The run in {folder.path} has {how}.", style="yellow", soft_wrap=True)
         return INTERRUPTED
     return code
 

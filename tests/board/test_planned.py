@@ -1,5 +1,7 @@
 """What a form comes to: a plan, or problems beside their fields with buttons that mend them."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,32 @@ def test_all_problems_are_there_at_once(last: str, planner: Planner) -> None:
     fixed = [planner.fixes(planned, problem) for problem in planned.problems]
     offered = {difference(overrides, each, "leave out") for those in fixed for each in those}
     assert {f"leave out {name_of(text)}" for text in overrides} <= offered and len(fixed) == len(overrides)
+
+
+def test_a_place_outside_can_be_left_out_though_it_hides_what_else_is_wrong(planner: Planner) -> None:
+    planned = planner(("tracking.uri=/etc", "stage.max_steps=many"))
+    (problem,) = planned.problems
+    assert problem.rule == "board-folder" and planner.fixes(planned, problem) == [("stage.max_steps=many",)]
+
+
+def test_two_windows_that_ask_at_once_are_both_answered(planner: Planner) -> None:
+    """One plans, the other asks only whether it may run something; both want to know what is by default."""
+    begun = threading.Event()
+
+    def plans() -> None:
+        with planner._busy:
+            begun.set()
+            time.sleep(0.5)
+            planner.outside(["data.path=/etc/passwd"])
+
+    windows = [threading.Thread(target=plans, daemon=True)]
+    windows[0].start()
+    begun.wait()
+    windows.append(threading.Thread(target=planner.outside, args=(["export.dir=/etc/passwd"],), daemon=True))
+    windows[1].start()
+    for window in windows:
+        window.join(60)
+        assert not window.is_alive()
 
 
 def test_what_would_fit(planner: Planner) -> None:

@@ -330,8 +330,10 @@ def test_a_base_is_read_and_told_things_as_the_run_beside_it(
     monkeypatch.chdir(tabs.folder)
     (tabs.folder / "own" / "model").mkdir(parents=True)
     (tabs.folder / "own" / "model" / "mine.yaml").write_text("defaults: [_base]\npath: weights\ntemplate: chatml\n")
+    (tabs.folder / "own" / "hardware").mkdir()
+    (tabs.folder / "own" / "hardware" / "two.yaml").write_text("defaults: [cpu]\nthreads: 1\nrank_timeout: 1200\n")
     shutil.copytree(tiny_model, "weights")
-    said = ("model=mine", "precision=fp32", "hardware=cpu", "hardware.threads=1", "data.reasoning=strip", "seed=3")
+    said = ("model=mine", "precision=fp32", "hardware=two", "data.reasoning=strip", "seed=3")
     plan = Planner((tabs.folder,), ("own",))(said).plan
     assert plan is not None
     run = tabs.run("own")

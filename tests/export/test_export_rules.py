@@ -390,7 +390,10 @@ def test_a_hub_that_goes_away_is_told(
                     asks(plan)
 
     def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no more memory")
+        try:
+            raise OSError("what was asked for first")
+        except OSError:
+            raise RuntimeError("no more memory")  # noqa: B904  which has nothing to do with it
 
     monkeypatch.setattr(FakeApi, "upload_folder", broken)
     with pytest.raises(RuntimeError, match="no more memory"):

@@ -36,9 +36,9 @@ ROWS = (
     _row(
         ASKED,
         "train",
-        "the step ends, a checkpoint is saved, exit 130; before training at once; of a run that was over, exit 130 "
-        "as well; a second time at once, but not by SIGHUP, which a terminal sends more than once; under `nohup` "
-        "SIGHUP does nothing",
+        "the step ends, a checkpoint is saved, exit 130; before training at once; of a run that finishes or fails "
+        "meanwhile exit 130 as well; a second time at once, but not by SIGHUP, which a terminal sends more than once; "
+        "under `nohup` SIGHUP does nothing",
         "every step that was done",
         f"the command that is printed: {RESUME}; the losses are those of a run that never stopped",
         f"{STOPS}test_train",

@@ -16,7 +16,7 @@ from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
 from factory.compose import texts
 from factory.compose.calling import Composed
-from factory.inference.asked import TAKEN
+from factory.inference.asked import NOT_TAKEN, TAKEN
 from factory.inference.calls import open_call
 from factory.line import Overrides, flags, spelt
 from factory.refusal import UserError
@@ -229,7 +229,7 @@ def _differing(path: str, value: Any, other: Any) -> Iterator[str]:
     if isinstance(value, dict) and isinstance(other, dict):
         for name in other | value:
             yield from _differing(f"{path}.{name}", value.get(name), other.get(name))
-    elif value != other and path != _STRETCHED:
+    elif value != other and path not in (_STRETCHED, *NOT_TAKEN):
         word = f"{path}={spelt(fields.as_typed(value))}"
         stays = not isinstance(value, str) or len(texts(word)) > 1
         yield word if stays else f"{path}='{value}'"  # a revision of digits would be a number

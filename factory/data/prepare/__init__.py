@@ -205,7 +205,7 @@ class _Tally:
             return
         self._bad += block.bad
         self._new.append(block.ranks)
-        if sum(map(len, self._new)) >= self._at_most // 4:
+        if sum(map(len, self._new)) >= max(1, self._at_most // 4):
             self._narrow()
 
     def _narrow(self) -> None:
