@@ -28,6 +28,7 @@ from factory.run.sweep import Verbs, sweep
 from factory.run.swept import SweepFolder
 from factory.schema import Sweep
 from factory.verbs import train
+from factory.words import program
 
 FOLDER = "multirun_sweeps/one/a"
 LINE = compose.CommandLine(overrides=("seed=1,2", "tracking=none"), multirun=True)
@@ -315,7 +316,7 @@ def test_ctrl_c_while_a_sweep_is_told_of_says_how_to_go_on(capsys: pytest.Captur
         raise KeyboardInterrupt
 
     assert sweeps.worked_through(lambda: 0, interrupted, SweepFolder(FOLDER)) == 130
-    assert f"To continue: factory -m sweep.resume={FOLDER}" in capsys.readouterr().err.replace("python -m ", "")
+    assert f"To continue: {program('factory')} -m sweep.resume={FOLDER}\n" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_closes_a_sweep_too() -> None:
