@@ -132,7 +132,7 @@ def sampled() -> list[Combination]:
     return list(triples())[::_STRIDE]
 
 
-_STRIDE = 37
+_STRIDE = 83
 
 
 def new_rules(triple: Combination) -> tuple[str, ...]:

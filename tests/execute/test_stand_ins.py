@@ -1,21 +1,50 @@
 """What stands in for parts of torch, each case in a process of its own: what is imported cannot be taken back."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 BEGIN = "import sys, torch; from factory.execute import stand_ins\n"
 INSTALLED = BEGIN + "stand_ins.install()\n"
+# imports torch once, and is forked for each script: it and where it shall print are a line of the input
+FORKED = """
+import json, os, sys, torch
+for line in sys.stdin:
+    script, printed = json.loads(line)
+    if not (child := os.fork()):
+        out = os.open(printed, os.O_WRONLY | os.O_CREAT)
+        os.dup2(out, 1), os.dup2(out, 2)
+        exec(script, {"__name__": "__main__"})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Run = Callable[..., str]
 
 
-def run(script: str, begin: str = INSTALLED) -> str:
-    done = subprocess.run([sys.executable, "-c", begin + script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """What a script prints, which ends with 0."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", FORKED], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        talk = process.stdin, process.stdout
+
+        def run(script: str, begin: str = INSTALLED) -> str:
+            printed: Path = tmp_path_factory.mktemp("script") / "printed"
+            print(json.dumps([begin + script, str(printed)]), file=talk[0], flush=True)
+            code = talk[1].readline()
+            assert code == "0\n", printed.read_text()
+            return printed.read_text()
+
+        yield run
 
 
-def test_what_a_model_asks_imports_none_of_them() -> None:
+def test_what_a_model_asks_imports_none_of_them(run: Run) -> None:
     script = """
 import torch.utils.checkpoint
 from factory.execute.told import telling
@@ -43,7 +72,7 @@ print([name for name, module in sys.modules.items() if isinstance(module, stand_
 ALL = ("torch._dynamo", "torch.distributed.tensor", "sympy", "torch.fx.experimental.symbolic_shapes")
 
 
-def test_one_that_was_interrupted_becomes_real_when_it_is_asked_again() -> None:
+def test_one_that_was_interrupted_becomes_real_when_it_is_asked_again(run: Run) -> None:
     run("""
 import sympy
 execute, sympy.__spec__.loader.exec_module = sympy.__spec__.loader.exec_module, lambda _: 1 / 0
@@ -57,7 +86,7 @@ assert str(sympy.Symbol("x")) == "x" and not isinstance(sympy, stand_ins.StandIn
 """)
 
 
-def test_more_of_a_part_is_asked_of_the_real_one() -> None:
+def test_more_of_a_part_is_asked_of_the_real_one(run: Run) -> None:
     run("""
 import torch._dynamo
 assert torch._dynamo.eval_frame.OptimizedModule and isinstance(torch._dynamo, stand_ins.StandIn)
@@ -66,7 +95,7 @@ assert callable(before.innermost_fn) and not isinstance(torch._dynamo, stand_ins
 """)
 
 
-def test_what_is_empty_stays_what_it_is() -> None:
+def test_what_is_empty_stays_what_it_is(run: Run) -> None:
     run("""
 import torch._dynamo
 empty = torch.nn.ModuleList()
@@ -75,7 +104,7 @@ assert torch._dynamo.disable(recursive=True)(empty) is empty
 """)
 
 
-def test_numbers_are_answered_as_by_the_real_one() -> None:
+def test_numbers_are_answered_as_by_the_real_one(run: Run) -> None:
     run("""
 from torch.fx.experimental import symbolic_shapes
 one, two = [(True,), (False,)], [(True, False), (True, True), (False, False)]
@@ -94,7 +123,7 @@ assert {name: given[name] for name in real} == {
 """)
 
 
-def test_formulas_are_for_the_real_one() -> None:
+def test_formulas_are_for_the_real_one(run: Run) -> None:
     """Asked by a name that was taken before there was any."""
     run("""
 from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_or
@@ -123,11 +152,11 @@ assert not isinstance(sys.modules["torch.fx.experimental.symbolic_shapes"], stan
         "from torch.fx.experimental.symbolic_shapes import ShapeEnv; ShapeEnv()",
     ],
 )
-def test_it_becomes_the_real_one(asked: str) -> None:
+def test_it_becomes_the_real_one(asked: str, run: Run) -> None:
     run(asked + f"\nassert any(type(sys.modules[name]) is not stand_ins.StandIn for name in {ALL})")
 
 
-def test_the_real_ones_stay_where_they_are_there() -> None:
+def test_the_real_ones_stay_where_they_are_there(run: Run) -> None:
     run(
         """
 import torch._dynamo
