@@ -13,6 +13,7 @@ from conftest import compiled, refusals
 from test_methods import FITTING
 
 from factory import cli, compose, templates
+from factory.evaluation import rows
 from factory.execute import executor
 from factory.execute.context import Run
 from factory.execute.verify import verify
@@ -211,6 +212,22 @@ def test_what_a_run_said_of_its_answers_goes_with_them(execute: Execute) -> None
     for text in own[:2]:
         with pytest.raises(UserError, match=r"\[generation-keys-unread\]"):
             evaluated("run=run", "evaluate.generation=false", "evaluate.perplexity=true", text)
+
+
+@pytest.mark.parametrize(("stage", "method"), [("dpo", "full"), ("kto", "lora"), ("grpo", "lora")])
+def test_answers_of_what_was_trained_beside_a_reference_are_measured_without_it(
+    stage: str, method: str, execute: Execute, here: Path
+) -> None:
+    (here / "scoring.py").write_text("def same(completions):\n    return [1.0 for _ in completions]\n")
+    own = ("stage.reward=scoring:same", "stage.max_new_tokens=4", "stage.rollout_batch_size=8", "stage.group_size=2")
+    own += ("data.max_length=200",)
+    execute(f"stage={stage}", f"method={method}", *SHORT, *(own if stage == "grpo" else ()))
+    answers = ("evaluate.generation=true", "evaluate.max_new_tokens=4", "evaluate.max_samples=2")
+    with pytest.raises(UserError, match=r"\[evaluate-reference\]"):
+        evaluated("run=run", "evaluate.perplexity=true", *answers)
+    plan = evaluated("run=run", "evaluate.perplexity=false", "data.max_length=200", *answers).plan
+    done = execute(plan=plan, folder="measured")
+    assert rows.read(done.run.folder.evaluation / "generation.jsonl")
 
 
 def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], execute: Execute) -> None:

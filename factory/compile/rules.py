@@ -178,7 +178,7 @@ def _adapter_fits(case: Case) -> str | None:
 
 def _reference_is_past(case: Case) -> str | None:
     stage = case.settings.stage
-    if case.settings.verb == "train":
+    if case.settings.verb == "train" or not case.settings.evaluate.perplexity:
         return None
     if registry.samples_answers(case.stage_spec):
         return f"what stage={stage.name} measures is scored beside the model that it trains"

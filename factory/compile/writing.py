@@ -20,6 +20,12 @@ def _scores(case: Case) -> str | None:
     return f"a model of stage={stage} gives scores" if silent else None
 
 
+def _untrained_head(case: Case) -> str | None:
+    drawn = [name for name in case.heads if heads.goes_on(name, case.model) is None]
+    wrong = case.settings.verb == "serve" and drawn
+    return f"{heads.file_of(drawn[0])} is neither in model.adapter nor in model.path" if wrong else None
+
+
 def _attention(case: Case) -> str | None:
     asked, engine = case.settings.compute.attention, case.settings.engine.name
     wrong = _writes(case) and engine == "transformers" and asked not in _MASKED
@@ -62,6 +68,7 @@ def _adapters_beside(case: Case) -> str | None:
 
 RULES = (
     Rule("writes-scores", _scores),
+    Rule("writes-untrained-head", _untrained_head),
     Rule("writes-attention", _attention),
     Rule("engine-key", _engine_key),
     Rule("engine-vllm-weights", _vllm_weights),

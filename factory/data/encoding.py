@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from factory import templates
 from factory.data import files
 from factory.data.media import Expander, ProcessorSpec
 from factory.data.media.expand import without
@@ -23,9 +24,10 @@ from factory.plan import Pack
 
 Span = tuple[int, int]
 Weighted = tuple[int, int, float]
+_ANSWER = "It is one."
 _PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "What is it?"},
-    {"role": "assistant", "content": "It is one."},
+    {"role": "assistant", "content": _ANSWER},
 )
 
 
@@ -65,6 +67,17 @@ class _Side:
     media: tuple[tuple[int, int, Medium], ...] = ()
     asked: Span = (0, 0)
     prompt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What ends an answer: tokens, and the template's end where that is none, but a text that is spelled in pieces."""
+
+    tokens: frozenset[int]
+    text: str = ""
+
+    def cut(self, answer: str) -> str:
+        return answer.partition(self.text)[0] if self.text else answer
 
 
 @dataclass(frozen=True)
@@ -115,8 +128,20 @@ class EncoderSpec:
             files.write(Path(folder), files.decoded(self.files))
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
 
-    def ended(self) -> str | None:
-        """A short answer with what the template ends one with; None where it ends none, or renders no conversation."""
+    def ends(self, tokenizer: Any) -> Ends:
+        """The end of text, what the template names beside it, and what it writes after an answer."""
+        added = tokenizer.added_tokens_encoder
+        named = templates.stops(self.pack.template) if self.kind != "text" else ()
+        tokens = frozenset({tokenizer.eos_token_id, *(added[text] for text in named if text in added)})
+        if not (end := self._end()):
+            return Ends(tokens)
+        last = tokenizer(_ANSWER + end, add_special_tokens=False)["input_ids"][-1]
+        if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder:
+            return Ends(tokens | {last})
+        return Ends(tokens, end.strip())
+
+    def _end(self) -> str | None:
+        """What the template writes after an answer; None where it ends none, or renders no conversation."""
         if (renderers := self._renderers()) is None:
             return None
         try:
@@ -124,7 +149,7 @@ class EncoderSpec:
         except BadRow:
             return None
         answer = rendered.answers[-1]
-        return rendered.text[answer.start : answer.end] if answer.closed else None
+        return rendered.text[answer.start : answer.end].partition(_ANSWER)[2] if answer.closed else None
 
     def _renderers(self) -> tuple[Renderer, Renderer] | None:
         if self.kind == "text":

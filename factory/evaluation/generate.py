@@ -5,13 +5,14 @@ A second run with the same folder goes on after the batches that are there, if i
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from factory.data.batches import examples
 from factory.data.dataset import Dataset, Labelled, Samples, without_end
+from factory.data.encoding import Ends
 from factory.data.record import Medium
 from factory.evaluation import rows
 from factory.evaluation.function import Score, metric
@@ -42,7 +43,7 @@ class Answered:
 Answer = Callable[[int, list[Prompt]], list[Answered]]  # to a batch, by its number
 
 
-def prompts(samples: Samples, tokenizer: Any, most: int | None, stops: Container[int]) -> list[Prompt]:
+def prompts(samples: Samples, tokenizer: Any, most: int | None, ends: Ends) -> list[Prompt]:
     """Of a pair the chosen answer is the reference; a labelled answer is one where it is wanted."""
     found = list[Prompt]()
     for number, name in enumerate(rows.ids(samples)):
@@ -52,9 +53,9 @@ def prompts(samples: Samples, tokenizer: Any, most: int | None, stops: Container
         if isinstance(sample, Labelled) and not sample.label:
             continue
         row = examples(sample)[0]
-        asked, answer = row.ids[slice(*row.asked)], without_end(row.ids[row.prompt :], stops)
-        text, reference = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (asked, answer))
-        found.append(Prompt(name, row.ids[: row.prompt], text, reference, row.media))
+        asked, answer = row.ids[slice(*row.asked)], without_end(row.ids[row.prompt :], ends.tokens)
+        text, reference = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (asked, answer))
+        found.append(Prompt(name, row.ids[: row.prompt], text.strip(), ends.cut(reference).strip(), row.media))
     return found
 
 

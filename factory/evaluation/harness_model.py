@@ -11,6 +11,8 @@ import torch
 from lm_eval.api.model import CacheHook  # pyright: ignore[reportMissingImports]
 from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
+from factory.rollouts.sample import own_ends
+
 _HFLM: Any = HFLM  # whose decorator hides what it takes
 Call = Callable[[Callable[[], Any]], Any]
 Progress = Callable[[int, int], None]
@@ -44,9 +46,7 @@ class Called:
         What ends it becomes padding: a decoder would show a token that was added to the tokenizer.
         """
         self.stop()
-        own = self.model.generation_config.eos_token_id
-        known = own if isinstance(own, list) else [] if own is None else [own]
-        options = {"eos_token_id": list(dict.fromkeys([*known, *self.ends])), **options}
+        options = {"eos_token_id": list(dict.fromkeys([*own_ends(self.model), *self.ends])), **options}
         with torch.no_grad():
             made = self.call(lambda: self.model.generate(**options))
         return made.masked_fill(torch.isin(made, made.new_tensor(self.ends)), options["pad_token_id"])

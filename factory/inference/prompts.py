@@ -13,7 +13,7 @@ from typing import Any
 
 from factory.architecture import FAMILIES, traits_of
 from factory.architecture.traits import TEXT_APART
-from factory.data.encoding import Encoder, EncoderSpec, spec_of
+from factory.data.encoding import Encoder, EncoderSpec, Ends, spec_of
 from factory.data.media import Inputs, ProcessorSpec
 from factory.data.record import BadRow, Medium, Message, Record
 from factory.data.tools import FORMATS, ToolFormat, bare
@@ -54,8 +54,12 @@ class Prompts:
         return spec_of(self.tokenizer, self._pack, "messages", self._processor)
 
     @cached_property
+    def _plain_spec(self) -> EncoderSpec:
+        return spec_of(self.tokenizer, self._pack, "text")
+
+    @property
     def _plain(self) -> Encoder:
-        return spec_of(self.tokenizer, self._pack, "text").encoder
+        return self._plain_spec.encoder
 
     @cached_property
     def media(self) -> Inputs | None:
@@ -110,32 +114,19 @@ class Prompts:
         return self.media([tuple(Medium("image", place) for place in images)], np.array([list(ids)]))
 
     @cached_property
-    def _ending(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """What ends an answer in training: a token of its own, or else a text that the tokenizer spells in pieces."""
-        answer = "It is one."
-        if not self.chats:
-            return (), ()
-        asked: Message = {"role": "user", "content": _PROBE}
-        record = Record(prompt=(asked,), response=({"role": "assistant", "content": answer},))
-        (row,) = self._spec.encoder.encode([record])
-        if isinstance(row, BadRow):
-            return (), ()
-        last = row.tokens.ids[row.tokens.spans[-1][1] - 1]
-        if last in self.tokenizer.all_special_ids or last in self.tokenizer.added_tokens_decoder:
-            return (last,), ()
-        rendered = self._spec.encoder.renderer(record).render([*record.prompt, *record.response])
-        end = rendered.text[rendered.answers[-1].start : rendered.answers[-1].end].partition(answer)[2].strip()
-        return (), (end,) if end else ()
+    def _ends(self) -> Ends:
+        """What ends an answer in training."""
+        return (self._spec if self.chats else self._plain_spec).ends(self.tokenizer)
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """Tokens that end an answer: the end of text, and training's own."""
-        return frozenset({self.tokenizer.eos_token_id, *self._more_stops, *self._ending[0]})
+        """Tokens that end an answer: training's own, and the model's."""
+        return self._ends.tokens.union(self._more_stops)
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
         """Texts that do, of a template whose end of turn is no token."""
-        return self._ending[1]
+        return (self._ends.text,) if self._ends.text else ()
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:

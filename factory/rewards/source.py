@@ -43,7 +43,7 @@ def _of_texts(source: ByText, tokenizer: Any, setting: str, *, unscored: bool) -
         prompts = [tokenizer.decode(answer.prompt) for answer in answers]
         ids = [answer.ids for answer in answers]
         # what ends an answer is shown where it was added to the tokenizer
-        said = [answer.ids[:-1] if answer.ended else answer.ids for answer in answers]
+        said = [answer.said for answer in answers]
         texts, solutions = (tokenizer.batch_decode(tokens, skip_special_tokens=True) for tokens in (said, data))
         given = source(prompts, texts, ids, [text.strip() for text in solutions])
         return scores(given, len(answers), setting, unscored=unscored)

@@ -82,7 +82,7 @@ def roll(
     with autocast(run.plan):
         prompts = [row.ids[: row.prompt] for row in asked]
         drawn = Sampling(own["max_new_tokens"], own["temperature"], own["top_p"], own["top_k"], greedy)
-        answers = sample(model, prompts, drawn, pad=dataset.pad, stops=dataset.stops, device=device)
+        answers = sample(model, prompts, drawn, pad=dataset.pad, stops=dataset.ends.tokens, device=device)
         examples = [as_example(answer) for answer in answers]
         found = [batches.collate(part, dataset.pad, device) for part in parts(examples, plan.train.batch_size)]
         mask = _mask(answers, device)
@@ -92,7 +92,7 @@ def roll(
         if roles.reads_reference(run):
             with roles.reference(model):
                 reference, _ = _policy(model, found, own["temperature"], None)
-        solutions = [without_end(row.ids[row.prompt :], dataset.stops) for row in asked]
+        solutions = [without_end(row.ids[row.prompt :], dataset.ends.tokens) for row in asked]
         scores = torch.tensor(reward(model, answers, solutions, found), device=device)
     if own["missing_end_penalty"] is not None:
         unended = torch.tensor([not answer.ended for answer in answers], device=device)

@@ -1,6 +1,6 @@
 """Answers that the model samples itself, in batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,11 @@ class Answer:
     ids: list[int]
     ended: bool
 
+    @property
+    def said(self) -> list[int]:
+        """Without the token that ended it, which a decoder shows where it was added to the tokenizer."""
+        return self.ids[:-1] if self.ended else self.ids
+
 
 @torch.no_grad()
 def sample(
@@ -41,7 +46,7 @@ def sample(
     sampling: Sampling,
     *,
     pad: int,
-    stops: Sequence[int],
+    stops: Iterable[int],
     device: str,
     call: Callable[[Callable[[], Any]], Any] = lambda function: function(),
     beside: Callable[[NDArray[np.int64]], dict[str, torch.Tensor]] | None = None,
@@ -49,12 +54,13 @@ def sample(
     """An answer to each prompt, all sampled side by side. What is drawn comes from torch's global generator.
 
     Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode; `call` is what calls
-    one whose weights are split. `beside` makes of the padded prompts (rows, length) what the model takes beside them.
+    one whose weights are split. `stops` end an answer, and so does what the model's own file says. `beside` makes of the padded prompts (rows, length) what the model takes beside them.
     """
     ids, seen = _left_padded(prompts, pad)
     drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
     more = {} if beside is None else {name: value.to(device) for name, value in beside(ids.numpy()).items()}
     inner = text_model(model)
+    ends = [*stops, *own_ends(inner)]
     with only_as_asked(inner), _head_read_once(inner):
         write = partial(
             inner.generate,
@@ -64,13 +70,13 @@ def sample(
             do_sample=not sampling.greedy,
             use_cache=True,
             pad_token_id=pad,
-            eos_token_id=list(stops),
+            eos_token_id=ends,
             **({} if sampling.greedy else drawing),
             **more,
         )
         given = call(write)
     rows = given[:, ids.shape[1] :].tolist()
-    return [answer(prompt, row, stops) for prompt, row in zip(prompts, rows, strict=True)]
+    return [answer(prompt, row, ends) for prompt, row in zip(prompts, rows, strict=True)]
 
 
 def _left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,6 +94,13 @@ def answer(prompt: list[int], row: list[int], stops: Sequence[int]) -> Answer:
     """What was generated up to the first token that ends it; what follows there is padding."""
     end = next((place for place, token in enumerate(row) if token in stops), None)
     return Answer(prompt, row if end is None else row[: end + 1], end is not None)
+
+
+def own_ends(model: Any) -> list[int]:
+    """The tokens that end an answer by the model's generation_config.json, as transformers reads it."""
+    config = getattr(model, "generation_config", None)
+    found = getattr(config, "eos_token_id", None)
+    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 @contextmanager

@@ -197,6 +197,8 @@ def _reward_fits(case: Case) -> str | None:
 
 
 def _reference_needs_adapter(case: Case) -> str | None:
+    if case.settings.verb != "train":
+        return None
     whole = registry.hook(case.method_spec, "peft") is None and reads_reference(case)
     return f"method={case.settings.method.name} moves the base itself, and no copy of it is kept" if whole else None
 

@@ -17,7 +17,14 @@ from factory.execute.memory import is_exhausted
 from factory.quantizers.spec import stays_quantized
 from factory.refusal import refuse
 from factory.steps import mapped, source
-from factory.steps.kernels import compile_layers, join_gradients, recompute, replace_kernels, replace_linears
+from factory.steps.kernels import (
+    compile_layers,
+    drop_nothing,
+    join_gradients,
+    recompute,
+    replace_kernels,
+    replace_linears,
+)
 from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
@@ -37,6 +44,8 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
     model, arch, started = materialize(run, patched, quantization, settings)
     if run.plan.export is not None:
         model = whole(model, torch.float32).float()
+    if plan.train.reference is not None and drop_nothing(model):
+        run.emit("note", text="The model's own dropout is off: its reference is read without.")
     model = method.attach(model, settings, plan.attach, arch)
     if started is not None:
         method.begin(model, started)

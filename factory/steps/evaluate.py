@@ -201,12 +201,13 @@ def _answer(
     import torch
 
     from factory.logits import text_model
-    from factory.rollouts.sample import only_as_asked
+    from factory.rollouts.sample import only_as_asked, own_ends
 
     run.stop_if_asked()
     device, inner = run.plan.steps.load.device, text_model(model)
     ids = torch.tensor([prompt], device=device)
     seen = {} if dataset.media is None else dataset.media([shown], np.array([prompt]))
+    ends = [*dataset.ends.tokens, *own_ends(inner)]
     write = partial(
         inner.generate,
         input_ids=ids,
@@ -216,12 +217,12 @@ def _answer(
         do_sample=False,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=dataset.stops,
+        eos_token_id=ends,
     )
     with torch.no_grad(), autocast(run.plan), only_as_asked(inner):
         given = run.way.call(write)
-    answer = without_end(given[0, ids.shape[1] :].tolist(), dataset.stops)
-    return {"prompt": text, "answer": tokenizer.decode(answer, skip_special_tokens=True)}
+    answer = tokenizer.decode(without_end(given[0, ids.shape[1] :].tolist(), ends), skip_special_tokens=True)
+    return {"prompt": text, "answer": dataset.ends.cut(answer)}
 
 
 def _check_head(run: Run, model: Any, dataset: Dataset) -> None:

@@ -98,6 +98,22 @@ def without_dropout(model: Any) -> None:
             layer.training = not any("drop" in name and value for name, value in said.items())
 
 
+def drop_nothing(model: Any) -> bool:
+    """Sets to 0 what the model drops out by its own config, which stays as it is; returns whether there was any.
+
+    Of a loss that is measured from a reference: that is read without dropout, so a policy that drops out would differ
+    from it before anything is learnt. TRL's trainers do so too (`disable_dropout`).
+    """
+    found = False
+    for module in model.modules():
+        shares = [name for name, value in vars(module).items() if isinstance(value, float) and value]
+        for name in shares:
+            if "drop" in name or (name == "p" and "Dropout" in type(module).__name__):
+                setattr(module, name, 0.0)
+                found = True
+    return found
+
+
 def multiplying_as_trained(model: Any) -> None:
     """Puts the model in evaluation, for numbers that a loss compares with its own: layers of 8 bits multiply alike.
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factory import templates
+from factory import registry, templates
 from factory.data import known, mix, proof
 from factory.data.batches import examples
 from factory.data.dataset import Example, Samples, dataset
-from factory.data.encoding import EncoderSpec
+from factory.data.encoding import Ends
 from factory.data.media import Inputs
 from factory.data.mix import Mixed
 from factory.data.prepare.workers import Workers
@@ -25,7 +25,7 @@ from factory.plan import Pack, Plan
 from factory.refusal import refuse
 from factory.steps.align import Aligned
 
-_PROMPT_TOKENS = 24  # of a plain text, to be continued
+_PROMPT_TOKENS = 24  # of a plain text, to be continued: its first half at most
 _UNEVEN = 2.0  # times as much that a kind of labelled answers weighs
 _SAME = "the validation set has the same row"
 
@@ -45,7 +45,7 @@ class Dataset:
     prompts: list[tuple[str, list[int], tuple[Medium, ...]]]
     media: Inputs | None  # what makes the rows' images, videos and sounds a model's inputs
     pad: int
-    stops: list[int]  # tokens that end an answer: the end of text, and the template's end of turn
+    ends: Ends  # what ends an answer, beside what the model's own file says
     counts: dict[str, Any]
     digest: str | None  # of the rows of an epoch, in their order; None: they are not known before
     notes: tuple[str, ...]  # what a person should know of the rows
@@ -61,10 +61,17 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
             run.check(name, passed, detail)
     for note in found.notes:
         run.emit("note", text=note)
+    _refuse_rollouts(run.plan, found.ends)
     every = run.plan.steps.train.eval_steps
     if every is not None and not len(found.validation):
         raise refuse("nothing-held-out", f"stage.eval_steps={every}", "no row is left to be held out")
     return {"dataset": found}
+
+
+def _refuse_rollouts(plan: Plan, ends: Ends) -> None:
+    if ends.text and registry.samples_answers(registry.spec("stages", plan.steps.train.stage)):
+        wrong = f"it ends an answer with {ends.text}, which is no token of this tokenizer"
+        raise refuse("rollout-end", f"model.template={plan.steps.pack.template}", wrong, end=ends.text)
 
 
 def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
@@ -91,7 +98,7 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
         prompts=_prompts(validation, prompts, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(aligned.spec, tokenizer),
+        ends=aligned.spec.ends(tokenizer),
         counts=counts,
         digest=_digest(aligned, mixed),
         notes=tuple(_notes(plan, aligned, mixed, counts, tokenizer)),
@@ -120,7 +127,7 @@ def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Data
         prompts=_prompts(validation, steps.evaluate.samples, tokenizer),
         media=_media(aligned, tokenizer),
         pad=tokenizer.pad_token_id,
-        stops=_stops(aligned.spec, tokenizer),
+        ends=aligned.spec.ends(tokenizer),
         counts={},
         digest=None,
         notes=tuple(_lacking(plan, aligned, tokenizer)),
@@ -170,11 +177,9 @@ def _uneven(labels: NDArray[np.int8], own: Mapping[str, Any]) -> str | None:
 
 def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:
     """A named template's end of turn that the tokenizer does not have is spelled in pieces."""
-    name = plan.steps.pack.template
-    if name == "auto" or templates.is_jinja(name) or aligned.spec.kind == "text":
-        return
-    vocabulary = tokenizer.get_vocab()
-    lacking = [token for token in templates.template(name).stop if token not in vocabulary]
+    name, vocabulary = plan.steps.pack.template, tokenizer.get_vocab()
+    named = () if aligned.spec.kind == "text" else templates.stops(name)
+    lacking = [token for token in named if token not in vocabulary]
     if lacking:
         added = ",".join(f"'{token}'" for token in lacking)
         yield (
@@ -219,15 +224,7 @@ def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, li
     found = []
     for number in range(min(count, len(samples))):
         example = examples(samples[number])[0]
-        prompt = example.ids[: example.prompt or _PROMPT_TOKENS]
+        prompt = example.ids[: example.prompt or min(_PROMPT_TOKENS, max(len(example.ids) // 2, 1))]
         shown = prompt[slice(*example.asked)] if example.prompt else prompt
         found.append((tokenizer.decode(shown, skip_special_tokens=True), prompt, example.media))
     return found
-
-
-def _stops(spec: EncoderSpec, tokenizer: Any) -> list[int]:
-    """The end of text, and what the template ends an answer with where that is one token: a row may have lost it."""
-    answer = spec.ended()
-    last = tokenizer(answer, add_special_tokens=False)["input_ids"][-1] if answer else tokenizer.eos_token_id
-    special = last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder
-    return sorted({tokenizer.eos_token_id, *([last] if special else [])})

@@ -12,7 +12,6 @@ from typing import Any
 
 from factory import benchmarks
 from factory.benchmarks.prompts import Prompter
-from factory.data.dataset import without_end
 from factory.evaluation import generate, harness, rows
 from factory.evaluation.generate import Answered, Prompt, Scorer
 from factory.execute.context import Run
@@ -45,7 +44,7 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
     asked = tuple(Prompter(tokenizer, exam, chat=plan.chat, context=room) for exam in exams)
     if not plan.generation:
         return {"asked": Asked(asked, tasks, [], None)}
-    prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples, dataset.stops)
+    prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples, dataset.ends)
     if not prompts:
         raise refuse("nothing-to-answer", "evaluate.generation=true", "no row is left to be held out")
     if lost := generate.lost_ends(dataset.validation):
@@ -112,7 +111,7 @@ def _of_tasks(run: Run, model: Any, tokenizer: Any, dataset: Dataset, tasks: har
     found = harness.ask(
         tasks,
         Loaded(
-            Called(text_model(model), torch.device(device), call, run.stop_if_asked, dataset.stops),
+            Called(text_model(model), torch.device(device), call, run.stop_if_asked, sorted(dataset.ends.tokens)),
             tokenizer,
             batch_size=plan.batch_size,
             context=run.plan.steps.patch.reach,
@@ -181,13 +180,13 @@ def _batch(run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, 
     sampling = Sampling(plan.max_new_tokens, temperature=plan.temperature or 1.0, greedy=plan.temperature == 0)
     drawing = nullcontext() if sampling.greedy else _drawing(run.plan.seed + number, device)
     shown, media = [each.media for each in asked], dataset.media
-    options = {"pad": dataset.pad, "stops": dataset.stops, "device": device, "call": run.way.call}
+    options = {"pad": dataset.pad, "stops": dataset.ends.tokens, "device": device, "call": run.way.call}
     options["beside"] = None if media is None else partial(media, shown)
     with autocast(run.plan), drawing:
         given = sample(model, [each.ids for each in asked], sampling, **options)
-    said = [without_end(each.ids, dataset.stops) for each in given]
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-    return [Answered(text.strip(), each.ended) for text, each in zip(texts, given, strict=True)]
+    texts = tokenizer.batch_decode([each.said for each in given], skip_special_tokens=True)
+    whole = [(dataset.ends.cut(text), text) for text in texts]
+    return [Answered(said.strip(), each.ended or said != text) for (said, text), each in zip(whole, given, strict=True)]
 
 
 @contextmanager

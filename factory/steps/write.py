@@ -15,6 +15,7 @@ from factory.steps.kernels import replace_linears
 
 def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
     from factory.inference.embedded import Embedded, Model, Numbers
+    from factory.rollouts.sample import own_ends
 
     plan, asked = run.plan, run.engine
     model = with_adapters(model, run.adapters)
@@ -27,10 +28,8 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
         queue=asked.queue,
         scores=_score if plan.steps.train.stage == "rm" else None,
     )
-    own = made.model.inner.generation_config
-    stops = getattr(own, "eos_token_id", None)
-    more = stops if isinstance(stops, list) else [stops] if stops is not None else []
-    return {"room": Room(plan, made, prompts(run, tokenizer, processor, more), {}, _capacity(run))}
+    room = Room(plan, made, prompts(run, tokenizer, processor, own_ends(made.model.inner)), {}, _capacity(run))
+    return {"room": room}
 
 
 def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:

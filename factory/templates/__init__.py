@@ -42,6 +42,11 @@ def template(name: str) -> Template:
     return _own(name, own.digest(name)) if is_file(name) else _packaged(name)
 
 
+def stops(name: str) -> tuple[str, ...]:
+    """The tokens that a template in YAML says an answer ends with, beside the end of text."""
+    return () if name == "auto" or is_jinja(name) else template(name).stop
+
+
 @cache
 def _packaged(name: str) -> Template:
     return types.read(Template, _FOLDER / f"{name}.yaml")

@@ -11,6 +11,7 @@ from lettered_questions import lettered, questions
 from rich.console import Console
 
 from factory.data.dataset import Example, Labelled, Pair
+from factory.data.encoding import Ends
 from factory.evaluation import generate, rows
 from factory.evaluation.generate import Prompt
 from factory.execute.context import Interrupted
@@ -113,11 +114,11 @@ def test_the_answers_are_those_of_one_prompt_after_the_other(execute: Execute, m
                 input_ids=torch.tensor([example.ids[: example.prompt]]),
                 max_new_tokens=12,
                 do_sample=False,
-                eos_token_id=done.dataset.stops,
+                eos_token_id=sorted(done.dataset.ends.tokens),
                 pad_token_id=0,
             )[0, example.prompt :]
         assert row["answer"] == tokenizer.decode(alone, skip_special_tokens=True).strip()
-        assert row["ended"] == (alone[-1].item() in done.dataset.stops)
+        assert row["ended"] == (alone[-1].item() in done.dataset.ends.tokens)
         assert row["reference"] and row["reference"] in tokenizer.decode(example.ids)
         assert row["prompt"] in tokenizer.decode(example.ids[: example.prompt])
     found = done.result["evaluate"]
@@ -182,7 +183,7 @@ def test_a_token_that_was_added_to_end_answers_is_no_part_of_them(execute: Execu
     (here / "rows.jsonl").write_text("\n".join(map(json.dumps, said)))
     words = ("data=file", "data.path=rows.jsonl", "model.template=llama3", "model.new_tokens=['<|eot_id|>']")
     done = execute(*ANSWERS, *words)
-    assert done.dataset.stops == [2, 512]
+    assert done.dataset.ends == Ends(frozenset([2, 512]))
     kept = lines(done.run, "generation")
     assert kept and all(row["reference"] in {each["output"] for each in said} for row in kept)
     assert not any("<|eot_id|>" in row["answer"] for row in kept)
@@ -203,7 +204,8 @@ def test_answers_end_as_the_template_says_whatever_the_first_row_ends_with(
     words = ("data=file", "data.path=rows.jsonl", "data.validation_fraction=0.3", "stage.max_steps=1")
     cut = ("data.max_length=64",) if asked == "data.truncation=right" else ()
     done = execute(f"model.path={here / 'base'}", *words, *cut, asked)
-    assert done.dataset.stops == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert done.dataset.ends == Ends(frozenset([tokenizer.eos_token_id, *ends]))
 
 
 def test_references_that_were_cut_are_told(execute: Execute, here: Path) -> None:
@@ -218,6 +220,14 @@ def test_references_that_were_cut_are_told(execute: Execute, here: Path) -> None
     assert 0 < cut < len(held) and any(f"has cut the end of {cut} ref" in note for note in notes)
 
 
+def test_an_end_that_is_spelled_in_pieces_is_no_part_of_a_reference(execute: Execute) -> None:
+    done = execute(*ANSWERS, "model.template=gemma", "evaluate.max_samples=2")
+    assert done.dataset.ends.text == "<end_of_turn>"
+    assert done.dataset.ends.cut("One.<end_of_turn> Two.") == "One."
+    for row in lines(done.run, "generation"):
+        assert row["reference"] and "end_of_turn" not in row["reference"]
+
+
 def test_what_a_judged_row_gives_for_a_reference() -> None:
     """Of a pair the chosen answer; a labelled answer where it is wanted."""
     tokenizer = tiny.tokenizer()
@@ -229,7 +239,7 @@ def test_what_a_judged_row_gives_for_a_reference() -> None:
 
     pair = Pair(example("well"), example("badly"))
     labelled = [Labelled(example(text), wanted, 2) for text, wanted in (("no", False), ("yes", True), ("sure", True))]
-    found = generate.prompts([pair, *labelled], tokenizer, most=2, stops=[2])
+    found = generate.prompts([pair, *labelled], tokenizer, most=2, ends=Ends(frozenset([2])))
     assert [(each.id, each.text, each.reference) for each in found] == [
         ("held out:0", "say it", "well"),
         ("held out:2", "say it", "yes"),

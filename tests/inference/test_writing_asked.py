@@ -39,7 +39,7 @@ def refused(verb: Any, *words: str) -> list[str]:
     ("verb", "words", "rules"),
     [
         ("chat", "stage=rm", ["writes-scores"]),
-        ("serve", "stage=rm", []),
+        ("serve", "stage=rm", ["writes-untrained-head"]),
         ("serve", "engine.memory_fraction=0.5", ["engine-key"]),
         ("serve", "engine=vllm engine.memory_fraction=0.5", []),
         ("chat", "engine=vllm method.quantization.bits=4", ["engine-vllm-weights"]),

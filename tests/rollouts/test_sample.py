@@ -45,6 +45,13 @@ def test_an_answer_ends_with_the_token_that_ends_it(model: Any) -> None:
     assert found == Answer(PROMPTS[1], whole[:3], ended=True)
 
 
+def test_what_the_models_own_file_ends_an_answer_with_does(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = likeliest(model, PROMPTS[1], 5)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [2, whole[2]])
+    found = sampled(model, Sampling(5, greedy=True))[1]
+    assert (found.ids, found.said, found.ended) == (whole[:3], whole[:2], True)
+
+
 @pytest.mark.parametrize(
     ("row", "ids", "ended"), [([4, 2, 0, 0], [4, 2], True), ([4, 5], [4, 5], False), ([2, 2], [2], True)]
 )

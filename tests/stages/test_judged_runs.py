@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from grids import diagonal
 from peft import PeftModel
@@ -112,6 +113,16 @@ def test_the_reference_is_the_adapter_that_is_gone_on_from(
         assert_refers_to(exact(tiny_model), batches[:1])
     names = [name for name, _ in done.model.named_parameters()]
     assert len(done.model.peft_config) == 1 and len(names) == len({name.replace(".default", "") for name in names})
+
+
+@pytest.mark.parametrize("stage", START)
+def test_a_model_that_drops_out_starts_as_its_reference(stage: str, execute: Execute, tmp_path: Path) -> None:
+    """GPT-2's config says 0.1, in three places."""
+    base = tiny.save(tmp_path / "gpt2", model_type="gpt2", n_inner=64, num_key_value_heads=4)
+    done = execute(f"stage={stage}", *LORA, *RUN, f"model.path={base}", "stage.max_steps=1", folder=stage)
+    assert done.losses[0] == pytest.approx(START[stage], abs=1e-5)
+    assert "own dropout is off" in done.run.folder.events.read_text()
+    assert done.model.config.attn_pdrop == 0.1
 
 
 def test_without_a_reference_none_is_measured(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,15 @@ def test_a_layer_that_drops_out_by_itself_drops_nothing_here(
     assert done.run.checks["ratio_is_one"]["passed"], done.run.checks["ratio_is_one"]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_end_that_is_spelled_in_pieces_is_refused(stage: str, execute: Execute, scoring: str) -> None:
+    asked = (*STAGES[stage], *LORA, *ONE, scoring, "model.template=gemma")
+    with pytest.raises(UserError, match=r"(?s)\[rollout-end\] model.template=gemma: .*<end_of_turn>.*new_tokens="):
+        execute(*asked)
+    done = execute(*asked, "model.new_tokens=['<end_of_turn>']", folder="added")
+    assert 512 in done.dataset.ends.tokens and not done.dataset.ends.text
+
+
 def exact(folder: Path, adapter: Path | None = None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     return model.eval() if adapter is None else PeftModel.from_pretrained(model, adapter).double().eval()

@@ -27,4 +27,14 @@ def test_a_row_that_has_lost_its_end_hides_no_stop(
     )
     first = done.dataset.first.labels[-1]
     assert (first == 512) == (LONG not in rows), "the row that comes first is one that was cut"
-    assert done.dataset.stops == [2, 512]
+    assert done.dataset.ends.tokens == {2, 512}
+
+
+def test_a_short_text_leaves_something_to_be_continued(execute: Callable[..., Any], here: Path) -> None:
+    (here / "rows.jsonl").write_text("\n".join(json.dumps({"text": f"The sea {number}."}) for number in range(6)))
+    short = ("stage=pt", "method=lora", "method.rank=4", "precision=fp32", "stage.max_steps=1", "stage.save_steps=null")
+    rows = ("data=file", "data.path=rows.jsonl", "data.validation_fraction=0.4")
+    done = execute(*short, *rows, "evaluate.samples=1", "evaluate.max_new_tokens=2")
+    ((text, ids, _),) = done.dataset.prompts
+    assert text and 2 not in ids
+    assert done.result["samples"][0]["prompt"] == text

@@ -145,7 +145,7 @@ def _alone(done: Any, row: Any) -> str:
         [row.ids[: row.prompt]],
         Sampling(6, greedy=True),
         pad=dataset.pad,
-        stops=dataset.stops,
+        stops=dataset.ends.tokens,
         device="cpu",
         beside=partial(dataset.media, [row.media]),
     )
