@@ -60,12 +60,17 @@ def _method(method: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[
     return method if said else {**method, "quantization": to_tree(found.quantization)}
 
 
+_BEFORE = {"new_tokens": [], "pad_vocabulary_to": None, "revision": None}  # of the weights that a run began with
+
+
 def _places(found: Saved, own: tuple[str, ...], *, base: bool) -> dict[str, Any]:
     """Keys of `model` that are what was saved, or of the run's base what it needs."""
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
     if base:
         places = {} if found.run else {"path": found.path}
     said = {name_of(text) for text in own}
+    if found.run and not base and found.path is not None and not {"model", "model.path"} & said:
+        places |= {name: value for name, value in _BEFORE.items() if f"model.{name}" not in said}
     if found.template is not None and not {"model", "model.template"} & said:
         places["template"] = found.template
     positions = {

@@ -1,5 +1,6 @@
 """`factory evaluate`: of a run it measures what the run itself measured at its end, whatever it trained."""
 
+import json
 import re
 import shlex
 import shutil
@@ -9,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quantized_checkpoints
+import tiny
+import torch
 from conftest import compiled, refusals
+from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
 from factory import cli, compose, templates
@@ -60,6 +65,37 @@ def test_a_run_is_measured_as_it_was_at_its_end(method: str, execute: Execute) -
     # what starts from the weights is saved as its difference from them
     rounding = {"pissa": 1e-4}.get(method, 1e-6)
     assert perplexity("run=run") == pytest.approx(wanted["perplexity"], rel=rounding)
+
+
+def test_weights_that_have_grown_do_not_grow_once_more(execute: Execute) -> None:
+    done = execute("method=full", "model.new_tokens=['<a>']", "model.pad_vocabulary_to=64", *SHORT)
+    assert perplexity("run=run") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
+    assert exported(compose.parse(["run=run"])).tree["model"]["new_tokens"] == []
+
+
+def test_weights_that_were_read_from_eight_bits_are_saved(
+    execute: Execute, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whole by then: transformers writes them in the checkpoint's own names."""
+    wide = tiny.save(tmp_path_factory.mktemp("wide"), hidden_size=128, intermediate_size=256)
+    base = quantized_checkpoints.write("fp8", wide, here / "base")
+    done = execute("method=full", *SHORT, f"model.path={base}")
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+    assert "quantization_config" not in json.loads((done.run.folder.model / "config.json").read_text())
+    assert perplexity("run=run") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
+
+
+def test_what_a_class_keeps_wide_is_saved_so(execute: Execute, here: Path) -> None:
+    """A router's bias, which nothing trains: in bfloat16 it would choose other experts. Its weights are trained."""
+    base = tiny.save(here / "base", **tiny.GLM4_MOE)
+    tensors, name = load_file(base / "model.safetensors"), "model.layers.1.mlp.gate.e_score_correction_bias"
+    bias = tensors[name] = 7 + torch.arange(len(tensors[name])) / 1000
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    done = execute("method=full", *SHORT, "precision=bf16", f"model.path={base}")
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+    saved = load_file(done.run.folder.model / "model.safetensors")
+    assert saved[name].equal(bias)
+    assert saved["model.embed_tokens.weight"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -9,6 +9,16 @@ from factory import templates
 
 DEMO = Path(__file__).parents[1] / "factory" / "demo"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+GLM4_MOE = {
+    "model_type": "glm4_moe",
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 24,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "head_dim": 8,
+}
 
 
 @cache

@@ -36,10 +36,11 @@ def build(named: Named, plan: Train, arch: Architecture, ratio: Ratio = one) -> 
 
 
 def grouped(named: Named, weight_decay: float, ratio: Ratio) -> Groups:
-    """Parameter groups: one for each rate, matrices apart from vectors."""
+    """Parameter groups: one for each rate, matrices apart from vectors, and from Mamba's table of log decay rates."""
     found: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in named.items():
-        found.setdefault((ratio(name), parameter.ndim >= 2), []).append(parameter)
+        decays = parameter.ndim >= 2 and not name.endswith(".A_log")  # as its authors have it: it is no matrix
+        found.setdefault((ratio(name), decays), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if matrices else 0.0, "lr_ratio": share}
         for (share, matrices), parameters in found.items()

@@ -54,7 +54,8 @@ def sample(
     """An answer to each prompt, all sampled side by side. What is drawn comes from torch's global generator.
 
     Prompts are padded on the left, where nothing attends to. The model must be in evaluation mode; `call` is what calls
-    one whose weights are split. `stops` end an answer, and so does what the model's own file says. `beside` makes of the padded prompts (rows, length) what the model takes beside them.
+    one whose weights are split. `stops` end an answer, and so does what the model's own file says. `beside` makes of
+    the padded prompts (rows, length) what the model takes beside them.
     """
     ids, seen = _left_padded(prompts, pad)
     drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}

@@ -291,7 +291,8 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
     for name, value in model.named_parameters():  # in another type the same weights add up to other losses
         if value.dtype != expected.types.get(name, value.dtype):
             value.data = value.data.to(expected.types[name])
-    again = checksums(model, wrong)  # over 8-bit weights PEFT reads an adapter in float32, whatever it was saved in
+    # over 8-bit weights PEFT reads an adapter in float32, and a class its routers, whatever they were saved in
+    again = checksums(model, wrong, saved_type(run, model))
     wrong = [name for name in wrong if again[name] != expected.trained[name]]
     # rounded weights: it shows in some tokens more than in others
     figure, how = ("mean_nats", "on average") if _are_rounded(run, model) else ("most_nats", "at most")

@@ -74,12 +74,15 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
             model.config.use_cache = True
             state = {name: value for name, value in model.state_dict().items() if name not in beside}
             if (kept := saved_type(run, model)) is not None:
+                exact = _kept_wide(run, model)
                 cast: dict[int, Any] = {}  # tied tensors stay one
                 for name, value in state.items():  # beside the GPU's memory, which has no room for a second model
-                    state[name] = cast.setdefault(value.data_ptr(), value.to("cpu", kept))
+                    wanted = value.dtype if name in exact else kept
+                    state[name] = cast.setdefault(value.data_ptr(), value.to("cpu", wanted))
                 model.config.dtype = kept
-            model.save_pretrained(aside, state_dict=state)
-            say_dtype(aside / "config.json", str(next(iter(state.values())).dtype).removeprefix("torch."))
+            dtype = str(next(iter(state.values())).dtype)
+            model.save_pretrained(aside, state_dict=dict(state))  # which may take out of it what it has written
+            say_dtype(aside / "config.json", dtype.removeprefix("torch."))
         heads.save(model, beside, aside)
         (aside / "README.md").write_text(_card(run, beside, adapter=_adapts(model)), encoding="utf-8")
         open_as(aside / "README.md")
@@ -88,6 +91,15 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         raise refusal_of(error, run.folder.model) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _kept_wide(run: Run, model: Any) -> set[str]:
+    """What is not trained, and which the model's own class holds in another type than is asked for: routers' biases."""
+    import torch
+
+    held = getattr(torch, run.plan.steps.load.dtype)
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad and value.dtype != held}
+    return frozen | {name for name, _ in model.named_buffers()}
 
 
 def say_dtype(file: Path, dtype: str) -> None:

@@ -890,16 +890,6 @@ TABLE = (
         compiles("{ddp} compute.compile=true precision=fp32"),
     ),
 )
-GLM4_MOE = {
-    "model_type": "glm4_moe",
-    "n_routed_experts": 4,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 24,
-    "num_experts_per_tok": 2,
-    "first_k_dense_replace": 1,
-    "head_dim": 8,
-}
 WORDS = {
     "one": "method.num_layers=1",
     "four": "method.quantization.bits=4",
@@ -1030,7 +1020,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, bare: Path, scaled: Path) -
     tiny.save(folder / "gpt2", model_type="gpt2", n_inner=64, num_key_value_heads=4)
     tiny.save(folder / "japanese", model_type="gpt_neox_japanese", intermediate_multiple_size=2)
     tiny.save(folder / "odd", hidden_size=24, intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
-    tiny.save(folder / "glm4_moe", **GLM4_MOE)
+    tiny.save(folder / "glm4_moe", **tiny.GLM4_MOE)
     see_apart(folder / "mllama")
     see(folder / "onevision", "llava_onevision")
     for name, rope in ROPES.items():

@@ -235,6 +235,13 @@ def test_eight_bits_step_as_more_do(name: str) -> None:
     assert (few - many).norm() < 0.15 * many.norm()
 
 
+def test_weight_decay_leaves_mambas_rates_alone() -> None:
+    named = {"layers.0.mixer.A_log": torch.ones(4, 2), "layers.0.mixer.in_proj.weight": torch.ones(4, 2)}
+    groups = {group["weight_decay"]: group["params"] for group in grouped(named, 0.1, lambda _: 1.0)}
+    assert groups[0.0][0] is named["layers.0.mixer.A_log"]
+    assert groups[0.1][0] is named["layers.0.mixer.in_proj.weight"]
+
+
 def test_weight_decay_is_of_matrices_and_rates_are_in_proportion() -> None:
     named = tensors()
     groups = grouped(named, 0.1, lambda name: 16.0 if "mlp" in name else 1.0)
