@@ -209,8 +209,8 @@ def _with_calls(desk: Desk, asked: wire.ChatRequest, begun: str, tools: Sequence
     """An answer with its calls told apart. Its text has those of special tokens, which a client does not see."""
     plain = written(desk.room.prompts.tokenizer, (token.id for token in part.tokens), desk.stops(asked))
     read = calls.read(begun + part.text, begun + plain, desk.room.prompts.tool_format, tools)
-    if not read.calls:
-        return Delta(plain, part.tokens, (), part.reason)
+    if not read.calls:  # a call that was begun here and came to none is told whole
+        return Delta(begun + plain, part.tokens, (), part.reason)
     found = read.calls[:1] if asked.parallel_tool_calls is False else read.calls
     return Delta(read.text.strip(), part.tokens, found, "tool_calls")
 

@@ -30,7 +30,7 @@ print(json.dumps([code, found, gc.get_threshold() == usual]))
 """
 
 
-TALK = """
+CALL = """
 import importlib, io, json, sys
 from factory import cli
 
@@ -38,7 +38,7 @@ words, first, asked = sys.argv[1].split(), sys.argv[2], sys.argv[3:]
 if first:
     importlib.import_module(first)
 sys.stdin = io.StringIO("Hi")
-code = cli.main(["chat", *words])
+code = cli.main(words)
 found = [name for name in asked if sys.modules.get(name) is not None]
 import scipy.optimize, torchvision  # nothing stays hidden
 print("\\n" + json.dumps([code, found]))
@@ -86,7 +86,12 @@ def test_quantizers_that_are_there_and_not_used_are_left(
 def talked(words: str, *asked: str, first: str = "") -> list[str]:
     """Which of these modules a process holds in the end that answered one message."""
     short = "hardware=cpu precision=fp32 generation.temperature=0 generation.max_tokens=2"
-    line = [sys.executable, "-c", TALK, f"{words} {short}", first, *asked]
+    return called(f"chat {words} {short}", *asked, first=first)
+
+
+def called(words: str, *asked: str, first: str = "") -> list[str]:
+    """Which of these modules a process holds in the end that was one command."""
+    line = [sys.executable, "-c", CALL, words, first, *asked]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     code, found = json.loads(done.stdout.splitlines()[-1])
@@ -99,6 +104,10 @@ def test_who_talks_imports_what_its_model_needs(
     overrides: str, needed: list[str], tiny_model: Path, here: Path
 ) -> None:
     assert talked(f"model.path={tiny_model} {overrides}", *ASKED) == needed
+
+
+def test_a_preview_imports_no_model(tiny_model: Path, here: Path) -> None:
+    assert called(f"preview model.path={tiny_model} data.max_samples=4 preview.rows=1", "peft", *ASKED) == []
 
 
 def test_two_models_have_what_either_needs(execute: Callable[..., Any]) -> None:

@@ -324,6 +324,10 @@ def test_a_call_is_begun_where_it_is_required(client: Any, speaking: Callable[[s
     plain = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL])
     assert plain.choices[0].message.tool_calls is None
     assert len(seen[0].ids) > len(seen[1].ids)
+    speaking("the sea's fall")  # which are no arguments: nothing of what was said for the model is kept back
+    found = client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL], tool_choice=choice).choices[0]
+    assert (found.message.tool_calls, found.finish_reason) == (None, "stop")
+    assert found.message.content.startswith("Action: look_up") and found.message.content.endswith("the sea's fall")
 
 
 def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[Request]], opened: Any) -> None:
