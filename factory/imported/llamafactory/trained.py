@@ -120,8 +120,8 @@ def _new_layers(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[st
         said.set("method", "llama_pro")
         said.set("method.num_new_layers", count)
         said.noted["use_llama_pro"] = (
-            f"the run adds the layers itself, to the model as it was published: {model} as model_name_or_path is to be "
-            "without them; there a script adds them before"
+            f"the run adds the layers itself, so {model} is taken as it was published, without them; there a script "
+            "adds them before"
         )
     yield from ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
 
