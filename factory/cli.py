@@ -174,16 +174,15 @@ def doctor(arguments: list[str]) -> int:
 
 
 def import_config(arguments: list[str]) -> int:
-    """a train config of LLaMA-Factory (FILE.yaml) as a command line of this one, with what has no equal, and why"""
+    """a config of LLaMA-Factory (FILE.yaml) as a command line of this one, with what has no equal, and why"""
     from factory.imported import llamafactory
     from factory.imported.said import as_script
 
     if len(arguments) != 1:
         raise refuse("import-what", " ".join(arguments) or "(nothing)", "one file is needed")
     said = llamafactory.translate(Path(arguments[0]))
-    overrides = said.as_overrides()
     try:
-        _compiled(compose.compose(compose.parse(list(overrides))), training=False)
+        use.foreseen(said.verb, said.as_overrides())
         refused = []
     except UserError as error:
         refused = str(error).splitlines()

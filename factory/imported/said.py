@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from factory.line import listed, spelt
+from factory.plan import Verb
+from factory.refusal import Refusal, refusal
 from factory.typed import plain
 from factory.words import program
 
@@ -16,12 +18,17 @@ IN_A_KEY = re.compile(r"[\w-]+", re.ASCII)
 
 @dataclass(slots=True)
 class Said:
-    """Overrides for Factory; what has no equal, with the reason; what is so unsaid; what to know of what is said."""
+    """A verb and overrides of Factory's; what has no equal, with the reason; what is so unsaid; what to know beside.
 
+    `refused` is of what has no equal that which makes another model, or measures another: no comment is enough for it.
+    """
+
+    verb: Verb = "train"
     overrides: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
     noted: dict[str, str] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
     lists: dict[str, list[str]] = field(default_factory=dict)  # the overrides that `add` made
 
     def set(self, key: str, value: Any) -> None:
@@ -31,6 +38,9 @@ class Said:
         """To what was added before: more than one key of theirs may name what one list of ours holds."""
         self.lists[key] = list(dict.fromkeys((*self.lists.get(key, ()), *names)))
         self.set(key, self.lists[key])
+
+    def refuse(self, name: str, value: Any, wrong: str, fix: str) -> None:
+        self.refused.append(refusal("import-unequal", f"{name}={plain(value)}", wrong, fix=fix))
 
     def as_overrides(self) -> tuple[str, ...]:
         return tuple(f"{key}={value}" for key, value in self.overrides.items())
@@ -48,7 +58,7 @@ def as_script(name: str, said: Said, refused: list[str]) -> Iterator[str]:
     # a line's end in a key or a value would end the comment: what follows it, the shell would run
     yield from (f"# {' '.join(text.splitlines())}" for text in comments)
     words = [shlex.quote(text) for text in said.as_overrides()]
-    yield " \\\n    ".join([f"{program('factory')} train", *words])
+    yield " \\\n    ".join([f"{program('factory')} {said.verb}", *words])
 
 
 def text_of(value: Any) -> str:

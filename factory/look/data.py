@@ -278,7 +278,8 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
             raise _no_format(name, source, stage, f"{_listed(own)} lack {', '.join(absent)}", hint=hint)
         wrong = f"lack {', '.join(sorted(lacking))}" if lacking else "fit no known format"
         example = _spelled_otherwise(own, stage) if not source.columns else None
-        raise _no_format(name, source, stage, f"{_listed(columns)} {wrong}", example=example or _EXAMPLE)
+        hint = _of_another(name, source, stage, columns, rows)
+        raise _no_format(name, source, stage, f"{_listed(columns)} {wrong}", hint=hint, example=example or _EXAMPLE)
     if source.format == "auto" and format == "transcripts" and formats.without_prompt(rows, source.tags):
         wrong = f"{_listed(columns)} are of pairs, and none of them is known to hold the prompt"
         raise _no_format(name, source, stage, wrong, example=f"{{prompt: {_perhaps_prompt(rows[0])}}}")
@@ -305,6 +306,14 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
         and "solution" not in columns
         and not any(record.solution for record in records),
     )
+
+
+def _of_another(name: str, source: Source, stage: str, columns: set[str], rows: list[Row]) -> str:
+    """Where its columns are those of a format that the stage reads, and another was said: a catalogue's alpaca, say."""
+    found = _recognised(columns, rows, stage, source.tags)
+    if found is None or FORMATS[found].kind not in registry.reads(registry.spec("stages", stage)):
+        return ""
+    return f"its columns are those of {found}: set data.sources.{name}.format={found}; or "
 
 
 def _refuse_others(name: str, format: str, files: dict[str, list[Row]], source: Source, stage: str) -> None:
@@ -335,7 +344,7 @@ def _spelled_otherwise(columns: set[str], stage: str) -> str | None:
     """What to map where the columns are those of a format but for capitals and spaces around them."""
     alike = {column.strip().lower(): column for column in sorted(columns) if column not in formats.STANDARD}
     meant = {plain: column for plain, column in alike.items() if plain in formats.STANDARD - columns}
-    if not any(not found.lacks({*columns, *meant}) for _, found in _formats(stage)):
+    if not meant or not any(not found.lacks({*columns, *meant}) for _, found in _formats(stage)):
         return None
     own = {name: column if column == column.strip() else json.dumps(column) for name, column in meant.items()}
     return f"{{{', '.join(f'{name}: {column}' for name, column in own.items())}}}"

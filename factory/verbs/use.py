@@ -1,6 +1,7 @@
 """The verbs that use a trained model: evaluate, export, chat, serve."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from factory.line import name_of
 from factory.plan import Plan, Verb
 from factory.refusal import UserError, refusal
 from factory.untrained import exported, untrained
+from factory.verbs import composed as composed_of
 from factory.verbs import parsed, refuse_unread, settings_of
 from factory.verbs.train import done_once, in_a_folder
 
@@ -21,9 +23,13 @@ def evaluate(arguments: list[str]) -> int:
     """measure a model, or run=FOLDER (a run's, a saved model's, or an MLflow run's id), on the held-out rows"""
     if (line := parsed(arguments, "one model is evaluated at a time")) is None:
         return 0
+    return done_once(in_a_folder(line, _measured(line)), "evaluate")
+
+
+def _measured(line: compose.CommandLine) -> compose.Composed:
     refuse_unread(line, "evaluate")
     _refuse_training(line.overrides)
-    return done_once(in_a_folder(line, untrained(line)), "evaluate")
+    return untrained(line)
 
 
 def _refuse_training(overrides: tuple[str, ...]) -> None:
@@ -74,10 +80,7 @@ def to_write(
     verb: Verb, line: compose.CommandLine, own: "asked.Line", side: "asked.Side"
 ) -> tuple[Plan, settings.Settings]:
     """The plan of a model that writes, and the settings beside it. Nothing is written into a folder."""
-    from factory.inference import asked
-
-    words = replace(line, overrides=asked.with_run(own, side.run))
-    composed = replace(untrained(words, asked.of_run, base=side.base), run_dir=asked.NOWHERE)
+    composed = _to_write(line, own, side)
     made = compiled(composed, training=True, verb=verb)
     for warning in made.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -85,3 +88,31 @@ def to_write(
         composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir, verb=verb
     )
     return made, chosen
+
+
+def _to_write(line: compose.CommandLine, own: "asked.Line", side: "asked.Side") -> compose.Composed:
+    from factory.inference import asked
+
+    words = replace(line, overrides=asked.with_run(own, side.run))
+    return replace(untrained(words, asked.of_run, base=side.base), run_dir=asked.NOWHERE)
+
+
+def _one_to_write(line: compose.CommandLine, verb: Verb) -> compose.Composed:
+    from factory.inference import asked
+
+    own = asked.taken_apart(verb, line.overrides)
+    (side,) = asked.sides(asked.named_run(own), ())
+    return _to_write(line, own, side)
+
+
+_COMPOSED: dict[Verb, Callable[[compose.CommandLine], compose.Composed]] = {
+    "train": lambda line: composed_of(line, "train"),
+    "evaluate": _measured,
+    "export": exported,
+    "chat": lambda line: _one_to_write(line, "chat"),
+}
+
+
+def foreseen(verb: Verb, overrides: Sequence[str]) -> Plan:
+    """The plan of a command that is not given yet, of one model; what this machine lacks is no refusal. UserError."""
+    return compiled(_COMPOSED[verb](compose.parse(list(overrides))), training=False, verb=verb)

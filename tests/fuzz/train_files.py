@@ -11,6 +11,7 @@ from factory import cli
 from factory.imported import llamafactory
 from factory.imported.llamafactory.table import table as their_table
 from factory.imported.said import as_script
+from factory.verbs import use
 from fuzz.mutation import YAML_PIECES, changed, twisted
 
 _SEED = {
@@ -64,7 +65,10 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         "\n".join(as_script(str(file), said, []))
         if chance.random() < 0.98:  # Hydra takes a third of a second
             return "translated"
-        cli._compiled(COMPOSED(said.as_overrides()), training=False)
+        if said.verb == "train":
+            cli._compiled(COMPOSED(said.as_overrides()), training=False)
+        else:
+            use.foreseen(said.verb, said.as_overrides())
         return "planned"
 
     return case

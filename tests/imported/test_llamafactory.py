@@ -49,16 +49,21 @@ def catalogue(here: Path) -> Path:
     return here
 
 
+def entries() -> list[tuple[str, Any]]:
+    table = their_table()
+    return [(name, entry) for part in (table["keys"], *table["verbs"].values()) for name, entry in part.items()]
+
+
 def test_the_table_names_keys_that_there_are() -> None:
-    known = {key.path for key in settings.all_keys()} | {"tracking", "seed"}
-    for name, entry in their_table()["keys"].items():
+    known = {key.path for key in settings.all_keys()} | {"tracking", "seed", "engine", "precision"}
+    for name, entry in entries():
         for key in [entry] if isinstance(entry, str) else [entry[part] for part in ("key", "else") if part in entry]:
             assert key in known or key == "hydra.run.dir", (name, key)
 
 
 def test_every_entry_of_the_table_is_read_whole() -> None:
     """A reason with a comma in it would end there, unless it is quoted."""
-    for name, entry in their_table()["keys"].items():
+    for name, entry in entries():
         assert isinstance(entry, str) or entry.keys() <= {
             "key",
             "values",
@@ -68,7 +73,16 @@ def test_every_entry_of_the_table_is_read_whole() -> None:
             "else",
             "none",
             "same",
+            "strict",
         }, name
+
+
+def test_what_a_verb_says_otherwise_is_known() -> None:
+    """A name in `verbs` alone would be a misspelt key, and refused."""
+    table = their_table()
+    elsewhere = {*table["keys"], *table["code"], *(name for names in table["others"].values() for name in names)}
+    assert {name for part in table["verbs"].values() for name in part} <= elsewhere
+    assert table["verbs"].keys() | {"evaluate"} == table["reads"].keys()
 
 
 @pytest.mark.parametrize(("steps", "total"), [(20, 300), (1, 7), (100, 1000), (3, 3)])
@@ -263,8 +277,8 @@ def test_a_weight_that_only_dpo_has_here_is_told(given: dict[str, Any], catalogu
 
 def test_nothing_goes_in_silence(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strange = {"warmup_steps": 10, "no_such_key": 1, "lr_scheduler_type": "polynomial", "use_cpu": True, "top_p": 0.9}
-    found = said(catalogue, **strange, val_size=100, pref_loss="exo", stage="dpo", dataset="pairs")
-    assert found.missing.keys() >= strange.keys() - {"use_cpu"} | {"val_size", "pref_loss"}
+    found = said(catalogue, **strange, val_size=100, stage="dpo", dataset="pairs")
+    assert found.missing.keys() >= strange.keys() - {"use_cpu"} | {"val_size"}
     assert cli.main(["import-config", "old.yaml"]) == 0
     out = capsys.readouterr().out
     for key in found.missing:
@@ -310,7 +324,8 @@ def test_a_key_without_an_equal_is_a_comment(name: str, here: Path) -> None:
 
 def test_a_name_stands_in_one_place_of_the_table() -> None:
     table = their_table()
-    names = [*table["keys"], *table["code"], *(name for names in table["others"].values() for name in names)]
+    listed = [names for part in ("others", "refused") for names in table[part].values()]
+    names = [*table["keys"], *table["code"], *(name for names in listed for name in names)]
     assert len(names) == len(set(names))
 
 
@@ -464,7 +479,6 @@ def test_what_is_read_by_another_method_is_told_and_not_set(here: Path) -> None:
     assert found.overrides["method.rank"] == "8" and "method.num_layers" not in found.overrides
     assert found.missing.keys() == {"galore_rank", "freeze_trainable_layers", "top_p"}
     assert said(here, **FULL, use_galore=True, lora_rank=64).overrides["method.rank"] == "16"
-    assert "use_galore" in said(here, finetuning_type="freeze", use_galore=True).missing
 
 
 def test_freeze_names_layers_and_modules_as_there(catalogue: Path) -> None:
@@ -527,7 +541,6 @@ def test_a_set_that_is_held_out_does_not_train(here: Path) -> None:
         ({"finetuning_type": "oft", "lora_target": "q_proj,v_proj"}, {"method.target_modules": "[q_proj,v_proj]"}),
         ({**FULL, "use_apollo": True, "apollo_scale": 128}, {"method.scale": "11.313708"}),
         ({"adapter_name_or_path": "a"}, {"model.adapter": "a"}),
-        ({"adapter_name_or_path": "a,b"}, {"model.adapter": None}),
     ],
 )
 def test_what_is_meant_otherwise_there_is_said_so(given: dict[str, Any], wanted: dict[str, Any], here: Path) -> None:
@@ -612,18 +625,84 @@ def test_what_their_examples_freeze_is_frozen_here_anyway(here: Path) -> None:
         assert FROZEN.keys() <= found.same.keys()
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"freeze_language_model": True},
-        {"freeze_language_model": True, "freeze_multi_modal_projector": False},  # no adapter stands there
-        {"finetuning_type": "freeze", "freeze_vision_tower": False},
-    ],
-)
-def test_parts_that_cannot_be_said_are_told(given: dict[str, Any], here: Path) -> None:
-    found = said(here, **given)
-    assert "method.parts" not in found.overrides
-    assert {key for key in given if key.startswith("freeze")} <= found.missing.keys()
+# what no key of ours says and what trains another model: a comment would be passed over
+UNEQUAL: list[tuple[dict[str, Any], set[str]]] = [
+    ({"freeze_language_model": True}, {"freeze_language_model=true"}),
+    (  # no adapter stands there
+        {"freeze_language_model": True, "freeze_multi_modal_projector": False},
+        {"freeze_language_model=true", "freeze_multi_modal_projector=false"},
+    ),
+    ({"finetuning_type": "freeze", "freeze_vision_tower": False}, {"freeze_vision_tower=false"}),
+    ({"finetuning_type": "freeze", "use_galore": True}, {"use_galore=true"}),
+    ({"stage": "dpo", "dataset": "pairs", "pref_loss": "exo"}, {"pref_loss=exo"}),
+    ({"stage": "dpo", "dataset": "pairs", "ref_model": "other"}, {"ref_model=other"}),
+    ({"optim": "adagrad"}, {"optim=adagrad"}),
+    ({"use_dft_loss": True, "use_adam_mini": True}, {"use_dft_loss=true", "use_adam_mini=true"}),
+    ({"additional_target": "lm_head"}, {"additional_target=lm_head"}),
+    ({"adapter_name_or_path": "a,b"}, {"adapter_name_or_path=a,b"}),
+    ({"adapter_name_or_path": "a", "create_new_adapter": True}, {"create_new_adapter=true"}),
+    ({"use_llama_pro": True}, {"use_llama_pro=true"}),
+    ({"finetuning_type": "freeze", "use_llama_pro": True, "freeze_extra_modules": "norm"}, {"use_llama_pro=true"}),
+    ({"finetuning_type": "freeze", "use_llama_pro": True, "model_name_or_path": "my/pro"}, {"use_llama_pro=true"}),
+]
+
+
+@pytest.mark.parametrize(("given", "settings"), UNEQUAL)
+def test_what_trains_another_model_is_refused(
+    given: dict[str, Any], settings: set[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        said(here, **given)
+    assert {(each.rule, each.setting) for each in caught.value.refusals} == {
+        ("import-unequal", key) for key in settings
+    }
+    assert cli.main(["import-config", "old.yaml"]) == cli.REFUSED
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["use_dft_loss", "label_smoothing_factor", "use_llama_pro", "use_muon", "optim"])
+def test_what_is_off_is_not_refused(name: str, here: Path) -> None:
+    off = {"label_smoothing_factor": 0.0, "optim": "adamw_torch"}.get(name, False)
+    assert name not in said(here, **{name: off}).missing
+    own = {"ref_model": BASE["model_name_or_path"], "stage": "dpo", "dataset": "pairs"}
+    assert "ref_model" in said(here, **own).same
+
+
+def test_muon_is_an_optimizer_here(catalogue: Path) -> None:
+    found = said(catalogue, **FULL, use_muon=True, optim="adamw_torch", use_cpu=True)
+    assert found.missing == {} and "optim" in found.same
+    assert compiled(*found.as_overrides()).steps.train.optimizer == "muon"
+    galore = said(catalogue, **FULL, use_muon=True, use_galore=True)  # which is asked first there
+    assert "stage.optimizer" not in galore.overrides and "use_muon" in galore.same
+
+
+def test_llama_pro_adds_its_layers_itself(catalogue: Path) -> None:
+    """There they are in the model before; what is known by its name in `factory models` has none of them yet."""
+    asked = {"finetuning_type": "freeze", "use_llama_pro": True, "freeze_trainable_modules": "all", "use_cpu": True}
+    found = said(catalogue, **asked, freeze_trainable_layers=6)
+    assert found.missing == {} and "without them" in found.noted["use_llama_pro"]
+    plan = compiled(*found.as_overrides())
+    assert (plan.steps.attach.method, plan.steps.attach.settings["num_new_layers"]) == ("llama_pro", 6)
+    assert said(catalogue, **asked).overrides["method.num_new_layers"] == "2"  # their default
+    with pytest.raises(UserError, match=r"method=llama_pro method.num_new_layers=6 in the place"):
+        said(catalogue, **asked | {"freeze_trainable_layers": 6, "model_name_or_path": "models/pro"})
+
+
+@pytest.mark.parametrize("method", ["galore", "apollo"])
+def test_a_layerwise_optimizer_cuts_by_no_norm_of_all(method: str, catalogue: Path) -> None:
+    asked = FULL | {f"use_{method}": True, f"{method}_layerwise": True, "pure_bf16": True, "use_cpu": True}
+    for more in ({}, {"max_grad_norm": 1.0}):
+        found = said(catalogue, **asked, **more)
+        assert "stage.max_grad_norm=null" in found.noted["max_grad_norm"]
+        assert compiled(*found.as_overrides()).steps.train.max_grad_norm is None
+    assert "stage.max_grad_norm" not in said(catalogue, **asked | {f"{method}_layerwise": False}).overrides
+
+
+@pytest.mark.parametrize(("top_k", "wanted"), [(0, None), (7, 7)])
+def test_a_top_k_of_none_is_null(top_k: int, wanted: int | None, catalogue: Path) -> None:
+    found = said(catalogue, stage="ppo", top_k=top_k, top_p=0.9, use_cpu=True)
+    plan = compiled(*found.as_overrides(), "stage.reward=http://127.0.0.1:9/score")
+    assert plan.steps.train.own["top_k"] == wanted
 
 
 def test_paths_of_images_start_where_they_did(catalogue: Path) -> None:

@@ -243,6 +243,17 @@ def test_columns_that_are_spelled_otherwise_are_told_how_to_be_read(here: Path) 
     assert look(path="rows.csv", columns={"output": " output", "instruction": "Instruction"}).format == "alpaca"
 
 
+def test_rows_of_another_format_than_was_said_are_told_which(here: Path) -> None:
+    """A catalogue's entry is alpaca where it says nothing; `columns='{}'`, which was told, changes nothing."""
+    (here / "wiki.txt").write_text("One text.\nAnother text.\n")
+    found = refused("pt", path="wiki.txt", format="alpaca")
+    assert found.fix.startswith("its columns are those of text: set data.sources.mine.format=text; or map yours")
+    assert "{}" not in found.fix
+    assert look("pt", path="wiki.txt", format="text").format == "text"
+    unread = refused("sft", path="wiki.txt", format="alpaca")  # a stage that no text is for
+    assert unread.fix.startswith("map yours") and "{}" not in unread.fix
+
+
 def test_of_many_columns_some_are_named(here: Path) -> None:
     """An object whose keys are the numbers of its rows has a column a row."""
     (here / "rows.json").write_text(json.dumps({str(number): ALPACA[0] for number in range(400)}))

@@ -1,19 +1,26 @@
-"""A train config of LLaMA-Factory as a command line of Factory: key by key from a table, the few choices in code."""
+"""A config of LLaMA-Factory as a command line of Factory: key by key from a table, the few choices in code."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from factory.imported.llamafactory import rows, running, trained
-from factory.imported.llamafactory.table import by_table, in_order, refuse_misspelt, unsaid
+from factory.imported.llamafactory import rows, running, trained, used
+from factory.imported.llamafactory.table import by_table, in_order, of_chat, refuse_misspelt, unsaid
 from factory.imported.said import Said, text_of
 from factory.parsed import yaml_of
-from factory.refusal import refuse
+from factory.plan import Verb
+from factory.refusal import UserError, refuse
 
 # each says into what is said, and gives the keys that it has read; what is said first decides what others mean
 _Choice = Callable[[Mapping[str, Any], Said, Path], Iterator[str]]
-_FIRST: tuple[_Choice, ...] = trained.KINDS
-_THEN: tuple[_Choice, ...] = (*trained.REST, *rows.ALL, *running.ALL)
+_FIRST: dict[Verb, tuple[_Choice, ...]] = {"train": trained.KINDS, "evaluate": (trained.stage_of,)}
+_USED: tuple[_Choice, ...] = (trained.adapter, trained.model, trained.template, trained.quantized)
+_THEN: dict[Verb, tuple[_Choice, ...]] = {
+    "train": (*trained.REST, *rows.ALL, *running.ALL),
+    "evaluate": (*_USED, rows.measured, running.precision, running.answers, used.predicted),
+    "export": (*_USED, used.exported),
+    "chat": (*_USED, used.talked),
+}
 _UNREAD: dict[type[Exception], str] = {
     FileNotFoundError: "there is no such file",
     IsADirectoryError: "it is a folder",
@@ -27,24 +34,27 @@ def translate(file: Path) -> Said:
     refuse_misspelt(written, file)
     # there too a null is a key that is not said, but for the norm, which then cuts nothing
     given = {name: value for name, value in written.items() if value is not None or name == "max_grad_norm"}
-    said = Said()
-    read = {name for choose in _FIRST for name in choose(given, said, file)}
+    said = Said(used.verb_of(given, of_chat()))
+    read = {name for choose in _FIRST.get(said.verb, ()) for name in choose(given, said, file)}
     kinds = _kinds(given, said)
     given = unsaid(given, kinds) | given
-    for choose in _THEN:
+    for choose in _THEN[said.verb]:
         read |= set(choose(given, said, file))
     for name, value in in_order(given):
         if name not in read:
             by_table(name, value, said, kinds)
+    if said.refused:
+        raise UserError(*said.refused)
     return said
 
 
 def _kinds(given: Mapping[str, Any], said: Said) -> set[str]:
-    """What the table's `defaults` and `of` call this run: its stage, loss, finetuning_type and method, and the like."""
+    """What the table's `defaults` and `of` call this run: its verb, and what is trained; and the like."""
     kind = text_of(given.get("finetuning_type", "lora"))
     others = {"streaming": "streaming", "predict_with_generate": "generation"}
     others |= {"pissa_init": "pissa"} if kind == "lora" else {}
-    names = {kind, *(said.overrides.get(key, kind) for key in ("stage", "stage.loss", "method"))}
+    trains = {kind, *(said.overrides.get(key, kind) for key in ("stage", "stage.loss", "method"))}
+    names = {said.verb} | (trains if said.verb == "train" else set())
     return names | {ours for name, ours in others.items() if given.get(name)}
 
 

@@ -8,26 +8,55 @@ from factory.data.record import MEDIA
 from factory.imported.said import IN_A_KEY, Said, names_of, text_of
 from factory.parsed import json_of
 
+_NO_SET = "the file names no data set; add data.names=[NAME], or in the place of data another"
 _NO_ROWS = 1e-6  # a val_size up to this one holds out nothing there
 
 
 def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
-    folder = Path(text_of(given.get("dataset_dir", "data")))
-    names, held = (list(filter(None, names_of(given.get(key)))) for key in ("dataset", "eval_dataset"))
+    names, held = (_named(given, key) for key in ("dataset", "eval_dataset"))
     # a set that is held out whole does not train
     apart = [name for name in held if name not in names][:1]
-    said.set("data", "llamafactory")
-    said.set("data.path", folder / "dataset_info.json")
-    if names:
-        said.set("data.names", [*names, *apart])
-    else:  # so that the command is refused, and does not train on the demonstration's rows
-        said.missing["dataset"] = "the file names no data set; add data.names=[NAME], or in the place of data another"
+    if not names:  # so that the command is refused, and does not train on the demonstration's rows
+        said.missing["dataset"] = _NO_SET
     if apart:
         said.set("data.validation", apart[0])
     else:
         _held_out(0 if held else given.get("val_size", 0), said)
     if held != apart:
         said.missing["eval_dataset"] = "one set is held out whole (data.validation), which does not train"
+    _weights(given, names, said)
+    yield from _of_catalogue(given, [*names, *apart], said, listed=bool(names))
+    yield from ("dataset", "eval_dataset", "val_size", "interleave_probs")
+
+
+def measured(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """Of what is evaluated: all rows of eval_dataset, or those that val_size holds out of dataset."""
+    names, held = (_named(given, key) for key in ("dataset", "eval_dataset"))
+    if not (names or held):
+        said.missing["eval_dataset"] = _NO_SET
+    if held and names:
+        said.same["dataset"] = "nothing is trained, and what is measured is eval_dataset"
+    if held or not given.get("val_size"):
+        said.set("evaluate.rows", "train")
+        said.set("data.validation_fraction", 0)
+        said.noted["eval_dataset"] = "evaluate.rows=train measures all rows of the sets that are named, and trains none"
+    else:
+        _held_out(given["val_size"], said)
+    yield from _of_catalogue(given, held or names, said, listed=True)
+    yield from ("dataset", "eval_dataset", "val_size", "interleave_probs", "packing", "neat_packing")
+
+
+def _named(given: Mapping[str, Any], key: str) -> list[str]:
+    return list(filter(None, names_of(given.get(key))))
+
+
+def _of_catalogue(given: Mapping[str, Any], names: list[str], said: Said, *, listed: bool) -> Iterator[str]:
+    """The sets as LLaMA-Factory's catalogue has them, how many rows of each, and what becomes of those too long."""
+    file = Path(text_of(given.get("dataset_dir", "data"))) / "dataset_info.json"
+    said.set("data", "llamafactory")
+    said.set("data.path", file)
+    if names and listed:
+        said.set("data.names", names)
     if said.overrides["stage"] != "pt":
         said.set("data.truncation", "keep_response")
         said.noted["cutoff_len"] = (
@@ -35,12 +64,10 @@ def _data(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         )
     elif given.get("packing") is False:
         said.set("data.truncation", "right")
-    _weights(given, names, said)
-    entries = _entries(folder / "dataset_info.json", [*names, *apart])
-    _first(given, [*names, *apart], _num_samples(entries), said)
+    entries = _entries(file, names)
+    _first(given, names, _num_samples(entries), said)
     _media(given, entries, said)
-    yield from ("dataset", "dataset_dir", "eval_dataset", "val_size", "interleave_probs", "max_samples")
-    yield from ("media_dir", "image_dir")
+    yield from ("dataset_dir", "max_samples", "media_dir", "image_dir")
 
 
 def _media(given: Mapping[str, Any], entries: dict[str, dict[str, Any]], said: Said) -> None:

@@ -16,10 +16,10 @@ _SHARDED_OTHERWISE = {
 }
 
 
-def _precision(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+def precision(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     name = next((name for name in _PRECISIONS if given.get(name)), None)
     said.set("precision", name or "auto")
-    if name is None:
+    if name is None and said.verb == "train":
         said.noted["bf16"] = (
             "precision=auto is as the machine computes fast; there without bf16 or fp16 in the type "
             "that weights are stored in, those that train in float32 (precision=fp32)"
@@ -108,9 +108,21 @@ def _measured(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]
         said.missing[name] = f"{measures} is no number of steps; set stage.eval_steps"
     elif "eval_steps" in given:
         said.same["eval_steps"] = "without eval_strategy=steps nothing is measured while training, here as there"
-    if given.get("predict_with_generate"):
-        said.noted["predict_with_generate"] = "answers are the likeliest (evaluate.temperature=0); there they are drawn"
     yield from ("eval_strategy", "evaluation_strategy", "eval_steps")
+
+
+def answers(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """How the answers that are scored are drawn; in ppo the same keys say how those are that are learnt from."""
+    if said.overrides["stage"] == "ppo" or not given.get("predict_with_generate"):
+        return
+    if given.get("do_sample") is False:
+        said.set("evaluate.temperature", 0)
+    elif "temperature" in given:
+        said.set("evaluate.temperature", given["temperature"])
+    else:
+        said.noted["predict_with_generate"] = "answers are the likeliest (evaluate.temperature=0); there they are drawn"
+    said.missing |= {name: "scored answers are drawn from all tokens" for name in ("top_p", "top_k") if name in given}
+    yield from ("temperature", "do_sample", "top_p", "top_k")
 
 
 def _strategy(value: Any) -> str:
@@ -118,4 +130,4 @@ def _strategy(value: Any) -> str:
     return "no" if value is False else text_of(value)
 
 
-ALL = _precision, _processes, _warmup, _measured
+ALL = precision, _processes, _warmup, _measured, answers

@@ -12,6 +12,7 @@ from factory.refusal import UserError, nearest, refusal
 from factory.typed import plain
 
 TABLE = Path(__file__).with_suffix(".yaml")
+_INFERENCE = "it is of inference or of an export, which have verbs of their own here"  # a reason of the table
 _NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
 
 
@@ -23,14 +24,24 @@ def table() -> dict[str, Any]:
 @cache
 def _reasons() -> dict[str, str]:
     """Every key of LLaMA-Factory's that is known, and what is said of it where it has no entry of its own."""
-    others = {name: why for why, names in table()["others"].items() for name in names}
-    return dict.fromkeys((*table()["keys"], *table()["code"]), "") | others
+    return dict.fromkeys((*table()["keys"], *table()["code"]), "") | _by_name("others") | _by_name("refused")
+
+
+def _by_name(part: str) -> dict[str, str]:
+    """Of a part of the table that has names by what is said of them."""
+    return {name: why for why, names in table()[part].items() for name in names}
 
 
 def _keys() -> dict[str, str]:
     """Ours by theirs, of those that have one."""
     entries = {name: entry if isinstance(entry, str) else entry.get("key") for name, entry in table()["keys"].items()}
     return {name: key for name, key in entries.items() if key}
+
+
+@cache
+def of_chat() -> frozenset[str]:
+    """Keys of theirs that a conversation reads and no training: its own in the table, and those of inference."""
+    return frozenset((*table()["verbs"]["chat"], *table()["others"][_INFERENCE]))
 
 
 def refuse_misspelt(given: Mapping[str, Any], file: Path) -> None:
@@ -55,9 +66,7 @@ def _meant(name: str) -> str | None:
 
 def unsaid(given: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
     """LLaMA-Factory's defaults where they are not ours."""
-    found = {
-        key: value for kind, own in table()["defaults"].items() if kind in {"all", *kinds} for key, value in own.items()
-    }
+    found = {key: value for kind, own in table()["defaults"].items() if kind in kinds for key, value in own.items()}
     if text_of(given.get("max_steps", -1)) != "-1":
         found.pop("num_train_epochs")
     return {name: value for name, value in found.items() if name not in given}
@@ -71,15 +80,41 @@ def in_order(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def by_table(name: str, value: Any, said: Said, kinds: set[str]) -> None:
     """Says one key. `kinds`: what the table's `of` calls this run."""
-    entry = table()["keys"].get(name)
-    if entry is None:
-        said.missing[name] = _reasons().get(name) or "it is not known here; `factory explain` lists the keys"
-        return
-    entry: dict[str, Any] = {"key": entry} if isinstance(entry, str) else entry
-    if "key" not in entry:
+    entry = table()["verbs"].get(said.verb, {}).get(name) or table()["keys"].get(name)
+    if isinstance(entry, str):
+        entry = {"key": entry}
+    if _unread(name, entry, said.verb):
+        said.same[name] = table()["reads"][said.verb]["others"]
+    elif entry is None:
+        _without_entry(name, value, said)
+    elif "key" not in entry:
         kind = said.same if "same" in entry else said.missing
         kind[name] = entry.get("same") or entry["none"]
-        return
+    else:
+        _by_entry(name, entry, value, said, kinds)
+
+
+def _unread(name: str, entry: dict[str, Any] | None, verb: str) -> bool:
+    """Whether the verb, which trains nothing, has no use for it."""
+    if verb == "train":
+        return False
+    if entry is None:
+        return name in table()["code"] or name in _by_name("refused")
+    key = entry.get("key")
+    return key is not None and not any(f"{key}.".startswith(f"{read}.") for read in table()["reads"][verb]["keys"])
+
+
+def _without_entry(name: str, value: Any, said: Said) -> None:
+    why = _by_name("refused").get(name)
+    if why is None:
+        said.missing[name] = _reasons().get(name) or "it is not known here; `factory explain` lists the keys"
+    elif value in (False, 0, "", []):
+        said.same[name] = "it is off, here as there"
+    else:
+        said.refuse(name, value, why, "take the line out of the file, to train without it")
+
+
+def _by_entry(name: str, entry: dict[str, Any], value: Any, said: Said, kinds: set[str]) -> None:
     key = entry["key"]
     if "of" in entry and not kinds & set(entry["of"]):
         key = entry.get("else")
@@ -98,7 +133,15 @@ def by_table(name: str, value: Any, said: Said, kinds: set[str]) -> None:
     elif text_of(value) in known:
         _choose(name, key, text_of(known[text_of(value)]), said)
     else:
-        said.missing[name] = f"{text_of(value)} is none of {', '.join(known)}"
+        _unknown(name, value, list(known), said, strict=entry.get("strict", False))
+
+
+def _unknown(name: str, value: Any, known: list[str], said: Said, *, strict: bool) -> None:
+    wrong = f"{text_of(value)} is none of {', '.join(known)}"
+    if strict:
+        said.refuse(name, value, wrong, f"set {name} to one of these, or take the line out of the file")
+    else:
+        said.missing[name] = wrong
 
 
 def _choose(name: str, key: str, value: str, said: Said) -> None:

@@ -24,21 +24,34 @@ _PARTS = {
     "vision": ("freeze_vision_tower", True),
     "projector": ("freeze_multi_modal_projector", True),
 }
+_UNEXPANDED = (
+    "name the model that they were added to, as the hub does, as model_name_or_path; or, where this one is without "
+    "them, take use_llama_pro out of the file, and in the command put method=llama_pro method.num_new_layers={count} "
+    "in the place of its words of method"
+)
+_MERGED = (
+    "merge it before: `factory export run=ADAPTER export.dir=FOLDER`, one after the other where there are several, and "
+    "name FOLDER as model_name_or_path"
+)
 _PROJECTOR_ALONE = "train_mm_proj_only"  # of 0.9.0 and 0.9.1
 
 
-def _stage(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+def stage_of(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     stage, loss = text_of(given.get("stage", "sft")), text_of(given.get("pref_loss", "sigmoid"))
     said.set("stage", "orpo" if (stage, loss) == ("dpo", "orpo") else stage)
     if said.overrides["stage"] == "dpo" and loss in _LOSSES:
         said.set("stage.loss", loss)
     elif said.overrides["stage"] == "dpo":
-        said.missing["pref_loss"] = f"{loss} is none of {', '.join((*_LOSSES, 'orpo'))}"
+        wrong = f"{loss} is none of {', '.join((*_LOSSES, 'orpo'))}"
+        said.refuse("pref_loss", loss, wrong, "set pref_loss to one of these")
     yield from ("stage", "pref_loss")
+    if "ref_model" in given and given["ref_model"] == given.get("model_name_or_path"):
+        said.same["ref_model"] = "the reference is the model before its first step"
+        yield "ref_model"
 
 
 def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
-    kind, bits = text_of(given.get("finetuning_type", "lora")), given.get("quantization_bit")
+    kind = text_of(given.get("finetuning_type", "lora"))
     if kind not in _TYPES:
         raise refuse("import-config", str(file), f"finetuning_type={kind} is none of {', '.join(_TYPES)}")
     method = kind
@@ -46,18 +59,19 @@ def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         method = next((ours for name, ours in _OPTIMIZED.items() if given.get(name)), "full")
         if method == "badam" and text_of(given.get("badam_mode", "layer")) == "ratio":
             method = "badam_ratio"
-    elif left_out := [name for name in _OPTIMIZED if given.get(name)]:
-        said.missing |= dict.fromkeys(left_out, f"it is of finetuning_type=full here, not of {kind}")
+    for name in _OPTIMIZED if kind != "full" else ():
+        if given.get(name):
+            wrong = f"it is of finetuning_type=full here, not of {kind}"
+            said.refuse(name, True, wrong, "set finetuning_type=full, or take the line out of the file")
     first, *others = [name for name in _VARIANTS if given.get(name) and method == "lora"] or [None]
     method = _VARIANTS[first] if first else method
     for key, value in (_ALSO[name] for name in others if name in _ALSO):
         said.set(f"method.{key}", value)
-    if bits == 4 and method == "lora":
+    if method == "lora" and given.get("quantization_bit") == 4:
         method = "qlora"
-    elif bits is not None:
-        said.set("method.quantization.bits", bits)
-    if given.get("quantization_method") not in (None, "bnb", "bitsandbytes"):
-        said.set("method.quantization.method", given["quantization_method"])
+        _quantized_by(given, said)
+    else:
+        yield from quantized(given, said, file)
     said.set("method", method)
     target = text_of(given.get("lora_target", "all"))
     if kind == "lora":
@@ -70,6 +84,60 @@ def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     yield from (name for name in _VARIANTS if name != "loraplus_lr_ratio")
     if kind == "lora":
         yield from ("lora_rank", "lora_alpha")
+
+
+def quantized(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    if (bits := given.get("quantization_bit")) is not None:
+        said.set("method.quantization.bits", bits)
+    _quantized_by(given, said)
+    yield from ("quantization_bit", "quantization_method")
+
+
+def _quantized_by(given: Mapping[str, Any], said: Said) -> None:
+    if given.get("quantization_method") not in (None, "bnb", "bitsandbytes"):
+        said.set("method.quantization.method", given["quantization_method"])
+
+
+def _new_layers(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """use_llama_pro trains the layers that a script has added to the model; here the run adds them itself."""
+    yield "use_llama_pro"
+    if not given.get("use_llama_pro"):
+        return
+    model, count = text_of(given.get("model_name_or_path")), given.get("freeze_trainable_layers", 2)
+    kind = text_of(given.get("finetuning_type", "lora"))
+    modules = names_of(given.get("freeze_trainable_modules", "all")) + names_of(given.get("freeze_extra_modules"))
+    if kind != "freeze":
+        wrong = f"finetuning_type={kind} trains no added layers alone here"
+        said.refuse("use_llama_pro", True, wrong, "set finetuning_type=freeze, or take use_llama_pro out of the file")
+    elif modules != ["all"]:
+        wrong = f"method=llama_pro trains the added layers whole and nothing else, not {', '.join(modules)}"
+        fix = "set freeze_trainable_modules=all and take freeze_extra_modules out of the file"
+        said.refuse("use_llama_pro", True, wrong, fix)
+    elif models.option_of(model) is None:
+        wrong = f"nobody knows whether layers were added to {model} already: method=llama_pro adds them itself"
+        said.refuse("use_llama_pro", True, wrong, _UNEXPANDED.format(count=count))
+    else:
+        said.set("method", "llama_pro")
+        said.set("method.num_new_layers", count)
+        said.noted["use_llama_pro"] = (
+            f"the run adds the layers itself, so {model} is taken as it was published, without them; there a script "
+            "adds them before"
+        )
+    yield from ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
+
+
+def _optimizer(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """use_muon, which LLaMA-Factory asks after those that have an optimizer of their own, and before `optim`."""
+    yield "use_muon"
+    if not given.get("use_muon"):
+        return
+    if before := next((name for name in (*_OPTIMIZED, "loraplus_lr_ratio") if given.get(name)), None):
+        said.same["use_muon"] = f"{before} comes before it there too"
+        return
+    said.set("stage.optimizer", "muon")
+    if "optim" in given:
+        said.same["optim"] = "use_muon comes before it there too"
+        yield "optim"
 
 
 def _parts(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
@@ -87,8 +155,9 @@ def _parts(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     if parts == ["language"]:
         said.same |= dict.fromkeys((key for key in asked if key not in said.noted), "the language model alone trains")
     elif not parts or kind == "freeze":
-        why = "layers of these numbers train in the tower there; see method.parts" if parts else "nothing would train"
-        said.missing |= dict.fromkeys(asked, why)
+        why = "layers of these numbers train in the tower there, and not here" if parts else "nothing would train"
+        for key in asked:
+            said.refuse(key, given[key], why, "let the language model train, or set finetuning_type=full")
     else:
         said.set("method.parts", parts)
         if "vision" in parts:
@@ -107,6 +176,13 @@ def _counted(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
         said.set("method.scale", round(sqrt(scale), 6))
         said.noted["apollo_scale"] = "method.scale is its square root, by which apollo_torch multiplies"
         yield "apollo_scale"
+    if given.get(f"{said.overrides['method']}_layerwise"):
+        said.set("stage.max_grad_norm", None)
+        said.noted["max_grad_norm"] = (
+            "stage.max_grad_norm=null: each tensor is stepped within the backward pass, so that no norm of all of them "
+            "cuts a gradient, there as here; method.max_grad_norm_per_tensor cuts those of each tensor"
+        )
+        yield "max_grad_norm"
 
 
 def _rollouts(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
@@ -119,16 +195,29 @@ def _rollouts(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]
     said.set("stage.kl_coefficient", 0.2)  # TRL 0.9's, which LLaMA-Factory has no key for
 
 
-def _model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+def _adapter(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """The one that training goes on from."""
+    yield from adapter(given, said, file)
+    if "model.adapter" not in said.overrides:
+        return
+    if given.get("create_new_adapter"):
+        wrong = "the run goes on from the adapter; there it is merged, and a new one is trained"
+        said.refuse("create_new_adapter", True, wrong, _MERGED)
+    elif said.overrides["stage"] in ("kto", "ppo") or said.overrides.get("stage.loss", "simpo") != "simpo":
+        said.noted["adapter_name_or_path"] = "the reference is the model with this adapter; there it is without"
+    yield "create_new_adapter"
+
+
+def adapter(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     adapters = names_of(given.get("adapter_name_or_path"))
     yield "adapter_name_or_path"
     if len(adapters) > 1:
-        said.missing["adapter_name_or_path"] = "one adapter is gone on from; `factory export` merges the others before"
+        said.refuse("adapter_name_or_path", ",".join(adapters), "one adapter is read here, not several", _MERGED)
     elif adapters:
         said.set("model.adapter", adapters[0])
-        refers = said.overrides["stage"] in ("kto", "ppo") or said.overrides.get("stage.loss", "simpo") != "simpo"
-        if refers and not given.get("create_new_adapter"):
-            said.noted["adapter_name_or_path"] = "the reference is the model with this adapter; there it is without"
+
+
+def model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     path = given.get("model_name_or_path")
     if path is None:
         said.missing["model_name_or_path"] = "the file names no model; add model=NAME or model.path=FOLDER"
@@ -138,7 +227,7 @@ def _model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     yield "model_name_or_path"
 
 
-def _template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+def template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     name = given.get("template")
     ours = "auto" if name is None else table()["templates"].get(text_of(name), text_of(name))
     if ours == "auto" or ours in templates.names():
@@ -153,5 +242,5 @@ def _template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]
     yield "template"
 
 
-KINDS = _stage, _method, _parts
-REST = _counted, _rollouts, _model, _template
+KINDS = stage_of, _method, _new_layers, _optimizer, _parts
+REST = _counted, _rollouts, _adapter, model, template
