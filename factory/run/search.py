@@ -12,7 +12,7 @@ from typing import Any
 from factory.estimate.speed import work
 from factory.plan import Patch, Plan
 from factory.refusal import UserError
-from factory.run.advice import CLEARLY_LESS, Anew, smaller_batches
+from factory.run.advice import CLEARLY_LESS, PURE, Anew, smaller_batches
 from factory.typed import to_tree
 from factory.words import rate, size
 
@@ -24,10 +24,11 @@ _HELD: tuple[Overrides, ...] = (
     ("stage.optimizer=adamw_8bit",),
     ("method.quantization.bits=8",),
     ("method.quantization.bits=4",),
-    ("precision=pure_bf16",),
-    ("precision=pure_bf16", "stage.optimizer=adamw_8bit"),
+    (PURE,),
+    (PURE, "stage.optimizer=adamw_8bit"),
+    ("method.quantization.bits=4", PURE),  # what is not quantized is much of a small model, and of one on a CPU
 )
-_OTHERS: tuple[Overrides, ...] = (("method=lora",), ("method=qlora",))
+_OTHERS: tuple[Overrides, ...] = (("method=lora",), ("method=qlora",), ("method=qlora", PURE))
 _RECOMPUTED = (False, "selective", True)  # what costs less time first
 _WORDS = ("compute.activation_checkpointing=", "compute.recomputed_layers=")
 _KEPT = f"{_WORDS[0]}false"  # of every plan that says no other: what `auto` means is tried here
@@ -168,7 +169,8 @@ def _ways(tried: _Tried, ways: tuple[Overrides, ...], first: int) -> Iterator[Ro
         if plain is None or plain.estimate.memory.total > CLEARLY_LESS * least:
             continue
         least = plain.estimate.memory.total
-        yield from _recomputed(tried, own, plain, number)
+        if _held(plain) <= tried.budget:
+            yield from _recomputed(tried, own, plain, number)
 
 
 def _recomputed(tried: _Tried, own: Overrides, plain: Plan, way: int) -> Iterator[Row]:
@@ -211,9 +213,14 @@ def _up_to_asked(tried: _Tried, overrides: Overrides, made: Plan) -> tuple[Overr
 
 def _at_least(made: Plan, batch: int, size: int) -> float:
     """Bytes below which no smaller micro-batch brings a plan: what grows with it is at most all but what is held."""
+    held = _held(made)
+    return held + (made.estimate.memory.total - held) * batch / size
+
+
+def _held(made: Plan) -> int:
+    """Bytes that are there whatever is recomputed, and however small the micro-batches are."""
     memory = made.estimate.memory
-    held = memory.weights + memory.optimizer + memory.runtime
-    return held + (memory.total - held) * batch / size
+    return memory.weights + memory.optimizer + memory.runtime
 
 
 def _batch(change: Overrides) -> int:

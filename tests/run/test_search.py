@@ -104,6 +104,20 @@ def test_other_methods_only_where_the_asked_one_does_not_fit() -> None:
     assert kept[0].overrides[0] == "stage.optimizer=adamw_8bit"
 
 
+@pytest.mark.parametrize(
+    ("asked", "both"),
+    [
+        ((), {"method.quantization.bits=4", "precision=pure_bf16"}),
+        (("method=full",), {"method=qlora", "precision=pure_bf16"}),
+    ],
+)
+def test_four_bits_and_sixteen_for_the_rest(asked: tuple[str, ...], both: set[str]) -> None:
+    """Where neither fits alone. What does not fit whatever is recomputed costs a plan, and no more."""
+    table = found("model=llama3_8b", "hardware=cpu", "hardware.memory=8GB", *asked)
+    assert table.rows and all(both <= set(row.overrides) for row in table.rows)
+    assert table.tried <= 25
+
+
 def test_what_no_rule_allows_is_not_shown() -> None:
     """KTO compares the rows of a micro-batch: one of a single row is refused."""
     kto = found("stage=kto", "hardware=single_gpu", "hardware.memory=600MB")
@@ -115,6 +129,7 @@ def test_nothing_fits() -> None:
     nothing = found("hardware=single_gpu", "hardware.memory=100MB")
     assert nothing.rows == ()
     assert as_text(nothing).startswith("Nothing fits 95.4 MiB")
+    assert nothing.tried <= 10  # a way to hold the model each
 
 
 def test_few_plans_do(eight: Found) -> None:
