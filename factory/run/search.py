@@ -4,6 +4,7 @@ A way to hold the model is tried with each recomputation, from what was asked to
 micro-batch and the rank of the best are raised as long as they fit.
 """
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import log, sqrt
@@ -264,25 +265,33 @@ _ORDER = {
 }
 
 
-def as_text(found: Found) -> str:
-    """A row a line, what to add to the command line at its end, so that it can be copied."""
+def as_text(found: Found, width: int) -> str:
+    """A row a line, what to add to the command line at its end; below it, unbroken, where the width does not do."""
     tried = f"{found.tried} plans tried" + (f", {found.refused} of them refused" if found.refused else "")
     if not found.rows:
         return f"Nothing fits {size(found.budget)} ({tried}): a smaller model, or a shorter data.max_length."
     rough = found.asked.estimate.memory.uncalibrated
-    lines = [
+    told = [
         f"Settings that fit {size(found.budget)}, the best first; {tried}.",
         f"Ranked {_ORDER[found.timed]}.",
         *([f"Rough: memory was never measured with {', '.join(rough)}."] if rough else []),
-        "",
     ]
+    return "\n".join([*(line for text in told for line in textwrap.wrap(text, width)), "", *_table(found, width)])
+
+
+_BELOW = "    add  "
+
+
+def _table(found: Found, width: int) -> list[str]:
     head = ("memory", "batch", "a step", "rank", "recomputed", "tokens/s" if found.timed else "GFLOP/token", "add")
     cells = [head, *(_cells(row, timed=found.timed) for row in found.rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
-    for *numbers, last in cells:
-        right = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=True))
-        lines.append(f"{right}  {last}")
-    return "\n".join(lines)
+    rooms = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
+    numbers = ["  ".join(f"{text:>{room}}" for text, room in zip(line[:-1], rooms, strict=True)) for line in cells]
+    beside = [f"{right}  {line[-1]}" for right, line in zip(numbers, cells, strict=True)]
+    if max(map(len, beside)) <= width:
+        return beside
+    rows = zip(numbers[1:], cells[1:], strict=True)
+    return [numbers[0], *(line for right, cell in rows for line in (right, f"{_BELOW}{cell[-1]}"))]
 
 
 def _cells(row: Row, *, timed: bool) -> tuple[str, ...]:
