@@ -137,7 +137,7 @@ def _shorter(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 
 def _all_of_it(plan: Plan) -> Iterator[tuple[str, ...]]:
-    """What is not so yet of one sequence at a time, recomputed, over a base in 4 bits; then in 16 bits, then shorter."""
+    """What is not so yet of one sequence at once, recomputed, over a base in 4 bits; then in 16 bits; then shorter."""
     train = plan.steps.train
     rows = train.batch_size * train.gradient_accumulation_steps
     one = ("stage.batch_size=1", f"stage.gradient_accumulation_steps={rows}") if train.batch_size > 1 else ()
