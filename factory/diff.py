@@ -121,20 +121,6 @@ def _of_mlflow(run: str, uri: str | None) -> Plan:
         return read_plan(Path(found), setting=setting, example=_EXAMPLE)
 
 
-def as_text(found: Differences, names: tuple[str, str]) -> str:
-    lines = [f"{digest}  {name}" for digest, name in zip(found.digests, names, strict=True)]
-    for title, group in (
-        ("asked for", found.asked),
-        ("decides the result", found.decisive),
-        ("versions of packages", found.versions),
-        ("changes no result", found.rest),
-    ):
-        width = max((len(each.key) for each in group), default=0)
-        lines += [title] if group else []
-        lines += [f"  {each.key:<{width}}  {shown(each.one)} -> {shown(each.other)}" for each in group]
-    return "\n".join([*lines, verdict(found)])
-
-
 def as_json(found: Differences) -> dict[str, Any]:
     tree = {name: values for name, values in to_tree(found).items() if name != "digests"}
     return {"digests": list(found.digests), "same_result": not (found.decisive or found.versions), **tree}

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from factory.parsed import yaml_of
+from factory.parsed import json_of, yaml_of
 from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
@@ -476,6 +477,39 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {"digest": plan.digest(), **tree}
 
 
+_BESIDE = ("changes", "search")  # what the verb `plan` prints in JSON beside a plan
+
+
+def _of_json(tree: Any) -> Any:
+    """The tree of plan.yaml, of what `to_json` made of it; anything else as it is."""
+    steps = tree.get("steps") if isinstance(tree, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and "name" in step for step in steps):
+        return tree
+    named = {str(step["name"]): {key: value for key, value in step.items() if key != "name"} for step in steps}
+    tree = {key: value for key, value in tree.items() if key not in _BESIDE} | {"steps": named}
+    estimate = tree.get("estimate")
+    if isinstance(estimate, dict) and "steps" in estimate:
+        tree["estimate"] = {**estimate, "steps": _range(estimate["steps"])}
+    return tree
+
+
+def _range(steps: Any) -> Any:
+    if isinstance(steps, dict):
+        return {key: value for key, value in steps.items() if key != "note"}
+    return {"low": steps, "high": steps}
+
+
+def _parsed(content: bytes) -> Any:
+    """A plan file, or what plan.format=json printed. Raises ValueError.
+
+    JSON is read as such: YAML takes its 2e-05 for a text.
+    """
+    if content.lstrip().startswith(b"{"):
+        with suppress(ValueError):
+            return _of_json(json_of(content))
+    return yaml_of(content)
+
+
 # what each version changed, for whoever has a plan of an older one
 CHANGED: dict[int, str] = {
     2: "data sets have an origin, a weight and a split, several are mixed or streamed, tools and reasoning are planned",
@@ -502,10 +536,13 @@ PLAN_EXAMPLE = "--from-plan outputs/DATE/TIME/plan.yaml"
 
 
 def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> Plan:
-    """A plan file, checked against the types and its own digest. Raises UserError; `example` is how one is named."""
+    """A plan, written as YAML or as JSON, checked against the types and its own digest. Raises UserError.
+
+    `example` is how one is named.
+    """
     setting = setting or f"--from-plan {path}"
     try:
-        tree = yaml_of(path.read_bytes())
+        tree = _parsed(path.read_bytes())
     except OSError as error:
         raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})", example=example) from None
     except ValueError:

@@ -88,7 +88,7 @@ def test_files_and_folders(made: Made, here: Path, command: Any) -> None:
     assert tree["decisive"] == [{"key": "train.learning_rate", "one": 2e-4, "other": 3e-4}]
     said = command("plan", "--diff=one", "other")
     assert said.out == command("plan", "--diff", "one", "other").out
-    assert "train.learning_rate  0.0002 -> 0.0003" in said.out
+    assert "stage.learning_rate  0.0002 -> 0.0003" in said.out
     assert said.out.splitlines()[-1].startswith("The results can differ: 1 ")
 
 

@@ -232,6 +232,48 @@ def test_the_json_is_the_contracts(command: Callable[..., Any], here: Path) -> N
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=qlora", "stage=dpo", "hardware.memory=8GB"),
+        (
+            "stage.max_steps=3",
+            "stage.learning_rate=2e-05",
+            "hardware.memory=8GB",
+        ),  # as json writes it, which YAML takes for a text
+        ("hardware.memory=100MB",),  # with the changes that would need less
+        ("hardware.memory=2GB", "plan.search=true"),
+    ],
+    ids=str,
+)
+def test_what_json_prints_is_a_plan_too(overrides: tuple[str, ...], command: Callable[..., Any], here: Path) -> None:
+    printed = command("plan", "hardware=cpu", *overrides, "plan.format=json")
+    (here / "plan.json").write_text(printed.out)
+    plan = read_plan(here / "plan.json")
+    assert plan.digest() == json.loads(printed.out)["digest"]
+    shared = (text for text in overrides if not text.startswith("plan."))
+    (here / "plan.yaml").write_text(command("plan", "hardware=cpu", *shared, "plan.format=yaml").out)
+    assert plan == read_plan(here / "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [
+        (lambda tree: tree["steps"].pop(), "bad-value"),
+        (lambda tree: tree["steps"].append("train"), "bad-value"),
+        (lambda tree: tree.update(more=1), "unknown-key"),
+        (lambda tree: tree.update(seed=7), "plan-edited"),
+    ],
+)
+def test_of_json_nothing_else_is_taken(
+    broken: Callable[[Any], Any], rule: str, command: Callable[..., Any], here: Path
+) -> None:
+    tree = json.loads(command("plan", "hardware=cpu", "plan.format=json").out)
+    broken(tree)
+    (here / "plan.json").write_text(json.dumps(tree))
+    assert _rules(here / "plan.json")[:1] == [rule]
+
+
 def test_the_json_has_a_number_of_steps_where_it_is_known(command: Callable[..., Any]) -> None:
     tree = json.loads(command("plan", "plan.format=json", "stage.max_steps=7").out)
     assert tree["estimate"]["steps"] == 7

@@ -7,13 +7,15 @@ little too often; the intervals themselves are shown beside it. Of runs on sever
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from factory.compare.columns import Column
 from factory.compare.runs import Run
-from factory.diff import flat
+from factory.diff import ABSENT, flat, shown
 from factory.evaluation import rows
 from factory.metrics import ROUGE
+from factory.plan_keys import as_set
 
 # of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
 # what bounds an answer
@@ -22,6 +24,20 @@ _TOKENS = (*_ROWS, "pack.", "train.stage", "evaluate.stride")
 _ANSWERS = (*_ROWS, "evaluate.max_new_tokens", "evaluate.temperature")
 _NO_MATTER = ("pack.packing", "pack.isolate_documents", "pack.padding_free")  # held-out rows stand alone
 _OF_TOKENS = ("perplexity", "loss")
+_SOURCES = "align.sources."
+# what runs were that differ in a key which starts so; what tells most of them first
+_WERE = {
+    _SOURCES: "measured on different data",
+    "align.validation": "measured on different held-out rows",
+    "align.": "measured on rows that were chosen otherwise",
+    "evaluate.rows": "measured on rows that do not train and on rows that do",
+    "seed": "measured on rows that different seeds hold out",
+    "pack.max_length": "measured on sequences of different length",
+    "evaluate.stride": "measured with windows of different strides",
+    "pack.": "measured on rows that were made tokens of otherwise",
+    "train.stage": "measured by the losses of different stages",
+    "evaluate.": "measured by answers that were written otherwise",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +125,45 @@ def on_same_data(runs: Sequence[Run], places: Iterable[int]) -> list[list[int]]:
 
 def apart(metric: str, runs: Sequence[Run]) -> str | None:
     """Why the figures of these runs cannot be set side by side, if so: other rows, other tokens, another benchmark."""
-    if signatures := {run.name: _signature(metric, run) for run in runs if _signature(metric, run)}:
-        return _unlike("what was asked", signatures)
+    if asked := [(run.name, signature) for run in runs if (signature := _signature(metric, run))]:
+        return _unlike("were asked different questions", asked)
     if lacking := [run.name for run in runs if run.plan is None]:
         return f"what {listed(lacking)} measured is not known without a plan"
     by_tokens = metric in _OF_TOKENS
-    decided = {run.name: dict(_decisive(run, _TOKENS if by_tokens else _ANSWERS)) for run in runs}
-    keys = dict.fromkeys(key for each in decided.values() for key in each)
-    for key in keys:
-        if wrong := _unlike(key, {name: each.get(key) for name, each in decided.items()}):
-            return wrong
+    decided = [dict(_decisive(run, _TOKENS if by_tokens else _ANSWERS)) for run in runs]
+    for start, were in _WERE.items():
+        if told := _first_unlike(start, decided):
+            told = (start == _SOURCES and _data(runs)) or told
+            return _unlike(f"were {were}", [(run.name, each) for run, each in zip(runs, told, strict=True)])
     if by_tokens:
-        return _unlike("the tokenizer", _tokenizers(runs), shown=False)
-    return _unlike("how it is scored", {run.name: _scored(metric, run) for run in runs})
+        return _unlike("have different tokenizers", _tokenizers(runs), shown=False)
+    return _unlike("were scored in different ways", [(run.name, str(_scored(metric, run))) for run in runs])
 
 
-def _tokenizers(runs: Sequence[Run]) -> dict[str, str | None]:
-    """Where a run saved none, that of another run on the same base."""
+def _first_unlike(start: str, decided: Sequence[dict[str, Any]]) -> list[str]:
+    """What each run has of the first key that starts so and differs, as it is set; nothing where none does."""
+    for key in dict.fromkeys(key for each in decided for key in each if key.startswith(start)):
+        values = [each.get(key, ABSENT) for each in decided]
+        if any(value != values[0] for value in values):
+            return [f"{as_set(key)}={shown(value)}" for value in values]
+    return []
+
+
+def _data(runs: Sequence[Run]) -> list[str] | None:
+    """The data of each run, in the fewest words that tell all of them apart: the sets, their files, and their sizes."""
+    found = [run.plan.steps.align.sources for run in runs if run.plan is not None]
+    named = [", ".join(each) for each in found]
+    files = [", ".join(Path(source.path).name for source in each.values()) for each in found]
+    sizes = [sum(source.bytes for source in each.values()) for each in found]
+    sized = [f"{name} of {count:,} bytes" for name, count in zip(files, sizes, strict=True)]
+    kinds = len({str(_decisive(run, (_SOURCES,))) for run in runs})
+    return next((each for each in (named, files, sized) if len(set(each)) == kinds), None)
+
+
+def _tokenizers(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Where a run saved none, it has that of another run on the same base."""
     of_base = {run.base: run.tokenizer for run in runs if run.tokenizer is not None}
-    return {run.name: run.tokenizer or of_base.get(run.base, run.base) for run in runs}
+    return [(run.name, str(run.tokenizer or of_base.get(run.base, run.base))) for run in runs]
 
 
 def _signature(metric: str, run: Run) -> str | None:
@@ -149,13 +185,15 @@ def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:
     return [(key, value) for key, value in leaves if key.startswith(starts) and key not in _NO_MATTER]
 
 
-def _unlike(what: str, values: dict[str, Any], *, shown: bool = True) -> str | None:
-    first_name, first = next(iter(values.items()))
-    for name, value in values.items():
-        if value != first:
-            told = f" ({first} and {value})" if shown else ""
-            return f"{what} differs between {first_name} and {name}{told}"
-    return None
+def _unlike(were: str, told: Sequence[tuple[str, str]], *, shown: bool = True) -> str | None:
+    """`the runs were measured on different data: demo (a and b); shop.jsonl (c)`; `told` is of each run by its name."""
+    by_value = dict[str, list[str]]()
+    for name, value in told:
+        by_value.setdefault(value, []).append(name)
+    if len(by_value) == 1:
+        return None
+    groups = (f"{value} ({listed(names)})" if shown else listed(names) for value, names in by_value.items())
+    return f"the runs {were}: {'; '.join(groups)}"
 
 
 def listed(names: Sequence[str]) -> str:

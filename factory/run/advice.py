@@ -8,6 +8,7 @@ from factory.refusal import UserError
 from factory.words import size
 
 Anew = Callable[[tuple[str, ...]], Plan]  # the plan of these overrides; raises UserError
+PURE = "precision=pure_bf16"  # all numbers in 16 bits, those that train too
 _SHOWN = 3
 _HALVINGS = 4  # of data.max_length that are tried
 _SHORTEST = 64  # tokens
@@ -112,12 +113,19 @@ def _recomputed(plan: Plan) -> Iterator[tuple[str, ...]]:
 
 
 def _quantized(plan: Plan) -> Iterator[tuple[str, ...]]:
-    """A base in 4 bits, where an adapter stands on it; else an adapter."""
-    if plan.steps.quantize.bits is None:
-        yield ("method.quantization.bits=4",)
-    if plan.options.get("method") != "qlora":
-        yield ("method=lora",)
-        yield ("method=qlora",)
+    """A base in 4 bits, where an adapter stands on it; else an adapter. Then with all that stays in 16 bits as well."""
+    named = plan.options.get("method")
+    own = [("method.quantization.bits=4",)] if plan.steps.quantize.bits is None else []
+    others = [(f"method={name}",) for name in ("lora", "qlora") if named not in (name, "qlora")]
+    yield from (*own, *others)
+    in_4_bits = [*own, *others[-1:]] or [()]
+    yield from ((*way, *pure) for pure in _pure(plan) for way in in_4_bits)
+
+
+def _pure(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Trained tensors in 16 bits, and the rest of the model that is not quantized."""
+    if plan.steps.attach.dtype != "bfloat16":
+        yield (PURE,)
 
 
 def _shorter(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -129,11 +137,13 @@ def _shorter(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 
 def _all_of_it(plan: Plan) -> Iterator[tuple[str, ...]]:
-    """What is not so yet of one sequence at a time, recomputed, over a base in 4 bits; then shorter rows as well."""
+    """What is not so yet of one sequence at once, recomputed, over a base in 4 bits; then in 16 bits; then shorter."""
     train = plan.steps.train
     rows = train.batch_size * train.gradient_accumulation_steps
     one = ("stage.batch_size=1", f"stage.gradient_accumulation_steps={rows}") if train.batch_size > 1 else ()
     lean = ("method=qlora",) if plan.options.get("method") != "qlora" else ()
     together = (*one, *next(_recomputed(plan), ()), *lean)
-    yield together
-    yield from _shorter(plan, together)
+    ways = [together, *((*together, *pure) for pure in _pure(plan))]
+    yield from ways
+    for way in ways:
+        yield from _shorter(plan, way)

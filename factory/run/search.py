@@ -4,6 +4,7 @@ A way to hold the model is tried with each recomputation, from what was asked to
 micro-batch and the rank of the best are raised as long as they fit.
 """
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import log, sqrt
@@ -12,7 +13,7 @@ from typing import Any
 from factory.estimate.speed import work
 from factory.plan import Patch, Plan
 from factory.refusal import UserError
-from factory.run.advice import CLEARLY_LESS, Anew, smaller_batches
+from factory.run.advice import CLEARLY_LESS, PURE, Anew, smaller_batches
 from factory.typed import to_tree
 from factory.words import rate, size
 
@@ -24,10 +25,11 @@ _HELD: tuple[Overrides, ...] = (
     ("stage.optimizer=adamw_8bit",),
     ("method.quantization.bits=8",),
     ("method.quantization.bits=4",),
-    ("precision=pure_bf16",),
-    ("precision=pure_bf16", "stage.optimizer=adamw_8bit"),
+    (PURE,),
+    (PURE, "stage.optimizer=adamw_8bit"),
+    ("method.quantization.bits=4", PURE),  # what is not quantized is much of a small model, and of one on a CPU
 )
-_OTHERS: tuple[Overrides, ...] = (("method=lora",), ("method=qlora",))
+_OTHERS: tuple[Overrides, ...] = (("method=lora",), ("method=qlora",), ("method=qlora", PURE))
 _RECOMPUTED = (False, "selective", True)  # what costs less time first
 _WORDS = ("compute.activation_checkpointing=", "compute.recomputed_layers=")
 _KEPT = f"{_WORDS[0]}false"  # of every plan that says no other: what `auto` means is tried here
@@ -168,7 +170,8 @@ def _ways(tried: _Tried, ways: tuple[Overrides, ...], first: int) -> Iterator[Ro
         if plain is None or plain.estimate.memory.total > CLEARLY_LESS * least:
             continue
         least = plain.estimate.memory.total
-        yield from _recomputed(tried, own, plain, number)
+        if _held(plain) <= tried.budget:
+            yield from _recomputed(tried, own, plain, number)
 
 
 def _recomputed(tried: _Tried, own: Overrides, plain: Plan, way: int) -> Iterator[Row]:
@@ -211,9 +214,14 @@ def _up_to_asked(tried: _Tried, overrides: Overrides, made: Plan) -> tuple[Overr
 
 def _at_least(made: Plan, batch: int, size: int) -> float:
     """Bytes below which no smaller micro-batch brings a plan: what grows with it is at most all but what is held."""
+    held = _held(made)
+    return held + (made.estimate.memory.total - held) * batch / size
+
+
+def _held(made: Plan) -> int:
+    """Bytes that are there whatever is recomputed, and however small the micro-batches are."""
     memory = made.estimate.memory
-    held = memory.weights + memory.optimizer + memory.runtime
-    return held + (memory.total - held) * batch / size
+    return memory.weights + memory.optimizer + memory.runtime
 
 
 def _batch(change: Overrides) -> int:
@@ -257,25 +265,33 @@ _ORDER = {
 }
 
 
-def as_text(found: Found) -> str:
-    """A row a line, what to add to the command line at its end, so that it can be copied."""
+def as_text(found: Found, width: int) -> str:
+    """A row a line, what to add to the command line at its end; below it, unbroken, where the width does not do."""
     tried = f"{found.tried} plans tried" + (f", {found.refused} of them refused" if found.refused else "")
     if not found.rows:
         return f"Nothing fits {size(found.budget)} ({tried}): a smaller model, or a shorter data.max_length."
     rough = found.asked.estimate.memory.uncalibrated
-    lines = [
+    told = [
         f"Settings that fit {size(found.budget)}, the best first; {tried}.",
         f"Ranked {_ORDER[found.timed]}.",
         *([f"Rough: memory was never measured with {', '.join(rough)}."] if rough else []),
-        "",
     ]
+    return "\n".join([*(line for text in told for line in textwrap.wrap(text, width)), "", *_table(found, width)])
+
+
+_BELOW = "    add  "
+
+
+def _table(found: Found, width: int) -> list[str]:
     head = ("memory", "batch", "a step", "rank", "recomputed", "tokens/s" if found.timed else "GFLOP/token", "add")
     cells = [head, *(_cells(row, timed=found.timed) for row in found.rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
-    for *numbers, last in cells:
-        right = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=True))
-        lines.append(f"{right}  {last}")
-    return "\n".join(lines)
+    rooms = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
+    numbers = ["  ".join(f"{text:>{room}}" for text, room in zip(line[:-1], rooms, strict=True)) for line in cells]
+    beside = [f"{right}  {line[-1]}" for right, line in zip(numbers, cells, strict=True)]
+    if max(map(len, beside)) <= width:
+        return beside
+    rows = zip(numbers[1:], cells[1:], strict=True)
+    return [numbers[0], *(line for right, cell in rows for line in (right, f"{_BELOW}{cell[-1]}"))]
 
 
 def _cells(row: Row, *, timed: bool) -> tuple[str, ...]:

@@ -73,7 +73,8 @@ def _search(made: Plan, form: str, anew: Anew) -> int:
     else:
         from factory.run.screen import Screen
 
-        Screen().print(search.as_text(found), soft_wrap=True)
+        screen = Screen()
+        screen.print(search.as_text(found, screen.console.width), soft_wrap=True)
     return 0
 
 
@@ -146,5 +147,8 @@ def _diff(arguments: list[str]) -> int:
     if chosen.plan.format == "json":
         print(json.dumps(diff.as_json(found), ensure_ascii=False))
     else:
-        print(diff.as_text(found, (names[0], names[1])))
+        from factory.diff_shown import as_text
+        from factory.run.screen import console
+
+        print(as_text(found, (names[0], names[1]), console().width))
     return 0

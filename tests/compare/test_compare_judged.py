@@ -100,11 +100,24 @@ def test_the_interval_is_that_of_the_paired_differences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "more", "why"),
     [
-        (("seed=7",), {}, "seed differs"),
-        (("data.max_samples=50",), {}, "align.max_samples differs"),
-        (("data.max_length=64",), {}, "pack.max_length differs"),
-        (("data.train_on_prompt=true",), {}, "pack.train_on_prompt differs"),
-        (("method=full",), {"tokenizer": "bytes"}, "the tokenizer differs"),
+        (("seed=7",), {}, "measured on rows that different seeds hold out: seed=42 (a); seed=7 (b)"),
+        (
+            ("data.max_samples=50",),
+            {},
+            "rows that were chosen otherwise: data.max_samples=null (a); data.max_samples=50",
+        ),
+        (
+            ("data.max_length=64",),
+            {},
+            "sequences of different length: data.max_length=1024 (a); data.max_length=64 (b)",
+        ),
+        (("data.train_on_prompt=true",), {}, "data.train_on_prompt=false (a); data.train_on_prompt=true (b)"),
+        (
+            ("data=demo_tools", "data.max_length=64"),
+            {},
+            "on different data: demo (data=demo); demo_tools (data=demo_tools",
+        ),
+        (("method=full",), {"tokenizer": "bytes"}, "the runs have different tokenizers: method=lora; method=full"),
         (("method=full",), {"nats": ()}, "no rows of it were written by"),
         (("method=full",), {"checks": {"save_reload": {"passed": False, "detail": ""}}}, "a check of it is red"),
     ],
@@ -116,6 +129,29 @@ def test_figures_that_cannot_be_compared_have_no_best(
     judged = verdict(measured(tmp_path / "a", 12.0), measured(tmp_path / "b", 9.0, *overrides, seed=1, **more))
     assert (judged.best, judged.others) == (None, {})
     assert judged.why is not None and why in judged.why
+
+
+def test_data_is_told_apart_by_as_few_words_as_do(tmp_path: Path) -> None:
+    """By its files, else by their sizes, else by what a user set; each with every run that has it."""
+
+    def why(*sets: tuple[str, ...]) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        made = [measured(folder / "abc"[at], 9.0 + at, *more, seed=at) for at, more in enumerate(sets)]
+        return verdict(*made).why or ""
+
+    for name, count in (("one/shop.jsonl", 20), ("faq.jsonl", 30), ("two/shop.jsonl", 40)):
+        (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
+        lines = (f'{{"instruction": "Say {n}.", "output": "It is {n}."}}\n' for n in range(count))
+        (tmp_path / "rows" / name).write_text("".join(lines))
+    shop, faq, other = (
+        ("data=file", f"data.path={tmp_path / 'rows' / name}")
+        for name in ("one/shop.jsonl", "faq.jsonl", "two/shop.jsonl")
+    )
+    files = why(shop, faq)
+    assert "different data: shop.jsonl (" in files and "; faq.jsonl (" in files and "bytes" not in files
+    sizes = why(shop, other)
+    assert sizes.count("shop.jsonl of ") == 2 and "bytes" in sizes
+    assert "data.sources.file.max_samples=5 (" in why(shop, (*shop, "data.sources.file.max_samples=5"))
 
 
 @pytest.mark.parametrize("override", ["stage.learning_rate=1e-3", "data.packing=true", "hardware.threads=1"])
@@ -206,7 +242,7 @@ def test_scores_that_count_otherwise_have_no_best(tmp_path: Path) -> None:
 
     one = answered("a", more=0, counted="words")
     judged = verdict(one, answered("b", "method=full", more=5, counted="characters"), metric="rougeL")
-    assert judged.best is None and judged.why is not None and "how it is scored differs" in judged.why
+    assert judged.best is None and judged.why is not None and "were scored in different ways: words (" in judged.why
     assert verdict(one, answered("c", "method=full", more=5, counted="words"), metric="rougeL").best == 1
 
 
@@ -229,7 +265,11 @@ def test_benchmarks_are_compared_by_what_was_asked(tmp_path: Path) -> None:
     one = side_by_side.run(tmp_path / "a", evaluate=asked("MMLU, 5-shot", 30.0))
     two = side_by_side.run(tmp_path / "b", "seed=7", evaluate=asked("MMLU, 0-shot", 40.0))
     judged = verdict(one, two, metric="mmlu")
-    assert judged.best is None and judged.why is not None and "what was asked differs" in judged.why
+    assert (
+        judged.best is None
+        and judged.why is not None
+        and "asked different questions: MMLU, 5-shot (a); MMLU, 0-shot (b)" in judged.why
+    )
 
 
 def test_a_plan_of_another_version_is_said_and_compares_nothing(tmp_path: Path) -> None:

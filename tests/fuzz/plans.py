@@ -11,6 +11,7 @@ import yaml
 from conftest import compiled
 
 from factory import diff, saved
+from factory.diff_shown import as_text
 from factory.execute.verify import verify
 from factory.look import reward
 from factory.plan import Plan, read_plan, to_json, to_yaml
@@ -23,7 +24,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     plan = compiled(f"model.path={model}", "hardware=cpu", "tracking=none", "data.max_samples=8")
     content = to_yaml(plan)
-    tree = yaml.safe_load(content)
+    forms = (yaml.safe_load(content), to_json(plan))  # as a file holds it, and as plan.format=json prints it
     run = RunFolder(folder / "run")
     run.model.mkdir(parents=True)
     (run.model / "config.json").write_text("{}")
@@ -32,7 +33,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         if chance.random() < 0.3:
             run.plan.write_bytes(changed(content.encode(), chance, YAML_PIECES))
         else:
-            other = twisted(tree, chance)
+            other = twisted(chance.choice(forms), chance)
             if chance.random() < 0.8:
                 _sign(other)
             run.plan.write_text(json.dumps(other), encoding="utf-8", errors="replace")
@@ -40,7 +41,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         reward._trained_on(run.plan)
         found = read_plan(run.plan)
         saved.saved(str(run.path), None)
-        diff.as_text(diff.differences(plan, found), ("one", "other"))
+        as_text(diff.differences(plan, found), ("one", "other"), 80)
         json.dumps(to_json(found))
         to_yaml(found)
         verify(found)

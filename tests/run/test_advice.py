@@ -86,9 +86,26 @@ def test_rules_are_kept(here: Path) -> None:
 
 def test_nothing_is_advised_that_is_so_already(here: Path) -> None:
     """Of what recomputes a 4-bit base already, one row at a time, only the rows can be shorter."""
-    there = ("method=qlora", "stage.batch_size=1", "compute.activation_checkpointing=true")
+    there = ("method=qlora", "stage.batch_size=1", "compute.activation_checkpointing=true", "precision=pure_bf16")
     changes = cheapest(with_capacity(planned(*there, "data.max_length=512"), GIB // 4), None, ANEW)
     assert changes and all(text.startswith("data.max_length=") for change in changes for text in change.overrides)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ((), ("method.quantization.bits=4", "precision=pure_bf16")),
+        (("method=full",), ("method=qlora", "precision=pure_bf16")),
+        (("method=qlora",), ("precision=pure_bf16",)),
+    ],
+)
+def test_four_bits_and_sixteen_for_the_rest(asked: tuple[str, ...], found: tuple[str, ...], here: Path) -> None:
+    """As the warning of what never fits names them: neither does alone."""
+    plan = planned("model=llama3_8b", "hardware.memory=8GB", *asked)
+    first, *_ = cheapest(plan, None, ANEW)
+    assert (first.overrides, first.fits) == (found, True)
+    for alone in found if len(found) > 1 else ():
+        assert not ANEW((*plan.overrides, alone)).estimate.memory.fits
 
 
 def test_no_advice_comes_twice(here: Path) -> None:

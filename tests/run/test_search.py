@@ -104,6 +104,20 @@ def test_other_methods_only_where_the_asked_one_does_not_fit() -> None:
     assert kept[0].overrides[0] == "stage.optimizer=adamw_8bit"
 
 
+@pytest.mark.parametrize(
+    ("asked", "both"),
+    [
+        ((), {"method.quantization.bits=4", "precision=pure_bf16"}),
+        (("method=full",), {"method=qlora", "precision=pure_bf16"}),
+    ],
+)
+def test_four_bits_and_sixteen_for_the_rest(asked: tuple[str, ...], both: set[str]) -> None:
+    """Where neither fits alone. What does not fit whatever is recomputed costs a plan, and no more."""
+    table = found("model=llama3_8b", "hardware=cpu", "hardware.memory=8GB", *asked)
+    assert table.rows and all(both <= set(row.overrides) for row in table.rows)
+    assert table.tried <= 25
+
+
 def test_what_no_rule_allows_is_not_shown() -> None:
     """KTO compares the rows of a micro-batch: one of a single row is refused."""
     kto = found("stage=kto", "hardware=single_gpu", "hardware.memory=600MB")
@@ -114,7 +128,8 @@ def test_what_no_rule_allows_is_not_shown() -> None:
 def test_nothing_fits() -> None:
     nothing = found("hardware=single_gpu", "hardware.memory=100MB")
     assert nothing.rows == ()
-    assert as_text(nothing).startswith("Nothing fits 95.4 MiB")
+    assert as_text(nothing, 80).startswith("Nothing fits 95.4 MiB")
+    assert nothing.tried <= 10  # a way to hold the model each
 
 
 def test_few_plans_do(eight: Found) -> None:
@@ -133,6 +148,19 @@ def test_it_is_shown_as_a_table_and_as_json(command: Callable[..., Any]) -> None
     lines = said.out.splitlines()
     for row in tree["search"]["rows"]:
         assert any(line.endswith(" ".join(row["overrides"]) or "(nothing: as it is)") for line in lines)
+
+
+def test_only_what_is_pasted_is_wider_than_the_terminal(eight: Found) -> None:
+    """A command stands below its row where there is no room for all of them beside; it is not broken."""
+    lines = as_text(eight, 80).splitlines()
+    commands = [" ".join(row.overrides) or "(nothing: as it is)" for row in eight.rows]
+    below = [line.removeprefix("    add  ") for line in lines if line.startswith("    add  ")]
+    assert below == commands
+    assert all(len(line) <= 80 for line in lines if line.removeprefix("    add  ") not in commands)
+    beside = as_text(eight, 400).splitlines()[-len(commands) :]
+    assert [line.endswith(f"  {command}") for line, command in zip(beside, commands, strict=True)] == [True] * len(
+        below
+    )
 
 
 def test_nothing_is_searched_for_a_card_that_nobody_knows(
