@@ -324,7 +324,7 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
-    format: Literal["text", "json", "yaml"] = key("how `factory plan` prints; yaml: the file that --from-plan takes")
+    format: Literal["text", "json", "yaml"] = key("how `factory plan` prints; yaml and json: a file that --from-plan takes")
     search: bool = key("show the best legal settings that fit hardware.memory, instead of one plan")
 
 
