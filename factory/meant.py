@@ -34,7 +34,7 @@ SHORT = {
     "system": "chat.system",
 }
 # keys of a group as people call them there, where the name itself is one of another group
-IN_GROUP = {
+IN_GROUP: dict[str, dict[str, str]] = {
     "preview": dict.fromkeys(("samples", "max_samples", "num_samples", "count", "limit", "n"), "preview.rows"),
 }
 # options as people call them, in small letters
