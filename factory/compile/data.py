@@ -11,6 +11,7 @@ from factory.data.record import MEDIA
 from factory.extras import install
 from factory.facts import DataFacts
 from factory.refusal import nearest
+from factory.words import counted
 
 INTERLEAVED = ("interleave_under", "interleave_over")
 
@@ -249,6 +250,14 @@ def measured_whole(case: Case) -> Iterator[str]:
             f"data.max_samples={data.max_samples}: data.validation={data.validation} is measured whole all the same; "
             f"data.sources.{data.validation}.max_samples takes fewer of its rows"
         )
+
+
+def mended(case: Case) -> Iterator[str]:
+    """Of each set the rows that are not read as they stand in the file."""
+    for name, found in case.facts.data.items():
+        if found.mended:
+            count = f"{'at least ' if found.peeked else ''}{counted(found.mended, 'row')}"
+            yield f"data.sources.{name}: line ends of Windows in cells of {count} are read as \\n, as in a text file"
 
 
 _TOLD = 8  # columns that are named

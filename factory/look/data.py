@@ -49,6 +49,7 @@ class _Found:
     longest: int
     sha256: str | None
     broken: UserError | None = None
+    mended: int = 0  # rows whose line ends in cells are read as \n
     files: dict[str, list[Row]] = field(default_factory=dict)  # of a folder: the first rows of the first files
 
 
@@ -169,7 +170,8 @@ def _look_at_files(given: str, stage: str, setting: str, options: Sequence[Path]
     if not files:
         raise refuse("data-empty", setting, "there is no file in it")
     sizes = {file: file.stat().st_size for file in files}
-    seen = _walk(read.rows(path), READ_WHOLE if sum(sizes.values()) <= READ_WHOLE else 0)
+    mended = read.Mended()
+    seen = _walk(read.rows(path, mended=mended), READ_WHOLE if sum(sizes.values()) <= READ_WHOLE else 0)
     rows, exact = (seen.rows, True) if seen.whole else _count(sizes)
     return _Found(
         path=str(path.resolve()),
@@ -181,6 +183,7 @@ def _look_at_files(given: str, stage: str, setting: str, options: Sequence[Path]
         longest=seen.longest,
         sha256=read.digest(path),
         broken=seen.broken.error() if seen.broken else None,
+        mended=mended.rows,
         files=_first_rows(files, path) if len(files) > 1 else {},
     )
 
@@ -310,6 +313,7 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
         reads=frozenset[str]().union(*map(FORMATS[format].reads, rows)),
         rows=found.rows,
         peeked=found.peeked,
+        mended=found.mended,
         bytes=found.bytes,
         longest_row_bytes=found.longest,
         sha256=found.sha256,

@@ -1444,3 +1444,13 @@ def test_the_only_set_may_be_measured_whole_and_not_held_out_of_a_training(here:
         with pytest.raises(UserError) as error:
             compiled(*words, *more, verb=verb, training=False)
         assert [each.rule for each in error.value.refusals] == [rule], (verb, more)
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, None), (1, "of 1 row are"), (2, "of 2 rows are")])
+def test_a_note_counts_the_rows_that_are_not_read_as_they_stand(count: int, told: str | None, here: Path) -> None:
+    cells = ['"one\r\ntwo"' if number < count else f"{number}" for number in range(4)]
+    text = "".join(f"{line}\r\n" for line in ("instruction,output", *(f"Say it.,{cell}" for cell in cells)))
+    (here / "own.csv").write_bytes(text.encode())
+    made = compiled(*BASE, "data=file", "data.path=own.csv", training=False)
+    found = [note for note in made.notes if "line ends of Windows" in note]
+    assert len(found) == (told is not None) and all(told and told in note for note in found)
