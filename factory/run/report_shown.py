@@ -94,14 +94,12 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     skipped = f"{data['not_sampled']:,} not sampled, " if data.get("not_sampled") else ""
     dropped = f"{skipped}{sum(data['dropped'].values()):,} dropped"
     if measured is None:
-        yield (
-            "data",
-            f"{_trained(data, report['train'])}, {data['validation']:,} held out, {dropped} of {data['rows']:,}",
-        )
+        used = _trained(data, report["train"]) if report.get("train") else f"{data['used']:,} rows not looked at"
+        yield "data", f"{used}, {data['validation']:,} held out, {dropped} of {data['rows']:,}"
     else:
         rest = data["used"] + data["validation"] - measured
         yield "data", f"{measured:,} of {data['rows']:,} rows measured, {rest:,} not looked at, {dropped}"
-        if measured and rest and report.get("measured_rows", {}).get("set") is None:
+        if measured and rest and report["measured_rows"]["set"] is None:
             yield "", "[dim]data.validation=NAME measures the set of that name whole[/dim]"
     for reason, count in data["dropped"].items():
         yield "", f"dropped: {escape(reason)} ({count:,})"
@@ -114,10 +112,9 @@ def _measured(report: dict[str, Any]) -> int | None:
 
     Where no perplexity is asked for these are the prompts that were answered.
     """
-    if report.get("train"):
+    if "measured_rows" not in report:
         return None
-    rows = report.get("measured_rows", {}).get("count", 0)
-    return rows or report.get("evaluate", {}).get("generation", {}).get("rows", 0)
+    return report["measured_rows"]["count"] or report["evaluate"].get("generation", {}).get("rows", 0)
 
 
 def _trained(data: dict[str, Any], train: dict[str, Any]) -> str:
