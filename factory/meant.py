@@ -8,7 +8,7 @@ from typing import Any
 from factory.groups import CONF
 from factory.hub import ID as HUB_ID
 from factory.parsed import yaml_of
-from factory.refusal import Refusal, did_you_mean, nearest, refusal
+from factory.refusal import Refusal, alike, did_you_mean, nearest, refusal
 from factory.run.folder import last_here
 from factory.typed import plain
 
@@ -32,6 +32,10 @@ SHORT = {
     "dtype": "precision",
     "gpus": "hardware.num_processes",
     "system": "chat.system",
+}
+# keys of a group as people call them there, where the name itself is one of another group
+IN_GROUP: dict[str, dict[str, str]] = {
+    "preview": dict.fromkeys(("samples", "max_samples", "num_samples", "count", "limit", "n"), "preview.rows"),
 }
 # options as people call them, in small letters
 NAMES = {
@@ -65,9 +69,9 @@ def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
     if not dot:
         known = [*_groups(), *sorted(_keys(), key=lambda key: key.count("."))]
     lasts = {key.rpartition(".")[2]: key for key in reversed(known)}  # a shared group would make all of them alike
-    alike, meant = nearest(name, lasts), _named_so(path)
-    sure = bool(dot and alike) and not (meant or "").startswith(f"{group}.") and nearest(name, lasts, 0.75)
-    found = lasts[alike[0]] if alike and (sure or not meant) else meant
+    near, meant = alike(name, lasts), _named_so(path)
+    sure = bool(dot and near) and not (meant or "").startswith(f"{group}.") and nearest(name, lasts, 0.75)
+    found = lasts[near] if near and (sure or not meant) else meant
     topic = f"explain {group.partition('.')[0]}" if dot else "--help"
     hint = f"did you mean {found}? " if found else ""
     return refusal("unknown-key", f"{path}={plain(value)}", "there is no such key", hint=hint, topic=topic)
@@ -82,10 +86,10 @@ def flag_meant(flag: str) -> str:
 
 
 def _named_so(path: str) -> str | None:
-    """The key that has this name in another tool, or in another group."""
+    """The key that has this name in its own group's words, in another tool, or in another group."""
     group, dot, name = path.rpartition(".")
     same = [key for key in _keys() if key.rpartition(".")[2] == name and (not dot or group in _groups())]
-    return _elsewhere(name) or next(iter(same), None)
+    return IN_GROUP.get(group, {}).get(name) or _elsewhere(name) or next(iter(same), None)
 
 
 def _keys() -> list[str]:
@@ -126,8 +130,8 @@ def _option_meant(group: str, name: str, known: list[str]) -> str | None:
         return f"--config-dir {own} {group}={name}"
     if group == "data" and (rows := _rows_beside(name)):
         return _PATHS[group].format(rows)
-    alike = name.lower()
-    return NAMES.get(group, {}).get(alike) or (alike if alike in known else None)
+    small = name.lower()
+    return NAMES.get(group, {}).get(small) or (small if small in known else None)
 
 
 def _set_of(hub_id: str) -> str | None:

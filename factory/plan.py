@@ -136,6 +136,16 @@ class Align:
     streaming: bool
     shuffle_buffer: int
 
+    def told(self, name: str) -> str:
+        """What is said of one of the sources, as `, held out whole`; empty where all of it is taken once."""
+        source, held = self.sources[name], name == self.validation
+        said = (
+            "held out whole" if held else "",
+            f"weight {source.weight:g}" if source.weight != 1 and not held else "",
+            "" if source.max_samples is None else f"at most {source.max_samples:,} rows",
+        )
+        return "".join(f", {text}" for text in said if text)
+
 
 def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
     """How many of the rows are held out: the fraction, at least one where any can be spared."""

@@ -78,18 +78,28 @@ def refuse(rule: str, setting: str, wrong: str, **values: Any) -> UserError:
     return UserError(refusal(rule, setting, wrong, **values))
 
 
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> list[str]:
+_ALIKE = 0.65  # as difflib counts: `loar` and `lora` are, `foo` and `olora` or `question` and `solution` are not
+_BEGUN = 3  # letters that say which name was begun
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = _ALIKE) -> list[str]:
     """The one of the names that is most like it, if any is."""
     return difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """`did you mean X? ` for the nearest of the names, or nothing."""
+def alike(name: str, names: Iterable[str]) -> str | None:
+    """The nearest of the names, or the shortest that begins so: `mixtral` for one with its size behind it."""
     names = list(names)
-    near = nearest(name, names)
-    if not near:  # a key given without its group: `rank` for `method.rank`
-        near = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    return f"did you mean {near[0]}? " if near else ""
+    begun = (known for known in names if len(name) >= _BEGUN and known.startswith(name))
+    return next(iter(nearest(name, names)), None) or min(begun, key=len, default=None)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`did you mean X? ` for the name that is meant, or nothing."""
+    names, last = list(names), name.rpartition(".")[2]
+    # a key given without its group: `rank` for `method.rank`
+    found = alike(name, names) or next((known for known in names if known.rpartition(".")[2] == last), None)
+    return f"did you mean {found}? " if found else ""
 
 
 def caused(error: BaseException | None) -> Iterator[BaseException]:

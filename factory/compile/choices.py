@@ -1,5 +1,6 @@
 """What `auto` means, of each key that can be left to the compiler: for rules and plan alike."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -8,6 +9,7 @@ from factory.architecture import sliding_window, text_numbers
 from factory.attention import BLOCKS, EXACT, HEAD_STEP, NATIVE, WIDEST_HEAD
 from factory.compile.rule import Case
 from factory.plan import FUSED, Recomputed, Verb
+from factory.settings import Settings
 from factory.typed import to_tree
 
 SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
@@ -48,6 +50,11 @@ def _precision(case: Case) -> tuple[str, str]:
 def _npu(case: Case) -> bool:
     """Whether torch could train on an Ascend NPU here, were it asked to: it does so through this package alone."""
     return case.settings.hardware.device == "auto" and "torch-npu" in case.facts.machine.packages
+
+
+def measured_alone(settings: Settings, sets: Iterable[str]) -> bool:
+    """Whether nothing would train, and need not: the one of the sets is measured whole."""
+    return settings.verb == "evaluate" and list(sets) == [settings.data.validation]
 
 
 def own_keys(case: Case) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from factory.architecture import Shape, architecture, elements
 from factory.architecture.fit import times
 from factory.attention import BLOCKS, NATIVE
 from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, writing
-from factory.compile.data import ignored
+from factory.compile.data import ignored, measured_whole, mended
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
 from factory.compile.rules import rules_for
@@ -344,7 +344,7 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
     data, length = case.settings.data, choices.max_length(case, _context(case))
     if data.max_length == "auto":
         notes.append(f"data.max_length=auto: {length:,} tokens")
-    notes += [*ignored(case), *_chat_notes(case)]
+    notes += [*ignored(case), *measured_whole(case), *mended(case), *_chat_notes(case)]
     return plan.Pack(
         template=case.settings.model.template,
         max_length=length,
@@ -422,11 +422,12 @@ def _reference(case: Case) -> plan.Before | None:
 
 
 def _sizes(case: Case) -> Sizes:
-    """Of the rows that are trained. What a hub set does not say is not guessed."""
+    """Of the rows that are trained, or of a set that is measured alone. What a hub set does not say is not guessed."""
     settings, data = case.settings.data, dict(case.facts.data)
     longest = max((found.longest_row_bytes for found in data.values()), default=0)
     shows = any(found.media for found in data.values())
-    data.pop(settings.validation or "", None)
+    if not choices.measured_alone(case.settings, data):
+        data.pop(settings.validation or "", None)
     if not all(found.rows for found in data.values()):
         return Sizes(rows=plan.Range(low=1, high=None), longest_bytes=longest, bytes=None, shows=shows)
     taken = {name: min(found.rows, found.max_samples or found.rows) for name, found in data.items()}

@@ -11,6 +11,7 @@ from factory.data.record import MEDIA
 from factory.extras import install
 from factory.facts import DataFacts
 from factory.refusal import nearest
+from factory.words import counted
 
 INTERLEAVED = ("interleave_under", "interleave_over")
 
@@ -91,7 +92,7 @@ def _validation_set(case: Case) -> str | None:
         return None
     if name not in sets:
         return f"the selected sets are {', '.join(sets)}"
-    return "nothing is left to train on" if len(sets) == 1 else None
+    return "nothing is left to train on" if len(sets) == 1 and not choices.measured_alone(case.settings, sets) else None
 
 
 def _trained_sets(case: Case) -> int:
@@ -113,6 +114,8 @@ def _stream_drawn(case: Case) -> tuple[str, str] | None:
     data = case.settings.data
     if not data.streaming:
         return None
+    if choices.measured_alone(case.settings, case.facts.data):
+        return "data.streaming", f"data.validation={data.validation} leaves no set to stream"
     if data.max_samples is not None:
         return "data.max_samples", "a stream's rows are not known before they are drawn"
     for name, found in case.facts.data.items():
@@ -237,6 +240,24 @@ def _getting_media(case: Case) -> dict[str, str]:
     found = _lacking(case)
     assert found is not None
     return {"install": install(_MEDIA_EXTRAS[found[1]])}
+
+
+def measured_whole(case: Case) -> Iterator[str]:
+    """What bounds the rows that train bounds none of a set that is measured by itself."""
+    data = case.settings.data
+    if data.max_samples is not None and choices.measured_alone(case.settings, case.facts.data):
+        yield (
+            f"data.max_samples={data.max_samples}: data.validation={data.validation} is measured whole all the same; "
+            f"data.sources.{data.validation}.max_samples takes fewer of its rows"
+        )
+
+
+def mended(case: Case) -> Iterator[str]:
+    """Of each set the rows that are not read as they stand in the file."""
+    for name, found in case.facts.data.items():
+        if found.mended:
+            count = f"{'at least ' if found.peeked else ''}{counted(found.mended, 'row')}"
+            yield f"data.sources.{name}: line ends of Windows in cells of {count} are read as \\n, as in a text file"
 
 
 _TOLD = 8  # columns that are named

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from factory import own, templates
+from factory import groups, own, templates
 from factory.data import catalogue, hub
 from factory.export.spec import is_export
 from factory.facts import BenchmarkFacts, DataFacts, ExportFacts, Facts, FolderFacts, HarnessFacts
@@ -88,8 +88,9 @@ def _data(settings: Settings, bad_keys: set[str], tried: Tried) -> dict[str, Dat
     listed = tried(catalogue.expand, asked, settings.data.names or ())  # none where the list is a bad value
     sources = asked if listed is None else listed
     stage = settings.stage.name if settings.stage else "sft"
+    options = [folder / "data" for folder in groups.folders(settings.config_dirs) if folder != groups.CONF]
     found = {
-        name: tried(look_at_data, name, source, stage)
+        name: tried(look_at_data, name, source, stage, options)
         for name, source in sources.items()
         if source.origin != "catalogue"  # one that could not be read
     }
@@ -132,6 +133,7 @@ def asked(settings: Settings, bad_keys: set[str]) -> Any:
         tasks,
         settings.tracking,
         settings.run_dir,
+        settings.config_dirs,
     )
     return *told, bad_keys
 

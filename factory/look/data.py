@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -49,6 +49,7 @@ class _Found:
     longest: int
     sha256: str | None
     broken: UserError | None = None
+    mended: int = 0  # rows whose line ends in cells are read as \n
     files: dict[str, list[Row]] = field(default_factory=dict)  # of a folder: the first rows of the first files
 
 
@@ -60,8 +61,8 @@ def source_path(path: str, stage: str) -> Path:
     return local(path)
 
 
-def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
-    """The facts of a set that is no catalogue. Raises UserError."""
+def look_at_data(name: str, source: Source, stage: str, options: Sequence[Path] = ()) -> DataFacts:
+    """The facts of a set that is no catalogue. Raises UserError. `options`: where those of the user's own lie."""
     assert source.origin != "catalogue", "catalogue.expand makes sets of its entries"
     setting = f"data.sources.{name}.path={source.path}"
     if not source.path:  # an empty one would be the folder that the command is typed in: a variable of a shell, unset
@@ -74,7 +75,7 @@ def look_at_data(name: str, source: Source, stage: str) -> DataFacts:
     if source.origin == "function":
         found = _look_at_function(source.path, source.rows)
     else:
-        found = _look_at_files(source.path, stage, setting)
+        found = _look_at_files(source.path, stage, setting, options)
     if not found.first and found.broken:
         raise found.broken
     if not found.first:
@@ -141,21 +142,36 @@ def _of_hub_instead(given: str, source: str) -> str:
     return f"add {asked} for the hub's {given}, or " if _HUB_ID.fullmatch(given) else ""
 
 
-def _look_at_files(given: str, stage: str, setting: str) -> _Found:
+def _missing(given: str, path: Path, setting: str, options: Sequence[Path]) -> UserError:
+    """With the path that was tried, and where a file lies that may be meant."""
+    key = setting.partition("=")[0]
+    hint = _beside_option(given, key, options) or (_PATTERNS if _PATTERN.search(given) else read.near(path))
+    hint = hint or _of_hub_instead(given, key.removesuffix(".path"))
+    tried = "there is no such file" if path.is_absolute() else f"there is no such file as {path.absolute()}"
+    return refuse("data-missing", setting, tried, hint=hint, known=", ".join(read.SUFFIXES))
+
+
+def _beside_option(given: str, key: str, options: Sequence[Path]) -> str:
+    """How a file is named that lies beside the option's own: what is relative to that folder is not read there."""
+    found = next((folder / given for folder in options if (folder / given).exists()), None)
+    why = "a path is relative to the folder in which the command is typed, and not to the option's"
+    return f"set {key}={found} ({why}), or " if found else ""
+
+
+def _look_at_files(given: str, stage: str, setting: str, options: Sequence[Path]) -> _Found:
     if given == _STDIN:
         raise refuse("data-stdin", setting, "rows are not read from standard input")
     if _URL.match(given):
         raise refuse("data-url", setting, "a URL is not read")
     path = source_path(given, stage)
     if not path.exists() and not path.is_symlink():
-        hint = _PATTERNS if _PATTERN.search(given) else read.near(path)
-        hint = hint or _of_hub_instead(given, setting.partition(".path=")[0])
-        raise refuse("data-missing", setting, "there is no such file", hint=hint, known=", ".join(read.SUFFIXES))
+        raise _missing(given, path, setting, options)
     files = read.files(path)
     if not files:
         raise refuse("data-empty", setting, "there is no file in it")
     sizes = {file: file.stat().st_size for file in files}
-    seen = _walk(read.rows(path), READ_WHOLE if sum(sizes.values()) <= READ_WHOLE else 0)
+    mended = read.Mended()
+    seen = _walk(read.rows(path, mended=mended), READ_WHOLE if sum(sizes.values()) <= READ_WHOLE else 0)
     rows, exact = (seen.rows, True) if seen.whole else _count(sizes)
     return _Found(
         path=str(path.resolve()),
@@ -167,6 +183,7 @@ def _look_at_files(given: str, stage: str, setting: str) -> _Found:
         longest=seen.longest,
         sha256=read.digest(path),
         broken=seen.broken.error() if seen.broken else None,
+        mended=mended.rows,
         files=_first_rows(files, path) if len(files) > 1 else {},
     )
 
@@ -297,6 +314,7 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
         reads=frozenset[str]().union(*map(FORMATS[format].reads, rows)),
         rows=found.rows,
         peeked=found.peeked,
+        mended=found.mended,
         bytes=found.bytes,
         longest_row_bytes=found.longest,
         sha256=found.sha256,

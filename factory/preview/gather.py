@@ -84,7 +84,8 @@ def _settings(plan: Plan) -> dict[str, str]:
     data = plan.options.get("data") or ", ".join(steps.align.sources)  # no option is the name of several sets
     found = {"data": data, "model": plan.options.get("model") or steps.load.path}
     for name, source in steps.align.sources.items():
-        found[f"set {name}"] = f"{Path(source.path).name if source.origin == 'file' else source.path}, {source.format}"
+        file = Path(source.path).name if source.origin == "file" else source.path
+        found[f"set {name}"] = f"{file}, {source.format}{steps.align.told(name)}"
     return found | {
         "stage": steps.train.stage,
         "template": "the tokenizer's own" if steps.pack.template == "auto" else steps.pack.template,

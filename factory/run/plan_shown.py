@@ -90,8 +90,10 @@ def _loaded(plan: Plan) -> str:
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    for name, source in plan.steps.align.sources.items():
-        yield "align", f"{name}  {escape(Path(source.path).name)}, format {source.format}, {_extent(source)}"
+    align = plan.steps.align
+    for name, source in align.sources.items():
+        file, told = escape(Path(source.path).name), align.told(name)
+        yield "align", f"{name}  {file}, format {source.format}, {_extent(source)}{told}"
     pack, pairs = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND == "pairs"
     alone = "answers to a prompt share it, nothing padded" if pairs else "a row each, nothing padded"
     unpacked = alone if pack.padding_free else "a row each"
@@ -159,19 +161,29 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
 def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
     train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
     measured = registry.hook(stage, "MEASURES", "perplexity" if unit(train) == "tokens" else "loss and rewards")
-    whose = WHOSE[plan.steps.evaluate.rows]
     if not plan.steps.evaluate.perplexity:
         yield "evaluate", f"no {measured}"
     elif plan.verb == "evaluate":
-        yield "evaluate", f"{measured} of the {whose}"
+        yield "evaluate", f"{measured} of the {_measured_rows(plan)}"
     else:
         every = f", and every {counted(train.eval_steps, 'step')}" if train.eval_steps else ""
-        of = f" of the {whose}" if plan.steps.evaluate.rows == "train" else ""
+        of = f" of the {WHOSE['train']}" if plan.steps.evaluate.rows == "train" else ""
         yield "evaluate", f"{measured}{of} before and after{every}"
     for text in _scoring(plan.steps.evaluate):
         yield "", text
     if plan.verb == "train" and train.load_best_model_at_end:
         yield "", f"the checkpoint of the best {train.metric_for_best_model} is saved"
+
+
+def _measured_rows(plan: Plan) -> str:
+    """Which rows of the sets `evaluate` measures, and of a part how all are."""
+    align, rows = plan.steps.align, plan.steps.evaluate.rows
+    if rows == "train":
+        return WHOSE[rows]
+    if align.validation is not None:
+        return f"rows of {align.validation}, all of them"
+    share = f"{100 * align.validation_fraction:g} %, at most {align.validation_rows:,} rows"
+    return f"{WHOSE[rows]}: {share}; data.validation={next(iter(align.sources))} measures the whole set"
 
 
 def _scoring(asked: Evaluate) -> Iterator[str]:

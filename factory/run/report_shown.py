@@ -17,8 +17,7 @@ from factory.words import between, counted, duration, rate, size
 
 def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     table, evaluate = grid(), report.get("evaluate", {})
-    # without a held-out row there is a figure of those that train alone
-    whose = WHOSE["held_out" if report.get("data", {}).get("validation", 1) else "train"]
+    whose = _whose(report)
     for name, text in (
         *_sizes(report),
         *(_exported(report["export"]) if "export" in report else ()),
@@ -32,6 +31,13 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
     ):
         table.add_row(name, text)
     return Panel(table, title=f"report {folder}", title_align="left", expand=False)
+
+
+def _whose(report: dict[str, Any]) -> str:
+    if name := report.get("measured_rows", {}).get("set"):
+        return f"rows of {escape(name)}"
+    # without a held-out row there is a figure of those that train alone
+    return WHOSE["held_out" if report.get("data", {}).get("validation", 1) else "train"]
 
 
 def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -80,16 +86,35 @@ def _trouble(report: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    measured = _measured(report)
     if not (data := report.get("data")):
+        if measured is not None:
+            yield "data", f"{counted(measured, 'row')} measured of a stream"
         return
-    used = _trained(data, report["train"]) if report.get("train") else f"{data['used']:,} rows not looked at"
     skipped = f"{data['not_sampled']:,} not sampled, " if data.get("not_sampled") else ""
-    dropped = f"{skipped}{sum(data['dropped'].values()):,} dropped of {data['rows']:,}"
-    yield "data", f"{used}, {data['validation']:,} held out, {dropped}"
+    dropped = f"{skipped}{sum(data['dropped'].values()):,} dropped"
+    if measured is None:
+        used = _trained(data, report["train"]) if report.get("train") else f"{data['used']:,} rows not looked at"
+        yield "data", f"{used}, {data['validation']:,} held out, {dropped} of {data['rows']:,}"
+    else:
+        rest = data["used"] + data["validation"] - measured
+        yield "data", f"{measured:,} of {data['rows']:,} rows measured, {rest:,} not looked at, {dropped}"
+        if measured and rest and report["measured_rows"]["set"] is None:
+            yield "", "[dim]data.validation=NAME measures the set of that name whole[/dim]"
     for reason, count in data["dropped"].items():
         yield "", f"dropped: {escape(reason)} ({count:,})"
     if told := mostly_dropped(data):
         yield "", f"[yellow]{escape(told)}[/yellow]"
+
+
+def _measured(report: dict[str, Any]) -> int | None:
+    """How many rows a model was measured on that is not trained here; None of one that is.
+
+    Where no perplexity is asked for these are the prompts that were answered.
+    """
+    if "measured_rows" not in report:
+        return None
+    return report["measured_rows"]["count"] or report["evaluate"].get("generation", {}).get("rows", 0)
 
 
 def _trained(data: dict[str, Any], train: dict[str, Any]) -> str:

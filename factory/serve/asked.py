@@ -9,6 +9,7 @@ from typing import Any
 
 from factory import schema
 from factory.data.record import BadRow, Message, ToolCall
+from factory.extras import install
 from factory.inference.grammar import grammar
 from factory.inference.prompts import Conversation
 from factory.inference.room import Room
@@ -99,7 +100,8 @@ class Desk:
             return grammar(self.room, asked)
         except ImportError:
             raise bad(
-                "Answers are held to JSON by the package xgrammar, which is not installed here: pip install xgrammar.",
+                "Answers are held to JSON by the package xgrammar, which is not installed where this is served: "
+                f"{install('grammar')}.",
                 "response_format",
             ) from None
         except ValueError as error:

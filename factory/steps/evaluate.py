@@ -72,7 +72,11 @@ def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, An
     _check_head(run, model, dataset)
     found = _measure(run, model, tokenizer, dataset, None, None, "evaluate")
     samples = [{"prompt": each["prompt"], "after": each["answer"]} for each in found.pop("samples")]
-    return {"measured": {"evaluate": found, "samples": samples, "data": dataset.counts}}
+    rows_read = {
+        "count": len(dataset.validation) if run.plan.steps.evaluate.perplexity else 0,
+        "set": run.plan.steps.align.validation,
+    }
+    return {"measured": {"evaluate": found, "samples": samples, "data": dataset.counts, "measured_rows": rows_read}}
 
 
 def _measure(

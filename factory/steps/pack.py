@@ -32,15 +32,16 @@ _SAME = "the validation set has the same row"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`counts` is the report's `data`; `prompts` are of the rows that are measured, `validation` (held out, or all that
-    train): what a person reads, its ids, and its media.
+    """`counts` is the report's `data`, its tokens those that train, or where nothing does those that are measured;
+    `prompts` are of the rows that are measured, `validation` (held out, or all that train): what a person reads, its
+    ids, and its media.
 
     A stream has no `train` that is known before: it gives samples while training, and its counts at the end.
     """
 
     train: Samples
     stream: Stream | None
-    first: Example  # a sequence that is trained
+    first: Example  # a sequence that is trained, or measured where none is
     validation: Samples
     prompts: list[tuple[str, list[int], tuple[Medium, ...]]]
     media: Inputs | None  # what makes the rows' images, videos and sounds a model's inputs
@@ -81,19 +82,22 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
     if plan.steps.align.streaming:
         return _streamed(plan, aligned, tokenizer, alone)
     mixed = mix.mix({name: found.digests for name, found in aligned.sources.items()}, plan.steps.align, plan.seed)
-    if not len(mixed.train):
+    if not len(mixed.train) and (plan.verb != "evaluate" or not len(mixed.validation)):
         raise _nothing(aligned)
     train = dataset(aligned.sources, mixed.train, pack, aligned.spec.kind)
     measured = np.unique(mixed.train) if plan.steps.evaluate.rows == "train" else mixed.validation
     validation = dataset(aligned.sources, measured, alone, aligned.spec.kind)
-    tokens = train.counts()
-    known.remember(plan, len(train), tokens["tokens"])
+    read = train if len(train) else validation  # nothing trains where a set is measured whole
+    tokens = read.counts()
+    if read is train:
+        known.remember(plan, len(train), tokens["tokens"])
     counts = {**_rows(aligned, mixed), **tokens}
-    counts["packing_efficiency"] = round(tokens["tokens"] / (len(train) * pack.max_length), 4) if pack.packing else None
+    filled = tokens["tokens"] / (len(train) * pack.max_length) if pack.packing and len(train) else None
+    counts["packing_efficiency"] = None if filled is None else round(filled, 4)
     return Dataset(
         train=train,
         stream=None,
-        first=examples(train[0])[0],
+        first=examples(read[0])[0],
         validation=validation,
         prompts=_prompts(validation, prompts, tokenizer),
         media=_media(aligned, tokenizer),

@@ -21,7 +21,7 @@ from factory.facts import Gpu
 from factory.look import machine as look
 from factory.plan import to_yaml
 from factory.quantizers import spec as quantizers
-from factory.refusal import catalogue
+from factory.refusal import UserError, catalogue
 from factory.schema import Quantization
 from factory.settings import all_keys
 
@@ -1428,3 +1428,29 @@ def test_a_checkpoint_must_be_whole(tiny_model: Path, here: Path) -> None:
     (step / "manifest.json").write_text(json.dumps({"files": {}, "plan_digest": saved.digest()}))
     (other,) = refusals(*base, f"stage.resume={step}")
     assert ": seed was 1, is 42; attach.settings.rank was 4, is 8; " in other.wrong and other.wrong.endswith("; 2 more")
+
+
+def test_the_only_set_may_be_measured_whole_and_not_held_out_of_a_training(here: Path) -> None:
+    (here / "own.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3)
+    words = (*BASE, "method=none", "data=file", "data.path=own.jsonl", "data.validation=file")
+    made = compiled(*words, verb="evaluate", training=False)
+    assert made.steps.align.validation == "file" and made.estimate.steps.high == 1
+    assert any(note.startswith("data.max_samples=12: data.validation=file is measured whole") for note in made.notes)
+    for verb, more, rule in (
+        ("train", ("method=lora",), "validation-set"),
+        ("evaluate", ("data.validation=shop",), "validation-set"),
+        ("evaluate", ("data.streaming=true", "stage.max_steps=1", "data.max_samples=null"), "stream-drawn"),
+    ):
+        with pytest.raises(UserError) as error:
+            compiled(*words, *more, verb=verb, training=False)
+        assert [each.rule for each in error.value.refusals] == [rule], (verb, more)
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, None), (1, "of 1 row are"), (2, "of 2 rows are")])
+def test_a_note_counts_the_rows_that_are_not_read_as_they_stand(count: int, told: str | None, here: Path) -> None:
+    cells = ['"one\r\ntwo"' if number < count else f"{number}" for number in range(4)]
+    text = "".join(f"{line}\r\n" for line in ("instruction,output", *(f"Say it.,{cell}" for cell in cells)))
+    (here / "own.csv").write_bytes(text.encode())
+    made = compiled(*BASE, "data=file", "data.path=own.csv", training=False)
+    found = [note for note in made.notes if "line ends of Windows" in note]
+    assert len(found) == (told is not None) and all(told and told in note for note in found)

@@ -52,6 +52,7 @@ def _own(folder: Path, group: str, text: str) -> tuple[str, str]:
         ("stage.max_length", "data.max_length"),
         ("per_device_train_batch_size", "stage.batch_size"),
         ("cutoff_len", "data.max_length"),
+        ("preview.samples", "preview.rows"),  # and not evaluate.samples, of another group
     ],
 )
 def test_an_unknown_key_is_refused_on_the_command_line(plus: str, key: str, near: str) -> None:
@@ -68,7 +69,9 @@ def test_nothing_is_suggested_where_no_key_is_alike(key: str) -> None:
 
 
 def test_other_names_are_of_keys_that_exist() -> None:
-    assert set(meant.SHORT.values()) <= {*(key.path for key in settings.all_keys()), *groups.GROUPS}
+    keys = {key.path for key in settings.all_keys()}
+    assert set(meant.SHORT.values()) <= {*keys, *groups.GROUPS}
+    assert {key for names in meant.IN_GROUP.values() for key in names.values()} <= keys
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from factory.data import function
 from factory.data.formats import FORMATS, BadRow, Record, align
-from factory.data.read import Broken, digest, files, objects, rows, sample, source_digest, source_rows
+from factory.data.read import Broken, Mended, digest, files, objects, rows, sample, source_digest, source_rows
 from factory.plan import PlannedSource
 from factory.refusal import UserError
 
@@ -615,3 +615,25 @@ def test_a_saved_set_names_files_of_its_own(name: str, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     with pytest.raises(UserError, match="data-broken"):
         files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cells", "mended"),
+    [
+        ("a.csv", b'text\r\n"a\r\nb"\r\n"c\r\n\r\nd"\r\ne\r\n', ["a\nb", "c\n\nd", "e"], 2),
+        ("a.tsv", b'text\r\n"a\r\nb"\r\n', ["a\nb"], 1),
+        ("a.csv.gz", zipped(b'text\r\n"a\r\nb"'), ["a\nb"], 1),
+        ("a.csv", BOM + b'text\r\n"a\nb"\r\n"c\rd"\r\n', ["a\nb", "c\rd"], 0),  # as a spreadsheet writes them
+        ("a.csv", b'text\n"a\r\nb"\n', ["a\r\nb"], 0),  # whoever wrote this meant it
+        ("a.jsonl", b'{"text": "a\\r\\nb"}\r\n', ["a\r\nb"], 0),
+    ],
+    ids=str,
+)
+def test_line_ends_of_windows_are_read_as_those_of_text_where_they_are_the_files_own(
+    name: str, content: bytes, cells: list[str], mended: int, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    told = Mended()
+    assert [row["text"] for row in rows(tmp_path / name, mended=told)] == cells
+    assert told.rows == mended
+    assert [row["text"] for row in rows(tmp_path / name, 1)] == cells[1:]

@@ -274,6 +274,30 @@ def test_a_missing_file_names_the_one_beside_it(here: Path) -> None:
     assert "did you mean rows.jsonl?" in refusal.fix
 
 
+def test_a_missing_file_is_told_with_the_path_that_was_tried(here: Path) -> None:
+    (refusal,) = refusals("data=file", "data.path=some/rows.jsonl", training=False)
+    assert refusal.wrong == f"there is no such file as {here / 'some' / 'rows.jsonl'}"
+    (refusal,) = refusals("data=file", f"data.path={here / 'rows.jsonl'}", training=False)
+    assert refusal.wrong == "there is no such file"  # the setting has it
+
+
+def test_a_file_beside_its_own_option_is_named_as_what_to_set(here: Path) -> None:
+    (here / "own" / "data").mkdir(parents=True)
+    option = "# @package data.sources.shop\ndefaults: [_base@_here_]\npath: shop.jsonl\nformat: alpaca\n"
+    (here / "own" / "data" / "shop.yaml").write_text(option)
+    words = ("--config-dir", "own", "data=shop")
+    (refusal,) = refusals(*words, training=False)
+    assert (refusal.rule, refusal.wrong) == ("data-missing", f"there is no such file as {here / 'shop.jsonl'}")
+    assert "own/data" not in refusal.fix
+    lies = here / "own" / "data" / "shop.jsonl"
+    lies.write_text('{"instruction": "a", "output": "b"}\n')
+    (refusal,) = refusals(*words, training=False)
+    assert refusal.fix.startswith(f"set data.sources.shop.path={lies} (")
+    assert refusals(*words, f"data.sources.shop.path={lies}", training=False) == []
+    (here / "shop.jsonl").write_bytes(lies.read_bytes())  # what a relative path means is as it was
+    assert refusals(*words, training=False) == []
+
+
 def test_a_hub_id_in_the_place_of_a_file_is_told_by_its_keys() -> None:
     (refusal,) = refusals("data=file", "data.path=owner/rows", training=False)
     assert "add data.sources.file.origin=hub data.sources.file.format=FORMAT for the hub's owner/rows" in refusal.fix

@@ -172,13 +172,16 @@ def test_the_lengths_of_a_packed_stream_are_those_of_its_sequences(preview: Comm
 
 
 def test_several_sets_are_named(as_json: Callable[..., dict[str, Any]], here: Path) -> None:
-    rows("rows.jsonl", *map(question, range(20)))
     Path("conf/data").mkdir(parents=True)
-    for name in ("one", "two"):
+    for at, name in enumerate(("one", "two")):
+        rows(f"{name}.jsonl", *map(question, range(20 * at, 20 * at + 20)))
         Path(f"conf/data/{name}.yaml").write_text(
-            f"# @package data.sources.{name}\ndefaults: [_base@_here_]\npath: rows.jsonl\n"
+            f"# @package data.sources.{name}\ndefaults: [_base@_here_]\npath: {name}.jsonl\n"
         )
-    assert as_json("--config-dir", "conf", "data=[one,two]")["settings"]["data"] == "one, two"
+    told = as_json("--config-dir", "conf", "data=[one,two]", "data.sources.one.weight=2", "data.validation=two")
+    assert told["settings"]["data"] == "one, two"
+    assert told["settings"]["set one"] == "one.jsonl, alpaca, weight 2"
+    assert told["settings"]["set two"] == "two.jsonl, alpaca, held out whole"
 
 
 def test_one_is_one(preview: Command, here: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import compiled
@@ -90,3 +91,33 @@ def _lines(made: Plan) -> list[str]:
     with console.capture() as seen:
         console.print(plan_panel(made))
     return [line.strip("│ ") for line in seen.get().splitlines()]
+
+
+def _text(made: Plan) -> str:
+    return " ".join(" ".join(_lines(made)).split())
+
+
+def test_of_each_set_it_is_said_what_is_not_taken_once_and_whole(here: Path) -> None:
+    (here / "own.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 4)
+    sets = ("hardware=cpu", "data=[demo,file]", "data.path=own.jsonl", "data.sources.demo.weight=2")
+    sets += ("data.sources.file.max_samples=3",)
+    held = _text(compiled(*sets, "data.validation=file", training=False))
+    assert " bytes, weight 2 align file own.jsonl, " in held
+    assert " bytes, held out whole, at most 3 rows pack " in held
+    both = _text(compiled(*sets, training=False))
+    assert "held out whole" not in both and " bytes, at most 3 rows pack " in both
+    other = _text(compiled(*sets, "data.validation=demo", training=False))
+    assert "held out whole align file" in other and "weight 2" not in other  # of rows that do not train it says nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "of the held-out rows: 10 %, at most 200 rows; data.validation=demo measures the whole set"),
+        (("data.validation=demo",), "of the rows of demo, all of them"),
+        (("evaluate.rows=train", "data.validation_fraction=0"), "of the rows that train"),
+    ],
+)
+def test_an_evaluation_says_which_rows_it_measures(words: tuple[str, ...], said: str) -> None:
+    made = compiled("hardware=cpu", "method=none", *words, verb="evaluate", training=False)
+    assert f"evaluate perplexity {said} " in _text(made)

@@ -63,6 +63,36 @@ def test_rows_that_no_step_came_to_were_not_trained(
     assert f" {told}, 4 held out" in console.export_text()
 
 
+@pytest.mark.parametrize(
+    ("data", "rows", "evaluate", "told"),
+    [
+        ((22, 2), {"count": 2, "set": None}, {"perplexity": 2.0}, "2 of 24 rows measured, 22 not looked at, 0 dropped"),
+        ((24, 0), {"count": 24, "set": None}, {"perplexity": 2.0}, "24 of 24 rows measured, 0 not looked at"),
+        ((0, 24), {"count": 24, "set": "shop"}, {"perplexity": 2.0}, "24 of 24 rows measured, 0 not looked at"),
+        ((20, 4), {"count": 4, "set": "shop"}, {"perplexity": 2.0}, "4 of 24 rows measured, 20 not looked at"),
+        ((22, 2), {"count": 0, "set": None}, {"generation": {"rows": 1}}, "1 of 24 rows measured, 23 not looked at"),
+        ((22, 2), {"count": 0, "set": None}, {"benchmarks": {}}, "0 of 24 rows measured, 24 not looked at"),
+        (None, {"count": 4, "set": None}, {"perplexity": 2.0}, "4 rows measured of a stream"),
+    ],
+)
+def test_of_a_model_that_is_not_trained_it_is_said_how_many_rows_were_measured(
+    data: tuple[int, int] | None, rows: dict[str, Any], evaluate: dict[str, Any], told: str
+) -> None:
+    found = data and {"rows": 24, "used": data[0], "validation": data[1], "dropped": {}}
+    if "generation" in evaluate:
+        evaluate["generation"] |= {"counted_by": "words", "signatures": {}}
+    sizes = {"parameters": {"trainable": 1, "total": 2}, "memory": {"peak_bytes": 1, "estimated_bytes": None}}
+    console = Console(width=140, file=StringIO(), record=True)
+    report = {**sizes, "data": found or {}, "evaluate": evaluate, "measured_rows": rows}
+    console.print(report_panel(report, Path("run")))
+    shown = console.export_text()
+    assert told in shown
+    part = rows["set"] is None and data is not None and "rows measured, 24" not in told and " 0 not" not in told
+    assert ("data.validation=NAME measures the set of that name whole" in shown) is part
+    if rows["set"]:
+        assert "2.000 on the rows of shop" in shown
+
+
 @pytest.mark.parametrize(("validation", "whose"), [(3, "held-out rows"), (0, "rows that train")])
 def test_it_is_said_whose_rows_were_answered(validation: int, whose: str) -> None:
     how = {"rows": 3, "counted_by": "words", "signatures": {"rougeL": "f1"}}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import compiled
 
 from factory.data import batches
 from factory.data.dataset import Dataset
@@ -62,3 +63,33 @@ def test_rows_are_read_as_their_turn_comes(
     done = execute(f"stage={stage}", "method.rank=4", "precision=fp32", "stage.max_steps=1", *run)
     rows_read = [len(list(each)) for what, each in groupby(told) if what == "read"]
     assert done.result["evaluate"] and max(rows_read) < 20
+
+
+@pytest.mark.parametrize("stage", ["pt", "sft"])
+def test_a_set_is_measured_whole_though_nothing_is_left_to_train_on(
+    stage: str, execute: Callable[..., Any], here: Path, tiny_model: Path
+) -> None:
+    """And its figure is that of the same rows where they are all those that train; of two sets the other counts for
+    nothing."""
+    row = (lambda text: {"text": text}) if stage == "pt" else (lambda text: {"instruction": "Say it.", "output": text})
+    for name, texts in (("one", TEXTS), ("two", TEXTS[:1])):
+        (here / f"{name}.jsonl").write_text("".join(json.dumps(row(text)) + "\n" for text in texts))
+    base = (f"model.path={tiny_model}", "hardware=cpu", "tracking=none", "evaluate.samples=2", "method=none")
+    base += (f"stage={stage}", "data.max_length=64", "data=file", "data.path=one.jsonl")
+    ways = {
+        "whole": ("data.validation=file",),
+        "all": ("evaluate.rows=train", "data.validation_fraction=0"),
+        "part": ("data.validation_fraction=0.5",),
+    }
+    done = {
+        name: execute(plan=compiled(*base, *words, verb="evaluate"), folder=name).result for name, words in ways.items()
+    }
+    assert done["whole"]["measured_rows"] == {"count": 4, "set": "file"}
+    assert done["whole"]["evaluate"]["perplexity"] == pytest.approx(done["all"]["evaluate"]["perplexity"], rel=1e-5)
+    data = done["whole"]["data"]
+    assert (data["used"], data["validation"], data["rows"]) == (0, 4, 4)
+    assert data["trained_tokens"] and len(done["whole"]["samples"]) == 2
+    assert (done["all"]["measured_rows"], done["part"]["measured_rows"]) == (
+        {"count": 4, "set": None},
+        {"count": 2, "set": None},
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.data.read import columnar, objects, opened, tables
-from factory.data.read.opened import Skip, Stream
+from factory.data.read.opened import Mended, Skip, Stream
 from factory.data.read.wrong import Broken
 from factory.plan import PlannedSource
 from factory.refusal import UserError, did_you_mean, refuse
@@ -20,6 +20,7 @@ __all__ = [
     "COMPRESSED",
     "SUFFIXES",
     "Broken",
+    "Mended",
     "Row",
     "count",
     "digest",
@@ -94,10 +95,11 @@ def source_digest(source: PlannedSource) -> str | None:
     return None
 
 
-def rows(path: Path, skip: int = 0) -> Iterator[Row]:
+def rows(path: Path, skip: int = 0, mended: Mended | None = None) -> Iterator[Row]:
     """The rows of a file, or of a folder's files one after the other, from number `skip` on (from 0).
 
     A line of a .jsonl file that is no object, or of a table with other cells than its header, is there as Broken.
+    `mended` counts those of tables that are not read as they stand.
     Raises UserError where a file is not UTF-8 or broken otherwise, or holds something other than objects.
     """
     passed = Skip(skip)
@@ -106,7 +108,7 @@ def rows(path: Path, skip: int = 0) -> Iterator[Row]:
         if kind.whole:
             yield from kind.whole(file, passed)
         elif kind.stream:
-            with opened.text(file) as stream:
+            with opened.text(file, mended) as stream:
                 yield from kind.stream(stream, passed)
 
 

@@ -7,7 +7,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,13 +56,21 @@ class Skip:
         return passed
 
 
+@dataclass(slots=True)
+class Mended:
+    """How many rows so far have line ends of Windows in their cells that are read as \\n."""
+
+    rows: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """`raw` is the file on the disk, `plain` what is in it."""
+    """`raw` is the file on the disk, `plain` what is in it. `mended`: what is not read as it stands."""
 
     path: Path
     raw: IO[bytes]
     plain: "io.BufferedReader[Any]"
+    mended: Mended = field(default_factory=Mended)
 
     def taken(self) -> int:
         """How many bytes of the file on the disk were read, for what was given of it (a buffer more at most)."""
@@ -104,18 +112,21 @@ class Stream:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Stream]:
+def opened(path: Path, mended: Mended | None = None) -> Iterator[Stream]:
     packed = compression(path)
     with path.open("rb", buffering=0) as raw:
         unpacked: Any = DECOMPRESSORS[packed](raw) if packed else raw
         with closing(unpacked), closing(io.BufferedReader(unpacked, BUFFER)) as plain:
-            yield Stream(path, raw, plain)
+            yield Stream(path, raw, plain, mended or Mended())
 
 
 @contextmanager
-def text(path: Path) -> Iterator[Stream]:
-    """A file of text; raises UserError where its first bytes are those of something else."""
-    with opened(path) as stream:
+def text(path: Path, mended: Mended | None = None) -> Iterator[Stream]:
+    """A file of text; raises UserError where its first bytes are those of something else.
+
+    `mended` counts its rows that are not read as they stand.
+    """
+    with opened(path, mended) as stream:
         if error := wrong.foreign(path, stream.start()):
             raise error
         yield stream

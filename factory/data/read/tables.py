@@ -18,19 +18,22 @@ _LONGEST_CELL = 2**31 - 1  # characters: Python's own limit of 131,072 is for ot
 def rows(delimiter: str) -> Callable[[Stream, Skip], Iterator[dict[str, Any]]]:
     """A reader of tables whose first row names the columns. Cells stay texts; an empty one is None.
 
-    A line with more or fewer cells is there as Broken.
+    A line with more or fewer cells is there as Broken. Where the file's own lines end as those of Windows do, such ends
+    in a cell are its writer's too, and read as \\n, as in plain text; in any other file they were put there.
     """
 
     def read(stream: Stream, skip: Skip) -> Iterator[dict[str, Any]]:
         csv.field_size_limit(_LONGEST_CELL)
         table = csv.reader(_table_lines(stream), delimiter=delimiter, strict=True)
         names: list[str] = []
-        before = 0
+        before, windows = 0, stream.start().partition(b"\n")[0].endswith(b"\r")
         try:
             for cells in table:
                 line, before = before + 1, table.line_num
                 if not cells:
                     continue
+                if windows and before > line:
+                    cells = _mended(cells, stream)
                 if not names:
                     names = _header(cells, stream, line)
                 elif len(cells) != len(names) and before > line:  # a quote may hide whole rows in it
@@ -45,6 +48,12 @@ def rows(delimiter: str) -> Callable[[Stream, Skip], Iterator[dict[str, Any]]]:
             raise wrong.broken(stream.path, f"line {table.line_num or 1}: {error}") from None
 
     return read
+
+
+def _mended(cells: list[str], stream: Stream) -> list[str]:
+    found = [cell.replace("\r\n", "\n") for cell in cells]
+    stream.mended.rows += found != cells
+    return found
 
 
 def _uneven(cells: list[str], names: list[str], stream: Stream, line: int) -> Broken:
