@@ -324,7 +324,9 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
-    format: Literal["text", "json", "yaml"] = key("how `factory plan` prints; yaml and json: a file that --from-plan takes")
+    format: Literal["text", "json", "yaml"] = key(
+        "how `factory plan` prints; --from-plan takes yaml and json"
+    )
     search: bool = key("show the best legal settings that fit hardware.memory, instead of one plan")
 
 

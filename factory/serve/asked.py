@@ -9,7 +9,6 @@ from typing import Any
 
 from factory import schema
 from factory.data.record import BadRow, Message, ToolCall
-from factory.extras import install
 from factory.inference.grammar import grammar
 from factory.inference.prompts import Conversation
 from factory.inference.room import Room
@@ -100,8 +99,8 @@ class Desk:
             return grammar(self.room, asked)
         except ImportError:
             raise bad(
-                "Answers are held to JSON by the package xgrammar, which is not installed where this is served: "
-                f"{install('grammar')}.",
+                "Answers are held to JSON by the extra `grammar` of Factory, which is not installed where this is served "
+                "(see docs/serving.md).",
                 "response_format",
             ) from None
         except ValueError as error:
