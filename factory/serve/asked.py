@@ -99,7 +99,7 @@ class Desk:
             return grammar(self.room, asked)
         except ImportError:
             raise bad(
-                "Answers are held to JSON by the extra `grammar` of Factory, which is not installed where this is served "
+                "Answers are held to JSON by the extra `grammar` of Factory, which is not installed where it runs "
                 "(see docs/serving.md).",
                 "response_format",
             ) from None
