@@ -324,9 +324,7 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
-    format: Literal["text", "json", "yaml"] = key(
-        "how `factory plan` prints; --from-plan takes yaml and json"
-    )
+    format: Literal["text", "json", "yaml"] = key("how `factory plan` prints; --from-plan takes yaml and json")
     search: bool = key("show the best legal settings that fit hardware.memory, instead of one plan")
 
 
