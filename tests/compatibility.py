@@ -132,7 +132,7 @@ def sampled() -> list[Combination]:
     return list(triples())[::_STRIDE]
 
 
-_STRIDE = 83
+_STRIDE = 167
 
 
 def new_rules(triple: Combination) -> tuple[str, ...]:

@@ -208,13 +208,12 @@ def test_without_the_kernels_it_goes_by_blocks(dtype: torch.dtype) -> None:
     assert type(found.grad_fn).__name__ == "_AttendBackward"
 
 
-def test_two_tokens_are_as_exact_as_by_blocks() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16"], indirect=True)
+def test_two_tokens_are_as_exact_as_by_blocks(dtype: torch.dtype) -> None:
     """Their gradients are differences of nearly the same: of all lengths, rounding shows most here."""
-    if not build.attends("bfloat16"):
-        pytest.skip("this CPU has none of its instructions for bfloat16")
     off = list[float]()
     for in_c in (True, False):
-        states = drawn(2, ((200, 16),) * 3, torch.bfloat16)
+        states = drawn(2, ((200, 16),) * 3, dtype)
         leaves = [each.detach().double().requires_grad_() for each in states]
         slopes = torch.autograd.grad(formula(*leaves, causal(2), 0.25).sum(), leaves)
         found, _ = blocks.attend(LAYER, *states, None, in_c=in_c)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from factory.compare.columns import columns
 from factory.compare.judged import apart
+from factory.data.encoding import EncoderSpec, Ends
 from factory.evaluation import harness, rows
 from factory.execute.verify import verify
 from factory.look.machine import installed_version
@@ -193,7 +194,7 @@ def test_an_answer_ends_with_what_ends_one_in_training(
         given = whole.model.eval().generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     said = given[0, ids.shape[1] :].tolist()
     at = next(place for place, token in enumerate(said) if place and token not in said[:place])
-    monkeypatch.setattr("factory.steps.pack._stops", lambda *_: [2, said[at]])
+    monkeypatch.setattr(EncoderSpec, "ends", lambda *_: Ends(frozenset((2, said[at]))))
     (row,) = lines(execute(*words, folder="ended").run)
     assert row["answers"] == {"none": tokenizer.decode(said[:at])}
 
@@ -241,7 +242,7 @@ def test_what_was_asked_tells_which_figures_compare(planned: PlannedHarness) -> 
     assert apart("sums/acc", [first, told()]) is None
     for other in (told(limit=3), told(seed=1), told(shots=1)):
         said = apart("sums/acc", [first, other])
-        assert said is not None and "what was asked differs" in said
+        assert said is not None and "were asked different questions" in said
     assert apart("sums/acc", [told(shots=0), told(shots=0, seed=1)]) is None  # nothing is drawn
 
 

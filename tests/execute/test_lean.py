@@ -99,7 +99,7 @@ def called(words: str, *asked: str, first: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("overrides", "needed"), [("", []), ("method.quantization.bits=4", ["bitsandbytes"])])
+@pytest.mark.parametrize(("overrides", "needed"), [("method.quantization.bits=4", ["bitsandbytes"]), ("", [])])
 def test_who_talks_imports_what_its_model_needs(
     overrides: str, needed: list[str], tiny_model: Path, here: Path
 ) -> None:
@@ -110,6 +110,7 @@ def test_a_preview_imports_no_model(tiny_model: Path, here: Path) -> None:
     assert called(f"preview model.path={tiny_model} data.max_samples=4 preview.rows=1", "peft", *ASKED) == []
 
 
+@pytest.mark.slow
 def test_two_models_have_what_either_needs(execute: Callable[..., Any]) -> None:
     short = ("stage.max_steps=1", "data.max_samples=12")
     execute("method=qlora", *short, folder="four")
@@ -119,6 +120,7 @@ def test_two_models_have_what_either_needs(execute: Callable[..., Any]) -> None:
     assert talked("run=whole compare=[run,four]", *asked) == ["bitsandbytes", "peft.tuners.lora.bnb"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["torch", "transformers", "transformers.modeling_utils", "peft"])
 def test_a_process_whose_user_imported_them_before_talks_too(first: str, tiny_model: Path, here: Path) -> None:
     assert talked(f"model.path={tiny_model}", "sympy.core", first=first) == ([] if first == "torch" else ["sympy.core"])

@@ -11,13 +11,17 @@ import pytest
 import seers
 import sights
 import torch
+from safetensors.torch import save_file
 from serving import TINY, room_of, serving
 from test_seen import pack
+from transformers import AutoConfig
 
+from factory import heads
 from factory.inference.embedded import Embedded, Model, Numbers
 from factory.inference.prompts import Conversation, Prompts
 from factory.inference.types import Request, Sampling, Token
 from factory.inference.vllm_engine import Vllm
+from factory.stages.rm.spec import SCORE
 
 
 def picture(color: str = "red", size: tuple[int, int] = (12, 12)) -> str:
@@ -66,8 +70,10 @@ def test_a_model_that_sees_answers_by_what_it_sees(kind: str, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
 def test_a_score_is_of_what_is_seen(kind: str, tmp_path: Path) -> None:
     """Another image gives another score, one that is none is refused."""
-    words = (f"model.path={seers.save(kind, tmp_path / kind)}", "stage=rm", "serve.name=eye", *TINY)
-    room, settings = room_of("serve", *words)
+    base = seers.save(kind, tmp_path / kind)
+    width = AutoConfig.from_pretrained(base).get_text_config().hidden_size
+    save_file({"weight": torch.randn(1, width)}, base / heads.file_of(SCORE))
+    room, settings = room_of("serve", f"model.path={base}", "stage=rm", "serve.name=eye", *TINY)
 
     def scored(*urls: str) -> Any:
         parts = [*({"type": "image_url", "image_url": {"url": url}} for url in urls), {"type": "text", "text": "What?"}]
