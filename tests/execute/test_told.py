@@ -71,6 +71,7 @@ def test_a_pattern_is_compiled_when_it_is_asked_for_something(monkeypatch: pytes
     assert module.re.search("a", "ba")
 
 
+@pytest.mark.slow
 def test_transformers_still_compiles_its_patterns_so() -> None:
     """Else the stand-in is one for nothing."""
     script = """
@@ -84,6 +85,7 @@ print(type(WeightRenaming("a.b", "c").compiled_sources).__name__)
     assert done.stdout.split() == ["_Pattern"], done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_remembered_as_it_is(tmp_path: Path) -> None:
     """Found out, and read."""
     assert told_of("alone", tmp_path) == [True, [False] * 3, "LlamaForCausalLM"]

@@ -48,7 +48,7 @@ ZERO = {
     "zero3": ("sft", "dpo", "rm", "experts", "tokens", "tied"),
 }
 ALWAYS = {("ddp", "sft"), ("zero2", "dpo"), ("zero3", "sft")}  # the others are slow
-RESUMED = {"ddp": False, "fsdp": True, "zero2": False, "zero3": True}  # and whether always
+RESUMED = {"ddp": False, "fsdp": False, "zero2": False, "zero3": True}  # and whether always
 _WATCHED = 2e-4  # rewards and divergences: differences between sums of some hundred nats, in float32
 CUT = 3  # the step in which a run is stopped
 HAS_DEEPSPEED = find_spec("deepspeed") is not None

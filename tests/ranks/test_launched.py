@@ -91,6 +91,7 @@ def test_ranks_end_with_the_command(tiny_model: Path, where: Path, started: Call
     wait_for(lambda: gone(both), 10)
 
 
+@pytest.mark.slow
 def test_the_error_of_the_rank_that_raised_is_told(
     tiny_model: Path, where: Path, started: Callable[..., Command]
 ) -> None:

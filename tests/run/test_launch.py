@@ -264,6 +264,7 @@ def test_interrupted_before_the_child_listens(
     assert json.loads((where / f"early-{times}" / "report.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_asked_to_stop_when_there_is_nothing_left_to_do(
     where: Path, options: tuple[str, ...], started: Callable[..., Command]
 ) -> None:

@@ -65,6 +65,7 @@ def test_no_doubled_micro_batch_or_rank_would_fit_too(eight: Found) -> None:
     assert not compiled(*LLAMA, *more, training=False).estimate.memory.fits
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_makes_smaller_micro_batches_of_the_same_step() -> None:
     """Without anything computed again where that fits, which is less work; with it the micro-batch may be larger."""
     rows = found(*LLAMA[:2], "hardware.memory=17GiB", "data.packing=true").rows
@@ -96,6 +97,7 @@ def test_what_was_asked_to_be_recomputed_is_tried_anew() -> None:
         assert compiled(*asked, *row.overrides, training=False).takes_as(row.plan)
 
 
+@pytest.mark.slow
 def test_other_methods_only_where_the_asked_one_does_not_fit() -> None:
     rows = found("hardware=single_gpu", "hardware.memory=700MB", "method=full").rows
     assert rows and all({"method=lora", "method=qlora"} & set(row.overrides) for row in rows)

@@ -294,6 +294,7 @@ Processor(files, "mistral3", AutoTokenizer.from_pretrained(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_pixtral_needs_torchvision(tmp_path: Path) -> None:
     seers.tokenizer("llava").save_pretrained(tmp_path)
     command = [sys.executable, "-c", WITHOUT, str(tmp_path)]
