@@ -152,6 +152,8 @@ def test_curves_of_the_held_out_rows_and_of_rewards() -> None:
     assert not _plot(without, "reward", "reward", 0.0, words("en"))["visible"]
     assert _plot([{"step": 1, "reward": 0.5}], "reward", "reward", 0.0, words("en"))["visible"]
     assert [drawn["visible"] for drawn in _drawn([], 0.0, words("en"))] == [True, True, True, True, False]
+    for drawn in _drawn([], 0.0, words("en")):  # numbers from the start, or the page takes what follows for texts
+        assert [str(kind) for kind in drawn["value"].dtypes[:2]] == ["float64", "float64"]
 
 
 def test_votes_are_counted_between_two(tmp_path: Path) -> None:

@@ -164,8 +164,10 @@ def _plot(lines: list[dict[str, Any]], name: str, shown_as: str, smoothing: floa
     scale = _SCALES.get(name, 1.0)
     names, rows = {of: say(f"series.{of}") for of in _SERIES}, say("series")
     points = [(step, value * scale, names[of]) for of, curve in curves.items() for step, value in curve]
+    # without points the columns would be of texts, and what is drawn later a text for each number
+    frame = pandas.DataFrame(points, columns=["step", shown_as, rows]).astype({"step": float, shown_as: float})
     return gr.update(
-        value=pandas.DataFrame(points, columns=["step", shown_as, rows]),
+        value=frame,
         color=rows if len(curves) > 1 else None,
         color_map={names[of]: colour for of, colour in _SERIES.items()},
         visible=bool(points) or name != "reward",
