@@ -55,7 +55,6 @@ THINNED = {  # test → of its cases, each so many-th always runs; the others ar
     "execute/test_loop.py::test_shared_prompts_train_the_same": 3,
     "execute/test_loop.py::test_the_loss_falls": 2,
     "execute/test_loop.py::test_weight_decay_is_decoupled_and_of_matrices": 3,
-    "execute/test_planted.py::test_a_planted_fault_is_red": 2,
     "execute/test_proofs.py::test_a_sound_run_is_green": 8,
     "execute/test_signals.py::test_while_training_it_saves_and_goes_on": 4,
     "execute/test_stand_ins.py::test_it_becomes_the_real_one": 2,
