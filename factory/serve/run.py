@@ -19,6 +19,7 @@ from factory.stopping import answer
 KEY = "FACTORY_API_KEY"  # the environment variable
 _BACKLOG = 1024  # connections that wait to be taken
 _AFTER = 5  # seconds for the last events to be sent, once the engine has ended
+_IDLE = 75  # seconds; clients let go of an idle connection after 5: who closes first does so under no request
 
 
 def key(said: str | None) -> str | None:
@@ -85,6 +86,7 @@ def server(room: Room, generation: schema.Generation, serve: schema.Serve, secre
         access_log=False,
         server_header=False,
         lifespan="off",
+        timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=round(serve.grace) + _AFTER,
         h11_max_incomplete_event_size=64 * 1024,
     )

@@ -653,6 +653,15 @@ def test_what_there_is_no_memory_for_is_told_and_the_server_goes_on(
     assert client.chat.completions.create(model="tiny", messages=HI).choices[0].message.content
 
 
+def test_an_idle_connection_is_let_go_by_the_client_and_not_by_the_server(served: Serving) -> None:
+    """Whoever closes it while a request is on its way breaks the request: `Connection reset by peer`."""
+    import httpx
+    from openai import _constants
+
+    clients = [httpx.Limits().keepalive_expiry, _constants.DEFAULT_CONNECTION_LIMITS.keepalive_expiry]
+    assert served.server.config.timeout_keep_alive > 2 * max(clients)
+
+
 def test_a_stream_that_fails_in_the_middle_says_so(
     client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
