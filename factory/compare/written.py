@@ -4,11 +4,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from factory import diff
 from factory.compare.comparison import Comparison
 from factory.evaluation.rows import Compared
+from factory.plan_keys import as_set
 from factory.typed import to_tree
 
 
@@ -64,8 +66,10 @@ def differences(found: Comparison) -> list[tuple[str, str, str, Compared]]:
 
 
 def spreads(found: Comparison) -> tuple[diff.Spread, ...]:
-    """The keys that decide the result and differ, then versions of packages that can change it."""
-    return () if found.spreads is None else (*found.spreads.decisive, *found.spreads.versions)
+    """The keys that decide the result and differ, as they are set, then versions of packages that can change it."""
+    if found.spreads is None:
+        return ()
+    return (*(replace(each, key=as_set(each.key)) for each in found.spreads.decisive), *found.spreads.versions)
 
 
 def _interval(each: Compared) -> list[str]:
