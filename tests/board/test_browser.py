@@ -1,5 +1,6 @@
 """The page in a real browser, from the first choice to an exported model: `pytest -m slow tests/board`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +106,7 @@ def test_the_whole_journey(page: Any, address: str) -> None:
     page.get_by_role("option").first.click()
     page.locator("#export-dir").locator("textarea, input").first.fill("exports/one")
     page.locator("#export-run").click()
-    page.locator("#export-state", has_text="Done").wait_for(timeout=8 * browsing.MINUTE)
+    ended = page.locator("#export-state, #export-log", has_text=re.compile("Done|ended with code|fix:"))
+    ended.first.wait_for(timeout=8 * browsing.MINUTE)
+    assert page.locator("#export-state").inner_text() == "Done", page.locator("#export-log").inner_text()
     browsing.picture(page, "export")
