@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from factory.export import spec
+from factory.export.reading import code, reading
 from factory.own import without_place
 from factory.plan import Plan, PlannedSource, read_plan
 from factory.run.folder import RunFolder, read_json
@@ -143,25 +144,20 @@ def _reading(plan: Plan) -> str:
         lines = [f"llama-cli -m {spec.MODEL_GGUF} --jinja"]
         lines += [f"ollama create mine -f {spec.MODELFILE} && ollama run mine"] if export.modelfile else []
         return "```sh\n" + "\n".join(lines) + "\n```"
-    read = class_of(plan.steps.load.config)
     if export.format == "adapter":
-        lines = [
-            "from peft import PeftModel",
-            f"from transformers import {read}",
-            f'base = {read}.from_pretrained("{export.base or "THE_BASE"}")',
-            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
-        ]
-    elif export.scores:
+        return reading(plan, Path(plan.steps.load.adapter or ""), export.base or "THE_BASE").lstrip()
+    if export.scores:
         lines = [
             "from transformers import AutoModelForSequenceClassification",
             'model = AutoModelForSequenceClassification.from_pretrained("THIS_FOLDER", dtype="auto")',
             "score = model(input_ids=ids).logits[0, 0]  # ids: (1, length), up to the token that ends the answer",
         ]
     else:
+        read = class_of(plan.steps.load.config)
         inputs = _MODELS[read][1]
         lines = [
             f"from transformers import {read}, {inputs}",
             f'model = {read}.from_pretrained("THIS_FOLDER", dtype="auto")',
             f'{inputs.removeprefix("Auto").lower()} = {inputs}.from_pretrained("THIS_FOLDER")',
         ]
-    return "```python\n" + "\n".join(lines) + "\n```"
+    return code(lines)

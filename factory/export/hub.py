@@ -5,7 +5,8 @@ from typing import Any
 
 from factory.hub import lost
 from factory.plan import Export
-from factory.refusal import refuse
+from factory.refusal import UserError, refuse
+from factory.typed import plain
 
 _OF_NEW = {".gitattributes", "README.md"}  # what a repository may hold that nobody has uploaded to
 
@@ -18,11 +19,21 @@ def check(plan: Export) -> None:
         return
     api = HfApi()
     try:
-        there = api.list_repo_files(plan.push) if api.repo_exists(plan.push) else []
+        if not api.repo_exists(plan.push):
+            return
+        there, private = api.list_repo_files(plan.push), bool(api.repo_info(plan.push).private)
     except _asking() as error:
         raise _unreachable(plan, error) from None
     if set(there) - _OF_NEW and not plan.overwrite:
         raise refuse("push-there", f"export.push={plan.push}", f"there are {len(there):,} files in it")
+    _hold(plan, private)
+
+
+def _hold(plan: Export, private: bool) -> None:
+    """Raises UserError where the repository is seen otherwise than the plan says."""
+    if private != plan.private:
+        wrong = f"there is a {'private' if private else 'public'} repository of this name"
+        raise refuse("push-visibility", f"export.push={plan.push}", wrong, private=plain(private))
 
 
 def push(plan: Export, folder: Path) -> dict[str, Any]:
@@ -37,10 +48,13 @@ def push(plan: Export, folder: Path) -> dict[str, Any]:
     api = HfApi()
     try:
         api.create_repo(plan.push, private=plan.private, exist_ok=True)
+        _hold(plan, bool(api.repo_info(plan.push).private))  # another may have made it since
         gone = "*" if plan.overwrite else None  # weights or an adapter_config.json of before would be read instead
         found = api.upload_folder(
             repo_id=plan.push, folder_path=folder, commit_message="Export by Factory", delete_patterns=gone
         )
+    except UserError:
+        raise
     except (*_asking(), RuntimeError) as error:  # the last of a file, with what went wrong as its cause
         cause = error if isinstance(error, _asking()) else error.__cause__
         if not isinstance(cause, _asking()):
@@ -56,4 +70,5 @@ def _asking() -> tuple[type[Exception], ...]:
 
 def _unreachable(plan: Export, error: BaseException) -> Exception:
     first = next((line for line in str(error).splitlines() if line.strip()), "no reason is given")
-    return refuse("push-unreachable", f"export.push={plan.push}", f"{type(error).__name__}: {first[:200].rstrip('.')}")
+    wrong = f"{type(error).__name__}: {first[:200].rstrip('.')}"
+    return refuse("push-unreachable", f"export.push={plan.push}", wrong, private=" --private" if plan.private else "")

@@ -54,12 +54,10 @@ def text_of(tokenizer: Any, stops: list[str]) -> str:
         stops = stops if end.startswith(tuple(stops)) or not end else [*stops, end]
     else:
         lines.append('TEMPLATE """{{ .Prompt }}"""')
-    lines += [f'PARAMETER stop "{_quoted(stop)}"' for stop in stops]
+    for stop in stops:
+        mark = '"""' if '"' in stop or "\n" in stop else '"'  # Ollama takes the marks away, and reads no escapes
+        lines.append(f"PARAMETER stop {mark}{stop}{mark}")
     return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _template(turn: Turn) -> str:

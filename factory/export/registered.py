@@ -1,6 +1,6 @@
 """A written model in MLflow's registry, with its signature: what is served and promoted from there."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
     try:
         client, experiment = connect(plan.tracking)
         mlflow.set_tracking_uri(plan.tracking.mlflow)
-        known = _run_id(plan, client)
-        run_id = known or client.create_run(experiment, run_name=f"export {folder.name}").info.run_id
-        with mlflow.start_run(run_id=run_id):
+        known = _run(plan, client)
+        run = known or client.create_run(experiment, run_name=f"export {folder.name}").info
+        mlflow.set_experiment(experiment_id=run.experiment_id)
+        # to start the run that trained it would give it another end and another status
+        with nullcontext() if known else mlflow.start_run(run_id=run.run_id):
             made = transformers.log_model(
                 transformers_model=_read(folder),  # of a folder's path MLflow 3.17 fails on transformers 5
                 name="model",
@@ -38,6 +40,7 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
                 registered_model_name=plan.export.register,
                 pip_requirements=[f"{name}=={version(name)}" for name in _NEEDS],
                 metadata={"plan_digest": plan.digest()},
+                run_id=run.run_id,
             )
     except (MlflowException, OSError, ValueError) as error:
         where = f"export.register={plan.export.register}"
@@ -46,7 +49,7 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
         "name": plan.export.register,
         "version": made.registered_model_version,
         "uri": made.model_uri,
-        "run": run_id,
+        "run": run.run_id,
     }
 
 
@@ -59,11 +62,11 @@ def _read(folder: Path) -> dict[str, Any]:
     }
 
 
-def _run_id(plan: Plan, client: Any) -> str | None:
-    """Of the run that trained the model, where this server has it."""
+def _run(plan: Plan, client: Any) -> Any:
+    """What the server says of the run that trained the model; None: it has none."""
     from mlflow.exceptions import MlflowException
 
     for run_id in run_ids(RunFolder(plan.exported.run)) if plan.exported.run else ():
         with suppress(MlflowException):
-            return client.get_run(run_id).info.run_id
+            return client.get_run(run_id).info
     return None

@@ -63,5 +63,6 @@ def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
         yield f"{program('factory')} chat {setting(_NAMED_BY[export.format], export.dir)}", "talk to it"
     if export.push and export.dry_run:
         # the folder as it lies: to export again would overwrite it, and with it what the repository has
-        private = " --private" if export.private else ""
-        yield f"hf upload {export.push} {shlex.quote(export.dir)}{private}", f"upload it to {export.push}"
+        # `hf upload --private` would take a public one that is there; `create` fails where there is one
+        made = f"hf repos create {export.push} --private && " if export.private else ""
+        yield f"{made}hf upload {export.push} {shlex.quote(export.dir)}", f"upload it to {export.push}"

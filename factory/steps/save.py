@@ -11,12 +11,12 @@ from factory import heads, own_base, registry
 from factory.architecture import Architecture
 from factory.execute.checkpoint import refusal_of, save_tokenizer, take_place, write_errors
 from factory.execute.context import Run
+from factory.export.reading import reading
 from factory.own import without_place
 from factory.ranks.spec import SPLIT
 from factory.run.folder import base_config, open_as
 from factory.steps.attach import has_own_base, method_settings
 from factory.steps.proofs import saved_type, token_losses
-from factory.steps.walk import class_of
 
 
 def save_model(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
@@ -84,7 +84,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
             model.save_pretrained(aside, state_dict=dict(state))  # which may take out of it what it has written
             say_dtype(aside / "config.json", dtype.removeprefix("torch."))
         heads.save(model, beside, aside)
-        (aside / "README.md").write_text(_card(run, beside, adapter=_adapts(model)), encoding="utf-8")
+        (aside / "README.md").write_text(_card(run, aside), encoding="utf-8")
         open_as(aside / "README.md")
         take_place(aside, run.folder.model)
     except write_errors() as error:
@@ -146,63 +146,19 @@ def _save_base_config(run: Run, config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _card(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
+def _card(run: Run, folder: Path) -> str:
     plan = run.plan
     named = (plan.method, plan.steps.train.stage)
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
+    own = (
+        "- base: it was quantized without the adapter's start, so on the published one PEFT gives another "
+        "model; `factory` has this one with run=…, and writes it with `factory export`\n"
+    )
     return (
         f"# {plan.options.get('model', 'model')}, {', '.join(map(without_place, named))}\n\n"
         f"Fine-tuned by Factory; plan {plan.digest()}, seed {plan.seed}.\n\n"
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"
         f"- trained parameters: {plan.estimate.parameters.trainable:,} of {plan.estimate.parameters.total:,}\n"
-        f"{_reading(run, beside, adapter=adapter)}"
+        f"{own if has_own_base(run) else ''}{reading(plan, folder)}\n"
     )
-
-
-def _reading(run: Run, beside: tuple[str, ...], *, adapter: bool) -> str:
-    """How the model is read where transformers or PEFT alone would take it for another; nothing where they do not."""
-    read = class_of(run.plan.steps.load.config)
-    why, lines = _adapter(run, read) if adapter else ([], [f'model = {read}.from_pretrained("THIS_FOLDER")'])
-    if not why and not beside:
-        return ""
-    for name in beside:
-        found, applied = _head(heads.file_of(name), adapter=adapter)
-        why, lines = [*why, found], [*lines, *applied]
-    return "".join(f"- {text}\n" for text in why) + "\n```python\n" + "\n".join(lines) + "\n```\n"
-
-
-def _adapter(run: Run, read: str) -> tuple[list[str], list[str]]:
-    """Why an adapter's base is not as it lies on the disk, and the lines that read both: PEFT alone would miss it."""
-    patch, why = run.plan.steps.patch, list[str]()
-    lines = [f'base = {read}.from_pretrained("THE_BASE")']
-    if _stretched(run):
-        why.append("positions: stretched; its base is read with base/config.json")
-        lines = [
-            'config = AutoConfig.from_pretrained("THIS_FOLDER/base")',
-            f'base = {read}.from_pretrained("THE_BASE", config=config)',
-        ]
-    if has_own_base(run):
-        why.append(
-            "base: it was quantized without the adapter's start, so on the published one PEFT gives another "
-            "model; `factory` has this one with run=…, and writes it with `factory export`"
-        )
-    if patch.vocabulary != patch.rows:
-        lines.append(f"base.resize_token_embeddings({patch.vocabulary})")
-        why.append(f"vocabulary: {patch.vocabulary:,} rows; its base is resized to them")
-    return why, [*lines, 'model = PeftModel.from_pretrained(base, "THIS_FOLDER")']
-
-
-def _head(file: str, *, adapter: bool) -> tuple[str, list[str]]:
-    """What a head's outputs are of, and the lines that read and apply it to `ids`, (1, length)."""
-    inner = "model.get_base_model()" if adapter else "model"
-    why = (
-        f"{file}: makes the score of an answer, read at the last token that was trained of it, which ends its turn; "
-        "higher is better, among answers to the same prompt"
-    )
-    return why, [
-        f'head = load_file("THIS_FOLDER/{file}")["weight"]',
-        "# ids: (1, length), a conversation as the chat template has it, up to the token that ends its last answer",
-        f"hidden = {inner}.base_model(input_ids=ids).last_hidden_state",
-        "score = hidden[0, -1].float() @ head[0].float()",
-    ]

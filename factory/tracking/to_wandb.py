@@ -29,6 +29,8 @@ class WandbSink:
         self._plan, self._folder, self._ledger = plan, folder, ledger
         online, known = plan.tracking.mode == "online", ledger.run_id is not None
         ledger.run_id = ledger.run_id or ledger.key[:12]
+        if wandb.run is not None and wandb.run.id != ledger.run_id:  # which init would give us for ours
+            raise ConnectionError("an earlier run is still being sent")
         server = {} if plan.tracking.uri is None else {"base_url": plan.tracking.uri}
         settings = wandb.Settings(
             console="off",  # run.log has it
@@ -76,11 +78,13 @@ class WandbSink:
         """Nothing waits here: `log` hands over to wandb's own process, which keeps it in the run's folder."""
 
     def finish(self, report: dict[str, Any] | None) -> Iterator[None]:
-        if report is not None:
-            told = without_secrets(report)
-            self._run.summary.update({**measured(told), "status": told["status"]})
-            self._artifact("report", self._folder.report.name, as_json(told))
-        self._run.finish(exit_code=0 if report is not None and report["status"] == "finished" else 1)
+        try:
+            if report is not None:
+                told = without_secrets(report)
+                self._run.summary.update({**measured(told), "status": told["status"]})
+                self._artifact("report", self._folder.report.name, as_json(told))
+        finally:  # else no run after it in this process could be sent
+            self._run.finish(exit_code=0 if report is not None and report["status"] == "finished" else 1)
         yield
 
     def _artifact(self, kind: str, name: str, text: str) -> None:

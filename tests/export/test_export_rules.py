@@ -316,6 +316,8 @@ def test_a_card_names_the_classes_that_read_the_model(kind: str, here: Path, tin
     told = card.card(made)
     assert f"pipeline_tag: {task}\n" in told and f"from transformers import {model}, {inputs}\n" in told
     assert f'model = {model}.from_pretrained("THIS_FOLDER"' in told
+    (here / "adapter_config.json").write_text("{}")
+    made = replace(made, steps=replace(made.steps, load=replace(load, adapter=str(here))))
     told = card.card(replace(made, export=replace(made.exported, format="adapter")))
     assert f'base = {model}.from_pretrained("THE_BASE")' in told and f"import {model}\n" in told
 
@@ -325,15 +327,24 @@ def test_a_card_names_the_classes_that_read_the_model(kind: str, here: Path, tin
 
 class FakeApi:
     there: tuple[str, ...] = ()
+    exists = False
+    private = True
     did: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012
 
     def repo_exists(self, repo: str) -> bool:
-        return bool(self.there)
+        return self.exists
+
+    def repo_info(self, repo: str) -> Any:
+        return type("Info", (), {"private": self.private})()
 
     def list_repo_files(self, repo: str) -> list[str]:
         return list(self.there)
 
-    def create_repo(self, repo: str, **named: Any) -> None:
+    def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
+        """One that is there stays as visible as it is."""
+        named = {"private": private, "exist_ok": exist_ok}
+        if not self.exists:
+            type(self).private = private
         self.did.append(("create", {"repo": repo, **named}))
 
     def upload_folder(self, **named: Any) -> Any:
@@ -347,12 +358,16 @@ def test_a_folder_is_pushed(here: Path, tiny_model: Path, machine: Callable[...,
     machine(hub_token=True)
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     monkeypatch.setattr(FakeApi, "did", [])
+    monkeypatch.setattr(FakeApi, "private", True)
     words = (f"model.path={tiny_model}", "export.push=me/mine", "export.check=false")
     told = exported(*words, "export.dir=dry", "export.dry_run=true")["push"]
     assert told["dry_run"] and set(told["files"]) == files("dry") and not FakeApi.did
     told = exported(*words, "export.dir=out", "export.private=false")["push"]
     assert told["commit"] == "abc" and [name for name, _ in FakeApi.did] == ["create", "upload"]
     assert FakeApi.did[0][1]["private"] is False
+    assert told["private"] is False
+    monkeypatch.setattr(FakeApi, "exists", True)
+    monkeypatch.setattr(FakeApi, "private", True)
     monkeypatch.setattr(FakeApi, "there", ("model.safetensors",))
     with pytest.raises(UserError, match="push-there"):
         exported(*words, "export.dir=again")
@@ -360,6 +375,26 @@ def test_a_folder_is_pushed(here: Path, tiny_model: Path, machine: Callable[...,
     assert FakeApi.did[1][1]["delete_patterns"] is None
     exported(*words, "export.dir=again", "export.overwrite=true")  # in the place of all that was there, as in a folder
     assert FakeApi.did[-1][1]["delete_patterns"] == "*"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_repository_that_is_there_is_as_private_as_is_said(
+    private: bool, here: Path, tiny_model: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub leaves it as it is: weights would be public that the plan calls private. Also of one made meanwhile."""
+    import huggingface_hub
+
+    machine(hub_token=True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "did", [])
+    words = (f"model.path={tiny_model}", "export.dir=out", "export.push=me/mine", f"export.private={private}".lower())
+    plan = planned(*words).exported
+    monkeypatch.setattr(FakeApi, "exists", True)
+    monkeypatch.setattr(FakeApi, "private", not private)
+    for asks in (hub.check, partial(hub.push, folder=here)):
+        with pytest.raises(UserError, match=rf"\[push-visibility\].*\n.*\n.*export.private={not private}".lower()):
+            asks(plan)
+    assert "upload" not in dict(FakeApi.did)
 
 
 def test_a_hub_that_goes_away_is_told(
@@ -429,6 +464,18 @@ def test_an_end_of_turn_that_is_no_token_ends_an_answer_as_a_text() -> None:
     assert modelfile.text_of(_with("llama3"), ["<|im_end|>"]).endswith(
         'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|eot_id|>"\n'
     )
+
+
+def test_a_stop_is_written_as_it_is() -> None:
+    """Ollama's reader takes away the marks around a value, three or one, and nothing else (its parser.go, unquote)."""
+    stops = ["<|im_end|>", "a\n### B:", 'say "no"', "back\\slash", '"\n']
+    text = modelfile.text_of(_with("chatml"), stops).partition("PARAMETER stop ")[2].removesuffix("\n")
+    read = []
+    for value in text.split("\nPARAMETER stop "):
+        mark = '"""' if value.startswith('"""') else '"'
+        assert value.startswith(mark) and value.endswith(mark) and (mark == '"""' or '"' not in value[1:-1])
+        read.append(value[len(mark) : -len(mark)])
+    assert read == stops
 
 
 def test_named_templates_are_said_or_refused() -> None:

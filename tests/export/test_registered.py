@@ -21,6 +21,7 @@ def test_a_model_is_registered_under_its_run(execute: Callable[..., Any], here: 
     execute("method=lora", "method.rank=4", *SHORT)
     client, experiment = connect(compiled("hardware=cpu", f"tracking.uri={URI}", training=False).tracking)
     trained = client.create_run(experiment).info.run_id
+    client.set_terminated(trained, "KILLED", ended := 1_700_000_000_000)
     write_whole(RunFolder("run").tracking, f'{{"run_id": "{trained}"}}')
     words = ("run=run", "tracking=mlflow", f"tracking.uri={URI}", "export.check=false", "export.register=mine")
     told = exported(*words, "export.dir=out")["registered"]
@@ -31,4 +32,6 @@ def test_a_model_is_registered_under_its_run(execute: Callable[..., Any], here: 
     assert {column.name for column in model.metadata.signature.inputs} >= {"messages"}
     given = model.predict({"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 4})
     assert given[0]["choices"][0]["message"]["role"] == "assistant"
-    assert client.get_run(trained).info.status == "FINISHED"
+    info = client.get_run(trained).info
+    assert (info.status, info.end_time) == ("KILLED", ended)  # of the training, not of what was made of it
+    assert {found.source_run_id for found in client.search_logged_models([experiment])} == {trained}

@@ -3,10 +3,12 @@
 import json
 import math
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from followed import LOSSES, lines, more, run
 
 from factory.execute.context import append
 from factory.run.folder import RunFolder
-from factory.tracking import ledger
+from factory.tracking import delivery, ledger
 from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import Tracker
 
@@ -178,6 +180,58 @@ def test_wandb_drops_no_step_for_the_samples_beside_it(here: Path) -> None:
     assert [row["_step"] for row in rows(found)] == list(range(1, 7 + 27 + 1))
     axes = {record.metric.name: record.metric.step_metric for record in found}
     assert axes["loss"] == "step"
+
+
+class FakeWandb(ModuleType):
+    """With one run at a time, which `init` gives whoever asks for another meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.run: Any = None
+        self.Settings = dict
+        self.logged: list[tuple[str, float]] = []
+        self.broken = False
+
+    def init(self, *, id: str, **_: Any) -> Any:
+        if self.run is None:
+            self.run = SimpleNamespace(id=id, step=0, config={}, define_metric=lambda *_, **__: None)
+            self.run.summary = SimpleNamespace(get=lambda _: None, update=self.update)
+            self.run.log = lambda told, step: self.logged.append((id, told["loss"]))
+            self.run.finish = lambda **_: setattr(self, "run", None)
+        return self.run
+
+    def update(self, told: dict[str, Any]) -> None:
+        if self.broken:
+            raise OSError(told)
+
+
+def test_wandb_sends_no_run_into_the_one_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is still open where its end is slow or has failed."""
+    fake, name = FakeWandb(), "to_a_fake_wandb"
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    spec = spec_from_file_location(name, Path(delivery.__file__).with_name("to_wandb.py"))
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(delivery.TOOLS, "wandb", replace(delivery.TOOLS["wandb"], sink=f"{name}:WandbSink"))
+    monkeypatch.setattr(module.WandbSink, "describe", lambda _: None)
+    monkeypatch.setattr(module.WandbSink, "_artifact", lambda *_: None)
+    jobs = [run(here / name, None, tool="wandb", mode="online") for name in ("one", "two")]
+    one, two = (Delivery(plan, folder, ledger.of(plan.tracking, folder)) for plan, folder, _ in jobs)
+    one.send()
+    one._sink = None  # as after an error: it is opened again
+    one.send()
+    with pytest.raises(ConnectionError, match="earlier run"):
+        two.send()
+    assert [loss for _, loss in fake.logged] == list(LOSSES)
+    fake.broken = True
+    with pytest.raises(OSError):
+        one.finish(jobs[0][2])
+    fake.broken = False
+    two.send()
+    two.finish(jobs[1][2])
+    assert [loss for _, loss in fake.logged] == [*LOSSES, *LOSSES] and len({name for name, _ in fake.logged}) == 2
 
 
 def test_wandb_is_asked_how_far_it_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
