@@ -205,7 +205,7 @@ class Encoder:
         """A row, or why it is none, of each record. `TooLong` is why, where truncation=error."""
         if self._kind == "text":
             return self._documents(records)
-        rendered = [self._rendered(record) if record.response else self._asked(record) for record in records]
+        rendered = [self._rendered(record) for record in records]
         placed = iter(
             self._texts.encode([side.text for sides in rendered if isinstance(sides, list) for side in sides])
         )
@@ -241,10 +241,7 @@ class Encoder:
 
     def answered(self, record: Record, cut: str = "") -> list[int]:
         """A conversation up to the end of its last answer, as in training. `cut` is as in `prompt`. Raises BadRow."""
-        rendered = self._rendered(record)
-        if isinstance(rendered, BadRow):
-            raise rendered
-        (whole,) = rendered
+        (whole,) = self._seen(record)
         if not cut or cut not in whole.text:
             side = self._side(whole, *self._texts.encode([whole.text]))
             return side.ids[: side.trained[-1][1]]
@@ -284,20 +281,24 @@ class Encoder:
             side, kept(side.layout, self._pack.max_length, {"keep_response": "drop"}.get(truncation, truncation))
         )
 
-    def _asked(self, record: Record) -> EncodedRow | BadRow:
-        """A prompt alone, as a model is given it to answer, then what rewards read of it, and the end of text.
-
-        A template may have an empty answer otherwise than what comes before one, or have none.
-        """
+    def _rendered(self, record: Record) -> list[Rendered] | EncodedRow | BadRow:
+        """To be tokenized with those of other records; of a prompt alone the row."""
         try:
-            self._check_media(record)
-            text = self._given(record)
-            (placed,) = self._texts.encode([text])
-            # no model reads the solution
-            whole, limit = Layout(len(placed.ids), (), (), (), placed.whole), self._pack.max_length
-            kept(whole, limit, "error" if self._pack.truncation == "error" else "drop")  # it is asked whole or not
+            return self._seen(record) if record.response else self._asked(record)
         except BadRow as error:
             return error
+
+    def _asked(self, record: Record) -> EncodedRow:
+        """A prompt alone, as a model is given it to answer, then what rewards read of it, and the end of text.
+
+        A template may have an empty answer otherwise than what comes before one, or have none. Raises BadRow.
+        """
+        self._check_media(record)
+        text = self._given(record)
+        (placed,) = self._texts.encode([text])
+        # no model reads the solution
+        whole, limit = Layout(len(placed.ids), (), (), (), placed.whole), self._pack.max_length
+        kept(whole, limit, "error" if self._pack.truncation == "error" else "drop")  # it is asked whole or not
         ids = [*placed.ids, *(self._texts.encode([record.solution])[0].ids if record.solution else ()), self._eos]
         said = record.prompt[-1]["content"].strip()
         at = max(0, text.rfind(said))
@@ -305,27 +306,27 @@ class Encoder:
         special = self.special is not None and _spells(self.special, record)
         return EncodedRow(Tokens(ids, [(len(placed.ids), len(ids), 1.0)], asked, len(placed.ids), special=special))
 
-    def _rendered(self, record: Record) -> list[Rendered] | BadRow:
-        """One conversation, or a pair's two. The prompt's answers have weight 0 where only the response is trained."""
+    def rendered(self, record: Record) -> list[Rendered]:
+        """One conversation, or a pair's two, without the tokens of media. Raises BadRow.
+
+        Answers that are not trained have weight 0: before the last, or of the prompt, where others are judged.
+        """
         sides = [record.response, record.rejected] if self._kind == "pairs" else [record.response]
         if self._kind != "messages" and any(each.get("weight", 1.0) != 1.0 for side in sides for each in side):
-            return BadRow("an answer that is judged has a weight of its own")
+            raise BadRow("an answer that is judged has a weight of its own")
         renderer = self.renderer(record)
-        try:
-            rendered = [renderer.render([*record.prompt, *side], record.tools, media=record.media) for side in sides]
-            rendered = [self._seen(each, record) for each in rendered]
-            if self._kind == "messages":
-                (only,) = rendered
-                return [_weighed(only, len(only.answers) - 1) if self._pack.mask_history else only]
-            known = sum(message["role"] == "assistant" for message in record.prompt)
-            return _same_prompt([_weighed(side, known) for side in rendered], known)
-        except BadRow as error:
-            return error
+        rendered = [renderer.render([*record.prompt, *side], record.tools, media=record.media) for side in sides]
+        if self._kind == "messages":
+            (only,) = rendered
+            return [_weighed(only, len(only.answers) - 1) if self._pack.mask_history else only]
+        known = sum(message["role"] == "assistant" for message in record.prompt)
+        return _same_prompt([_weighed(side, known) for side in rendered], known)
 
-    def _seen(self, rendered: Rendered, record: Record) -> Rendered:
-        """With the tokens of its media."""
+    def _seen(self, record: Record) -> list[Rendered]:
+        """With the tokens of its media. Raises BadRow."""
+        rendered = self.rendered(record)
         self._check_media(record)
-        return rendered if self._media is None else self._media.expand(rendered, record.media)
+        return rendered if self._media is None else [self._media.expand(each, record.media) for each in rendered]
 
     def _check_media(self, record: Record) -> None:
         """Raises BadRow where they cannot be shown: of rows that no plan saw."""
