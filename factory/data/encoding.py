@@ -205,7 +205,7 @@ class Encoder:
         """A row, or why it is none, of each record. `TooLong` is why, where truncation=error."""
         if self._kind == "text":
             return self._documents(records)
-        rendered = [self._rendered(record) if record.response else self._asked(record) for record in records]
+        rendered = [self._rendered(record) for record in records]
         placed = iter(
             self._texts.encode([side.text for sides in rendered if isinstance(sides, list) for side in sides])
         )
@@ -241,12 +241,9 @@ class Encoder:
 
     def answered(self, record: Record, cut: str = "") -> list[int]:
         """A conversation up to the end of its last answer, as in training. `cut` is as in `prompt`. Raises BadRow."""
-        rendered = self._rendered(record)
-        if isinstance(rendered, BadRow):
-            raise rendered
-        (whole,) = rendered
+        (whole,) = self._seen(record)
         if not cut or cut not in whole.text:
-            side = self._side(whole, *self._texts.encode([whole.text]))
+            (side,) = self._sides([whole], self._texts.encode([whole.text]))
             return side.ids[: side.trained[-1][1]]
         borders = sorted({at for answer in whole.answers for at in (answer.start, answer.end)})
         pieces = [whole.text[start:end] for start, end in pairwise([0, *borders])]
@@ -284,20 +281,24 @@ class Encoder:
             side, kept(side.layout, self._pack.max_length, {"keep_response": "drop"}.get(truncation, truncation))
         )
 
-    def _asked(self, record: Record) -> EncodedRow | BadRow:
-        """A prompt alone, as a model is given it to answer, then what rewards read of it, and the end of text.
-
-        A template may have an empty answer otherwise than what comes before one, or have none.
-        """
+    def _rendered(self, record: Record) -> list[Rendered] | EncodedRow | BadRow:
+        """To be tokenized with those of other records; of a prompt alone the row."""
         try:
-            self._check_media(record)
-            text = self._given(record)
-            (placed,) = self._texts.encode([text])
-            # no model reads the solution
-            whole, limit = Layout(len(placed.ids), (), (), (), placed.whole), self._pack.max_length
-            kept(whole, limit, "error" if self._pack.truncation == "error" else "drop")  # it is asked whole or not
+            return self._seen(record) if record.response else self._asked(record)
         except BadRow as error:
             return error
+
+    def _asked(self, record: Record) -> EncodedRow:
+        """A prompt alone, as a model is given it to answer, then what rewards read of it, and the end of text.
+
+        A template may have an empty answer otherwise than what comes before one, or have none. Raises BadRow.
+        """
+        self._check_media(record)
+        text = self._given(record)
+        (placed,) = self._texts.encode([text])
+        # no model reads the solution
+        whole, limit = Layout(len(placed.ids), (), (), (), placed.whole), self._pack.max_length
+        kept(whole, limit, "error" if self._pack.truncation == "error" else "drop")  # it is asked whole or not
         ids = [*placed.ids, *(self._texts.encode([record.solution])[0].ids if record.solution else ()), self._eos]
         said = record.prompt[-1]["content"].strip()
         at = max(0, text.rfind(said))
@@ -305,27 +306,27 @@ class Encoder:
         special = self.special is not None and _spells(self.special, record)
         return EncodedRow(Tokens(ids, [(len(placed.ids), len(ids), 1.0)], asked, len(placed.ids), special=special))
 
-    def _rendered(self, record: Record) -> list[Rendered] | BadRow:
-        """One conversation, or a pair's two. The prompt's answers have weight 0 where only the response is trained."""
+    def rendered(self, record: Record) -> list[Rendered]:
+        """One conversation, or a pair's two, without the tokens of media. Raises BadRow.
+
+        Answers that are not trained have weight 0: before the last, or of the prompt, where others are judged.
+        """
         sides = [record.response, record.rejected] if self._kind == "pairs" else [record.response]
         if self._kind != "messages" and any(each.get("weight", 1.0) != 1.0 for side in sides for each in side):
-            return BadRow("an answer that is judged has a weight of its own")
+            raise BadRow("an answer that is judged has a weight of its own")
         renderer = self.renderer(record)
-        try:
-            rendered = [renderer.render([*record.prompt, *side], record.tools, media=record.media) for side in sides]
-            rendered = [self._seen(each, record) for each in rendered]
-            if self._kind == "messages":
-                (only,) = rendered
-                return [_weighed(only, len(only.answers) - 1) if self._pack.mask_history else only]
-            known = sum(message["role"] == "assistant" for message in record.prompt)
-            return _same_prompt([_weighed(side, known) for side in rendered], known)
-        except BadRow as error:
-            return error
+        rendered = [renderer.render([*record.prompt, *side], record.tools, media=record.media) for side in sides]
+        if self._kind == "messages":
+            (only,) = rendered
+            return [_weighed(only, len(only.answers) - 1) if self._pack.mask_history else only]
+        known = sum(message["role"] == "assistant" for message in record.prompt)
+        return _same_prompt([_weighed(side, known) for side in rendered], known)
 
-    def _seen(self, rendered: Rendered, record: Record) -> Rendered:
-        """With the tokens of its media."""
+    def _seen(self, record: Record) -> list[Rendered]:
+        """With the tokens of its media. Raises BadRow."""
+        rendered = self.rendered(record)
         self._check_media(record)
-        return rendered if self._media is None else self._media.expand(rendered, record.media)
+        return rendered if self._media is None else [self._media.expand(each, record.media) for each in rendered]
 
     def _check_media(self, record: Record) -> None:
         """Raises BadRow where they cannot be shown: of rows that no plan saw."""
@@ -342,12 +343,8 @@ class Encoder:
         if are := next((name for name, there in blind.items() if there), None):
             raise BadRow(f"it has {column}, and rows that are {are} show none")
 
-    def _row(self, record: Record, rendered: list[Rendered], placed: list[Placed]) -> EncodedRow:
-        sides = [self._side(each, tokens) for each, tokens in zip(rendered, placed, strict=True)]
-        if len(sides) == 2 and not _share_prompt(sides):
-            split = [self._texts.pieces(each.text, _cuts(each)) for each in rendered]
-            sides = [self._side(each, tokens) for each, tokens in zip(rendered, split, strict=True)]
-            assert _share_prompt(sides), "a pair's prompt is tokenized in two ways"
+    def _row(self, record: Record, rendered: list[Rendered], placed: Sequence[Placed]) -> EncodedRow:
+        sides = self._sides(rendered, placed)
         stay = self._kept(sides)
         special = self.special is not None and _spells(self.special, record)
         tokens = [_cut(side, stays, special) for side, stays in zip(sides, stay, strict=True)]
@@ -365,21 +362,32 @@ class Encoder:
         *before, (start, _) = longest.stretches
         return [Kept((*before, (start, side.layout.length))) for side in sides]
 
-    def _side(self, rendered: Rendered, placed: Placed) -> _Side:
-        """The answers' tokens. Where a token would reach over an answer's border the text is tokenized in pieces.
+    def _sides(self, rendered: list[Rendered], placed: Sequence[Placed]) -> list[_Side]:
+        """The row's tokens. Where one would reach over a border, all of its texts are tokenized in pieces.
 
         So it is when the model answers, where the header is given as it stands.
         """
-        spans = self._spans(rendered, placed)
-        if spans is None:
-            placed = self._texts.pieces(rendered.text, _cuts(rendered))
-            spans = self._spans(rendered, placed)
-            assert spans is not None, "a token reaches over a cut"
-        too_long = len(placed.ids) > self._pack.max_length
-        if too_long and self._pack.truncation == "left" and not all(placed.edge(at)[1] for at in rendered.exchanges):
-            placed = self._texts.pieces(rendered.text, sorted({*_cuts(rendered), *rendered.exchanges}))
-            spans = self._spans(rendered, placed)
-            assert spans is not None, "a token reaches over a cut"
+        for exchanges in (False, True):
+            if sides := self._parted(rendered, placed):
+                return sides
+            placed = [self._texts.pieces(each.text, _cuts(each, exchanges=exchanges)) for each in rendered]
+        sides = self._parted(rendered, placed)
+        assert sides, "a token reaches over a cut"
+        return sides
+
+    def _parted(self, rendered: list[Rendered], placed: Sequence[Placed]) -> list[_Side]:
+        """Empty where a token reaches over the border of an answer, of a pair's prompt, or of what may be cut away."""
+        sides, clean = list[_Side](), True
+        for each, tokens in zip(rendered, placed, strict=True):
+            if (spans := self._spans(each, tokens)) is None:
+                return []
+            sides.append(self._side(each, tokens, spans))
+            too_long = self._pack.truncation == "left" and len(sides[-1].ids) > self._pack.max_length
+            clean = clean and not (too_long and not all(tokens.edge(at)[1] for at in each.exchanges))
+        return sides if clean and _share_prompt(sides) else []
+
+    def _side(self, rendered: Rendered, placed: Placed, spans: list[Weighted]) -> _Side:
+        """`spans` are its answers, with their weights."""
         ids = placed.ids
         if not rendered.answers[-1].closed:  # the template ends no answer: the end-of-text token does
             start, end, weight = spans[-1]
@@ -476,9 +484,10 @@ def _all_but(media: Sequence[Span], spans: Sequence[Weighted], size: int) -> lis
     return sorted([*((start, end, 1.0) for start, end in rest), *(span for span in own if span[2])])
 
 
-def _cuts(rendered: Rendered) -> list[int]:
-    size = len(rendered.text)
-    return sorted({at for answer in rendered.answers for at in (answer.start, answer.end) if 0 < at < size})
+def _cuts(rendered: Rendered, *, exchanges: bool) -> list[int]:
+    answers = (at for answer in rendered.answers for at in (answer.start, answer.end))
+    cuts = {*answers, *(rendered.exchanges if exchanges else ())}
+    return sorted(cuts - {0, len(rendered.text)})
 
 
 def _share_prompt(sides: list[_Side]) -> bool:

@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 
 from factory.data import formats, read
-from factory.data.encoding import Encoder, EncoderSpec
+from factory.data.decoding import Decode, after, decoder
+from factory.data.encoding import Encoder, EncoderSpec, Span
 from factory.data.media.expand import ids_as_processor
 from factory.data.packing import Integers
 from factory.data.prepare import Prepared, aligning_of
 from factory.data.prepare.store import Side
 from factory.data.prepare.workers import record_of
 from factory.data.record import BadRow, Message, Record, by_kind
-from factory.data.render import Rendered, Renderer
+from factory.data.render import Rendered
 from factory.data.stream import side_of
 from factory.plan import Plan, PlannedSource
 
@@ -49,7 +50,7 @@ def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, to
     for name, source in plan.steps.align.sources.items():
         rows = _in_cache(source, sources[name], plan.seed) if name in sources else _as_they_come(source, encoder)
         for side, record in islice(rows, _ROWS):
-            _look(found, record, side, encoder.renderer(record), spec, tokenizer)
+            _look(found, record, side, spec, tokenizer)
     if not found.rows:
         return []
     detail = f"{found.rendered} of {found.rows} rows are rendered as the tokenizer's own apply_chat_template does"
@@ -134,8 +135,9 @@ def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Sid
             yield side_of(made.tokens), record
 
 
-def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: EncoderSpec, tokenizer: Any) -> None:
+def _look(found: _Found, record: Record, side: Side, spec: EncoderSpec, tokenizer: Any) -> None:
     found.rows += 1
+    renderer = spec.encoder.renderer(record)
     if not record.response:
         given, tools = renderer.given(record.prompt, record.tools)
         text = tokenizer.apply_chat_template(given, tools=tools, tokenize=False, add_generation_prompt=True)
@@ -143,13 +145,12 @@ def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: E
         return
     messages = [*record.prompt, *record.response]
     given, tools = renderer.given(messages, record.tools, media=record.media)
-    rendered = renderer.render(messages, record.tools, media=record.media)
+    rendered = spec.encoder.rendered(record)[0]
     found.rendered += rendered.text == tokenizer.apply_chat_template(given, tools=tools, tokenize=False)
     if spec.pack.train_on_prompt and record.media:
         return  # what is not trained of it are media, too
     found.compared += 1
-    stretches = _other(side) if spec.pack.train_on_prompt else _trained(side)
-    trained = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in stretches]
+    trained = _spelled(side, _other(side) if spec.pack.train_on_prompt else _trained(side), decoder(tokenizer))
     # some tokenizers compose accents before they split: the same text in another spelling
     spelled = [normalize("NFC", text) for text in trained]
     wanted = [normalize("NFC", text) for text in _answers(rendered, messages, spec, tokenizer)]
@@ -159,28 +160,31 @@ def _look(found: _Found, record: Record, side: Side, renderer: Renderer, spec: E
         found.wrong.append(f"; there it is {trained!r} and should be {wanted!r}"[:500])
 
 
-def _trained(side: Side) -> list[list[int]]:
+def _spelled(side: Side, stretches: list[Span], decode: Decode) -> list[str]:
+    """Their texts, each after what lies between it and the one before."""
+    ids, ends = side.ids.tolist(), [0, *(end for _, end in stretches)]
+    return [after(decode, ids[last:start], ids[start:end]) for last, (start, end) in zip(ends, stretches, strict=False)]
+
+
+def _trained(side: Side) -> list[Span]:
     """The stretches that count in the loss."""
     spans = zip(side.spans.tolist(), side.weights.tolist(), strict=True)
-    return [side.ids[start:end].tolist() for (start, end), weight in spans if weight > 0]
+    return [(start, end) for (start, end), weight in spans if weight > 0]
 
 
-def _other(side: Side) -> list[list[int]]:
+def _other(side: Side) -> list[Span]:
     """The stretches that do not count 1."""
     weights = np.zeros(len(side.ids), np.float32)
     for (start, end), weight in zip(side.spans.tolist(), side.weights.tolist(), strict=True):
         weights[start:end] = weight
-    borders = np.flatnonzero(np.diff(weights)) + 1
-    parts = zip(np.split(side.ids, borders), np.split(weights, borders), strict=True)
-    return [ids.tolist() for ids, weight in parts if weight[0] != 1]
+    borders = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(weights)]
+    return [(start, end) for start, end in pairwise(borders) if weights[start] != 1]
 
 
 def _answers(rendered: Rendered, messages: list[Message], spec: EncoderSpec, tokenizer: Any) -> Iterator[str]:
-    """The texts that those stretches should be, each beginning with what the record says."""
+    """The texts that those stretches should be, each with what the record says."""
     turns = [message for message in messages if message["role"] == "assistant"]
-    last_alone = spec.pack.mask_history or spec.kind != "messages"
-    chosen = list(zip(rendered.answers, turns, strict=True))[-1 if last_alone else 0 :]
-    for answer, message in chosen:
+    for answer, message in zip(rendered.answers, turns, strict=True):
         text = rendered.text[answer.start : answer.end]
         assert message["content"].strip() in text
         if answer.weight != 1 if spec.pack.train_on_prompt else answer.weight > 0:

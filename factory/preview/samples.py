@@ -1,7 +1,7 @@
 """The prepared data set as what is shown of it: counts, lengths, and the first sequences token by token. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, median
@@ -9,10 +9,9 @@ from typing import Any
 
 from factory.data.dataset import IGNORED, Example, Labelled, Pair
 from factory.data.dataset import Sample as Prepared
+from factory.data.decoding import BROKEN, Decode, after, decoder
 from factory.data.record import MEDIA, Medium, by_kind
 
-Decode = Callable[[list[int]], str]
-_BROKEN = "\ufffd"  # how a decoder writes bytes that are no whole character
 _LONGEST_CHARACTER = 8  # tokens that a character can need: four bytes, and a joined emoji's next
 _BINS = 12
 _FEW_SAME = 4  # so many equal special tokens in a row are shown as one
@@ -162,20 +161,14 @@ class Reader:
     def _character(self, example: Example, at: int, starts: frozenset[int]) -> tuple[int, str]:
         """Tokens from here on that decode to whole characters, and their text."""
         ids, before = example.ids, example.ids[max(0, at - 1) : at]
-        known = self.decode(before) if before else ""
         size = 1
         while True:
-            text = self._after(known, before, ids[at : at + size])
+            text = after(self.decode, before, ids[at : at + size])
             end = at + size
             more = end < len(ids) and ids[end] not in self._special and _together(example, at, end, starts)
-            if not text.endswith(_BROKEN) or not more or size == _LONGEST_CHARACTER:
+            if not text.endswith(BROKEN) or not more or size == _LONGEST_CHARACTER:
                 return size, text
             size += 1
-
-    def _after(self, known: str, before: list[int], ids: list[int]) -> str:
-        """What the ids add to the text of the one before them: some decoders take a sequence's first space away."""
-        whole = self.decode([*before, *ids])
-        return whole[len(known) :] if whole.startswith(known) and not known.endswith(_BROKEN) else self.decode(ids)
 
 
 def _trained(example: Example, at: int) -> tuple[bool, float]:
@@ -191,12 +184,8 @@ def _together(example: Example, first: int, last: int, starts: frozenset[int]) -
 
 def reader_of(tokenizer: Any) -> Reader:
     """Of a transformers tokenizer. Added tokens that are not called special are shown as such: <think> is one."""
-
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
     added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()]
-    return Reader(decode, {*tokenizer.all_special_ids, *added})
+    return Reader(decoder(tokenizer), {*tokenizer.all_special_ids, *added})
 
 
 def sample(found: Prepared, origins: Sequence[Origin], reader: Reader) -> Sample:

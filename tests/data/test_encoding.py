@@ -453,6 +453,38 @@ def test_a_pairs_prompt_loses_the_same_on_both_sides(truncation: str) -> None:
     assert len(made.tokens.ids) <= limit
 
 
+@cache
+def left(template: str, pieces: bool, limit: int) -> tuple[Any, Encoder]:
+    tokenizer = deepcopy(pieces_of("legacy") if pieces else bytes_of("chatml"))
+    tokenizer.chat_template = templates.read(template)
+    return tokenizer, encoder(tokenizer, "pairs", truncation="left", max_length=limit)
+
+
+@pytest.mark.parametrize("template", ["chatml", "deepseek", "falcon", "llama2", "mistral", "vicuna", "xverse"])
+@settings(max_examples=25, derandomize=True, deadline=None, database=None)
+@given(
+    pieces=st.booleans(),
+    limit=st.sampled_from([60, 150]),
+    turns=st.lists(st.sampled_from(["it", "a", "What", "é🙂"]), min_size=3, max_size=5),
+    longer=st.integers(1, 90),
+)
+def test_a_pair_of_unequal_sides_is_cut_at_the_left(
+    template: str, pieces: bool, limit: int, turns: list[str], longer: int
+) -> None:
+    """Of a pair one side alone may be too long: what is tokenized in pieces is so on both."""
+    tokenizer, made_by = left(template, pieces, limit)
+    prompt = [f"{text} " * 4 + "?" for text in (turns if len(turns) % 2 else turns[1:])]
+    (made,) = made_by.encode([pair("a star " * longer, "No.", *prompt)])
+    if isinstance(made, BadRow):
+        assert str(made) == "no room for the answer"
+        return
+    assert made.rejected is not None
+    start = made.tokens.spans[0][0]
+    assert start == made.rejected.spans[0][0] and made.tokens.ids[:start] == made.rejected.ids[:start]
+    assert made.tokens.cut == made.rejected.cut and max(len(made.tokens.ids), len(made.rejected.ids)) <= limit
+    assert spelled(tokenizer, made.rejected.ids[start:]).strip().startswith("No.")
+
+
 def test_a_pair_cut_at_the_right_keeps_its_prompt() -> None:
     tokenizer = bytes_of("chatml")
     record = pair("A long answer, to be cut.", "Short.", "a")

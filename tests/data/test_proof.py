@@ -1,5 +1,6 @@
 """The proofs on rows: which rows they look at, and what they see of a mask that is not as it should be."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from planned import align, questions, spec, written
+from planned import align, pack, questions, written
+from test_encoding import bytes_of, pieces_of
 
+from factory import templates
 from factory.data import prepare, proof
+from factory.data.encoding import Encoder, spec_of
 from factory.data.prepare.store import Prepared, Side
+from factory.data.record import Kind
 from factory.plan import PlannedSource
 
 MARKED: dict[str, Any] = {
@@ -22,6 +27,21 @@ MARKED: dict[str, Any] = {
         {"role": "assistant", "content": "That.", "weight": 0.5},
     ]
 }
+RIGHT = (True, "in 1 of 1 rows the trained tokens spell exactly the answer")
+ASKED = {"role": "user", "content": "Hi"}
+STEPS = [
+    {"role": "assistant", "content": "One."},
+    {"role": "tool", "content": "Two."},
+    {"role": "assistant", "content": "Three."},
+]
+TALK = "\n\nHuman: Hi\n\nAssistant: {}\n\nHuman: And?\n\nAssistant: {}"
+# rows whose judged answers are several, or begin where the other side's do
+JUDGED: dict[str, tuple[Kind, str, dict[str, Any]]] = {
+    "an early fork": ("pairs", "transcripts", {"chosen": TALK.format("a", "b"), "rejected": TALK.format("c", "d")}),
+    "a chain": ("pairs", "pairs", {"prompt": [ASKED], "chosen": STEPS, "rejected": STEPS[:1]}),
+    "a labelled chain": ("labelled", "kto", {"prompt": [ASKED], "completion": STEPS, "label": True}),
+    "one thinks": ("pairs", "pairs", {"prompt": "Hi", "chosen": "a", "rejected": "<think>\nHm.\n</think>\n\nb"}),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +49,27 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
 
 
-def verdict(source: PlannedSource, seed: int = 0, **packs: Any) -> tuple[bool, str]:
+def verdict(
+    source: PlannedSource, seed: int = 0, *, tokenizer: Any = None, kind: Kind = "messages", **packs: Any
+) -> tuple[bool, str]:
     """Of the mask."""
     plan: Any = SimpleNamespace(steps=SimpleNamespace(align=align({"a": source})), seed=seed)
-    made = spec(**packs)
-    found = proof.loss_mask(plan, prepare.prepare(plan.steps.align, made, seed, 1), made, tiny.tokenizer())
+    tokenizer = tokenizer or tiny.tokenizer()
+    made = spec_of(tokenizer, pack(**packs), kind)
+    found = proof.loss_mask(plan, prepare.prepare(plan.steps.align, made, seed, 1), made, tokenizer)
     verdicts = {name: (passed, detail) for name, passed, detail in found}
     assert verdicts["template"][0]
     return verdicts["loss_mask"]
+
+
+def every_answer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder trains what is context, too."""
+    real = Encoder._side
+
+    def side(encoder: Encoder, rendered: Any, placed: Any, spans: Any) -> Any:
+        return real(encoder, rendered, placed, [(start, end, 1.0) for start, end, _ in spans])
+
+    monkeypatch.setattr(Encoder, "_side", side)
 
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, first: int) -> list[int]:
@@ -90,3 +123,42 @@ def test_where_prompts_are_trained_all_is_but_what_is_marked(tmp_path: Path, mon
     passed, detail = verdict(marked, train_on_prompt=True)
     assert not passed and detail.endswith("it is [] and should be ['This.<|im_end|>', 'That.<|im_end|>']")
     assert verdict(written(tmp_path / "more.jsonl", questions(3)), train_on_prompt=True)[0]
+
+
+@pytest.mark.parametrize("template", ["llama2", "vicuna", "mistral", "mistral_v1", "deepseek", "falcon"])
+def test_an_answer_may_begin_with_a_space(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder as Llama 2's takes the first one of what it is given away."""
+    tokenizer = deepcopy(pieces_of("legacy"))
+    tokenizer.chat_template = templates.read(template)
+    rows = [{"instruction": f"{text} is it?", "output": f"It is {text}."} for text in ("What", "a star", "红🙂")]
+    source = written(tmp_path / "rows.jsonl", rows)
+    right = (True, "in 3 of 3 rows the trained tokens spell exactly the answer")
+    assert verdict(source, tokenizer=tokenizer, max_length=400) == right
+    spoiled(monkeypatch, 0)
+    assert not verdict(source, tokenizer=tokenizer, max_length=400)[0]
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_all_that_is_judged_is_trained(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, form, row = JUDGED[case]
+    tokenizer = bytes_of("thinks") if case == "one thinks" else None
+    source = written(tmp_path / "rows.jsonl", [row], format=form)
+    assert verdict(source, tokenizer=tokenizer, kind=kind, max_length=400) == RIGHT
+    spoiled(monkeypatch, 0)
+    assert not verdict(source, tokenizer=tokenizer, kind=kind, max_length=400)[0]
+
+
+@pytest.mark.parametrize("kind", ["messages", "labelled"])
+def test_context_that_is_trained_is_red(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [ASKED, *STEPS[:1], ASKED]
+    rows: dict[Kind, Any] = {
+        "messages": {"messages": [*prompt, *STEPS[2:]]},
+        "labelled": {"prompt": prompt, "completion": STEPS[2:], "label": True},
+    }
+    source = written(tmp_path / "rows.jsonl", [rows[kind]], format="kto" if kind == "labelled" else kind)
+    packs: dict[str, Any] = {"kind": kind, "mask_history": kind == "messages"}
+    assert verdict(source, **packs) == RIGHT
+    every_answer_counts(monkeypatch)
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "other"))
+    passed, detail = verdict(source, **packs)
+    assert not passed and "it is ['One.<|im_end|>', 'Three.<|im_end|>'] and should be ['Three.<|im_end|>']" in detail
