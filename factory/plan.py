@@ -15,7 +15,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 18
+VERSION = 19
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `patch`: computed twice or once, an activation is the same
@@ -460,7 +460,8 @@ class Plan:
             del steps["patch"][name]
         steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
-            del source["path"]
+            if source["sha256"] is not None:  # else its name is all that tells it from another
+                del source["path"]
         if steps["evaluate"]["harness"] is not None:
             del steps["evaluate"]["harness"]["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
@@ -539,6 +540,7 @@ CHANGED: dict[int, str] = {
     16: "the type that products of bfloat16 are computed in is planned",
     17: "of how many layers activations are recomputed is planned",
     18: "what is recomputed is no part of the digest: it decides no result",
+    19: "which set of the hub is read, and what an export's calibration file holds, are part of the digest",
 }
 
 
