@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -578,11 +577,16 @@ def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> 
 
 
 def _other_version(setting: str, tree: dict[str, Any]) -> UserError:
-    """With what was changed since, and the overrides to compile it again with."""
-    version, overrides = tree.get("version"), tree.get("overrides")
+    """With what was changed since, and the command that compiles it again."""
+    from factory.line import again  # which reads plans
+
+    version = tree.get("version")
     wrong = f"it has version {version}, this factory reads version {VERSION}"
     if isinstance(version, int):
         since = [f"{number}: {text}" for number, text in CHANGED.items() if number > version]
         wrong += f" ({'; '.join(since)})" if since else ", which is older"
-    again = shlex.join(map(str, overrides)) if isinstance(overrides, list) else ""
-    return refuse("plan-version", setting, wrong, overrides=f" {again}" if again else "")
+    overrides, folders = (
+        list(map(str, found)) if isinstance(found, list) else []
+        for found in (tree.get("overrides"), tree.get("config_dirs"))
+    )
+    return refuse("plan-version", setting, wrong, command=again(str(tree.get("verb", "train")), overrides, folders))

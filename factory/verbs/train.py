@@ -128,9 +128,14 @@ def _run_of_recipe(composed: compose.Composed) -> int:
     return done_once(composed, "evaluate") if _verb(composed) == "evaluate" else _run(composed)
 
 
-def done_once(composed: compose.Composed, verb: Verb) -> int:
-    """In a run's folder, what trains nothing: there is no checkpoint, and nothing cheaper to advise."""
-    return _launch(compiled(composed, training=True, verb=verb), RunFolder(composed.run_dir), None, None)
+def done_once(composed: compose.Composed, verb: Verb, said: tuple[str, ...] | None = None) -> int:
+    """In a run's folder, what trains nothing: there is no checkpoint, and nothing cheaper to advise.
+
+    `said`: the command's own overrides, where those that are composed are a run's too. The plan tells of these.
+    """
+    made = compiled(composed, training=True, verb=verb)
+    made = made if said is None else replace(made, overrides=said)
+    return _launch(made, RunFolder(composed.run_dir), None, None)
 
 
 def in_a_folder(line: compose.CommandLine, composed: compose.Composed) -> compose.Composed:
