@@ -74,12 +74,11 @@ def _launch(made: Plan, folder: RunFolder, start: Path | Literal["newest"] | Non
 
 def _sweep(line: compose.CommandLine) -> int:
     refuse_unread(line, "train")
-    from factory.run import chain
     from factory.run.screen import Screen
     from factory.run.sweep import sweep
 
     kept, asked = of_sweep(line)
-    if asked.resume and chain.is_here(asked.resume):
+    if asked.resume and SweepFolder(asked.resume).is_of_a_recipe():
         return _recipe(kept, asked)
     made = partial(sweep, kept, asked, _of_jobs(compiled, _run), Screen())
     return made() if _has_a_folder(kept, asked) else _in_a_new_folder(made)
