@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from factory.execute.verify import MATTER
+from factory.execute.verify import matter
 from factory.plan import Plan, read_plan
 from factory.refusal import first_line, refuse
 from factory.run.folder import RunFolder, is_mlflow_id, is_no_store
@@ -59,11 +59,11 @@ class Spreads:
 
 def among(plans: Sequence[Plan]) -> Spreads:
     """The keys that are not the same in all of the plans."""
-    found = _spread([to_tree(plan) for plan in plans])
+    found, versions = _spread([to_tree(plan) for plan in plans]), _versions(plans)
     return Spreads(
         asked=tuple(each for each in found if each.key.startswith("options.")),
         decisive=_spread([plan.decisive() for plan in plans]),
-        versions=tuple(each for each in found if _is_version(each.key)),
+        versions=tuple(each for each in found if each.key in versions),
     )
 
 
@@ -71,7 +71,8 @@ def differences(one: Plan, other: Plan) -> Differences:
     decisive = _between(one.decisive(), other.decisive())
     decided = {found.key for found in decisive}
     found = [each for each in _between(to_tree(one), to_tree(other)) if each.key not in decided]
-    versions = [each for each in found if _is_version(each.key)]
+    of_versions = _versions([one, other])
+    versions = [each for each in found if each.key in of_versions]
     asked = [each for each in found if each.key.startswith(_ASKED)]
     return Differences(
         digests=(one.digest(), other.digest()),
@@ -82,8 +83,9 @@ def differences(one: Plan, other: Plan) -> Differences:
     )
 
 
-def _is_version(key: str) -> bool:
-    return key.startswith("packages.") and key.removeprefix("packages.") in MATTER
+def _versions(plans: Sequence[Plan]) -> set[str]:
+    """The keys of packages whose version can change what one of the plans gives."""
+    return {f"packages.{name}" for plan in plans for name in matter(plan)}
 
 
 def verdict(found: Differences) -> str:

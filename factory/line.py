@@ -25,9 +25,20 @@ def name_of(text: str) -> str:
 
 def said_by(plan: Plan, without: Iterable[str] = ()) -> list[str]:
     """What a plan's own line said, for a shell, but for what one run alone has and for the keys of these patterns."""
+    return _said(plan.overrides, plan.config_dirs, without)
+
+
+def again(verb: str, overrides: Iterable[str], config_dirs: Iterable[str]) -> str:
+    """The command that a plan of these is compiled by, for a shell; what trains nothing reads no method."""
+    return " ".join(
+        [program("factory"), shlex.quote(verb), *_said(overrides, config_dirs, () if verb == "train" else ("method",))]
+    )
+
+
+def _said(overrides: Iterable[str], config_dirs: Iterable[str], without: Iterable[str]) -> list[str]:
     left_out = (*without, "hydra.*", "stage.resume")
-    kept = (text for text in plan.overrides if not any(fnmatchcase(name_of(text), pattern) for pattern in left_out))
-    return [*config_dir_flags(plan.config_dirs), *map(shlex.quote, kept)]
+    kept = (text for text in overrides if not any(fnmatchcase(name_of(text), pattern) for pattern in left_out))
+    return [*config_dir_flags(config_dirs), *map(shlex.quote, kept)]
 
 
 def group_of(text: str) -> str:

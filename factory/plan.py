@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 18
+VERSION = 19
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `patch`: computed twice or once, an activation is the same
@@ -419,7 +418,7 @@ class Plan:
     notes: tuple[str, ...]  # what `auto` chose, and why
     warnings: tuple[str, ...]
     packages: dict[str, str]
-    own: dict[str, str]  # the user's method, stage and template by their paths, with a hash of each
+    own: dict[str, str]  # the user's method, stage, template and text for scales by their paths, with a hash of each
     tracking: Tracking
 
     @property
@@ -460,7 +459,8 @@ class Plan:
             del steps["patch"][name]
         steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
-            del source["path"]
+            if source["sha256"] is not None:  # else its name is all that tells it from another
+                del source["path"]
         if steps["evaluate"]["harness"] is not None:
             del steps["evaluate"]["harness"]["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
@@ -539,6 +539,7 @@ CHANGED: dict[int, str] = {
     16: "the type that products of bfloat16 are computed in is planned",
     17: "of how many layers activations are recomputed is planned",
     18: "what is recomputed is no part of the digest: it decides no result",
+    19: "which set of the hub is read, and what an export's calibration file holds, are part of the digest",
 }
 
 
@@ -576,11 +577,16 @@ def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> 
 
 
 def _other_version(setting: str, tree: dict[str, Any]) -> UserError:
-    """With what was changed since, and the overrides to compile it again with."""
-    version, overrides = tree.get("version"), tree.get("overrides")
+    """With what was changed since, and the command that compiles it again."""
+    from factory.line import again  # which reads plans
+
+    version = tree.get("version")
     wrong = f"it has version {version}, this factory reads version {VERSION}"
     if isinstance(version, int):
         since = [f"{number}: {text}" for number, text in CHANGED.items() if number > version]
         wrong += f" ({'; '.join(since)})" if since else ", which is older"
-    again = shlex.join(map(str, overrides)) if isinstance(overrides, list) else ""
-    return refuse("plan-version", setting, wrong, overrides=f" {again}" if again else "")
+    overrides, folders = (
+        list(map(str, found)) if isinstance(found, list) else []
+        for found in (tree.get("overrides"), tree.get("config_dirs"))
+    )
+    return refuse("plan-version", setting, wrong, command=again(str(tree.get("verb", "train")), overrides, folders))

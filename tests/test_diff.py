@@ -71,6 +71,13 @@ def test_other_versions_may_change_a_result_that_the_settings_decide(made: Made)
     assert diff.as_json(found)["same_result"] is False
 
 
+def test_another_lm_eval_may_change_a_plan_that_asks_its_tasks(made: Made) -> None:
+    for plan, versions in ((made(), []), (made("evaluate.harness=[arc_easy]"), ["packages.lm-eval"])):
+        other = replace(plan, packages={**plan.packages, "lm-eval": "0.0.1"})
+        assert [each.key for each in diff.differences(plan, other).versions] == versions
+        assert [each.key for each in diff.among([plan, other]).versions] == versions
+
+
 def test_what_only_one_has_is_absent_in_the_other(made: Made) -> None:
     found = diff.differences(made("method=full"), made("method=lora"))
     values = {each.key: (each.one, each.other) for each in found.decisive}

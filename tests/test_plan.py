@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import compiled
 
+from factory.diff import differences
 from factory.plan import CHANGED, VERSION, Plan, read_plan, to_yaml
 from factory.refusal import UserError
 from factory.verbs import train
@@ -101,6 +102,20 @@ def test_the_digest_leaves_out_what_does_not_change_the_result(override: str, ma
 def test_the_digest_covers_what_changes_the_result(override: str, made: Made, here: Path) -> None:
     (here / "other.jsonl").write_text(ROWS.replace("It is 7.", "It is 8."))
     assert made(override).digest() != made("precision=bf16").digest()
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("data.path", ("data=file", "data.sources.file.origin=hub", "data.sources.file.format=messages")),
+        ("evaluate.path", ("evaluate.benchmarks=[mmlu]",)),
+    ],
+)
+def test_which_set_of_the_hub_is_read_is_part_of_the_digest(key: str, more: tuple[str, ...]) -> None:
+    """Its content is not known before it is there: its name is all that tells it from another."""
+    one, again, other = (compiled("hardware=cpu", *more, f"{key}=org/set_{name}", training=False) for name in "aab")
+    assert one.digest() == again.digest() != other.digest()
+    assert [each.key.rpartition(".")[2] for each in differences(one, other).decisive] == ["path"]
 
 
 def test_other_weights_are_another_plan(made: Made, tiny_model: Path, here: Path) -> None:

@@ -23,7 +23,7 @@ from factory.execute import executor
 from factory.execute.context import Run
 from factory.execute.verify import verify
 from factory.inference import asked
-from factory.plan import Verb, read_plan, to_yaml
+from factory.plan import VERSION, Plan, Verb, read_plan, to_yaml
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
@@ -323,6 +323,32 @@ def test_the_verb_is_part_of_the_plan(execute: Execute) -> None:
     assert run.plan.verb == "evaluate" and run.plan.digest() != read_plan(Path("run/plan.yaml")).digest()
     assert run.plan.estimate.memory.gradients == run.plan.estimate.memory.optimizer == 0
     assert saved("run", None).adapter == "run/model"
+
+
+def test_a_measuring_that_cannot_go_on_says_how_it_was_asked_for(
+    execute: Execute, command: Callable[..., Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not how its model was trained, nor into which folder: what is told can be typed."""
+    made = list[Plan]()
+    monkeypatch.setattr("factory.verbs.train._launch", lambda plan, *_: made.append(plan) or 0)
+    execute("method=lora", *SHORT)
+    rows = "".join(json.dumps({"instruction": f"Say {n}.", "output": f"It is {n}."}) + "\n" for n in range(20))
+    (here / "ev.jsonl").write_text(rows)
+    (here / "own").mkdir()
+    told = ("--config-dir own", "run=run", *HERE, "data=file", "data.path=ev.jsonl")
+    said = " ".join(told).split()
+    assert command("evaluate", *said, "hydra.run.dir=outputs/ev").code == 0
+    (here / "outputs" / "ev").mkdir(parents=True)
+    plan = here / "outputs" / "ev" / "plan.yaml"
+    plan.write_text(to_yaml(made[0]))
+    (here / "ev.jsonl").write_text(rows * 2)
+    changed = command("resume", "outputs/ev").err
+    assert "[facts-changed]" in changed and f"compile again: factory evaluate {' '.join(told)}\n" in changed
+    plan.write_text(plan.read_text().replace(f"version: {VERSION}", "version: 2"))
+    older = command("resume", "outputs/ev").err
+    assert "[plan-version]" in older and f"compile again: factory evaluate {' '.join(told)}\n" in older
+    assert command("evaluate", *said).code == 0
+    assert made[0].steps.load.adapter == made[1].steps.load.adapter and made[0].digest() != made[1].digest()
 
 
 OWN = "# @package data.sources.shop\ndefaults: [_base@_here_]\npath: shop.jsonl\nformat: alpaca\nlicense: mit\n"

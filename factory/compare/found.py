@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -87,7 +88,10 @@ def of_folder(path: Path) -> list[Run]:
     sweep = SweepFolder(path)
     if not _is_there(path) or not sweep.is_there():
         return [runs.of_folder(path)]
-    return [replace(run, told_by_name=not Path(run.where).name.isdigit()) for run in _jobs(sweep)]
+    told_by_name = False
+    with suppress(UserError):  # whatever became of a recipe's file
+        told_by_name = sweep.is_of_a_recipe()
+    return [replace(run, told_by_name=told_by_name) for run in _jobs(sweep)]
 
 
 def _jobs(sweep: SweepFolder) -> Iterator[Run]:

@@ -15,6 +15,7 @@ from factory.compare.runs import Run
 from factory.diff import ABSENT, flat, shown
 from factory.evaluation import rows
 from factory.metrics import ROUGE
+from factory.plan import Plan, PlannedSource
 from factory.plan_keys import as_set
 
 # of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
@@ -151,7 +152,7 @@ def _first_unlike(start: str, decided: Sequence[dict[str, Any]]) -> list[str]:
 
 def _data(runs: Sequence[Run]) -> list[str] | None:
     """The data of each run, in the fewest words that tell all of them apart: the sets, their files, and their sizes."""
-    found = [run.plan.steps.align.sources for run in runs if run.plan is not None]
+    found = [_measured(run.plan) for run in runs if run.plan is not None]
     named = [", ".join(each) for each in found]
     files = [", ".join(Path(source.path).name for source in each.values()) for each in found]
     sizes = [sum(source.bytes for source in each.values()) for each in found]
@@ -180,9 +181,24 @@ def _scored(metric: str, run: Run) -> str | None:
 
 
 def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """Rows of a set that is held out whole follow from it alone, and from the seed where that draws some of them."""
     assert run.plan is not None
+    held, measured = run.plan.steps.align.validation, _measured(run.plan)
+    drawn = any(source.max_samples is not None for source in measured.values())
+
+    def decides(key: str) -> bool:
+        if held is None or not key.startswith(("align.", "seed")):
+            return key not in _NO_MATTER
+        return key.startswith(f"{_SOURCES}{held}.") or key == "align.validation" or (key == "seed" and drawn)
+
     leaves = flat(run.plan.decisive())
-    return [(key, value) for key, value in leaves if key.startswith(starts) and key not in _NO_MATTER]
+    return [(key, value) for key, value in leaves if key.startswith(starts) and decides(key)]
+
+
+def _measured(plan: Plan) -> dict[str, PlannedSource]:
+    """The sets that held-out rows are of."""
+    align = plan.steps.align
+    return {name: source for name, source in align.sources.items() if align.validation in (None, name)}
 
 
 def _unlike(were: str, told: Sequence[tuple[str, str]], *, shown: bool = True) -> str | None:

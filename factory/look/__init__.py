@@ -53,8 +53,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     data = _data(settings, bad_keys, tried)
     reward = None if judge is None else tried(look_at_reward, judge, settings.tracking)
     benchmarks, harness = ({}, None) if _bad("evaluate", bad_keys) else _exams(settings.evaluate, tried)
-    own_files = _own_files(settings)
-    for path in filter(templates.is_file, own_files):
+    for path in _own_template(settings):
         tried(templates.read, path)
     folder = tried(look_at_folder, settings.run_dir, stage.resume, training=training) if stage else None
     measured, unmeasured = calibration.read()
@@ -70,7 +69,7 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
         reward=reward,
         benchmarks=benchmarks,
         harness=harness,
-        own=own_files,
+        own=_own_files(settings),
     )
 
 
@@ -111,10 +110,14 @@ def _exams(asked: Evaluate, tried: Tried) -> tuple[dict[str, BenchmarkFacts], Ha
 
 
 def _own_files(settings: Settings) -> dict[str, str]:
-    """The user's method, stage and template, with hashes of them."""
+    """The user's method, stage and template, and the text that an export sets scales by, with hashes of them."""
     code = [part.name for part in (settings.method, settings.stage) if part is not None and own.is_code(part.name)]
-    text = [name for name in (settings.model and settings.model.template,) if name and templates.is_file(name)]
-    return {path: own.digest(path) for path in (*code, *text)}
+    scales = [settings.export.calibration] if settings.verb == "export" and settings.export.calibration else []
+    return {path: own.digest(path) for path in (*code, *_own_template(settings), *scales)}
+
+
+def _own_template(settings: Settings) -> list[str]:
+    return [name for name in (settings.model and settings.model.template,) if name and templates.is_file(name)]
 
 
 def asked(settings: Settings, bad_keys: set[str]) -> Any:

@@ -29,7 +29,13 @@ from factory.typed import Reader
 from factory.vocabulary import added_tokens, tokens_in
 
 _TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}
-_SAMPLES, _SAMPLE = 16, 4096  # blocks of a file that its fingerprint reads, and their bytes
+# what is read of a model's folder beside its weights, as transformers names it
+_BESIDE = (
+    *("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.py"),
+    *("tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges*"),
+)
+_WHOLE = 64 * 2**20  # bytes of a file that its fingerprint reads to the end: tokenizers have up to half as many
+_SAMPLES, _SAMPLE = 16, 4096  # blocks that it reads of a larger one, and their bytes
 _ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # as llama.cpp names the files of one model
 
 
@@ -221,7 +227,8 @@ def check_whole(names: Iterable[str], shown: str, *, allow_pickle: bool) -> None
 def _files(folder: Path) -> list[Path]:
     """What a model is read from."""
     weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
-    return sorted([*folder.glob("config.json"), *weights, *folder.glob("tokenizer*")])
+    beside = (file for pattern in _BESIDE for file in folder.glob(pattern))
+    return sorted({file for file in (*weights, *beside) if file.is_file()})
 
 
 def look_at_adapter(path: str) -> AdapterFacts:
@@ -322,12 +329,15 @@ def _stretched(file: Path, setting: str) -> int:
 
 
 def fingerprint_of(files: list[Path]) -> str:
-    """Changes when the files do: their names, their sizes, and blocks from all over them (weights are large)."""
+    """Changes when the files do: their names, sizes and bytes, of large ones blocks from all over them."""
     found = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         found.update(f"{file.name}:{size};".encode())
         with file.open("rb") as opened:
+            if size <= _WHOLE:
+                found.update(opened.read())
+                continue
             for sample in range(_SAMPLES):
                 opened.seek(sample * max(0, size - _SAMPLE) // (_SAMPLES - 1))
                 found.update(opened.read(_SAMPLE))

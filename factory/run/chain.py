@@ -136,15 +136,6 @@ def _unusable(line: compose.CommandLine, runs: Mapping[str, Sequence[str]]) -> I
             yield refusal("recipe-key", text, f"{own[key]} has {key} of its own")
 
 
-def is_here(folder: str) -> bool:
-    """Whether it is a recipe's, and not a sweep's."""
-    record = SweepFolder(folder).read()
-    if record is None:
-        return False
-    line = compose.CommandLine(overrides=record.overrides, config_dirs=record.config_dirs)
-    return compose.recipe_of_runs(line) is not None
-
-
 def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
     """Every run as far as it is known, nothing of it executed. Raises UserError for what is wrong with the recipe."""
     found = links(line)

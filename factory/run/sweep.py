@@ -313,10 +313,10 @@ def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
     for job in listed:
         ended = folder.ended()
         if job.fate == "reuse" and job.reused is not None:
-            inside = Path(job.reused).parent == folder.path
-            outcome = ended.get(Path(job.reused).name) if inside else Outcome(code=0)
+            place = folder.noted_place(job.reused)
+            outcome = ended.get(place, Outcome(code=0) if Path(place).is_absolute() else None)
             if outcome is not None:
-                append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": job.reused})
+                append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": place})
         _note_kept(folder, job)
 
 

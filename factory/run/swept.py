@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from factory import compose
 from factory.run.folder import read_json, write_whole
 from factory.typed import to_tree
 
@@ -68,8 +69,20 @@ class SweepFolder:
             )
         return None
 
+    def is_of_a_recipe(self) -> bool:
+        """Whether its jobs are a recipe's runs. Raises UserError where the recipe is broken by now."""
+        if (record := self.read()) is None:
+            return False
+        line = compose.CommandLine(overrides=record.overrides, config_dirs=record.config_dirs)
+        return compose.recipe_of_runs(line) is not None
+
     def write(self, record: Record) -> None:
         write_whole(self.record, json.dumps(to_tree(record), indent=1, ensure_ascii=False) + "\n")
+
+    def noted_place(self, run: str) -> str:
+        """How jobs.jsonl names a run's folder: a job of this sweep by its name, since a sweep may be moved."""
+        path = Path(run)
+        return path.relative_to(self.path).as_posix() if path.is_relative_to(self.path) else str(path.absolute())
 
     def ended(self) -> dict[str, Outcome]:
         """The last outcome of each job that ended."""
@@ -81,7 +94,9 @@ class SweepFolder:
                 lines.append(json.loads(text))
         return {
             line["job"]: Outcome(
-                code=line["code"], reused=line.get("reused"), overrides=tuple(line.get("overrides", ()))
+                code=line["code"],
+                reused=str(self.path / line["reused"]) if line.get("reused") else None,
+                overrides=tuple(line.get("overrides", ())),
             )
             for line in lines
         }

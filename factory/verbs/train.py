@@ -74,12 +74,11 @@ def _launch(made: Plan, folder: RunFolder, start: Path | Literal["newest"] | Non
 
 def _sweep(line: compose.CommandLine) -> int:
     refuse_unread(line, "train")
-    from factory.run import chain
     from factory.run.screen import Screen
     from factory.run.sweep import sweep
 
     kept, asked = of_sweep(line)
-    if asked.resume and chain.is_here(asked.resume):
+    if asked.resume and SweepFolder(asked.resume).is_of_a_recipe():
         return _recipe(kept, asked)
     made = partial(sweep, kept, asked, _of_jobs(compiled, _run), Screen())
     return made() if _has_a_folder(kept, asked) else _in_a_new_folder(made)
@@ -128,9 +127,14 @@ def _run_of_recipe(composed: compose.Composed) -> int:
     return done_once(composed, "evaluate") if _verb(composed) == "evaluate" else _run(composed)
 
 
-def done_once(composed: compose.Composed, verb: Verb) -> int:
-    """In a run's folder, what trains nothing: there is no checkpoint, and nothing cheaper to advise."""
-    return _launch(compiled(composed, training=True, verb=verb), RunFolder(composed.run_dir), None, None)
+def done_once(composed: compose.Composed, verb: Verb, said: tuple[str, ...] | None = None) -> int:
+    """In a run's folder, what trains nothing: there is no checkpoint, and nothing cheaper to advise.
+
+    `said`: the command's own overrides, where those that are composed are a run's too. The plan tells of these.
+    """
+    made = compiled(composed, training=True, verb=verb)
+    made = made if said is None else replace(made, overrides=said)
+    return _launch(made, RunFolder(composed.run_dir), None, None)
 
 
 def in_a_folder(line: compose.CommandLine, composed: compose.Composed) -> compose.Composed:

@@ -23,7 +23,7 @@ def evaluate(arguments: list[str]) -> int:
     """measure a model, or run=FOLDER (a run's, a saved model's, or an MLflow run's id), on the held-out rows"""
     if (line := parsed(arguments, "one model is evaluated at a time")) is None:
         return 0
-    return done_once(in_a_folder(line, _measured(line)), "evaluate")
+    return done_once(in_a_folder(line, _measured(line)), "evaluate", line.overrides)
 
 
 def _measured(line: compose.CommandLine) -> compose.Composed:

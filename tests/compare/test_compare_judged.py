@@ -159,6 +159,38 @@ def test_what_changes_no_held_out_token_keeps_figures_comparable(override: str, 
     assert verdict(measured(tmp_path / "a", 12.0), measured(tmp_path / "b", 9.0, override, seed=1)).best == 1
 
 
+@pytest.mark.parametrize("metric", ["perplexity", "rougeL"])
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        ((), ("data.path=two.jsonl",), None),
+        ((), ("seed=7",), None),
+        ((), ("data.max_samples=5", "data.sources.file.weight=2"), None),
+        (("data.sources.demo.max_samples=9",), ("data.sources.demo.max_samples=9", "seed=7"), "different seeds"),
+        ((), ("data.sources.demo.max_samples=9",), "different data: data.sources.demo.max_samples=null"),
+    ],
+    ids=str,
+)
+def test_of_a_set_that_is_held_out_whole_what_trains_keeps_figures_comparable(
+    metric: str, one: tuple[str, ...], other: tuple[str, ...], why: str | None, here: Path
+) -> None:
+    for name in ("one", "two"):
+        line = f'{{"instruction": "Say {name}.", "output": "It is {name}."}}\n'
+        (here / f"{name}.jsonl").write_text(line * 20)
+    data = ("data=[file,demo]", f"data.path={here / 'one.jsonl'}", "data.validation=demo")
+    lines = [(*data, *(text.replace("two.jsonl", str(here / "two.jsonl")) for text in more)) for more in (one, other)]
+    asked = {"perplexity": 12.0, "rougeL": ROUGE.mean()}, {"perplexity": 9.0, "rougeL": ROUGE.mean() + 5}
+    folders = [
+        measured(here / "ab"[at], asked[at]["perplexity"], *line, seed=at, evaluate=asked[at], scores=scores)
+        for at, (line, scores) in enumerate(
+            zip(lines, ({"rougeL": ROUGE.tolist()}, {"rougeL": (ROUGE + 5).tolist()}), strict=True)
+        )
+    ]
+    judged = verdict(*folders, metric=metric)
+    assert judged.best == (1 if why is None else None)
+    assert why is None or why in (judged.why or "")
+
+
 def test_a_run_that_saved_no_tokenizer_has_that_of_its_base(tmp_path: Path) -> None:
     """As one has that only measures."""
     one = measured(tmp_path / "a", 12.0, tokenizer=None)

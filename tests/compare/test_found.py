@@ -8,6 +8,7 @@ import pytest
 import side_by_side
 
 from factory.compare import found
+from factory.compare.comparison import compared
 from factory.compare.labels import labels
 from factory.compare.runs import Run
 from factory.refusal import UserError
@@ -120,6 +121,15 @@ def test_a_sweep_is_its_jobs(tmp_path: Path) -> None:
     assert made[1].said == "[galore-rank] x"
     assert made[2].report["evaluate"] == {"perplexity": 8.0} and str(other) in str(made[2].said)
     assert sweep.ended()["0"].code == 0  # the last one counts
+
+
+@pytest.mark.parametrize(("words", "label"), [("recipe=table4", ""), ("method=lora,full", "method=lora")])
+def test_what_differs_is_told_of_a_sweep_whatever_its_jobs_are_called(words: str, label: str, tmp_path: Path) -> None:
+    """A recipe's names say what its runs are."""
+    for name, method in (("job_0", "method=lora"), ("job_1", "method=full")):
+        side_by_side.run(tmp_path / name, method)
+    SweepFolder(tmp_path).write(Record(overrides=(words,), config_dirs=(), parent_run=None))
+    assert compared(runs(tmp_path)).labels[0] == label
 
 
 def test_a_sweeps_table_goes_by_how_the_jobs_ended(tmp_path: Path) -> None:

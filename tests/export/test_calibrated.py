@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from exporting import SHORT, exported
+from exporting import SHORT, exported, planned
 
 from factory.execute.report import write_report
+from factory.execute.verify import verify
 from factory.look import machine as look
 from factory.refusal import UserError
 
@@ -100,6 +101,18 @@ def test_the_text_is_as_long_as_the_model_reads(
     words += ["export.quantization=gptq", "export.calibration=text.txt"]
     exported(f"model.path={model}", *words, "export.dir=out")
     assert asked["seqlen"] == length
+
+
+def test_a_plan_knows_the_text_by_its_content(machine: Callable[..., None], tiny_model: Path, here: Path) -> None:
+    machine(packages=look.look_at_machine().packages | {"auto-round": "0.16"})
+    words = (f"model.path={tiny_model}", "export.dir=out", "export.quantization=gptq", "export.calibration=text.txt")
+    (here / "text.txt").write_text("The sea is wide.")
+    made = planned(*words)
+    assert planned(*words).digest() == made.digest()
+    (here / "text.txt").write_text("The sea is deep.")
+    assert planned(*words).digest() != made.digest()
+    with pytest.raises(UserError, match=r"\[facts-changed\] text.txt: the file has changed"):
+        verify(made)
 
 
 def test_columns_that_no_group_divides_are_refused() -> None:

@@ -27,6 +27,7 @@ from factory.look import asked
 from factory.look import look as look_around
 from factory.look import machine as look
 from factory.look.harness import look_at_harness
+from factory.look.model import fingerprint_now
 from factory.plan import read_plan, to_yaml
 from factory.refusal import UserError
 from factory.vocabulary import added_tokens, tokens_in
@@ -113,6 +114,26 @@ def test_a_broken_model_is_refused_naming_the_file(name: str, copy: Path) -> Non
     assert named in refusal.wrong
     if rule.startswith("model-") or rule == "pickled-weights":
         assert refusal.setting == f"model.path={copy}"
+
+
+def test_each_file_that_a_model_is_read_from_changes_its_fingerprint(copy: Path) -> None:
+    def now() -> str:
+        return fingerprint_now("folder", str(copy))
+
+    for name in (
+        *("chat_template.jinja", "generation_config.json", "preprocessor_config.json", "special_tokens_map.json"),
+        *("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "modeling_own.py", "model.safetensors"),
+    ):
+        file = copy / name
+        content = bytearray(file.read_bytes() if file.is_file() else b"a b" * 40_000)
+        file.write_bytes(content)
+        before = now()
+        content[len(content) // 3] ^= 1  # where no block of a sample lies
+        file.write_bytes(content)
+        assert now() != before, name
+    before = now()
+    (copy / "README.md").write_text("What nobody reads.")
+    assert now() == before
 
 
 def test_planning_needs_the_config_alone(copy: Path) -> None:

@@ -181,7 +181,7 @@ def chained(line: compose.CommandLine, runs: Runs) -> int:
 
 
 def resumed(runs: Runs) -> int:
-    assert chain.is_here(FOLDER)
+    assert SweepFolder(FOLDER).is_of_a_recipe()
     bare = compose.CommandLine(overrides=(), multirun=True)
     return chain.chain(bare, Sweep(resume=FOLDER, reuse=False), runs.verbs, Screen())
 

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import side_by_side
 
 from factory import compose
+from factory.compare.found import of_folder
 from factory.compose import sweeps as handed_out
 from factory.execute.report import as_json, blank
 from factory.facts import Gpu
@@ -171,7 +173,10 @@ def test_a_sweep_that_was_another_is_not_continued(swept: Swept) -> None:
     assert runs.done == []
 
 
-def test_the_same_job_is_found_and_run_once_when_asked(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_job_is_found_and_run_once_when_asked(
+    swept: Swept, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it took is found from another folder, and where its sweep is moved to."""
     runs = Runs()
     assert swept(runs, [*RANKS[:2], RANKS[0]]) == 0
     assert len(runs.done) == 3
@@ -180,8 +185,11 @@ def test_the_same_job_is_found_and_run_once_when_asked(swept: Swept, capsys: pyt
     assert swept(again, [RANKS[2], RANKS[0], RANKS[2]], other, reuse=True) == 0
     assert again.done == ["run 0"]
     reused = {name: outcome.reused for name, outcome in SweepFolder(other).ended().items()}
-    assert reused == {"0": None, "1": f"{FOLDER}/2", "2": f"{other}/0"}
-    assert f"as {FOLDER}/2, whose plan is the same" in capsys.readouterr().out
+    assert reused == {"0": None, "1": str(Path(FOLDER, "2").absolute()), "2": f"{other}/0"}
+    assert f"{FOLDER}/2, whose plan is the same" in capsys.readouterr().out
+    shutil.move(other, "moved")
+    monkeypatch.chdir("moved")
+    assert [run.status for run in of_folder(Path())] == ["finished"] * 3
 
 
 def test_a_job_that_takes_a_failed_ones_result_failed(swept: Swept) -> None:
