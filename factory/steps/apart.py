@@ -10,15 +10,12 @@ from factory.execute.context import Run
 from factory.own_base import OwnBase
 from factory.refusal import refuse
 from factory.steps.attach import attach
-from factory.steps.evaluate import TOKEN_ROUNDING
-from factory.steps.proofs import moved, token_losses
+from factory.steps.proofs import judged, moved, token_losses
 
 # mean nats a token that another base may move the losses by, by the bits of the run's own: a guard against what is
 # wrong, not a measure of how good it is
 _PUBLISHED = {4: 1.5, 8: 0.3}
 _IN_INTEGERS = ("bitsandbytes", 8)  # computes with 8-bit activations too (LLM.int8), an export with whole ones
-# nats a token, on average, by which arithmetic in 16 bits alone moves losses, twice over (docs/measurements.md)
-_IN_16_BITS = 0.1
 _WHOLE, _QUANTIZED = "in full precision", "quantized"
 
 
@@ -37,10 +34,8 @@ def merged(run: Run, model: Any) -> str:
     quantization = own.quantization
     if (quantization.method, quantization.bits) == _IN_INTEGERS:
         found, allowed = apart["mean_nats"], _PUBLISHED[8]
-    elif own.computed_in == "float32":
-        found, allowed = apart["most_nats"], TOKEN_ROUNDING["float32"]
     else:
-        found, allowed = apart["mean_nats"], _IN_16_BITS
+        found, allowed = judged(apart, own.computed_in)
     detail = (
         f"on its own base, made again, token losses differ from the run's by {apart['mean_nats']:.2g} nats "
         f"on average, {apart['most_nats']:.2g} at most"

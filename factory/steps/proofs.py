@@ -32,6 +32,8 @@ from factory.steps.reference import Reference, is_bare_base, kept, keys_of
 from factory.steps.walk import model_class
 from factory.words import counted
 
+# nats a token, on average, by which arithmetic in 16 bits alone moves losses, twice over (docs/measurements.md)
+_IN_16_BITS = 0.1
 _TOKENS = 64  # of one row: enough to see whether two models are the same
 _NAMED = 3  # tensors that a verdict names
 
@@ -409,6 +411,16 @@ def moved(losses: list[float], before: list[float]) -> dict[str, float]:
     """In nats a token: on average, and at most; NaN where there is one in them."""
     apart = [abs(one - other) for one, other in zip(losses, before, strict=True)]
     return {"mean_nats": sum(apart) / max(1, len(apart)), "most_nats": max(apart, default=0.0, key=_nan_is_most)}
+
+
+def judged(apart: dict[str, float], dtype: str) -> tuple[float, float]:
+    """What tells another model from another order of sums, and what is allowed of it.
+
+    In 16 bits that is the average: of one model single tokens move by tenths of a nat there.
+    """
+    if dtype == "float32":
+        return apart["most_nats"], TOKEN_ROUNDING[dtype]
+    return apart["mean_nats"], _IN_16_BITS
 
 
 def _nan_is_most(value: float) -> float:

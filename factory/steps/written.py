@@ -18,7 +18,7 @@ from factory.refusal import refuse
 from factory.schema import Quantization
 from factory.stages.rm.spec import SCORE
 from factory.steps.evaluate import TOKEN_ROUNDING
-from factory.steps.proofs import moved, token_losses
+from factory.steps.proofs import judged, moved, token_losses
 from factory.steps.quantize import held, keep_gradients
 from factory.steps.save import say_dtype
 from factory.steps.walk import model_class, multimodal, outside_linears
@@ -135,10 +135,17 @@ def _read(run: Run, folder: Path) -> Any:
 
 
 def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str) -> None:
-    differ = moved(ours, theirs)["most_nats"]
-    what = "scores" if run.plan.exported.scores else "losses of single tokens"
-    detail = f"read anew, {what} differ by {differ:.2g} at most"
-    if not differ <= TOKEN_ROUNDING[dtype]:
+    apart = moved(ours, theirs)
+    if run.plan.exported.scores:
+        found, allowed = apart["most_nats"], TOKEN_ROUNDING[dtype] * max(1.0, *map(abs, ours))
+        detail = f"read anew, scores differ by {found:.2g} at most"
+    else:
+        found, allowed = judged(apart, dtype)
+        detail = (
+            f"read anew, losses of single tokens differ by {apart['mean_nats']:.2g} nats on average, "
+            f"{apart['most_nats']:.2g} at most"
+        )
+    if not found <= allowed:
         raise refuse("export-unfit", f"export.format={run.plan.exported.format}", detail, fix=_REPORT)
     run.check("written", True, detail)
 

@@ -194,9 +194,9 @@ def test_a_model_in_bits_is_read_in_bits(kind: str, bits: int, here: Path, tiny_
     assert "4bit" in type(read.model.layers[0].mlp.up_proj).__name__ or bits == 8
 
 
-@pytest.mark.parametrize("form", ["hf", "gguf"])
+@pytest.mark.parametrize(("form", "dtype"), [("hf", "float32"), ("hf", "bfloat16"), ("gguf", "float32")])
 def test_a_file_that_is_not_what_was_written_leaves_nothing(
-    form: str, here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, dtype: str, here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model that is read anew for the check `written` has another last norm."""
     from factory.steps import written
@@ -212,7 +212,7 @@ def test_a_file_that_is_not_what_was_written_leaves_nothing(
 
     monkeypatch.setattr(written, reading, other)
     with pytest.raises(UserError, match="export-unfit"):
-        exported(f"model.path={tiny_model}", "export.dir=out", f"export.format={form}")
+        exported(f"model.path={tiny_model}", "export.dir=out", f"export.format={form}", f"export.dtype={dtype}")
     assert [path.name for path in here.iterdir()] == ["export-run"]
 
 
