@@ -238,6 +238,13 @@ def test_a_template_that_is_written_otherwise_there_is_told(name: str, told: str
     assert (note is None) if told is None else (note is not None and told in note)
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "told"), [("glm4", "sft", True), ("falcon", "sft", True), ("glm4", "dpo", False)]
+)
+def test_a_template_that_closes_no_answer_is_told(name: str, stage: str, told: bool, here: Path) -> None:
+    assert ("at the end of each" in said(here, template=name, stage=stage).noted.get("template", "")) is told
+
+
 def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
     info = json.loads((catalogue / "data" / "dataset_info.json").read_text())
     (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info | {"theirs": info["mine"]}))
