@@ -258,6 +258,13 @@ def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
     assert "interleave_probs" in said(catalogue, **drawn | {"dataset": "mine,set v1.5"}).missing
 
 
+def test_sets_that_take_turns_there_are_told(here: Path) -> None:
+    drawn = {"dataset": "mine,theirs", "mix_strategy": "interleave_under"}
+    assert "take turns" in said(here, **drawn).noted["mix_strategy"]
+    for other in ({"interleave_probs": "0.7,0.3"}, {"dataset": "mine"}, {"mix_strategy": "concat"}):
+        assert "mix_strategy" not in said(here, **drawn | other).noted
+
+
 @pytest.mark.parametrize("asked", ["shard_grad_op", "hybrid_shard auto_wrap", "auto_wrap", "offload"])
 def test_what_is_sharded_otherwise_has_no_equal(asked: str, here: Path) -> None:
     found = said(here, fsdp=asked, fsdp_config={"min_num_params": 0})

@@ -155,6 +155,11 @@ def _weights(given: Mapping[str, Any], names: list[str], said: Said) -> None:
         said.missing["interleave_probs"] = "a name of these sets is no part of a key (data.sources.NAME.weight)"
     elif shares:
         said.missing["interleave_probs"] = f"{len(shares)} shares are not one for each of {len(names)} sets"
+    elif mixing.startswith("interleave") and len(names) > 1:
+        said.noted["mix_strategy"] = (
+            "each row's set is drawn, all as likely (data.sources.NAME.weight); there without interleave_probs the sets "
+            "take turns, so that as many rows come of each"
+        )
 
 
 def _packing(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
