@@ -258,9 +258,18 @@ def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
     assert "interleave_probs" in said(catalogue, **drawn | {"dataset": "mine,set v1.5"}).missing
 
 
+def test_a_text_file_of_the_catalogue_is_told(catalogue: Path) -> None:
+    """Each of its lines is a row there."""
+    info = json.loads((catalogue / "data" / "dataset_info.json").read_text())
+    texts = {"file_name": "texts.txt", "columns": {"prompt": "text"}}
+    (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info | {"texts": texts}))
+    assert "texts: blank lines" in said(catalogue, dataset="mine,texts", stage="pt").noted["dataset"]
+    assert "dataset" not in said(catalogue, stage="pt").noted
+
+
 def test_sets_that_take_turns_there_are_told(here: Path) -> None:
     drawn = {"dataset": "mine,theirs", "mix_strategy": "interleave_under"}
-    assert "take turns" in said(here, **drawn).noted["mix_strategy"]
+    assert "take turns there" in said(here, **drawn).noted["mix_strategy"]
     for other in ({"interleave_probs": "0.7,0.3"}, {"dataset": "mine"}, {"mix_strategy": "concat"}):
         assert "mix_strategy" not in said(here, **drawn | other).noted
 
