@@ -134,6 +134,7 @@ class DataFacts:
     `renamed` is {standard column: own}; `reads` are the columns that its format reads, or would read, of the rows that
     were looked at: none where none was. `tools` says whether any of these rows carries them, `media` which of images,
     videos and audios. `unanswered`: they are prompts, and nothing tells what is to be answered.
+    `lines`: of a text file that is one document, how many it has.
     `mended`: how many of these rows have line ends in their cells that are not read as they stand.
     `unreachable`: why the hub's rows cannot be read now.
     """
@@ -160,6 +161,7 @@ class DataFacts:
     tools: bool = False
     media: tuple[str, ...] = ()
     unanswered: bool = False
+    lines: int = 0
     mended: int = 0
     unreachable: str | None = None
 

@@ -11,7 +11,7 @@ from factory.architecture import Shape, architecture, elements
 from factory.architecture.fit import times
 from factory.attention import BLOCKS, NATIVE
 from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, writing
-from factory.compile.data import ignored, measured_whole, mended
+from factory.compile.data import ignored, measured_whole, mended, undivided
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
 from factory.compile.rules import rules_for
@@ -344,7 +344,7 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
     data, length = case.settings.data, choices.max_length(case, _context(case))
     if data.max_length == "auto":
         notes.append(f"data.max_length=auto: {length:,} tokens")
-    notes += [*ignored(case), *measured_whole(case), *mended(case), *_chat_notes(case)]
+    notes += [*ignored(case), *measured_whole(case), *mended(case), *undivided(case), *_chat_notes(case)]
     return plan.Pack(
         template=case.settings.model.template,
         max_length=length,

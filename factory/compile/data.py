@@ -260,6 +260,16 @@ def mended(case: Case) -> Iterator[str]:
             yield f"data.sources.{name}: line ends of Windows in cells of {count} are read as \\n, as in a text file"
 
 
+def undivided(case: Case) -> Iterator[str]:
+    """Of each text file that is one document of several lines: each of them may have been meant as one."""
+    for name, found in case.facts.data.items():
+        if found.lines > 1:
+            yield (
+                f"data.sources.{name}: its {found.lines:,} lines are one document, as no blank line sets texts apart; "
+                "where each line is one: sed G FILE > lines.txt"
+            )
+
+
 _TOLD = 8  # columns that are named
 _LIKE = 0.75  # of a name and one that is read, as difflib counts: `imput` and `sytem` are, `system_prompt` is not
 

@@ -1,8 +1,9 @@
 """LLaMA-Factory's catalogue (dataset_info.json): its entries as sources of ours.
 
-Its keys: https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md. Three things are otherwise than there: a
+Its keys: https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md. Four things are otherwise than there: a
 standard column that the file has is read even where `columns` does not name it, a role that `tags` does not name keeps
-its usual names, and `num_samples` are at most so many rows: there a set of fewer gives some of them again.
+its usual names, `num_samples` are at most so many rows: there a set of fewer gives some of them again, and blank lines
+set a .txt file's documents apart: there each line is one.
 """
 
 import json

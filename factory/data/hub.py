@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from factory.data.read.columnar import values
 from factory.hub import ask, lost
 from factory.refusal import UserError, refuse
 
@@ -42,7 +43,7 @@ def rows(
             return
         # as Arrow: `datasets` would decode every image
         for table in found.skip(skip).with_format("arrow").iter(_ROWS):
-            yield from table.to_pylist()
+            yield from values(table)
 
 
 def unreachable(path: str) -> str | None:

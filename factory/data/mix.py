@@ -18,7 +18,7 @@ Ranks = NDArray[np.uint64]
 
 
 def digest(row: Mapping[Any, Any]) -> bytes:
-    """A hash of what the row says, in whatever order its keys stand."""
+    """A hash of what the row says, in whatever order its keys stand (`formats.read_of`: without what nobody reads)."""
     try:
         text = _JSON.encode(row)
     except TypeError:  # keys that JSON does not have, or that cannot be sorted

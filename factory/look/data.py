@@ -49,6 +49,7 @@ class _Found:
     longest: int
     sha256: str | None
     broken: UserError | None = None
+    lines: int = 0  # of a text file that is one document
     mended: int = 0  # rows whose line ends in cells are read as \n
     files: dict[str, list[Row]] = field(default_factory=dict)  # of a folder: the first rows of the first files
 
@@ -183,6 +184,7 @@ def _look_at_files(given: str, stage: str, setting: str, options: Sequence[Path]
         longest=seen.longest,
         sha256=read.digest(path),
         broken=seen.broken.error() if seen.broken else None,
+        lines=seen.first[0]["text"].count("\n") + 1 if seen.rows == 1 and read.is_plain_text(files[0]) else 0,
         mended=mended.rows,
         files=_first_rows(files, path) if len(files) > 1 else {},
     )
@@ -314,6 +316,7 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
         reads=frozenset[str]().union(*map(FORMATS[format].reads, rows)),
         rows=found.rows,
         peeked=found.peeked,
+        lines=found.lines,
         mended=found.mended,
         bytes=found.bytes,
         longest_row_bytes=found.longest,

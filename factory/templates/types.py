@@ -54,6 +54,11 @@ class Template:
         """What the model is given when it answers."""
         return around(self.assistant)[0] if self.generation_prompt is None else self.generation_prompt
 
+    @property
+    def closes(self) -> bool:
+        """Whether it writes anything after an answer that ends it."""
+        return bool(around(self.assistant)[2].strip())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolText:

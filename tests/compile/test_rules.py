@@ -1454,3 +1454,11 @@ def test_a_note_counts_the_rows_that_are_not_read_as_they_stand(count: int, told
     made = compiled(*BASE, "data=file", "data.path=own.csv", training=False)
     found = [note for note in made.notes if "line ends of Windows" in note]
     assert len(found) == (told is not None) and all(told and told in note for note in found)
+
+
+@pytest.mark.parametrize(("text", "told"), [("a\nb\nc\n", "its 3 lines are"), ("a\n\nb\n", None), ("a\n", None)])
+def test_a_note_tells_a_text_file_that_nothing_divides(text: str, told: str | None, here: Path) -> None:
+    (here / "own.txt").write_text(text)
+    made = compiled(*BASE, "stage=pt", "data=file", "data.path=own.txt", "data.validation_fraction=0", training=False)
+    found = [note for note in made.notes if "are one document" in note]
+    assert len(found) == (told is not None) and all(told and told in note for note in found)

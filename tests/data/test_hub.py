@@ -56,9 +56,16 @@ def test_a_folder_of_a_set_is_a_set(streaming: bool, kept: Path) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_images_stay_as_they_are_kept(streaming: bool, kept: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "image": datasets.Image()})
-    row = {"text": "a", "image": {"bytes": b"not decoded", "path": None}}
+    row = {"text": "a", "image": {"bytes": b"not decoded", "path": "a.png"}}
     datasets.Dataset.from_list([row], features=features).to_parquet(kept / "train.parquet")
     assert list(hub.rows("me/set", None, "train", None, streaming=streaming)) == [row]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_objects_have_no_keys_of_other_rows(streaming: bool, kept: Path) -> None:
+    found = [{"call": {"arguments": {name: 1}}, "n": None} for name in ("city", "symbol")]
+    datasets.Dataset.from_list(found).to_parquet(kept / "train.parquet")
+    assert list(hub.rows("me/set", None, "train", None, streaming=streaming)) == found
 
 
 def test_a_slice_of_a_split_is_read(kept: Path) -> None:

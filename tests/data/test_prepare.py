@@ -88,6 +88,16 @@ def test_every_row_is_there_as_the_encoder_makes_it(tmp_path: Path) -> None:
     assert not leading.any()
 
 
+def test_a_row_is_known_by_what_its_format_reads_of_it(tmp_path: Path) -> None:
+    """So that none is held out and trained too, as another row of the set or of another set."""
+    rows = questions(30)
+    own = [{"id": at, "question": row["instruction"], "output": row["output"]} for at, row in enumerate(rows * 10)]
+    named = prepared(written(tmp_path / "own.jsonl", own, columns={"instruction": "question"}))
+    assert named.digests.tolist() == prepared(written(tmp_path / "rows.jsonl", rows)).digests.tolist() * 10
+    mixed = mix.mix({"rows": named.digests}, align({"rows": planned()}, validation_fraction=0.1), 0)
+    assert len(mixed.validation) == 30 and set(mixed.validation % 30).isdisjoint(mixed.train % 30)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("at_most", [None, 60])
 def test_lines_that_are_no_rows_are_dropped_by_reason(

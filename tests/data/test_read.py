@@ -516,6 +516,25 @@ def test_cells_stay_texts_and_empty_ones_are_nothing(tmp_path: Path) -> None:
     assert found == [{"text": 'a\tb "c"\nd', "n": "007", "label": "true"}, {"text": None, "n": None, "label": "null"}]
 
 
+def _of_tools(name: str) -> dict[str, Any]:
+    call = {"name": "f", "arguments": {name: "Paris", "near": [None, {name: 1}]}}
+    schema = {"type": "object", "properties": {name: {"type": "string"}}}
+    return {"messages": [{"role": "user"}, {"role": "assistant", "calls": [call]}], "tools": [schema], "system": None}
+
+
+def test_objects_in_arrow_have_no_keys_of_other_rows(tmp_path: Path) -> None:
+    """A null between them, or in the place of a column, was written by someone."""
+    found = [_of_tools("city"), _of_tools("symbol")]
+    (tmp_path / "a.parquet").write_bytes(parquet(found))
+    (tmp_path / "b.arrow").write_bytes(arrow(found, pyarrow.ipc.new_file))
+    assert list(rows(tmp_path)) == found * 2
+
+
+def test_a_null_in_json_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"call": {"city": null}}\n')
+    assert list(rows(tmp_path / "a.jsonl")) == [{"call": {"city": None}}]
+
+
 def test_a_text_in_arrow_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     binary = pyarrow.table({"text": pyarrow.array([b"a", b"caf\xe9"])})
     broken = binary.set_column(0, "text", binary["text"].chunk(0).view(pyarrow.string()))

@@ -139,8 +139,8 @@ def test_sources_are_mixed_by_draws(tmp_path: Path, mixing: str) -> None:
 
 def test_rows_that_are_held_out_are_never_trained(tmp_path: Path) -> None:
     rows = questions(60)
-    rows[40:44] = rows[:4]  # again, in another block
-    source = written(tmp_path / "a.jsonl", rows)
+    rows[40:44] = rows[:4]  # again, in another block, under another id
+    source = written(tmp_path / "a.jsonl", [row | {"id": number} for number, row in enumerate(rows)])
     stream = streamed({"a": source}, validation_fraction=0.25, shuffle_buffer=20)
     held = texts(stream.validation)
     assert len(held) == held_out_rows(20, 0.25, 200) == 5

@@ -238,6 +238,13 @@ def test_a_template_that_is_written_otherwise_there_is_told(name: str, told: str
     assert (note is None) if told is None else (note is not None and told in note)
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "told"), [("glm4", "sft", True), ("falcon", "sft", True), ("glm4", "dpo", False)]
+)
+def test_a_template_that_closes_no_answer_is_told(name: str, stage: str, told: bool, here: Path) -> None:
+    assert ("at the end of each" in said(here, template=name, stage=stage).noted.get("template", "")) is told
+
+
 def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
     info = json.loads((catalogue / "data" / "dataset_info.json").read_text())
     (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info | {"theirs": info["mine"]}))
@@ -249,6 +256,22 @@ def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
     assert "draws nothing" in said(catalogue, **drawn | {"mix_strategy": "concat"}).missing["interleave_probs"]
     assert "interleave_probs" in said(catalogue, **drawn | {"interleave_probs": "0.7"}).missing
     assert "interleave_probs" in said(catalogue, **drawn | {"dataset": "mine,set v1.5"}).missing
+
+
+def test_a_text_file_of_the_catalogue_is_told(catalogue: Path) -> None:
+    """Each of its lines is a row there."""
+    info = json.loads((catalogue / "data" / "dataset_info.json").read_text())
+    texts = {"file_name": "texts.txt", "columns": {"prompt": "text"}}
+    (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info | {"texts": texts}))
+    assert "texts: blank lines" in said(catalogue, dataset="mine,texts", stage="pt").noted["dataset"]
+    assert "dataset" not in said(catalogue, stage="pt").noted
+
+
+def test_sets_that_take_turns_there_are_told(here: Path) -> None:
+    drawn = {"dataset": "mine,theirs", "mix_strategy": "interleave_under"}
+    assert "take turns there" in said(here, **drawn).noted["mix_strategy"]
+    for other in ({"interleave_probs": "0.7,0.3"}, {"dataset": "mine"}, {"mix_strategy": "concat"}):
+        assert "mix_strategy" not in said(here, **drawn | other).noted
 
 
 @pytest.mark.parametrize("asked", ["shard_grad_op", "hybrid_shard auto_wrap", "auto_wrap", "offload"])

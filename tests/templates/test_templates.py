@@ -130,6 +130,13 @@ def test_a_system_text_without_a_user_is_not_lost(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_template_says_whether_it_closes_answers(name: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    text = rendered(templates.read(name), messages=messages)
+    assert templates.template(name).closes is not text.rstrip().endswith("Hello")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_tools_are_native(name: str) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     assert Learnt(ChatTemplate(templates.read(name), special), frozenset(special.values()), "</s>").native

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from factory.data.formats import shapes, turns
 from factory.data.formats.shapes import Align
@@ -20,6 +21,7 @@ __all__ = [
     "Record",
     "align",
     "judged",
+    "read_of",
     "recognise",
     "rename",
     "without_prompt",
@@ -48,10 +50,22 @@ class Format:
 
     def reads(self, row: Row) -> frozenset[str]:
         """The columns that it reads of such a row: of several sets that the row has, the first that is filled."""
-        apart = {needed: set(needed).difference(self.columns) for needed in self.needs}
-        needed = max(self.needs, key=lambda each: (all(map(row.get, apart[each])), apart[each] <= row.keys()))
-        more = self.more if "instruction" in needed else self.more - (_QUESTION - shapes.COMMON)
-        return more.union(needed)
+        apart = _apart(self.needs)
+        needed = max(apart, key=lambda each: (all(map(row.get, apart[each])), apart[each] <= row.keys()))
+        return _beside(needed, self.more)
+
+
+# both are asked for each row
+@cache
+def _apart(needs: tuple[tuple[str, ...], ...]) -> dict[tuple[str, ...], frozenset[str]]:
+    """By each set of columns, those that tell it from the others."""
+    common = frozenset(needs[0]).intersection(*needs)
+    return {needed: frozenset(needed) - common for needed in needs}
+
+
+@cache
+def _beside(needed: tuple[str, ...], more: frozenset[str]) -> frozenset[str]:
+    return (more if "instruction" in needed else more - (_QUESTION - shapes.COMMON)).union(needed)
 
 
 _LABELLED = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
@@ -94,6 +108,15 @@ def align(row: Row, format: str, columns: dict[str, str], tags: Tags) -> Record:
         return FORMATS[format].align(rename(row, columns), tags)
     except RecursionError:
         raise BadRow("it is nested too deeply") from None
+
+
+def read_of(row: Row, format: str, columns: dict[str, str]) -> Row:
+    """What the format reads of the row, by its own names: with another id beside it, say, it is the same row."""
+    if isinstance(row, Broken):
+        return row
+    row = rename(row, columns)
+    read = FORMATS[format].reads(row)
+    return row if read.issuperset(row) else {name: value for name, value in row.items() if name in read}
 
 
 def recognise(

@@ -110,7 +110,8 @@ def _characters(value: Any) -> int:
 
 def encode(encoder: Encoder, block: Block) -> Encoded:
     """Aligns and encodes the block's rows. Raises UserError where a row is to stop the run."""
-    digests = mix.words([mix.digest(row) for row in block.rows])
+    format, columns = block.aligning.format, block.aligning.columns
+    digests = mix.words([mix.digest(formats.read_of(row, format, columns)) for row in block.rows])
     ranks = mix.ranks(digests, block.seed, "sample")
     wanted = range(len(ranks)) if block.limit is None else np.flatnonzero(ranks <= block.limit).tolist()
     bad, places, records = list[Bad](), list[int](), list[Record]()

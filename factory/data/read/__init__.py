@@ -25,6 +25,7 @@ __all__ = [
     "count",
     "digest",
     "files",
+    "is_plain_text",
     "near",
     "rows",
     "sample",
@@ -155,6 +156,11 @@ def _unknown_type(path: Path, setting: str) -> UserError:
     wrong = f"{path.name} is of type {suffix or '(none)'}, which is not read"
     hint = did_you_mean(suffix.lower(), SUFFIXES) if suffix else ""
     return refuse("data-file-type", setting, wrong, known=", ".join(SUFFIXES), packed=", ".join(COMPRESSED), hint=hint)
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether its rows are documents, which nothing but blank lines sets apart."""
+    return _KINDS[opened.suffix(path)].stream is tables.documents
 
 
 def count(path: Path) -> int | None:

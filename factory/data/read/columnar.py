@@ -68,7 +68,26 @@ def _values(batch: "pyarrow.RecordBatch", path: Path) -> list[dict[str, Any]]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise wrong.broken(path, f"it has the column {twice!r} twice")
-    return batch.to_pylist()
+    return values(batch)
+
+
+def values(rows: "pyarrow.RecordBatch | pyarrow.Table") -> list[dict[str, Any]]:
+    """The rows as Python values, without the nulls that Arrow adds: a column's objects have all the keys of any."""
+    import pyarrow
+
+    nested = [field.name for field in rows.schema if pyarrow.types.is_nested(field.type)]
+    found = rows.to_pylist()
+    for row in found:
+        row.update((name, _said(row[name])) for name in nested)
+    return found
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _said(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list | tuple):
+        return [_said(part) for part in value]
+    return value
 
 
 def _parquet(source: "pyarrow.NativeFile | IO[bytes]") -> Any:

@@ -67,6 +67,8 @@ def _of_catalogue(given: Mapping[str, Any], names: list[str], said: Said, *, lis
     entries = _entries(file, names)
     _first(given, names, _num_samples(entries), said)
     _media(given, entries, said)
+    if texts := [name for name, entry in entries.items() if text_of(entry.get("file_name")).endswith(".txt")]:
+        said.noted["dataset"] = f"{', '.join(texts)}: blank lines set documents apart; there each line is one"
     yield from ("dataset_dir", "max_samples", "media_dir", "image_dir")
 
 
@@ -155,6 +157,11 @@ def _weights(given: Mapping[str, Any], names: list[str], said: Said) -> None:
         said.missing["interleave_probs"] = "a name of these sets is no part of a key (data.sources.NAME.weight)"
     elif shares:
         said.missing["interleave_probs"] = f"{len(shares)} shares are not one for each of {len(names)} sets"
+    elif mixing.startswith("interleave") and len(names) > 1:
+        said.noted["mix_strategy"] = (
+            "each row's set is drawn, all as likely (data.sources.NAME.weight); without interleave_probs the sets take "
+            "turns there, so that as many rows come of each"
+        )
 
 
 def _packing(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:

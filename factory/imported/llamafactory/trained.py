@@ -232,14 +232,25 @@ def template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     ours = "auto" if name is None else table()["templates"].get(text_of(name), text_of(name))
     if ours == "auto" or ours in templates.names():
         said.set("model.template", ours)
-        if otherwise := table()["written_otherwise"].get(ours):
-            said.noted["template"] = f"written here as its source does; LLaMA-Factory writes {otherwise}"
+        if notes := [*_told_of(ours, said)]:
+            said.noted["template"] = "; ".join(notes)
     else:
         said.missing["template"] = (
             f"there is no {ours} here, so the model's own is kept; to write it so, model.template={ours}.yaml, "
             "a file of your own (docs/contributing.md)"
         )
     yield "template"
+
+
+def _told_of(ours: str, said: Said) -> Iterator[str]:
+    if otherwise := table()["written_otherwise"].get(ours):
+        yield f"written here as its source does; LLaMA-Factory writes {otherwise}"
+    several = said.verb == "train" and said.overrides["stage"] == "sft"  # of a conversation's answers
+    if several and ours != "auto" and not templates.template(ours).closes:
+        yield (
+            "it closes no answer, so that the end-of-text token is trained after a conversation's last one; "
+            "LLaMA-Factory trains it at the end of each"
+        )
 
 
 KINDS = stage_of, _method, _new_layers, _optimizer, _parts
