@@ -30,7 +30,7 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
     asked = plan.steps.train.ranks.processes
     if world.size != asked:
         raise refuse("ranks-of-plan", f"WORLD_SIZE={world.size}", f"the plan is for {asked}")
-    world.join(plan.steps.load.device, plan.steps.train.ranks.timeout)
+    world.join(plan.steps.load.device, plan.steps.train.ranks)
     with folder.claimed() if world.leads else nullcontext():
         problem, start = None, None
         if world.leads:

@@ -3,6 +3,7 @@
 DeepSpeed is called directly: its configuration is the plan's, and what accelerate would add is another one.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -26,6 +27,7 @@ _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
 class Zero(Shared):
     def __init__(self, run: Run, model: Any, arch: Architecture):
         super().__init__(run, model, arch)
+        os.environ.setdefault("LOCAL_RANK", str(run.world.local_rank))  # which nobody tells one process alone
         import deepspeed  # pyright: ignore[reportMissingImports]
 
         # what it would compile at its first start on a CPU serves tensor-parallel inference alone
