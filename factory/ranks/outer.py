@@ -78,6 +78,7 @@ def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
         where, again = plan.tracking.uri or plan.tracking.tool, pasted("track", folder.path)
         screen.print(f"No process follows this run for {where}. When it has ended: {again}", soft_wrap=True)
     files = (Tail(folder.events), Tail(folder.metrics))
+    files[1].lines()  # of the attempts before this one
 
     def follow() -> None:
         while not ended.wait(_POLL):
