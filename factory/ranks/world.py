@@ -39,6 +39,11 @@ class World:
     _apart: bool = False  # within `node_leader_first`
 
     @property
+    def follows(self) -> bool:
+        """Whether it reads what its node's first rank has made: to end here is to leave the others alone."""
+        return self._apart and self.local_rank > 0
+
+    @property
     def leads(self) -> bool:
         """Whether this is the one that writes the run's files."""
         return self.rank == 0
