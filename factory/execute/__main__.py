@@ -67,7 +67,6 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
     from factory.refusal import UserError
 
     run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, world=world)
-    run.listen()
     try:
         ended = _walked(run)
     except Followed:
@@ -104,9 +103,11 @@ def _walked(run: "Run") -> Ended:
     from factory.execute.verify import verify
 
     try:
+        # who waits here hears nothing: until all are there, what asks for an end ends the process
+        run.world.join(run.plan.steps.load.device, run.plan.steps.train.ranks)
+        run.listen()
         verify(run.plan)
         refuse_other_layout(run)
-        run.world.join(run.plan.steps.load.device, run.plan.steps.train.ranks.timeout)
         with hearing(run.heard):
             with run.step("imports"):
                 imports(run.plan)

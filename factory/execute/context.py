@@ -65,7 +65,7 @@ class Run:
 
     def asked_to_stop(self) -> bool:
         """Whether any rank was: all of them learn of it at the same place."""
-        return self.world.any(self.stopping)
+        return self.world.any(self.stopping and not self.world.follows)
 
     def stop_if_asked(self) -> None:
         if self.asked_to_stop():

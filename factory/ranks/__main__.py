@@ -17,7 +17,7 @@ from typing import Any
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED, end_with_parent
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, Ranks, read_plan
-from factory.ranks.world import late, lost_another
+from factory.ranks.world import WATCHDOG, late, lost_another
 from factory.refusal import refusal
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.stopping import answer
@@ -26,12 +26,12 @@ from factory.stopping import answer
 def main(arguments: list[str]) -> int:
     end_with_parent()
     folder = RunFolder(arguments[0])
-    plan = read_plan(folder.plan)
-    _pass_on_signals()
+    plan, since = read_plan(folder.plan), folder.log.stat().st_size
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    passed = _pass_on_signals()  # until here one that asks for it ends this process, as there is nothing to save
     with TemporaryDirectory() as errors:
         config = LaunchConfig(
             min_nodes=1,
@@ -48,19 +48,30 @@ def main(arguments: list[str]) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "factory.execute", *arguments)
         except ChildFailedError as error:
-            return _ended(plan, folder, deaths(error.failures, Path(errors)))
+            found = deaths(error.failures, Path(errors))
+            return INTERRUPTED if stopped(found, passed) else _ended(plan, folder, found, since)
     return FINISHED
 
 
-def _pass_on_signals() -> None:
-    """To the ranks, which are all the children that there are."""
+def _pass_on_signals() -> Collection[int]:
+    """To the ranks, which are all the children that there are; before there is any, this process ends.
+
+    Returns those that came, as they come.
+    """
     import psutil
 
+    passed: list[int] = []
+
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        for child in psutil.Process().children():
-            child.send_signal(number)
+        passed.append(number)
+        ranks = psutil.Process().children()
+        for rank in ranks:
+            rank.send_signal(number)
+        if not ranks:
+            sys.exit(INTERRUPTED)
 
     answer(pass_on)
+    return passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +99,33 @@ def deaths(failures: Mapping[int, Any], errors: Path) -> list[Death]:
     return found
 
 
-def _ended(plan: Plan, folder: RunFolder, found: Collection[Death]) -> int:
+def stopped(found: Collection[Death], passed: Collection[int]) -> bool:
+    """Whether a rank ended by what asked it to stop: it did not listen yet, and nothing is there to report."""
+    return any(death.signal in passed for death in found) and not any(map(_fell, found))
+
+
+def _fell(death: Death) -> bool:
+    """By an error of its own."""
+    return bool(death.error) and not lost_another(death.error)
+
+
+def _ended(plan: Plan, folder: RunFolder, found: Collection[Death], since: int) -> int:
     """The exit code by rank 0's report; where it could write none, the report of who was the first to die."""
     status = (read_json(folder.report) or {}).get("status")
     if status is None:
         ranks = plan.steps.train.ranks
-        text = hung(found, ranks, folder.log) or died(found, ranks.processes, folder.log)
+        text = hung(found, ranks, folder.log, since) or died(found, ranks.processes, folder.log)
         write_whole(folder.report, as_json({**blank(plan, "failed"), "error": text}))
     return INTERRUPTED if status == "interrupted" else FAILED
 
 
-def hung(found: Collection[Death], ranks: Ranks, log: Path) -> str | None:
-    """What a person reads where ranks waited in vain: for those that said nothing until they were killed."""
-    waited = {death.rank for death in found if late(death.error) or _aborted_waiting(death, log)}
-    if not waited or any(death.error and not lost_another(death.error) for death in found):
+def hung(found: Collection[Death], ranks: Ranks, log: Path, since: int) -> str | None:
+    """What a person reads where ranks waited in vain: for those that said nothing until they were killed.
+
+    The log's first `since` bytes are of other attempts.
+    """
+    waited = {death.rank for death in found if late(death.error) or _aborted_waiting(death, log, since)}
+    if not waited or any(map(_fell, found)):
         return None
     silent = set(range(ranks.processes)) - waited - {death.rank for death in found if death.error}
     size = ranks.processes
@@ -109,9 +133,9 @@ def hung(found: Collection[Death], ranks: Ranks, log: Path) -> str | None:
     return str(refusal("rank-hung", f"hardware.rank_timeout={ranks.timeout}", who, log=log))
 
 
-def _aborted_waiting(death: Death, log: Path) -> bool:
+def _aborted_waiting(death: Death, log: Path, since: int) -> bool:
     """NCCL's watchdog ends a process in which the main thread waits, and tells it in the log alone."""
-    return death.signal == signal.SIGABRT and late(log.read_text(encoding="utf-8", errors="replace"))
+    return death.signal == signal.SIGABRT and WATCHDOG in log.read_bytes()[since:].decode(errors="replace").lower()
 
 
 def _named(ranks: Collection[int], size: int) -> str:

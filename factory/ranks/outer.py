@@ -30,7 +30,7 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
     asked = plan.steps.train.ranks.processes
     if world.size != asked:
         raise refuse("ranks-of-plan", f"WORLD_SIZE={world.size}", f"the plan is for {asked}")
-    world.join(plan.steps.load.device, plan.steps.train.ranks.timeout)
+    world.join(plan.steps.load.device, plan.steps.train.ranks)
     with folder.claimed() if world.leads else nullcontext():
         problem, start = None, None
         if world.leads:
@@ -78,6 +78,7 @@ def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
         where, again = plan.tracking.uri or plan.tracking.tool, pasted("track", folder.path)
         screen.print(f"No process follows this run for {where}. When it has ended: {again}", soft_wrap=True)
     files = (Tail(folder.events), Tail(folder.metrics))
+    files[1].lines()  # of the attempts before this one
 
     def follow() -> None:
         while not ended.wait(_POLL):

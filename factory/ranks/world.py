@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from factory.plan import Ranks
+
 Item = TypeVar("Item")
 # what torchrun gives its processes; Slurm and Ray set-ups give the same
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_PATIENCE = timedelta(days=1)  # others may prepare data or write weights meanwhile; a rank that is gone is seen at once
-_LATE = ("timed out", "watchdog caught collective operation timeout")  # gloo and torch's store; NCCL, in the log
+PATIENCE = timedelta(days=1)  # others may prepare data or write weights meanwhile; a rank that is gone is seen at once
+WATCHDOG = "watchdog caught collective operation timeout"  # NCCL, mostly in the log alone
+_LATE = ("timed out", WATCHDOG)  # gloo and torch's store first
 _GONE = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "pair closure")
 
 
@@ -36,22 +39,30 @@ class World:
     _apart: bool = False  # within `node_leader_first`
 
     @property
+    def follows(self) -> bool:
+        """Whether it reads what its node's first rank has made: to end here is to leave the others alone."""
+        return self._apart and self.local_rank > 0
+
+    @property
     def leads(self) -> bool:
         """Whether this is the one that writes the run's files."""
         return self.rank == 0
 
-    def join(self, device: str, limit: int) -> None:
-        """`limit`: seconds that ranks wait for each other in what they do together (hardware.rank_timeout)."""
-        if self.size == 1 or self._group is not None:
+    def join(self, device: str, planned: Ranks) -> None:
+        """One process alone joins too where it has a strategy, whose library asks for a group."""
+        if planned.strategy == "none" or self._group is not None:
             return
         import torch
         import torch.distributed as dist
 
         if device == "cuda":
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())  # each may be shown its own card alone
-        most = timedelta(seconds=limit)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=most)
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        most = timedelta(seconds=planned.timeout)
+        alone: dict[str, Any] = {}  # a launcher tells the others where they meet
+        if self.size == 1:
+            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=most, **alone)
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._prompt = dist.new_group(backend="gloo", timeout=most)
 
     def leave(self) -> None:
@@ -172,5 +183,5 @@ def lost_another(error: BaseException | str) -> bool:
 
 
 def late(error: BaseException | str) -> bool:
-    """Whether an error, or a log, says that another rank did not come in time."""
+    """Whether an error says that another rank did not come in time."""
     return any(sign in str(error).lower() for sign in _LATE)

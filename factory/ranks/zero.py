@@ -3,6 +3,7 @@
 DeepSpeed is called directly: its configuration is the plan's, and what accelerate would add is another one.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -18,6 +19,7 @@ from factory.execute.memory import give_back
 from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.spec import ZERO
 from factory.ranks.ways import Way
+from factory.ranks.world import PATIENCE
 from factory.steps.kernels import unwrapped
 
 _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
@@ -26,6 +28,7 @@ _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
 class Zero(Shared):
     def __init__(self, run: Run, model: Any, arch: Architecture):
         super().__init__(run, model, arch)
+        os.environ.setdefault("LOCAL_RANK", str(run.world.local_rank))  # which nobody tells one process alone
         import deepspeed  # pyright: ignore[reportMissingImports]
 
         # what it would compile at its first start on a CPU serves tensor-parallel inference alone
@@ -37,7 +40,7 @@ class Zero(Shared):
             model=root, optimizer=own, config=dict(planned.configuration), dist_init_required=False
         )
         self._engine, self.optimizer, *_ = made
-        _wait_as_planned(planned.timeout)
+        _wait_at_most(timedelta(seconds=planned.timeout))
         assert self._engine.zero_optimization_stage() == self._stage_number, "DeepSpeed chose another stage"
         give_back()
         self.root = self._engine
@@ -47,10 +50,12 @@ class Zero(Shared):
             run.way = Zero3(self._engine)
 
     def write(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
+        with _patient(self._plan.ranks.timeout):
+            self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
 
     def read(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        with _patient(self._plan.ranks.timeout):
+            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         assert path is not None, f"DeepSpeed found nothing in {folder}"
 
     def needed(self) -> int:
@@ -99,12 +104,23 @@ class Zero3(Way):
             yield
 
 
-def _wait_as_planned(seconds: int) -> None:
-    """DeepSpeed's ranks talk in a group of its own, which it makes with torch's default timeout."""
+@contextmanager
+def _patient(seconds: int) -> Iterator[None]:
+    """DeepSpeed's ranks wait for each other's files where they wait for gradients, which come within these seconds."""
+    _wait_at_most(PATIENCE)
+    try:
+        yield
+    finally:
+        _wait_at_most(timedelta(seconds=seconds))
+
+
+def _wait_at_most(time: timedelta) -> None:
+    """DeepSpeed's ranks talk in torch's group and in one of its own, which it makes with torch's default timeout."""
     from deepspeed.utils import groups  # pyright: ignore[reportMissingImports]
 
-    group: Any = groups._clone_world_group()
-    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+    both: tuple[Any, ...] = (None, groups._clone_world_group())
+    for group in both:
+        torch.distributed.distributed_c10d._set_pg_timeout(time, group)
 
 
 def _used_from_outside(run: Run, model: Any, arch: Architecture) -> list[Any]:

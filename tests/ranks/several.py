@@ -70,7 +70,11 @@ def alone(folder: Path, plan: Plan, resume: bool = False) -> Left:
     where.plan.write_text(to_yaml(plan))
     start = where.checkpoint() if resume else None
     run = Run(plan=plan, folder=where, resume_from=start)
-    result = walk(run)
+    run.world.join("cpu", plan.steps.train.ranks)
+    try:
+        result = walk(run)
+    finally:
+        run.world.leave()
     (folder / "result.json").write_text(json.dumps({**result, "checks": run.checks, "memory": run.memory_by_step}))
     return Left(folder)
 

@@ -3,15 +3,17 @@
 The largest difference seen is 3e-7 in a loss of 6 and 5e-7 in a weight: sums in another order.
 """
 
+import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-import several
 import tiny
 import torch
-from several import STEPS, Left, alone, planned, together
+from several import MICRO_BATCHES, STEPS, Left, alone, planned, together
 
 FULL, LORA = ("method=full",), ("method=lora", "method.rank=4")
 QUIET = ("evaluate.perplexity=false",)
@@ -153,6 +155,22 @@ def test_deepspeeds_strategies_are_one_process(strategy: str, name: str, both: P
     assert_equal(Left(both / f"{strategy}-{name}"), one[name])
 
 
+@pytest.mark.parametrize("splitting", ["fsdp", pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow])])
+@patch.dict(os.environ)
+def test_one_process_may_have_a_strategy(
+    splitting: str, where: Path, models: dict[str, Path], one: dict[str, Left]
+) -> None:
+    """As with hardware.offload on a GPU; here all is on the CPU, for which no plan of it compiles."""
+    plan = planned(splitting, 2, *overrides("sft", models))
+    train = plan.steps.train
+    ranks = replace(train.ranks, processes=1)
+    if splitting in ZERO:
+        ranks = replace(ranks, configuration={**ranks.configuration, "gradient_accumulation_steps": MICRO_BATCHES})
+    train = replace(train, ranks=ranks, gradient_accumulation_steps=MICRO_BATCHES)
+    found = alone(where / f"{splitting}-alone", replace(plan, steps=replace(plan.steps, train=train)))
+    assert_equal(found, one["sft"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["best"])
 @pytest.mark.parametrize(
@@ -199,4 +217,4 @@ def test_the_last_step_of_an_epoch_is_uneven(one: dict[str, Left]) -> None:
     plan = planned("none", 1)
     rows = one["sft"].result["data"]["used"]
     batches = -(-rows // plan.steps.train.batch_size)
-    assert batches % several.MICRO_BATCHES == 1
+    assert batches % MICRO_BATCHES == 1

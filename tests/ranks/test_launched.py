@@ -70,6 +70,23 @@ def test_ranks_stop_at_the_same_step_and_end_with_each_other(
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps(folder) + 1))
 
 
+def launched(command: Command) -> bool:
+    """Whether there is what starts the ranks; it imports torch first."""
+    return any("factory.ranks" in each.cmdline() for each in psutil.Process(command.process.pid).children())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [0, 2])
+def test_ranks_that_start_are_stopped_at_once(
+    begun: int, tiny_model: Path, where: Path, started: Callable[..., Command]
+) -> None:
+    command = started(*SAME, f"model.path={tiny_model}", f"hydra.run.dir=early-{begun}")
+    wait_for(lambda: launched(command) and len(ranks(command)) == begun, 90)
+    command.process.send_signal(signal.SIGINT)
+    assert "Nothing was trained yet" in command.ends(130)
+    assert json.loads((where / f"early-{begun}" / "report.json").read_text())["status"] == "interrupted"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("hangup")
 def test_a_hangup_reaches_the_ranks(tiny_model: Path, where: Path, started: Callable[..., Command]) -> None:

@@ -15,9 +15,13 @@ from conftest import compiled, planned_train
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.execute.__main__ import INTERRUPTED
+from factory.execute.context import Run, append
 from factory.plan import read_plan, to_yaml
-from factory.ranks.__main__ import Death, deaths, died, hung
+from factory.ranks.__main__ import Death, _pass_on_signals, deaths, died, hung, stopped
+from factory.ranks.outer import _shown
 from factory.ranks.world import VARIABLES, World, from_environment, lost_another
+from factory.run.folder import RunFolder
 
 BASE = ("hardware=cpu", "tracking=none", "evaluate.samples=0", "stage.max_steps=2")
 
@@ -124,6 +128,20 @@ def test_a_rank_only_replays_a_plan(arguments: tuple[str, ...], command: Callabl
     assert (said.code, said.rules) == (2, ["outer-launcher"])
 
 
+def test_a_run_that_goes_on_shows_what_is_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(tmp_path)
+
+    def log(step: int) -> None:
+        line = {"step": step, "time": step, "loss": 1.0, "learning_rate": 1e-3, "tokens_per_second": 1, "memory": 1}
+        append(folder.metrics, line)
+
+    log(1)
+    with _shown(compiled("tracking=none", training=False), folder):
+        log(2)
+    shown = capsys.readouterr().out
+    assert "step     2" in shown and "step     1" not in shown
+
+
 @pytest.mark.usefixtures("rank")
 def test_a_rank_needs_a_folder_and_as_many_others_as_planned(
     tiny_model: Path, command: Callable[..., Any], here: Path
@@ -138,6 +156,53 @@ def test_a_plan_of_several_nodes_needs_a_launcher(tiny_model: Path, command: Cal
     (here / "plan.yaml").write_text(to_yaml(plan(tiny_model, "ddp", 2, "hardware.num_nodes=2")))
     said = command("train", "--from-plan=plan.yaml", "hydra.run.dir=run")
     assert (said.code, said.rules) == (2, ["nodes-need-launcher"])
+
+
+# --- who is asked to stop
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_before_there_are_ranks_the_launcher_ends(asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = []
+    monkeypatch.setattr("factory.ranks.__main__.answer", answers.append)
+    passed, children = _pass_on_signals(), list[Any]()
+    monkeypatch.setattr("psutil.Process.children", lambda _self: children)
+    with pytest.raises(SystemExit) as ended:
+        answers[0](asked, None)
+    assert ended.value.code == INTERRUPTED and passed == [asked]
+    told: list[int] = []
+    children.append(SimpleNamespace(send_signal=told.append))
+    answers[0](asked, None)
+    assert told == [asked]
+
+
+@pytest.mark.parametrize(
+    ("found", "passed", "told"),
+    [
+        ([(0, signal.SIGTERM, ""), (1, signal.SIGTERM, "")], [signal.SIGTERM], True),
+        ([(0, signal.SIGTERM, ""), (1, None, "Connection closed by peer")], [signal.SIGTERM], True),
+        ([(0, signal.SIGINT, ""), (1, signal.SIGKILL, "")], [signal.SIGINT], True),
+        ([(0, signal.SIGTERM, ""), (1, signal.SIGTERM, "")], [], False),
+        ([(0, signal.SIGKILL, "")], [signal.SIGTERM], False),
+        ([(0, signal.SIGTERM, ""), (1, None, "ImportError: no")], [signal.SIGTERM], False),
+    ],
+)
+def test_ranks_that_did_not_listen_yet_are_stopped(
+    found: list[tuple[int, int | None, str]], passed: list[int], told: bool
+) -> None:
+    assert stopped([Death(*each, time=0) for each in found], passed) is told
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_who_follows_its_nodes_first_does_not_stop_alone(
+    local_rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: None)  # all others say nothing
+    world = World(rank=local_rank, size=2, local_rank=local_rank, _group=True)
+    run = Run(compiled(training=False), RunFolder(tmp_path), None, world, stopping=True)
+    with world.node_leader_first():
+        assert run.asked_to_stop() is (local_rank == 0)
+    assert run.asked_to_stop()
 
 
 # --- who died first
@@ -197,6 +262,7 @@ WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqN
         ),
         ([(0, ABORTED, ""), (2, ABORTED, ""), (1, KILLED, "")], WATCHDOG, "rank 1 of 3 hung"),
         ([(0, ABORTED, ""), (2, KILLED, ""), (1, KILLED, "")], "terminate called", None),
+        ([(0, ABORTED, ""), (1, KILLED, "")], "the hub: The read operation timed out; terminate called", None),
         ([(0, None, CLOSED), (2, None, CLOSED), (1, KILLED, "")], "", None),
         ([(0, None, LATE), (1, None, "IndexError: list index out of range")], "", None),
     ],
@@ -204,7 +270,8 @@ WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqN
 def test_who_said_nothing_while_others_waited_hung(
     found: list[tuple[int, int | None, str]], log: str, told: str | None, tmp_path: Path
 ) -> None:
-    (tmp_path / "run.log").write_text(log)
+    before = WATCHDOG.encode()  # of another attempt
+    (tmp_path / "run.log").write_bytes(before + log.encode())
     ranks = replace(planned_train().ranks, processes=3)
-    text = hung([Death(*each, time=0) for each in found], ranks, tmp_path / "run.log")
+    text = hung([Death(*each, time=0) for each in found], ranks, tmp_path / "run.log", len(before))
     assert text is None if told is None else str(text).startswith(f"[rank-hung] hardware.rank_timeout=600: {told}.")

@@ -44,7 +44,7 @@ def work(job: dict[str, Any], world: World) -> None:
 
 def main(jobs: list[dict[str, Any]]) -> None:
     world = from_environment()
-    world.join("cpu", 600)
+    world.join("cpu", read_plan(RunFolder(jobs[0]["folder"]).plan).steps.train.ranks)
     for job in jobs:
         work(job, world)
     world.leave()
