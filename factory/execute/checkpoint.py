@@ -1,5 +1,6 @@
 """Checkpoints: what a run needs to continue bit for bit, written aside and renamed when whole."""
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from factory.refusal import refuse
 from factory.run.folder import MANIFEST, RunFolder, before_saved_again, damage, read_json, sha256, step_of, unwritable
 from factory.words import size
 
+_NOT_OF_FOLDERS = (errno.EINVAL, errno.EBADF)  # what CIFS, 9p and some of FUSE answer
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
 _BESIDE = 64 * 1024  # what else the run writes until its next checkpoint: metrics, events, the report
 
@@ -202,10 +204,13 @@ def all_to_disk(folder: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """A file's content, or a folder's names."""
+    """A file's content, or a folder's names, where its file system has a way to ask for these."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_OF_FOLDERS or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
