@@ -317,14 +317,24 @@ def refuse_damaged(best: Path, setting: str) -> None:
 
 
 def _prune(run: Run, step: int, keep: int | None) -> None:
-    """Of later steps than this all go: they are of what the run has gone back from, as its lines of metrics were."""
-    best, whole = None if keep is None else of_step(run.folder, keep), run.folder.whole_checkpoints()
+    """Of later steps than this all go: they are of what the run has gone back from, as its lines of metrics were.
+
+    Where the best is kept, so is what was the best when another was saved that is kept: a run may go on from that one.
+    """
+    whole = run.folder.whole_checkpoints()
     later = [path for path in whole if step_of(path) > step]
-    others = [path for path in whole if path != best and path not in later]
-    for old in (*later, *others[: -run.plan.steps.train.save_total_limit]):
+    others = [path for path in whole if step_of(path) != keep and path not in later]
+    limit = run.plan.steps.train.save_total_limit
+    needed = {_best_of(path) for path in others[-limit:]} if keep is not None else set()
+    for old in (*later, *(path for path in others[:-limit] if step_of(path) not in needed)):
         aside = old.with_name(f".{old.name}.{os.getpid()}")  # so that a kill leaves no half of it under its name
         old.rename(aside)
         shutil.rmtree(aside)
+
+
+def _best_of(saved: Path) -> int | None:
+    """The step of the best so far when it was saved."""
+    return (read_json(saved / "state.json") or {}).get("best", {}).get("step")
 
 
 def _cannot_save(run: Run, files: int, error: Exception) -> Exception:
