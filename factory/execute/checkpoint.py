@@ -44,7 +44,7 @@ def save(
     that were needed; then the ones before are as they were.
     """
     world, target = run.world, of_step(run.folder, state["step"])
-    kept = {"ranks": world.gathered(_random_state(run.plan.steps.load.device)), "scaler": scaler.state_dict()}
+    kept = {"ranks": world.gathered(random_state(run.plan.steps.load.device)), "scaler": scaler.state_dict()}
     number = world.leaders(os.getpid())
     aside, text = run.folder.checkpoints / f".{target.name}.{number}", json.dumps(state)
     try:
@@ -253,7 +253,7 @@ def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, An
     read(run.resume_from)
     kept = _unpickled(run.resume_from / "random.pt")
     if run.world.rank < len(kept["ranks"]):  # a rank more than there were goes on as it is seeded
-        _set_random_state(kept["ranks"][run.world.rank])
+        set_random_state(kept["ranks"][run.world.rank])
     if kept["scaler"]:
         scaler.load_state_dict(kept["scaler"])
     return state
@@ -268,7 +268,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
-def _random_state(device: str) -> dict[str, Any]:
+def random_state(device: str) -> dict[str, Any]:
     """Of Python, NumPy, torch and the process's own GPU, in types that torch reads back without running code."""
     import torch
 
@@ -281,7 +281,7 @@ def _random_state(device: str) -> dict[str, Any]:
     return {**found, "cuda": torch.cuda.get_rng_state()} if device == "cuda" else found
 
 
-def _set_random_state(kept: dict[str, Any]) -> None:
+def set_random_state(kept: dict[str, Any]) -> None:
     import torch
 
     random.setstate(kept["python"])

@@ -325,7 +325,8 @@ def test_a_model_is_on_the_disk_before_it_has_its_name(execute: Execute, monkeyp
 def test_a_file_system_that_syncs_no_folder(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CIFS, 9p and some of FUSE say so; of a file, and of any other error, a save is not whole."""
     folder, file = tmp_path / "step", tmp_path / "step" / "file"
-    folder.mkdir(), file.touch()
+    folder.mkdir()
+    file.touch()
 
     def fsync(handle: int) -> None:
         if Path(f"/proc/self/fd/{handle}").readlink() == refused:
