@@ -199,4 +199,4 @@ class Facts:
     benchmarks: dict[str, BenchmarkFacts] = field(default_factory=dict)
     harness: HarnessFacts | None = None  # what evaluate.harness_path names
     export: ExportFacts | None = None  # of the verb `export`, where its folder is named
-    own: dict[str, str] = field(default_factory=dict)  # the user's files that are read, with hashes of them
+    own: dict[str, str] = field(default_factory=dict)  # files and functions of the user's, with hashes of them

@@ -31,10 +31,11 @@ def without_place(name: str) -> str:
     return Path(name).name
 
 
-def digest(path: str) -> str:
-    """A hash of the file; of one that is gone or cannot be read, of nothing."""
+def digest(name: str) -> str:
+    """A hash of the file, or of the one that a module:function is in; of one that cannot be read, of nothing."""
+    path = function.file(name) if function.is_named(name) else Path(name)
     try:
-        content = Path(path).read_bytes() if Path(path).is_file() else b""
+        content = path.read_bytes() if path and path.is_file() else b""
     except OSError:
         content = b""
     return hashlib.sha256(content).hexdigest()

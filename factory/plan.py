@@ -418,7 +418,7 @@ class Plan:
     notes: tuple[str, ...]  # what `auto` chose, and why
     warnings: tuple[str, ...]
     packages: dict[str, str]
-    own: dict[str, str]  # the user's method, stage, template and text for scales by their paths, with a hash of each
+    own: dict[str, str]  # files of the user's by their paths, and functions by their names, with hashes
     tracking: Tracking
 
     @property

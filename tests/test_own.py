@@ -139,6 +139,30 @@ def test_a_plan_knows_the_files_by_their_content(here: Path) -> None:
     verify(made)
 
 
+def test_a_plan_knows_functions_by_the_files_that_they_are_in(here: Path) -> None:
+    """None of which is imported by that, nor a package that they are in."""
+    files = {
+        "graded.deep.scoring:score": here / "graded/deep/scoring.py",
+        "scored_by:Mine.brevity": here / "scored_by.py",
+    }
+    files["graded:whole"] = here / "graded/__init__.py"
+    (here / "graded/deep").mkdir(parents=True)
+    for path in files.values():
+        path.write_text("raise SystemExit\n")
+    more = ("stage=grpo", "stage.reward=graded.deep.scoring:score", "evaluate.generation=true")
+    asked = (*more, "evaluate.metrics=[exact_match,'scored_by:Mine.brevity','graded:whole','gone_by_now:score']")
+    made = compiled(*asked, training=False)
+    assert set(made.own) == {*files, "gone_by_now:score"} and compiled(*asked, training=False).digest() == made.digest()
+    for name, path in files.items():
+        path.write_text("raise SystemExit(1)\n")
+        assert compiled(*asked, training=False).digest() != made.digest()
+        with pytest.raises(UserError, match=rf"\[facts-changed\] {name}: the file has changed"):
+            verify(made)
+        path.write_text("raise SystemExit\n")
+    verify(made)
+    assert not compiled("stage=grpo", "stage.reward=http://localhost/score", training=False).own
+
+
 def test_a_stage_of_plain_text_is_packed_as_pretraining_is(here: Path) -> None:
     (here / "mine.py").write_text("from factory.stages.pt.spec import *\ndef loss(model, batch, own): ...")
     words = ("stage=pt", "data.max_length=64")

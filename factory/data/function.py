@@ -1,12 +1,14 @@
 """Rows that a Python function of the user's gives: `module:function`, called without arguments."""
 
 import hashlib
-import importlib
+import importlib.util
 import inspect
 import json
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +103,25 @@ def _checked(path: str, result: Iterable[Any]) -> Iterator[Row]:
         yield row
 
 
+def is_named(text: str) -> bool:
+    """Whether it is of the form module:function."""
+    module, _, name = text.partition(":")
+    return all(part.isidentifier() for part in [*module.split("."), *name.split(".")])
+
+
+def file(path: str) -> Path | None:
+    """Where a run finds the module of `module:function`, by which nothing is imported; None of what is no file."""
+    importlib.invalidate_caches()
+    top, *below = path.partition(":")[0].split(".")
+    spec = PathFinder.find_spec(top, [str(Path.cwd()), *sys.path])  # as `python -m` has them
+    with suppress(ValueError):  # of what runs as the program
+        spec = spec or importlib.util.find_spec(top)
+    for name in below:  # a whole name would have its packages imported
+        folders = spec and spec.submodule_search_locations
+        spec = PathFinder.find_spec(name, list(folders)) if folders else None
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
 def imported(path: str) -> Any:
     """The function of `module:function`. Raises UserError."""
     return _imported(path)[1]
@@ -108,9 +129,9 @@ def imported(path: str) -> Any:
 
 def _imported(path: str) -> tuple[ModuleType, Any]:
     setting = f"path={path}"
-    module_name, _, name = path.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+    if not is_named(path):
         raise refuse("function-missing", setting, "it is not of the form module:function", hint="")
+    module_name, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # after what is installed: a file of the user's hides nothing
     importlib.invalidate_caches()

@@ -1,13 +1,12 @@
 """What `evaluate.metrics` names, as values. No torch."""
 
-import re
 from typing import Literal
 
 from factory.benchmarks.types import NAMES as BENCHMARKS
+from factory.data import function
 from factory.metrics import METRICS
 
 __all__ = ["METRICS", "kind", "shown", "taken"]
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 # what else is called so in a report, or in a comparison of two; a name with a stroke in it is no function's
 _TAKEN = {*METRICS, *BENCHMARKS, "rouge", "perplexity", "loss", "reward", "kl", "response_length", "ended"}
 _TAKEN |= {"generation", "benchmarks", "harness"}
@@ -17,7 +16,7 @@ def kind(text: str) -> Literal["own", "function"] | None:
     """Whether it is one of METRICS, or module:function; None where it is of no known form."""
     if text in METRICS:
         return "own"
-    return "function" if _FUNCTION.fullmatch(text) else None
+    return "function" if function.is_named(text) else None
 
 
 def shown(text: str) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints: what a run needs to continue bit for bit, written aside and renamed when whole."""
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from factory.refusal import refuse
 from factory.run.folder import MANIFEST, RunFolder, before_saved_again, damage, read_json, sha256, step_of, unwritable
 from factory.words import size
 
+_NOT_OF_FOLDERS = (errno.EINVAL, errno.EBADF)  # what CIFS, 9p and some of FUSE answer
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems
 _BESIDE = 64 * 1024  # what else the run writes until its next checkpoint: metrics, events, the report
 
@@ -42,7 +44,7 @@ def save(
     that were needed; then the ones before are as they were.
     """
     world, target = run.world, of_step(run.folder, state["step"])
-    kept = {"ranks": world.gathered(_random_state(run.plan.steps.load.device)), "scaler": scaler.state_dict()}
+    kept = {"ranks": world.gathered(random_state(run.plan.steps.load.device)), "scaler": scaler.state_dict()}
     number = world.leaders(os.getpid())
     aside, text = run.folder.checkpoints / f".{target.name}.{number}", json.dumps(state)
     try:
@@ -202,10 +204,13 @@ def all_to_disk(folder: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """A file's content, or a folder's names."""
+    """A file's content, or a folder's names, where its file system has a way to ask for these."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_OF_FOLDERS or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -248,7 +253,7 @@ def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, An
     read(run.resume_from)
     kept = _unpickled(run.resume_from / "random.pt")
     if run.world.rank < len(kept["ranks"]):  # a rank more than there were goes on as it is seeded
-        _set_random_state(kept["ranks"][run.world.rank])
+        set_random_state(kept["ranks"][run.world.rank])
     if kept["scaler"]:
         scaler.load_state_dict(kept["scaler"])
     return state
@@ -263,7 +268,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
-def _random_state(device: str) -> dict[str, Any]:
+def random_state(device: str) -> dict[str, Any]:
     """Of Python, NumPy, torch and the process's own GPU, in types that torch reads back without running code."""
     import torch
 
@@ -276,7 +281,7 @@ def _random_state(device: str) -> dict[str, Any]:
     return {**found, "cuda": torch.cuda.get_rng_state()} if device == "cuda" else found
 
 
-def _set_random_state(kept: dict[str, Any]) -> None:
+def set_random_state(kept: dict[str, Any]) -> None:
     import torch
 
     random.setstate(kept["python"])
@@ -312,14 +317,24 @@ def refuse_damaged(best: Path, setting: str) -> None:
 
 
 def _prune(run: Run, step: int, keep: int | None) -> None:
-    """Of later steps than this all go: they are of what the run has gone back from, as its lines of metrics were."""
-    best, whole = None if keep is None else of_step(run.folder, keep), run.folder.whole_checkpoints()
+    """Of later steps than this all go: they are of what the run has gone back from, as its lines of metrics were.
+
+    Where the best is kept, so is what was the best when another was saved that is kept: a run may go on from that one.
+    """
+    whole = run.folder.whole_checkpoints()
     later = [path for path in whole if step_of(path) > step]
-    others = [path for path in whole if path != best and path not in later]
-    for old in (*later, *others[: -run.plan.steps.train.save_total_limit]):
+    others = [path for path in whole if step_of(path) != keep and path not in later]
+    limit = run.plan.steps.train.save_total_limit
+    needed = {_best_of(path) for path in others[-limit:]} if keep is not None else set()
+    for old in (*later, *(path for path in others[:-limit] if step_of(path) not in needed)):
         aside = old.with_name(f".{old.name}.{os.getpid()}")  # so that a kill leaves no half of it under its name
         old.rename(aside)
         shutil.rmtree(aside)
+
+
+def _best_of(saved: Path) -> int | None:
+    """The step of the best so far when it was saved."""
+    return (read_json(saved / "state.json") or {}).get("best", {}).get("step")
 
 
 def _cannot_save(run: Run, files: int, error: Exception) -> Exception:

@@ -39,7 +39,7 @@ class Run:
     peak_before: int = 0  # of memory, while training, of the processes that this one goes on for
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     now: str = "start"  # the step that runs
-    at_once: bool = False  # whether a signal ends the run where it is: there is nothing to save
+    at_once: bool = False  # whether a signal ends what runs where it is: it has nothing to save
     bad_updates: dict[str, Any] | None = None  # of the report, however the run ends
     heard: Heard = field(default_factory=Heard)  # what libraries warned of
     _shown: float = 0.0
@@ -70,6 +70,16 @@ class Run:
     def stop_if_asked(self) -> None:
         if self.asked_to_stop():
             raise Interrupted
+
+    @contextmanager
+    def ended_at_once(self) -> Iterator[None]:
+        """A signal that asks to stop raises Interrupted in here too: what is waited for may never come."""
+        before, self.at_once = self.at_once, self.world.size == 1
+        try:
+            self.stop_if_asked()
+            yield
+        finally:
+            self.at_once = before
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

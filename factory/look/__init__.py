@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from factory import groups, own, templates
 from factory.data import catalogue, hub
+from factory.evaluation import spec as evaluation
 from factory.export.spec import is_export
 from factory.facts import BenchmarkFacts, DataFacts, ExportFacts, Facts, FolderFacts, HarnessFacts
 from factory.look import machine
@@ -19,6 +20,7 @@ from factory.look.model import look_at_model
 from factory.look.reward import look_at_reward
 from factory.plan import Plan, read_plan
 from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.rewards import spec as rewards
 from factory.run import calibration
 from factory.run.folder import MANIFEST, RunFolder, damage, is_whole, read_json
 from factory.schema import Evaluate
@@ -110,14 +112,23 @@ def _exams(asked: Evaluate, tried: Tried) -> tuple[dict[str, BenchmarkFacts], Ha
 
 
 def _own_files(settings: Settings) -> dict[str, str]:
-    """The user's method, stage and template, and the text that an export sets scales by, with hashes of them."""
+    """The user's files that a plan reads or runs, and functions that it calls, with hashes of them."""
     code = [part.name for part in (settings.method, settings.stage) if part is not None and own.is_code(part.name)]
     scales = [settings.export.calibration] if settings.verb == "export" and settings.export.calibration else []
-    return {path: own.digest(path) for path in (*code, *_own_template(settings), *scales)}
+    called = _own_functions(settings)
+    return {name: own.digest(name) for name in (*code, *_own_template(settings), *scales, *called)}
 
 
 def _own_template(settings: Settings) -> list[str]:
     return [name for name in (settings.model and settings.model.template,) if name and templates.is_file(name)]
+
+
+def _own_functions(settings: Settings) -> list[str]:
+    """The reward and the metrics as module:function."""
+    reward, metrics = getattr(settings.stage, "reward", None), (settings.evaluate and settings.evaluate.metrics) or ()
+    named = rewards.named(reward) if isinstance(reward, str) else None
+    asked = [named.name] if named is not None and named.kind == "function" else []
+    return asked + [name for name in metrics if evaluation.kind(name) == "function"]
 
 
 def asked(settings: Settings, bad_keys: set[str]) -> Any:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from factory.data import function
+
 Kind = Literal["function", "trl", "server"]
 
 TRL_PREFIX = "trl:"
@@ -14,7 +16,6 @@ TRL: dict[str, tuple[str, ...]] = {
     "think_format_reward": ("trl",),
 }
 _SERVER = re.compile(r"https?://\S+")
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,4 +32,4 @@ def named(text: str) -> Named | None:
         return Named("trl", text.removeprefix(TRL_PREFIX))
     if _SERVER.fullmatch(text):
         return Named("server", text)
-    return Named("function", text) if _FUNCTION.fullmatch(text) else None
+    return Named("function", text) if function.is_named(text) else None

@@ -93,7 +93,8 @@ def roll(
             with roles.reference(model):
                 reference, _ = _policy(model, found, own["temperature"], None)
         solutions = [without_end(row.ids[row.prompt :], dataset.ends.tokens) for row in asked]
-        scores = torch.tensor(reward(model, answers, solutions, found), device=device)
+        with run.ended_at_once():
+            scores = torch.tensor(reward(model, answers, solutions, found), device=device)
     if own["missing_end_penalty"] is not None:
         unended = torch.tensor([not answer.ended for answer in answers], device=device)
         scores = scores - own["missing_end_penalty"] * unended

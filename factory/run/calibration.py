@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from factory.estimate import speed
 from factory.facts import Machine, Measured
 from factory.plan import Plan
 from factory.refusal import UserError
 from factory.run.folder import RunFolder, write_whole
+from factory.tracking.ledger import whole_lines
 from factory.typed import Reader
 
 FILE = Path("outputs") / ".calibration.json"
@@ -63,7 +63,7 @@ def measured(plan: Plan, folder: RunFolder, machine: Machine) -> Measured | None
 
     The first step, in which kernels are compiled and memory is touched first, is told apart.
     """
-    lines = _lines(folder)
+    lines = whole_lines(folder.metrics)
     if len(lines) < 2 or plan.estimate.tokens is None:
         return None
     first, last = lines[0], lines[-1]
@@ -80,10 +80,3 @@ def measured(plan: Plan, folder: RunFolder, machine: Machine) -> Measured | None
         flops_per_second=work * tokens / seconds,
         start_seconds=max(0.0, first["seconds"] - first["tokens"] * seconds / tokens),
     )
-
-
-def _lines(folder: RunFolder) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []

@@ -1,6 +1,5 @@
 """Starts the child for a plan, follows its files, and brings the run to an end that a person can read."""
 
-import json
 import os
 import resource
 import signal
@@ -252,8 +251,8 @@ class Tail:
         except OSError:
             return []
         self._at += len(new)
-        *whole, self._rest = (self._rest + new).split(b"\n")
-        return [json.loads(line) for line in whole if line]
+        whole, _, self._rest = (self._rest + new).rpartition(b"\n")
+        return ledger.parsed(whole)
 
 
 _LABELS = {

@@ -1,6 +1,5 @@
 """A sweep: every job is compiled before the first starts, Hydra hands them out, and a comparison closes it."""
 
-import json
 import os
 import re
 import sys
@@ -300,8 +299,7 @@ def _value(run: RunFolder) -> float:
         return inf
     figures = report.get("evaluate", {})
     if not figures.keys() & _OBJECTIVES.keys():
-        lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
-        figures = json.loads(lines[-1]) if lines else {}
+        figures = next(reversed(ledger.whole_lines(run.metrics)), {})
     return next((sign * figures[name] for name, sign in _OBJECTIVES.items() if figures.get(name) is not None), inf)
 
 

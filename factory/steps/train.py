@@ -1,7 +1,7 @@
 """Train: the one loop, for every stage and method."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import ceil, isfinite, nan
@@ -14,7 +14,7 @@ from factory.data import batches
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
 from factory.plan import Train
-from factory.refusal import refuse
+from factory.refusal import UserError, refuse
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step, sequences
 from factory.steps.accounts import check_tokens
@@ -150,10 +150,24 @@ def _steps(loop: Loop) -> None:
     if (state.step == loop.total or state.stopped_early) and checkpoint.lies_elsewhere(run):
         _save(loop)  # no step will
     of = None if loop.reference is None else loop.reference.of
-    made = turns(run, loop.model, loop.dataset, of, loop.reward, state.step, loop.total, state.position)
+    began = state.step
+    made = turns(run, loop.model, loop.dataset, of, loop.reward, began, loop.total, state.position)
     with made as source, run.world.waiting(long=False):
         while state.step < loop.total and not state.stopped_early:
-            _step(loop, next(source))
+            _step(loop, _next(loop, source, began))
+
+
+def _next(loop: Loop, source: Iterator[Turn], began: int) -> Turn:
+    """The next of the source. Where that cannot be had, or is asked for no more, the last step is saved as it ended."""
+    kept = checkpoint.random_state(loop.run.plan.steps.load.device)
+    try:
+        return next(source)
+    except (Interrupted, UserError):
+        if loop.state.step > began:
+            checkpoint.set_random_state(kept)
+            loop.tell()
+            _save_alone(loop)
+        raise
 
 
 def _step(loop: Loop, turn: Turn) -> None:
@@ -194,6 +208,12 @@ def _save(loop: Loop) -> None:
     state = loop.state
     state.checks, state.peak_bytes = loop.run.checks, loop.run.peak("train")
     loop.engine.save(asdict(state), keep=state.best.step if loop.plan.load_best_model_at_end else None)
+
+
+def _save_alone(loop: Loop) -> None:
+    """Where a run ends by what went wrong between two steps: of several processes it may have in one only."""
+    if loop.run.world.size == 1:
+        _save(loop)
 
 
 def _reads_late(loop: Loop, turn: Turn) -> bool:
@@ -239,7 +259,7 @@ def _add(loop: Loop, turn: Turn) -> None:
 def _evaluate(loop: Loop) -> None:
     """Measures the held-out rows and writes the line that waits for them.
 
-    Where it is interrupted, the line goes on waiting, and the step is evaluated after the resume.
+    Where it is interrupted, or fails, the line goes on waiting, and the step is evaluated after the resume.
     """
     run, plan, state, start = loop.run, loop.plan, loop.state, time.monotonic()
     assert state.line is not None
@@ -250,6 +270,9 @@ def _evaluate(loop: Loop) -> None:
         found = held_out(run, loop.model, loop.dataset, loop.reference, loop.reward, "held out")
     except Interrupted:
         return
+    except UserError:
+        _save_alone(loop)
+        raise
     finally:
         loop.model.train()
         loop.clock += time.monotonic() - start

@@ -321,6 +321,26 @@ def test_a_model_is_on_the_disk_before_it_has_its_name(execute: Execute, monkeyp
     assert missing["model"] == missing[f"step-{STEPS:06d}"] == set()
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.EIO])
+def test_a_file_system_that_syncs_no_folder(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFS, 9p and some of FUSE say so; of a file, and of any other error, a save is not whole."""
+    folder, file = tmp_path / "step", tmp_path / "step" / "file"
+    folder.mkdir()
+    file.touch()
+
+    def fsync(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink() == refused:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for refused in (folder, file):
+        if refused == folder and number != errno.EIO:
+            checkpoint.all_to_disk(folder)
+        else:
+            with pytest.raises(OSError, match=os.strerror(number)):
+                checkpoint.all_to_disk(folder)
+
+
 class _Code:
     """What a pickle runs when it is read."""
 

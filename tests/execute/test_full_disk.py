@@ -119,7 +119,7 @@ def test_every_random_state_comes_back(here: Path) -> None:
 
     random.seed(3), np.random.seed(4), torch.manual_seed(5)
     random.gauss(0, 1), np.random.normal()  # both keep a second number
-    kept = checkpoint._random_state("cpu")
+    kept = checkpoint.random_state("cpu")
 
     def drawn() -> list[Any]:
         return [random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand(), torch.rand(3).tolist()]
@@ -129,5 +129,5 @@ def test_every_random_state_comes_back(here: Path) -> None:
     path = Path("random.pt")
     with path.open("wb") as file:
         torch.save(kept, file)
-    checkpoint._set_random_state(torch.load(path, weights_only=True))
+    checkpoint.set_random_state(torch.load(path, weights_only=True))
     assert drawn() == wanted

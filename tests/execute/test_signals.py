@@ -8,6 +8,7 @@ from typing import Any
 
 import commands
 import pytest
+import rolling
 import torch
 import transformers
 from commands import alike
@@ -18,6 +19,7 @@ import factory.losses
 from factory.data import function
 from factory.execute import executor
 from factory.execute.context import Interrupted, Run
+from factory.rewards import source
 from factory.run.folder import RunFolder, last_logged
 from factory.steps import align, attach, evaluate, train
 from factory.stopping import asking
@@ -128,6 +130,22 @@ def test_while_training_it_saves_and_goes_on(
     saved = RunFolder("run").checkpoint()
     assert saved is not None and saved.name == f"step-{step:06d}"
     assert last_logged(saved) == (step - 1 if place in ("in an evaluation", "in the last step") else step)
+    assert equal(execute(*options, resume_from=saved), whole)
+
+
+def test_while_answers_are_scored_it_ends_at_once(
+    execute: Execute, scoring: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What scores them may be a server that is gone. The step before is saved, as it ended."""
+    options = (*rolling.STAGES["grpo"], *rolling.LORA, *rolling.SHORT, scoring, "evaluate.perplexity=false")
+    whole = execute(*options, folder="whole")
+    with monkeypatch.context() as patched:
+        calls = ask(patched, source, "scores", 3)
+        trained = ask(patched, train, "_updates", 100)
+        with pytest.raises(Interrupted):
+            execute(*options)
+    saved = RunFolder("run").checkpoint()
+    assert saved is not None and saved.name == "step-000002" and (len(calls), len(trained)) == (3, 2)
     assert equal(execute(*options, resume_from=saved), whole)
 
 

@@ -1,6 +1,7 @@
 """Scores from functions, TRL and servers: what they are called with, and what is said where they fail."""
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 import tiny
-from rolling import LORA, SHORT, STAGES
+import torch
+from rolling import LORA, SHORT, STAGES, repeats
 
 from factory.refusal import UserError
 from factory.rewards import server
@@ -25,6 +27,7 @@ from factory.rewards.server import by_server
 from factory.rewards.source import _of_texts
 from factory.rewards.spec import Named, named
 from factory.rollouts.sample import Answer
+from factory.run.folder import RunFolder
 
 ASKED = (["a?", "b?"], ["yes", "no!"], [[5], [6, 7]], ["Yes.", "No."])
 OWN = {"reward_timeout": 2, "reward_retries": 2}
@@ -76,8 +79,6 @@ def test_none_may_be_a_score() -> None:
 
 def test_a_reward_model_whose_score_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would be an answer without a score."""
-    import torch
-
     from factory.rewards import model
 
     monkeypatch.setattr(model, "scores", lambda _judge, batch: batch)
@@ -88,7 +89,6 @@ def test_a_reward_model_whose_score_is_no_number(monkeypatch: pytest.MonkeyPatch
 
 def test_arrays_and_tensors_are_scores() -> None:
     import numpy as np
-    import torch
 
     for given in (np.array([1, 2]), torch.tensor([1.0, 2.0]), (True, 2), range(1, 3)):
         assert scores(given, 2, "") == [1.0, 2.0]
@@ -312,3 +312,23 @@ def test_a_run_by_a_server(serving: Callable[..., Any], execute: Callable[..., A
     for line, body in zip(done.metrics, rolled, strict=True):
         assert line["reward"] == pytest.approx(sum(map(len, body["responses"])) / 8, rel=1e-5)
     assert all(text.startswith("<|im_start|>") and text.endswith("assistant\n") for text in rolled[0]["prompts"])
+
+
+def test_a_run_whose_server_goes_away_loses_no_step(serving: Callable[..., Any], execute: Callable[..., Any]) -> None:
+    """It goes on bit for bit, whether the server went in a step or in the evaluation after one."""
+    options = (*STAGES["grpo"], *LORA, *SHORT, "stage.eval_steps=2", "stage.reward_retries=0")
+    address, asked = serving(lengths)
+    whole = execute(*options, f"stage.reward={address}", folder="whole")
+    sizes = [len(body["prompts"]) for body in asked]
+    assert sizes[:7] == [3, 1, 8, 8, 3, 1, 8]
+    for answered in (4, 6):  # of the evaluation after the second step, of the third step
+        gone, _ = serving(*[lengths] * answered, lambda _: (500, b""))
+        with pytest.raises(UserError, match="reward-server"):
+            execute(*options, f"stage.reward={gone}")
+        saved = RunFolder("run").checkpoint()
+        assert saved is not None and saved.name == "step-000002"
+        done = execute(*options, f"stage.reward={address}", resume_from=saved)
+        assert repeats(done.metrics) == repeats(whole.metrics)
+        wanted = dict(whole.model.named_parameters())
+        assert all(torch.equal(value, wanted[name]) for name, value in done.model.named_parameters())
+        shutil.rmtree("run")

@@ -338,8 +338,8 @@ def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:
     assert tail.lines() == [{"step": 2}]
     assert tail.lines() == []
     with path.open("a") as file:
-        file.write('{"step": 3}\n')
-    assert tail.lines() == [{"step": 3}]
+        file.write('{"step": 2, "lo{"step": 3}\n{"step": 4}\n')
+    assert tail.lines() == [{"step": 4}]  # the one before was cut by a full disk, and the next joined to it
 
 
 def test_metrics_are_forgotten_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import compiled
+from harms import cut
 
 from factory.execute import checkpoint
 from factory.execute.context import Interrupted
@@ -268,6 +269,30 @@ def test_the_best_follows_into_another_folder(execute: Execute, monkeypatch: pyt
     shutil.rmtree(five.parent / "step-000002")
     with pytest.raises(UserError, match=r"\[best-missing\].*step-000002: it is gone"):
         execute(*BEST, resume_from=five, folder="third")
+
+
+def test_the_best_before_stays_while_the_run_may_go_back_to_it(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest is the best, and is damaged: those before it name another best, without which none goes on."""
+    options = (*BEST, "stage.save_steps=1")
+    with monkeypatch.context() as patched:
+        worsening(patched, {1: 4.0, 3: 3.0})
+        whole = execute(*options, folder="whole")
+    with monkeypatch.context() as patched:
+        worsening(patched, {1: 4.0, 3: 3.0})
+        stop_in_evaluation(patched, 4, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute(*options)
+    run = RunFolder("run")
+    assert [path.name for path in run.whole_checkpoints()] == [f"step-{step:06d}" for step in (2, 5, 6)]
+    cut(run.checkpoints / "step-000006" / "trained.safetensors")
+    with monkeypatch.context() as patched:
+        worsening(patched, {1: 3.0})
+        done = execute(*options, resume_from=run.sound_checkpoint(lambda _: None))
+    assert done.result["train"]["best"]["step"] == 6
+    assert_same(done, whole)
+    assert [path.name for path in run.whole_checkpoints()] == ["step-000006", "step-000007"]
 
 
 def test_interrupted_in_the_same_evaluation_again(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
