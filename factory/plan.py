@@ -539,7 +539,7 @@ CHANGED: dict[int, str] = {
     16: "the type that products of bfloat16 are computed in is planned",
     17: "of how many layers activations are recomputed is planned",
     18: "what is recomputed is no part of the digest: it decides no result",
-    19: "which set of the hub is read, and what an export's calibration file holds, are part of the digest",
+    19: "the digest covers which set of the hub is read, and files of rewards, metrics and an export's calibration",
 }
 
 
