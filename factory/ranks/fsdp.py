@@ -69,7 +69,8 @@ class Fsdp(Shared):
 
     def _reach(self, _embedding: Any, _given: Any, made: torch.Tensor) -> torch.Tensor:
         """A text goes back through all layers, as images do, and gives as many gradients: other ranks wait for both."""
-        return reaching(made, self.model) if torch.is_grad_enabled() else made
+        outside = (value for value in self.model.parameters() if not isinstance(value, DTensor))  # whole in this pass
+        return reaching(made, outside) if torch.is_grad_enabled() else made
 
     @contextmanager
     def _syncing(self, last: bool) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Engine: what an optimizer update is made of, and what of it a checkpoint holds."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -32,10 +33,10 @@ def engine(run: Run, model: Any, arch: Architecture) -> "Engine":
     return resolve_name(_ENGINES[run.plan.steps.train.ranks.strategy])(run, model, arch)
 
 
-def reaching(value: Any, model: Any) -> Any:
-    """The same tensor, from which all that trains gets a gradient, of zeros at least."""
-    trained = (each for each in model.parameters() if each.requires_grad)
-    return value + sum(each.flatten()[:0].sum() for each in trained).to(value.dtype)
+def reaching(value: Any, parameters: Iterable[Any]) -> Any:
+    """The same tensor, from which all of these that train get a gradient, of zeros at least."""
+    nothing = (each.flatten()[:0].sum().to(value.dtype) for each in parameters if each.requires_grad)
+    return value + sum(nothing, value.new_zeros(()))
 
 
 class Engine:
@@ -125,7 +126,7 @@ class Engine:
     def _terms(self, batch: dict[str, Any]) -> tuple[Any, Metrics]:
         """The stage's loss. Of a text that reaches nothing of what trains the gradients are zeros: other ranks wait."""
         total, metrics = self._stage.loss(self.model, batch, self._plan.own).parts()
-        return total if total.requires_grad else reaching(total, self.model), metrics
+        return total if total.requires_grad else reaching(total, self.model.parameters()), metrics
 
     def _penalty(self) -> Any:
         """Its gradient is added, its value is not the loss shown; None of most methods."""
