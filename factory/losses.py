@@ -252,13 +252,8 @@ def token_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     `causal_lm` labels of -100 are not trained, and a head that is not known makes the logits of all positions. The
     batch's `weights` have no part in it: they say how a loss counts a token, not how likely it is.
     """
-    where, target = _targets(batch)
-    head = head_of(model)
-    if head is None:
-        values = _by_logits(_own_logits(model, batch, where, wide=False), target)
-    else:
-        values = _by_head(LinearLogProbs, head, _hidden(model, batch, where), target)
-    return values, where[0]
+    values, _ = sampled_log_probs(model, batch)
+    return values, _targets(batch)[0][0]
 
 
 def sampled_log_probs(
@@ -272,7 +267,7 @@ def sampled_log_probs(
     where, target = _targets(batch)
     head = head_of(model)
     if head is None:
-        values = _by_logits(_own_logits(model, batch, where, wide=False) / temperature, target)
+        values = _by_logits(_own_logits(model, batch, where, wide=False).div_(temperature), target)
         return values, _hidden(model, batch, where) if states else None
     hidden = _hidden(model, batch, where)
     return _by_head(LinearLogProbs, head.at(temperature), hidden, target), hidden if states else None

@@ -14,6 +14,7 @@ class Traits:
     ours: bool = True  # its class takes attention functions of ours, which are all that flows between tokens
     scalable: bool = True  # its positions are rotary, and config.json's to scale
     isolates: bool = True  # position_ids part packed documents
+    isolates_below: tuple[str, int] | None = None  # so many tokens of a row: config.json's word for it, and its default
     recomputes: bool = True  # its class can make activations anew in the backward pass
     remote_code: bool = False  # no class of transformers builds it: its code comes with the model
     media: tuple[str, ...] = ()  # what it takes beside text, by the record's columns: images, videos, audios
@@ -30,6 +31,8 @@ SEES_WITHOUT_FLASH = replace(SEES, flash=False)
 SEES_VIDEOS = replace(SEES, media=MOVING)
 HEARS = replace(SEES, media=SOUNDS)
 
+# transformers scales queries by their place in the row, whatever position_ids say, from this one on
+SCALED = ("floor_scale", 8192)
 # transformers 5.24 cannot call these: the class that sees reads a field of the output that is not there
 TEXT_APART = ("llama4",)
 
@@ -46,12 +49,13 @@ TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj", "phimoe"), Traits(scalable=False)),
     "granitemoehybrid": Traits(ours=False, scalable=False, isolates=False),
     "lfm2": Traits(isolates=False),
-    "llama4_text": Traits(flash=False),
+    "llama4_text": Traits(flash=False, isolates_below=SCALED),
     "opt": Traits(scalable=False, isolates=False),
     "qwen3_next": Traits(ours=False, isolates=False),
     **dict.fromkeys(("idefics2", "idefics3", "llava", "llava_next", "mistral3"), SEES),
     **dict.fromkeys(("internvl", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"), SEES_VIDEOS),
-    **dict.fromkeys(("llama4", "mllama", "paligemma"), SEES_WITHOUT_FLASH),
+    **dict.fromkeys(("mllama", "paligemma"), SEES_WITHOUT_FLASH),
+    "llama4": replace(SEES_WITHOUT_FLASH, isolates_below=SCALED),
     "gemma3": replace(SEES_WITHOUT_FLASH, by_text=True),
     "qwen2_audio": HEARS,
 }

@@ -76,7 +76,7 @@ class Architecture(Numbers):
     part_linears: dict[str, Shape] = field(default_factory=dict)
     new_rows: range = range(0)  # ids whose rows nobody has trained yet; an adapter trains them
     active_expert_share: float = 1.0  # of the experts: those that a token passes through
-    fixed: tuple[str, ...] = ()  # parameters that the model's class itself never trains
+    fixed: tuple[str, ...] = ()  # parameters that the model's class never trains, or that nothing it gives follows from
     traits: Traits | None = None  # of a kind without a closed form, as its class says; None: those of its kind
 
     @property

@@ -1,5 +1,6 @@
 """Language models that see or hear: a decoder of the other tables under a prefix, a tower, what joins the two."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -203,6 +204,7 @@ class Multimodal:
     ties: bool = True  # whether its class ties the head to the embedding where it is told to
     extra_embeddings: int = 0
     fixed: tuple[str, ...] = ()  # the ends of the names of what its class never trains, of the parts beside the text
+    normed: bool = False  # whether its features of the tower's last layer are those after the norm
     counted: bool = False  # the factor of its linear positions is in its context already
     join: Projector
     defaults: Config = field(default_factory=dict)
@@ -216,9 +218,28 @@ def seeing(model: Multimodal) -> Callable[[Config], Architecture]:
         parts = Block()
         tower(parts, model.tower_at, said)
         model.join(parts, config, language, said)
-        return joined(model, config, language, parts)
+        return joined(model, config, language, parts, unread(model, config, parts))
 
     return build
+
+
+def unread(model: Multimodal, config: Config, parts: Block) -> frozenset[str]:
+    """What of the tower the image's features do not follow from.
+
+    What pools them or stands for masked patches; where they are taken of certain layers, those after the last of these,
+    and the norm after all. InternVL alone takes its last layer's through that norm.
+    """
+    at, chosen = f"{model.tower_at}.", config.get("vision_feature_layer")
+    found = {name for name in parts.tensors if name.startswith((f"{at}head.", f"{at}embeddings.mask_token"))}
+    if chosen is None or (chosen == -1 and model.normed):
+        return frozenset(found)
+    of_layers = re.compile(rf"{at}\w+\.layers?\.(\d+)\.")
+    layers = {name: int(layer[1]) for name in parts.tensors if (layer := of_layers.match(name))}
+    states = max(layers.values(), default=0) + 2  # before the first layer and after each
+    last = max(each % states for each in ([chosen] if isinstance(chosen, int) else chosen))
+    found |= {name for name, layer in layers.items() if layer >= last}
+    found |= {name for name in parts.tensors if name.startswith((f"{at}post_layernorm.", f"{at}layernorm."))}
+    return frozenset(found)
 
 
 def language_model(model: Multimodal, config: Config) -> Architecture:
@@ -248,7 +269,9 @@ def tower_of(model: Multimodal, config: Config) -> tuple[Tower, Config]:
     return tower, uniform(config, defaults, WORDS.get(kind, {}))
 
 
-def joined(model: Multimodal, config: Config, language: Architecture, parts: Block) -> Architecture:
+def joined(
+    model: Multimodal, config: Config, language: Architecture, parts: Block, unread: frozenset[str]
+) -> Architecture:
     at = f"{model.above}{model.text_at}"
     outside = renamed(renamed(language.outside, "model.", f"{at}."), "lm_head.", f"{model.head}.")
     rows, hidden = outside[f"{at}.embed_tokens.weight"]
@@ -265,7 +288,10 @@ def joined(model: Multimodal, config: Config, language: Architecture, parts: Blo
         outside=outside | beside,
         parts={name: f"{model.above}{name}." for name in names} | image_layers(f"{at}.layers", language.blocks),
         part_linears={f"{model.above}{name}": shape for name, shape in parts.linears.items()},
-        fixed=(*(name for name in beside if name.endswith(model.fixed)), *fixed),
+        fixed=(
+            *(f"{model.above}{name}" for name in parts.tensors if name in unread or name.endswith(model.fixed)),
+            *fixed,
+        ),
     )
 
 
@@ -312,7 +338,8 @@ MODELS: dict[str, Multimodal] = {
         tower="internvl_vision",
         join=internvl,
         any_text=True,
-        defaults={"downsample_ratio": 0.5, **TIED},
+        normed=True,
+        defaults={"downsample_ratio": 0.5, "vision_feature_layer": -1, **TIED},
     ),
     "llama4": Multimodal(
         text="llama4_text",

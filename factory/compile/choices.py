@@ -83,6 +83,21 @@ def isolation(case: Case) -> bool:
     return packing(case) and (not _of_plain_text(case) if asked == "auto" else asked)
 
 
+def isolates_below(case: Case) -> int | None:
+    """The tokens of a row from which on documents in it are not parted; None: they are in any."""
+    if case.traits.isolates_below is None:
+        return None
+    key, default = case.traits.isolates_below
+    return int(text_numbers(case.model.config).get(key, default))
+
+
+def isolates(case: Case, sequences: int) -> bool:
+    """Whether position_ids part documents in a row of so many of the longest sequences."""
+    below, context = isolates_below(case), context_length(case)
+    long = below is not None and (context is None or sequences * max_length(case, context) >= below)
+    return case.traits.isolates and not long
+
+
 def attention(case: Case) -> str:
     """torch's own fused kernel, where the model's class takes it and none of ours is faster (docs/measurements.md)."""
     asked, own = case.settings.compute.attention, case.traits
@@ -121,9 +136,11 @@ def padding_free(case: Case) -> bool:
     Where attention costs no more so, and the stage's loss need not know which token is of which row. Pairs of answers
     share their prompts then, unless some layers would see less of one from behind the other answer.
     """
-    if packing(case) or attention(case) not in EXACT or not case.traits.isolates or case.arch.parts:
+    pairs = case.stage_spec.KIND == "pairs"
+    sequences = case.settings.stage.batch_size * (2 if pairs else 1)
+    if packing(case) or attention(case) not in EXACT or not isolates(case, sequences) or case.arch.parts:
         return False
-    if case.stage_spec.KIND == "pairs":
+    if pairs:
         return _sees_all(case)
     parts_rows = registry.hook(case.stage_spec, "parts_rows", lambda own: True)
     return case.settings.stage.batch_size > 1 and not parts_rows(own_keys(case))

@@ -370,9 +370,11 @@ def _padding_unread(case: Case) -> str | None:
 
 
 def _not_isolated(case: Case) -> str | None:
-    if not choices.isolation(case) or case.traits.isolates:
+    if not choices.isolation(case) or choices.isolates(case, 1):
         return None
     kind = case.arch.kind
+    if case.traits.isolates:
+        return f"a {kind} model parts documents in rows of less than {choices.isolates_below(case):,} tokens alone"
     if case.arch.traits is not None:
         return f"that a {kind} model parts packed documents is not proven"
     return f"a {kind} model cannot part packed documents"

@@ -184,6 +184,11 @@ def collate(
     return there
 
 
+def shows(batch: dict[str, Any]) -> bool:
+    """Whether a row of the micro-batch has an image, a video or a sound."""
+    return any(name.startswith(("pixel_values", "input_features")) for name in batch)
+
+
 def _arrays(samples: Sequence[Any], rows: list[Any], pad: int, padding_free: bool) -> dict[str, NDArray[Any]]:
     """What of a batch follows from the rows alone."""
     longest = padded(max(len(row.ids) for row in rows))

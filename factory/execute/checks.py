@@ -15,7 +15,8 @@ CHECKS: dict[str, str] = {
     "ranks_agree": "processes that hold the same weights hold others; absent unless hardware.strategy is ddp",
     "resume_point": "the last checkpoint does not open, or is of another step",
     "save_reload": "what was saved is not what was trained; absent where several processes train",
-    "merge": "the merged weights do not answer as the adapter on its base; absent of quantized bases",
+    "merge": "the merged weights do not answer as the adapter on its base; absent of quantized bases, "
+    "and where an adapter stands in no language model",
     "as_trained": "an export answers otherwise than its run; absent but where an adapter has a base to itself",
     "written": "what an export wrote, read anew, answers otherwise; absent of adapters, gptq and awq",
     "memory_as_estimated": "the peak is more than a tenth off the estimate: advice, no run fails by it",

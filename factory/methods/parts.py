@@ -1,6 +1,6 @@
 """Which part of a model a tensor is of: a model that sees or hears has more than a language model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from factory.architecture import Architecture, Shape, media_of
@@ -26,14 +26,19 @@ def part_of(name: str, arch: Architecture) -> str:
     return "audio" if media_of(arch) == ("audios",) or any(word in name for word in _EARS) else "vision"
 
 
+def beside_text(names: Iterable[str], arch: Architecture) -> frozenset[str]:
+    """Those of a model's tensors, an adapter's too, that no text alone reaches."""
+    return frozenset(name for name in names if any(f".{part}" in f".{name}" for part in arch.parts.values()))
+
+
 def parts_of(arch: Architecture) -> set[str]:
     """The parts that the model has."""
     return {part_of(name, arch) for name, _ in arch.tensors()}
 
 
 def of_parts(shapes: dict[str, Shape], parts: tuple[str, ...], arch: Architecture) -> dict[str, Shape]:
-    """Those of the tensors that are in one of the parts, and that the model's class lets train."""
-    fixed = frozenset(arch.fixed)
+    """Those of the tensors, or linear layers, that are in one of the parts, and that the model's class lets train."""
+    fixed = {*arch.fixed, *(name.removesuffix(".weight") for name in arch.fixed)}
     return {name: shape for name, shape in shapes.items() if name not in fixed and part_of(name, arch) in parts}
 
 

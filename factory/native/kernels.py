@@ -106,9 +106,14 @@ def _mkls_sgemm() -> Any:
 
 def _share_threads() -> None:
     """Makes torch's OpenMP, by whatever name it has it, the one that answers: two would fight for the cores."""
-    loaded = (line.rpartition(" ")[2].strip() for line in Path("/proc/self/maps").read_text().splitlines())
-    for path in sorted({path for path in loaded if "/libgomp" in path}):
+    loaded = {_mapped(line) for line in Path("/proc/self/maps").read_text().splitlines()}
+    for path in sorted(path for path in loaded if "/libgomp" in path):
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def _mapped(line: str) -> str:
+    """The file that a line of /proc/self/maps is of, whose path may have spaces in it; empty where it is of none."""
+    return "".join(line.split(maxsplit=5)[5:]).removesuffix(" (deleted)")
 
 
 def fit(*tensors: Tensor) -> bool:

@@ -22,6 +22,7 @@ from factory.execute.memory import give_back
 from factory.optimizers.several import Several
 from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.ways import Way
+from factory.steps.engine import reaching
 from factory.steps.kernels import unwrapped
 
 
@@ -63,6 +64,13 @@ class Fsdp(Shared):
         assert isinstance(run.way, Split), "the model was not split when it was attached"
         self._split = run.way
         self.root = run.way.root
+        if self.beside_text:
+            unwrapped(model).get_input_embeddings().register_forward_hook(self._reach)
+
+    def _reach(self, _embedding: Any, _given: Any, made: torch.Tensor) -> torch.Tensor:
+        """A text goes back through all layers, as images do, and gives as many gradients: other ranks wait for both."""
+        outside = (value for value in self.model.parameters() if not isinstance(value, DTensor))  # whole in this pass
+        return reaching(made, outside) if torch.is_grad_enabled() else made
 
     @contextmanager
     def _syncing(self, last: bool) -> Iterator[None]:

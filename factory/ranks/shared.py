@@ -53,9 +53,6 @@ class Shared(Engine):
             self._backward(self._scaler.scale(slope), last=last)
         return loss.detach(), metrics
 
-    def _terms(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return self._stage.loss(self.model, batch, self._plan.own).parts()
-
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are shared after the last micro-batch, and only added up before it."""
         return nullcontext()

@@ -1,5 +1,6 @@
 """Engine: what an optimizer update is made of, and what of it a checkpoint holds."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -9,10 +10,11 @@ from factory.architecture import Architecture
 from factory.data import batches
 from factory.execute import checkpoint
 from factory.execute.context import Run
+from factory.methods.parts import beside_text
 from factory.optimizers.run import divides_gradients, make_states
 from factory.optimizers.several import Hooked
 from factory.schema import Strategy
-from factory.stages.loss import Watched
+from factory.stages.loss import Metrics, Watched
 from factory.stages.rows import unit
 from factory.steps.attach import method_settings
 from factory.steps.feed import autocast
@@ -31,11 +33,17 @@ def engine(run: Run, model: Any, arch: Architecture) -> "Engine":
     return resolve_name(_ENGINES[run.plan.steps.train.ranks.strategy])(run, model, arch)
 
 
+def reaching(value: Any, parameters: Iterable[Any]) -> Any:
+    """The same tensor, from which all of these that train get a gradient, of zeros at least."""
+    nothing = (each.flatten()[:0].sum().to(value.dtype) for each in parameters if each.requires_grad)
+    return value + sum(nothing, value.new_zeros(()))
+
+
 class Engine:
     """Of one process. An update is `begin`, `accumulate`, `clip` and `apply` (or `drop`), in this order.
 
     None of these reads what it computes, so that a GPU is asked for more than it has done; `told` does. `trained` are
-    the tensors that require a gradient, by name.
+    the tensors that require a gradient, by name; `beside_text` the names of those that no text alone reaches.
     """
 
     def __init__(self, run: Run, model: Any, arch: Architecture):
@@ -46,6 +54,7 @@ class Engine:
         self.optimizer = self._method.optimizer(model, self._settings, self._plan, arch)
         self._stage = registry.run("stages", self._plan.stage)
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.beside_text = beside_text(self.trained, arch)
         self.skips_overflows = self._plan.autocast == "float16"  # the scaler does, and lowers its scale
         self._scaler = torch.amp.GradScaler(run.plan.steps.load.device, enabled=self.skips_overflows)
 
@@ -109,10 +118,15 @@ class Engine:
     def _pass(self, batch: dict[str, Any], units: float, *, counted: bool, last: bool) -> tuple[Any, dict[str, Any]]:
         """Adds the gradients of a micro-batch's part of the mean; returns that part, and what is watched."""
         with autocast(self._run.plan):
-            found = self._stage.loss(self.model, batch, self._plan.own)
-            loss = found.total / units
+            total, metrics = self._terms(batch)
+            loss = total / units
         self._scaler.scale(loss).backward()
-        return loss.detach(), found.metrics
+        return loss.detach(), metrics
+
+    def _terms(self, batch: dict[str, Any]) -> tuple[Any, Metrics]:
+        """The stage's loss. Of a text that reaches nothing of what trains the gradients are zeros: other ranks wait."""
+        total, metrics = self._stage.loss(self.model, batch, self._plan.own).parts()
+        return total if total.requires_grad else reaching(total, self.model.parameters()), metrics
 
     def _penalty(self) -> Any:
         """Its gradient is added, its value is not the loss shown; None of most methods."""

@@ -325,8 +325,13 @@ class _CannotMerge(Exception):
 
 
 def _merges(run: Run, model: Any) -> bool:
-    """Whether it is an adapter on a whole base: into a quantized one it could only be merged by quantizing anew."""
+    """Whether it is an adapter on a whole base: into a quantized one it could only be merged by quantizing anew.
+
+    And one that the text of the proof goes through: beside a tower or a projector alone it changes no answer to it.
+    """
     plan = run.plan.steps
+    if "language" not in plan.attach.settings.get("parts", ("language",)):
+        return False
     quantized = plan.quantize.bits is not None or checkpoint_quantizer(plan.load.config) is not None
     return hasattr(model, "peft_config") and not quantized
 

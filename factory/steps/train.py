@@ -346,7 +346,8 @@ def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> Callable[[], Numb
             continue
         # an update that overflows in float16 moves nothing, and shows nothing
         if state.alive.watching and update.tells and isfinite(norm):
-            state.alive.look(run, engine, last=step == loop.total and number == len(turn.updates))
+            last = step == loop.total and number == len(turn.updates)
+            state.alive.look(run, engine, update=update, last=last)
         engine.apply()
     found = Numbers(sum(losses) / len(losses) if losses else None, {**means.means(), **turn.watched}, norm)
     return lambda: found

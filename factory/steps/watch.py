@@ -123,19 +123,23 @@ def _named(rows: list[stream.Origin]) -> str:
 class Alive:
     """Whether each trained tensor had a gradient within its first updates: some libraries lose them without a word.
 
-    Its first updates are those in which it requires one: a method may train other tensors in other steps. `quiet` are
-    the tensors without one so far, and the updates that should have had one.
+    Its first updates are those in which it requires one: a method may train other tensors in other steps, and what
+    sees or hears learns nothing of text alone. `quiet` are the tensors without one so far, and the updates that should
+    have had one.
     """
 
     quiet: dict[str, int] | None = None
     watching: bool = True
 
-    def look(self, run: Run, engine: Engine, *, last: bool) -> None:
+    def look(self, run: Run, engine: Engine, *, update: batches.Step, last: bool) -> None:
         trained = engine.trained
+        unreached = engine.beside_text
+        if unreached and run.world.any(any(map(batches.shows, update.batches))):
+            unreached = frozenset[str]()
         # a new token may first occur in a later row: its row has no gradient before
         looked = {name: 0 for name in trained if ".token_adapter." not in name} if self.quiet is None else self.quiet
         self.quiet = {
-            name: seen + int(trained[name].requires_grad)
+            name: seen + int(trained[name].requires_grad and name not in unreached)
             for name, seen in looked.items()
             if not engine.has_gradient(name)
         }

@@ -20,9 +20,13 @@ def same(one: Architecture, other: Architecture) -> None:
 
 @pytest.mark.parametrize("config", CASES, ids=name)
 def test_equals_the_built_models_walk(config: dict[str, Any]) -> None:
+    """But for the tensors of a tower that are read to no end (tests/vision/test_images.py): no walk sees that."""
     model = built(config)
-    same(architecture(config), walk(model))
-    same(architecture(model.config.to_dict()), walk(model))
+    walked = walk(model)
+    for found in (architecture(config), architecture(model.config.to_dict())):
+        unread = set(found.fixed) - set(walked.fixed)
+        assert all(name.startswith(tuple(found.parts.values())) for name in unread)
+        same(replace(found, fixed=tuple(name for name in found.fixed if name not in unread)), walked)
 
 
 def sized(hidden: int, width: int, layers: int, heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:

@@ -145,6 +145,30 @@ def test_layers_that_see_a_chunk_only_share_no_prompts_beyond_it(length: int, fr
     assert plan.steps.pack.padding_free == free
 
 
+@pytest.mark.parametrize(
+    ("words", "parted"),
+    [
+        (("data.packing=true", "data.max_length=95"), True),
+        (("data.packing=true", "data.max_length=96"), False),
+        (("stage.batch_size=5", "data.max_length=19"), True),
+        (("stage.batch_size=5", "data.max_length=20"), False),
+        (("stage=orpo", "stage.batch_size=2", "data.max_length=23"), True),
+        (("stage=orpo", "stage.batch_size=2", "data.max_length=24"), False),
+    ],
+)
+def test_queries_that_are_scaled_by_their_place_in_a_row(words: tuple[str, ...], parted: bool, here: Path) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("llama4_text", floor_scale=96, max_position_embeddings=128).save_pretrained("scaled")
+    base = ("model.path=scaled", "model.template=chatml", "compute.attention=blocks", "hardware=cpu", "tracking=none")
+    if not parted and "data.packing=true" in words:
+        (found,) = refusals(*base, *words, training=False)
+        assert found.rule == "isolation-unsupported" and "in rows of less than 96 tokens alone" in found.wrong
+        return
+    pack = compiled(*base, *words, training=False).steps.pack
+    assert (pack.isolate_documents or pack.padding_free) == parted
+
+
 def test_what_is_said_again_is_told() -> None:
     plan = compiled(
         "method=lora", "method=dora", "seed=1", "++method.rank=4", "method.rank=2", "seed=1", training=False

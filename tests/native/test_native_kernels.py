@@ -35,6 +35,18 @@ def exact_slopes(function: Callable[..., Tensor], slope: Tensor, *given: Tensor)
     return torch.autograd.grad(function(*leaves), leaves, slope.double())
 
 
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("7f00-7f01 r-xp 00000000 08:01 12   /opt/my env/lib/libgomp.so.1", "/opt/my env/lib/libgomp.so.1"),
+        ("7f00-7f01 r-xp 00000000 08:01 12   /opt/lib/libgomp.so.1 (deleted)", "/opt/lib/libgomp.so.1"),
+        ("7f00-7f01 rw-p 00000000 00:00 0 ", ""),
+    ],
+)
+def test_a_mapped_file_may_have_spaces_in_its_path(line: str, path: str) -> None:
+    assert kernels._mapped(line) == path
+
+
 SHAPES = [(1, 1), (3, 7), (5, 576), (211, 160)]  # the last is shared by threads
 
 

@@ -90,7 +90,6 @@ class Sight:
     config: dict[str, Any]
     tokens: int
     media: Callable[[Tensor], dict[str, Tensor]] = flat
-    unseen: tuple[str, ...] = ()  # where the names of tensors start that no answer follows from
     tower: str = "vision"  # the part that it is
     values: str = "pixel_values"  # what a batch calls them
 
@@ -98,10 +97,8 @@ class Sight:
 LLAMA = {"model_type": "llama", **TEXT}
 LLAVA = {"text_config": LLAMA, "vision_config": CLIP, "image_token_index": IMAGE}
 IDEFICS = {"text_config": LLAMA, "vision_config": EYES, "scale_factor": 2, "image_token_id": IMAGE}
-# the features are taken below the tower's last layer: what follows is not computed, or to no end
-LAST = ("model.vision_tower.encoder.layers.1.", "model.vision_tower.post_layernorm.")
 SIGHTS: dict[str, Sight] = {
-    "llava": Sight(LLAVA, PATCHES, unseen=LAST),
+    "llava": Sight(LLAVA, PATCHES),
     "idefics3": Sight(IDEFICS, PATCHES // 4, several),
     "smolvlm": Sight(IDEFICS, PATCHES // 4, several),
     "paligemma": Sight(
@@ -171,7 +168,7 @@ SIGHTS: dict[str, Sight] = {
 }
 
 
-def built(kind: str, **text: int) -> Any:
+def built(kind: str, more: dict[str, Any] | None = None, **text: int) -> Any:
     """A random model in float32, all of it frozen, with biases that are not zero. `text`: other numbers of its text."""
     from transformers import AutoConfig
 
@@ -179,6 +176,8 @@ def built(kind: str, **text: int) -> Any:
 
     torch.manual_seed(0)
     said = copy.deepcopy(SIGHTS[kind].config)
+    for key, value in (more or {}).items():
+        said[key] = said[key] | value if isinstance(value, dict) else value
     said["text_config"] |= text
     config = AutoConfig.for_model(kind, **said)
     model = model_class(config).from_config(config)

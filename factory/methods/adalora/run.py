@@ -69,6 +69,9 @@ class Allocating(Several):
         if self.settled:
             self.allocator.mask_using_rank_pattern(self.adapted, self.config.rank_pattern)
             return
+        for name, value in self.adapted.named_parameters():
+            if "lora_" in name and value.grad is None:  # of a part that no row of this step has reached
+                value.grad = torch.zeros_like(value)
         self.allocator.update_ipt(self.adapted)
         budget, chooses = self.allocator.budget_schedule(self.now)
         self.settled = self.now >= self.config.total_step - self.config.tfinal

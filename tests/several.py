@@ -16,7 +16,7 @@ from factory.execute.executor import walk
 from factory.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).parent / "ranks" / "worker.py"
 MICRO_BATCHES = 4  # of a step, on all ranks together
 # 26 rows of 29 are trained: the epoch's last step has one micro-batch of 2, which one of two ranks has alone
 SAME = (
@@ -88,7 +88,7 @@ def together(where: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> None:
     file = where / "jobs.json"
     told = [{**job, "folder": str(where / job["folder"]), "plan": None} for job in jobs]
     file.write_text(json.dumps(told))
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
         [*command, str(WORKER), str(file)],
