@@ -1,6 +1,7 @@
 """Whether a model's files are what its config.json and the settings say: rules about what lies on the disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from factory import heads
 from factory.architecture.fit import other_layers, other_shape, places_of, times
@@ -71,7 +72,16 @@ def _adapter_tokens(case: Case) -> str | None:
     for place, token in enumerate(tokens, case.vocabulary.new.stop - len(tokens)):
         if adapter.tokens.get(token) != place:
             return f"{token!r} would be token {place}; of the adapter's tokenizer it is {adapter.tokens.get(token)}"
-    return None
+    assert case.read is not None
+    known, trained = (case.model.tokens or case.read.vocabulary) + len(tokens), _trained_rows(adapter.config)
+    lacking = [repr(token) for token, place in adapter.tokens.items() if place >= known and place in trained]
+    return f"the adapter has trained {', '.join(lacking)} too" if lacking else None
+
+
+def _trained_rows(config: Mapping[str, Any]) -> set[int]:
+    """Ids of tokens whose rows an adapter replaces, of one list or of one for each module."""
+    said = config.get("trainable_token_indices") or ()
+    return set[int]().union(*(said.values() if isinstance(said, Mapping) else [said]))
 
 
 def _parts_absent(case: Case) -> str | None:

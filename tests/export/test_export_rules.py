@@ -506,3 +506,14 @@ def test_a_base_model_is_written_without_a_chat_template(form: str, here: Path) 
     words = (f"model.path={bare}", f"export.format={form}", "export.dir=out", "export.check=false")
     exported(*words)
     assert (here / "out" / ("model.gguf" if form == "gguf" else "model.safetensors")).is_file()
+
+
+def test_an_adapter_without_its_run_is_not_written_without_its_tokens(
+    execute: Callable[..., Any], here: Path, tmp_path: Path
+) -> None:
+    base = tiny.save(tmp_path / "base")
+    execute(f"model.path={base}", "stage.max_steps=2", "precision=fp32", "model.new_tokens=['<tool>']")
+    (here / "run/model").rename(here / "moved")
+    with pytest.raises(UserError, match=r"\[adapter-tokens\] .*has trained '<tool>' too"):
+        planned("run=moved", "export.dir=out")
+    assert planned("run=moved", "export.dir=out", "model.new_tokens=['<tool>']").steps.patch.vocabulary == 513
