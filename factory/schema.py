@@ -169,7 +169,7 @@ class Stage:
     max_grad_norm: float | None = key("clip the global gradient norm to this; null: no clipping", above=0)
     logging_steps: int = key("a metrics line every so many steps, the first and the last always", low=1)
     save_steps: int | None = key("a checkpoint every so many steps; null: only at the end, or when interrupted", low=1)
-    save_total_limit: int = key("checkpoints to keep, the best one beside them", low=1)
+    save_total_limit: int = key("checkpoints to keep, beside the best one and what was it when they were saved", low=1)
     eval_steps: int | None = key(
         "measure the held-out rows every so many steps and after the last; null: only before and after training", low=1
     )

@@ -36,13 +36,15 @@ ROWS = (
     _row(
         ASKED,
         "train",
-        "the step ends, a checkpoint is saved, exit 130; before training at once; of a run that finishes or fails "
+        "the step ends, a checkpoint is saved, exit 130; before training at once, and while answers are scored, with "
+        "the step before saved as it ended; of a run that finishes or fails "
         "meanwhile exit 130 as well; a second time at once, but not by SIGHUP, which a terminal sends more than once; "
         "under `nohup` SIGHUP does nothing",
         "every step that was done",
         f"the command that is printed: {RESUME}; the losses are those of a run that never stopped",
         f"{STOPS}test_train",
         "execute/test_signals.py::test_while_training_it_saves_and_goes_on",
+        "execute/test_signals.py::test_while_answers_are_scored_it_ends_at_once",
         "run/test_launch.py::test_interrupted_before_the_child_listens",
         "run/test_launch.py::test_asked_to_stop_when_there_is_nothing_left_to_do",
         "run/test_launch.py::test_a_lost_terminal_never_ends_a_run_at_once",
@@ -227,6 +229,14 @@ ROWS = (
         "slow/test_tracking_server.py::test_a_server_that_dies_and_returns_gets_it_all",
         "tracking/test_outages.py::test_a_server_that_hangs_holds_up_no_end",
         "tracking/test_to_mlflow.py::test_a_sweep_made_without_its_server_is_sent_whole",
+    ),
+    _row(
+        "the server of rewards goes away",
+        "train",
+        "asked `stage.reward_retries` times again, then `[reward-server]`, exit 1",
+        "every step that was done: the last is saved as it ended",
+        f"start it again, then {RESUME}",
+        "rewards/test_rewards.py::test_a_run_whose_server_goes_away_loses_no_step",
     ),
     _row(
         "the hub goes away in the middle of a file",
