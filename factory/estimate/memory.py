@@ -15,7 +15,7 @@ from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned
 from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state_bytes
 from factory.plan import BYTES, Memory, Steps
-from factory.quantizers.spec import stays_quantized, weight_bytes
+from factory.quantizers.spec import IN_PLACE, stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
 from factory.stages.rows import samples_answers
 
@@ -38,8 +38,8 @@ def memory(
         slack = max(0, kept.weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
         resident = _resident(tuned, length, cuda=cuda)
     instants = {name: resident + slack + count for name, count in instants.items()}
-    if _read_whole(tuned):
-        instants[READING] = resident + tuned.arch.parameters() * BYTES[load.read_as] + kept.base
+    if read := _read(tuned, kept.base):
+        instants[READING] = resident + read
     total = max(instants.values())
     return Memory(
         weights=kept.weights,
@@ -140,10 +140,19 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     return imported + runtime.kernels(tuned.steps.patch, size, length, weights=weights)
 
 
-def _read_whole(tuned: Tuned) -> bool:
-    """Whether the weights are there whole beside what they are then quantized to: an adapter's start leaves them."""
-    taken = tuned.steps.load.own_base == "rebuilt" or registry.starts_from_weights(tuned.spec, tuned.method)
-    return taken and tuned.steps.quantize.bits is not None
+def _read(tuned: Tuned, base: int) -> int:
+    """Bytes of the model while it is read, where its weights are whole then and not afterwards; 0: they are not.
+
+    An adapter's start leaves them beside what they are then quantized to. In place they are quantized layer by layer.
+    """
+    load, quantize = tuned.steps.load, tuned.steps.quantize
+    if quantize.bits is None:
+        return 0
+    whole = tuned.arch.parameters() * BYTES[load.read_as]
+    if quantize.method in IN_PLACE:
+        return whole
+    taken = load.own_base == "rebuilt" or registry.starts_from_weights(tuned.spec, tuned.method)
+    return whole + base if taken else 0
 
 
 def _share(name: str, count: int, tuned: Tuned) -> int:

@@ -219,3 +219,18 @@ def test_a_run_trains_as_its_plan_says(execute: Callable[..., Any]) -> None:
     assert recomputed(lean.run.plan) is True and recomputed(kept.run.plan) is False
     assert lean.losses == pytest.approx(kept.losses, rel=1e-6)
     assert all(check["passed"] for name, check in lean.run.checks.items() if name != "memory_as_estimated")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("method", ["hqq", "bitsandbytes"])
+def test_weights_that_are_quantized_in_place_are_whole_before(method: str) -> None:
+    """bitsandbytes quantizes each tensor as it is read."""
+    words = ("model=qwen2.5_14b", "method.quantization.bits=4", f"method.quantization.method={method}")
+    made = compiled(*words, "hardware=rtx4090", "method=lora", training=False)
+    found, whole = made.estimate.memory, 2 * made.estimate.parameters.total
+    refused = [text for text in made.warnings if text.startswith("[memory]")]
+    if method == "bitsandbytes":
+        assert found.total < found.capacity < whole and "reading" not in found.instants and not refused
+        return
+    assert found.instants["reading"] == found.total == whole > found.capacity
+    assert len(refused) == 1 and "reading the weights takes" in refused[0]
