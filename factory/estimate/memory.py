@@ -143,16 +143,18 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
 def _read(tuned: Tuned, base: int) -> int:
     """Bytes of the model while it is read, where its weights are whole then and not afterwards; 0: they are not.
 
-    An adapter's start leaves them beside what they are then quantized to. In place they are quantized layer by layer.
+    An adapter's start leaves them beside what they are then quantized to; in place they are quantized layer by layer.
+    A GPU takes them whole before they are split, unless they wait in the host's memory.
     """
-    load, quantize = tuned.steps.load, tuned.steps.quantize
-    if quantize.bits is None:
-        return 0
+    load, quantize, strategy = tuned.steps.load, tuned.steps.quantize, tuned.steps.train.ranks.strategy
+    starts = registry.starts_from_weights(tuned.spec, tuned.method)
     whole = tuned.arch.parameters() * BYTES[load.read_as]
-    if quantize.method in IN_PLACE:
+    if quantize.bits is not None and quantize.method in IN_PLACE:
         return whole
-    taken = load.own_base == "rebuilt" or registry.starts_from_weights(tuned.spec, tuned.method)
-    return whole + base if taken else 0
+    if quantize.bits is not None and (starts or load.own_base == "rebuilt"):
+        return whole + base
+    splits = load.device == "cuda" and "weights" in ranks.SPLIT[strategy]
+    return base if splits and not ranks.reads_on_host(tuned.steps, starts=starts) else 0
 
 
 def _share(name: str, count: int, tuned: Tuned) -> int:

@@ -234,3 +234,14 @@ def test_weights_that_are_quantized_in_place_are_whole_before(method: str) -> No
         return
     assert found.instants["reading"] == found.total == whole > found.capacity
     assert len(refused) == 1 and "reading the weights takes" in refused[0]
+
+
+@pytest.mark.usefixtures("machine")
+def test_weights_that_are_split_when_training_begins_are_whole_before() -> None:
+    """zero3's; fsdp takes its share of them out of the host's memory."""
+    words = ("model=llama2_70b", "method=lora", "hardware=h100_80gb", "hardware.num_processes=8")
+    zero3, fsdp = (compiled(*words, f"hardware.strategy={name}", training=False) for name in ("zero3", "fsdp"))
+    found, whole = zero3.estimate.memory, 2 * zero3.estimate.parameters.total
+    assert found.total == found.instants["reading"] > whole > found.capacity > fsdp.estimate.memory.total
+    assert any(text.startswith("[memory]") and "reading" in text for text in zero3.warnings)
+    assert not any(text.startswith("[memory]") for text in fsdp.warnings)
