@@ -42,6 +42,19 @@ def against_memory(made: plan.Plan) -> list[Refusal]:
     return [refusal("memory", f"method={made.options.get('method')}", wrong)]
 
 
+def against_host(case: Case, moved: int) -> list[Refusal]:
+    """Refuses what the host cannot hold of what is `moved` to it, in bytes, off each GPU.
+
+    Of a GPU that is not here nobody knows the host.
+    """
+    machine = case.facts.machine
+    there = machine.available_bytes // _processes(case)
+    if not machine.gpus or moved <= there:
+        return []
+    wrong = f"of each process {size(moved)} would be in the host's memory, which has {size(there)} for it"
+    return [refusal("memory", "hardware.offload=true", wrong)]
+
+
 def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, training: bool) -> plan.Plan:
     """The plan with the least recomputation with which it fits; where none does, with the most.
 

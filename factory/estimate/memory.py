@@ -72,24 +72,44 @@ class Kept:
 
 
 def _kept(tuned: Tuned, frozen: int) -> Kept:
+    base, constants = _weights(tuned)
+    whole = _whole(tuned, base)
+    share = {name: _share(name, count, tuned) for name, count in whole.items()}
+    return Kept(
+        weights=share["weights"] + frozen,
+        constants=constants,
+        gradients=share["gradients"],
+        optimizer=share["optimizer"],
+        base=base,
+        whole_gradients=whole["gradients"],
+    )
+
+
+def _whole(tuned: Tuned, base: int) -> dict[str, int]:
+    """Bytes of what a strategy may split, before it does; `base` are the model's weights."""
     steps, shapes, heads = tuned.steps, tuned.shapes, tuned.heads
     copied, optimizer = registry.hook(tuned.spec, "copied"), steps.train.optimizer
     copies = 4 * copied(tuned.method, shapes, tuned.arch, mixed=steps.train.autocast is not None) if copied else 0
-    base, constants = _weights(tuned)
     present = registry.hook(tuned.spec, "gradients")
     trained = present(tuned.method, shapes, tuned.arch) if present else elements(shapes.values())
     gradients = (trained + elements(heads.values())) * tuned.number
     gradients += sum(count - prod(shapes[name]) * tuned.number for name, count in tuned.kept.items())
     states = tuned.spec.optimizer_bytes(tuned.method, optimizer, shapes, tuned.arch, tuned.number)
     states += state_bytes(optimizer, heads, tuned.arch, tuned.number)
-    return Kept(
-        weights=_share("weights", base + copies + elements(heads.values()) * tuned.number, tuned) + frozen,
-        constants=constants,
-        gradients=_share("gradients", gradients, tuned),
-        optimizer=_share("optimizer", states, tuned),
-        base=base,
-        whole_gradients=gradients,
-    )
+    return {
+        "weights": base + copies + elements(heads.values()) * tuned.number,
+        "gradients": gradients,
+        "optimizer": states,
+    }
+
+
+def offloaded(tuned: Tuned) -> int:
+    """Bytes that a process keeps in the host's memory, off its GPU."""
+    planned = tuned.steps.train.ranks
+    if not planned.offload:
+        return 0
+    whole = _whole(tuned, _weights(tuned)[0])
+    return sum(ceil(whole[name] / planned.processes) for name in ranks.SPLIT[planned.strategy])
 
 
 def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
@@ -158,11 +178,11 @@ def _read(tuned: Tuned, base: int) -> int:
 
 
 def _share(name: str, count: int, tuned: Tuned) -> int:
-    """Of one process, where its strategy splits these. Weights that are split are gathered layer by layer."""
+    """Of one process, where its strategy splits these: on its device. Weights that are split are gathered by layer."""
     planned = tuned.steps.train.ranks
     if name not in ranks.SPLIT[planned.strategy]:
         return count
-    share = ceil(count / planned.processes)
+    share = 0 if planned.offload else ceil(count / planned.processes)
     if name != "weights":
         return share
     return min(count, share + ranks.gathered(tuned.expanded) * BYTES[tuned.steps.load.dtype])

@@ -245,3 +245,23 @@ def test_weights_that_are_split_when_training_begins_are_whole_before() -> None:
     assert found.total == found.instants["reading"] > whole > found.capacity > fsdp.estimate.memory.total
     assert any(text.startswith("[memory]") and "reading" in text for text in zero3.warnings)
     assert not any(text.startswith("[memory]") for text in fsdp.warnings)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
+def test_what_is_offloaded_is_in_the_hosts_memory(strategy: str, machine: Callable[..., None]) -> None:
+    words = ("model=llama3.1_8b", "method=full", "hardware=single_gpu", f"hardware.strategy={strategy}")
+
+    def offloaded(there: int) -> Plan:
+        machine(available_bytes=there)
+        return compiled(*words, "hardware.offload=true", training=False)
+
+    made = offloaded(2**40)
+    found, count = made.estimate.memory, made.estimate.parameters.total
+    assert (found.gradients, found.optimizer) == (0, 0)
+    assert found.weights == 4 * count if strategy == "zero2" else found.weights < count
+    moved = (12 if strategy == "zero2" else 16) * count
+    assert f"hardware.offload: of each process {size(moved)} are in the host's memory" in made.notes
+    for there, refused in ((moved, 0), (moved - 1, 1)):
+        warnings = offloaded(there).warnings
+        assert len([text for text in warnings if text.startswith("[memory] hardware.offload=true")]) == refused
+    assert found.fits and not any(text.startswith("[memory]") for text in made.warnings)
