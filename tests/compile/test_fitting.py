@@ -228,6 +228,7 @@ def test_weights_that_are_quantized_in_place_are_whole_before(method: str) -> No
     words = ("model=qwen2.5_14b", "method.quantization.bits=4", f"method.quantization.method={method}")
     made = compiled(*words, "hardware=rtx4090", "method=lora", training=False)
     found, whole = made.estimate.memory, 2 * made.estimate.parameters.total
+    assert found.capacity is not None
     refused = [text for text in made.warnings if text.startswith("[memory]")]
     if method == "bitsandbytes":
         assert found.total < found.capacity < whole and "reading" not in found.instants and not refused
@@ -242,6 +243,7 @@ def test_weights_that_are_split_when_training_begins_are_whole_before() -> None:
     words = ("model=llama2_70b", "method=lora", "hardware=h100_80gb", "hardware.num_processes=8")
     zero3, fsdp = (compiled(*words, f"hardware.strategy={name}", training=False) for name in ("zero3", "fsdp"))
     found, whole = zero3.estimate.memory, 2 * zero3.estimate.parameters.total
+    assert found.capacity is not None
     assert found.total == found.instants["reading"] > whole > found.capacity > fsdp.estimate.memory.total
     assert any(text.startswith("[memory]") and "reading" in text for text in zero3.warnings)
     assert not any(text.startswith("[memory]") for text in fsdp.warnings)
