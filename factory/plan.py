@@ -326,7 +326,7 @@ class Parameters:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Bytes. `total` is the largest of `instants`, the moments of a training step with all that is there then, and
-    of reading where weights are read whole to be quantized.
+    of reading where weights are whole then, to be quantized or split.
 
     The parts before `instants` are each what it takes at its own largest; they are not all there at one moment.
     `constants` are those of the weights that quantized ones are scaled by; `activations` what is kept for the backward

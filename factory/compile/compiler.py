@@ -17,6 +17,7 @@ from factory.compile.rule import Case
 from factory.compile.rules import rules_for
 from factory.diff import differences, shown
 from factory.estimate import speed
+from factory.estimate.memory import offloaded
 from factory.estimate.tuned import Tuned
 from factory.facts import DataFacts, Facts, FolderFacts
 from factory.line import name_of
@@ -26,6 +27,7 @@ from factory.run.folder import taken
 from factory.settings import Settings
 from factory.typed import to_tree
 from factory.vocabulary import vocabulary
+from factory.words import size
 
 VALIDATION_ROWS = 200  # at most, whatever data.validation_fraction says
 
@@ -65,7 +67,7 @@ def compile(
         return refusals or found
     warnings = tuple(_warning(refusal) for refusal in found)
     made = fitting.as_little_recomputed(case, partial(_plan, warnings=warnings, training=training), training=training)
-    lacking = fitting.against_memory(made)
+    lacking = [*fitting.against_memory(made), *fitting.against_host(case, offloaded(_tuned(case, made.steps)))]
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
     return (_against_folder(made, settings, facts) if training else []) + lacking or made
@@ -132,6 +134,8 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         *ranks.notes(case),
         *_licences(case),
     ]
+    if moved := offloaded(_tuned(case, steps)):
+        notes.append(f"hardware.offload: of each process {size(moved)} are in the host's memory")
     if evaluating.nothing_measured(settings) and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     if settings.verb == "export":  # of the rest nothing is done
@@ -164,11 +168,15 @@ def _replaced(overrides: Sequence[str]) -> Iterator[str]:
             yield f"{text} is replaced by {other}, which stands after it"
 
 
+def _tuned(case: Case, steps: plan.Steps) -> Tuned:
+    return Tuned(arch=case.arch, spec=case.method_spec, method=case.settings.method, steps=steps)
+
+
 def _estimate(case: Case, numbers: Numbers, steps: plan.Steps, *, training: bool) -> plan.Estimate:
     machine = case.facts.machine
     judge = registry.hook(case.stage_spec, "reward_bytes")
     return estimate(
-        Tuned(arch=case.arch, spec=case.method_spec, method=case.settings.method, steps=steps),
+        _tuned(case, steps),
         _sizes(case),
         capacity=fitting.capacity(case, training=training),
         frozen=judge(case, numbers.trained, numbers.frozen) if judge else 0,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from factory import plan
 from factory.compile import choices
 from factory.compile.rule import Case
+from factory.estimate.memory import READING
 from factory.refusal import Refusal, refusal
 from factory.typed import plain
 from factory.words import size
@@ -30,16 +31,28 @@ def capacity(case: Case, *, training: bool) -> int | None:
 def against_memory(made: plan.Plan) -> list[Refusal]:
     """Refuses what cannot fit whatever the activations are: the estimate's exact part alone is too large."""
     memory = made.estimate.memory
-    needed = memory.weights + memory.gradients + memory.optimizer
+    needed, what = memory.weights + memory.gradients + memory.optimizer, "weights, gradients and optimizer take"
+    # on a CPU they lie in mapped files, whose pages give way
+    read = memory.instants.get(READING, 0) if made.steps.load.device == "cuda" else 0
+    if read > needed:
+        needed, what = read, "reading the weights takes"
     if memory.capacity is None or needed <= memory.capacity:
         return []
-    return [
-        refusal(
-            "memory",
-            f"method={made.options.get('method')}",
-            f"weights, gradients and optimizer take {size(needed)}, {size(memory.capacity)} are for a run",
-        )
-    ]
+    wrong = f"{what} {size(needed)}, {size(memory.capacity)} are for a run"
+    return [refusal("memory", f"method={made.options.get('method')}", wrong)]
+
+
+def against_host(case: Case, moved: int) -> list[Refusal]:
+    """Refuses what the host cannot hold of what is `moved` to it, in bytes, off each GPU.
+
+    Of a GPU that is not here nobody knows the host.
+    """
+    machine = case.facts.machine
+    there = machine.available_bytes // _processes(case)
+    if not machine.gpus or moved <= there:
+        return []
+    wrong = f"of each process {size(moved)} would be in the host's memory, which has {size(there)} for it"
+    return [refusal("memory", "hardware.offload=true", wrong)]
 
 
 def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, training: bool) -> plan.Plan:

@@ -15,7 +15,7 @@ from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned
 from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state_bytes
 from factory.plan import BYTES, Memory, Steps
-from factory.quantizers.spec import stays_quantized, weight_bytes
+from factory.quantizers.spec import IN_PLACE, stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
 from factory.stages.rows import samples_answers
 
@@ -38,8 +38,8 @@ def memory(
         slack = max(0, kept.weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
         resident = _resident(tuned, length, cuda=cuda)
     instants = {name: resident + slack + count for name, count in instants.items()}
-    if _read_whole(tuned):
-        instants[READING] = resident + tuned.arch.parameters() * BYTES[load.read_as] + kept.base
+    if read := _read(tuned, kept.base):
+        instants[READING] = resident + read
     total = max(instants.values())
     return Memory(
         weights=kept.weights,
@@ -72,24 +72,44 @@ class Kept:
 
 
 def _kept(tuned: Tuned, frozen: int) -> Kept:
+    base, constants = _weights(tuned)
+    whole = _whole(tuned, base)
+    share = {name: _share(name, count, tuned) for name, count in whole.items()}
+    return Kept(
+        weights=share["weights"] + frozen,
+        constants=constants,
+        gradients=share["gradients"],
+        optimizer=share["optimizer"],
+        base=base,
+        whole_gradients=whole["gradients"],
+    )
+
+
+def _whole(tuned: Tuned, base: int) -> dict[str, int]:
+    """Bytes of what a strategy may split, before it does; `base` are the model's weights."""
     steps, shapes, heads = tuned.steps, tuned.shapes, tuned.heads
     copied, optimizer = registry.hook(tuned.spec, "copied"), steps.train.optimizer
     copies = 4 * copied(tuned.method, shapes, tuned.arch, mixed=steps.train.autocast is not None) if copied else 0
-    base, constants = _weights(tuned)
     present = registry.hook(tuned.spec, "gradients")
     trained = present(tuned.method, shapes, tuned.arch) if present else elements(shapes.values())
     gradients = (trained + elements(heads.values())) * tuned.number
     gradients += sum(count - prod(shapes[name]) * tuned.number for name, count in tuned.kept.items())
     states = tuned.spec.optimizer_bytes(tuned.method, optimizer, shapes, tuned.arch, tuned.number)
     states += state_bytes(optimizer, heads, tuned.arch, tuned.number)
-    return Kept(
-        weights=_share("weights", base + copies + elements(heads.values()) * tuned.number, tuned) + frozen,
-        constants=constants,
-        gradients=_share("gradients", gradients, tuned),
-        optimizer=_share("optimizer", states, tuned),
-        base=base,
-        whole_gradients=gradients,
-    )
+    return {
+        "weights": base + copies + elements(heads.values()) * tuned.number,
+        "gradients": gradients,
+        "optimizer": states,
+    }
+
+
+def offloaded(tuned: Tuned) -> int:
+    """Bytes that a process keeps in the host's memory, off its GPU."""
+    planned = tuned.steps.train.ranks
+    if not planned.offload:
+        return 0
+    whole = _whole(tuned, _weights(tuned)[0])
+    return sum(ceil(whole[name] / planned.processes) for name in ranks.SPLIT[planned.strategy])
 
 
 def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
@@ -140,18 +160,29 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     return imported + runtime.kernels(tuned.steps.patch, size, length, weights=weights)
 
 
-def _read_whole(tuned: Tuned) -> bool:
-    """Whether the weights are there whole beside what they are then quantized to: an adapter's start leaves them."""
-    taken = tuned.steps.load.own_base == "rebuilt" or registry.starts_from_weights(tuned.spec, tuned.method)
-    return taken and tuned.steps.quantize.bits is not None
+def _read(tuned: Tuned, base: int) -> int:
+    """Bytes of the model while it is read, where its weights are whole then and not afterwards; 0: they are not.
+
+    An adapter's start leaves them beside what they are then quantized to; in place they are quantized layer by layer.
+    A GPU takes them whole before they are split, unless they wait in the host's memory.
+    """
+    load, quantize, strategy = tuned.steps.load, tuned.steps.quantize, tuned.steps.train.ranks.strategy
+    starts = registry.starts_from_weights(tuned.spec, tuned.method)
+    whole = tuned.arch.parameters() * BYTES[load.read_as]
+    if quantize.bits is not None and quantize.method in IN_PLACE:
+        return whole
+    if quantize.bits is not None and (starts or load.own_base == "rebuilt"):
+        return whole + base
+    splits = load.device == "cuda" and "weights" in ranks.SPLIT[strategy]
+    return base if splits and not ranks.reads_on_host(tuned.steps, starts=starts) else 0
 
 
 def _share(name: str, count: int, tuned: Tuned) -> int:
-    """Of one process, where its strategy splits these. Weights that are split are gathered layer by layer."""
+    """Of one process, where its strategy splits these: on its device. Weights that are split are gathered by layer."""
     planned = tuned.steps.train.ranks
     if name not in ranks.SPLIT[planned.strategy]:
         return count
-    share = ceil(count / planned.processes)
+    share = 0 if planned.offload else ceil(count / planned.processes)
     if name != "weights":
         return share
     return min(count, share + ranks.gathered(tuned.expanded) * BYTES[tuned.steps.load.dtype])

@@ -3,6 +3,8 @@
 from typing import Any
 
 from factory.architecture import Architecture, Shape, elements
+from factory.plan import Steps
+from factory.quantizers.spec import holding
 from factory.schema import Strategy
 
 # what a process has only its share of
@@ -101,6 +103,16 @@ def leaves(arch: Architecture) -> tuple[str, ...]:
         if ".experts." in name
     )
     return tuple(dict.fromkeys(found))
+
+
+def reads_on_host(steps: Steps, *, starts: bool) -> bool:
+    """Whether the weights stay in the host's memory until they are split, of which each GPU takes unit by unit.
+
+    Only `fully_shard` does so. On the GPU they are quantized, or made whole of what is, as they are read, and there an
+    adapter's start is taken out of them (`starts`), which a CPU takes hours for.
+    """
+    splits = steps.load.device == "cuda" and steps.train.ranks.strategy == "fsdp"
+    return splits and not starts and not holding(steps.quantize, steps.load.config)
 
 
 def gathered(arch: Architecture) -> int:

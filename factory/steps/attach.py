@@ -15,6 +15,7 @@ from factory.architecture.fit import other_layers, other_shape, places_of
 from factory.execute.context import Run
 from factory.execute.memory import is_exhausted
 from factory.quantizers.spec import stays_quantized
+from factory.ranks.spec import reads_on_host
 from factory.refusal import refuse
 from factory.steps import mapped, source
 from factory.steps.kernels import (
@@ -164,10 +165,11 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
     import torch
 
     plan = run.plan.steps.load  # transformers reads tensors in threads
+    on_card = plan.device == "cuda" and not reads_on_host(run.plan.steps, starts=starts_from_weights(run))
     common: dict[str, Any] = {
         "dtype": getattr(torch, plan.read_as),
         "quantization_config": _of_decoder(held, run, config),
-        "device_map": {"": card(plan.device)} if plan.device == "cuda" or held is not None else None,
+        "device_map": {"": card(plan.device)} if on_card or held is not None else None,
     }
     if rest is not None:
         model = type(rest).from_pretrained(None, config=rest.config, state_dict=rest.state_dict(), **common)

@@ -219,3 +219,51 @@ def test_a_run_trains_as_its_plan_says(execute: Callable[..., Any]) -> None:
     assert recomputed(lean.run.plan) is True and recomputed(kept.run.plan) is False
     assert lean.losses == pytest.approx(kept.losses, rel=1e-6)
     assert all(check["passed"] for name, check in lean.run.checks.items() if name != "memory_as_estimated")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("method", ["hqq", "bitsandbytes"])
+def test_weights_that_are_quantized_in_place_are_whole_before(method: str) -> None:
+    """bitsandbytes quantizes each tensor as it is read."""
+    words = ("model=qwen2.5_14b", "method.quantization.bits=4", f"method.quantization.method={method}")
+    made = compiled(*words, "hardware=rtx4090", "method=lora", training=False)
+    found, whole = made.estimate.memory, 2 * made.estimate.parameters.total
+    assert found.capacity is not None
+    refused = [text for text in made.warnings if text.startswith("[memory]")]
+    if method == "bitsandbytes":
+        assert found.total < found.capacity < whole and "reading" not in found.instants and not refused
+        return
+    assert found.instants["reading"] == found.total == whole > found.capacity
+    assert len(refused) == 1 and "reading the weights takes" in refused[0]
+
+
+@pytest.mark.usefixtures("machine")
+def test_weights_that_are_split_when_training_begins_are_whole_before() -> None:
+    """zero3's; fsdp takes its share of them out of the host's memory."""
+    words = ("model=llama2_70b", "method=lora", "hardware=h100_80gb", "hardware.num_processes=8")
+    zero3, fsdp = (compiled(*words, f"hardware.strategy={name}", training=False) for name in ("zero3", "fsdp"))
+    found, whole = zero3.estimate.memory, 2 * zero3.estimate.parameters.total
+    assert found.capacity is not None
+    assert found.total == found.instants["reading"] > whole > found.capacity > fsdp.estimate.memory.total
+    assert any(text.startswith("[memory]") and "reading" in text for text in zero3.warnings)
+    assert not any(text.startswith("[memory]") for text in fsdp.warnings)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
+def test_what_is_offloaded_is_in_the_hosts_memory(strategy: str, machine: Callable[..., None]) -> None:
+    words = ("model=llama3.1_8b", "method=full", "hardware=single_gpu", f"hardware.strategy={strategy}")
+
+    def offloaded(there: int) -> Plan:
+        machine(available_bytes=there)
+        return compiled(*words, "hardware.offload=true", training=False)
+
+    made = offloaded(2**40)
+    found, count = made.estimate.memory, made.estimate.parameters.total
+    assert (found.gradients, found.optimizer) == (0, 0)
+    assert found.weights == 4 * count if strategy == "zero2" else found.weights < count
+    moved = (12 if strategy == "zero2" else 16) * count
+    assert f"hardware.offload: of each process {size(moved)} are in the host's memory" in made.notes
+    for there, refused in ((moved, 0), (moved - 1, 1)):
+        warnings = offloaded(there).warnings
+        assert len([text for text in warnings if text.startswith("[memory] hardware.offload=true")]) == refused
+    assert found.fits and not any(text.startswith("[memory]") for text in made.warnings)

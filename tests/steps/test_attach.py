@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ import torch
 from conftest import compiled
 from safetensors.torch import load_file, save_file
 
+from factory.execute.context import Run
 from factory.refusal import UserError
+from factory.run.folder import RunFolder
+from factory.steps import attach
 
 BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")
 
@@ -54,3 +58,34 @@ def test_a_head_that_is_tied_and_another_tensor_is_refused(tied: bool, here: Pat
         return
     with pytest.raises(UserError, match=r"\[weights-untied\] .* ties lm_head.weight to model.embed_tokens.weight"):
         execute(*BASE, f"model.path={folder}")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more", "card"),
+    [
+        ("fsdp", "precision=pure_bf16", False),
+        ("fsdp", "method.quantization.bits=4", True),
+        ("fsdp", "method.initialization=pissa", True),
+        ("zero3", "precision=pure_bf16", True),
+        ("ddp", "precision=pure_bf16", True),
+    ],
+)
+def test_what_fsdp_splits_is_read_into_the_hosts_memory(
+    strategy: str, more: str, card: bool, tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a GPU, which would hold it whole; there it is quantized, and an adapter's start taken out of it."""
+    ranks = ("hardware=h100_80gb", "hardware.num_processes=2", f"hardware.strategy={strategy}")
+    plan = compiled(f"model.path={tiny_model}", "method=lora", *ranks, more, training=False)
+    places: list[Any] = []
+
+    def read(*_: Any, device_map: Any, **__: Any) -> Any:
+        places.append(device_map)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attach, "card", lambda device: f"{device}:1")
+    monkeypatch.setattr(attach, "model_class", lambda _config: SimpleNamespace(from_pretrained=read))
+    with pytest.raises(KeyboardInterrupt):
+        attach.read_weights(Run(plan, RunFolder(here), None), None, None)
+    assert places == [{"": "cuda:1"} if card else None]
+    read_whole = "reading" in plan.estimate.memory.instants
+    assert read_whole == (card and strategy != "ddp")
