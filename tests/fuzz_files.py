@@ -183,7 +183,7 @@ def _arrow(content: bytes) -> Rows:
     reader = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(io.BytesIO(content))
     table = reader.read_all()
     table.validate(full=True)
-    return table.to_pylist()
+    return _as_written(table)
 
 
 DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {

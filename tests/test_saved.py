@@ -336,6 +336,7 @@ def test_a_measuring_that_cannot_go_on_says_how_it_was_asked_for(
     (here / "ev.jsonl").write_text(rows)
     (here / "own").mkdir()
     told = ("--config-dir own", "run=run", *HERE, "data=file", "data.path=ev.jsonl")
+    typed = f"compile again: {program('factory')} evaluate {' '.join(told)}\n"
     said = " ".join(told).split()
     assert command("evaluate", *said, "hydra.run.dir=outputs/ev").code == 0
     (here / "outputs" / "ev").mkdir(parents=True)
@@ -343,10 +344,10 @@ def test_a_measuring_that_cannot_go_on_says_how_it_was_asked_for(
     plan.write_text(to_yaml(made[0]))
     (here / "ev.jsonl").write_text(rows * 2)
     changed = command("resume", "outputs/ev").err
-    assert "[facts-changed]" in changed and f"compile again: factory evaluate {' '.join(told)}\n" in changed
+    assert "[facts-changed]" in changed and typed in changed
     plan.write_text(plan.read_text().replace(f"version: {VERSION}", "version: 2"))
     older = command("resume", "outputs/ev").err
-    assert "[plan-version]" in older and f"compile again: factory evaluate {' '.join(told)}\n" in older
+    assert "[plan-version]" in older and typed in older
     assert command("evaluate", *said).code == 0
     assert made[0].steps.load.adapter == made[1].steps.load.adapter and made[0].digest() != made[1].digest()
 
@@ -366,7 +367,7 @@ def test_the_options_of_ones_own_are_those_of_the_run(
     assert list(evaluated("run=run").plan.steps.align.sources) == ["shop"]
     (here / "shop.jsonl").write_text(rows * 2)
     said = command("train", "--from-plan", "run/plan.yaml")
-    (again,) = re.findall(r"compile again: factory train (.*)", said.err)
+    (again,) = re.findall(rf"compile again: {re.escape(program('factory'))} train (.*)", said.err)
     assert "hydra.run.dir" not in again  # where there is a run
     assert compiled(*shlex.split(again)).steps.align.sources["shop"].bytes == 2 * len(rows)
     (here / "elsewhere").mkdir()

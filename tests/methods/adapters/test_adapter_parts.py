@@ -34,8 +34,9 @@ def test_only_in_the_parts_asked_for(method: str, parts: tuple[str, ...], tiny_m
     from transformers import AutoModelForImageTextToText, LlavaConfig
 
     config = LlavaConfig(vision_config=EYES, text_config=tiny.config())
-    model = AutoModelForImageTextToText.from_config(config).requires_grad_(False)
+    model = AutoModelForImageTextToText.from_config(config)
     arch: Architecture = walk(model)
+    model.requires_grad_(False)
     like = built(tiny_model, f"method={method}", "method.rank=4")
     settings = replace(like.settings, parts=parts)
     attached = like.method.attach(model, settings, like.plan.steps.attach, arch)
