@@ -274,6 +274,13 @@ def _no_template(case: Case) -> str | None:
     return templates.MISSING if needs and missing else None
 
 
+def _rate_unread(case: Case) -> str | None:
+    """Of what is trained: what is measured was made with it."""
+    stage, own = case.settings.stage, case.settings.method.learning_rate
+    unread = case.settings.verb == "train" and case.asked("method.learning_rate") and stage.learning_rate != own
+    return f"stage={stage.name} trains with stage.learning_rate={stage.learning_rate:g}" if unread else None
+
+
 def _stage_not_there(case: Case) -> str | None:
     return None if registry.runnable("stages", case.settings.stage.name) else "it can be planned, not yet trained"
 
@@ -427,6 +434,7 @@ RULES: tuple[Rule, ...] = (
     Rule("unknown-template", _unknown_template, _template_meant),
     Rule("no-chat-template", _no_template),
     Rule("stage-not-there", _stage_not_there),
+    Rule("learning-rate-unread", _rate_unread),
     Rule("secret-in-settings", _secret),
     *(Rule(name, _of_tracking(name)) for name in _TRACKING),
     Rule("tracking-interval", _interval_unread),

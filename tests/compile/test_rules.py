@@ -424,6 +424,12 @@ TABLE = (
     ),
     row("kernels", "compute.kernels=unsloth", "compute.kernels=none"),
     row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("compute.kernels=liger {gpu}"), machine=WITH_GPU),
+    row(
+        "learning-rate-unread",
+        "stage=dpo method.learning_rate=1e-4",
+        "method.learning_rate=1e-4",
+        "stage=dpo stage.learning_rate=1e-4",
+    ),
     row("native-kernels", "compute.kernels=native", "compute.kernels=fused", machine={"native": False}),
     row("products", "compute.products=float32 precision=fp32", "compute.products=float32 precision=bf16"),
     row("products", "compute.products=float32 precision=bf16 compute.kernels=none", "compute.kernels=none"),
@@ -1313,6 +1319,13 @@ def test_what_is_free_is_the_capacity(machine: Callable[..., None], tiny_model: 
     assert capacity("hardware=single_gpu", "hardware.memory=24GB") == 24 * 10**9
     assert capacity("hardware=cpu") == capacity("hardware=cpu", "hardware.memory=9GB", training=True) == 8 * 2**30
     assert capacity("hardware=cpu", "hardware.memory=24GB", *two) == 12 * 10**9
+
+
+def test_what_is_measured_was_trained_at_whatever_rate(tiny_model: Path) -> None:
+    """The rule is of what will train: a run from before it is measured all the same."""
+    words = (f"model.path={tiny_model}", "tracking=none", "stage=orpo", "method.learning_rate=1e-4")
+    assert [each.rule for each in refusals(*words)] == ["learning-rate-unread"]
+    compiled(*words, training=False, verb="evaluate")
 
 
 def test_a_stage_that_takes_the_rows_is_named(tiny_model: Path, here: Path) -> None:
