@@ -31,6 +31,7 @@ RULES = {rule.id: rule for names in (*METHODS, *STAGES) for rule in rules_for(*n
 HERE = look.look_at_machine().packages
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
 WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8", "liger-kernel": "0.8"}}
+WITH_FLASH_3 = {"gpus": (H100,), "packages": HERE | {"flash-attn-3": "3.0"}}
 GALORE = ("method=galore", "method.rank=8")
 BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")
 
@@ -417,6 +418,18 @@ TABLE = (
         machine={"packages": WITH_GPU["packages"]},
     ),
     row(
+        "attention-of-card",
+        "compute.attention=flash_attention_2 {gpu}",
+        on_gpu("compute.attention=flash_attention_2 {gpu} hardware.compute_capability=8.0"),
+        machine=WITH_GPU | {"gpus": (replace(H100, compute_capability=7.5),)},
+    ),
+    row(
+        "attention-of-card",
+        "compute.attention=flash_attention_3 {gpu} hardware.compute_capability=10.0",
+        Legal(("compute.attention=flash_attention_3", "hardware=single_gpu"), WITH_FLASH_3),
+        machine=WITH_FLASH_3,
+    ),
+    row(
         "kernels",
         "compute.kernels=liger",
         "compute.kernels=none",
@@ -719,6 +732,7 @@ TABLE = (
         "checkpoint-precision",
         "{ck_awq} {gpu} precision=bf16",
         compiles_on_gpu("{ck_awq} {gpu} precision=fp16"),
+        compiles_on_gpu("{ck_awq} {gpu}"),
         machine=ON_GPU,
     ),
     row("adalora-rank", "method=adalora method.rank=12", "method=adalora method.rank=11"),
