@@ -121,7 +121,7 @@ def test_four_bits_and_sixteen_for_the_rest(asked: tuple[str, ...], both: set[st
 
 
 def test_no_numbers_that_the_card_lacks() -> None:
-    words = ("model=llama3_8b", "hardware=single_gpu", "hardware.compute_capability=7.5", "hardware.memory=12GB")
+    words = ("model=llama3_8b", "hardware=single_gpu", "hardware.compute_capability=7.5", "hardware.memory=7GB")
     rows = found(*words).rows
     assert rows and not any("pure_bf16" in text for row in rows for text in row.overrides)
 
