@@ -45,7 +45,7 @@ TRAITS: dict[str, Traits] = {
     "falcon": Traits(ours=False),
     "gemma2": Traits(sdpa=False, ours=False),
     "gpt_neo": Traits(sdpa=False, ours=False, scalable=False),
-    "gpt_oss": Traits(sdpa=False, ours=False, isolates=False),
+    "gpt_oss": Traits(sdpa=False, flash=False, ours=False, isolates=False),
     **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj", "phimoe"), Traits(scalable=False)),
     "granitemoehybrid": Traits(ours=False, scalable=False, isolates=False),
     "lfm2": Traits(isolates=False),

@@ -8,13 +8,16 @@ from factory import registry, schema
 from factory.architecture import sliding_window, text_numbers
 from factory.attention import BLOCKS, EXACT, HEAD_STEP, NATIVE, WIDEST_HEAD
 from factory.compile.rule import Case
+from factory.facts import Gpu
 from factory.plan import FUSED, Recomputed, Verb
+from factory.quantizers.checkpoint import in_half
 from factory.settings import Settings
 from factory.typed import to_tree
 
 SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
 WRITES: tuple[Verb, ...] = ("chat", "serve")
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
+BFLOAT16 = 8.0  # the compute capability from which on a card has bfloat16 (CUDA programming guide, Ampere)
 
 
 def precision(case: Case) -> tuple[str, str]:
@@ -25,7 +28,7 @@ def precision(case: Case) -> tuple[str, str]:
 
 def _precision(case: Case) -> tuple[str, str]:
     """By what computes (the paper, section 4.1; on a CPU by measurement: it has float32 on all of them)."""
-    machine, hardware = case.facts.machine, case.settings.hardware
+    machine = case.facts.machine
     if case.device == "cpu":
         idle = "; an Ascend NPU would take fp16, but runs are on a CPU or a CUDA device" if _npu(case) else ""
         if machine.cpu_bf16:
@@ -36,15 +39,48 @@ def _precision(case: Case) -> tuple[str, str]:
             "; bf16 would hold half the bytes and be as fast, multiplied in float32" if kernels(case) in FUSED else ""
         )
         return "fp32", "this CPU has no bfloat16 instructions" + held + idle
-    if hardware.compute_capability is None and "rocm" in machine.packages:
+    if case.facts.model is not None and in_half(case.facts.model.config, case.device):
+        return "fp16", "transformers casts AWQ checkpoints on a GPU to float16, whatever is said"
+    if (found := capability(case)) is not None:
+        has = found >= BFLOAT16
+        return ("bf16" if has else "fp16"), f"compute capability {found} has {'' if has else 'no '}bfloat16"
+    if "rocm" in machine.packages:
         return (
             "fp16",
             "torch is built for ROCm: an AMD GPU, of which not all have bfloat16 (precision=bf16 where it has)",
         )
-    capability = hardware.compute_capability or max((gpu.compute_capability for gpu in machine.gpus), default=8.0)
-    if capability >= 8:
-        return "bf16", f"compute capability {capability} has bfloat16"
-    return "fp16", f"compute capability {capability} has no bfloat16"
+    return "bf16", f"compute capability {BFLOAT16} is assumed: no GPU is here, hardware.compute_capability is null"
+
+
+def capability(case: Case) -> float | None:
+    """The least compute capability of the cards that the run takes; None: it takes none, or nobody knows it.
+
+    AMD's cards are numbered otherwise.
+    """
+    if case.device != "cuda":
+        return None
+    if (asked := case.settings.hardware.compute_capability) is not None:
+        return asked
+    known = () if "rocm" in case.facts.machine.packages else cards(case)
+    return min((card.compute_capability for card in known), default=None)
+
+
+def cards(case: Case) -> tuple[Gpu, ...]:
+    """Those of a node that the run takes."""
+    return case.facts.machine.gpus[: processes(case)]
+
+
+def processes(case: Case) -> int:
+    """Of a node."""
+    return max(1, case.settings.hardware.num_processes // case.settings.hardware.num_nodes)
+
+
+def warnings(case: Case) -> tuple[str, ...]:
+    """Of what works, and is seldom meant."""
+    name, found = precision(case)[0], capability(case)
+    if not _is_narrow(case) or found is None or found >= BFLOAT16:
+        return ()
+    return (f"precision={name}: compute capability {found} has no bfloat16 and emulates it, slowly; it has float16",)
 
 
 def _npu(case: Case) -> bool:

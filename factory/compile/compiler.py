@@ -140,6 +140,8 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     if settings.verb == "export":  # of the rest nothing is done
         notes, warnings = exporting.notes(case), warnings + exporting.warnings(case)
+    else:
+        warnings += choices.warnings(case)
     if case.facts.unmeasured is not None:
         warnings += (case.facts.unmeasured,)
     return plan.Plan(

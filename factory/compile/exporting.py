@@ -10,7 +10,7 @@ from factory.export import spec
 from factory.extras import install
 from factory.hub import ID as HUB_ID
 from factory.own_base import FILE as OWN_BASE
-from factory.quantizers.spec import checkpoint_quantizer
+from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.stages.rm.spec import SCORE
 from factory.typed import plain, to_tree
 from factory.words import size

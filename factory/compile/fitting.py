@@ -122,21 +122,16 @@ def _recomputing(case: Case, kind: plan.Recomputed, layers: int | None = None) -
     return replace(case, settings=replace(case.settings, compute=compute))
 
 
-def _processes(case: Case) -> int:
-    """Of a node."""
-    return max(1, case.settings.hardware.num_processes // case.settings.hardware.num_nodes)
-
-
 def _budget(case: Case) -> int | None:
     asked = case.settings.hardware.memory
-    return asked and (asked if case.device == "cuda" else asked // _processes(case))
+    return asked and (asked if case.device == "cuda" else asked // choices.processes(case))
 
 
 def _here(case: Case, *, free: bool) -> int | None:
     """Of this machine: of the cards that the run takes the fullest's, or the process's share."""
-    machine, each = case.facts.machine, _processes(case)
+    machine, each = case.facts.machine, choices.processes(case)
     if case.device == "cuda":
-        cards = machine.gpus[:each]
+        cards = choices.cards(case)
         return min((card.usable_bytes if free else int(_MARGIN * card.memory_bytes) for card in cards), default=None)
     if free or machine.memory_bytes is None:
         return machine.available_bytes // each

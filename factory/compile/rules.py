@@ -1,6 +1,7 @@
 """What goes with what: every rule that is no single method's or stage's own."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from factory import own, registry, templates
@@ -33,6 +34,9 @@ _EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger"}
 _ELSEWHERE = {
     "flash-attn-3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention (it is not on PyPI)"
 }
+# the compute capability from which on a kernel runs, and from which on none does: what flash_attention_3 has for Hopper
+# uses instructions that later cards lack (github.com/Dao-AILab/flash-attention/pull/2593)
+_CARDS = {"flash_attention_2": (8.0, inf), "flash_attention_3": (8.0, 10.0)}
 
 
 def _fp16_on_cpu(case: Case) -> str | None:
@@ -75,6 +79,14 @@ def _nothing_to_scale(case: Case) -> str | None:
 def _attention_on_cpu(case: Case) -> str | None:
     name = case.settings.compute.attention
     return f"{name} needs a GPU" if name.startswith("flash") and case.device == "cpu" else None
+
+
+def _attention_of_card(case: Case) -> str | None:
+    asked, found = case.settings.compute.attention, choices.capability(case)
+    if asked not in _CARDS or found is None:
+        return None
+    first, beyond = _CARDS[asked]
+    return None if first <= found < beyond else f"it has no kernel for compute capability {found}"
 
 
 def _kernels(case: Case) -> str | None:
@@ -274,6 +286,13 @@ def _no_template(case: Case) -> str | None:
     return templates.MISSING if needs and missing else None
 
 
+def _rate_unread(case: Case) -> str | None:
+    """Of what is trained: what is measured was made with it."""
+    stage, own = case.settings.stage, case.settings.method.learning_rate
+    unread = case.settings.verb == "train" and case.asked("method.learning_rate") and stage.learning_rate != own
+    return f"stage={stage.name} trains with stage.learning_rate={stage.learning_rate:g}" if unread else None
+
+
 def _stage_not_there(case: Case) -> str | None:
     return None if registry.runnable("stages", case.settings.stage.name) else "it can be planned, not yet trained"
 
@@ -403,6 +422,7 @@ RULES: tuple[Rule, ...] = (
     Rule("beyond-context", _too_long, _way_beyond),
     Rule("nothing-to-scale", _nothing_to_scale),
     Rule("attention-needs-gpu", _attention_on_cpu),
+    Rule("attention-of-card", _attention_of_card),
     Rule("kernels", _kernels),
     Rule("native-kernels", _native),
     Rule("products", _products),
@@ -427,6 +447,7 @@ RULES: tuple[Rule, ...] = (
     Rule("unknown-template", _unknown_template, _template_meant),
     Rule("no-chat-template", _no_template),
     Rule("stage-not-there", _stage_not_there),
+    Rule("learning-rate-unread", _rate_unread),
     Rule("secret-in-settings", _secret),
     *(Rule(name, _of_tracking(name)) for name in _TRACKING),
     Rule("tracking-interval", _interval_unread),

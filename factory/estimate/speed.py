@@ -11,7 +11,7 @@ from math import prod
 from factory.facts import Machine, Measured
 from factory.optimizers.spec import MULTIPLIES, STATES
 from factory.plan import Estimate, Span, Speed, Steps
-from factory.quantizers.spec import checkpoint_quantizer
+from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.stages.rows import samples_answers
 
 # how many times slower or faster than what was measured a run may be (docs/measurements.md): the same model and method

@@ -19,7 +19,7 @@ from factory.refusal import UserError, did_you_mean, refuse
 from factory.run.folder import write_whole
 
 _PATIENCE = 300  # seconds
-_ANSWER = 4  # one more whenever an answer says other things: what the cache holds is asked for again
+_ANSWER = 5  # one more whenever an answer says other things: what the cache holds is asked for again
 _MOST = 10_000  # layers, experts
 
 

@@ -16,6 +16,7 @@ from factory.compile.choices import precision
 from factory.compile.rule import Case, Rule
 from factory.extras import install
 from factory.plan import BYTES, Dtype
+from factory.quantizers.checkpoint import checkpoint_quantizer, in_half
 from factory.schema import Quantization
 
 Checkpoint = Literal["kept", "whole", "unread"]
@@ -72,15 +73,6 @@ IN_PLACE = frozenset({"hqq"})  # quantized after the weights were read whole: tr
 
 
 # --- what a checkpoint says
-
-
-def checkpoint_quantizer(config: dict[str, Any]) -> str | None:
-    """The name that a quantized checkpoint's config.json gives its quantizer; None: it is not quantized."""
-    said = config.get("quantization_config")
-    if not said:
-        return None
-    legacy = "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else "unnamed"
-    return said.get("quant_method") or legacy
 
 
 def _of_checkpoint(config: dict[str, Any], becomes: Checkpoint) -> str | None:
@@ -334,9 +326,8 @@ def _checkpoint_method(case: Case) -> str | None:
 
 
 def _checkpoint_precision(case: Case) -> str | None:
-    """transformers casts whatever the plan said to float16 here, as the kernels want it."""
-    awq = checkpoint_quantizer(case.model.config) == "awq" and case.device == "cuda"
-    return "AWQ weights compute in float16 on a GPU" if awq and precision(case)[0] != "fp16" else None
+    half = in_half(case.model.config, case.device) and precision(case)[0] != "fp16"
+    return "AWQ weights compute in float16 on a GPU" if half else None
 
 
 def _checkpoint_broken(case: Case) -> str | None:

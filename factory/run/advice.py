@@ -124,8 +124,13 @@ def _quantized(plan: Plan) -> Iterator[tuple[str, ...]]:
 
 def _pure(plan: Plan) -> Iterator[tuple[str, ...]]:
     """Trained tensors in 16 bits, and the rest of the model that is not quantized."""
-    if plan.steps.attach.dtype != "bfloat16":
+    if plan.steps.attach.dtype != "bfloat16" and takes_bfloat16(plan):
         yield (PURE,)
+
+
+def takes_bfloat16(plan: Plan) -> bool:
+    """`auto` takes float16 where the card has no bfloat16, or the weights are AWQ's, which compute in nothing else."""
+    return plan.steps.train.autocast != "float16"
 
 
 def _shorter(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

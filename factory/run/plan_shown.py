@@ -9,7 +9,7 @@ from rich.panel import Panel
 
 from factory import registry
 from factory.plan import MEMORY_PARTS, Estimate, Evaluate, Export, Memory, Plan, PlannedSource
-from factory.quantizers.spec import checkpoint_quantizer
+from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
 from factory.stages.rows import samples_answers, unit

@@ -13,7 +13,7 @@ from typing import Any
 from factory.estimate.speed import work
 from factory.plan import Patch, Plan
 from factory.refusal import UserError
-from factory.run.advice import CLEARLY_LESS, PURE, Anew, smaller_batches
+from factory.run.advice import CLEARLY_LESS, PURE, Anew, smaller_batches, takes_bfloat16
 from factory.typed import to_tree
 from factory.words import rate, size
 
@@ -166,6 +166,8 @@ def _ways(tried: _Tried, ways: tuple[Overrides, ...], first: int) -> Iterator[Ro
     """Each way that takes clearly less than those before it, or is the first that fits."""
     least = float("inf")
     for number, own in enumerate(ways, start=first):
+        if PURE in own and not takes_bfloat16(tried.plan):
+            continue
         plain = tried(own)
         if plain is None or plain.estimate.memory.total > CLEARLY_LESS * least:
             continue

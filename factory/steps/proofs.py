@@ -18,7 +18,7 @@ from factory.architecture import Architecture, Shape
 from factory.estimate.speed import precision
 from factory.execute import checkpoint
 from factory.execute.context import Run
-from factory.quantizers.spec import checkpoint_quantizer
+from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.run.folder import MANIFEST, base_config, read_json
 from factory.stages.rows import samples_answers
 from factory.steps import source

@@ -231,12 +231,18 @@ def traits(model: Any) -> Traits:
     return replace(
         UNKNOWN,
         sdpa=bool(model._supports_sdpa),
-        flash=bool(model._supports_flash_attn),
+        flash=takes_flash(model),
         scalable=rotary and ("rope_type" in rope or "full_attention" in rope),
         recomputes=bool(model.supports_gradient_checkpointing),
         media=_media(type(model.config)),
         by_text=MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None) is type(model),
     )
+
+
+def takes_flash(model: Any) -> bool:
+    """Whether the class takes flash attention itself: of one that names others transformers takes those instead."""
+    others = getattr(model, "_compatible_flash_implementations", None)
+    return bool(model._supports_flash_attn) and (others is None or "flash_attention_2" in others)
 
 
 def _media(config: type) -> tuple[str, ...]:

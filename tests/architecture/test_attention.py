@@ -7,7 +7,7 @@ import pytest
 from families import built, of
 
 from factory.architecture import FAMILIES, REMOTE_CODE, traits_of
-from factory.steps.walk import traits
+from factory.steps.walk import takes_flash, traits
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - REMOTE_CODE))
@@ -27,7 +27,7 @@ def test_the_kernels_that_a_class_takes(kind: str) -> None:
     )
     model = next(models[config] for models in mappings if config in models)
     assert model._supports_sdpa == traits_of(kind).sdpa
-    assert model._supports_flash_attn == traits_of(kind).flash
+    assert takes_flash(model) == traits_of(kind).flash
     assert model.supports_gradient_checkpointing
 
 

@@ -27,6 +27,17 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, str, str]]] =
         ("cuda", "bfloat16", "bf16, as compute capability 9.0"),
     ),
     "one that has not": ({"gpus": (T4,)}, (), ("cuda", "float16", "fp16, as compute capability 7.5 has no")),
+    "the first of two": ({"gpus": (T4, H100)}, (), ("cuda", "float16", "fp16, as compute capability 7.5 has no")),
+    "one of two that has not": (
+        {"gpus": (H100, T4)},
+        ("hardware.num_processes=2", "hardware.strategy=ddp"),
+        ("cuda", "float16", "fp16, as compute capability 7.5 has no"),
+    ),
+    "a card that nobody knows": (
+        {"gpus": ()},
+        ("hardware=single_gpu",),
+        ("cuda", "bfloat16", "bf16, as compute capability 8.0 is assumed: no GPU is here"),
+    ),
     "an AMD card": (
         {"gpus": (MI300X,), **ROCM},
         (),
@@ -62,6 +73,23 @@ def test_the_precision_is_the_devices(case: str, machine: Callable[..., None]) -
     (note,) = (note for note in plan.notes if note.startswith("precision=auto: "))
     assert why in note
     assert ("NPU" in note) == (case == "an Ascend NPU")
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ("precision=bf16", True),
+        ("precision=pure_bf16", True),
+        ("precision=auto", False),
+        ("precision=bf16 hardware=a100_40gb", False),
+        ("precision=bf16 hardware=cpu", False),
+    ],
+)
+def test_numbers_that_a_card_emulates_are_told(words: str, warned: bool, machine: Callable[..., None]) -> None:
+    machine(gpus=(T4,))
+    plan = compiled(*words.split(), training=False)
+    emulated = "compute capability 7.5 has no bfloat16 and emulates it, slowly; it has float16"
+    assert any(emulated in text for text in plan.warnings) == warned
 
 
 def test_the_cpu_by_name_says_nothing_of_an_npu(machine: Callable[..., None]) -> None:

@@ -31,6 +31,7 @@ RULES = {rule.id: rule for names in (*METHODS, *STAGES) for rule in rules_for(*n
 HERE = look.look_at_machine().packages
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
 WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8", "liger-kernel": "0.8"}}
+WITH_FLASH_3 = {"gpus": (H100,), "packages": HERE | {"flash-attn-3": "3.0"}}
 GALORE = ("method=galore", "method.rank=8")
 BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")
 
@@ -417,6 +418,18 @@ TABLE = (
         machine={"packages": WITH_GPU["packages"]},
     ),
     row(
+        "attention-of-card",
+        "compute.attention=flash_attention_2 {gpu}",
+        on_gpu("compute.attention=flash_attention_2 {gpu} hardware.compute_capability=8.0"),
+        machine=WITH_GPU | {"gpus": (replace(H100, compute_capability=7.5),)},
+    ),
+    row(
+        "attention-of-card",
+        "compute.attention=flash_attention_3 {gpu} hardware.compute_capability=10.0",
+        Legal(("compute.attention=flash_attention_3", "hardware=single_gpu"), WITH_FLASH_3),
+        machine=WITH_FLASH_3,
+    ),
+    row(
         "kernels",
         "compute.kernels=liger",
         "compute.kernels=none",
@@ -424,6 +437,12 @@ TABLE = (
     ),
     row("kernels", "compute.kernels=unsloth", "compute.kernels=none"),
     row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("compute.kernels=liger {gpu}"), machine=WITH_GPU),
+    row(
+        "learning-rate-unread",
+        "stage=dpo method.learning_rate=1e-4",
+        "method.learning_rate=1e-4",
+        "stage=dpo stage.learning_rate=1e-4",
+    ),
     row("native-kernels", "compute.kernels=native", "compute.kernels=fused", machine={"native": False}),
     row("products", "compute.products=float32 precision=fp32", "compute.products=float32 precision=bf16"),
     row("products", "compute.products=float32 precision=bf16 compute.kernels=none", "compute.kernels=none"),
@@ -713,6 +732,7 @@ TABLE = (
         "checkpoint-precision",
         "{ck_awq} {gpu} precision=bf16",
         compiles_on_gpu("{ck_awq} {gpu} precision=fp16"),
+        compiles_on_gpu("{ck_awq} {gpu}"),
         machine=ON_GPU,
     ),
     row("adalora-rank", "method=adalora method.rank=12", "method=adalora method.rank=11"),
@@ -1313,6 +1333,13 @@ def test_what_is_free_is_the_capacity(machine: Callable[..., None], tiny_model: 
     assert capacity("hardware=single_gpu", "hardware.memory=24GB") == 24 * 10**9
     assert capacity("hardware=cpu") == capacity("hardware=cpu", "hardware.memory=9GB", training=True) == 8 * 2**30
     assert capacity("hardware=cpu", "hardware.memory=24GB", *two) == 12 * 10**9
+
+
+def test_what_is_measured_was_trained_at_whatever_rate(tiny_model: Path) -> None:
+    """The rule is of what will train: a run from before it is measured all the same."""
+    words = (f"model.path={tiny_model}", "tracking=none", "stage=orpo", "method.learning_rate=1e-4")
+    assert [each.rule for each in refusals(*words)] == ["learning-rate-unread"]
+    compiled(*words, training=False, verb="evaluate")
 
 
 def test_a_stage_that_takes_the_rows_is_named(tiny_model: Path, here: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from factory import compose, groups, settings
+from factory.compile.choices import precision
 from factory.compile.rule import Case
 from factory.facts import Gpu
 from factory.look import look
@@ -85,8 +86,11 @@ TABLE: tuple[tuple[str, On, tuple[On, ...]], ...] = (
     ("checkpoint-method", On("method=loha", BNB), (On("method=oft", BNB),)),
     ("checkpoint-method", On("method=galore method.rank=8", AWQ), (On("method=galore method.rank=8", FP8),)),
     ("checkpoint-method", On("method=vera", GPTQ), (On("method=vera", BNB), On("method=lora_plus", GPTQ))),
-    ("checkpoint-precision", On("precision=bf16", AWQ, True), (On("precision=fp16", AWQ, True), On("", AWQ))),
-    ("checkpoint-precision", On("", AWQ, True), (On("", GPTQ, True),)),
+    (
+        "checkpoint-precision",
+        On("precision=bf16", AWQ, True),
+        (On("precision=fp16", AWQ, True), On("", AWQ, True), On("", AWQ), On("precision=bf16", GPTQ, True)),
+    ),
 )
 
 
@@ -136,6 +140,12 @@ def test_fires_alone(rule: str, wrong: On, legal: tuple[On, ...], folders: dict[
     assert found.machine == rule.endswith("-package")
     for on in legal:
         assert refused(on, folders) == [], on
+
+
+def test_auto_takes_what_a_checkpoint_computes_in(folders: dict[str, Path], here: Path) -> None:
+    name, why = precision(case_of(On("", AWQ, True), folders))
+    assert name == "fp16" and "AWQ" in why
+    assert precision(case_of(On("", GPTQ, True), folders))[0] == "bf16"
 
 
 def test_of_an_unknown_quantizer_no_number_is_missed(folders: dict[str, Path], here: Path) -> None:

@@ -108,6 +108,12 @@ def test_four_bits_and_sixteen_for_the_rest(asked: tuple[str, ...], found: tuple
         assert not ANEW((*plan.overrides, alone)).estimate.memory.fits
 
 
+def test_a_card_is_advised_no_numbers_that_it_lacks(here: Path) -> None:
+    old = planned("model=llama3_8b", "hardware=single_gpu", "hardware.compute_capability=7.5", "hardware.memory=2GB")
+    changes = cheapest(old, None, ANEW)
+    assert changes and not any("pure_bf16" in text for change in changes for text in change.overrides)
+
+
 def test_no_advice_comes_twice(here: Path) -> None:
     """All of it together is longer than what a kind of change has said only where it holds more."""
     changes = cheapest(with_capacity(planned("method=qlora"), GIB // 4), None, ANEW)

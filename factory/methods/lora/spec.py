@@ -10,7 +10,8 @@ from factory.compile.rule import Case, Rule
 from factory.methods.full import spec as full
 from factory.methods.lora.targets import PREFIX, Adapter, as_saved, left_out, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
-from factory.quantizers.spec import checkpoint_quantizer, stays_quantized
+from factory.quantizers.checkpoint import checkpoint_quantizer
+from factory.quantizers.spec import stays_quantized
 from factory.typed import key
 
 optimizer_bytes = full.optimizer_bytes
