@@ -175,7 +175,7 @@ def _bare(line: str) -> str:
 
 
 def _parquet(content: bytes) -> Rows:
-    return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    return _as_written(pyarrow.parquet.read_table(io.BytesIO(content)))
 
 
 def _arrow(content: bytes) -> Rows:
@@ -184,6 +184,20 @@ def _arrow(content: bytes) -> Rows:
     table = reader.read_all()
     table.validate(full=True)
     return _as_written(table)
+
+
+def _as_written(table: pyarrow.Table) -> Rows:
+    """Without the keys that Arrow gives an object since another row's has them."""
+    return [{name: _own(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def _own(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _own(part) for key, part in value.items() if part is not None}
+        case list() | tuple():
+            return [_own(part) for part in value]
+    return value
 
 
 DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {

@@ -29,6 +29,7 @@ from factory.run.folder import RunFolder
 from factory.saved import merged, saved
 from factory.untrained import exported, untrained
 from factory.verbs.use import to_write
+from factory.words import program
 
 Execute = Callable[..., Any]
 SHORT = (

@@ -48,7 +48,7 @@ def against_host(case: Case, moved: int) -> list[Refusal]:
     Of a GPU that is not here nobody knows the host.
     """
     machine = case.facts.machine
-    there = machine.available_bytes // _processes(case)
+    there = machine.available_bytes // choices.processes(case)
     if not machine.gpus or moved <= there:
         return []
     wrong = f"of each process {size(moved)} would be in the host's memory, which has {size(there)} for it"

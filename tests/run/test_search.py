@@ -120,12 +120,6 @@ def test_four_bits_and_sixteen_for_the_rest(asked: tuple[str, ...], both: set[st
     assert table.tried <= 25
 
 
-def test_no_numbers_that_the_card_lacks() -> None:
-    words = ("model=llama3_8b", "hardware=single_gpu", "hardware.compute_capability=7.5", "hardware.memory=7GB")
-    rows = found(*words).rows
-    assert rows and not any("pure_bf16" in text for row in rows for text in row.overrides)
-
-
 def test_what_no_rule_allows_is_not_shown() -> None:
     """KTO compares the rows of a micro-batch: one of a single row is refused."""
     kto = found("stage=kto", "hardware=single_gpu", "hardware.memory=600MB")
