@@ -46,8 +46,9 @@ def test_an_adapter_goes_on_with_its_own_new_tokens(execute: Any, here: Path, tm
     assert (other.rule, "'<other>'" in other.wrong) == ("adapter-tokens", True)
     (turned,) = refusals(*again, "model.new_tokens=['</tool>','<tool>']")
     assert (turned.rule, "513" in turned.wrong) == ("adapter-tokens", True)
-    (lacking,) = refusals(*again, "model.new_tokens=['<tool>']")
-    assert (lacking.rule, "trained '</tool>' too" in lacking.wrong) == ("adapter-tokens", True)
+    lacking = {found.rule: found.wrong for found in refusals(*again, "model.new_tokens=['<tool>']")}
+    assert lacking.keys() == {"adapter-fits", "adapter-tokens"}  # its tensors have other shapes, and why
+    assert "trained '</tool>' too" in lacking["adapter-tokens"]
     assert "base.resize_token_embeddings(514)" in (here / "run/model/README.md").read_text()
 
 
