@@ -69,6 +69,7 @@ def test_a_child_imports_what_its_plan_needs(overrides: str, needed: list[str], 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_quantizers_that_are_there_and_not_used_are_left(
     tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ print(type(WeightRenaming("a.b", "c").compiled_sources).__name__)
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_what_is_exported_is_remembered_as_it_is(tmp_path: Path) -> None:
     """Found out, and read."""
     assert told_of("alone", tmp_path) == [True, [False] * 3, "LlamaForCausalLM"]
