@@ -79,9 +79,10 @@ def _adapter_tokens(case: Case) -> str | None:
 
 
 def _trained_rows(config: Mapping[str, Any]) -> set[int]:
-    """Ids of tokens whose rows an adapter replaces, of one list or of one for each module."""
-    said = config.get("trainable_token_indices") or ()
-    return set[int]().union(*(said.values() if isinstance(said, Mapping) else [said]))
+    """Ids of tokens whose rows an adapter replaces, of one list or of one for each module; of another form none."""
+    said = config.get("trainable_token_indices")
+    lists = said.values() if isinstance(said, Mapping) else [said]
+    return {row for rows in lists if isinstance(rows, list) for row in rows if isinstance(row, int)}
 
 
 def _parts_absent(case: Case) -> str | None:
