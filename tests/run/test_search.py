@@ -120,6 +120,14 @@ def test_four_bits_and_sixteen_for_the_rest(asked: tuple[str, ...], both: set[st
     assert table.tried <= 25
 
 
+@pytest.mark.parametrize(("capability", "pure"), [(8.0, True), (7.5, False)])
+def test_a_card_without_bfloat16_is_not_offered_it(capability: float, pure: bool) -> None:
+    """All weights in 900 MB take it; a card that would emulate it is offered adapters."""
+    asked = ("method=full", "hardware=single_gpu", "hardware.memory=900MB")
+    rows = found(*asked, f"hardware.compute_capability={capability}").rows
+    assert {"precision=pure_bf16" in row.overrides for row in rows} == {pure}
+
+
 def test_what_no_rule_allows_is_not_shown() -> None:
     """KTO compares the rows of a micro-batch: one of a single row is refused."""
     kto = found("stage=kto", "hardware=single_gpu", "hardware.memory=600MB")
