@@ -94,7 +94,7 @@ def test_nothing_is_advised_that_is_so_already(here: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
-        ((), ("method.quantization.bits=4", "precision=pure_bf16")),
+        (("precision=fp32",), ("method.quantization.bits=4", "precision=pure_bf16")),
         (("method=full",), ("method=qlora", "precision=pure_bf16")),
         (("method=qlora",), ("precision=pure_bf16",)),
     ],

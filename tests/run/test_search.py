@@ -109,7 +109,7 @@ def test_other_methods_only_where_the_asked_one_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("asked", "both"),
     [
-        ((), {"method.quantization.bits=4", "precision=pure_bf16"}),
+        (("precision=fp32",), {"method.quantization.bits=4", "precision=pure_bf16"}),
         (("method=full",), {"method=qlora", "precision=pure_bf16"}),
     ],
 )
