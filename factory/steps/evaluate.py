@@ -6,12 +6,10 @@ from itertools import chain
 from math import exp, inf, isfinite
 from typing import Any, TypeVar
 
-import numpy as np
-
 from factory import registry
 from factory.data import batches
 from factory.data.dataset import Dataset as Rows
-from factory.data.dataset import Samples, without_end
+from factory.data.dataset import Samples
 from factory.data.record import Medium
 from factory.estimate.speed import precision
 from factory.evaluation import rows
@@ -201,32 +199,19 @@ def _exp(loss: float) -> float:
 def _answer(
     run: Run, model: Any, tokenizer: Any, dataset: Dataset, text: str, prompt: list[int], shown: tuple[Medium, ...]
 ) -> dict[str, str]:
-    """The greedy answer to a prompt, by the model's own probabilities alone."""
-    import torch
-
-    from factory.logits import text_model
-    from factory.rollouts.sample import only_as_asked, own_ends
+    """The greedy answer to a prompt, as long as was asked for or as the context has room for."""
+    from factory.rollouts.sample import Sampling, sample
 
     run.stop_if_asked()
-    device, inner = run.plan.steps.load.device, text_model(model)
-    ids = torch.tensor([prompt], device=device)
-    seen = {} if dataset.media is None else dataset.media([shown], np.array([prompt]))
-    ends = [*dataset.ends.tokens, *own_ends(inner)]
-    write = partial(
-        inner.generate,
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        **{name: values.to(device) for name, values in seen.items()},
-        max_new_tokens=run.plan.steps.evaluate.max_new_tokens,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends,
-    )
-    with torch.no_grad(), autocast(run.plan), only_as_asked(inner):
-        given = run.way.call(write)
-    answer = tokenizer.decode(without_end(given[0, ids.shape[1] :].tolist(), ends), skip_special_tokens=True)
-    return {"prompt": text, "answer": dataset.ends.cut(answer)}
+    steps = run.plan.steps
+    room = steps.patch.reach - len(prompt)
+    sampling = Sampling(min(steps.evaluate.max_new_tokens, room), greedy=True)
+    options = {"pad": dataset.pad, "stops": dataset.ends.tokens, "device": steps.load.device, "call": run.way.call}
+    options["beside"] = None if dataset.media is None else partial(dataset.media, [shown])
+    with autocast(run.plan):
+        (given,) = sample(model, [prompt], sampling, **options)
+    answer = dataset.ends.cut(tokenizer.decode(given.said, skip_special_tokens=True))
+    return {"prompt": text, "answer": answer}
 
 
 def _check_head(run: Run, model: Any, dataset: Dataset) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 END = "<|eot_id|>"
 LONG = {"instruction": "Count.", "output": "One and two and three. " * 40}
@@ -38,3 +39,14 @@ def test_a_short_text_leaves_something_to_be_continued(execute: Callable[..., An
     ((text, ids, _),) = done.dataset.prompts
     assert text and 2 not in ids
     assert done.result["samples"][0]["prompt"] == text
+
+
+def test_what_is_shown_of_a_model_ends_where_its_positions_do(execute: Callable[..., Any], here: Path) -> None:
+    """GPT-2 has a learned row for each position, and none beyond."""
+    tiny.save(here / "gpt2", model_type="gpt2", max_position_embeddings=64, n_inner=64, num_key_value_heads=4)
+    rows = [{"text": "The sea and the wind and the sun. " * 8 + str(number)} for number in range(6)]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = ("stage=pt", "method=lora", "method.rank=4", "precision=fp32", "stage.max_steps=1", "stage.save_steps=null")
+    data = ("data=file", "data.path=rows.jsonl", "data.validation_fraction=0.4", "data.max_length=64")
+    done = execute(*run, *data, f"model.path={here / 'gpt2'}", "evaluate.samples=1", "evaluate.max_new_tokens=63")
+    assert done.result["samples"]
