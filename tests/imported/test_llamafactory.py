@@ -51,7 +51,11 @@ def catalogue(here: Path) -> Path:
 
 def entries() -> list[tuple[str, Any]]:
     table = their_table()
-    return [(name, entry) for part in (table["keys"], *table["verbs"].values()) for name, entry in part.items()]
+    return [
+        (name, entry)
+        for part in (table["keys"], *table["verbs"].values(), table["exam"])
+        for name, entry in part.items()
+    ]
 
 
 def test_the_table_names_keys_that_there_are() -> None:
@@ -74,6 +78,8 @@ def test_every_entry_of_the_table_is_read_whole() -> None:
             "none",
             "same",
             "strict",
+            "lost",
+            "note",
         }, name
 
 
@@ -290,16 +296,17 @@ def test_preferences_are_planned(loss: str, stage: str, catalogue: Path) -> None
 
 
 @pytest.mark.parametrize("given", [{"stage": "dpo", "pref_loss": "orpo", "dataset": "pairs"}, {"stage": "kto"}])
-def test_a_weight_that_only_dpo_has_here_is_told(given: dict[str, Any], catalogue: Path) -> None:
-    """There kto and orpo add it too: what they do without is no key of theirs that the command could say."""
-    found = said(catalogue, pref_ftx=0.1, **given)
-    assert "stage=dpo" in found.missing["pref_ftx"]
-    assert "stage.nll_weight" not in found.overrides
+def test_a_weight_that_only_dpo_has_here_is_refused(given: dict[str, Any], catalogue: Path) -> None:
+    """There kto and orpo add it too, and no stage of them here: they would train without that term."""
+    with pytest.raises(UserError, match=r"pref_ftx=0\.1: a term of the loss would be left out, which stage=dpo alone"):
+        said(catalogue, pref_ftx=0.1, **given)
+    assert "it is off" in said(catalogue, pref_ftx=0.0, **given).same["pref_ftx"]
+    assert "neither stage=sft" in said(catalogue, pref_ftx=0.1).missing["pref_ftx"]
     assert said(catalogue, stage="dpo", dataset="pairs", pref_ftx=0.1).overrides["stage.nll_weight"] == "0.1"
 
 
 def test_nothing_goes_in_silence(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    strange = {"warmup_steps": 10, "no_such_key": 1, "lr_scheduler_type": "polynomial", "use_cpu": True, "top_p": 0.9}
+    strange = {"warmup_steps": 10, "no_such_key": 1, "report_to": "swanlab", "use_cpu": True, "top_p": 0.9}
     found = said(catalogue, **strange, val_size=100, stage="dpo", dataset="pairs")
     assert found.missing.keys() >= strange.keys() - {"use_cpu"} | {"val_size"}
     assert cli.main(["import-config", "old.yaml"]) == 0
@@ -374,11 +381,11 @@ def test_what_becomes_of_an_answer_that_is_too_long_is_told(here: Path) -> None:
 
 
 def test_a_comment_has_no_second_line_for_a_shell_to_run(here: Path) -> None:
-    found = said(here, **{"a key\nrm -rf .": 1, "mix_strategy": "none\ntouch here"})
+    found = said(here, **{"a key\nrm -rf .": 1, "report_to": "none\ntouch here"})
     lines = "\n".join(as_script("a\nb.yaml", found, [])).split("\n")
     (command,) = (at for at, text in enumerate(lines) if text.endswith(" train \\"))
     assert all(text.startswith("# ") for text in lines[:command])
-    assert any("mix_strategy: none touch here is none of" in text for text in lines[:command])
+    assert any("report_to: none touch here is none of" in text for text in lines[:command])
 
 
 @pytest.mark.parametrize(
@@ -427,6 +434,14 @@ def test_a_file_that_is_not_read_is_told_in_words(
         (here / name).write_bytes(content)
     assert cli.main(["import-config", name]) == cli.REFUSED
     assert f"[import-config] {name}: {wrong}.\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["", "deepspeed:\n  "])
+def test_a_key_that_stands_twice_is_refused(where: str, here: Path) -> None:
+    """YAML would keep its last value; LLaMA-Factory reads no such file."""
+    (here / "old.yaml").write_text(f"stage: sft\n{where}learning_rate: 1\n{'  ' * bool(where)}learning_rate: 2\n")
+    with pytest.raises(UserError, match=r"\[import-config\] .*: it has a key twice: 'learning_rate'; take one"):
+        llamafactory.translate(here / "old.yaml")
 
 
 def test_a_rank_that_is_no_number_is_said_as_it_is(catalogue: Path) -> None:
@@ -550,6 +565,7 @@ def test_a_set_that_is_held_out_does_not_train(here: Path) -> None:
         ({"neat_packing": True}, {"data.packing": "true", "data.isolate_documents": "true"}),
         ({"neat_packing": False}, {"data.packing": None, "data.isolate_documents": None}),
         ({"packing": True, "stage": "dpo"}, {"data.packing": None}),
+        ({"neat_packing": True, "stage": "pt"}, {"data.packing": None, "data.isolate_documents": None}),
         ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, {"stage.warmup_ratio": "0"}),
         ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.1}, {"stage.warmup_ratio": "0.1"}),
         ({"warmup_steps": 0.1}, {"stage.warmup_ratio": "0.1"}),
@@ -660,6 +676,15 @@ UNEQUAL: list[tuple[dict[str, Any], set[str]]] = [
     ({"stage": "dpo", "dataset": "pairs", "pref_loss": "exo"}, {"pref_loss=exo"}),
     ({"stage": "dpo", "dataset": "pairs", "ref_model": "other"}, {"ref_model=other"}),
     ({"optim": "adagrad"}, {"optim=adagrad"}),
+    *(({"lr_scheduler_type": name}, {f"lr_scheduler_type={name}"}) for name in ("polynomial", "cosine_with_min_lr")),
+    ({"mix_strategy": "interleave_once"}, {"mix_strategy=interleave_once"}),
+    ({"rope_scaling": "longrope"}, {"rope_scaling=longrope"}),
+    ({"tool_format": "minimax1"}, {"tool_format=minimax1"}),
+    (FULL | {"use_badam": True, "badam_switch_mode": "fixed"}, {"badam_switch_mode=fixed"}),
+    (FULL | {"use_badam": True, "badam_mode": "ratio", "badam_mask_mode": "all"}, {"badam_mask_mode=all"}),
+    (FULL | {"use_apollo": True, "apollo_scale_type": "row"}, {"apollo_scale_type=row"}),
+    ({"default_system": "Be kind."}, {"default_system=Be kind."}),
+    ({"stage": "ppo", "reward_model": "http://127.0.0.1:9", "reward_model_type": "api"}, {"reward_model_type=api"}),
     ({"use_dft_loss": True, "use_adam_mini": True}, {"use_dft_loss=true", "use_adam_mini=true"}),
     ({"additional_target": "lm_head"}, {"additional_target=lm_head"}),
     ({"adapter_name_or_path": "a,b"}, {"adapter_name_or_path=a,b"}),
@@ -689,6 +714,22 @@ def test_what_is_off_is_not_refused(name: str, here: Path) -> None:
     assert name not in said(here, **{name: off}).missing
     own = {"ref_model": BASE["model_name_or_path"], "stage": "dpo", "dataset": "pairs"}
     assert "ref_model" in said(here, **own).same
+
+
+def test_what_only_sft_packs_is_told_of_pt(here: Path) -> None:
+    assert "of sft alone" in said(here, neat_packing=True, stage="pt").same["neat_packing"]
+
+
+def test_a_system_text_is_said_by_nothing_of_pt(here: Path) -> None:
+    assert "plain text" in said(here, default_system="Be kind.", stage="pt").same["default_system"]
+
+
+@pytest.mark.parametrize("name", ["default", "glm4", "llama3", "mistral", "qwen"])
+def test_a_format_of_tools_is_planned(name: str, catalogue: Path) -> None:
+    found = said(catalogue, tool_format=name, use_cpu=True)
+    assert found.missing == {} and "as there" in found.noted["tool_format"]
+    assert compiled(*found.as_overrides()).steps.pack.tools == name
+    assert "data.tools" not in said(catalogue, tool_format=name, stage="pt").overrides
 
 
 def test_muon_is_an_optimizer_here(catalogue: Path) -> None:

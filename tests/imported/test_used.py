@@ -9,6 +9,7 @@ import yaml
 
 from factory import cli
 from factory.imported import llamafactory
+from factory.imported.llamafactory.table import table
 from factory.imported.said import Said
 from factory.refusal import UserError
 from factory.verbs import use
@@ -50,6 +51,16 @@ def catalogue(here: Path) -> Path:
     [
         (TALK, "chat"),
         (TALK | {"infer_backend": "vllm", "vllm_maxlen": 4096, "adapter_name_or_path": "a"}, "chat"),
+        (TALK | {"infer_backend": "huggingface", "finetuning_type": "lora", "quantization_bit": 4}, "chat"),
+        (TALK | {"infer_backend": "huggingface", "use_kt": True, "enable_liger_kernel": True}, "chat"),
+        *(
+            (TALK | given, "chat")
+            for given in ({"quantization_bit": 8}, {"flash_attn": "fa2"}, {"rope_scaling": "yarn"})
+        ),
+        (TALK | {"seed": 1, "tool_format": "qwen", "default_system": "Be kind."}, "chat"),
+        (TALK | {"infer_backend": "huggingface", "output_dir": "saves"}, "train"),
+        (TALK | {"learning_rate": 1e-4}, "train"),
+        (TALK | {"task": "mmlu_test"}, "evaluate"),
         (EXPORT, "export"),
         (EXPORT | {"do_train": True}, "export"),  # which `llamafactory-cli export` does not read
         (PREDICT, "evaluate"),
@@ -117,6 +128,75 @@ def test_a_conversation_is_one_here(here: Path) -> None:
     assert found.missing == {} and use.foreseen(found.verb, found.as_overrides()).verb == "chat"
     assert said(here, TALK, do_sample=False).overrides["generation.temperature"] == "0"
     assert "infer_backend" in said(here, TALK, infer_backend="sglang").missing
+
+
+def test_what_a_conversation_is_quantized_to_is_planned(here: Path) -> None:
+    found = said(here, TALK, infer_backend="huggingface", quantization_bit=4, flash_attn="sdpa")
+    plan = use.foreseen(found.verb, found.as_overrides())
+    assert plan.steps.quantize is not None and plan.steps.quantize.bits == 4
+    assert plan.steps.patch.attention == "sdpa"
+
+
+EXAM = TALK | {"task": "mmlu_test", "lang": "en", "n_shot": 3, "batch_size": 4, "save_dir": "saves/eval", "seed": 1}
+
+
+def test_a_benchmark_is_asked_here(here: Path) -> None:
+    found = said(here, EXAM, template="fewshot", download_mode="reuse_dataset_if_exists")
+    assert found.missing.keys() == {"download_mode"} and found.same.keys() == {"lang", "template"}
+    assert "drawn at random" in found.noted["task"]
+    plan = use.foreseen(found.verb, found.as_overrides())
+    asked = plan.steps.evaluate
+    assert list(asked.benchmarks) == ["mmlu"]
+    assert (asked.shots, asked.batch_size, asked.chat, asked.perplexity, asked.samples) == (3, 4, False, False, 0)
+    assert (found.overrides["hydra.run.dir"], found.overrides["seed"]) == ("saves/eval", "1")
+    assert "data" not in found.overrides and "data.max_length" not in found.overrides
+
+
+def test_a_benchmark_is_asked_by_the_template(here: Path) -> None:
+    found = said(here, EXAM, task="ceval_validation", task_dir="evaluation")
+    assert (found.overrides["evaluate.chat"], found.overrides["model.template"]) == ("true", "chatml")
+    assert found.overrides["evaluate.path"] == "evaluation" and "ceval.zip" in found.noted["task_dir"]
+    assert "own language here (zh)" in found.missing["lang"]
+    assert "lang" in said(here, TALK, task="cmmlu_test").missing  # en where it is not said
+    assert "lang" in said(here, TALK, task="cmmlu_test", lang="zh").same
+
+
+@pytest.mark.parametrize("task", ["ceval_test", "gsm8k", "mmlu"])
+def test_a_benchmark_that_is_not_here_is_refused(task: str, here: Path) -> None:
+    with pytest.raises(UserError, match=rf"task={task}: .* mmlu_test, ceval_validation, cmmlu_test"):
+        said(here, EXAM, task=task)
+
+
+def test_keys_of_a_benchmark_are_of_it_alone(here: Path) -> None:
+    with pytest.raises(UserError, match="did you mean per_device_train_batch_size"):
+        said(here, PREDICT, batch_size=4)
+    with pytest.raises(UserError, match="did you mean learning_rate"):
+        said(here, EXAM, learning_rat=4)
+
+
+def test_a_system_text_changes_what_is_answered(here: Path) -> None:
+    with pytest.raises(UserError, match="default_system=Be kind"):
+        said(here, PREDICT, default_system="Be kind.")
+    assert said(here, TALK, default_system="Be kind.").overrides["chat.system"] == "Be kind."
+    assert "default_system" in said(here, EXPORT, default_system="Be kind.").same
+
+
+@pytest.mark.parametrize("value", [1, "x"])
+@pytest.mark.parametrize("given", [PREDICT, EXPORT, TALK | {"infer_backend": "huggingface"}, EXAM])
+def test_no_key_of_theirs_breaks_a_translation(given: dict[str, Any], value: Any, here: Path) -> None:
+    """Where nothing is trained, keys of training are told of; max_steps and buffer_size ended in a traceback."""
+    verb = said(here, given).verb
+    of_another = {"dataset", "eval_dataset", "stage", "output_dir", "do_train", "do_predict", "do_eval"}
+    names = {*table()["keys"], *table()["code"], *table()["exam"]} - given.keys() - of_another
+    for name in sorted(names - {"export_dir", "predict_with_generate"}):
+        try:
+            assert said(here, given, **{name: value}).verb == verb, name
+        except UserError as error:
+            assert {each.rule for each in error.refusals} <= {"import-unequal", "import-key"}, name
+
+
+def test_pickled_weights_are_not_written(here: Path) -> None:
+    assert ".bin" in said(here, EXPORT, export_legacy_format=True).missing["export_legacy_format"]
 
 
 @pytest.mark.parametrize("given", [PREDICT, EXPORT, TALK])

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.imported.llamafactory import rows, running, trained, used
-from factory.imported.llamafactory.table import by_table, in_order, of_chat, refuse_misspelt, unsaid
+from factory.imported.llamafactory.table import EXAM, by_table, in_order, of_chat, of_inference, refuse_misspelt, unsaid
 from factory.imported.said import Said, text_of
-from factory.parsed import yaml_of
+from factory.parsed import NamedTwice, yaml_of
 from factory.plan import Verb
 from factory.refusal import UserError, refuse
 
@@ -17,10 +17,11 @@ _FIRST: dict[Verb, tuple[_Choice, ...]] = {"train": trained.KINDS, "evaluate": (
 _USED: tuple[_Choice, ...] = (trained.adapter, trained.model, trained.template, trained.quantized)
 _THEN: dict[Verb, tuple[_Choice, ...]] = {
     "train": (*trained.REST, *rows.ALL, *running.ALL),
-    "evaluate": (*_USED, rows.measured, running.precision, running.answers, used.predicted),
+    "evaluate": (*_USED, trained.system, rows.measured, running.precision, running.answers, used.predicted),
     "export": (*_USED, used.exported),
     "chat": (*_USED, used.talked),
 }
+_ASKED: tuple[_Choice, ...] = (trained.adapter, trained.model, trained.quantized, trained.system, used.asked)
 _UNREAD: dict[type[Exception], str] = {
     FileNotFoundError: "there is no such file",
     IsADirectoryError: "it is a folder",
@@ -31,14 +32,16 @@ _UNREAD: dict[type[Exception], str] = {
 def translate(file: Path) -> Said:
     """Raises UserError where the file is no such config."""
     written = _read(file)
-    refuse_misspelt(written, file)
+    exam = used.is_exam(written)
+    refuse_misspelt(written, file, exam=exam)
     # there too a null is a key that is not said, but for the norm, which then cuts nothing
     given = {name: value for name, value in written.items() if value is not None or name == "max_grad_norm"}
-    said = Said(used.verb_of(given, of_chat()))
-    read = {name for choose in _FIRST.get(said.verb, ()) for name in choose(given, said, file)}
-    kinds = _kinds(given, said)
+    said = Said(used.verb_of(given, of_inference(), of_chat()))
+    first, then = ((), _ASKED) if exam else (_FIRST.get(said.verb, ()), _THEN[said.verb])
+    read = {name for choose in first for name in choose(given, said, file)}
+    kinds = {EXAM} if exam else _kinds(given, said)
     given = unsaid(given, kinds) | given
-    for choose in _THEN[said.verb]:
+    for choose in then:
         read |= set(choose(given, said, file))
     for name, value in in_order(given):
         if name not in read:
@@ -60,7 +63,9 @@ def _kinds(given: Mapping[str, Any], said: Said) -> set[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        given = yaml_of(file.read_text(encoding="utf-8"))
+        given = yaml_of(file.read_text(encoding="utf-8"), once_each=True)
+    except NamedTwice as error:  # LLaMA-Factory reads no such file either
+        raise refuse("import-config", str(file), f"it {error}; take one of the lines out") from None
     except (OSError, ValueError) as error:
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
         wrong = _UNREAD.get(type(error)) or f"it cannot be read ({why[:200]})"

@@ -166,6 +166,9 @@ def _weights(given: Mapping[str, Any], names: list[str], said: Said) -> None:
 
 def _packing(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     stage, apart = said.overrides["stage"], bool(given.get("neat_packing"))
+    if apart and stage == "pt":
+        said.same["neat_packing"] = "it is of sft alone there; packed documents of pt see each other, here as there"
+        apart = False
     packed = apart or given.get("packing")
     if stage not in ("pt", "sft"):
         if packed:

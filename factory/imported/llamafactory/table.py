@@ -1,6 +1,6 @@
 """LLaMA-Factory's keys and its defaults, by the table beside this file: ours, or why there is none."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from factory.typed import plain
 
 TABLE = Path(__file__).with_suffix(".yaml")
 _INFERENCE = "it is of inference or of an export, which have verbs of their own here"  # a reason of the table
+EXAM = "exam"  # a kind of run: the part of the table that is of `llamafactory-cli eval`
 _NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's
 
 
@@ -39,14 +40,23 @@ def _keys() -> dict[str, str]:
 
 
 @cache
+def of_inference() -> frozenset[str]:
+    """Keys of theirs that no training reads."""
+    return frozenset(table()["others"][_INFERENCE])
+
+
+@cache
 def of_chat() -> frozenset[str]:
-    """Keys of theirs that a conversation reads and no training: its own in the table, and those of inference."""
-    return frozenset((*table()["verbs"]["chat"], *table()["others"][_INFERENCE]))
+    """Keys of theirs that a conversation reads, or that are of inference alone."""
+    own = table()["verbs"]["chat"]
+    targets = {**_keys(), **{name: entry if isinstance(entry, str) else entry["key"] for name, entry in own.items()}}
+    return of_inference() | {name for name, key in targets.items() if _read(key, "chat")}
 
 
-def refuse_misspelt(given: Mapping[str, Any], file: Path) -> None:
+def refuse_misspelt(given: Mapping[str, Any], file: Path, *, exam: bool) -> None:
     """Raises UserError for the names that are near one that LLaMA-Factory has; it takes no others itself."""
-    meant = {name: _meant(name) for name in given if name not in _reasons()}
+    known: Container[str] = {**_reasons(), **table()[EXAM]} if exam else _reasons()
+    meant = {name: _meant(name) for name in given if name not in known}
     wrong = "LLaMA-Factory 0.9 has no such key"
     found = [
         refusal("import-key", f"{name}={plain(given[name])}", wrong, meant=near, file=file)
@@ -68,7 +78,7 @@ def unsaid(given: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
     """LLaMA-Factory's defaults where they are not ours."""
     found = {key: value for kind, own in table()["defaults"].items() if kind in kinds for key, value in own.items()}
     if text_of(given.get("max_steps", -1)) != "-1":
-        found.pop("num_train_epochs")
+        found.pop("num_train_epochs", None)  # of a run that trains alone
     return {name: value for name, value in found.items() if name not in given}
 
 
@@ -80,7 +90,8 @@ def in_order(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def by_table(name: str, value: Any, said: Said, kinds: set[str]) -> None:
     """Says one key. `kinds`: what the table's `of` calls this run."""
-    entry = table()["verbs"].get(said.verb, {}).get(name) or table()["keys"].get(name)
+    own = {**table()["verbs"].get(said.verb, {}), **(table()[EXAM] if EXAM in kinds else {})}
+    entry = own.get(name) or table()["keys"].get(name)
     if isinstance(entry, str):
         entry = {"key": entry}
     if _unread(name, entry, said.verb):
@@ -101,14 +112,25 @@ def _unread(name: str, entry: dict[str, Any] | None, verb: str) -> bool:
     if entry is None:
         return name in table()["code"] or name in _by_name("refused")
     key = entry.get("key")
-    return key is not None and not any(f"{key}.".startswith(f"{read}.") for read in table()["reads"][verb]["keys"])
+    return key is not None and not _read(key, verb)
+
+
+def _read(key: str, verb: str) -> bool:
+    """Whether the verb, which trains nothing, reads our key."""
+    return any(f"{key}.".startswith(f"{read}.") for read in table()["reads"][verb]["keys"])
 
 
 def _without_entry(name: str, value: Any, said: Said) -> None:
     why = _by_name("refused").get(name)
     if why is None:
         said.missing[name] = _reasons().get(name) or "it is not known here; `factory explain` lists the keys"
-    elif value in (False, 0, "", []):
+    else:
+        _lost(name, value, why, said)
+
+
+def _lost(name: str, value: Any, why: str, said: Said) -> None:
+    """What makes another model where it is set."""
+    if value in (False, 0, "", []):
         said.same[name] = "it is off, here as there"
     else:
         said.refuse(name, value, why, "take the line out of the file, to train without it")
@@ -123,17 +145,27 @@ def _by_entry(name: str, entry: dict[str, Any], value: Any, said: Said, kinds: s
         value = names if names != ["all"] else "all"
     values = entry.get("values")
     known = {text_of(each): ours for each, ours in (values or {}).items()}
-    if key is None:
-        unread = f"neither stage={said.overrides['stage']} nor method={said.overrides['method']} reads it there"
-        said.missing[name] = entry.get("none", unread)
+    if key is None and (lost := kinds & entry.get("lost", {}).keys()):
+        _lost(name, value, entry["lost"][min(lost)], said)
+    elif key is None:
+        said.missing[name] = entry.get("none") or _of_no_run(said)
     elif entry.get("list") and isinstance(value, list):
         said.add(key, value)
     elif values is None or (entry.get("others") and text_of(value) not in known):
         said.set(key, value)
     elif text_of(value) in known:
         _choose(name, key, text_of(known[text_of(value)]), said)
+        if note := entry.get("note", {}).get(value):
+            said.noted[name] = note
     else:
         _unknown(name, value, list(known), said, strict=entry.get("strict", False))
+
+
+def _of_no_run(said: Said) -> str:
+    """Of a key that is of another kind of run."""
+    if said.verb != "train":
+        return table()["reads"][said.verb]["others"]
+    return f"neither stage={said.overrides['stage']} nor method={said.overrides['method']} reads it there"
 
 
 def _unknown(name: str, value: Any, known: list[str], said: Said, *, strict: bool) -> None:

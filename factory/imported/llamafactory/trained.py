@@ -33,6 +33,14 @@ _MERGED = (
     "merge it before: `factory export run=ADAPTER export.dir=FOLDER`, one after the other where there are several, and "
     "name FOLDER as model_name_or_path"
 )
+_SYSTEM = (
+    "take the line out of the file, and say model.template=own.yaml in the command: a file of the lines source, "
+    "like (the template that is meant) and default_system (docs/contributing.md, A template)"
+)
+_SERVED = (
+    "take reward_model_type and reward_model out of the file, and say stage.reward=URL in the command: that server is "
+    "asked otherwise (docs/reinforcement.md)"
+)
 _PROJECTOR_ALONE = "train_mm_proj_only"  # of 0.9.0 and 0.9.1
 
 
@@ -192,6 +200,9 @@ def _rollouts(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]
     if all(isinstance(size, int) for size in sizes):
         said.set("stage.rollout_batch_size", prod(sizes))
         yield "ppo_buffer_size"
+    if given.get("reward_model_type") == "api":
+        said.refuse("reward_model_type", "api", "stage.reward_model is a saved model here, and no server", _SERVED)
+        yield from ("reward_model_type", "reward_model")
     said.set("stage.kl_coefficient", 0.2)  # TRL 0.9's, which LLaMA-Factory has no key for
 
 
@@ -242,6 +253,18 @@ def template(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     yield "template"
 
 
+def system(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
+    """default_system, which rows without a system text get there: here that is a part of a template."""
+    yield "default_system"
+    if "default_system" not in given:
+        return
+    if said.overrides.get("stage") == "pt":
+        said.same["default_system"] = "plain text has no system text, here as there"
+    else:
+        wrong = "rows without a system text would get the template's, or none: here it is a key of a template's file"
+        said.refuse("default_system", given["default_system"], wrong, _SYSTEM)
+
+
 def _told_of(ours: str, said: Said) -> Iterator[str]:
     if otherwise := table()["written_otherwise"].get(ours):
         yield f"written here as its source does; LLaMA-Factory writes {otherwise}"
@@ -254,4 +277,4 @@ def _told_of(ours: str, said: Said) -> Iterator[str]:
 
 
 KINDS = stage_of, _method, _new_layers, _optimizer, _parts
-REST = _counted, _rollouts, _adapter, model, template
+REST = _counted, _rollouts, _adapter, model, template, system
