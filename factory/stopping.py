@@ -43,12 +43,12 @@ def _names_a_part(frame: FrameType | None) -> bool:
 
 
 @contextmanager
-def answered(ask: Ask) -> Iterator[None]:
+def answered(ask: Ask, numbers: Iterable[signal.Signals] | None = None) -> Iterator[None]:
     """Calls `ask` in the body, and what was called before after it."""
-    before = {number: signal.getsignal(number) for number in asking()}
-    answer(ask)
+    before = {number: signal.getsignal(number) for number in (asking() if numbers is None else numbers)}
+    answer(ask, before)
     try:
         yield
     finally:
-        for number in asking():
+        for number in before.keys() & asking():
             signal.signal(number, before[number])

@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -51,6 +51,15 @@ def config_dir_flags(folders: Iterable[str]) -> list[str]:
 
 def not_shown(columns: Iterable[str]) -> str:
     return f"Not shown for want of room: {', '.join(columns)}"
+
+
+def ends(places: Sequence[Path]) -> list[str] | None:
+    """The shortest ends that tell the places apart, of as many parts each; None where two are the same."""
+    for length in range(1, max(len(place.parts) for place in places) + 1):
+        found = [str(Path(*place.parts[-length:])) for place in places]
+        if len(set(found)) == len(found):
+            return found
+    return None
 
 
 def program(name: str) -> str:

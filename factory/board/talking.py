@@ -1,7 +1,8 @@
 """A conversation with models behind `factory serve`: what each side was told, and how it is asked.
 
 A turn is a message of OpenAI's API, but that of its images the files' `paths` are kept: they become data only as it is
-sent. The sides have the same questions, and each its own answers, calls and results.
+sent. An answer that ended for want of tokens is `cut`, which is shown and not sent. The sides have the same questions,
+and each its own answers, calls and results.
 """
 
 import base64
@@ -80,7 +81,7 @@ def answers(server: Server, talk: Talk, system: str, settings: dict[str, Any]) -
 
 
 def _streamed(address: str, asked: dict[str, Any]) -> Iterator[Turn]:
-    text, calls = "", list[dict[str, Any]]()
+    text, calls, cut = "", list[dict[str, Any]](), False
     with httpx.stream("POST", address, json=asked, timeout=_PATIENCE) as response:
         if response.status_code != httpx.codes.OK:
             yield _refused(_refusal(response.read()))
@@ -94,7 +95,8 @@ def _streamed(address: str, asked: dict[str, Any]) -> Iterator[Turn]:
             for choice in event.get("choices") or []:
                 text += choice["delta"].get("content") or ""
                 calls += choice["delta"].get("tool_calls") or []
-                yield _answer(text, calls)
+                cut = cut or choice["finish_reason"] == "length"
+                yield {**_answer(text, calls), **({"cut": True} if cut else {})}
 
 
 def _refusal(body: bytes) -> str:
@@ -126,7 +128,7 @@ def _answered(talk: Talk) -> Talk:
 
 def _sent(turn: Turn) -> Turn:
     """As the API takes it."""
-    message = {name: value for name, value in turn.items() if name != "paths"}
+    message = {name: value for name, value in turn.items() if name not in ("paths", "cut")}
     if not (paths := turn.get("paths")):
         return message
     images = [{"type": "image_url", "image_url": {"url": _data(Path(path))}} for path in paths]

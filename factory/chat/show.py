@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from io import TextIOWrapper
 from typing import Any
 
 from factory.chat.talk import HELP, Talk, Wrong
+from factory.data.read.wrong import byte_words
 from factory.data.record import BadRow, ToolCall
 from factory.inference import asked, calls
 from factory.inference.room import Piece, Room, libraries, opened, to_stderr
@@ -18,9 +21,11 @@ from factory.plan import Plan
 from factory.refusal import refuse
 from factory.serve.show import engine_is_there, unheard
 from factory.settings import Settings
+from factory.stopping import answered, asking
 
 _BLOCK = '"""'
 _ENDS = ("/exit", "/quit")
+_HOW_IT_ENDS = "(/exit or Ctrl-D ends the conversation)"
 # what moves a cursor or rings a bell is no part of an answer
 _SILENT = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -42,48 +47,66 @@ class Speaker:
 
 @dataclass(slots=True)
 class Said:
-    """An answer, or as much of it as there is."""
+    """An answer, or as much of it as there is. `done`: the model has come to its end."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     cut: bool = False
+    done: bool = False
     tokens: list[int] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Where the model has not come to its end, nothing more is taken."""
+        self.cut = self.cut or not self.done
+
+
+class _Ended(BaseException):
+    """By a signal that asks the whole command to end, and not an answer, as Ctrl-C does."""
 
 
 def show(sides: list[Asked], settings: Settings) -> int:
     """Holds the conversation. Raises UserError before it begins."""
     engine_is_there(settings.engine)
     unheard()
+    if isinstance(sys.stdin, TextIOWrapper):  # bytes that are no text become letters that there are not: `_no_text`
+        sys.stdin.reconfigure(errors="surrogateescape")
     piped = None if sys.stdin.isatty() else _message(sys.stdin.read())  # a model takes long to read
     speakers = speakers_of(sides, settings)
     talk = Talk(settings.generation, settings.chat.system, len(speakers))
     try:
-        return _terminal(talk, speakers) if piped is None else _piped(talk, speakers, piped)
+        with answered(_end, [each for each in asking() if each != signal.SIGINT]):
+            return _terminal(talk, speakers) if piped is None else _piped(talk, speakers, piped)
+    except _Ended:
+        raise KeyboardInterrupt from None  # told as what ends any other command is
     finally:
         for speaker in speakers:
             speaker.room.engine.stop(0)
 
 
+def _end(*_: Any) -> None:
+    raise _Ended
+
+
 def speakers_of(sides: list[Asked], settings: Settings) -> list[Speaker]:
-    """Models that differ in an adapter alone share their base."""
-    found, rooms = list[Speaker](), dict[str, Room]()
-    for each in sorted(sides, key=lambda each: each.plan.steps.load.adapter is None):  # those with an adapter first
+    """In the order of the sides. Models that differ in an adapter alone share their base."""
+    found, rooms = dict[int, Speaker](), dict[str, Room]()
+    adapted_first = sorted(enumerate(sides), key=lambda numbered: numbered[1].plan.steps.load.adapter is None)
+    for number, each in adapted_first:
         of_base = _base(each.plan)
         title = each.side.title
         if each.plan.steps.load.adapter is None and of_base in rooms:
             room = rooms[of_base]
             name = next((name for name, adapter in room.names.items() if adapter is None), None)
             if name is not None:
-                found.append(Speaker(title, room, name))
+                found[number] = Speaker(title, room, name)
                 continue
         to_stderr(f"Reading {title} …")
         if not rooms:
             libraries(settings.engine, *(each.plan for each in sides))
         room = opened(each.plan, settings.engine, {}, title, to_stderr)
         rooms.setdefault(of_base, room)
-        found.append(Speaker(title, room, title))
-    order = [each.side.title for each in sides]
-    return sorted(found, key=lambda speaker: order.index(speaker.title))
+        found[number] = Speaker(title, room, title)
+    return [found[number] for number in range(len(sides))]
 
 
 def _base(plan: Plan) -> str:
@@ -97,10 +120,23 @@ def _message(text: str) -> str:
     """All of a piped input, which may be a file, is one. Raises UserError."""
     if not text.strip():
         raise refuse("chat-nothing-piped", "(standard input)", "it is empty")
+    if where := _no_text(text):
+        raise refuse("chat-encoding", "(standard input)", where)
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("/") and (name := line.split()[0]) in (*_COMMANDS, *_ENDS):
             raise refuse("chat-command-piped", "(standard input)", f"its line {number} is the command {name}")
     return text.strip()
+
+
+def _no_text(text: str) -> str | None:
+    """Where it has bytes that are no text in the input's encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before, byte = text[: error.start], ord(text[error.start]) & 0xFF
+        column = len(before.rpartition("\n")[2].encode(sys.stdin.encoding)) + 1
+        return byte_words(before.count("\n") + 1, column, byte, sys.stdin.encoding.upper())
+    return None
 
 
 def _piped(talk: Talk, speakers: list[Speaker], text: str) -> int:
@@ -109,11 +145,15 @@ def _piped(talk: Talk, speakers: list[Speaker], text: str) -> int:
     for number, speaker in enumerate(speakers):
         if len(speakers) > 1:
             print(f"{'' if number == 0 else chr(10)}{speaker.title}:")
+        said = Said()
         try:
-            said = _written(talk, speakers, number)
+            _write(talk, speakers, number, said)
+        except KeyboardInterrupt:
+            said.stop()
         except Wrong as error:
             to_stderr(str(error))
             return 1
+        said = _called(talk, speakers[number], said)
         print("")
         if told := _after(said):
             to_stderr(told.strip())
@@ -125,32 +165,45 @@ def _terminal(talk: Talk, speakers: list[Speaker]) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  lines can be edited, and are remembered
     named = " and ".join(speaker.title for speaker in speakers)
-    print(f"{named}: context {speakers[0].room.context:,} tokens. /help lists the commands.")
-    for line in _lines():
-        try:
-            if not line.startswith("/"):
-                talk.ask(line)
-            elif not _command(talk, speakers, line):
-                return 0
-            _answer(talk, speakers)
-        except Wrong as error:
-            print(error)
-    return 0
-
-
-def _lines() -> Iterator[str]:
-    """What the user says, until the input ends. Ctrl-C throws a line away."""
+    told = f"{named}: context {speakers[0].room.context:,} tokens. /help lists the commands."
     while True:
         try:
-            line = _whole(input)
-        except EOFError:
-            print()
-            return
+            if told:
+                print(told)  # in here, where one more Ctrl-C ends no more than the others do
+            told = ""
+            if not _turn(talk, speakers):
+                return 0
+        except Wrong as error:
+            told = str(error)
         except KeyboardInterrupt:
-            print("\n(/exit or Ctrl-D ends the conversation)")
-            continue
-        if line.strip():
-            yield line
+            told = f"\n{_stopped(talk)}"
+
+
+def _turn(talk: Talk, speakers: list[Speaker]) -> bool:
+    """What the user says, and what is said to that. False where the conversation ends. Raises Wrong."""
+    try:
+        line = _whole(input)
+    except EOFError:
+        print()
+        return False
+    if where := _no_text(line):
+        raise Wrong(f"{where}: nothing was asked; have the terminal send {sys.stdin.encoding.upper()}")
+    if not line.strip():
+        return True
+    if not line.startswith("/"):
+        talk.ask(line)
+    elif not _command(talk, speakers, line):
+        return False
+    _answer(talk, speakers)
+    return True
+
+
+def _stopped(talk: Talk) -> str:
+    """What Ctrl-C did, which throws a line that is typed away. A question that nothing answers is taken back."""
+    if not any(talk.waits(side) for side in range(talk.count)):
+        return _HOW_IT_ENDS
+    talk.undo(question=True)
+    return f"Stopped before it was answered: the message is taken back. {_HOW_IT_ENDS}"
 
 
 def _whole(read: Callable[[str], str]) -> str:
@@ -223,17 +276,25 @@ def _answer(talk: Talk, speakers: list[Speaker]) -> None:
     waiting = [number for number in range(len(speakers)) if talk.waits(number)]
     if not waiting:
         return
+    found = [Said() for _ in waiting]
     try:
         if len(waiting) == 1:
-            found = [_written(talk, speakers, waiting[0])]
-            print(_after(found[0]))
+            _write(talk, speakers, waiting[0], found[0])
         else:
-            found = _side_by_side(talk, speakers)
+            _write_side_by_side(talk, speakers, found)
     except Wrong:
         talk.undo(question=True)  # nothing answers it, and nothing more could be said after it
         raise
+    except KeyboardInterrupt:
+        if not any(said.text or said.done for said in found):
+            raise
+        for said in found:
+            said.stop()
+    found = [_called(talk, speakers[number], said) for number, said in zip(waiting, found, strict=True)]
     for number, said in zip(waiting, found, strict=True):
         talk.answered(number, said.text, said.calls)
+    if len(waiting) == 1:
+        print(_after(found[0]))
 
 
 def _pieces(talk: Talk, speakers: list[Speaker], number: int) -> Iterator[Piece | Done]:
@@ -249,39 +310,35 @@ def _pieces(talk: Talk, speakers: list[Speaker], number: int) -> Iterator[Piece 
         raise Wrong(f"{speaker.title} answers no more: its engine has ended; /save keeps what was said") from None
 
 
-def _written(talk: Talk, speakers: list[Speaker], number: int) -> Said:
-    """An answer as it comes, on the output."""
-    said, pieces = Said(), _pieces(talk, speakers, number)
+def _write(talk: Talk, speakers: list[Speaker], number: int, said: Said) -> None:
+    """An answer as it comes, on the output, and into `said`. Raises Wrong."""
+    pieces = _pieces(talk, speakers, number)
     try:
         for piece in pieces:
             _take(said, piece)
             if isinstance(piece, Piece):
                 sys.stdout.write(_visible(piece.text))
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        said.cut = True
     finally:
         pieces.close()  # type: ignore[attr-defined]
-    return _called(talk, speakers[number], said)
 
 
-def _side_by_side(talk: Talk, speakers: list[Speaker]) -> list[Said]:
-    """Answers in columns, all as they come: each is read by a thread of its own."""
+def _write_side_by_side(talk: Talk, speakers: list[Speaker], said: list[Said]) -> None:
+    """Answers in columns, all as they come, and into `said`: each is read by a thread of its own. Raises Wrong."""
     from rich.live import Live
 
     from factory.run.screen import console
 
-    said = [Said() for _ in speakers]
-    failed, stop = list[Wrong](), threading.Event()
+    failed, taking, stopped = list[Wrong](), threading.Lock(), threading.Event()
 
     def read(number: int) -> None:
         pieces = _pieces(talk, speakers, number)
         try:
             for piece in pieces:
-                _take(said[number], piece)
-                if stop.is_set():
-                    said[number].cut = True
-                    return
+                with taking:
+                    if stopped.is_set():
+                        return
+                    _take(said[number], piece)
         except Wrong as error:
             failed.append(error)
         finally:
@@ -289,22 +346,24 @@ def _side_by_side(talk: Talk, speakers: list[Speaker]) -> list[Said]:
 
     threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(len(speakers))]
     with Live(_columns(speakers, said), console=console(), refresh_per_second=8) as live:
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             while any(thread.is_alive() for thread in threads):
                 threads[0].join(0.1)
                 threads[-1].join(0.02)
                 live.update(_columns(speakers, said))
         except KeyboardInterrupt:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        found = [_called(talk, speaker, each) for speaker, each in zip(speakers, said, strict=True)]
-        live.update(_columns(speakers, found))
+            with taking:
+                stopped.set()  # a model may read its prompt for long yet: its thread ends by itself, at the next piece
+            for each in said:
+                each.stop()
+            if not failed:
+                raise
+        finally:
+            live.update(_columns(speakers, [_called(talk, *each) for each in zip(speakers, said, strict=True)]))
     if failed:
         raise failed[0]
-    return found
 
 
 def _columns(speakers: list[Speaker], said: list[Said]) -> Any:
@@ -326,7 +385,7 @@ def _take(said: Said, piece: Piece | Done) -> None:
     elif piece.reason == "error":
         raise Wrong(f"the model failed: {piece.error}")
     else:
-        said.cut = piece.reason == "length"
+        said.done, said.cut = True, piece.reason == "length"
 
 
 def _called(talk: Talk, speaker: Speaker, said: Said) -> Said:

@@ -18,6 +18,7 @@ from factory.run.folder import RunFolder, is_mlflow_id, is_no_store, last_here, 
 from factory.run.swept import Outcome, SweepFolder
 from factory.schema import Tracking
 from factory.tracking.ledger import run_ids
+from factory.words import ends
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
 _PAGE = 200  # runs, or experiments, that MLflow is asked for at a time
@@ -122,12 +123,8 @@ def _as_ended(run: Run, outcome: Outcome | None) -> Run:
 
 def named(made: list[Run]) -> list[Run]:
     """With the shortest names that tell them apart: the ends of their places."""
-    parts = [Path(run.where).parts for run in made]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-length:]) for each in parts]
-        if len(set(names)) == len(names):
-            return [replace(run, name=name) for run, name in zip(made, names, strict=True)]
-    return made
+    names = ends([Path(run.where) for run in made])
+    return made if names is None else [replace(run, name=name) for run, name in zip(made, names, strict=True)]
 
 
 def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factory.groups import GROUPS
@@ -11,6 +11,7 @@ from factory.plan import Verb
 from factory.refusal import Refusal, UserError, did_you_mean, refusal
 from factory.saved import Saved, scores
 from factory.settings import all_keys
+from factory.words import ends
 
 # what chat and serve read beside the group of their own name: whole groups, and single keys of others
 _GROUPS = ("model", "precision", "tracking", "engine", "generation")
@@ -115,18 +116,30 @@ def sides(run: str | None, compare: tuple[str, ...]) -> list[Side]:
     if RUN in compare and run is None:
         raise UserError(refusal("chat-compare", setting, "`run` is what run= names, and it is not set"))
     of_base = run or (others[0] if others else None)
-    if compare[0] == compare[1]:
-        raise UserError(refusal("chat-compare", setting, "both are the same"))
     named = {BASE: Side(BASE, of_base, base=True), RUN: Side(name_of(run) or RUN, run)}
-    return [named.get(name) or Side(name_of(name) or name, name) for name in compare]
+    found = [named.get(name) or Side(name_of(name) or name, name) for name in compare]
+    titles = None if compare[0] == compare[1] else _titles(found)
+    if titles is None:
+        raise UserError(refusal("chat-compare", setting, "both are the same"))
+    return [replace(side, title=title) for side, title in zip(found, titles, strict=True)]
+
+
+def _titles(found: list[Side]) -> list[str] | None:
+    """Those that they have; where these are equal, of their places as much as tells them apart."""
+    titles = [side.title for side in found]
+    if len(set(titles)) == len(titles):
+        return titles
+    return ends([Path(BASE) if side.base else _place(side.run or "").absolute() for side in found])
 
 
 def name_of(run: str | None) -> str | None:
     """The last name of a path that says something: not that of the folder that every run has its model in."""
-    if run is None:
-        return None
+    return None if run is None else _place(run).name
+
+
+def _place(run: str) -> Path:
     path = Path(run).resolve() if Path(run).exists() else Path(run)
-    return path.parent.name if path.name == "model" else path.name
+    return path.parent if path.name == "model" else path
 
 
 def with_run(line: Line, run: str | None) -> tuple[str, ...]:

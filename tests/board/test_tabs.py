@@ -236,6 +236,16 @@ def test_what_is_typed_while_an_answer_grows_stays(tabs: Tabs, monkeypatch: pyte
     assert [turn["content"] for turn in rest[-1][2][0]] == ["Hi", "So be it"]
 
 
+def test_an_answer_that_was_cut_says_so_on_either_side(tabs: Tabs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apart from what it says: of two that are voted on either may be cut."""
+    turn = {"role": "assistant", "content": "So be", "cut": True}
+    monkeypatch.setattr(talking, "answers", lambda *_: iter([turn]))
+    ask = tabs.of("chat-say", "submit")
+    *_, last = ask("Hi", None, (("run=x",), ("run=y",)), ([], []), "", "", *SAMPLING, "en")
+    for drawn in last[3:5]:
+        assert [each["content"] for each in drawn] == ["Hi", "So be", words("en")("chat_cut")]
+
+
 def test_a_result_of_a_call_takes_no_images(tabs: Tabs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(talking, "answers", lambda *_: iter(()))
     first, *_ = _ask(tabs, "1", [{"role": "user", "content": "Hi"}, CALL], ["a.png"])

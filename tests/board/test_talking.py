@@ -44,6 +44,20 @@ def test_an_answer_grows(served: Serving) -> None:
     assert len(parts) > 2 and all(new.startswith(old) for old, new in itertools.pairwise(parts))
 
 
+def test_an_answer_that_is_cut_by_its_tokens_is_marked_and_sent_without_the_mark(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = _answer(served, talking.told([], "Hi", []), max_tokens=2, temperature=0)
+    assert talk[-1]["cut"] is True
+    sent: list[Any] = []
+    monkeypatch.setattr(talking, "_streamed", lambda _, asked: iter([sent.append(asked["messages"])]))
+    list(talking.answers(_at(served), talking.told(talk, "And?", []), "", {}))
+    assert [set(message) for message in sent[0]] == [{"role", "content"}] * 3
+    monkeypatch.undo()
+    says(served.room, "Ho", monkeypatch)
+    assert "cut" not in _answer(served, talk)[-1]
+
+
 def test_what_is_refused_is_the_answer_and_not_told_to_the_model(
     served: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:

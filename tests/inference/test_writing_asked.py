@@ -196,6 +196,9 @@ def test_a_port_that_is_taken_is_refused_before_a_weight_is_read(
         ("out/a", ("base", "run"), [("base", "out/a", True), ("a", "out/a", False)]),
         (None, ("base", "out/b"), [("base", "out/b", True), ("b", "out/b", False)]),
         (None, ("out/a", "out/b"), [("a", "out/a", False), ("b", "out/b", False)]),
+        (None, ("D/T1/0", "D/T2/0"), [("T1/0", "D/T1/0", False), ("T2/0", "D/T2/0", False)]),
+        ("D/T1/0/model", ("D/T2/0", "run"), [("T2/0", "D/T2/0", False), ("T1/0", "D/T1/0/model", False)]),
+        (None, ("base", "out/base"), [("base", "out/base", True), ("out/base", "out/base", False)]),
     ],
 )
 def test_the_models_of_a_conversation(run_: str | None, compare: tuple[str, ...], found: list[Any]) -> None:
@@ -203,7 +206,14 @@ def test_the_models_of_a_conversation(run_: str | None, compare: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    ("run_", "compare"), [(None, ("base", "run")), ("a", ("run",)), ("a", ("run", "run")), ("a", ("x", "y", "z"))]
+    ("run_", "compare"),
+    [
+        (None, ("base", "run")),
+        ("a", ("run",)),
+        ("a", ("run", "run")),
+        ("a", ("x", "y", "z")),
+        ("out/a", ("run", "out/a/model")),
+    ],
 )
 def test_models_that_cannot_be_compared(run_: str | None, compare: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"\[chat-compare\]"):

@@ -328,6 +328,7 @@ def _drawn(talk: Talk, say: Words) -> list[dict[str, Any]]:
         text = say("chat_gives", call=turn["name"], text=turn["content"]) if turn["role"] == "tool" else turn["content"]
         found += [{"role": role, "content": text}] if text else []
         found += [{"role": role, "content": f"`{_call(call)}`"} for call in turn.get("tool_calls", ())]
+        found += [{"role": role, "content": say("chat_cut")}] if turn.get("cut") else []  # apart: a text may be code
     return found
 
 

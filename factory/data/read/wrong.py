@@ -143,8 +143,8 @@ def not_utf8_at(path: Path, line: int, column: int, byte: int) -> UserError:
     return not_utf8(path, byte_words(line, column, byte))
 
 
-def byte_words(line: int, column: int, byte: int) -> str:
-    return f"line {line}, byte {column} (0x{byte:02X}) is not UTF-8"
+def byte_words(line: int, column: int, byte: int, encoding: str = "UTF-8") -> str:
+    return f"line {line}, byte {column} (0x{byte:02X}) is not {encoding}"
 
 
 def damaged(path: Path, error: Exception, after: str) -> Exception:
