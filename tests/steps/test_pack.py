@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import compiled
 
+from factory.preview.gather import preview
+
+SAMPLED = ("stage.reward=trl:think_format_reward", "stage.max_new_tokens=6", "stage.gradient_accumulation_steps=1")
 END = "<|eot_id|>"
 LONG = {"instruction": "Count.", "output": "One and two and three. " * 40}
 SHORT = {"instruction": "Hi.", "output": "Hello."}
@@ -38,3 +42,26 @@ def test_a_short_text_leaves_something_to_be_continued(execute: Callable[..., An
     ((text, ids, _),) = done.dataset.prompts
     assert text and 2 not in ids
     assert done.result["samples"][0]["prompt"] == text
+
+
+@pytest.mark.parametrize(
+    ("stage", "there", "said"),
+    [
+        ("stage=ppo", 6, "A step would ask 8 prompts, and 6 are there: it samples 6 answers, not the 8 of"),
+        ("stage=ppo", 8, None),
+        ("stage=grpo stage.group_size=2", 3, "A step would ask 4 prompts, and 3 are there: it samples 6 answers, not"),
+        ("stage=grpo stage.group_size=2", 4, None),
+        ("stage=sft", 1, None),
+    ],
+)
+def test_fewer_prompts_than_a_step_asks_are_told(
+    stage: str, there: int, said: str | None, tiny_model: Path, here: Path
+) -> None:
+    (here / "rows.jsonl").write_text("\n".join(json.dumps({**SHORT, "system": str(each)}) for each in range(there)))
+    of_stage = () if stage == "stage=sft" else (*SAMPLED, "stage.rollout_batch_size=8")
+    data = ("data=file", "data.path=rows.jsonl", "data.validation_fraction=0", "hardware=cpu", "stage.batch_size=2")
+    plan = compiled(f"model.path={tiny_model}", *stage.split(), *of_stage, *data, training=False)
+    told = [note for note in preview(plan, 0, lambda *_: None).notes if "A step would ask" in note]
+    assert [note.startswith(said or "-") for note in told] == [True] * (said is not None)
+    if of_stage:
+        assert any(note.startswith("a step: at most 8 sampled answers, ") for note in plan.notes)
