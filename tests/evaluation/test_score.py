@@ -47,8 +47,8 @@ def metrics(here: Path) -> Iterator[str]:
     (here / "my_metrics.py").write_text(
         "def longer(answers, references):\n    return [float(len(a) > len(r)) for a, r in zip(answers, references)]\n"
         "def short(answers):\n    return [1.0]\n"
-        "def large(answers):\n    return [1e300 for _ in answers]\n"
         "def broken(**given):\n    raise KeyError(sorted(given))\n"
+        "def large(answers):\n    return [1e300 for _ in answers]\n"
     )
     yield "my_metrics"
 
