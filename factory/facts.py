@@ -36,6 +36,7 @@ class Machine:
     attends: tuple[str, ...] = ()  # the types of numbers that attention is among them for
     memory_bytes: int | None = None  # all that there is, free or not; None: nobody says it
     hidden: str | None = None  # CUDA_VISIBLE_DEVICES, where it is set and there is no GPU
+    unread: tuple[str, ...] = ()  # what nvidia-smi says of GPUs, where no Gpu can be made of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

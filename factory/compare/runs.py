@@ -62,7 +62,7 @@ def of_folder(path: Path) -> Run:
         report = _so_far(plan, lines)
     else:
         status = of_report(report)
-        said += [*_error(report), *_red(report)]
+        said += [*_error(report), *(f"{name} is red" for name in red(report))]
     told = plan.overrides if plan else report.get("overrides", ())
     return Run(
         name=name,
@@ -85,7 +85,7 @@ def of_mlflow(
 ) -> Run:
     """A run whose folder is elsewhere, from what MLflow was sent of it."""
     said = ["its folder is not here: from MLflow, without rows"]
-    said += [*_error(report), *_red(report)]
+    said += [*_error(report), *(f"{name} is red" for name in red(report))]
     return Run(
         name=run_id,
         where=run_id,
@@ -105,13 +105,13 @@ def _error(report: dict[str, Any]) -> list[str]:
 
 def of_report(report: dict[str, Any]) -> Status:
     status = report.get("status", "failed")
-    return "red check" if status == "finished" and _red(report) else status
+    return "red check" if status == "finished" and red(report) else status
 
 
-def _red(report: dict[str, Any]) -> list[str]:
+def red(report: dict[str, Any]) -> list[str]:
     """The checks that say the run is not what it should be."""
     checks = report.get("checks", {}).items()
-    return [f"{name} is red" for name, check in checks if not check["passed"] and name not in ADVICE]
+    return [name for name, check in checks if not check["passed"] and name not in ADVICE]
 
 
 def _plan(folder: RunFolder) -> tuple[Plan | None, list[str]]:

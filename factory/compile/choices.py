@@ -1,6 +1,6 @@
 """What `auto` means, of each key that can be left to the compiler: for rules and plan alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -77,10 +77,20 @@ def processes(case: Case) -> int:
 
 def warnings(case: Case) -> tuple[str, ...]:
     """Of what works, and is seldom meant."""
+    return (*_unread(case), *_emulated(case))
+
+
+def _unread(case: Case) -> Iterator[str]:
+    """GPUs of this machine that the run could have taken."""
+    if case.settings.hardware.device != "cpu" and not case.settings.hardware.card:
+        for told in case.facts.machine.unread:
+            yield f"a GPU is left out, as its memory or its compute capability cannot be read: nvidia-smi says {told}"
+
+
+def _emulated(case: Case) -> Iterator[str]:
     name, found = precision(case)[0], capability(case)
-    if not _is_narrow(case) or found is None or found >= BFLOAT16:
-        return ()
-    return (f"precision={name}: compute capability {found} has no bfloat16 and emulates it, slowly; it has float16",)
+    if _is_narrow(case) and found is not None and found < BFLOAT16:
+        yield f"precision={name}: compute capability {found} has no bfloat16 and emulates it, slowly; it has float16"
 
 
 def _npu(case: Case) -> bool:

@@ -230,7 +230,7 @@ def padded(length: int) -> int:
 def mismatched(samples: Sequence[Labelled], max_length: int | None = None, others: Samples = ()) -> list[Example]:
     """Prompt i with the answer of sample i + 1: the pairs that KTO's reference point is measured on.
 
-    Ethayarajh et al. 2024, arXiv 2402.01306, section 4.2: answers are shifted by one within the micro-batch, so they
+    Ethayarajh et al. 2024, arXiv 2402.01306, section 4.1: answers are shifted by one within the micro-batch, so they
     are the very answers that are trained, in other places. One sample alone, as an epoch may end with, is given the
     answer of the first of `others` with another prompt: its own would make the reference point what is compared with
     it. Beyond `max_length` an answer loses its end.

@@ -1,6 +1,7 @@
 """A metric of the user's: `module:function`, called with those of prompts, answers and references that it names."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from factory.data import function
@@ -22,7 +23,7 @@ def metric(path: str) -> Score:
         given = {"prompts": prompts, "answers": answers, "references": references}
         named = {name: texts for name, texts in given.items() if taken is None or name in taken}
         values = _said(setting, lambda: function.called(path, "it raised", lambda: found(**named)))
-        return scores(values, len(answers), setting, rule=RULE)
+        return scores(values, len(answers), setting, rule=RULE, largest=inf)
 
     return score
 

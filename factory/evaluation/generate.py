@@ -40,6 +40,8 @@ class Answered:
     ended: bool
 
 
+# of references that are counted by characters: what the report calls their language
+_LANGUAGE: dict[text.Units, str] = {"characters": "Chinese", "letters": "no spaces between words"}
 Answer = Callable[[int, list[Prompt]], list[Answered]]  # to a batch, by its number
 
 
@@ -163,7 +165,7 @@ def report(found: Sequence[rows.Row], scorer: Scorer) -> tuple[dict[str, float],
     return figures, {
         "rows": len(found),
         "ended": sum(row["ended"] for row in found),
-        "language": "Chinese" if scorer.by == "characters" else "words between spaces",
-        "counted_by": "characters" if scorer.by == "characters" else "words",
+        "language": _LANGUAGE.get(scorer.by, "words between spaces"),
+        "counted_by": "characters" if scorer.by in _LANGUAGE else "words",
         "signatures": scorer.signatures(),
     }

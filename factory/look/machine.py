@@ -51,11 +51,13 @@ def look_at_machine() -> Machine:
     memory = psutil.virtual_memory()
     granted, limit = cgroup.free(), cgroup.limit()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked, gpus = os.environ.get("OMP_NUM_THREADS", ""), _gpus()
+    available = memory.available if granted is None else min(memory.available, granted)
+    whole = memory.total if limit is None else min(memory.total, limit)
+    asked, (gpus, unread) = os.environ.get("OMP_NUM_THREADS", ""), _gpus(whole, available)
     native = build.why_not() is None
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
-        available_bytes=memory.available if granted is None else min(memory.available, granted),
+        available_bytes=available,
         cpu_bf16=cpu.has_bf16(),
         gpus=gpus,
         packages=_packages(),
@@ -65,7 +67,8 @@ def look_at_machine() -> Machine:
         native=native,
         attends=tuple(filter(build.attends, build.NUMBERS)) if native else (),
         hidden=None if gpus else os.environ.get(_VISIBLE),
-        memory_bytes=memory.total if limit is None else min(memory.total, limit),
+        memory_bytes=whole,
+        unread=unread,
     )
 
 
@@ -107,39 +110,50 @@ def _built_for(name: str) -> str | None:
     return found[1] if found else None
 
 
-def _gpus() -> tuple[Gpu, ...]:
-    """The cards that torch would see; none where it is a CPU build, or where the driver does not answer."""
+def _gpus(whole: int, available: int) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
+    """The cards that torch would see, and what is said of those that cannot be read.
+
+    None where it is a CPU build, or where the driver does not answer. `whole` and `available` are the machine's memory
+    in bytes: that of a card which has none of its own.
+    """
     if (installed_version("torch") or "").endswith("+cpu"):
-        return ()
-    return _amd() if _built_for("hip") else _nvidia()
+        return (), ()
+    return (_amd(), ()) if _built_for("hip") else _nvidia(whole, available)
 
 
-def _nvidia() -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order.
+def _nvidia(whole: int, available: int) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order, and nvidia-smi's lines of which no card can be made.
 
     Without it all, or the first instance of a divided card: CUDA takes no card beside one, nor a second (MIG user
     guide, CUDA device enumeration).
     """
     visible = os.environ.get(_VISIBLE)
     if visible in ("", "-1"):
-        return ()
-    try:
-        found = {
-            uuid: Gpu(
-                name=name,
-                memory_bytes=int(mib) * 2**20,
-                compute_capability=float(capability),
-                free_bytes=int(free) * 2**20 if free.isdigit() else None,
-            )
-            for uuid, name, mib, free, capability in of_nvidia("uuid,name,memory.total,memory.free,compute_cap")
-        }
-    except ValueError:
-        return ()
+        return (), ()
+    found, unread = dict[str, Gpu](), list[str]()
+    for told in of_nvidia("uuid,name,memory.total,memory.free,compute_cap"):
+        try:
+            uuid, name, mib, free, capability = told
+            found[uuid] = _card(name, mib, free, capability, whole, available)
+        except ValueError:  # fewer values than were asked for, or a word in a number's place
+            unread.append(", ".join(told))
     if visible is None:
         divided = any(_CAPABILITIES.glob("gpu*/mig/gi*"))  # asked of the driver's files, which costs nothing
-        return tuple(_parts(found).values() if divided else ())[:1] or tuple(found.values())
+        return tuple(_parts(found).values() if divided else ())[:1] or tuple(found.values()), tuple(unread)
     parts = _parts(found) if _PART in visible else {}
-    return tuple(_visible(found, parts, [word.strip() for word in visible.split(",")]))
+    return tuple(_visible(found, parts, [word.strip() for word in visible.split(",")])), tuple(unread)
+
+
+def _card(name: str, mib: str, free: str, capability: str, whole: int, available: int) -> Gpu:
+    """One with no memory of its own, as the GB10's, has the machine's. Raises ValueError where a number is missing."""
+    shares = mib in _NO_MEMORY
+    left = available if shares else int(free) * 2**20 if free.isdigit() else None
+    return Gpu(
+        name=name,
+        memory_bytes=whole if shares else int(mib) * 2**20,
+        compute_capability=float(capability),
+        free_bytes=left,
+    )
 
 
 def of_nvidia(asked: str) -> list[list[str]]:
@@ -174,6 +188,7 @@ def _parts(cards: dict[str, Gpu]) -> dict[str, Gpu]:
     return found
 
 
+_NO_MEMORY = ("[N/A]", "[Not Supported]")  # nvidia-smi's words for what a card has not; of a faulty one it has others
 _VISIBLE, _PART = "CUDA_VISIBLE_DEVICES", "MIG-"
 _OF_CARD, _OF_PART = re.compile(r"^GPU \d+: .*\(UUID: (.+)\)"), re.compile(r"MIG (\S*?(\d+)gb\S*) .*\(UUID: (.+)\)")
 

@@ -15,12 +15,24 @@ import numpy as np
 from factory.metrics import ROUGE
 from factory.metrics.bootstrap import Statistics
 
-# what a text is counted by: Chinese characters; words as they stand; English words by their stems
-Units = Literal["characters", "words", "stems"]
+# what a text is counted by: Chinese characters; characters of other languages without spaces between words; words as
+# they stand; English words by their stems
+Units = Literal["characters", "letters", "words", "stems"]
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_CHINESE = re.compile(f"[{_HAN}]")
-_CHARACTER_OR_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
-_MOSTLY = 0.3  # share of Chinese characters above which there are no words between spaces; of letters beyond a to z
+# letters with their vowel and tone marks, without digits and punctuation: kana, Thai, Lao, Myanmar, Khmer
+_UNSPACED = (
+    "\u3005\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ecf\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u109a-\u109d"
+    "\u1780-\u17d3\u17d7\u17dc\u17dd"
+)
+_CHINESE, _OTHERS = re.compile(f"[{_HAN}]"), re.compile(f"[{_UNSPACED}]")
+_CHARACTER = re.compile(f"[{_HAN}{_UNSPACED}]")
+_CHARACTER_OR_WORD = re.compile(rf"[{_HAN}{_UNSPACED}]|[^\W_{_HAN}{_UNSPACED}]+")
+# share of characters of languages without spaces above which no spaces part the words; of those that are not Chinese
+# among them; of letters beyond a to z
+_MOSTLY = 0.3
+# sacrebleu's tokenizer. Japanese would have one of its own by words (ja-mecab), which is no dependency
+_TOKENIZER: dict[Units, str] = {"characters": "zh", "letters": "char", "words": "13a", "stems": "13a"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +49,16 @@ class Metric:
         return self.of(self.statistics.sum(0))
 
 
-def chinese(texts: Sequence[str]) -> bool:
-    """Whether they are mostly Chinese: such texts are counted by characters, as no spaces part their words."""
-    text = "".join("".join(texts).split())
-    return bool(text) and len(_CHINESE.findall(text)) > _MOSTLY * len(text)
-
-
 def units(texts: Sequence[str]) -> Units:
-    """What they are counted by. Of words with other letters than a to z rouge-score's own tokenizer leaves nothing."""
-    if chinese(texts):
-        return "characters"
-    letters = [letter for text in texts for letter in text if letter.isalpha()]
+    """What they are counted by: characters where no spaces part the words, as mostly in Chinese, Japanese and Thai.
+
+    Of words with other letters than a to z rouge-score's own tokenizer leaves nothing.
+    """
+    text = "".join("".join(texts).split())
+    han, others = len(_CHINESE.findall(text)), len(_OTHERS.findall(text))
+    if han + others > _MOSTLY * len(text):
+        return "letters" if others > _MOSTLY * (han + others) else "characters"
+    letters = [letter for letter in text if letter.isalpha()]
     beyond = sum(not letter.isascii() for letter in letters)
     return "words" if beyond > _MOSTLY * len(letters) else "stems"
 
@@ -57,7 +68,7 @@ def score(answers: Sequence[str], references: Sequence[str], *, by: Units | None
     assert len(answers) == len(references) > 0
     by = by or units(references)
     return {
-        "bleu4": _bleu(answers, references, "zh" if by == "characters" else "13a"),
+        "bleu4": _bleu(answers, references, _TOKENIZER[by]),
         **_rouge(answers, references, by),
         "exact_match": _exact(answers, references),
     }
@@ -82,17 +93,17 @@ def bleu4_of(sums: Statistics) -> float:
 
 
 class _Characters:
-    """What rouge-score takes for a tokenizer: Chinese characters, and the words of other languages between them."""
+    """What rouge-score takes for a tokenizer: characters where no spaces part words, and other languages' words."""
 
     def tokenize(self, text: str) -> list[str]:
         return _CHARACTER_OR_WORD.findall(text.lower())
 
 
 class _Words:
-    """Words of any letters, with the marks that belong to them, as vowels in Hindi are; Chinese characters apart."""
+    """Words of any letters, with the marks that belong to them, as vowels in Hindi are; of the unspaced characters."""
 
     def tokenize(self, text: str) -> list[str]:
-        apart = _CHINESE.sub(r" \g<0> ", text.lower())
+        apart = _CHARACTER.sub(r" \g<0> ", text.lower())
         kept = "".join(each if each.isalnum() or category(each)[0] == "M" else " " for each in apart)
         return [word for word in kept.split() if any(map(str.isalnum, word))]
 
@@ -100,6 +111,7 @@ class _Words:
 # what the scorer is made with, and how the signature says so
 _ROUGE: dict[Units, tuple[dict[str, Any], str]] = {
     "characters": ({"tokenizer": _Characters()}, "characters"),
+    "letters": ({"tokenizer": _Characters()}, "characters"),
     "words": ({"tokenizer": _Words()}, "words"),
     "stems": ({"use_stemmer": True}, "words, stemmed"),  # the package's own tokenizer, with its Porter stemmer
 }

@@ -11,6 +11,7 @@ from factory.refusal import refuse
 from factory.rewards import Reward, checked
 from factory.rollouts import roles
 from factory.stages.rm.run import scores
+from factory.steps.walk import model_class
 
 _SAID = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is one."}]
 
@@ -38,15 +39,18 @@ def by_adapter(folder: Path) -> Reward:
 
 def by_model(plan: Plan, tokenizer: Any) -> Reward:
     """Reads the weights in the type of the policy's frozen ones. Raises UserError where its tokens are others."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     load = plan.steps.load
     assert load.reward is not None
-    folder = Path(load.reward)
-    theirs = AutoTokenizer.from_pretrained(folder)
+    folder, trust = Path(load.reward), load.trust_remote_code
+    theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise refuse("reward-tokenizer", f"stage.reward_model={load.reward}", "its tokenizer has other tokens")
-    judge: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, load.dtype))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    judge: Any = model_class(config).from_pretrained(
+        folder, config=config, dtype=getattr(torch, load.dtype), trust_remote_code=trust
+    )
     judge = heads.load(judge.to(load.device).requires_grad_(False).eval(), folder)
 
     def reward(_model: Any, _answers: Any, _data: Any, batches: list[dict[str, Any]]) -> list[float]:

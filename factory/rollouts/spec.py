@@ -80,7 +80,7 @@ def notes(case: Case) -> tuple[str, ...]:
     return (
         judge,
         reference,
-        f"a step: {stage.rollout_batch_size} sampled answers, trained in {updates(stage)} updates "
+        f"a step: at most {stage.rollout_batch_size} sampled answers, trained in {updates(stage)} updates "
         f"(stage.update_epochs={stage.update_epochs}); the data's own answers are not trained",
     )
 

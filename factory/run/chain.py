@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from factory import compose, groups, registry
+from factory.compare.runs import red
 from factory.compile.bases import words
 from factory.compose import sweeps
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED, append
-from factory.line import name_of, spelt
+from factory.line import again, name_of, spelt
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run import jobs
-from factory.run.folder import RunFolder
+from factory.run.folder import RunFolder, read_json
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, begun, beside, closed, code_of, noted, placed, recorded, worked_through
@@ -30,6 +31,8 @@ _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
 _NAMING = ("stage", "method", "stage.reward_model")  # what a run of a recipe is, where the recipe says it of one
 _HELD = "method.quantization"
+_FOLDER, _APART = "hydra.run.dir", "each of several runs has a folder of its own"
+_READS = "${run:"  # how a value that reads a run starts
 _OWN = "runs."  # how an override for one run starts
 # keys that may read a run, and what stands in their place while that run has not ended
 _AHEAD: dict[str, tuple[str, ...]] = {
@@ -56,10 +59,10 @@ def links(line: compose.CommandLine) -> list[Link]:
     if problems := list(_malformed(file, content)):
         raise UserError(*problems)
     runs = {str(name): texts for name, texts in content["runs"].items()}
-    if problems := [*_misread(file, runs), *_unusable(line, runs)]:
+    shared = content.get("shared", [])
+    if problems := [*_misread(file, shared, runs), *_unusable(line, runs)]:
         raise UserError(*problems)
     given = [text for text in line.overrides if name_of(text) != "recipe" and not name_of(text).startswith(_OWN)]
-    shared = content.get("shared", [])
     return [_link(name, texts, [*shared, *texts, *given, *_of_one(line, name)]) for name, texts in runs.items()]
 
 
@@ -93,19 +96,26 @@ def _malformed(file: str, content: Mapping[str, Any]) -> Iterator[Refusal]:
     for name, texts in (("shared", content.get("shared", [])), *runs.items()):
         if not isinstance(texts, list) or not all(isinstance(text, str) and "=" in text for text in texts):
             yield refusal("recipe-form", file, f"{name} is no list of overrides, each key=value")
+            continue
+        for text in texts:
+            if name_of(text) == _FOLDER:
+                yield refusal("recipe-folder", text, f"{name} of {file} sets it: {_APART}")
     for name in runs:
         if not _NAME.fullmatch(str(name)):
             yield refusal("recipe-form", file, f"{name} cannot be a run's name")
 
 
-def _misread(file: str, runs: Mapping[str, Sequence[str]]) -> Iterator[Refusal]:
+def _misread(file: str, shared: Sequence[str], runs: Mapping[str, Sequence[str]]) -> Iterator[Refusal]:
     """What is wrong with overrides that read a run."""
     before = list[str]()
+    for text in shared:
+        if _READS in text:
+            yield refusal("recipe-form", file, f"shared has {text}, and not every run can read one")
     for name, texts in runs.items():
         for text in texts:
             found = _READING.fullmatch(text)
             if found is None:
-                if "${run:" in text:
+                if _READS in text:
                     yield refusal("recipe-form", file, f"{text} of {name} is not KEY=${{run:NAME}}")
             elif found[1] not in _AHEAD:
                 yield refusal(
@@ -123,15 +133,19 @@ def _unusable(line: compose.CommandLine, runs: Mapping[str, Sequence[str]]) -> I
     own = {name_of(text): name for name, texts in runs.items() for text in texts}
     for text in line.overrides:
         key = name_of(text)
-        if key.startswith(_OWN):
+        if _READS in text:
+            yield refusal("recipe-form", text, "which run reads which stands in the recipe's file alone")
+        elif key.startswith(_OWN):
             name = next((name for name in runs if key.startswith(f"{_OWN}{name}.")), None)
             if name is None:
                 hint = did_you_mean(key.split(".")[1], runs)
                 yield refusal("recipe-run", text, "the recipe has no such run", hint=hint, known=", ".join(runs))
             elif (inner := key.removeprefix(f"{_OWN}{name}.")) in _reads(runs[name]) and inner not in groups.GROUPS:
                 yield refusal("recipe-key", text, f"{name} takes it from the run {_reads(runs[name])[inner]}")
-        elif key == "hydra.run.dir":
-            yield refusal("recipe-folder", text, "each of several runs has a folder of its own")
+            elif inner == _FOLDER:
+                yield refusal("recipe-folder", text, _APART)
+        elif key == _FOLDER:
+            yield refusal("recipe-folder", text, _APART)
         elif key in own and key in _NAMING:
             yield refusal("recipe-key", text, f"{own[key]} has {key} of its own")
 
@@ -192,7 +206,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
         runner = _Runner(folder, {job.name: job.plan for job in listed}, verbs, line.config_dirs, parent, screen)
         return worked_through(
             lambda: runner.all(found, resumed=bool(asked.resume)),
-            lambda stopped: closed(folder, tracking, parent, stopped, screen),
+            lambda stopped: closed(folder, tracking, parent, stopped, screen, stays=_in_vain(found, folder)),
             folder,
         )
 
@@ -202,6 +216,21 @@ def _stuck(listed: Sequence[Job]) -> str:
     read = {name for job in listed for name in job.after}
     stuck = [job for job in listed if job.refusals and (job.after or job.name in read)]
     return "\n".join(f"\nrun {job.name}\n{UserError(*job.refusals)}" for job in stuck)
+
+
+def _in_vain(found: Sequence[Link], folder: SweepFolder) -> set[str]:
+    """The runs that wait for one that is kept with a red check, or for one that so waits: they never start."""
+    waiting = set[str]()
+    for link in found:
+        if any(read in waiting or _kept_red(folder, read) for read in link.reads.values()):
+            waiting.add(link.name)
+    return waiting
+
+
+def _kept_red(folder: SweepFolder, name: str) -> list[str]:
+    """The red checks of a run that is finished, and so is never run again."""
+    report = read_json(RunFolder(folder.path / name).report) or {}
+    return red(report) if report.get("status") == "finished" else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +249,7 @@ class _Runner:
         done, places = set[str](), dict[str, tuple[str, ...]]()
         for link in found:
             if waits := [name for name in link.reads.values() if name not in done]:
-                self._say(f"{link.name} is not started, as {waits[0]}, which it reads, is not done")
+                self._say_why_not(link, waits, places)
                 continue
             places[link.name] = _start(link, self.plans, places, self.folder)
             code = self._one(link, places[link.name], resumed=resumed)
@@ -232,7 +261,7 @@ class _Runner:
         return 0
 
     def _one(self, link: Link, start: tuple[str, ...], *, resumed: bool) -> int:
-        overrides = _last_of_each([*link.overrides, *start, *self._rewarded(link)])
+        overrides = self._overrides(link, start)
         self._say(" ".join([f"{self.folder.path / link.name}:", *overrides]))
         os.environ[STARTED] = str(time.monotonic())
         try:
@@ -252,6 +281,19 @@ class _Runner:
         plan = beside(self.verbs.compile)(composed)
         (job,) = jobs.continued([Job(name=link.name, overrides=composed.overrides, plan=plan)], self.folder)
         return job.fate
+
+    def _say_why_not(self, link: Link, waits: Sequence[str], places: Mapping[str, tuple[str, ...]]) -> None:
+        """What was kept with a red check is there to be read by hand, by whoever has looked at it."""
+        checks = {name: _kept_red(self.folder, name) for name in waits}
+        why = f"is finished with a red check ({', '.join(checks[waits[0]])})" if checks[waits[0]] else "is not done"
+        self._say(f"{link.name} is not started, as {waits[0]}, which it reads, {why}")
+        if all(checks.values()):
+            start = _start(link, self.plans, places, self.folder)
+            by_hand = again("train", self._overrides(link, start), self.config_dirs)
+            self.screen.print(f"To start it all the same: {by_hand}", soft_wrap=True)
+
+    def _overrides(self, link: Link, start: tuple[str, ...]) -> tuple[str, ...]:
+        return _last_of_each([*link.overrides, *start, *self._rewarded(link)])
 
     def _rewarded(self, link: Link) -> tuple[str, ...]:
         read = link.reads.get("stage.reward_model")

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from math import inf
@@ -343,8 +343,12 @@ def closed(
     screen: Screen,
     *,
     goes_on: bool = True,
+    stays: Collection[str] = (),
 ) -> int:
-    """Compares what there is, tells of it, and returns the exit code. `goes_on`: whether it could be continued."""
+    """Compares what there is, tells of it, and returns the exit code.
+
+    `goes_on`: whether it could be continued; `stays`: the jobs of which nothing would come then.
+    """
     done = folder.is_done()
     made = compared(named(of_folder(folder.path))) if folder.names() else None
     if made is not None:
@@ -360,7 +364,8 @@ def closed(
         screen.print(f"Next: {again}  # more of it; compare.out=PAGE.html: the page again", soft_wrap=True)
     if (shown := shows(tracking, folder.path / "*")) is not None:
         screen.print(f"Next: {shown}", soft_wrap=True)
-    if goes_on and made is not None and {run.status for run in made.runs} & set(_UNDONE):
+    undone = [run for run in made.runs if run.status in _UNDONE and run.name not in stays] if made is not None else []
+    if goes_on and undone:
         screen.print(f"To continue: {_resume(folder)}", soft_wrap=True)
     _close_parent(tracking, parent, folder, made, stopped)
     return INTERRUPTED if stopped else 0 if done else FAILED

@@ -21,8 +21,9 @@ from factory.data.record import Medium
 from factory.data.stream import Stream
 from factory.execute.context import Run
 from factory.execute.report import mostly_dropped
-from factory.plan import Pack, Plan
+from factory.plan import Pack, Plan, Train
 from factory.refusal import refuse
+from factory.stages.rows import rows_per_step
 from factory.steps.align import Aligned
 
 _PROMPT_TOKENS = 24  # of a plain text, to be continued: its first half at most
@@ -147,6 +148,8 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
     yield from _lacking(plan, aligned, tokenizer)
     if dropped := mostly_dropped(counts):
         yield dropped
+    if plan.verb == "train" and (few := _few_prompts(plan.steps.train, len(mixed.train))):
+        yield few
     if special := counts["special_in_text"]:
         have = "row has" if special == 1 else "rows have"
         yield f"{special:,} {have} the text of a special token in a message or solution, and it has become that token."
@@ -156,6 +159,17 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
             yield f"All labels are {'true' if 1 in kinds else 'false'}: nothing shows the model the other kind."
         elif uneven := _uneven(labels, plan.steps.train.own):
             yield uneven
+
+
+def _few_prompts(train: Train, prompts: int) -> str | None:
+    """Of a stage that samples, where there are fewer prompts than a step asks: none is asked twice in it."""
+    answers, asked = train.own.get("rollout_batch_size"), rows_per_step(train)
+    if answers is None or prompts >= asked:
+        return None
+    return (
+        f"A step would ask {asked:,} prompts, and {prompts:,} are there: it samples {answers * prompts // asked:,} "
+        f"answers, not the {answers:,} of stage.rollout_batch_size."
+    )
 
 
 def _uneven(labels: NDArray[np.int8], own: Mapping[str, Any]) -> str | None:

@@ -48,6 +48,7 @@ def metrics(here: Path) -> Iterator[str]:
         "def longer(answers, references):\n    return [float(len(a) > len(r)) for a, r in zip(answers, references)]\n"
         "def short(answers):\n    return [1.0]\n"
         "def broken(**given):\n    raise KeyError(sorted(given))\n"
+        "def large(answers):\n    return [1e300 for _ in answers]\n"
     )
     yield "my_metrics"
 
@@ -143,6 +144,12 @@ def test_chinese_is_counted_by_characters(execute: Execute, here: Path) -> None:
     assert "tok:zh" in how["signatures"]["bleu4"] and "characters" in how["signatures"]["rougeL"]
     assert (how["counted_by"], how["rows"]) == ("characters", 5)
     assert all("\u4e00" <= row["reference"][0] <= "\u9fff" for row in lines(done.run, "generation"))
+
+
+def test_a_metric_may_be_larger_than_a_reward(metrics: str) -> None:
+    """Nothing computes with it in 32 bits."""
+    (large,) = generate.scorer([f"{metrics}:large"], ["a"]).functions.values()
+    assert large(["?"], ["b"], ["a"]) == [1e300]
 
 
 def test_an_interrupted_evaluation_goes_on(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -433,12 +433,41 @@ def test_gpus_are_read_from_nvidia_smi(smi: Callable[[str], None], monkeypatch: 
     assert (h100.name, h100.memory_bytes, h100.compute_capability) == ("NVIDIA H100 80GB HBM3", 81559 * 2**20, 9.0)
     assert h100.usable_bytes == 80000 * 2**20
     assert (t4.free_bytes, t4.usable_bytes) == (None, 15360 * 2**20)
-    for broken in ("echo 'no driver' >&2; exit 9", "echo 'GPU-c, NVIDIA GB10, [N/A], 1, 12.1'"):
-        smi(broken)
-        assert look.look_at_machine().gpus == ()
+    smi("echo 'no driver' >&2; exit 9")
+    assert look.look_at_machine().gpus == ()
     smi(f"echo '{CARDS[0]}'")
     monkeypatch.setattr(look, "installed_version", lambda name: "2.13.0+cpu")
     assert look.look_at_machine().gpus == ()
+
+
+def test_a_card_without_memory_of_its_own_has_the_machines(smi: Callable[[str], None]) -> None:
+    smi("echo 'GPU-c, NVIDIA GB10, [N/A], [N/A], 12.1'")  # as on a DGX Spark
+    machine = look.look_at_machine()
+    (gpu,) = machine.gpus
+    assert (gpu.memory_bytes, gpu.free_bytes) == (machine.memory_bytes, machine.available_bytes)
+    assert (gpu.compute_capability, machine.unread) == (12.1, ())
+
+
+@pytest.mark.parametrize(
+    "faulty",
+    [
+        "GPU-d, NVIDIA H100 80GB HBM3, 81559, 80000, [Unknown Error]",
+        "GPU-d, NVIDIA H100 80GB HBM3, [Unknown Error], [Unknown Error], 9.0",
+        "Unable to determine the device handle for GPU0000:3B:00.0: Unknown Error",
+    ],
+)
+def test_a_faulty_card_hides_no_other_and_is_told(
+    faulty: str, smi: Callable[[str], None], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi("\n".join(f"echo '{line}'" for line in (CARDS[0], faulty, CARDS[1])))
+    machine = look.look_at_machine()
+    assert [gpu.name for gpu in machine.gpus] == ["NVIDIA H100 80GB HBM3", "Tesla T4"]
+    assert machine.unread == (faulty,)
+    for hardware, told in (("auto", True), ("single_gpu", True), ("cpu", False), ("h100_80gb", False)):
+        warnings = compiled(f"model.path={tiny_model}", f"hardware={hardware}", training=False).warnings
+        assert any(faulty in text for text in warnings) == told
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert look.look_at_machine().unread == ()
 
 
 @pytest.mark.parametrize(

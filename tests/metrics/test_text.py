@@ -54,11 +54,30 @@ def test_exact_match_takes_no_heed_of_space_around() -> None:
     assert text.score([" yes\n", "No"], ["yes", "no"])["exact_match"].rows == [100.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("texts", "found"), [(["hello"], False), (["我爱北京", "yes"], True), ([""], False), (["a 我 bcdefgh"], False)]
-)
-def test_the_language_is_the_references(texts: list[str], found: bool) -> None:
-    assert text.chinese(texts) is found
+UNSPACED = {
+    "Japanese": ("わたしはねこがすきです。", "わたしはいぬがすきです。"),
+    "Thai": ("วันนี้อากาศดีมาก", "วันนี้อากาศร้อนมาก"),
+    "Lao": ("ມື້ນີ້ອາກາດດີຫຼາຍ", "ມື້ນີ້ອາກາດຮ້ອນຫຼາຍ"),
+    "Khmer": ("ថ្ងៃនេះអាកាសធាតុល្អ", "ថ្ងៃនេះអាកាសធាតុក្តៅ"),
+    "Burmese": ("ဒီနေ့ရာသီဥတုကောင်းတယ်။", "ဒီနေ့ရာသီဥတုပူတယ်။"),
+}
+
+
+class _Each:
+    def tokenize(self, text: str) -> list[str]:
+        return [each for each in text if each not in "。။"]
+
+
+@pytest.mark.parametrize("language", UNSPACED)
+def test_where_no_spaces_part_words_characters_are_counted(language: str) -> None:
+    answer, reference = UNSPACED[language]
+    found = text.score([answer], [reference])
+    names = ["rouge1", "rouge2", "rougeL"]
+    wanted = RougeScorer(names, tokenizer=_Each()).score(reference, answer)
+    assert all(found[name].value == pytest.approx(100 * wanted[name].fmeasure) for name in names)
+    assert found["rouge1"].value > 50 and found["rouge1"].signature.endswith("f1, characters")
+    assert found["bleu4"].value == pytest.approx(sacrebleu.corpus_bleu([answer], [[reference]], tokenize="char").score)
+    assert "tok:char" in found["bleu4"].signature
 
 
 def test_rouge_of_other_letters_counts_their_words() -> None:
@@ -71,12 +90,23 @@ def test_rouge_of_other_letters_counts_their_words() -> None:
 
 
 def test_a_mark_belongs_to_its_word() -> None:
-    assert text._Words().tokenize("हिन्दी, ❤️ भाषा! 我爱X") == ["हिन्दी", "भाषा", "我", "爱", "x"]
+    assert text._Words().tokenize("हिन्दी, ❤️ भाषा! 我爱X のは") == ["हिन्दी", "भाषा", "我", "爱", "x", "の", "は"]
 
 
 @pytest.mark.parametrize(
     ("texts", "by"),
-    [(["a naïve café", "yes"], "stems"), (["Привет, Tom"], "words"), (["我爱北京"], "characters"), (["42"], "stems")],
+    [
+        (["a naïve café", "yes"], "stems"),
+        (["Привет, Tom"], "words"),
+        (["안녕 세상"], "words"),
+        (["我爱北京", "yes"], "characters"),
+        (["我爱のはな北京天安門"], "characters"),  # a word of Japanese makes no Japanese
+        (["今日は天気がとても良いですね"], "letters"),
+        (["ตกลง", "yes"], "letters"),
+        (["42"], "stems"),
+        ([""], "stems"),
+        (["a 我 bcdefgh"], "stems"),
+    ],
 )
 def test_what_texts_are_counted_by(texts: list[str], by: str) -> None:
     assert text.units(texts) == by

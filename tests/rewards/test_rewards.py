@@ -12,13 +12,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from math import isnan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import families
 import pytest
 import tiny
 import torch
 from rolling import LORA, SHORT, STAGES, repeats
+from safetensors.torch import save_file
 
+from factory import heads
+from factory.data import batches
+from factory.data.dataset import IGNORED, Example
 from factory.refusal import UserError
 from factory.rewards import server
 from factory.rewards.checked import scores
@@ -28,6 +34,8 @@ from factory.rewards.source import _of_texts
 from factory.rewards.spec import Named, named
 from factory.rollouts.sample import Answer
 from factory.run.folder import RunFolder
+from factory.stages.rm.spec import SCORE
+from factory.steps.walk import model_class
 
 ASKED = (["a?", "b?"], ["yes", "no!"], [[5], [6, 7]], ["Yes.", "No."])
 OWN = {"reward_timeout": 2, "reward_retries": 2}
@@ -61,6 +69,8 @@ def test_what_is_named(text: str, found: Named | None) -> None:
         ([1.0, float("nan")], "the score of answer 2 of 2 is nan"),
         ([None, 1.0], "the score of answer 1 of 2 is None"),
         (["1", 1.0], "the score of answer 1 of 2 is '1'"),
+        ([-1e300, 1.0], "the score of answer 1 of 2 is -1e+300, which in float32 is infinite"),
+        ([1.0, 10**40], f"the score of answer 2 of 2 is 1{'0' * 40}, which in float32 is infinite"),
         ([1.0, 10**400], f"the score of answer 2 of 2 is 1{'0' * 400}"),
     ],
 )
@@ -68,6 +78,11 @@ def test_scores_that_are_none(given: Any, wrong: str) -> None:
     with pytest.raises(UserError, match="reward-values") as raised:
         scores(given, 2, "stage.reward=x:y")
     assert raised.value.refusals[0].wrong == wrong
+
+
+def test_the_widest_scores_stay_numbers_in_float32() -> None:
+    widest = float(torch.finfo(torch.float32).max)
+    assert torch.tensor(scores([widest, -widest], 2, "")).isfinite().all()
 
 
 def test_none_may_be_a_score() -> None:
@@ -85,6 +100,31 @@ def test_a_reward_model_whose_score_is_no_number(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="the score of answer 2 of 3 is nan") as raised:
         model._scores(None, [torch.tensor([1.0, float("nan")]), torch.tensor([2.0])], Path("judge"))  # type: ignore[arg-type]
     assert raised.value.refusals[0].rule == "reward-values"
+
+
+@pytest.mark.parametrize("kind", ["llama", "llava"])
+def test_a_whole_reward_model_is_read_by_the_class_of_its_config(kind: str, tmp_path: Path) -> None:
+    """One that sees, and was trained on pairs of text, too."""
+    from transformers import AutoConfig
+
+    from factory.rewards.model import by_model
+
+    text = tiny.config(vocab_size=len(tiny.tokenizer()))
+    seeing = families.seeing(text.to_dict(), families.CLIP)
+    config = AutoConfig.for_model("llava", **seeing) if kind == "llava" else text
+    torch.manual_seed(0)
+    saved = model_class(config).from_config(config).eval()
+    saved.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    head = torch.randn(1, text.hidden_size)
+    save_file({"weight": head}, tmp_path / heads.file_of(SCORE))
+    load = SimpleNamespace(reward=str(tmp_path), dtype="float32", device="cpu", trust_remote_code=False)
+    plan: Any = SimpleNamespace(steps=SimpleNamespace(load=load))
+    batch = batches.collate([Example([5, 6, 7], [IGNORED, 6, 7])], 0, "cpu")
+    (found,) = by_model(plan, tiny.tokenizer())(None, [], [], [batch])
+    with torch.no_grad():
+        states = saved(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states[-1]
+    assert found == pytest.approx(float(head[0] @ states[0, 2]), rel=1e-5)
 
 
 def test_arrays_and_tensors_are_scores() -> None:

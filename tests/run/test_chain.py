@@ -62,6 +62,13 @@ def line(here: Path) -> Line:
         ("runs: {one: [seed]}", "recipe-form", "one is no list of overrides"),
         ("runs: {one: }", "recipe-form", "one is no list of overrides"),
         ("runs: {shared: [seed=1]}\nshared: 3", "recipe-form", "shared is no list of overrides"),
+        (
+            "runs: {one: [seed=1], two: [seed=2]}\nshared: ['model=${run:one}']",
+            "recipe-form",
+            "shared has model=${run:one}",
+        ),
+        ("runs: {one: [hydra.run.dir=x]}", "recipe-folder", "one of recipe=mine sets it"),
+        ("runs: {one: [seed=1]}\nshared: [hydra.run.dir=x]", "recipe-folder", "shared of recipe=mine sets it"),
         ("runs: [seed=1]", "recipe-form", "runs is no {name: overrides}"),
         ("runs: {}", "recipe-form", "runs is no {name: overrides}"),
         ("runs: {one: [seed=1]}\nstage: {max_steps: 1}", "recipe-form", "beside runs its file has stage"),
@@ -81,6 +88,9 @@ def test_a_recipe_that_cannot_be_run_is_refused(line: Line, text: str, rule: str
         ("runs.two.stage.reward_model=outputs/x", "recipe-key"),
         ("runs.too.seed=1", "recipe-run"),
         ("hydra.run.dir=outputs/x", "recipe-folder"),
+        ("runs.two.hydra.run.dir=outputs/x", "recipe-folder"),
+        ("runs.two.model=${run:one}", "recipe-form"),
+        ("model=${run:one}", "recipe-form"),
     ],
 )
 def test_an_override_that_the_runs_cannot_have_is_refused(line: Line, override: str, rule: str) -> None:
@@ -128,10 +138,13 @@ def test_a_sweeps_keys_are_refused_beside_it(command: Any) -> None:
 
 
 class Runs:
-    """What a run leaves, without training. `codes` are what runs end with; `log` what was done; `asked` with what."""
+    """What a run leaves, without training. `codes` are what runs end with; `log` what was done; `asked` with what.
 
-    def __init__(self, refused: str = "", **codes: int):
-        self._refused, self._codes = refused, codes
+    `red` is the run that finishes with a red check.
+    """
+
+    def __init__(self, refused: str = "", red: str = "", **codes: int):
+        self._refused, self._red, self._codes = refused, red, codes
         self.log, self.asked = list[str](), dict[str, tuple[str, ...]]()
 
     @property
@@ -166,9 +179,12 @@ class Runs:
     def _ended(self, what: str, folder: RunFolder, plan: Plan) -> int:
         self.log.append(f"{what} {folder.path.name}")
         code = self._codes.get(folder.path.name, 0)
+        is_red = folder.path.name == self._red
         if code == 0:
-            folder.report.write_text(as_json({**blank(plan, "finished"), "evaluate": {"perplexity": 9.0}}))
-        return code
+            checks = {"live_gradients": {"passed": not is_red, "detail": "-"}}
+            more = {"evaluate": {"perplexity": 9.0}, "checks": checks}
+            folder.report.write_text(as_json({**blank(plan, "finished"), **more}))
+        return 1 if is_red else code
 
     @property
     def done(self) -> list[str]:
@@ -241,6 +257,29 @@ def test_a_failed_run_stops_what_reads_it_and_it_goes_on_there(line: Line, capsy
     assert {name: outcome.code for name, outcome in SweepFolder(FOLDER).ended().items()} == dict.fromkeys(
         ("one", "two", "three"), 0
     )
+
+
+def test_what_waits_for_a_run_with_a_red_check_is_told_the_way_on(
+    line: Line, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that is finished nothing becomes another by going on."""
+    text = THREE.replace("[seed=3]", "[seed=3, 'model=${run:two}']\n  four: [seed=4]")
+    runs, later = Runs(red="one"), Runs()
+    assert chained(line(text), runs) == 1
+    first = capsys.readouterr().out
+    assert (resumed(later), runs.done, later.done) == (1, ["run one", "run four"], [])
+    for told in (first, capsys.readouterr().out):
+        whole = " ".join(told.split())
+        assert "two is not started, as one, which it reads, is finished with a red check (live_gradients)" in whole
+        assert whole.count("To start it all the same: ") == 1
+        assert f" train --config-dir own tracking=none seed=2 model.adapter={FOLDER}/one/model" in whole
+        assert "three is not started, as two, which it reads, is not done" in whole
+        assert "sweep.resume" not in whole
+
+
+def test_beside_a_run_with_a_red_check_others_go_on(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chained(line(THREE), Runs(red="one", three=1)) == 1
+    assert f"-m sweep.resume={FOLDER}" in capsys.readouterr().out
 
 
 def test_an_interrupted_recipe_stops_there(line: Line) -> None:

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import tiny
+from conftest import compiled
 
+from factory.preview.gather import preview
+
+SAMPLED = ("stage.reward=trl:think_format_reward", "stage.max_new_tokens=6", "stage.gradient_accumulation_steps=1")
 END = "<|eot_id|>"
 LONG = {"instruction": "Count.", "output": "One and two and three. " * 40}
 SHORT = {"instruction": "Hi.", "output": "Hello."}
@@ -50,3 +54,26 @@ def test_what_is_shown_of_a_model_ends_where_its_positions_do(execute: Callable[
     data = ("data=file", "data.path=rows.jsonl", "data.validation_fraction=0.4", "data.max_length=64")
     done = execute(*run, *data, f"model.path={here / 'gpt2'}", "evaluate.samples=1", "evaluate.max_new_tokens=63")
     assert done.result["samples"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "there", "said"),
+    [
+        ("stage=ppo", 6, "A step would ask 8 prompts, and 6 are there: it samples 6 answers, not the 8 of"),
+        ("stage=ppo", 8, None),
+        ("stage=grpo stage.group_size=2", 3, "A step would ask 4 prompts, and 3 are there: it samples 6 answers, not"),
+        ("stage=grpo stage.group_size=2", 4, None),
+        ("stage=sft", 1, None),
+    ],
+)
+def test_fewer_prompts_than_a_step_asks_are_told(
+    stage: str, there: int, said: str | None, tiny_model: Path, here: Path
+) -> None:
+    (here / "rows.jsonl").write_text("\n".join(json.dumps({**SHORT, "system": str(each)}) for each in range(there)))
+    of_stage = () if stage == "stage=sft" else (*SAMPLED, "stage.rollout_batch_size=8")
+    data = ("data=file", "data.path=rows.jsonl", "data.validation_fraction=0", "hardware=cpu", "stage.batch_size=2")
+    plan = compiled(f"model.path={tiny_model}", *stage.split(), *of_stage, *data, training=False)
+    told = [note for note in preview(plan, 0, lambda *_: None).notes if "A step would ask" in note]
+    assert [note.startswith(said or "-") for note in told] == [True] * (said is not None)
+    if of_stage:
+        assert any(note.startswith("a step: at most 8 sampled answers, ") for note in plan.notes)
