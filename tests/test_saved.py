@@ -146,6 +146,7 @@ def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None
     execute("method=lora", *SHORT)
     client = MlflowClient("sqlite:///mlflow.db")
     run = client.create_run(client.create_experiment("x"), tags={"folder": str(Path("run").resolve())})
+    Path("run/tracking.json").write_text(json.dumps({"run_id": run.info.run_id}))
     words = (f"run={run.info.run_id}", "tracking.uri=sqlite:///mlflow.db")
     plan = evaluated(*words, "data.max_samples=20").plan
     assert plan.steps.align.max_samples == 20 and plan.steps.pack.max_length == 256
@@ -155,7 +156,7 @@ def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None
 
 
 def test_to_ask_for_an_id_makes_no_store(here: Path) -> None:
-    with pytest.raises(UserError, match=r"\[run-model\].*no such run"):
+    with pytest.raises(UserError, match=r"\[run-model\].*no tracking at"):
         evaluated(f"run={'0' * 32}", "tracking.uri=sqlite:///mlflow.db")
     assert not (here / "mlflow.db").exists()
 
@@ -277,7 +278,7 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
         "run=nowhere": "there is no such folder",
         "run=empty": "no run and no saved model in it",
         "run=adapter": "names no base",
-        f"run={'a' * 32}": "no such run",
+        f"run={'a' * 32}": "no tracking at",
     }.items():
         said = command("evaluate", words)
         assert (said.code, said.rules) == (2, ["run-model"]), said.err
