@@ -43,7 +43,15 @@ class Saved:
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
-    """Raises UserError where there is no model."""
+    """Raises UserError where there is no model, or it may not be read."""
+    try:
+        return _saved(run, tracking_uri)
+    except OSError as error:  # a folder that this user may not enter
+        wrong = f"{error.filename or 'it'} cannot be read ({error.strerror})"
+        raise refuse("cannot-read", f"run={run}", wrong) from None
+
+
+def _saved(run: str, tracking_uri: str | None) -> Saved:
     folder = Path(run)
     if not folder.exists() and is_mlflow_id(run):
         folder = _folder_of(run, tracking_uri)

@@ -14,6 +14,7 @@ import quantized_checkpoints
 import tiny
 import torch
 from conftest import compiled, refusals
+from forbidden import forbid
 from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
@@ -294,6 +295,17 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
     assert (said.code, said.rules) == (2, ["evaluate-unread"] * 2) and "evaluate.batch_size is how many" in said.err
     assert command("train", "method=none").rules == ["method-none"]
     assert command("evaluate", "-m", "seed=1,2").rules == ["plan-of-a-sweep"]
+
+
+@pytest.mark.parametrize("place", ["shut", "shut/run"])
+def test_a_run_that_may_not_be_read_is_told(
+    place: str, command: Callable[..., Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "shut" / "run").mkdir(parents=True)
+    forbid(here / "shut", monkeypatch)
+    said = command("evaluate", f"run={place}")
+    assert (said.code, said.rules) == (2, ["cannot-read"]), said.err
+    assert f"run={place}: " in said.err and "cannot be read (Permission denied)" in said.err
 
 
 def test_a_run_that_trained_nothing_names_what_has_the_model(

@@ -107,10 +107,17 @@ def _jobs(sweep: SweepFolder) -> Iterator[Run]:
         elif (outcome is not None and outcome.code == REFUSED) or (outcome is None and job and job.refused):
             why = job.refused if job and job.refused else f"see {RunFolder(folder).log}"
             yield runs.absent(name, str(folder), "refused", why, overrides)
-        elif outcome is None and not RunFolder(folder).plan.is_file():
+        elif outcome is None and not _is_begun(folder):
             yield runs.absent(name, str(folder), "not run", None, overrides)
         else:
             yield _as_ended(runs.of_folder(folder), outcome)
+
+
+def _is_begun(folder: Path) -> bool:
+    try:
+        return RunFolder(folder).plan.is_file()
+    except OSError:  # nobody can say: its row tells why
+        return True
 
 
 def _as_ended(run: Run, outcome: Outcome | None) -> Run:
